@@ -1,0 +1,111 @@
+# Start with `make help`.
+#
+# The environment is made once, from a lock, into .venv; nothing is downloaded the second time.
+# It takes the CPU build of torch from wherever pip finds it (pip.conf, PIP_FIND_LINKS,
+# PIP_EXTRA_INDEX_URL), else from TORCH_INDEX, by default PyTorch's own index:
+#     make env TORCH_INDEX=https://my.mirror/whl/cpu
+# For NVIDIA GPUs:  make env KIND=gpu
+# Another Python:   make env PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+KIND ?= cpu
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(KIND)
+PYTEST_FLAGS ?=
+
+export PYTHON
+# torch asks for ninja on PATH at every load of an extension: the environment's own.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Compiled extensions belong to the environment, see learner/buildlock.py.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+# Nothing here asks a model hub for anything.
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+
+.PHONY: help
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /\1\t/' \
+	  | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: quickstart
+quickstart: env  ## install, then train the tiny model into a new folder under runs/
+	@echo '==> darts train configs/quickstart.yaml'
+	@$(BIN)/darts train configs/quickstart.yaml
+
+.PHONY: env
+env: $(STAMP)  ## make the environment in .venv (about 3 minutes, once)
+
+# The stamp holds the checksum of what it was made from: a new date alone (a checkout, a copy) is no reason.
+INPUTS := requirements/$(KIND).txt requirements/build.txt pyproject.toml scripts/setup.sh
+$(STAMP): $(INPUTS)
+	@sum="$$(cat $(INPUTS) | sha256sum)"; \
+	if [ ! -f $@ ] || [ "$$(cat $@)" != "$$sum" ]; then \
+	  echo '==> make env: about 3 minutes, once'; \
+	  bash scripts/setup.sh $(KIND) $(VENV); \
+	  echo "$$sum" > $@; \
+	  echo '==> environment ready in $(VENV)'; \
+	else touch $@; fi
+
+.PHONY: test
+test: env  ## everything that CI runs: lint, types, all tests
+	@$(MAKE) lint
+	@echo '==> pytest'
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+.PHONY: test-fast
+test-fast: env  ## the tests of the core alone: no torch, no engine, under 30 s
+	@echo '==> pytest tests/pipeline'
+	@$(BIN)/python -m pytest tests/pipeline -m 'not slow' $(PYTEST_FLAGS)
+
+.PHONY: lint
+lint: env  ## ruff (rules, format) and pyright
+	@echo '==> ruff check'
+	@$(BIN)/ruff check .
+	@echo '==> ruff format --check'
+	@$(BIN)/ruff format --check .
+	@echo '==> pyright'
+	@$(BIN)/pyright
+
+.PHONY: format
+format: env  ## apply ruff's fixes and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: show
+show: env  ## measure, and make the tables of the docs (takes its time)
+	@$(BIN)/python -m launch.bench.show
+
+.PHONY: build
+build: env  ## wheel and source archive into dist/
+	@$(BIN)/uv build --no-build-isolation --offline
+
+# uv reads none of pip's settings: on a machine with its own index, say so in LOCK_FLAGS.
+LOCK_FLAGS ?=
+COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-header $(LOCK_FLAGS)
+.PHONY: lock
+lock: env  ## pin requirements/*.txt anew (LOCK_FLAGS=--upgrade for newer versions)
+	@echo '==> requirements/cpu.txt'
+	@$(COMPILE) --override requirements/cpu-overrides.txt pyproject.toml requirements/cpu.in \
+	  -o requirements/cpu.txt >/dev/null
+	@echo '==> requirements/build.txt'
+	@$(COMPILE) -c requirements/cpu.txt requirements/build.in -o requirements/build.txt >/dev/null
+	@echo '==> requirements/gpu.txt'
+	@$(COMPILE) pyproject.toml requirements/gpu.in -o requirements/gpu.txt >/dev/null
+	@sed -i '1i # Linux x86-64 with NVIDIA GPUs, CUDA 13. Solved, never installed by CI: it has no GPU.' \
+	  requirements/gpu.txt
+
+.PHONY: clean
+clean:  ## remove caches and build outputs; keeps .venv and runs/
+	rm -rf dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: clean-env
+clean-env:  ## remove the environment
+	rm -rf $(VENV)

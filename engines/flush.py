@@ -1,0 +1,114 @@
+"""Which chunks are due: new tokens of many legs in, frames for the wire out.
+
+Turns the deltas of the engine into chunks: a leg's tokens are due when
+`chunk_tokens` of them have gathered, when the leg ends, and when the version of
+the weights changes. Keeps two promises: a chunk has one version, and a finish
+rides on the chunk of the last token. Knows no socket, no clock and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.messages import ChunkHead
+
+Key = tuple[int, int]  # (trajectory, leg)
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """A leg's tokens that are not due yet, all of one version."""
+
+    offset: int  # response tokens that the trajectory held before `tokens`
+    version: int = 0
+    tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything that was due, as `TokenBatch` wants it."""
+
+    chunks: tuple[ChunkHead, ...]
+    tokens: bytes  # little-endian int32, the chunks one after another
+    logprobs: bytes  # little-endian float32, likewise
+
+
+class Flusher:
+    """Gathers tokens of the legs of one epoch. O(1) a token."""
+
+    def __init__(self, chunk_tokens: int) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._legs: dict[Key, _Gathered] = {}
+        self._heads: list[ChunkHead] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self.taken = 0
+        """Response tokens that have left in frames."""
+
+    def begin(self, key: Key, offset: int) -> None:
+        """A leg starts after `offset` response tokens."""
+        self._legs[key] = _Gathered(offset)
+
+    def add(
+        self,
+        key: Key,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        version: int,
+        finish: str = "",
+    ) -> None:
+        """New tokens of a leg, all sampled with `version`; `finish` ends the leg."""
+        if len(tokens) != len(logprobs):
+            raise ValueError(f"leg {key}: {len(tokens)} tokens with {len(logprobs)} logprobs")
+        leg = self._legs[key]
+        if tokens and leg.tokens and version != leg.version:
+            self._cut(key, leg, "")
+        if tokens or not leg.tokens:
+            leg.version = version
+        leg.tokens.extend(tokens)
+        leg.logprobs.extend(logprobs)
+        if finish:
+            self._cut(key, leg, finish)
+            del self._legs[key]
+        elif len(leg.tokens) >= self._chunk_tokens:
+            self._cut(key, leg, "")
+
+    def cut(self) -> None:
+        """Make all that has gathered due, as a change of the weights does."""
+        for key, leg in self._legs.items():
+            if leg.tokens:
+                self._cut(key, leg, "")
+
+    def take(self) -> Frame | None:
+        """All that is due, once; None if nothing is."""
+        if not self._heads:
+            return None
+        frame = Frame(
+            chunks=tuple(self._heads),
+            tokens=np.asarray(self._tokens, dtype="<i4").tobytes(),
+            logprobs=np.asarray(self._logprobs, dtype="<f4").tobytes(),
+        )
+        self.taken += len(self._tokens)
+        self._heads, self._tokens, self._logprobs = [], [], []
+        return frame
+
+    def _cut(self, key: Key, leg: _Gathered, finish: str) -> None:
+        count = len(leg.tokens)
+        self._heads.append(
+            ChunkHead(
+                trajectory=key[0],
+                leg=key[1],
+                offset=leg.offset,
+                count=count,
+                version=leg.version,
+                finish=finish,
+            )
+        )
+        self._tokens += leg.tokens
+        self._logprobs += leg.logprobs
+        leg.offset += count
+        leg.tokens, leg.logprobs = [], []

@@ -1,0 +1,55 @@
+"""What a model directory says of itself, without loading the model.
+
+Turns `config.json` and `generation_config.json` into the few facts that every
+engine needs. Imports no transformers: a wrong directory is refused at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from engines.base import EngineError
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts of a Hugging Face causal LM directory."""
+
+    vocabulary: int  # rows of the embedding
+    stop_tokens: tuple[int, ...]  # generation ends after one of these
+    max_model_tokens: int  # prompt and response together; 0: not said
+
+
+class _File(msgspec.Struct):
+    vocab_size: int = 0
+    max_position_embeddings: int = 0
+    eos_token_id: int | list[int] | None = None
+
+
+def _read(path: Path) -> _File:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_File)
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}; expected a Hugging Face model") from error
+    except msgspec.DecodeError as error:
+        raise EngineError(f"{path}: {error}") from error
+
+
+def read_model_facts(directory: str) -> ModelFacts:
+    """Facts of the model in `directory`. Raises EngineError if it is none, or has no EOS."""
+    config = _read(Path(directory) / "config.json")
+    generation = Path(directory) / "generation_config.json"
+    ends: list[int] = []
+    for source in (_read(generation) if generation.is_file() else _File(), config):
+        eos = source.eos_token_id
+        ends += [] if eos is None else [eos] if isinstance(eos, int) else eos
+    if config.vocab_size <= 0:
+        raise EngineError(f"{directory}/config.json: no vocab_size; expected a causal LM")
+    if not ends:
+        raise EngineError(f"{directory}: no eos_token_id in its config: no response could end")
+    return ModelFacts(
+        vocabulary=config.vocab_size,
+        stop_tokens=tuple(dict.fromkeys(ends)),
+        max_model_tokens=config.max_position_embeddings,
+    )

@@ -1,0 +1,359 @@
+"""An engine serves a stage: commands in, tokens out.
+
+Turns commands of the stage into requests and their deltas into `TokenBatch`
+frames. Every leg that was begun ends in band exactly once; a chunk has one
+version; nothing is sampled before the first weights have come. Knows nothing of
+groups, rewards or processes (`engines.worker` is the process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from engines.base import Engine, EngineError, EngineInfo, Sampling
+from engines.flush import Flusher, Key
+from engines.weights import WeightReceiver, WeightsError
+from pipeline.messages import (
+    PROTOCOL,
+    Abort,
+    FromPeer,
+    Generate,
+    Join,
+    LoadWeights,
+    Manifest,
+    Refused,
+    Request,
+    Shutdown,
+    TokenBatch,
+    ToPeer,
+    WeightsFailed,
+    WeightsLoaded,
+    Welcome,
+    ints,
+)
+
+HEARTBEAT_S = 1.0
+SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
+_END_S = 2.0  # for the last chunks of the aborted legs
+_PROBES = 8  # positions that a probe must compare
+
+
+class Sender(Protocol):
+    """What the worker needs of `pipeline.transport.Link`."""
+
+    def start(self) -> None: ...
+    def send(self, message: FromPeer) -> None: ...
+    def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None: ...
+    def working(self, activity: str, budget_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Epoch:
+    """What belongs to one welcome; a later one forgets all of it."""
+
+    incarnation: int
+    number: int
+    flusher: Flusher
+    sequence: int = 0
+    legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
+    aborted: set[Key] = field(default_factory=set[Key])
+    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    flush_planned: bool = False
+    current: bool = True
+
+
+class Worker:
+    """Serves one engine to one stage.
+
+    Args:
+        engine: started; `info` is what it said.
+        connect: makes the link from the join and the function that receives.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        connect: Callable[[Join, Callable[[ToPeer], None]], Sender],
+        *,
+        name: str,
+        chunk_tokens: int,
+    ) -> None:
+        self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[ToPeer] = asyncio.Queue()
+        self._link = connect(
+            Join(
+                protocol=PROTOCOL,
+                role="engine",
+                name=name,
+                slots=info.slots,
+                vocabulary=info.vocabulary,
+                max_model_tokens=info.max_model_tokens,
+                clock_s=time.monotonic(),
+                about=info.about,
+            ),
+            self._receive,
+        )
+        self._receiver = WeightReceiver()
+        self._epoch: Epoch | None = None
+        self._version: int | None = None
+        self._loading = 0  # loads under way or waiting
+        self._load_order = asyncio.Lock()
+        self._sent_at_s = -math.inf
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit status."""
+        self._link.start()
+        self._link.working("idle", 0.0)
+        self._spawn(self._serve())
+        self._spawn(self._beat())
+        status = await self._ended
+        await self._close()
+        return status
+
+    def end(self, status: int, why: str) -> None:
+        """Leave in good order, once."""
+        if not self._ended.done():
+            self.log(f"ends: {why}")
+            self._ended.set_result(status)
+
+    def log(self, line: str) -> None:
+        print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+
+    def _receive(self, message: ToPeer) -> None:
+        """Hand over from the link's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
+        except RuntimeError:  # the loop has ended; so has the worker
+            pass
+
+    async def _serve(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            match message:
+                case Welcome():
+                    await self._welcome(message)
+                case Generate():
+                    for request in message.requests:
+                        self._begin(request)
+                case Abort():
+                    await self._abort(message.legs)
+                case LoadWeights():
+                    self._loading += 1
+                    self._spawn(self._load(message.manifest))
+                case Refused():
+                    self.end(1, f"the stage refuses it: {message.why}")
+                case Shutdown():
+                    # A reason means a fault: whoever watches this process starts another.
+                    self.end(1 if message.why else 0, message.why or "the stage says so")
+                case _:
+                    self.log(f"{type(message).__name__} is no message for an engine; ignored")
+
+    # --- legs ------------------------------------------------------------------------------
+
+    async def _welcome(self, message: Welcome) -> None:
+        old, self._epoch = (
+            self._epoch,
+            Epoch(message.incarnation, message.epoch, Flusher(self._chunk_tokens)),
+        )
+        if old is not None:
+            old.current = False
+            await self._engine.abort(list(old.legs.values()))
+        self._declare()
+
+    def _begin(self, request: Request) -> None:
+        epoch, key = self._epoch, (request.trajectory, request.leg)
+        if epoch is None or key in epoch.legs:
+            self.log(f"leg {key} is asked {'twice' if epoch else 'before the welcome'}; ignored")
+            return
+        epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
+        epoch.flusher.begin(key, len(ints(request.prefix)))
+        task = self._spawn(self._sample(epoch, key, request))
+        epoch.tasks.add(task)
+        task.add_done_callback(epoch.tasks.discard)
+        self._declare()
+
+    async def _sample(self, epoch: Epoch, key: Key, request: Request) -> None:
+        finish = ""
+        try:
+            if self._version is None:
+                raise ValueError("no weights have been loaded yet")
+            if key in epoch.aborted:
+                self._add(epoch, key, (), (), None, finish := "abort")
+                return
+            sampling = Sampling(
+                id=epoch.legs[key],
+                tokens=[*ints(request.prompt).tolist(), *ints(request.prefix).tolist()],
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
+            )
+            async for delta in self._engine.generate(sampling):
+                self._add(epoch, key, delta.tokens, delta.logprobs, delta.version, delta.finish)
+                if finish := delta.finish:
+                    return
+                # An abort may come before the engine knows the request.
+                if not epoch.current or key in epoch.aborted:
+                    await self._engine.abort([sampling.id])
+            raise RuntimeError("the engine ended the request without a finish")
+        except EngineError as error:
+            self.end(1, str(error))
+        except Exception as error:  # whatever an engine raises for one request
+            self.log(f"leg {key}: {type(error).__name__}: {error}")
+            if not finish:
+                self._add(epoch, key, (), (), None, "error")
+        finally:
+            epoch.legs.pop(key, None)
+            epoch.aborted.discard(key)
+            self._declare()
+
+    def _add(
+        self, epoch: Epoch, key: Key, tokens: Any, logprobs: Any, version: int | None, finish: str
+    ) -> None:
+        served = self._version or 0
+        epoch.flusher.add(key, tokens, logprobs, served if version is None else version, finish)
+        if not epoch.flush_planned:
+            # After what else this turn of the loop brings: one frame for all of it.
+            epoch.flush_planned = True
+            self._loop.call_soon(self._flush, epoch)
+
+    async def _abort(self, legs: tuple[tuple[int, int], ...]) -> None:
+        epoch = self._epoch
+        known = [key for key in legs if epoch is not None and key in epoch.legs]
+        if epoch is not None and known:
+            epoch.aborted.update(known)
+            await self._engine.abort([epoch.legs[key] for key in known])
+
+    # --- out -------------------------------------------------------------------------------
+
+    def _flush(self, epoch: Epoch, *, empty: bool = False) -> None:
+        epoch.flush_planned = False
+        frame = epoch.flusher.take() if epoch.current else None
+        if frame is not None or not empty:  # a heartbeat is life, not progress
+            self._declare()
+        if not epoch.current or (frame is None and not empty):
+            return
+        header = TokenBatch(
+            engine=self._name,
+            incarnation=epoch.incarnation,
+            epoch=epoch.number,
+            sequence=epoch.sequence,
+            sampled=epoch.flusher.taken,
+            sent_at_s=time.monotonic(),
+            chunks=frame.chunks if frame else (),
+        )
+        self._link.send_tokens(
+            header, frame.tokens if frame else b"", frame.logprobs if frame else b""
+        )
+        epoch.sequence += 1
+        self._sent_at_s = header.sent_at_s
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if why := self._engine.failure():
+                self.end(1, why)
+            if self._epoch is not None and time.monotonic() - self._sent_at_s >= HEARTBEAT_S:
+                self._flush(self._epoch, empty=True)
+
+    def _declare(self) -> None:
+        if self._loading:
+            self._link.working("loading weights", LOADING_S)
+        elif self._epoch is not None and self._epoch.legs:
+            self._link.working("sampling", SAMPLING_S)
+        else:
+            self._link.working("idle", 0.0)
+
+    # --- weights ---------------------------------------------------------------------------
+
+    async def _load(self, manifest: Manifest) -> None:
+        epoch = self._epoch
+        try:
+            async with self._load_order:
+                self._declare()
+                gaps = await self._load_and_prove(manifest)
+            if epoch is self._epoch:
+                self._link.send(WeightsLoaded(version=manifest.version, gaps=gaps))
+        except Exception as error:  # the stage decides what a failed load means
+            self.log(f"version {manifest.version} is not served: {error}")
+            self._link.send(WeightsFailed(version=manifest.version, why=str(error)))
+            if not isinstance(error, WeightsError):
+                self.end(1, f"version {manifest.version} may be half loaded")
+        finally:
+            self._loading -= 1
+            self._declare()
+
+    async def _load_and_prove(self, manifest: Manifest) -> dict[str, float]:
+        directory = await asyncio.to_thread(self._receiver.receive, manifest)
+        if self._epoch is not None:
+            self._epoch.flusher.cut()
+            self._flush(self._epoch)
+        await self._engine.load_weights(str(directory), manifest.version)
+        self._version = manifest.version
+        if not self._engine.has_model:
+            return dict.fromkeys(manifest.logprobs, 0.0)
+        gaps: dict[str, float] = {}
+        for temperature, expected in manifest.logprobs.items():
+            found = await self._engine.logprobs(manifest.probe, float(temperature))
+            gaps[temperature] = gap(found, expected, temperature)
+        return gaps
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.end(1, f"{type(error).__name__}: {error}")
+
+    async def _close(self) -> None:
+        """Abort everything, send what that leaves, let the engine go."""
+        epoch = self._epoch
+        if epoch is not None and epoch.tasks and not self._engine.failure():
+            await self._abort(tuple(epoch.legs))
+            await asyncio.wait(epoch.tasks, timeout=_END_S)
+            self._flush(epoch)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._link.close()
+        await self._engine.close()
+
+
+def gap(found: list[float], expected: list[float], temperature: str) -> float:
+    """Largest difference of two probes, over what the engine could tell.
+
+    Raises EngineError if that is less than eight positions, or not finite.
+
+    >>> gap([-1.0] * 8 + [math.nan], [-1.0] * 7 + [-1.5, -3.0], "1.0")
+    0.5
+    """
+    if len(found) != len(expected):
+        raise EngineError(
+            f"the probe has {len(found)} positions, its manifest {len(expected)} logprobs"
+        )
+    differences = [
+        abs(one - other) for one, other in zip(found, expected, strict=True) if not math.isnan(one)
+    ]
+    if len(differences) < min(_PROBES, len(expected)) or not differences:
+        raise EngineError(
+            f"the probe at temperature {temperature} compares {len(differences)} of "
+            f"{len(expected)} positions; at least {_PROBES} are needed"
+        )
+    # NaN in `expected` is no proof, and `max` may overlook it.
+    return math.inf if any(map(math.isnan, differences)) else max(differences)

@@ -1,0 +1,284 @@
+"""vLLM as an engine: `AsyncLLM` in, deltas of one weight version out.
+
+Keeps three promises: logprobs are of the distribution that was sampled from
+(after temperature), a delta has one version of the weights, and after `close`
+none of vLLM's processes is left. Importing this module loads no vLLM: its
+environment must be set before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from typing import Any
+
+from engines.base import Delta, EngineError, EngineInfo, Sampling
+from engines.model_files import ModelFacts, read_model_facts
+from pipeline.config import EngineSection
+
+PROBES = 16
+"""Positions that `logprobs` answers; vLLM gets as many sequences beyond the slots, so
+that a probe never waits for a free one."""
+_SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for
+
+
+class VllmEngine:
+    """One vLLM engine. Start it from the main thread: its processes die with that thread.
+
+    Args:
+        model: a Hugging Face directory.
+        section: settings of the engines.
+        seed: of what has no seed of its own.
+    """
+
+    has_model = True
+
+    def __init__(self, model: str, section: EngineSection, seed: int = 0) -> None:
+        self._model, self._section, self._seed = model, section, seed
+        self._facts: ModelFacts | None = None
+        self._llm: Any = None
+        self._loading = asyncio.Lock()
+        self._probes = 0
+
+    async def start(self) -> EngineInfo:
+        self._facts = facts = read_model_facts(self._model)
+        section = self._section
+        _set_environment(section)
+        import vllm
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = current_platform.is_cpu()
+        options: dict[str, Any] = (
+            {"enforce_eager": True}
+            if on_cpu
+            else {
+                "gpu_memory_utilization": section.gpu_memory,
+                "tensor_parallel_size": section.tensor_parallel,
+            }
+        )
+        try:
+            self._llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(
+                    model=self._model,
+                    skip_tokenizer_init=True,
+                    dtype=section.dtype,  # pyright: ignore[reportArgumentType]
+                    max_model_len=-1,  # the model's own, or what the cache can hold
+                    max_num_seqs=section.slots + PROBES,
+                    logprobs_mode="processed_logprobs",
+                    stream_interval=min(8, section.chunk_tokens),
+                    seed=self._seed,
+                    # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
+                    enable_prefix_caching=not on_cpu,
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    worker_extension_cls="engines.vllm_extension.Reload",
+                    **options,
+                )
+            )
+            async for _ in self.generate(
+                Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
+            ):
+                pass
+        except Exception as error:  # vLLM raises whatever fails below it
+            await self.close()
+            raise EngineError(f"vLLM does not start with {self._model}: {error}") from error
+        return EngineInfo(
+            slots=section.slots,
+            vocabulary=facts.vocabulary,
+            max_model_tokens=int(self._llm.model_config.max_model_len),
+            about={
+                "engine": f"vllm {vllm.__version__}",
+                "device": str(current_platform.device_type),
+                "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            },
+        )
+
+    async def generate(self, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        assert self._facts is not None
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed & (2**63 - 1),  # what torch's generators take
+            stop_token_ids=list(self._facts.stop_tokens),
+            logprobs=0,  # of the sampled token
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        sent, finished = 0, False
+        # Not `AsyncLLM.generate`: it hides the request's state, and with it the version spans.
+        with _as_engine_error():
+            collector = await self._llm.add_request(
+                sampling.id, {"prompt_token_ids": list(sampling.tokens)}, params
+            )
+        state = self._llm.output_processor.request_states.get(collector.request_id)
+        try:
+            while not finished:
+                with _as_engine_error():
+                    output = collector.get_nowait() or await collector.get()
+                finished = output.finished
+                [part] = output.outputs
+                starts: list[tuple[str, int]] = (
+                    [(span.version, span.start) for span in part.weight_versions or ()]
+                    if finished
+                    else list(state.weight_version_starts)
+                )
+                flat = part.logprobs
+                logprobs = [flat.logprobs[i] for i in flat.start_indices] if flat else []
+                finish = str(part.finish_reason) if finished else ""
+                for delta in _cut(list(part.token_ids), logprobs, sent, starts, finish):
+                    yield delta
+                sent += len(part.token_ids)
+        finally:
+            collector.close()
+            if not finished:  # the reader went away
+                await self._llm.abort(collector.request_id, internal=True)
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        with _as_engine_error():
+            await self._llm.abort(list(ids))
+
+    async def load_weights(self, directory: str, version: int) -> None:
+        async with self._loading:
+            try:
+                # Without the cleared cache, requests in flight and prefixes keep old keys and
+                # values; what was running is prefilled again.
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
+                await self._llm.collective_rpc("darts_reload", args=(directory,))
+                await self._llm.update_weight_version(str(version))
+                await self._llm.resume_generation()
+            except Exception as error:  # half loaded: it must not sample on
+                raise EngineError(f"vLLM cannot load {directory}: {error}") from error
+
+    async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
+        positions = _spread(len(tokens) - 1, PROBES)
+        found = await asyncio.gather(
+            *(self._logprob(tokens[: i + 1], tokens[i + 1], temperature) for i in positions)
+        )
+        answer = [math.nan] * (len(tokens) - 1)
+        for position, logprob in zip(positions, found, strict=True):
+            answer[position] = logprob
+        return answer
+
+    def failure(self) -> str:
+        return "vLLM's core process has died" if self._llm.errored else ""
+
+    async def close(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            outputs: asyncio.Task[None] | None = llm.output_handler
+            llm.shutdown(timeout=_SHUTDOWN_S)
+            if outputs is not None:
+                await asyncio.wait([outputs], timeout=_SHUTDOWN_S)
+            # vLLM closes its sockets but leaves their context to the collector, which warns.
+            llm.engine_core.resources.ctx.destroy(linger=0)
+
+    async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
+        """Logprob of `token` after `before`, by the path that samples (one token, thrown away)."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._probes += 1
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=1,
+            seed=0,
+            logprob_token_ids=[token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        outputs: AsyncIterator[Any] = self._llm.generate(
+            {"prompt_token_ids": list(before)}, params, f"probe-{self._probes}"
+        )
+        with _as_engine_error():
+            async for output in outputs:
+                if output.finished and output.outputs[0].logprobs:
+                    return float(output.outputs[0].logprobs[0][token].logprob)
+        return math.nan
+
+
+def _set_environment(section: EngineSection) -> None:
+    """What vLLM reads when it is imported."""
+    cores = section.cpu_cores
+    if cores == "auto":
+        usable = sorted(os.sched_getaffinity(0))
+        if len(usable) > 1:
+            cores = str(usable[0])
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(section.cpu_kv_gib)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # Folded into one process, a reload with requests in flight hangs.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    for name, value in (
+        ("VLLM_LOGGING_LEVEL", "WARNING"),
+        ("VLLM_NO_USAGE_STATS", "1"),
+        ("VLLM_CONFIGURE_LOGGING", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _as_engine_error() -> Generator[None, None, None]:
+    """A dead core is the engine's end, not the request's."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError("vLLM's core process has died; its own log says why") from error
+
+
+def _cut(
+    tokens: list[int],
+    logprobs: list[float],
+    sent: int,
+    starts: list[tuple[str, int]],
+    finish: str,
+) -> list[Delta]:
+    """Cut new tokens where the version of the weights changed; the finish goes with the last.
+
+    Args:
+        sent: tokens of the request before these.
+        starts: (version, first token of it), counted from the request's start.
+
+    >>> [(d.tokens, d.version) for d in _cut([5, 6, 7], [0.0] * 3, 8, [("1", 0), ("2", 10)], "")]
+    [([5, 6], 1), ([7], 2)]
+    """
+    end = sent + len(tokens)
+    spans = [
+        (version, max(start, sent), min(following, end))
+        for (version, start), (_, following) in zip(starts, [*starts[1:], ("", end)], strict=True)
+    ]
+    pieces = [(version, first, last) for version, first, last in spans if first < last]
+    if sum(last - first for _, first, last in pieces) != len(tokens):
+        raise EngineError(f"vLLM tells no version for all of tokens {sent}..{end - 1}: {starts}")
+    deltas = [
+        Delta(
+            tokens=tokens[first - sent : last - sent],
+            logprobs=logprobs[first - sent : last - sent],
+            finish=finish if last == end else "",
+            version=int(version) if version.isdigit() else None,
+        )
+        for version, first, last in pieces
+    ]
+    return deltas or [Delta((), (), finish)]
+
+
+def _spread(count: int, at_most: int) -> list[int]:
+    """Up to `at_most` of 0..count-1, evenly, both ends included.
+
+    >>> _spread(9, 3)
+    [0, 4, 8]
+    """
+    if count <= at_most:
+        return list(range(count))
+    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]

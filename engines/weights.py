@@ -1,0 +1,48 @@
+"""The receiving end of the weights: a manifest in, a proven directory out.
+
+Reads the published file once and compares it with what the learner said of it.
+Knows no engine; what was proved here is the file, the probe proves the load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import xxhash
+
+from pipeline.messages import Manifest
+
+FILE = "model.safetensors"
+_READ_BYTES = 8 << 20
+
+
+class WeightsError(Exception):
+    """The published file is not what its manifest says; the old weights are still served."""
+
+
+class WeightReceiver:
+    """Checks published weights before an engine sees them."""
+
+    def receive(self, manifest: Manifest) -> Path:
+        """The directory to load. Raises WeightsError if the file is not the one published."""
+        path = Path(manifest.directory) / FILE
+        try:
+            found_bytes, found = self._read(path)
+        except OSError as error:
+            raise WeightsError(f"version {manifest.version}: {path}: {error.strerror}") from error
+        if found_bytes != manifest.bytes or found != manifest.checksum.lower():
+            raise WeightsError(
+                f"version {manifest.version}: {path} has {found_bytes} bytes and xxh3_128 {found}, "
+                f"its manifest says {manifest.bytes} and {manifest.checksum}: written over or cut "
+                "off while it was read; publish the version again"
+            )
+        return path.parent
+
+    @staticmethod
+    def _read(path: Path) -> tuple[int, str]:
+        digest, size = xxhash.xxh3_128(), 0
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+                size += len(block)
+        return size, digest.hexdigest()

@@ -1,0 +1,101 @@
+"""The process around an engine: configuration in, a served engine out.
+
+    python -m engines.worker --directory SOCKETS --config RUN/config.yaml --name e0
+
+Leads a process group of its own and lets none of it live on: whoever ends this
+process ends vLLM's too, even with `kill -9`. What it serves is in
+`engines.serving`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from engines.base import Engine, EngineError
+from engines.process import die_with_parent, end_group, lead_own_group
+from pipeline.config import Config
+
+if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
+    die_with_parent()
+
+
+def build(config: Config) -> Engine:
+    """The engine that the configuration names. Raises EngineError."""
+    section = config.engine
+    if section.kind == "vllm":
+        from engines.vllm import VllmEngine
+
+        return VllmEngine(config.model, section, config.seed)
+    if section.kind == "simulated":
+        from engines.model_files import read_model_facts
+        from engines.simulated import SimulatedEngine
+
+        facts = read_model_facts(config.model)
+        return SimulatedEngine(
+            slots=section.slots,
+            vocabulary=facts.vocabulary,
+            max_model_tokens=facts.max_model_tokens,
+            stop_token=facts.stop_tokens[0],
+            interval=min(8, section.chunk_tokens),
+            seed=config.seed,
+        )
+    raise EngineError(f"no engine {section.kind!r} (known: vllm, simulated)")
+
+
+async def serve(directory: Path, config: Config, name: str) -> int:
+    """Start the engine, join the stage, serve until told to stop; the exit status."""
+    from engines.serving import Worker
+    from pipeline.transport import Link
+
+    try:
+        engine = build(config)
+        info = await engine.start()
+    except EngineError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return 1
+    worker = Worker(
+        engine,
+        info,
+        lambda join, receive: Link(directory, join, receive),
+        name=name,
+        chunk_tokens=config.engine.chunk_tokens,
+    )
+    # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, worker.end, 0, "told by SIGTERM")
+    worker.log(f"ready ({', '.join(f'{key} {value}' for key, value in info.about.items())})")
+    return await worker.run()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engines.worker", description="Serve one engine to a stage."
+    )
+    parser.add_argument("--directory", type=Path, required=True, help="holds the stage's sockets")
+    parser.add_argument("--config", type=Path, required=True, help="config.yaml of the run")
+    parser.add_argument("--name", required=True, help="of this engine, as the stage shows it")
+    options = parser.parse_args()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lead_own_group()
+    import uvloop
+
+    from pipeline.configfile import ConfigError, load
+
+    status = 1
+    try:
+        status = uvloop.run(serve(options.directory, load(options.config), options.name))
+    except ConfigError as error:
+        print(f"{options.name}: {error}", file=sys.stderr, flush=True)
+    finally:
+        end_group()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

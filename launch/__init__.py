@@ -1,0 +1,1 @@
+"""Command line and launchers. Nothing imports this package."""

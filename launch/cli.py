@@ -1,0 +1,209 @@
+"""The `darts` command. Heavy imports wait until a command needs them: `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="darts",
+    help="Asynchronous streaming RL post-training of language models: rollout engines push "
+    "token streams to a selector stage, which feeds a learner while they still generate.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
+]
+CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
+
+
+def _fail(text: object, status: int = 1) -> NoReturn:
+    typer.echo(f"darts: {text}", err=True)
+    raise typer.Exit(status)
+
+
+def _load(config: Path, overrides: list[str] | None) -> Any:
+    from pipeline.configfile import ConfigError, load
+
+    try:
+        return load(config, overrides or ())
+    except ConfigError as error:
+        _fail(f"{len(error.problems)} problem(s) in the configuration\n{error}", 2)
+
+
+def _check(config: Any) -> list[str]:
+    """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
+    from pipeline import assembly
+    from pipeline.plugins import PluginError
+    from pipeline.prompts import DataError, load_held_out, load_train
+    from pipeline.text import ModelError, Tokenizer
+
+    try:
+        tokenizer = Tokenizer(Path(config.model))
+        train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+        held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+        assembly.coordinator(config, tokenizer, train, held_out)
+    except (ModelError, DataError, PluginError) as error:
+        _fail(error, 2)
+    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
+    return [
+        *skipped,
+        f"model: {config.model} ({tokenizer.vocabulary} tokens)",
+        f"training: {train.summary()}",
+        f"held out: {held_out.summary()}",
+    ]
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the run's folder; a new one below runs/ by default")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with this run from its newest checkpoint")
+    ] = None,
+    stage_only: Annotated[
+        bool,
+        typer.Option(
+            "--stage-only",
+            help="start the stage alone; engines and learner ranks are started by hand with "
+            "darts engine --join and darts learner --join",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="resolve and check everything, start nothing")
+    ] = False,
+) -> None:
+    """Train a model on this machine: stage, engines and learner ranks.
+
+    darts train configs/quickstart.yaml step.prompts=32 seed=1
+    darts train --resume runs/quickstart
+    """
+    from launch.train import resume_run, start_run
+
+    if resume is not None:
+        if out is not None or overrides or config is not None or dry_run or stage_only:
+            _fail("--resume takes the run's folder and nothing else", 2)
+        raise typer.Exit(resume_run(resume))
+    if config is None:
+        _fail("a configuration is missing: darts train configs/quickstart.yaml", 2)
+    loaded = _load(config, overrides)
+    lines = _check(loaded)
+    if dry_run:
+        from pipeline.configfile import dump
+
+        typer.echo(dump(loaded) + "\n" + "\n".join(lines) + "\nnothing was started")
+        return
+    typer.echo("\n".join(lines))
+    path = out or Path("runs") / config.stem
+    raise typer.Exit(start_run(loaded, path, fresh=out is None, stage_only=stage_only))
+
+
+@app.command("eval")
+def evaluate(
+    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the result")] = None,
+) -> None:
+    """Sample the held-out prompts and print accuracy and lengths.
+
+    darts eval configs/quickstart.yaml model=exported eval.samples=8
+    """
+    from launch.train import start_run
+
+    loaded = _load(config, [*(overrides or []), "step.count=0"])
+    if not loaded.eval.every:
+        _fail("eval.every is 0: nothing would be evaluated", 2)
+    _check(loaded)
+    raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
+    directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
+) -> None:
+    """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
+    from launch.train import export_run
+
+    try:
+        typer.echo(export_run(run, directory))
+    except (OSError, ValueError) as error:
+        _fail(error)
+
+
+def _part(module: str, arguments: list[str]) -> NoReturn:
+    import os
+
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+
+
+def _joined(join: Path) -> list[str]:
+    """Sockets and configuration of a running job, from its folder."""
+    address = join / "address"
+    if not address.is_file():
+        _fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
+    sockets = address.read_text().strip()
+    if not Path(sockets).is_dir():
+        _fail(f"{join}: this job does not run any more", 2)
+    return ["--directory", sockets, "--config", str(join / "config.yaml")]
+
+
+@app.command()
+def engine(
+    join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
+    name: Annotated[str, typer.Option(help="a name that no other engine of the job has")],
+) -> None:
+    """One rollout engine for a running job on this machine."""
+    _part("engines.worker", [*_joined(join), "--name", name])
+
+
+@app.command()
+def learner(
+    join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
+    rank: Annotated[int, typer.Option(help="this rank; all of learner.ranks are needed")] = 0,
+    port: Annotated[int, typer.Option(help="loopback port where the ranks meet")] = 29400,
+) -> None:
+    """One learner rank for a job that was started with --stage-only."""
+    import os
+
+    from launch.processes import learner_arguments, learner_environment
+
+    arguments = _joined(join)
+    ranks = _load(join / "config.yaml", None).learner.ranks
+    os.environ |= learner_environment(rank, ranks, port)
+    _part("learner.actor", [*arguments, *learner_arguments(rank, ranks, "")])
+
+
+@app.command()
+def plugins() -> None:
+    """What can be plugged in at each seam, with its options."""
+    from launch.listing import plugin_lines
+
+    typer.echo("\n".join(plugin_lines()))
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and installation: what is missing, and the command that mends it."""
+    from launch.doctor import examine
+
+    raise typer.Exit(examine())
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""One machine: the stage, the engines and the learner ranks as children of this process.
+
+Says who is to be started, restarts engines that die, passes Ctrl-C on as a
+halt, and leaves no process, socket or weight file behind. What is going on it
+hears from the stage over a pipe, and hands to a view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from launch.processes import (
+    Child,
+    clean_environment,
+    end_all,
+    learner_arguments,
+    learner_environment,
+)
+from pipeline.config import Config
+from pipeline.runfolder import RunFolder
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
+_POLL_S = 0.1
+
+
+class View(Protocol):
+    """What shows a run to a person."""
+
+    def heard(self, line: dict[str, Any]) -> None: ...
+
+
+class Roles:
+    """Which parts of the run this process starts."""
+
+    def __init__(self, engines: int, ranks: list[int], stage: bool = True) -> None:
+        self.engines, self.ranks, self.stage = engines, ranks, stage
+
+
+def sweep() -> list[Path]:
+    """Remove weights in memory whose launcher is dead (kill -9 of everything leaves them)."""
+    removed: list[Path] = []
+    for left in SHARED_MEMORY.glob(f"darts-{os.getuid()}-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+            removed.append(left)
+    return removed
+
+
+def weights_directory(run: RunFolder, need_bytes: int) -> Path:
+    """A new 0700 directory in memory for two versions of the weights, or below the run."""
+    base = SHARED_MEMORY
+    name = f"darts-{os.getuid()}-{os.getpid()}-{secrets.token_hex(4)}-{run.path.name}"
+    if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
+        base = run.path
+    directory = base / name
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Launcher:
+    """Runs one job. `run()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        view: View,
+        resume: Path | None = None,
+        roles: Roles | None = None,
+        learner_port: int | None = None,
+    ) -> None:
+        self._config, self._run, self._view, self._resume = config, run, view, resume
+        self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
+        self._learner_port = learner_port  # where the ranks meet; None: any free one
+        size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
+        sweep()
+        self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
+        self.sockets = Path(tempfile.mkdtemp(prefix="darts-"))
+        self.error: str | None = None  # said by the stage at its end
+        self._buffer = b""
+        self._interrupts = 0
+        self._deadline = 0.0
+        self._ours, theirs = socket.socketpair()
+        self._theirs = theirs
+        self._ours.setblocking(False)
+        self.children = self._children()
+
+    def _children(self) -> dict[str, Child]:
+        config, run = self._config, self._run
+        base = clean_environment()
+        children: dict[str, Child] = {}
+
+        def add(name: str, command: list[str], environment: dict[str, str]) -> None:
+            children[name] = Child(name, command, run.logs / f"{name}.log", environment)
+
+        common = ["--directory", str(self.sockets), "--config", str(run.config)]
+        if self._roles.stage:
+            command = [
+                "pipeline.stage_main",
+                "--run",
+                str(run.path),
+                "--sockets",
+                str(self.sockets),
+            ]
+            command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
+            command += ["--resume", str(self._resume)] if self._resume else []
+            add("stage", command, base)
+        port = free_port() if self._learner_port is None else self._learner_port
+        ranks, resume = config.learner.ranks, str(self._resume or "")
+        for rank in self._roles.ranks:
+            command = ["learner.actor", *common, *learner_arguments(rank, ranks, resume)]
+            add(f"l{rank}", command, base | learner_environment(rank, ranks, port))
+        for number in range(self._roles.engines):
+            add(f"e{number}", ["engines.worker", *common, "--name", f"e{number}"], base)
+        return children
+
+    # --- the run ------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start everything, serve until the stage ends, leave nothing behind."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        before = {n: signal.signal(n, self._interrupt) for n in numbers}
+        try:
+            (self._run.path / "address").write_text(f"{self.sockets}\n")
+            for child in self.children.values():
+                child.start((self._theirs.fileno(),) if child.name == "stage" else ())
+            self._theirs.close()
+            self._serve()
+        finally:
+            grace = 0.0 if self._interrupts > 1 else 5.0
+            if self._deadline:
+                grace = max(0.0, min(grace, self._deadline - time.monotonic()))
+            end_all(list(self.children.values()), grace)
+            shutil.rmtree(self.weights, ignore_errors=True)
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            (self._run.path / "address").unlink(missing_ok=True)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._ours.close()
+        if self._interrupts:
+            return 130
+        return 1 if self.error is None or self.error else 0
+
+    def _serve(self) -> None:
+        stage = self.children["stage"]
+        said = False
+        while self._interrupts < 2:
+            if self._interrupts and not said:
+                said = True
+                self._tell({"halt": ""})
+                self._view.heard({"say": "stopping: one checkpoint (again: stop at once)"})
+            self._hear()
+            if self.error is not None:
+                return
+            if (how := stage.ended()) is not None:
+                self._hear()
+                if self.error is None:
+                    self.error = f"the stage ended ({how}); its log ends:\n{stage.tail()}"
+                return
+            self._watch_children()
+            if self._deadline and time.monotonic() > self._deadline:
+                return
+        self.error = "stopped at once"
+
+    def _watch_children(self) -> None:
+        now = time.monotonic()
+        for child in self.children.values():
+            if child.name == "stage":
+                continue
+            how = child.collect()
+            if how is not None:
+                self._tell({"dead": child.name, "why": how})
+                if not self._interrupts:
+                    self._bury(child, how, now)
+            elif not self._interrupts and child.next_start and now >= child.next_start:
+                child.next_start = 0.0
+                child.start()
+
+    def _bury(self, child: Child, how: str, now: float) -> None:
+        """An engine is started again with growing patience; a learner rank ends the run."""
+        text = f"{child.name} ended ({how})"
+        if not child.name.startswith("e"):
+            self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
+        elif child.starts > self._config.engine.restarts:
+            self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
+            self._tell({"halt": f"{text} for the {child.starts}th time (engine.restarts)"})
+        else:
+            wait_s = min(60.0, 2.0 ** (child.starts - 1))
+            child.next_start = now + wait_s
+            self._view.heard({"say": f"{text}; starting it again in {wait_s:.0f} s"})
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        """First: a checkpoint, then the end. Second: the end."""
+        del number, frame
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self._deadline = time.monotonic() + self._config.watch.stop_s - 2.0
+
+    # --- the pipe -----------------------------------------------------------------------
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the stage is gone; its end is seen elsewhere
+            self._ours.sendall(json.dumps(line).encode() + b"\n")
+
+    def _hear(self) -> None:
+        ready, _, _ = select.select([self._ours], [], [], _POLL_S)
+        if not ready:
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            received = self._ours.recv(1 << 20)
+            if not received:
+                time.sleep(_POLL_S)  # the stage has closed it and is about to end
+            self._buffer += received
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for raw in lines:
+            line = json.loads(raw)
+            if "over" in line:
+                self.error = line["over"]
+            elif "restart" in line:
+                child = self.children.get(line["restart"])
+                if child is not None:
+                    child.end(signal.SIGKILL)
+            self._view.heard(line)

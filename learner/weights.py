@@ -1,0 +1,116 @@
+"""Weights for the engines: a safetensors file per version, and the proof of it.
+
+Turns the learner's model into a `Manifest`. A version appears under its name
+only when it is whole (written beside it, then renamed); at most two versions
+are on disk, so that an engine may still read the one before.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from learner.forward import token_logprobs
+from pipeline.messages import Manifest
+
+log = logging.getLogger(__name__)
+
+FILE = "model.safetensors"
+PROBE_TOKENS = 144
+"""Length of the probe: more than one key/value block (vLLM: 16 tokens on a GPU, 128 on a CPU)."""
+PROBE_TEMPERATURES = (1.0, 0.7)
+_SEED = 20605
+
+
+def probe_tokens(vocabulary: int, avoid: Collection[int], length: int = PROBE_TOKENS) -> list[int]:
+    """The fixed token ids of the probe, none of `avoid` (EOS, padding)."""
+    allowed = [token for token in range(vocabulary) if token not in avoid]
+    generator = torch.Generator().manual_seed(_SEED)
+    drawn = torch.randint(len(allowed), (length,), generator=generator)
+    return [allowed[int(index)] for index in drawn]
+
+
+@torch.no_grad()
+def probe_logprobs(model: Any, probe: list[int]) -> dict[str, list[float]]:
+    """temperature -> logprob of probe[i + 1] given what stands before it."""
+    device = next(model.parameters()).device
+    tokens_BL = torch.tensor([probe], device=device)
+    logits_BTV = model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
+    return {
+        str(temperature): token_logprobs(logits_BTV, tokens_BL[:, 1:], temperature)[0].tolist()
+        for temperature in PROBE_TEMPERATURES
+    }
+
+
+def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
+    """Weights under their Hugging Face names; a tied head is left out, as they leave it."""
+    tensors = {name: p.detach() for name, p in model.named_parameters()}  # shared ones once
+    known = {p.data_ptr() for p in tensors.values()}
+    for name, value in model.state_dict().items():  # persistent buffers
+        if name not in tensors and value.data_ptr() not in known:
+            tensors[name] = value
+    named = revert_weight_conversion(model, tensors)
+    return {name: value.contiguous() for name, value in named.items()}
+
+
+def checksum(path: Path) -> str:
+    """xxh3_128 of a file, as in the manifest."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return xxhash.xxh3_128_hexdigest(view)
+
+
+class WeightPublisher:
+    """Writes versions into one directory, and removes those that nobody may want."""
+
+    def __init__(self, directory: Path, probe: list[int]) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_uid != os.getuid():
+            raise PermissionError(f"{directory} belongs to another user; remove it")
+        os.chmod(directory, 0o700)
+        self._directory = directory
+        self._probe = probe
+        self._newest: int | None = None
+
+    def publish(self, model: Any, version: int) -> Manifest:
+        """Write `model` as `version`. Raises OSError if it does not fit."""
+        final = self._directory / f"v{version}"
+        draft = self._directory / f".v{version}-{os.getpid()}"
+        draft.mkdir(mode=0o700)
+        try:
+            save_file(checkpoint_tensors(model), draft / FILE, metadata={"format": "pt"})
+            size = (draft / FILE).stat().st_size
+            digest = checksum(draft / FILE)
+            if final.exists():  # of a learner before this one; readers keep what they mapped
+                shutil.rmtree(final)
+            draft.rename(final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        for old in self._others({version, self._newest}):
+            shutil.rmtree(old, ignore_errors=True)
+        self._newest = version
+        return Manifest(
+            version=version,
+            directory=str(final),
+            bytes=size,
+            checksum=digest,
+            probe=self._probe,
+            logprobs=probe_logprobs(model, self._probe),
+        )
+
+    def _others(self, keep: Collection[int | None]) -> Iterator[Path]:
+        names = {f"v{version}" for version in keep if version is not None}
+        for path in self._directory.iterdir():
+            if path.name not in names and path.name.startswith(("v", ".v")):
+                yield path

@@ -1,0 +1,211 @@
+"""DeepSpeed at ZeRO 0 and 1: gradients accumulated without bound, one step, exact scaling.
+
+Turns losses (sums over tokens) into gradients that stay local to the rank, and
+a normaliser that is known only at the end into one optimizer step. Which calls
+accumulate exactly was found by measurement: `managed_gradient_accumulation`
+off, `backward(scale_wrt_gas=False)`, communication in `step()` alone. The ranks
+may run different numbers of micro-batches, but each at least one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner import buildlock
+
+# All of this must be set before deepspeed is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+buildlock.use_torch_extensions_dir()
+if shutil.which("ninja") is None:  # a virtual environment that was not activated
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+import deepspeed  # noqa: E402
+import torch.distributed  # noqa: E402
+from deepspeed import comm  # noqa: E402
+
+from pipeline.config import LearnerSection  # noqa: E402
+
+GRADIENT_LIMIT = 1e18
+"""A gradient norm above this squares to more than float32 holds: not finite for us."""
+
+
+class ZeroError(Exception):
+    """DeepSpeed cannot do, or did not do, what was asked."""
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The device of this rank; on a GPU machine its own card (not run there yet)."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def join_ranks() -> None:
+    """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE."""
+    buildlock.clear_stale_lock()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def leave_ranks() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Zero:
+    """A model, its optimizer, and the gradient of the step so far."""
+
+    def __init__(self, model: torch.nn.Module, section: LearnerSection) -> None:
+        if section.zero not in (0, 1):
+            raise ZeroError(f"learner.zero is {section.zero}: stages 0 and 1 are supported")
+        self._section = section
+        self._norm = float("nan")
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=section.lr,
+            betas=section.betas,
+            weight_decay=section.weight_decay,
+        )
+        if section.zero == 0:
+            # DeepSpeed clips here too, but keeps the norm to itself.
+            optimizer.register_step_pre_hook(self._clip_reduced)
+        model.eval()  # dropout would make the old logprobs another policy's
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": section.clip_norm if section.zero else 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": section.zero, "overlap_comm": False},
+            "steps_per_print": None,
+        }
+        self.engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[
+            0
+        ]
+        self.engine.eval()
+        self.world: int = comm.get_world_size()
+        self.rank: int = comm.get_rank()
+        self.device = self._parameters[0].device
+
+    @property
+    def module(self) -> Any:
+        """The bare model, for forward passes without gradient by any rank alone."""
+        return self.engine.module
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a sum over tokens; no communication."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def zero_gradients(self) -> None:
+        """Forget everything accumulated since the last step."""
+        self.engine.optimizer.zero_grad(set_to_none=True)
+
+    def has_gradient(self) -> bool:
+        return any(p.grad is not None for p in self._parameters)
+
+    def finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
+        """Whether the reduced gradient is finite; the same answer on all ranks (a collective).
+
+        The reduced norm is at most the sum of the ranks' norms, so that sum decides
+        before anything has been reduced. DeepSpeed protects no weight at stage 0.
+        """
+        norm = torch.zeros((), dtype=torch.float64, device=self.device)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if gradients:
+            norms = torch._foreach_norm(gradients)  # noqa: SLF001 - its only name
+            norm = torch.stack([one.double() for one in norms]).norm()
+        if not fine_here:
+            norm = torch.full_like(norm, float("inf"))
+        comm.all_reduce(norm)
+        value = float(norm.item()) / normaliser
+        return value < GRADIENT_LIMIT and float(norm.item()) < GRADIENT_LIMIT
+
+    def step(self, normaliser: float, updates: int) -> dict[str, float]:
+        """Divide by the normaliser, clip, and apply (a collective); gradients are gone after.
+
+        Args:
+            normaliser: N, over all ranks.
+            updates: steps applied before this one; the warm-up goes by it.
+
+        Returns: `grad_norm` (before clipping) and `lr`.
+        """
+        if not normaliser > 0:
+            raise ZeroError(f"the step's normaliser is {normaliser}: no token to learn from")
+        rate = warmed_up(self._section.lr, updates, self._section.warmup_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        if self._section.zero == 0:
+            # reduction averages over ranks; the loss is a sum over all of them
+            for p in self._parameters:
+                if p.grad is not None:
+                    p.grad.mul_(self.world / normaliser)
+            self.engine.step()
+        else:
+            # Stage 1 unscales before it clips, and reports the norm unscaled.
+            scaler = self.engine.optimizer.loss_scaler
+            scaler.cur_scale = normaliser / self.world
+            try:
+                self.engine.step()
+            finally:
+                scaler.cur_scale = 1.0
+            norm = self.engine.get_global_grad_norm()
+            self._norm = float("nan") if norm is None else float(norm)
+        if not self.engine.was_step_applied():
+            raise ZeroError("DeepSpeed did not apply a step whose gradient was finite")
+        return {"grad_norm": self._norm, "lr": rate}
+
+    def _clip_reduced(self, *_: Any) -> None:
+        limit = self._section.clip_norm or float("inf")
+        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def owns_state(self) -> bool:
+        """Whether this rank's optimizer state is needed: at stage 0 all have the same."""
+        return self._section.zero == 1 or self.rank == 0
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer state of this rank, of tensors and plain values; no gradients."""
+        optimizer = self.engine.optimizer
+        state: dict[str, Any] = {"zero": self._section.zero, "world": self.world}
+        if self._section.zero == 1:
+            state["optimizer"] = optimizer.optimizer.state_dict()
+            state["masters"] = [part.detach() for part in optimizer.single_partition_of_fp32_groups]
+        else:
+            state["optimizer"] = optimizer.state_dict()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up `state` of the same stage (and, at stage 1, the same number of ranks)."""
+        zero, world = self._section.zero, self.world
+        if state["zero"] != zero or (zero == 1 and state["world"] != world):
+            raise ZeroError(
+                f"the checkpoint was written at ZeRO {state['zero']} by {state['world']} ranks, "
+                f"but learner.zero is {zero} with {world}: resume with the same"
+            )
+        optimizer = self.engine.optimizer
+        if zero == 1:
+            optimizer.optimizer.load_state_dict(state["optimizer"])
+            for part, saved in zip(
+                optimizer.single_partition_of_fp32_groups, state["masters"], strict=True
+            ):
+                part.data.copy_(saved)
+        else:
+            optimizer.load_state_dict(state["optimizer"])
+
+
+def warmed_up(lr: float, updates: int, warmup_steps: int) -> float:
+    """Learning rate of the step after `updates` others: linear up to `lr`."""
+    return lr * min(1.0, (updates + 1) / max(1, warmup_steps))

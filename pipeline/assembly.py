@@ -1,0 +1,89 @@
+"""A configuration becomes a coordinator: settings in numbers, plug-ins constructed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.configfile import plugin_class
+from pipeline.coordinator import Coordinator
+from pipeline.core import Seams, Settings
+from pipeline.prompts import Dataset
+from pipeline.runfolder import RunFolder
+from pipeline.text import Tokenizer
+from pipeline.transport import Hub
+
+GAP_LIMIT_FLOAT32 = 1e-3
+"""Nats; 4e-6 was measured on a CPU. Other precisions are reported, not refused."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the stage is made of; built by `pipeline.stage_main`."""
+
+    config: Config
+    run: RunFolder
+    hub: Hub
+    coordinator: Coordinator
+    tokenizer: Tokenizer
+    data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
+    incarnation: int
+    weights: Path
+    resumed_step: int  # of the checkpoint that the run goes on from, -1 for none
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and the longest response together."""
+        prompts = (len(item.tokens) // 4 for data in self.data.values() for item in data.items)
+        return max(prompts, default=0) + self.config.sampling.max_tokens
+
+
+def settings(config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset) -> Settings:
+    """The coordinator's part of the configuration."""
+    exact = config.engine.dtype == "float32"
+    return Settings(
+        seed=config.seed,
+        steps=config.step.count,
+        need=config.step.prompts,
+        reserve=config.step.reserve,
+        tries=config.step.tries,
+        size=config.group.size,
+        max_tokens=config.sampling.max_tokens,
+        ranks=config.learner.ranks,
+        overlap=config.learner.overlap,
+        prompts=len(train),
+        held_out=len(held_out),
+        eval_every=config.eval.every if len(held_out) else 0,
+        eval_samples=config.eval.samples,
+        checkpoint_every=config.checkpoint.every,
+        stop_tokens=tokenizer.eos,
+        warn_s=config.watch.warn_s,
+        gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
+    )
+
+
+def seams(config: Config) -> Seams:
+    """The plug-ins that decide in the stage. Raises PluginError."""
+
+    def make(seam: str, **extra: Any) -> Any:
+        cls, options = plugin_class(seam, getattr(config, seam))
+        return cls(options, **extra)
+
+    return Seams(
+        prompts=make("prompts", seed=config.seed),
+        budget=make("budget"),
+        selector=make("selector"),
+        batch=make("batch"),
+        advantage=make("advantage"),
+    )
+
+
+def coordinator(
+    config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
+) -> Coordinator:
+    """A fresh coordinator for this run."""
+    lengths = [len(item.tokens) // 4 for item in train.items]
+    return Coordinator(settings(config, tokenizer, train, held_out), seams(config), lengths)

@@ -1,0 +1,1 @@
+"""Budgets of the house, one a file: prompts -> how many candidates each, and how long."""

@@ -1,0 +1,166 @@
+"""Every setting, one frozen Struct a section, with its meaning, unit and default.
+
+A part of darts receives its own section, never the whole configuration.
+Reading files, overrides and checks are in `pipeline.configfile`. A plug-in
+seam holds the plug-in's name and its options, already checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the sections."""
+
+
+class Plugin(msgspec.Struct, frozen=True, kw_only=True):
+    """A named plug-in: `selector: dual_end` or `selector: {dual_end: {longest: 2}}`."""
+
+    name: str
+    options: dict[str, Any] = {}
+    """Every option with its value, defaults included, once the configuration is loaded."""
+
+
+class Data(Section, frozen=True, kw_only=True):
+    train: str = "chain_sums"
+    """A task of the house (`chain_sums`), or a JSONL file with one prompt a line."""
+    held_out: str | int = 256
+    """Prompts for evaluation: a JSONL file, or this many of a task's held-out prompts."""
+    prompt: str = "prompt"
+    """Field of a line that holds the prompt's text."""
+    answer: str = "answer"
+    """Field of a line that holds what the reward compares with."""
+    bad_lines: str = "stop"
+    """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
+
+
+class SamplingSection(Section, frozen=True, kw_only=True):
+    temperature: float = 1.0
+    """Of training samples; above 0. The learner divides its logits by the same."""
+    max_tokens: int = 128
+    """Limit of a response, tokens."""
+
+
+class Step(Section, frozen=True, kw_only=True):
+    count: int = 60
+    """Optimizer steps of the run."""
+    prompts: int = 16
+    """Groups trained on in one step."""
+    reserve: int = 0
+    """Groups opened beyond those needed: what is open at the close is deferred."""
+    tries: float = 2.0
+    """A step opens at most tries x prompts groups; then it closes with those it has."""
+
+
+class GroupSection(Section, frozen=True, kw_only=True):
+    size: int = 8
+    """M: trajectories trained on per prompt."""
+
+
+class LearnerSection(Section, frozen=True, kw_only=True):
+    ranks: int = 1
+    """Data-parallel learner processes."""
+    zero: int = 0
+    """DeepSpeed ZeRO stage, 0 or 1."""
+    lr: float = 1.0e-4
+    """Learning rate of AdamW, after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """Of AdamW, on every parameter."""
+    clip_norm: float = 1.0
+    """Gradient norm above which the gradient is scaled down to it; 0: never."""
+    warmup_steps: int = 5
+    """Steps over which the learning rate rises linearly to `lr`."""
+    tokens_per_micro_batch: int = 4096
+    """Tokens (prompt, response and padding) in one forward and backward."""
+    overlap: str = "group"
+    """`group`: forward and backward of taken groups while others still generate;
+    `off`: learn when the step's generation has ended."""
+    importance_cap: float = 0.0
+    """Truncated importance sampling: weight tokens by min(learner / engine probability,
+    this). 0: off."""
+    threads: int = 1
+    """CPU threads of each rank; 0: leave it to torch."""
+
+
+class EngineSection(Section, frozen=True, kw_only=True):
+    kind: str = "vllm"
+    """`vllm`, or `simulated` (lengths from a distribution; for tests of everything else)."""
+    count: int = 1
+    """Engine processes."""
+    slots: int = 64
+    """Sequences that run at once on one engine."""
+    chunk_tokens: int = 16
+    """New tokens of a trajectory that are sent in one chunk."""
+    dtype: str = "float32"
+    """Of weights and computation in vLLM: float32, bfloat16, auto."""
+    cpu_cores: str = "auto"
+    """CPU only: cores for vLLM's threads ("0", "0-3"); `auto`: the first core for the
+    engine when there are two or more, so that the learner keeps the others."""
+    cpu_kv_gib: int = 1
+    """CPU only: memory of the key/value cache, GiB."""
+    gpu_memory: float = 0.5
+    """GPU only: share of the device memory that vLLM may take."""
+    tensor_parallel: int = 1
+    """GPUs of one engine."""
+    restarts: int = 5
+    """How often a dead engine is started again before the run stops."""
+
+
+class Evaluation(Section, frozen=True, kw_only=True):
+    every: int = 20
+    """Steps between evaluations; also before the first and after the last. 0: never."""
+    samples: int = 4
+    """Responses for each held-out prompt."""
+
+
+class CheckpointSection(Section, frozen=True, kw_only=True):
+    every: int = 20
+    """Steps between checkpoints; also after the last step and at Ctrl-C. 0: never."""
+    keep: int = 3
+    """Newest checkpoints kept, at least 2."""
+
+
+class Watch(Section, frozen=True, kw_only=True):
+    warn_s: float = 20.0
+    """A wait longer than this prints one line that names what it waits for."""
+    lost_s: float = 5.0
+    """A peer that is silent for so long is lost."""
+    join_s: float = 600.0
+    """How long engines and learner may take to join; then the run stops, naming who is missing."""
+    stop_s: float = 10.0
+    """From Ctrl-C to the end of every process, a checkpoint included."""
+
+
+class Config(Section, frozen=True, kw_only=True):
+    model: str
+    """Directory of any Hugging Face causal LM with its tokenizer."""
+    seed: int = 0
+    """Prompt order, sampling and evaluation follow from it."""
+    data: Data = Data()
+    sampling: SamplingSection = SamplingSection()
+    step: Step = Step()
+    group: GroupSection = GroupSection()
+    prompts: Plugin = Plugin(name="shuffled")
+    """Plug-in: which prompts come next."""
+    budget: Plugin = Plugin(name="uniform")
+    """Plug-in: how many candidates a prompt gets."""
+    selector: Plugin = Plugin(name="dual_end")
+    """Plug-in: which candidates are trained on, and when a group ends."""
+    batch: Plugin = Plugin(name="fifo")
+    """Plug-in: which groups a step takes, and when it closes."""
+    reward: Plugin = Plugin(name="exact")
+    """Plug-in: what a response is worth."""
+    advantage: Plugin = Plugin(name="grpo")
+    """Plug-in: rewards of a group to advantages."""
+    loss: Plugin = Plugin(name="dapo")
+    """Plug-in: the objective on the learner."""
+    learner: LearnerSection = LearnerSection()
+    engine: EngineSection = EngineSection()
+    eval: Evaluation = Evaluation()
+    checkpoint: CheckpointSection = CheckpointSection()
+    watch: Watch = Watch()

@@ -1,0 +1,125 @@
+"""A typed `Config` -> complaints about its values: ranges, choices, and pairs that clash.
+
+Pure, but for listing the tasks of the house. Says what was found, the rule and
+the cure; `pipeline.configfile` adds where it was written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.config import Config
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.bad_lines": ("stop", "skip"),
+    "learner.overlap": ("off", "group"),
+    "engine.kind": ("vllm", "simulated"),
+    "engine.dtype": ("float32", "bfloat16", "auto"),
+}
+
+
+def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= low, f"at least {low}"
+
+
+def _above(low: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value > low, f"above {low}"
+
+
+_CORES = re.compile(r"auto|\d+(-\d+)?(,\d+(-\d+)?)*")
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
+    "data.held_out": (lambda value: isinstance(value, str) or value >= 0, "at least 0, or a file"),
+    "data.prompt": (bool, "the name of a field"),
+    "data.answer": (bool, "the name of a field"),
+    "sampling.temperature": _above(0),
+    "sampling.max_tokens": _at_least(1),
+    "step.count": _at_least(0),
+    "step.prompts": _at_least(1),
+    "step.reserve": _at_least(0),
+    "step.tries": _at_least(1),
+    "group.size": _at_least(2),
+    "learner.ranks": _at_least(1),
+    "learner.lr": _above(0),
+    "learner.betas": (
+        lambda value: all(0 <= beta < 1 for beta in value),
+        "two numbers from 0 to below 1",
+    ),
+    "learner.weight_decay": _at_least(0),
+    "learner.clip_norm": _at_least(0),
+    "learner.warmup_steps": _at_least(0),
+    "learner.tokens_per_micro_batch": _at_least(1),
+    "learner.importance_cap": _at_least(0),
+    "learner.threads": _at_least(0),
+    "engine.count": _at_least(1),
+    "engine.slots": _at_least(1),
+    "engine.chunk_tokens": _at_least(1),
+    "engine.cpu_cores": (
+        lambda value: _CORES.fullmatch(value) is not None,
+        'auto, or cores such as "0" or "0-3"',
+    ),
+    "engine.cpu_kv_gib": _at_least(1),
+    "engine.gpu_memory": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "engine.tensor_parallel": _at_least(1),
+    "engine.restarts": _at_least(0),
+    "eval.every": _at_least(0),
+    "eval.samples": _at_least(1),
+    "checkpoint.every": _at_least(0),
+    "checkpoint.keep": _at_least(2),
+    "watch.warn_s": _above(0),
+    "watch.lost_s": (lambda value: value >= 2, "at least 2: peers are heard once a second"),
+    "watch.join_s": _above(0),
+    "watch.stop_s": _above(0),
+}
+
+
+def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, complaint) for every value that does not fit."""
+    for key, choices in CHOICES.items():
+        value = value_of(config, key)
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield key, f"found {value!r}, expected one of {', '.join(choices)}{hint}"
+    for key, (fits, rule) in RULES.items():
+        value = value_of(config, key)
+        if not fits(value):
+            yield key, f"found {value!r}, expected {rule}"
+    yield from _pairs(config)
+
+
+def _pairs(config: Config) -> Iterator[tuple[str, str]]:
+    zero = config.learner.zero
+    if zero in (2, 3):
+        yield "learner.zero", f"stage {zero} comes with a later version; 0 and 1 work now"
+    elif zero not in (0, 1):
+        yield "learner.zero", f"found {zero}, expected 0 or 1"
+    if config.eval.every:
+        if config.data.held_out == 0:
+            yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"
+        elif config.data.train not in tasks() and not isinstance(config.data.held_out, str):
+            cure = "name a file of held-out prompts, or set eval.every: 0"
+            found = f"found {config.data.held_out}, but data.train is a file"
+            yield "data.held_out", f"{found}: {cure}"
+    if config.data.prompt == config.data.answer:
+        yield "data.answer", f"found {config.data.answer!r}, the same field as data.prompt"
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def tasks() -> list[str]:
+    """Names of the tasks of the house."""
+    package = importlib.import_module("pipeline.tasks")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))

@@ -1,0 +1,367 @@
+"""The sans-I/O heart: (event, now) -> commands.
+
+No sockets, no clock, no asyncio, no torch: the same events give the same
+commands, always. The work is in the parts (`placement`, `intake`, `selection`,
+`steps`); this file holds the table from event to handler, and the order of a
+run: everybody joins, evaluation, step, publish, and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from pipeline import waits
+from pipeline.core import Core, Seams, Settings
+from pipeline.evaluation import Evaluations
+from pipeline.events import (
+    AnyCommand,
+    AnyEvent,
+    Checkpointed,
+    Cut,
+    EngineJoined,
+    EngineLost,
+    Halt,
+    LearnerJoined,
+    LearnerLost,
+    Restart,
+    RewardMissing,
+    RewardReady,
+    ShutDown,
+    StepApplied,
+    StepRejected,
+    Tick,
+    Tokens,
+    Trained,
+    TrainingFailed,
+    VersionPublished,
+    WeightsRefused,
+    WeightsServed,
+)
+from pipeline.groups import Stage, State
+from pipeline.intake import Intake
+from pipeline.placement import Placement
+from pipeline.plugins import Ticked, WeightsPublished
+from pipeline.roster import Roster
+from pipeline.selection import Selection
+from pipeline.steps import Steps
+
+MOST_REFUSALS = 3
+"""Loads of one version that an engine may fail before it is restarted."""
+
+
+_AFTER_THE_CUT = (Checkpointed, LearnerLost, Halt, Tick)
+
+
+class Phase(StrEnum):
+    STARTING = "starting"  # learner and engines are joining
+    EVALUATING = "evaluating"
+    TRAINING = "training"
+    CLOSED = "closed"  # the last checkpoint is being written
+    HALTING = "halting"  # Ctrl-C or an error: one cut, then the end
+    OVER = "over"
+
+
+class Coordinator:
+    """Decides everything; a shell carries sockets, clock, files and processes."""
+
+    def __init__(self, settings: Settings, seams: Seams, prompt_tokens: Sequence[int]) -> None:
+        self.core = Core(settings, seams, prompt_tokens)
+        self.placement = Placement(self.core)
+        self.evaluations = Evaluations(self.core)
+        self.roster = Roster(self.core, self.placement, on_change=lambda: self.steps.changed())  # noqa: PLW0108
+        self.selection = Selection(
+            self.core,
+            self.placement,
+            self.roster,
+            on_change=lambda: self.steps.changed(),  # noqa: PLW0108  made below
+            on_evaluated=self._evaluated,
+        )
+        self.steps = Steps(self.core, self.placement, self.roster, self.selection)
+        self.intake = Intake(
+            self.core,
+            self.placement,
+            on_growth=self.selection.grown,
+            on_end=self.selection.ended,
+            on_hopeless=self.selection.hopeless,
+        )
+        self.phase = Phase.STARTING
+        self.learners: set[int] = set()
+        self.cutting_since: float | None = None
+        self.cut_step = -1  # of the newest one that was asked for
+        self.last_cut = False  # the one that is being written ends the run
+        self.error = ""
+        self.watch = waits.Watch()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            EngineJoined: self._engine_joined,
+            EngineLost: self._engine_lost,
+            Tokens: self._tokens,
+            WeightsServed: self._served,
+            WeightsRefused: self._refused,
+            RewardReady: lambda e: self.selection.rewarded(e.trajectory, e.value, e.parts, ""),
+            RewardMissing: lambda e: self.selection.rewarded(e.trajectory, None, {}, e.why),
+            LearnerJoined: lambda e: self.learners.add(e.rank),
+            LearnerLost: self._learner_lost,
+            VersionPublished: self._first_version,
+            Trained: self.steps.trained,
+            TrainingFailed: self.steps.failed,
+            StepApplied: self._applied,
+            StepRejected: self.steps.rejected,
+            Checkpointed: self._checkpointed,
+            Tick: self._tick,
+            Halt: self._halt,
+        }
+
+    def handle(self, event: AnyEvent, now: float) -> list[AnyCommand]:
+        """Take one event; return what is to be done about it, in order.
+
+        Raises PluginFault when a plug-in asks for what cannot be: the run
+        cannot go on, its last checkpoint is good.
+        """
+        self.core.now = now
+        if self.phase is Phase.HALTING and self.last_cut and not isinstance(event, _AFTER_THE_CUT):
+            return []  # the run ends at its cut: what comes after it is done again by a resume
+        self._handlers[type(event)](event)
+        self._settle()
+        return self.core.take_out()  # type: ignore[return-value]
+
+    # --- the order of a run -------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Move on as far as the event allows, then fill free slots."""
+        if self.phase is Phase.HALTING:
+            self._cut_and_stop()
+            return
+        if self.phase in (Phase.CLOSED, Phase.OVER):
+            return
+        if self.phase is Phase.STARTING:
+            everyone = len(self.learners) == self.core.settings.ranks
+            if not (everyone and self.placement.serving()):
+                return
+            self._next()
+        if self.phase is Phase.EVALUATING and self.evaluations.done:
+            self.evaluations.finish()
+            self._next()
+        if self.phase is Phase.TRAINING:
+            self.steps.pump()
+            while not self.steps.state.is_open and self.phase is Phase.TRAINING:
+                if self.steps.hopeless:
+                    self._halt(Halt(error="three steps in a row were skipped"))
+                    self._cut_and_stop()
+                    return
+                self._cut_if_due()
+                self._next()  # an empty or skipped step: no new version to wait for
+                self.steps.pump()
+        self.placement.place()
+
+    def _next(self) -> None:
+        """After a publish: evaluation when due, else the step, else the end."""
+        core = self.core
+        if self.evaluations.due(final=core.step >= core.settings.steps):
+            self.phase = Phase.EVALUATING
+            self.evaluations.begin(self.roster)
+        elif core.step >= core.settings.steps:
+            self.phase = Phase.CLOSED
+            self._cut_if_due()  # unless it was cut when the step was done
+            if self.cutting_since is None:
+                self._end()
+        else:
+            self.phase = Phase.TRAINING
+            if not self.steps.state.is_open:
+                self.steps.open()
+
+    def _end(self) -> None:
+        if self.phase is Phase.OVER:
+            return
+        self.phase = Phase.OVER
+        self.core.emit(ShutDown(error=self.error))
+
+    # --- engines ------------------------------------------------------------------------
+
+    def _engine_joined(self, event: EngineJoined) -> None:
+        if event.engine in self.placement.engines:
+            self._lose(event.engine)
+        self.placement.join(event.engine, event.epoch, event.slots)
+
+    def _engine_lost(self, event: EngineLost) -> None:
+        if event.engine in self.placement.engines:
+            moved = self._lose(event.engine)
+            self.core.report(
+                "warning",
+                text=f"engine {event.engine} lost ({event.why}); "
+                f"{moved} trajectories go on elsewhere",
+            )
+
+    def _lose(self, engine: str) -> int:
+        running = self.placement.lose(engine)
+        for trajectory in running:
+            if trajectory.state is not State.RUNNING:
+                continue  # the end of one before it made the selector discard this one
+            if not self.intake.end_if_complete(trajectory):
+                self.placement.requeue(trajectory)
+        return len(running)
+
+    def _tokens(self, event: Tokens) -> None:
+        why = self.intake.frame(event)
+        if why:
+            self._engine_lost(EngineLost(engine=event.engine, why=why))
+            self.core.emit(Restart(peer=event.engine, why=why))
+
+    def _served(self, event: WeightsServed) -> None:
+        engine = self.placement.engines.get(event.engine)
+        if engine is None or event.version != engine.loading:
+            return
+        if event.gap > self.core.settings.gap_limit:
+            self._refused(
+                WeightsRefused(
+                    engine=event.engine,
+                    version=event.version,
+                    why=f"probe differs by {event.gap:.2g} nats, "
+                    f"limit {self.core.settings.gap_limit:.2g}",
+                )
+            )
+            return
+        engine.version, engine.loading, engine.refusals = event.version, -1, 0
+        self.core.report("served", engine=event.engine, version=event.version, gap=event.gap)
+
+    def _refused(self, event: WeightsRefused) -> None:
+        engine = self.placement.engines.get(event.engine)
+        if engine is None or event.version != engine.loading:
+            return
+        engine.refusals += 1
+        self.core.report(
+            "warning", text=f"engine {event.engine}, version {event.version}: {event.why}"
+        )
+        if engine.refusals < MOST_REFUSALS:
+            self.placement.serve(engine)
+        else:
+            self._engine_lost(EngineLost(engine=event.engine, why="it cannot load the weights"))
+            self.core.emit(Restart(peer=event.engine, why="it cannot load the weights"))
+
+    # --- the learner --------------------------------------------------------------------
+
+    def _first_version(self, event: VersionPublished) -> None:
+        self.core.version = event.version
+        self.placement.published()
+        self.selection.version_known()
+
+    def _applied(self, event: StepApplied) -> None:
+        version = self.steps.applied(event)
+        if version is None:
+            return
+        core = self.core
+        core.version = version
+        self.placement.published()
+        if self.selection.wants.published:
+            for group in core.train_groups(Stage.OPEN):
+                self.selection.ask(group, WeightsPublished())
+        if self.phase is Phase.TRAINING:  # at a halt another cut comes
+            self._cut_if_due()
+            self._next()
+
+    def _learner_lost(self, event: LearnerLost) -> None:
+        """The learner's weights and optimizer are gone: only a checkpoint brings them back."""
+        self.error = f"learner rank {event.rank} lost: {event.why}"
+        self._end()
+
+    # --- checkpoints and the end --------------------------------------------------------
+
+    def _cut_if_due(self) -> None:
+        core = self.core
+        every = core.settings.checkpoint_every
+        due = every and (core.step % every == 0 or core.step == core.settings.steps)
+        if not due or core.step in (0, self.cut_step):
+            return
+        if self.cutting_since is None:
+            self._cut()
+        elif core.step < core.settings.steps:  # that of the last step waits for its turn
+            self.core.report(
+                "warning",
+                text=f"no checkpoint at step {core.step}: the one before is still being written",
+            )
+
+    def _cut(self) -> None:
+        self.cutting_since, self.cut_step = self.core.now, self.core.step
+        self.core.emit(Cut(step=self.core.step, version=self.core.version))
+
+    def _checkpointed(self, event: Checkpointed) -> None:
+        self.cutting_since = None
+        if event.error:
+            self.core.report("warning", text=f"no checkpoint at step {event.step}: {event.error}")
+        if self.phase is Phase.CLOSED and event.step < self.core.step:
+            self._cut()  # the last one had to wait for this one
+        elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.last_cut):
+            self._end()
+
+    def _halt(self, event: Halt) -> None:
+        if self.phase in (Phase.HALTING, Phase.CLOSED, Phase.OVER):
+            self.error = self.error or event.error
+            return
+        self.error = event.error
+        self.phase = Phase.HALTING
+        for trajectory in list(self.core.trajectories.values()):
+            if trajectory.engine:  # legs end at the tokens held
+                self.placement.end_leg(trajectory)
+                if not self.intake.end_if_complete(trajectory):
+                    self.placement.requeue(trajectory)
+
+    def _cut_and_stop(self) -> None:
+        """No cut inside the optimizer step: wait for it, then cut once."""
+        if self.cutting_since is not None or self.steps.finishing:
+            return
+        if self.core.version < 0 or len(self.learners) < self.core.settings.ranks:
+            self._end()  # nothing has begun, or a rank is not there to write its part
+        else:
+            self.last_cut = True
+            self._cut()
+
+    def outcome(self, train_seconds: float) -> dict[str, Any]:
+        """`result.json`: accuracy and lengths before and after, and where the tokens went."""
+        history = self.evaluations.history
+        first, last = (history[0], history[-1]) if history else ({}, {})
+        return {
+            "accuracy_before": first.get("accuracy"),
+            "accuracy_after": last.get("accuracy"),
+            "mean_tokens_before": first.get("tokens_mean"),
+            "mean_tokens_after": last.get("tokens_mean"),
+            "steps": self.core.step,
+            "train_seconds": round(train_seconds, 2),
+            "tokens": dict(self.core.ledger.accounts),
+            "tokens_reported_by_engines": self.placement.total_reported,
+        }
+
+    @property
+    def unfinished(self) -> bool:
+        """The run was stopped before its last step or its last evaluation."""
+        core = self.core
+        return core.step < core.settings.steps or self.evaluations.due(final=True)
+
+    def live(self, training_seconds: float) -> dict[str, Any]:
+        """A few figures of now, for the live line."""
+        core = self.core
+        return {
+            "phase": self.phase.value,
+            "step": core.step,
+            "steps": core.settings.steps,
+            "running": sum(len(e.legs) for e in self.placement.engines.values()),
+            "sampled": core.ledger.sampled,
+            "evaluating": self.evaluations.open,
+            "training_seconds": round(training_seconds, 1),
+        }
+
+    # --- time ---------------------------------------------------------------------------
+
+    def _tick(self, event: Tick) -> None:
+        del event
+        if self.selection.wants.tick and self.phase is Phase.TRAINING:
+            for group in self.core.train_groups(Stage.OPEN):
+                if group.stage is Stage.OPEN:
+                    self.selection.ask(group, Ticked())
+        line = self.watch.overdue(self)
+        if line:
+            self.core.report("wait", text=line)
+
+    def _evaluated(self, group: Any) -> None:
+        self.evaluations.add(group)
+        self.roster.end(group, Stage.EVALUATED)

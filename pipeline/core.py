@@ -1,0 +1,120 @@
+"""What the parts of the coordinator share: settings, plug-ins, live groups, the outbox.
+
+No socket, no clock (`now` is set by the event at hand), no randomness that
+does not follow from the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Generator, Sequence
+
+import msgspec
+
+from pipeline.events import Command, EndLegs, Report
+from pipeline.groups import Group, Stage, Trajectory
+from pipeline.ledger import Ledger
+from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.statistics import RunningStatistics
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The coordinator's part of the configuration, in numbers."""
+
+    seed: int
+    steps: int
+    need: int  # groups of a step
+    reserve: int  # groups opened beyond those
+    tries: float  # at most tries x need groups are opened for a step
+    size: int  # M
+    max_tokens: int
+    ranks: int
+    overlap: str  # group | off
+    prompts: int  # in the training set
+    held_out: int  # prompts evaluated on
+    eval_every: int
+    eval_samples: int
+    checkpoint_every: int
+    stop_tokens: frozenset[int]
+    warn_s: float
+    gap_limit: float  # probe difference (nats) above which an engine is not admitted
+    most_candidates: int = 1024  # of one group, a guard against selectors that never stop
+
+
+class Seams(msgspec.Struct, frozen=True, kw_only=True):
+    """The plug-ins that decide in this process."""
+
+    prompts: PromptOrder
+    budget: Budget
+    selector: Selector
+    batch: Batch
+    advantage: Advantage
+
+
+class PluginFault(Exception):
+    """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
+
+
+@contextlib.contextmanager
+def asking(plugin: object, about: str) -> Generator[None, None, None]:
+    """Whatever a plug-in raises is its fault, and is named so.
+
+    Args:
+        about: its seam, and the group where there is one.
+    """
+    try:
+        yield
+    except Exception as error:
+        name = type(plugin).__name__
+        raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
+
+
+class Core:
+    """Live state. Groups and trajectories leave it when they have ended."""
+
+    def __init__(self, settings: Settings, seams: Seams, prompt_tokens: Sequence[int]) -> None:
+        self.settings = settings
+        self.seams = seams
+        self.prompt_tokens = prompt_tokens  # length of each training prompt
+        self.ledger = Ledger()
+        self.statistics = RunningStatistics()
+        self.groups: dict[int, Group] = {}
+        self.trajectories: dict[int, Trajectory] = {}
+        self.next_group = 0
+        self.next_trajectory = 0
+        self.step = 0  # steps done
+        self.version = -1  # published by the learner; -1: none yet
+        self.now = 0.0
+        self.out: list[Command] = []
+        self._endings: dict[str, list[tuple[int, int]]] = {}
+
+    def emit(self, command: Command) -> None:
+        self.out.append(command)
+
+    def report(self, what: str, **fields: object) -> None:
+        self.out.append(Report(what=what, fields={"step": self.step, **fields}))
+
+    def end_on_engine(self, engine: str, trajectory: int, leg: int) -> None:
+        """Have the engine stop a leg; gathered into one message an engine and event."""
+        self._endings.setdefault(engine, []).append((trajectory, leg))
+
+    def take_out(self) -> list[Command]:
+        """Everything emitted since the last call."""
+        for engine, legs in self._endings.items():
+            self.out.append(EndLegs(engine=engine, legs=tuple(legs)))
+        self._endings = {}
+        out, self.out = self.out, []
+        return out
+
+    def train_groups(self, *stages: Stage) -> list[Group]:
+        """Live training groups in these stages, oldest first."""
+        return [g for g in self.groups.values() if g.kind == "train" and g.stage in stages]
+
+    def seed_of(self, group: Group, trajectory: Trajectory) -> int:
+        """A leg's own seed: resumed with the first one it would draw the same numbers again."""
+        key = (
+            f"{self.settings.seed}/{group.kind}/{group.step if group.kind == 'eval' else 0}"
+            f"/{group.prompt}/{group.id}/{group.attempt}/{trajectory.member}/{trajectory.leg}"
+        )
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2

@@ -1,0 +1,254 @@
+"""What the coordinator hears (events) and what it asks for (commands).
+
+Plain frozen values without sockets or clocks: the stage makes events of
+messages and messages of commands, tests and the simulation do the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pipeline.messages import ChunkHead, TrainMember
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of the events."""
+
+
+class EngineJoined(Event, frozen=True, kw_only=True):
+    """A worker is connected; it serves no version until `WeightsServed`."""
+
+    engine: str
+    epoch: int
+    slots: int
+
+
+class EngineLost(Event, frozen=True, kw_only=True):
+    engine: str
+    why: str
+
+
+class Tokens(Event, frozen=True, kw_only=True):
+    """One data-plane frame, decoded and checked."""
+
+    engine: str
+    epoch: int
+    sequence: int
+    sampled: int
+    chunks: tuple[ChunkHead, ...]
+    tokens: bytes  # int32
+    logprobs: bytes  # float32
+
+
+class WeightsServed(Event, frozen=True, kw_only=True):
+    """An engine has loaded a version; `gap` is its largest probe difference (nats)."""
+
+    engine: str
+    version: int
+    gap: float
+
+
+class WeightsRefused(Event, frozen=True, kw_only=True):
+    engine: str
+    version: int
+    why: str
+
+
+class RewardReady(Event, frozen=True, kw_only=True):
+    trajectory: int
+    value: float
+    parts: dict[str, float] = {}
+
+
+class RewardMissing(Event, frozen=True, kw_only=True):
+    """The reward function failed: the member is missing from its group, never a zero."""
+
+    trajectory: int
+    why: str
+
+
+class LearnerJoined(Event, frozen=True, kw_only=True):
+    rank: int
+
+
+class LearnerLost(Event, frozen=True, kw_only=True):
+    rank: int
+    why: str
+
+
+class VersionPublished(Event, frozen=True, kw_only=True):
+    """The version that a fresh or resumed learner starts from."""
+
+    version: int
+
+
+class Trained(Event, frozen=True, kw_only=True):
+    rank: int
+    group: int
+    tokens: float
+    metrics: dict[str, float] = {}
+
+
+class TrainingFailed(Event, frozen=True, kw_only=True):
+    rank: int
+    group: int
+    why: str
+
+
+class StepApplied(Event, frozen=True, kw_only=True):
+    rank: int
+    step: int
+    version: int
+    metrics: dict[str, float] = {}
+
+
+class StepRejected(Event, frozen=True, kw_only=True):
+    rank: int
+    step: int
+    why: str
+
+
+class Checkpointed(Event, frozen=True, kw_only=True):
+    """The cut that was asked for is on disk, or is not (`error`)."""
+
+    step: int
+    error: str = ""
+
+
+class Tick(Event, frozen=True, kw_only=True):
+    """About once a second."""
+
+
+class Halt(Event, frozen=True, kw_only=True):
+    """Cut a checkpoint and end. `error`: the run failed; '' for Ctrl-C."""
+
+    error: str = ""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of the commands."""
+
+
+class Place(Command, frozen=True, kw_only=True):
+    """Start a leg on an engine; the stage adds the prompt's tokens."""
+
+    engine: str
+    kind: str  # train | eval
+    prompt: int
+    trajectory: int
+    leg: int
+    prefix: bytes
+    max_tokens: int
+    seed: int
+
+
+class EndLegs(Command, frozen=True, kw_only=True):
+    engine: str
+    legs: tuple[tuple[int, int], ...]
+
+
+class Judge(Command, frozen=True, kw_only=True):
+    """Score an ended trajectory; answered by RewardReady or RewardMissing."""
+
+    kind: str
+    prompt: int
+    group: int
+    trajectory: int
+    tokens: bytes
+    finish: str  # stop | length
+
+
+class Unjudge(Command, frozen=True, kw_only=True):
+    """The reward is not wanted any more."""
+
+    trajectory: int
+
+
+class Train(Command, frozen=True, kw_only=True):
+    rank: int
+    step: int
+    group: int
+    prompt: int
+    members: tuple[TrainMember, ...]
+
+
+class Forget(Command, frozen=True, kw_only=True):
+    rank: int
+    group: int
+
+
+class FinishStep(Command, frozen=True, kw_only=True):
+    """To every rank: all groups are in, scale by the normaliser and step."""
+
+    step: int
+    groups: tuple[int, ...]
+    normaliser: float
+
+
+class Serve(Command, frozen=True, kw_only=True):
+    """Have an engine load a version and prove it."""
+
+    engine: str
+    version: int
+
+
+class Cut(Command, frozen=True, kw_only=True):
+    """Write a checkpoint of this very moment."""
+
+    step: int
+    version: int
+
+
+class Restart(Command, frozen=True, kw_only=True):
+    """The peer is not to be trusted any more: end its process, start another."""
+
+    peer: str
+    why: str
+
+
+class Report(Command, frozen=True, kw_only=True):
+    """For people and files: `what` names a record, `fields` are its columns."""
+
+    what: str  # decision | group | step | eval | wait | warning
+    fields: dict[str, Any]
+
+
+class ShutDown(Command, frozen=True, kw_only=True):
+    error: str = ""
+
+
+AnyEvent = (
+    EngineJoined
+    | EngineLost
+    | Tokens
+    | WeightsServed
+    | WeightsRefused
+    | RewardReady
+    | RewardMissing
+    | LearnerJoined
+    | LearnerLost
+    | VersionPublished
+    | Trained
+    | TrainingFailed
+    | StepApplied
+    | StepRejected
+    | Checkpointed
+    | Tick
+    | Halt
+)
+AnyCommand = (
+    Place
+    | EndLegs
+    | Judge
+    | Unjudge
+    | Train
+    | Forget
+    | FinishStep
+    | Serve
+    | Cut
+    | Restart
+    | Report
+    | ShutDown
+)

@@ -1,0 +1,193 @@
+"""Trajectories and groups: what they hold, and the tables of what may happen to them.
+
+`advance` moves one along its table or raises `IllegalTransition` and changes
+nothing. The diagrams in the documentation are drawn from the tables. Both are
+Structs, so a checkpoint holds them as they are.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class IllegalTransition(Exception):
+    """Our own logic is wrong; nothing was changed."""
+
+
+class State(StrEnum):
+    """Of a trajectory."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PARKED = "parked"
+    FINISHED = "finished"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+
+
+class Cause(StrEnum):
+    PLACED = "placed"
+    ENDED = "ended"
+    HIT_LIMIT = "hit limit"
+    STOPPED = "stopped"
+    DISCARDED = "discarded"
+    SHELVED = "shelved"
+    RESUMED = "resumed"
+    LEG_LOST = "leg lost"
+
+
+TRANSITIONS: dict[State, dict[Cause, State]] = {
+    State.QUEUED: {
+        Cause.PLACED: State.RUNNING,
+        Cause.STOPPED: State.TRUNCATED,
+        Cause.DISCARDED: State.ABORTED,
+        Cause.SHELVED: State.PARKED,
+    },
+    State.RUNNING: {
+        Cause.ENDED: State.FINISHED,
+        Cause.HIT_LIMIT: State.TRUNCATED,
+        Cause.STOPPED: State.TRUNCATED,  # trainable: `Stop`, not `Abort`
+        Cause.DISCARDED: State.ABORTED,
+        Cause.SHELVED: State.PARKED,
+        Cause.LEG_LOST: State.QUEUED,  # keeps its tokens; the next leg resumes it
+    },
+    State.PARKED: {
+        Cause.RESUMED: State.QUEUED,
+        Cause.STOPPED: State.TRUNCATED,
+        Cause.DISCARDED: State.ABORTED,
+    },
+    State.FINISHED: {},
+    State.TRUNCATED: {},
+    State.ABORTED: {},
+}
+
+ENDED = frozenset({State.FINISHED, State.TRUNCATED})
+UNENDED = frozenset({State.QUEUED, State.RUNNING, State.PARKED})
+
+
+class Trajectory(msgspec.Struct, kw_only=True):
+    """One sampled response. Its tokens grow chunk by chunk, leg after leg."""
+
+    id: int
+    group: int
+    member: int  # index in the group, from 0
+    max_tokens: int
+    state: State = State.QUEUED
+    since: float = 0.0  # when it entered `state`
+    leg: int = 0  # number of the current leg, or of the next one to be placed
+    engine: str = ""  # of the running leg
+    tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
+    logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32
+    logprob_sum: float = 0.0
+    versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
+    parked_until: str = ""  # "slot" | "published" while parked
+    errors: int = 0  # legs that the engine ended by itself
+    scored: bool = False  # reward known or failed
+    reward: float | None = None
+    reward_why: str = ""  # why it failed
+    parts: dict[str, float] = {}
+
+    @property
+    def held(self) -> int:
+        """Response tokens held."""
+        return len(self.tokens) // 4
+
+    @property
+    def last_token(self) -> int:
+        """The newest token, -1 if none is held."""
+        return int.from_bytes(self.tokens[-4:], "little", signed=True) if self.tokens else -1
+
+    @property
+    def confidence(self) -> float:
+        """Mean behaviour logprob, nats per token."""
+        return self.logprob_sum / self.held if self.tokens else 0.0
+
+    @property
+    def reward_failed(self) -> bool:
+        return self.scored and self.reward is None
+
+    def advance(self, cause: Cause, now: float) -> None:
+        """Move along the table. Raises IllegalTransition and changes nothing."""
+        legal = TRANSITIONS[self.state]
+        if cause not in legal:
+            raise IllegalTransition(
+                f"trajectory {self.id}: {cause} while {self.state}; "
+                f"legal: {', '.join(legal) or 'none'}"
+            )
+        self.state, self.since = legal[cause], now
+
+
+class Stage(StrEnum):
+    """Of a group."""
+
+    OPEN = "open"
+    CHOSEN = "chosen"
+    READY = "ready"
+    TAKEN = "taken"
+    TRAINED = "trained"
+    DEFERRED = "deferred"
+    DROPPED = "dropped"
+    EVALUATED = "evaluated"
+
+
+GROUP_TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+    Stage.OPEN: frozenset({Stage.CHOSEN, Stage.DEFERRED, Stage.DROPPED, Stage.EVALUATED}),
+    Stage.CHOSEN: frozenset({Stage.READY, Stage.DEFERRED, Stage.DROPPED}),
+    Stage.READY: frozenset({Stage.TAKEN, Stage.DEFERRED, Stage.DROPPED}),
+    # back to READY: rank lost, step run again, checkpoint cut
+    Stage.TAKEN: frozenset({Stage.TRAINED, Stage.READY, Stage.DROPPED}),
+    Stage.TRAINED: frozenset(),
+    Stage.DEFERRED: frozenset(),
+    Stage.DROPPED: frozenset(),
+    Stage.EVALUATED: frozenset(),
+}
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """All trajectories sampled for one prompt in one attempt."""
+
+    id: int
+    kind: str  # train | eval
+    prompt: int
+    attempt: int
+    step: int
+    size: int  # M for this group
+    max_tokens: int
+    stage: Stage = Stage.OPEN
+    since: float = 0.0
+    sampled: int = 0  # members so far, those that have left the group included
+    members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
+    arrivals: list[int] = msgspec.field(default_factory=list[int])  # ids, in order of ending
+    enough: bool = False
+    dead: bool = False  # enough, and without signal so far: another prompt is opened for it
+    chosen: list[int] = msgspec.field(default_factory=list[int])  # in the selector's order
+    chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector
+    advantages: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
+    weights: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
+    rank: int = -1  # learner rank while taken
+    sent: bool = False  # TrainGroup has gone out
+    trained_tokens: float = -1.0  # reported by the rank; -1: not yet
+    why: str = ""
+
+    def member(self, trajectory: int) -> Trajectory | None:
+        """The member of that id, or None if it is none of this group."""
+        for found in self.members:
+            if found.id == trajectory:
+                return found
+        return None
+
+    def in_order_of_arrival(self) -> list[Trajectory]:
+        """Ended members as they ended, then the unended by id; aborted ones left out."""
+        by_id = {m.id: m for m in self.members}
+        return [by_id[i] for i in self.arrivals] + [m for m in self.members if m.state in UNENDED]
+
+    def advance(self, stage: Stage, now: float, why: str = "") -> None:
+        """Move along the table. Raises IllegalTransition and changes nothing."""
+        if stage not in GROUP_TRANSITIONS[self.stage]:
+            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.stage])) or "none"
+            raise IllegalTransition(
+                f"group {self.id}: to {stage} while {self.stage}; legal: {legal}"
+            )
+        self.stage, self.since, self.why = stage, now, why or self.why

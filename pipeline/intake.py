@@ -1,0 +1,132 @@
+"""Token frames become longer trajectories.
+
+One rule for duplicates, gaps, late tokens and races: a chunk is accepted only
+for its trajectory's current leg, and only at offset == tokens held. Frames are
+fenced by epoch and numbered without gaps; a gap means a lost frame, and for
+now a lost engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.core import Core
+from pipeline.events import Tokens
+from pipeline.groups import Cause, State, Trajectory
+from pipeline.messages import ChunkHead
+from pipeline.placement import EngineRecord, Placement
+
+MOST_ERRORS = 3
+"""Legs of one trajectory that an engine may end by itself before the member is given up."""
+
+
+class Intake:
+    """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, before)`
+    when it has grown and goes on, `on_hopeless(trajectory)` when engines keep failing on it."""
+
+    def __init__(
+        self,
+        core: Core,
+        placement: Placement,
+        on_growth: Callable[[Trajectory, int], None],
+        on_end: Callable[[Trajectory], None],
+        on_hopeless: Callable[[Trajectory], None],
+    ) -> None:
+        self._core, self._placement = core, placement
+        self._on_growth, self._on_end, self._on_hopeless = on_growth, on_end, on_hopeless
+
+    def frame(self, event: Tokens) -> str:
+        """Apply one frame. Returns '' or why the engine must be counted as lost."""
+        core = self._core
+        engine = self._placement.engines.get(event.engine)
+        if engine is None or event.epoch != engine.epoch or event.sequence < engine.next_sequence:
+            core.ledger.frames_refused += 1
+            return ""
+        if event.sequence > engine.next_sequence:
+            return f"frame {event.sequence} came, {engine.next_sequence} was due"
+        engine.next_sequence += 1
+        arrived = len(event.tokens) // 4
+        unseen = event.sampled - engine.sampled - arrived
+        if unseen < 0:  # its count is not believed, and the frame is not applied
+            return f"it counts {-unseen} tokens fewer than it sent"
+        engine.sampled = event.sampled
+        core.ledger.sample(unseen, "lost")
+        sums = self._sums(event)
+        start = 0
+        for chunk, total in zip(event.chunks, sums, strict=True):
+            self._chunk(engine, chunk, event, start, float(total))
+            start += 4 * chunk.count
+        return ""
+
+    @staticmethod
+    def _sums(event: Tokens) -> list[float]:
+        """Sum of logprobs of each chunk, by one array operation a frame."""
+        counts = np.array([chunk.count for chunk in event.chunks], dtype=np.int64)
+        if not len(counts):
+            return []
+        ends = np.concatenate(([0.0], np.cumsum(np.frombuffer(event.logprobs, "<f4"), dtype="f8")))
+        stops = np.cumsum(counts)
+        return (ends[stops] - ends[stops - counts]).tolist()
+
+    def _chunk(
+        self, engine: EngineRecord, chunk: ChunkHead, event: Tokens, start: int, total: float
+    ) -> None:
+        core = self._core
+        if chunk.finish:
+            self._placement.released(engine, chunk.trajectory, chunk.leg)
+        trajectory = core.trajectories.get(chunk.trajectory)
+        current = (
+            trajectory is not None
+            and trajectory.state is State.RUNNING
+            and trajectory.leg == chunk.leg
+            and trajectory.engine == engine.name
+        )
+        if trajectory is None or not current or trajectory.held != chunk.offset:
+            core.ledger.chunks_late += 1
+            core.ledger.sample(chunk.count, "aborted")
+            if trajectory is not None and current:  # a gap within the leg: resume from what we hold
+                self._placement.end_leg(trajectory)
+                if not self.end_if_complete(trajectory):
+                    self._placement.requeue(trajectory)
+            return
+        before = trajectory.held
+        if chunk.count:
+            end = start + 4 * chunk.count
+            trajectory.tokens += event.tokens[start:end]
+            trajectory.logprobs += event.logprobs[start:end]
+            trajectory.logprob_sum += total
+            if chunk.version not in trajectory.versions:
+                trajectory.versions.append(chunk.version)
+            core.ledger.sample(chunk.count, "open")
+        self._finish(trajectory, chunk.finish, before)
+
+    def _finish(self, trajectory: Trajectory, finish: str, before: int) -> None:
+        if finish == "stop":
+            self._end(trajectory, Cause.ENDED)
+        elif finish == "length":
+            self._end(trajectory, Cause.HIT_LIMIT)
+        elif finish:  # 'abort' or 'error' without our asking
+            trajectory.errors += 1
+            if trajectory.errors >= MOST_ERRORS:
+                self._on_hopeless(trajectory)
+            elif not self.end_if_complete(trajectory):
+                self._placement.requeue(trajectory)
+        elif trajectory.held > before:
+            self._on_growth(trajectory, before)
+
+    def end_if_complete(self, trajectory: Trajectory) -> bool:
+        """End a running one whose last token is a stop token, or which holds its maximum."""
+        if trajectory.last_token in self._core.settings.stop_tokens:
+            self._end(trajectory, Cause.ENDED)
+        elif trajectory.held >= trajectory.max_tokens:
+            self._end(trajectory, Cause.HIT_LIMIT)
+        else:
+            return False
+        return True
+
+    def _end(self, trajectory: Trajectory, cause: Cause) -> None:
+        trajectory.advance(cause, self._core.now)
+        trajectory.engine = ""
+        self._on_end(trajectory)

@@ -1,0 +1,82 @@
+"""Ended trajectories become text, and text a reward, in the reward workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pipeline.events import Halt, Judge, RewardMissing, RewardReady
+from pipeline.messages import ints
+from pipeline.prompts import Dataset
+from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.text import Tokenizer
+from pipeline.views import Sampled
+
+log = logging.getLogger("stage")
+
+
+class Judging:
+    """Scores what the coordinator wants scored; `answer` hears the reward, or that it failed.
+
+    Args:
+        data: the data set of each kind of group.
+        show: called with prompt, response and reward of every evaluation sample.
+    """
+
+    def __init__(
+        self,
+        pool: RewardPool,
+        tokenizer: Tokenizer,
+        data: dict[str, Dataset],
+        answer: Callable[[RewardReady | RewardMissing | Halt], None],
+        show: Callable[[str, str, float], None],
+    ) -> None:
+        self._pool, self._tokenizer, self._data = pool, tokenizer, data
+        self._answer, self._show = answer, show
+        self._wanted: set[int] = set()  # being scored, and not cancelled
+
+    def cancel(self, trajectory: int) -> None:
+        """Its reward is not wanted any more."""
+        self._wanted.discard(trajectory)
+        self._pool.cancel(trajectory)
+
+    async def judge(self, command: Judge) -> None:
+        """One trajectory. A reward that fails leaves the member missing, never a zero."""
+        trajectory = command.trajectory
+        self._wanted.add(trajectory)
+        try:
+            sample = self._sample(command)
+            score = await self._pool.score(sample, trajectory)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if trajectory not in self._wanted or (task is not None and task.cancelling()):
+                raise
+            self._answer(RewardMissing(trajectory=trajectory, why="reward workers started anew"))
+        except RewardFailed as failure:
+            log.warning("trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback)
+            self._answer(RewardMissing(trajectory=trajectory, why=failure.why))
+            if self._pool.verdict is not None:
+                self._answer(Halt(error=self._pool.verdict))
+        except Exception as error:  # not of the reward function: still no zero, and no silence
+            log.exception("trajectory %d", trajectory)
+            self._answer(RewardMissing(trajectory=trajectory, why=repr(error)))
+        else:
+            if command.kind == "eval":
+                self._show(sample.prompt, sample.response, score.value)
+            parts = dict(score.parts)
+            self._answer(RewardReady(trajectory=trajectory, value=score.value, parts=parts))
+        finally:
+            self._wanted.discard(trajectory)
+
+    def _sample(self, command: Judge) -> Sampled:
+        item = self._data[command.kind][command.prompt]
+        tokens = ints(command.tokens)
+        return Sampled(
+            prompt=item.prompt,
+            response=self._tokenizer.decode(tokens.tolist()),
+            finish=command.finish,
+            tokens=len(tokens),
+            answer=item.answer,
+            columns=item.columns,
+        )

@@ -1,0 +1,363 @@
+"""Every message that crosses a socket: tagged, typed, frozen.
+
+Turns objects into msgpack and back; knows no socket. Token ids travel as raw
+little-endian int32, logprobs as float32 (nats), so that nothing is copied per
+token. Whatever does not decode or does not add up raises `WireError`, which
+the shells count and drop: a bad frame is never fatal and never unpickled.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+PROTOCOL = 1
+"""Grows with every change of a message; peers of another version are refused."""
+
+MAX_CONTROL_BYTES = 64 << 20
+MAX_DATA_BYTES = 64 << 20
+MAX_LOGPROB = 1e-3
+"""Logprobs are at most 0; rounding in float32 may lift them a little above."""
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class WireError(Exception):
+    """A frame that the other end should not have sent."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of every tagged message."""
+
+
+# --- data plane: engine -> stage ---------------------------------------------------------
+
+
+class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
+    """Consecutive new tokens of one leg; the numbers are in frames 1 and 2."""
+
+    trajectory: Count
+    leg: Count
+    offset: Count
+    """Response tokens that the trajectory held before this chunk."""
+    count: Count
+    version: Count
+    """Policy version that sampled these tokens; a chunk has one."""
+    finish: str = ""
+    """'' (goes on), 'stop' (sampled a stop token), 'length', 'abort' or 'error'.
+    Every leg ends in band exactly once with one of these; that frees its slot."""
+
+
+FINISHES = frozenset({"", "stop", "length", "abort", "error"})
+
+
+class TokenBatch(Message, frozen=True, kw_only=True):
+    """Header of one flush of an engine; an empty one is its in-band heartbeat.
+
+    Frame 1: int32 tokens, frame 2: float32 logprobs, the chunks one after
+    another in the order of `chunks`.
+    """
+
+    engine: Name
+    incarnation: Count  # of the stage that it joined
+    epoch: Count  # given at join; an older epoch is refused
+    sequence: Count  # from 0 without gaps within an epoch: a gap is a lost frame
+    sampled: Count  # response tokens sampled by this epoch so far, this frame included
+    sent_at_s: float  # the engine's monotonic clock
+    chunks: tuple[ChunkHead, ...] = ()
+
+
+# --- control plane: a peer -> stage --------------------------------------------------------
+
+
+class Join(Message, frozen=True, kw_only=True):
+    """First message of an engine or a learner rank; repeatable."""
+
+    protocol: Count
+    role: str  # "engine" | "learner"
+    name: Name
+    rank: Count = 0
+    world: Count = 1
+    slots: Count = 0  # engines: sequences that may run at once
+    vocabulary: Count = 0  # rows of the embedding
+    max_model_tokens: Count = 0  # prompt and response together; 0: no limit known
+    resumed_step: int = -1  # learners: the checkpoint they loaded, -1 for none
+    clock_s: float = 0.0  # the peer's monotonic clock, for aligned traces
+    about: dict[str, str] = {}  # versions of libraries, device; logged
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Sent by a thread of its own every second: alive. `progress`: working."""
+
+    progress: Count  # moved by the working loop
+    activity: str  # what the working loop does now ("idle" may stand still for ever)
+    budget_s: float  # how long `progress` may stand still in this activity
+
+
+class WeightsLoaded(Message, frozen=True, kw_only=True):
+    """An engine serves `version`; `gaps` is the proof of it."""
+
+    version: Count
+    gaps: dict[str, float]  # temperature -> largest |engine logprob - learner logprob|
+
+
+class WeightsFailed(Message, frozen=True, kw_only=True):
+    version: Count
+    why: str
+
+
+class GroupTrained(Message, frozen=True, kw_only=True):
+    """A rank has accumulated the gradient of a group (not yet applied)."""
+
+    step: Count
+    group: Count
+    tokens: float  # sum of member weight x token mask: this group's part of N
+    metrics: dict[str, float] = {}  # sums over tokens, named by the loss
+
+
+class GroupFailed(Message, frozen=True, kw_only=True):
+    """The group left no trace in the gradient: its loss was not finite."""
+
+    step: Count
+    group: Count
+    why: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One published version of the weights, and how to prove that it was loaded."""
+
+    version: Count
+    directory: str  # holds model.safetensors
+    bytes: Count
+    checksum: str  # xxh3_128 of model.safetensors
+    probe: list[int]  # token ids, longer than one KV block
+    logprobs: dict[
+        str, list[float]
+    ]  # temperature -> learner's logprob of probe[i + 1] given before
+
+
+class StepDone(Message, frozen=True, kw_only=True):
+    """A rank has applied the step; rank 0 has published, the others say None."""
+
+    step: Count
+    version: Count
+    manifest: Manifest | None = None
+    metrics: dict[str, float] = {}
+
+
+class StepSkipped(Message, frozen=True, kw_only=True):
+    """Gradients were not finite twice: weights untouched, version not advanced."""
+
+    step: Count
+    why: str
+
+
+class Published(Message, frozen=True, kw_only=True):
+    """After joining: the version that this learner starts from (rank 0 only)."""
+
+    manifest: Manifest
+
+
+class Saved(Message, frozen=True, kw_only=True):
+    """A rank has written and fsynced its part of a checkpoint."""
+
+    directory: str
+    error: str = ""
+
+
+# --- control plane: stage -> peer ------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """Answer to `Join`. A second one begins a new epoch: forget all legs."""
+
+    incarnation: Count
+    epoch: Count
+    weights_directory: str
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """Answer to a `Join` that does not fit; the peer prints it and exits."""
+
+    why: str
+
+
+class Alive(Message, frozen=True, kw_only=True):
+    """The stage's own heartbeat: a peer that misses it for long is an orphan and exits."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One leg of a trajectory: sample after prompt + prefix."""
+
+    trajectory: Count
+    leg: Count
+    prompt: bytes  # int32
+    prefix: bytes  # int32, response tokens already held (empty on the first leg)
+    max_tokens: Count  # still to be sampled at most
+    temperature: float
+    seed: Count
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    requests: tuple[Request, ...]
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """End these legs; each is answered in band by its finish. Unknown ones are ignored."""
+
+    legs: tuple[tuple[int, int], ...]  # (trajectory, leg)
+
+
+class LoadWeights(Message, frozen=True, kw_only=True):
+    manifest: Manifest
+
+
+class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
+    """One trajectory to train on, self-contained."""
+
+    trajectory: Count
+    response: bytes  # int32
+    behaviour: bytes  # float32, logprob of each response token when it was sampled
+    reward: float
+    advantage: float
+    weight: float = 1.0
+    truncated: bool = False
+
+
+class TrainGroup(Message, frozen=True, kw_only=True):
+    """Run forward and backward of this group now; keep it until `StepDone`."""
+
+    step: Count
+    group: Count
+    prompt: bytes  # int32
+    members: tuple[TrainMember, ...]
+
+
+class ForgetGroup(Message, frozen=True, kw_only=True):
+    group: Count
+
+
+class CloseStep(Message, frozen=True, kw_only=True):
+    """All groups of the step have been trained on by their ranks: scale, clip, step, publish."""
+
+    step: Count
+    groups: tuple[int, ...]
+    normaliser: float  # N, the sum of the `tokens` that all ranks reported
+
+
+class Save(Message, frozen=True, kw_only=True):
+    """Write this rank's part of a checkpoint into `directory`, without accumulated gradients."""
+
+    directory: str
+    step: Count
+    version: Count
+
+
+class Shutdown(Message, frozen=True, kw_only=True):
+    why: str = ""
+
+
+FromPeer = (
+    Join
+    | Heartbeat
+    | WeightsLoaded
+    | WeightsFailed
+    | GroupTrained
+    | GroupFailed
+    | StepDone
+    | StepSkipped
+    | Published
+    | Saved
+)
+ToPeer = (
+    Welcome
+    | Refused
+    | Alive
+    | Generate
+    | Abort
+    | LoadWeights
+    | TrainGroup
+    | ForgetGroup
+    | CloseStep
+    | Save
+    | Shutdown
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_from_peer = msgspec.msgpack.Decoder(FromPeer)
+_to_peer = msgspec.msgpack.Decoder(ToPeer)
+_token_batch = msgspec.msgpack.Decoder(TokenBatch)
+
+
+def encode(message: Message) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes | memoryview, limit: int) -> Any:
+    if len(frame) > limit:
+        raise WireError(f"frame of {len(frame)} bytes is over the limit of {limit}")
+    try:
+        return decoder.decode(frame)
+    # Deep nesting raises RecursionError, text that is no UTF-8 UnicodeDecodeError.
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise WireError(f"frame does not decode: {error}") from error
+
+
+def decode_from_peer(frame: bytes | memoryview) -> FromPeer:
+    """What an engine or learner sent. Raises WireError."""
+    return _decode(_from_peer, frame, MAX_CONTROL_BYTES)
+
+
+def decode_to_peer(frame: bytes | memoryview) -> ToPeer:
+    """What the stage sent. Raises WireError."""
+    return _decode(_to_peer, frame, MAX_CONTROL_BYTES)
+
+
+def decode_tokens(
+    frames: list[bytes] | list[memoryview], vocabulary: int
+) -> tuple[TokenBatch, Ints, Floats]:
+    """A data-plane frame: header, tokens, logprobs; the arrays are views, not copies.
+
+    Raises WireError if the counts do not add up, a token is outside
+    0..vocabulary-1, or a logprob is not finite or above 0.
+    """
+    if len(frames) != 3:
+        raise WireError(f"{len(frames)} parts, expected 3")
+    header: TokenBatch = _decode(_token_batch, frames[0], MAX_CONTROL_BYTES)
+    total = sum(chunk.count for chunk in header.chunks)
+    for name, frame in (("tokens", frames[1]), ("logprobs", frames[2])):
+        if len(frame) != total * 4:
+            raise WireError(f"{name}: {len(frame)} bytes for {total} tokens")
+    tokens = np.frombuffer(frames[1], dtype="<i4")
+    logprobs = np.frombuffer(frames[2], dtype="<f4")
+    for chunk in header.chunks:
+        if chunk.finish not in FINISHES:
+            raise WireError(f"finish {chunk.finish!r} of trajectory {chunk.trajectory}")
+    if total:
+        if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+            raise WireError(f"a token is outside 0..{vocabulary - 1}")
+        # NaN compares false, so "not all fine" finds it.
+        if not bool(np.all((logprobs <= MAX_LOGPROB) & np.isfinite(logprobs))):
+            raise WireError("a logprob is not finite or above 0")
+    return header, tokens, logprobs
+
+
+def ints(values: bytes) -> Ints:
+    """Raw int32 as an array (a view). Raises WireError if the bytes do not add up."""
+    if len(values) % 4:
+        raise WireError(f"{len(values)} bytes are no int32 array")
+    return np.frombuffer(values, dtype="<i4")
+
+
+def floats(values: bytes) -> Floats:
+    """Raw float32 as an array (a view). Raises WireError if the bytes do not add up."""
+    if len(values) % 4:
+        raise WireError(f"{len(values)} bytes are no float32 array")
+    return np.frombuffer(values, dtype="<f4")

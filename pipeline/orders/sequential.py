@@ -1,0 +1,21 @@
+"""Prompt order `sequential`: the data set's order, epoch after epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.orders._walk import OrderOptions, Walk
+from pipeline.plugins import register
+
+
+@register("prompts", "sequential")
+class Sequential(Walk):
+    Options = OrderOptions
+
+    def __init__(self, options: OrderOptions | None = None, *, seed: int = 0) -> None:
+        super().__init__(options or OrderOptions(), _as_it_is)
+        del seed  # every order is given one
+
+
+def _as_it_is(epoch: int, dataset: int) -> Sequence[int]:
+    return range(dataset)

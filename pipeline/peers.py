@@ -1,0 +1,111 @@
+"""Who is connected to the stage, and whether it lives and moves.
+
+Two clocks: *alive*, the heartbeat of a thread, and *progress*, a counter that
+the working loop moves, allowed to stand still for a budget that the sender
+declares. A stage that was itself late gives its peers the same grace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.messages import PROTOCOL, Heartbeat, Join
+
+
+@dataclass(slots=True)
+class Peer:
+    """One process, from its join to its loss."""
+
+    identity: bytes
+    join: Join
+    epoch: int
+    heard: float
+    progress: int = -1
+    moved: float = 0.0
+    activity: str = "joined"
+    budget_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.join.name
+
+
+class Peers:
+    """All peers by identity, and the newest of each name."""
+
+    def __init__(self) -> None:
+        self.by_identity: dict[bytes, Peer] = {}
+        self._epochs: dict[str, int] = {}
+
+    def named(self, name: str) -> Peer | None:
+        return next((p for p in self.by_identity.values() if p.name == name), None)
+
+    def with_role(self, role: str) -> list[Peer]:
+        return [p for p in self.by_identity.values() if p.join.role == role]
+
+    def missing(self, ranks: int) -> list[str]:
+        """Learner ranks that have not joined, in words."""
+        here = {p.join.rank for p in self.with_role("learner")}
+        return [f"learner rank {rank}" for rank in range(ranks) if rank not in here]
+
+    def enter(self, identity: bytes, join: Join, now: float) -> Peer:
+        """A new process; its epoch is one more than its predecessor's."""
+        epoch = self._epochs.get(join.name, -1) + 1
+        self._epochs[join.name] = epoch
+        peer = Peer(identity=identity, join=join, epoch=epoch, heard=now, moved=now)
+        self.by_identity[identity] = peer
+        return peer
+
+    def leave(self, peer: Peer) -> None:
+        self.by_identity.pop(peer.identity, None)
+
+    def beat(self, peer: Peer, beat: Heartbeat, now: float) -> None:
+        if beat.progress != peer.progress or beat.activity != peer.activity:
+            peer.progress, peer.moved = beat.progress, now
+        peer.activity, peer.budget_s = beat.activity, beat.budget_s
+
+    def silent(self, now: float, limit_s: float) -> list[Peer]:
+        """Peers whose thread has not been heard of for `limit_s`."""
+        return [p for p in self.by_identity.values() if now - p.heard > limit_s]
+
+    def stuck(self, now: float) -> list[Peer]:
+        """Peers that are alive but stand still for longer than they said they might."""
+        return [p for p in self.by_identity.values() if p.budget_s and now - p.moved > p.budget_s]
+
+    def grace(self, seconds: float) -> None:
+        """The stage was late by so much: nobody else is to blame for it."""
+        for peer in self.by_identity.values():
+            peer.heard += seconds
+            peer.moved += seconds
+
+
+def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longest: int = 0) -> str:
+    """Why this process cannot take part in the run; '' if it can.
+
+    Args:
+        ranks: learner ranks of the run.
+        vocabulary: rows of the model's embedding.
+        resumed_step: step of the checkpoint that the run goes on from, -1 for none.
+        longest: tokens of the longest prompt and sampling.max_tokens together.
+    """
+    if join.protocol != PROTOCOL:
+        return f"it speaks protocol {join.protocol}, this run {PROTOCOL}: mixed installations"
+    if join.role not in ("engine", "learner"):
+        return f"no role {join.role!r}"
+    if 0 < join.max_model_tokens < longest:
+        return (
+            f"it takes {join.max_model_tokens} tokens, the longest prompt and "
+            f"sampling.max_tokens are {longest}"
+        )
+    if join.vocabulary and join.vocabulary != vocabulary:
+        return f"its model has {join.vocabulary} tokens, this run's {vocabulary}"
+    if join.role == "engine" and not join.slots:
+        return "it offers no slot"
+    if join.role == "learner":
+        if join.world != ranks:
+            return f"it is one of {join.world} ranks, learner.ranks is {ranks}"
+        if join.rank >= ranks:
+            return f"it is rank {join.rank}, the ranks are 0 to {ranks - 1}"
+        if join.resumed_step != resumed_step:
+            return f"it starts from step {join.resumed_step}, the run from {resumed_step}"
+    return ""

@@ -1,0 +1,172 @@
+"""Engines, their slots, and who gets a free one.
+
+Order: legs of lost engines; parked, oldest version first; queued members,
+oldest group first. A slot is taken when a leg is placed and free again when
+the leg's finish has arrived in band (or the engine is lost): a leg that was
+told to end still holds its slot until then.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import msgspec
+
+from pipeline.core import Core
+from pipeline.events import Place, Serve
+from pipeline.groups import Cause, State, Trajectory
+
+LOST, PARKED, QUEUED = range(3)
+"""Order of the waiting: lower goes first."""
+
+
+class EngineRecord(msgspec.Struct, kw_only=True):
+    """What is known of one engine in its present epoch."""
+
+    name: str
+    epoch: int
+    slots: int
+    next_sequence: int = 0
+    sampled: int = 0  # by its own last in-band count
+    version: int = -1  # proved; -1: none yet
+    loading: int = -1  # asked to load, not yet proved
+    loading_since: float = 0.0
+    refusals: int = 0
+    legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
+
+
+class Placement:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.engines: dict[str, EngineRecord] = {}
+        self.reported = 0  # tokens sampled by epochs that are over
+        self.last_loss = 0.0  # of an engine, when
+        # (class, age, trajectory, leg); an entry whose leg has moved on is void
+        self._waiting: list[tuple[int, int, int, int]] = []
+
+    # --- engines ------------------------------------------------------------------------
+
+    def join(self, name: str, epoch: int, slots: int) -> None:
+        self.engines[name] = EngineRecord(name=name, epoch=epoch, slots=slots)
+        if self._core.version >= 0:
+            self.serve(self.engines[name])
+
+    def serve(self, engine: EngineRecord) -> None:
+        """Have it load the current version; it gets no request before it has proved it."""
+        engine.loading, engine.loading_since = self._core.version, self._core.now
+        self._core.emit(Serve(engine=engine.name, version=self._core.version))
+
+    def lose(self, name: str) -> list[Trajectory]:
+        """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
+        engine = self.engines.pop(name)
+        self.last_loss = self._core.now
+        self.reported += engine.sampled
+        found = ((self._core.trajectories.get(i), leg) for i, leg in sorted(engine.legs))
+        return [t for t, leg in found if t is not None and self._runs(t, leg)]
+
+    @property
+    def total_reported(self) -> int:
+        """Response tokens sampled, by the engines' own counts."""
+        return self.reported + sum(e.sampled for e in self.engines.values())
+
+    def serving(self) -> list[EngineRecord]:
+        """Engines that have proved the current version."""
+        return [e for e in self.engines.values() if e.version == self._core.version >= 0]
+
+    def idle(self) -> int:
+        return sum(e.slots - len(e.legs) for e in self.serving())
+
+    # --- legs ---------------------------------------------------------------------------
+
+    def enqueue(self, trajectory: Trajectory, order: int = QUEUED) -> None:
+        age = trajectory.group if order == QUEUED else (trajectory.versions or [0])[0]
+        heapq.heappush(self._waiting, (order, age, trajectory.id, trajectory.leg))
+
+    def requeue(self, trajectory: Trajectory) -> None:
+        """Its leg ended without an end: the next leg resumes it from the tokens held."""
+        trajectory.advance(Cause.LEG_LOST, self._core.now)
+        trajectory.leg += 1
+        trajectory.engine = ""
+        self.enqueue(trajectory, LOST)
+
+    def park(self, trajectory: Trajectory, until: str) -> None:
+        if trajectory.state is State.RUNNING:
+            self.end_leg(trajectory)
+        trajectory.advance(Cause.SHELVED, self._core.now)
+        trajectory.leg += 1
+        trajectory.parked_until = until
+        self._core.ledger.move(trajectory.held, "open", "parked")
+        if until == "slot":
+            self.enqueue(trajectory, PARKED)
+
+    def published(self) -> None:
+        """New weights: what was parked until now may go on; every engine loads them."""
+        for trajectory in self._core.trajectories.values():
+            if trajectory.state is State.PARKED and trajectory.parked_until == "published":
+                trajectory.parked_until = "slot"
+                self.enqueue(trajectory, PARKED)
+        for engine in self.engines.values():
+            engine.refusals = 0
+            self.serve(engine)
+
+    def end_leg(self, trajectory: Trajectory) -> None:
+        """Stop the running leg at the tokens held; what it still sends is late."""
+        self._core.end_on_engine(trajectory.engine, trajectory.id, trajectory.leg)
+        trajectory.engine = ""
+
+    def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
+        engine.legs.discard((trajectory, leg))
+
+    def waiting(self) -> bool:
+        """Is anything left to place?"""
+        while self._waiting and not self._valid(self._waiting[0]):
+            heapq.heappop(self._waiting)
+        return bool(self._waiting)
+
+    def place(self) -> None:
+        """Give free slots to the waiting, the emptiest engine first."""
+        if not self.waiting():
+            return
+        free = [(len(e.legs) / e.slots, e.name) for e in self.serving() if len(e.legs) < e.slots]
+        heapq.heapify(free)
+        while free and self.waiting():
+            _, name = heapq.heappop(free)
+            engine = self.engines[name]
+            _, _, trajectory_id, _ = heapq.heappop(self._waiting)
+            self._start(engine, self._core.trajectories[trajectory_id])
+            if len(engine.legs) < engine.slots:
+                heapq.heappush(free, (len(engine.legs) / engine.slots, name))
+
+    def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
+        core = self._core
+        if trajectory.state is State.PARKED:
+            trajectory.advance(Cause.RESUMED, core.now)
+            core.ledger.move(trajectory.held, "parked", "open")
+        group = core.groups[trajectory.group]
+        trajectory.advance(Cause.PLACED, core.now)
+        trajectory.engine = engine.name
+        engine.legs.add((trajectory.id, trajectory.leg))
+        core.ledger.prefilled_again += trajectory.held
+        core.emit(
+            Place(
+                engine=engine.name,
+                kind=group.kind,
+                prompt=group.prompt,
+                trajectory=trajectory.id,
+                leg=trajectory.leg,
+                prefix=bytes(trajectory.tokens),
+                max_tokens=trajectory.max_tokens - trajectory.held,
+                seed=core.seed_of(group, trajectory),
+            )
+        )
+
+    def _runs(self, trajectory: Trajectory, leg: int) -> bool:
+        return trajectory.state is State.RUNNING and trajectory.leg == leg
+
+    def _valid(self, entry: tuple[int, int, int, int]) -> bool:
+        trajectory = self._core.trajectories.get(entry[2])
+        if trajectory is None or trajectory.leg != entry[3]:
+            return False
+        return trajectory.state is State.QUEUED or (
+            trajectory.state is State.PARKED and trajectory.parked_until == "slot"
+        )

@@ -1,0 +1,278 @@
+"""The seams: what a plug-in must offer, and how one is found by name.
+
+A name is, in this order: `package.module:Class`; a module of the house
+(`pipeline/selectors/first_m.py` holds the class registered as `first_m`); an
+entry point of group `darts.<seam>s`. An entry point is never imported unless
+the configuration names it.
+
+Every plug-in is a class with a nested `Options` Struct (checked when the
+configuration is loaded) and a constructor that takes it. State that lasts is
+offered by `state()` and `restore(state)`, msgpack-able, and saved in
+checkpoints; a plug-in without them is taken to have none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from pipeline.verbs import Advantages, Allotment, AnyVerb, BatchVerb, NoSignal, Plan, Score
+from pipeline.views import BatchView, GroupView, Outcome, PlanView, PromptView, Sampled
+
+PACKAGES = {
+    "prompts": "pipeline.orders",
+    "budget": "pipeline.budgets",
+    "selector": "pipeline.selectors",
+    "batch": "pipeline.batches",
+    "reward": "pipeline.rewards",
+    "advantage": "pipeline.advantages",
+    "loss": "learner.losses",
+}
+"""seam -> where the plug-ins of the house live; also the list of seams."""
+
+ENTRY_POINTS = {
+    "prompts": "darts.prompts",
+    "budget": "darts.budgets",
+    "selector": "darts.selectors",
+    "batch": "darts.batches",
+    "reward": "darts.rewards",
+    "advantage": "darts.advantages",
+    "loss": "darts.losses",
+}
+"""seam -> entry point group of installed plug-ins."""
+
+
+class PluginError(Exception):
+    """A plug-in cannot be found, or does not fit its seam."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every plug-in's options: fields with a default and a docstring each."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        """Complaints that types cannot express, 'option is X, but ...'; empty: fine."""
+        return iter(())
+
+
+# --- selector ---------------------------------------------------------------------------------
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """A member has ended (finished or truncated)."""
+
+    trajectory: int
+
+
+class Rewarded(msgspec.Struct, frozen=True, tag="reward"):
+    """A member's reward is known, or failed."""
+
+    trajectory: int
+
+
+class Every(msgspec.Struct, frozen=True, tag="every"):
+    """A running member has passed another `wants.every` tokens."""
+
+    trajectory: int
+
+
+class Relaxed(msgspec.Struct, frozen=True, tag="relaxed"):
+    """`view.size` has changed."""
+
+
+class Barrier(msgspec.Struct, frozen=True, tag="barrier"):
+    """The step closes: finalize now, or be deferred as surplus."""
+
+
+class WeightsPublished(msgspec.Struct, frozen=True, tag="published"):
+    """New weights are served."""
+
+
+class Ticked(msgspec.Struct, frozen=True, tag="tick"):
+    """About once a second."""
+
+
+SelectorEvent = Finish | Rewarded | Every | Relaxed | Barrier | WeightsPublished | Ticked
+
+
+class Wants(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events a selector is asked on; `Finish`, `Relaxed` and `Barrier` always come."""
+
+    reward: bool = False
+    every: int = 0  # tokens; 0: never
+    published: bool = False
+    tick: bool = False
+
+
+class Selector(Protocol):
+    wants: Wants
+
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]: ...
+
+
+class PromptOrder(Protocol):
+    def plan(self, view: PlanView) -> Plan:
+        """Up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
+        ...
+
+    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
+        """A group of this prompt has ended: 'trained' or 'dropped' (deferred ones come back)."""
+        ...
+
+
+class Budget(Protocol):
+    def allot(
+        self, prompts: Sequence[PromptView], size: int, max_tokens: int
+    ) -> Sequence[Allotment]:
+        """One allotment a prompt; `size` is M, `max_tokens` the limit by config."""
+        ...
+
+
+class Batch(Protocol):
+    def decide(self, view: BatchView) -> Iterable[BatchVerb]: ...
+
+
+class Advantage(Protocol):
+    def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal: ...
+
+
+class Reward(Protocol):
+    def score(self, sample: Sampled) -> float | Score: ...
+
+
+class RewardOptions(Options, frozen=True, kw_only=True):
+    """Options that every reward has: they guard the worker processes."""
+
+    limit_s: float = 10.0
+    """Seconds one call may take; then its worker is killed and the member is missing."""
+    workers: int = 1
+    """Worker processes."""
+    fail_share: float = 0.2
+    """Stop the run when more than this share of the last 50 calls failed."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        if not self.limit_s > 0:
+            yield f"limit_s is {self.limit_s}, expected above 0"
+        if self.workers < 1:
+            yield f"workers is {self.workers}, expected at least 1"
+        if not 0 <= self.fail_share <= 1:
+            yield f"fail_share is {self.fail_share}, expected from 0 to 1"
+
+
+# --- registry ---------------------------------------------------------------------------------
+
+_T = TypeVar("_T", bound=type)
+_registered: dict[tuple[str, str], type] = {}
+
+
+def register(seam: str, name: str) -> Callable[[_T], _T]:
+    """Class decorator: this class is the plug-in `name` of `seam`."""
+    if seam not in PACKAGES:
+        raise PluginError(f"no seam {seam!r}; seams: {', '.join(PACKAGES)}")
+
+    def enter(cls: _T) -> _T:
+        known = _registered.get((seam, name))
+        if known is not None and (known.__module__, known.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise PluginError(f"{seam} {name!r} is both {known.__module__} and {cls.__module__}")
+        _registered[seam, name] = cls
+        return cls
+
+    return enter
+
+
+def house_names(seam: str) -> list[str]:
+    """Names of the plug-ins that come with darts (no import of them)."""
+    # find_spec, not import: learner.losses must not be loaded to be listed
+    spec = importlib.util.find_spec(PACKAGES[seam])
+    if spec is None or spec.submodule_search_locations is None:
+        return []
+    found = pkgutil.iter_modules(spec.submodule_search_locations)
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def entry_points(seam: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """Installed plug-ins of a seam by name, read from metadata only."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS[seam]):
+        if point.name in found and found[point.name].value != point.value:
+            raise PluginError(
+                f"{seam} {point.name!r} is offered twice: {found[point.name].value} "
+                f"and {point.value}; uninstall one, or name it as package.module:Class"
+            )
+        found[point.name] = point
+    return found
+
+
+def names(seam: str) -> list[str]:
+    """Every name that `find` knows, the house's first."""
+    house = house_names(seam)
+    return house + [name for name in entry_points(seam) if name not in house]
+
+
+def find(seam: str, name: str) -> type[Any]:
+    """The class behind a name. Raises PluginError with the nearest known name."""
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:  # whatever somebody else's module does when imported
+            raise PluginError(f"{seam} {name!r}: {type(error).__name__}: {error}") from error
+        return _checked(seam, name, found)
+    if name in house_names(seam):
+        importlib.import_module(f"{PACKAGES[seam]}.{name}")
+        return _checked(seam, name, _registered[seam, name])
+    points = entry_points(seam)
+    if name in points:
+        try:
+            return _checked(seam, name, points[name].load())
+        except Exception as error:
+            what = f"{points[name].value}: {type(error).__name__}: {error}"
+            raise PluginError(f"{seam} {name!r}: {what}") from error
+    near = difflib.get_close_matches(name, names(seam), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise PluginError(f"no {seam} named {name!r}{hint} (known: {', '.join(names(seam))})")
+
+
+_METHODS: dict[str, tuple[str, ...]] = {
+    "prompts": ("plan", "ended"),
+    "budget": ("allot",),
+    "selector": ("decide",),
+    "batch": ("decide",),
+    "reward": ("score",),
+    "advantage": ("advantages",),
+    "loss": ("loss",),
+}
+
+
+def _checked(seam: str, name: str, found: object) -> type[Any]:
+    if not isinstance(found, type):
+        raise PluginError(f"{seam} {name!r} is {found!r}, expected a class")
+    for method in _METHODS[seam]:
+        if not callable(getattr(found, method, None)):
+            raise PluginError(f"{seam} {name!r}: {found.__qualname__} has no method {method}()")
+    if hasattr(found, "state") != hasattr(found, "restore"):
+        raise PluginError(f"{seam} {name!r} must offer both state() and restore(), or neither")
+    return found
+
+
+def options_type(cls: type[Any]) -> type[Options]:
+    """The plug-in's Options; the empty one if it declares none."""
+    return getattr(cls, "Options", Options)
+
+
+class Stateless:
+    """Mix-in for plug-ins without options: takes them all the same."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        del options

@@ -1,0 +1,170 @@
+"""The books of groups and members: opened, scored, ended, and counted once.
+
+Every live group and trajectory is entered here and leaves here; on leaving,
+its tokens go to their account and its prompt goes where it belongs. Holds
+`issued = trained + dropped + outstanding` over prompts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from pipeline.core import Core, asking
+from pipeline.events import Forget, Judge, Unjudge
+from pipeline.groups import UNENDED, Cause, Group, Stage, State, Trajectory
+from pipeline.placement import Placement
+
+
+class Roster:
+    """`on_change()`: a training group has ended."""
+
+    def __init__(self, core: Core, placement: Placement, on_change: Callable[[], None]) -> None:
+        self._core, self._placement, self._on_change = core, placement, on_change
+        self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
+        self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
+        self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
+        self.lengths: list[int] = []  # response tokens of members ended in this step
+        self.rewards: list[float] = []  # of members scored in this step
+        self.fates: dict[str, int] = {}  # groups ended in this step, by reason
+
+    # --- opening ------------------------------------------------------------------------
+
+    def open(
+        self, kind: str, prompt: int, attempt: int, candidates: int, max_tokens: int, size: int
+    ) -> Group:
+        """A new group with its first candidates."""
+        core = self._core
+        group = Group(
+            id=core.next_group,
+            kind=kind,
+            prompt=prompt,
+            attempt=attempt,
+            step=core.step,
+            size=size,
+            max_tokens=max_tokens,
+            since=core.now,
+        )
+        core.next_group += 1
+        core.groups[group.id] = group
+        if kind == "train":
+            self.outstanding[prompt] = attempt
+        self.add_members(group, candidates)
+        return group
+
+    def add_members(self, group: Group, count: int) -> None:
+        """Candidates for a group, queued for a slot."""
+        core = self._core
+        for _ in range(count):
+            trajectory = Trajectory(
+                id=core.next_trajectory,
+                group=group.id,
+                member=group.sampled,  # never used twice: its seed follows from it
+                max_tokens=group.max_tokens,
+                since=core.now,
+            )
+            core.next_trajectory += 1
+            group.sampled += 1
+            core.trajectories[trajectory.id] = trajectory
+            group.members.append(trajectory)
+            self._placement.enqueue(trajectory)
+
+    def judge(self, group: Group, trajectory: Trajectory) -> None:
+        """Ask for the reward of an ended member."""
+        self._core.emit(
+            Judge(
+                kind=group.kind,
+                prompt=group.prompt,
+                group=group.id,
+                trajectory=trajectory.id,
+                tokens=bytes(trajectory.tokens),
+                finish="stop" if trajectory.state is State.FINISHED else "length",
+            )
+        )
+
+    # --- the end ------------------------------------------------------------------------
+
+    def end(self, group: Group, stage: Stage, why: str = "") -> None:
+        """Books are closed on every member; the prompt goes where it belongs."""
+        core = self._core
+        if group.sent and stage is not Stage.TRAINED:
+            core.emit(Forget(rank=group.rank, group=group.id))
+        group.advance(stage, core.now, why)
+        trained = dict(zip(group.chosen, group.weights, strict=False))
+        table: list[list[object]] = []
+        for member in group.members:
+            if member.state in UNENDED:
+                self.discard(member, "aborted")
+            elif member.state is not State.ABORTED:
+                fate = self._fate(group, member, trained.get(member.id, 0.0), why)
+                self.forget(member, fate, why)
+            table.append(
+                [
+                    member.id,
+                    member.state.value,
+                    member.held,
+                    round(member.confidence, 4),
+                    member.reward,
+                    member.id in trained,
+                    member.versions,
+                ]
+            )
+        del core.groups[group.id]
+        core.report(
+            "group",
+            version=core.version,
+            group=group.id,
+            kind=group.kind,
+            prompt=group.prompt,
+            attempt=group.attempt,
+            fate=stage.value,
+            why=group.why,
+            members=table,
+        )
+        if group.kind == "train":
+            self._prompt_ended(group, stage, why)
+            self._on_change()
+
+    @staticmethod
+    def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:
+        if group.stage is Stage.EVALUATED:
+            return "eval"
+        if member.reward_failed:
+            return "failed"
+        if group.stage is Stage.TRAINED:
+            return "trained" if weight > 0 else "redundant"
+        return "stale" if why == "stale" else "dropped"
+
+    def _prompt_ended(self, group: Group, stage: Stage, why: str) -> None:
+        del self.outstanding[group.prompt]
+        label = stage.value if stage is Stage.TRAINED else f"{stage.value}: {why}"
+        self.fates[label] = self.fates.get(label, 0) + 1
+        if stage is Stage.DEFERRED:
+            self.deferred.append((group.prompt, group.attempt + 1))
+            return
+        if stage is Stage.TRAINED:
+            self.ended_trained += 1
+        else:
+            self.ended_dropped += 1
+        rewards = [m.reward for m in group.members if m.reward is not None]
+        prompts = self._core.seams.prompts
+        with asking(prompts, "prompts"):
+            prompts.ended(group.prompt, stage.value, rewards)
+
+    def discard(self, member: Trajectory, account: str) -> None:
+        """An unended member leaves: its tokens are waste and counted so."""
+        if member.state is State.RUNNING and member.engine:
+            self._placement.end_leg(member)
+        source = "parked" if member.state is State.PARKED else "open"
+        member.advance(Cause.DISCARDED, self._core.now)
+        self._core.ledger.move(member.held, source, account)
+        del self._core.trajectories[member.id]
+
+    def forget(self, member: Trajectory, account: str, why: str = "") -> None:
+        """An ended member's books are closed."""
+        if not member.scored:
+            self._core.emit(Unjudge(trajectory=member.id))
+        self._core.ledger.move(member.held, "open", account, why)
+        if account == "trained" and member.state is State.TRUNCATED:
+            self._core.ledger.truncated += member.held
+        del self._core.trajectories[member.id]

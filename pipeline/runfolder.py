@@ -1,0 +1,92 @@
+"""A run's folder: what lies where, and who may write there.
+
+One process at a time holds the folder's lock; a second run is refused and
+told who the first is. The lock is freed by the system even after kill -9, and
+its file is never removed (a new file would be a new lock).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import filelock
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RunError(Exception):
+    """The folder cannot be used as asked; the message says why and what to do."""
+
+
+class RunFolder:
+    """Paths of one run. `hold()` takes the lock, `release()` gives it back."""
+
+    def __init__(self, path: Path) -> None:
+        if not _NAME.fullmatch(path.name) or path.name in (".", ".."):
+            raise RunError(f"{path}: a run's name has 1 to 64 letters, digits, '.', '_' or '-'")
+        self.path = path.absolute()
+        self.config = self.path / "config.yaml"
+        self.about = self.path / "about.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.decisions = self.path / "decisions.jsonl"
+        self.result = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.samples = self.path / "samples"
+        self.logs = self.path / "logs"
+        self.address = self.path / "address"  # directory of the sockets, for `--join`
+        self._owner = self.path / "owner.json"
+        self._lock = filelock.FileLock(self.path / "lock")
+
+    def create(self) -> None:
+        for directory in (self.path, self.checkpoints, self.samples, self.logs):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def hold(self) -> None:
+        """Take the lock. Raises RunError that names the run that has it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(
+                f"{self.path}: in use by {self._who()}; stop it or choose --out"
+            ) from None
+        owner = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self._owner.write_text(json.dumps(owner))
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def _who(self) -> str:
+        try:
+            owner = json.loads(self._owner.read_text())
+            return f"process {owner['pid']}, running since {owner['since']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"
+
+    def next_incarnation(self) -> int:
+        """1, 2, ...: how often a stage has run here. On disk before any frame is sent."""
+        path = self.path / "incarnation"
+        try:
+            last = int(path.read_text())
+        except (OSError, ValueError):
+            last = 0
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "w") as file:
+            file.write(str(last + 1))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        return last + 1
+
+
+def new_name(base: Path) -> Path:
+    """`base` itself if it is free, else base-2, base-3, ..."""
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

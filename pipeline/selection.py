@@ -1,0 +1,360 @@
+"""A group's way from open to ready: asks the selector, carries out its verbs.
+
+The core refuses a verb that cannot be (an unknown id, a member that has not
+ended, fewer than two) before it changes anything, with an error that names
+the selector, the group and the verb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.core import Core, PluginFault, asking
+from pipeline.events import Unjudge
+from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
+from pipeline.placement import Placement
+from pipeline.plugins import Every, Finish, Rewarded, SelectorEvent, Wants
+from pipeline.roster import Roster
+from pipeline.verbs import (
+    Abort,
+    Advantages,
+    AnyVerb,
+    Defer,
+    Drop,
+    Enough,
+    Finalize,
+    NoSignal,
+    Park,
+    Sample,
+    Stop,
+)
+from pipeline.views import GroupView, MemberView, Outcome
+
+UNDECIDED = "every member has ended and the selector left it open"
+
+
+class Selection:
+    """`on_change()`: a group became enough or ready;
+    `on_evaluated(group)`: an evaluation group has all its rewards."""
+
+    def __init__(
+        self,
+        core: Core,
+        placement: Placement,
+        roster: Roster,
+        on_change: Callable[[], None],
+        on_evaluated: Callable[[Group], None],
+    ) -> None:
+        self._core, self._placement, self._roster = core, placement, roster
+        self._on_change, self._on_evaluated = on_change, on_evaluated
+        self._stopped: list[int] = []  # by verbs of the answer at hand
+
+    @property
+    def wants(self) -> Wants:
+        return getattr(self._core.seams.selector, "wants", Wants())
+
+    # --- what happens to members --------------------------------------------------------
+
+    def grown(self, trajectory: Trajectory, before: int) -> None:
+        """A running member has new tokens."""
+        every = self.wants.every
+        if every and before // every != trajectory.held // every:
+            group = self._core.groups[trajectory.group]
+            if group.kind == "train" and group.stage is Stage.OPEN:
+                self.ask(group, Every(trajectory.id))
+
+    def ended(self, trajectory: Trajectory) -> None:
+        """A member is finished or truncated: score it, tell the selector."""
+        core = self._core
+        group = core.groups[trajectory.group]
+        group.arrivals.append(trajectory.id)
+        self._roster.judge(group, trajectory)
+        if group.kind == "train":
+            self._roster.lengths.append(trajectory.held)
+            if trajectory.state is State.FINISHED:
+                core.statistics.finished(trajectory.confidence, trajectory.held)
+            if group.stage is Stage.OPEN:
+                self.ask(group, Finish(trajectory.id))
+
+    def hopeless(self, trajectory: Trajectory) -> None:
+        """Engines keep failing on it: the group goes on without it."""
+        group = self._core.groups[trajectory.group]
+        self._core.report("warning", text=f"trajectory {trajectory.id}: given up after errors")
+        self._roster.discard(trajectory, "failed")
+        self._nudge(group)
+
+    def rewarded(
+        self, trajectory_id: int, value: float | None, parts: dict[str, float], why: str
+    ) -> None:
+        """A reward is known (`value`), or failed (`why`)."""
+        core = self._core
+        trajectory = core.trajectories.get(trajectory_id)
+        if trajectory is None or trajectory.scored:
+            return  # not wanted any more
+        trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
+        trajectory.reward_why = why
+        group = core.groups[trajectory.group]
+        if group.kind == "eval":
+            self.check_evaluated(group)
+            return
+        if value is not None:
+            core.statistics.rewarded(value)
+            self._roster.rewards.append(value)
+        if group.stage is Stage.CHOSEN:
+            self._ready_if_scored(group)
+        elif group.stage is Stage.OPEN:
+            if self.wants.reward or value is None:
+                self.ask(group, Rewarded(trajectory_id))
+            if group.stage is Stage.OPEN and group.enough:
+                self._check_signal(group)
+            self._nudge(group)
+
+    def version_known(self) -> None:
+        """A resumed learner has published: groups whose rewards came before it go on."""
+        for group in self._core.train_groups(Stage.CHOSEN):
+            self._ready_if_scored(group)
+
+    def check_evaluated(self, group: Group) -> None:
+        if all(m.scored or m.state is State.ABORTED for m in group.members):
+            self._on_evaluated(group)
+
+    # --- the selector -------------------------------------------------------------------
+
+    def ask(self, group: Group, event: SelectorEvent) -> None:
+        """One question to the selector; its verbs are carried out in their order."""
+        selector = self._core.seams.selector
+        with asking(selector, f"selector, group {group.id}"):
+            verbs = list(selector.decide(self.view(group), event))
+        for verb in verbs:
+            if group.stage is not Stage.OPEN:
+                raise self._fault(group, verb, f"the group is {group.stage} by an earlier verb")
+            self._carry_out(group, verb)
+        stopped, self._stopped = self._stopped, []
+        for trajectory in stopped:
+            if group.stage is Stage.OPEN:  # what Stop has ended, the selector hears of too
+                self.ask(group, Finish(trajectory))
+        self._nudge(group)
+
+    def _nudge(self, group: Group) -> None:
+        """No group stays open that nothing can end."""
+        if group.kind == "eval":
+            self.check_evaluated(group)
+        elif (
+            group.stage is Stage.OPEN
+            and not group.enough
+            and not any(m.state in UNENDED for m in group.members)
+            and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
+        ):
+            ended = [m for m in self._ended(group) if not m.reward_failed]
+            few = f"{len(ended)} trajectories with a reward; an advantage needs two"
+            self._roster.end(group, Stage.DROPPED, few if len(ended) < 2 else UNDECIDED)
+
+    @staticmethod
+    def _ended(group: Group) -> list[Trajectory]:
+        return [m for m in group.members if m.state in ENDED]
+
+    def view(self, group: Group) -> GroupView:
+        core = self._core
+        members = tuple(
+            MemberView(
+                id=m.id,
+                state=m.state.value,
+                tokens=m.held,
+                confidence=m.confidence,
+                reward=m.reward,
+                reward_failed=m.reward_failed,
+                parts=m.parts,
+                versions=tuple(m.versions),
+                hit_limit=m.state is State.TRUNCATED and m.held >= m.max_tokens,
+            )
+            for m in group.in_order_of_arrival()
+        )
+        return GroupView(
+            id=group.id,
+            prompt=group.prompt,
+            size=group.size,
+            budget=group.sampled,
+            step=core.step,
+            now=core.now,
+            members=members,
+            statistics=core.statistics,
+            seed=core.settings.seed,
+            max_tokens=group.max_tokens,
+        )
+
+    def _fault(self, group: Group, verb: AnyVerb, why: str) -> PluginFault:
+        name = type(self._core.seams.selector).__name__
+        return PluginFault(f"selector {name}, group {group.id}: {verb}: {why}")
+
+    def _members(self, group: Group, verb: Abort | Stop | Park | Finalize) -> list[Trajectory]:
+        found = [group.member(i) for i in verb.ids]
+        if len(set(verb.ids)) != len(verb.ids) or None in found:
+            raise self._fault(group, verb, "an id is unknown or named twice")
+        return [m for m in found if m is not None]
+
+    def _carry_out(self, group: Group, verb: AnyVerb) -> None:
+        core = self._core
+        match verb:
+            case Sample(n=n):
+                if n < 1 or group.sampled + n > core.settings.most_candidates:
+                    raise self._fault(
+                        group,
+                        verb,
+                        f"the group has {group.sampled} candidates; at most "
+                        f"{core.settings.most_candidates}, at least one more",
+                    )
+                self._roster.add_members(group, n)
+            case Abort():
+                self._abort(group, verb)
+            case Stop():
+                self._stop(group, verb)
+            case Park(until=until):
+                members = self._members(group, verb)
+                if until not in ("slot", "published"):
+                    raise self._fault(group, verb, "until is 'slot' or 'published'")
+                if any(m.state not in (State.RUNNING, State.QUEUED) for m in members):
+                    raise self._fault(group, verb, "only running and queued members can be parked")
+                for member in members:
+                    self._placement.park(member, until)
+                self._on_change()
+            case Enough():
+                if group.enough:
+                    return  # said before
+                group.enough = True
+                self._on_change()
+            case Finalize():
+                self._finalize(group, verb)
+            case Defer(why=why):
+                self._roster.end(group, Stage.DEFERRED, why or "deferred by the selector")
+            case Drop(why=why):
+                self._roster.end(group, Stage.DROPPED, why or "dropped by the selector")
+            case _:
+                raise self._fault(group, verb, "no verb of a selector")
+        core.report(
+            "decision",
+            group=group.id,
+            prompt=group.prompt,
+            verb=type(verb).__name__,
+            ids=list(getattr(verb, "ids", ())),
+            why=verb.why,
+        )
+        if isinstance(verb, Enough):
+            self._check_signal(group)
+
+    def _abort(self, group: Group, verb: Abort) -> None:
+        members = self._members(group, verb)
+        if any(m.state is State.ABORTED for m in members):
+            raise self._fault(group, verb, "a member is aborted already")
+        for member in members:
+            if member.state in ENDED:  # leaves the group all the same
+                group.arrivals.remove(member.id)
+                group.members.remove(member)
+                self._roster.forget(member, "aborted")
+            else:
+                self._roster.discard(member, "aborted")
+
+    def _stop(self, group: Group, verb: Stop) -> None:
+        members = self._members(group, verb)
+        if any(m.state not in UNENDED or not m.held for m in members):
+            raise self._fault(group, verb, "only unended members that hold tokens can be stopped")
+        for member in members:
+            if member.state is State.RUNNING:
+                self._placement.end_leg(member)
+            if member.state is State.PARKED:
+                self._core.ledger.move(member.held, "parked", "open")
+            member.advance(Cause.STOPPED, self._core.now)
+            group.arrivals.append(member.id)
+            self._roster.lengths.append(member.held)
+            self._roster.judge(group, member)
+            self._stopped.append(member.id)
+
+    def _finalize(self, group: Group, verb: Finalize) -> None:
+        members = self._members(group, verb)
+        if len(members) < 2:
+            raise self._fault(group, verb, "an advantage needs two members")
+        if any(m.state not in ENDED for m in members):
+            raise self._fault(group, verb, "a member has not ended; Stop it first")
+        weights = verb.weights or (1.0,) * len(members)
+        if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
+            raise self._fault(group, verb, "one finite weight of at least 0 for each member")
+        for member in group.members:
+            if member.state in UNENDED:
+                self._roster.discard(member, "aborted")
+        group.advance(Stage.CHOSEN, self._core.now, verb.why)
+        group.chosen, group.chosen_weights = list(verb.ids), list(weights)
+        for member in self._ended(group):
+            if member.id not in verb.ids and not member.scored:
+                self._core.emit(Unjudge(trajectory=member.id))
+        self._ready_if_scored(group)
+
+    # --- rewards become advantages ------------------------------------------------------
+
+    def _outcomes(self, group: Group, ids: list[int]) -> list[Outcome]:
+        weights = dict(zip(group.chosen, group.chosen_weights, strict=True))
+        return [
+            Outcome(
+                reward=m.reward,
+                tokens=m.held,
+                truncated=m.state is State.TRUNCATED,
+                weight=weights.get(i, 1.0),
+                max_tokens=group.max_tokens,
+            )
+            for i in ids
+            if (m := group.member(i)) is not None and m.reward is not None
+        ]
+
+    def _check_signal(self, group: Group) -> None:
+        """A group that is enough and teaches nothing is replaced now, not after the barrier.
+
+        It stays open all the same: its members that still run are the long ones,
+        and where those are the wrong ones nobody else trains on them. (Dropped at
+        once, the default task ended at .92 instead of .96 held-out accuracy.)
+        """
+        members = [m for m in self._ended(group) if m.scored]
+        outcomes = self._outcomes(group, [m.id for m in members])
+        dead = len(outcomes) >= group.size and isinstance(
+            self._advantages(group, outcomes), NoSignal
+        )
+        if dead != group.dead:
+            group.dead = dead
+            self._on_change()
+
+    def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
+        advantage = self._core.seams.advantage
+        with asking(advantage, f"advantage, group {group.id}"):
+            return advantage.advantages(outcomes)
+
+    def _ready_if_scored(self, group: Group) -> None:
+        members = [m for i in group.chosen if (m := group.member(i)) is not None]
+        if any(not m.scored for m in members):
+            return
+        if self._core.version < 0:
+            return  # resumed, and the learner has yet to say which version it goes on from
+        present = [m.id for m in members if m.reward is not None]
+        if len(present) < 2:
+            self._roster.end(group, Stage.DROPPED, "fewer than two rewards")
+            return
+        answer = self._advantages(group, self._outcomes(group, present))
+        if isinstance(answer, NoSignal):
+            self._roster.end(group, Stage.DROPPED, answer.why)
+            return
+        for what, numbers in (("values", answer.values), ("weights", answer.weights)):
+            if len(numbers) != len(present) or not np.all(np.isfinite(numbers)):
+                name = type(self._core.seams.advantage).__name__
+                raise PluginFault(
+                    f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
+                    f"expected, one for each member, got {numbers}"
+                )
+        if any(m.versions != [self._core.version] for m in members if m.id in present):
+            self._roster.end(group, Stage.DROPPED, "stale")
+            return
+        group.chosen_weights = [
+            w for i, w in zip(group.chosen, group.chosen_weights, strict=True) if i in present
+        ]
+        group.chosen = present
+        group.advantages = [float(a) for a in answer.values]
+        group.weights = [float(w) for w in answer.weights]
+        group.advance(Stage.READY, self._core.now)
+        self._on_change()

@@ -1,0 +1,56 @@
+"""Selector `dual_end`: train on the K shortest and the L longest finished, K + L = M.
+
+With `long_wait: group` every candidate is waited for, as published. With
+`long_wait: step` the group is enough at M finished and goes on until the step
+closes: the time of `first_m`, nearly all of the depth. Truncated ones are taken
+only when fewer than M others exist; ties go by arrival. Remembers nothing.
+Source: dual-end selection, arXiv 2605.30859.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from pipeline import plugins
+from pipeline.plugins import Barrier, SelectorEvent, Wants, register
+from pipeline.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
+from pipeline.verbs import AnyVerb, Enough
+from pipeline.views import GroupView
+
+
+class DualEndOptions(plugins.Options, frozen=True, kw_only=True):
+    """Options of the `dual_end` selector."""
+
+    longest: int = 1
+    """Trajectories taken from the long end; L in the paper. The other size - L are the shortest."""
+    long_wait: Literal["group", "step"] = "step"
+    """How long to wait for the long end: `group`, until every candidate has ended, as published;
+    `step`, until the step closes."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        if not 0 <= self.longest < group_size:
+            rule = f"at most {group_size - 1}" if self.longest > 0 else "at least 0"
+            yield f"longest is {self.longest}, but group.size is {group_size}: {rule}"
+
+
+@register("selector", "dual_end")
+class DualEnd:
+    Options = DualEndOptions
+    wants = Wants()
+
+    def __init__(self, options: DualEndOptions | None = None) -> None:
+        self._options = options or DualEndOptions()
+
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+        members = shortest_first(usable(group))
+        enough = len(members) >= group.size
+        if not group.unended and not enough:
+            yield finalize(filled(group), "all that ended")
+        elif enough and (not group.unended or isinstance(event, Barrier)):
+            chosen = both_ends(members, group.size, self._options.longest)
+            long = min(self._options.longest, group.size - 1)
+            by = "finished at the barrier" if group.unended else "of all"
+            yield finalize(chosen, f"{group.size - long} shortest and {long} longest {by}")
+        elif enough and self._options.long_wait == "step":
+            yield Enough(why=f"{group.size} have finished; the longest may go on")

@@ -1,0 +1,167 @@
+"""The coordinator's state at one cut between two events, and back.
+
+Running legs become queued with the tokens held, taken groups ready, and
+evaluation groups are left out (an evaluation starts again): what the state
+holds can go on anywhere. Held against `issued = trained + dropped +
+outstanding` at every save and load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pipeline.coordinator import Coordinator
+from pipeline.events import AnyCommand, Judge
+from pipeline.groups import ENDED, Group, Stage, State
+from pipeline.ledger import Ledger
+from pipeline.placement import LOST, PARKED, QUEUED
+from pipeline.statistics import RunningStatistics, StatisticsState
+from pipeline.steps import StepState
+
+FORMAT = 1
+
+
+class SnapshotError(Exception):
+    """The state does not add up, or was written by another version."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the coordinator needs to go on."""
+
+    format: int
+    step: int
+    version: int
+    next_group: int
+    next_trajectory: int
+    groups: list[Group]
+    deferred: list[tuple[int, int]]
+    issued: int
+    trained: int
+    dropped: int
+    ledger: Ledger
+    reported: int  # tokens sampled by the engines' own counts
+    statistics: StatisticsState
+    open_step: StepState
+    lengths: list[int]
+    rewards: list[float]
+    fates: dict[str, int]
+    last_evaluation: int
+    evaluations: list[dict[str, int | float]]
+    plugins: dict[str, Any]  # seam -> its state
+
+
+def check_prompts(coordinator: Coordinator) -> None:
+    """issued = trained + dropped + outstanding. Raises SnapshotError."""
+    roster = coordinator.roster
+    outstanding = len(roster.outstanding) + len(roster.deferred)
+    total = roster.ended_trained + roster.ended_dropped + outstanding
+    if roster.issued != total:
+        raise SnapshotError(
+            f"{roster.issued} prompts issued, but {roster.ended_trained} trained + "
+            f"{roster.ended_dropped} dropped + {outstanding} outstanding"
+        )
+
+
+def _settled(group: Group) -> Group:
+    """A copy that holds nothing of engines, ranks and this process's clock."""
+    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(group), type=Group)
+    copy.since = 0.0
+    for member in copy.members:
+        member.since = 0.0
+        if member.state is State.RUNNING:
+            member.state, member.leg, member.engine = State.QUEUED, member.leg + 1, ""
+    copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1
+    if copy.stage is Stage.TAKEN:
+        copy.stage = Stage.READY
+    return copy
+
+
+def take(coordinator: Coordinator) -> Snapshot:
+    """The state now. Raises SnapshotError if the books do not balance."""
+    check_prompts(coordinator)
+    core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
+    ledger = msgspec.msgpack.decode(msgspec.msgpack.encode(core.ledger), type=Ledger)
+    for group in core.groups.values():
+        if group.kind == "eval":
+            for member in group.members:
+                if member.state is not State.ABORTED:
+                    ledger.move(member.held, "open", "eval")
+    if ledger.imbalance:
+        raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
+    return Snapshot(
+        format=FORMAT,
+        step=core.step,
+        version=core.version,
+        next_group=core.next_group,
+        next_trajectory=core.next_trajectory,
+        groups=[_settled(g) for g in core.groups.values() if g.kind == "train"],
+        deferred=list(roster.deferred),
+        issued=roster.issued,
+        trained=roster.ended_trained,
+        dropped=roster.ended_dropped,
+        ledger=ledger,
+        reported=coordinator.placement.total_reported,
+        statistics=core.statistics.state(),
+        open_step=msgspec.structs.replace(
+            steps.state, since=round(core.now - steps.state.since, 3)
+        ),
+        lengths=list(roster.lengths),
+        rewards=list(roster.rewards),
+        fates=dict(roster.fates),
+        last_evaluation=coordinator.evaluations.last_step,
+        evaluations=list(coordinator.evaluations.history),
+        plugins={
+            name: plugin.state()
+            for name in core.seams.__struct_fields__
+            if hasattr(plugin := getattr(core.seams, name), "state")
+        },
+    )
+
+
+def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
+    """Fill a fresh coordinator. Returns what must be asked again (rewards not yet known)."""
+    if snapshot.format != FORMAT:
+        raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")
+    core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
+    core.now = now
+    core.step, core.version = snapshot.step, -1  # until the learner publishes it again
+    core.next_group, core.next_trajectory = snapshot.next_group, snapshot.next_trajectory
+    core.ledger = snapshot.ledger
+    core.statistics = RunningStatistics(snapshot.statistics)
+    roster.deferred.extend(snapshot.deferred)
+    roster.issued = snapshot.issued
+    roster.ended_trained, roster.ended_dropped = snapshot.trained, snapshot.dropped
+    roster.lengths, roster.rewards = snapshot.lengths, snapshot.rewards
+    roster.fates = snapshot.fates
+    steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
+    coordinator.evaluations.last_step = snapshot.last_evaluation
+    coordinator.evaluations.history = snapshot.evaluations
+    coordinator.placement.reported = snapshot.reported
+    for name, state in snapshot.plugins.items():
+        plugin = getattr(core.seams, name)
+        if not hasattr(plugin, "restore"):
+            raise SnapshotError(f"{name} {type(plugin).__name__} cannot take back its state")
+        plugin.restore(state)
+    for group in snapshot.groups:
+        group.since = now
+        core.groups[group.id] = group
+        roster.outstanding[group.prompt] = group.attempt
+        for member in group.members:
+            member.since = now
+            if member.state is State.ABORTED:
+                continue
+            core.trajectories[member.id] = member
+            if member.state is State.QUEUED:
+                coordinator.placement.enqueue(member, LOST if member.held else QUEUED)
+            elif member.state is State.PARKED and member.parked_until == "slot":
+                coordinator.placement.enqueue(member, PARKED)
+            elif member.state in ENDED and not member.scored:
+                roster.judge(group, member)
+    check_prompts(coordinator)
+    if core.ledger.imbalance:
+        raise SnapshotError(f"the ledger is off by {core.ledger.imbalance} tokens")
+    asked = core.take_out()
+    assert all(isinstance(command, Judge) for command in asked)
+    return asked  # type: ignore[return-value]

@@ -1,0 +1,400 @@
+"""The stage process: sockets, clock, files and reward workers around the coordinator.
+
+Makes events of messages and messages of commands; decides nothing itself. It
+holds the data set and adds prompts where the coordinator names them by number.
+The launcher, which owns the processes, is reached over a pipe of JSON lines;
+without one (torchrun), a peer that has to be restarted is told to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import snapshot
+from pipeline.assembly import Parts
+from pipeline.coordinator import Phase
+from pipeline.core import PluginFault
+from pipeline.events import (
+    AnyCommand,
+    AnyEvent,
+    Cut,
+    EndLegs,
+    EngineJoined,
+    EngineLost,
+    FinishStep,
+    Forget,
+    Halt,
+    Judge,
+    LearnerJoined,
+    LearnerLost,
+    Place,
+    Report,
+    Restart,
+    Serve,
+    ShutDown,
+    Tick,
+    Train,
+    Unjudge,
+)
+from pipeline.judging import Judging
+from pipeline.messages import (
+    Abort,
+    Alive,
+    CloseStep,
+    ForgetGroup,
+    FromPeer,
+    Generate,
+    Heartbeat,
+    Join,
+    LoadWeights,
+    Manifest,
+    Published,
+    Refused,
+    Request,
+    Saved,
+    Shutdown,
+    StepDone,
+    TrainGroup,
+    Welcome,
+    WireError,
+    decode_tokens,
+)
+from pipeline.outbox import Outbox
+from pipeline.peers import Peer, Peers, complaint
+from pipeline.records import Records
+from pipeline.rewarding import RewardPool
+from pipeline.saving import Saver
+from pipeline.translate import event_of, request_of, tokens_event
+
+log = logging.getLogger("stage")
+_POLL_S = 0.25
+
+
+class Stage:
+    """`run()` until the coordinator shuts down; returns the run's error ('' when none)."""
+
+    def __init__(
+        self, parts: Parts, pool: RewardPool, tell_launcher: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.parts, self._tell_launcher = parts, tell_launcher
+        self.coordinator = parts.coordinator
+        self._hub, self._config = parts.hub, parts.config
+        self._peers = Peers()
+        self._outbox = Outbox(parts.hub, self._peers, self._lose)
+        self._records = Records(parts.run, parts.resumed_step)
+        self._events: deque[AnyEvent] = deque()
+        self._handling = False
+        self._manifests: dict[int, Manifest] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._saver = Saver(
+            self.coordinator,
+            parts.run.checkpoints,
+            parts.config.checkpoint.keep,
+            parts.config.learner.ranks,
+            done=self.tell,
+        )
+        self._judging = Judging(
+            pool,
+            parts.tokenizer,
+            parts.data,
+            answer=self.tell,
+            show=self._records.sample,
+        )
+        self._over = asyncio.Event()
+        self.error = ""
+        self._begun = time.monotonic()
+        self._joined: float | None = None
+        self._training_s = 0.0
+        self.refused_frames = 0
+
+    # --- the loops ----------------------------------------------------------------------
+
+    async def run(self) -> str:
+        """Serve until the end. Raises nothing that a run may meet."""
+        loops = [
+            asyncio.create_task(loop())
+            for loop in (self._control_loop, self._token_loop, self._clock_loop)
+        ]
+        over = asyncio.create_task(self._over.wait())
+        try:
+            done, _ = await asyncio.wait([*loops, over], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task is not over and (failure := task.exception()) is not None:
+                    self._fail(f"the stage failed: {failure!r}", failure)
+        finally:
+            for task in (pending := {*loops, over, *self._tasks}):
+                task.cancel()
+            await asyncio.wait(pending)
+            self._farewell()
+        return self.error
+
+    def resume(self, state: snapshot.Snapshot, training_s: float) -> None:
+        """Go on from a checkpoint; before `run`."""
+        self._training_s = training_s
+        self._carry_out_all(snapshot.restore(self.coordinator, state, time.monotonic()))
+
+    async def _control_loop(self) -> None:
+        while True:
+            try:
+                identity, message = await self._hub.receive_control()
+            except WireError as error:
+                log.warning("control frame dropped: %s", error)
+                continue
+            self._message(identity, message)
+
+    async def _token_loop(self) -> None:
+        while True:
+            parts = await self._hub.receive_tokens()
+            try:
+                header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
+            except WireError as error:
+                self.refused_frames += 1
+                log.warning("token frame dropped: %s", error)
+                continue
+            if header.incarnation != self.parts.incarnation:
+                self.refused_frames += 1
+                continue
+            self.tell(tokens_event(header, tokens, logprobs))
+
+    async def _clock_loop(self) -> None:
+        last = time.monotonic()
+        ticks = 0
+        while True:
+            await asyncio.sleep(_POLL_S)
+            now = time.monotonic()
+            late = now - last - _POLL_S
+            last = now
+            if late > 1.0:
+                self._peers.grace(late)
+            for peer in self._peers.silent(now, self._config.watch.lost_s):
+                self._restart(peer.name, f"silent for {now - peer.heard:.1f} s")
+            for peer in self._peers.stuck(now):
+                why = f"{peer.activity!r} has stood still for {now - peer.moved:.0f} s"
+                self._restart(peer.name, why)
+            self._saver.check(now)
+            self._check_joined(now)
+            ticks += 1
+            if ticks % int(1 / _POLL_S) == 0:
+                self._outbox.to_all(Alive())
+                self._records.flush()
+                self.tell(Tick())
+                self._tell_launcher({"live": self.coordinator.live(self._training_s)})
+
+    def _check_joined(self, now: float) -> None:
+        """Everybody has to be here within `watch.join_s` of the start."""
+        if self._joined is not None:
+            return
+        if self.coordinator.phase is not Phase.STARTING:
+            self._joined = now
+        elif now - self._begun > self._config.watch.join_s:
+            missing = self._peers.missing(self._config.learner.ranks)
+            if not self.coordinator.placement.serving():
+                missing.append("an engine that serves the weights")
+            limit = self._config.watch.join_s
+            self.halt(f"after {limit:.0f} s still missing: {', '.join(missing)}")
+
+    # --- events in, commands out --------------------------------------------------------
+
+    def halt(self, error: str = "") -> None:
+        """Cut a checkpoint and end; `error` if the run failed."""
+        self.tell(Halt(error=error))
+
+    def tell(self, event: AnyEvent) -> None:
+        """Hand an event to the coordinator and carry out what it answers, in order."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events and not self._over.is_set():
+                commands = self.coordinator.handle(self._events.popleft(), time.monotonic())
+                self._carry_out_all(commands)
+        except Exception as failure:  # from whichever task: nobody else would hear of it
+            said = isinstance(failure, PluginFault)
+            self._fail(str(failure) if said else f"the stage failed: {failure!r}", failure)
+        finally:
+            self._handling = False
+
+    def _fail(self, error: str, cause: BaseException | None) -> None:
+        """The run cannot go on; its last checkpoint is good."""
+        log.error("%s", error, exc_info=cause)
+        self.error = error
+        self._over.set()
+
+    def _carry_out_all(self, commands: list[AnyCommand]) -> None:
+        """Requests to one engine travel together."""
+        requests: dict[str, list[Request]] = {}
+        for command in commands:
+            if isinstance(command, Place):
+                prompt = self.parts.data[command.kind][command.prompt].tokens
+                request = request_of(command, prompt, self._config.sampling.temperature)
+                requests.setdefault(command.engine, []).append(request)
+            else:
+                self._carry_out(command)
+        for engine, batch in requests.items():
+            self._outbox.to(engine, Generate(requests=tuple(batch)))
+
+    def _carry_out(self, command: AnyCommand) -> None:
+        match command:
+            case EndLegs(engine=engine, legs=legs):
+                self._outbox.to(engine, Abort(legs=legs))
+            case Judge():
+                task = asyncio.ensure_future(self._judging.judge(command))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case Unjudge(trajectory=trajectory):
+                self._judging.cancel(trajectory)
+            case Train(rank=rank, step=step, group=group, prompt=prompt, members=members):
+                tokens = self.parts.data["train"][prompt].tokens
+                message = TrainGroup(step=step, group=group, prompt=tokens, members=members)
+                self._outbox.to_rank(rank, message)
+            case Forget(rank=rank, group=group):
+                self._outbox.to_rank(rank, ForgetGroup(group=group))
+            case FinishStep(step=step, groups=groups, normaliser=normaliser):
+                message = CloseStep(step=step, groups=groups, normaliser=normaliser)
+                self._outbox.to_learners(message)
+            case Serve(engine=engine, version=version):
+                self._outbox.to(engine, LoadWeights(manifest=self._manifests[version]))
+            case Cut(step=step, version=version):
+                self._save(step, version)
+            case Restart(peer=name, why=why):
+                self._restart(name, why)
+            case Report(what=what, fields=fields):
+                self._report(what, fields)
+            case ShutDown(error=error):
+                self.error = error
+                self._over.set()
+            case Place():
+                raise AssertionError("placed above")
+
+    def _report(self, what: str, fields: dict[str, Any]) -> None:
+        self._records.write(what, fields)
+        if what in ("warning", "wait"):
+            log.warning("%s", fields["text"])
+            self._tell_launcher({"say": fields["text"]})
+        elif what in ("step", "eval"):
+            if what == "step":
+                self._training_s += fields["seconds"]
+            self._tell_launcher({what: fields})
+
+    # --- peers --------------------------------------------------------------------------
+
+    def _lose(self, peer: Peer, why: str) -> None:
+        """Its process is not to be trusted any more; what it held goes on elsewhere."""
+        if peer.identity not in self._peers.by_identity:
+            return
+        self._peers.leave(peer)
+        self._hub.forget(peer.identity)
+        log.warning("%s lost: %s", peer.name, why)
+        if peer.join.role == "engine":
+            self.tell(EngineLost(engine=peer.name, why=why))
+        else:
+            self.tell(LearnerLost(rank=peer.join.rank, why=why))
+
+    def dead(self, name: str, why: str) -> None:
+        """The launcher has seen the process end."""
+        peer = self._peers.named(name)
+        if peer is not None:
+            self._lose(peer, why)
+        elif name.startswith("l") and self.coordinator.phase is not Phase.OVER:
+            self.tell(LearnerLost(rank=int(name[1:] or 0), why=why))
+
+    def _restart(self, name: str, why: str) -> None:
+        """Count it as lost, and have its process ended (a launcher starts another)."""
+        peer = self._peers.named(name)
+        if peer is not None:
+            self._outbox.last_word(peer.identity, Shutdown(why=why))
+            self._lose(peer, why)
+        self._tell_launcher({"restart": name, "why": why})
+
+    def _message(self, identity: bytes, message: FromPeer) -> None:
+        now = time.monotonic()
+        if isinstance(message, Join):
+            self._join(identity, message, now)
+            return
+        peer = self._peers.by_identity.get(identity)
+        if peer is None:
+            return  # of a peer that was lost; it has been told to end
+        peer.heard = now
+        match message:
+            case Heartbeat():
+                self._peers.beat(peer, message, now)
+                return
+            case Saved(directory=directory, error=error):
+                self._saver.rank_saved(Path(directory), peer.join.rank, error)
+                return
+            case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
+                self._remember(manifest)
+            case _:
+                pass
+        self.tell(event_of(peer.name, peer.join.rank, message))
+
+    def _remember(self, manifest: Manifest) -> None:
+        self._manifests[manifest.version] = manifest
+        for old in [v for v in self._manifests if v < manifest.version - 1]:
+            del self._manifests[old]
+
+    def _join(self, identity: bytes, join: Join, now: float) -> None:
+        known = self._peers.by_identity.get(identity)
+        if known is None:
+            problem = complaint(
+                join,
+                self._config.learner.ranks,
+                self.parts.tokenizer.vocabulary,
+                self.parts.resumed_step,
+                self.parts.longest,
+            )
+            if problem:
+                log.error("%s refused: %s", join.name, problem)
+                self._outbox.last_word(identity, Refused(why=problem))
+                self._tell_launcher({"say": f"{join.name} refused: {problem}"})
+                return
+            before = self._peers.named(join.name)
+            if before is not None:
+                self._lose(before, "a new process has its name")
+            known = self._peers.enter(identity, join, now)
+            log.info("%s joined, epoch %d, %s", join.name, known.epoch, join.about)
+        known.heard = now
+        welcome = Welcome(
+            incarnation=self.parts.incarnation,
+            epoch=known.epoch,
+            weights_directory=str(self.parts.weights),
+        )
+        self._outbox.send(known, welcome)
+        if known.activity != "joined" or identity not in self._peers.by_identity:
+            return  # a repeated join of a peer that is at work, or one that is gone again
+        known.activity = "welcomed"
+        if join.role == "engine":
+            self.tell(EngineJoined(engine=join.name, epoch=known.epoch, slots=join.slots))
+        else:
+            self.tell(LearnerJoined(rank=join.rank))
+
+    def _save(self, step: int, version: int) -> None:
+        about = {
+            "records": self._records.sizes(),
+            "incarnation": self.parts.incarnation,
+            "training_seconds": self._training_s,
+        }
+        message = self._saver.begin(step, version, about)
+        if message is not None:
+            self._outbox.to_learners(message)
+
+    # --- for people ---------------------------------------------------------------------
+
+    def _farewell(self) -> None:
+        """The result, and the end of every peer."""
+        if not self.error and not self.coordinator.unfinished:
+            self._records.result(self.coordinator.outcome(self._training_s))
+        if imbalance := self.coordinator.core.ledger.imbalance:
+            log.error("the ledger is off by %d tokens", imbalance)
+        self._records.close()
+        for peer in list(self._peers.by_identity.values()):
+            self._outbox.last_word(peer.identity, Shutdown(why=self.error))
+        shutil.rmtree(self.parts.weights, ignore_errors=True)

@@ -1,0 +1,160 @@
+"""`python -m pipeline.stage_main`: build the stage of a run and serve until its end.
+
+Started by a launcher, which holds the run's lock and passes a control pipe:
+JSON lines in (`halt`, `dead`), JSON lines out (`live`, `say`, `step`, `eval`,
+`restart`, `over`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from pipeline import assembly, checkpoint, snapshot
+from pipeline.configfile import ConfigError, load
+from pipeline.plugins import PluginError
+from pipeline.prompts import DataError, load_held_out, load_train
+from pipeline.records import Records
+from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.runfolder import RunFolder
+from pipeline.stage import Parts, Stage
+from pipeline.text import ModelError, Tokenizer
+from pipeline.transport import Hub, TransportError
+
+log = logging.getLogger("stage")
+_LAST_WORD_S = 5.0
+
+
+class ControlPipe:
+    """JSON lines to and from the launcher; without one, nothing is said or heard."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor) if descriptor >= 0 else None
+        if self._socket is not None:
+            self._socket.setblocking(False)
+        self._unsent = bytearray()
+
+    def say(self, line: dict[str, Any]) -> None:
+        """Never waits for a launcher that does not read (Ctrl-Z), except to say the last word."""
+        if "live" in line and self._unsent:
+            return
+        self._unsent += json.dumps(line).encode() + b"\n"
+        deadline = time.monotonic() + (_LAST_WORD_S if "over" in line else 0.0)
+        while self._unsent and self._socket is not None:
+            try:
+                del self._unsent[: self._socket.send(self._unsent)]
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return
+                time.sleep(0.05)
+            except OSError:
+                self._socket = None  # the launcher is gone; `listen` sees the end of the pipe
+
+    async def listen(self, stage: Stage) -> None:
+        """Pass on what the launcher says; its end is a Ctrl-C."""
+        if self._socket is None:
+            return
+        reader, writer = await asyncio.open_connection(sock=self._socket.dup())
+        try:
+            while line := await reader.readline():
+                heard = json.loads(line)
+                if "halt" in heard:
+                    stage.halt(heard["halt"])
+                elif "dead" in heard:
+                    stage.dead(heard["dead"], heard["why"])
+            stage.halt("the launcher is gone")
+        finally:
+            writer.close()
+
+
+def build(args: argparse.Namespace, run: RunFolder) -> Parts:
+    """Read everything that the stage needs. Raises the errors of the parts."""
+    config = load(run.config)
+    tokenizer = Tokenizer(Path(config.model))
+    train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+    held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+    for data in (train, held_out):
+        log.info("%s", data.summary())
+        for line in data.skipped:
+            log.warning("skipped: %s", line)
+    coordinator = assembly.coordinator(config, tokenizer, train, held_out)
+    return Parts(
+        config=config,
+        run=run,
+        hub=Hub(args.sockets),
+        coordinator=coordinator,
+        tokenizer=tokenizer,
+        data={"train": train, "eval": held_out},
+        incarnation=run.next_incarnation(),
+        weights=args.weights,
+        resumed_step=-1,
+    )
+
+
+async def serve(args: argparse.Namespace) -> str:
+    run = RunFolder(args.run)
+    pipe = ControlPipe(args.control)
+    parts = build(args, run)
+    async with RewardPool(parts.config.reward) as pool:
+        saved = None
+        if args.resume:
+            saved = (checkpoint.load_state(args.resume), checkpoint.verify(args.resume))
+            parts.resumed_step = saved[0].step
+            Records.cut(run, saved[1]["records"])
+        parts.hub.open()
+        stage = Stage(parts, pool, pipe.say)
+        if saved is not None:
+            stage.resume(saved[0], float(saved[1]["training_seconds"]))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stage.halt)
+        listening = asyncio.create_task(pipe.listen(stage))
+        error = await stage.run()
+        listening.cancel()
+        pipe.say({"over": error})
+        parts.hub.close()
+        return error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
+    parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
+    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
+    args = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s stage %(levelname)s %(message)s", stream=sys.stderr
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    try:
+        error = uvloop.run(serve(args))
+    except (
+        ConfigError,
+        DataError,
+        ModelError,
+        PluginError,
+        RewardFailed,
+        TransportError,
+        checkpoint.CheckpointError,
+        snapshot.SnapshotError,
+    ) as problem:
+        error = str(problem)
+        ControlPipe(args.control).say({"over": error})
+        log.error("%s", error)
+    os._exit(1 if error else 0)  # reward workers and sockets are closed; threads may linger
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""One step: prompts in, groups taken, the barrier, training, the close.
+
+Asks the prompts, budget and batch seams. A step opens prompts until enough
+groups are at hand, closes (open groups finalize or are deferred), and is
+finished when every taken group has been trained on: then, and only then, its
+groups count as trained.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline.answers import check_allotments, check_plan
+from pipeline.core import Core, PluginFault, asking
+from pipeline.evaluation import step_figures
+from pipeline.events import FinishStep, StepApplied, StepRejected, Train, Trained, TrainingFailed
+from pipeline.groups import ENDED, Group, Stage, State
+from pipeline.messages import TrainMember
+from pipeline.placement import Placement
+from pipeline.plugins import Barrier, Relaxed
+from pipeline.roster import Roster
+from pipeline.selection import Selection
+from pipeline.verbs import BatchVerb, Close, Relax, Take
+from pipeline.views import BatchView, PlanView, PromptView
+
+MOST_SKIPPED = 3
+"""Steps skipped in a row after which the run stops."""
+
+
+class StepState(msgspec.Struct, kw_only=True):
+    """What a checkpoint keeps of the open step."""
+
+    is_open: bool = False
+    opened: int = 0  # groups opened for this step so far
+    closing: bool = False
+    exhausted: bool = False  # no more prompts, or no more tries
+    size: int = 0  # M, smaller after Relax
+    skipped: int = 0  # steps skipped in a row
+    since: float = 0.0
+
+
+class Steps:
+    def __init__(
+        self, core: Core, placement: Placement, roster: Roster, selection: Selection
+    ) -> None:
+        self._core, self._placement = core, placement
+        self._roster, self._selection = roster, selection
+        self.state = StepState()
+        self.dirty = False  # the batch seam is to be asked, or the close to be tried
+        self._hungry = False  # wants prompts as soon as slots are idle
+        self.finishing = False  # FinishStep has gone out
+        self._answered: dict[int, StepApplied | StepRejected] = {}
+        self._metrics: dict[str, float] = {}  # sums over tokens, largest for names in _max
+        self._normaliser = 0.0
+        self._nonfinite = 0
+        self._rank_tokens: dict[int, int] = {}
+
+    # --- a step from open to finish -----------------------------------------------------
+
+    def open(self) -> None:
+        core = self._core
+        self.state = StepState(
+            is_open=True, size=core.settings.size, skipped=self.state.skipped, since=core.now
+        )
+        self.finishing, self._answered, self._metrics, self._nonfinite = False, {}, {}, 0
+        self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
+        roster = self._roster
+        roster.lengths, roster.rewards, roster.fates = [], [], {}
+        self._plan()
+        self.pump()
+
+    def restore(self, state: StepState) -> None:
+        """Go on with the step that a checkpoint holds."""
+        self.state = state
+        self.dirty = True
+        self._rank_tokens = dict.fromkeys(range(self._core.settings.ranks), 0)
+
+    def changed(self) -> None:
+        """A group became enough, ready, dropped or deferred."""
+        self.dirty = True
+
+    def pump(self) -> None:
+        """After every event: batch seam, new prompts, the close."""
+        if self.finishing or not self.state.is_open:
+            return
+        if self._hungry:
+            self._plan()
+        if not self.dirty:
+            return  # a chunk that ended nothing costs nothing here
+        while self.dirty:
+            self.dirty = False
+            self._ask_batch()
+            self._plan()
+            if not self.dirty:
+                self._finish_if_all_trained()
+
+    def _counts(self) -> dict[str, int]:
+        names = ("open", "enough", "dead", "chosen", "ready", "taken")
+        counts: dict[str, int] = dict.fromkeys(names, 0)
+        for group in self._core.groups.values():
+            if group.kind == "train":
+                name = group.stage.value
+                if group.stage is Stage.OPEN and group.enough:
+                    name = "dead" if group.dead else "enough"
+                counts[name] += 1
+        return counts
+
+    def _plan(self) -> None:
+        """Open prompts while the step needs them and slots would otherwise idle."""
+        core, state = self._core, self.state
+        settings = core.settings
+        self._hungry = False
+        if state.exhausted:
+            return
+        counts = self._counts()
+        active = sum(counts.values()) - counts["dead"]
+        if state.closing and active < settings.need:
+            state.closing = False  # what was chosen taught nothing: open more
+        if state.closing:
+            return
+        room = int(settings.tries * settings.need) - state.opened
+        want = min(settings.need + settings.reserve - active, room)
+        if want < 1:
+            if room < 1 and active < settings.need:
+                self._exhaust("it has opened as many prompts as step.tries allows")
+            return
+        if state.opened and (self._placement.waiting() or not self._placement.idle()):
+            self._hungry = True
+            return
+        deferred = self._roster.deferred
+        with asking(core.seams.prompts, "prompts"):
+            plan = core.seams.prompts.plan(
+                PlanView(
+                    step=core.step,
+                    want=want,
+                    dataset=settings.prompts,
+                    outstanding=frozenset(self._roster.outstanding),
+                    deferred=tuple(prompt for prompt, _ in deferred),
+                )
+            )
+        check_plan(core, plan, want, self._roster.outstanding)
+        if not plan.prompts:
+            if active < settings.need:
+                self._exhaust("there are no more prompts")
+            return
+        attempts = dict(deferred)
+        chosen = set(plan.prompts)
+        self._roster.issued += sum(1 for p in plan.prompts if p not in attempts)
+        self._roster.deferred = type(deferred)(d for d in deferred if d[0] not in chosen)
+        views = [PromptView(prompt=p, tokens=core.prompt_tokens[p]) for p in plan.prompts]
+        with asking(core.seams.budget, "budget"):
+            allotments = core.seams.budget.allot(views, state.size, settings.max_tokens)
+        check_allotments(core, allotments, len(views))
+        for prompt, allotment in zip(plan.prompts, allotments, strict=True):
+            self._roster.open(
+                "train",
+                prompt,
+                attempts.get(prompt, 0),
+                allotment.candidates,
+                min(allotment.max_tokens, settings.max_tokens),
+                state.size,
+            )
+            state.opened += 1
+
+    def _exhaust(self, why: str) -> None:
+        self.state.exhausted = True
+        self.dirty = True
+        self._core.report("warning", text=f"step {self._core.step + 1} closes smaller: {why}")
+
+    # --- the batch seam -----------------------------------------------------------------
+
+    def _ask_batch(self) -> None:
+        core, state = self._core, self.state
+        counts = self._counts()
+        need = core.settings.need
+        if state.exhausted:
+            need = min(need, sum(counts.values()) - counts["dead"])
+        view = BatchView(
+            step=core.step,
+            need=need,
+            taken=counts["taken"],
+            ready=tuple(g.id for g in core.train_groups(Stage.READY)),
+            chosen=counts["chosen"],
+            enough=counts["enough"],
+            open=counts["open"],
+            size=state.size,
+            group_size=core.settings.size,
+            closing=state.closing,
+        )
+        with asking(core.seams.batch, "batch"):
+            verbs = list(core.seams.batch.decide(view))
+        for verb in verbs:
+            self._carry_out(verb)
+
+    def _carry_out(self, verb: BatchVerb) -> None:
+        core = self._core
+        name = type(core.seams.batch).__name__
+        match verb:
+            case Take(groups=ids):
+                for group_id in ids:
+                    group = core.groups.get(group_id)
+                    if group is None or group.stage is not Stage.READY:
+                        raise PluginFault(f"batch {name}: {verb}: group {group_id} is not ready")
+                    self._take(group)
+            case Relax(size=size):
+                if not 2 <= size <= core.settings.size:
+                    raise PluginFault(f"batch {name}: {verb}: size is 2 to {core.settings.size}")
+                self.state.size = size
+                for group in core.train_groups(Stage.OPEN):
+                    group.size = size
+                    self._selection.ask(group, Relaxed())
+            case Close():
+                self._close()
+            case _:
+                raise PluginFault(f"batch {name}: {verb}: no verb of a batch rule")
+
+    def _take(self, group: Group) -> None:
+        """To the rank with the least expected tokens; sent now unless overlap is off."""
+        core = self._core
+        tokens = sum(m.held for i in group.chosen if (m := group.member(i)) is not None)
+        group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
+        self._rank_tokens[group.rank] += tokens
+        group.advance(Stage.TAKEN, core.now)
+        if core.settings.overlap == "group":
+            self.send(group)
+
+    def send(self, group: Group) -> None:
+        """Hand a taken group to its rank, self-contained."""
+        group.sent, group.trained_tokens = True, -1.0
+        members = [(i, group.member(i)) for i in group.chosen]
+        self._core.emit(
+            Train(
+                rank=group.rank,
+                step=self._core.step,
+                group=group.id,
+                prompt=group.prompt,
+                members=tuple(
+                    TrainMember(
+                        trajectory=i,
+                        response=bytes(m.tokens),
+                        behaviour=bytes(m.logprobs),
+                        reward=m.reward or 0.0,
+                        advantage=advantage,
+                        weight=weight,
+                        truncated=m.state is State.TRUNCATED,
+                    )
+                    for (i, m), advantage, weight in zip(
+                        members, group.advantages, group.weights, strict=True
+                    )
+                    if m is not None
+                ),
+            )
+        )
+
+    def _close(self) -> None:
+        """The barrier, in order of id; what stays open is deferred as surplus."""
+        if self.state.closing:
+            return
+        self.state.closing = True
+        for group in self._core.train_groups(Stage.OPEN):
+            if group.stage is Stage.OPEN:
+                self._selection.ask(group, Barrier())
+        for group in self._core.train_groups(Stage.OPEN):
+            self._roster.end(group, Stage.DEFERRED, "surplus")
+        self.dirty = True
+
+    def _finish_if_all_trained(self) -> None:
+        core, state = self._core, self.state
+        counts = self._counts()
+        if any(counts[name] for name in counts if name != "taken"):
+            if not state.closing and self._stands_still(counts):
+                self._close()  # only the barrier can end what is left
+            return
+        if not state.closing and not state.exhausted:
+            return
+        taken = core.train_groups(Stage.TAKEN)
+        if not taken:
+            self._finish_empty()
+            return
+        for group in taken:
+            if not group.sent:  # overlap: off
+                self.send(group)
+        if any(g.trained_tokens < 0 for g in taken):
+            return
+        total = sum(g.trained_tokens for g in taken)
+        if total <= 0:
+            for group in taken:
+                self._roster.end(group, Stage.DROPPED, "no weight")
+            return
+        self.finishing, self._normaliser = True, total
+        core.emit(FinishStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
+
+    def _stands_still(self, counts: dict[str, int]) -> bool:
+        """Nothing runs, waits or is being scored: every open member is parked until a publish."""
+        if counts["chosen"] or counts["ready"] or self._placement.waiting():
+            return False
+        return not any(
+            member.state is State.RUNNING or (member.state in ENDED and not member.scored)
+            for group in self._core.train_groups(Stage.OPEN)
+            for member in group.members
+        )
+
+    def _finish_empty(self) -> None:
+        """Nothing to learn from: the step ends without an update."""
+        core = self._core
+        self.state.is_open = False
+        if self._nonfinite:
+            self._skipped("every loss that it tried was not finite")
+            return
+        core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
+        self._report_step({})
+        core.step += 1
+
+    # --- the learner answers ------------------------------------------------------------
+
+    def trained(self, event: Trained) -> None:
+        group = self._core.groups.get(event.group)
+        if group is None or group.stage is not Stage.TAKEN or group.rank != event.rank:
+            return
+        group.trained_tokens = event.tokens
+        self.dirty = True
+        for name, value in event.metrics.items():
+            known = self._metrics.get(name, 0.0)
+            self._metrics[name] = max(known, value) if name.endswith("_max") else known + value
+
+    def failed(self, event: TrainingFailed) -> None:
+        group = self._core.groups.get(event.group)
+        if group is None or group.stage is not Stage.TAKEN:
+            return
+        self._nonfinite += 1
+        group.sent = False  # the rank has forgotten it already
+        self._core.report("warning", text=f"group {group.id} dropped: {event.why}")
+        self._roster.end(group, Stage.DROPPED, "not finite")
+
+    def applied(self, event: StepApplied) -> int | None:
+        """All ranks have stepped: returns the new version, None while some are missing."""
+        core = self._core
+        if not self._gather(event):
+            return None
+        for group in core.train_groups(Stage.TAKEN):
+            self._roster.end(group, Stage.TRAINED)
+        self.state.is_open, self.state.skipped, self.finishing = False, 0, False
+        learner = self._answered[0]
+        assert isinstance(learner, StepApplied)
+        self._report_step(learner.metrics)
+        core.step += 1
+        return event.version
+
+    def rejected(self, event: StepRejected) -> None:
+        """All ranks refused the step: weights are as they were, the prompts come back."""
+        if not self._gather(event):
+            return
+        for group in self._core.train_groups(Stage.TAKEN):
+            group.sent = False
+            group.advance(Stage.READY, self._core.now)
+            self._roster.end(group, Stage.DEFERRED, "step skipped")
+        self.state.is_open, self.finishing = False, False
+        self._skipped(event.why)
+
+    def _gather(self, event: StepApplied | StepRejected) -> bool:
+        if not self.finishing or event.step != self._core.step:
+            return False
+        self._answered[event.rank] = event
+        return len(self._answered) == self._core.settings.ranks
+
+    def _skipped(self, why: str) -> None:
+        self.state.skipped += 1
+        self._core.report(
+            "warning",
+            text=f"step {self._core.step + 1} skipped ({self.state.skipped} in a row): {why}",
+        )
+
+    @property
+    def hopeless(self) -> bool:
+        return self.state.skipped >= MOST_SKIPPED
+
+    def _report_step(self, learner: dict[str, float]) -> None:
+        means = {
+            name: value if name.endswith("_max") else value / max(1.0, self._normaliser)
+            for name, value in self._metrics.items()
+        }
+        state = self.state
+        figures = step_figures(self._core, self._roster, state.opened, state.since)
+        self._core.report("step", **figures, learner={**means, **learner})

@@ -1,0 +1,120 @@
+"""Text <-> token ids, by the tokenizer.json in a model's directory.
+
+Invariant: no token is added to a prompt and no special token is left in a
+response, so what is trained on is what was sampled. Also reads from the model's
+files what the pipeline needs to know of it: vocabulary, stop tokens, longest
+sequence. Loads no model, and no transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tokenizers import Tokenizer as FastTokenizer
+
+
+class ModelError(Exception):
+    """A model's directory does not hold what training needs."""
+
+
+class Tokenizer:
+    """The tokenizer of one model. Raises ModelError if the two disagree."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        config = _json(directory / "config.json")
+        # models of several parts keep the language model's figures one level down
+        inner = config.get("text_config")
+        text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+        self.vocabulary = _count(text.get("vocab_size"))
+        """Rows of the embedding: ids are below this."""
+        self.max_model_tokens = _count(text.get("max_position_embeddings"))
+        """Prompt and response together; 0: not known."""
+        generation = directory / "generation_config.json"
+        extra = _json(generation) if generation.is_file() else {}
+        self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
+        """Sampling one of these ends a response."""
+        pads = _ids(text.get("pad_token_id"))
+        self.pad = pads[0] if pads else min(self.eos, default=0)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{path}: no such file; save the tokenizer with transformers' "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        try:
+            self._tokenizer = FastTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path}: not a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._check()
+
+    def _check(self) -> None:
+        where = self.directory
+        if not self.vocabulary:
+            raise ModelError(f"{where / 'config.json'}: no vocab_size")
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= self.vocabulary:
+            raise ModelError(
+                f"{where}: the tokenizer knows ids up to {largest}, the model has "
+                f"{self.vocabulary} (config.json: vocab_size); they are not of one model"
+            )
+        if not self.eos:
+            raise ModelError(
+                f"{where}: no end-of-sequence token: neither config.json nor "
+                "generation_config.json has eos_token_id, so no response could end"
+            )
+        for eos in sorted(self.eos):
+            if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
+                raise ModelError(
+                    f"{where}: eos_token_id {eos} is not a token of the tokenizer "
+                    f"(model: {self.vocabulary} ids)"
+                )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Raises ValueError if it holds what the tokenizer cannot write."""
+        [ids] = self.encode_all([text])
+        return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, faster than one by one. Raises ValueError like `encode`."""
+        try:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"cannot be written in the tokenizer's alphabet: {error}") from error
+        return [encoding.ids for encoding in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response without special tokens; ids that name no token are left out."""
+        kept = [int(token) for token in ids if int(token) not in self.eos]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def check(directory: Path) -> None:
+    """Raise ModelError unless model and tokenizer fit each other."""
+    Tokenizer(directory)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: found a {type(found).__name__}, expected an object")
+    return found
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _ids(value: object) -> list[int]:
+    values: list[Any] = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and item >= 0]

@@ -1,0 +1,81 @@
+"""Messages become events, commands become messages: pure, one way each."""
+
+from __future__ import annotations
+
+from pipeline.events import (
+    AnyEvent,
+    Place,
+    StepApplied,
+    StepRejected,
+    Tokens,
+    Trained,
+    TrainingFailed,
+    VersionPublished,
+    WeightsRefused,
+    WeightsServed,
+)
+from pipeline.messages import (
+    Floats,
+    FromPeer,
+    GroupFailed,
+    GroupTrained,
+    Ints,
+    Published,
+    Request,
+    StepDone,
+    StepSkipped,
+    TokenBatch,
+    WeightsFailed,
+    WeightsLoaded,
+    WireError,
+)
+
+
+def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
+    """What a peer's message means to the coordinator.
+
+    Raises WireError for one that means nothing to it (joins, heartbeats).
+    """
+    match message:
+        case WeightsLoaded(version=version, gaps=gaps):
+            return WeightsServed(engine=name, version=version, gap=max(gaps.values(), default=0.0))
+        case WeightsFailed(version=version, why=why):
+            return WeightsRefused(engine=name, version=version, why=why)
+        case GroupTrained(group=group, tokens=tokens, metrics=metrics):
+            return Trained(rank=rank, group=group, tokens=tokens, metrics=metrics)
+        case GroupFailed(group=group, why=why):
+            return TrainingFailed(rank=rank, group=group, why=why)
+        case StepDone(step=step, version=version, metrics=metrics):
+            return StepApplied(rank=rank, step=step, version=version, metrics=metrics)
+        case StepSkipped(step=step, why=why):
+            return StepRejected(rank=rank, step=step, why=why)
+        case Published(manifest=manifest):
+            return VersionPublished(version=manifest.version)
+        case _:
+            raise WireError(f"{name}: {type(message).__name__} is nothing to decide about")
+
+
+def tokens_event(header: TokenBatch, tokens: Ints, logprobs: Floats) -> Tokens:
+    """One data-plane frame."""
+    return Tokens(
+        engine=header.engine,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        sampled=header.sampled,
+        chunks=header.chunks,
+        tokens=tokens.tobytes(),
+        logprobs=logprobs.tobytes(),
+    )
+
+
+def request_of(command: Place, prompt: bytes, temperature: float) -> Request:
+    """A leg with its prompt's tokens."""
+    return Request(
+        trajectory=command.trajectory,
+        leg=command.leg,
+        prompt=prompt,
+        prefix=command.prefix,
+        max_tokens=command.max_tokens,
+        temperature=temperature,
+        seed=command.seed,
+    )

@@ -1,0 +1,133 @@
+"""What a plug-in may ask of the core: verbs of the selector, answers of the other seams.
+
+Plain frozen values; the coordinator carries them out and refuses wrong ones
+with an error that names the plug-in, the group and the verb.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+
+class Verb(msgspec.Struct, frozen=True, tag=True):
+    """Base of the selector's verbs. Ids are trajectory ids of the group at hand."""
+
+
+class Sample(Verb, frozen=True):
+    """`n` more candidates for this group."""
+
+    n: int
+    why: str = ""
+
+
+class Abort(Verb, frozen=True):
+    """Stop these members and leave them out; their tokens are waste and counted so."""
+
+    ids: tuple[int, ...]
+    why: str = ""
+
+
+class Stop(Verb, frozen=True):
+    """End these members now; they stay in the group as truncated and trainable."""
+
+    ids: tuple[int, ...]
+    why: str = ""
+
+
+class Park(Verb, frozen=True):
+    """Stop these members but keep their tokens; resumed when a slot is free,
+    or not before the next publish."""
+
+    ids: tuple[int, ...]
+    until: str = "slot"  # "slot" | "published"
+    why: str = ""
+
+
+class Enough(Verb, frozen=True):
+    """This group could close now; it stays open and its members go on."""
+
+    why: str = ""
+
+
+class Finalize(Verb, frozen=True):
+    """Choose these members, two or more; the rest are aborted."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...] | None = None  # loss weights, in the order of ids; None: all 1
+    why: str = ""
+
+
+class Defer(Verb, frozen=True):
+    """Give the prompt back: it is asked again later, with new candidates."""
+
+    why: str = ""
+
+
+class Drop(Verb, frozen=True):
+    """End the group for this epoch."""
+
+    why: str = ""
+
+
+AnyVerb = Sample | Abort | Stop | Park | Enough | Finalize | Defer | Drop
+
+
+# --- the batch seam ------------------------------------------------------------------------
+
+
+class Take(msgspec.Struct, frozen=True, tag=True):
+    """Train on these ready groups in this step."""
+
+    groups: tuple[int, ...]
+
+
+class Relax(msgspec.Struct, frozen=True, tag=True):
+    """Open groups need only reach `size` members from now until the step closes."""
+
+    size: int
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """Raise the barrier: open groups finalize now or are deferred as surplus."""
+
+
+BatchVerb = Take | Relax | Close
+
+
+# --- answers of the other seams ------------------------------------------------------------
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Which prompts to open next (indices into the data set, in order)."""
+
+    prompts: tuple[int, ...]
+
+
+class Allotment(msgspec.Struct, frozen=True):
+    """What the budget seam gives one prompt."""
+
+    candidates: int  # M', trajectories sampled at first
+    max_tokens: int  # length limit of each response
+    note: str = ""  # written to decisions.jsonl
+
+
+class Advantages(msgspec.Struct, frozen=True):
+    """What the advantage seam gives a group, in the order of the chosen members."""
+
+    values: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]  # loss weights; 0: not trained, counts nothing
+
+
+class NoSignal(msgspec.Struct, frozen=True):
+    """The group teaches nothing: dropped and replaced."""
+
+    why: str
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A reward with its parts (logged, shown by name)."""
+
+    value: float
+    parts: dict[str, float] = {}

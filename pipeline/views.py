@@ -1,0 +1,140 @@
+"""What a plug-in sees: read-only snapshots of a group, a step, a prompt.
+
+Built by the core (and by `pipeline.testing` for tests); a plug-in never holds
+the core's own objects, so it cannot change them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+ENDED = ("finished", "truncated")
+UNENDED = ("queued", "running", "parked")
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """One trajectory of a group."""
+
+    id: int
+    state: str  # queued running parked finished truncated aborted
+    tokens: int  # response tokens held
+    confidence: float  # mean behaviour logprob, nats per token; 0.0 while no token is held
+    reward: float | None = None  # None: not known yet, or failed
+    reward_failed: bool = False
+    parts: Mapping[str, float] = {}
+    versions: tuple[int, ...] = ()  # policy versions that sampled it, oldest first
+    hit_limit: bool = False  # truncated because it reached max_tokens (not by `Stop`)
+
+
+class Statistics(Protocol):
+    """Running figures across all groups, updated in event order."""
+
+    def confidence_quantile(self, q: float, at_least: int = 64) -> float | None:
+        """The q-quantile of the last 512 finished members' confidence; None before `at_least`."""
+        ...
+
+    def length_quantile(self, q: float, at_least: int = 64) -> float | None:
+        """The same of response lengths, tokens."""
+        ...
+
+    def pass_rate(self) -> float | None:
+        """Mean reward of the last 512 scored members."""
+        ...
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """One group, for a selector. Members in order of arrival: ended ones in the
+    order in which they ended, then the others by id. Aborted ones are left out."""
+
+    id: int
+    prompt: int
+    size: int  # M: members wanted (smaller after `Relax`)
+    budget: int  # M': members sampled so far, aborted ones included
+    step: int
+    now: float  # seconds, the stage's monotonic clock
+    members: tuple[MemberView, ...]
+    statistics: Statistics
+    seed: int = 0
+    max_tokens: int = 0
+
+    @property
+    def finished(self) -> tuple[MemberView, ...]:
+        """Ended with a stop token."""
+        return tuple(m for m in self.members if m.state == "finished")
+
+    @property
+    def truncated(self) -> tuple[MemberView, ...]:
+        """Ended at their limit, or by `Stop`."""
+        return tuple(m for m in self.members if m.state == "truncated")
+
+    @property
+    def ended(self) -> tuple[MemberView, ...]:
+        return tuple(m for m in self.members if m.state in ENDED)
+
+    @property
+    def unended(self) -> tuple[MemberView, ...]:
+        """Queued, running and parked: members of a lost engine are here, not gone."""
+        return tuple(m for m in self.members if m.state in UNENDED)
+
+    def rng(self, key: str) -> random.Random:
+        """Randomness that depends on seed, group and key alone, so a replay is exact."""
+        return random.Random(f"{self.seed}/{self.id}/{key}")
+
+
+class BatchView(msgspec.Struct, frozen=True, kw_only=True):
+    """The open step, for the batch seam. Group ids in the order of becoming so."""
+
+    step: int
+    need: int  # groups wanted
+    taken: int
+    ready: tuple[int, ...]
+    chosen: int  # selection made, rewards on their way
+    enough: int  # could close now, still open
+    open: int  # open and not enough
+    size: int  # M as of now
+    group_size: int  # M by config
+    closing: bool  # the barrier has been raised
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the prompts seam is asked: up to `want` prompts."""
+
+    step: int
+    want: int
+    dataset: int  # number of prompts in the data set
+    outstanding: frozenset[int]  # prompts open now: never plan one of them
+    deferred: tuple[int, ...]  # given back, oldest first
+
+
+class PromptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, for the budget seam."""
+
+    prompt: int
+    tokens: int  # length of the prompt
+    tag: str = ""
+    history: Sequence[float] = ()  # mean rewards of earlier attempts
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One chosen member, for the advantage seam."""
+
+    reward: float
+    tokens: int
+    truncated: bool
+    weight: float  # from Finalize
+    max_tokens: int  # limit of its response
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """One ended trajectory, for the reward seam (inside a reward worker)."""
+
+    prompt: str
+    response: str  # decoded, without special tokens
+    finish: str  # 'stop' | 'length'
+    tokens: int
+    answer: str
+    columns: Mapping[str, object]  # the data set's line

@@ -1,0 +1,163 @@
+"""YAML text -> a tree in which every value still knows where it was written.
+
+Reads the plain part of YAML with the scalars of YAML 1.2 (`1e-3` is a number,
+`off` is the word off, `010` is ten), because 1.1's surprises do not belong in a
+configuration. A key that is given twice is a problem, not a silent last-wins.
+Collects problems as lines; never builds an object from a tag; knows no setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import yaml
+
+MAX_CHARACTERS = 256_000
+MAX_DEPTH = 16
+MAX_NODES = 20_000  # also bounds what aliases can unfold to
+
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_WORDS: dict[str, object] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp")
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A scalar, or a list of plain values."""
+
+    where: str  # "configs/quickstart.yaml:31", or the override
+    value: object
+    text: str = ""  # a scalar as it was written
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A mapping; `entries` may be changed by overrides."""
+
+    where: str
+    entries: dict[str, Tree] = field(default_factory=dict[str, "Tree"])
+
+
+Tree = Leaf | Branch
+
+
+def scalar(text: str) -> object:
+    """The value of an unquoted word by the core rules of YAML 1.2.
+
+    >>> [scalar(word) for word in ("1e-3", "010", "off", "true", "12:30")]
+    [0.001, 10, 'off', True, '12:30']
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        if _INT.fullmatch(text):
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text.replace(".inf", "inf").replace(".nan", "nan").lower())
+    except ValueError:  # thousands of digits, ".Inf" and the like
+        return float(text.lower().replace(".", "", 1)) if "." in text else text
+    return text
+
+
+def plain(tree: Tree) -> object:
+    """The values alone."""
+    if isinstance(tree, Leaf):
+        return tree.value
+    return {key: plain(entry) for key, entry in tree.entries.items()}
+
+
+def parse(text: str, where: Callable[[int], str], problems: list[str]) -> Tree | None:
+    """Read one YAML document; None when it is empty or could not be read at all.
+
+    Args:
+        text: the document.
+        where: line number from 1 -> the place as shown to the user.
+        problems: what is wrong with it is appended here, a line each.
+    """
+    if len(text) > MAX_CHARACTERS:
+        problems.append(f"{where(1)}: {len(text)} characters, at most {MAX_CHARACTERS}")
+        return None
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                problems.append(f"{where(line)}: nested more than {MAX_DEPTH} deep")
+                return None
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problems.append(
+            f"{where(mark.line + 1 if mark else 1)}: not YAML: {error.problem or error.context}"
+        )
+        return None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        problems.append(f"{where(1)}: not YAML: {' '.join(str(error).split())}")
+        return None
+    return None if node is None else _Reader(where, problems).tree(node, 0)
+
+
+class _Reader:
+    """Turns composed nodes into a tree; counts them, since an alias can repeat one."""
+
+    def __init__(self, where: Callable[[int], str], problems: list[str]) -> None:
+        self._where = where
+        self._problems = problems
+        self._nodes = 0
+
+    def tree(self, node: yaml.Node, depth: int) -> Tree:
+        where = self._where(node.start_mark.line + 1)
+        self._nodes += 1
+        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            self._problem(f"{where}: aliases unfold to too much")
+            return Leaf(where, None)
+        if isinstance(node, yaml.MappingNode):
+            return self._branch(node, where, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return Leaf(where, [plain(self.tree(item, depth + 1)) for item in node.value])
+        text = str(node.value)
+        if node.tag not in _TAGS:
+            self._problem(f"{where}: tag {node.tag!r}: tags are not read, write the plain value")
+        bare = isinstance(node, yaml.ScalarNode) and node.style is None
+        return Leaf(where, scalar(text) if bare else text, text)
+
+    def _branch(self, node: yaml.MappingNode, where: str, depth: int) -> Branch:
+        branch = Branch(where)
+        for key_node, value_node in node.value:
+            at = self._where(key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._problem(f"{at}: a key is a list or a mapping, expected a word")
+                continue
+            key = str(key_node.value)
+            if key == "<<":
+                self._problem(f"{at}: <<: merge keys are not read, write the keys out")
+                continue
+            value = self.tree(value_node, depth + 1)
+            if key in branch.entries:
+                first = branch.entries[key].where
+                self._problem(f"{at}: {key}: given twice, first at {first}; remove one")
+                continue
+            # the key's line, not the value's: that is where one looks
+            branch.entries[key] = (
+                Branch(at, value.entries)
+                if isinstance(value, Branch)
+                else Leaf(at, value.value, value.text)
+            )
+        return branch
+
+    def _problem(self, line: str) -> None:
+        if line not in self._problems:
+            self._problems.append(line)

@@ -1,0 +1,99 @@
+"""Chunks that are due: claims about `engines.flush`."""
+
+import numpy as np
+import pytest
+
+from engines.flush import Flusher
+from pipeline.messages import ChunkHead, TokenBatch, decode_tokens, encode
+
+A, B = (7, 0), (9, 2)
+
+
+def flusher_of(chunk_tokens: int = 4, **offsets: int) -> Flusher:
+    flusher = Flusher(chunk_tokens)
+    flusher.begin(A, offsets.get("a", 0))
+    flusher.begin(B, offsets.get("b", 0))
+    return flusher
+
+
+def add(flusher: Flusher, key: tuple[int, int], tokens: list[int], version: int = 1, end: str = ""):
+    flusher.add(key, tokens, [-float(token) for token in tokens], version, end)
+
+
+def heads(flusher: Flusher) -> list[ChunkHead]:
+    frame = flusher.take()
+    return list(frame.chunks) if frame else []
+
+
+def test_tokens_wait_until_a_chunk_has_gathered_and_then_all_go_out():
+    flusher = flusher_of()
+    add(flusher, A, [5])
+    assert flusher.take() is None
+    add(flusher, A, [6, 7, 8, 9])
+    assert heads(flusher) == [ChunkHead(7, 0, 0, 5, 1)]
+    assert flusher.take() is None
+
+
+def test_the_finish_rides_on_the_chunk_of_the_last_token():
+    flusher = flusher_of()
+    add(flusher, A, [5, 6])
+    add(flusher, A, [1], end="stop")
+    assert heads(flusher) == [ChunkHead(7, 0, 0, 3, 1, "stop")]
+
+
+def test_an_abort_without_new_tokens_still_ends_the_leg_in_band():
+    flusher = flusher_of(b=30)
+    add(flusher, B, [], end="abort")
+    assert heads(flusher) == [ChunkHead(9, 2, 30, 0, 1, "abort")]
+
+
+def test_a_chunk_has_one_version():
+    flusher = flusher_of()
+    add(flusher, A, [5, 6], version=1)
+    add(flusher, A, [7], version=2, end="length")
+    assert heads(flusher) == [ChunkHead(7, 0, 0, 2, 1), ChunkHead(7, 0, 2, 1, 2, "length")]
+
+
+def test_offsets_of_a_resumed_leg_go_on_after_its_prefix():
+    flusher = flusher_of(chunk_tokens=2, b=11)
+    add(flusher, B, [5, 6])
+    add(flusher, B, [7, 8])
+    assert [head.offset for head in heads(flusher)] == [11, 13]
+
+
+def test_a_cut_makes_all_that_has_gathered_due_and_nothing_else():
+    flusher = flusher_of()
+    add(flusher, A, [5])
+    flusher.cut()
+    assert heads(flusher) == [ChunkHead(7, 0, 0, 1, 1)]
+
+
+def test_all_that_is_due_goes_in_one_frame_that_the_stage_decodes():
+    flusher = flusher_of(chunk_tokens=2)
+    add(flusher, A, [5, 6])
+    add(flusher, B, [7], end="stop")
+    frame = flusher.take()
+    assert frame is not None
+    header = TokenBatch(
+        engine="e0", incarnation=0, epoch=0, sequence=0, sampled=3, sent_at_s=0, chunks=frame.chunks
+    )
+    decoded, tokens, logprobs = decode_tokens(
+        [encode(header), frame.tokens, frame.logprobs], vocabulary=24
+    )
+    assert decoded == header
+    assert tokens.tolist() == [5, 6, 7]
+    np.testing.assert_array_equal(logprobs, [-5.0, -6.0, -7.0])
+
+
+def test_every_token_that_left_is_counted_those_of_aborted_legs_too():
+    flusher = flusher_of(chunk_tokens=2)
+    add(flusher, A, [5, 6])
+    add(flusher, B, [7], end="abort")
+    assert flusher.taken == 0
+    flusher.take()
+    assert flusher.taken == 3
+
+
+def test_tokens_without_their_logprobs_are_refused():
+    with pytest.raises(ValueError, match="2 tokens with 1 logprobs"):
+        flusher_of().add(A, [5, 6], [-1.0], 1)

@@ -1,0 +1,163 @@
+"""vLLM's numbers against a plain forward of transformers, before and after new weights.
+
+Shapes: T tokens of prompt and response, V vocabulary.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from engines.base import Delta, Sampling
+from engines.vllm import VllmEngine
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.vllm, pytest.mark.slow]
+
+PROMPT = [5, 6, 7, 8]
+PROBE = [2 + (7 * i) % 22 for i in range(40)]
+LIMIT = 1e-3
+_ids, _versions = count(), count(10)
+
+
+def model_of(directory: Path, noise: float = 0.0) -> Any:
+    """The model in fp32; with `noise`, every weight moved by that share of its deviation."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            deviation = weight.std() if weight.numel() > 1 else torch.tensor(1.0)
+            weight += noise * deviation * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def publish(model: Any, directory: Path) -> str:
+    """As the learner does: every parameter once, nothing else in the directory."""
+    tensors = {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
+    save_file(tensors, directory / "model.safetensors")
+    return str(directory)
+
+
+@torch.no_grad()
+def logprobs_of(model: Any, tokens: Sequence[int], temperature: float) -> list[float]:
+    """Logprob of tokens[i + 1] given those before."""
+    ids_T = torch.tensor(tokens)
+    logprobs_TV = (model(ids_T[None]).logits[0] / temperature).log_softmax(-1)
+    return logprobs_TV[:-1].gather(-1, ids_T[1:, None]).squeeze(-1).tolist()
+
+
+async def sample(
+    engine: VllmEngine, temperature: float, seeds: range, started: asyncio.Event | None = None
+) -> list[list[Delta]]:
+    """Responses of all seeds at once; `started` is set when one has come to its second delta."""
+
+    async def one(seed: int) -> list[Delta]:
+        sampling = Sampling(
+            id=f"exact-{next(_ids)}",
+            tokens=PROMPT,
+            max_tokens=120,
+            temperature=temperature,
+            seed=seed,
+        )
+        deltas: list[Delta] = []
+        async for delta in engine.generate(sampling):
+            deltas.append(delta)
+            if started and len(deltas) == 2:
+                started.set()
+        return deltas
+
+    return list(await asyncio.gather(*map(one, seeds)))
+
+
+def largest_gap(models: dict[int | None, Any], deltas: list[Delta], temperature: float) -> float:
+    """Over all tokens of a response, each against the model of its version."""
+    tokens = [token for delta in deltas for token in delta.tokens]
+    expected = {
+        version: logprobs_of(model, [*PROMPT, *tokens], temperature)[len(PROMPT) - 1 :]
+        for version, model in models.items()
+    }
+    gap, position = 0.0, 0
+    for delta in deltas:
+        for logprob in delta.logprobs:
+            gap = max(gap, abs(logprob - expected[delta.version][position]))
+            position += 1
+    return gap
+
+
+async def load(engine: VllmEngine, directory: str) -> int:
+    version = next(_versions)
+    await engine.load_weights(directory, version)
+    return version
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_sampled_logprobs_are_those_of_transformers_before_and_after_new_weights(
+    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+):
+    for noise in (0.0, 0.3):
+        model = model_of(model_directory, noise)
+        version = await load(vllm_engine, publish(model, tmp_path))
+        for deltas in await sample(vllm_engine, temperature, range(12)):
+            assert {delta.version for delta in deltas} == {version}
+            assert largest_gap({version: model}, deltas, temperature) < LIMIT
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_a_response_that_meets_new_weights_is_cut_where_they_came_and_exact_on_both_sides(
+    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+):
+    models: dict[int | None, Any] = {}
+    directories: list[str] = []
+    for index, noise in enumerate((0.0, 0.3)):
+        (tmp_path / str(index)).mkdir()
+        model = model_of(model_directory, noise)
+        directories.append(publish(model, tmp_path / str(index)))
+        if index == 0:
+            models[await load(vllm_engine, directories[0])] = model
+    started = asyncio.Event()
+    running = asyncio.create_task(sample(vllm_engine, temperature, range(100, 116), started))
+    await started.wait()
+    models[await load(vllm_engine, directories[1])] = model_of(model_directory, 0.3)
+    responses = await running
+    mixed = [r for r in responses if len({delta.version for delta in r}) == 2]
+    assert mixed, "no response was under way when the weights came"
+    for deltas in responses:
+        assert largest_gap(models, deltas, temperature) < LIMIT
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_the_probe_is_exact_and_finds_stale_weights(
+    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+):
+    old, new = model_of(model_directory), model_of(model_directory, 0.3)
+    await load(vllm_engine, publish(new, tmp_path))
+    found = await vllm_engine.logprobs(PROBE, temperature)
+    answered = [i for i, logprob in enumerate(found) if not math.isnan(logprob)]
+    assert len(found) == len(PROBE) - 1
+    assert len(answered) >= 8
+    expected, stale = (logprobs_of(model, PROBE, temperature) for model in (new, old))
+    assert max(abs(found[i] - expected[i]) for i in answered) < LIMIT
+    assert max(abs(found[i] - stale[i]) for i in answered) > 0.1
+
+
+async def test_the_probe_is_exact_while_every_slot_is_taken(
+    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path
+):
+    model = model_of(model_directory, 0.3)
+    version = await load(vllm_engine, publish(model, tmp_path))
+    started = asyncio.Event()
+    running = asyncio.create_task(sample(vllm_engine, 1.0, range(200, 216), started))
+    await started.wait()
+    found = await vllm_engine.logprobs(PROBE, 0.7)
+    assert not running.done()
+    expected = logprobs_of(model, PROBE, 0.7)
+    gaps = [abs(a - b) for a, b in zip(found, expected, strict=True) if not math.isnan(a)]
+    assert max(gaps) < LIMIT
+    for deltas in await running:
+        assert largest_gap({version: model}, deltas, 1.0) < LIMIT

@@ -1,0 +1,54 @@
+"""Weights are proved before an engine sees them: claims about `engines.weights` and the gap."""
+
+import math
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from engines.base import EngineError
+from engines.serving import gap
+from engines.weights import WeightReceiver, WeightsError
+from pipeline.messages import Manifest
+
+
+def manifest_of(directory: Path, content: bytes, **changes: object) -> Manifest:
+    fields: dict[str, object] = {
+        "version": 3,
+        "directory": str(directory),
+        "bytes": len(content),
+        "checksum": xxhash.xxh3_128_hexdigest(content),
+        "probe": [2, 3],
+        "logprobs": {},
+    }
+    return Manifest(**(fields | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_published_file_is_received(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert WeightReceiver().receive(manifest_of(tmp_path, b"weights")) == tmp_path
+
+
+@pytest.mark.parametrize("found", [b"weightz", b"weight", b""])
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path: Path, found: bytes):
+    (tmp_path / "model.safetensors").write_bytes(found)
+    with pytest.raises(WeightsError, match=r"version 3: .*model\.safetensors has \d bytes"):
+        WeightReceiver().receive(manifest_of(tmp_path, b"weights"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(WeightsError, match=r"model\.safetensors: No such file"):
+        WeightReceiver().receive(manifest_of(tmp_path, b"weights"))
+
+
+def test_the_gap_is_the_largest_difference_over_what_the_engine_could_tell():
+    assert gap([-1.0] * 9 + [math.nan], [-1.0] * 8 + [-1.5, -9.0], "1.0") == 0.5
+
+
+def test_a_probe_of_fewer_than_eight_positions_proves_nothing():
+    with pytest.raises(EngineError, match="compares 7 of 10 positions"):
+        gap([-1.0] * 7 + [math.nan] * 3, [-1.0] * 10, "1.0")
+
+
+def test_a_learner_logprob_that_is_nan_is_an_infinite_gap():
+    assert gap([-1.0] * 9, [-1.0] * 8 + [math.nan], "1.0") == math.inf

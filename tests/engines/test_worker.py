@@ -1,0 +1,295 @@
+"""A real worker process, real sockets; the test plays the stage."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from subprocess import Popen
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import xxhash
+
+from pipeline.messages import (
+    Abort,
+    Alive,
+    ChunkHead,
+    FromPeer,
+    Generate,
+    Join,
+    LoadWeights,
+    Manifest,
+    Request,
+    Shutdown,
+    TokenBatch,
+    WeightsFailed,
+    WeightsLoaded,
+    Welcome,
+    decode_tokens,
+)
+from pipeline.transport import Hub
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "chain-sums"
+VOCABULARY = 24
+_M = TypeVar("_M", bound=FromPeer)
+
+
+def manifest_of(version: int, **changes: object) -> Manifest:
+    content = (MODEL / "model.safetensors").read_bytes()
+    fields: dict[str, object] = {
+        "version": version,
+        "directory": str(MODEL),
+        "bytes": len(content),
+        "checksum": xxhash.xxh3_128_hexdigest(content),
+        "probe": [2 + i % 22 for i in range(32)],
+        "logprobs": {"1.0": [-1.0] * 31, "0.7": [-1.0] * 31},
+    }
+    return Manifest(**(fields | changes))  # pyright: ignore[reportArgumentType]
+
+
+def request_of(trajectory: int, leg: int = 0, prefix: list[int] | None = None, tokens: int = 100):
+    return Request(
+        trajectory=trajectory,
+        leg=leg,
+        prompt=np.asarray([5, 6, 7], "<i4").tobytes(),
+        prefix=np.asarray(prefix or [], "<i4").tobytes(),
+        max_tokens=tokens,
+        temperature=1.0,
+        seed=1000 * trajectory + leg,
+    )
+
+
+class Stage:
+    """The few things of a stage that a worker sees."""
+
+    def __init__(self, hub: Hub, process: "Popen[bytes]") -> None:
+        self.hub, self.process = hub, process
+        self.identity = b""
+        self.frames: list[TokenBatch] = []
+        self.tokens: dict[tuple[int, int], list[int]] = {}
+        self.ended: dict[tuple[int, int], ChunkHead] = {}
+        self.offsets: dict[tuple[int, int], int] = {}
+        self.control: list[FromPeer] = []
+
+    async def hear(self) -> None:
+        while True:
+            identity, message = await self.hub.receive_control()
+            self.control.append(message)
+            if isinstance(message, Join):
+                self.identity = identity
+
+    async def read(self) -> None:
+        while True:
+            header, tokens, _ = decode_tokens(await self.hub.receive_tokens(), VOCABULARY)
+            self.frames.append(header)
+            start = 0
+            for chunk in header.chunks:
+                key = (chunk.trajectory, chunk.leg)
+                assert key not in self.ended, "a leg ended twice"
+                assert chunk.offset == self.offsets.setdefault(key, chunk.offset)
+                self.tokens.setdefault(key, []).extend(tokens[start : start + chunk.count].tolist())
+                self.offsets[key] += chunk.count
+                start += chunk.count
+                if chunk.finish:
+                    self.ended[key] = chunk
+
+    async def keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            if self.identity:
+                self.hub.send(self.identity, Alive())
+
+    async def heard(self, kind: type[_M], within_s: float = 10.0) -> _M:
+        async with asyncio.timeout(within_s):
+            while True:
+                for message in self.control:
+                    if isinstance(message, kind):
+                        self.control.remove(message)
+                        return message
+                assert self.process.poll() is None, f"the worker ended: {self.process.returncode}"
+                await asyncio.sleep(0.005)
+
+    async def until_ended(self, *keys: tuple[int, int], within_s: float = 10.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not all(key in self.ended for key in keys):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    def welcome(self, epoch: int) -> None:
+        self.hub.send(self.identity, Welcome(incarnation=1, epoch=epoch, weights_directory=""))
+
+    async def load(self, version: int) -> WeightsLoaded:
+        self.hub.send(self.identity, LoadWeights(manifest=manifest_of(version)))
+        return await self.heard(WeightsLoaded)
+
+    def generate(self, *requests: Request) -> None:
+        self.hub.send(self.identity, Generate(requests=requests))
+
+
+@contextmanager
+def worker_of(tmp_path: Path, kind: str) -> "Iterator[Popen[bytes]]":
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {MODEL}\nengine: {{kind: {kind}, slots: 16, chunk_tokens: 8}}\n")
+    command = [sys.executable, "-m", "engines.worker", "--name", "e0"]
+    command += ["--directory", str(tmp_path / "s"), "--config", str(config)]
+    process = Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def stage_of(tmp_path: Path, kind: str, within_s: float = 15.0) -> AsyncIterator[Stage]:
+    """A worker that has joined and been welcomed."""
+    hub = Hub(tmp_path / "s")
+    hub.open()
+    with worker_of(tmp_path, kind) as process:
+        stage = Stage(hub, process)
+        tasks = [asyncio.create_task(work()) for work in (stage.hear, stage.read, stage.keep_alive)]
+        try:
+            await stage.heard(Join, within_s)
+            stage.welcome(epoch=1)
+            yield stage
+            for task in tasks:
+                assert not task.done() or task.exception() is None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            hub.close()
+
+
+async def test_legs_stream_to_their_ends_and_every_token_is_counted(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        loaded = await stage.load(4)
+        assert loaded == WeightsLoaded(version=4, gaps={"1.0": 0.0, "0.7": 0.0})
+        stage.generate(*(request_of(i) for i in range(12)))
+        await stage.until_ended(*((i, 0) for i in range(12)))
+        assert {chunk.finish for chunk in stage.ended.values()} <= {"stop", "length"}
+        chunks = [chunk for frame in stage.frames for chunk in frame.chunks]
+        assert {chunk.version for chunk in chunks} == {4}
+        assert all(chunk.count >= 8 or chunk.finish for chunk in chunks)
+        assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))
+        assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
+
+
+async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        stage.generate(request_of(1), request_of(2, tokens=400))
+        stage.hub.send(stage.identity, Abort(legs=((1, 0), (99, 0))))
+        await stage.until_ended((1, 0), within_s=1)
+        assert stage.ended[1, 0].finish == "abort"
+        held = stage.tokens[1, 0]
+        stage.generate(request_of(1, leg=1, prefix=[*held, 9, 9]))
+        await stage.until_ended((1, 1), (2, 0))
+        assert stage.offsets[1, 1] == len(held) + 2 + len(stage.tokens[1, 1])
+
+
+async def test_new_weights_end_chunks_and_later_ones_have_the_new_version(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        stage.generate(*(request_of(i) for i in range(16)))
+        await asyncio.sleep(0.15)
+        await stage.load(2)
+        await stage.until_ended(*((i, 0) for i in range(16)))
+        versions = [c.version for frame in stage.frames for c in frame.chunks]
+        assert versions == sorted(versions)
+        assert set(versions) == {1, 2}
+
+
+async def test_an_idle_worker_sends_empty_batches_in_sequence(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await asyncio.sleep(2.5)
+        assert len(stage.frames) >= 2
+        assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))
+
+
+async def test_a_second_welcome_forgets_all_legs_and_counts_from_zero(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        stage.generate(*(request_of(i, tokens=400) for i in range(8)))
+        await asyncio.sleep(0.1)
+        stage.welcome(epoch=2)
+        stage.generate(request_of(50))
+        await stage.until_ended((50, 0))
+        second = [frame for frame in stage.frames if frame.epoch == 2]
+        assert [frame.sequence for frame in second] == list(range(len(second)))
+        assert {c.trajectory for frame in second for c in frame.chunks} == {50}
+        assert second[-1].sampled == len(stage.tokens[50, 0])
+
+
+async def test_weights_that_do_not_match_their_checksum_are_reported_and_not_loaded(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(2, checksum="0" * 32)))
+        failed = await stage.heard(WeightsFailed)
+        assert failed.version == 2
+        assert "xxh3_128" in failed.why
+        stage.generate(request_of(1))
+        await stage.until_ended((1, 0))
+        assert stage.ended[1, 0].version == 1
+
+
+async def test_a_request_before_the_first_weights_ends_as_an_error(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        stage.generate(request_of(1))
+        await stage.until_ended((1, 0))
+        assert stage.ended[1, 0].finish == "error"
+
+
+async def test_a_shutdown_sends_what_was_sampled_and_exits_in_order(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        stage.generate(*(request_of(i, tokens=400) for i in range(8)))
+        await asyncio.sleep(0.1)
+        stage.hub.send(stage.identity, Shutdown())
+        await stage.until_ended(*((i, 0) for i in range(8)), within_s=3)
+        assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
+        assert await asyncio.to_thread(stage.process.wait, 5) == 0
+
+
+async def test_sigterm_ends_it_and_sigint_does_not(tmp_path: Path):
+    async with stage_of(tmp_path, "simulated") as stage:
+        stage.process.send_signal(signal.SIGINT)
+        await stage.load(1)
+        stage.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(stage.process.wait, 5) == 0
+
+
+def members(group: int) -> list[str]:
+    found: list[str] = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_no_process_of_vllm_outlives_a_killed_worker(tmp_path: Path):
+    async with stage_of(tmp_path, "vllm", within_s=180) as stage:
+        stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(1)))
+        loaded = await stage.heard(WeightsLoaded)
+        assert set(loaded.gaps) == {"1.0", "0.7"}
+        stage.generate(*(request_of(i) for i in range(8)))
+        await stage.until_ended(*((i, 0) for i in range(8)))
+        assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
+        assert len(members(stage.process.pid)) >= 3
+        stage.generate(*(request_of(i, tokens=400) for i in range(10, 26)))
+        stage.process.kill()
+        async with asyncio.timeout(5):
+            while members(stage.process.pid):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

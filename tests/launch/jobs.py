@@ -1,0 +1,145 @@
+"""Whole jobs as a user starts them: `darts train` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = [
+    "step.count=6",
+    "step.prompts=4",
+    "group.size=4",
+    "sampling.max_tokens=64",
+    "eval.every=0",
+    "checkpoint.every=2",
+]
+"""Small steps; every prompt is trained on, whatever its rewards."""
+
+
+def length_reward(sample: Any) -> float:
+    """A reward for engines that write random tokens: short ones are right."""
+    return float(sample.tokens < 20)
+
+
+SIMULATED = [
+    "engine.kind=simulated",
+    f"reward.python.function={__name__}:length_reward",
+]
+
+
+class Job:
+    """One `darts train`; a context manager that leaves nothing running."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.log = log
+        self._file = log.open("wb")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *arguments],
+            cwd=ROOT,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        self.family: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._file.close()
+        for process in self.left():
+            process.kill()
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def look(self) -> None:
+        """Remember every process that the job has now."""
+        try:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                self.family[process.pid] = process
+        except psutil.NoSuchProcess:
+            pass
+
+    def left(self, patience_s: float = 5.0) -> list[psutil.Process]:
+        """Processes of the job that are still there after `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            alive = [p for p in self.family.values() if p.is_running() and p.status() != "zombie"]
+            if not alive or time.monotonic() > deadline:
+                return alive
+            time.sleep(0.1)
+
+    def until(self, what: Callable[[], bool], limit_s: float = 240.0) -> None:
+        """Wait for something. Raises AssertionError with the job's words if it never comes."""
+        deadline = time.monotonic() + limit_s
+        while not what():
+            self.look()
+            assert self.process.poll() is None, f"the job ended early:\n{self.text}"
+            assert time.monotonic() < deadline, f"not within {limit_s:.0f} s:\n{self.text}"
+            time.sleep(0.1)
+
+    def wait(self, limit_s: float = 300.0) -> int:
+        deadline = time.monotonic() + limit_s
+        while self.process.poll() is None:
+            self.look()
+            assert time.monotonic() < deadline, f"still running after {limit_s:.0f} s:\n{self.text}"
+            time.sleep(0.1)
+        return self.process.returncode
+
+    def child(self, module: str) -> psutil.Process:
+        """The process that runs `python -m module`."""
+        self.look()
+        found = [p for p in self.family.values() if p.is_running() and module in p.cmdline()]
+        assert len(found) == 1, f"{module}: {found}"
+        return found[0]
+
+
+def train(run: Path, log: Path, *overrides: str) -> Job:
+    return Job(["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides], log)
+
+
+def lines(path: Path, what: str) -> list[dict[str, Any]]:
+    """Records of one kind from a JSONL file of a run."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")  # the last line may still be being written
+    found = [json.loads(line) for line in whole.splitlines()]
+    return [line for line in found if line["what"] == what]
+
+
+def steps_done(run: Path) -> int:
+    return len(lines(run / "metrics.jsonl", "step"))
+
+
+def trained_prompts(run: Path) -> list[tuple[int, int]]:
+    """(step, prompt) of every group that was trained on, in order."""
+    groups = lines(run / "decisions.jsonl", "group")
+    return sorted((g["step"], g["prompt"]) for g in groups if g["fate"] == "trained")
+
+
+def shared_memory() -> set[str]:
+    """Names in /dev/shm that a run of darts or vLLM may have made."""
+    root = Path("/dev/shm")
+    return {p.name for p in root.iterdir()} if root.is_dir() else set()
+
+
+def broken_reward(sample: Any) -> float:
+    raise ValueError("this reward is broken")

@@ -1,0 +1,203 @@
+"""What the command says and does before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from launch.cli import app
+from pipeline.configfile import load
+from pipeline.runfolder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def darts(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory: whatever is left there was left by the command."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
+    code = "from typer.testing import CliRunner\nimport launch.cli\n"
+    code += "assert CliRunner().invoke(launch.cli.app, ['--help']).exit_code == 0"
+    slow = {"torch", "vllm", "deepspeed", "transformers", "tokenizers", "numpy", "zmq", "pipeline"}
+    assert not modules_after(code) & slow
+
+
+def test_help_names_every_command() -> None:
+    result = darts("--help")
+    assert result.exit_code == 0
+    for command in ("train", "eval", "export", "engine", "learner", "plugins", "doctor"):
+        assert f"  {command} " in result.output
+
+
+def test_without_a_command_it_shows_help() -> None:
+    assert "Commands:" in darts().output
+
+
+def test_dry_run_prints_what_would_run_and_starts_nothing(elsewhere: Path) -> None:
+    result = darts("train", QUICKSTART, "--dry-run", "step.prompts=32", "selector=dual_end")
+    assert result.exit_code == 0, result.output
+    assert "nothing was started" in result.output
+    assert "training: " in result.output
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_what_dry_run_prints_is_a_configuration_that_means_the_same(elsewhere: Path) -> None:
+    overrides = ["step.prompts=32", "selector=dual_end", "seed=7"]
+    printed = darts("train", QUICKSTART, "--dry-run", *overrides).output
+    text = printed[: printed.index("\ntraining: ")]
+    text = text[: text.rindex("\nmodel: ")]  # the lines of what was checked follow
+    (elsewhere / "again.yaml").write_text(text)
+    assert load(elsewhere / "again.yaml", ()) == load(Path(QUICKSTART), overrides)
+
+
+def test_all_problems_of_a_configuration_come_at_once_with_exit_2() -> None:
+    result = darts(
+        "train", QUICKSTART, "step.prompts=0", "learner.zero=7", "selektor=dual_end", "reward=exakt"
+    )
+    assert result.exit_code == 2
+    assert "4 problem(s) in the configuration" in result.output
+    for key in ("step.prompts", "learner.zero", "selektor", "reward"):
+        assert key in result.output
+
+
+def test_a_configuration_that_is_not_there_is_named_with_exit_2() -> None:
+    result = darts("train", "nowhere.yaml")
+    assert result.exit_code == 2
+    assert "nowhere.yaml" in result.output
+
+
+def test_train_without_a_configuration_says_what_to_type() -> None:
+    result = darts("train")
+    assert result.exit_code == 2
+    assert "darts train configs/quickstart.yaml" in result.output
+
+
+def test_a_model_that_is_not_there_is_named_with_exit_2() -> None:
+    result = darts("train", QUICKSTART, "model=models/none", "--dry-run")
+    assert result.exit_code == 2
+    assert "models/none" in result.output
+
+
+def test_resume_takes_nothing_but_the_folder() -> None:
+    for more in (["--out", "x"], [QUICKSTART]):
+        result = darts("train", *more, "--resume", "runs/a")
+        assert result.exit_code == 2
+        assert "--resume takes the run's folder and nothing else" in result.output
+
+
+def folder_with_a_config(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    run.create()
+    run.config.write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    model = ROOT / "models"
+    (path.parent / "models").symlink_to(model)
+    return run
+
+
+def test_resume_of_a_folder_without_a_checkpoint_exits_5_and_begins_nothing(
+    elsewhere: Path,
+) -> None:
+    run = folder_with_a_config(elsewhere / "r")
+    before = sorted(p.name for p in run.path.rglob("*"))
+    result = darts("train", "--resume", "r")
+    assert result.exit_code == 5, result.output
+    assert "no whole checkpoint" in result.output
+    left = sorted(p.name for p in run.path.rglob("*"))
+    assert set(left) - set(before) <= {"lock", "owner.json"}
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_resume_of_what_is_no_run_exits_2_with_a_sentence(folder: str) -> None:
+    result = darts("train", "--resume", folder)
+    assert result.exit_code == 2
+    assert "darts: " in result.output
+    assert "Traceback" not in result.output
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.runfolder import RunFolder
+run = RunFolder(Path(sys.argv[1])); run.create(); run.hold()
+print("held", flush=True); time.sleep(60)
+"""
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_told_of_the_first(
+    elsewhere: Path,
+) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(elsewhere / "r")],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == b"held\n"
+        result = darts("train", QUICKSTART, "--out", "r")
+        assert result.exit_code == 2
+        assert f"in use by process {first.pid}" in result.output
+        assert not (elsewhere / "r" / "config.yaml").exists()
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+
+
+def test_a_folder_that_holds_a_run_already_is_not_written_over(elsewhere: Path) -> None:
+    run = folder_with_a_config(elsewhere / "r")
+    content = run.config.read_text()
+    result = darts("train", QUICKSTART, "--out", "r", "seed=9")
+    assert result.exit_code == 2
+    assert "resume it with darts train --resume" in result.output
+    assert run.config.read_text() == content
+
+
+def test_eval_without_evaluations_says_so() -> None:
+    result = darts("eval", QUICKSTART, "eval.every=0")
+    assert result.exit_code == 2
+    assert "eval.every is 0" in result.output
+
+
+@pytest.mark.parametrize("part", [["engine", "--name", "e9"], ["learner"]])
+def test_a_part_that_joins_nothing_is_told_what_the_address_is(part: list[str]) -> None:
+    result = darts(*part, "--join", "nowhere")
+    assert result.exit_code == 2
+    assert "folder of a running job" in result.output
+
+
+def test_export_of_what_is_no_run_exits_1_with_a_sentence(elsewhere: Path) -> None:
+    result = darts("export", "nowhere", "out")
+    assert result.exit_code == 1
+    assert "no whole checkpoint" in result.output
+    assert not (elsewhere / "out").exists()
+
+
+def test_plugins_lists_every_seam_with_options_and_their_defaults() -> None:
+    result = darts("plugins")
+    assert result.exit_code == 0
+    for seam in ("prompts", "budget", "selector", "batch", "reward", "advantage", "loss"):
+        assert f"{seam}:\n" in result.output
+    assert "dual_end" in result.output
+    assert "redundancy = 1.5: " in result.output

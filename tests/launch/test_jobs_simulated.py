@@ -1,0 +1,116 @@
+"""Whole jobs with a real learner, real sockets and an engine without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.jobs import (
+    QUICK,
+    ROOT,
+    SIMULATED,
+    Job,
+    steps_done,
+    train,
+    trained_prompts,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("jobs") / "undisturbed"
+    with train(run, run.parent / "undisturbed.log", *SIMULATED) as job:
+        assert job.wait() == 0, job.text
+    return run
+
+
+def test_a_run_leaves_every_file_that_it_promises(undisturbed: Path) -> None:
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert result["steps"] == 6
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"] > 0
+    for name in ("config.yaml", "about.json", "metrics.jsonl", "decisions.jsonl", "logs/stage.log"):
+        assert (undisturbed / name).stat().st_size > 0, name
+    assert list((undisturbed / "tensorboard").iterdir())
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000004",
+        "step-000006",
+    ]
+
+
+def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    with train(run, tmp_path / "killed.log", *SIMULATED) as job:
+        job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
+        job.child("learner.actor").send_signal(signal.SIGKILL)
+        assert job.wait(60) == 1
+        assert "l0 ended (killed by SIGKILL)" in job.text
+        assert f"darts train --resume {run}" in job.text
+        assert not job.left()
+    with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
+        assert job.wait() == 0, job.text
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+    assert trained_prompts(run) == trained_prompts(undisturbed)
+
+
+def test_ctrl_c_cuts_a_checkpoint_in_mid_step_and_resume_goes_on_from_it(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    with train(run, tmp_path / "stopped.log", *SIMULATED, "checkpoint.every=0") as job:
+        job.until(lambda: steps_done(run) >= 2)
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(10) == 130, job.text
+        assert not job.left()
+    assert list((run / "checkpoints").glob("step-*"))
+    with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
+        assert job.wait() == 0, job.text
+    assert trained_prompts(run) == trained_prompts(undisturbed)
+
+
+def test_torchrun_gives_roles_by_rank_with_two_learners_and_zero_1(tmp_path: Path) -> None:
+    run = tmp_path / "torchrun"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3"]
+    command += ["--master-port=29611", "-m", "launch.torchrun", "configs/quickstart.yaml"]
+    command += ["--out", str(run), *QUICK, *SIMULATED]
+    command += ["learner.ranks=2", "learner.zero=1", "step.count=2"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / "result.json").read_text())["steps"] == 2
+
+
+def test_a_reward_that_mostly_raises_stops_the_run_with_its_traceback(tmp_path: Path) -> None:
+    run = tmp_path / "raises"
+    overrides = [o.replace(":length_reward", ":broken_reward") for o in SIMULATED]
+    with train(run, tmp_path / "raises.log", *overrides) as job:
+        assert job.wait(120) == 1
+        assert "this reward is broken" in job.text
+        assert "reward.python.fail_share" in job.text
+
+
+def test_engine_and_learner_started_by_hand_join_a_stage_that_runs_alone(tmp_path: Path) -> None:
+    run = tmp_path / "parts"
+    with train(run, tmp_path / "stage.log", "--stage-only", *SIMULATED, "step.count=2") as stage:
+        stage.until(lambda: (run / "address").exists())
+        join = ["--join", str(run)]
+        with (
+            Job(["engine", *join, "--name", "mine"], tmp_path / "engine.log") as engine,
+            Job(["learner", *join, "--port", "29633"], tmp_path / "learner.log") as learner,
+        ):
+            assert stage.wait() == 0, stage.text
+            assert engine.wait(20) == 0, engine.text
+            assert learner.wait(20) == 0, learner.text
+    assert json.loads((run / "result.json").read_text())["steps"] == 2

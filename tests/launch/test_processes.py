@@ -1,0 +1,166 @@
+"""Children end with their parent, whichever way it ends; and are counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.processes import Child, clean_environment, end_all
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def until(what: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+    """A child that runs this code, as a module found in a folder of the test's own."""
+    children: list[Child] = []
+
+    def make(code: str) -> Child:
+        name = f"program{len(children)}"
+        (tmp_path / f"{name}.py").write_text(code)
+        environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+        child = Child(name, [name], tmp_path / f"{name}.log", environment)
+        children.append(child)
+        return child
+
+    yield make
+    end_all(children, 0.0)
+
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEPER
+PARENT = (
+    "import subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "print(child.pid, flush=True)\nimport time; time.sleep(60)"
+)
+
+
+def up(child: Child) -> bool:
+    return bool(child.tail())
+
+
+def test_how_a_child_ended_is_said_in_words(program: Callable[[str], Child]) -> None:
+    fine, wrong, killed = program("pass"), program("raise SystemExit(3)"), program(SLEEPER)
+    assert fine.ended() is None, "it has not started"
+    for child in (fine, wrong, killed):
+        child.start()
+    until(lambda: up(killed))
+    killed.end(signal.SIGKILL)
+    until(lambda: fine.ended() and wrong.ended() and killed.ended())
+    assert [c.ended() for c in (fine, wrong, killed)] == ["exit 0", "exit 3", "killed by SIGKILL"]
+
+
+def test_an_end_is_collected_once_and_starts_are_counted(program: Callable[[str], Child]) -> None:
+    child = program("print('hello')")
+    for start in (1, 2):
+        child.start()
+        assert child.starts == start
+        until(child.ended)
+        assert child.collect() == "exit 0"
+        assert child.collect() is None
+        assert (child.running, child.pid) == (False, 0)
+    assert child.tail() == "hello\nhello", "its log goes on"
+
+
+def test_the_tail_of_a_log_is_its_last_lines(program: Callable[[str], Child]) -> None:
+    child = program("print(*range(100), sep='\\n')")
+    assert child.tail() == ""
+    child.start()
+    until(child.ended)
+    assert child.tail(3) == "97\n98\n99"
+
+
+def test_a_child_leads_its_own_session_and_reads_nothing(program: Callable[[str], Child]) -> None:
+    child = program("import os, sys; print(os.getsid(0), os.getpid(), repr(sys.stdin.read()))")
+    child.start()
+    until(child.ended)
+    session, pid, read = child.tail().split()
+    assert session == pid
+    assert read == "''"
+
+
+def test_end_all_kills_a_child_that_ignores_sigterm(program: Callable[[str], Child]) -> None:
+    stubborn = program(STUBBORN)
+    stubborn.start()
+    until(lambda: up(stubborn))
+    begun = time.monotonic()
+    end_all([stubborn], grace_s=0.1)
+    assert stubborn.ended() == "killed by SIGKILL"
+    assert time.monotonic() - begun < 10.0
+
+
+def test_end_all_lets_those_end_who_do_so_by_themselves(program: Callable[[str], Child]) -> None:
+    child = program("print('up', flush=True)\nimport time; time.sleep(0.5); raise SystemExit(7)")
+    child.start()
+    until(lambda: up(child))
+    end_all([child], grace_s=20.0)
+    assert child.ended() == "exit 7"
+
+
+def test_end_all_ends_what_a_child_has_started(program: Callable[[str], Child]) -> None:
+    child = program(PARENT)
+    child.start()
+    until(lambda: up(child))
+    grandchild = int(child.tail())
+    end_all([child], grace_s=0.0)
+    until(lambda: gone(grandchild))
+
+
+def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from launch.processes import Child, clean_environment\n"
+        "environment = clean_environment() | {'PYTHONPATH': sys.argv[1]}\n"
+        "child = Child('c', ['sleeper'], Path(sys.argv[1], 'log'), environment)\n"
+        "child.start()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    try:
+        until(lambda: (tmp_path / "log").read_text())
+        launcher.kill()
+        launcher.wait()
+        until(lambda: gone(pid))
+    finally:
+        launcher.kill()
+        launcher.wait()
+        launcher.stdout.close()
+        if not gone(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_variables_of_torchrun_do_not_reach_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    for name in (*foreign, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    environment = clean_environment()
+    assert not set(environment) & {*foreign, "OMP_NUM_THREADS"}
+    assert environment["HF_HUB_OFFLINE"] == "1"

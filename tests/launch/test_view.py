@@ -1,0 +1,124 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from launch.view import TerminalView, clock, count, table
+
+STEP: dict[str, Any] = {
+    "step": 0,
+    "reward": 0.5,
+    "tokens_mean": 30.0,
+    "tokens_p95": 60,
+    "tokens_max": 64,
+    "groups": {"trained": 16, "dropped: every reward is 1": 3, "deferred: surplus": 1},
+    "ledger": {"sampled": 12_345, "trained": 9_000, "aborted": 1_200_000},
+    "seconds": 2.0,
+}
+LIVE: dict[str, Any] = {"phase": "training", "step": 3, "steps": 60, "running": 12, "sampled": 99}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(*lines: dict[str, Any], out: io.StringIO | None = None) -> str:
+    out = out or io.StringIO()
+    view = TerminalView(60, out)
+    for line in lines:
+        view.heard(line)
+    view.close()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "seconds,text", [(0, "0:00"), (59.9, "0:59"), (3723, "1:02:03"), (-5, "0:00")]
+)
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("tokens,text", [(9_999, "9999"), (12_345, "12.3k"), (1_234_567, "1.23M")])
+def test_counts_are_short(tokens: float, text: str) -> None:
+    assert count(tokens) == text
+
+
+def test_a_step_is_one_line_with_its_number_from_one() -> None:
+    text = shown({"step": STEP})
+    assert text == (
+        "step   1/60  reward 0.50  tokens mean 30 p95 60 max 64  groups 16 (+4)  "
+        "sampled 12.3k trained 9000 aborted 1.20M  2.00 s  ETA 1:58\n"
+    )
+
+
+def test_an_evaluation_is_one_line() -> None:
+    found = dict(
+        step=20,
+        accuracy=0.9375,
+        tokens_mean=21.5,
+        tokens_p95=40,
+        tokens_max=64,
+        samples=1024,
+        seconds=3.2,
+    )
+    assert shown({"eval": found}) == (
+        "evaluation at step 20: accuracy 0.938, tokens mean 21.5 p95 40 max 64, "
+        "1024 samples in 3.2 s\n"
+    )
+
+
+def test_off_a_terminal_a_phase_is_said_once_and_nothing_is_erased() -> None:
+    text = shown({"live": LIVE}, {"live": LIVE}, {"live": {**LIVE, "phase": "closed"}})
+    assert [line.split()[-1] for line in text.splitlines()] == ["training", "closed"]
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
+def test_on_a_terminal_one_line_stays_alive_and_is_erased_before_others() -> None:
+    text = shown({"live": LIVE}, {"say": "engine e0 lost"}, {"live": LIVE}, out=Terminal())
+    assert text.count("12 running") == 2
+    assert "\r\x1b[2K  ! engine e0 lost\n" in text
+    assert text.endswith("\r\x1b[2K"), "nothing is left on the line"
+
+
+def test_what_it_does_not_know_is_not_shown() -> None:
+    assert shown({"over": ""}, {"restart": "e0", "why": "stuck"}) == ""
+
+
+RESULT: dict[str, Any] = {
+    "accuracy_before": 0.5,
+    "accuracy_after": 0.96,
+    "mean_tokens_before": 40.0,
+    "mean_tokens_after": 20.0,
+    "steps": 60,
+    "train_seconds": 80.25,
+    "tokens": {"trained": 750, "aborted": 250, "lost": 0},
+    "tokens_reported_by_engines": 1000,
+}
+
+
+def test_the_table_compares_before_and_after_and_says_where_tokens_went() -> None:
+    text = table(RESULT, 60)
+    rows = {line.split("  ")[0]: line.split() for line in text.splitlines() if line}
+    assert rows["held-out accuracy"][-3:] == ["0.500", "0.960", "+92%"]
+    assert rows["mean response, tokens"][-3:] == ["40.0", "20.0", "-50%"]
+    assert "60 of 60 steps in 80.2 s" in text
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        ["trained", "750", "75.0%"],
+        ["aborted", "250", "25.0%"],
+    ]
+
+
+def test_a_run_without_evaluation_has_a_table_too() -> None:
+    without = {**RESULT, **dict.fromkeys(("accuracy_before", "accuracy_after"), None)}
+    text = table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
+    assert "accuracy" not in text
+
+
+def test_an_accuracy_of_zero_before_is_no_division() -> None:
+    assert "0.000" in table({**RESULT, "accuracy_before": 0.0}, 60)

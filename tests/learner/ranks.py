@@ -1,0 +1,354 @@
+"""Runs learner ranks as processes and writes down what they computed.
+
+As a module: the tiny model, random groups, and `run_ranks`. As a program
+(`python -m tests.learner.ranks MODEL OUT`, RANK and WORLD_SIZE set): every
+scenario at ZeRO 0 and 1, one after another, into OUT/rankR.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import LearnerSection
+from pipeline.messages import CloseStep, TrainGroup, TrainMember
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = 24
+TEMPERATURE = 0.7
+SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
+
+
+def group_of(
+    number: int, *, step: int = 0, members: int | None = None, **changes: Any
+) -> TrainGroup:
+    """A random group, the same for the same number; sizes, lengths and weights differ."""
+    rng = random.Random(number)
+    prompt = np.array([rng.randrange(2, 24) for _ in range(rng.randint(3, 9))], dtype="<i4")
+    found: list[TrainMember] = []
+    for index in range(members or rng.randint(2, 6)):
+        length = rng.randint(1, 40)
+        response = np.array([rng.randrange(24) for _ in range(length)], dtype="<i4")
+        behaviour = np.array([-rng.random() * 4 for _ in range(length)], dtype="<f4")
+        fields: dict[str, Any] = {
+            "trajectory": number * 100 + index,
+            "response": response.tobytes(),
+            "behaviour": behaviour.tobytes(),
+            "reward": 1.0,
+            "advantage": rng.uniform(-1, 1),
+            "weight": rng.choice([1.0, 1.0, 0.5, 0.0]) if index else 1.0,
+        }
+        found.append(TrainMember(**{**fields, **changes}))
+    return TrainGroup(step=step, group=number, prompt=prompt.tobytes(), members=tuple(found))
+
+
+STEPS: tuple[tuple[int, ...], ...] = ((1, 2, 3, 4, 5), (6, 7), (8, 9, 10))
+"""Groups of the three steps of the plain scenarios."""
+
+
+def make_model(directory: Path, scale: float = 4.0) -> Path:
+    """A tiny random Qwen3 whose weights are sharpened: small ones hide position errors."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(3)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    )
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" not in name:
+                p.mul_(scale)
+    model.save_pretrained(directory)
+    return directory
+
+
+def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
+    """What each rank wrote down. Raises RuntimeError with the output of a rank that failed."""
+    import torch
+
+    out.mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(world),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks: list[subprocess.Popen[str]] = []
+    for rank in range(world):
+        with (out / f"rank{rank}.log").open("w") as log:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.learner.ranks", str(model), str(out)],
+                    cwd=ROOT,
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    try:
+        for rank, process in enumerate(ranks):
+            if process.wait(timeout=300) != 0:
+                raise RuntimeError((out / f"rank{rank}.log").read_text()[-4000:])
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+# --- in a rank's process --------------------------------------------------------------------
+
+
+class Rank:
+    """One engine at one ZeRO stage, and what happened to it."""
+
+    def __init__(self, model: Path, zero: int, **settings: Any) -> None:
+        import msgspec
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from learner.accumulate import StepGradient
+        from learner.losses.dapo import Dapo
+        from learner.zero import Zero
+
+        section = msgspec.structs.replace(SECTION, zero=zero)
+        net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.zero = Zero(net, section)
+        self.gradient = StepGradient(
+            self.zero,
+            Dapo(),
+            temperature=TEMPERATURE,
+            token_cap=section.tokens_per_micro_batch,
+            importance_cap=settings.get("importance_cap", 0.0),
+        )
+        self.updates = 0
+        self.reports: list[str] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def add(self, groups: Sequence[TrainGroup], *, together: bool = False) -> float:
+        """Train on this rank's share; returns its part of the normaliser."""
+        packs = [list(groups)] if together else [[group] for group in groups]
+        counted = 0.0
+        for pack in packs:
+            for report in self.gradient.add(pack):
+                self.reports.append(f"{type(report).__name__} {report.group}")
+                counted += getattr(report, "tokens", 0.0)
+        return counted
+
+    def close(self, groups: Sequence[int], counted: float) -> bool:
+        """All ranks: the normaliser is summed as the stage would."""
+        import torch
+        import torch.distributed
+
+        total = torch.tensor(counted, dtype=torch.float64)
+        torch.distributed.all_reduce(total)
+        close = CloseStep(step=0, groups=tuple(groups), normaliser=float(total))
+        metrics = self.gradient.close(close, self.updates)
+        if metrics is None:
+            return False
+        self.updates += 1
+        self.metrics.append(metrics)
+        return True
+
+    def local_gradient(self) -> Any:
+        import torch
+
+        parts = [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.detach().flatten()
+            for p in self.zero.module.parameters()
+        ]
+        return torch.cat(parts)
+
+    def weights(self) -> Any:
+        import torch
+
+        return torch.cat([p.detach().flatten() for p in self.zero.module.parameters()])
+
+    def momentum(self) -> Any:
+        """exp_avg: after one step (1 - beta1) times the clipped, reduced gradient."""
+        import torch
+
+        optimizer = self.zero.engine.optimizer
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        states = optimizer.state_dict()["state"]
+        return torch.cat([states[key]["exp_avg"].flatten() for key in sorted(states)])
+
+
+def shares(groups: Sequence[int], rank: int, world: int, *, lazy: bool) -> list[TrainGroup]:
+    """This rank's groups; `lazy` leaves the last rank of two without work."""
+    if lazy:
+        return [group_of(number) for number in groups] if rank == 0 else []
+    return [group_of(number) for at, number in enumerate(groups) if at % world == rank]
+
+
+def streamed(model: Path, zero: int, rank: int, world: int, **options: Any) -> dict[str, Any]:
+    """Three steps, group by group (or packed together), and what came out of them."""
+    lazy, together = options.get("lazy", False), options.get("together", False)
+    actor = Rank(model, zero, **options)
+    found: dict[str, Any] = {}
+    for number, groups in enumerate(STEPS):
+        mine = shares(groups, rank, world, lazy=lazy)
+        counted = actor.add(mine, together=together)
+        if number == 0:
+            found["gradient"] = actor.local_gradient()
+        assert actor.close(groups, counted)
+        if number == 0:
+            found["momentum"] = actor.momentum()
+    return {**found, "weights": actor.weights(), "norms": [m["grad_norm"] for m in actor.metrics]}
+
+
+def spoiled(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """A group with a NaN advantage, alone and packed with others."""
+    actor = Rank(model, zero)
+    bad = group_of(99, advantage=float("nan"))
+    mine = shares(STEPS[0], rank, world, lazy=False)
+    counted = actor.add([*mine[:1], bad, *mine[1:]], together=True)
+    counted += actor.add([bad])
+    assert actor.close(STEPS[0], counted)
+    return {"weights": actor.weights(), "reports": actor.reports}
+
+
+def poisoned(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Gradients that are NaN though the loss is finite: once, then always, then never."""
+    actor = Rank(model, zero)
+    before = actor.weights().clone()
+    left = 1 if rank == world - 1 else 0
+
+    def poison(gradient: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return gradient * float("nan") if left >= 0 else gradient
+
+    p = next(iter(actor.zero.module.parameters()))
+    handle = p.register_hook(poison)
+    mine = shares(STEPS[0], rank, world, lazy=False)
+    once = actor.close(STEPS[0], actor.add(mine))
+    after_once = actor.weights().clone()
+    left = 10**6 if rank == world - 1 else 0
+    always = actor.close(STEPS[0], actor.add(mine))
+    after_always = actor.weights().clone()
+    handle.remove()
+    never = actor.close(STEPS[1], actor.add(shares(STEPS[1], rank, world, lazy=False)))
+    return {
+        "applied": [once, always, never],
+        "before": before,
+        "once": after_once,
+        "always": after_always,
+        "weights": actor.weights(),
+    }
+
+
+def starved(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Memory runs out once, in the second micro-batch of a pack."""
+    import torch
+
+    actor = Rank(model, zero)
+    calls: list[tuple[int, ...]] = []
+
+    def exhaust(_module: Any, _given: Any, named: dict[str, Any]) -> None:
+        calls.append(tuple(named["input_ids"].shape))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("the test's")
+
+    handle = actor.zero.module.register_forward_pre_hook(exhaust, with_kwargs=True)
+    mine = shares(STEPS[0], rank, world, lazy=False)
+    counted = actor.add(mine, together=True)
+    handle.remove()
+    assert actor.close(STEPS[0], counted)
+    padded = [rows * longest for rows, longest in calls if rows > 1]
+    return {"weights": actor.weights(), "before": max(padded[:2]), "after": max(padded[2:])}
+
+
+def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Groups that leave the step again: one by a message, one by the list of the close."""
+    actor = Rank(model, zero)
+    mine = shares(STEPS[0], rank, world, lazy=False)
+    counted = actor.add([group_of(50 + rank)])
+    counted = actor.add(mine)
+    actor.add([group_of(60 + rank)])
+    actor.gradient.forget(50 + rank)
+    assert actor.close(STEPS[0], counted)
+    return {"weights": actor.weights()}
+
+
+def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[str, Any]:
+    """Save in the middle of the third step; finish it here, and again from the checkpoint."""
+    from learner.saving import MODEL, load, save
+
+    actor = Rank(model, zero)
+    for groups in STEPS[:2]:
+        assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
+    mine = shares(STEPS[2], rank, world, lazy=False)
+    counted = actor.add(mine[:1])
+    checkpoint = out / f"checkpoint-{zero}"
+    save(actor.zero, model, checkpoint, 2, actor.updates)
+    counted += actor.add(mine[1:])
+    assert actor.close(STEPS[2], counted)
+    import torch.distributed
+
+    torch.distributed.barrier()  # rank 0 writes the model
+    again = Rank(checkpoint / MODEL, zero)
+    restored = load(again.zero, checkpoint)
+    again.updates = restored.version
+    assert again.close(STEPS[2], again.add(mine))
+    return {
+        "weights": actor.weights(),
+        "again": again.weights(),
+        "step": restored.step,
+        "version": restored.version,
+    }
+
+
+def main() -> None:
+    import torch
+
+    from learner.zero import join_ranks, leave_ranks
+
+    model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    join_ranks()
+    found: dict[str, Any] = {}
+    for zero in (0, 1):
+        found[f"streamed{zero}"] = streamed(model, zero, rank, world)
+        found[f"together{zero}"] = streamed(model, zero, rank, world, together=True)
+        found[f"lazy{zero}"] = streamed(model, zero, rank, world, lazy=True)
+        found[f"capped{zero}"] = streamed(model, zero, rank, world, importance_cap=1.5)
+        found[f"spoiled{zero}"] = spoiled(model, zero, rank, world)
+        found[f"poisoned{zero}"] = poisoned(model, zero, rank, world)
+        found[f"starved{zero}"] = starved(model, zero, rank, world)
+        found[f"forgotten{zero}"] = forgotten(model, zero, rank, world)
+        found[f"resumed{zero}"] = resumed(model, zero, rank, world, out)
+    torch.save(found, out / f"rank{rank}.pt")
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main()

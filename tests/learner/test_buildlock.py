@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from learner.buildlock import clear_stale_lock, torch_extensions_dir, use_torch_extensions_dir
+
+
+def lock_in(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    lock = folder / "lock"
+    lock.touch()
+    return lock
+
+
+def test_lock_that_no_process_holds_is_removed_at_both_depths(tmp_path: Path):
+    locks = [lock_in(tmp_path / "deepspeed_shm_comm"), lock_in(tmp_path / "py311_cpu" / "other")]
+    built = tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so"
+    built.touch()
+    assert clear_stale_lock(tmp_path) == locks
+    assert not any(lock.exists() for lock in locks)
+    assert built.exists()
+
+
+def test_lock_that_a_live_process_holds_stays_until_that_process_is_killed(tmp_path: Path):
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    # As torch.utils.file_baton takes it.
+    take = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)"
+    code = f"{take}; print(flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert clear_stale_lock(tmp_path) == []
+        assert lock.exists()
+        holder.kill()
+    assert clear_stale_lock(tmp_path) == [lock]
+
+
+def test_missing_folder_has_no_locks(tmp_path: Path):
+    assert clear_stale_lock(tmp_path / "none") == []
+
+
+def test_extensions_live_in_the_environment_unless_told_otherwise(monkeypatch, tmp_path: Path):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    assert torch_extensions_dir() == Path(sys.prefix) / "torch_extensions"
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "mine"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert use_torch_extensions_dir() == tmp_path / "mine"
+    assert (tmp_path / "mine").is_dir()
+    assert os.environ["PATH"] == f"{sys.prefix}/bin:/usr/bin"
+
+
+def test_importing_buildlock_leaves_torch_unloaded():
+    code = "import sys, learner.buildlock; print({'torch', 'deepspeed'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,81 @@
+"""The DAPO loss by worked numbers: clip-higher, token sums, weights, importance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from learner.forward import token_logprobs, truncated_importance
+from learner.losses import LossBatch
+from learner.losses.dapo import Dapo, DapoOptions
+
+
+def batch_of(
+    ratios: list[list[float]], advantages: list[float], **changes: torch.Tensor
+) -> LossBatch:
+    logprobs_BT = torch.tensor(ratios).log().requires_grad_()
+    old_BT = torch.zeros_like(logprobs_BT).detach()
+    fields: dict[str, torch.Tensor] = {
+        "behaviour_BT": old_BT,
+        "mask_BT": torch.ones_like(old_BT),
+        "weights_B": torch.ones(len(ratios)),
+        "importance_BT": torch.ones_like(old_BT),
+    }
+    return LossBatch(
+        logprobs_BT=logprobs_BT,
+        old_logprobs_BT=old_BT,
+        advantages_B=torch.tensor(advantages),
+        **{**fields, **changes},
+    )
+
+
+def test_ratio_is_clipped_above_for_good_tokens_and_below_for_bad_ones():
+    batch = batch_of([[1.0, 1.5, 0.5], [1.0, 1.5, 0.5]], [2.0, -2.0])
+    loss, metrics = Dapo(DapoOptions(clip_low=0.2, clip_high=0.28)).loss(batch)
+    good = 2.0 * (1.0 + 1.28 + 0.5)
+    bad = -2.0 * (1.0 + 1.5 + 0.8)
+    assert loss.item() == pytest.approx(-(good + bad))
+    assert metrics["clipped"] == 2
+    loss.backward()
+    gradient = batch.logprobs_BT.grad
+    assert gradient is not None
+    assert (gradient == 0).tolist() == [[False, True, False], [False, False, True]]
+
+
+def test_gradient_at_ratio_one_is_the_plain_policy_gradient():
+    batch = batch_of([[1.0, 1.0]], [3.0])
+    Dapo().loss(batch)[0].backward()
+    assert batch.logprobs_BT.grad is not None
+    assert batch.logprobs_BT.grad.tolist() == [[-3.0, -3.0]]
+
+
+def test_masked_tokens_and_member_weights_count_as_they_say():
+    batch = batch_of(
+        [[1.0, 1.0], [1.0, 1.0]],
+        [1.0, 1.0],
+        mask_BT=torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+        weights_B=torch.tensor([1.0, 0.5]),
+        behaviour_BT=torch.tensor([[-0.25, -9.0], [0.0, 0.5]]),
+    )
+    loss, metrics = Dapo().loss(batch)
+    assert loss.item() == pytest.approx(-2.0)
+    assert metrics["mismatch"] == pytest.approx(0.25 + 0.5 * 0.5)
+    assert metrics["mismatch_max"] == pytest.approx(0.5)
+
+
+def test_importance_is_truncated_above_only():
+    found = truncated_importance(torch.tensor([0.0, 0.0]), torch.tensor([-2.0, 2.0]), cap=2.0)
+    assert found.tolist() == pytest.approx([2.0, math.exp(-2.0)])
+
+
+def test_options_name_what_does_not_fit():
+    assert list(DapoOptions().problems(8)) == []
+    assert "clip_low is 1.5" in next(iter(DapoOptions(clip_low=1.5).problems(8)))
+
+
+def test_logprobs_are_taken_at_the_sampling_temperature():
+    logits = torch.tensor([[[0.0, math.log(4.0)]]])
+    found = token_logprobs(logits, torch.tensor([[1]]), 0.5)
+    assert found.item() == pytest.approx(math.log(16 / 17))

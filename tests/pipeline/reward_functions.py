@@ -1,0 +1,96 @@
+"""Rewards as users write them, good and bad, for the tests of the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+from pipeline.views import Sampled
+
+
+class UnpicklableError(Exception):
+    """Does not unpickle: its constructor takes two arguments."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+        self.second = second
+
+
+def by_response(sample: Sampled) -> Any:
+    """Does what the response says."""
+    word, _, rest = sample.response.partition(" ")
+    match word:
+        case "raise":
+            raise ValueError("no such unit")
+        case "unpicklable":
+            raise UnpicklableError("a", "b")
+        case "exit":
+            os._exit(3)
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "crash_once":
+            if not os.path.exists(rest):
+                open(rest, "w").close()
+                os._exit(3)
+            return 0.5
+        case "hang":
+            while True:
+                time.sleep(1)
+        case "hang_with_child":
+            child = subprocess.Popen(["sleep", "600"])
+            with open(rest, "w") as file:
+                file.write(f"{child.pid} {os.getpid()}")
+            time.sleep(600)
+        case "nan":
+            return float("nan")
+        case "inf":
+            return float("inf")
+        case "text":
+            return "0.5"
+        case "none":
+            return None
+        case "pid":
+            return os.getpid()
+        case "print":
+            print("user code prints")
+        case _:
+            pass
+    return 1.0
+
+
+async def slow_but_async(sample: Sampled) -> float:
+    await asyncio.sleep(0.01)
+    return 0.25
+
+
+def of_trl(
+    prompts: list[str], completions: list[str], terms: list[int], **columns: Any
+) -> list[float]:
+    assert "prompt" not in columns
+    return [float(len(p) + len(c) + t) for p, c, t in zip(prompts, completions, terms, strict=True)]
+
+
+def of_verl(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
+    return {
+        "score": solution_str == ground_truth,
+        "length": len(solution_str),
+        "source": data_source,
+    }
+
+
+def of_something_else(first: str, second: str) -> float:
+    return 0.0
+
+
+class FailsToBuild:
+    """A reward plug-in whose constructor raises."""
+
+    def __init__(self, options: object = None) -> None:
+        raise UnpicklableError("no licence", "file")
+
+    def score(self, sample: Sampled) -> float:
+        return 0.0

@@ -1,0 +1,289 @@
+"""A checkpoint is whole or not there: damage, crashes at every step, replacement, pruning."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline import checkpoint, snapshot
+from pipeline.checkpoint import CheckpointError
+from pipeline.snapshot import Snapshot
+from tests.pipeline.world import World, seams_of, settings_of
+
+ABOUT: dict[str, Any] = {"records": {"metrics.jsonl": 12}, "training_seconds": 1.5}
+
+
+@pytest.fixture(scope="module")
+def states() -> list[Snapshot]:
+    """States of a real run, at steps 0 (halted), 2 and 3."""
+    halted = World(3, settings_of(), seams_of("concise_confident"))
+    halted.start()
+    halted.run(halt_at=120)
+    whole = World(5, settings_of(), seams_of("concise_confident"))
+    whole.start()
+    whole.run()
+    found = {state.step: state for state in [*halted.cuts, *whole.cuts]}
+    return [found[step] for step in sorted(found)]
+
+
+def save(checkpoints: Path, state: Snapshot, step: int | None = None, content: str = "w") -> Path:
+    state = msgspec.structs.replace(state, step=state.step if step is None else step)
+    directory = checkpoint.begin(checkpoints, state.step)
+    (directory / "model").mkdir()
+    (directory / "model" / "weights").write_text(content * 1000)
+    (directory / "optimizer-0").write_text("momentum")
+    return checkpoint.commit(directory, state, ABOUT)
+
+
+def content_of(directory: Path) -> str:
+    return (directory / "model" / "weights").read_text()[0]
+
+
+def test_what_was_committed_verifies_and_loads_equal(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    directory = save(tmp_path, states[-1])
+    manifest = checkpoint.verify(directory)
+    assert (manifest["step"], manifest["training_seconds"]) == (states[-1].step, 1.5)
+    assert set(manifest["files"]) == {"coordinator.msgpack", "model/weights", "optimizer-0"}
+    assert checkpoint.load_state(directory) == states[-1]
+
+
+@pytest.mark.parametrize("selector", ["all", "first_m", "concise_confident", "dual_end"])
+def test_saved_loaded_and_saved_again_it_is_the_same_bytes(selector: str) -> None:
+    for halt_at in (40, 90, 150, 220):
+        world = World(halt_at, settings_of(), seams_of(selector))
+        world.start()
+        world.run(halt_at=halt_at)
+        for state in world.cuts:
+            written = msgspec.msgpack.encode(state)
+            again = World(0, settings_of(), seams_of(selector)).coordinator
+            loaded = msgspec.msgpack.decode(written, type=Snapshot)
+            snapshot.restore(again, loaded, 100.0)
+            again.core.version = state.version  # which the learner says
+            assert msgspec.msgpack.encode(snapshot.take(again)) == written
+
+
+def test_the_newest_whole_one_is_found(tmp_path: Path, states: list[Snapshot]) -> None:
+    for step in (2, 10, 9):
+        save(tmp_path, states[-1], step)
+    directory, manifest, complaints = checkpoint.newest(tmp_path)
+    assert (directory.name, manifest["step"], complaints) == ("step-000010", 10, [])
+
+
+FILES = ["MANIFEST.json", "coordinator.msgpack", "model/weights", "optimizer-0"]
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        at = int(how.split()[1]) * (len(content) - 1) // 100
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "how", ["deleted", "truncated", "emptied", "flip 0", "flip 50", "flip 100"]
+)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_falls_back_loudly_to_the_one_before(
+    tmp_path: Path, states: list[Snapshot], name: str, how: str
+) -> None:
+    save(tmp_path, states[-1], 1)
+    damage(save(tmp_path, states[-1], 2) / name, how)
+    directory, _, complaints = checkpoint.newest(tmp_path)
+    assert directory.name == "step-000001"
+    [complaint] = complaints
+    assert "step-000002" in complaint
+    assert (tmp_path / "corrupt-step-000002").is_dir(), "kept for whoever wants to look"
+
+
+def test_no_bit_of_the_manifest_can_flip_unseen(tmp_path: Path, states: list[Snapshot]) -> None:
+    manifest = save(tmp_path, states[-1]) / checkpoint.MANIFEST
+    content = manifest.read_bytes()
+    meant = json.loads(content)
+    for at in range(0, len(content), 3):
+        manifest.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
+        try:
+            read = checkpoint.verify(manifest.parent)
+        except CheckpointError:
+            continue
+        assert read == meant, f"byte {at}"
+
+
+def test_without_a_whole_one_it_is_an_error_never_a_new_beginning(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        checkpoint.newest(tmp_path)
+    damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
+    with pytest.raises(CheckpointError, match="no whole checkpoint\n.*optimizer-0: missing"):
+        checkpoint.newest(tmp_path)
+
+
+def test_the_same_step_can_be_damaged_twice(tmp_path: Path, states: list[Snapshot]) -> None:
+    save(tmp_path, states[-1], 1)
+    for _ in range(2):
+        damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
+        assert checkpoint.newest(tmp_path)[0].name == "step-000001"
+    kept = sorted(p.name for p in tmp_path.glob("corrupt-*"))
+    assert kept == ["corrupt-step-000002", "corrupt-step-000002-2"]
+
+
+def test_a_file_outside_of_it_is_refused(tmp_path: Path, states: list[Snapshot]) -> None:
+    directory = save(tmp_path / "c", states[-1])
+    secret = tmp_path / "secret"
+    secret.write_text("momentum")
+    link = directory / "optimizer-0"
+    link.unlink()
+    link.symlink_to(secret)
+    with pytest.raises(CheckpointError, match="optimizer-0 is outside of it"):
+        checkpoint.verify(directory)
+
+
+def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snapshot]) -> None:
+    directory = save(tmp_path / "c", states[-1])
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes())
+    manifest["files"]["../../secret"] = [1, checkpoint.checksum(secret)]
+    manifest["checksum"] = checkpoint._seal(manifest)
+    (directory / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="secret is outside of it"):
+        checkpoint.verify(directory)
+
+
+def test_another_format_is_refused_by_number(tmp_path: Path, states: list[Snapshot]) -> None:
+    directory = save(tmp_path, states[-1])
+    manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes()) | {"format": 99}
+    manifest["checksum"] = checkpoint._seal(manifest)
+    (directory / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="format 99, expected 1"):
+        checkpoint.verify(directory)
+
+
+def test_prune_leaves_the_newest_and_never_fewer_than_two(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, states[-1], step)
+    checkpoint.prune(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-000002",
+        "step-000003",
+        "step-000004",
+    ]
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path, states: list[Snapshot]) -> None:
+    save(tmp_path, states[-1], 2, "a")
+    save(tmp_path, states[-1], 2, "b")
+    assert content_of(checkpoint.newest(tmp_path)[0]) == "b"
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_full_disk_leaves_no_trace_and_the_old_one_in_place(
+    tmp_path: Path, states: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, states[-1], 2, "a")
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(CheckpointError, match=r"coordinator\.msgpack: No space left"):
+        save(tmp_path, states[-1], 2, "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+    assert content_of(checkpoint.newest(tmp_path)[0]) == "a"
+
+
+def test_state_of_a_plugin_that_cannot_be_written_is_an_error_of_the_checkpoint(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    odd = msgspec.structs.replace(states[-1], plugins={"selector": object()})
+    with pytest.raises(CheckpointError, match="object"):
+        save(tmp_path, odd)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a crash at every step ---------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process ends here: nothing after it runs."""
+
+
+class Killer:
+    """Ends the process before the n-th of the operations that it is put around."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+        self.done, self._fatal = 0, fatal
+        for owner, name in (
+            (checkpoint, "_write"),
+            (checkpoint, "_sync"),
+            (Path, "rename"),
+            (shutil, "rmtree"),
+        ):
+            monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
+
+    def _around(self, operation: Any) -> Any:
+        def maybe(*args: Any, **named: Any) -> Any:
+            if self.done == self._fatal:
+                raise Crash
+            self.done += 1
+            return operation(*args, **named)
+
+        return maybe
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["next step", "same step"])
+def test_a_crash_at_any_moment_leaves_exactly_the_old_or_the_new(
+    tmp_path: Path, states: list[Snapshot], replaced: bool
+) -> None:
+    """The one before step 2 is there too: falling back to it is a loss, and a failure."""
+    found: list[str] = []
+    for fatal in range(100):
+        folder = tmp_path / str(fatal)
+        folder.mkdir()
+        save(folder, states[-1], 1, "0")
+        save(folder, states[-1], 2, "a")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            killer = Killer(monkeypatch, fatal)
+            try:
+                save(folder, states[-1], 2 if replaced else 3, "b")
+                checkpoint.prune(folder, 2)
+            except Crash:
+                pass
+        directory, _, complaints = checkpoint.newest(folder)
+        assert complaints == []
+        found.append(content_of(directory))
+        assert found[-1] in "ab", f"killed before operation {fatal}: neither the old nor the new"
+        # and the run goes on from there
+        save(folder, states[-1], 4, "c")
+        assert content_of(checkpoint.newest(folder)[0]) == "c"
+        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+        if killer.done < fatal:
+            break
+    else:
+        raise AssertionError("never came to its end")
+    assert found == sorted(found), "once committed, it stays"
+    assert {"a", "b"} == set(found)
+
+
+def test_the_directories_are_for_their_owner_alone(tmp_path: Path, states: list[Snapshot]) -> None:
+    directory = save(tmp_path / "c", states[-1])
+    assert os.stat(tmp_path / "c").st_mode & 0o777 == 0o700
+    assert os.stat(directory).st_mode & 0o777 == 0o700

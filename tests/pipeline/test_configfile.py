@@ -1,0 +1,274 @@
+"""Configuration files: every problem at once, with its place and its cure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline import configfile, configrules, plugins
+from pipeline.config import Config, Plugin
+from pipeline.configfile import ConfigError, dump, load, plugin_class
+from pipeline.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.yamltree import scalar
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a configuration beside a model that holds no more than load looks for."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, model: str = "model: model\n") -> Path:
+        path = Path("configs/a.yaml")
+        path.write_text(model + text)
+        return path
+
+    return write
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        load(path, overrides)
+    return raised.value.problems
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configuration_loads_and_dumps_to_the_same(path: Path, tmp_path: Path):
+    config = load(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+
+
+def test_quickstart_names_every_setting_with_its_default():
+    config = load(QUICKSTART)
+    default = load_default(config.model)
+    assert config == default
+    text = QUICKSTART.read_text()
+    for key in configfile.documentation():
+        assert key.rsplit(".", 1)[-1] in text, key
+
+
+def load_default(model: str) -> Config:
+    config = Config(model=model)
+    options: dict[str, Plugin] = {}
+    for seam in plugins.PACKAGES:
+        name = getattr(config, seam).name
+        struct = plugins.options_type(plugins.find(seam, name))
+        options[seam] = Plugin(name=name, options=msgspec.to_builtins(struct()))
+    return msgspec.structs.replace(config, **options)
+
+
+def test_every_key_of_every_section_is_documented():
+    documented = configfile.documentation()
+    builtin = msgspec.to_builtins(Config(model="m"))
+    keys = {
+        f"{name}.{key}"
+        for name, section in builtin.items()
+        if isinstance(section, dict) and name not in plugins.PACKAGES
+        for key in section
+    } | {"model", "seed", *plugins.PACKAGES}
+    assert set(documented) == keys
+    assert [key for key, text in documented.items() if not text] == []
+    assert documented["step.prompts"] == "Groups trained on in one step."
+
+
+@pytest.mark.parametrize("seam", plugins.PACKAGES)
+def test_every_option_of_the_house_is_documented(seam: str):
+    for name in plugins.house_names(seam):
+        struct = plugins.options_type(plugins.find(seam, name))
+        for option, text in configfile.option_documentation(struct).items():
+            assert text, f"{seam}.{name}.{option}"
+
+
+def test_every_number_has_a_range_and_every_word_its_choices():
+    checked = {*configrules.RULES, *configrules.CHOICES, "learner.zero"}
+    free = {"model", "data.train", *plugins.PACKAGES}  # found or not found
+    assert set(configfile.documentation()) - checked - free == set()
+
+
+def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
+    path = write(
+        "seed: one\n"
+        "learner: {kv_tokns: 3, zero: 2,\n"
+        "  betas: [0.9]}\n"
+        "lr: 1e-3\n"
+        "data: {bad_lines: skipp}\n"
+        "selector: {dual_end: {longst: 2}}\n"
+        "budget: unifrom\n"
+        "sampling:\n"
+        "  temperature: 0\n"
+        "eval: 5\n"
+        "group: {size: 8, size: 9}\n"
+    )
+    assert problems(path) == [
+        "configs/a.yaml:12: size: given twice, first at configs/a.yaml:12; remove one",
+        "configs/a.yaml:5: lr: unknown key; did you mean learner.lr?",
+        "configs/a.yaml:2: seed: found 'one', expected a whole number",
+        "configs/a.yaml:3: learner.kv_tokns: unknown key",
+        "configs/a.yaml:4: learner.betas: found [0.9], expected a list of two numbers",
+        "configs/a.yaml:11: eval: found 5, expected the keys of a section",
+        (
+            "configs/a.yaml:8: budget: "
+            "no budget named 'unifrom'; did you mean uniform? (known: uniform)"
+        ),
+        "configs/a.yaml:7: selector.dual_end.longst: unknown option; did you mean longest?",
+        (
+            "configs/a.yaml:6: data.bad_lines: "
+            "found 'skipp', expected one of stop, skip; did you mean skip?"
+        ),
+        "configs/a.yaml:10: sampling.temperature: found 0.0, expected above 0",
+        "configs/a.yaml:3: learner.zero: stage 2 comes with a later version; 0 and 1 work now",
+    ]
+
+
+def test_zero_above_one_is_refused_by_name_until_it_exists(write):
+    path = write("")
+    assert load(path, ["learner.zero=1"]).learner.zero == 1
+    for zero in (2, 3):
+        [line] = problems(path, f"learner.zero={zero}")
+        assert f"learner.zero: stage {zero} comes with a later version" in line
+    assert problems(path, "learner.zero=4") == [
+        "override learner.zero=4: learner.zero: found 4, expected 0 or 1"
+    ]
+
+
+def test_overrides_reach_keys_plugins_and_options_and_later_ones_win(write):
+    path = write("selector: {dual_end: {longest: 3}}\nstep: {count: 5}\n")
+    config = load(path, ["step.prompts=4", "step.prompts=32", "budget.redundancy=1"])
+    assert (config.step.count, config.step.prompts) == (5, 32)
+    assert config.budget.options == {"redundancy": 1.0}
+    assert load(path).selector.options == {"longest": 3, "long_wait": "step"}
+    # the plug-in alone: its options at their defaults
+    assert load(path, ["selector=dual_end"]).selector.options["longest"] == 1
+    # an option of the plug-in in force, or of one that this chooses
+    assert load(path, ["selector.long_wait=step"]).selector.options == {
+        "longest": 3,
+        "long_wait": "step",
+    }
+    chosen = load(path, ["selector.concise_confident.depth=none", "selector.slack=2"]).selector
+    assert (chosen.name, chosen.options["depth"], chosen.options["slack"]) == (
+        "concise_confident",
+        "none",
+        2,
+    )
+    whole = load(path, ["selector={dual_end: {longest: 2}}", "data={bad_lines: skip}"])
+    assert (whole.selector.options["longest"], whole.data.bad_lines) == (2, "skip")
+    assert load(path, ["reward.exact.marker=#"]).reward.options["marker"] == "#"
+    assert load(path, ["engine.cpu_cores=0"]).engine.cpu_cores == "0"
+
+
+def test_an_overrides_problem_names_the_override(write):
+    path = write("")
+    assert problems(path, "step.prmpts=3", "selector.dual_end.longest=9", "what", "=1") == [
+        "override what: expected key=value, for instance step.prompts=32",
+        "override =1: expected key=value, for instance step.prompts=32",
+        "override step.prmpts=3: step.prmpts: unknown key; did you mean step.prompts?",
+        (
+            "override selector.dual_end.longest=9: selector.dual_end: "
+            "longest is 9, but group.size is 8: at most 7"
+        ),
+    ]
+    # the default selector, spoiled by another key: the other key is named
+    assert problems(path, "group.size=2", "selector.longest=5")[0].startswith("override selector")
+    assert problems(path, "step.prompts.x=1") == [
+        "override step.prompts.x=1: step.prompts: found {'x': 1}, expected a whole number"
+    ]
+
+
+def test_a_plugin_can_be_named_by_module_and_class(write):
+    path = write("")
+    name = "pipeline.selectors.dual_end:DualEnd"
+    config = load(path, [f"selector={name}"])
+    assert config.selector == Plugin(name=name, options={"longest": 1, "long_wait": "step"})
+    config = load(path, [f"selector.{name}.longest=2"])
+    assert plugin_class("selector", config.selector) == (DualEnd, DualEndOptions(longest=2))
+    again = Path("configs/b.yaml")
+    again.write_text(dump(config))
+    assert load(again) == config
+    assert "no attribute 'Nope'" in problems(path, "selector=pipeline.verbs:Nope")[0]
+
+
+def test_words_that_yaml_1_1_would_turn_are_read_as_written(write):
+    path = write("learner: {overlap: off, lr: 1e-3}\nseed: 010\n")
+    config = load(path)
+    assert (config.learner.overlap, config.learner.lr, config.seed) == ("off", 1e-3, 10)
+    words = ["on", "yes", "12:30", "0x10", "0o17", "1_000", ".inf", "-.Inf", "~", "3.", ".5"]
+    read = [scalar(word) for word in words]
+    inf = float("inf")
+    assert read == ["on", "yes", "12:30", 16, 15, "1_000", inf, -inf, None, 3.0, 0.5]
+
+
+def test_a_file_that_is_no_configuration_is_a_problem_not_a_crash(write, tmp_path: Path):
+    path = write("")
+    for text, claim in (
+        ("model: [", "configs/a.yaml:1: not YAML"),
+        ("- a\n", "found ['a'], expected lines of `key: value`"),
+        ("model: !!python/object:os.system x\n", "tags are not read"),
+        ("a: &a [1]\nb: {<<: *a}\n", "merge keys are not read"),
+        ("a: &a {b: *a}\n", "aliases unfold to too much"),
+        ("a: " + "[" * 50 + "]" * 50, "nested more than 16 deep"),
+        ("a: " + "x" * 300_000, "characters, at most 256000"),
+        ("a: 1\n---\nb: 2\n", "not YAML"),
+        ("{[1]: 2}\n", "a key is a list or a mapping"),
+        ("a: \x07", "not YAML"),
+        ("", "model: missing"),
+    ):
+        path.write_text(text)
+        assert claim in "\n".join(problems(path)), text[:40]
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    for i in range(1, 9):
+        bomb += f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n"
+    path.write_text(bomb)
+    assert "aliases unfold to too much" in "\n".join(problems(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in problems(path)[0]
+    assert "No such file" in problems(tmp_path / "none.yaml")[0]
+
+
+def test_paths_are_found_from_here_or_beside_the_files_directory(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write("").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(path).model == str((tmp_path / "model").resolve())
+    [line] = problems(path, "model=nowhere")
+    assert line.startswith("override model=nowhere: model: found 'nowhere': no such directory")
+    assert str(tmp_path / "elsewhere" / "nowhere") in line
+    (tmp_path / "elsewhere" / "empty").mkdir()
+    assert "holds no config.json" in problems(path, "model=empty")[0]
+
+
+def test_a_file_to_train_on_needs_held_out_prompts_of_its_own(write):
+    path = write("")
+    Path("t.jsonl").write_text(json.dumps({"prompt": "1", "answer": "1"}))
+    assert "data.train is a file" in problems(path, "data.train=t.jsonl")[0]
+    config = load(path, ["data.train=t.jsonl", "data.held_out=t.jsonl"])
+    assert config.data.train == config.data.held_out == str(Path("t.jsonl").resolve())
+    load(path, ["data.train=t.jsonl", "eval.every=0"])
+    [line] = problems(path, "data.train=chain_sum", "eval.every=0")
+    assert "did you mean chain_sums?" in line
+
+
+def test_loading_a_configuration_loads_neither_torch_nor_vllm_nor_deepspeed():
+    script = (
+        "import sys; from pathlib import Path; from pipeline.configfile import load; "
+        f"load(Path({str(QUICKSTART)!r})); "
+        "print([m for m in ('torch', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,102 @@
+"""What a run writes down, and what a resume forgets of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.records import SAMPLES_SHOWN, Records
+from pipeline.runfolder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "r")
+    run.create()
+    return run
+
+
+@pytest.fixture
+def records(run: RunFolder) -> Iterator[Records]:
+    records = Records(run)
+    yield records
+    records.close()
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_decisions_and_groups_go_to_one_file_all_else_to_metrics(
+    run: RunFolder, records: Records
+) -> None:
+    records.write("decision", {"step": 0, "verb": "Drop"})
+    records.write("group", {"step": 0, "group": 4})
+    records.write("step", {"step": 0, "reward": 0.5, "ledger": {"open": 3}})
+    records.write("wait", {"step": 0, "text": "waiting"})
+    records.flush()
+    assert [line["what"] for line in lines(run.decisions)] == ["decision", "group"]
+    assert [line["what"] for line in lines(run.metrics)] == ["step", "wait"]
+    assert all(line["step"] == 0 for line in lines(run.metrics))
+
+
+def test_a_number_that_is_not_finite_is_still_a_line_of_json(
+    run: RunFolder, records: Records
+) -> None:
+    records.write("step", {"step": 0, "learner": {"norm": float("nan")}})
+    records.flush()
+    assert lines(run.metrics)[0]["learner"] == {"norm": None}
+
+
+def test_a_resume_forgets_what_was_written_after_the_checkpoint(run: RunFolder) -> None:
+    first = Records(run)
+    first.write("step", {"step": 0})
+    first.write("decision", {"step": 0})
+    sizes = first.sizes()
+    first.write("step", {"step": 1})
+    first.write("decision", {"step": 1})
+    first.close()
+    Records.cut(run, sizes)
+    second = Records(run)
+    second.write("step", {"step": 1, "again": True})
+    second.close()
+    assert [(line["step"], line.get("again")) for line in lines(run.metrics)] == [
+        (0, None),
+        (1, True),
+    ]
+    assert [line["step"] for line in lines(run.decisions)] == [0]
+
+
+def test_a_file_that_the_checkpoint_did_not_know_is_emptied(run: RunFolder) -> None:
+    run.decisions.write_text('{"step": 3}\n')
+    Records.cut(run, {})
+    assert run.decisions.read_text() == ""
+
+
+def test_a_file_shorter_than_the_checkpoint_says_is_not_filled_with_zeros(run: RunFolder) -> None:
+    run.metrics.write_text('{"step": 0}\n')
+    Records.cut(run, {"metrics.jsonl": 1000})
+    assert run.metrics.read_text() == '{"step": 0}\n'
+
+
+def test_the_first_samples_of_each_evaluation_are_kept_as_text(
+    run: RunFolder, records: Records
+) -> None:
+    for number in range(SAMPLES_SHOWN + 3):
+        records.sample(f"{number}+1=", f"#{number + 1}", 1.0)
+    records.write("eval", {"step": 20, "accuracy": 1.0})
+    records.sample("2+2=", "#5", 0.0)
+    records.write("eval", {"step": 40, "accuracy": 0.0})
+    first = (run.samples / "step-000020.txt").read_text().splitlines()
+    assert len(first) == SAMPLES_SHOWN
+    assert first[0] == "[1.0] 0+1=#1"
+    assert (run.samples / "step-000040.txt").read_text() == "[0.0] 2+2=#5\n"
+
+
+def test_the_result_appears_whole(run: RunFolder, records: Records) -> None:
+    records.result({"accuracy_after": 0.96})
+    assert json.loads(run.result.read_text()) == {"accuracy_after": 0.96}
+    assert not run.result.with_suffix(".tmp").exists()

@@ -1,0 +1,152 @@
+"""The reward pool: bad rewards fail alone, and nothing of them is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Plugin
+from pipeline.rewarding import RewardFailed, RewardPool, checked
+from pipeline.testing import sample_of
+from pipeline.verbs import Score
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def python(function: str, **options: object) -> Plugin:
+    function = f"tests.pipeline.reward_functions:{function}"
+    return Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
+
+
+async def eventually(claim: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        if claim():
+            return True
+        await asyncio.sleep(0.05)
+    return claim()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
+    async with RewardPool(python("by_response")) as pool:
+        assert (await pool.score(sample_of("fine"))).value == 1.0
+        for response, why in (
+            ("raise", "ValueError: no such unit"),
+            ("unpicklable", "UnpicklableError: a"),
+            ("nan", "ValueError: returned nan, expected a finite number"),
+            ("inf", "ValueError: returned inf, expected a finite number"),
+            ("text", "TypeError: returned str '0.5', expected a number"),
+            ("none", "TypeError: returned NoneType None, expected a number"),
+            ("exit", "its worker died twice: exit code 3"),
+            ("segv", "its worker died twice: killed by SIGSEGV"),
+        ):
+            with pytest.raises(RewardFailed) as failed:
+                await pool.score(sample_of(response))
+            # Pebble's own word when it sees the worker's end before its exit code.
+            expired = "its worker died twice: All workers expired"
+            assert failed.value.why in ((why, expired) if "died twice" in why else (why,))
+            if response == "raise":
+                assert "reward_functions.py" in failed.value.traceback
+        # a crash is tried once more, since it need not have been this call's fault
+        assert (await pool.score(sample_of(f"crash_once {tmp_path}/crashed"))).value == 0.5
+        assert (await pool.score(sample_of("print"))).value == 1.0
+        figures = pool.statistics()
+        assert (figures.called, figures.failed, figures.running, figures.queued) == (11, 8, 0, 0)
+        assert pool.verdict is not None
+        assert "failed in 8 of the last 11 calls" in pool.verdict
+        assert "reward.python.fail_share 0.2" in pool.verdict
+        assert "its worker died twice: " in pool.verdict
+
+
+async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_path: Path):
+    note = tmp_path / "pids"
+    async with RewardPool(python("by_response", limit_s=0.7)) as pool:
+        began = time.monotonic()
+        with pytest.raises(RewardFailed, match=r"took longer than limit_s 0\.7"):
+            await pool.score(sample_of(f"hang_with_child {note}"))
+        assert time.monotonic() - began < 5
+        child, worker = map(int, note.read_text().split())
+        assert await eventually(lambda: not runs(worker) and not runs(child))
+        assert (await pool.score(sample_of("fine"))).value == 1.0
+
+
+async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
+    note = tmp_path / "pids"
+    async with RewardPool(python("by_response")) as pool:
+        call = asyncio.ensure_future(pool.score(sample_of(f"hang_with_child {note}"), trajectory=7))
+        assert await eventually(lambda: note.exists() and len(note.read_text().split()) == 2)
+        assert pool.statistics().running == 1
+        pool.cancel(8)  # unknown: ignored
+        pool.cancel(7)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        child, worker = map(int, note.read_text().split())
+        assert await eventually(lambda: not runs(worker) and not runs(child))
+        assert (pool.statistics().called, pool.statistics().running) == (0, 0)
+        assert (await pool.score(sample_of("fine"))).value == 1.0
+
+
+async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are():
+    columns = {"prompt": "1+2=", "answer": "3", "terms": 2, "data_source": "sums"}
+    sample = sample_of("#3", answer="3", prompt="1+2=", columns=columns)
+    async with RewardPool(python("of_trl")) as pool:
+        assert (await pool.score(sample)).value == 8.0
+    async with RewardPool(python("of_verl")) as pool:
+        score = await pool.score(sample_of("3", answer="3", columns=columns))
+        assert score == Score(1.0, {"length": 1.0})
+    async with RewardPool(python("slow_but_async")) as pool:
+        assert (await pool.score(sample)).value == 0.25
+
+
+async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
+    pool = RewardPool(Plugin(name="tests.pipeline.reward_functions:FailsToBuild"))
+    with pytest.raises(RewardFailed, match="no licence") as failed:
+        await pool.start()
+    assert "FailsToBuild" in failed.value.why
+    pool.close()
+    pool.close()
+
+
+def test_no_worker_outlives_a_killed_parent():
+    script = (
+        "import asyncio\n"
+        "from pipeline.config import Plugin\n"
+        "from pipeline.rewarding import RewardPool\n"
+        "from pipeline.testing import sample_of\n"
+        "async def main():\n"
+        "    pool = RewardPool(Plugin(name='python', options={'function':"
+        " 'tests.pipeline.reward_functions:by_response'}))\n"
+        "    await pool.start()\n"
+        "    print(int((await pool.score(sample_of('pid'))).value), flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "if __name__ == '__main__': asyncio.run(main())\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    assert runs(worker)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert asyncio.run(eventually(lambda: not runs(worker)))
+    parent.stdout.close()
+
+
+def test_a_dict_needs_a_score_and_keeps_its_other_numbers_as_parts():
+    assert checked({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
+    with pytest.raises(ValueError, match="without 'score': acc"):
+        checked({"acc": 1})

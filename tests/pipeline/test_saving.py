@@ -1,0 +1,110 @@
+"""One checkpoint from the cut to its commit: every rank's part, errors, silence."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import checkpoint, saving
+from pipeline.events import Checkpointed, Halt
+from pipeline.messages import Save
+from pipeline.saving import Saver
+from tests.pipeline.bench import Bench
+
+ABOUT: dict[str, Any] = {"records": {}, "training_seconds": 0.0}
+
+
+class Bureau:
+    """A saver of a halted run, and what it reported."""
+
+    def __init__(self, folder: Path, ranks: int = 2) -> None:
+        self.bench = Bench()
+        self.bench.begin()
+        self.bench.tokens(0, 4)
+        self.bench.handle(Halt())
+        self.ended: list[Checkpointed] = []
+        self._over = asyncio.Event()
+        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done)
+
+    def _done(self, event: Checkpointed) -> None:
+        self.ended.append(event)
+        self._over.set()
+
+    def begin(self) -> Save:
+        save = self.saver.begin(0, 0, ABOUT)
+        assert save is not None
+        return save
+
+    async def end(self) -> Checkpointed:
+        async with asyncio.timeout(20):
+            await self._over.wait()
+        return self.ended[0]
+
+
+async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path)
+    save = bureau.begin()
+    directory = Path(save.directory)
+    (directory / "optimizer-0").write_text("momentum")
+    bureau.saver.rank_saved(directory, 0, "")
+    assert bureau.ended == []
+    bureau.saver.rank_saved(directory, 1, "")
+    assert await bureau.end() == Checkpointed(step=0)
+    found, manifest, _ = checkpoint.newest(tmp_path)
+    assert found.name == "step-000000"
+    assert manifest["plugins"]["selector"] == "Scripted"
+    [group] = checkpoint.load_state(found).groups
+    assert [m.held for m in group.members] == [4, 0, 0]
+
+
+async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path)
+    save = bureau.begin()
+    bureau.saver.rank_saved(Path(save.directory), 1, "no space left")
+    assert bureau.ended == [Checkpointed(step=0, error="rank 1: no space left")]
+    assert list(tmp_path.iterdir()) == []
+    bureau.saver.rank_saved(Path(save.directory), 0, "")  # late: nobody waits for it
+    assert len(bureau.ended) == 1
+
+
+async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path)
+    save = bureau.begin()
+    bureau.saver.rank_saved(Path(save.directory), 0, "")
+    bureau.saver.check(0.0)
+    assert bureau.ended == []
+    bureau.saver.check(float("inf"))
+    [ended] = bureau.ended
+    assert ended.error == f"no answer from ranks [1] within {saving.LIMIT_S:.0f} s"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_books_that_do_not_balance_are_never_written(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path)
+    bureau.bench.core.ledger.accounts["open"] -= 1
+    assert bureau.saver.begin(0, 0, ABOUT) is None
+    assert bureau.ended == [Checkpointed(step=0, error="the ledger is off by 1 tokens")]
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_it_is_named_by_the_step_of_its_state(tmp_path: Path) -> None:
+    """Steps that were empty may have followed within the event that asked for the cut."""
+    bureau = Bureau(tmp_path, ranks=1)
+    bureau.bench.core.step = 5
+    save = bureau.begin()
+    assert save.step == 5
+    bureau.saver.rank_saved(Path(save.directory), 0, "")
+    assert await bureau.end() == Checkpointed(step=5)
+
+
+async def test_state_that_cannot_be_encoded_is_reported_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bureau = Bureau(tmp_path, ranks=1)
+    monkeypatch.setattr(type(bureau.bench.selector), "state", lambda self: object(), raising=False)
+    save = bureau.begin()
+    bureau.saver.rank_saved(Path(save.directory), 0, "")
+    assert "object" in (await bureau.end()).error

@@ -1,0 +1,285 @@
+"""The selectors of the house: what each waits for, chooses, and never does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import plugins
+from pipeline.plugins import Barrier, Finish, Relaxed, SelectorEvent, Ticked
+from pipeline.selectors.all import All
+from pipeline.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
+from pipeline.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.selectors.first_m import FirstM
+from pipeline.selectors.shortest import Shortest
+from pipeline.testing import Recent, group_of, illegal
+from pipeline.verbs import AnyVerb, Drop, Enough, Finalize
+from pipeline.views import GroupView
+
+EVENT = Finish(trajectory=1)
+
+
+def decide(
+    selector: plugins.Selector, group: GroupView, event: SelectorEvent = EVENT
+) -> list[AnyVerb]:
+    return list(selector.decide(group, event))
+
+
+def chosen(verbs: list[AnyVerb]) -> tuple[int, ...]:
+    [verb] = verbs
+    assert isinstance(verb, Finalize)
+    return verb.ids
+
+
+# --- all -------------------------------------------------------------------------------------
+
+
+def test_all_waits_for_every_member_and_takes_truncated_ones():
+    waiting = group_of(size=2, finished={1: 10, 2: 20}, running={3: 30})
+    assert decide(All(), waiting) == decide(All(), waiting, Barrier()) == []
+    group = group_of(size=2, finished={1: 10, 2: 20}, truncated={3: 99})
+    assert decide(All(), group) == [Finalize(ids=(1, 2, 3), why="all that were sampled")]
+
+
+def test_all_leaves_out_members_whose_reward_failed():
+    group = group_of(size=3, finished={1: 10, 2: 20, 3: 30}, failed={2})
+    assert chosen(decide(All(), group)) == (1, 3)
+    lone = group_of(size=3, finished={1: 10, 2: 20}, failed={2})
+    [verb] = decide(All(), lone)
+    assert verb == Drop(why="1 usable of the ended members; an advantage needs two")
+
+
+# --- first_m ---------------------------------------------------------------------------------
+
+
+def test_first_m_finalizes_when_m_have_finished_in_order_of_arrival():
+    group = group_of(size=2, finished={7: 210, 3: 180}, running={5: 95})
+    assert decide(FirstM(), group, Ticked()) == [Finalize(ids=(7, 3), why="first M")]
+
+
+def test_first_m_waits_for_members_of_a_lost_engine():
+    assert not decide(FirstM(), group_of(size=2, finished={7: 210}, queued={3: 40}))
+
+
+def test_first_m_fills_up_with_truncated_ones_only_when_all_have_ended():
+    waiting = group_of(size=2, finished={7: 210}, truncated={4: 512}, parked={3: 40})
+    assert not decide(FirstM(), waiting)
+    ended = group_of(size=2, finished={7: 210}, truncated={4: 512, 3: 512})
+    assert decide(FirstM(), ended) == [Finalize(ids=(7, 4), why="all that ended")]
+
+
+def test_first_m_counts_no_member_whose_reward_failed():
+    group = group_of(size=2, finished={7: 1, 3: 2, 5: 3}, running={6: 4}, failed={7})
+    assert chosen(decide(FirstM(), group)) == (3, 5)
+
+
+# --- shortest --------------------------------------------------------------------------------
+
+
+def test_shortest_takes_the_m_shortest_of_all_with_ties_by_arrival():
+    group = group_of(size=2, finished={9: 30, 4: 20, 8: 20, 2: 20}, truncated={1: 5})
+    assert decide(Shortest(), group) == [Finalize(ids=(4, 8), why="2 shortest of all")]
+    assert not decide(Shortest(), group_of(size=2, finished={9: 30, 4: 20}, running={1: 5}))
+
+
+def test_shortest_takes_what_has_finished_at_the_barrier():
+    group = group_of(size=2, finished={9: 30, 4: 20, 8: 25}, running={1: 5})
+    assert chosen(decide(Shortest(), group, Barrier())) == (4, 8)
+    assert not decide(Shortest(), group_of(size=3, finished={9: 30}, running={1: 5}), Barrier())
+
+
+# --- dual_end --------------------------------------------------------------------------------
+
+
+def test_dual_end_takes_the_k_shortest_and_the_l_longest_finished():
+    group = group_of(size=4, finished={1: 50, 2: 10, 3: 40, 4: 20, 5: 30}, truncated={6: 99})
+    assert decide(DualEnd(), group) == [
+        Finalize(ids=(2, 4, 5, 1), why="3 shortest and 1 longest of all")
+    ]
+    assert chosen(decide(DualEnd(DualEndOptions(longest=2)), group)) == (2, 4, 1, 3)
+    assert chosen(decide(DualEnd(DualEndOptions(longest=0)), group)) == (2, 4, 5, 3)
+
+
+def test_dual_end_breaks_ties_at_both_ends_by_arrival():
+    group = group_of(size=2, finished={5: 10, 3: 10, 9: 10, 1: 10})
+    assert chosen(decide(DualEnd(), group)) == (5, 3)
+
+
+def test_dual_end_takes_truncated_ones_only_when_too_few_others_exist():
+    group = group_of(size=3, finished={1: 50, 2: 10}, truncated={6: 99, 7: 99})
+    assert chosen(decide(DualEnd(), group)) == (1, 2, 6)
+
+
+def test_dual_end_as_published_waits_for_every_candidate():
+    group = group_of(size=2, finished={1: 50, 2: 10}, running={3: 60})
+    assert not decide(DualEnd(DualEndOptions(long_wait="group")), group)
+
+
+def test_dual_end_with_long_wait_step_is_enough_at_m_and_chooses_at_the_barrier():
+    selector = DualEnd(DualEndOptions(long_wait="step"))
+    waiting = group_of(size=3, finished={1: 50}, running={3: 60, 4: 1})
+    assert decide(selector, waiting) == decide(selector, waiting, Barrier()) == []
+    group = group_of(size=2, finished={1: 50, 2: 10, 5: 70}, running={3: 60})
+    assert isinstance(decide(selector, group)[0], Enough)
+    assert decide(selector, group, Barrier()) == [
+        Finalize(ids=(2, 5), why="1 shortest and 1 longest finished at the barrier")
+    ]
+    ended = group_of(size=2, finished={1: 50, 2: 10})
+    assert chosen(decide(selector, ended)) == (2, 1)  # nothing left to wait for
+
+
+def test_dual_end_keeps_one_short_member_when_the_size_is_relaxed_below_its_long_end():
+    selector = DualEnd(DualEndOptions(longest=3))
+    group = group_of(size=2, finished={1: 50, 2: 10, 3: 30})
+    assert chosen(decide(selector, group, Relaxed())) == (2, 1)
+
+
+def test_dual_end_refuses_a_long_end_as_large_as_the_group():
+    assert list(DualEndOptions(longest=8).problems(8)) == [
+        "longest is 8, but group.size is 8: at most 7"
+    ]
+    assert list(DualEndOptions(longest=7).problems(8)) == []
+
+
+# --- concise_confident -----------------------------------------------------------------------
+
+HUNDRED = Recent(confidences=[-i / 100 for i in range(100)])  # the 0.2 quantile is -0.792
+NONE = ConciseConfident(ConciseConfidentOptions(depth="none"))
+STEP = ConciseConfident()
+
+
+def test_concise_confident_without_depth_ends_when_m_pass_the_gate():
+    sure = {1: -0.1, 2: -0.1, 3: -0.9}
+    group = group_of(
+        size=2, finished={3: 5, 1: 50, 2: 40}, running={4: 9}, confidence=sure, statistics=HUNDRED
+    )
+    assert chosen(decide(NONE, group)) == (2, 1)
+    # one passes of two: the gate waits for one more
+    group = group_of(
+        size=2, finished={3: 5, 1: 50}, running={4: 9}, confidence=sure, statistics=HUNDRED
+    )
+    assert not decide(NONE, group)
+
+
+def test_concise_confident_waits_for_slack_members_beyond_m_and_no_longer():
+    unsure = {1: -0.95, 2: -0.9, 3: -0.1}
+    group = group_of(
+        size=2, finished={1: 5, 2: 4, 3: 90}, running={4: 9}, confidence=unsure, statistics=HUNDRED
+    )
+    [verb] = decide(NONE, group)
+    assert verb == Finalize(ids=(3, 2), why="1 of 2 pass the gate, then the shortest")
+
+
+def test_concise_confident_has_no_gate_before_64_members_have_finished():
+    few = Recent(confidences=[0.0] * 63)
+    group = group_of(
+        size=2, finished={1: 5, 2: 4}, running={4: 9}, confidence={1: -9, 2: -9}, statistics=few
+    )
+    assert chosen(decide(NONE, group)) == (2, 1)
+
+
+def test_concise_confident_with_depth_orders_the_short_end_by_the_gate():
+    sure = {1: -0.1, 2: -0.2, 3: -0.95, 4: -0.95}
+    group = group_of(
+        size=3,
+        finished={3: 5, 1: 50, 2: 40, 4: 70},
+        running={9: 3},
+        confidence=sure,
+        statistics=HUNDRED,
+    )
+    assert isinstance(decide(STEP, group)[0], Enough)  # the gate costs no time
+    [verb] = decide(STEP, group, Barrier())
+    assert verb == Finalize(ids=(2, 1, 4), why="2 short (2 pass the gate) and 1 longest")
+
+
+def test_concise_confident_fills_up_with_truncated_ones_when_all_have_ended():
+    group = group_of(size=3, finished={3: 5, 1: 50}, truncated={2: 99, 4: 99})
+    for selector in (NONE, STEP):
+        assert chosen(decide(selector, group)) == (3, 1, 2)
+
+
+def test_concise_confident_names_every_option_out_of_range():
+    options = ConciseConfidentOptions(longest=-1, quantile=1.0, slack=-1)
+    assert len(list(options.problems(8))) == 3
+
+
+# --- every selector --------------------------------------------------------------------------
+
+EVERY: list[plugins.Selector] = [
+    *(plugins.find("selector", name)() for name in plugins.house_names("selector")),
+    DualEnd(DualEndOptions(long_wait="step")),
+    DualEnd(DualEndOptions(longest=3)),
+    NONE,
+]
+
+
+def test_the_house_has_the_selectors_that_the_documents_name():
+    assert plugins.house_names("selector") == [
+        "all",
+        "concise_confident",
+        "dual_end",
+        "first_m",
+        "shortest",
+    ]
+
+
+@st.composite
+def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
+    states = ["finished", "truncated", *([] if ended else ["running", "queued", "parked"])]
+    members = draw(st.lists(st.tuples(st.sampled_from(states), st.integers(0, 40)), max_size=12))
+    given_ids = draw(st.permutations(range(len(members))))
+    by_state: dict[str, dict[int, int]] = {state: {} for state in states}
+    for id_, (state, tokens) in zip(given_ids, members, strict=True):
+        by_state[state][id_] = tokens
+    return group_of(
+        size=draw(st.integers(2, 9)),
+        finished=by_state["finished"],
+        truncated=by_state["truncated"],
+        running=by_state.get("running"),
+        queued=by_state.get("queued"),
+        parked=by_state.get("parked"),
+        failed=draw(st.sets(st.sampled_from(given_ids))) if members else (),
+        confidence={id_: draw(st.floats(-3, 0)) for id_ in given_ids},
+        statistics=draw(st.sampled_from([Recent(), HUNDRED])),
+    )
+
+
+@pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
+@given(group=groups(), event=st.sampled_from([EVENT, Barrier(), Relaxed(), Ticked()]))
+def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
+    selector: plugins.Selector, group: GroupView, event: SelectorEvent
+):
+    verbs = decide(selector, group, event)
+    assert len(verbs) <= 1
+    assert illegal(group, verbs) == []
+    failed = {member.id for member in group.members if member.reward_failed}
+    for verb in verbs:
+        assert verb.why
+        if isinstance(verb, Finalize):
+            assert not failed & set(verb.ids)
+            if not isinstance(selector, All):
+                assert len(verb.ids) <= group.size
+    assert decide(selector, group, event) == verbs  # remembers nothing
+
+
+@pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
+@given(group=groups(ended=True), event=st.sampled_from([EVENT, Barrier(), Relaxed()]))
+def test_a_group_whose_members_have_all_ended_is_always_decided(
+    selector: plugins.Selector, group: GroupView, event: SelectorEvent
+):
+    [verb] = decide(selector, group, event)
+    assert isinstance(verb, Finalize | Drop)
+    usable = [member for member in group.ended if not member.reward_failed]
+    assert isinstance(verb, Drop) == (len(usable) < 2)
+
+
+@pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
+@given(group=groups())
+def test_a_group_that_is_enough_is_finalized_at_the_barrier(
+    selector: plugins.Selector, group: GroupView
+):
+    if any(isinstance(verb, Enough) for verb in decide(selector, group)):
+        [verb] = decide(selector, group, Barrier())
+        assert isinstance(verb, Finalize)
+        assert len(verb.ids) == group.size

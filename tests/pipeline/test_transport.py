@@ -1,0 +1,294 @@
+"""Real sockets in a directory of their own: joins in any order, loss, silence, safety."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from pipeline import transport
+from pipeline.messages import (
+    ChunkHead,
+    FromPeer,
+    Heartbeat,
+    Join,
+    Shutdown,
+    TokenBatch,
+    ToPeer,
+    Welcome,
+    WireError,
+    decode_tokens,
+    encode,
+)
+from pipeline.transport import Hub, Link, TransportError, Unreachable
+
+JOIN = Join(protocol=1, role="engine", name="e0", slots=4)
+WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
+SECONDS = 20.0
+
+
+class Inbox:
+    """What a link has received."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[ToPeer] = queue.Queue()
+
+    async def get(self) -> ToPeer:
+        return await asyncio.to_thread(self.queue.get, timeout=SECONDS)
+
+
+@contextmanager
+def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[Link, Inbox]]:
+    inbox = Inbox()
+    link = Link(directory, JOIN, inbox.queue.put, heartbeat_s=beat_s)
+    link.start()
+    try:
+        yield link, inbox
+    finally:
+        link.close()
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
+    hub = Hub(tmp_path / "s")
+    hub.open()
+    yield hub
+    hub.close()
+
+
+async def heard(hub: Hub, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, Any]:
+    """The next message that is wanted."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            identity, message = await hub.receive_control()
+            if wanted(message):
+                return identity, message
+
+
+async def joined(hub: Hub) -> bytes:
+    identity, message = await heard(hub, lambda m: isinstance(m, Join))
+    assert message == JOIN
+    return identity
+
+
+async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: Hub) -> None:
+    with link_to(hub.directory) as (_, inbox):
+        hub.send(await joined(hub), WELCOME)
+        assert await inbox.get() == WELCOME
+
+
+async def test_a_peer_that_started_first_joins_when_the_stage_comes(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with link_to(tmp_path / "s") as (_, inbox):
+        await asyncio.sleep(0.2)  # several joins into the void
+        hub = Hub(tmp_path / "s")
+        hub.open()
+        hub.send(await joined(hub), WELCOME)
+        assert await inbox.get() == WELCOME
+    hub.close()
+
+
+async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: Hub) -> None:
+    with link_to(hub.directory) as (link, _):
+        identity = await joined(hub)
+        assert await joined(hub) == identity
+        hub.send(identity, WELCOME)
+        link.working("sampling", 5.0)
+        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.progress > 0)
+        assert (beat.progress, beat.activity, beat.budget_s) == (1, "sampling", 5.0)
+
+
+async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: Hub) -> None:
+    with link_to(hub.directory) as (_, inbox):
+        identity = await joined(hub)
+        again = Welcome(incarnation=1, epoch=1, weights_directory="/w")
+        for message in (WELCOME, WELCOME, again, Shutdown(why="over")):
+            hub.send(identity, message)
+        assert [await inbox.get() for _ in range(3)] == [WELCOME, again, Shutdown(why="over")]
+
+
+async def test_identities_are_new_for_every_process_start(hub: Hub) -> None:
+    with link_to(hub.directory):
+        first = await joined(hub)
+    with link_to(hub.directory):
+        _, _ = await heard(hub, lambda m: isinstance(m, Join))
+        async with asyncio.timeout(SECONDS):
+            while (await joined(hub)) == first:
+                pass
+
+
+async def test_tokens_arrive_whole_and_in_order(hub: Hub) -> None:
+    with link_to(hub.directory) as (link, _):
+        for number in range(200):
+            header = TokenBatch(
+                engine="e0",
+                incarnation=1,
+                epoch=0,
+                sequence=number,
+                sampled=number,
+                sent_at_s=0.0,
+                chunks=(ChunkHead(number, 0, 0, 2, 0),),
+            )
+            link.send_tokens(
+                header,
+                np.array([5, number % 24], "<i4").tobytes(),
+                np.array([-0.5, -1.0], "<f4").tobytes(),
+            )
+        for number in range(200):
+            async with asyncio.timeout(SECONDS):
+                header, tokens, _ = decode_tokens(await hub.receive_tokens(), 24)
+            assert header.sequence == number
+            assert tokens.tolist() == [5, number % 24]
+
+
+async def test_close_sends_what_is_queued(hub: Hub) -> None:
+    with link_to(hub.directory) as (link, _):
+        hub.send(await joined(hub), WELCOME)
+        for number in range(50):
+            link.send(Heartbeat(progress=1000 + number, activity="last words", budget_s=0.0))
+    for number in range(50):
+        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.progress >= 1000)
+        assert beat.progress == 1000 + number
+
+
+async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: Hub) -> None:
+    with pytest.raises(Unreachable):
+        hub.send(b"nobody", WELCOME)
+    with link_to(hub.directory):
+        identity = await joined(hub)
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unreachable, match="e0/"):
+        hub.send(identity, WELCOME)
+
+
+async def test_a_silent_stage_leads_to_a_shutdown_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ORPHAN_S", 0.2)
+    with link_to(hub.directory) as (_, inbox):
+        hub.send(await joined(hub), WELCOME)
+        assert await inbox.get() == WELCOME
+        assert await inbox.get() == Shutdown(why="the stage is silent")
+        await asyncio.sleep(0.2)
+        assert inbox.queue.empty()
+
+
+async def test_a_command_that_was_lost_shuts_the_peer_down(hub: Hub) -> None:
+    with link_to(hub.directory) as (_, inbox):
+        identity = await joined(hub)
+        hub.send(identity, WELCOME)
+        hub._sent[identity] += 1  # one goes missing
+        hub.send(identity, Shutdown(why="later"))
+        assert await inbox.get() == WELCOME
+        assert await inbox.get() == Shutdown(why="command 1 of the stage was lost")
+
+
+@contextmanager
+def stranger(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
+    """A socket that speaks for itself."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.setsockopt(zmq.IDENTITY, b"stranger")
+        socket.connect(transport.addresses(hub.directory)[0])
+        yield socket
+
+
+async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(hub: Hub) -> None:
+    good = encode(JOIN)
+
+    def number(n: int) -> bytes:
+        return n.to_bytes(8, "little")
+
+    with stranger(hub) as socket:
+        for frames in ([b"x"], [b"short", good], [number(0), b"\xc1"], [number(1), b"\x93", b""]):
+            socket.send_multipart(frames)
+        socket.send_multipart([number(1), good])
+        for _ in range(4):
+            with pytest.raises(WireError):
+                async with asyncio.timeout(SECONDS):
+                    await hub.receive_control()
+        async with asyncio.timeout(SECONDS):
+            assert await hub.receive_control() == (b"stranger", JOIN)
+    assert hub.refused_frames == 4
+
+
+async def test_a_gap_in_the_control_sequence_is_noticed(hub: Hub) -> None:
+    with stranger(hub) as socket:
+        for number in (0, 2, 3):
+            socket.send_multipart([number.to_bytes(8, "little"), encode(JOIN)])
+        async with asyncio.timeout(SECONDS):
+            await hub.receive_control()
+            with pytest.raises(WireError, match="control message 2, expected 1"):
+                await hub.receive_control()
+            await hub.receive_control()
+
+
+async def test_only_the_owner_may_enter_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o755)
+    hub = Hub(tmp_path / "s")
+    hub.open()
+    assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o700
+    hub.close()
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 120)
+    with pytest.raises(TransportError, match="longer than a Unix socket path may be"):
+        Link(directory, JOIN, lambda m: None)
+    hub = Hub(directory)
+    with pytest.raises(TransportError, match="x: longer than"):
+        hub.open()
+    hub.close()
+
+
+async def test_a_closed_link_writes_into_no_file_that_came_after_it(
+    hub: Hub, tmp_path: Path
+) -> None:
+    with link_to(hub.directory) as (link, _):
+        await joined(hub)
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    os.dup2(other, link._wake)  # the number is another file's now
+    link.send(Heartbeat(progress=1, activity="late", budget_s=0.0))
+    link.close()
+    for descriptor in {other, link._wake}:
+        os.close(descriptor)
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
+    async def everything() -> None:
+        hub = Hub(tmp_path / "s")
+        hub.open()
+        with link_to(hub.directory) as (link, _):
+            hub.send(await joined(hub), WELCOME)
+
+            def chatter(start: int) -> None:
+                for number in range(100):
+                    link.send(Heartbeat(progress=start + number, activity="many", budget_s=0.0))
+
+            threads = [threading.Thread(target=chatter, args=(1000 * i,)) for i in (1, 2, 3, 4)]
+            for thread in threads:
+                thread.start()
+            seen: set[int] = set()
+            while len(seen) < 400:
+                _, beat = await heard(
+                    hub, lambda m: isinstance(m, Heartbeat) and m.activity == "many"
+                )
+                seen.add(beat.progress)
+            for thread in threads:
+                thread.join()
+        assert hub.refused_frames == 0
+        hub.close()
+
+    asyncio.run(everything())

@@ -1,0 +1,388 @@
+"""A world without sockets for the coordinator: fake engines, learner and rewards.
+
+`World(seed).run()` plays random orders of everything that may happen, with
+faults while `chaos` lasts, and checks the invariants after every event.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import plugins, snapshot
+from pipeline.coordinator import Coordinator
+from pipeline.core import Seams, Settings
+from pipeline.events import (
+    AnyCommand,
+    AnyEvent,
+    Checkpointed,
+    Cut,
+    EndLegs,
+    EngineJoined,
+    EngineLost,
+    FinishStep,
+    Forget,
+    Halt,
+    Judge,
+    LearnerJoined,
+    Place,
+    Report,
+    Restart,
+    RewardMissing,
+    RewardReady,
+    Serve,
+    ShutDown,
+    StepApplied,
+    StepRejected,
+    Tick,
+    Tokens,
+    Train,
+    Trained,
+    TrainingFailed,
+    Unjudge,
+    VersionPublished,
+    WeightsRefused,
+    WeightsServed,
+)
+from pipeline.messages import ChunkHead
+from tests.pipeline.invariants import check
+
+EOS = 1
+
+
+def settings_of(**changes: Any) -> Settings:
+    base: dict[str, Any] = dict(
+        seed=0,
+        steps=3,
+        need=3,
+        reserve=0,
+        tries=6.0,
+        size=4,
+        max_tokens=24,
+        ranks=1,
+        overlap="group",
+        prompts=50,
+        held_out=3,
+        eval_every=2,
+        eval_samples=2,
+        checkpoint_every=2,
+        stop_tokens=frozenset({EOS}),
+        warn_s=20.0,
+        gap_limit=1e-3,
+    )
+    return Settings(**{**base, **changes})
+
+
+def seams_of(
+    selector: str = "first_m", redundancy: float = 1.5, seed: int = 0, **options: Any
+) -> Seams:
+    def make(seam: str, name: str, **given: Any) -> Any:
+        cls = plugins.find(seam, name)
+        extra = {"seed": seed} if seam == "prompts" else {}
+        return cls(plugins.options_type(cls)(**given), **extra)
+
+    return Seams(
+        prompts=make("prompts", "shuffled"),
+        budget=make("budget", "uniform", redundancy=redundancy),
+        selector=make("selector", selector, **options),
+        batch=make("batch", "fifo"),
+        advantage=make("advantage", "grpo", drop_equal=True),
+    )
+
+
+@dataclass
+class FakeEngine:
+    name: str
+    epoch: int
+    slots: int
+    version: int = -1
+    sequence: int = 0
+    sampled: int = 0
+    legs: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # -> [offset, left]
+    ending: set[tuple[int, int]] = field(default_factory=set)
+    outbox: deque[Tokens] = field(default_factory=deque)
+
+    def place(self, command: Place, rng: random.Random) -> None:
+        assert self.version >= 0, "a request before any weights"
+        held = len(command.prefix) // 4
+        assert (command.trajectory, command.leg) not in self.legs
+        self.legs[command.trajectory, command.leg] = [held, command.max_tokens]
+        assert len(self.legs) <= self.slots, "a slot is oversubscribed"
+        assert command.max_tokens >= 1
+
+    def sample(self, rng: random.Random) -> None:
+        """One flush: some legs grow, some end."""
+        chunks: list[ChunkHead] = []
+        tokens: list[int] = []
+        for leg in list(self.legs):
+            if leg in self.ending:
+                offset, _ = self.legs.pop(leg)
+                extra = rng.randint(0, 2)  # tokens sampled before the abort arrived
+                tokens += [5] * extra
+                chunks.append(ChunkHead(*leg, offset, extra, self.version, "abort"))
+                self.ending.discard(leg)
+            elif rng.random() < 0.5:
+                offset, left = self.legs[leg]
+                count = rng.randint(1, 6)
+                finish = ""
+                if rng.random() < 0.25:
+                    finish = "stop"
+                if count >= left:
+                    count = left
+                    finish = "stop" if finish else "length"
+                tokens += [5] * (count - 1) + [EOS if finish == "stop" else 5]
+                chunks.append(ChunkHead(*leg, offset, count, self.version, finish))
+                if finish:
+                    del self.legs[leg]
+                else:
+                    self.legs[leg] = [offset + count, left - count]
+        self.sampled += len(tokens)
+        self.outbox.append(
+            Tokens(
+                engine=self.name,
+                epoch=self.epoch,
+                sequence=self.sequence,
+                sampled=self.sampled,
+                chunks=tuple(chunks),
+                tokens=np.array(tokens, "<i4").tobytes(),
+                logprobs=np.full(len(tokens), -0.5, "<f4").tobytes(),
+            )
+        )
+        self.sequence += 1
+
+
+class World:
+    """Drives one coordinator; `faults` is the probability of one per action."""
+
+    def __init__(
+        self,
+        seed: int,
+        settings: Settings | None = None,
+        seams: Seams | None = None,
+        engines: int = 2,
+        slots: int = 6,
+        faults: float = 0.05,
+        reward_faults: float = 0.05,
+        learner_faults: float = 0.0,
+        before: World | None = None,
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings or settings_of(seed=seed)
+        self.coordinator = Coordinator(
+            self.settings, seams or seams_of(seed=seed), [5] * self.settings.prompts
+        )
+        self.faults, self.reward_faults = faults, reward_faults
+        self.learner_faults = learner_faults
+        self.now = 0.0
+        self.log: list[AnyEvent] = []
+        self.commands: list[AnyCommand] = []
+        self.rewards: dict[int, Judge] = {}
+        self.learner: dict[int, list[Any]] = {r: [] for r in range(self.settings.ranks)}
+        self.version = 0
+        # what happened after the cut that a run goes on from has not happened to it
+        at_cut = before.at_cut if before else (Counter[int](), Counter[int]())
+        self.trained, self.group_fates = Counter(at_cut[0]), Counter(at_cut[1])
+        self.at_cut = at_cut
+        self.reports: list[Report] = []
+        self.loads: list[tuple[str, int]] = []
+        self.cuts: list[snapshot.Snapshot] = []
+        self.over: ShutDown | None = None
+        self.engines = {f"e{i}": FakeEngine(f"e{i}", epoch=0, slots=slots) for i in range(engines)}
+        self.away: set[str] = set()
+
+    # --- events and commands ---------------------------------------------------------
+
+    def tell(self, event: AnyEvent) -> None:
+        self.now += 0.01
+        self.log.append(event)
+        commands = self.coordinator.handle(event, self.now)
+        self.commands += commands
+        for command in commands:
+            self.carry_out(command)
+        self.check()
+
+    def carry_out(self, command: AnyCommand) -> None:
+        match command:
+            case Place():
+                self.engines[command.engine].place(command, self.rng)
+            case EndLegs():
+                engine = self.engines.get(command.engine)
+                if engine is not None:
+                    engine.ending |= {leg for leg in command.legs if leg in engine.legs}
+            case Judge():
+                self.rewards[command.trajectory] = command
+            case Unjudge():
+                self.rewards.pop(command.trajectory, None)
+            case Train():
+                self.learner[command.rank].append(command)
+            case Forget():
+                queue = self.learner[command.rank]
+                queue[:] = [c for c in queue if getattr(c, "group", None) != command.group]
+            case FinishStep():
+                for queue in self.learner.values():
+                    queue.append(command)
+            case Serve():
+                self.loads.append((command.engine, command.version))
+            case Cut():
+                self.cuts.append(snapshot.take(self.coordinator))
+                self.pending_cut = command.step
+                self.at_cut = (Counter(self.trained), Counter(self.group_fates))
+            case Restart():
+                if command.peer in self.engines and command.peer not in self.away:
+                    self.kill(command.peer, tell=False)
+            case Report(what="group", fields=fields):
+                self.group_fates[fields["group"]] += 1
+                if fields["fate"] == "trained":
+                    self.trained[fields["group"]] += 1
+                self.reports.append(command)
+            case Report():
+                self.reports.append(command)
+            case ShutDown():
+                self.over = command
+
+    def kill(self, name: str, tell: bool = True) -> None:
+        self.away.add(name)
+        self.engines[name].outbox.clear()
+        if tell:
+            self.tell(EngineLost(engine=name, why="killed"))
+
+    def join(self, name: str) -> None:
+        old = self.engines[name]
+        self.away.discard(name)
+        self.loads = [load for load in self.loads if load[0] != name]
+        self.engines[name] = FakeEngine(name, epoch=old.epoch + 1, slots=old.slots)
+        self.tell(EngineJoined(engine=name, epoch=old.epoch + 1, slots=old.slots))
+
+    # --- what may happen ---------------------------------------------------------------
+
+    def start(self, version: int = 0) -> None:
+        self.version = version
+        opening: list[AnyEvent] = [LearnerJoined(rank=r) for r in range(self.settings.ranks)]
+        opening.append(VersionPublished(version=version))
+        opening += [
+            EngineJoined(engine=e.name, epoch=0, slots=e.slots) for e in self.engines.values()
+        ]
+        self.rng.shuffle(opening)
+        for event in opening:
+            self.tell(event)
+
+    def act(self, chaos: bool) -> None:
+        rng = self.rng
+        choices: list[str] = ["tick"] + ["sample", "frame"] * 3
+        choices += ["reward"] * 2 if self.rewards else []
+        choices += ["learn"] * 2 if any(self.learner.values()) else []
+        choices += ["load"] if self.loads else []
+        choices += ["join"] if self.away else []
+        choices += ["checkpointed"] if getattr(self, "pending_cut", None) is not None else []
+        if chaos and rng.random() < self.faults:
+            choices = ["kill", "drop", "double", "refuse"]
+        getattr(self, "_" + rng.choice(choices))(chaos)
+
+    def _here(self) -> list[FakeEngine]:
+        return [e for n, e in self.engines.items() if n not in self.away]
+
+    def _tick(self, chaos: bool) -> None:
+        self.tell(Tick())
+
+    def _sample(self, chaos: bool) -> None:
+        for engine in self._here():
+            if engine.version >= 0 and self.rng.random() < 0.7:
+                engine.sample(self.rng)
+
+    def _frame(self, chaos: bool) -> None:
+        ready = [e for e in self._here() if e.outbox]
+        if ready:
+            self.tell(self.rng.choice(ready).outbox.popleft())
+
+    def _reward(self, chaos: bool) -> None:
+        trajectory = self.rng.choice(list(self.rewards))
+        del self.rewards[trajectory]
+        if chaos and self.rng.random() < self.reward_faults:
+            self.tell(RewardMissing(trajectory=trajectory, why="it raised"))
+        else:
+            self.tell(RewardReady(trajectory=trajectory, value=float(self.rng.random() < 0.5)))
+
+    def _learn(self, chaos: bool) -> None:
+        rank = self.rng.choice([r for r, queue in self.learner.items() if queue])
+        command = self.learner[rank][0]
+        if isinstance(command, Train):
+            self.learner[rank].pop(0)
+            assert all(m.response for m in command.members)
+            if chaos and self.rng.random() < self.learner_faults:
+                self.tell(TrainingFailed(rank=rank, group=command.group, why="loss is nan"))
+                return
+            tokens = sum(m.weight * len(m.response) / 4 for m in command.members)
+            self.tell(Trained(rank=rank, group=command.group, tokens=tokens))
+            return
+        if all(queue and isinstance(queue[0], FinishStep) for queue in self.learner.values()):
+            reject = chaos and self.rng.random() < self.learner_faults
+            self.version += not reject
+            for each in self.learner:
+                self.learner[each].pop(0)
+            for each in self.learner:
+                self.tell(
+                    StepRejected(rank=each, step=command.step, why="gradient is nan")
+                    if reject
+                    else StepApplied(rank=each, step=command.step, version=self.version)
+                )
+
+    def _load(self, chaos: bool) -> None:
+        name, version = self.loads.pop(0)
+        if name not in self.away:
+            engine = self.engines[name]
+            engine.version = version
+            self.tell(WeightsServed(engine=name, version=version, gap=1e-6))
+
+    def _join(self, chaos: bool) -> None:
+        self.join(self.rng.choice(sorted(self.away)))
+
+    def _checkpointed(self, chaos: bool) -> None:
+        step, self.pending_cut = self.pending_cut, None
+        assert step is not None
+        self.tell(Checkpointed(step=step))
+
+    def _kill(self, chaos: bool) -> None:
+        here = self._here()
+        if here:
+            self.kill(self.rng.choice(here).name)
+
+    def _drop(self, chaos: bool) -> None:
+        ready = [e for e in self._here() if e.outbox]
+        if ready:
+            self.rng.choice(ready).outbox.popleft()
+
+    def _double(self, chaos: bool) -> None:
+        ready = [e for e in self._here() if e.outbox]
+        if ready:
+            frame = self.rng.choice(ready).outbox[0]
+            self.tell(frame)
+            if self.engines[frame.engine].outbox and self.engines[frame.engine].outbox[0] is frame:
+                self.engines[frame.engine].outbox.popleft()
+            self.tell(frame)
+
+    def _refuse(self, chaos: bool) -> None:
+        if self.loads:
+            name, version = self.loads.pop(0)
+            if name not in self.away:
+                self.tell(WeightsRefused(engine=name, version=version, why="checksum"))
+
+    # --- the run and its invariants ------------------------------------------------------
+
+    def run(self, chaos_actions: int = 400, limit: int = 20_000, halt_at: int = -1) -> World:
+        """To the end. Raises AssertionError if something never ends."""
+        for action in range(limit):
+            if self.over is not None:
+                return self
+            if action == halt_at:
+                self.tell(Halt())
+            self.act(chaos=action < chaos_actions)
+        lines = [f"phase {self.coordinator.phase}"]
+        lines += [f"group {g.id} {g.stage}" for g in self.coordinator.core.groups.values()]
+        raise AssertionError("the run never ends:\n" + "\n".join(lines))
+
+    def check(self) -> None:
+        check(self.coordinator, self.group_fates)

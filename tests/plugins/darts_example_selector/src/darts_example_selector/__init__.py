@@ -1,0 +1,46 @@
+"""Selector `quickest`: train on the first to finish, wait a little for spare ones.
+
+A group ends when M + spare candidates have finished, or when nothing runs any
+more; the first M to finish are trained on. The teaching example of
+docs/selectors.md, packaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pipeline import plugins
+from pipeline.plugins import Barrier, SelectorEvent, Wants
+from pipeline.verbs import AnyVerb, Drop, Finalize
+from pipeline.views import GroupView
+
+
+class QuickestOptions(plugins.Options, frozen=True, kw_only=True):
+    """Options of the `quickest` selector."""
+
+    spare: int = 0
+    """Candidates that must have finished beyond M before the group ends."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        if self.spare < 0:
+            yield f"spare is {self.spare}, expected at least 0"
+
+
+class Quickest:
+    Options = QuickestOptions
+    wants = Wants()
+
+    def __init__(self, options: QuickestOptions | None = None) -> None:
+        self._options = options or QuickestOptions()
+
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+        ended = [member for member in group.ended if not member.reward_failed]
+        closing = isinstance(event, Barrier) or not group.unended
+        if len(ended) < group.size + self._options.spare and not closing:
+            return
+        chosen = ended[: group.size]
+        if len(chosen) >= 2:
+            ids = tuple(member.id for member in chosen)
+            yield Finalize(ids=ids, why=f"the {len(ids)} quickest of {len(ended)}")
+        elif not group.unended:
+            yield Drop(why=f"only {len(chosen)} ended; an advantage needs two")
