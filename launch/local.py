@@ -34,6 +34,7 @@ from pipeline.runfolder import RunFolder
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
 _POLL_S = 0.1
+_LAST_WORDS_S = 1.0
 
 
 class View(Protocol):
@@ -173,6 +174,7 @@ class Launcher:
                 self._view.heard({"say": "stopping: one checkpoint (again: stop at once)"})
             self._hear()
             if self.error is not None:
+                self._say_who_died()
                 return
             if (how := stage.ended()) is not None:
                 self._hear()
@@ -183,6 +185,18 @@ class Launcher:
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
+
+    def _say_who_died(self) -> None:
+        """The stage may hear of a broken connection before we see why: the end of its process."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while self.error and not self._interrupts and time.monotonic() < deadline:
+            for child in self.children.values():
+                how = None if child.name == "stage" else child.collect()
+                if how is not None:
+                    text = f"{child.name} ended ({how}); its log ends:\n{child.tail()}"
+                    self._view.heard({"say": text})
+                    return
+            time.sleep(_POLL_S)
 
     def _watch_children(self) -> None:
         now = time.monotonic()

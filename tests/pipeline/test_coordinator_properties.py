@@ -122,7 +122,7 @@ def _find(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Any) 
         try:
             world.start()
             world.run(limit=3000)
-        except (AssertionError, IllegalTransition, KeyError):
+        except (AssertionError, IllegalTransition, KeyError, snapshot.SnapshotError):
             return
         if world.over is None or world.over.error or world.coordinator.core.groups:
             return
