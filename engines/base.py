@@ -20,6 +20,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int  # new tokens at most, >= 1
     temperature: float
     seed: int
+    ignore_stop: bool = False  # go on past stop tokens: for measurements
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     slots: int  # sequences that may run at once
     vocabulary: int
     max_model_tokens: int
+    latency: tuple[tuple[int, float], ...] = ()  # (running, seconds per token); () to be measured
     about: dict[str, str] = {}
 
 

@@ -95,6 +95,7 @@ class Worker:
                 role="engine",
                 name=name,
                 slots=info.slots,
+                latency=info.latency,
                 vocabulary=info.vocabulary,
                 max_model_tokens=info.max_model_tokens,
                 clock_s=time.monotonic(),

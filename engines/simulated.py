@@ -52,6 +52,7 @@ class SimulatedEngine:
             slots=slots,
             vocabulary=vocabulary,
             max_model_tokens=max_model_tokens,
+            latency=((1, step_s), (max(2, slots), step_s)),
             about={"engine": "simulated", "probe": "none"},
         )
         self._first_token = min(stop_token + 1, vocabulary - 1)

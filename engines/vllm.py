@@ -45,41 +45,8 @@ class VllmEngine:
 
     async def start(self) -> EngineInfo:
         self._facts = facts = read_model_facts(self._model)
-        section = self._section
-        _set_environment(section)
-        import vllm
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        on_cpu = current_platform.is_cpu()
-        options: dict[str, Any] = (
-            {"enforce_eager": True}
-            if on_cpu
-            else {
-                "gpu_memory_utilization": section.gpu_memory,
-                "tensor_parallel_size": section.tensor_parallel,
-            }
-        )
         try:
-            self._llm = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(
-                    model=self._model,
-                    skip_tokenizer_init=True,
-                    dtype=section.dtype,  # pyright: ignore[reportArgumentType]
-                    max_model_len=-1,  # the model's own, or what the cache can hold
-                    max_num_seqs=section.slots + PROBES,
-                    logprobs_mode="processed_logprobs",
-                    stream_interval=min(8, section.chunk_tokens),
-                    seed=self._seed,
-                    # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
-                    enable_prefix_caching=not on_cpu,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    worker_extension_cls="engines.vllm_extension.Reload",
-                    **options,
-                )
-            )
+            self._llm = async_llm(self._model, self._section, self._seed)
             async for _ in self.generate(
                 Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             ):
@@ -87,8 +54,11 @@ class VllmEngine:
         except Exception as error:  # vLLM raises whatever fails below it
             await self.close()
             raise EngineError(f"vLLM does not start with {self._model}: {error}") from error
+        import vllm
+        from vllm.platforms import current_platform
+
         return EngineInfo(
-            slots=section.slots,
+            slots=self._section.slots,
             vocabulary=facts.vocabulary,
             max_model_tokens=int(self._llm.model_config.max_model_len),
             about={
@@ -100,19 +70,7 @@ class VllmEngine:
 
     async def generate(self, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert self._facts is not None
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed & (2**63 - 1),  # what torch's generators take
-            stop_token_ids=list(self._facts.stop_tokens),
-            logprobs=0,  # of the sampled token
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        params = sampling_params(sampling, self._facts.stop_tokens)
         sent, finished = 0, False
         # Not `AsyncLLM.generate`: it hides the request's state, and with it the version spans.
         with _as_engine_error():
@@ -203,6 +161,60 @@ class VllmEngine:
                 if output.finished and output.outputs[0].logprobs:
                     return float(output.outputs[0].logprobs[0][token].logprob)
         return math.nan
+
+
+def async_llm(model: str, section: EngineSection, seed: int) -> Any:
+    """`AsyncLLM` with the settings of the house. Call it before anything imports vLLM."""
+    _set_environment(section)
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    on_cpu = current_platform.is_cpu()
+    options: dict[str, Any] = (
+        {"enforce_eager": True}
+        if on_cpu
+        else {
+            "gpu_memory_utilization": section.gpu_memory,
+            "tensor_parallel_size": section.tensor_parallel,
+        }
+    )
+    return AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=model,
+            skip_tokenizer_init=True,
+            dtype=section.dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=-1,  # the model's own, or what the cache can hold
+            max_num_seqs=section.slots + PROBES,
+            logprobs_mode="processed_logprobs",
+            stream_interval=min(8, section.chunk_tokens),
+            seed=seed,
+            # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
+            enable_prefix_caching=not on_cpu,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            worker_extension_cls="engines.vllm_extension.Reload",
+            **options,
+        )
+    )
+
+
+def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
+    """What vLLM is asked for: deltas, each token with its own logprob and nothing else."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed & (2**63 - 1),  # what torch's generators take
+        stop_token_ids=[] if sampling.ignore_stop else list(stop_tokens),
+        ignore_eos=sampling.ignore_stop,
+        logprobs=0,  # of the sampled token
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
 
 
 def _set_environment(section: EngineSection) -> None:

@@ -15,6 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
+
 from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
 from pipeline.config import Config
@@ -48,12 +50,16 @@ def build(config: Config) -> Engine:
 
 async def serve(directory: Path, config: Config, name: str) -> int:
     """Start the engine, join the stage, serve until told to stop; the exit status."""
+    from engines.profile import latency
     from engines.serving import Worker
     from pipeline.transport import Link
 
     try:
         engine = build(config)
         info = await engine.start()
+        if not info.latency:
+            points = await latency(engine, info, config.model, config.engine)
+            info = msgspec.structs.replace(info, latency=points)
     except EngineError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 1

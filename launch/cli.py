@@ -18,6 +18,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
@@ -199,6 +202,50 @@ def doctor() -> None:
     from launch.doctor import examine
 
     raise typer.Exit(examine())
+
+
+@bench.command()
+def compare(
+    overrides: Overrides = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one seed of three methods, a few steps: ten minutes")
+    ] = False,
+    methods: Annotated[str, typer.Option(help="names, with commas; all by default")] = "",
+    seeds: Annotated[int, typer.Option(help="seeds of each method: 0, 1, ...")] = 3,
+    steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="held-out accuracy to be reached; 0.8, with --quick 0.5")
+    ] = None,
+    config: Annotated[Path, typer.Option(help=CONFIG_HELP)] = Path("configs/bench.yaml"),
+    folder: Annotated[Path, typer.Option(help="of the runs and results")] = Path("runs/compare"),
+    out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
+    show_methods: Annotated[
+        bool, typer.Option("--list", help="what can be compared; start nothing")
+    ] = False,
+) -> None:
+    """Train with every method and seed in turn, and compare time, tokens and accuracy.
+
+    Takes hours; started again it goes on with what is missing.
+
+    darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
+    """
+    from launch.bench.compare import QUICK_TARGET, TARGET, Comparison, quick_comparison
+    from launch.bench.compare import compare as carry_out
+    from launch.bench.methods import METHODS
+
+    if show_methods:
+        for method in METHODS.values():
+            typer.echo(f"{method.name}: {method.about}\n    {' '.join(method.overrides)}")
+        return
+    wanted = Comparison(
+        config=config,
+        folder=folder,
+        methods=tuple(name.strip() for name in methods.split(",")) if methods else tuple(METHODS),
+        seeds=seeds,
+        target=target if target is not None else QUICK_TARGET if quick else TARGET,
+        overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
+    )
+    raise typer.Exit(carry_out(quick_comparison(wanted) if quick else wanted, out))
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ from pipeline.messages import (
     PROTOCOL,
     CloseStep,
     ForgetGroup,
+    Hints,
     Join,
+    Manifest,
     Published,
     Refused,
     Save,
@@ -37,19 +39,23 @@ from pipeline.messages import (
     StepDone,
     StepSkipped,
     ToPeer,
+    TrainGroup,
     Welcome,
 )
 from pipeline.transport import Link
 
 if TYPE_CHECKING:
-    from learner.accumulate import StepGradient
+    from learner.building import Parts
     from learner.weights import WeightPublisher
-    from learner.zero import Zero
 
 log = logging.getLogger("learner")
 
 STEP_LIMIT_S = 300.0
 """How long one piece of work may take before the stage calls this rank stuck."""
+GATHER_S = 0.05
+"""Few hinted tokens wait so long for more of them."""
+LEAST_TOKENS = 256
+"""Hinted tokens that make a forward call worth its fixed cost."""
 LEAVE_S = 5.0
 """From being asked to leave to leaving without being ready (stuck in a collective)."""
 
@@ -57,38 +63,33 @@ LEAVE_S = 5.0
 class Actor:
     """Carries out the schedule's work for one rank."""
 
-    def __init__(
-        self,
-        config: Config,
-        zero: Zero,
-        gradient: StepGradient,
-        *,
-        directory: Path,
-        version: int,
-        resumed_step: int,
-    ) -> None:
+    def __init__(self, config: Config, parts: Parts, directory: Path) -> None:
+        from learner.building import about
         from learner.schedule import Schedule
         from learner.weights import probe_tokens
 
         self._config = config
-        self._zero = zero
-        self._gradient = gradient
-        self._version = version
+        self._zero = zero = parts.zero
+        self._gradient = parts.gradient
+        self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         self._schedule = Schedule(config.learner.tokens_per_micro_batch)
+        self._passes, self._ahead = parts.passes, parts.ahead
+        self._backward_s = 0.0  # of the open step, forward included
+        self._ahead_s = 0.0  # of the open step, forwards of what was hinted
+        self._last_group = 0.0  # when the step's newest group came
         self._publisher: WeightPublisher | None = None
-        vocabulary, special = vocabulary_of(zero.module)
-        self._probe = probe_tokens(vocabulary, special)
+        self._probe = probe_tokens(parts.vocabulary, parts.special)
         join = Join(
             protocol=PROTOCOL,
             role="learner",
             name=f"l{zero.rank}",
             rank=zero.rank,
             world=zero.world,
-            vocabulary=vocabulary,
-            resumed_step=resumed_step,
+            vocabulary=parts.vocabulary,
+            resumed_step=parts.restored.step,
             clock_s=time.monotonic(),
-            about=about(zero),
+            about=about(zero.device),
         )
         self._link = Link(directory, join, self.receive)
 
@@ -99,6 +100,8 @@ class Actor:
             timer = threading.Timer(LEAVE_S, os._exit, [0])
             timer.daemon = True
             timer.start()
+        elif isinstance(message, TrainGroup):
+            self._last_group = time.monotonic()
         self._inbox.put(message)
 
     def run(self) -> int:
@@ -107,11 +110,10 @@ class Actor:
         try:
             while True:
                 while not self._inbox.empty():
-                    self._schedule.put(self._inbox.get())
+                    self._take_in(self._inbox.get())
                 work = self._schedule.next()
                 if work is None:
-                    self._link.working("idle", 0)
-                    self._schedule.put(self._inbox.get())
+                    self._stream_or_wait()
                 elif isinstance(work, Shutdown):
                     log.info("leaving: %s", work.why or "asked to")
                     return 0
@@ -123,14 +125,38 @@ class Actor:
         finally:
             self._link.close()
 
+    def _take_in(self, message: ToPeer) -> None:
+        if isinstance(message, Hints):
+            self._ahead.hint(message)
+        else:
+            self._schedule.put(message)
+
+    def _stream_or_wait(self) -> None:
+        """Nothing is asked of this rank: run ahead, in calls that are worth their cost."""
+        pending = self._ahead.pending
+        if pending < LEAST_TOKENS:
+            self._link.working("idle", 0)
+            try:
+                self._take_in(self._inbox.get(timeout=GATHER_S if pending else None))
+                return
+            except queue.Empty:
+                pass  # few tokens, but nothing else comes
+        self._link.working("logprobs", STEP_LIMIT_S)
+        started = time.monotonic()
+        with self._passes.timed():
+            self._ahead.work()
+        self._ahead_s += time.monotonic() - started
+
     def _do(self, work: Any) -> None:
         from learner.schedule import Train
 
         match work:
             case Train(groups=groups):
                 self._link.working("backward", STEP_LIMIT_S)
+                started = time.monotonic()
                 for report in self._gradient.add(groups):
                     self._link.send(report)
+                self._backward_s += time.monotonic() - started
                 if self._gradient.empty:  # all failed: the stage may go on to another step
                     self._schedule.done()
             case ForgetGroup(group=group):
@@ -150,34 +176,58 @@ class Actor:
         from learner.weights import WeightPublisher
 
         self._gradient.clear()
-        if self._zero.rank != 0:
-            return
+        if self._zero.rank == 0:
+            self._publisher = WeightPublisher(Path(welcome.weights_directory), self._probe)
+        manifest = self._publish()
+        if manifest is not None:
+            self._link.send(Published(manifest=manifest))
+
+    def _publish(self) -> Manifest | None:
+        """Rank 0 writes the weights; in rounds the others lend it theirs."""
+        from learner.weights import probe_logprobs
+
+        zero = self._zero
+        if self._publisher is None and not zero.in_rounds:
+            return None
         self._link.working("publishing weights", STEP_LIMIT_S)
-        self._publisher = WeightPublisher(Path(welcome.weights_directory), self._probe)
-        manifest = self._publisher.publish(self._zero.module, self._version)
-        self._link.send(Published(manifest=manifest))
+        logprobs = probe_logprobs(zero.module, self._probe)
+        with zero.whole():
+            if self._publisher is None:
+                return None
+            return self._publisher.publish(zero.module, self._version, logprobs)
 
     def _close(self, close: CloseStep) -> None:
         self._link.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
         self._schedule.done()
+        backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
             why = "gradient not finite twice"
             log.warning("step %d skipped: %s", close.step, why)
             self._link.send(StepSkipped(step=close.step, why=why))
             return
         self._version += 1
-        metrics["optimizer_s"] = time.monotonic() - started
-        manifest = None
-        if self._publisher is not None:
-            self._link.working("publishing weights", STEP_LIMIT_S)
-            started = time.monotonic()
-            manifest = self._publisher.publish(self._zero.module, self._version)
+        metrics |= {"backward_s": backward_s, "optimizer_s": time.monotonic() - started}
+        metrics |= self._logprob_times()
+        started = time.monotonic()
+        manifest = self._publish()
+        if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
         self._link.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)
         )
+
+    def _logprob_times(self) -> dict[str, float]:
+        """Seconds of the step's forwards for logprobs alone, and how many of them ran while
+        groups were still to come."""
+        spans, ahead_s = self._passes.spans, self._ahead_s
+        self._passes.spans, self._ahead_s = [], 0.0
+        hidden_s = sum(max(0.0, min(end, self._last_group) - begin) for begin, end in spans)
+        total_s = sum(end - begin for begin, end in spans)
+        if not spans:
+            return {}
+        return {"logprob_s": total_s, "logprob_hidden_s": hidden_s, "ahead_s": ahead_s}
 
     def _save(self, order: Save) -> None:
         from learner import saving
@@ -197,74 +247,6 @@ class Actor:
         if error:
             log.error("checkpoint %s: %s", order.directory, error)
         self._link.send(Saved(directory=order.directory, error=error))
-
-
-def vocabulary_of(model: Any) -> tuple[int, set[int]]:
-    """Rows of the embedding, and the ids of EOS and padding."""
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    special: set[int] = set()
-    for settings in (model.config, model.generation_config):
-        for value in (settings.eos_token_id, settings.pad_token_id):
-            if value is not None:
-                special.update(value if isinstance(value, list) else [value])
-    return rows, special
-
-
-def about(zero: Zero) -> dict[str, str]:
-    import deepspeed
-    import torch
-    import transformers
-
-    return {
-        "device": str(zero.device),
-        "torch": str(torch.__version__),
-        "deepspeed": deepspeed.__version__,
-        "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def build(config: Config, directory: Path, resume: Path | None, local_rank: int) -> Actor:
-    """Load the model, form the process group, restore: everything before the first message."""
-    import msgspec
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as chatter
-
-    from learner import saving, zero
-    from learner.accumulate import StepGradient
-    from pipeline import plugins
-
-    if config.learner.threads:
-        torch.set_num_threads(config.learner.threads)
-    torch.manual_seed(config.seed)
-    device = zero.device_of(local_rank)
-    source = Path(config.model) if resume is None else resume / saving.MODEL
-    log.info("loading %s", source)
-    chatter.disable_progress_bar()
-    # float32 everywhere: bfloat16 is ten times slower on a CPU, and drifts from the engine.
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    model.to(device)
-    zero.join_ranks()
-    trainer = zero.Zero(model, config.learner)
-    restored = saving.Restored(-1, 0) if resume is None else saving.load(trainer, resume)
-    cls = plugins.find("loss", config.loss.name)
-    options = msgspec.convert(config.loss.options, plugins.options_type(cls))
-    gradient = StepGradient(
-        trainer,
-        cls(options),
-        temperature=config.sampling.temperature,
-        token_cap=config.learner.tokens_per_micro_batch,
-        importance_cap=config.learner.importance_cap,
-    )
-    return Actor(
-        config,
-        trainer,
-        gradient,
-        directory=directory,
-        version=restored.version,
-        resumed_step=restored.step,
-    )
 
 
 def keep_off_the_engines_core(config: Config) -> None:
@@ -318,7 +300,10 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         keep_off_the_engines_core(config)
-    actor = build(config, given.directory, given.resume, int(os.environ["LOCAL_RANK"]))
+    from learner.building import build
+
+    parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]))
+    actor = Actor(config, parts, given.directory)
     running.append(actor)
     code = actor.run()
     sys.stdout.flush()

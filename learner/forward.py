@@ -1,16 +1,20 @@
 """Groups -> micro-batches -> logprobs of their response tokens.
 
-Sequences are padded on the right: under causal attention no token sees the
-padding, so no attention mask is needed and the fast kernels stay in use.
-Logits are computed for positions that predict a response token only, in
-float32, divided by the temperature that the engine sampled with.
+A micro-batch is one packed call: its tokens stand one after another without
+padding, and what the members of a group share is computed once. That is the
+prompt without its last token: the last one predicts the first response token,
+so each member has its own, and every token of a member predicts its next.
+The last response token predicts nothing and is not fed. Logits are computed
+for members' tokens only, in float32, divided by the temperature that the
+engine sampled with.
 
-Axes: B sequences, L tokens of the longest, T positions that predict a
-response token of any sequence, V vocabulary.
+Axes: B members, T tokens of the longest response, P packed tokens, N response
+tokens (the last of the packed ones), V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,25 +23,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.attention import packed_logits
 from learner.losses import LossBatch
-from pipeline.messages import TrainGroup, TrainMember, floats, ints
+from learner.ragged import Call, Rows, Segment, build
+from pipeline.messages import Ints, TrainGroup, TrainMember, floats, ints
 from pipeline.packing import pack
 
+TokenIds = Sequence[int] | Ints
 Forward = Callable[..., Any]
 """A transformers causal LM, or the DeepSpeed engine around it."""
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Sequences that go through the model in one call."""
+class Packed:
+    """Whole responses in one call."""
 
-    tokens_BL: Tensor
-    first: int
-    """Position whose logits predict the earliest response token."""
+    tokens_P: Tensor
+    call: Call
+    taken_N: Tensor
+    """The response tokens, member after member: what the last N packed tokens predict."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Members that go through the model in one call."""
+
+    packed: Packed
+    places_N: Tensor
+    """Where in a flat (B, T) each response token stands."""
     behaviour_BT: Tensor
     mask_BT: Tensor
     advantages_B: Tensor
     weights_B: Tensor
+    trajectories: tuple[int, ...]
+    """Ids, in order of the rows."""
 
 
 def trained_members(group: TrainGroup) -> list[TrainMember]:
@@ -51,81 +70,116 @@ def counted_tokens(group: TrainGroup) -> float:
 
 
 def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
-    """All trained members of the groups, length-sorted, at most `cap` padded tokens a batch."""
-    found = [(ints(group.prompt), member) for group in groups for member in trained_members(group)]
-    lengths = [len(prompt) + len(member.response) // 4 for prompt, member in found]
-    return [_assemble([found[index] for index in chosen], device) for chosen in pack(lengths, cap)]
+    """All trained members of the groups, at most `cap` packed tokens a micro-batch."""
+    prompts = [ints(group.prompt) for group in groups]
+    members = [trained_members(group) for group in groups]
+    sizes = [
+        (max(0, len(prompt) - 1), [len(member.response) // 4 for member in found])
+        for prompt, found in zip(prompts, members, strict=True)
+    ]
+    return [
+        _assemble([(prompts[g], [members[g][m] for m in chosen]) for g, chosen in parts], device)
+        for parts in pack(sizes, cap)
+    ]
 
 
-def _assemble(rows: Sequence[tuple[Any, TrainMember]], device: torch.device) -> MicroBatch:
-    longest = max(len(prompt) + len(member.response) // 4 for prompt, member in rows)
-    first = min(len(prompt) for prompt, _ in rows) - 1
-    if first < 0:
-        raise ValueError("an empty prompt: the first response token has nothing before it")
-    tokens = np.zeros((len(rows), longest), dtype=np.int64)
-    behaviour = np.zeros((len(rows), longest - 1 - first), dtype=np.float32)
+def _assemble(
+    parts: Sequence[tuple[Any, Sequence[TrainMember]]], device: torch.device
+) -> MicroBatch:
+    members = [member for _, found in parts for member in found]
+    responses = [ints(member.response) for member in members]
+    rows, longest = len(members), max(len(response) for response in responses)
+    behaviour = np.zeros((rows, longest), dtype=np.float32)
     mask = np.zeros_like(behaviour)
-    for row, (prompt, member) in enumerate(rows):
-        response, logprobs = ints(member.response), floats(member.behaviour)
+    for row, (member, response) in enumerate(zip(members, responses, strict=True)):
+        logprobs = floats(member.behaviour)
         if len(response) != len(logprobs):
             raise ValueError(
                 f"trajectory {member.trajectory}: {len(response)} tokens, "
                 f"{len(logprobs)} behaviour logprobs"
             )
-        end = len(prompt) + len(response)
-        tokens[row, : len(prompt)] = prompt
-        tokens[row, len(prompt) : end] = response
-        columns = slice(len(prompt) - 1 - first, end - 1 - first)
-        behaviour[row, columns] = logprobs
-        mask[row, columns] = 1.0
+        behaviour[row, : len(response)] = logprobs
+        mask[row, : len(response)] = 1.0
+    packed = pack_whole(
+        [(prompt, [ints(member.response) for member in found]) for prompt, found in parts], device
+    )
     return MicroBatch(
-        tokens_BL=torch.from_numpy(tokens).to(device),
-        first=first,
+        packed=packed,
+        places_N=torch.from_numpy(mask.reshape(-1).nonzero()[0]).to(device),
         behaviour_BT=torch.from_numpy(behaviour).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
-        advantages_B=torch.tensor([member.advantage for _, member in rows], device=device),
-        weights_B=torch.tensor([member.weight for _, member in rows], device=device),
+        advantages_B=torch.tensor([member.advantage for member in members], device=device),
+        weights_B=torch.tensor([member.weight for member in members], device=device),
+        trajectories=tuple(member.trajectory for member in members),
     )
 
 
-def logprobs(model: Forward, tokens_BL: Tensor, first: int, temperature: float) -> Tensor:
-    """Logprob of token i + 1 given tokens up to i, for i from `first` on: shape (B, T)."""
-    keep_T = torch.arange(first, tokens_BL.shape[1] - 1, device=tokens_BL.device)
-    logits_BTV = model(input_ids=tokens_BL, use_cache=False, logits_to_keep=keep_T).logits
-    return token_logprobs(logits_BTV, tokens_BL[:, first + 1 :], temperature)
+def pack_whole(
+    parts: Sequence[tuple[TokenIds, Sequence[TokenIds]]], device: torch.device
+) -> Packed:
+    """One call of (prompt, responses) each: shared prefixes first, then member after member.
+
+    Raises: ValueError if a prompt is empty: the first response token has nothing before it.
+    """
+    if not all(len(prompt) for prompt, _ in parts):
+        raise ValueError("an empty prompt: the first response token has nothing before it")
+    fed: list[Any] = [prompt[:-1] for prompt, _ in parts]
+    taken: list[Any] = []
+    ends = np.cumsum([0, *(len(prefix) for prefix in fed)])
+    prefixes: list[Rows] = [np.arange(*pair) for pair in itertools.pairwise(ends)]
+    segments = [Segment(tokens=rows, rows=rows) for rows in prefixes if len(rows)]
+    end = int(ends[-1])
+    for (prompt, responses), prefix in zip(parts, prefixes, strict=True):
+        for response in responses:
+            own = np.arange(end, end + len(response))
+            segments.append(Segment(tokens=own, rows=np.concatenate([prefix, own])))
+            fed += [prompt[-1:], response[:-1]]
+            taken.append(response)
+            end += len(response)
+    tokens, targets = (np.concatenate(values).astype(np.int64) for values in (fed, taken))
+    return Packed(
+        tokens_P=torch.from_numpy(tokens).to(device),
+        call=build(segments, device),
+        taken_N=torch.from_numpy(targets).to(device),
+    )
 
 
-def token_logprobs(logits_BTV: Tensor, taken_BT: Tensor, temperature: float) -> Tensor:
-    """Logprobs of the tokens taken, at a temperature, computed in float32."""
-    scaled_BTV = logits_BTV.float()
+def logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
+    """Logprob of each response token given all before it, nats: shape (N,)."""
+    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
+    return token_logprobs(logits_NV, packed.taken_N, temperature)
+
+
+def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
+    """Logprobs of the tokens taken, at a temperature, computed in float32.
+
+    Args:
+        logits: shape (..., V).
+        taken: token ids, shape (...).
+    """
+    scaled = logits.float()
     if temperature != 1.0:
-        scaled_BTV = scaled_BTV / temperature
-    taken = scaled_BTV.gather(-1, taken_BT.unsqueeze(-1)).squeeze(-1)
-    return taken - scaled_BTV.logsumexp(-1)
+        scaled = scaled / temperature
+    return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def loss_batch(
-    model: Forward, batch: MicroBatch, temperature: float, importance_cap: float
-) -> LossBatch:
-    """The forward pass of one micro-batch, as a loss wants it."""
-    logprobs_BT = logprobs(model, batch.tokens_BL, batch.first, temperature)
-    old_BT = logprobs_BT.detach()  # one optimizer step per batch: the ratio is 1
-    importance_BT = torch.ones_like(old_BT)
-    if importance_cap > 0:
-        importance_BT = truncated_importance(old_BT, batch.behaviour_BT, importance_cap)
-        # outside the mask the behaviour is a zero that means nothing
-        importance_BT = torch.where(batch.mask_BT > 0, importance_BT, 1.0)
+def loss_batch(model: Forward, batch: MicroBatch, temperature: float) -> LossBatch:
+    """The forward pass of one micro-batch, as a loss wants it; 0 where a row has no token.
+
+    The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
+    """
+    logprobs_N = logprobs(model, batch.packed, temperature)
+    logprobs_BT = (
+        logprobs_N.new_zeros(batch.mask_BT.numel())
+        .index_copy(0, batch.places_N, logprobs_N)
+        .view_as(batch.mask_BT)
+    )
     return LossBatch(
         logprobs_BT=logprobs_BT,
-        old_logprobs_BT=old_BT,
+        old_logprobs_BT=logprobs_BT.detach(),
         behaviour_BT=batch.behaviour_BT,
         advantages_B=batch.advantages_B,
         mask_BT=batch.mask_BT,
         weights_B=batch.weights_B,
-        importance_BT=importance_BT,
+        importance_BT=torch.ones_like(batch.mask_BT),
     )
-
-
-def truncated_importance(old_BT: Tensor, behaviour_BT: Tensor, cap: float) -> Tensor:
-    """min(pi_old / pi_behaviour, cap) per token."""
-    return (old_BT - behaviour_BT).exp().clamp(max=cap)

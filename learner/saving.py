@@ -37,16 +37,10 @@ def optimizer_file(directory: Path, rank: int) -> Path:
 
 def save(zero: Zero, source: Path, directory: Path, step: int, version: int) -> None:
     """Write this rank's part. `source`: the model directory that holds the tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if zero.rank == 0:
-        model = directory / MODEL
-        model.mkdir(exist_ok=True)
-        for path in companions(source):
-            shutil.copyfile(path, model / path.name)
-        zero.module.save_pretrained(model, max_shard_size="1000GB")
-        for path in sorted(model.iterdir()):
-            fsync(path)
-        fsync(model)
+    with zero.whole():  # first: rank 0 may fail to write, but never to take part
+        directory.mkdir(parents=True, exist_ok=True)
+        if zero.rank == 0:
+            save_model(zero.module, source, directory / MODEL)
     if zero.owns_state():
         path = optimizer_file(directory, zero.rank)
         state: dict[str, Any] = {
@@ -59,6 +53,17 @@ def save(zero: Zero, source: Path, directory: Path, step: int, version: int) -> 
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+    fsync(directory)
+
+
+def save_model(model: Any, source: Path, directory: Path) -> None:
+    """The model in Hugging Face format, with what else `source` holds."""
+    directory.mkdir(exist_ok=True)
+    for path in companions(source):
+        shutil.copyfile(path, directory / path.name)
+    model.save_pretrained(directory, max_shard_size="1000GB")
+    for path in sorted(directory.iterdir()):
+        fsync(path)
     fsync(directory)
 
 

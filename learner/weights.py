@@ -82,8 +82,11 @@ class WeightPublisher:
         self._probe = probe
         self._newest: int | None = None
 
-    def publish(self, model: Any, version: int) -> Manifest:
-        """Write `model` as `version`. Raises OSError if it does not fit."""
+    def publish(self, model: Any, version: int, logprobs: dict[str, list[float]]) -> Manifest:
+        """Write `model`, whose probe has these `logprobs`, as `version`.
+
+        Raises: OSError if it does not fit.
+        """
         final = self._directory / f"v{version}"
         draft = self._directory / f".v{version}-{os.getpid()}"
         draft.mkdir(mode=0o700)
@@ -106,7 +109,7 @@ class WeightPublisher:
             bytes=size,
             checksum=digest,
             probe=self._probe,
-            logprobs=probe_logprobs(model, self._probe),
+            logprobs=logprobs,
         )
 
     def _others(self, keep: Collection[int | None]) -> Iterator[Path]:

@@ -1,18 +1,25 @@
-"""DeepSpeed at ZeRO 0 and 1: gradients accumulated without bound, one step, exact scaling.
+"""DeepSpeed at ZeRO 0 to 3: gradients accumulated without bound, one step, exact scaling.
 
 Turns losses (sums over tokens) into gradients that stay local to the rank, and
 a normaliser that is known only at the end into one optimizer step. Which calls
-accumulate exactly was found by measurement: `managed_gradient_accumulation`
-off, `backward(scale_wrt_gas=False)`, communication in `step()` alone. The ranks
-may run different numbers of micro-batches, but each at least one.
+accumulate exactly was found by measurement: `backward(scale_wrt_gas=False)`
+everywhere; `managed_gradient_accumulation` off at stages 0 and 1, one
+`coalesce_grad_reduction()` for a whole step at 2 and 3. So gradients are whole
+on every rank, and reduced in `step()` alone.
+
+At stages 0 to 2 the ranks may run different numbers of micro-batches, but each
+at least one. At stage 3 (`in_rounds`) every forward and backward communicates:
+all ranks must run equally many passes, those without gradient included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +42,8 @@ from deepspeed import comm  # noqa: E402
 
 from pipeline.config import LearnerSection  # noqa: E402
 
+PERSISTENT_ELEMENTS = 10_000
+"""Stage 3: parameters up to this size (norms, biases) stay whole on every rank."""
 GRADIENT_LIMIT = 1e18
 """A gradient norm above this squares to more than float32 holds: not finite for us."""
 
@@ -67,9 +76,10 @@ class Zero:
     """A model, its optimizer, and the gradient of the step so far."""
 
     def __init__(self, model: torch.nn.Module, section: LearnerSection) -> None:
-        if section.zero not in (0, 1):
-            raise ZeroError(f"learner.zero is {section.zero}: stages 0 and 1 are supported")
         self._section = section
+        self.in_rounds = section.zero == 3
+        """Whether passes communicate, so that all ranks must run equally many."""
+        self._unreduced: AbstractContextManager[None] | None = None  # stages 2, 3: open in a step
         self._norm = float("nan")
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -85,10 +95,14 @@ class Zero:
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
+            "managed_gradient_accumulation": section.zero >= 2,
             "gradient_clipping": section.clip_norm if section.zero else 0.0,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": section.zero, "overlap_comm": False},
+            "zero_optimization": {
+                "stage": section.zero,
+                "overlap_comm": False,
+                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            },
             "steps_per_print": None,
         }
         self.engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[
@@ -101,15 +115,46 @@ class Zero:
 
     @property
     def module(self) -> Any:
-        """The bare model, for forward passes without gradient by any rank alone."""
+        """The bare model, for passes without gradient: by any rank alone, but in rounds by all."""
         return self.engine.module
 
+    def whole(self) -> AbstractContextManager[None]:
+        """While this is open the parameters of `module` hold their values (at stage 3 a
+        collective that gathers all of them on every rank)."""
+        if not self.in_rounds:
+            return contextlib.nullcontext()
+        return deepspeed.zero.GatheredParameters(self._parameters)
+
+    def total(self, *values: float) -> list[float]:
+        """Each value summed over the ranks (a collective)."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        comm.all_reduce(sums)
+        return sums.tolist()
+
+    def most(self, value: int) -> int:
+        """The largest of the ranks' values (a collective)."""
+        found = torch.tensor(value, device=self.device)
+        comm.all_reduce(found, op=comm.ReduceOp.MAX)
+        return int(found.item())
+
+    def each(self, value: dict[str, float]) -> list[dict[str, float]]:
+        """Every rank's value, in order of rank (a collective)."""
+        found: list[dict[str, float]] = [{} for _ in range(self.world)]
+        torch.distributed.all_gather_object(found, value)
+        return found
+
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a sum over tokens; no communication."""
+        """Add the gradient of a sum over tokens; communicates in rounds only."""
+        if self._section.zero >= 2 and self._unreduced is None:
+            unreduced: AbstractContextManager[None] = self.engine.coalesce_grad_reduction()
+            unreduced.__enter__()
+            self._unreduced = unreduced
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def zero_gradients(self) -> None:
         """Forget everything accumulated since the last step."""
+        for p in self._parameters:  # stage 3's own way fails where a device has no streams
+            p.grad = None
         self.engine.optimizer.zero_grad(set_to_none=True)
 
     def has_gradient(self) -> bool:
@@ -153,7 +198,10 @@ class Zero:
                     p.grad.mul_(self.world / normaliser)
             self.engine.step()
         else:
-            # Stage 1 unscales before it clips, and reports the norm unscaled.
+            if self._unreduced is not None:
+                unreduced, self._unreduced = self._unreduced, None
+                unreduced.__exit__(None, None, None)  # reduces
+            # Stages 1 to 3 unscale before they clip, and report the norm unscaled.
             scaler = self.engine.optimizer.loss_scaler
             scaler.cur_scale = normaliser / self.world
             try:
@@ -174,36 +222,46 @@ class Zero:
 
     def owns_state(self) -> bool:
         """Whether this rank's optimizer state is needed: at stage 0 all have the same."""
-        return self._section.zero == 1 or self.rank == 0
+        return self._section.zero > 0 or self.rank == 0
 
     def state(self) -> dict[str, Any]:
         """Optimizer state of this rank, of tensors and plain values; no gradients."""
         optimizer = self.engine.optimizer
         state: dict[str, Any] = {"zero": self._section.zero, "world": self.world}
-        if self._section.zero == 1:
-            state["optimizer"] = optimizer.optimizer.state_dict()
-            state["masters"] = [part.detach() for part in optimizer.single_partition_of_fp32_groups]
+        if self._section.zero == 0:
+            return {**state, "optimizer": optimizer.state_dict()}
+        if self._section.zero == 3:
+            whole = optimizer.state_dict()  # with objects that torch.load would refuse
+            masters = whole["fp32_flat_groups"]
+            state["optimizer"] = whole["optimizer_state_dict"]
         else:
-            state["optimizer"] = optimizer.state_dict()
-        return state
+            masters = optimizer.single_partition_of_fp32_groups
+            state["optimizer"] = optimizer.optimizer.state_dict()
+        return {**state, "masters": [part.detach() for part in masters]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up `state` of the same stage (and, at stage 1, the same number of ranks)."""
+        """Take up `state` of the same stage (and, above stage 0, the same number of ranks)."""
         zero, world = self._section.zero, self.world
-        if state["zero"] != zero or (zero == 1 and state["world"] != world):
+        if state["zero"] != zero or (zero > 0 and state["world"] != world):
             raise ZeroError(
                 f"the checkpoint was written at ZeRO {state['zero']} by {state['world']} ranks, "
                 f"but learner.zero is {zero} with {world}: resume with the same"
             )
         optimizer = self.engine.optimizer
-        if zero == 1:
+        if zero == 0:
+            optimizer.load_state_dict(state["optimizer"])
+        elif zero == 3:
+            whole = optimizer.state_dict()
+            whole["optimizer_state_dict"] = state["optimizer"]
+            whole["fp32_flat_groups"] = state["masters"]
+            optimizer.load_state_dict([whole] * world)
+            optimizer.checkpoint_event_epilogue()  # small parameters are whole again
+        else:
             optimizer.optimizer.load_state_dict(state["optimizer"])
             for part, saved in zip(
                 optimizer.single_partition_of_fp32_groups, state["masters"], strict=True
             ):
                 part.data.copy_(saved)
-        else:
-            optimizer.load_state_dict(state["optimizer"])
 
 
 def warmed_up(lr: float, updates: int, warmup_steps: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pipeline.core import Core, PluginFault
+from pipeline.groups import Stage
 from pipeline.verbs import Allotment, Plan
 
 
@@ -31,3 +32,16 @@ def check_allotments(core: Core, allotments: Sequence[Allotment], prompts: int) 
             f"budget {name}: {allotments}: one for each of {prompts} prompts, 1 to {most} "
             "candidates, max_tokens at least 1"
         )
+
+
+def check_top_up(core: Core, given: Sequence[tuple[int, int]], idle: int) -> None:
+    """Raises PluginFault unless it names open groups, once each, and no more than is idle."""
+    groups = [core.groups.get(group) for group, _ in given]
+    if (
+        any(g is None or g.kind != "train" or g.stage is not Stage.OPEN for g in groups)
+        or len({group for group, _ in given}) != len(given)
+        or any(count < 1 for _, count in given)
+        or sum(count for _, count in given) > idle
+    ):
+        name = type(core.seams.budget).__name__
+        raise PluginFault(f"budget {name}: top-up {given}: open groups, {idle} candidates in all")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
@@ -54,15 +54,28 @@ def settings(config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dat
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
         overlap=config.learner.overlap,
+        stream=streams(config.learner),
         prompts=len(train),
         held_out=len(held_out),
+        held_out_tags=tuple(item.tag for item in held_out.items),
         eval_every=config.eval.every if len(held_out) else 0,
         eval_samples=config.eval.samples,
         checkpoint_every=config.checkpoint.every,
         stop_tokens=tokenizer.eos,
         warn_s=config.watch.warn_s,
         gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
+        knee=config.engine.knee,
+        max_staleness=config.learner.max_staleness,
+        stale=config.learner.stale,
+        audit_every=config.audit.every,
+        audit_alarm=config.audit.alarm,
     )
+
+
+def streams(section: LearnerSection) -> bool:
+    """Whether a consumer of old or reference logprobs wants hints."""
+    several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
+    return section.overlap == "token" and (several or bool(section.reference))
 
 
 def seams(config: Config) -> Seams:
@@ -86,4 +99,5 @@ def coordinator(
 ) -> Coordinator:
     """A fresh coordinator for this run."""
     lengths = [len(item.tokens) // 4 for item in train.items]
-    return Coordinator(settings(config, tokenizer, train, held_out), seams(config), lengths)
+    tags = [item.tag for item in train.items]
+    return Coordinator(settings(config, tokenizer, train, held_out), seams(config), lengths, tags)

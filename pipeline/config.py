@@ -64,7 +64,9 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     ranks: int = 1
     """Data-parallel learner processes."""
     zero: int = 0
-    """DeepSpeed ZeRO stage, 0 or 1."""
+    """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced
+    gradient (each rank's own is whole until the step closes); 3 also the weights, and then
+    everything but the reference model runs when the step closes, all ranks together."""
     lr: float = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -78,11 +80,35 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     tokens_per_micro_batch: int = 4096
     """Tokens (prompt, response and padding) in one forward and backward."""
     overlap: str = "group"
-    """`group`: forward and backward of taken groups while others still generate;
-    `off`: learn when the step's generation has ended."""
-    importance_cap: float = 0.0
-    """Truncated importance sampling: weight tokens by min(learner / engine probability,
-    this). 0: off."""
+    """`group`: forward and backward of taken groups while others still generate; `token`:
+    also old and reference logprobs of what still runs, chunk by chunk, where a loss wants
+    them; `off`: learn when the step's generation has ended."""
+    kv_tokens: int = 65536
+    """With `overlap: token`: tokens cached at most for each model; what does not fit is
+    computed when its group comes."""
+    updates: int = 1
+    """Optimizer steps per batch: its groups are split into so many mini-batches. Above 1 they
+    are run when the step closes; the weights are published once, after the last."""
+    epochs: int = 1
+    """Passes over the batch; later ones shuffle the groups."""
+    old_logprobs: str = "auto"
+    """Logprobs under the weights that the batch began with: `auto` takes them from the forward
+    pass that is trained on, or, with several updates, from one of their own when a group
+    arrives; `always`: from one of their own."""
+    reference: str = ""
+    """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
+    directory with the same vocabulary. Empty: none."""
+    importance: str = "off"
+    """Weight each token's loss by w, learner over engine probability: `truncate` to at most
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1."""
+    importance_cap: float = 2.0
+    """Largest weight of `importance`."""
+    max_staleness: int = 0
+    """Versions that a token trained on may be older than the weights it updates. 0: on-policy.
+    Above 0 the next steps' prompts go out before the update; correct it with `importance`."""
+    stale: str = "wait"
+    """What would become older: `wait` for it before the step closes, or `drop` it (a bias
+    against long responses; their lengths are in the group records)."""
     threads: int = 1
     """CPU threads of each rank; 0: leave it to torch."""
 
@@ -94,6 +120,9 @@ class EngineSection(Section, frozen=True, kw_only=True):
     """Engine processes."""
     slots: int = 64
     """Sequences that run at once on one engine."""
+    knee: int = 0
+    """Running sequences up to which an engine gets extra candidates (a budget's `top_up`);
+    0: up to where more of them hardly sample more a second, by a profile measured at its start."""
     chunk_tokens: int = 16
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: str = "float32"
@@ -123,6 +152,14 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
     """Steps between checkpoints; also after the last step and at Ctrl-C. 0: never."""
     keep: int = 3
     """Newest checkpoints kept, at least 2."""
+
+
+class AuditSection(Section, frozen=True, kw_only=True):
+    every: int = 0
+    """The bias account: every so many steps one is sampled to the end, to see what selection
+    changes in reward, length and advantage; its time is no measure of the others. 0: never."""
+    alarm: float = 0.5
+    """Warn when the chosen's mean advantage differs by more from that of all; 0: never."""
 
 
 class Watch(Section, frozen=True, kw_only=True):
@@ -163,4 +200,5 @@ class Config(Section, frozen=True, kw_only=True):
     engine: EngineSection = EngineSection()
     eval: Evaluation = Evaluation()
     checkpoint: CheckpointSection = CheckpointSection()
+    audit: AuditSection = AuditSection()
     watch: Watch = Watch()

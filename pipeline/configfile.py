@@ -300,7 +300,12 @@ class _Resolver:
         if isinstance(config.data.held_out, str):
             changed["held_out"] = self._found("data.held_out", config.data.held_out, "no such file")
         data = msgspec.structs.replace(config.data, **changed)
-        return msgspec.structs.replace(config, model=model, data=data)
+        learner = config.learner
+        if learner.reference not in ("", "start"):
+            rule = "neither start nor a directory"
+            found = self._found("learner.reference", learner.reference, rule)
+            learner = msgspec.structs.replace(learner, reference=found)
+        return msgspec.structs.replace(config, model=model, data=data, learner=learner)
 
     def _found(self, key: str, given: str, rule: str) -> str:
         """Absolute path of something in the current directory, or beside the file's directory."""

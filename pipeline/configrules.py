@@ -17,7 +17,10 @@ from pipeline.config import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.bad_lines": ("stop", "skip"),
-    "learner.overlap": ("off", "group"),
+    "learner.overlap": ("off", "group", "token"),
+    "learner.stale": ("wait", "drop"),
+    "learner.old_logprobs": ("auto", "always"),
+    "learner.importance": ("off", "truncate", "mask"),
     "engine.kind": ("vllm", "simulated"),
     "engine.dtype": ("float32", "bfloat16", "auto"),
 }
@@ -55,10 +58,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learner.clip_norm": _at_least(0),
     "learner.warmup_steps": _at_least(0),
     "learner.tokens_per_micro_batch": _at_least(1),
-    "learner.importance_cap": _at_least(0),
+    "learner.zero": (lambda value: 0 <= value <= 3, "a stage from 0 to 3"),
+    "learner.updates": _at_least(1),
+    "learner.epochs": _at_least(1),
+    "learner.importance_cap": _at_least(1),
+    "learner.kv_tokens": _at_least(1),
+    "learner.max_staleness": _at_least(0),
     "learner.threads": _at_least(0),
     "engine.count": _at_least(1),
     "engine.slots": _at_least(1),
+    "engine.knee": _at_least(0),
     "engine.chunk_tokens": _at_least(1),
     "engine.cpu_cores": (
         lambda value: _CORES.fullmatch(value) is not None,
@@ -72,6 +81,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval.samples": _at_least(1),
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(2),
+    "audit.every": _at_least(0),
+    "audit.alarm": _at_least(0),
     "watch.warn_s": _above(0),
     "watch.lost_s": (lambda value: value >= 2, "at least 2: peers are heard once a second"),
     "watch.join_s": _above(0),
@@ -95,11 +106,13 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
-    zero = config.learner.zero
-    if zero in (2, 3):
-        yield "learner.zero", f"stage {zero} comes with a later version; 0 and 1 work now"
-    elif zero not in (0, 1):
-        yield "learner.zero", f"found {zero}, expected 0 or 1"
+    if config.learner.updates > config.step.prompts:
+        cure = f"at most step.prompts, {config.step.prompts}: a mini-batch needs a group"
+        yield "learner.updates", f"found {config.learner.updates}, expected {cure}"
+    kl = config.loss.options.get("kl", 0.0)
+    if kl and not config.learner.reference:
+        cure = "set learner.reference: start, or kl: 0"
+        yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
     if config.eval.every:
         if config.data.held_out == 0:
             yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"

@@ -66,8 +66,14 @@ class Phase(StrEnum):
 class Coordinator:
     """Decides everything; a shell carries sockets, clock, files and processes."""
 
-    def __init__(self, settings: Settings, seams: Seams, prompt_tokens: Sequence[int]) -> None:
-        self.core = Core(settings, seams, prompt_tokens)
+    def __init__(
+        self,
+        settings: Settings,
+        seams: Seams,
+        prompt_tokens: Sequence[int],
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.core = Core(settings, seams, prompt_tokens, tags)
         self.placement = Placement(self.core)
         self.evaluations = Evaluations(self.core)
         self.roster = Roster(self.core, self.placement, on_change=lambda: self.steps.changed())  # noqa: PLW0108
@@ -154,6 +160,9 @@ class Coordinator:
                 self._next()  # an empty or skipped step: no new version to wait for
                 self.steps.pump()
         self.placement.place()
+        if self.phase is Phase.TRAINING and self.steps.may_top_up:
+            self.steps.planning.top_up()
+            self.placement.place()
 
     def _next(self) -> None:
         """After a publish: evaluation when due, else the step, else the end."""
@@ -182,7 +191,7 @@ class Coordinator:
     def _engine_joined(self, event: EngineJoined) -> None:
         if event.engine in self.placement.engines:
             self._lose(event.engine)
-        self.placement.join(event.engine, event.epoch, event.slots)
+        self.placement.join(event.engine, event.epoch, event.slots, event.latency)
 
     def _engine_lost(self, event: EngineLost) -> None:
         if event.engine in self.placement.engines:
@@ -327,6 +336,7 @@ class Coordinator:
             "mean_tokens_after": last.get("tokens_mean"),
             "steps": self.core.step,
             "train_seconds": round(train_seconds, 2),
+            "logprob_hidden_share": self.steps.report.hidden_share,
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.placement.total_reported,
         }

@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.events import Command, EndLegs, Report
 from pipeline.groups import Group, Stage, Trajectory
+from pipeline.latency import Latency
 from pipeline.ledger import Ledger
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.statistics import RunningStatistics
@@ -30,15 +31,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # M
     max_tokens: int
     ranks: int
-    overlap: str  # group | off
+    overlap: str  # token | group | off
+    stream: bool = False  # hints for the learner's cached forward
     prompts: int  # in the training set
     held_out: int  # prompts evaluated on
+    held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int
     eval_samples: int
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
+    max_staleness: int = 0  # k, versions
+    stale: str = "wait"  # wait | drop
+    audit_every: int = 0  # steps; the bias account
+    audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
+    knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
 
@@ -73,10 +81,18 @@ def asking(plugin: object, about: str) -> Generator[None, None, None]:
 class Core:
     """Live state. Groups and trajectories leave it when they have ended."""
 
-    def __init__(self, settings: Settings, seams: Seams, prompt_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        seams: Seams,
+        prompt_tokens: Sequence[int],
+        tags: Sequence[str] = (),
+    ) -> None:
         self.settings = settings
         self.seams = seams
         self.prompt_tokens = prompt_tokens  # length of each training prompt
+        self._tags = tags  # kind of each, or nothing
+        self.latency = Latency()  # of all engines: they are of one kind
         self.ledger = Ledger()
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
@@ -106,6 +122,10 @@ class Core:
         self._endings = {}
         out, self.out = self.out, []
         return out
+
+    def tag(self, prompt: int) -> str:
+        """The kind of a training prompt, '' if its data set names none."""
+        return self._tags[prompt] if self._tags else ""
 
     def train_groups(self, *stages: Stage) -> list[Group]:
         """Live training groups in these stages, oldest first."""

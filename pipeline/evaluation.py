@@ -1,41 +1,11 @@
-"""Evaluation: held-out prompts, sampled between a publish and the next step's prompts.
-
-Also the figures of lengths and rewards that steps and evaluations are reported by.
-"""
+"""Evaluation: held-out prompts, sampled between a publish and the next step's prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from pipeline.core import Core
+from pipeline.figures import length_figures
 from pipeline.groups import Group, State
 from pipeline.roster import Roster
-
-
-def length_figures(lengths: Sequence[int]) -> dict[str, float]:
-    """Mean, 95th percentile and maximum of response lengths, tokens; zeros for none."""
-    ordered = sorted(lengths)
-    count = len(ordered)
-    return {
-        "tokens_mean": sum(ordered) / max(1, count),
-        "tokens_p95": ordered[min(count - 1, int(0.95 * count))] if count else 0,
-        "tokens_max": ordered[-1] if count else 0,
-    }
-
-
-def step_figures(core: Core, roster: Roster, opened: int, since: float) -> dict[str, Any]:
-    """What is reported of a step that has ended; lengths and rewards of all its candidates."""
-    return {
-        "version": core.version,
-        "groups": dict(roster.fates),
-        "opened": opened,
-        "samples": len(roster.lengths),
-        "reward": sum(roster.rewards) / max(1, len(roster.rewards)),
-        **length_figures(roster.lengths),
-        "seconds": core.now - since,
-        "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
-    }
 
 
 class Evaluations:
@@ -45,6 +15,7 @@ class Evaluations:
         self.history: list[dict[str, float]] = []
         self._open = 0
         self._rewards: list[float] = []
+        self._by_tag: dict[str, list[float]] = {}  # rewards by kind of prompt
         self._lengths: list[int] = []
         self._truncated = 0
         self._missing = 0
@@ -59,6 +30,7 @@ class Evaluations:
     def begin(self, roster: Roster) -> None:
         settings = self._core.settings
         self._rewards, self._lengths, self._truncated, self._missing = [], [], 0, 0
+        self._by_tag = {tag: [] for tag in sorted(set(settings.held_out_tags) - {""})}
         self._since = self._core.now
         self._open = settings.held_out
         for prompt in range(settings.held_out):
@@ -69,6 +41,8 @@ class Evaluations:
     def add(self, group: Group) -> None:
         """All samples of a held-out prompt are scored."""
         self._open -= 1
+        tags = self._core.settings.held_out_tags
+        tag = tags[group.prompt] if tags else ""
         for member in group.members:
             if member.state is State.ABORTED:
                 continue
@@ -78,6 +52,8 @@ class Evaluations:
                 self._missing += 1
             else:
                 self._rewards.append(member.reward)
+                if tag:
+                    self._by_tag[tag].append(member.reward)
 
     @property
     def done(self) -> bool:
@@ -99,4 +75,5 @@ class Evaluations:
         }
         self.last_step = self._core.step
         self.history.append({"step": self._core.step, **figures})
-        self._core.report("eval", **figures, version=self._core.version)
+        by_tag = {tag: sum(found) / max(1, len(found)) for tag, found in self._by_tag.items()}
+        self._core.report("eval", **figures, by_tag=by_tag, version=self._core.version)

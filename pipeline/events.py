@@ -23,6 +23,7 @@ class EngineJoined(Event, frozen=True, kw_only=True):
     engine: str
     epoch: int
     slots: int
+    latency: tuple[tuple[int, float], ...] = ()  # (running, seconds per token); () not measured
 
 
 class EngineLost(Event, frozen=True, kw_only=True):
@@ -174,6 +175,24 @@ class Train(Command, frozen=True, kw_only=True):
     members: tuple[TrainMember, ...]
 
 
+class Hint(Command, frozen=True, kw_only=True):
+    """Tokens that a rank may run its forward over while their trajectory goes on."""
+
+    rank: int
+    group: int
+    prompt: int
+    trajectory: int
+    offset: int  # response tokens hinted before
+    tokens: bytes  # int32
+
+
+class Unhint(Command, frozen=True, kw_only=True):
+    """These trajectories are of no use to the rank any more."""
+
+    rank: int
+    trajectories: tuple[int, ...]
+
+
 class Forget(Command, frozen=True, kw_only=True):
     rank: int
     group: int
@@ -245,6 +264,8 @@ AnyCommand = (
     | Unjudge
     | Train
     | Forget
+    | Hint
+    | Unhint
     | FinishStep
     | Serve
     | Cut

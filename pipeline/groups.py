@@ -84,6 +84,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked
     errors: int = 0  # legs that the engine ended by itself
+    hinted: int = 0  # response tokens that a learner rank has been told of
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed
@@ -166,7 +167,7 @@ class Group(msgspec.Struct, kw_only=True):
     chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector
     advantages: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
     weights: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
-    rank: int = -1  # learner rank while taken
+    rank: int = -1  # learner rank while taken, or hinted of
     sent: bool = False  # TrainGroup has gone out
     trained_tokens: float = -1.0  # reported by the rank; -1: not yet
     why: str = ""
@@ -177,6 +178,11 @@ class Group(msgspec.Struct, kw_only=True):
             if found.id == trajectory:
                 return found
         return None
+
+    @property
+    def unended(self) -> bool:
+        """Whether a member is still queued, running or parked."""
+        return any(member.state in UNENDED for member in self.members)
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""

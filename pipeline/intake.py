@@ -51,6 +51,9 @@ class Intake:
         unseen = event.sampled - engine.sampled - arrived
         if unseen < 0:  # its count is not believed, and the frame is not applied
             return f"it counts {-unseen} tokens fewer than it sent"
+        measured = engine.meter.frame(core.now, len(engine.legs), event.sampled - engine.sampled)
+        if measured:
+            core.latency.blend(*measured)
         engine.sampled = event.sampled
         core.ledger.sample(unseen, "lost")
         sums = self._sums(event)

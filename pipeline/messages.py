@@ -85,6 +85,7 @@ class Join(Message, frozen=True, kw_only=True):
     rank: Count = 0
     world: Count = 1
     slots: Count = 0  # engines: sequences that may run at once
+    latency: tuple[tuple[int, float], ...] = ()  # engines: (running, seconds per token)
     vocabulary: Count = 0  # rows of the embedding
     max_model_tokens: Count = 0  # prompt and response together; 0: no limit known
     resumed_step: int = -1  # learners: the checkpoint they loaded, -1 for none
@@ -239,6 +240,24 @@ class TrainGroup(Message, frozen=True, kw_only=True):
     members: tuple[TrainMember, ...]
 
 
+class HintChunk(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of a trajectory that may be trained on."""
+
+    group: Count
+    trajectory: Count
+    offset: Count
+    """Response tokens of it that were hinted before."""
+    tokens: bytes  # int32
+
+
+class Hints(Message, frozen=True, kw_only=True):
+    """For the cached forward: what its rank may compute ahead, and what it need not keep."""
+
+    prompts: dict[int, bytes]  # int32, of every group named in `chunks`
+    chunks: tuple[HintChunk, ...] = ()
+    gone: tuple[int, ...] = ()  # trajectories
+
+
 class ForgetGroup(Message, frozen=True, kw_only=True):
     group: Count
 
@@ -284,6 +303,7 @@ ToPeer = (
     | LoadWeights
     | TrainGroup
     | ForgetGroup
+    | Hints
     | CloseStep
     | Save
     | Shutdown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.latency import Latency
 from pipeline.messages import PROTOCOL, Heartbeat, Join
 
 
@@ -101,6 +102,11 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
         return f"its model has {join.vocabulary} tokens, this run's {vocabulary}"
     if join.role == "engine" and not join.slots:
         return "it offers no slot"
+    if join.latency:
+        try:
+            Latency(join.latency)
+        except ValueError as error:
+            return str(error)
     if join.role == "learner":
         if join.world != ranks:
             return f"it is one of {join.world} ranks, learner.ranks is {ranks}"

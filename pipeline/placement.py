@@ -15,6 +15,8 @@ import msgspec
 from pipeline.core import Core
 from pipeline.events import Place, Serve
 from pipeline.groups import Cause, State, Trajectory
+from pipeline.latency import Latency, Meter
+from pipeline.occupancy import Occupancy
 
 LOST, PARKED, QUEUED = range(3)
 """Order of the waiting: lower goes first."""
@@ -33,12 +35,14 @@ class EngineRecord(msgspec.Struct, kw_only=True):
     loading_since: float = 0.0
     refusals: int = 0
     legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
+    meter: Meter = msgspec.field(default_factory=Meter)
 
 
 class Placement:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.engines: dict[str, EngineRecord] = {}
+        self.occupancy = Occupancy()
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
         # (class, age, trajectory, leg); an entry whose leg has moved on is void
@@ -46,8 +50,13 @@ class Placement:
 
     # --- engines ------------------------------------------------------------------------
 
-    def join(self, name: str, epoch: int, slots: int) -> None:
+    def join(
+        self, name: str, epoch: int, slots: int, latency: tuple[tuple[int, float], ...] = ()
+    ) -> None:
         self.engines[name] = EngineRecord(name=name, epoch=epoch, slots=slots)
+        self.occupancy.change(self._core.now, slots=slots)
+        if latency:
+            self._core.latency = Latency(latency)
         if self._core.version >= 0:
             self.serve(self.engines[name])
 
@@ -60,6 +69,7 @@ class Placement:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
         self.last_loss = self._core.now
+        self.occupancy.change(self._core.now, busy=-len(engine.legs), slots=-engine.slots)
         self.reported += engine.sampled
         found = ((self._core.trajectories.get(i), leg) for i, leg in sorted(engine.legs))
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
@@ -75,6 +85,11 @@ class Placement:
 
     def idle(self) -> int:
         return sum(e.slots - len(e.legs) for e in self.serving())
+
+    def idle_below_knee(self) -> int:
+        """Idle slots that cost almost no time when they are filled."""
+        knee = self._core.settings.knee or self._core.latency.knee()
+        return sum(max(0, min(e.slots, knee) - len(e.legs)) for e in self.serving())
 
     # --- legs ---------------------------------------------------------------------------
 
@@ -115,7 +130,9 @@ class Placement:
         trajectory.engine = ""
 
     def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
-        engine.legs.discard((trajectory, leg))
+        if (trajectory, leg) in engine.legs:
+            engine.legs.remove((trajectory, leg))
+            self.occupancy.change(self._core.now, busy=-1)
 
     def waiting(self) -> bool:
         """Is anything left to place?"""
@@ -146,6 +163,7 @@ class Placement:
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
         engine.legs.add((trajectory.id, trajectory.leg))
+        self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(
             Place(

@@ -24,7 +24,16 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import msgspec
 
 from pipeline.verbs import Advantages, Allotment, AnyVerb, BatchVerb, NoSignal, Plan, Score
-from pipeline.views import BatchView, GroupView, Outcome, PlanView, PromptView, Sampled
+from pipeline.views import (
+    BatchView,
+    BudgetView,
+    GroupView,
+    OpenView,
+    Outcome,
+    PlanView,
+    PromptView,
+    Sampled,
+)
 
 PACKAGES = {
     "prompts": "pipeline.orders",
@@ -127,10 +136,16 @@ class PromptOrder(Protocol):
 
 
 class Budget(Protocol):
-    def allot(
-        self, prompts: Sequence[PromptView], size: int, max_tokens: int
-    ) -> Sequence[Allotment]:
-        """One allotment a prompt; `size` is M, `max_tokens` the limit by config."""
+    """May also offer `ended(group: EndedView)`, told of every training group that ends, and
+    `figures() -> dict`, logged with each plan."""
+
+    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+        """One allotment a prompt."""
+        ...
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        """`idle` slots have nothing to do, below the knee of their engines: (group, how many
+        more candidates), `idle` at most in all. Empty: leave them idle."""
         ...
 
 
@@ -244,7 +259,7 @@ def find(seam: str, name: str) -> type[Any]:
 
 _METHODS: dict[str, tuple[str, ...]] = {
     "prompts": ("plan", "ended"),
-    "budget": ("allot",),
+    "budget": ("allot", "top_up"),
     "selector": ("decide",),
     "batch": ("decide",),
     "reward": ("score",),

@@ -60,7 +60,7 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        if what in ("decision", "group"):
+        if what in ("decision", "group", "budget"):
             self._line(self._run.decisions, {"what": what, **fields})
             return
         self._line(self._run.metrics, {"what": what, "time": round(time.time(), 3), **fields})

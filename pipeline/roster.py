@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pipeline.core import Core, asking
 from pipeline.events import Forget, Judge, Unjudge
 from pipeline.groups import UNENDED, Cause, Group, Stage, State, Trajectory
+from pipeline.hints import Hints
 from pipeline.placement import Placement
+from pipeline.views import EndedView
 
 
 class Roster:
@@ -21,6 +23,7 @@ class Roster:
 
     def __init__(self, core: Core, placement: Placement, on_change: Callable[[], None]) -> None:
         self._core, self._placement, self._on_change = core, placement, on_change
+        self.hints = Hints(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
@@ -89,6 +92,7 @@ class Roster:
         core = self._core
         if group.sent and stage is not Stage.TRAINED:
             core.emit(Forget(rank=group.rank, group=group.id))
+        self.hints.closed(group)
         group.advance(stage, core.now, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
@@ -122,6 +126,7 @@ class Roster:
             members=table,
         )
         if group.kind == "train":
+            self._tell_budget(group)
             self._prompt_ended(group, stage, why)
             self._on_change()
 
@@ -134,6 +139,23 @@ class Roster:
         if group.stage is Stage.TRAINED:
             return "trained" if weight > 0 else "redundant"
         return "stale" if why == "stale" else "dropped"
+
+    def _tell_budget(self, group: Group) -> None:
+        """Lengths of all candidates: of those that were cut short, how far they came."""
+        budget = self._core.seams.budget
+        tell = getattr(budget, "ended", None)
+        if tell is None:
+            return
+        held = [m for m in group.members if m.held]
+        view = EndedView(
+            prompt=group.prompt,
+            tokens=self._core.prompt_tokens[group.prompt],
+            tag=self._core.tag(group.prompt),
+            lengths=tuple(m.held for m in held),
+            censored=tuple(m.state is not State.FINISHED for m in held),
+        )
+        with asking(budget, "budget"):
+            tell(view)
 
     def _prompt_ended(self, group: Group, stage: Stage, why: str) -> None:
         del self.outstanding[group.prompt]
@@ -156,6 +178,7 @@ class Roster:
         if member.state is State.RUNNING and member.engine:
             self._placement.end_leg(member)
         source = "parked" if member.state is State.PARKED else "open"
+        self.hints.gone(self._core.groups[member.group], member)
         member.advance(Cause.DISCARDED, self._core.now)
         self._core.ledger.move(member.held, source, account)
         del self._core.trajectories[member.id]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pipeline import audit, staleness
 from pipeline.core import Core, PluginFault, asking
 from pipeline.events import Unjudge
 from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
@@ -49,6 +50,7 @@ class Selection:
     ) -> None:
         self._core, self._placement, self._roster = core, placement, roster
         self._on_change, self._on_evaluated = on_change, on_evaluated
+        self.account = audit.Account()
         self._stopped: list[int] = []  # by verbs of the answer at hand
 
     @property
@@ -59,6 +61,7 @@ class Selection:
 
     def grown(self, trajectory: Trajectory, before: int) -> None:
         """A running member has new tokens."""
+        self._roster.hints.grown(trajectory)
         every = self.wants.every
         if every and before // every != trajectory.held // every:
             group = self._core.groups[trajectory.group]
@@ -70,6 +73,7 @@ class Selection:
         core = self._core
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
+        self._roster.hints.grown(trajectory)
         self._roster.judge(group, trajectory)
         if group.kind == "train":
             self._roster.lengths.append(trajectory.held)
@@ -83,6 +87,8 @@ class Selection:
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after errors")
         self._roster.discard(trajectory, "failed")
+        if group.stage is Stage.CHOSEN:  # audited: nothing else would end its wait
+            self._ready_if_scored(group)
         self._nudge(group)
 
     def rewarded(
@@ -279,13 +285,14 @@ class Selection:
         weights = verb.weights or (1.0,) * len(members)
         if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
             raise self._fault(group, verb, "one finite weight of at least 0 for each member")
+        audited = self.audited  # then everybody goes on, to be compared
         for member in group.members:
-            if member.state in UNENDED:
+            if member.state in UNENDED and not audited:
                 self._roster.discard(member, "aborted")
         group.advance(Stage.CHOSEN, self._core.now, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
-            if member.id not in verb.ids and not member.scored:
+            if member.id not in verb.ids and not member.scored and not audited:
                 self._core.emit(Unjudge(trajectory=member.id))
         self._ready_if_scored(group)
 
@@ -328,7 +335,7 @@ class Selection:
 
     def _ready_if_scored(self, group: Group) -> None:
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
-        if any(not m.scored for m in members):
+        if any(not m.scored for m in members) or (self.audited and not audit.settled(group)):
             return
         if self._core.version < 0:
             return  # resumed, and the learner has yet to say which version it goes on from
@@ -347,7 +354,7 @@ class Selection:
                     f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
                     f"expected, one for each member, got {numbers}"
                 )
-        if any(m.versions != [self._core.version] for m in members if m.id in present):
+        if staleness.too_old(self._core, group):
             self._roster.end(group, Stage.DROPPED, "stale")
             return
         group.chosen_weights = [
@@ -357,4 +364,19 @@ class Selection:
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
         group.advance(Stage.READY, self._core.now)
+        if self.audited:
+            self._audit(group)
         self._on_change()
+
+    # --- the bias account ---------------------------------------------------------------
+
+    @property
+    def audited(self) -> bool:
+        """Whether the open step is sampled to its end."""
+        return audit.due(self._core.step, self._core.settings.audit_every)
+
+    def _audit(self, group: Group) -> None:
+        everyone = audit.whole(group)
+        answer = self._advantages(group, self._outcomes(group, [m.id for m in everyone]))
+        values = [] if isinstance(answer, NoSignal) else [float(a) for a in answer.values]
+        self.account.add(audit.shifts(group, values))

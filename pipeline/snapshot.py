@@ -69,7 +69,7 @@ def _settled(group: Group) -> Group:
     copy = msgspec.msgpack.decode(msgspec.msgpack.encode(group), type=Group)
     copy.since = 0.0
     for member in copy.members:
-        member.since = 0.0
+        member.since, member.hinted = 0.0, 0
         if member.state is State.RUNNING:
             member.state, member.leg, member.engine = State.QUEUED, member.leg + 1, ""
     copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1

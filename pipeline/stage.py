@@ -26,11 +26,11 @@ from pipeline.events import (
     AnyEvent,
     Cut,
     EndLegs,
-    EngineJoined,
     EngineLost,
     FinishStep,
     Forget,
     Halt,
+    Hint,
     Judge,
     LearnerJoined,
     LearnerLost,
@@ -41,8 +41,10 @@ from pipeline.events import (
     ShutDown,
     Tick,
     Train,
+    Unhint,
     Unjudge,
 )
+from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.messages import (
     Abort,
@@ -50,14 +52,12 @@ from pipeline.messages import (
     CloseStep,
     ForgetGroup,
     FromPeer,
-    Generate,
     Heartbeat,
     Join,
     LoadWeights,
     Manifest,
     Published,
     Refused,
-    Request,
     Saved,
     Shutdown,
     StepDone,
@@ -71,7 +71,7 @@ from pipeline.peers import Peer, Peers, complaint
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
-from pipeline.translate import event_of, request_of, tokens_event
+from pipeline.translate import engine_joined, event_of, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -229,17 +229,13 @@ class Stage:
         self._over.set()
 
     def _carry_out_all(self, commands: list[AnyCommand]) -> None:
-        """Requests to one engine travel together."""
-        requests: dict[str, list[Request]] = {}
-        for command in commands:
-            if isinstance(command, Place):
-                prompt = self.parts.data[command.kind][command.prompt].tokens
-                request = request_of(command, prompt, self._config.sampling.temperature)
-                requests.setdefault(command.engine, []).append(request)
-            else:
-                self._carry_out(command)
-        for engine, batch in requests.items():
-            self._outbox.to(engine, Generate(requests=tuple(batch)))
+        """In order; what goes to one peer in many pieces travels together."""
+        gather = Gather(self.parts.data, self._config.sampling.temperature)
+        others = [command for command in commands if not gather.add(command)]
+        gather.send_hints(self._outbox)
+        for command in others:
+            self._carry_out(command)
+        gather.send_requests(self._outbox)
 
     def _carry_out(self, command: AnyCommand) -> None:
         match command:
@@ -271,8 +267,8 @@ class Stage:
             case ShutDown(error=error):
                 self.error = error
                 self._over.set()
-            case Place():
-                raise AssertionError("placed above")
+            case Place() | Hint() | Unhint():
+                raise AssertionError("gathered above")
 
     def _report(self, what: str, fields: dict[str, Any]) -> None:
         self._records.write(what, fields)
@@ -372,7 +368,7 @@ class Stage:
             return  # a repeated join of a peer that is at work, or one that is gone again
         known.activity = "welcomed"
         if join.role == "engine":
-            self.tell(EngineJoined(engine=join.name, epoch=known.epoch, slots=join.slots))
+            self.tell(engine_joined(join, known.epoch))
         else:
             self.tell(LearnerJoined(rank=join.rank))
 

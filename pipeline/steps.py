@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.answers import check_allotments, check_plan
+from pipeline import staleness
 from pipeline.core import Core, PluginFault, asking
-from pipeline.evaluation import step_figures
-from pipeline.events import FinishStep, StepApplied, StepRejected, Train, Trained, TrainingFailed
+from pipeline.events import FinishStep, StepApplied, StepRejected, Trained, TrainingFailed
+from pipeline.figures import learner_bubble, trained_figures
 from pipeline.groups import ENDED, Group, Stage, State
-from pipeline.messages import TrainMember
+from pipeline.handover import train_command
 from pipeline.placement import Placement
+from pipeline.planning import Planning
 from pipeline.plugins import Barrier, Relaxed
+from pipeline.reporting import StepReport
 from pipeline.roster import Roster
 from pipeline.selection import Selection
 from pipeline.verbs import BatchVerb, Close, Relax, Take
-from pipeline.views import BatchView, PlanView, PromptView
+from pipeline.views import BatchView
 
 MOST_SKIPPED = 3
 """Steps skipped in a row after which the run stops."""
@@ -34,9 +36,12 @@ class StepState(msgspec.Struct, kw_only=True):
     opened: int = 0  # groups opened for this step so far
     closing: bool = False
     exhausted: bool = False  # no more prompts, or no more tries
+    speculate: bool = True  # False: a long round, no prompts and candidates beyond the need
     size: int = 0  # M, smaller after Relax
     skipped: int = 0  # steps skipped in a row
     since: float = 0.0
+    sampled_before: int = 0  # tokens in the ledger when it opened
+    trained_before: int = 0
 
 
 class Steps:
@@ -45,13 +50,13 @@ class Steps:
     ) -> None:
         self._core, self._placement = core, placement
         self._roster, self._selection = roster, selection
+        self.planning = Planning(core, placement, roster)
         self.state = StepState()
         self.dirty = False  # the batch seam is to be asked, or the close to be tried
         self._hungry = False  # wants prompts as soon as slots are idle
         self.finishing = False  # FinishStep has gone out
         self._answered: dict[int, StepApplied | StepRejected] = {}
-        self._metrics: dict[str, float] = {}  # sums over tokens, largest for names in _max
-        self._normaliser = 0.0
+        self.report = StepReport(core, placement, roster, selection)
         self._nonfinite = 0
         self._rank_tokens: dict[int, int] = {}
 
@@ -60,9 +65,20 @@ class Steps:
     def open(self) -> None:
         core = self._core
         self.state = StepState(
-            is_open=True, size=core.settings.size, skipped=self.state.skipped, since=core.now
+            is_open=True,
+            size=core.settings.size,
+            skipped=self.state.skipped,
+            since=core.now,
+            sampled_before=core.ledger.sampled,
+            trained_before=core.ledger.accounts["trained"],
         )
-        self.finishing, self._answered, self._metrics, self._nonfinite = False, {}, {}, 0
+        if core.settings.max_staleness:
+            for group in core.train_groups(Stage.OPEN, Stage.CHOSEN, Stage.READY):
+                if staleness.too_old(core, group):
+                    self._roster.end(group, Stage.DROPPED, "stale")
+        self._placement.occupancy.open(core.now)
+        self.finishing, self._answered, self._nonfinite = False, {}, 0
+        self.report.begin()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
         roster = self._roster
         roster.lengths, roster.rewards, roster.fates = [], [], {}
@@ -114,12 +130,16 @@ class Steps:
             return
         counts = self._counts()
         active = sum(counts.values()) - counts["dead"]
-        if state.closing and active < settings.need:
+        ahead = staleness.ahead(core)
+        coming = active - counts["open"] if ahead else active
+        if state.closing and coming < settings.need:
             state.closing = False  # what was chosen taught nothing: open more
-        if state.closing:
+        if state.closing and not ahead:
             return
-        room = int(settings.tries * settings.need) - state.opened
-        want = min(settings.need + settings.reserve - active, room)
+        limit = settings.need * (1 + ahead)
+        room = int(settings.tries * limit) - state.opened
+        reserve = settings.reserve if state.speculate else 0
+        want = min(limit + reserve - active, room)
         if want < 1:
             if room < 1 and active < settings.need:
                 self._exhaust("it has opened as many prompts as step.tries allows")
@@ -127,45 +147,23 @@ class Steps:
         if state.opened and (self._placement.waiting() or not self._placement.idle()):
             self._hungry = True
             return
-        deferred = self._roster.deferred
-        with asking(core.seams.prompts, "prompts"):
-            plan = core.seams.prompts.plan(
-                PlanView(
-                    step=core.step,
-                    want=want,
-                    dataset=settings.prompts,
-                    outstanding=frozenset(self._roster.outstanding),
-                    deferred=tuple(prompt for prompt, _ in deferred),
-                )
-            )
-        check_plan(core, plan, want, self._roster.outstanding)
-        if not plan.prompts:
-            if active < settings.need:
-                self._exhaust("there are no more prompts")
-            return
-        attempts = dict(deferred)
-        chosen = set(plan.prompts)
-        self._roster.issued += sum(1 for p in plan.prompts if p not in attempts)
-        self._roster.deferred = type(deferred)(d for d in deferred if d[0] not in chosen)
-        views = [PromptView(prompt=p, tokens=core.prompt_tokens[p]) for p in plan.prompts]
-        with asking(core.seams.budget, "budget"):
-            allotments = core.seams.budget.allot(views, state.size, settings.max_tokens)
-        check_allotments(core, allotments, len(views))
-        for prompt, allotment in zip(plan.prompts, allotments, strict=True):
-            self._roster.open(
-                "train",
-                prompt,
-                attempts.get(prompt, 0),
-                allotment.candidates,
-                min(allotment.max_tokens, settings.max_tokens),
-                state.size,
-            )
-            state.opened += 1
+        opened, state.speculate = self.planning.open(
+            want, state.size, first=not state.opened, speculate=state.speculate
+        )
+        state.opened += opened
+        if not opened and active < settings.need:
+            self._exhaust("there are no more prompts")
 
     def _exhaust(self, why: str) -> None:
         self.state.exhausted = True
         self.dirty = True
         self._core.report("warning", text=f"step {self._core.step + 1} closes smaller: {why}")
+
+    @property
+    def may_top_up(self) -> bool:
+        """Whether more candidates of open groups are of use to this step."""
+        state = self.state
+        return state.is_open and state.speculate and not (state.closing or self.finishing)
 
     # --- the batch seam -----------------------------------------------------------------
 
@@ -186,6 +184,8 @@ class Steps:
             size=state.size,
             group_size=core.settings.size,
             closing=state.closing,
+            ahead=staleness.ahead(core),
+            due=tuple(g.id for g in self._due() if g.stage is Stage.READY),
         )
         with asking(core.seams.batch, "batch"):
             verbs = list(core.seams.batch.decide(view))
@@ -207,8 +207,9 @@ class Steps:
                     raise PluginFault(f"batch {name}: {verb}: size is 2 to {core.settings.size}")
                 self.state.size = size
                 for group in core.train_groups(Stage.OPEN):
-                    group.size = size
-                    self._selection.ask(group, Relaxed())
+                    if not group.enough:  # the others have their members already
+                        group.size = size
+                        self._selection.ask(group, Relaxed())
             case Close():
                 self._close()
             case _:
@@ -218,39 +219,17 @@ class Steps:
         """To the rank with the least expected tokens; sent now unless overlap is off."""
         core = self._core
         tokens = sum(m.held for i in group.chosen if (m := group.member(i)) is not None)
-        group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
+        if group.rank < 0:  # else the rank that was hinted of it
+            group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
         self._rank_tokens[group.rank] += tokens
         group.advance(Stage.TAKEN, core.now)
-        if core.settings.overlap == "group":
+        if core.settings.overlap != "off":
             self.send(group)
 
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
         group.sent, group.trained_tokens = True, -1.0
-        members = [(i, group.member(i)) for i in group.chosen]
-        self._core.emit(
-            Train(
-                rank=group.rank,
-                step=self._core.step,
-                group=group.id,
-                prompt=group.prompt,
-                members=tuple(
-                    TrainMember(
-                        trajectory=i,
-                        response=bytes(m.tokens),
-                        behaviour=bytes(m.logprobs),
-                        reward=m.reward or 0.0,
-                        advantage=advantage,
-                        weight=weight,
-                        truncated=m.state is State.TRUNCATED,
-                    )
-                    for (i, m), advantage, weight in zip(
-                        members, group.advantages, group.weights, strict=True
-                    )
-                    if m is not None
-                ),
-            )
-        )
+        self._core.emit(train_command(group, self._core.step))
 
     def _close(self) -> None:
         """The barrier, in order of id; what stays open is deferred as surplus."""
@@ -260,14 +239,24 @@ class Steps:
         for group in self._core.train_groups(Stage.OPEN):
             if group.stage is Stage.OPEN:
                 self._selection.ask(group, Barrier())
-        for group in self._core.train_groups(Stage.OPEN):
-            self._roster.end(group, Stage.DEFERRED, "surplus")
+        if not staleness.ahead(self._core):  # else they are for the next step
+            for group in self._core.train_groups(Stage.OPEN):
+                self._roster.end(group, Stage.DEFERRED, "surplus")
         self.dirty = True
+
+    def _due(self) -> list[Group]:
+        """Groups that the step waits for, because the next one could not train on them."""
+        core = self._core
+        wait = core.settings.stale == "wait" and staleness.ahead(core)
+        return staleness.due(core) if wait else []
 
     def _finish_if_all_trained(self) -> None:
         core, state = self._core, self.state
         counts = self._counts()
-        if any(counts[name] for name in counts if name != "taken"):
+        others = any(counts[name] for name in counts if name != "taken")
+        if staleness.ahead(core):
+            others = bool(self._due()) or (others and counts["taken"] < core.settings.need)
+        if others:
             if not state.closing and self._stands_still(counts):
                 self._close()  # only the barrier can end what is left
             return
@@ -287,7 +276,7 @@ class Steps:
             for group in taken:
                 self._roster.end(group, Stage.DROPPED, "no weight")
             return
-        self.finishing, self._normaliser = True, total
+        self.finishing, self.report.normaliser = True, total
         core.emit(FinishStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
 
     def _stands_still(self, counts: dict[str, int]) -> bool:
@@ -308,7 +297,7 @@ class Steps:
             self._skipped("every loss that it tried was not finite")
             return
         core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
-        self._report_step({})
+        self._report_step({}, {})
         core.step += 1
 
     # --- the learner answers ------------------------------------------------------------
@@ -319,9 +308,7 @@ class Steps:
             return
         group.trained_tokens = event.tokens
         self.dirty = True
-        for name, value in event.metrics.items():
-            known = self._metrics.get(name, 0.0)
-            self._metrics[name] = max(known, value) if name.endswith("_max") else known + value
+        self.report.add(event.metrics)
 
     def failed(self, event: TrainingFailed) -> None:
         group = self._core.groups.get(event.group)
@@ -337,12 +324,14 @@ class Steps:
         core = self._core
         if not self._gather(event):
             return None
-        for group in core.train_groups(Stage.TAKEN):
+        taken = core.train_groups(Stage.TAKEN)
+        figures = trained_figures(taken) | staleness.of_trained(core, taken)
+        for group in taken:
             self._roster.end(group, Stage.TRAINED)
         self.state.is_open, self.state.skipped, self.finishing = False, 0, False
-        learner = self._answered[0]
-        assert isinstance(learner, StepApplied)
-        self._report_step(learner.metrics)
+        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepApplied)]
+        figures |= learner_bubble(ranks, core.now - self.state.since)
+        self._report_step(figures, ranks[0])
         core.step += 1
         return event.version
 
@@ -374,11 +363,13 @@ class Steps:
     def hopeless(self) -> bool:
         return self.state.skipped >= MOST_SKIPPED
 
-    def _report_step(self, learner: dict[str, float]) -> None:
-        means = {
-            name: value if name.endswith("_max") else value / max(1.0, self._normaliser)
-            for name, value in self._metrics.items()
-        }
+    def _report_step(self, figures: dict[str, float], learner: dict[str, float]) -> None:
         state = self.state
-        figures = step_figures(self._core, self._roster, state.opened, state.since)
-        self._core.report("step", **figures, learner={**means, **learner})
+        self.report.write(
+            figures,
+            learner,
+            opened=state.opened,
+            since=state.since,
+            sampled_before=state.sampled_before,
+            trained_before=state.trained_before,
+        )

@@ -146,6 +146,7 @@ def sample_of(
 def illegal(group: GroupView, verbs: Iterable[AnyVerb]) -> list[str]:
     """Why the core would refuse these verbs; empty: it would not."""
     members = {member.id: member for member in group.members}
+    unended = {member.id: member for member in group.unended}
     reasons: list[str] = []
     for verb in verbs:
         if isinstance(verb, Sample) and verb.n < 1:
@@ -157,10 +158,15 @@ def illegal(group: GroupView, verbs: Iterable[AnyVerb]) -> list[str]:
         unknown = [id_ for id_ in verb.ids if id_ not in members]
         if unknown:
             reasons.append(f"{verb}: no such members {unknown}")
+        if isinstance(verb, Stop):
+            if any(i not in unended or not unended[i].tokens for i in verb.ids):
+                reasons.append(f"{verb}: a member has ended, or holds no token")
+            for id_ in verb.ids:
+                unended.pop(id_, None)  # so that a later Finalize may name it
         if isinstance(verb, Finalize):
             if len(verb.ids) < 2:
                 reasons.append(f"{verb}: two members or more")
-            if any(i in members and members[i] in group.unended for i in verb.ids):
+            if any(i in unended for i in verb.ids):
                 reasons.append(f"{verb}: a member has not ended")
             if verb.weights is not None and len(verb.weights) != len(verb.ids):
                 reasons.append(f"{verb}: as many weights as ids")

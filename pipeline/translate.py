@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.events import (
     AnyEvent,
+    EngineJoined,
     Place,
     StepApplied,
     StepRejected,
@@ -20,6 +21,7 @@ from pipeline.messages import (
     GroupFailed,
     GroupTrained,
     Ints,
+    Join,
     Published,
     Request,
     StepDone,
@@ -29,6 +31,10 @@ from pipeline.messages import (
     WeightsLoaded,
     WireError,
 )
+
+
+def engine_joined(join: Join, epoch: int) -> EngineJoined:
+    return EngineJoined(engine=join.name, epoch=epoch, slots=join.slots, latency=join.latency)
 
 
 def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:

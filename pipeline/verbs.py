@@ -103,6 +103,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Which prompts to open next (indices into the data set, in order)."""
 
     prompts: tuple[int, ...]
+    speculate: bool = True
+    """False, said with a step's first prompts: these and no others, M candidates each, all of
+    them waited for (a long round)."""
 
 
 class Allotment(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -98,6 +98,8 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # M as of now
     group_size: int  # M by config
     closing: bool  # the barrier has been raised
+    ahead: int = 0  # steps that generation may be ahead of this one
+    due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     want: int
+    need: int = 0  # groups that the step trains on
+    first: bool = False  # the first plan of the step
     dataset: int  # number of prompts in the data set
     outstanding: frozenset[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
@@ -115,8 +119,48 @@ class PromptView(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: int
     tokens: int  # length of the prompt
-    tag: str = ""
-    history: Sequence[float] = ()  # mean rewards of earlier attempts
+    tag: str = ""  # its kind, as the data set names it
+
+
+class Costs(Protocol):
+    """What a token costs, as the engines measured it."""
+
+    def seconds(self, running: float) -> float:
+        """Seconds per token of one sequence while `running` run on its engine."""
+        ...
+
+
+class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the budget seam spends: the step and the engines as they are now."""
+
+    step: int
+    size: int  # M
+    max_tokens: int  # limit of a response by config
+    need: int  # groups of a step
+    engines: int  # that serve now, at least 1
+    slots: int  # of all of them
+    latency: Costs
+
+
+class EndedView(msgspec.Struct, frozen=True, kw_only=True):
+    """One group that has ended, for the budget seam."""
+
+    prompt: int
+    tokens: int  # length of the prompt
+    tag: str
+    lengths: tuple[int, ...]  # response tokens of every candidate that held any
+    censored: tuple[bool, ...]  # True: aborted or truncated, its length is a lower bound
+
+
+class OpenView(msgspec.Struct, frozen=True, kw_only=True):
+    """One open group, for top-up."""
+
+    id: int
+    size: int  # M as of now
+    sampled: int  # candidates so far
+    finished: int  # with a stop token
+    unended: int
+    enough: bool
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

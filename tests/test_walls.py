@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "engines", "learner", "launch")
 HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
-DECIDES = """coordinator core selection roster steps placement intake evaluation waits snapshot
-    groups ledger statistics events verbs views packing translate answers"""
+DECIDES = """coordinator core selection roster steps placement intake evaluation figures
+    occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
+    planning hints audit staleness reporting handover latency"""
 SANS_IO = sorted(
     [
         *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),

@@ -32,14 +32,16 @@ class LossBatch:
     weights_B: Tensor
     """Loss weight of each member."""
     importance_BT: Tensor
-    """Truncated importance weight of old over behaviour; 1.0 when off."""
+    """Importance weight of old over behaviour, by `learner.importance`; 1.0 when off."""
+    reference_BT: Tensor | None = None
+    """Under the reference model; None without `learner.reference`."""
 
 
 class Loss(Protocol):
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
         """Sum (never mean) over tokens of weight x mask x loss, and metrics.
 
-        The learner divides once, by the normaliser of the whole step. Metrics
+        The learner divides once, by the normaliser of the optimizer step. Metrics
         are sums over the same tokens; a name that ends in `_max` is a maximum.
         """
         ...

@@ -2,13 +2,13 @@
 
 With one optimizer step per batch the ratio is 1 and the clip idle. The overlong
 penalty of the same paper shapes the reward, so it is not here.
-Source: DAPO, arXiv 2503.14476; truncated importance sampling as in METHODS of the docs.
+Source: DAPO, arXiv 2503.14476; importance weights and KL as in METHODS of the docs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.losses import LossBatch
 from pipeline import plugins
@@ -16,6 +16,8 @@ from pipeline.plugins import register
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
 
 
 class DapoOptions(plugins.Options, frozen=True, kw_only=True):
@@ -25,6 +27,11 @@ class DapoOptions(plugins.Options, frozen=True, kw_only=True):
     """The ratio of new over old probability counts down to 1 - clip_low."""
     clip_high: float = 0.28
     """The ratio counts up to 1 + clip_high."""
+    kl: float = 0.0
+    """Coefficient of the divergence from `learner.reference` in each token's loss; 0: off."""
+    kl_estimator: Estimator = "k3"
+    """With d = reference minus own logprob: k1 is -d (its gradient is 0 on average), k2 is
+    d * d / 2, k3 is exp(d) - d - 1."""
 
     def problems(self, group_size: int) -> Iterator[str]:
         del group_size
@@ -32,11 +39,13 @@ class DapoOptions(plugins.Options, frozen=True, kw_only=True):
             yield f"clip_low is {self.clip_low}, but must lie between 0 and 1"
         if not self.clip_high > 0:
             yield f"clip_high is {self.clip_high}, but must be above 0"
+        if not self.kl >= 0:
+            yield f"kl is {self.kl}, but must be at least 0"
 
 
 @register("loss", "dapo")
 class Dapo:
-    """Token-level clipped surrogate, `-min(ratio A, clip(ratio) A)`."""
+    """Token-level clipped surrogate, `-min(ratio A, clip(ratio) A)`, and `kl` times KL."""
 
     Options: ClassVar[type[DapoOptions]] = DapoOptions
 
@@ -52,10 +61,28 @@ class Dapo:
         count_BT = batch.mask_BT * batch.weights_B.unsqueeze(1)
         loss = -(plain_BT.minimum(clipped_BT) * batch.importance_BT * count_BT).sum()
         gap_BT = (batch.old_logprobs_BT - batch.behaviour_BT).abs() * batch.mask_BT
-        return loss, {
-            "loss": loss.item(),
+        metrics = {
+            "ratio": (ratio_BT.detach() * count_BT).sum().item(),
             "clipped": ((clipped_BT < plain_BT).float() * count_BT).sum().item(),
-            "importance": (batch.importance_BT * count_BT).sum().item(),
             "mismatch": (gap_BT * count_BT).sum().item(),
             "mismatch_max": gap_BT.max().item(),
         }
+        if batch.reference_BT is not None:
+            kl_BT = divergence(batch.logprobs_BT, batch.reference_BT, self._options.kl_estimator)
+            kl = (kl_BT * count_BT).sum()
+            metrics["kl"] = kl.item()
+            if self._options.kl:
+                loss = loss + self._options.kl * kl
+        return loss, {"loss": loss.item(), **metrics}
+
+
+def divergence(logprobs_BT: Tensor, reference_BT: Tensor, estimator: Estimator) -> Tensor:
+    """KL(policy || reference) estimated at each sampled token, nats: shape (B, T)."""
+    d_BT = reference_BT - logprobs_BT
+    match estimator:
+        case "k1":
+            return -d_BT
+        case "k2":
+            return d_BT.square() / 2
+        case "k3":
+            return d_BT.exp() - d_BT - 1

@@ -8,19 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from pipeline import plugins
+from pipeline.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins import register
 from pipeline.verbs import Allotment
-from pipeline.views import PromptView
+from pipeline.views import BudgetView, OpenView, PromptView
 
 
-class UniformOptions(plugins.Options, frozen=True, kw_only=True):
+class UniformOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the `uniform` budget."""
 
     redundancy: float = 1.5
     """Candidates sampled for each trajectory trained on; 1: no spare."""
 
     def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
         if not 1 <= self.redundancy <= 64:
             yield f"redundancy is {self.redundancy}, expected from 1 to 64"
 
@@ -32,8 +33,9 @@ class Uniform:
     def __init__(self, options: UniformOptions | None = None) -> None:
         self._options = options or UniformOptions()
 
-    def allot(
-        self, prompts: Sequence[PromptView], size: int, max_tokens: int
-    ) -> Sequence[Allotment]:
-        candidates = max(size, math.floor(self._options.redundancy * size + 0.5))
-        return [Allotment(candidates=candidates, max_tokens=max_tokens) for _ in prompts]
+    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+        candidates = max(view.size, math.floor(self._options.redundancy * view.size + 0.5))
+        return [Allotment(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        return fewest_finished(groups, idle, self._options)

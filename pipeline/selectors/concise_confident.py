@@ -5,7 +5,10 @@ last 512 finished members of all prompts; before 64 of them there is no gate.
 With `depth: step` a group is enough at M finished; when the step closes, the gate
 orders the short end and the longest finished ones are added, so the gate costs no
 time. With `depth: none` a group ends when M pass, or when M + slack have finished.
-Truncated candidates only fill up. Remembers nothing between calls.
+With `depth: stop` it ends at M finished, and where most of these are right the longest
+that still run are stopped and take the place of the last: truncated, so most rewards
+call them wrong, and the verbose are trained on without being waited for.
+Truncated candidates only fill up otherwise. Remembers nothing between calls.
 """
 
 from __future__ import annotations
@@ -15,8 +18,15 @@ from typing import Literal
 
 from pipeline import plugins
 from pipeline.plugins import Barrier, SelectorEvent, Wants, register
-from pipeline.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
-from pipeline.verbs import AnyVerb, Enough
+from pipeline.selectors._choosing import (
+    both_ends,
+    filled,
+    finalize,
+    longest_first,
+    shortest_first,
+    usable,
+)
+from pipeline.verbs import AnyVerb, Enough, Stop
 from pipeline.views import GroupView, MemberView
 
 
@@ -24,11 +34,12 @@ class ConciseConfidentOptions(plugins.Options, frozen=True, kw_only=True):
     """Options of the `concise_confident` selector."""
 
     longest: int = 1
-    """Trajectories taken from the long end, with `depth: step`; the other size - longest
-    are short and confident."""
-    depth: Literal["step", "none"] = "step"
+    """Trajectories taken from the long end, with `depth: step` and `stop`; the other
+    size - longest are short and confident."""
+    depth: Literal["step", "stop", "none"] = "step"
     """`step`: long candidates may go on until the step closes, and the longest finished
-    are trained on; `none`: only the short end, at once."""
+    are trained on; `stop`: at once, and the longest still running are cut and trained on
+    where most of the short ones are known to be right; `none`: only the short end, at once."""
     quantile: float = 0.2
     """Share of recent candidates whose confidence fails the gate, from 0 to below 1."""
     slack: int = 1
@@ -63,6 +74,9 @@ class ConciseConfident:
         if self._options.depth == "step":
             yield self._with_depth(group, event, finished, passing)
             return
+        if self._options.depth == "stop":
+            yield from self._with_stop(group, finished, passing)
+            return
         waited = len(finished) >= group.size + self._options.slack
         closing = isinstance(event, Barrier) or not group.unended
         if len(passing) >= group.size or waited or closing:
@@ -85,6 +99,22 @@ class ConciseConfident:
         return finalize(
             chosen, f"{group.size - long} short ({len(passing)} pass the gate) and {long} longest"
         )
+
+    def _with_stop(
+        self, group: GroupView, finished: list[MemberView], passing: list[MemberView]
+    ) -> Iterator[AnyVerb]:
+        chosen = _confident_then_short(finished, passing)[: group.size]
+        right = sum(member.reward == 1.0 for member in chosen)  # not known yet: not right
+        cut: list[MemberView] = []
+        if 2 * right > group.size:
+            # shorter than every chosen one: just begun (top-up, a late slot), not verbose
+            verbose = [m for m in group.unended if m.tokens > min(c.tokens for c in chosen)]
+            cut = longest_first(verbose)[: min(self._options.longest, group.size - 1)]
+        short = chosen[: group.size - len(cut)]
+        if cut:
+            why = f"{right} of {group.size} short ones are right"
+            yield Stop(ids=tuple(member.id for member in cut), why=why)
+        yield finalize([*short, *cut], f"{len(short)} short and {len(cut)} cut while running")
 
 
 def _confident_then_short(

@@ -85,7 +85,11 @@ def item(split: Split, index: int, seed: int = 0) -> Item:
         seed: another seed, another order.
     """
     rng = Random(f"chain_sums/{split}/{seed}/{index}")
-    terms = draw_terms(split, rng)
+    return ask(draw_terms(split, rng))
+
+
+def ask(terms: Sequence[int]) -> Item:
+    """The item that asks for the sum of these."""
     return Item(prompt=prompt(terms), answer=str(sum(terms)), terms=len(terms))
 
 
@@ -94,9 +98,9 @@ def generate(split: Split, count: int = 100_000, seed: int = 0) -> list[Item]:
     return [item(split, index, seed) for index in range(count)]
 
 
-def draw_terms(split: Split, rng: Random) -> list[int]:
-    """Draw the terms of one prompt of `split`; each number of terms is equally likely."""
-    count = rng.randint(TERMS_MIN, TERMS_MAX)
+def draw_terms(split: Split, rng: Random, count: int | None = None) -> list[int]:
+    """Draw the terms of one prompt of `split`: `count`, or any number, equally likely."""
+    count = rng.randint(TERMS_MIN, TERMS_MAX) if count is None else count
     while True:
         terms = [rng.randint(TERM_LOW, TERM_HIGH) for _ in range(count)]
         if is_held_out(terms) == (split == "held_out"):

@@ -46,7 +46,7 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
 def test_help_names_every_command() -> None:
     result = darts("--help")
     assert result.exit_code == 0
-    for command in ("train", "eval", "export", "engine", "learner", "plugins", "doctor"):
+    for command in ("train", "eval", "export", "engine", "learner", "plugins", "doctor", "bench"):
         assert f"  {command} " in result.output
 
 

@@ -2,7 +2,7 @@
 
 As a module: the tiny model, random groups, and `run_ranks`. As a program
 (`python -m tests.learner.ranks MODEL OUT`, RANK and WORLD_SIZE set): every
-scenario at ZeRO 0 and 1, one after another, into OUT/rankR.pt.
+scenario at ZeRO 0 to 3, one after another, into OUT/rankR.pt.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 24
 TEMPERATURE = 0.7
 SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
+SEVERAL: dict[str, Any] = {"updates": 2, "epochs": 2, "importance": "mask", "importance_cap": 2.5}
+SEVERAL_LOSS: dict[str, Any] = {"clip_low": 0.02, "clip_high": 0.03, "kl": 0.2}
+"""Several updates against a reference model, with narrow clips that act within one batch."""
 
 
 def group_of(
@@ -54,12 +57,12 @@ STEPS: tuple[tuple[int, ...], ...] = ((1, 2, 3, 4, 5), (6, 7), (8, 9, 10))
 """Groups of the three steps of the plain scenarios."""
 
 
-def make_model(directory: Path, scale: float = 4.0) -> Path:
+def make_model(directory: Path, scale: float = 4.0, seed: int = 3) -> Path:
     """A tiny random Qwen3 whose weights are sharpened: small ones hide position errors."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCABULARY,
@@ -127,26 +130,30 @@ def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
 
 
 class Rank:
-    """One engine at one ZeRO stage, and what happened to it."""
+    """One engine at one ZeRO stage, and what happened to it.
 
-    def __init__(self, model: Path, zero: int, **settings: Any) -> None:
+    `settings`: of the learner's section; with a `kl` in `loss` the reference model
+    beside MODEL is loaded.
+    """
+
+    def __init__(
+        self, model: Path, zero: int, loss: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         import msgspec
         import torch
-        from transformers import AutoModelForCausalLM
 
-        from learner.accumulate import StepGradient
-        from learner.losses.dapo import Dapo
+        from learner.building import load, step_of
+        from learner.losses.dapo import Dapo, DapoOptions
+        from learner.passes import Passes
         from learner.zero import Zero
 
-        section = msgspec.structs.replace(SECTION, zero=zero)
-        net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.zero = Zero(net, section)
-        self.gradient = StepGradient(
-            self.zero,
-            Dapo(),
-            temperature=TEMPERATURE,
-            token_cap=section.tokens_per_micro_batch,
-            importance_cap=settings.get("importance_cap", 0.0),
+        section = msgspec.structs.replace(SECTION, zero=zero, **settings)
+        options, device = DapoOptions(**(loss or {})), torch.device("cpu")
+        reference = load(model.parent / "reference", device).eval() if options.kl else None
+        self.zero = Zero(load(model, device), section)
+        self.gradient = step_of(
+            Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
+            section,
         )
         self.updates = 0
         self.reports: list[str] = []
@@ -189,16 +196,22 @@ class Rank:
     def weights(self) -> Any:
         import torch
 
-        return torch.cat([p.detach().flatten() for p in self.zero.module.parameters()])
+        with self.zero.whole():
+            return torch.cat([p.detach().flatten() for p in self.zero.module.parameters()])
 
-    def momentum(self) -> Any:
+    def momentum(self, zero: int) -> Any:
         """exp_avg: after one step (1 - beta1) times the clipped, reduced gradient."""
         import torch
+        from deepspeed.utils import safe_get_full_optimizer_state
 
-        optimizer = self.zero.engine.optimizer
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        states = optimizer.state_dict()["state"]
-        return torch.cat([states[key]["exp_avg"].flatten() for key in sorted(states)])
+        states: Any = self.zero.engine.optimizer.state if zero == 0 else {}
+        whole: Any = safe_get_full_optimizer_state
+        return torch.cat(
+            [
+                (states[p]["exp_avg"] if states else whole(p, "exp_avg")).detach().flatten()
+                for p in self.zero.module.parameters()
+            ]
+        )
 
 
 def shares(groups: Sequence[int], rank: int, world: int, *, lazy: bool) -> list[TrainGroup]:
@@ -210,17 +223,17 @@ def shares(groups: Sequence[int], rank: int, world: int, *, lazy: bool) -> list[
 
 def streamed(model: Path, zero: int, rank: int, world: int, **options: Any) -> dict[str, Any]:
     """Three steps, group by group (or packed together), and what came out of them."""
-    lazy, together = options.get("lazy", False), options.get("together", False)
+    lazy, together = options.pop("lazy", False), options.pop("together", False)
     actor = Rank(model, zero, **options)
     found: dict[str, Any] = {}
     for number, groups in enumerate(STEPS):
         mine = shares(groups, rank, world, lazy=lazy)
         counted = actor.add(mine, together=together)
-        if number == 0:
+        if number == 0 and zero < 3:
             found["gradient"] = actor.local_gradient()
         assert actor.close(groups, counted)
         if number == 0:
-            found["momentum"] = actor.momentum()
+            found["momentum"] = actor.momentum(zero)
     return {**found, "weights": actor.weights(), "norms": [m["grad_norm"] for m in actor.metrics]}
 
 
@@ -265,6 +278,48 @@ def poisoned(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     }
 
 
+def several(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Two batches of several updates; then one whose second mini-batch is not finite."""
+    import msgspec
+
+    actor = Rank(model, zero, loss=SEVERAL_LOSS, **SEVERAL)
+    for groups in STEPS[:2]:
+        assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
+    weights = actor.weights()
+    half = Rank(model, zero, updates=2, importance="truncate")
+    mine = shares(STEPS[0], rank, world, lazy=False)
+    nothing = np.full(40, np.nan, dtype="<f4").tobytes()
+    for at, group in enumerate(mine):
+        if group.group == STEPS[0][-1]:
+            [first, *others] = group.members
+            spoiled = nothing[: len(first.response)]
+            first = msgspec.structs.replace(first, behaviour=spoiled)
+            mine[at] = msgspec.structs.replace(group, members=(first, *others))
+    assert half.close(STEPS[0], half.add(mine))
+    return {
+        "weights": weights,
+        "metrics": actor.metrics,
+        "half": half.weights(),
+        "half_updates": half.metrics[0]["updates"],
+    }
+
+
+def published(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[str, Any]:
+    """The weights after a step as engines get them, and the probe's logprobs."""
+    from learner.weights import WeightPublisher, probe_logprobs
+
+    actor = Rank(model, zero)
+    assert actor.close(STEPS[0], actor.add(shares(STEPS[0], rank, world, lazy=False)))
+    probe = list(range(2, 20))
+    logprobs = probe_logprobs(actor.zero.module, probe)
+    directory = ""
+    with actor.zero.whole():
+        if rank == 0:
+            publisher = WeightPublisher(out / f"weights-{zero}", probe)
+            directory = publisher.publish(actor.zero.module, 1, logprobs).directory
+    return {"directory": directory, "logprobs": logprobs["1.0"], "weights": actor.weights()}
+
+
 def starved(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     """Memory runs out once, in the second micro-batch of a pack."""
     import torch
@@ -273,7 +328,7 @@ def starved(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     calls: list[tuple[int, ...]] = []
 
     def exhaust(_module: Any, _given: Any, named: dict[str, Any]) -> None:
-        calls.append(tuple(named["input_ids"].shape))
+        calls.append(named["input_ids"].numel())
         if len(calls) == 2:
             raise torch.OutOfMemoryError("the test's")
 
@@ -282,8 +337,7 @@ def starved(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     counted = actor.add(mine, together=True)
     handle.remove()
     assert actor.close(STEPS[0], counted)
-    padded = [rows * longest for rows, longest in calls if rows > 1]
-    return {"weights": actor.weights(), "before": max(padded[:2]), "after": max(padded[2:])}
+    return {"weights": actor.weights(), "before": max(calls[:2]), "after": max(calls[2:])}
 
 
 def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
@@ -329,21 +383,28 @@ def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[st
 def main() -> None:
     import torch
 
+    from learner import zero as deep
     from learner.zero import join_ranks, leave_ranks
 
+    deep.PERSISTENT_ELEMENTS = 100  # the tiny model's matrices are shared out, its norms are not
     model, out = Path(sys.argv[1]), Path(sys.argv[2])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     join_ranks()
     found: dict[str, Any] = {}
-    for zero in (0, 1):
+    for zero in (0, 1, 2, 3):
         found[f"streamed{zero}"] = streamed(model, zero, rank, world)
         found[f"together{zero}"] = streamed(model, zero, rank, world, together=True)
         found[f"lazy{zero}"] = streamed(model, zero, rank, world, lazy=True)
-        found[f"capped{zero}"] = streamed(model, zero, rank, world, importance_cap=1.5)
+        found[f"capped{zero}"] = streamed(
+            model, zero, rank, world, importance="truncate", importance_cap=1.5
+        )
+        found[f"several{zero}"] = several(model, zero, rank, world)
+        found[f"published{zero}"] = published(model, zero, rank, world, out)
         found[f"spoiled{zero}"] = spoiled(model, zero, rank, world)
         found[f"poisoned{zero}"] = poisoned(model, zero, rank, world)
-        found[f"starved{zero}"] = starved(model, zero, rank, world)
+        if zero < 3:
+            found[f"starved{zero}"] = starved(model, zero, rank, world)
         found[f"forgotten{zero}"] = forgotten(model, zero, rank, world)
         found[f"resumed{zero}"] = resumed(model, zero, rank, world, out)
     torch.save(found, out / f"rank{rank}.pt")

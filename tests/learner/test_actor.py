@@ -46,7 +46,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = directory / "config.yaml"
-        self.config.write_text(f"model: {MODEL}\nlearner: {{zero: 1, ranks: 2}}\n")
+        self.config.write_text(f"model: {MODEL}\nlearner: {{zero: 3, ranks: 2}}\n")
         self.hub = Hub(directory / "s")
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.identities: dict[int, bytes] = {}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.weights import WeightPublisher, checksum, probe_tokens
+from learner.weights import WeightPublisher, checksum, probe_logprobs, probe_tokens
 from tests.learner.ranks import ROOT, VOCABULARY, make_model
 
 
@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_published_file_equals_what_transformers_saves(model: Path, tmp_path: Path):
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 5)
+    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 5, {})
     path = Path(manifest.directory) / "model.safetensors"
     found, expected = load_file(path), load_file(model / "model.safetensors")
     assert found.keys() == expected.keys()  # the tied head among the missing
@@ -36,7 +36,8 @@ def test_published_file_equals_what_transformers_saves(model: Path, tmp_path: Pa
 def test_probe_is_the_learners_logprob_at_both_temperatures(model: Path, tmp_path: Path):
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     probe = probe_tokens(VOCABULARY, {0, 1})
-    manifest = WeightPublisher(tmp_path / "w", probe).publish(net, 0)
+    publisher = WeightPublisher(tmp_path / "w", probe)
+    manifest = publisher.publish(net, 0, probe_logprobs(net, probe))
     assert manifest.probe == probe == probe_tokens(VOCABULARY, {0, 1})
     assert len(probe) > 32
     assert not {0, 1} & set(probe)
@@ -54,9 +55,9 @@ def test_at_most_two_versions_are_on_disk_and_a_version_can_be_published_again(
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     publisher = WeightPublisher(tmp_path / "w", [3] * 40)
     for version in range(4):
-        publisher.publish(net, version)
+        publisher.publish(net, version, {})
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v2", "v3"]
-    WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 2)  # a learner that was resumed
+    WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 2, {})  # a learner that was resumed
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v2"]
 
 

@@ -41,7 +41,7 @@ from pipeline.messages import ChunkHead
 from pipeline.orders.sequential import Sequential
 from pipeline.plugins import SelectorEvent, Wants
 from pipeline.verbs import Allotment, AnyVerb, Finalize
-from pipeline.views import GroupView, PromptView
+from pipeline.views import BudgetView, GroupView, OpenView, PromptView
 from tests.pipeline.invariants import check
 from tests.pipeline.world import settings_of
 
@@ -71,10 +71,11 @@ class Candidates:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def allot(
-        self, prompts: Sequence[PromptView], size: int, max_tokens: int
-    ) -> Sequence[Allotment]:
-        return [Allotment(candidates=self.count, max_tokens=max_tokens) for _ in prompts]
+    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+        return [Allotment(candidates=self.count, max_tokens=view.max_tokens) for _ in prompts]
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        return []
 
 
 @dataclass

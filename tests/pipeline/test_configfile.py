@@ -93,15 +93,15 @@ def test_every_option_of_the_house_is_documented(seam: str):
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():
-    checked = {*configrules.RULES, *configrules.CHOICES, "learner.zero"}
-    free = {"model", "data.train", *plugins.PACKAGES}  # found or not found
+    checked = {*configrules.RULES, *configrules.CHOICES}
+    free = {"model", "data.train", "learner.reference", *plugins.PACKAGES}  # found or not found
     assert set(configfile.documentation()) - checked - free == set()
 
 
 def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
     path = write(
         "seed: one\n"
-        "learner: {kv_tokns: 3, zero: 2,\n"
+        "learner: {kv_tokns: 3, zero: 4,\n"
         "  betas: [0.9]}\n"
         "lr: 1e-3\n"
         "data: {bad_lines: skipp}\n"
@@ -116,12 +116,12 @@ def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
         "configs/a.yaml:12: size: given twice, first at configs/a.yaml:12; remove one",
         "configs/a.yaml:5: lr: unknown key; did you mean learner.lr?",
         "configs/a.yaml:2: seed: found 'one', expected a whole number",
-        "configs/a.yaml:3: learner.kv_tokns: unknown key",
+        "configs/a.yaml:3: learner.kv_tokns: unknown key; did you mean learner.kv_tokens?",
         "configs/a.yaml:4: learner.betas: found [0.9], expected a list of two numbers",
         "configs/a.yaml:11: eval: found 5, expected the keys of a section",
         (
             "configs/a.yaml:8: budget: "
-            "no budget named 'unifrom'; did you mean uniform? (known: uniform)"
+            "no budget named 'unifrom'; did you mean uniform? (known: length_variance, uniform)"
         ),
         "configs/a.yaml:7: selector.dual_end.longst: unknown option; did you mean longest?",
         (
@@ -129,33 +129,48 @@ def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
             "found 'skipp', expected one of stop, skip; did you mean skip?"
         ),
         "configs/a.yaml:10: sampling.temperature: found 0.0, expected above 0",
-        "configs/a.yaml:3: learner.zero: stage 2 comes with a later version; 0 and 1 work now",
+        "configs/a.yaml:3: learner.zero: found 4, expected a stage from 0 to 3",
     ]
 
 
-def test_zero_above_one_is_refused_by_name_until_it_exists(write):
+def test_kl_without_a_reference_is_refused_by_its_key(write):
     path = write("")
-    assert load(path, ["learner.zero=1"]).learner.zero == 1
-    for zero in (2, 3):
-        [line] = problems(path, f"learner.zero={zero}")
-        assert f"learner.zero: stage {zero} comes with a later version" in line
-    assert problems(path, "learner.zero=4") == [
-        "override learner.zero=4: learner.zero: found 4, expected 0 or 1"
-    ]
+    [line] = problems(path, "loss.dapo.kl=0.1")
+    assert line == (
+        "override loss.dapo.kl=0.1: loss.dapo.kl: found 0.1, but learner.reference is empty: "
+        "set learner.reference: start, or kl: 0"
+    )
+    both = load(path, ["loss.dapo.kl=0.1", "learner.reference=start"])
+    assert both.learner.reference == "start"
+
+
+def test_reference_is_start_or_a_directory_that_exists(write, tmp_path: Path):
+    path = write("")
+    (tmp_path / "teacher").mkdir()
+    found = load(path, ["learner.reference=teacher"]).learner.reference
+    assert found == str((tmp_path / "teacher").resolve())
+    [line] = problems(path, "learner.reference=nowhere")
+    assert "learner.reference: found 'nowhere': neither start nor a directory" in line
+
+
+def test_more_updates_than_groups_of_a_step_are_refused(write):
+    [line] = problems(write("step: {prompts: 4}\n"), "learner.updates=5")
+    assert "learner.updates: found 5, expected at most step.prompts, 4" in line
 
 
 def test_overrides_reach_keys_plugins_and_options_and_later_ones_win(write):
     path = write("selector: {dual_end: {longest: 3}}\nstep: {count: 5}\n")
     config = load(path, ["step.prompts=4", "step.prompts=32", "budget.redundancy=1"])
     assert (config.step.count, config.step.prompts) == (5, 32)
-    assert config.budget.options == {"redundancy": 1.0}
-    assert load(path).selector.options == {"longest": 3, "long_wait": "step"}
+    assert config.budget.options == {"redundancy": 1.0, "top_up": "none", "most": 2.0}
+    assert load(path).selector.options == {"longest": 3, "long_wait": "step", "prune_at": 0.0}
     # the plug-in alone: its options at their defaults
     assert load(path, ["selector=dual_end"]).selector.options["longest"] == 1
     # an option of the plug-in in force, or of one that this chooses
     assert load(path, ["selector.long_wait=step"]).selector.options == {
         "longest": 3,
         "long_wait": "step",
+        "prune_at": 0.0,
     }
     chosen = load(path, ["selector.concise_confident.depth=none", "selector.slack=2"]).selector
     assert (chosen.name, chosen.options["depth"], chosen.options["slack"]) == (
@@ -191,7 +206,8 @@ def test_a_plugin_can_be_named_by_module_and_class(write):
     path = write("")
     name = "pipeline.selectors.dual_end:DualEnd"
     config = load(path, [f"selector={name}"])
-    assert config.selector == Plugin(name=name, options={"longest": 1, "long_wait": "step"})
+    options = {"longest": 1, "long_wait": "step", "prune_at": 0.0}
+    assert config.selector == Plugin(name=name, options=options)
     config = load(path, [f"selector.{name}.longest=2"])
     assert plugin_class("selector", config.selector) == (DualEnd, DualEndOptions(longest=2))
     again = Path("configs/b.yaml")

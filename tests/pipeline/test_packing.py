@@ -1,4 +1,4 @@
-"""Packing: every sequence once, never over the cap, little padding."""
+"""Packing: every member once, groups together, never over the cap."""
 
 from __future__ import annotations
 
@@ -6,50 +6,54 @@ import random
 
 import pytest
 
-from pipeline.packing import pack
+from pipeline.packing import Part, pack
 
 
-def test_every_sequence_comes_once_and_no_micro_batch_is_over_the_cap():
+def test_every_member_comes_once_and_no_micro_batch_is_over_the_cap() -> None:
     rng = random.Random(5)
-    for _ in range(200):
-        lengths = [rng.randint(1, 150) for _ in range(rng.randint(0, 40))]
-        cap = rng.randint(1, 600)
-        batches = pack(lengths, cap)
-        assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for _ in range(300):
+        groups = [
+            (rng.randint(0, 40), [rng.randint(1, 150) for _ in range(rng.randint(0, 9))])
+            for _ in range(rng.randint(0, 8))
+        ]
+        cap = rng.randint(1, 900)
+        batches = pack(groups, cap)
+        found = [
+            (part.group, index) for batch in batches for part in batch for index in part.members
+        ]
+        every = [
+            (at, index) for at, (_, members) in enumerate(groups) for index in range(len(members))
+        ]
+        assert sorted(found) == every
         for batch in batches:
-            padded = max(lengths[index] for index in batch) * len(batch)
-            assert padded <= cap or len(batch) == 1
+            tokens = sum(
+                groups[part.group][0] + sum(groups[part.group][1][index] for index in part.members)
+                for part in batch
+            )
+            alone = len(batch) == 1 and len(batch[0].members) == 1
+            assert tokens <= cap or alone
 
 
-def test_a_long_tail_is_cut_off_instead_of_padding_the_others_to_it():
-    lengths = [136, 20, 21, 22, 23, 20, 21, 22]
-    assert pack(lengths, cap=4096) == [[1, 5, 2, 6, 3, 7, 4], [0]]
+def test_a_group_that_fits_stays_together() -> None:
+    rng = random.Random(6)
+    for _ in range(200):
+        groups = [(rng.randint(0, 9), [rng.randint(1, 30) for _ in range(4)]) for _ in range(6)]
+        parts = [part for batch in pack(groups, cap=150) for part in batch]
+        assert sorted(part.group for part in parts) == list(range(6)), "its prefix is run once"
 
 
-def test_equal_lengths_stay_together_up_to_the_cap():
-    assert pack([10] * 6, cap=1000) == [[0, 1, 2, 3, 4, 5]]
-    assert [len(batch) for batch in pack([10] * 6, cap=30)] == [3, 3]
+def test_a_group_over_the_cap_is_split_and_a_member_over_it_stands_alone() -> None:
+    assert pack([(5, [60, 60, 200])], cap=130) == [
+        [Part(0, (2,))],
+        [Part(0, (0, 1))],
+    ]
 
 
-def test_cuts_are_the_cheapest_of_all():
-    def cheapest(lengths: list[int], cap: int, price: int) -> int:
-        if not lengths:
-            return 0
-        best = 10**9
-        for size in range(1, len(lengths) + 1):
-            tokens = lengths[-1] * size
-            if tokens <= cap or size == 1:
-                best = min(best, tokens + price + cheapest(lengths[:-size], cap, price))
-        return best
-
-    rng = random.Random(7)
-    for _ in range(50):
-        lengths = sorted(rng.randint(1, 60) for _ in range(8))
-        batches = pack(lengths, 150, price=20)
-        cost = sum(max(lengths[i] for i in batch) * len(batch) + 20 for batch in batches)
-        assert cost == cheapest(lengths, 150, 20)
+def test_small_groups_share_a_micro_batch() -> None:
+    assert len(pack([(3, [10, 10])] * 6, cap=1000)) == 1
 
 
-def test_a_length_below_one_is_refused():
+@pytest.mark.parametrize("groups,cap", [([(3, [3, 0])], 10), ([(-1, [3])], 10), ([(1, [1])], 0)])
+def test_a_length_that_is_none_is_refused(groups: list[tuple[int, list[int]]], cap: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        pack([3, 0], cap=10)
+        pack(groups, cap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pipeline import plugins
 from pipeline.advantages.grpo import Grpo, GrpoOptions, overlong_penalty
 from pipeline.batches.fifo import Fifo
 from pipeline.budgets.uniform import Uniform, UniformOptions
+from pipeline.latency import Latency
 from pipeline.orders._walk import OrderOptions, Walk
 from pipeline.orders.sequential import Sequential
 from pipeline.orders.shuffled import Shuffled
@@ -20,11 +22,18 @@ from pipeline.rewards.exact import Exact, ExactOptions
 from pipeline.rewards.python import Python, PythonOptions
 from pipeline.testing import outcomes_of, sample_of
 from pipeline.verbs import Advantages, Close, NoSignal, Take
-from pipeline.views import BatchView, PlanView, PromptView
+from pipeline.views import BatchView, BudgetView, PlanView, PromptView
 
 OF_TRL = "tests.pipeline.reward_functions:of_trl"
 
 # --- budget ----------------------------------------------------------------------------------
+
+
+def budget_view(size: int, **given: Any) -> BudgetView:
+    values: dict[str, Any] = dict(
+        step=0, size=size, max_tokens=128, need=4, engines=1, slots=64, latency=Latency()
+    )
+    return BudgetView(**{**values, **given})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +42,7 @@ OF_TRL = "tests.pipeline.reward_functions:of_trl"
 )
 def test_uniform_rounds_redundancy_times_m_halves_up(redundancy: float, size: int, candidates: int):
     [allotted] = Uniform(UniformOptions(redundancy=redundancy)).allot(
-        [PromptView(prompt=3, tokens=9)], size, 128
+        [PromptView(prompt=3, tokens=9)], budget_view(size)
     )
     assert (allotted.candidates, allotted.max_tokens) == (candidates, 128)
 

@@ -14,7 +14,7 @@ from pipeline.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.selectors.first_m import FirstM
 from pipeline.selectors.shortest import Shortest
 from pipeline.testing import Recent, group_of, illegal
-from pipeline.verbs import AnyVerb, Drop, Enough, Finalize
+from pipeline.verbs import AnyVerb, Drop, Enough, Finalize, Stop
 from pipeline.views import GroupView
 
 EVENT = Finish(trajectory=1)
@@ -135,6 +135,28 @@ def test_dual_end_keeps_one_short_member_when_the_size_is_relaxed_below_its_long
     assert chosen(decide(selector, group, Relaxed())) == (2, 1)
 
 
+def test_dual_end_prunes_a_group_that_was_given_prune_at_times_m_candidates():
+    selector = DualEnd(DualEndOptions(prune_at=2.0, long_wait="group"))
+    finished = {1: 50, 2: 10}
+    assert not decide(selector, group_of(size=2, finished=finished, running={3: 60}))
+    group = group_of(size=2, finished=finished, running={3: 60}, budget=4)  # one was aborted
+    assert decide(selector, group) == [
+        Finalize(ids=(2, 1), why="2 shortest: pruned at 4 candidates")
+    ]
+    assert not decide(DualEnd(DualEndOptions(long_wait="group")), group)
+    few = group_of(size=2, finished={1: 50}, truncated={4: 99, 5: 99}, running={3: 60})
+    assert not decide(selector, few)  # truncated ones are none of the first M
+    # topped up to the bound when more than M had finished: the short end alone
+    late = group_of(size=2, finished={1: 50, 2: 10, 4: 20}, running={3: 60})
+    assert chosen(decide(selector, late)) == (2, 4)
+
+
+@pytest.mark.parametrize("prune_at", [-1.0, 0.5, float("nan")])
+def test_dual_end_refuses_to_prune_below_m_candidates(prune_at: float):
+    [text] = DualEndOptions(prune_at=prune_at).problems(8)
+    assert text == f"prune_at is {prune_at}, expected 0, or at least 1"
+
+
 def test_dual_end_refuses_a_long_end_as_large_as_the_group():
     assert list(DualEndOptions(longest=8).problems(8)) == [
         "longest is 8, but group.size is 8: at most 7"
@@ -147,6 +169,8 @@ def test_dual_end_refuses_a_long_end_as_large_as_the_group():
 HUNDRED = Recent(confidences=[-i / 100 for i in range(100)])  # the 0.2 quantile is -0.792
 NONE = ConciseConfident(ConciseConfidentOptions(depth="none"))
 STEP = ConciseConfident()
+STOP = ConciseConfident(ConciseConfidentOptions(depth="stop"))
+RIGHT = {1: 1.0, 2: 1.0, 3: 1.0}
 
 
 def test_concise_confident_without_depth_ends_when_m_pass_the_gate():
@@ -193,9 +217,37 @@ def test_concise_confident_with_depth_orders_the_short_end_by_the_gate():
     assert verb == Finalize(ids=(2, 1, 4), why="2 short (2 pass the gate) and 1 longest")
 
 
+def test_concise_confident_with_depth_stop_cuts_the_longest_running_where_most_are_right():
+    running, queued = {5: 30, 6: 70}, {9: 0}
+    group = group_of(
+        size=4, finished={1: 50, 2: 10, 3: 40, 4: 20}, running=running, queued=queued, rewards=RIGHT
+    )
+    assert decide(STOP, group) == [
+        Stop(ids=(6,), why="3 of 4 short ones are right"),
+        Finalize(ids=(2, 4, 3, 6), why="3 short and 1 cut while running"),
+    ]
+    assert illegal(group, decide(STOP, group)) == []
+    two = ConciseConfident(ConciseConfidentOptions(depth="stop", longest=2))
+    assert decide(two, group)[1] == Finalize(
+        ids=(2, 4, 6, 5), why="2 short and 2 cut while running"
+    )
+
+
+def test_concise_confident_cuts_nobody_unless_more_than_half_are_known_to_be_right():
+    finished = {1: 50, 2: 10, 3: 40, 4: 20}
+    for rewards in ({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0, 3: 0.0, 4: 0.0}):
+        group = group_of(size=4, finished=finished, running={6: 70}, rewards=rewards)
+        assert chosen(decide(STOP, group)) == (2, 4, 3, 1)
+
+
+def test_concise_confident_cuts_nobody_who_has_just_begun():
+    group = group_of(size=3, finished={1: 50, 2: 10, 3: 40}, running={6: 10}, rewards=RIGHT)
+    assert chosen(decide(STOP, group)) == (2, 3, 1)
+
+
 def test_concise_confident_fills_up_with_truncated_ones_when_all_have_ended():
     group = group_of(size=3, finished={3: 5, 1: 50}, truncated={2: 99, 4: 99})
-    for selector in (NONE, STEP):
+    for selector in (NONE, STEP, STOP):
         assert chosen(decide(selector, group)) == (3, 1, 2)
 
 
@@ -210,7 +262,9 @@ EVERY: list[plugins.Selector] = [
     *(plugins.find("selector", name)() for name in plugins.house_names("selector")),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
+    DualEnd(DualEndOptions(prune_at=1.5)),
     NONE,
+    STOP,
 ]
 
 
@@ -241,6 +295,7 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
         parked=by_state.get("parked"),
         failed=draw(st.sets(st.sampled_from(given_ids))) if members else (),
         confidence={id_: draw(st.floats(-3, 0)) for id_ in given_ids},
+        rewards=dict.fromkeys(given_ids[: draw(st.integers(0, 12))], 1.0),
         statistics=draw(st.sampled_from([Recent(), HUNDRED])),
     )
 
@@ -251,7 +306,7 @@ def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
     selector: plugins.Selector, group: GroupView, event: SelectorEvent
 ):
     verbs = decide(selector, group, event)
-    assert len(verbs) <= 1
+    assert len(verbs) <= 1 + isinstance(verbs[0] if verbs else None, Stop)
     assert illegal(group, verbs) == []
     failed = {member.id for member in group.members if member.reward_failed}
     for verb in verbs:

@@ -27,6 +27,7 @@ from pipeline.events import (
     FinishStep,
     Forget,
     Halt,
+    Hint,
     Judge,
     LearnerJoined,
     Place,
@@ -43,6 +44,7 @@ from pipeline.events import (
     Train,
     Trained,
     TrainingFailed,
+    Unhint,
     Unjudge,
     VersionPublished,
     WeightsRefused,
@@ -78,7 +80,11 @@ def settings_of(**changes: Any) -> Settings:
 
 
 def seams_of(
-    selector: str = "first_m", redundancy: float = 1.5, seed: int = 0, **options: Any
+    selector: str = "first_m",
+    redundancy: float = 1.5,
+    seed: int = 0,
+    top_up: str = "none",
+    **options: Any,
 ) -> Seams:
     def make(seam: str, name: str, **given: Any) -> Any:
         cls = plugins.find(seam, name)
@@ -87,7 +93,7 @@ def seams_of(
 
     return Seams(
         prompts=make("prompts", "shuffled"),
-        budget=make("budget", "uniform", redundancy=redundancy),
+        budget=make("budget", "uniform", redundancy=redundancy, top_up=top_up),
         selector=make("selector", selector, **options),
         batch=make("batch", "fifo"),
         advantage=make("advantage", "grpo", drop_equal=True),
@@ -220,6 +226,7 @@ class World:
             case Unjudge():
                 self.rewards.pop(command.trajectory, None)
             case Train():
+                self._assert_young(command)
                 self.learner[command.rank].append(command)
             case Forget():
                 queue = self.learner[command.rank]
@@ -245,6 +252,17 @@ class World:
                 self.reports.append(command)
             case ShutDown():
                 self.over = command
+            case Hint() | Unhint():
+                pass  # read from `commands` by the tests of hints
+
+    def _assert_young(self, command: Train) -> None:
+        core = self.coordinator.core
+        group = core.groups[command.group]
+        for member in command.members:
+            found = group.member(member.trajectory)
+            assert found is not None
+            oldest = core.version - self.settings.max_staleness
+            assert min(found.versions) >= oldest, "a token is too old to be trained on"
 
     def kill(self, name: str, tell: bool = True) -> None:
         self.away.add(name)

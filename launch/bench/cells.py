@@ -1,0 +1,168 @@
+"""One cell of a comparison: a method with one seed, as a `darts train` in a folder of its own.
+
+Turns a cell into a finished run, and a finished run's files into figures. A cell is
+finished when its folder holds a result of exactly this configuration; what was
+interrupted is removed and run again, so that every time is that of a whole run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.bench.methods import Method
+from launch.processes import Child, clean_environment, end_all
+from pipeline.configfile import dump, load
+from pipeline.runfolder import RunFolder
+
+STOP_S = 15.0
+"""From Ctrl-C to the end of a cell's processes; `watch.stop_s` is 10 by default."""
+_POLL_S = 0.2
+
+
+class CellError(Exception):
+    """A cell cannot be run, or has failed; the message says where to look."""
+
+
+class StepLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a line `step` in metrics.jsonl."""
+
+    step: int
+    seconds: float
+    tokens_sampled: int
+    tokens_trained: int
+    generation_s: float
+    depth: float | None = None  # None: nothing was trained on
+    bubble_engine: float | None = None
+    bubble_learner: float | None = None
+
+
+class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a line `eval`; `train_s` is added here."""
+
+    step: int
+    accuracy: float
+    tokens_mean: float
+    tokens_p95: float
+    train_s: float = 0.0  # seconds inside steps up to it: evaluations cost nothing
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished cell in numbers."""
+
+    step_seconds: float  # mean over the steps
+    seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
+    final_accuracy: float
+    mean_tokens: float  # of a held-out response, last evaluation
+    sampled_per_trained: float | None
+    tokens_trained: int
+    depth: float | None  # mean over the steps
+    bubble_engine: float | None  # of the generation spans together
+    bubble_learner: float | None  # of the steps together
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    method: Method
+    seed: int
+    config: Path
+    overrides: tuple[str, ...]  # for every cell of the comparison; the method's come after them
+    base: Path  # folder of the comparison
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name}-s{self.seed}"
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.base / self.name)
+
+    @property
+    def settings(self) -> list[str]:
+        return [*self.overrides, *self.method.overrides, f"seed={self.seed}"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether a whole run of it is there. Raises CellError if one of other settings is."""
+        if not self.run.result.exists():
+            return False
+        if self.run.config.read_text() != dump(load(self.config, self.settings)):
+            raise CellError(
+                f"{self.run.path}: a finished run of other settings; "
+                f"remove it, or choose another --folder"
+            )
+        return True
+
+    def carry_out(self) -> None:
+        """Run it from the start. Raises CellError if it fails; Ctrl-C ends it first."""
+        if self.run.path.exists():
+            shutil.rmtree(self.run.path)
+        log = self.base / f"{self.name}.log"
+        log.unlink(missing_ok=True)
+        command = ["launch.cli", "train", str(self.config), "--out", str(self.run.path)]
+        child = Child(self.name, [*command, *self.settings], log, clean_environment())
+        child.start()
+        try:
+            while child.running:
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            os.kill(child.pid, signal.SIGINT)
+            raise
+        finally:
+            end_all([child], STOP_S)
+        if child.ended() != "exit 0":
+            raise CellError(f"{self.name}: {child.ended()}; {log} ends:\n{child.tail()}")
+
+    def curve(self) -> list[EvalLine]:
+        """Its evaluations, with the training seconds at each."""
+        steps, evaluations = self._lines()
+        return [
+            msgspec.structs.replace(
+                found, train_s=sum(s.seconds for s in steps if s.step < found.step)
+            )
+            for found in evaluations
+        ]
+
+    def figures(self, target: float) -> Figures:
+        """Numbers of a finished cell.
+
+        Args:
+            target: held-out accuracy.
+        """
+        steps, _ = self._lines()
+        curve = self.curve()
+        trained = sum(s.tokens_trained for s in steps)
+        depths = [s.depth for s in steps if s.depth is not None]
+        generating = [(s.bubble_engine, s.generation_s) for s in steps]
+        return Figures(
+            step_seconds=sum(s.seconds for s in steps) / len(steps),
+            seconds_to_target=next((e.train_s for e in curve if e.accuracy >= target), None),
+            final_accuracy=curve[-1].accuracy,
+            mean_tokens=curve[-1].tokens_mean,
+            sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
+            tokens_trained=trained,
+            depth=sum(depths) / len(depths) if depths else None,
+            bubble_engine=_weighted(generating),
+            bubble_learner=_weighted([(s.bubble_learner, s.seconds) for s in steps]),
+        )
+
+    def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
+        lines: list[dict[str, Any]] = [
+            msgspec.json.decode(line) for line in self.run.metrics.read_bytes().splitlines()
+        ]
+        return (
+            [msgspec.convert(line, StepLine) for line in lines if line["what"] == "step"],
+            [msgspec.convert(line, EvalLine) for line in lines if line["what"] == "eval"],
+        )
+
+
+def _weighted(shares: list[tuple[float | None, float]]) -> float | None:
+    """Mean of those shares that are known, by their weights."""
+    known = [(share, weight) for share, weight in shares if share is not None]
+    total = sum(weight for _, weight in known)
+    return sum(share * weight for share, weight in known) / total if total > 0 else None

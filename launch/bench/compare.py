@@ -1,0 +1,181 @@
+"""`darts bench compare`: methods x seeds, one `darts train` after another, and what came of it.
+
+Turns a list of methods into finished runs below one folder and into the JSON, the table
+and the page of plots. Seeds come first, so that every method has its first seed before
+any has its second. The results are written after every cell; started again with the same
+settings, only what is missing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import msgspec
+
+from launch.bench import plots, tables
+from launch.bench.cells import Cell, CellError, Figures
+from launch.bench.methods import METHODS, QUICK
+from launch.train import about
+from pipeline.configfile import ConfigError, load
+from pipeline.runfolder import RunError
+
+TARGET = 0.8
+"""Held-out accuracy of configs/bench.yaml; the warm start has .39."""
+QUICK_OVERRIDES = ("step.count=16", "step.prompts=32", "learner.lr=1.0e-4", "eval.every=4")
+QUICK_TARGET = 0.5
+
+
+class CompareError(Exception):
+    """Nothing was started: methods, settings or folder do not fit."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be compared."""
+
+    config: Path
+    folder: Path
+    methods: tuple[str, ...]
+    seeds: int
+    target: float  # held-out accuracy
+    overrides: tuple[str, ...] = ()
+
+    def cells(self) -> list[Cell]:
+        """All of them, the seeds outermost. Raises CompareError, with every problem."""
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise CompareError(f"unknown: {', '.join(unknown)}; methods: {', '.join(METHODS)}")
+        if self.seeds < 1:
+            raise CompareError(f"seeds is {self.seeds}, expected at least 1")
+        made = [
+            Cell(
+                method=METHODS[name],
+                seed=seed,
+                config=self.config,
+                overrides=self.overrides,
+                base=self.folder,
+            )
+            for seed in range(self.seeds)
+            for name in dict.fromkeys(self.methods)
+        ]
+        for cell in made:
+            try:
+                config = load(cell.config, cell.settings)
+            except ConfigError as error:
+                raise CompareError(f"method {cell.method.name}:\n{error}") from error
+            if not config.eval.every or not config.data.held_out or not config.step.count:
+                raise CompareError("eval.every, data.held_out and step.count must be above 0")
+        return made
+
+
+def quick_comparison(wanted: Comparison) -> Comparison:
+    """One seed of three methods, a few steps; settings of the user's own still win."""
+    overrides = (*QUICK_OVERRIDES, *wanted.overrides)
+    return msgspec.structs.replace(wanted, methods=QUICK, seeds=1, overrides=overrides)
+
+
+def compare(wanted: Comparison, out: Path | None = None) -> int:
+    """Run what is missing, show and write what is there. Returns the exit status."""
+    try:
+        cells = wanted.cells()
+        wanted.folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(wanted.folder / "lock", timeout=0):
+            return _compare(wanted, cells, out)
+    except filelock.Timeout:
+        _say(f"{wanted.folder}: another comparison is running there")
+        return 2
+    except (CompareError, CellError, RunError, OSError) as error:
+        _say(error)
+        return 2
+
+
+def _compare(wanted: Comparison, cells: list[Cell], out: Path | None) -> int:
+    done = [cell for cell in cells if cell.finished]
+    table = _write(wanted, cells, done, out)
+    if done:
+        _say(f"{len(done)} of {len(cells)} runs are there: {', '.join(c.name for c in done)}")
+        print(table, flush=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a cell as Ctrl-C does
+    failed: list[str] = []
+    try:
+        for number, cell in enumerate(cells, start=1):
+            if cell in done:
+                continue
+            _say(f"[{number}/{len(cells)}] {cell.name}: {cell.method.about}")
+            begun = time.monotonic()
+            try:
+                cell.carry_out()
+            except CellError as error:
+                failed.append(cell.name)
+                _say(error)
+                continue
+            done.append(cell)
+            _say(f"    {_outcome(cell, wanted.target)}, {time.monotonic() - begun:.0f} s in all")
+            print(_write(wanted, cells, done, out), flush=True)
+    except KeyboardInterrupt:
+        _say(f"stopped; what is finished is kept below {wanted.folder}")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if done:
+        _plot(wanted, done)
+    if failed:
+        _say(f"failed: {', '.join(failed)}; started again, only these are run")
+    return 1 if failed else 0
+
+
+def _outcome(cell: Cell, target: float) -> str:
+    found, curve = cell.figures(target), cell.curve()
+    reached = found.seconds_to_target
+    return (
+        f"accuracy {curve[0].accuracy:.3f} -> {found.final_accuracy:.3f}, "
+        f"{found.step_seconds:.2f} s a step, target "
+        + (f"after {reached:.0f} s" if reached is not None else "not reached")
+    )
+
+
+def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | None) -> str:
+    """comparison.json (and `out`) of what is done so far; returns the table."""
+    known: dict[str, list[Figures | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
+    for cell in cells:
+        known[cell.method.name].append(cell.figures(wanted.target) if cell in done else None)
+    columns = tables.columns(known)
+    comparison: dict[str, Any] = {
+        "target": wanted.target,
+        "seeds": list(range(wanted.seeds)),
+        "overrides": list(wanted.overrides),
+        "about": about(),
+        "settings": {name: list(METHODS[name].overrides) for name in known},
+        "methods": columns,
+        "ratios": tables.ratios(columns),
+    }
+    table = tables.markdown(comparison)
+    text = json.dumps(comparison, indent=1) + "\n"
+    for path in (wanted.folder / "comparison.json", *([out] if out else [])):
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(text)
+        temporary.rename(path)
+    (wanted.folder / "comparison.md").write_text(table + "\n")
+    return table
+
+
+def _plot(wanted: Comparison, done: list[Cell]) -> None:
+    if not plots.available():
+        _say("no plots: they need bokeh, pip install 'darts-rl[report]'")
+        return
+    page = wanted.folder / "comparison.html"
+    curves = {
+        name: [cell.curve() for cell in done if cell.method.name == name]
+        for name in dict.fromkeys(wanted.methods)
+    }
+    plots.draw(curves, wanted.target, page)
+    _say(f"plots: {page}")
+
+
+def _say(text: object) -> None:
+    print(f"darts: {text}", file=sys.stderr, flush=True)

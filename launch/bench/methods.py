@@ -1,0 +1,96 @@
+"""The methods that `darts bench compare` holds against each other.
+
+A method is a name, its settings and a line that says what it is. It sets its budget,
+selector and overlap, so that it does not change with a default of the house.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+BASELINE = "sync"
+"""What ratios are taken to."""
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """One column of settings."""
+
+    name: str
+    about: str
+    overrides: tuple[str, ...]
+
+
+def _method(name: str, about: str, *overrides: str) -> Method:
+    streamed = () if any(o.startswith("learner.overlap=") for o in overrides) else (_STREAMED,)
+    return Method(name=name, about=about, overrides=(*overrides, *streamed))
+
+
+_STREAMED = "learner.overlap=group"
+_UNIFORM = ("budget=uniform", "budget.redundancy=1.5")
+_NO_SPARE = ("budget=uniform", "budget.redundancy=1", "selector=all")
+_TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
+_STALE = ("learner.max_staleness=1", "learner.importance=truncate")
+
+METHODS = {
+    method.name: method
+    for method in (
+        _method(
+            BASELINE,
+            "GRPO as verl does it: sample 8, wait for all, then learn",
+            *_NO_SPARE,
+            "learner.overlap=off",
+        ),
+        _method("sync_streamed", "the same, backward of a group while others generate", *_NO_SPARE),
+        _method(
+            "darts_published",
+            "7 shortest and the longest of 12, each group waits for its longest",
+            *_UNIFORM,
+            "selector.dual_end.long_wait=group",
+        ),
+        _method(
+            "darts_barrier",
+            "7 shortest and the longest of 12 that has ended when the step's last group is enough",
+            *_UNIFORM,
+            "selector.dual_end.long_wait=step",
+        ),
+        _method(
+            "concise_confident",
+            "short and confident ones of 12, and the longest at the step barrier",
+            *_UNIFORM,
+            "selector.concise_confident.depth=step",
+        ),
+        _method(
+            "darts_adaptive",
+            "as darts_published, more candidates where lengths vary more",
+            "budget=length_variance",
+            "selector.dual_end.long_wait=group",
+        ),
+        _method("first_m", "the first 8 of 12 to finish", *_UNIFORM, "selector=first_m"),
+        _method(
+            "tail_batching",
+            "a quarter more prompts (12 of 48) and candidates; what is late waits for long rounds",
+            "prompts=tail_batching",
+            "step.reserve=12",
+            "budget=uniform",
+            "budget.redundancy=1.25",
+            "selector=first_m",
+        ),
+        _method("top_up", "first 8, sample 8: idle slots get more, up to 16", *_TOP_UP),
+        _method(
+            "top_up_quorum",
+            "the same; once 90% of the groups are in, the others close with 6",
+            *_TOP_UP,
+            "batch=quorum",
+        ),
+        _method(
+            "k1",
+            "sample 8, wait for all, one version of staleness, truncated importance weights",
+            *_NO_SPARE,
+            *_STALE,
+        ),
+        _method("k1_top_up", "top_up with one version of staleness", *_TOP_UP, *_STALE),
+    )
+}
+
+QUICK = (BASELINE, "darts_barrier", "top_up_quorum")
+"""Synchronous, DARTS with the step barrier, and the fastest of ours."""

@@ -1,0 +1,108 @@
+"""Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, seeds as bands.
+
+A line is the median over seeds, its band reaches from the lowest to the highest.
+Lengths are those of held-out responses: among training candidates the long ones are
+cut short by some methods and not by others. Drawing needs bokeh, an extra (`report`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from launch.bench.cells import EvalLine
+
+Curves = Mapping[str, Sequence[Sequence[EvalLine]]]
+"""Method -> finished seed -> its evaluations."""
+
+_POINTS = 200  # of an axis of time
+_COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
+    "#bbbbbb", "#000000", "#e07b39", "#7a5195", "#2f9e8f", "#8c564b",
+)  # fmt: skip
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True):
+    """One method's line; all of one length."""
+
+    x: list[float]
+    low: list[float]
+    middle: list[float]
+    high: list[float]
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
+    x: str  # field of EvalLine
+    y: str
+    unit: str
+
+
+PLOTS = (
+    Plot(title="held-out accuracy", x="train_s", y="accuracy", unit="training seconds"),
+    Plot(title="mean response, tokens", x="step", y="tokens_mean", unit="step"),
+    Plot(title="95th percentile of responses, tokens", x="step", y="tokens_p95", unit="step"),
+)
+
+
+def available() -> bool:
+    """Whether bokeh is installed."""
+    return importlib.util.find_spec("bokeh") is not None
+
+
+def band(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> Band:
+    """Median, lowest and highest over seeds.
+
+    Seeds meet at the same steps but not at the same seconds: on an axis of time each is
+    read between its evaluations, up to where the first of them ends.
+    """
+    first = seeds[0]
+    if plot.x == "step":
+        grid = np.array([found.step for found in first], dtype=float)
+    else:
+        grid = np.linspace(0.0, min(getattr(s[-1], plot.x) for s in seeds), _POINTS)
+    lines = np.array(
+        [
+            np.interp(grid, [getattr(e, plot.x) for e in s], [getattr(e, plot.y) for e in s])
+            for s in seeds
+        ]
+    )
+    return Band(
+        x=grid.tolist(),
+        low=lines.min(axis=0).tolist(),
+        middle=np.median(lines, axis=0).tolist(),
+        high=lines.max(axis=0).tolist(),
+    )
+
+
+def draw(curves: Curves, target: float, out: Path) -> None:
+    """Write the page; needs no network to be looked at. Raises ImportError without bokeh."""
+    plotting: Any = importlib.import_module("bokeh.plotting")
+    layouts: Any = importlib.import_module("bokeh.layouts")
+    embed: Any = importlib.import_module("bokeh.embed")
+    resources: Any = importlib.import_module("bokeh.resources")
+    models: Any = importlib.import_module("bokeh.models")
+    figures: list[Any] = []
+    for plot in PLOTS:
+        figure = plotting.figure(
+            title=plot.title, x_axis_label=plot.unit, width=900, height=360,
+            sizing_mode="scale_width", lod_threshold=None,
+        )  # fmt: skip
+        for index, (name, seeds) in enumerate((n, s) for n, s in curves.items() if s):
+            colour = _COLOURS[index % len(_COLOURS)]
+            found = band(plot, seeds)
+            shared = {"color": colour, "legend_label": name}
+            figure.varea(found.x, found.low, found.high, alpha=0.15, **shared)
+            figure.line(found.x, found.middle, line_width=2, **shared)
+        if plot.y == "accuracy":
+            figure.add_layout(models.Span(location=target, dimension="width", line_dash="dashed"))
+        figure.legend.click_policy = "hide"
+        figures.append(figure)
+    page = embed.file_html(layouts.column(*figures), resources.INLINE, "darts bench compare")
+    out.write_text(page)

@@ -1,0 +1,129 @@
+"""vLLM alone: what a step of darts asks of its engine, asked of `AsyncLLM` directly.
+
+    python -m launch.bench.raw_engine --config CONFIG --out FILE
+
+Turns a configuration into the requests of its first step (the coordinator says which),
+streams them with `engine.slots` in flight, and writes tokens and seconds as JSON. A process of
+its own, since vLLM is imported with its environment set. Engine and sampling settings are those
+of `engines.vllm`: only what darts adds around them is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from engines.base import Sampling
+from engines.model_files import read_model_facts
+from engines.process import die_with_parent, end_group, lead_own_group
+from engines.vllm import async_llm, sampling_params
+from pipeline import assembly
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.events import (
+    AnyEvent,
+    EngineJoined,
+    LearnerJoined,
+    Place,
+    VersionPublished,
+    WeightsServed,
+)
+from pipeline.messages import ints
+from pipeline.prompts import load_held_out, load_train
+from pipeline.text import Tokenizer
+
+if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
+    die_with_parent()
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """What was generated, and in what time."""
+
+    tokens: int  # response tokens
+    seconds: float  # from the first request to the last token
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+def requests_of(config: Config) -> list[Sampling]:
+    """The first step's requests, in the order in which a run places them.
+
+    Asks a coordinator with one engine that has a slot for each. Evaluation must be off.
+    """
+    tokenizer = Tokenizer(Path(config.model))
+    train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+    held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+    coordinator = assembly.coordinator(config, tokenizer, train, held_out)
+    beginning: list[AnyEvent] = [
+        *(LearnerJoined(rank=rank) for rank in range(config.learner.ranks)),
+        VersionPublished(version=0),
+        EngineJoined(engine="e0", epoch=0, slots=config.step.prompts * config.group.size),
+        WeightsServed(engine="e0", version=0, gap=0.0),
+    ]
+    commands = [command for event in beginning for command in coordinator.handle(event, 0.0)]
+    return [
+        Sampling(
+            id=f"{command.trajectory}",
+            tokens=ints(train[command.prompt].tokens).tolist(),
+            max_tokens=command.max_tokens,
+            temperature=config.sampling.temperature,
+            seed=command.seed,
+        )
+        for command in commands
+        if isinstance(command, Place)
+    ]
+
+
+async def measure(config: Config, requests: Sequence[Sampling]) -> Span:
+    """Stream all requests. Once around with as many as there are slots comes before, unmeasured."""
+    stops = read_model_facts(config.model).stop_tokens
+    llm = async_llm(config.model, config.engine, config.seed)
+
+    async def stream(name: str, chosen: Sequence[Sampling]) -> Span:
+        tokens, waiting = 0, iter(chosen)
+
+        async def slot() -> None:
+            nonlocal tokens
+            for request in waiting:
+                prompt = {"prompt_token_ids": list(request.tokens)}
+                params = sampling_params(request, stops)
+                async for output in llm.generate(prompt, params, f"{name}-{request.id}"):
+                    tokens += len(output.outputs[0].token_ids)
+
+        started = time.monotonic()
+        await asyncio.gather(*(slot() for _ in range(config.engine.slots)))
+        return Span(tokens=tokens, seconds=time.monotonic() - started)
+
+    try:
+        await stream("warm-up", requests[: config.engine.slots])
+        return await stream("measured", requests)
+    finally:
+        llm.shutdown(timeout=2.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.raw_engine")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    lead_own_group()
+    import uvloop
+
+    try:
+        config = load(options.config)
+        span = uvloop.run(measure(config, requests_of(config)))
+        options.out.write_bytes(msgspec.json.encode(span))
+    finally:
+        end_group()
+
+
+if __name__ == "__main__":
+    main()

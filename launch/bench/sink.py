@@ -1,0 +1,109 @@
+"""A learner that learns nothing: the pipeline without the time and the core of training.
+
+    python -m launch.bench.sink --directory SOCKETS --config CONFIG --rank 0 --world 1
+
+Speaks the learner's side of the wire: publishes the start weights, calls every group
+trained and every step done at once, and lets each version after the first be the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from learner.actor import keep_off_the_engines_core
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.messages import (
+    PROTOCOL,
+    CloseStep,
+    GroupTrained,
+    Join,
+    Manifest,
+    Published,
+    Refused,
+    Shutdown,
+    StepDone,
+    ToPeer,
+    TrainGroup,
+    Welcome,
+)
+from pipeline.text import Tokenizer
+from pipeline.transport import Link
+
+
+class Sink:
+    """Serves one stage as its only learner rank."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        # transformers' loaders have no usable types.
+        loader: Any = AutoModelForCausalLM
+        self._model: Any = loader.from_pretrained(config.model, dtype=torch.float32)
+        tokenizer = Tokenizer(Path(config.model))
+        self._vocabulary = tokenizer.vocabulary
+        self._special = tokenizer.eos | {tokenizer.pad}
+        self._manifest: Manifest | None = None
+        self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
+        join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
+        self._link = Link(directory, join, self._inbox.put)
+
+    def run(self) -> int:
+        """Serve until told to leave; the exit status."""
+        self._link.start()
+        self._link.working("idle", 0.0)
+        while True:
+            match self._inbox.get():
+                case Welcome(weights_directory=directory):
+                    self._publish(Path(directory))
+                case TrainGroup() as group:
+                    tokens = sum(m.weight * (len(m.response) // 4) for m in group.members)
+                    self._link.send(GroupTrained(step=group.step, group=group.group, tokens=tokens))
+                case CloseStep(step=step):
+                    self._link.send(self._done(step))
+                case Shutdown():
+                    self._link.close()
+                    return 0
+                case Refused(why=why):
+                    self._link.close()
+                    print(f"refused by the stage: {why}", flush=True)
+                    return 2
+                case _:
+                    pass  # what would change weights it has none of
+
+    def _publish(self, directory: Path) -> None:
+        from learner.weights import WeightPublisher, probe_logprobs, probe_tokens
+
+        probe = probe_tokens(self._vocabulary, self._special)
+        logprobs = probe_logprobs(self._model, probe)
+        manifest = WeightPublisher(directory, probe).publish(self._model, 0, logprobs)
+        self._manifest = manifest
+        self._link.send(Published(manifest=manifest))
+
+    def _done(self, step: int) -> StepDone:
+        assert self._manifest is not None, "a step is closed before the weights were published"
+        version = self._manifest.version + 1
+        self._manifest = msgspec.structs.replace(self._manifest, version=version)
+        return StepDone(step=step, version=version, manifest=self._manifest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.sink")
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--rank", type=int, choices=[0], required=True)
+    parser.add_argument("--world", type=int, choices=[1], required=True)
+    options = parser.parse_args()
+    config = load(options.config)
+    keep_off_the_engines_core(config)
+    raise SystemExit(Sink(config, options.directory).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Figures of cells -> the comparison: lists by seed, medians, ratios to the baseline, a table.
+
+Pure. Ratios are paired by seed: a seed draws the same prompts in every method. Their
+intervals are those of a percentile bootstrap over seeds, which says little below three.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from launch.bench.cells import Figures
+from launch.bench.methods import BASELINE
+
+FIGURES = Figures.__struct_fields__
+RATIOS = ("step_seconds", "seconds_to_target")
+FEWEST_SEEDS = 3  # for an interval
+_DRAWS = 10_000
+
+BySeed = Sequence[Figures | None]
+"""One method's cells in the order of the seeds; None: not there yet, or failed."""
+
+
+def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[float | None]]]:
+    """Method -> figure -> values by seed; None where there is none."""
+    return {
+        name: {
+            figure: [getattr(found, figure) if found else None for found in by_seed]
+            for figure in FIGURES
+        }
+        for name, by_seed in cells.items()
+    }
+
+
+def ratios(
+    table: Mapping[str, Mapping[str, Sequence[float | None]]],
+) -> dict[str, dict[str, list[float | None]]]:
+    """Method -> figure -> [baseline over method, low, high]: above 1 is faster.
+
+    Only seeds count where both have the figure. `low` and `high` hold 95% and are None
+    below `FEWEST_SEEDS` such seeds; methods and figures without any are left out.
+    """
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for name, figures in table.items():
+        for figure in RATIOS if name != BASELINE and BASELINE in table else ():
+            pairs = [
+                (base, own)
+                for base, own in zip(table[BASELINE][figure], figures[figure], strict=True)
+                if base is not None and own  # a target reached before training has no ratio
+            ]
+            if pairs:
+                found.setdefault(name, {})[figure] = list(_ratio(pairs))
+    return found
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float | None, float | None]:
+    """Ratio of the sums, and the interval over resampled pairs."""
+    values = np.array(pairs)
+    base, own = values.sum(axis=0)
+    if len(pairs) < FEWEST_SEEDS:
+        return float(base / own), None, None
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (_DRAWS, len(pairs)))
+    sums = values[drawn].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return float(base / own), float(low), float(high)
+
+
+class _Column(msgspec.Struct, frozen=True):
+    title: str
+    figure: str
+    form: str
+    scale: float = 1.0
+
+
+_COLUMNS = (
+    _Column("s to target", "seconds_to_target", ".0f"),
+    _Column("s a step", "step_seconds", ".2f"),
+    _Column("accuracy", "final_accuracy", ".3f"),
+    _Column("mean tokens", "mean_tokens", ".1f"),
+    _Column("sampled per trained", "sampled_per_trained", ".2f"),
+    _Column("trained, thousands", "tokens_trained", ".0f", 1e-3),
+    _Column("depth", "depth", ".2f"),
+    _Column("bubble engine", "bubble_engine", ".2f"),
+    _Column("bubble learner", "bubble_learner", ".2f"),
+)
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """The table: medians over seeds, and in brackets how many times faster than the baseline.
+
+    Args:
+        comparison: with `methods` as of `columns`, `ratios` as of `ratios`.
+    """
+    titles = ["method", "seeds", *(column.title for column in _COLUMNS)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, figures in comparison["methods"].items():
+        done = sum(value is not None for value in figures["final_accuracy"])
+        cells = [name, f"{done} of {len(figures['final_accuracy'])}"]
+        for column in _COLUMNS:
+            ratio = comparison["ratios"].get(name, {}).get(column.figure)
+            cells.append(_cell(column, figures[column.figure], done) + _bracket(ratio))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(column: _Column, by_seed: Sequence[float | None], done: int) -> str:
+    known = [value for value in by_seed if value is not None]
+    if not known:
+        return "never" if done and column.figure == "seconds_to_target" else "-"
+    text = format(column.scale * statistics.median(known), column.form)
+    return text if len(known) == done else f"{text} in {len(known)}"
+
+
+def _bracket(ratio: Sequence[float | None] | None) -> str:
+    if ratio is None:
+        return ""
+    middle, low, high = ratio
+    interval = "" if low is None or high is None else f", {low:.2f} to {high:.2f}"
+    return f" ({middle:.2f}x{interval})"

@@ -1,0 +1,29 @@
+"""A step's groups -> the mini-batches of its optimizer steps, the same on every rank (sans-I/O)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+
+def mini_batches(
+    groups: Sequence[int], *, updates: int, epochs: int, step: int
+) -> list[tuple[int, ...]]:
+    """Cut the groups into `updates` runs of nearly equal size, once an epoch.
+
+    The first epoch keeps the order given, later ones shuffle it by (step, epoch).
+    Fewer groups than updates make fewer mini-batches: none is empty.
+
+    >>> mini_batches([4, 5, 6, 7, 8], updates=2, epochs=1, step=0)
+    [(4, 5), (6, 7, 8)]
+    """
+    found: list[tuple[int, ...]] = []
+    parts = min(updates, len(groups))
+    for epoch in range(epochs):
+        order = list(groups)
+        if epoch:
+            random.Random(f"{step}/{epoch}").shuffle(order)
+        for part in range(parts):
+            begin, end = (len(order) * at // parts for at in (part, part + 1))
+            found.append(tuple(order[begin:end]))
+    return found

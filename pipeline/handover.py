@@ -1,0 +1,33 @@
+"""A taken group -> the command that hands it to its learner rank. Pure."""
+
+from __future__ import annotations
+
+from pipeline.events import Train
+from pipeline.groups import Group, State
+from pipeline.messages import TrainMember
+
+
+def train_command(group: Group, step: int) -> Train:
+    """A taken group with all that a rank needs to train on it."""
+    members = [(i, group.member(i)) for i in group.chosen]
+    return Train(
+        rank=group.rank,
+        step=step,
+        group=group.id,
+        prompt=group.prompt,
+        members=tuple(
+            TrainMember(
+                trajectory=i,
+                response=bytes(m.tokens),
+                behaviour=bytes(m.logprobs),
+                reward=m.reward or 0.0,
+                advantage=advantage,
+                weight=weight,
+                truncated=m.state is State.TRUNCATED,
+            )
+            for (i, m), advantage, weight in zip(
+                members, group.advantages, group.weights, strict=True
+            )
+            if m is not None
+        ),
+    )

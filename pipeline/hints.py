@@ -1,0 +1,56 @@
+"""Tokens for the learner's cached forward, while their trajectories still run.
+
+Turns growth and ends of trajectories into hints for one rank a group: the rank
+that will train on it. Only where a consumer of old or reference logprobs
+exists. A hint saves time and changes no result: what a rank was not hinted of
+it computes when the group comes.
+"""
+
+from __future__ import annotations
+
+from pipeline.core import Core
+from pipeline.events import Hint, Unhint
+from pipeline.groups import Group, Trajectory
+
+
+class Hints:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def grown(self, trajectory: Trajectory) -> None:
+        """Pass on what the trajectory holds and its rank has not been told."""
+        core = self._core
+        group = core.groups[trajectory.group]
+        if (
+            not core.settings.stream
+            or group.kind != "train"
+            or trajectory.hinted == trajectory.held
+        ):
+            return
+        if group.rank < 0:
+            group.rank = group.id % core.settings.ranks
+        start, trajectory.hinted = trajectory.hinted, trajectory.held
+        core.emit(
+            Hint(
+                rank=group.rank,
+                group=group.id,
+                prompt=group.prompt,
+                trajectory=trajectory.id,
+                offset=start,
+                tokens=bytes(trajectory.tokens[4 * start :]),
+            )
+        )
+
+    def gone(self, group: Group, trajectory: Trajectory) -> None:
+        """It will never be trained on: its rows are free."""
+        if trajectory.hinted:
+            trajectory.hinted = 0
+            self._core.emit(Unhint(rank=group.rank, trajectories=(trajectory.id,)))
+
+    def closed(self, group: Group) -> None:
+        """The group has ended, with all that it still holds."""
+        hinted = [member for member in group.members if member.hinted]
+        for member in hinted:
+            member.hinted = 0
+        if hinted:
+            self._core.emit(Unhint(rank=group.rank, trajectories=tuple(m.id for m in hinted)))

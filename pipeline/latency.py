@@ -1,0 +1,116 @@
+"""How long an engine takes for a token, by the number of sequences that run at once.
+
+A profile measured at the engine's start, kept true by what its frames show
+while it serves. PTL(b) of arXiv 2605.30859: seconds per token of one sequence
+while b run; a straight line between measured points. Pure; no clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+FLAT = ((1, 0.01), (2, 0.01))
+"""For an engine that measured nothing: as many as there are slots cost the same."""
+KNEE = 0.5
+"""Percent that a token takes longer for each percent of sequences, up to the knee."""
+_WINDOW_S = 1.0
+"""Frames are gathered for so long before they move the curve."""
+_BLEND = 0.1
+"""Weight of one window against what is known."""
+
+
+class Latency:
+    """PTL of one kind of engine.
+
+    Args:
+        points: (running sequences, seconds per token of each), running ascending.
+
+    Raises: ValueError if there are fewer than two points, or not in order.
+    """
+
+    def __init__(self, points: Sequence[tuple[int, float]] = FLAT) -> None:
+        if len(points) < 2 or any(
+            a[0] >= b[0] or min(a[1], b[1]) <= 0 for a, b in itertools.pairwise(points)
+        ):
+            raise ValueError(f"a latency profile is two or more (running, seconds): {points}")
+        self._running = [running for running, _ in points]
+        self._seconds = [seconds for _, seconds in points]
+
+    @property
+    def points(self) -> tuple[tuple[int, float], ...]:
+        return tuple(zip(self._running, self._seconds, strict=True))
+
+    def seconds(self, running: float) -> float:
+        """Seconds per token of one sequence while `running` run.
+
+        >>> Latency([(1, 0.01), (11, 0.02)]).seconds(6)
+        0.015
+        """
+        known, seconds = self._running, self._seconds
+        if running <= known[0]:
+            return seconds[0]
+        at = min(bisect_left(known, running), len(known) - 1)
+        slope = (seconds[at] - seconds[at - 1]) / (known[at] - known[at - 1])
+        return max(seconds[0], seconds[at - 1] + slope * (running - known[at - 1]))
+
+    def knee(self) -> int:
+        """Running sequences up to which one more costs almost no time: a measured point.
+
+        Beyond it the time of a token grows by more than `KNEE` percent for each
+        percent of sequences, so that more of them hardly sample more per second.
+
+        >>> Latency([(1, 0.0108), (32, 0.0116), (64, 0.0171), (128, 0.0282)]).knee()
+        32
+        """
+        points = self.points
+        for (few, before), (many, after) in itertools.pairwise(points):
+            if math.log(after / before) > KNEE * math.log(many / few):
+                return few
+        return points[-1][0]
+
+    def blend(self, running: float, seconds: float) -> None:
+        """Move the nearest points towards a measurement at `running`."""
+        if not self._running[0] <= running <= self._running[-1] or seconds <= 0:
+            return
+        at = max(1, bisect_left(self._running, running))
+        before, after = self._running[at - 1], self._running[at]
+        share = (running - before) / (after - before)
+        change = _BLEND * (seconds - self.seconds(running))
+        self._seconds[at - 1] += change * (1 - share)
+        self._seconds[at] += change * share
+
+
+class Meter:
+    """Windows of one engine's frames -> measurements of its latency."""
+
+    def __init__(self) -> None:
+        self._since = -1.0
+        self._tokens = 0
+        self._area = 0.0  # running sequences times seconds
+        self._last = 0.0
+
+    def frame(self, now: float, running: int, tokens: int) -> tuple[float, float] | None:
+        """A frame has come with so many tokens; (mean running, seconds per token) per window.
+
+        `running` is what ran up to now. An idle engine starts a new window.
+        """
+        if self._since < 0 or not running:
+            self._since, self._last, self._tokens, self._area = (
+                (now if running else -1.0),
+                now,
+                0,
+                0,
+            )
+            return None
+        self._area += running * (now - self._last)
+        self._tokens += tokens
+        self._last = now
+        span = now - self._since
+        if span < _WINDOW_S:
+            return None
+        found = (self._area / span, self._area / self._tokens) if self._tokens else None
+        self._since, self._tokens, self._area = now, 0, 0.0
+        return found

@@ -1,0 +1,56 @@
+"""The engine's latency profile: measured once, then read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engines import profile
+from engines.base import Delta, Sampling
+from engines.simulated import SimulatedEngine
+from pipeline.config import EngineSection
+
+
+class Counting(SimulatedEngine):
+    """Fixed lengths, and how many requests came."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots=slots, vocabulary=24, mean_tokens=4000, sigma=0.01, step_s=0.001)
+        self.asked: list[int] = []
+
+    async def generate(self, sampling: Sampling) -> AsyncIterator[Delta]:
+        assert sampling.ignore_stop
+        self.asked.append(sampling.max_tokens)
+        async for delta in super().generate(sampling):
+            yield delta
+
+
+@pytest.mark.parametrize("slots,counts", [(1, [1, 2]), (4, [1, 2, 4]), (32, [1, 4, 8, 16, 32])])
+async def test_a_profile_goes_from_one_sequence_to_all_slots(slots: int, counts: list[int]) -> None:
+    engine = Counting(slots)
+    points = await profile.measure(engine, await engine.start())
+    assert [running for running, _ in points] == counts
+    assert all(0.0005 < seconds < 0.01 for _, seconds in points), points
+    assert set(engine.asked) == {profile.SHORT, profile.LONG}
+
+
+async def test_it_is_measured_once_and_again_for_other_settings_or_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine, section = Counting(2), EngineSection()
+    info = await engine.start()
+    first = await profile.latency(engine, info, "models/chain-sums", section)
+    asked = len(engine.asked)
+    assert await profile.latency(engine, info, "models/chain-sums", section) == first
+    assert len(engine.asked) == asked
+    other = msgspec.structs.replace(section, dtype="bfloat16")
+    await profile.latency(engine, info, "models/chain-sums", other)
+    assert len(engine.asked) == 2 * asked
+    for file in (tmp_path / "darts" / "latency").iterdir():
+        file.write_bytes(b"[[1,")
+    await profile.latency(engine, info, "models/chain-sums", section)
+    assert len(engine.asked) == 3 * asked

@@ -1,0 +1,57 @@
+"""PTL: the profile, the knee, and what frames say of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.latency import FLAT, Latency, Meter
+
+CURVE = ((1, 0.010), (32, 0.012), (64, 0.020))
+
+
+@pytest.mark.parametrize(
+    "running,seconds", [(0, 0.010), (1, 0.010), (32, 0.012), (48, 0.016), (64, 0.020), (96, 0.028)]
+)
+def test_between_points_and_beyond_the_last_it_is_a_straight_line(running: int, seconds: float):
+    assert Latency(CURVE).seconds(running) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "points,knee", [(CURVE, 32), (FLAT, 2), (((1, 0.01), (8, 0.02), (64, 0.05), (128, 0.2)), 64)]
+)
+def test_the_knee_is_where_more_sequences_hardly_sample_more_per_second(
+    points: tuple[tuple[int, float], ...], knee: int
+):
+    assert Latency(points).knee() == knee
+
+
+@pytest.mark.parametrize("points", [(), ((1, 0.1),), ((2, 0.1), (1, 0.2)), ((1, 0.0), (2, 0.1))])
+def test_a_profile_that_is_none_is_refused(points: tuple[tuple[int, float], ...]) -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        Latency(points)
+
+
+def test_frames_move_the_curve_towards_what_they_show_and_leave_the_rest() -> None:
+    curve = Latency(CURVE)
+    for _ in range(200):
+        curve.blend(64, 0.040)
+    assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3)
+    assert curve.seconds(1) == 0.010
+    curve.blend(500, 9.0)
+    assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3), "nothing is known there"
+
+
+def test_a_meter_measures_running_time_over_tokens() -> None:
+    meter = Meter()
+    assert meter.frame(10.0, 4, 0) is None
+    assert meter.frame(10.5, 4, 100) is None
+    running, seconds = meter.frame(11.0, 8, 300) or (0.0, 0.0)
+    assert running == pytest.approx(6.0)  # 4 for half of the window, 8 for the other half
+    assert seconds == pytest.approx(6.0 / 400)  # one second, six sequences, 400 tokens
+
+
+def test_an_idle_engine_measures_nothing() -> None:
+    meter = Meter()
+    meter.frame(0.0, 2, 5)
+    assert meter.frame(50.0, 0, 0) is None
+    assert meter.frame(51.5, 2, 5) is None, "the idle time is no latency"
