@@ -59,7 +59,7 @@ test: env  ## everything that CI runs: lint, types, all tests
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 .PHONY: test-fast
-test-fast: env  ## the tests of the core alone: no torch, no engine, under 30 s
+test-fast: env  ## the tests of the core alone: no torch, no engine, under a minute
 	@echo '==> pytest tests/pipeline'
 	@$(BIN)/python -m pytest tests/pipeline -m 'not slow' $(PYTEST_FLAGS)
 
