@@ -72,15 +72,19 @@ class Latency:
         return points[-1][0]
 
     def blend(self, running: float, seconds: float) -> None:
-        """Move the nearest points towards a measurement at `running`."""
+        """Move the nearest points towards a measurement at `running`, in proportion.
+
+        More sequences never take less time: a point below its neighbour is raised to it.
+        """
         if not self._running[0] <= running <= self._running[-1] or seconds <= 0:
             return
         at = max(1, bisect_left(self._running, running))
         before, after = self._running[at - 1], self._running[at]
         share = (running - before) / (after - before)
-        change = _BLEND * (seconds - self.seconds(running))
-        self._seconds[at - 1] += change * (1 - share)
-        self._seconds[at] += change * share
+        change = seconds / self.seconds(running)
+        self._seconds[at - 1] *= change ** (_BLEND * (1 - share))
+        self._seconds[at] *= change ** (_BLEND * share)
+        self._seconds = list(itertools.accumulate(self._seconds, max))
 
 
 class Meter:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.latency import FLAT, Latency, Meter
 
@@ -36,9 +38,19 @@ def test_frames_move_the_curve_towards_what_they_show_and_leave_the_rest() -> No
     for _ in range(200):
         curve.blend(64, 0.040)
     assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3)
-    assert curve.seconds(1) == 0.010
+    assert curve.seconds(1) == pytest.approx(0.010)
     curve.blend(500, 9.0)
     assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3), "nothing is known there"
+
+
+@given(st.lists(st.tuples(st.floats(1, 64), st.floats(1e-6, 1e3, exclude_min=True)), max_size=200))
+def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float]]) -> None:
+    curve = Latency(CURVE)
+    for running, seconds in shown:
+        curve.blend(running, seconds)
+    values = [seconds for _, seconds in curve.points]
+    assert values == sorted(values) and values[0] > 0
+    assert 1 <= curve.knee() <= 64
 
 
 def test_a_meter_measures_running_time_over_tokens() -> None:
