@@ -16,6 +16,7 @@ from tests.launch.jobs import (
     ROOT,
     SIMULATED,
     Job,
+    lines,
     steps_done,
     train,
     trained_prompts,
@@ -44,6 +45,38 @@ def test_a_run_leaves_every_file_that_it_promises(undisturbed: Path) -> None:
         "step-000004",
         "step-000006",
     ]
+
+
+EVERYTHING = [
+    "learner.overlap=token",
+    "learner.updates=2",
+    "learner.epochs=2",
+    "learner.reference=start",
+    "loss.dapo.kl=0.01",
+    "learner.importance=truncate",
+    "learner.max_staleness=1",
+    "budget.length_variance.top_up=fewest",
+    "batch.quorum.size=3",
+    "audit.every=3",
+]
+
+
+def test_streamed_logprobs_several_updates_and_a_version_of_staleness_go_together(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "everything"
+    with train(run, tmp_path / "everything.log", *SIMULATED, *EVERYTHING) as job:
+        assert job.wait() == 0, job.text
+    result = json.loads((run / "result.json").read_text())
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"] > 0
+    assert 0 < result["logprob_hidden_share"] <= 1
+    steps = lines(run / "metrics.jsonl", "step")
+    assert [step["learner"]["updates"] for step in steps] == [4.0] * 6
+    assert 0 < max(step["staleness_max"] for step in steps) <= 1
+    assert [number for number, step in enumerate(steps) if "audit" in step] == [2, 5]
+    assert sum(step["learner"]["ahead_s"] for step in steps) > 0
+    trained = [prompt for _, prompt in trained_prompts(run)]
+    assert len(set(trained)) == len(trained) >= 6 * 4
 
 
 def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
