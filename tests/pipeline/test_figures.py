@@ -54,7 +54,7 @@ def test_a_step_without_trained_tokens_has_no_ratio() -> None:
 
 
 def test_the_learner_bubble_is_what_is_left_of_the_step_mean_over_ranks() -> None:
-    first = {"backward_s": 1.0, "optimizer_s": 0.5, "publish_s": 0.5, "loss": 9.0}
+    first = {"backward_s": 0.7, "ahead_s": 0.3, "optimizer_s": 0.5, "publish_s": 0.5, "loss": 9.0}
     second = {"backward_s": 3.0, "optimizer_s": 0.5}
     found = learner_bubble([first, second], seconds=4.0)
     assert found == {"bubble_learner": pytest.approx(1 - (2.0 + 3.5) / 8.0)}
