@@ -214,7 +214,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="seeds of each method: 0, 1, ...")] = 3,
     steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
     target: Annotated[
-        float | None, typer.Option(help="held-out accuracy to be reached; 0.8, with --quick 0.5")
+        float | None, typer.Option(help="held-out accuracy to be reached; 0.75, with --quick 0.5")
     ] = None,
     config: Annotated[Path, typer.Option(help=CONFIG_HELP)] = Path("configs/bench.yaml"),
     folder: Annotated[Path, typer.Option(help="of the runs and results")] = Path("runs/compare"),

@@ -93,11 +93,13 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
         call: where they belong.
         last: at least 1.
 
-    Raises: AttentionError if the model's layers did not all take part.
+    Raises: AttentionError if the model cannot be switched, or not all its layers took part.
     """
     bare = bare_model(model)
     if bare.config._attn_implementation != NAME:  # noqa: SLF001 - its only name
         bare.set_attn_implementation(NAME)
+        if bare.config._attn_implementation != NAME:  # noqa: SLF001 - refused with a warning only
+            raise AttentionError(f"{type(bare).__name__} cannot be given another attention")
     logits_1PV = model(
         input_ids=tokens_P.unsqueeze(0),
         position_ids=call.positions_1P,

@@ -57,9 +57,6 @@ class _Sequence:
     tokens: list[int]
     rows: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    def next(self, count: int) -> list[int]:
-        return self.tokens[len(self.rows) : len(self.rows) + count]
-
 
 @dataclass(slots=True)
 class _Group:
@@ -207,7 +204,8 @@ class Streamer:
     def run(self, most_tokens: int, priority: Callable[[int], float] | None = None) -> list[Scored]:
         """One packed call over what waits: logprobs of the tokens that it reached.
 
-        A trajectory that finds too few free rows is dropped (see `dropped`).
+        A trajectory that finds too few free rows is dropped (see `dropped`). A call that
+        fails leaves rows half written: then all are.
 
         Args:
             most_tokens: input tokens of the call at most, prompts included.
@@ -238,7 +236,12 @@ class Streamer:
                 self._grow(known.sequence, own)
                 chunks.append((name, own))
             room -= shared + own
-        return self._feed(prompts, chunks) if prompts or chunks else []
+        try:
+            return self._feed(prompts, chunks) if prompts or chunks else []
+        except BaseException:
+            for name in self._trajectories:
+                self._drop(name)
+            raise
 
     def _grow(self, sequence: _Sequence, count: int) -> None:
         sequence.rows = np.concatenate([sequence.rows, self._pool.take(count)])
@@ -282,15 +285,14 @@ class Streamer:
         """Logprobs of whole responses so far, by packed calls without the cache.
 
         Args:
-            trajectories: known ones with a token at least, dropped or not.
+            trajectories: dropped or not, with a token at least.
             most_tokens: of one call; a response over it stands alone.
 
-        Raises: KeyError for an unknown trajectory.
+        Raises: KeyError for an unknown trajectory, ValueError for one without a token.
         """
         members: dict[int, list[int]] = {}
         for name in trajectories:
-            if self.held(name):
-                members.setdefault(self._trajectories[name].group, []).append(name)
+            members.setdefault(self._trajectories[name].group, []).append(name)
         groups = [(self._groups[group], found) for group, found in members.items()]
         sizes = [
             (len(group.prefix.tokens), [self.held(name) for name in found])

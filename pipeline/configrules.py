@@ -106,7 +106,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
-    if config.learner.updates > config.step.prompts:
+    if config.learner.updates > config.step.prompts >= 1:
         cure = f"at most step.prompts, {config.step.prompts}: a mini-batch needs a group"
         yield "learner.updates", f"found {config.learner.updates}, expected {cure}"
     kl = config.loss.options.get("kl", 0.0)

@@ -25,8 +25,8 @@ from launch.train import about
 from pipeline.configfile import ConfigError, load
 from pipeline.runfolder import RunError
 
-TARGET = 0.8
-"""Held-out accuracy of configs/bench.yaml; the warm start has .39."""
+TARGET = 0.75
+"""Held-out accuracy of configs/bench.yaml; the warm start has .39, `sync` .66 after 60 steps."""
 QUICK_OVERRIDES = ("step.count=16", "step.prompts=32", "learner.lr=1.0e-4", "eval.every=4")
 QUICK_TARGET = 0.5
 

@@ -42,6 +42,9 @@ STEP = (  # one step that trains on all that is sampled
     "checkpoint.every=0",
 )
 RAW_LIMIT_S = 900.0
+QUIET_LOAD = 0.5
+"""Load average above which somebody else's work is measured too: with a load of 6 on two
+cores, repetitions of one way differed by a factor of two."""
 WAYS = ("raw", "sink", "learner")
 
 
@@ -60,7 +63,7 @@ class Complaints:
 def configuration(requests: int, overrides: Sequence[str] = ()) -> Config:
     """The quickstart as one step of `requests`, a multiple of its group size.
 
-    Raises ConfigError.
+    Raises ConfigError, and ValueError if it is none.
     """
     size = load(CONFIG, overrides).group.size
     if requests < size or requests % size:
@@ -137,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")
     options = parser.parse_args(arguments)
     config = configuration(options.requests, options.overrides)
+    load_before = os.getloadavg()[0]
+    if load_before > QUIET_LOAD:
+        print(f"  ! the load is {load_before:.1f} before anything was started: no quiet machine")
     spans: dict[str, list[Span]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="darts-overhead-") as folder:
         for repeat in range(options.repeats):
@@ -156,7 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares = "  ".join(f"{ratio:.3f}" for ratio in found[way]["ratios"])
         print(f"{way:8} of raw: {found[way]['ratio']:.3f}  ({shares})")
     if options.out:
-        about = {"requests": options.requests, "cores": os.cpu_count()}
+        about = {
+            "requests": options.requests,
+            "cores": os.cpu_count(),
+            "load_before": round(load_before, 2),
+        }
         options.out.write_text(json.dumps({**about, **found}, indent=1) + "\n")
 
 

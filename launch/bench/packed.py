@@ -209,6 +209,21 @@ def check(case: Case) -> tuple[float, float]:
     return abs(found / expected - 1), gap
 
 
+@torch.no_grad()
+def fed(way: Way, case: Case) -> int:
+    """Tokens that go through the model's linear layers, padding included."""
+    counts: list[int] = []
+
+    def count(_module: Any, _given: Any, named: dict[str, Any]) -> None:
+        counts.append(named["input_ids"].numel())
+
+    handle = case.model.register_forward_pre_hook(count, with_kwargs=True)
+    for _ in way(case):
+        pass
+    handle.remove()
+    return sum(counts)
+
+
 def cases(cap: int) -> Iterator[Case]:
     shipped = shipped_model()
     groups = chain_sums_groups(16, random.Random(1))
@@ -236,14 +251,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
-    print(f"{'ms: padded -> packed (ratio)':40} {'forward':>24} {'forward + backward':>26}")
+    print(f"{'padded -> packed (ratio)':40} {'tokens fed':>22} {'forward ms':>26}", end="")
+    print(f" {'forward + backward ms':>26}   equal to")
     for case in cases(options.cap):
-        value, gradient = check(case)
-        cells: list[str] = []
+        gap = max(check(case))
+        print(f"{case.name:40} {cell(fed(padded, case), fed(packed, case), 0):>22}", end="")
         for work in (forward, backward):
-            before, after = milliseconds(work, case, options.repeats)
-            cells.append(f"{before:8.1f} -> {after:7.1f} ({after / before:.2f})")
-        print(f"{case.name:40} {cells[0]:>24} {cells[1]:>26}   equal to {max(value, gradient):.0e}")
+            print(f" {cell(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True)
+        print(f"   {gap:.0e}")
+
+
+def cell(before: float, after: float, digits: int = 1) -> str:
+    return f"{before:.{digits}f} -> {after:.{digits}f} ({after / before:.2f})"
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ def curve_of(*points: tuple[int, float, float]) -> list[EvalLine]:
     ]
 
 
-def finished_cell(base: Path, lines: list[dict[str, Any]]) -> Cell:
+def finished_cell(base: Path, lines: list[dict[str, Any]], **changes: Any) -> Cell:
     """A cell with a result and these lines of metrics, as if it had been run."""
     cell = Cell(method=METHODS[BASELINE], seed=0, config=CONFIG, overrides=(), base=base)
+    cell = msgspec.structs.replace(cell, **changes)
     cell.run.create()
     cell.run.config.write_text(dump(load(CONFIG, cell.settings)))
     cell.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -255,6 +256,10 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
     command = ["bench", "compare", "--methods", "sync,first_m", "--seeds", "2", "--target", "0"]
     command += ["--folder", str(folder), "--out", str(out), *TINY, *SIMULATED]
     first, second = folder / "sync-s0", folder / "first_m-s0"
+    for name in ("sync", "first_m"):  # the second seed has been run before
+        lines = [evaluation(0, 0.5), step(0, 6.0), evaluation(1, 0.5)]
+        own = {"method": METHODS[name], "seed": 1, "overrides": (*TINY, *SIMULATED)}
+        finished_cell(folder, lines, **own)
     with Job(command, tmp_path / "interrupted.log") as job:
         job.until(lambda: (second / "logs" / "stage.log").exists())
         job.process.send_signal(signal.SIGINT)
@@ -263,12 +268,12 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
     assert (first / "result.json").exists()
     assert not (second / "result.json").exists()
     before = json.loads(out.read_text())["methods"]
-    assert before["first_m"]["step_seconds"] == [None, None]
+    assert before["first_m"]["step_seconds"] == [None, 6.0]
     (second / "left-over").touch()
     written = (first / "metrics.jsonl").stat().st_mtime_ns
     with Job(command, tmp_path / "resumed.log") as job:
         assert job.wait() == 0, job.text
-        assert "1 of 4 runs are there: sync-s0" in job.text
+        assert "3 of 4 runs are there: sync-s0, sync-s1, first_m-s1" in job.text
     assert (first / "metrics.jsonl").stat().st_mtime_ns == written
     assert not (second / "left-over").exists()
     found = json.loads(out.read_text())
@@ -277,8 +282,8 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
         assert set(figures) == set(Figures.__struct_fields__)
         assert all(len(by_seed) == 2 and None not in by_seed for by_seed in figures.values())
     assert found["methods"]["sync"]["step_seconds"][0] == before["sync"]["step_seconds"][0]
-    assert found["methods"]["sync"]["sampled_per_trained"] == [1.0, 1.0]
-    assert all(share > 1 for share in found["methods"]["first_m"]["sampled_per_trained"])
+    assert found["methods"]["sync"]["sampled_per_trained"] == [1.0, 1.5]
+    assert found["methods"]["first_m"]["sampled_per_trained"][0] > 1
     assert found["methods"]["sync"]["seconds_to_target"] == [0.0, 0.0], "before the first step"
     assert set(found["ratios"]["first_m"]) == {"step_seconds"}
     assert (folder / "comparison.md").read_text().count("2 of 2") == 2
