@@ -9,6 +9,7 @@ without one (torchrun), a peer that has to be restarted is told to end.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import shutil
 import time
@@ -75,6 +76,8 @@ from pipeline.translate import engine_joined, event_of, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
+_STALL_S = 8.0
+"""A stage that stands still for so long says in its log where each of its threads is."""
 
 
 class Stage:
@@ -132,6 +135,7 @@ class Stage:
             for task in (pending := {*loops, over, *self._tasks}):
                 task.cancel()
             await asyncio.wait(pending)
+            faulthandler.cancel_dump_traceback_later()
             self._farewell()
         return self.error
 
@@ -173,6 +177,8 @@ class Stage:
             last = now
             if late > 1.0:
                 self._peers.grace(late)
+                log.warning("the stage itself was late by %.1f s", late)
+            faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             for peer in self._peers.silent(now, self._config.watch.lost_s):
                 self._restart(peer.name, f"silent for {now - peer.heard:.1f} s")
             for peer in self._peers.stuck(now):

@@ -41,8 +41,9 @@ from pipeline.messages import (
     encode,
 )
 
-ORPHAN_S = 30.0
-"""A peer that has not heard of its stage for so long shuts itself down."""
+ORPHAN_S = 120.0
+"""A peer that has not heard of its stage for so long shuts itself down: for parts that were started
+by hand. A launcher's children end with it, whatever their stage does."""
 _SEQUENCE = struct.Struct("<Q")
 _IPC_LIMIT = 107  # bytes of a Unix socket path
 
@@ -98,7 +99,7 @@ class Hub:
 
         Raises WireError for a frame that is no message of ours; call again.
         """
-        parts = await self._router.recv_multipart()
+        parts = await self._next(self._router)
         if len(parts) != 3 or len(parts[1]) != _SEQUENCE.size:
             self.refused_frames += 1
             raise WireError(f"control frame of {len(parts)} parts")
@@ -119,7 +120,18 @@ class Hub:
 
     async def receive_tokens(self) -> list[bytes]:
         """The parts of the next data-plane frame, undecoded."""
-        return await self._pull.recv_multipart()
+        return await self._next(self._pull)
+
+    @staticmethod
+    async def _next(socket: zmq.asyncio.Socket) -> list[bytes]:
+        """The next message, and first a turn for every other task.
+
+        A message that lies ready is received without leaving the task: a sender that
+        is never slower than its reader would keep heartbeats and rewards waiting for
+        as long as it sends (seen: 30 s, until a learner rank gave the stage up).
+        """
+        await asyncio.sleep(0)
+        return await socket.recv_multipart()
 
     def send(self, identity: bytes, message: ToPeer) -> None:
         """Queue one message to a peer. Raises Unreachable if it is gone."""

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
@@ -32,7 +32,7 @@ from pipeline.messages import (
     Welcome,
     decode_tokens,
 )
-from pipeline.transport import Hub
+from pipeline.transport import Hub, Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chain-sums"
@@ -102,8 +102,9 @@ class Stage:
     async def keep_alive(self) -> None:
         while True:
             await asyncio.sleep(1)
-            if self.identity:
-                self.hub.send(self.identity, Alive())
+            if self.identity and self.process.poll() is None:
+                with suppress(Unreachable):  # it may end just now
+                    self.hub.send(self.identity, Alive())
 
     async def heard(self, kind: type[_M], within_s: float = 10.0) -> _M:
         async with asyncio.timeout(within_s):

@@ -81,6 +81,28 @@ async def joined(hub: Hub) -> bytes:
     return identity
 
 
+async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: Hub) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    with link_to(hub.directory) as (link, _):
+        frame = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
+        for _ in range(200):
+            link.send_tokens(frame, b"", b"")
+        await hub.receive_tokens()
+        await asyncio.sleep(0.2)  # all of them have come
+        task = asyncio.create_task(other())
+        for _ in range(199):
+            await hub.receive_tokens()
+        task.cancel()
+    assert turns >= 199
+
+
 async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: Hub) -> None:
     with link_to(hub.directory) as (_, inbox):
         hub.send(await joined(hub), WELCOME)
