@@ -169,34 +169,38 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     on_cpu = current_platform.is_cpu()
     options: dict[str, Any] = (
-        {"enforce_eager": True}
+        # By name vLLM would put the model into a process beside its core on a CPU, and each of
+        # the two would spin while it waits for the other: a second core burnt, stage and learner
+        # behind it in the run queue. A class it takes as it is.
+        {"enforce_eager": True, "distributed_executor_backend": UniProcExecutor}
         if on_cpu
         else {
             "gpu_memory_utilization": section.gpu_memory,
             "tensor_parallel_size": section.tensor_parallel,
         }
     )
-    return AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            skip_tokenizer_init=True,
-            dtype=section.dtype,  # pyright: ignore[reportArgumentType]
-            max_model_len=-1,  # the model's own, or what the cache can hold
-            max_num_seqs=section.slots + PROBES,
-            logprobs_mode="processed_logprobs",
-            stream_interval=min(8, section.chunk_tokens),
-            seed=seed,
-            # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
-            enable_prefix_caching=not on_cpu,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            worker_extension_cls="engines.vllm_extension.Reload",
-            **options,
-        )
+    arguments = AsyncEngineArgs(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype=section.dtype,  # pyright: ignore[reportArgumentType]
+        max_model_len=-1,  # the model's own, or what the cache can hold
+        max_num_seqs=section.slots + PROBES,
+        logprobs_mode="processed_logprobs",
+        stream_interval=min(8, section.chunk_tokens),
+        seed=seed,
+        # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
+        enable_prefix_caching=not on_cpu,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        worker_extension_cls="engines.vllm_extension.Reload",
+        **options,
     )
+    with _threads_on(section.cpu_cores) if on_cpu else contextlib.nullcontext():
+        return AsyncLLM.from_engine_args(arguments)
 
 
 def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
@@ -219,15 +223,9 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
 
 def _set_environment(section: EngineSection) -> None:
     """What vLLM reads when it is imported."""
-    cores = section.cpu_cores
-    if cores == "auto":
-        usable = sorted(os.sched_getaffinity(0))
-        if len(usable) > 1:
-            cores = str(usable[0])
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(section.cpu_kv_gib)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    # Folded into one process, a reload with requests in flight hangs.
+    # The core in a process of its own: on our event loop's it would stop every stream.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     for name, value in (
         ("VLLM_LOGGING_LEVEL", "WARNING"),
@@ -236,6 +234,43 @@ def _set_environment(section: EngineSection) -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _threads_on(cores: str) -> Generator[None, None, None]:
+    """A process started here has an OpenMP thread for each of these cores, and keeps to them."""
+    if cores == "auto":
+        cores = str(min(os.sched_getaffinity(0)))
+    found = _numbers(cores)
+    places = ",".join(map(str, found))
+    ours = {
+        "OMP_NUM_THREADS": str(len(found)),
+        "OMP_PLACES": f"{{{places}}}",
+        "OMP_PROC_BIND": "true",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _numbers(cores: str) -> list[int]:
+    """Cores by number.
+
+    >>> _numbers("0-2,5")
+    [0, 1, 2, 5]
+    """
+    found: list[int] = []
+    for part in cores.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 @contextlib.contextmanager

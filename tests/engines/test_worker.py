@@ -288,7 +288,7 @@ async def test_no_process_of_vllm_outlives_a_killed_worker(tmp_path: Path):
         stage.generate(*(request_of(i) for i in range(8)))
         await stage.until_ended(*((i, 0) for i in range(8)))
         assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
-        assert len(members(stage.process.pid)) >= 3
+        assert len(members(stage.process.pid)) >= 2
         stage.generate(*(request_of(i, tokens=400) for i in range(10, 26)))
         stage.process.kill()
         async with asyncio.timeout(5):
