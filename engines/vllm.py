@@ -176,7 +176,13 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
         # By name vLLM would put the model into a process beside its core on a CPU, and each of
         # the two would spin while it waits for the other: a second core burnt, stage and learner
         # behind it in the run queue. A class it takes as it is.
-        {"enforce_eager": True, "distributed_executor_backend": UniProcExecutor}
+        {
+            "enforce_eager": True,
+            "distributed_executor_backend": UniProcExecutor,
+            # A seeded request whose prefill is cut in two ends vLLM's core ("CPU Generator does
+            # not use offset"): after a reload with many requests in flight all are prefilled.
+            "enable_chunked_prefill": False,
+        }
         if on_cpu
         else {
             "gpu_memory_utilization": section.gpu_memory,

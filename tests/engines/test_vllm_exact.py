@@ -161,3 +161,34 @@ async def test_the_probe_is_exact_while_every_slot_is_taken(
     assert max(gaps) < LIMIT
     for deltas in await running:
         assert largest_gap({version: model}, deltas, 1.0) < LIMIT
+
+
+async def test_new_weights_may_come_with_more_tokens_in_flight_than_one_prefill_takes(
+    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path
+):
+    directory = publish(model_of(model_directory), tmp_path)
+    held = dict.fromkeys(range(16), 0)
+    many = asyncio.Event()
+
+    async def one(number: int) -> str:
+        sampling = Sampling(
+            id=f"long-{next(_ids)}",
+            tokens=PROMPT,
+            max_tokens=500,
+            temperature=1.0,
+            seed=number,
+            ignore_stop=True,
+        )
+        finish = ""
+        async for delta in vllm_engine.generate(sampling):
+            held[number] += len(delta.tokens)
+            if min(held.values()) > 400:
+                many.set()
+            finish = delta.finish
+        return finish
+
+    running = [asyncio.create_task(one(number)) for number in held]
+    await many.wait()
+    await load(vllm_engine, directory)
+    assert not any(task.done() for task in running)
+    assert await asyncio.gather(*running) == ["length"] * 16
