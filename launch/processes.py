@@ -159,9 +159,9 @@ def end_all(children: Sequence[Child], grace_s: float) -> None:
                 _signal(process, number)
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
-            for child in children:
-                child.ended()  # reaps it
             families = [p for p in families if _lives(p)]
+            for child in children:
+                child.ended()  # reaps it: after the look, or one that ends in between is left
             if not families:
                 return
             time.sleep(0.05)

@@ -76,8 +76,7 @@ from pipeline.translate import engine_joined, event_of, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
-_STALL_S = 8.0
-"""A stage that stands still for so long says in its log where each of its threads is."""
+_STALL_S = 8.0  # a stage that stands still for so long says in its log where its threads are
 
 
 class Stage:
@@ -173,8 +172,7 @@ class Stage:
         while True:
             await asyncio.sleep(_POLL_S)
             now = time.monotonic()
-            late = now - last - _POLL_S
-            last = now
+            late, last = now - last - _POLL_S, now
             if late > 1.0:
                 self._peers.grace(late)
                 log.warning("the stage itself was late by %.1f s", late)
