@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Sequence
 
+import msgspec
 import torch
 
 from learner.ahead import Stream
@@ -57,6 +58,8 @@ class Passes:
         self._section = section
         self._temperature = temperature
         self._model_reference = reference
+        # With a reference model its KL is a figure of all members.
+        self._some_silent = reference is None and getattr(loss, "silent_without_advantage", False)
         self._cap = section.tokens_per_micro_batch
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
@@ -81,6 +84,7 @@ class Passes:
 
     def compute_old(self, groups: Sequence[TrainGroup]) -> None:
         """Keep the logprobs of these groups under the present weights."""
+        groups = self._heard(groups)
         with self.timed():
             if self._old_stream is not None:
                 found = self._old_stream.take(groups)
@@ -122,11 +126,13 @@ class Passes:
     def run(self, groups: Sequence[TrainGroup]) -> Metrics:
         """Forward and backward of these groups. Raises NotFinite.
 
+        The metrics are sums over tokens; `computed` of them went through the loss.
+
         A loss that is not finite is found before the backward that would spoil
         the gradient; in rounds its backward runs all the same, as the others' do.
         """
-        total: Metrics = {}
-        zero, batches = self.zero, micro_batches(groups, self._cap, self.zero.device)
+        total: Metrics = {"computed": 0.0}
+        zero, batches = self.zero, micro_batches(self._heard(groups), self._cap, self.zero.device)
         empty, bad = self._empty_passes(len(batches)), ""
         for index, batch in enumerate(batches):
             loss, metrics = self._forward(batch)
@@ -212,6 +218,20 @@ class Passes:
 
     # --- one pass ---------------------------------------------------------------------------
 
+    def _heard(self, groups: Sequence[TrainGroup]) -> Sequence[TrainGroup]:
+        """The groups without the members that cannot move the loss: late in a run, most of them.
+
+        They count in the normaliser all the same, so the gradient is what it would be.
+        """
+        if not self._some_silent:
+            return groups
+        return [
+            msgspec.structs.replace(
+                group, members=tuple(member for member in group.members if member.advantage != 0)
+            )
+            for group in groups
+        ]
+
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
         found = loss_batch(self.zero.engine, batch, self._temperature)
         mode, cap = self._section.importance, self._section.importance_cap
@@ -232,6 +252,7 @@ class Passes:
             reference_BT=reference_BT,
         )
         loss, metrics = self._loss.loss(full)
+        metrics["computed"] = (full.mask_BT * full.weights_B.unsqueeze(1)).sum().item()
         return loss, metrics if mode == "off" else {**metrics, **_weighed(full, cut_BT)}
 
     def _empty_passes(self, own: int) -> int:

@@ -121,13 +121,17 @@ class HeldStep:
             log.warning("%s", error)
 
     def _means(self, mine: Metrics, tokens: float) -> Metrics:
-        """Sums of all ranks over the tokens of all updates."""
+        """Sums of all ranks over the tokens that were computed in all updates."""
         total: Metrics = {}
         for sums in self._passes.zero.each(mine):
             merge(total, sums)
+        computed = total.pop("computed", 0.0)
         return {
-            name: value if name.endswith("_max") else value / tokens
-            for name, value in total.items()
+            **{
+                name: value if name.endswith("_max") else value / computed
+                for name, value in total.items()
+            },
+            "computed_share": computed / tokens,
         }
 
 

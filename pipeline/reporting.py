@@ -57,10 +57,13 @@ class StepReport:
         if alarm and abs(shift) > alarm:
             text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
             core.report("warning", text=text)
+        computed = self._sums.pop("computed", None)
         means = {
-            name: value if name.endswith("_max") else value / max(1.0, self.normaliser)
+            name: value if name.endswith("_max") else value / (computed or 1.0)
             for name, value in self._sums.items()
         }
+        if computed is not None:
+            means["computed_share"] = computed / max(1.0, self.normaliser)
         ledger = core.ledger
         core.report(
             "step",

@@ -38,6 +38,9 @@ class LossBatch:
 
 
 class Loss(Protocol):
+    """A loss to which members of advantage 0 add nothing, neither value nor gradient, may say so
+    with a true attribute `silent_without_advantage`: they are then counted, but not computed."""
+
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
         """Sum (never mean) over tokens of weight x mask x loss, and metrics.
 

@@ -51,6 +51,7 @@ class Dapo:
 
     def __init__(self, options: DapoOptions | None = None) -> None:
         self._options = options or DapoOptions()
+        self.silent_without_advantage = not self._options.kl
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
         low, high = 1 - self._options.clip_low, 1 + self._options.clip_high

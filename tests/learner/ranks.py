@@ -30,6 +30,10 @@ SEVERAL_LOSS: dict[str, Any] = {"clip_low": 0.02, "clip_high": 0.03, "kl": 0.2}
 """Several updates against a reference model, with narrow clips that act within one batch."""
 
 
+SILENT = (1, 9)
+"""Groups whose members all have advantage 0; of group 5 the second member has."""
+
+
 def group_of(
     number: int, *, step: int = 0, members: int | None = None, **changes: Any
 ) -> TrainGroup:
@@ -41,12 +45,13 @@ def group_of(
         length = rng.randint(1, 40)
         response = np.array([rng.randrange(24) for _ in range(length)], dtype="<i4")
         behaviour = np.array([-rng.random() * 4 for _ in range(length)], dtype="<f4")
+        advantage = rng.uniform(-1, 1)
         fields: dict[str, Any] = {
             "trajectory": number * 100 + index,
             "response": response.tobytes(),
             "behaviour": behaviour.tobytes(),
             "reward": 1.0,
-            "advantage": rng.uniform(-1, 1),
+            "advantage": 0.0 if number in SILENT or (number, index) == (5, 1) else advantage,
             "weight": rng.choice([1.0, 1.0, 0.5, 0.0]) if index else 1.0,
         }
         found.append(TrainMember(**{**fields, **changes}))
@@ -156,6 +161,7 @@ class Rank:
             section,
         )
         self.updates = 0
+        self.computed = 0.0  # tokens that went through the loss
         self.reports: list[str] = []
         self.metrics: list[dict[str, float]] = []
 
@@ -167,6 +173,7 @@ class Rank:
             for report in self.gradient.add(pack):
                 self.reports.append(f"{type(report).__name__} {report.group}")
                 counted += getattr(report, "tokens", 0.0)
+                self.computed += getattr(report, "metrics", {}).get("computed", 0.0)
         return counted
 
     def close(self, groups: Sequence[int], counted: float) -> bool:
@@ -230,7 +237,7 @@ def streamed(model: Path, zero: int, rank: int, world: int, **options: Any) -> d
         mine = shares(groups, rank, world, lazy=lazy)
         counted = actor.add(mine, together=together)
         if number == 0 and zero < 3:
-            found["gradient"] = actor.local_gradient()
+            found["gradient"], found["computed"] = actor.local_gradient(), actor.computed
         assert actor.close(groups, counted)
         if number == 0:
             found["momentum"] = actor.momentum(zero)

@@ -200,6 +200,17 @@ def test_streamed_gradient_equals_whole_batch_to_1e_5(
     assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("zero,world", LOCAL)
+@pytest.mark.parametrize("case", ["streamed", "together", "lazy"])
+def test_members_without_advantage_are_counted_and_not_computed(
+    results: Results, case: str, zero: int, world: int
+):
+    found = sum(rank[f"{case}{zero}"]["computed"] for rank in results[world])
+    members = [m for g in groups_of(0) for m in g.members]
+    assert found == sum(m.weight * len(m.response) / 4 for m in members if m.advantage)
+    assert 0 < found < sum(m.weight * len(m.response) / 4 for m in members)
+
+
 @pytest.mark.parametrize("zero,world", CASES)
 @pytest.mark.parametrize("case", ["streamed", "together", "lazy"])
 def test_reduced_and_clipped_gradient_equals_whole_batch_to_1e_5(
@@ -266,6 +277,7 @@ def test_several_updates_with_masks_and_kl_equal_plain_adamw_on_every_rank(
     assert 0 < first["clipped"] < 1
     assert first["ratio"] != 1
     assert first["kl"] > 0
+    assert first["computed_share"] == pytest.approx(1), "the divergence is of all members"
 
 
 @pytest.mark.parametrize("zero,world", CASES)
