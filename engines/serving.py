@@ -303,11 +303,14 @@ class Worker:
         self._version = manifest.version
         if not self._engine.has_model:
             return dict.fromkeys(manifest.logprobs, 0.0)
-        gaps: dict[str, float] = {}
-        for temperature, expected in manifest.logprobs.items():
-            found = await self._engine.logprobs(manifest.probe, float(temperature))
-            gaps[temperature] = gap(found, expected, temperature)
-        return gaps
+        temperatures = list(manifest.logprobs)
+        found = await asyncio.gather(
+            *(self._engine.logprobs(manifest.probe, float(t)) for t in temperatures)
+        )
+        return {
+            temperature: gap(logprobs, manifest.logprobs[temperature], temperature)
+            for temperature, logprobs in zip(temperatures, found, strict=True)
+        }
 
     # --- the end ---------------------------------------------------------------------------
 
