@@ -210,7 +210,9 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="one seed of three methods, a few steps: ten minutes")
     ] = False,
-    methods: Annotated[str, typer.Option(help="names, with commas; all by default")] = "",
+    methods: Annotated[
+        str, typer.Option(help="names or sets (ablation, ends, quick), with commas")
+    ] = "all",
     seeds: Annotated[int, typer.Option(help="seeds of each method: 0, 1, ...")] = 3,
     steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
     target: Annotated[
@@ -231,7 +233,7 @@ def compare(
     """
     from launch.bench.compare import QUICK_TARGET, TARGET, Comparison, quick_comparison
     from launch.bench.compare import compare as carry_out
-    from launch.bench.methods import METHODS
+    from launch.bench.methods import METHODS, named
 
     if show_methods:
         for method in METHODS.values():
@@ -240,7 +242,7 @@ def compare(
     wanted = Comparison(
         config=config,
         folder=folder,
-        methods=tuple(name.strip() for name in methods.split(",")) if methods else tuple(METHODS),
+        methods=named(methods),
         seeds=seeds,
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),

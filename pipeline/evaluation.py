@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pipeline.core import Core
 from pipeline.figures import length_figures
 from pipeline.groups import Group, State
@@ -16,6 +18,7 @@ class Evaluations:
         self._open = 0
         self._rewards: list[float] = []
         self._by_tag: dict[str, list[float]] = {}  # rewards by kind of prompt
+        self._lengths_by_tag: dict[str, list[int]] = {}
         self._lengths: list[int] = []
         self._truncated = 0
         self._missing = 0
@@ -30,7 +33,8 @@ class Evaluations:
     def begin(self, roster: Roster) -> None:
         settings = self._core.settings
         self._rewards, self._lengths, self._truncated, self._missing = [], [], 0, 0
-        self._by_tag = {tag: [] for tag in sorted(set(settings.held_out_tags) - {""})}
+        tags = sorted(set(settings.held_out_tags) - {""})
+        self._by_tag, self._lengths_by_tag = {tag: [] for tag in tags}, {tag: [] for tag in tags}
         self._since = self._core.now
         self._open = settings.held_out
         for prompt in range(settings.held_out):
@@ -48,6 +52,8 @@ class Evaluations:
                 continue
             self._lengths.append(member.held)
             self._truncated += member.state is State.TRUNCATED
+            if tag:
+                self._lengths_by_tag[tag].append(member.held)
             if member.reward is None:
                 self._missing += 1
             else:
@@ -75,5 +81,14 @@ class Evaluations:
         }
         self.last_step = self._core.step
         self.history.append({"step": self._core.step, **figures})
-        by_tag = {tag: sum(found) / max(1, len(found)) for tag, found in self._by_tag.items()}
-        self._core.report("eval", **figures, by_tag=by_tag, version=self._core.version)
+        self._core.report(
+            "eval",
+            **figures,
+            by_tag=_means(self._by_tag),
+            tokens_by_tag=_means(self._lengths_by_tag),
+            version=self._core.version,
+        )
+
+
+def _means(by_tag: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {tag: sum(found) / max(1, len(found)) for tag, found in by_tag.items()}

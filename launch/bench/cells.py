@@ -50,7 +50,14 @@ class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     tokens_mean: float
     tokens_p95: float
+    by_tag: dict[str, float] = {}  # accuracy by kind of prompt
+    tokens_by_tag: dict[str, float] = {}
     train_s: float = 0.0  # seconds inside steps up to it: evaluations cost nothing
+
+    @property
+    def deep_accuracy(self) -> float | None:
+        """Of the last kind of prompt by name: the deepest, in the tasks of the house."""
+        return self.by_tag[max(self.by_tag)] if self.by_tag else None
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +66,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: float  # mean over the steps
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
     final_accuracy: float
+    deep_accuracy: float | None  # final, on the deepest prompts
     mean_tokens: float  # of a held-out response, last evaluation
     sampled_per_trained: float | None
     tokens_trained: int
@@ -143,6 +151,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             step_seconds=sum(s.seconds for s in steps) / len(steps),
             seconds_to_target=next((e.train_s for e in curve if e.accuracy >= target), None),
             final_accuracy=curve[-1].accuracy,
+            deep_accuracy=curve[-1].deep_accuracy,
             mean_tokens=curve[-1].tokens_mean,
             sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
             tokens_trained=trained,

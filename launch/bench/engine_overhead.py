@@ -71,8 +71,14 @@ def configuration(requests: int, overrides: Sequence[str] = ()) -> Config:
     return load(CONFIG, [*STEP, f"step.prompts={requests // size}", *overrides])
 
 
-def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
-    """One run in the folder `path`; `learner`: "sink" or "learner". Raises BenchError."""
+def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]:
+    """One run in the folder `path`, and the lines of its metrics.
+
+    Args:
+        learner: "learner", or "sink" for one that learns nothing.
+
+    Raises: BenchError if the run fails.
+    """
     run = RunFolder(path)
     run.create()
     run.hold()
@@ -85,8 +91,12 @@ def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
         run.release()
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    [step] = [line for line in lines if line["what"] == "step"]
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
+    """One run of one step, with a learner as in `metrics_of`. Raises BenchError."""
+    [step] = [line for line in metrics_of(config, path, learner) if line["what"] == "step"]
     return Span(tokens=step["ledger"]["sampled"], seconds=step["generation_s"])
 
 

@@ -61,9 +61,21 @@ METHODS = {
         ),
         _method(
             "darts_adaptive",
-            "as darts_published, more candidates where lengths vary more",
+            "the paper's: as darts_published, more candidates where lengths vary more, up to 16; "
+            "who has 16 keeps the first 8",
             "budget=length_variance",
             "selector.dual_end.long_wait=group",
+            "selector.dual_end.prune_at=2",
+        ),
+        *(
+            _method(
+                f"darts_{8 - longest}_{longest}",
+                f"as darts_published, {8 - longest} shortest and {longest} longest",
+                *_UNIFORM,
+                "selector.dual_end.long_wait=group",
+                f"selector.dual_end.longest={longest}",
+            )
+            for longest in (2, 4)
         ),
         _method("first_m", "the first 8 of 12 to finish", *_UNIFORM, "selector=first_m"),
         _method(
@@ -94,3 +106,22 @@ METHODS = {
 
 QUICK = (BASELINE, "darts_barrier", "top_up_quorum")
 """Synchronous, DARTS with the step barrier, and the fastest of ours."""
+
+SETS = {
+    "all": tuple(METHODS),
+    "quick": QUICK,
+    # the paper's table, in its order: streamed passes, dual-end selection, allocation
+    "ablation": (BASELINE, "sync_streamed", "darts_published", "darts_adaptive"),
+    "ends": (BASELINE, "darts_published", "darts_6_2", "darts_4_4"),  # K:L of 7:1, 6:2, 4:4
+}
+"""Names that stand for several methods."""
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Methods by name or set, with commas between them; each once, in the order of the text.
+
+    >>> named("ends, sync, first_m")
+    ('sync', 'darts_published', 'darts_6_2', 'darts_4_4', 'first_m')
+    """
+    words = [word.strip() for word in text.split(",")]
+    return tuple(dict.fromkeys(name for word in words for name in SETS.get(word, (word,))))

@@ -1,4 +1,5 @@
-"""Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, seeds as bands.
+"""Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, both by depth
+of the prompt, seeds as bands.
 
 A line is the median over seeds, its band reaches from the lowest to the highest.
 Lengths are those of held-out responses: among training candidates the long ones are
@@ -42,6 +43,12 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     x: str  # field of EvalLine
     y: str
     unit: str
+    tag: str = ""  # of a field that is by kind of prompt
+
+    def value(self, found: EvalLine) -> float:
+        """What it shows of one evaluation."""
+        value: Any = getattr(found, self.y)
+        return float(value[self.tag] if self.tag else value)
 
 
 PLOTS = (
@@ -49,6 +56,17 @@ PLOTS = (
     Plot(title="mean response, tokens", x="step", y="tokens_mean", unit="step"),
     Plot(title="95th percentile of responses, tokens", x="step", y="tokens_p95", unit="step"),
 )
+
+
+def by_depth(curves: Curves) -> list[Plot]:
+    """Accuracy and length for each kind of held-out prompt that every evaluation names."""
+    known = [set(e.by_tag) & set(e.tokens_by_tag) for c in curves.values() for s in c for e in s]
+    tags = sorted(set[str].intersection(*known)) if known else []
+    return [
+        Plot(title=f"{title}, {tag}", x="step", y=field, unit="step", tag=tag)
+        for title, field in (("held-out accuracy", "by_tag"), ("mean response", "tokens_by_tag"))
+        for tag in tags
+    ]
 
 
 def available() -> bool:
@@ -69,7 +87,7 @@ def band(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> Band:
         grid = np.linspace(0.0, min(getattr(s[-1], plot.x) for s in seeds), _POINTS)
     lines = np.array(
         [
-            np.interp(grid, [getattr(e, plot.x) for e in s], [getattr(e, plot.y) for e in s])
+            np.interp(grid, [getattr(e, plot.x) for e in s], [plot.value(e) for e in s])
             for s in seeds
         ]
     )
@@ -89,7 +107,7 @@ def draw(curves: Curves, target: float, out: Path) -> None:
     resources: Any = importlib.import_module("bokeh.resources")
     models: Any = importlib.import_module("bokeh.models")
     figures: list[Any] = []
-    for plot in PLOTS:
+    for plot in (*PLOTS, *by_depth(curves)):
         figure = plotting.figure(
             title=plot.title, x_axis_label=plot.unit, width=900, height=360,
             sizing_mode="scale_width", lod_threshold=None,

@@ -80,6 +80,7 @@ _COLUMNS = (
     _Column("s to target", "seconds_to_target", ".0f"),
     _Column("s a step", "step_seconds", ".2f"),
     _Column("accuracy", "final_accuracy", ".3f"),
+    _Column("deepest", "deep_accuracy", ".3f"),
     _Column("mean tokens", "mean_tokens", ".1f"),
     _Column("sampled per trained", "sampled_per_trained", ".2f"),
     _Column("trained, thousands", "tokens_trained", ".0f", 1e-3),

@@ -14,7 +14,7 @@ import pytest
 from launch.bench import plots, tables
 from launch.bench.cells import Cell, CellError, EvalLine, Figures
 from launch.bench.compare import Comparison, compare, quick_comparison
-from launch.bench.methods import BASELINE, METHODS, QUICK, Method
+from launch.bench.methods import BASELINE, METHODS, QUICK, SETS, Method, named
 from pipeline.configfile import dump, load
 from tests.launch.jobs import ROOT, SIMULATED, Job
 
@@ -35,6 +35,7 @@ def figures_of(**changes: Any) -> Figures:
         step_seconds=4.0,
         seconds_to_target=400.0,
         final_accuracy=0.9,
+        deep_accuracy=0.8,
         mean_tokens=30.0,
         sampled_per_trained=1.0,
         tokens_trained=1000,
@@ -70,7 +71,8 @@ def step(number: int, seconds: float, **changes: Any) -> dict[str, Any]:
 
 
 def evaluation(number: int, accuracy: float) -> dict[str, Any]:
-    found = {"accuracy": accuracy, "tokens_mean": 20.0, "tokens_p95": 60}
+    tags = {"by_tag": {"terms=2": 1.0, "terms=7": accuracy / 2}}
+    found = {"accuracy": accuracy, "tokens_mean": 20.0, "tokens_p95": 60, **tags}
     return {"what": "eval", "step": number, **found}
 
 
@@ -84,6 +86,13 @@ def test_a_method_is_a_configuration_of_its_own(method: Method) -> None:
         assert any(o.startswith((f"{seam}=", f"{seam}.")) for o in method.overrides), seam
     others = [load(CONFIG, m.overrides) for m in METHODS.values() if m is not method]
     assert config not in others
+
+
+def test_sets_stand_for_methods_that_there_are() -> None:
+    assert all(name in METHODS for names in SETS.values() for name in names)
+    assert named("ablation,sync") == SETS["ablation"]
+    assert named("all") == tuple(METHODS)
+    assert named("sinc") == ("sinc",), "what is unknown is refused with the others"
 
 
 def test_quick_is_one_seed_of_three_methods_and_settings_given_still_win() -> None:
@@ -126,6 +135,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
         step_seconds=4.0,
         seconds_to_target=6.0,
         final_accuracy=0.9,
+        deep_accuracy=0.45,
         mean_tokens=20.0,
         sampled_per_trained=90 / 40,
         tokens_trained=40,
@@ -194,6 +204,17 @@ def test_a_band_over_time_reads_every_seed_at_the_same_second() -> None:
     assert (found.x[-1], found.low[-1], found.high[-1]) == (10.0, 0.5, 1.0)
     assert math.isclose(found.middle[-1], 0.75)
     assert plots.band(over_steps, seeds).x == [0.0, 2.0]
+
+
+def test_lines_by_depth_are_of_kinds_that_every_evaluation_names() -> None:
+    deep = {"terms=2": 0.9, "terms=7": 0.1}
+    [point] = curve_of((0, 0.0, 0.5))
+    known = msgspec.structs.replace(point, by_tag=deep, tokens_by_tag={"terms=7": 50.0})
+    assert known.deep_accuracy == 0.1
+    assert point.deep_accuracy is None
+    found = plots.by_depth({"sync": [[known]], "first_m": []})
+    assert [(plot.tag, plot.value(known)) for plot in found] == [("terms=7", 0.1), ("terms=7", 50)]
+    assert plots.by_depth({"sync": [[known], [point]]}) == plots.by_depth({}) == []
 
 
 def test_the_page_of_plots_needs_no_network(tmp_path: Path) -> None:

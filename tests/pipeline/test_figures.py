@@ -175,4 +175,5 @@ def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:
         bench.handle(RewardReady(trajectory=member.id, value=value))
     [found] = [r.fields for r in only(bench.everything, Report) if r.what == "eval"]
     assert found["by_tag"] == {"terms=2": 1.0, "terms=6": 0.5}
+    assert found["tokens_by_tag"] == {"terms=2": 2.0, "terms=6": 2.0}
     assert found["accuracy"] == pytest.approx(2 / 3)

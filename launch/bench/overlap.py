@@ -1,0 +1,171 @@
+"""What overlap hides: `python -m launch.bench.overlap [--study backward|logprobs] [--out FILE]`.
+
+`backward`: steps of the quickstart's task, large ones, three ways: `sink` generates and learns
+nothing, `off` learns when generation has ended, `group` while other groups are generated. The
+mean step of each is held against the longer of generation alone and learning alone plus what
+cannot overlap: the last group, the optimizer, the publish, the load and its proof.
+
+`logprobs`: `configs/darts.yaml` with `learner.overlap` `off` and `token`: the share of the forwards
+for old logprobs that ran while groups of their step were still to come.
+
+Ways are interleaved, each run in fresh processes; the first step of a run is left out. The learning
+rate is next to nothing in `backward`, so that every way generates what the others do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.bench.engine_overhead import metrics_of
+from pipeline.configfile import load
+
+SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")
+
+
+class Study(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration and the ways in which its steps are run."""
+
+    config: str
+    overrides: tuple[str, ...]
+    ways: tuple[str, ...]  # values of learner.overlap, and `sink`
+
+
+STUDIES = {
+    "backward": Study(
+        config="configs/quickstart.yaml",
+        overrides=("selector=first_m", "step.prompts=96", "learner.lr=1e-12"),
+        ways=("sink", "off", "group"),
+    ),
+    "logprobs": Study(config="configs/darts.yaml", overrides=(), ways=("off", "token")),
+}
+
+
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """Means over the steps of one run, seconds."""
+
+    step: float
+    generation: float  # first request to last token
+    learning: float  # forward and backward
+    last_group: float  # of those, by its share of the groups
+    optimizer: float
+    publish: float
+    load: float  # from the end of a step to the engines' proof of its version
+    logprobs: float  # forwards for old logprobs
+    hidden: float  # of those, while groups were to come
+
+
+def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
+    """Of the lines of a run's metrics, without its first step.
+
+    Raises: ValueError if there are fewer than two steps.
+    """
+    steps = [line for line in lines if line["what"] == "step"][1:]
+    if not steps:
+        raise ValueError("a run of two steps or more is needed")
+    served = {line["version"]: line["time"] for line in lines if line["what"] == "served"}
+
+    def mean(name: str) -> float:
+        return statistics.fmean(line["learner"].get(name, 0.0) for line in steps)
+
+    loads = [served[s["version"] + 1] - s["time"] for s in steps if s["version"] + 1 in served]
+    return Steps(
+        step=statistics.fmean(line["seconds"] for line in steps),
+        generation=statistics.fmean(line["generation_s"] for line in steps),
+        learning=mean("backward_s"),
+        last_group=statistics.fmean(
+            line["learner"].get("backward_s", 0.0) / max(1, line["groups"].get("trained", 0))
+            for line in steps
+        ),
+        optimizer=mean("optimizer_s"),
+        publish=mean("publish_s"),
+        load=statistics.fmean(loads) if loads else 0.0,
+        logprobs=mean("logprob_s"),
+        hidden=mean("logprob_hidden_s"),
+    )
+
+
+def bound(sink: Steps, off: Steps) -> dict[str, float]:
+    """What a step cannot be faster than: its longer half, and what cannot overlap.
+
+    Args:
+        sink: generation alone.
+        off: learning alone, each group's share of it, and the serial rest.
+    """
+    serial = off.last_group + off.optimizer + off.publish + off.load
+    return {
+        "generation": sink.generation,
+        "learning": off.learning,
+        "serial": serial,
+        "bound": max(sink.generation, off.learning) + serial,
+    }
+
+
+def measure(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
+    """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
+    found: dict[str, list[Steps]] = {way: [] for way in study.ways}
+    with tempfile.TemporaryDirectory(prefix="darts-overlap-") as folder:
+        for repeat in range(repeats):
+            for way in study.ways:
+                overlap = "off" if way == "sink" else way
+                given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
+                learner = "sink" if way == "sink" else "learner"
+                path = Path(folder) / f"{way}-{repeat}"
+                steps = means(metrics_of(load(Path(study.config), given), path, learner))
+                found[way].append(steps)
+                print(
+                    f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "
+                    f"learning {steps.learning:.2f}, logprobs {steps.logprobs:.2f}",
+                    flush=True,
+                )
+    return found
+
+
+def summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
+    """Medians over the repetitions; ratios are taken within each."""
+    told: dict[str, Any] = {
+        way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
+    }
+    if name == "backward":
+        limits = [bound(*pair) for pair in zip(found["sink"], found["off"], strict=True)]
+        told["bounds"] = limits
+        for way in ("off", "group"):
+            ratios = [s.step / b["bound"] for s, b in zip(found[way], limits, strict=True)]
+            told[f"{way}_over_bound"] = statistics.median(ratios)
+    else:
+        for way, runs in found.items():
+            shares = [s.hidden / s.logprobs for s in runs if s.logprobs]
+            told[f"{way}_hidden_share"] = statistics.median(shares) if shares else None
+        pairs = zip(found["off"], found["token"], strict=True)
+        told["speed_up"] = statistics.median(off.step / token.step for off, token in pairs)
+    return told
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", choices=list(STUDIES), default="backward")
+    parser.add_argument("--steps", type=int, default=6, help="of one run; two or more")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON with every repetition")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the study's config")
+    options = parser.parse_args(arguments)
+    given = (f"step.count={options.steps}", *options.overrides)
+    told = summary(options.study, measure(STUDIES[options.study], options.repeats, given))
+    for key, value in told.items():
+        if isinstance(value, float):
+            print(f"{key}: {value:.3f}")
+    if options.out:
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
