@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from pipeline.config import EngineSection
 SHORT, LONG = 8, 40
 """New tokens of a request in the two batches."""
 _PROMPT_TOKENS = 16
+_LAYOUT = 2
+"""Of the engine's processes and settings in `engines.vllm`: a new number measures anew."""
 
 Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""
@@ -37,10 +40,13 @@ async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineS
     except (OSError, msgspec.DecodeError):
         pass  # measured for the first time, or cut short while it was written
     points = await measure(engine, info)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(msgspec.json.encode(points))
-    temporary.rename(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode(points))
+        temporary.rename(file)
+    except OSError as error:  # no home, or none that may be written
+        print(f"the latency profile is not kept: {error}", file=sys.stderr, flush=True)
     return points
 
 
@@ -81,13 +87,14 @@ async def _batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> f
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "darts" / "latency"
 
 
 def _key(info: EngineInfo, model: str, section: EngineSection) -> str:
     known = Path(model) / "config.json"
     parts = [
+        str(_LAYOUT),
         known.read_text() if known.is_file() else model,
         msgspec.json.encode(section).decode(),
         msgspec.json.encode(info.about, order="sorted").decode(),

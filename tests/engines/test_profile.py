@@ -54,3 +54,14 @@ async def test_it_is_measured_once_and_again_for_other_settings_or_a_broken_file
         file.write_bytes(b"[[1,")
     await profile.latency(engine, info, "models/chain-sums", section)
     assert len(engine.asked) == 3 * asked
+
+
+async def test_a_profile_that_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "darts").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine = Counting(2)
+    points = await profile.latency(engine, await engine.start(), "m", EngineSection())
+    assert [running for running, _ in points] == [1, 2]
+    assert "is not kept" in capsys.readouterr().err
