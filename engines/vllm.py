@@ -18,10 +18,11 @@ from typing import Any
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_files import ModelFacts, read_model_facts
 from pipeline.config import EngineSection
+from pipeline.cores import engine_cores
 
 PROBES = 16
-"""Positions that `logprobs` answers; vLLM gets as many sequences beyond the slots, so
-that a probe never waits for a free one."""
+"""Positions that `logprobs` answers. vLLM gets twice as many sequences beyond the slots, for
+the probe's two temperatures side by side: it never waits for a free one."""
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for
 
 
@@ -181,6 +182,7 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
             "distributed_executor_backend": UniProcExecutor,
             # A seeded request whose prefill is cut in two ends vLLM's core ("CPU Generator does
             # not use offset"): after a reload with many requests in flight all are prefilled.
+            # vLLM warns that whole prefills are untried; each version's probe proves them here.
             "enable_chunked_prefill": False,
         }
         if on_cpu
@@ -194,7 +196,7 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
         skip_tokenizer_init=True,
         dtype=section.dtype,  # pyright: ignore[reportArgumentType]
         max_model_len=-1,  # the model's own, or what the cache can hold
-        max_num_seqs=section.slots + PROBES,
+        max_num_seqs=section.slots + 2 * PROBES,
         logprobs_mode="processed_logprobs",
         stream_interval=min(8, section.chunk_tokens),
         seed=seed,
@@ -205,7 +207,9 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
         worker_extension_cls="engines.vllm_extension.Reload",
         **options,
     )
-    with _threads_on(section.cpu_cores) if on_cpu else contextlib.nullcontext():
+    if not on_cpu:
+        return AsyncLLM.from_engine_args(arguments)
+    with _threads_on(engine_cores(section.cpu_cores, os.sched_getaffinity(0))):
         return AsyncLLM.from_engine_args(arguments)
 
 
@@ -243,15 +247,11 @@ def _set_environment(section: EngineSection) -> None:
 
 
 @contextlib.contextmanager
-def _threads_on(cores: str) -> Generator[None, None, None]:
+def _threads_on(cores: Sequence[int]) -> Generator[None, None, None]:
     """A process started here has an OpenMP thread for each of these cores, and keeps to them."""
-    if cores == "auto":
-        cores = str(min(os.sched_getaffinity(0)))
-    found = _numbers(cores)
-    places = ",".join(map(str, found))
     ours = {
-        "OMP_NUM_THREADS": str(len(found)),
-        "OMP_PLACES": f"{{{places}}}",
+        "OMP_NUM_THREADS": str(len(cores)),
+        "OMP_PLACES": f"{{{','.join(map(str, cores))}}}",
         "OMP_PROC_BIND": "true",
     }
     before = {name: os.environ.get(name) for name in ours}
@@ -264,19 +264,6 @@ def _threads_on(cores: str) -> Generator[None, None, None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _numbers(cores: str) -> list[int]:
-    """Cores by number.
-
-    >>> _numbers("0-2,5")
-    [0, 1, 2, 5]
-    """
-    found: list[int] = []
-    for part in cores.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's own worker process: the reload of weights in place.
+"""What runs where vLLM holds the model: the reload of weights in place.
 
 Named by `worker_extension_cls`; vLLM mixes the class into its worker and
 `collective_rpc` calls it by name. Imported there and nowhere else.

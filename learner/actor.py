@@ -11,6 +11,7 @@ traceback, and the launcher starts the learner again from its checkpoint.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import queue
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
+from pipeline.cores import CoresError, engine_cores
 from pipeline.messages import (
     PROTOCOL,
     CloseStep,
@@ -249,11 +251,12 @@ class Actor:
         self._link.send(Saved(directory=order.directory, error=error))
 
 
-def keep_off_the_engines_core(config: Config) -> None:
-    """On one machine without a GPU the engine has core 0 to itself."""
-    cores = os.sched_getaffinity(0)
-    if config.engine.cpu_cores == "auto" and len(cores) >= 2 and 0 in cores:
-        os.sched_setaffinity(0, cores - {0})
+def keep_off_the_engines_cores(config: Config) -> None:
+    """On one machine without a GPU the engine has its cores to itself, if others are left."""
+    usable = os.sched_getaffinity(0)
+    with contextlib.suppress(CoresError):  # the engine says so
+        if others := usable - set(engine_cores(config.engine.cpu_cores, usable)):
+            os.sched_setaffinity(0, others)
 
 
 def die_loudly() -> None:
@@ -299,7 +302,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        keep_off_the_engines_core(config)
+        keep_off_the_engines_cores(config)
     from learner.building import build
 
     parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]))

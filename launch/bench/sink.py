@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from learner.actor import keep_off_the_engines_core
+from learner.actor import keep_off_the_engines_cores
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.messages import (
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, choices=[1], required=True)
     options = parser.parse_args()
     config = load(options.config)
-    keep_off_the_engines_core(config)
+    keep_off_the_engines_cores(config)
     raise SystemExit(Sink(config, options.directory).run())
 
 
