@@ -37,9 +37,8 @@ Work = Train | ForgetGroup | CloseStep | Save | Welcome | Shutdown | Refused
 
 
 def tokens_of(group: TrainGroup) -> int:
-    """Prompt and response tokens of a group without padding."""
-    prompt = len(group.prompt) // 4
-    return sum(prompt + len(member.response) // 4 for member in group.members)
+    """What a pass over a group takes: its prompt once, and the responses."""
+    return (len(group.prompt) + sum(len(member.response) for member in group.members)) // 4
 
 
 class Schedule:

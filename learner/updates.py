@@ -121,16 +121,18 @@ class HeldStep:
             log.warning("%s", error)
 
     def _means(self, mine: Metrics, tokens: float) -> Metrics:
-        """Sums of all ranks over the tokens that were computed in all updates."""
+        """Sums of all ranks, the loss over all tokens, the rest over those that were computed."""
         total: Metrics = {}
         for sums in self._passes.zero.each(mine):
             merge(total, sums)
         computed = total.pop("computed", 0.0)
         return {
             **{
-                name: value if name.endswith("_max") else value / computed
+                name: value / (tokens if name == "loss" else computed)
                 for name, value in total.items()
+                if not name.endswith("_max")
             },
+            **{name: value for name, value in total.items() if name.endswith("_max")},
             "computed_share": computed / tokens,
         }
 

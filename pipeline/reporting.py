@@ -57,13 +57,16 @@ class StepReport:
         if alarm and abs(shift) > alarm:
             text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
             core.report("warning", text=text)
-        computed = self._sums.pop("computed", None)
+        whole = max(1.0, self.normaliser)
+        computed = self._sums.pop("computed", whole)
         means = {
-            name: value if name.endswith("_max") else value / (computed or 1.0)
+            name: value / (whole if name == "loss" else computed or 1.0)
             for name, value in self._sums.items()
+            if not name.endswith("_max")
         }
-        if computed is not None:
-            means["computed_share"] = computed / max(1.0, self.normaliser)
+        means |= {name: v for name, v in self._sums.items() if name.endswith("_max")}
+        if self._sums:
+            means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger
         core.report(
             "step",

@@ -51,7 +51,8 @@ class Dapo:
 
     def __init__(self, options: DapoOptions | None = None) -> None:
         self._options = options or DapoOptions()
-        self.silent_without_advantage = not self._options.kl
+        # Not for a class that adds a term of its own.
+        self.silent_without_advantage = type(self).loss is Dapo.loss and not self._options.kl
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
         low, high = 1 - self._options.clip_low, 1 + self._options.clip_high

@@ -139,3 +139,14 @@ def test_logprobs_are_taken_at_the_sampling_temperature():
     logits = torch.tensor([[[0.0, math.log(4.0)]]])
     found = token_logprobs(logits, torch.tensor([[1]]), 0.5)
     assert found.item() == pytest.approx(math.log(16 / 17))
+
+
+def test_dapo_is_silent_without_advantage_unless_it_or_a_subclass_has_another_term():
+    class WithMore(Dapo):
+        def loss(self, batch: LossBatch):
+            value, metrics = super().loss(batch)
+            return value + batch.logprobs_BT.sum(), metrics
+
+    assert Dapo().silent_without_advantage
+    assert not Dapo(DapoOptions(kl=0.1)).silent_without_advantage
+    assert not WithMore().silent_without_advantage

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
-from learner.schedule import Schedule, ScheduleError, Train
+from learner.schedule import Schedule, ScheduleError, Train, tokens_of
 from pipeline.messages import (
     CloseStep,
     ForgetGroup,
@@ -44,6 +45,13 @@ def test_groups_that_wait_together_train_together_up_to_the_token_cap():
     assert trained(schedule) == [1, 2]
     assert trained(schedule) == [3]
     assert schedule.next() is None
+
+
+def test_a_prompt_counts_once_however_many_members_share_it():
+    group = group_of(1, tokens=10)
+    shared = np.zeros(30, dtype="<i4").tobytes()
+    group = msgspec.structs.replace(group, prompt=shared, members=group.members * 4)
+    assert tokens_of(group) == 30 + 4 * 10
 
 
 def test_a_group_over_the_cap_trains_alone():
