@@ -101,6 +101,7 @@ class Launcher:
         self._buffer = b""
         self._interrupts = 0
         self._deadline = 0.0
+        self._heard_at = self._missed_at = 0.0  # a line of the stage; when its silence was told
         self._ours, theirs = socket.socketpair()
         self._theirs = theirs
         self._ours.setblocking(False)
@@ -182,9 +183,19 @@ class Launcher:
                     self.error = f"the stage ended ({how}); its log ends:\n{stage.tail()}"
                 return
             self._watch_children()
+            self._miss_the_stage()
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
+
+    def _miss_the_stage(self) -> None:
+        """Once it has begun to speak it does so every second."""
+        now, limit = time.monotonic(), self._config.watch.warn_s
+        if self._heard_at and now - max(self._heard_at, self._missed_at) > limit:
+            self._missed_at = now
+            silent, log = now - self._heard_at, self._run.logs / "stage.log"
+            text = f"the stage has been silent for {silent:.0f} s; where it stands: {log}"
+            self._view.heard({"say": text})
 
     def _say_who_died(self) -> None:
         """The stage may hear of a broken connection before we see why: the end of its process."""
@@ -246,6 +257,8 @@ class Launcher:
             received = self._ours.recv(1 << 20)
             if not received:
                 time.sleep(_POLL_S)  # the stage has closed it and is about to end
+            else:
+                self._heard_at = time.monotonic()
             self._buffer += received
         *lines, self._buffer = self._buffer.split(b"\n")
         for raw in lines:

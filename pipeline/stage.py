@@ -393,7 +393,7 @@ class Stage:
         if not self.error and not self.coordinator.unfinished:
             self._records.result(self.coordinator.outcome(self._training_s))
         if imbalance := self.coordinator.core.ledger.imbalance:
-            log.error("the ledger is off by %d tokens", imbalance)
+            self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._records.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.last_word(peer.identity, Shutdown(why=self.error))

@@ -42,8 +42,8 @@ from pipeline.messages import (
 )
 
 ORPHAN_S = 120.0
-"""A peer that has not heard of its stage for so long shuts itself down: for parts that were started
-by hand. A launcher's children end with it, whatever their stage does."""
+"""A peer that has not heard of its stage for so long shuts itself down: for parts that no launcher
+watches. A launcher's children end with it, whatever their stage does."""
 _SEQUENCE = struct.Struct("<Q")
 _IPC_LIMIT = 107  # bytes of a Unix socket path
 

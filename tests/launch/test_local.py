@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import local
+from launch.processes import end_all
+from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
+from tests.launch.jobs import ROOT
 
 
 def dead_pid() -> int:
@@ -42,3 +48,37 @@ def test_weights_go_below_the_run_when_memory_is_short(
     run = RunFolder(tmp_path / "run")
     run.create()
     assert local.weights_directory(run, need_bytes=1).parent == run.path
+
+
+class Heard:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def heard(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+
+def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Path) -> None:
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.create()
+    config = load(ROOT / "configs" / "quickstart.yaml", ["watch.warn_s=1"])
+    launcher = local.Launcher(config, run, view)
+    said = "import time; print('up'); time.sleep(60)"
+    stage = launcher.children["stage"]
+    stage.command = ["timeit", "-n", "1", "-s", said, "pass"]  # alive, and without a word
+    pipe = launcher._theirs
+    pipe.sendall(b'{"live": {}}\n')
+    stage.start()
+    launcher._deadline = time.monotonic() + 3.0
+    launcher._serve()
+    end_all([stage], 0.0)
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+    told = [line["say"] for line in view.lines if "say" in line]
+    assert told[0].startswith("the stage has been silent for 1 s; where it stands: ")
+    assert told[0].endswith("stage.log")
+    assert len(told) <= 3, "once a limit, not at every look"
