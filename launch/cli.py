@@ -213,7 +213,9 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="names or sets (ablation, ends, quick), with commas")
     ] = "all",
-    seeds: Annotated[int, typer.Option(help="seeds of each method: 0, 1, ...")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="seeds of each method: 0, 1, ...; 3 by default")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
     target: Annotated[
         float | None, typer.Option(help="held-out accuracy to be reached; 0.75, with --quick 0.5")
@@ -233,17 +235,21 @@ def compare(
     """
     from launch.bench.compare import QUICK_TARGET, TARGET, Comparison, quick_comparison
     from launch.bench.compare import compare as carry_out
-    from launch.bench.methods import METHODS, named
+    from launch.bench.methods import METHODS, SETS, named
 
     if show_methods:
         for method in METHODS.values():
             typer.echo(f"{method.name}: {method.about}\n    {' '.join(method.overrides)}")
+        for name, names in SETS.items():
+            typer.echo(f"{name}: {', '.join(names)}")
         return
+    if quick and (methods != "all" or seeds is not None):
+        _fail("--quick is one seed of three methods: leave out --methods and --seeds", 2)
     wanted = Comparison(
         config=config,
         folder=folder,
         methods=named(methods),
-        seeds=seeds,
+        seeds=3 if seeds is None else seeds,
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
     )

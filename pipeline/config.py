@@ -26,7 +26,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
 
 class Data(Section, frozen=True, kw_only=True):
     train: str = "chain_sums"
-    """A task of the house (`chain_sums`), or a JSONL file with one prompt a line."""
+    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`), or a JSONL file with one
+    prompt a line."""
     held_out: str | int = 256
     """Prompts for evaluation: a JSONL file, or this many of a task's held-out prompts."""
     prompt: str = "prompt"
@@ -46,7 +47,7 @@ class SamplingSection(Section, frozen=True, kw_only=True):
 
 class Step(Section, frozen=True, kw_only=True):
     count: int = 60
-    """Optimizer steps of the run."""
+    """Steps of the run: a batch and a new policy version each."""
     prompts: int = 16
     """Groups trained on in one step."""
     reserve: int = 0
@@ -78,7 +79,7 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     warmup_steps: int = 5
     """Steps over which the learning rate rises linearly to `lr`."""
     tokens_per_micro_batch: int = 4096
-    """Tokens (prompt, response and padding) in one forward and backward."""
+    """Tokens in one forward and backward; a group's prompt counts once."""
     overlap: str = "group"
     """`group`: forward and backward of taken groups while others still generate; `token`:
     also old and reference logprobs of what still runs, chunk by chunk, where a loss wants

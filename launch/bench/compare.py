@@ -20,7 +20,7 @@ import msgspec
 
 from launch.bench import plots, tables
 from launch.bench.cells import Cell, CellError, Figures
-from launch.bench.methods import METHODS, QUICK
+from launch.bench.methods import METHODS, QUICK, SETS
 from launch.train import about
 from pipeline.configfile import ConfigError, load
 from pipeline.runfolder import RunError
@@ -49,7 +49,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         """All of them, the seeds outermost. Raises CompareError, with every problem."""
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
-            raise CompareError(f"unknown: {', '.join(unknown)}; methods: {', '.join(METHODS)}")
+            raise CompareError(
+                f"unknown: {', '.join(unknown)}; methods: {', '.join(METHODS)}; "
+                f"sets of them: {', '.join(SETS)}"
+            )
         if self.seeds < 1:
             raise CompareError(f"seeds is {self.seeds}, expected at least 1")
         made = [

@@ -1,15 +1,17 @@
-"""What overlap hides: `python -m launch.bench.overlap [--study backward|logprobs] [--out FILE]`.
+"""What overlap hides: `python -m launch.bench.overlap [--study NAME] [--out FILE]`.
 
 `backward`: steps of the quickstart's task, large ones, three ways: `sink` generates and learns
 nothing, `off` learns when generation has ended, `group` while other groups are generated. The
 mean step of each is held against the longer of generation alone and learning alone plus what
 cannot overlap: the last group, the optimizer, the publish, the load and its proof.
 
+`barrier`: the same with `dual_end`, whose groups may have to wait for the step's last.
+
 `logprobs`: `configs/darts.yaml` with `learner.overlap` `off` and `token`: the share of the forwards
 for old logprobs that ran while groups of their step were still to come.
 
 Ways are interleaved, each run in fresh processes; the first step of a run is left out. The learning
-rate is next to nothing in `backward`, so that every way generates what the others do.
+rate is next to nothing in the first two, so that every way generates what the others do.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import msgspec
 from launch.bench.engine_overhead import metrics_of
 from pipeline.configfile import load
 
+_LARGE = ("step.prompts=160", "learner.lr=1e-12")
 SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")
 
 
@@ -41,7 +44,12 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
 STUDIES = {
     "backward": Study(
         config="configs/quickstart.yaml",
-        overrides=("selector=first_m", "step.prompts=96", "learner.lr=1e-12"),
+        overrides=("selector=first_m", *_LARGE),
+        ways=("sink", "off", "group"),
+    ),
+    "barrier": Study(
+        config="configs/quickstart.yaml",
+        overrides=("selector=dual_end", *_LARGE),
         ways=("sink", "off", "group"),
     ),
     "logprobs": Study(config="configs/darts.yaml", overrides=(), ways=("off", "token")),
@@ -133,7 +141,7 @@ def summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
     told: dict[str, Any] = {
         way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
     }
-    if name == "backward":
+    if name != "logprobs":
         limits = [bound(*pair) for pair in zip(found["sink"], found["off"], strict=True)]
         told["bounds"] = limits
         for way in ("off", "group"):

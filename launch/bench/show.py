@@ -1,9 +1,11 @@
 """`make show`: the tables of the documents, measured here, one job after another.
 
-Runs the quickstart with three seeds, then every selector of the house once,
-and writes `docs/measured.md` from the runs' own files. Takes its time (about
-three minutes a job on two cores); a job whose result is there is not run
-again, so an interrupted show goes on where it was. `--only NAME` runs one.
+Runs the quickstart with three seeds, every selector of the house once and again with
+audits, then the programs of `launch.bench.benches`, and writes `docs/measured.md` from
+their own files. Takes its time (about a minute and a half a job on two cores); a job
+whose result is there is not run again, so an interrupted show goes on where it was.
+`--only NAME` runs one. A comparison (`darts bench compare --folder RUNS/compare`) takes
+hours and is told where it is there.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
-import time
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from launch.bench.benches import BENCHES, PEER
+from pipeline.configfile import dump, load
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -38,6 +44,11 @@ SELECTORS = [
     Job("concise_confident, depth: step", ("selector.concise_confident.depth=step",)),
     Job("concise_confident, depth: none", ("selector.concise_confident.depth=none",)),
 ]
+AUDITED = [
+    Job(job.name, (*job.overrides, "audit.every=4", "step.count=24", "eval.every=0"))
+    for job in SELECTORS[1:]
+]
+BIAS = "What selection changes in what is learned from (the bias account, 24 steps)"
 VARIANTS = [
     Job("the default", ("seed=0",)),
     Job("learner.overlap: off", ("learner.overlap=off",)),
@@ -57,17 +68,15 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
     if not result.exists():
         print(f"--- {job.name}: {' '.join(job.overrides)}", flush=True)
         command = [sys.executable, "-m", "launch.cli", "train", CONFIG, "--out", str(run)]
-        begun = time.monotonic()
         if subprocess.run([*command, *job.overrides], check=False).returncode:
             raise RuntimeError(f"{job.name} failed; see {run}; remove the folder to run it again")
-        (run / "wall_seconds").write_text(f"{time.monotonic() - begun:.1f}")
+    if (run / "config.yaml").read_text() != dump(load(Path(CONFIG), job.overrides)):
+        raise RuntimeError(f"{run}: a finished run of other settings; remove it, or choose --runs")
     found = json.loads(result.read_text())
-    found["wall_seconds"] = float((run / "wall_seconds").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["what"] == "step"]
-    found["p95_after"] = [line for line in lines if line["what"] == "eval"][-1]["tokens_p95"]
-    found["median_step_s"] = sorted(s["seconds"] for s in steps)[len(steps) // 2]
-    found["gap"] = max(line["gap"] for line in lines if line["what"] == "served")
+    found["revision"] = json.loads((run / "about.json").read_text())["revision"]
+    found["steps"] = [line for line in lines if line["what"] == "step"]
+    found["evals"] = [line for line in lines if line["what"] == "eval"]
     return found
 
 
@@ -78,7 +87,8 @@ def row(name: str, r: dict[str, Any]) -> str:
     return (
         f"| {name} | {r['accuracy_before']:.3f} | {r['accuracy_after']:.3f} "
         f"| {r['mean_tokens_before']:.1f} | {r['mean_tokens_after']:.1f} ({shorter:+.0%}) "
-        f"| {r['p95_after']} | {r['train_seconds']:.0f} | {r['median_step_s']:.2f} "
+        f"| {r['evals'][-1]['tokens_p95']} | {r['train_seconds']:.0f} "
+        f"| {statistics.median(step['seconds'] for step in r['steps']):.2f} "
         f"| {sampled / 1000:.0f}k | {tokens['trained'] / 1000:.0f}k "
         f"| {tokens['aborted'] / 1000:.0f}k | {sampled / max(1, tokens['trained']):.2f} |"
     )
@@ -90,31 +100,55 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
-INTRODUCTION = """Written by `make show` (`launch/bench/show.py`) from the runs' own files: held-out
-accuracy and lengths of {config}, 256 prompts x 4 samples; tokens without
-evaluation. One machine, {cores} cores, no GPU, one job at a time."""
+BIAS_HEAD = "| run | audited steps | reward | tokens | advantage |\n|---|---|---|---|---|"
+
+
+def bias_row(name: str, r: dict[str, Any]) -> str:
+    """Means over the audited steps: the chosen minus all that were sampled to their end."""
+    audits = [step["audit"] for step in r["steps"] if "audit" in step]
+    cells: list[str] = []
+    for what in ("reward", "tokens", "advantage"):
+        known = [audit[f"{what}_shift"] for audit in audits if f"{what}_shift" in audit]
+        cells.append(f"{statistics.fmean(known):+.3g}" if known else "-")
+    return f"| {name} | {len(audits)} | {' | '.join(cells)} |"
+
+
+INTRODUCTION = (
+    "Written by `make show` (`launch/bench/show.py`) from the runs' own files: held-out accuracy "
+    "and lengths of {config}, 256 prompts x 4 samples; tokens without evaluation. One machine, "
+    "{cores} cores, no GPU, one job at a time."
+)
 
 
 def write(base: Path, out: Path) -> None:
     """The tables of what has been run so far."""
-    parts = [
-        "# Measured",
-        "",
-        INTRODUCTION.format(config=CONFIG, cores=os.cpu_count()),
-    ]
+    parts: list[str] = []
+    revisions: list[str] = []
     for title, jobs in (
         ("Three seeds of the quickstart", SEEDS),
         ("Every selector, seed 0", SELECTORS),
         ("Variants, seed 0", VARIANTS),
+        (BIAS, AUDITED),
     ):
-        rows = [
-            row(job.name, carry_out(base, job))
+        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, row)
+        runs = [
+            (job.name, carry_out(base, job))
             for job in jobs
             if (folder(base, job) / "result.json").exists()
         ]
+        revisions += [run["revision"] for _, run in runs]
+        rows = [line(name, run) for name, run in runs]
         if rows:
-            parts += ["", f"## {title}", "", HEAD, *rows]
-    out.write_text("\n".join(parts) + "\n")
+            parts += ["", f"## {title}", "", head, *rows]
+    for bench in (*BENCHES, PEER):
+        parts += bench.lines(base)
+    compared = base / "compare" / "comparison.md"
+    if compared.exists():
+        parts += ["", "## Methods side by side", "", compared.read_text().rstrip()]
+    head = INTRODUCTION.format(config=CONFIG, cores=os.cpu_count())
+    known = ", ".join(dict.fromkeys(filter(None, revisions)))
+    head += f" Runs of revision {known}." if known else ""
+    out.write_text("\n".join(["# Measured", "", *textwrap.wrap(head, 100), *parts]) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,12 +157,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/show"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/measured.md"))
-    parser.add_argument("--only", help="run only jobs whose name begins with this")
+    parser.add_argument(
+        "--only",
+        help="run only jobs whose name begins with this, or one of: "
+        + ", ".join(bench.name for bench in (*BENCHES, PEER)),
+    )
     args = parser.parse_args(arguments)
-    for job in [*SEEDS, *SELECTORS, *VARIANTS]:
+    for job in [*SEEDS, *SELECTORS, *VARIANTS, *AUDITED]:
         if not args.only or job.name.startswith(args.only):
             found = carry_out(args.runs, job)
-            print(f"{HEAD}\n{row(job.name, found)}", flush=True)
+            if job not in AUDITED:
+                print(f"{HEAD}\n{row(job.name, found)}", flush=True)
+    for bench in (*BENCHES, PEER):
+        if args.only == bench.name or (not args.only and bench is not PEER):
+            bench.measure(args.runs)
     write(args.runs, args.out)
     print(f"written: {args.out}")
 

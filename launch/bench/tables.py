@@ -58,15 +58,14 @@ def ratios(
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float | None, float | None]:
-    """Ratio of the sums, and the interval over resampled pairs."""
-    values = np.array(pairs)
-    base, own = values.sum(axis=0)
+    """Median of the pairs' ratios, and the interval over resampled pairs."""
+    ratios = np.array([base / own for base, own in pairs])
+    middle = float(np.median(ratios))
     if len(pairs) < FEWEST_SEEDS:
-        return float(base / own), None, None
+        return middle, None, None
     drawn = np.random.default_rng(0).integers(0, len(pairs), (_DRAWS, len(pairs)))
-    sums = values[drawn].sum(axis=1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    return float(base / own), float(low), float(high)
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    return middle, float(low), float(high)
 
 
 class _Column(msgspec.Struct, frozen=True):

@@ -3,11 +3,11 @@
     pip install 'darts-rl[bench]'
     python -m launch.bench.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
 
-Both train with the quickstart's recipe: prompts, group size, learning rate, loss, limits, seeds of
-the data. TRL samples with transformers' `generate` (its vLLM mode wants a GPU) on all cores; darts
-is `darts train`. Evaluations are those of each side at the same steps, and count in no time. A row
-of the table is one seed: seconds a step, and training seconds to the first evaluation that
-reaches the target.
+Both train with the quickstart's recipe: group size, learning rate, loss, limits, and as many
+prompts a step of the same data, shuffled by the seed, each in its own way. TRL samples with
+transformers' `generate` (its vLLM mode wants a GPU) on all cores; darts is `darts train`.
+Evaluations are those of each side at the same steps, and count in no time. A row of the table is
+one seed: seconds a step, and training seconds to the first evaluation that reaches the target.
 """
 
 # TRL, datasets and parts of torch and transformers have no usable types.
@@ -19,6 +19,7 @@ import argparse
 import importlib
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -75,11 +76,15 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
     policy = Policy(Path(config.model), torch.get_num_threads())
     generator = torch.Generator().manual_seed(1)
     scores = [(0.0, evaluate(policy, HELD_OUT, generator))]
-    spent = 0.0
-    begun = time.monotonic()
+    spent = begun = 0.0
 
     class Clock(_callback()):
         """Seconds inside steps; evaluates in between."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            nonlocal begun
+            del args, state, control, kwargs
+            begun = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal spent, begun
@@ -96,8 +101,8 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
     trainer: Any = trl.GRPOTrainer(
         model=policy.model,
         processing_class=policy.tokenizer,
-        reward_funcs=_reward(),
-        train_dataset=_dataset(config, steps),
+        reward_funcs=_reward(policy.eos),
+        train_dataset=_dataset(config, steps, seed),
         callbacks=[Clock()],
         args=trl.GRPOConfig(
             output_dir=str(folder / f"trl-{seed}"),
@@ -118,6 +123,7 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
             epsilon=0.2,
             epsilon_high=0.28,
             beta=0.0,
+            gradient_checkpointing=False,
             seed=seed,
             shuffle_dataset=False,
             use_cpu=not torch.cuda.is_available(),
@@ -127,7 +133,6 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
             disable_tqdm=True,
         ),
     )
-    begun = time.monotonic()
     trainer.train()
     reached = [seconds for seconds, score in scores if score.accuracy >= target]
     return Training(
@@ -143,16 +148,16 @@ def _callback() -> Any:
     return importlib.import_module("transformers").TrainerCallback
 
 
-def _dataset(config: Config, steps: int) -> Any:
-    """As many prompts as the run needs, in the data set's order."""
+def _dataset(config: Config, steps: int, seed: int) -> Any:
+    """As many prompts as the run needs."""
     datasets: Any = importlib.import_module("datasets")
     tokenizer = Tokenizer(Path(config.model))
     items = load_train(config.data, tokenizer, config.sampling.max_tokens).items
-    chosen = items[: steps * config.step.prompts]
+    chosen = random.Random(seed).sample(items, steps * config.step.prompts)
     return datasets.Dataset.from_list([{"prompt": i.prompt, "answer": i.answer} for i in chosen])
 
 
-def _reward() -> Any:
+def _reward(eos: int) -> Any:
     """The quickstart's reward with TRL's signature."""
     exact = Exact()
 
@@ -169,7 +174,7 @@ def _reward() -> Any:
                 Sampled(
                     prompt=prompt,
                     response=text,
-                    finish="stop" if ids and ids[-1] == 1 else "length",
+                    finish="stop" if ids and ids[-1] == eos else "length",
                     tokens=len(ids),
                     answer=wanted,
                     columns={},

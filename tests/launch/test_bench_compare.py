@@ -175,7 +175,7 @@ def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     middle, low, high = tables.ratios(columns)["first_m"]["step_seconds"]
     assert low is not None
     assert high is not None
-    assert 1.6 < low < middle < high < 2.8  # type: ignore[operator]
+    assert 1.5 < low < middle < high < 2.9  # type: ignore[operator]
     assert tables.ratios(columns)["first_m"]["step_seconds"] == [middle, low, high]
 
 

@@ -1,0 +1,166 @@
+"""The measurements of `make show` beside its own runs: each a program of its own, told as a table.
+
+Turns a program's JSON into lines of Markdown. A file that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+Found = Mapping[str, Any]
+
+
+class Bench(msgspec.Struct, frozen=True, kw_only=True):
+    """One program that writes JSON with `--out`."""
+
+    name: str  # of the file, and for `--only`
+    title: str
+    module: str
+    arguments: tuple[str, ...]
+    table: Callable[[Found], list[str]]
+
+    def measure(self, base: Path) -> None:
+        """Run it unless its file is there. Raises RuntimeError if it fails."""
+        out = base / f"{self.name}.json"
+        if out.exists():
+            return
+        base.mkdir(parents=True, exist_ok=True)
+        print(f"--- {self.title}", flush=True)
+        whole = out.with_suffix(".tmp")
+        command = [sys.executable, "-m", self.module, *self.arguments, "--out", str(whole)]
+        if subprocess.run(command, check=False).returncode:
+            raise RuntimeError(f"{self.name} failed; run it by itself: {' '.join(command[1:])}")
+        whole.rename(out)
+
+    def lines(self, base: Path) -> list[str]:
+        """Its section of the document, nothing where it has not been measured."""
+        file = base / f"{self.name}.json"
+        if not file.exists():
+            return []
+        shown = " ".join(["python -m", self.module, *self.arguments])
+        table = self.table(json.loads(file.read_text()))
+        return ["", f"## {self.title}", "", f"`{shown}`", "", *table]
+
+
+def overhead(found: Found) -> list[str]:
+    """Rates through the pipeline against vLLM alone."""
+    rows = [
+        f"| {about} | {statistics.median(found[way]['tokens_per_s']):.0f} "
+        f"| {found[way]['ratio']:.3f} | {_span(found[way]['ratios'])} |"
+        for way, about in (
+            ("raw", "`AsyncLLM` alone"),
+            ("sink", "through the pipeline, a learner that learns nothing"),
+            ("learner", "through the pipeline, the learner training beside it"),
+        )
+    ]
+    return ["| way | tokens/s | of raw, median | lowest to highest |", "|---|---|---|---|", *rows]
+
+
+def backward(found: Found) -> list[str]:
+    """A step against the longer of generation and learning plus what cannot overlap."""
+    limit = _medians(found["bounds"])
+    lines = [
+        "| | s |",
+        "|---|---|",
+        f"| generation alone | {limit['generation']:.2f} |",
+        f"| learning alone | {limit['learning']:.2f} |",
+        f"| last group, optimizer, publish, load, proof | {limit['serial']:.2f} |",
+        f"| bound: the longer one and the serial part | {limit['bound']:.2f} |",
+    ]
+    for way in ("off", "group"):
+        step = _medians(found[way])["step"]
+        ratio = found[f"{way}_over_bound"]
+        lines.append(f"| a step, overlap `{way}` | {step:.2f} ({ratio:.2f} of the bound) |")
+    return lines
+
+
+def logprobs(found: Found) -> list[str]:
+    """Forwards for old logprobs behind generation."""
+    lines = ["| `learner.overlap` | s a step | logprobs s | hidden |", "|---|---|---|---|"]
+    for way in ("off", "token"):
+        middle = _medians(found[way])
+        share = found[f"{way}_hidden_share"]
+        lines.append(
+            f"| {way} | {middle['step']:.2f} | {middle['logprobs']:.2f} "
+            f"| {'-' if share is None else f'{share:.0%}'} |"
+        )
+    return lines
+
+
+def trl(found: Found) -> list[str]:
+    """Both trainers by seed."""
+    lines = [
+        "| trainer | seed | s a step | s to target | accuracy | mean tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("darts", "trl"):
+        for seed, run in enumerate(found[name]):
+            reached = run["seconds_to_target"]
+            lines.append(
+                f"| {name} | {seed} | {run['step_seconds']:.2f} "
+                f"| {'never' if reached is None else f'{reached:.0f}'} "
+                f"| {run['accuracy_before']:.3f} -> {run['accuracy_after']:.3f} "
+                f"| {run['mean_tokens_after']:.1f} |"
+            )
+    told = [
+        f"{name.replace('_', ' ')} {ratio:.1f}x"
+        for name, ratio in found["ratios"].items()
+        if ratio is not None
+    ]
+    return [*lines, "", f"TRL over darts: {', '.join(told) or 'no figure on both sides'}."]
+
+
+BENCHES = (
+    Bench(
+        name="overhead",
+        title="Tokens per second, through the pipeline and without it",
+        module="launch.bench.engine_overhead",
+        arguments=("--repeats", "3"),
+        table=overhead,
+    ),
+    Bench(
+        name="backward",
+        title="A large step of `first_m`, with and without overlap",
+        module="launch.bench.overlap",
+        arguments=("--study", "backward"),
+        table=backward,
+    ),
+    Bench(
+        name="barrier",
+        title="The same step with `dual_end`, whose groups may wait for the barrier",
+        module="launch.bench.overlap",
+        arguments=("--study", "barrier"),
+        table=backward,
+    ),
+    Bench(
+        name="logprobs",
+        title="`configs/darts.yaml`: old logprobs chunk by chunk",
+        module="launch.bench.overlap",
+        arguments=("--study", "logprobs"),
+        table=logprobs,
+    ),
+)
+PEER = Bench(
+    name="trl",
+    title="TRL on the same model, task and machine",
+    module="launch.bench.trl_peer",
+    arguments=(),
+    table=trl,
+)
+"""Needs the extra `bench`, so it is measured only when asked for by name."""
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}

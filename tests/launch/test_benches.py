@@ -1,0 +1,123 @@
+"""What the programs of `make show` make of what they measure; the runs are no tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from launch.bench import benches, overlap, show, trl_peer
+from launch.bench.overlap import Steps
+
+
+def step_line(version: int, time: float, **learner: float) -> dict[str, Any]:
+    return {
+        "what": "step",
+        "version": version,
+        "time": time,
+        "seconds": 4.0,
+        "generation_s": 2.0,
+        "groups": {"trained": 4},
+        "learner": learner,
+    }
+
+
+def steps_of(**changes: float) -> Steps:
+    base = Steps(
+        step=4.0,
+        generation=2.0,
+        learning=1.0,
+        last_group=0.25,
+        optimizer=0.1,
+        publish=0.1,
+        load=0.05,
+        logprobs=0.0,
+        hidden=0.0,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def test_the_first_step_is_left_out_and_a_load_lasts_from_its_step_to_the_proof() -> None:
+    lines = [
+        step_line(0, 10.0, backward_s=99.0),
+        {"what": "served", "version": 1, "time": 99.0},
+        step_line(1, 20.0, backward_s=1.0, optimizer_s=0.1, publish_s=0.1),
+        {"what": "served", "version": 2, "time": 20.5},
+        step_line(2, 30.0, backward_s=3.0, optimizer_s=0.3, publish_s=0.1),
+    ]
+    found = overlap.means(lines)
+    assert (found.learning, found.last_group, found.load) == (2.0, 0.5, 0.5)
+    assert found.optimizer == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="two steps"):
+        overlap.means(lines[:1])
+
+
+def test_no_step_is_faster_than_its_longer_half_and_what_is_serial() -> None:
+    sink, off = steps_of(generation=2.0), steps_of(generation=9.0, learning=3.0)
+    found = overlap.bound(sink, off)
+    assert found["serial"] == pytest.approx(0.5)
+    assert found["bound"] == pytest.approx(3.5)
+    group = steps_of(step=7.0)
+    told = overlap.summary("backward", {"sink": [sink], "off": [off], "group": [group]})
+    assert told["group_over_bound"] == pytest.approx(2.0)
+
+
+def test_the_hidden_share_is_of_the_seconds_of_logprob_forwards() -> None:
+    off, token = steps_of(logprobs=1.0), steps_of(step=2.0, logprobs=2.0, hidden=1.5)
+    told = overlap.summary("logprobs", {"off": [off], "token": [token]})
+    assert (told["off_hidden_share"], told["token_hidden_share"]) == (0.0, 0.75)
+    assert told["speed_up"] == 2.0
+
+
+def test_a_ratio_to_trl_needs_the_figure_on_both_sides() -> None:
+    def training(seconds: float, target: float | None) -> trl_peer.Training:
+        return trl_peer.Training(
+            step_seconds=seconds,
+            seconds_to_target=target,
+            accuracy_before=0.5,
+            accuracy_after=0.9,
+            mean_tokens_after=30.0,
+        )
+
+    darts = [training(1.0, 10.0), training(1.0, None)]
+    trl = [training(4.0, None), training(6.0, 50.0)]
+    assert trl_peer.ratios(darts, trl) == {"step_seconds": 5.0, "seconds_to_target": None}
+
+
+def test_the_document_tells_what_was_measured_and_leaves_out_the_rest(tmp_path: Path) -> None:
+    way = {"tokens_per_s": [10.0, 12.0], "ratios": [0.8, 1.0], "ratio": 0.9}
+    (tmp_path / "overhead.json").write_text(
+        json.dumps(dict.fromkeys(("raw", "sink", "learner"), way))
+    )
+    hidden = [msgspec.to_builtins(steps_of(logprobs=1.0))]
+    (tmp_path / "logprobs.json").write_text(
+        json.dumps(
+            {
+                "off": hidden,
+                "token": hidden,
+                "off_hidden_share": None,
+                "token_hidden_share": 0.95,
+                "speed_up": 1.2,
+            }
+        )
+    )
+    out = tmp_path / "measured.md"
+    show.write(tmp_path, out)
+    text = out.read_text()
+    assert "| `AsyncLLM` alone | 11 | 0.900 | 0.80 to 1.00 |" in text
+    assert "| off | 4.00 | 1.00 | - |" in text
+    assert "| token | 4.00 | 1.00 | 95% |" in text
+    assert "Three seeds" not in text
+    assert benches.PEER.title not in text
+
+
+def test_the_bias_account_is_told_as_means_over_the_audited_steps() -> None:
+    audits = [
+        {"reward_shift": 0.1, "tokens_shift": -4.0, "advantage_shift": 0.2},
+        {"reward_shift": 0.3, "tokens_shift": -8.0},
+    ]
+    run = {"steps": [{"audit": audits[0]}, {}, {"audit": audits[1]}]}
+    assert show.bias_row("first_m", run) == "| first_m | 2 | +0.2 | -6 | +0.2 |"
