@@ -137,7 +137,7 @@ BENCHES = (
         name="barrier",
         title="The same step with `dual_end`, whose groups may wait for the barrier",
         module="launch.bench.overlap",
-        arguments=("--study", "barrier"),
+        arguments=("--study", "barrier", "--repeats", "2"),
         table=backward,
     ),
     Bench(

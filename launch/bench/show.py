@@ -32,6 +32,11 @@ CONFIG = "configs/quickstart.yaml"
 class Job(msgspec.Struct, frozen=True):
     name: str
     overrides: tuple[str, ...] = ()
+    audited: bool = False
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return (*self.overrides, *(AUDIT if self.audited else ()))
 
 
 SEEDS = [Job(f"seed {seed}", (f"seed={seed}",)) for seed in (0, 1, 2)]
@@ -44,10 +49,8 @@ SELECTORS = [
     Job("concise_confident, depth: step", ("selector.concise_confident.depth=step",)),
     Job("concise_confident, depth: none", ("selector.concise_confident.depth=none",)),
 ]
-AUDITED = [
-    Job(job.name, (*job.overrides, "audit.every=4", "step.count=24", "eval.every=0"))
-    for job in SELECTORS[1:]
-]
+AUDIT = ("audit.every=4", "step.count=24", "eval.every=0")
+AUDITED = [Job(job.name, job.overrides, audited=True) for job in SELECTORS[1:]]
 BIAS = "What selection changes in what is learned from (the bias account, 24 steps)"
 VARIANTS = [
     Job("the default", ("seed=0",)),
@@ -58,7 +61,8 @@ VARIANTS = [
 
 def folder(base: Path, job: Job) -> Path:
     """Named by what is different, so that two tables can share a run."""
-    return base / "".join(c if c.isalnum() else "-" for c in "-".join(job.overrides))
+    different = "".join(c if c.isalnum() else "-" for c in "-".join(job.overrides))
+    return base / ("audited" if job.audited else "") / different
 
 
 def carry_out(base: Path, job: Job) -> dict[str, Any]:
@@ -66,11 +70,11 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
     run = folder(base, job)
     result = run / "result.json"
     if not result.exists():
-        print(f"--- {job.name}: {' '.join(job.overrides)}", flush=True)
+        print(f"--- {job.name}: {' '.join(job.settings)}", flush=True)
         command = [sys.executable, "-m", "launch.cli", "train", CONFIG, "--out", str(run)]
-        if subprocess.run([*command, *job.overrides], check=False).returncode:
+        if subprocess.run([*command, *job.settings], check=False).returncode:
             raise RuntimeError(f"{job.name} failed; see {run}; remove the folder to run it again")
-    if (run / "config.yaml").read_text() != dump(load(Path(CONFIG), job.overrides)):
+    if (run / "config.yaml").read_text() != dump(load(Path(CONFIG), job.settings)):
         raise RuntimeError(f"{run}: a finished run of other settings; remove it, or choose --runs")
     found = json.loads(result.read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
