@@ -29,6 +29,7 @@ from learner.ragged import Call, Rows, Segment, build
 from pipeline.messages import Ints, TrainGroup, TrainMember, floats, ints
 from pipeline.packing import pack
 
+_ROWS = 512  # of logits at once
 TokenIds = Sequence[int] | Ints
 Forward = Callable[..., Any]
 """A transformers causal LM, or the DeepSpeed engine around it."""
@@ -163,18 +164,33 @@ def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
     return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def loss_batch(model: Forward, batch: MicroBatch, temperature: float) -> LossBatch:
+@torch.no_grad()
+def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
+    found: list[Tensor] = []
+    for part_NV in logits_NV.split(_ROWS):  # a large vocabulary is not held twice
+        logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
+        found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
+    return torch.cat(found)
+
+
+def loss_batch(
+    model: Forward, batch: MicroBatch, temperature: float, *, entropy: bool = False
+) -> LossBatch:
     """The forward pass of one micro-batch, as a loss wants it; 0 where a row has no token.
 
     The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
     """
-    logprobs_N = logprobs(model, batch.packed, temperature)
-    logprobs_BT = (
-        logprobs_N.new_zeros(batch.mask_BT.numel())
-        .index_copy(0, batch.places_N, logprobs_N)
-        .view_as(batch.mask_BT)
-    )
+    packed = batch.packed
+    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
+
+    def placed(values_N: Tensor) -> Tensor:
+        flat = values_N.new_zeros(batch.mask_BT.numel()).index_copy(0, batch.places_N, values_N)
+        return flat.view_as(batch.mask_BT)
+
+    logprobs_BT = placed(token_logprobs(logits_NV, packed.taken_N, temperature))
     return LossBatch(
+        entropy_BT=placed(entropies(logits_NV, temperature)) if entropy else None,
         logprobs_BT=logprobs_BT,
         old_logprobs_BT=logprobs_BT.detach(),
         behaviour_BT=batch.behaviour_BT,

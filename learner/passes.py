@@ -20,7 +20,7 @@ import torch
 from learner.ahead import Stream
 from learner.forward import Forward, MicroBatch, logprobs, loss_batch, micro_batches, pack_whole
 from learner.importance import importance
-from learner.losses import Loss, LossBatch
+from learner.losses import Loss
 from learner.old import ByTrajectory, laid_out, member_logprobs
 from learner.zero import Zero
 from pipeline.config import LearnerSection
@@ -233,8 +233,9 @@ class Passes:
         ]
 
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
-        found = loss_batch(self.zero.engine, batch, self._temperature)
-        mode, cap = self._section.importance, self._section.importance_cap
+        section = self._section
+        found = loss_batch(self.zero.engine, batch, self._temperature, entropy=section.entropy)
+        mode, cap = section.importance, section.importance_cap
         old_BT, reference_BT = found.old_logprobs_BT, None
         if self._old:
             old_BT = laid_out(self._old, batch.trajectories, found.mask_BT, old_BT)
@@ -252,8 +253,14 @@ class Passes:
             reference_BT=reference_BT,
         )
         loss, metrics = self._loss.loss(full)
-        metrics["computed"] = (full.mask_BT * full.weights_B.unsqueeze(1)).sum().item()
-        return loss, metrics if mode == "off" else {**metrics, **_weighed(full, cut_BT)}
+        count_BT = full.mask_BT * full.weights_B.unsqueeze(1)
+        metrics["computed"] = count_BT.sum().item()
+        if full.entropy_BT is not None:
+            metrics["entropy"] = (full.entropy_BT * count_BT).sum().item()
+        if mode != "off":
+            metrics["importance"] = (importance_BT * count_BT).sum().item()
+            metrics["importance_cut"] = (cut_BT * count_BT).sum().item()
+        return loss, metrics
 
     def _empty_passes(self, own: int) -> int:
         """How many passes this rank must add to its own, so that all run equally many.
@@ -275,14 +282,6 @@ def merge(total: Metrics, more: Metrics) -> None:
             total[name] = max(value, total.get(name, value))
         else:
             total[name] = total.get(name, 0.0) + value
-
-
-def _weighed(batch: LossBatch, cut_BT: torch.Tensor) -> Metrics:
-    count_BT = batch.mask_BT * batch.weights_B.unsqueeze(1)
-    return {
-        "importance": (batch.importance_BT * count_BT).sum().item(),
-        "importance_cut": (cut_BT * count_BT).sum().item(),
-    }
 
 
 def _check(found: ByTrajectory, what: str) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.attention import bare_model, packed_logits
-from learner.forward import Forward, pack_whole, token_logprobs
+from learner.forward import Forward, entropies, pack_whole, token_logprobs
 from learner.pool import Pool, Rows
 from learner.ragged import Segment, build
 from pipeline.packing import pack
@@ -335,9 +335,3 @@ class Streamer:
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self._device)
-
-
-def entropies(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy of each distribution at a temperature, nats, in float32: shape (..., V) -> (...)."""
-    logprobs = (logits.float() / temperature).log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)

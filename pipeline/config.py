@@ -110,6 +110,8 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     stale: str = "wait"
     """What would become older: `wait` for it before the step closes, or `drop` it (a bias
     against long responses; their lengths are in the group records)."""
+    entropy: bool = True
+    """Whether the policy's mean entropy is a metric; costs a look at every computed logit."""
     threads: int = 1
     """CPU threads of each rank; 0: leave it to torch."""
 

@@ -64,6 +64,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learner.importance_cap": _at_least(1),
     "learner.kv_tokens": _at_least(1),
     "learner.max_staleness": _at_least(0),
+    "learner.entropy": (lambda value: isinstance(value, bool), "true or false"),
     "learner.threads": _at_least(0),
     "engine.count": _at_least(1),
     "engine.slots": _at_least(1),

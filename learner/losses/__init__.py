@@ -35,6 +35,9 @@ class LossBatch:
     """Importance weight of old over behaviour, by `learner.importance`; 1.0 when off."""
     reference_BT: Tensor | None = None
     """Under the reference model; None without `learner.reference`."""
+    entropy_BT: Tensor | None = None
+    """Of the policy's distribution at each token, nats (detached); None without
+    `learner.entropy`."""
 
 
 class Loss(Protocol):

@@ -103,6 +103,21 @@ def test_logprobs_and_gradient_equal_one_unpadded_forward_each(
     assert (len(batches) == 1) == (cap == 4096)
 
 
+@torch.no_grad()
+def test_entropy_is_that_of_the_distribution_each_token_was_drawn_from(model: Any):
+    group = group_of(1, weight=1.0)
+    [batch] = micro_batches([group], 4096, CPU)
+    assert loss_batch(model, batch, 0.7).entropy_BT is None
+    found_BT = loss_batch(model, batch, 0.7, entropy=True).entropy_BT
+    assert found_BT is not None
+    for row, member in enumerate(group.members):
+        prompt, response = ints(group.prompt).tolist(), ints(member.response).tolist()
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.distributions.Categorical(logits=logits / 0.7).entropy()
+        assert found_BT[row, batch.mask_BT[row] > 0] == pytest.approx(expected, abs=1e-4)
+    assert float(found_BT[batch.mask_BT == 0].abs().sum()) == 0
+
+
 def test_prompt_is_fed_once_for_its_group_and_no_token_is_padding():
     [batch] = micro_batches([group_of(1, weight=1.0), group_of(2, weight=1.0)], 4096, CPU)
     groups = [group_of(1), group_of(2)]
