@@ -64,6 +64,7 @@ async def sample(
             max_tokens=120,
             temperature=temperature,
             seed=seed,
+            ignore_stop=started is not None,  # who waits for it wants them under way
         )
         deltas: list[Delta] = []
         async for delta in engine.generate(sampling):

@@ -37,6 +37,11 @@ SIMULATED = [
 ]
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background job is started deaf to it, and so is all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Job:
     """One `darts train`; a context manager that leaves nothing running."""
 
@@ -52,6 +57,7 @@ class Job:
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
+            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  one call, no locks
         )
         self.family: dict[int, psutil.Process] = {}
 
