@@ -128,11 +128,11 @@ class HeldStep:
         computed = total.pop("computed", 0.0)
         return {
             **{
-                name: value / (tokens if name == "loss" else computed)
+                name: value
+                if name.endswith("_max")
+                else value / (tokens if name == "loss" else computed)
                 for name, value in total.items()
-                if not name.endswith("_max")
             },
-            **{name: value for name, value in total.items() if name.endswith("_max")},
             "computed_share": computed / tokens,
         }
 

@@ -60,11 +60,11 @@ class StepReport:
         whole = max(1.0, self.normaliser)
         computed = self._sums.pop("computed", whole)
         means = {
-            name: value / (whole if name == "loss" else computed or 1.0)
+            name: value
+            if name.endswith("_max")
+            else value / (whole if name == "loss" else computed or 1.0)
             for name, value in self._sums.items()
-            if not name.endswith("_max")
         }
-        means |= {name: v for name, v in self._sums.items() if name.endswith("_max")}
         if self._sums:
             means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger

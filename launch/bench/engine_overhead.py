@@ -33,13 +33,12 @@ from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
 
 CONFIG = Path("configs/quickstart.yaml")
+SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")  # steps and nothing beside them
 STEP = (  # one step that trains on all that is sampled
     "selector=all",
     "budget.uniform.redundancy=1",
     "step.count=1",
-    "eval.every=0",
-    "data.held_out=0",
-    "checkpoint.every=0",
+    *SHORT,
 )
 RAW_LIMIT_S = 900.0
 QUIET_LOAD = 0.5

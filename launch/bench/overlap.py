@@ -26,11 +26,10 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.engine_overhead import metrics_of
+from launch.bench.engine_overhead import SHORT, metrics_of
 from pipeline.configfile import load
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")
-SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
