@@ -151,7 +151,7 @@ def _signal(process: psutil.Process, number: int) -> None:
 def end_all(children: Sequence[Child], grace_s: float) -> None:
     """Wait for all to end by themselves, then terminate, then kill."""
     families: list[psutil.Process] = []
-    steps = ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 2.0))
+    steps = ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0))
     for number, wait_s in steps:
         families = list({p.pid: p for p in families + _families(children)}.values())
         for process in families:
@@ -160,8 +160,7 @@ def end_all(children: Sequence[Child], grace_s: float) -> None:
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             families = [p for p in families if _lives(p)]
-            for child in children:
-                child.ended()  # reaps it: after the look, or one that ends in between is left
-            if not families:
+            # A process looks dead when its first thread is, and can be reaped when its last is.
+            if not any([*families, *(child.running for child in children)]):
                 return
             time.sleep(0.05)

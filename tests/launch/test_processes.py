@@ -120,6 +120,22 @@ def test_end_all_lets_those_end_who_do_so_by_themselves(program: Callable[[str],
     assert child.ended() == "exit 7"
 
 
+def test_end_all_reaps_a_child_whose_first_thread_ends_before_the_others(
+    program: Callable[[str], Child],
+) -> None:
+    first_ends = "print('up', flush=True)\nctypes.CDLL(None).syscall(60, 0)  # this thread's exit"
+    code = (
+        "import ctypes, os, threading, time\n"
+        "threading.Thread(target=lambda: (time.sleep(1.0), os._exit(5))).start()\n"
+    )
+    child = program(code + first_ends)
+    child.start()
+    until(lambda: gone(child.pid))
+    assert child.running, "its first thread is a zombie, it is none"
+    end_all([child], grace_s=20.0)
+    assert child.ended() == "exit 5"
+
+
 def test_end_all_ends_what_a_child_has_started(program: Callable[[str], Child]) -> None:
     child = program(PARENT)
     child.start()
