@@ -9,6 +9,7 @@ told to end still holds its slot until then.
 from __future__ import annotations
 
 import heapq
+import math
 
 import msgspec
 
@@ -18,6 +19,7 @@ from pipeline.groups import Cause, State, Trajectory
 from pipeline.latency import Latency, Meter
 from pipeline.occupancy import Occupancy
 
+_NO_LIMIT = 1 << 30
 LOST, PARKED, QUEUED = range(3)
 """Order of the waiting: lower goes first."""
 
@@ -144,15 +146,33 @@ class Placement:
         """Give free slots to the waiting, the emptiest engine first."""
         if not self.waiting():
             return
-        free = [(len(e.legs) / e.slots, e.name) for e in self.serving() if len(e.legs) < e.slots]
+        share = self._share()
+        free = [
+            (len(e.legs) / e.slots, e.name)
+            for e in self.serving()
+            if len(e.legs) < min(share, e.slots)
+        ]
         heapq.heapify(free)
         while free and self.waiting():
             _, name = heapq.heappop(free)
             engine = self.engines[name]
             _, _, trajectory_id, _ = heapq.heappop(self._waiting)
             self._start(engine, self._core.trajectories[trajectory_id])
-            if len(engine.legs) < engine.slots:
+            if len(engine.legs) < min(share, engine.slots):
                 heapq.heappush(free, (len(engine.legs) / engine.slots, name))
+
+    def _share(self) -> int:
+        """Legs of an engine at most while others load: its part of all there are.
+
+        Else the first to have proved new weights is filled to its last slot, and the others
+        are idle beside it a moment later. One that loads for `warn_s` is not waited for.
+        """
+        since = self._core.now - self._core.settings.warn_s
+        coming = sum(e.loading >= 0 and e.loading_since > since for e in self.engines.values())
+        if not coming:
+            return _NO_LIMIT
+        legs = len(self._waiting) + sum(len(e.legs) for e in self.engines.values())
+        return math.ceil(legs / (coming + len(self.serving())))
 
     def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
         core = self._core

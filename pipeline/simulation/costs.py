@@ -1,0 +1,146 @@
+"""What engines and learners cost in virtual time, and the hardware that presets are made from.
+
+A decode step of an engine with `b` running sequences that hold `K` cached tokens takes
+`base(b) + kv_s * K` seconds: reading the weights (or computing, whichever is longer) and
+reading the cache. A learner takes so many seconds a token. Formulas from bandwidth and
+peak rate only; their constants are assumptions and stand here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline.latency import Latency
+
+_STEP_S = 6e-3
+"""Launch, sampling and scheduling of a decode step on a GPU."""
+_REDUCE_S = 12e-6
+"""One all-reduce of a decode step between the GPUs of an engine; two a layer."""
+_SEEN_CONTEXT = 1500
+"""Cached tokens of a sequence that the profile handed to the coordinator assumes."""
+
+
+class EngineCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine."""
+
+    points: tuple[tuple[int, float], ...]  # (running, seconds of a decode step), cache reads apart
+    kv_s: float = 0.0  # seconds a decode step takes longer for each cached token
+    prefill_s: float = 0.0  # seconds a prompt token (or one computed again) holds the engine up
+    load_s: float = 0.0  # seconds from a request for weights to their proof
+
+    def table(self, slots: int) -> tuple[float, ...]:
+        """`base(b)` for b = 0..slots, seconds."""
+        curve = Latency(self.points)
+        return (0.0, *(curve.seconds(b) for b in range(1, slots + 1)))
+
+    def profile(self, slots: int) -> tuple[tuple[int, float], ...]:
+        """(running, seconds per token) as an engine measures it at its start."""
+        curve = Latency(self.points)
+        running = sorted({1 << n for n in range(slots.bit_length())} | {slots})
+        return tuple((b, curve.seconds(b) + self.kv_s * b * _SEEN_CONTEXT) for b in running)
+
+
+class LearnerCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One learner rank."""
+
+    train_s: float  # forward and backward of one token
+    forward_s: float = 0.0  # old and reference logprobs of one token, where a loss wants them
+    group_s: float = 0.0  # whatever a group costs besides its tokens
+    step_s: float = 0.0  # optimizer
+    publish_s: float = 0.0  # from the optimizer's end to weights that engines can load
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU: what a vendor states, and the share of it that is assumed to be reached."""
+
+    flops: float  # bf16, dense
+    bandwidth: float  # bytes a second
+    decode_flops_share: float = 0.7
+    bandwidth_share: float = 0.8
+    train_flops_share: float = 0.45
+
+
+DEVICES = {
+    "h20": Device(flops=148e12, bandwidth=4.0e12),
+    "h800": Device(flops=989e12, bandwidth=3.35e12),
+    "h200": Device(flops=989e12, bandwidth=4.8e12),
+}
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """A language model, as far as it costs time."""
+
+    parameters: float
+    layers: int
+    kv_bytes: int  # of the cache, a token: 2 x layers x heads of the cache x their size x 2 bytes
+    active: float = 0.0  # parameters that a token passes through; 0: all
+    experts: int = 0  # of a layer, of which `of_token` are taken
+    of_token: int = 0
+
+    @property
+    def used(self) -> float:
+        return self.active or self.parameters
+
+    def read_bytes(self, running: int) -> float:
+        """Weights that a decode step reads, bf16: every expert that some sequence takes."""
+        if not self.experts:
+            return 2.0 * self.parameters
+        dense = self.active - (self.parameters - self.active) * self.of_token / (
+            self.experts - self.of_token
+        )
+        touched = 1.0 - (1.0 - self.of_token / self.experts) ** running
+        return 2.0 * (dense + (self.parameters - dense) * touched)
+
+
+SHAPES = {
+    "qwen2.5-3b": Shape(parameters=3.09e9, layers=36, kv_bytes=36_864),
+    "qwen2.5-7b": Shape(parameters=7.62e9, layers=28, kv_bytes=57_344),
+    "qwen2.5-14b": Shape(parameters=14.8e9, layers=48, kv_bytes=196_608),
+    "qwen2.5-32b": Shape(parameters=32.8e9, layers=64, kv_bytes=262_144),
+    "qwen3-30b-a3b": Shape(
+        parameters=30.5e9, layers=48, kv_bytes=98_304, active=3.3e9, experts=128, of_token=8
+    ),
+}
+
+
+def engine_cost(shape: Shape, device: Device, gpus: int = 1, load_s: float = 2.0) -> EngineCost:
+    """An engine on `gpus` of a kind, tensor parallel.
+
+    >>> cost = engine_cost(SHAPES["qwen2.5-7b"], DEVICES["h20"])
+    >>> [round(1e3 * s, 1) for b, s in cost.profile(64) if b in (1, 32, 64)]
+    [10.8, 11.6, 17.1]
+    """
+    bandwidth = device.bandwidth * device.bandwidth_share * gpus
+    flops = device.flops * device.decode_flops_share * gpus
+    reduce_s = 2 * shape.layers * _REDUCE_S if gpus > 1 else 0.0
+    points = tuple(
+        (
+            running,
+            _STEP_S
+            + reduce_s
+            + max(shape.read_bytes(running) / bandwidth, running * 2 * shape.used / flops),
+        )
+        for running in (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 512, 1024)
+    )
+    return EngineCost(
+        points=points,
+        kv_s=shape.kv_bytes / bandwidth,
+        prefill_s=2 * shape.used / flops,
+        load_s=load_s,
+    )
+
+
+def learner_cost(
+    shape: Shape, device: Device, gpus: int, forwards: int = 1, publish_s: float = 1.0
+) -> LearnerCost:
+    """A learner on `gpus` of a kind, with `forwards` passes (old, reference) beside training.
+
+    6 x parameters operations a token for forward and backward, 2 for a forward alone.
+    """
+    rate = device.flops * device.train_flops_share * gpus
+    return LearnerCost(
+        train_s=6 * shape.used / rate,
+        forward_s=2 * forwards * shape.used / rate,
+        step_s=1.0,
+        publish_s=publish_s,
+    )

@@ -1,0 +1,124 @@
+"""A learner rank in virtual time: groups one after another, forwards of hinted tokens between.
+
+Work that was asked for goes first, in its order; a hint's forward fills what is left of
+the time. Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from pipeline.events import Hint, Train
+from pipeline.simulation.costs import LearnerCost
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A group to train on, or the optimizer step."""
+
+    group: int  # -1: the optimizer step
+    seconds: float
+    command: Train | None = None
+
+
+class ModelledLearner:
+    """One rank. `start(now)` begins the next job and says when it is done."""
+
+    def __init__(self, rank: int, cost: LearnerCost) -> None:
+        self.rank, self._cost = rank, cost
+        self.slow = 1.0
+        self.stamp = 0  # of the process: answers of one that has died are not heard
+        self.current: Job | None = None
+        self.learned: dict[int, Train] = {}  # groups of the open step, done or under way
+        self._queue: deque[Job] = deque()
+        self._hinted: deque[tuple[int, float]] = deque()  # (trajectory, seconds of forward)
+        self._ahead: dict[int, float] = {}  # trajectory -> seconds of forward done
+        self._idle_since = 0.0
+        self.worked_s = self.logprob_s = self.hidden_s = 0.0  # in the open step
+
+    # --- what it is asked ---------------------------------------------------------------
+
+    def train(self, now: float, command: Train) -> None:
+        self._think(now)
+        tokens = sum(len(member.response) // 4 for member in command.members)
+        forward_s = self._cost.forward_s * tokens
+        done_s = sum(self._ahead.pop(m.trajectory, 0.0) for m in command.members)
+        self.logprob_s += forward_s
+        self.hidden_s += min(done_s, forward_s)
+        seconds = self._cost.group_s + self._cost.train_s * tokens + max(0.0, forward_s - done_s)
+        self._queue.append(Job(group=command.group, seconds=seconds, command=command))
+        self.learned[command.group] = command
+
+    def forget(self, now: float, group: int) -> None:
+        self._think(now)
+        self.learned.pop(group, None)
+        self._queue = deque(job for job in self._queue if job.group != group)
+
+    def hint(self, now: float, command: Hint) -> None:
+        self._think(now)
+        seconds = self._cost.forward_s * (len(command.tokens) // 4)
+        self._hinted.append((command.trajectory, seconds))
+        self._ahead.setdefault(command.trajectory, 0.0)
+
+    def unhint(self, now: float, trajectories: Iterable[int]) -> None:
+        self._think(now)
+        for trajectory in trajectories:
+            self._ahead.pop(trajectory, None)
+
+    def finish(self, now: float) -> None:
+        """The optimizer step and the publish, after what is queued."""
+        self._think(now)
+        self._queue.append(Job(group=-1, seconds=self._cost.step_s + self._cost.publish_s))
+
+    # --- what it does -------------------------------------------------------------------
+
+    def start(self, now: float) -> float | None:
+        """Begin the next job if none is under way; when it will be done."""
+        if self.current is not None or not self._queue:
+            return None
+        self._think(now)
+        self.current = self._queue.popleft()
+        seconds = self.current.seconds * self.slow
+        self.worked_s += seconds
+        return now + seconds
+
+    def done(self, now: float) -> Job:
+        """The job under way has been done."""
+        assert self.current is not None
+        job, self.current = self.current, None
+        self._idle_since = now
+        return job
+
+    def close_step(self) -> dict[str, float]:
+        """The open step's figures, as a real rank reports them."""
+        found = {
+            "backward_s": self.worked_s - self._cost.step_s - self._cost.publish_s,
+            "optimizer_s": self._cost.step_s,
+            "publish_s": self._cost.publish_s,
+            "logprob_s": self.logprob_s,
+            "logprob_hidden_s": self.hidden_s,
+        }
+        self.worked_s = self.logprob_s = self.hidden_s = 0.0
+        self.learned = {}
+        return found
+
+    def _think(self, now: float) -> None:
+        """Spend the idle time up to now on hinted tokens, in order of arrival."""
+        if self.current is not None:
+            return
+        left = (now - self._idle_since) / self.slow
+        self._idle_since = now
+        while self._hinted and left > 0:
+            trajectory, seconds = self._hinted[0]
+            if trajectory not in self._ahead:  # it was taken back
+                self._hinted.popleft()
+                continue
+            spent = min(left, seconds)
+            self._ahead[trajectory] += spent
+            left -= spent
+            if spent < seconds:
+                self._hinted[0] = (trajectory, seconds - spent)
+            else:
+                self._hinted.popleft()

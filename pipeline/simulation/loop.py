@@ -1,0 +1,377 @@
+"""The loop: a heap of moments, the real coordinator, and models around it.
+
+Every message takes `delay_s` in each direction and keeps its order. The loop carries
+commands out and tells events; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from pipeline.coordinator import Coordinator
+from pipeline.events import (
+    AnyCommand,
+    AnyEvent,
+    Checkpointed,
+    Cut,
+    EndLegs,
+    EngineJoined,
+    FinishStep,
+    Forget,
+    Hint,
+    Judge,
+    LearnerJoined,
+    Place,
+    Report,
+    Restart,
+    RewardReady,
+    Serve,
+    ShutDown,
+    StepApplied,
+    Tick,
+    Tokens,
+    Train,
+    Trained,
+    Unhint,
+    Unjudge,
+    VersionPublished,
+    WeightsServed,
+)
+from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.engine import ModelledEngine
+from pipeline.simulation.learner import ModelledLearner
+from pipeline.simulation.workload import Request, Response, Workload
+
+
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
+    """What the coordinator is given to work with."""
+
+    engines: int
+    slots: int
+    engine: EngineCost
+    learner: LearnerCost
+    ranks: int = 1
+    chunk_tokens: int = 0  # 0: engines speak only when a response ends
+    delay_s: float = 5e-4  # of every message
+    reward_s: float = 0.0  # from the end of a response to its reward
+    save_s: float = 0.0  # from a cut to its checkpoint
+    tick_s: float = 1.0
+
+
+class Observer(Protocol):
+    """Sees what the coordinator sees and says."""
+
+    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None: ...
+
+
+class Learns(Protocol):
+    """Told of every step that was applied, before its version is published."""
+
+    def __call__(self, before: int, after: int, groups: Sequence[Train]) -> None: ...
+
+
+class Simulation:
+    """One run. `run()` plays it to its end, or for so many virtual seconds.
+
+    Args:
+        prompt_tokens: length of each training prompt.
+        learn: moves the workload's policy; nothing moves without it.
+        observers: a trace, a check of invariants, a progress bar.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        machines: Machines,
+        workload: Workload,
+        prompt_tokens: Sequence[int],
+        learn: Learns | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.coordinator, self.machines = coordinator, machines
+        self.now = 0.0
+        self.over: ShutDown | None = None
+        self.reports: list[dict[str, Any]] = []  # of steps, evaluations, budgets and warnings
+        self.events = 0
+        self.engines: dict[str, ModelledEngine] = {}
+        self.learners: dict[int, ModelledLearner] = {}
+        self.version = 0  # of the learner
+        self.pending = 0  # moments to come that are no tick: without any, nothing can end a wait
+        self._workload, self._prompt_tokens = workload, prompt_tokens
+        self._learn, self._observers = learn, observers
+        self._stop = coordinator.core.settings.stop_tokens
+        self._moments: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._serial = 0
+        self._responses: dict[int, Response] = {}
+        self._learned: Sequence[Train] = ()
+        self._stepping: set[int] = set()  # ranks that have done the open step's optimizer
+        self._wanted: dict[int, int] = {}  # judged trajectory -> serial of the question
+
+    # --- time ---------------------------------------------------------------------------
+
+    def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Have `what(*arguments)` happen at a moment; in order of asking at the same one."""
+        self._serial += 1
+        self.pending += what != self._tick
+        heapq.heappush(self._moments, (max(when, self.now), self._serial, what, arguments))
+
+    def soon(self, what: Callable[..., None], *arguments: Any) -> None:
+        """After a message's delay."""
+        self.at(self.now + self.machines.delay_s, what, *arguments)
+
+    def run(self, seconds: float | None = None) -> Simulation:
+        """To the end, or until `seconds` of virtual time. May be called again to go on."""
+        while self._moments and self.over is None:
+            if seconds is not None and self._moments[0][0] > seconds:
+                break
+            self.step()
+        return self
+
+    def step(self) -> None:
+        """The next moment."""
+        self.now, _, what, arguments = heapq.heappop(self._moments)
+        self.pending -= what != self._tick
+        what(*arguments)
+
+    def begin(self, version: int = 0) -> None:
+        """Everybody joins."""
+        self.version = version
+        for rank in range(self.machines.ranks):
+            self.learners[rank] = ModelledLearner(rank, self.machines.learner)
+            self.soon(self.tell, LearnerJoined(rank=rank))
+        self.soon(self.tell, VersionPublished(version=version))
+        for number in range(self.machines.engines):
+            self.join(f"e{number}", 0)
+        self.at(self.now + self.machines.tick_s, self._tick)
+
+    def join(self, name: str, epoch: int) -> None:
+        """A new process of this name has come up."""
+        machines = self.machines
+        engine = ModelledEngine(name, epoch, machines.slots, machines.engine, machines.chunk_tokens)
+        self.engines[name] = engine
+        latency = machines.engine.profile(machines.slots)
+        self.soon(
+            self.tell,
+            EngineJoined(engine=name, epoch=epoch, slots=machines.slots, latency=latency),
+        )
+
+    # --- the coordinator ----------------------------------------------------------------
+
+    def tell(self, event: AnyEvent) -> None:
+        """One event, and what the coordinator says to it."""
+        if self.over is not None:
+            return
+        self.events += 1
+        commands = self.coordinator.handle(event, self.now)
+        for command in commands:
+            self._carry_out(command)
+        for observer in self._observers:
+            observer.saw(self.now, event, commands)
+
+    def _tick(self) -> None:
+        self.tell(Tick())
+        self.at(self.now + self.machines.tick_s, self._tick)
+
+    def _carry_out(self, command: AnyCommand) -> None:
+        match command:
+            case Place():
+                self.soon(self._place, self.engines.get(command.engine), command)
+            case EndLegs():
+                self.soon(self._end, self.engines.get(command.engine), command.legs)
+            case Serve():
+                self.soon(self._load, self.engines.get(command.engine), command.version)
+            case Judge():
+                self._judge(command)
+            case Unjudge():
+                self._wanted.pop(command.trajectory, None)
+            case Train() | Forget() | Hint() | Unhint():
+                self.soon(self._to_learner, self.learners[command.rank], command)
+            case FinishStep():
+                for learner in self.learners.values():
+                    self.soon(self._to_learner, learner, command)
+            case Cut():
+                self._cut(command)
+            case Restart():
+                self._restart(command)
+            case Report():
+                self._report(command)
+            case ShutDown():
+                self.over = command
+
+    def _report(self, command: Report) -> None:
+        if command.what == "group":
+            for member in command.fields["members"]:
+                self._responses.pop(member[0], None)
+        if command.what not in ("group", "decision"):
+            self.reports.append({"what": command.what, "time": self.now, **command.fields})
+
+    def _judge(self, command: Judge) -> None:
+        response = self._responses.get(command.trajectory)
+        value = response.reward if response is not None and command.finish == "stop" else 0.0
+        self._wanted[command.trajectory] = self._serial
+        self.at(
+            self.now + self.machines.reward_s + self.machines.delay_s,
+            self._scored,
+            command.trajectory,
+            self._serial,
+            value,
+        )
+
+    def _scored(self, trajectory: int, serial: int, value: float) -> None:
+        if self._wanted.get(trajectory) == serial:
+            del self._wanted[trajectory]
+            self.tell(RewardReady(trajectory=trajectory, value=value))
+
+    def _cut(self, command: Cut) -> None:
+        self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
+
+    def _restart(self, command: Restart) -> None:
+        engine = self.engines.pop(command.peer)
+        engine.stamp += 1
+        self.join(command.peer, engine.epoch + 1)
+
+    # --- engines ------------------------------------------------------------------------
+
+    def alive(self, engine: ModelledEngine | None) -> bool:
+        return engine is not None and self.engines.get(engine.name) is engine
+
+    def _response(self, command: Place) -> Response | None:
+        known = self._responses.get(command.trajectory)
+        if known is not None:
+            return known
+        trajectory = self.coordinator.core.trajectories.get(command.trajectory)
+        if trajectory is None:
+            return None  # discarded while the request was under way
+        known = self._responses[command.trajectory] = self._workload.response(
+            Request(
+                kind=command.kind,
+                prompt=command.prompt,
+                group=trajectory.group,
+                member=trajectory.member,
+                seed=command.seed,
+                version=self.engines[command.engine].version,
+            )
+        )
+        return known
+
+    def _place(self, engine: ModelledEngine, command: Place) -> None:
+        if not self.alive(engine):
+            return
+        response = self._response(command) or Response(tokens=1, reward=0.0, confidence=-1.0)
+        prompt = self._prompt_tokens[command.prompt] if command.kind == "train" else 0
+        engine.place(self.now, command, prompt, response)
+        self._await(engine)
+
+    def _end(self, engine: ModelledEngine, legs: Sequence[tuple[int, int]]) -> None:
+        if self.alive(engine):
+            self._send(engine, engine.end(self.now, legs, self._stop))
+
+    def _load(self, engine: ModelledEngine, version: int) -> None:
+        if self.alive(engine):
+            self._send(engine, engine.load(self.now, version, self._stop))
+            self.at(self.now + engine.cost.load_s, self._served, engine, version)
+
+    def _served(self, engine: ModelledEngine, version: int) -> None:
+        if self.alive(engine):
+            self.soon(self.tell, WeightsServed(engine=engine.name, version=version, gap=0.0))
+
+    def _flush(self, engine: ModelledEngine, stamp: int) -> None:
+        if self.alive(engine) and stamp == engine.stamp:
+            self._send(engine, engine.flush(self.now, self._stop))
+
+    def _send(self, engine: ModelledEngine, frame: Tokens) -> None:
+        self.soon(self.hear, engine, frame)
+        self._await(engine)
+
+    def hear(self, engine: ModelledEngine, frame: Tokens) -> None:
+        """A frame has arrived."""
+        if self.alive(engine):
+            self.tell(frame)
+
+    def _await(self, engine: ModelledEngine) -> None:
+        engine.stamp += 1
+        if engine.legs:
+            self.at(engine.due(), self._flush, engine, engine.stamp)
+
+    # --- the learner --------------------------------------------------------------------
+
+    def _to_learner(self, learner: ModelledLearner, command: AnyCommand) -> None:
+        if self.learners.get(learner.rank) is not learner:
+            return
+        match command:
+            case Train():
+                learner.train(self.now, command)
+            case Forget():
+                learner.forget(self.now, command.group)
+            case Hint():
+                learner.hint(self.now, command)
+            case Unhint():
+                learner.unhint(self.now, command.trajectories)
+            case FinishStep():
+                learner.finish(self.now)
+            case _:
+                raise AssertionError(f"{command} is not for a learner")
+        self._go_on(learner)
+
+    def _go_on(self, learner: ModelledLearner) -> None:
+        done = learner.start(self.now)
+        if done is not None:
+            self.at(done, self._learner_done, learner)
+
+    def _learner_done(self, learner: ModelledLearner) -> None:
+        if self.learners.get(learner.rank) is not learner:
+            return
+        job = learner.done(self.now)
+        if job.command is not None:
+            if job.group in learner.learned:  # else it was forgotten under way
+                self.trained(learner, job.command)
+        else:
+            self._stepping.add(learner.rank)
+            if len(self._stepping) == len(self.learners):
+                self._stepping = set()
+                self.optimized()
+        self._go_on(learner)
+
+    def trained(self, learner: ModelledLearner, command: Train) -> None:
+        """A rank has run forward and backward of a group."""
+        tokens = sum(m.weight * (len(m.response) // 4) for m in command.members)
+        self.soon(
+            self.tell,
+            Trained(
+                rank=learner.rank,
+                group=command.group,
+                tokens=tokens,
+                metrics={"loss": 0.0, "computed": tokens},
+            ),
+        )
+
+    def optimized(self) -> None:
+        """Every rank has stepped: the policy moves, the weights are published."""
+        groups = [g for rank in sorted(self.learners) for g in self.learners[rank].learned.values()]
+        before, self.version = self.version, self.version + 1
+        if self._learn is not None:
+            self._learn(before, self.version, groups)
+        for rank, metrics in self.close_step().items():
+            self.soon(
+                self.tell,
+                StepApplied(
+                    rank=rank,
+                    step=self.coordinator.core.step,
+                    version=self.version,
+                    metrics=dict(metrics),
+                ),
+            )
+
+    def close_step(self) -> Mapping[int, Mapping[str, float]]:
+        """Each rank's figures of the step."""
+        return {rank: learner.close_step() for rank, learner in sorted(self.learners.items())}
+
+    # --- figures ------------------------------------------------------------------------
+
+    def of(self, what: str) -> list[dict[str, Any]]:
+        """Reports of one kind: step, eval, budget, warning, wait."""
+        return [report for report in self.reports if report["what"] == what]

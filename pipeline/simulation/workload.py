@@ -1,0 +1,143 @@
+"""What responses are in virtual time: how long, how sure, and worth what.
+
+A workload answers one question: what does this request, to this version of the policy,
+become? The answer follows from the request's seed, so that a resumed leg goes on with
+the same response and a second run is the same run.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from pipeline.simulation.policy import Kind, Policy
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """One response, whole."""
+
+    tokens: int  # up to its stop token; the limit may cut it
+    reward: float  # if it reaches its end; one that is cut is worth nothing
+    confidence: float  # mean logprob, nats per token
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a response follows from."""
+
+    kind: str  # train | eval
+    prompt: int
+    group: int
+    member: int
+    seed: int
+    version: int  # of the policy when it starts
+
+
+class Workload(Protocol):
+    def response(self, request: Request) -> Response: ...
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+    """A population of prompts: response lengths are lognormal for each of them.
+
+    `median` is that of the prompts' medians; `between` the deviation of their logarithm;
+    `within` the deviation of the logarithm of one prompt's lengths, itself lognormal over
+    prompts with deviation `uneven` of its logarithm.
+    """
+
+    median: float
+    between: float
+    within: float
+    uneven: float = 0.0
+    deep: float = 0.3  # share of prompts whose longer responses are right more often
+    slope: float = 0.7  # of the logit of being right per deviation of length, down or up
+    right: float = 0.2  # mean logit of being right at median length
+    difficulty: float = 1.0  # its deviation between prompts
+
+
+class Parametric:
+    """Prompts drawn from a population, and a policy that training moves.
+
+    Length and correctness are tied within a prompt: on `deep` prompts a longer response is
+    right more often (necessary depth), on the others less often (ineffective verbosity), as
+    arXiv 2605.30859 tells the two kinds of tail apart. Confidence is independent of both.
+    """
+
+    def __init__(self, lengths: Lengths, policy: Policy, *, seed: int = 0) -> None:
+        self.lengths, self.policy, self._seed = lengths, policy, seed
+        self._kinds: dict[tuple[str, int], Kind] = {}
+
+    def kind(self, of: str, prompt: int) -> Kind:
+        """The prompt's own figures, the same whenever it is asked for."""
+        key = (of, prompt)
+        found = self._kinds.get(key)
+        if found is None:
+            rng = random.Random(f"{self._seed}/{of}/{prompt}")
+            law = self.lengths
+            deep = rng.random() < law.deep
+            found = self._kinds[key] = Kind(
+                deep=deep,
+                middle=math.log(law.median) + law.between * rng.gauss(0, 1),
+                spread=law.within * math.exp(law.uneven * rng.gauss(0, 1)),
+                right=law.right + law.difficulty * rng.gauss(0, 1),
+                slope=law.slope if deep else -law.slope,
+            )
+        return found
+
+    def response(self, request: Request) -> Response:
+        rng = random.Random(request.seed)
+        z, chance, sure = rng.gauss(0, 1), rng.random(), rng.gauss(-0.5, 0.1)
+        kind = self.kind(request.kind, request.prompt)
+        tokens, right = self.policy.respond(kind, z, request.version)
+        return Response(tokens=tokens, reward=float(chance < right), confidence=min(sure, -1e-3))
+
+
+class Recorded:
+    """The responses of a run that was, by prompt, opening of that prompt, and member.
+
+    What had been cut short there is longer than what is known: it gets the length of some
+    finished response of the run that is longer, else the limit.
+
+    Args:
+        groups: in order of opening: (prompt, members), a member as (tokens, finished, reward).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, Sequence[tuple[int, bool, float]]]],
+        limit: int,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._limit, self._seed = limit, seed
+        self._members: dict[int, list[Sequence[tuple[int, bool, float]]]] = {}
+        for prompt, members in groups:
+            self._members.setdefault(prompt, []).append(members)
+        self._opened: dict[int, int] = {}  # group -> how often its prompt was opened before
+        self._times: dict[int, int] = {}
+        everyone = [m for _, members in groups for m in members]
+        self._finished = sorted(tokens for tokens, finished, _ in everyone if finished)
+
+    def response(self, request: Request) -> Response:
+        if request.group not in self._opened:
+            self._opened[request.group] = self._times.get(request.prompt, 0)
+            self._times[request.prompt] = self._opened[request.group] + 1
+        rng = random.Random(f"{self._seed}/{request.prompt}/{request.group}/{request.member}")
+        tokens, finished, reward = self._member(request, rng)
+        if not finished:
+            longer = [n for n in self._finished if n > tokens]
+            tokens = rng.choice(longer) if longer else self._limit + 1
+        return Response(tokens=max(1, tokens), reward=reward, confidence=-0.1)
+
+    def _member(self, request: Request, rng: random.Random) -> tuple[int, bool, float]:
+        times = self._members.get(request.prompt, [])
+        opened = self._opened[request.group]
+        if opened < len(times) and request.member < len(times[opened]):
+            return times[opened][request.member]
+        known = [member for members in times for member in members]
+        if known:  # another candidate than were recorded: one like them
+            return rng.choice(known)
+        return rng.choice(self._finished or [self._limit]), True, 0.0
