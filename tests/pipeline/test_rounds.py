@@ -237,7 +237,7 @@ def test_a_run_with_pruning_ends_each_group_at_its_first_m_finished():
 
 
 def test_a_run_with_depth_stop_scores_the_cut_ones_and_trains_on_them_as_truncated():
-    world = ran(3, dict(steps=6), selector=ConciseConfident(ConciseConfidentOptions(depth="stop")))
+    world = ran(4, dict(steps=6), selector=ConciseConfident(ConciseConfidentOptions(depth="stop")))
     decisions = told(world, "decision")
     cut = {i for verb in decisions if verb["verb"] == "Stop" for i in verb["ids"]}
     assert cut, "nobody was cut: choose another seed"
