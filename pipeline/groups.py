@@ -162,6 +162,7 @@ class Group(msgspec.Struct, kw_only=True):
     members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
     arrivals: list[int] = msgspec.field(default_factory=list[int])  # ids, in order of ending
     enough: bool = False
+    audited: bool = False  # sampled to its end though the selector has chosen
     dead: bool = False  # enough, and without signal so far: another prompt is opened for it
     chosen: list[int] = msgspec.field(default_factory=list[int])  # in the selector's order
     chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector

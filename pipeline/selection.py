@@ -285,14 +285,14 @@ class Selection:
         weights = verb.weights or (1.0,) * len(members)
         if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
             raise self._fault(group, verb, "one finite weight of at least 0 for each member")
-        audited = self.audited  # then everybody goes on, to be compared
+        group.audited = self.audited  # then everybody goes on, to be compared
         for member in group.members:
-            if member.state in UNENDED and not audited:
+            if member.state in UNENDED and not group.audited:
                 self._roster.discard(member, "aborted")
         group.advance(Stage.CHOSEN, self._core.now, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
-            if member.id not in verb.ids and not member.scored and not audited:
+            if member.id not in verb.ids and not member.scored and not group.audited:
                 self._core.emit(Unjudge(trajectory=member.id))
         self._ready_if_scored(group)
 
@@ -335,7 +335,7 @@ class Selection:
 
     def _ready_if_scored(self, group: Group) -> None:
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
-        if any(not m.scored for m in members) or (self.audited and not audit.settled(group)):
+        if any(not m.scored for m in members) or (group.audited and not audit.settled(group)):
             return
         if self._core.version < 0:
             return  # resumed, and the learner has yet to say which version it goes on from
@@ -364,7 +364,7 @@ class Selection:
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
         group.advance(Stage.READY, self._core.now)
-        if self.audited:
+        if group.audited:
             self._audit(group)
         self._on_change()
 

@@ -189,7 +189,7 @@ class Simulation:
             case Unjudge():
                 self._wanted.pop(command.trajectory, None)
             case Train() | Forget() | Hint() | Unhint():
-                self.soon(self._to_learner, self.learners[command.rank], command)
+                self.soon(self._to_learner, self.learners.get(command.rank), command)
             case FinishStep():
                 for learner in self.learners.values():
                     self.soon(self._to_learner, learner, command)
@@ -299,8 +299,8 @@ class Simulation:
 
     # --- the learner --------------------------------------------------------------------
 
-    def _to_learner(self, learner: ModelledLearner, command: AnyCommand) -> None:
-        if self.learners.get(learner.rank) is not learner:
+    def _to_learner(self, learner: ModelledLearner | None, command: AnyCommand) -> None:
+        if learner is None or self.learners.get(learner.rank) is not learner:
             return
         match command:
             case Train():

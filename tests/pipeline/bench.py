@@ -42,7 +42,7 @@ from pipeline.orders.sequential import Sequential
 from pipeline.plugins import SelectorEvent, Wants
 from pipeline.verbs import Allotment, AnyVerb, Finalize
 from pipeline.views import BudgetView, GroupView, OpenView, PromptView
-from tests.pipeline.invariants import check
+from pipeline.simulation.invariants import check
 from tests.pipeline.world import settings_of
 
 EOS = 1

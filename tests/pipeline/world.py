@@ -51,7 +51,7 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.messages import ChunkHead
-from tests.pipeline.invariants import check
+from pipeline.simulation.invariants import check
 
 EOS = 1
 

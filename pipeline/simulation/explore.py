@@ -1,0 +1,250 @@
+"""Many small runs with faults, each from a seed: what may never be is looked for in all.
+
+Three modes. `chaos`: faults to the end; whatever happens, the books hold at every event and
+the run ends. `heal`: faults for a while, then none; every step is done. `dead`: at some
+moment nothing that dies comes back, and engines or learner die; the run stops and says why.
+A seed that fails is played again with fewer faults, as few as still fail, and its log printed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from pipeline import plugins
+from pipeline.coordinator import Coordinator
+from pipeline.core import PluginFault, Seams, Settings
+from pipeline.groups import IllegalTransition
+from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.faults import Fault, Faulty, Memory, Rules, What, plan
+from pipeline.simulation.invariants import Violation
+from pipeline.simulation.loop import Machines
+from pipeline.simulation.policy import Policy
+from pipeline.simulation.workload import Lengths, Parametric
+from pipeline.snapshot import SnapshotError
+
+Mode = Literal["chaos", "heal", "dead"]
+MODES: tuple[Mode, ...] = ("chaos", "heal", "dead")
+_STOP = 1
+_LAST_LINES = 60
+_LIVES = 40
+"""Starts of one stage, resumes included; the faults of a plan are fewer."""
+FOUND = (Violation, SnapshotError, IllegalTransition, PluginFault, ArithmeticError, LookupError,
+         TypeError, ValueError, AttributeError)  # fmt: skip
+"""What a broken coordinator raises."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One seed."""
+
+    seed: int
+    mode: Mode
+    violation: str = ""  # '' where everything held
+    faults: tuple[int, ...] = ()  # of the plan, those played
+    events: int = 0
+    log: tuple[str, ...] = ()  # the last lines before the violation
+
+    @property
+    def command(self) -> str:
+        """Plays it again."""
+        chosen = ",".join(map(str, self.faults))
+        return f"darts simulate --seed {self.seed} --mode {self.mode} --faults '{chosen}'"
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows from a seed: the run, its machines and its faults."""
+
+    settings: Settings
+    machines: Machines
+    rules: Rules
+    faults: tuple[Fault, ...]
+    make: Callable[[], Seams]
+    lengths: Lengths
+
+
+def world(seed: int, mode: Mode) -> World:
+    """The same for the same seed and mode."""
+    rng = random.Random(f"{seed}/{mode}")
+    size, engines = rng.choice((2, 3, 4)), rng.choice((1, 2, 3))
+    stale = rng.choice((0, 0, 1, 2))
+    settings = Settings(
+        seed=seed,
+        steps=rng.choice((2, 3)),
+        need=rng.choice((1, 2, 3)),
+        reserve=rng.choice((0, 0, 1)),
+        tries=rng.choice((2.0, 6.0)),
+        size=size,
+        max_tokens=24,
+        ranks=rng.choice((1, 1, 2)),
+        overlap=rng.choice(("group", "off")),
+        stream=rng.random() < 0.3,
+        prompts=40,
+        held_out=rng.choice((0, 0, 2)),
+        eval_every=2,
+        eval_samples=2,
+        checkpoint_every=rng.choice((0, 1, 1, 2)),
+        stop_tokens=frozenset({_STOP}),
+        warn_s=2.0,
+        gap_limit=1e-3,
+        max_staleness=stale,
+        stale=rng.choice(("wait", "drop")),
+        audit_every=rng.choice((0, 0, 0, 2)),
+    )
+    if not settings.held_out:
+        settings = msgspec.structs.replace(settings, eval_every=0)
+    machines = Machines(
+        engines=engines,
+        slots=rng.choice((2, 4, 8)),
+        engine=EngineCost(
+            points=((1, 0.01), (8, 0.015)), kv_s=1e-6, prefill_s=1e-4, load_s=rng.uniform(0.01, 0.3)
+        ),
+        learner=LearnerCost(
+            train_s=1e-4, forward_s=5e-5, group_s=rng.uniform(0.001, 0.1), step_s=0.02
+        ),
+        ranks=settings.ranks,
+        chunk_tokens=rng.choice((2, 4, 8)),
+        delay_s=rng.choice((1e-4, 5e-3, 3e-2)),
+        reward_s=rng.choice((0.0, 0.05, 0.5)),
+        save_s=rng.choice((0.0, 0.2)),
+    )
+    until = rng.uniform(0.5, 4.0)
+    faults = plan(rng, rng.randint(1, 8), until, engines)
+    rules = Rules()
+    if mode == "dead":
+        rules = Rules(doomed_at=until)
+        last = [What.LEARNER_DIES] if rng.random() < 0.3 else [What.ENGINE_DIES] * engines
+        faults += [Fault(at=until, what=what, target=n) for n, what in enumerate(last)]
+        settings = msgspec.structs.replace(settings, steps=1000)  # it is not done before
+    return World(
+        settings=settings,
+        machines=machines,
+        rules=rules,
+        faults=tuple(faults),
+        make=_seams(rng, seed, settings),
+        lengths=Lengths(median=rng.choice((5, 10)), between=0.4, within=0.7),
+    )
+
+
+def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Seams]:
+    """A way to make the plug-ins anew; which ones is drawn once."""
+
+    def drawn(seam: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
+        name, options = rng.choice(choices)
+        cls = plugins.find(seam, name)
+        return lambda: cls(plugins.options_type(cls)(**options), **extra)
+
+    selectors = [
+        ("all", {}),
+        ("first_m", {}),
+        ("shortest", {}),
+        ("dual_end", {"long_wait": "group"}),
+        ("dual_end", {"long_wait": "step", "prune_at": 2.0}),
+        ("concise_confident", {"depth": "step"}),
+        ("concise_confident", {"depth": "stop"}),
+        ("concise_confident", {"depth": "none"}),
+    ]
+    budgets = [
+        ("uniform", {"redundancy": 1.0}),
+        ("uniform", {"redundancy": 1.5}),
+        ("uniform", {"redundancy": 1.0, "top_up": "fewest"}),
+        ("length_variance", {"top_up": "fewest"}),
+        ("length_variance", {"mean": 1.5}),
+    ]
+    prompts = drawn("prompts", ("shuffled", {}), ("sequential", {}), ("tail_batching", {}), seed=seed)
+    budget, selector = drawn("budget", *budgets), drawn("selector", *selectors)
+    quorum = {"share": 0.5, "size": min(2, settings.size)}
+    batch = drawn("batch", ("fifo", {}), ("quorum", quorum))
+    advantage = drawn("advantage", ("grpo", {}), ("grpo", {"drop_equal": True}))
+    return lambda: Seams(
+        prompts=prompts(),
+        budget=budget(),
+        selector=selector(),
+        batch=batch(),
+        advantage=advantage(),
+    )
+
+
+def play(seed: int, mode: Mode, chosen: Sequence[int] | None = None) -> Outcome:
+    """One seed, with all faults of its plan or those chosen."""
+    here = world(seed, mode)
+    numbers = tuple(range(len(here.faults)) if chosen is None else chosen)
+    log: deque[str] = deque(maxlen=_LAST_LINES)
+    life: list[Faulty] = []
+    violation, events = "", 0
+    try:
+        events = _live(here, [here.faults[n] for n in numbers], mode, log, life)
+    except FOUND as error:
+        violation = f"{type(error).__name__}: {error}"
+        events = life[-1].events if life else 0
+    return Outcome(
+        seed=seed,
+        mode=mode,
+        violation=violation,
+        faults=numbers,
+        events=events,
+        log=tuple(log) if violation else (),
+    )
+
+
+def _live(
+    here: World, faults: Sequence[Fault], mode: Mode, log: deque[str], life: list[Faulty]
+) -> int:
+    """Lives of the stage until the run is over. Raises what is found; returns the events."""
+    memory, now, events = Memory(), 0.0, 0
+    prompt_tokens = [5] * here.settings.prompts
+    for number in range(_LIVES):
+        log.append(f"{now:9.3f} life {number + 1}, from step {memory.saved.step if memory.saved else 0}")
+        one = Faulty(
+            Coordinator(here.settings, here.make(), prompt_tokens),
+            here.machines,
+            Parametric(here.lengths, Policy(0.0), seed=here.settings.seed),
+            prompt_tokens,
+            plan=faults,
+            rules=here.rules,
+            memory=memory,
+            log=lambda at, line: log.append(f"{at:9.3f} {line}"),
+            begin_at=now,
+        )
+        life.append(one)
+        one.start()
+        while one.over is None and not one.fallen:
+            one.step()
+        events += one.events
+        now = one.now + 1e-6
+        if one.over is not None and not one.over.error:
+            break
+        doomed = now >= here.rules.doomed_at
+        if mode == "dead" and one.over is not None and doomed:
+            return events  # it has stopped, and said why
+    else:
+        raise Violation(f"{_LIVES} lives were not enough")
+    last = life[-1]
+    if mode == "dead":
+        raise Violation("everything is dead, and the run says that it is done")
+    if not last.alone:
+        raise Violation("something was left behind at the end")
+    if last.coordinator.core.step != here.settings.steps:
+        raise Violation(f"the run ended at step {last.coordinator.core.step}")
+    return events
+
+
+def shrink(outcome: Outcome, attempts: int = 200) -> Outcome:
+    """As few faults as still fail, one after another left out."""
+    best, changed = outcome, True
+    doomed = world(outcome.seed, outcome.mode).rules.doomed_at
+    while changed and attempts > 0:
+        changed = False
+        for fault in best.faults:
+            if world(best.seed, best.mode).faults[fault].at >= doomed:
+                continue  # without it nothing is dead
+            attempts -= 1
+            fewer = [number for number in best.faults if number != fault]
+            again = play(best.seed, best.mode, fewer)
+            if again.violation:
+                best, changed = again, True
+                break
+    return best

@@ -1,0 +1,343 @@
+"""What goes wrong in virtual time, and what a launcher does about it.
+
+A plan is a list of faults, each at a moment, so that any part of it can be played alone.
+Frames are lost, doubled or late; engines die, come back, grow slow, refuse weights or
+prove wrong ones; rewards fail; losses and steps are not finite; the learner or the stage
+dies, and the run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from pipeline import snapshot
+from pipeline.coordinator import Coordinator
+from pipeline.events import (
+    AnyEvent,
+    Checkpointed,
+    Cut,
+    EngineLost,
+    Halt,
+    LearnerLost,
+    Report,
+    Restart,
+    RewardMissing,
+    RewardReady,
+    StepRejected,
+    Tick,
+    Tokens,
+    Train,
+    TrainingFailed,
+    WeightsRefused,
+    WeightsServed,
+)
+from pipeline.simulation.engine import ModelledEngine
+from pipeline.simulation.invariants import Violation, check, check_age
+from pipeline.simulation.learner import ModelledLearner
+from pipeline.simulation.loop import Machines, Simulation
+from pipeline.simulation.workload import Workload
+from pipeline.waits import waits
+
+
+class What(StrEnum):
+    ENGINE_DIES = "engine dies"
+    ENGINE_SLOW = "engine slow"
+    FRAME_LOST = "frame lost"
+    FRAME_DOUBLED = "frame doubled"
+    FRAME_LATE = "frame late"  # those behind it come first: a gap
+    LOAD_REFUSED = "weights refused"
+    LOAD_WRONG = "weights wrong"
+    REWARD_FAILS = "reward fails"
+    LOSS_NOT_FINITE = "loss not finite"
+    STEP_NOT_FINITE = "step not finite"
+    LEARNER_DIES = "learner dies"
+    STAGE_DIES = "stage dies"
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    at: float  # seconds
+    what: What
+    target: int = 0  # of the engines
+    amount: float = 0.0  # seconds late, or times slower
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f} s: {self.what} (e{self.target}, {self.amount:.2g})"
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher does."""
+
+    detect_s: float = 0.4  # from a death to its notice
+    back_s: float = 0.3  # from the notice to the new process
+    restarts: int = 1000  # of an engine, then the run is halted
+    doomed_at: float = float("inf")  # from then on nothing that dies comes back
+
+
+class Memory(msgspec.Struct, kw_only=True):
+    """What outlives the stage: the newest checkpoint, and what had been counted at it."""
+
+    saved: snapshot.Snapshot | None = None
+    trained: Counter[int] = msgspec.field(default_factory=Counter[int])
+    fates: Counter[int] = msgspec.field(default_factory=Counter[int])
+    epochs: Counter[str] = msgspec.field(default_factory=Counter[str])
+
+
+class Faulty(Simulation):
+    """One life of a stage, from a start or a checkpoint to its end, or to the next fault
+    that only a checkpoint mends (`fallen`). Every event is checked."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        machines: Machines,
+        workload: Workload,
+        prompt_tokens: Sequence[int],
+        *,
+        plan: Sequence[Fault],
+        rules: Rules,
+        memory: Memory,
+        log: Callable[[float, str], None],
+        begin_at: float = 0.0,
+    ) -> None:
+        super().__init__(coordinator, machines, workload, prompt_tokens)
+        self.fallen = ""  # why this life ended without the coordinator's own word
+        self._rules, self._memory, self._log = rules, memory, log
+        self._trained, self._fates = Counter(memory.trained), Counter(memory.fates)
+        self._armed: Counter[tuple[What, str]] = Counter()
+        self._late: dict[str, float] = {}
+        self._cutting: tuple[snapshot.Snapshot, Counter[int], Counter[int]] | None = None
+        self._quiet = 0  # ticks in a row with nothing under way
+        self.now = begin_at
+        for fault in plan:
+            if fault.at >= begin_at:
+                self.at(fault.at, self._strike, fault)
+                self.pending -= 1  # a fault to come ends no wait
+
+    def start(self) -> None:
+        """From the newest checkpoint, or from nothing."""
+        saved = self._memory.saved
+        asked = []
+        if saved is not None:
+            again = msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=snapshot.Snapshot)
+            asked = snapshot.restore(self.coordinator, again, self.now)
+        self.begin(saved.version if saved is not None else 0)
+        for command in asked:
+            self._carry_out(command)
+
+    def join(self, name: str, epoch: int) -> None:
+        self._memory.epochs[name] += 1
+        super().join(name, self._memory.epochs[name])
+
+    # --- every event --------------------------------------------------------------------
+
+    def tell(self, event: AnyEvent) -> None:
+        if self.over is not None or self.fallen:
+            return
+        self._log(self.now, describe(event))
+        super().tell(event)
+        if self.events > 40_000:
+            raise Violation("the run never ends")
+        check(self.coordinator, self._fates)
+
+    def _carry_out(self, command: Any) -> None:
+        if isinstance(command, Train):
+            check_age(self.coordinator, command)
+        super()._carry_out(command)
+
+    def _report(self, command: Report) -> None:
+        super()._report(command)
+        if command.what == "group":
+            self._fates[command.fields["group"]] += 1
+            if command.fields["fate"] == "trained":
+                self._trained[command.fields["group"]] += 1
+                if self._trained[command.fields["group"]] > 1:
+                    raise Violation(f"group {command.fields['group']} was trained on twice")
+
+    def _tick(self) -> None:
+        super()._tick()
+        for engine in list(self.engines.values()):  # its heartbeat: a lost frame is missed by it
+            self.hear(engine, engine.flush(self.now, self._stop))
+        self._quiet = 0 if self.pending or self.over or self.fallen else self._quiet + 1
+        if self._quiet > self.coordinator.core.settings.warn_s / self.machines.tick_s + 4:
+            found = waits(self.coordinator)
+            what = found[0].what if found else "nobody knows what"
+            raise Violation(f"waits for what nothing can end: {what}")
+
+    # --- faults -------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        self.pending += 1
+        name = f"e{fault.target}"
+        self._log(self.now, f"FAULT {fault.what} {name} {fault.amount:.2g}")
+        match fault.what:
+            case What.ENGINE_DIES:
+                self._engine_dies(name)
+            case What.ENGINE_SLOW:
+                if name in self.engines:
+                    engine = self.engines[name]
+                    engine.advance(self.now)
+                    engine.slow = max(1.0, fault.amount)
+                    self._await(engine)
+            case What.LEARNER_DIES:
+                self.learners.clear()
+                self.soon(self.tell, LearnerLost(rank=0, why="killed"))
+            case What.STAGE_DIES:
+                self.fallen = "the stage died"
+            case What.FRAME_LATE:
+                self._late[name] = fault.amount
+            case What.FRAME_LOST | What.FRAME_DOUBLED | What.LOAD_REFUSED | What.LOAD_WRONG:
+                self._armed[fault.what, name] += 1
+            case _:
+                self._armed[fault.what, ""] += 1
+
+    def _struck(self, what: What, name: str = "") -> bool:
+        """Whether such a fault waits for this moment; it is used up."""
+        if self._armed[what, name] < 1:
+            return False
+        self._armed[what, name] -= 1
+        self._log(self.now, f"  hit: {what} {name}")
+        return True
+
+    def _engine_dies(self, name: str) -> None:
+        engine = self.engines.pop(name, None)
+        if engine is not None:
+            self.at(self.now + self._rules.detect_s, self._notice, name)
+
+    def _notice(self, name: str) -> None:
+        self.tell(EngineLost(engine=name, why="killed"))
+        self._come_back(name)
+
+    def _come_back(self, name: str) -> None:
+        self.at(self.now + self._rules.back_s, self._start_again, name)
+
+    def _start_again(self, name: str) -> None:
+        starts = self._memory.epochs[name]
+        if self.now >= self._rules.doomed_at or starts > self._rules.restarts:
+            self.tell(Halt(error=f"{name} ended for the {starts}th time (engine.restarts)"))
+        else:
+            self.join(name, 0)
+
+    def _restart(self, command: Restart) -> None:
+        if self.engines.pop(command.peer, None) is not None:
+            self.soon(self._come_back, command.peer)
+
+    def hear(self, engine: ModelledEngine, frame: Tokens) -> None:
+        if not self.alive(engine):
+            return
+        late_s = self._late.pop(engine.name, 0.0)
+        if late_s:
+            self._log(self.now, f"  hit: {What.FRAME_LATE} {engine.name}")
+            self.at(self.now + late_s, self._hear_late, engine, frame)
+        elif not self._struck(What.FRAME_LOST, engine.name):
+            self.tell(frame)
+            if self._struck(What.FRAME_DOUBLED, engine.name):
+                self.tell(frame)
+
+    def _hear_late(self, engine: ModelledEngine, frame: Tokens) -> None:
+        del engine  # the stage hears it even of one that it has counted as lost
+        self.tell(frame)
+
+    def _served(self, engine: ModelledEngine, version: int) -> None:
+        if not self.alive(engine):
+            return
+        if self._struck(What.LOAD_REFUSED, engine.name):
+            refused = WeightsRefused(engine=engine.name, version=version, why="checksum")
+            self.soon(self.tell, refused)
+        elif self._struck(What.LOAD_WRONG, engine.name):
+            self.soon(self.tell, WeightsServed(engine=engine.name, version=version, gap=0.5))
+        else:
+            super()._served(engine, version)
+
+    def _scored(self, trajectory: int, serial: int, value: float) -> None:
+        wanted = self._wanted.get(trajectory) == serial
+        if wanted and self._struck(What.REWARD_FAILS):
+            del self._wanted[trajectory]
+            self.tell(RewardMissing(trajectory=trajectory, why="it raised"))
+        else:
+            super()._scored(trajectory, serial, value)
+
+    def trained(self, learner: ModelledLearner, command: Train) -> None:
+        if self._struck(What.LOSS_NOT_FINITE):
+            learner.learned.pop(command.group)
+            failed = TrainingFailed(rank=learner.rank, group=command.group, why="loss is nan")
+            self.soon(self.tell, failed)
+        else:
+            super().trained(learner, command)
+
+    def optimized(self) -> None:
+        if not self._struck(What.STEP_NOT_FINITE):
+            super().optimized()
+            return
+        self.close_step()
+        step = self.coordinator.core.step
+        for rank in sorted(self.learners):
+            self.soon(self.tell, StepRejected(rank=rank, step=step, why="gradient is nan"))
+
+    # --- checkpoints --------------------------------------------------------------------
+
+    def _cut(self, command: Cut) -> None:
+        taken = snapshot.take(self.coordinator)
+        copy = msgspec.msgpack.decode(msgspec.msgpack.encode(taken), type=snapshot.Snapshot)
+        self._cutting = (copy, Counter(self._trained), Counter(self._fates))
+        self.at(self.now + self.machines.save_s, self._saved, command.step)
+
+    def _saved(self, step: int) -> None:
+        if self.fallen or self._cutting is None:
+            return
+        memory = self._memory
+        memory.saved, memory.trained, memory.fates = self._cutting
+        self._cutting = None
+        self.tell(Checkpointed(step=step))
+
+    @property
+    def alone(self) -> bool:
+        """Nothing is left behind by a run that says that it is done."""
+        core = self.coordinator.core
+        return not core.groups and not core.trajectories
+
+
+def describe(event: AnyEvent) -> str:
+    """A line of the log of events."""
+    match event:
+        case Tokens():
+            chunks = " ".join(
+                f"{c.trajectory}.{c.leg}+{c.count}{f'({c.finish})' if c.finish else ''}"
+                for c in event.chunks
+            )
+            return f"frame {event.sequence} of {event.engine}.{event.epoch}: {chunks}"
+        case Tick():
+            return "tick"
+        case RewardReady():
+            return f"reward of {event.trajectory}: {event.value:g}"
+        case _:
+            fields = ", ".join(
+                f"{name}={getattr(event, name)}"
+                for name in event.__struct_fields__
+                if name not in ("metrics", "latency", "parts")
+            )
+            return f"{type(event).__name__} {fields}"
+
+
+def plan(rng: random.Random, count: int, until: float, engines: int) -> list[Fault]:
+    """So many faults at random moments up to `until` seconds; the common ones more often."""
+    common = [
+        *([What.ENGINE_DIES, What.FRAME_LOST, What.FRAME_DOUBLED, What.FRAME_LATE] * 3),
+        *([What.ENGINE_SLOW, What.REWARD_FAILS, What.LOAD_REFUSED, What.LOAD_WRONG] * 2),
+        *(What.LOSS_NOT_FINITE, What.STEP_NOT_FINITE, What.LEARNER_DIES, What.STAGE_DIES),
+    ]
+    found = [
+        Fault(
+            at=rng.uniform(0.0, until),
+            what=rng.choice(common),
+            target=rng.randrange(engines),
+            amount=rng.uniform(0.01, 3.0),
+        )
+        for _ in range(count)
+    ]
+    return sorted(found, key=lambda fault: fault.at)
