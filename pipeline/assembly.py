@@ -41,8 +41,15 @@ class Parts:
         return max(prompts, default=0) + self.config.sampling.max_tokens
 
 
-def settings(config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset) -> Settings:
-    """The coordinator's part of the configuration."""
+def settings(
+    config: Config,
+    *,
+    prompts: int,
+    stop_tokens: frozenset[int],
+    held_out: int = 0,
+    held_out_tags: tuple[str, ...] = (),
+) -> Settings:
+    """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == "float32"
     return Settings(
         seed=config.seed,
@@ -55,13 +62,13 @@ def settings(config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dat
         ranks=config.learner.ranks,
         overlap=config.learner.overlap,
         stream=streams(config.learner),
-        prompts=len(train),
-        held_out=len(held_out),
-        held_out_tags=tuple(item.tag for item in held_out.items),
-        eval_every=config.eval.every if len(held_out) else 0,
+        prompts=prompts,
+        held_out=held_out,
+        held_out_tags=held_out_tags,
+        eval_every=config.eval.every if held_out else 0,
         eval_samples=config.eval.samples,
         checkpoint_every=config.checkpoint.every,
-        stop_tokens=tokenizer.eos,
+        stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
         gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
         knee=config.engine.knee,
@@ -100,4 +107,11 @@ def coordinator(
     """A fresh coordinator for this run."""
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
-    return Coordinator(settings(config, tokenizer, train, held_out), seams(config), lengths, tags)
+    numbers = settings(
+        config,
+        prompts=len(train),
+        stop_tokens=tokenizer.eos,
+        held_out=len(held_out),
+        held_out_tags=tuple(item.tag for item in held_out.items),
+    )
+    return Coordinator(numbers, seams(config), lengths, tags)

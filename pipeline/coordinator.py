@@ -192,6 +192,13 @@ class Coordinator:
         if event.engine in self.placement.engines:
             self._lose(event.engine)
         self.placement.join(event.engine, event.epoch, event.slots, event.latency)
+        self.core.report(
+            "engine",
+            engine=event.engine,
+            epoch=event.epoch,
+            slots=event.slots,
+            latency=[list(point) for point in event.latency],
+        )
 
     def _engine_lost(self, event: EngineLost) -> None:
         if event.engine in self.placement.engines:
@@ -339,6 +346,7 @@ class Coordinator:
             "logprob_hidden_share": self.steps.report.hidden_share,
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.placement.total_reported,
+            "engine_latency": [list(point) for point in self.core.latency.points],
         }
 
     @property

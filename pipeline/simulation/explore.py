@@ -154,7 +154,9 @@ def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Se
         ("length_variance", {"top_up": "fewest"}),
         ("length_variance", {"mean": 1.5}),
     ]
-    prompts = drawn("prompts", ("shuffled", {}), ("sequential", {}), ("tail_batching", {}), seed=seed)
+    prompts = drawn(
+        "prompts", ("shuffled", {}), ("sequential", {}), ("tail_batching", {}), seed=seed
+    )
     budget, selector = drawn("budget", *budgets), drawn("selector", *selectors)
     quorum = {"share": 0.5, "size": min(2, settings.size)}
     batch = drawn("batch", ("fifo", {}), ("quorum", quorum))
@@ -197,7 +199,9 @@ def _live(
     memory, now, events = Memory(), 0.0, 0
     prompt_tokens = [5] * here.settings.prompts
     for number in range(_LIVES):
-        log.append(f"{now:9.3f} life {number + 1}, from step {memory.saved.step if memory.saved else 0}")
+        log.append(
+            f"{now:9.3f} life {number + 1}, from step {memory.saved.step if memory.saved else 0}"
+        )
         one = Faulty(
             Coordinator(here.settings, here.make(), prompt_tokens),
             here.machines,

@@ -1,0 +1,1 @@
+"""`darts simulate`: runs in virtual time, and the tables that are made of them."""

@@ -1,0 +1,187 @@
+"""A real run in virtual time: its recorded responses, its engine's latency, its learner's pace.
+
+    python -m launch.simulate.replay runs/a runs/b [--out FILE]
+
+From a run's folder: lengths of every candidate (`decisions.jsonl`), seconds of a token by
+running sequences (`result.json`), the learner's seconds a token and the time weights take
+(`metrics.jsonl`). Nothing of it is a step's time: that is predicted, and held against what
+the run measured. A candidate that was cut short has an unknown length; it gets that of
+some longer response of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.simulate.scenario import STOP, simulate
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.runfolder import RunFolder
+from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.loop import Machines
+from pipeline.simulation.workload import Recorded
+
+_MESSAGE_S = 1e-3
+_REWARD_S = 5e-3
+"""A call of a light reward function, there and back."""
+
+
+class ReplayError(Exception):
+    """The folder is not that of a finished run, or lacks what is needed."""
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean seconds of a step, over the steps of the run."""
+
+    run: str
+    measured: float
+    predicted: float
+    generation_measured: float
+    generation_predicted: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less 1."""
+        return self.predicted / self.measured - 1.0
+
+
+def replay(path: Path) -> Replay:
+    """One run. Raises ReplayError, ConfigError."""
+    run = RunFolder(path)
+    if not run.result.exists():
+        raise ReplayError(f"{run.result}: no such file; only a finished run can be replayed")
+    config = load(run.config)
+    metrics = _lines(run.metrics)
+    steps = [line for line in metrics if line["what"] == "step"]
+    decisions = _lines(run.decisions)
+    workload = Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed)
+    simulation = simulate(
+        msgspec.structs.replace(
+            config,
+            eval=msgspec.structs.replace(config.eval, every=0),
+            checkpoint=msgspec.structs.replace(config.checkpoint, every=0),
+        ),
+        machines_of(config, json.loads(run.result.read_text()), metrics),
+        workload,
+        prompt_tokens=(20,) * _prompts(decisions),
+    )
+    simulation.run()
+    played = simulation.of("step")
+    return Replay(
+        run=path.name,
+        measured=_mean(steps, "seconds"),
+        predicted=_mean(played, "seconds"),
+        generation_measured=_mean(steps, "generation_s"),
+        generation_predicted=_mean(played, "generation_s"),
+    )
+
+
+def groups_of(
+    decisions: Sequence[dict[str, Any]],
+) -> list[tuple[int, list[tuple[int, bool, float]]]]:
+    """(prompt, members as (tokens, finished, reward)) of training groups, as they were opened."""
+    groups = sorted(
+        (line for line in decisions if line["what"] == "group" and line["kind"] == "train"),
+        key=lambda line: line["group"],
+    )
+    return [
+        (
+            line["prompt"],
+            [(tokens, state == "finished", reward or 0.0) for _, state, tokens, _, reward, *_ in
+             line["members"]],
+        )
+        for line in groups
+    ]  # fmt: skip
+
+
+def machines_of(
+    config: Config, result: dict[str, Any], metrics: Sequence[dict[str, Any]]
+) -> Machines:
+    """What the run measured of its engine and its learner. Raises ReplayError."""
+    latency = result.get("engine_latency")
+    if not latency:
+        raise ReplayError("result.json has no engine_latency: an older version wrote this run")
+    steps = [line for line in metrics if line["what"] == "step"]
+    learner = [line["learner"] for line in steps if line["learner"].get("backward_s")]
+    tokens = sum(line["tokens_trained"] for line in steps)
+    return Machines(
+        engines=config.engine.count,
+        slots=config.engine.slots,
+        engine=EngineCost(
+            points=tuple((int(running), float(seconds)) for running, seconds in latency),
+            load_s=load_seconds(metrics),
+        ),
+        learner=LearnerCost(
+            train_s=sum(of["backward_s"] for of in learner) / tokens,
+            step_s=statistics.median(of["optimizer_s"] for of in learner),
+            publish_s=statistics.median(of["publish_s"] for of in learner),
+        ),
+        ranks=config.learner.ranks,
+        chunk_tokens=config.engine.chunk_tokens,
+        delay_s=_MESSAGE_S,
+        reward_s=_REWARD_S,
+        tick_s=1.0,
+    )
+
+
+def load_seconds(metrics: Sequence[dict[str, Any]]) -> float:
+    """From a step's end to the moment when engines have proved the next weights; median."""
+    found: list[float] = []
+    applied: dict[int, float] = {}
+    for line in metrics:
+        if line["what"] == "step":
+            applied[line["version"] + 1] = line["time"]
+        elif line["what"] == "served" and line["version"] in applied:
+            found.append(line["time"] - applied.pop(line["version"]))
+    return statistics.median(found) if found else 0.0
+
+
+def _prompts(decisions: Sequence[dict[str, Any]]) -> int:
+    return 1 + max(line["prompt"] for line in decisions if line.get("kind") == "train")
+
+
+def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(step[name] for step in steps)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table(replays: Sequence[Replay]) -> str:
+    lines = ["| run | step, measured | predicted | error | generation, measured | predicted |"]
+    lines.append("|---" * 6 + "|")
+    lines += [
+        f"| {r.run} | {r.measured:.3f} | {r.predicted:.3f} | {r.error:+.1%} "
+        f"| {r.generation_measured:.3f} | {r.generation_predicted:.3f} |"
+        for r in replays
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--out", type=Path, help="JSON, a row a run")
+    options = parser.parse_args(arguments)
+    try:
+        found = [replay(path) for path in options.runs]
+    except ReplayError as error:
+        parser.error(str(error))
+    print(table(found))
+    if options.out:
+        rows = [{**msgspec.structs.asdict(r), "error": r.error} for r in found]
+        options.out.write_text(json.dumps({"replays": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

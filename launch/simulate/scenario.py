@@ -1,0 +1,228 @@
+"""One simulated run: a configuration, hardware, and a population of prompts.
+
+The configuration's plug-ins and sizes are those of a real run; models of hardware take the
+place of engines and learner. Everything follows from the configuration's seed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import assembly
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.coordinator import Coordinator
+from pipeline.events import Train
+from pipeline.simulation.costs import (
+    DEVICES,
+    SHAPES,
+    EngineCost,
+    LearnerCost,
+    engine_cost,
+    learner_cost,
+)
+from pipeline.simulation.loop import Learns, Machines, Observer, Simulation
+from pipeline.simulation.policy import Lesson, Policy
+from pipeline.simulation.workload import Lengths, Parametric, Workload
+
+CONFIG = Path("configs/simulate.yaml")
+PROMPTS = 17_000
+"""Of the data set; as many as DAPO-MATH has."""
+PROMPT_TOKENS = 200
+STOP = frozenset({1})
+_MEASURED = 4000  # responses drawn to say what a policy is worth
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What is simulated, apart from the method.
+
+    `forwards`: passes for old and reference logprobs beside training; `streamed`: whether
+    they run on chunks of what still generates, whatever `learner.overlap` says of backward.
+    """
+
+    shape: str = "qwen2.5-7b"
+    device: str = "h20"
+    engines: int = 32
+    gpus_of_engine: int = 1
+    slots: int = 256
+    learner_gpus: int = 32
+    learner_factor: float = 1.0  # the learner's seconds, times this
+    forwards: int = 1
+    streamed: bool = False
+    lengths: Lengths = Lengths(median=1200, between=0.45, within=0.8)
+    limit: int = 8192
+    dataset: int = PROMPTS
+    prompts: int = 128
+    size: int = 8
+    steps: int = 20
+    rate: float = 0.0  # of the policy's gradient; 0: lengths stay as they are
+    seed: int = 0
+
+    def engine_cost(self) -> EngineCost:
+        return engine_cost(SHAPES[self.shape], DEVICES[self.device], self.gpus_of_engine)
+
+    def learner_cost(self) -> LearnerCost:
+        cost = learner_cost(
+            SHAPES[self.shape], DEVICES[self.device], self.learner_gpus, self.forwards
+        )
+        return msgspec.structs.replace(
+            cost,
+            train_s=cost.train_s * self.learner_factor,
+            forward_s=cost.forward_s * self.learner_factor,
+        )
+
+    def machines(self) -> Machines:
+        return Machines(
+            engines=self.engines,
+            slots=self.slots,
+            engine=self.engine_cost(),
+            learner=self.learner_cost(),
+            chunk_tokens=256,
+        )
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        """The configuration of a method in this scenario. Raises ConfigError."""
+        own = (
+            f"sampling.max_tokens={self.limit}",
+            f"step.prompts={self.prompts}",
+            f"step.count={self.steps}",
+            f"group.size={self.size}",
+            f"seed={self.seed}",
+        )
+        return load(CONFIG, (*own, *overrides))
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is compared by; means over its steps."""
+
+    step_s: float  # from one applied step to the next
+    generation_s: float
+    sampled_per_trained: float
+    trained_tokens: float  # a step
+    depth: float
+    bubble_engine: float
+    bubble_learner: float
+    load: float  # sequences an engine begins a step with
+    accuracy_before: float  # of the policy, expected, on the training prompts
+    accuracy_after: float
+    tokens_before: float  # mean length of what it writes, limit applied
+    tokens_after: float
+
+
+def run(
+    scenario: Scenario,
+    overrides: Sequence[str],
+    observers: Sequence[Observer] = (),
+) -> tuple[Figures, Simulation]:
+    """One method in a scenario, to its end."""
+    config = scenario.config(overrides)
+    policy = Policy(scenario.rate)
+    workload = Parametric(scenario.lengths, policy, seed=scenario.seed)
+    before = worth(workload, scenario.limit, 0)
+    simulation = simulate(
+        config,
+        scenario.machines(),
+        workload,
+        learn=teacher(workload),
+        observers=observers,
+        streamed=scenario.streamed,
+        prompt_tokens=(PROMPT_TOKENS,) * scenario.dataset,
+    )
+    simulation.run()
+    after = worth(workload, scenario.limit, simulation.version)
+    return figures(simulation, scenario, before, after), simulation
+
+
+def simulate(
+    config: Config,
+    machines: Machines,
+    workload: Workload,
+    *,
+    learn: Learns | None = None,
+    observers: Sequence[Observer] = (),
+    streamed: bool = False,
+    prompt_tokens: Sequence[int] = (PROMPT_TOKENS,) * PROMPTS,
+) -> Simulation:
+    """A run that has begun; `run()` plays it."""
+    numbers = assembly.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
+    if streamed:
+        numbers = msgspec.structs.replace(numbers, stream=True)
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks)
+    coordinator = Coordinator(numbers, assembly.seams(config), prompt_tokens)
+    simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
+    simulation.begin()
+    return simulation
+
+
+def teacher(workload: Parametric) -> Learns:
+    """Moves the workload's policy by what was trained on."""
+
+    def learn(before: int, after: int, groups: Sequence[Train]) -> None:
+        lessons = (
+            Lesson(
+                kind=workload.kind("train", group.prompt),
+                tokens=len(member.response) // 4,
+                truncated=member.truncated,
+                reward=member.reward,
+                advantage=member.advantage,
+                weight=member.weight,
+            )
+            for group in groups
+            for member in group.members
+        )
+        workload.policy.learn(before, after, lessons)
+
+    return learn
+
+
+def worth(workload: Parametric, limit: int, version: int) -> tuple[float, float]:
+    """(accuracy, mean tokens) of a policy version: the same draws for every version."""
+    rng = random.Random(0)
+    right = tokens = 0.0
+    for prompt in range(_MEASURED):
+        length, chance = workload.policy.respond(
+            workload.kind("train", prompt % PROMPTS), rng.gauss(0, 1), version
+        )
+        right += chance if length <= limit else 0.0
+        tokens += min(length, limit)
+    return right / _MEASURED, tokens / _MEASURED
+
+
+def figures(
+    simulation: Simulation,
+    scenario: Scenario,
+    before: tuple[float, float],
+    after: tuple[float, float],
+) -> Figures:
+    """Of a run that is over. Raises RuntimeError if it ended with an error."""
+    steps = simulation.of("step")
+    if simulation.over is None or simulation.over.error or not steps:
+        raise RuntimeError(f"the simulated run ended: {simulation.over}")
+    placed = max(1, scenario.engines)
+    return Figures(
+        step_s=steps[-1]["time"] / len(steps),
+        generation_s=_mean(steps, "generation_s"),
+        sampled_per_trained=sum(s["tokens_sampled"] for s in steps)
+        / sum(s["tokens_trained"] for s in steps),
+        trained_tokens=_mean(steps, "tokens_trained"),
+        depth=_mean(steps, "depth"),
+        bubble_engine=_mean(steps, "bubble_engine"),
+        bubble_learner=_mean(steps, "bubble_learner"),
+        load=_mean(steps, "samples") / placed,
+        accuracy_before=before[0],
+        accuracy_after=after[0],
+        tokens_before=before[1],
+        tokens_after=after[1],
+    )
+
+
+def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:
+    found = [step[name] for step in steps if name in step]
+    return statistics.fmean(found) if found else math.nan
