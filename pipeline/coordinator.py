@@ -231,7 +231,7 @@ class Coordinator:
                 )
             )
             return
-        engine.version, engine.loading, engine.refusals = event.version, -1, 0
+        self.placement.admit(engine)
         self.core.report("served", engine=event.engine, version=event.version, gap=event.gap)
 
     def _refused(self, event: WeightsRefused) -> None:

@@ -10,38 +10,22 @@ from __future__ import annotations
 
 import heapq
 
-import msgspec
-
 from pipeline.core import Core
 from pipeline.events import Place, Serve
+from pipeline.fleet import EngineRecord, Fleet
 from pipeline.groups import Cause, State, Trajectory
-from pipeline.latency import Latency, Meter
+from pipeline.latency import Latency
 from pipeline.occupancy import Occupancy
 
 LOST, PARKED, QUEUED = range(3)
 """Order of the waiting: lower goes first."""
 
 
-class EngineRecord(msgspec.Struct, kw_only=True):
-    """What is known of one engine in its present epoch."""
-
-    name: str
-    epoch: int
-    slots: int
-    next_sequence: int = 0
-    sampled: int = 0  # by its own last in-band count
-    version: int = -1  # proved; -1: none yet
-    loading: int = -1  # asked to load, not yet proved
-    loading_since: float = 0.0
-    refusals: int = 0
-    legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
-    meter: Meter = msgspec.field(default_factory=Meter)
-
-
 class Placement:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.engines: dict[str, EngineRecord] = {}
+        self.fleet = Fleet()
         self.occupancy = Occupancy()
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
@@ -65,9 +49,16 @@ class Placement:
         engine.loading, engine.loading_since = self._core.version, self._core.now
         self._core.emit(Serve(engine=engine.name, version=self._core.version))
 
+    def admit(self, engine: EngineRecord) -> None:
+        """It has proved the version that it was asked to load."""
+        engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
+        if engine.version == self._core.version:
+            self.fleet.admit(engine)
+
     def lose(self, name: str) -> list[Trajectory]:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
+        self.fleet.dismiss(engine)
         self.last_loss = self._core.now
         self.occupancy.change(self._core.now, busy=-len(engine.legs), slots=-engine.slots)
         self.reported += engine.sampled
@@ -81,15 +72,14 @@ class Placement:
 
     def serving(self) -> list[EngineRecord]:
         """Engines that have proved the current version."""
-        return [e for e in self.engines.values() if e.version == self._core.version >= 0]
+        return list(self.fleet.serving.values())
 
     def idle(self) -> int:
-        return sum(e.slots - len(e.legs) for e in self.serving())
+        return self.fleet.idle
 
     def idle_below_knee(self) -> int:
         """Idle slots that cost almost no time when they are filled."""
-        knee = self._core.settings.knee or self._core.latency.knee()
-        return sum(max(0, min(e.slots, knee) - len(e.legs)) for e in self.serving())
+        return self.fleet.idle_below(self._core.settings.knee or self._core.latency.knee())
 
     # --- legs ---------------------------------------------------------------------------
 
@@ -120,6 +110,8 @@ class Placement:
             if trajectory.state is State.PARKED and trajectory.parked_until == "published":
                 trajectory.parked_until = "slot"
                 self.enqueue(trajectory, PARKED)
+        version = self._core.version
+        self.fleet.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():
             engine.refusals = 0
             self.serve(engine)
@@ -131,7 +123,7 @@ class Placement:
 
     def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
         if (trajectory, leg) in engine.legs:
-            engine.legs.remove((trajectory, leg))
+            self.fleet.end(engine, (trajectory, leg))
             self.occupancy.change(self._core.now, busy=-1)
 
     def waiting(self) -> bool:
@@ -142,17 +134,9 @@ class Placement:
 
     def place(self) -> None:
         """Give free slots to the waiting, the emptiest engine first."""
-        if not self.waiting():
-            return
-        free = [(len(e.legs) / e.slots, e.name) for e in self.serving() if len(e.legs) < e.slots]
-        heapq.heapify(free)
-        while free and self.waiting():
-            _, name = heapq.heappop(free)
-            engine = self.engines[name]
-            _, _, trajectory_id, _ = heapq.heappop(self._waiting)
-            self._start(engine, self._core.trajectories[trajectory_id])
-            if len(engine.legs) < engine.slots:
-                heapq.heappush(free, (len(engine.legs) / engine.slots, name))
+        while self.waiting() and (engine := self.fleet.emptiest()) is not None:
+            _, _, trajectory, _ = heapq.heappop(self._waiting)
+            self._start(engine, self._core.trajectories[trajectory])
 
     def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
         core = self._core
@@ -162,7 +146,7 @@ class Placement:
         group = core.groups[trajectory.group]
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
-        engine.legs.add((trajectory.id, trajectory.leg))
+        self.fleet.start(engine, (trajectory.id, trajectory.leg))
         self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(

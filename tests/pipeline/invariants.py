@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from pipeline import snapshot
 from pipeline.coordinator import Coordinator
+from pipeline.core import Core
 from pipeline.groups import ENDED, State
+from pipeline.placement import Placement
 
 
 def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
@@ -30,3 +32,19 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         assert (member.state in ENDED) == (member.id in core.groups[member.group].arrivals)
     snapshot.check_prompts(coordinator)
     assert all(count == 1 for count in group_fates.values()), "a group ended twice"
+    check_fleet(core, coordinator.placement)
+
+
+def check_fleet(core: Core, placement: Placement) -> None:
+    """What is kept leg by leg is what going over all engines would find."""
+    fleet, engines = placement.fleet, placement.engines.values()
+    serving = [e for e in engines if e.version == core.version >= 0]
+    assert fleet.serving == {e.name: e for e in serving}, "an engine serves and is not known to"
+    assert fleet.slots == sum(e.slots for e in serving)
+    assert fleet.idle == sum(e.slots - len(e.legs) for e in serving), "idle slots are miscounted"
+    knee = core.settings.knee or core.latency.knee()
+    below = sum(max(0, min(e.slots, knee) - len(e.legs)) for e in serving)
+    assert placement.idle_below_knee() == below
+    free = [(len(e.legs) / e.slots, e.name) for e in serving if len(e.legs) < e.slots]
+    emptiest = fleet.emptiest()
+    assert (emptiest.name if emptiest else "") == min(free, default=(0.0, ""))[1]
