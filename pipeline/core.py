@@ -17,7 +17,9 @@ from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
+from pipeline.tally import Tally
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,8 @@ class Core:
         self.ledger = Ledger()
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
+        self.tally = Tally()  # of the training groups among them
+        self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
         self.next_group = 0
         self.next_trajectory = 0
@@ -127,9 +131,21 @@ class Core:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
 
+    def enter(self, group: Group) -> None:
+        """A group, new or of a checkpoint, is live from now on."""
+        self.groups[group.id] = group
+        self.tally.note(group)
+
+    def advance(self, group: Group, stage: Stage, why: str = "") -> None:
+        """Move a group along its table. Raises IllegalTransition and changes nothing."""
+        group.advance(stage, self.now, why)
+        self.tally.note(group)
+        if stage is Stage.READY:
+            self.due.note(group)
+
     def train_groups(self, *stages: Stage) -> list[Group]:
         """Live training groups in these stages, oldest first."""
-        return [g for g in self.groups.values() if g.kind == "train" and g.stage in stages]
+        return self.tally.groups(*stages)
 
     def seed_of(self, group: Group, trajectory: Trajectory) -> int:
         """A leg's own seed: resumed with the first one it would draw the same numbers again."""

@@ -102,6 +102,7 @@ class Intake:
             trajectory.logprob_sum += total
             if chunk.version not in trajectory.versions:
                 trajectory.versions.append(chunk.version)
+                core.due.note(core.groups[trajectory.group])
             core.ledger.sample(chunk.count, "open")
         self._finish(trajectory, chunk.finish, before)
 

@@ -229,6 +229,7 @@ class Selection:
                 if group.enough:
                     return  # said before
                 group.enough = True
+                core.tally.note(group)
                 self._on_change()
             case Finalize():
                 self._finalize(group, verb)
@@ -289,7 +290,7 @@ class Selection:
         for member in group.members:
             if member.state in UNENDED and not audited:
                 self._roster.discard(member, "aborted")
-        group.advance(Stage.CHOSEN, self._core.now, verb.why)
+        self._core.advance(group, Stage.CHOSEN, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
             if member.id not in verb.ids and not member.scored and not audited:
@@ -326,6 +327,7 @@ class Selection:
         )
         if dead != group.dead:
             group.dead = dead
+            self._core.tally.note(group)
             self._on_change()
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
@@ -363,7 +365,7 @@ class Selection:
         group.chosen = present
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
-        group.advance(Stage.READY, self._core.now)
+        self._core.advance(group, Stage.READY)
         if self.audited:
             self._audit(group)
         self._on_change()

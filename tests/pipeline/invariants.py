@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
-from pipeline import snapshot
+from pipeline import snapshot, staleness
 from pipeline.coordinator import Coordinator
 from pipeline.core import Core
-from pipeline.groups import ENDED, State
+from pipeline.groups import ENDED, Stage, State
 from pipeline.placement import Placement
+from pipeline.tally import PLACES
 
 
 def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
@@ -32,11 +34,34 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         assert (member.state in ENDED) == (member.id in core.groups[member.group].arrivals)
     snapshot.check_prompts(coordinator)
     assert all(count == 1 for count in group_fates.values()), "a group ended twice"
+    check_tally(core)
     check_fleet(core, coordinator.placement)
 
 
+def check_tally(core: Core) -> None:
+    """What is kept as groups move is what going over all of them would find."""
+    groups = [g for g in core.groups.values() if g.kind == "train"]
+    counts = dict.fromkeys(PLACES, 0) | Counter(
+        ("dead" if g.dead else "enough") if g.stage is Stage.OPEN and g.enough else g.stage.value
+        for g in groups
+    )
+    assert core.tally.counts == counts, "groups are counted wrong"
+    assert core.tally.live == len(groups) - counts["dead"]
+    for stage in set(PLACES.values()):
+        here = [g for g in groups if g.stage is stage]
+        assert core.train_groups(stage) == here, f"a group is {stage} and not found, or not {stage}"
+        assert len(list(core.tally.in_any_order(stage))) == len(here)
+    assert core.tally.ready == tuple(g.id for g in groups if g.stage is Stage.READY)
+    untrained = any(g.stage is Stage.TAKEN and g.trained_tokens < 0 for g in groups)
+    assert core.tally.all_trained != untrained
+    if core.settings.max_staleness and core.version >= 0:
+        due = staleness.due(core)
+        assert core.due.exists == bool(due), "a group is due and not waited for, or not due"
+        assert core.due.ready == tuple(g.id for g in due if g.stage is Stage.READY)
+
+
 def check_fleet(core: Core, placement: Placement) -> None:
-    """What is kept leg by leg is what going over all engines would find."""
+    """The same of engines."""
     fleet, engines = placement.fleet, placement.engines.values()
     serving = [e for e in engines if e.version == core.version >= 0]
     assert fleet.serving == {e.name: e for e in serving}, "an engine serves and is not known to"
