@@ -88,6 +88,7 @@ class Coordinator:
         self.intake = Intake(
             self.core,
             self.placement,
+            listens=lambda: self.selection.listens,
             on_growth=self.selection.grown,
             on_end=self.selection.ended,
             on_hopeless=self.selection.hopeless,

@@ -6,9 +6,8 @@ does not follow from the seed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -66,18 +65,27 @@ class PluginFault(Exception):
     """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
 
 
-@contextlib.contextmanager
-def asking(plugin: object, about: str) -> Generator[None, None, None]:
+class asking:  # noqa: N801  used as a function is
     """Whatever a plug-in raises is its fault, and is named so.
 
     Args:
-        about: its seam, and the group where there is one.
+        about: its seam.
+        group: the group where there is one.
     """
-    try:
-        yield
-    except Exception as error:
-        name = type(plugin).__name__
-        raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
+
+    __slots__ = ("_about", "_group", "_plugin")
+
+    def __init__(self, plugin: object, about: str, group: int | None = None) -> None:
+        self._plugin, self._about, self._group = plugin, about, group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            about = self._about if self._group is None else f"{self._about}, group {self._group}"
+            name = type(self._plugin).__name__
+            raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
 
 
 class Core:
