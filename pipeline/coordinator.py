@@ -365,6 +365,7 @@ class Coordinator:
 
     def _tick(self, event: Tick) -> None:
         del event
+        self.steps.planning.tick()
         if self.selection.wants.tick and self.phase is Phase.TRAINING:
             for group in self.core.train_groups(Stage.OPEN):
                 if group.stage is Stage.OPEN:
