@@ -88,6 +88,7 @@ class Coordinator:
         self.intake = Intake(
             self.core,
             self.placement,
+            listens=lambda: self.selection.listens,
             on_growth=self.selection.grown,
             on_end=self.selection.ended,
             on_hopeless=self.selection.hopeless,
@@ -238,7 +239,7 @@ class Coordinator:
                 )
             )
             return
-        engine.version, engine.loading, engine.refusals = event.version, -1, 0
+        self.placement.admit(engine)
         self.core.report("served", engine=event.engine, version=event.version, gap=event.gap)
 
     def _refused(self, event: WeightsRefused) -> None:
@@ -372,6 +373,7 @@ class Coordinator:
 
     def _tick(self, event: Tick) -> None:
         del event
+        self.steps.planning.tick()
         if self.selection.wants.tick and self.phase is Phase.TRAINING:
             for group in self.core.train_groups(Stage.OPEN):
                 if group.stage is Stage.OPEN:

@@ -6,9 +6,8 @@ does not follow from the seed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -17,7 +16,9 @@ from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
+from pipeline.tally import Tally
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,18 +65,27 @@ class PluginFault(Exception):
     """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
 
 
-@contextlib.contextmanager
-def asking(plugin: object, about: str) -> Generator[None, None, None]:
+class asking:  # noqa: N801  used as a function is
     """Whatever a plug-in raises is its fault, and is named so.
 
     Args:
-        about: its seam, and the group where there is one.
+        about: its seam.
+        group: the group where there is one.
     """
-    try:
-        yield
-    except Exception as error:
-        name = type(plugin).__name__
-        raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
+
+    __slots__ = ("_about", "_group", "_plugin")
+
+    def __init__(self, plugin: object, about: str, group: int | None = None) -> None:
+        self._plugin, self._about, self._group = plugin, about, group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            about = self._about if self._group is None else f"{self._about}, group {self._group}"
+            name = type(self._plugin).__name__
+            raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
 
 
 class Core:
@@ -96,6 +106,8 @@ class Core:
         self.ledger = Ledger()
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
+        self.tally = Tally()  # of the training groups among them
+        self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
         self.next_group = 0
         self.next_trajectory = 0
@@ -127,9 +139,21 @@ class Core:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
 
+    def enter(self, group: Group) -> None:
+        """A group, new or of a checkpoint, is live from now on."""
+        self.groups[group.id] = group
+        self.tally.note(group)
+
+    def advance(self, group: Group, stage: Stage, why: str = "") -> None:
+        """Move a group along its table. Raises IllegalTransition and changes nothing."""
+        group.advance(stage, self.now, why)
+        self.tally.note(group)
+        if stage is Stage.READY:
+            self.due.note(group)
+
     def train_groups(self, *stages: Stage) -> list[Group]:
         """Live training groups in these stages, oldest first."""
-        return [g for g in self.groups.values() if g.kind == "train" and g.stage in stages]
+        return self.tally.groups(*stages)
 
     def seed_of(self, group: Group, trajectory: Trajectory) -> int:
         """A leg's own seed: resumed with the first one it would draw the same numbers again."""

@@ -19,6 +19,8 @@ class IllegalTransition(Exception):
 class State(StrEnum):
     """Of a trajectory."""
 
+    __hash__ = str.__hash__  # as its text, which it equals; that of Enum is much slower
+
     QUEUED = "queued"
     RUNNING = "running"
     PARKED = "parked"
@@ -28,6 +30,8 @@ class State(StrEnum):
 
 
 class Cause(StrEnum):
+    __hash__ = str.__hash__
+
     PLACED = "placed"
     ENDED = "ended"
     HIT_LIMIT = "hit limit"
@@ -122,6 +126,8 @@ class Trajectory(msgspec.Struct, kw_only=True):
 
 class Stage(StrEnum):
     """Of a group."""
+
+    __hash__ = str.__hash__
 
     OPEN = "open"
     CHOSEN = "chosen"

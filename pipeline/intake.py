@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.core import Core
 from pipeline.events import Tokens
+from pipeline.fleet import EngineRecord
 from pipeline.groups import Cause, State, Trajectory
-from pipeline.messages import ChunkHead
-from pipeline.placement import EngineRecord, Placement
+from pipeline.placement import Placement
 
 MOST_ERRORS = 3
 """Legs of one trajectory that an engine may end by itself before the member is given up."""
@@ -24,18 +24,21 @@ MOST_ERRORS = 3
 
 class Intake:
     """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, before)`
-    when it has grown and goes on, `on_hopeless(trajectory)` when engines keep failing on it."""
+    when it has grown and goes on and somebody `listens()`, `on_hopeless(trajectory)` when
+    engines keep failing on it."""
 
     def __init__(
         self,
         core: Core,
         placement: Placement,
+        listens: Callable[[], bool],
         on_growth: Callable[[Trajectory, int], None],
         on_end: Callable[[Trajectory], None],
         on_hopeless: Callable[[Trajectory], None],
     ) -> None:
         self._core, self._placement = core, placement
-        self._on_growth, self._on_end, self._on_hopeless = on_growth, on_end, on_hopeless
+        self._listens, self._on_growth = listens, on_growth
+        self._on_end, self._on_hopeless = on_end, on_hopeless
 
     def frame(self, event: Tokens) -> str:
         """Apply one frame. Returns '' or why the engine must be counted as lost."""
@@ -56,16 +59,59 @@ class Intake:
             core.latency.blend(*measured)
         engine.sampled = event.sampled
         core.ledger.sample(unseen, "lost")
-        sums = self._sums(event)
-        start = 0
-        for chunk, total in zip(event.chunks, sums, strict=True):
-            self._chunk(engine, chunk, event, start, float(total))
-            start += 4 * chunk.count
+        self._apply(engine, event)
         return ""
+
+    def _apply(self, engine: EngineRecord, event: Tokens) -> None:
+        """The chunks in their order. Whoever is called on the way finds the books balanced."""
+        core = self._core
+        trajectories, name, listens = core.trajectories, engine.name, self._listens()
+        tokens, logprobs = event.tokens, event.logprobs
+        grown = 0  # tokens that are not in the books yet
+        start = end = 0
+        for chunk, total in zip(event.chunks, self._sums(event), strict=True):
+            count, finish = chunk.count, chunk.finish
+            start, end = end, end + 4 * count
+            if finish:
+                self._placement.released(engine, chunk.trajectory, chunk.leg)
+            trajectory = trajectories.get(chunk.trajectory)
+            if (
+                trajectory is None
+                or trajectory.state is not State.RUNNING
+                or trajectory.leg != chunk.leg
+                or trajectory.engine != name
+            ):
+                self._refuse(count)
+                continue
+            held = trajectory.tokens
+            if len(held) != 4 * chunk.offset:  # a gap within the leg: resume from what we hold
+                core.ledger.sample(grown, "open")
+                grown = 0
+                self._refuse(count)
+                self._placement.end_leg(trajectory)
+                self._resume(trajectory)
+                continue
+            if count:
+                held += tokens[start:end]
+                trajectory.logprobs += logprobs[start:end]
+                trajectory.logprob_sum += total
+                if chunk.version not in trajectory.versions:
+                    trajectory.versions.append(chunk.version)
+                    core.due.note(core.groups[trajectory.group])
+                grown += count
+            if finish:
+                core.ledger.sample(grown, "open")
+                grown = 0
+                self._finish(trajectory, finish)
+            elif count and listens:
+                core.ledger.sample(grown, "open")
+                grown = 0
+                self._on_growth(trajectory, chunk.offset)
+        core.ledger.sample(grown, "open")
 
     @staticmethod
     def _sums(event: Tokens) -> list[float]:
-        """Sum of logprobs of each chunk, by one array operation a frame."""
+        """Sum of logprobs of each chunk, by a few array operations a frame."""
         counts = np.array([chunk.count for chunk in event.chunks], dtype=np.int64)
         if not len(counts):
             return []
@@ -73,51 +119,26 @@ class Intake:
         stops = np.cumsum(counts)
         return (ends[stops] - ends[stops - counts]).tolist()
 
-    def _chunk(
-        self, engine: EngineRecord, chunk: ChunkHead, event: Tokens, start: int, total: float
-    ) -> None:
-        core = self._core
-        if chunk.finish:
-            self._placement.released(engine, chunk.trajectory, chunk.leg)
-        trajectory = core.trajectories.get(chunk.trajectory)
-        current = (
-            trajectory is not None
-            and trajectory.state is State.RUNNING
-            and trajectory.leg == chunk.leg
-            and trajectory.engine == engine.name
-        )
-        if trajectory is None or not current or trajectory.held != chunk.offset:
-            core.ledger.chunks_late += 1
-            core.ledger.sample(chunk.count, "aborted")
-            if trajectory is not None and current:  # a gap within the leg: resume from what we hold
-                self._placement.end_leg(trajectory)
-                if not self.end_if_complete(trajectory):
-                    self._placement.requeue(trajectory)
-            return
-        before = trajectory.held
-        if chunk.count:
-            end = start + 4 * chunk.count
-            trajectory.tokens += event.tokens[start:end]
-            trajectory.logprobs += event.logprobs[start:end]
-            trajectory.logprob_sum += total
-            if chunk.version not in trajectory.versions:
-                trajectory.versions.append(chunk.version)
-            core.ledger.sample(chunk.count, "open")
-        self._finish(trajectory, chunk.finish, before)
+    def _refuse(self, count: int) -> None:
+        self._core.ledger.chunks_late += 1
+        self._core.ledger.sample(count, "aborted")
 
-    def _finish(self, trajectory: Trajectory, finish: str, before: int) -> None:
+    def _finish(self, trajectory: Trajectory, finish: str) -> None:
         if finish == "stop":
             self._end(trajectory, Cause.ENDED)
         elif finish == "length":
             self._end(trajectory, Cause.HIT_LIMIT)
-        elif finish:  # 'abort' or 'error' without our asking
+        else:  # 'abort' or 'error' without our asking
             trajectory.errors += 1
             if trajectory.errors >= MOST_ERRORS:
                 self._on_hopeless(trajectory)
-            elif not self.end_if_complete(trajectory):
-                self._placement.requeue(trajectory)
-        elif trajectory.held > before:
-            self._on_growth(trajectory, before)
+            else:
+                self._resume(trajectory)
+
+    def _resume(self, trajectory: Trajectory) -> None:
+        """Its leg is over; another goes on from the tokens held, unless they are complete."""
+        if not self.end_if_complete(trajectory):
+            self._placement.requeue(trajectory)
 
     def end_if_complete(self, trajectory: Trajectory) -> bool:
         """End a running one whose last token is a stop token, or which holds its maximum."""

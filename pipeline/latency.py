@@ -38,6 +38,7 @@ class Latency:
             raise ValueError(f"a latency profile is two or more (running, seconds): {points}")
         self._running = [running for running, _ in points]
         self._seconds = [seconds for _, seconds in points]
+        self._knee: int | None = None  # asked at every event: kept until a point moves
 
     @property
     def points(self) -> tuple[tuple[int, float], ...]:
@@ -65,6 +66,11 @@ class Latency:
         >>> Latency([(1, 0.0108), (32, 0.0116), (64, 0.0171), (128, 0.0282)]).knee()
         32
         """
+        if self._knee is None:
+            self._knee = self._find_knee()
+        return self._knee
+
+    def _find_knee(self) -> int:
         points = self.points
         for (few, before), (many, after) in itertools.pairwise(points):
             if math.log(after / before) > KNEE * math.log(many / few):
@@ -78,6 +84,7 @@ class Latency:
         """
         if not self._running[0] <= running <= self._running[-1] or seconds <= 0:
             return
+        self._knee = None
         at = max(1, bisect_left(self._running, running))
         before, after = self._running[at - 1], self._running[at]
         share = (running - before) / (after - before)

@@ -11,40 +11,24 @@ from __future__ import annotations
 import heapq
 import math
 
-import msgspec
-
 from pipeline.core import Core
 from pipeline.events import Place, Serve
+from pipeline.fleet import EngineRecord, Fleet
 from pipeline.groups import Cause, State, Trajectory
-from pipeline.latency import Latency, Meter
+from pipeline.latency import Latency
 from pipeline.occupancy import Occupancy
 
-_NO_LIMIT = 1 << 30
 LOST, PARKED, QUEUED = range(3)
 """Order of the waiting: lower goes first."""
-
-
-class EngineRecord(msgspec.Struct, kw_only=True):
-    """What is known of one engine in its present epoch."""
-
-    name: str
-    epoch: int
-    slots: int
-    next_sequence: int = 0
-    sampled: int = 0  # by its own last in-band count
-    version: int = -1  # proved; -1: none yet
-    loading: int = -1  # asked to load, not yet proved
-    loading_since: float = 0.0
-    refusals: int = 0
-    legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
-    meter: Meter = msgspec.field(default_factory=Meter)
 
 
 class Placement:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.engines: dict[str, EngineRecord] = {}
+        self.fleet = Fleet()
         self.occupancy = Occupancy()
+        self._loading: dict[str, EngineRecord] = {}  # who began first comes first
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
         # (class, age, trajectory, leg); an entry whose leg has moved on is void
@@ -65,11 +49,22 @@ class Placement:
     def serve(self, engine: EngineRecord) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
         engine.loading, engine.loading_since = self._core.version, self._core.now
+        self._loading.pop(engine.name, None)
+        self._loading[engine.name] = engine
         self._core.emit(Serve(engine=engine.name, version=self._core.version))
+
+    def admit(self, engine: EngineRecord) -> None:
+        """It has proved the version that it was asked to load."""
+        engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
+        self._loading.pop(engine.name, None)
+        if engine.version == self._core.version:
+            self.fleet.admit(engine)
 
     def lose(self, name: str) -> list[Trajectory]:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
+        self.fleet.dismiss(engine)
+        self._loading.pop(name, None)
         self.last_loss = self._core.now
         self.occupancy.change(self._core.now, busy=-len(engine.legs), slots=-engine.slots)
         self.reported += engine.sampled
@@ -83,15 +78,14 @@ class Placement:
 
     def serving(self) -> list[EngineRecord]:
         """Engines that have proved the current version."""
-        return [e for e in self.engines.values() if e.version == self._core.version >= 0]
+        return list(self.fleet.serving.values())
 
     def idle(self) -> int:
-        return sum(e.slots - len(e.legs) for e in self.serving())
+        return self.fleet.idle
 
     def idle_below_knee(self) -> int:
         """Idle slots that cost almost no time when they are filled."""
-        knee = self._core.settings.knee or self._core.latency.knee()
-        return sum(max(0, min(e.slots, knee) - len(e.legs)) for e in self.serving())
+        return self.fleet.idle_below(self._core.settings.knee or self._core.latency.knee())
 
     # --- legs ---------------------------------------------------------------------------
 
@@ -122,6 +116,8 @@ class Placement:
             if trajectory.state is State.PARKED and trajectory.parked_until == "published":
                 trajectory.parked_until = "slot"
                 self.enqueue(trajectory, PARKED)
+        version = self._core.version
+        self.fleet.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():
             engine.refusals = 0
             self.serve(engine)
@@ -133,7 +129,7 @@ class Placement:
 
     def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
         if (trajectory, leg) in engine.legs:
-            engine.legs.remove((trajectory, leg))
+            self.fleet.end(engine, (trajectory, leg))
             self.occupancy.change(self._core.now, busy=-1)
 
     def waiting(self) -> bool:
@@ -147,32 +143,26 @@ class Placement:
         if not self.waiting():
             return
         share = self._share()
-        free = [
-            (len(e.legs) / e.slots, e.name)
-            for e in self.serving()
-            if len(e.legs) < min(share, e.slots)
-        ]
-        heapq.heapify(free)
-        while free and self.waiting():
-            _, name = heapq.heappop(free)
-            engine = self.engines[name]
-            _, _, trajectory_id, _ = heapq.heappop(self._waiting)
-            self._start(engine, self._core.trajectories[trajectory_id])
-            if len(engine.legs) < min(share, engine.slots):
-                heapq.heappush(free, (len(engine.legs) / engine.slots, name))
+        while self.waiting() and (engine := self.fleet.emptiest()) is not None:
+            if len(engine.legs) >= math.ceil(share * engine.slots):
+                return
+            _, _, trajectory, _ = heapq.heappop(self._waiting)
+            self._start(engine, self._core.trajectories[trajectory])
 
-    def _share(self) -> int:
-        """Legs of an engine at most while others load: its part of all there are.
+    def _share(self) -> float:
+        """Share of its slots that an engine may fill while others load: what fills all alike.
 
         Else the first to have proved new weights is filled to its last slot, and the others
         are idle beside it a moment later. One that loads for `warn_s` is not waited for.
         """
-        since = self._core.now - self._core.settings.warn_s
-        coming = sum(e.loading >= 0 and e.loading_since > since for e in self.engines.values())
-        if not coming:
-            return _NO_LIMIT
-        legs = len(self._waiting) + sum(len(e.legs) for e in self.engines.values())
-        return math.ceil(legs / (coming + len(self.serving())))
+        slots, now = self.occupancy.slots, self._core.now
+        for engine in self._loading.values():
+            if now - engine.loading_since < self._core.settings.warn_s:
+                break  # those behind it began later
+            slots -= engine.slots
+        if slots <= self.fleet.slots:
+            return 1.0
+        return min(1.0, (len(self._waiting) + self.occupancy.busy) / slots)
 
     def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
         core = self._core
@@ -182,7 +172,7 @@ class Placement:
         group = core.groups[trajectory.group]
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
-        engine.legs.add((trajectory.id, trajectory.leg))
+        self.fleet.start(engine, (trajectory.id, trajectory.leg))
         self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(

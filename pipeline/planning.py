@@ -14,11 +14,18 @@ from pipeline.roster import Roster
 from pipeline.verbs import Allotment
 from pipeline.views import BudgetView, OpenView, PlanView, PromptView
 
+_FEW = 32
+"""Open groups up to which top-up is asked for at every change."""
+
 
 class Planning:
     def __init__(self, core: Core, placement: Placement, roster: Roster) -> None:
         self._core, self._placement, self._roster = core, placement, roster
         self._topped: tuple[int, int, int] | None = None  # what was known at the last top-up
+        self._seen: tuple[int, int, int] | None = None  # what was known when it was last due
+        self._changes = 0  # of that, since the last top-up
+        self._groups = 0  # opened in this run until then
+        self._ticked = False
 
     def open(self, want: int, size: int, *, first: bool, speculate: bool) -> tuple[int, bool]:
         """Open up to `want` groups of `size`.
@@ -39,7 +46,7 @@ class Planning:
                     need=core.settings.need,
                     first=first,
                     dataset=core.settings.prompts,
-                    outstanding=frozenset(roster.outstanding),
+                    outstanding=roster.outstanding.keys(),
                     deferred=tuple(prompt for prompt, _ in deferred),
                 )
             )
@@ -68,14 +75,14 @@ class Planning:
         core = self._core
         if not speculate:
             return [Allotment(candidates=size, max_tokens=core.settings.max_tokens)] * len(prompts)
-        serving = self._placement.serving()
+        fleet = self._placement.fleet
         view = BudgetView(
             step=core.step,
             size=size,
             max_tokens=core.settings.max_tokens,
             need=core.settings.need,
-            engines=max(1, len(serving)),
-            slots=sum(engine.slots for engine in serving),
+            engines=max(1, len(fleet.serving)),
+            slots=fleet.slots,
             latency=core.latency,
         )
         views = [
@@ -93,14 +100,31 @@ class Planning:
         core.report("budget", candidates=counts, prompts=notes, **figures)
         return allotments
 
+    def tick(self) -> None:
+        """Top-up is to be asked for as soon as anything has changed since the last time."""
+        self._ticked = True
+
     def top_up(self) -> None:
-        """Give idle slots below the knee to new candidates of open groups."""
+        """Give idle slots below the knee to new candidates of open groups.
+
+        The budget looks at every open group, so of many groups it is asked the less often:
+        with more than 32 open, only after open // 32 changes (of idle slots, candidates or
+        ended members) since it was last asked, or once after a tick, or when one was opened.
+        """
         core = self._core
         idle = 0 if self._placement.waiting() else self._placement.idle_below_knee()
         known = (idle, core.next_trajectory, len(self._roster.lengths))
         if not idle or known == self._topped:
             return  # asked already, and nothing has changed since
-        self._topped = known
+        if known != self._seen:
+            self._seen, self._changes = known, self._changes + 1
+        counts = core.tally.counts
+        count = counts["open"] + counts["enough"] + counts["dead"]
+        at_once = count <= _FEW or self._ticked or core.next_group != self._groups
+        if not at_once and self._changes < count // _FEW:
+            return
+        self._topped, self._changes = known, 0
+        self._groups, self._ticked = core.next_group, False
         groups = core.train_groups(Stage.OPEN)
         with asking(core.seams.budget, "budget"):
             given = core.seams.budget.top_up([self._view(group) for group in groups], idle)
@@ -118,11 +142,17 @@ class Planning:
 
     @staticmethod
     def _view(group: Group) -> OpenView:
+        finished = unended = 0
+        for member in group.members:
+            if member.state is State.FINISHED:
+                finished += 1
+            elif member.state in UNENDED:
+                unended += 1
         return OpenView(
             id=group.id,
             size=group.size,
             sampled=group.sampled,
-            finished=sum(m.state is State.FINISHED for m in group.members),
-            unended=sum(m.state in UNENDED for m in group.members),
+            finished=finished,
+            unended=unended,
             enough=group.enough,
         )

@@ -49,7 +49,7 @@ class Roster:
             since=core.now,
         )
         core.next_group += 1
-        core.groups[group.id] = group
+        core.enter(group)
         if kind == "train":
             self.outstanding[prompt] = attempt
         self.add_members(group, candidates)
@@ -93,7 +93,7 @@ class Roster:
         if group.sent and stage is not Stage.TRAINED:
             core.emit(Forget(rank=group.rank, group=group.id))
         self.hints.closed(group)
-        group.advance(stage, core.now, why)
+        core.advance(group, stage, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
         for member in group.members:

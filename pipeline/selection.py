@@ -33,7 +33,25 @@ from pipeline.verbs import (
 )
 from pipeline.views import GroupView, MemberView, Outcome
 
+_NOTHING = Wants()
+_NAMES = {state: state.value for state in State}
 UNDECIDED = "every member has ended and the selector left it open"
+
+
+def member_view(member: Trajectory) -> MemberView:
+    """As the selector sees it: asked for each member at every question."""
+    state, tokens, reward = member.state, member.held, member.reward
+    return MemberView(
+        id=member.id,
+        state=_NAMES[state],
+        tokens=tokens,
+        confidence=member.logprob_sum / tokens if tokens else 0.0,
+        reward=reward,
+        reward_failed=reward is None and member.scored,
+        parts=member.parts,
+        versions=tuple(member.versions),
+        hit_limit=state is State.TRUNCATED and tokens >= member.max_tokens,
+    )
 
 
 class Selection:
@@ -55,7 +73,12 @@ class Selection:
 
     @property
     def wants(self) -> Wants:
-        return getattr(self._core.seams.selector, "wants", Wants())
+        return getattr(self._core.seams.selector, "wants", _NOTHING)
+
+    @property
+    def listens(self) -> bool:
+        """Whether growth of running members is of use to anybody."""
+        return self._core.settings.stream or self.wants.every > 0
 
     # --- what happens to members --------------------------------------------------------
 
@@ -131,7 +154,7 @@ class Selection:
     def ask(self, group: Group, event: SelectorEvent) -> None:
         """One question to the selector; its verbs are carried out in their order."""
         selector = self._core.seams.selector
-        with asking(selector, f"selector, group {group.id}"):
+        with asking(selector, "selector", group.id):
             verbs = list(selector.decide(self.view(group), event))
         for verb in verbs:
             if group.stage is not Stage.OPEN:
@@ -163,20 +186,7 @@ class Selection:
 
     def view(self, group: Group) -> GroupView:
         core = self._core
-        members = tuple(
-            MemberView(
-                id=m.id,
-                state=m.state.value,
-                tokens=m.held,
-                confidence=m.confidence,
-                reward=m.reward,
-                reward_failed=m.reward_failed,
-                parts=m.parts,
-                versions=tuple(m.versions),
-                hit_limit=m.state is State.TRUNCATED and m.held >= m.max_tokens,
-            )
-            for m in group.in_order_of_arrival()
-        )
+        members = tuple([member_view(m) for m in group.in_order_of_arrival()])
         return GroupView(
             id=group.id,
             prompt=group.prompt,
@@ -229,6 +239,7 @@ class Selection:
                 if group.enough:
                     return  # said before
                 group.enough = True
+                core.tally.note(group)
                 self._on_change()
             case Finalize():
                 self._finalize(group, verb)
@@ -289,7 +300,7 @@ class Selection:
         for member in group.members:
             if member.state in UNENDED and not group.audited:
                 self._roster.discard(member, "aborted")
-        group.advance(Stage.CHOSEN, self._core.now, verb.why)
+        self._core.advance(group, Stage.CHOSEN, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
             if member.id not in verb.ids and not member.scored and not group.audited:
@@ -326,11 +337,12 @@ class Selection:
         )
         if dead != group.dead:
             group.dead = dead
+            self._core.tally.note(group)
             self._on_change()
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
         advantage = self._core.seams.advantage
-        with asking(advantage, f"advantage, group {group.id}"):
+        with asking(advantage, "advantage", group.id):
             return advantage.advantages(outcomes)
 
     def _ready_if_scored(self, group: Group) -> None:
@@ -363,7 +375,7 @@ class Selection:
         group.chosen = present
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
-        group.advance(Stage.READY, self._core.now)
+        self._core.advance(group, Stage.READY)
         if group.audited:
             self._audit(group)
         self._on_change()

@@ -146,7 +146,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
         plugin.restore(state)
     for group in snapshot.groups:
         group.since = now
-        core.groups[group.id] = group
+        core.enter(group)
         roster.outstanding[group.prompt] = group.attempt
         for member in group.members:
             member.since = now

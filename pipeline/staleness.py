@@ -8,8 +8,14 @@ Source of the admission rule: AReaL, arXiv 2505.24298.
 
 from __future__ import annotations
 
-from pipeline.core import Core
+from typing import TYPE_CHECKING
+
 from pipeline.groups import Group, Stage, State
+
+if TYPE_CHECKING:
+    from pipeline.core import Core
+
+BEFORE_TAKING = (Stage.OPEN, Stage.CHOSEN, Stage.READY)
 
 
 def ahead(core: Core) -> int:
@@ -35,9 +41,64 @@ def too_old(core: Core, group: Group) -> bool:
 
 def due(core: Core) -> list[Group]:
     """Groups that would be too old after the next publish: now, or not at all. Oldest first."""
-    groups = core.train_groups(Stage.OPEN, Stage.CHOSEN, Stage.READY)
+    return [group for group in core.train_groups(*BEFORE_TAKING) if is_due(core, group)]
+
+
+def is_due(core: Core, group: Group) -> bool:
+    """Whether one of its tokens is as old as it may be: after the next publish it is too old."""
     limit = core.version - core.settings.max_staleness
-    return [group for group in groups if min(versions(group), default=limit + 1) <= limit]
+    return min(versions(group), default=limit + 1) <= limit
+
+
+class Due:
+    """What `due` would say, without going over all groups at every question.
+
+    They are gone over once a version. In between a group becomes due only by a token of
+    old weights, and none does that is not noted here; one that is due ceases to be so
+    when members leave it or it is taken, which is seen when it is asked about.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._version: int | None = None  # that the others hold for
+        self._late: list[Group] = []  # all that are due, and some that no longer are
+        self._ready: dict[int, Group] = {}  # those of them that are ready
+
+    def note(self, group: Group) -> None:
+        """It holds a token of another version than before, or is ready now."""
+        if self._core.settings.max_staleness and self._version == self._core.version:
+            self._add(group)
+
+    @property
+    def exists(self) -> bool:
+        """Whether any group is due."""
+        self._refresh()
+        while self._late and not self._holds(self._late[-1]):
+            self._late.pop()
+        return bool(self._late)
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Ids of groups that are due and can be taken, oldest first."""
+        self._refresh()
+        self._ready = {i: g for i, g in self._ready.items() if g.stage is Stage.READY}
+        return tuple(sorted(self._ready))
+
+    def _refresh(self) -> None:
+        if self._version != self._core.version:
+            self._version, self._late, self._ready = self._core.version, [], {}
+            for group in reversed(due(self._core)):
+                self._add(group)
+
+    def _add(self, group: Group) -> None:
+        if self._holds(group):
+            self._late.append(group)
+            if group.stage is Stage.READY:
+                self._ready[group.id] = group
+
+    def _holds(self, group: Group) -> bool:
+        known = group.kind == "train" and group.stage in BEFORE_TAKING
+        return known and is_due(self._core, group)
 
 
 def of_trained(core: Core, groups: list[Group]) -> dict[str, float]:

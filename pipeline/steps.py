@@ -14,7 +14,7 @@ from pipeline import staleness
 from pipeline.core import Core, PluginFault, asking
 from pipeline.events import FinishStep, StepApplied, StepRejected, Trained, TrainingFailed
 from pipeline.figures import learner_bubble, trained_figures
-from pipeline.groups import ENDED, Group, Stage, State
+from pipeline.groups import ENDED, Group, Stage, State, Trajectory
 from pipeline.handover import train_command
 from pipeline.placement import Placement
 from pipeline.planning import Planning
@@ -55,6 +55,8 @@ class Steps:
         self.dirty = False  # the batch seam is to be asked, or the close to be tried
         self._hungry = False  # wants prompts as soon as slots are idle
         self.finishing = False  # FinishStep has gone out
+        self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
+        self._moving: Trajectory | None = None  # of an open group, when it was last looked for
         self._answered: dict[int, StepApplied | StepRejected] = {}
         self.report = StepReport(core, placement, roster, selection)
         self._nonfinite = 0
@@ -110,17 +112,6 @@ class Steps:
             if not self.dirty:
                 self._finish_if_all_trained()
 
-    def _counts(self) -> dict[str, int]:
-        names = ("open", "enough", "dead", "chosen", "ready", "taken")
-        counts: dict[str, int] = dict.fromkeys(names, 0)
-        for group in self._core.groups.values():
-            if group.kind == "train":
-                name = group.stage.value
-                if group.stage is Stage.OPEN and group.enough:
-                    name = "dead" if group.dead else "enough"
-                counts[name] += 1
-        return counts
-
     def _plan(self) -> None:
         """Open prompts while the step needs them and slots would otherwise idle."""
         core, state = self._core, self.state
@@ -128,10 +119,9 @@ class Steps:
         self._hungry = False
         if state.exhausted:
             return
-        counts = self._counts()
-        active = sum(counts.values()) - counts["dead"]
+        active = core.tally.live
         ahead = staleness.ahead(core)
-        coming = active - counts["open"] if ahead else active
+        coming = active - core.tally.counts["open"] if ahead else active
         if state.closing and coming < settings.need:
             state.closing = False  # what was chosen taught nothing: open more
         if state.closing and not ahead:
@@ -169,15 +159,15 @@ class Steps:
 
     def _ask_batch(self) -> None:
         core, state = self._core, self.state
-        counts = self._counts()
+        counts = core.tally.counts
         need = core.settings.need
         if state.exhausted:
-            need = min(need, sum(counts.values()) - counts["dead"])
+            need = min(need, core.tally.live)
         view = BatchView(
             step=core.step,
             need=need,
             taken=counts["taken"],
-            ready=tuple(g.id for g in core.train_groups(Stage.READY)),
+            ready=core.tally.ready,
             chosen=counts["chosen"],
             enough=counts["enough"],
             open=counts["open"],
@@ -185,7 +175,7 @@ class Steps:
             group_size=core.settings.size,
             closing=state.closing,
             ahead=staleness.ahead(core),
-            due=tuple(g.id for g in self._due() if g.stage is Stage.READY),
+            due=core.due.ready if self._waits_for_due else (),
         )
         with asking(core.seams.batch, "batch"):
             verbs = list(core.seams.batch.decide(view))
@@ -222,13 +212,16 @@ class Steps:
         if group.rank < 0:  # else the rank that was hinted of it
             group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
         self._rank_tokens[group.rank] += tokens
-        group.advance(Stage.TAKEN, core.now)
-        if core.settings.overlap != "off":
+        core.advance(group, Stage.TAKEN)
+        if core.settings.overlap == "off":
+            self._unsent.append(group)
+        else:
             self.send(group)
 
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
         group.sent, group.trained_tokens = True, -1.0
+        self._core.tally.note(group)
         self._core.emit(train_command(group, self._core.step))
 
     def _close(self) -> None:
@@ -244,33 +237,35 @@ class Steps:
                 self._roster.end(group, Stage.DEFERRED, "surplus")
         self.dirty = True
 
-    def _due(self) -> list[Group]:
-        """Groups that the step waits for, because the next one could not train on them."""
-        core = self._core
-        wait = core.settings.stale == "wait" and staleness.ahead(core)
-        return staleness.due(core) if wait else []
+    @property
+    def _waits_for_due(self) -> bool:
+        """Whether the step waits for groups that the next one could not train on."""
+        return self._core.settings.stale == "wait" and staleness.ahead(self._core) > 0
 
     def _finish_if_all_trained(self) -> None:
         core, state = self._core, self.state
-        counts = self._counts()
-        others = any(counts[name] for name in counts if name != "taken")
+        taken = core.tally.counts["taken"]
+        others = sum(core.tally.counts.values()) > taken
         if staleness.ahead(core):
-            others = bool(self._due()) or (others and counts["taken"] < core.settings.need)
+            due = self._waits_for_due and core.due.exists
+            others = due or (others and taken < core.settings.need)
         if others:
-            if not state.closing and self._stands_still(counts):
+            if not state.closing and self._stands_still():
                 self._close()  # only the barrier can end what is left
             return
         if not state.closing and not state.exhausted:
             return
-        taken = core.train_groups(Stage.TAKEN)
         if not taken:
             self._finish_empty()
             return
-        for group in taken:
-            if not group.sent:  # overlap: off
-                self.send(group)
-        if any(g.trained_tokens < 0 for g in taken):
-            return
+        for group in sorted(self._unsent, key=lambda group: group.id):
+            self.send(group)
+        self._unsent = []
+        if core.tally.all_trained:
+            self._finish(core.train_groups(Stage.TAKEN))
+
+    def _finish(self, taken: list[Group]) -> None:
+        core = self._core
         total = sum(g.trained_tokens for g in taken)
         if total <= 0:
             for group in taken:
@@ -279,15 +274,27 @@ class Steps:
         self.finishing, self.report.normaliser = True, total
         core.emit(FinishStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
 
-    def _stands_still(self, counts: dict[str, int]) -> bool:
-        """Nothing runs, waits or is being scored: every open member is parked until a publish."""
-        if counts["chosen"] or counts["ready"] or self._placement.waiting():
+    def _stands_still(self) -> bool:
+        """Nothing runs, waits or is being scored: every open member is parked until a publish.
+
+        The member found last time usually still runs: the others are looked at when it has ended.
+        """
+        tally = self._core.tally
+        if tally.counts["chosen"] or tally.counts["ready"] or self._placement.waiting():
             return False
-        return not any(
-            member.state is State.RUNNING or (member.state in ENDED and not member.scored)
-            for group in self._core.train_groups(Stage.OPEN)
-            for member in group.members
-        )
+        if self._moving is None or not self._moves(self._moving):
+            members = (m for g in tally.in_any_order(Stage.OPEN) for m in g.members)
+            self._moving = next((m for m in members if self._moves(m)), None)
+        return self._moving is None
+
+    def _moves(self, member: Trajectory) -> bool:
+        """It runs or is being scored, for an open group that it has not left."""
+        core = self._core
+        if member.state is not State.RUNNING and (member.scored or member.state not in ENDED):
+            return False
+        group = core.groups.get(member.group)
+        here = core.trajectories.get(member.id) is member
+        return here and group is not None and group.kind == "train" and group.stage is Stage.OPEN
 
     def _finish_empty(self) -> None:
         """Nothing to learn from: the step ends without an update."""
@@ -307,6 +314,7 @@ class Steps:
         if group is None or group.stage is not Stage.TAKEN or group.rank != event.rank:
             return
         group.trained_tokens = event.tokens
+        self._core.tally.note(group)
         self.dirty = True
         self.report.add(event.metrics)
 
@@ -341,7 +349,7 @@ class Steps:
             return
         for group in self._core.train_groups(Stage.TAKEN):
             group.sent = False
-            group.advance(Stage.READY, self._core.now)
+            self._core.advance(group, Stage.READY)
             self._roster.end(group, Stage.DEFERRED, "step skipped")
         self.state.is_open, self.finishing = False, False
         self._skipped(event.why)

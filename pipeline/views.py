@@ -7,7 +7,7 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Protocol
 
 import msgspec
@@ -103,14 +103,15 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """What the prompts seam is asked: up to `want` prompts."""
+    """What the prompts seam is asked: up to `want` prompts. Holds during the question:
+    `outstanding` is too large to be copied for each."""
 
     step: int
     want: int
     need: int = 0  # groups that the step trains on
     first: bool = False  # the first plan of the step
     dataset: int  # number of prompts in the data set
-    outstanding: frozenset[int]  # prompts open now: never plan one of them
+    outstanding: Set[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
 
 

@@ -40,6 +40,7 @@ def waits(coordinator: Coordinator) -> list[Wait]:
         found.append(
             Wait(f"step {core.step + 1}: the optimizer step", coordinator.watch.progressed)
         )
+    serves = bool(coordinator.placement.serving())
     for group in core.groups.values():
         prefix = f"step {core.step + 1} waits for {group.kind} group {group.id}, which waits for "
         if group.stage is Stage.TAKEN and group.trained_tokens < 0 and group.sent:
@@ -52,7 +53,7 @@ def waits(coordinator: Coordinator) -> list[Wait]:
             if member.state is State.RUNNING and group.stage is Stage.OPEN:
                 what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
             elif member.state is State.QUEUED and group.stage is Stage.OPEN:
-                if not coordinator.placement.serving():
+                if not serves:
                     continue  # the engine is what it waits for, named above
                 what = f"trajectory {member.id}, queued for a slot"
             elif member.state is State.PARKED and group.stage is Stage.OPEN:

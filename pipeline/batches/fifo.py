@@ -8,6 +8,7 @@ may grow by them. Remembers nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from pipeline.plugins import Stateless, register
 from pipeline.verbs import BatchVerb, Close, Take
@@ -20,7 +21,8 @@ class Fifo(Stateless):
         taking = view.ready
         if view.ahead:  # the others are for the next step
             room = max(0, view.need - view.taken - len(view.due))
-            taking = view.due + tuple(g for g in view.ready if g not in view.due)[:room]
+            due = set(view.due)
+            taking = view.due + tuple(islice((g for g in view.ready if g not in due), room))
         if taking:
             yield Take(groups=taking)
         coming = view.taken + len(view.ready) + view.chosen + view.enough

@@ -60,7 +60,7 @@ class TailBatching:
     def _fresh(self, view: PlanView, want: int) -> tuple[int, ...]:
         """The walk's next prompts. One in the queue is passed over as if it were open: the
         walk comes back to it, so that a new epoch does not use up the old one's attempt."""
-        waiting = view.outstanding.union(view.deferred)
+        waiting = view.outstanding | set(view.deferred)
         passed = msgspec.structs.replace(view, want=want, outstanding=waiting, deferred=())
         return self._walk.plan(passed).prompts
 

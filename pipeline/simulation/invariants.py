@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
-from pipeline import snapshot
+from pipeline import snapshot, staleness
 from pipeline.coordinator import Coordinator
+from pipeline.core import Core
 from pipeline.events import Train
-from pipeline.groups import ENDED, State
+from pipeline.groups import ENDED, Stage, State
+from pipeline.placement import Placement
+from pipeline.tally import PLACES
 
 
 class Violation(AssertionError):
@@ -46,6 +50,50 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         _hold((member.state in ENDED) == arrived, f"arrival of trajectory {member.id}")
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
+    check_tally(core)
+    check_fleet(core, placement)
+
+
+def check_tally(core: Core) -> None:
+    """What is kept as groups move is what going over all of them would find."""
+    groups = [g for g in core.groups.values() if g.kind == "train"]
+    counts = dict.fromkeys(PLACES, 0) | Counter(
+        ("dead" if g.dead else "enough") if g.stage is Stage.OPEN and g.enough else g.stage.value
+        for g in groups
+    )
+    _hold(core.tally.counts == counts, "groups are counted wrong")
+    _hold(core.tally.live == len(groups) - counts["dead"], "live groups are counted wrong")
+    for stage in set(PLACES.values()):
+        here = [g for g in groups if g.stage is stage]
+        _hold(core.train_groups(stage) == here, f"a group is {stage} and not found, or not {stage}")
+        _hold(len(list(core.tally.in_any_order(stage))) == len(here), f"{stage}: not all are found")
+    ready = tuple(g.id for g in groups if g.stage is Stage.READY)
+    _hold(core.tally.ready == ready, "ready groups are not those found")
+    untrained = any(g.stage is Stage.TAKEN and g.trained_tokens < 0 for g in groups)
+    _hold(core.tally.all_trained != untrained, "all are trained on, or not")
+    if core.settings.max_staleness and core.version >= 0:
+        due = staleness.due(core)
+        _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")
+        ready = tuple(g.id for g in due if g.stage is Stage.READY)
+        _hold(core.due.ready == ready, "ready groups that are due are not those found")
+
+
+def check_fleet(core: Core, placement: Placement) -> None:
+    """The same of engines."""
+    fleet, engines = placement.fleet, placement.engines.values()
+    serving = [e for e in engines if e.version == core.version >= 0]
+    known = fleet.serving == {e.name: e for e in serving}
+    _hold(known, "an engine serves and is not known to")
+    _hold(fleet.slots == sum(e.slots for e in serving), "slots are miscounted")
+    idle = sum(e.slots - len(e.legs) for e in serving)
+    _hold(fleet.idle == idle, "idle slots are miscounted")
+    knee = core.settings.knee or core.latency.knee()
+    below = sum(max(0, min(e.slots, knee) - len(e.legs)) for e in serving)
+    _hold(placement.idle_below_knee() == below, "idle slots below the knee are miscounted")
+    free = [(len(e.legs) / e.slots, e.name) for e in serving if len(e.legs) < e.slots]
+    emptiest = fleet.emptiest()
+    found = emptiest.name if emptiest else ""
+    _hold(found == min(free, default=(0.0, ""))[1], "the emptiest engine is another")
 
 
 def check_age(coordinator: Coordinator, command: Train) -> None:

@@ -43,6 +43,14 @@ def test_frames_move_the_curve_towards_what_they_show_and_leave_the_rest() -> No
     assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3), "nothing is known there"
 
 
+def test_the_knee_moves_with_the_curve() -> None:
+    curve = Latency(CURVE)
+    assert curve.knee() == 32
+    for _ in range(200):
+        curve.blend(64, 0.012)
+    assert curve.knee() == 64
+
+
 @given(st.lists(st.tuples(st.floats(1, 64), st.floats(1e-6, 1e3, exclude_min=True)), max_size=200))
 def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float]]) -> None:
     curve = Latency(CURVE)

@@ -9,6 +9,7 @@ import pytest
 from pipeline.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.budgets.uniform import Uniform, UniformOptions
 from pipeline.core import PluginFault
+from pipeline.events import Tick
 from pipeline.views import OpenView
 from tests.pipeline.bench import Bench
 from tests.pipeline.world import World, seams_of, settings_of
@@ -66,6 +67,42 @@ def test_more_than_is_idle_is_refused_by_name() -> None:
     bench = Bench(seams={"budget": Greedy()}, need=1, prompts=5, knee=9)
     with pytest.raises(PluginFault, match="budget Greedy: top-up"):
         bench.begin(slots=20)
+
+
+class Counting(Uniform):
+    asked = 0
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        self.asked += 1
+        return []
+
+
+@pytest.mark.parametrize("groups,changes", [(32, 1), (64, 2), (100, 3)])
+def test_of_many_open_groups_it_is_asked_the_less_often(groups: int, changes: int) -> None:
+    counting = Counting(UniformOptions(redundancy=1.0))
+    bench = Bench(seams={"budget": counting}, need=groups, prompts=groups, knee=999)
+    bench.begin(slots=999)
+    assert counting.asked == 1
+    for trajectory in range(2 * changes):  # each frees a slot, and no group is complete
+        assert counting.asked == 1 + trajectory // changes
+        bench.tokens(2 * trajectory, 3, "stop")
+    assert counting.asked == 3
+    bench.tokens(2 * 40 + 1, 1)
+    assert counting.asked == 3, "nothing has changed"
+
+
+def test_at_a_tick_it_is_asked_if_anything_has_changed() -> None:
+    counting = Counting(UniformOptions(redundancy=1.0))
+    bench = Bench(seams={"budget": counting}, need=100, prompts=100, knee=999)
+    bench.begin(slots=999)
+    bench.handle(Tick())
+    assert counting.asked == 1
+    bench.tokens(0, 3, "stop")
+    assert counting.asked == 2, "at the first change after a tick"
+    bench.tokens(2, 3, "stop")
+    assert counting.asked == 2
+    bench.handle(Tick())
+    assert counting.asked == 3
 
 
 @pytest.mark.parametrize("selector", ["first_m", "dual_end", "concise_confident", "all"])

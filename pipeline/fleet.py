@@ -1,0 +1,131 @@
+"""Engines, and of those that serve: how many slots are idle, and which engine is emptiest.
+
+Kept leg by leg, so that a question costs the same with a thousand engines as
+with one. An engine serves once it has proved the current version; a leg is
+entered and taken out here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+import msgspec
+
+from pipeline.latency import Meter
+
+_SPARE = 64
+"""Entries of the heap, beyond two for each engine, after which it is made anew."""
+
+
+class EngineRecord(msgspec.Struct, kw_only=True):
+    """What is known of one engine in its present epoch."""
+
+    name: str
+    epoch: int
+    slots: int
+    next_sequence: int = 0
+    sampled: int = 0  # by its own last in-band count
+    version: int = -1  # proved; -1: none yet
+    loading: int = -1  # asked to load, not yet proved
+    loading_since: float = 0.0
+    refusals: int = 0
+    legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
+    meter: Meter = msgspec.field(default_factory=Meter)
+
+
+class Fleet:
+    """Engines that serve the current version."""
+
+    def __init__(self) -> None:
+        self.serving: dict[str, EngineRecord] = {}
+        self.slots = 0
+        self.idle = 0  # slots without a leg
+        self._knee = 0  # that `_below` was counted for
+        self._below = 0  # idle slots of those up to the knee
+        # (share of slots in use, name); an entry is void once its engine's share is another
+        self._free: list[tuple[float, str]] = []
+
+    def reset(self, serving: Iterable[EngineRecord]) -> None:
+        """These serve now, and no others."""
+        self.serving = {engine.name: engine for engine in serving}
+        self.slots = sum(engine.slots for engine in self.serving.values())
+        self.idle = self.slots - sum(len(engine.legs) for engine in self.serving.values())
+        self._below = self._count_below()
+        self._tidy()
+
+    def admit(self, engine: EngineRecord) -> None:
+        """It has proved the current version."""
+        self.dismiss(engine)
+        self.serving[engine.name] = engine
+        self.slots += engine.slots
+        self.idle += engine.slots - len(engine.legs)
+        self._below += self._below_of(engine)
+        self._offer(engine)
+
+    def dismiss(self, engine: EngineRecord) -> None:
+        """It is gone."""
+        if self.serving.get(engine.name) is engine:
+            del self.serving[engine.name]
+            self.slots -= engine.slots
+            self.idle -= engine.slots - len(engine.legs)
+            self._below -= self._below_of(engine)
+
+    def start(self, engine: EngineRecord, leg: tuple[int, int]) -> None:
+        """A leg takes a slot of a serving engine."""
+        self._below -= self._below_of(engine)
+        engine.legs.add(leg)
+        self._below += self._below_of(engine)
+        self.idle -= 1
+        self._offer(engine)
+
+    def end(self, engine: EngineRecord, leg: tuple[int, int]) -> None:
+        """A leg's slot is free again, of whatever engine."""
+        if self.serving.get(engine.name) is not engine:
+            engine.legs.remove(leg)
+            return
+        self._below -= self._below_of(engine)
+        engine.legs.remove(leg)
+        self._below += self._below_of(engine)
+        self.idle += 1
+        self._offer(engine)
+
+    def idle_below(self, knee: int) -> int:
+        """Idle slots, of each engine those up to `knee` legs only."""
+        if knee != self._knee:
+            self._knee = knee
+            self._below = self._count_below()
+        return self._below
+
+    def emptiest(self) -> EngineRecord | None:
+        """The engine with the smallest share of its slots in use, ties by name; None: all full."""
+        while self._free:
+            share, name = self._free[0]
+            engine = self.serving.get(name)
+            if engine is not None and len(engine.legs) < engine.slots:
+                if share == len(engine.legs) / engine.slots:
+                    return engine
+            heapq.heappop(self._free)
+        return None
+
+    def _below_of(self, engine: EngineRecord) -> int:
+        return max(0, min(engine.slots, self._knee) - len(engine.legs))
+
+    def _count_below(self) -> int:
+        return sum(self._below_of(engine) for engine in self.serving.values())
+
+    def _offer(self, engine: EngineRecord) -> None:
+        """Enter its share as of now, if it has a free slot."""
+        if len(engine.legs) < engine.slots:
+            heapq.heappush(self._free, (len(engine.legs) / engine.slots, engine.name))
+            if len(self._free) > 2 * len(self.serving) + _SPARE:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Leave out what is void: one entry for each free engine."""
+        self._free = [
+            (len(engine.legs) / engine.slots, engine.name)
+            for engine in self.serving.values()
+            if len(engine.legs) < engine.slots
+        ]
+        heapq.heapify(self._free)
