@@ -26,6 +26,7 @@ Overrides = Annotated[
     typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
 ]
 CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
+SIMULATE = Path("configs/simulate.yaml")
 
 
 def _fail(text: object, status: int = 1) -> NoReturn:
@@ -194,6 +195,88 @@ def plugins() -> None:
     from launch.listing import plugin_lines
 
     typer.echo("\n".join(plugin_lines()))
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)] = SIMULATE,
+    overrides: Overrides = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="tables instead of one run: paper (published speed-ups), ours (at published "
+            "scale), map (which method wins where), scale (what the coordinator costs)"
+        ),
+    ] = "",
+    shape: Annotated[
+        str, typer.Option("--model", help="qwen2.5-3b, -7b, -14b, -32b, or qwen3-30b-a3b")
+    ] = "qwen2.5-7b",
+    device: Annotated[str, typer.Option(help="h20, h800 or h200")] = "h20",
+    tensor_parallel: Annotated[int, typer.Option(help="GPUs of an engine")] = 1,
+    learner_gpus: Annotated[int, typer.Option(help="GPUs of the learner")] = 32,
+    median: Annotated[float, typer.Option(help="of response lengths, tokens")] = 1200.0,
+    between: Annotated[float, typer.Option(help="deviation of log length between prompts")] = 0.45,
+    within: Annotated[float, typer.Option(help="and within a prompt: the tail")] = 0.8,
+    rate: Annotated[
+        float, typer.Option(help="of learning; 0: the policy stays as it is (no shaping)")
+    ] = 0.0,
+    explore: Annotated[int, typer.Option(help="instead: so many small runs with faults")] = 0,
+    mode: Annotated[str, typer.Option(help="of runs with faults: chaos, heal or dead")] = "",
+    seed: Annotated[
+        int | None, typer.Option(help="of runs with faults: the first, or the one with --mode")
+    ] = None,
+    faults: Annotated[
+        str | None, typer.Option(help="with --seed and --mode: only these of its plan, as 0,3")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="write a trace of the run, for ui.perfetto.dev")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+) -> None:
+    """Run the coordinator in virtual time, with modelled engines, learner and faults.
+
+    darts simulate engine.count=64 selector=first_m --within 1.0 --trace trace.json
+
+    darts simulate --preset paper --out paper.json
+
+    darts simulate --explore 1000
+    """
+    from launch.simulate import command
+    from launch.simulate.scenario import Scenario
+    from pipeline.simulation.costs import DEVICES, SHAPES
+    from pipeline.simulation.explore import MODES
+    from pipeline.simulation.workload import Lengths
+
+    for name, value, known in (
+        ("--preset", preset, ("", *command.PRESETS)),
+        ("--mode", mode, ("", *MODES)),
+        ("--model", shape, tuple(SHAPES)),
+        ("--device", device, tuple(DEVICES)),
+    ):
+        if value not in known:
+            _fail(f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}", 2)
+    modes = [m for m in MODES if m == mode]
+    if preset:
+        raise typer.Exit(command.preset(preset, out))
+    if explore:
+        raise typer.Exit(command.explored(explore, seed or 0, modes, out))
+    if modes:
+        try:
+            chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
+            raise typer.Exit(command.again(seed or 0, modes[0], chosen))
+        except (ValueError, IndexError):
+            _fail(f"--faults is {faults!r}, expected numbers of the plan, as 0,3", 2)
+    scenario = Scenario(
+        shape=shape,
+        device=device,
+        gpus_of_engine=tensor_parallel,
+        learner_gpus=learner_gpus,
+        lengths=Lengths(median=median, between=between, within=within),
+        rate=rate,
+    )
+    if "=" in str(config):  # an override in the place of the file
+        config, overrides = SIMULATE, [str(config), *(overrides or [])]
+    raise typer.Exit(command.one(_load(config, overrides), scenario, out, trace))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from launch.simulate.scenario import STOP, simulate
+from launch.simulate.scenario import simulate
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.runfolder import RunFolder

@@ -16,7 +16,7 @@ from launch.simulate.scenario import CONFIG, PROMPT_TOKENS, STOP
 from pipeline import assembly
 from pipeline.configfile import load
 from pipeline.coordinator import Coordinator
-from pipeline.events import AnyCommand, AnyEvent, Report, Tokens
+from pipeline.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
 from pipeline.simulation.costs import DEVICES, SHAPES, engine_cost, learner_cost
 from pipeline.simulation.loop import Machines, Simulation
 from pipeline.simulation.policy import Policy
@@ -27,7 +27,10 @@ SLOTS = 256
 LIMIT = 16_384
 CHUNK = 32
 _METHOD = ("budget=uniform", "budget.redundancy=1", "selector=first_m", "learner.overlap=group")
-_WARM = 1.5  # chunks for each slot before the clock starts: beyond the first placement
+_WAVES = 2
+"""Prompts of a step, in slots: an ended response makes room for one that waits."""
+_WARM = 0.25
+"""Responses that have ended before the clock starts, for each slot."""
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,41 +39,58 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     engines: int
     groups: int  # in flight
     chunks: int  # measured
-    chunks_per_second: float  # everything that `handle` did, over the chunks
+    chunks_per_second: float  # over frames, rewards and answers of the learner
     microseconds_per_chunk: float  # of frames in which nothing ended
-    microseconds_per_decision: float  # all other time in `handle`, over the selector's decisions
+    microseconds_per_decision: float  # an ended response: its reward, the selector, the hand-over
+    boundary_seconds: float  # the rest: prompts opened, steps closed, engines joined
 
 
 class Timed(Coordinator):
-    """Counts what `handle` takes."""
+    """Counts what `handle` takes, by what it was asked."""
 
     measuring = False
-    seconds = quiet_seconds = 0.0
-    chunks = quiet_chunks = decisions = 0
+    quiet_s = ended_s = answers_s = other_s = 0.0
+    quiet_chunks = ended_chunks = ended = 0
 
     def handle(self, event: AnyEvent, now: float) -> list[AnyCommand]:
-        if not self.measuring:
-            return super().handle(event, now)
         begun = time.perf_counter()
         commands = super().handle(event, now)
         took = time.perf_counter() - begun
-        self.seconds += took
-        if isinstance(event, Tokens):
-            self.chunks += len(event.chunks)
-            if not any(chunk.finish for chunk in event.chunks):
-                self.quiet_seconds += took
-                self.quiet_chunks += len(event.chunks)
-        self.decisions += sum(
-            isinstance(c, Report) and c.what == "decision" and c.fields["verb"] == "Finalize"
-            for c in commands
-        )
+        ends = sum(chunk.finish != "" for chunk in event.chunks) if isinstance(event, Tokens) else 0
+        self.ended += ends
+        if not self.measuring:
+            return commands
+        if ends and isinstance(event, Tokens):
+            self.ended_s += took
+            self.ended_chunks += len(event.chunks)
+        elif isinstance(event, Tokens):
+            self.quiet_s += took
+            self.quiet_chunks += len(event.chunks)
+        elif isinstance(event, RewardReady | Trained):
+            self.answers_s += took
+        else:
+            self.other_s += took
         return commands
+
+    def cost(self, engines: int, ended_before: int) -> Cost:
+        chunks = self.quiet_chunks + self.ended_chunks
+        per_chunk = self.quiet_s / max(1, self.quiet_chunks)
+        decisions_s = self.ended_s - per_chunk * self.ended_chunks + self.answers_s
+        return Cost(
+            engines=engines,
+            groups=len(self.core.groups),
+            chunks=chunks,
+            chunks_per_second=chunks / (self.quiet_s + self.ended_s + self.answers_s),
+            microseconds_per_chunk=1e6 * per_chunk,
+            microseconds_per_decision=1e6 * decisions_s / max(1, self.ended - ended_before),
+            boundary_seconds=self.other_s,
+        )
 
 
 def measure(engines: int, chunks: int) -> Cost:
     """All slots of so many engines in use, for so many chunks."""
-    need = engines * SLOTS // 8
-    prompts = 4 * need
+    need = _WAVES * engines * SLOTS // 8
+    prompts = 2 * need
     config = load(
         CONFIG,
         (
@@ -93,32 +113,18 @@ def measure(engines: int, chunks: int) -> Cost:
     coordinator = Timed(
         assembly.settings(config, prompts=prompts, stop_tokens=STOP), assembly.seams(config), tokens
     )
-    workload = Parametric(Lengths(median=1200, between=0.45, within=0.8), Policy(0.0))
+    workload = Parametric(Lengths(median=400, between=0.45, within=0.8), Policy(0.0))
     simulation = Simulation(coordinator, machines, workload, tokens)
     simulation.begin()
-    _run_until(
-        simulation, lambda: coordinator.core.ledger.sampled > _WARM * CHUNK * engines * SLOTS
-    )
-    coordinator.measuring = True
-    _run_until(simulation, lambda: coordinator.chunks >= chunks)
-    return Cost(
-        engines=engines,
-        groups=len(coordinator.core.groups),
-        chunks=coordinator.chunks,
-        chunks_per_second=coordinator.chunks / coordinator.seconds,
-        microseconds_per_chunk=1e6 * coordinator.quiet_seconds / max(1, coordinator.quiet_chunks),
-        microseconds_per_decision=1e6
-        * (
-            coordinator.seconds
-            - coordinator.chunks * coordinator.quiet_seconds / max(1, coordinator.quiet_chunks)
-        )
-        / max(1, coordinator.decisions),
-    )
+    _run_until(simulation, lambda: coordinator.ended >= _WARM * engines * SLOTS)
+    coordinator.measuring, before = True, coordinator.ended
+    _run_until(simulation, lambda: coordinator.quiet_chunks + coordinator.ended_chunks >= chunks)
+    return coordinator.cost(engines, before)
 
 
 def _run_until(simulation: Simulation, there: Callable[[], bool]) -> None:
     while not there() and simulation.over is None:
-        for _ in range(200):
+        for _ in range(50):
             if simulation.over is None:
                 simulation.step()
 

@@ -54,6 +54,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 256
     learner_gpus: int = 32
     learner_factor: float = 1.0  # the learner's seconds, times this
+    engine: EngineCost | None = None  # in place of what shape and device cost
+    learner: LearnerCost | None = None
     forwards: int = 1
     streamed: bool = False
     lengths: Lengths = Lengths(median=1200, between=0.45, within=0.8)
@@ -66,12 +68,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
     def engine_cost(self) -> EngineCost:
-        return engine_cost(SHAPES[self.shape], DEVICES[self.device], self.gpus_of_engine)
+        shape, device = SHAPES[self.shape], DEVICES[self.device]
+        return self.engine or engine_cost(shape, device, self.gpus_of_engine)
 
     def learner_cost(self) -> LearnerCost:
-        cost = learner_cost(
-            SHAPES[self.shape], DEVICES[self.device], self.learner_gpus, self.forwards
-        )
+        shape, device = SHAPES[self.shape], DEVICES[self.device]
+        cost = self.learner or learner_cost(shape, device, self.learner_gpus, self.forwards)
         return msgspec.structs.replace(
             cost,
             train_s=cost.train_s * self.learner_factor,

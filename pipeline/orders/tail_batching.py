@@ -27,11 +27,20 @@ from pipeline.verbs import Plan
 from pipeline.views import PlanView
 
 
+class TailBatchingOptions(OrderOptions, frozen=True, kw_only=True):
+    """Options of the `tail_batching` order."""
+
+    speculate: bool = False
+    """Whether long rounds, too, sample more candidates than are trained on, as budget and
+    top-up say. RollPacker's do not; in simulation it is where half of the time goes."""
+
+
 @register("prompts", "tail_batching")
 class TailBatching:
-    Options = OrderOptions
+    Options = TailBatchingOptions
 
-    def __init__(self, options: OrderOptions | None = None, *, seed: int = 0) -> None:
+    def __init__(self, options: TailBatchingOptions | None = None, *, seed: int = 0) -> None:
+        self._speculate = options is not None and options.speculate
         self._walk = Shuffled(options, seed=seed)
         self._long = False  # the open step is a long round
 
@@ -55,7 +64,7 @@ class TailBatching:
         wanted = min(view.want, view.need)
         planned = queue[:wanted]
         fresh = self._fresh(view, wanted - len(planned))
-        return Plan(prompts=(*planned, *fresh), speculate=False)
+        return Plan(prompts=(*planned, *fresh), speculate=self._speculate)
 
     def _fresh(self, view: PlanView, want: int) -> tuple[int, ...]:
         """The walk's next prompts. One in the queue is passed over as if it were open: the

@@ -103,10 +103,12 @@ class ModelledEngine:
     # --- requests -----------------------------------------------------------------------
 
     def place(self, now: float, command: Place, prompt_tokens: int, response: Response) -> None:
-        """Start a leg. Raises ValueError if there is no slot, or no weights."""
+        """Start a leg. Raises ValueError if there is no slot, no weights, or nothing to sample."""
         key = (command.trajectory, command.leg)
         if key in self.legs or len(self.legs) >= self.slots or self.version < 0:
             raise ValueError(f"engine {self.name}: {key} of {len(self.legs)} on {self.slots} slots")
+        if command.max_tokens < 1:
+            raise ValueError(f"engine {self.name}: {key} may sample no token")
         self.advance(now)
         if not self.legs:
             self._flushed = self._progress

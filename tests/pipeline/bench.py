@@ -40,9 +40,9 @@ from pipeline.groups import Group, Trajectory
 from pipeline.messages import ChunkHead
 from pipeline.orders.sequential import Sequential
 from pipeline.plugins import SelectorEvent, Wants
+from pipeline.simulation.invariants import check
 from pipeline.verbs import Allotment, AnyVerb, Finalize
 from pipeline.views import BudgetView, GroupView, OpenView, PromptView
-from pipeline.simulation.invariants import check
 from tests.pipeline.world import settings_of
 
 EOS = 1

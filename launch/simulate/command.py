@@ -1,0 +1,193 @@
+"""What `darts simulate` does: one run, a preset's tables, seeds with faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from launch.simulate.exploring import Found, explain, explore
+from launch.simulate.scenario import (
+    PROMPT_TOKENS,
+    PROMPTS,
+    Figures,
+    Scenario,
+    figures,
+    simulate,
+    teacher,
+    worth,
+)
+from pipeline.config import Config
+from pipeline.events import AnyCommand, AnyEvent, Report
+from pipeline.simulation.explore import MODES, Mode, play, shrink
+from pipeline.simulation.loop import Observer
+from pipeline.simulation.policy import Policy
+from pipeline.simulation.workload import Parametric
+from pipeline.trace import Trace
+
+PRESETS = ("paper", "ours", "map", "scale")
+_CHUNKS = 3_000_000
+
+
+def _bar(what: str) -> Progress:
+    return Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False).print(line, style="dim")
+
+
+def _write(document: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+class _Steps:
+    """Moves a bar as steps end."""
+
+    def __init__(self, bar: Progress, steps: int) -> None:
+        self._bar, self._task = bar, bar.add_task("", total=steps)
+
+    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
+        del now, event
+        for command in commands:
+            if isinstance(command, Report) and command.what == "step":
+                self._bar.advance(self._task)
+
+
+def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
+    """One run; a table of its steps, its figures, and a trace if asked for."""
+    scenario = msgspec.structs.replace(
+        scenario,
+        engines=config.engine.count,
+        slots=config.engine.slots,
+        limit=config.sampling.max_tokens,
+        prompts=config.step.prompts,
+        size=config.group.size,
+        steps=config.step.count,
+        seed=config.seed,
+    )
+    workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=config.seed)
+    before = worth(workload, scenario.limit, 0)
+    machines = msgspec.structs.replace(
+        scenario.machines(), chunk_tokens=config.engine.chunk_tokens, ranks=config.learner.ranks
+    )
+    with _bar("steps") as bar:
+        observers: list[Observer] = [_Steps(bar, config.step.count)]
+        spans = Trace()
+        if trace is not None:
+            observers.append(spans)
+        simulation = simulate(
+            config, machines, workload, learn=teacher(workload), observers=observers,
+            prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
+        )  # fmt: skip
+        simulation.run()
+    if simulation.over is not None and simulation.over.error:
+        print(f"the run stopped: {simulation.over.error}")
+        return 1
+    found = figures(
+        simulation, scenario, before, worth(workload, scenario.limit, simulation.version)
+    )
+    print(steps_table(simulation.of("step")))
+    print()
+    print(
+        "\n".join(
+            f"{name:22}{value:12.3f}" for name, value in msgspec.structs.asdict(found).items()
+        )
+    )
+    if trace is not None:
+        trace.write_text(json.dumps(spans.document()))
+        print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
+    _write({"figures": msgspec.structs.asdict(found), "steps": simulation.of("step")}, out)
+    return 0
+
+
+_COLUMNS = (
+    "seconds", "generation_s", "sampled_per_trained", "depth", "bubble_engine", "bubble_learner"
+)  # fmt: skip
+
+
+def steps_table(steps: Sequence[dict[str, Any]]) -> str:
+    titles = (
+        "step | seconds | generation | sampled per trained | depth | engine idle | learner idle"
+    )
+    lines = [f"| {titles} |", "|---" * 7 + "|"]
+    for step in steps:
+        values = [step.get(name) for name in _COLUMNS]
+        shown = ["-" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"| {step['step'] + 1} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def preset(name: str, out: Path | None) -> int:
+    """The tables of one preset, and its JSON."""
+    from launch.simulate import ours, paper, scale
+
+    if name == "paper":
+        document = paper.reproduce(_say)
+        print(paper.table(document))
+    elif name == "ours":
+        rows = ours.scale_table(_say)
+        print(ours.markdown(rows))
+        document = {"rows": [msgspec.structs.asdict(row) for row in rows]}
+    elif name == "map":
+        cells = ours.heat_map(_say)
+        print(ours.map_markdown(cells))
+        document = {"cells": cells}
+        if out is not None:
+            ours.map_page(cells, out.with_suffix(".html"))
+    else:
+        costs = [scale.measure(engines, _CHUNKS if engines > 8 else _CHUNKS // 5)
+                 for engines in scale.ENGINES]  # fmt: skip
+        print(scale.table(costs))
+        document = scale.document(costs)
+    _write(document, out)
+    return 0
+
+
+def explored(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
+    """So many seeds with faults; 1 if a violation was found."""
+    with _bar("seeds") as bar:
+        task = bar.add_task("", total=count)
+        found = explore(range(start, start + count), modes or MODES,
+                        lambda done: bar.update(task, completed=done))  # fmt: skip
+    for outcome in found.shown:
+        print(explain(outcome))
+    modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
+    print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
+    _write(_found(found), out)
+    return 1 if found.violations else 0
+
+
+def _found(found: Found) -> dict[str, Any]:
+    return {
+        "seeds": found.seeds,
+        "violations": found.violations,
+        "events": found.events,
+        "by_mode": found.by_mode,
+        "shown": [
+            {"seed": o.seed, "mode": o.mode, "faults": o.faults, "violation": o.violation}
+            for o in found.shown
+        ],
+    }
+
+
+def again(seed: int, mode: Mode, faults: Sequence[int] | None) -> int:
+    """One seed; its log if it fails. Without `faults` it is made small first."""
+    outcome = play(seed, mode, faults)
+    if outcome.violation and faults is None:
+        outcome = shrink(outcome)
+    print(explain(outcome))
+    return 1 if outcome.violation else 0
+
+
+__all__ = ["PRESETS", "Figures", "again", "explored", "one", "preset"]

@@ -1,0 +1,226 @@
+"""Our methods at published scale, and where each method wins: tables of simulated runs.
+
+`scale_table`: 7B on H20, 128 prompts x 8, limits of 8k and 16k, 8 to 64 engines.
+`heat_map`: methods x severity of the tail x engines x cost of the learner.
+Speed-ups are over synchronous rollout in the same scenario, on-policy but for `k1`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.simulate.scenario import Figures, Scenario, run
+from pipeline.simulation.costs import DEVICES
+from pipeline.simulation.workload import Lengths
+
+_STREAMED = "learner.overlap=group"
+_UNIFORM = ("budget=uniform", "budget.redundancy=1.5", _STREAMED)
+_TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
+_DEFERRED = ("prompts=tail_batching", "step.reserve=32")
+_LONG = "prompts.tail_batching.speculate=true"
+
+SYNC = ("budget=uniform", "budget.redundancy=1", "selector=all", "learner.overlap=off")
+METHODS: dict[str, tuple[str, ...]] = {
+    "sync_streamed": (*SYNC[:3], _STREAMED),
+    "darts_published": (*_UNIFORM, "selector.dual_end.long_wait=group"),
+    "darts_barrier": (*_UNIFORM, "selector.dual_end.long_wait=step"),
+    "concise_confident": (*_UNIFORM, "selector.concise_confident.depth=step"),
+    "first_m": (*_UNIFORM, "selector=first_m"),
+    "tail_batching": (*_DEFERRED, "budget=uniform", "budget.redundancy=1.25", "selector=first_m",
+                      _STREAMED),
+    "top_up": (*_TOP_UP, _STREAMED),
+    "top_up_quorum": (*_TOP_UP, "batch=quorum", _STREAMED),
+    "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG, _STREAMED),
+    "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum", _STREAMED),
+    "top_up_deferred_barrier": (*_TOP_UP[:3], *_DEFERRED, _LONG,
+                                "selector.dual_end.long_wait=step", _STREAMED),
+    "k1": (*SYNC[:3], _STREAMED, "learner.max_staleness=1"),
+}  # fmt: skip
+"""Names as in `darts bench compare` where both have them; `deferred` adds tail batching's long
+rounds to top-up, in which ours samples more than M candidates too."""
+
+SCALE = ("first_m", "tail_batching", "top_up", "top_up_quorum", "top_up_deferred",
+         "top_up_deferred_quorum", "top_up_deferred_barrier", "k1")  # fmt: skip
+MAP = ("darts_published", "darts_barrier", "first_m", "tail_batching", "top_up_quorum",
+       "top_up_deferred_quorum", "k1")  # fmt: skip
+TAILS = (0.3, 0.6, 0.9, 1.2)
+ENGINES = (4, 16, 64)
+LEARNERS = (0.25, 1.0, 4.0)
+_STEPS, _MAP_STEPS = 20, 10  # whole turns of four short rounds and a long one
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One method in one scenario, against synchronous rollout."""
+
+    method: str
+    engines: int
+    limit: int
+    speed_up: float
+    per_token: float  # speed-up per token trained on
+    trained: float  # tokens trained on, of those of synchronous rollout
+    sampled_per_trained: float
+    depth: float
+    load: float  # responses for each engine and step, ended ones
+    bound: float  # share of the step that the bound is: max(all slots' throughput, learning)
+
+
+def bound_seconds(scenario: Scenario, figures: Figures) -> float:
+    """What no schedule beats with these tokens: every slot full all the time, or the learner.
+
+    Throughput at 128 sequences an engine; prompts and loads are free.
+    """
+    cost = scenario.engine_cost()
+    running = min(128, scenario.slots)
+    mean = figures.trained_tokens / (scenario.prompts * scenario.size)
+    step_s = cost.table(scenario.slots)[running] + cost.kv_s * running * (mean / 2 + 200)
+    sampling_s = figures.trained_tokens / scenario.engines * step_s / running
+    learner = scenario.learner_cost()
+    learning_s = figures.trained_tokens * (learner.train_s + learner.forward_s)
+    return max(sampling_s, learning_s)
+
+
+def compare(
+    scenario: Scenario, methods: Sequence[str], progress: Callable[[str], None]
+) -> list[Row]:
+    """Each method against synchronous rollout."""
+    base, _ = run(scenario, SYNC)
+    rows = [_row("sync", scenario, base, base)]
+    for method in methods:
+        figures, _ = run(scenario, METHODS[method])
+        rows.append(_row(method, scenario, base, figures))
+        progress(f"{method}, {scenario.engines} engines: {rows[-1].speed_up:.2f}x")
+    return rows
+
+
+def _row(method: str, scenario: Scenario, base: Figures, own: Figures) -> Row:
+    trained = own.trained_tokens / base.trained_tokens
+    speed_up = base.step_s / own.step_s
+    return Row(
+        method=method,
+        engines=scenario.engines,
+        limit=scenario.limit,
+        speed_up=speed_up,
+        per_token=speed_up * trained,
+        trained=trained,
+        sampled_per_trained=own.sampled_per_trained,
+        depth=own.depth,
+        load=own.load,
+        bound=bound_seconds(scenario, own) / own.step_s,
+    )
+
+
+def scale_table(progress: Callable[[str], None], steps: int = _STEPS) -> list[Row]:
+    """7B, 128 prompts x 8: what is asked of ours at published scale."""
+    rows: list[Row] = []
+    for limit, lengths in (
+        (8192, Lengths(median=1200, between=0.45, within=0.8)),
+        (16_384, Lengths(median=2000, between=0.45, within=0.9)),
+    ):
+        for engines in (8, 32, 64):
+            scenario = Scenario(
+                engines=engines, limit=limit, lengths=lengths, steps=steps, learner_gpus=4 * engines
+            )
+            rows += compare(scenario, SCALE, progress)
+    return rows
+
+
+def heat_map(progress: Callable[[str], None], steps: int = _MAP_STEPS) -> list[dict[str, Any]]:
+    """Speed-up of each method for tails, engines and learners; the learner in units of 32 GPUs."""
+    found: list[dict[str, Any]] = []
+    for within in TAILS:
+        for engines in ENGINES:
+            for learner in LEARNERS:
+                scenario = Scenario(
+                    engines=engines,
+                    lengths=Lengths(median=1200, between=0.45, within=within),
+                    learner_factor=learner,
+                    steps=steps,
+                )
+                for row in compare(scenario, MAP, progress):
+                    about = {"tail": within, "learner": learner}
+                    found.append({**about, **msgspec.structs.asdict(row)})
+    return found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    titles = "limit | engines | method | x | x per token | tokens trained | sampled per trained"
+    lines = [f"| {titles} | depth | load | bound of step |", "|---" * 10 + "|"]
+    lines += [
+        f"| {r.limit} | {r.engines} | {r.method} | {r.speed_up:.2f} | {r.per_token:.2f} "
+        f"| {r.trained:.2f} | {r.sampled_per_trained:.2f} | {r.depth:.1f} | {r.load:.0f} "
+        f"| {r.bound:.2f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def map_markdown(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A table a learner: rows are tail and engines, columns methods; the best in bold."""
+    parts: list[str] = []
+    for learner in sorted({c["learner"] for c in cells}):
+        parts += [f"Learner x {learner:g}", ""]
+        lines = [f"| tail | engines | {' | '.join(MAP)} |", "|---" * (2 + len(MAP)) + "|"]
+        for tail in sorted({c["tail"] for c in cells}):
+            for engines in sorted({c["engines"] for c in cells}):
+                here = {
+                    c["method"]: c["speed_up"]
+                    for c in cells
+                    if (c["learner"], c["tail"], c["engines"]) == (learner, tail, engines)
+                }
+                best = max(here[m] for m in MAP if m != "k1")
+                shown = [f"**{here[m]:.2f}**" if here[m] == best else f"{here[m]:.2f}" for m in MAP]
+                lines.append(f"| {tail:g} | {engines} | {' | '.join(shown)} |")
+        parts += [*lines, ""]
+    return "\n".join(parts)
+
+
+def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The heat map as one HTML file (bokeh, of the tools)."""
+    from bokeh.embed import file_html
+    from bokeh.layouts import gridplot
+    from bokeh.models import BasicTicker, ColorBar, LinearColorMapper
+    from bokeh.palettes import Cividis256  # read by people who do not tell red from green
+    from bokeh.plotting import figure
+    from bokeh.resources import INLINE
+
+    mapper = LinearColorMapper(palette=Cividis256, low=0.8, high=3.5)
+    plots: list[list[Any]] = []
+    for method in MAP:
+        line: list[Any] = []
+        for learner in LEARNERS:
+            here = [c for c in cells if c["method"] == method and c["learner"] == learner]
+            source = {
+                "tail": [str(c["tail"]) for c in here],
+                "engines": [str(c["engines"]) for c in here],
+                "x": [c["speed_up"] for c in here],
+                "text": [f"{c['speed_up']:.2f}" for c in here],
+            }
+            plot = figure(
+                title=f"{method}, learner x {learner:g}",
+                x_range=[str(t) for t in TAILS],
+                y_range=[str(e) for e in ENGINES],
+                x_axis_label="deviation of log length within a prompt",
+                y_axis_label="engines",
+                width=330,
+                height=230,
+                toolbar_location=None,
+            )
+            plot.rect(
+                "tail", "engines", 1, 1, source=source, line_color=None,
+                fill_color={"field": "x", "transform": mapper},
+            )  # fmt: skip
+            plot.text(
+                "tail", "engines", text="text", source=source, text_align="center",
+                text_baseline="middle", text_font_size="11px", text_color="white",
+                text_outline_color="black",
+            )  # fmt: skip
+            line.append(plot)
+        line[-1].add_layout(ColorBar(color_mapper=mapper, ticker=BasicTicker()), "right")
+        plots.append(line)
+    title = f"speed-up over synchronous rollout, 7B on {'/'.join(sorted(DEVICES)[:1])}"
+    path.write_text(file_html(gridplot(plots), INLINE, html.escape(title)))

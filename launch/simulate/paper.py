@@ -1,0 +1,215 @@
+"""Published speed-ups against simulated ones: one constant fitted on one cell, the rest predicted.
+
+Lengths are not published. The deviation within a prompt (`within`) is chosen so that one
+cell of the ablation, "plus sampling", comes out as published; everything else follows from
+hardware and method. Two readings of "K shortest and L longest of M'": `barrier` (the long
+one is the longest that has finished when the step's last group has M; this is `simulated`)
+and `waiting` (every group waits for its longest, word by word). Each with shaping (the
+policy learns, at a rate that is assumed and not fitted) and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from launch.simulate.scenario import Scenario, run
+from pipeline.simulation.workload import Lengths
+
+STEPS = 16
+DATASET = 512
+"""Prompts, so that four epochs pass: as many as in the published runs."""
+RATE = 1.0
+FITTED = "ablation 14B: plus sampling"
+_WITHIN = (0.15, 1.0)  # where the fitted constant is looked for
+_FIT_STEPS = 7
+
+_OFF = "learner.overlap=off"
+_SYNC = ("budget=uniform", "budget.redundancy=1", "selector=all", _OFF)
+_UNIFORM = ("budget=uniform", "budget.redundancy=1.25")
+_ADAPTIVE = ("budget=length_variance", "budget.mean=1.25", "selector.dual_end.prune_at=2")
+_TAIL = ("prompts=tail_batching", "step.reserve=32", *_UNIFORM, "selector=first_m")
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One published figure: the method's speed-up over synchronous rollout."""
+
+    name: str
+    published: float
+    about: str  # where the figure and the set-up come from
+    overrides: tuple[str, ...]  # of the method
+    scenario: Scenario
+    by_tokens: bool = False  # trained tokens a second of generation, not steps a second
+    ends: bool = False  # the method has a long end: the readings differ
+
+
+def _lengths(within: float) -> Lengths:
+    return Lengths(median=800, between=0.4, within=within, uneven=0.3)
+
+
+def _scenario(shape: str, gpus: int, of_engine: int, streamed: bool = False) -> Scenario:
+    return Scenario(
+        shape=shape,
+        device="h20",
+        engines=gpus // of_engine,
+        gpus_of_engine=of_engine,
+        learner_gpus=gpus,
+        streamed=streamed,
+        steps=STEPS,
+        dataset=DATASET,
+    )
+
+
+def _darts(*more: str) -> tuple[str, ...]:
+    return (*_ADAPTIVE, *more, _OFF)
+
+
+def cells() -> list[Cell]:
+    """In the order of the publications."""
+    darts = "arXiv 2605.30859"
+    sizes = (
+        ("3B", "qwen2.5-3b", 32, 1, 1.07, 1.29),
+        ("7B", "qwen2.5-7b", 32, 1, 1.3, 1.45),
+        ("14B", "qwen2.5-14b", 32, 2, 1.4, 1.63),
+        ("32B", "qwen2.5-32b", 64, 4, 1.62, 1.77),
+        ("30B-A3B", "qwen3-30b-a3b", 64, 4, 1.62, 1.77),
+    )
+    found: list[Cell] = []
+    for size, shape, gpus, of_engine, tail, whole in sizes:
+        about = f"{darts}, end to end, {gpus} H20"
+        found += [
+            Cell(
+                name=f"end to end {size}: tail batching",
+                published=tail,
+                about=about,
+                overrides=(*_TAIL, _OFF),
+                scenario=_scenario(shape, gpus, of_engine),
+            ),
+            Cell(
+                name=f"end to end {size}: DARTS",
+                published=whole,
+                about=about,
+                overrides=_darts(),
+                scenario=_scenario(shape, gpus, of_engine, streamed=True),
+                ends=True,
+            ),
+        ]
+    of_14b = _scenario("qwen2.5-14b", 32, 2, streamed=True)
+    for name, published, overrides, ends in (
+        ("streaming", 1.09, _SYNC, False),
+        ("plus sampling", 1.40, (*_UNIFORM, _OFF), True),
+        ("plus allocation", 1.63, _darts(), True),
+    ):
+        found.append(
+            Cell(
+                name=f"ablation 14B: {name}",
+                published=published,
+                about=f"{darts}, ablation, 32 H20",
+                overrides=overrides,
+                scenario=of_14b,
+                ends=ends,
+            )
+        )
+    for longest, published in ((1, 1.45), (2, 1.43), (4, 1.25)):
+        found.append(
+            Cell(
+                name=f"K:L of {8 - longest}:{longest}, 7B",
+                published=published,
+                about=f"{darts}, 7B",
+                overrides=_darts(f"selector.dual_end.longest={longest}"),
+                scenario=_scenario("qwen2.5-7b", 32, 1, streamed=True),
+                ends=True,
+            )
+        )
+    return [*found, *_others()]
+
+
+def _others() -> Iterator[Cell]:
+    for end, shape, of_engine, published in (
+        ("low", "qwen2.5-7b", 1, 2.03),
+        ("high", "qwen2.5-32b", 4, 2.56),
+    ):
+        yield Cell(
+            name=f"RollPacker, {end} end",
+            published=published,
+            about=f"arXiv 2509.21009, 128 H800, range over models; here {shape}",
+            overrides=(*_TAIL, "learner.overlap=group"),
+            scenario=msgspec.structs.replace(
+                _scenario(shape, 128, of_engine), device="h800", limit=16_384
+            ),
+        )
+    for end, prompts, published in (("average", 64, 1.225), ("most", 32, 1.44)):
+        yield Cell(
+            name=f"APRIL, {end}",
+            published=published,
+            about=f"APRIL, rollout throughput; here 8 engines, {prompts} prompts x 8",
+            overrides=(*_SYNC[:3], _OFF, "learner.max_staleness=2"),
+            scenario=msgspec.structs.replace(
+                _scenario("qwen2.5-7b", 8, 1), prompts=prompts, learner_factor=1e-3
+            ),
+            by_tokens=True,
+        )
+
+
+def speed_up(cell: Cell, reading: str, rate: float, within: float) -> float:
+    """The cell's method over synchronous rollout, in one reading."""
+    scenario = msgspec.structs.replace(cell.scenario, rate=rate, lengths=_lengths(within))
+    wait = {"barrier": "step", "waiting": "group"}[reading]
+    ends = (f"selector.dual_end.long_wait={wait}",) if cell.ends else ()
+    base, _ = run(msgspec.structs.replace(scenario, streamed=False), _SYNC)
+    own, _ = run(scenario, (*ends, *cell.overrides))
+    if cell.by_tokens:  # of a run whose learner takes no time, steps are generation
+        return (own.trained_tokens / own.step_s) / (base.trained_tokens / base.step_s)
+    return base.step_s / own.step_s
+
+
+def fit(progress: Callable[[str], None]) -> float:
+    """`within` for which the fitted cell is as published, by halving; the barrier, with shaping."""
+    cell = next(cell for cell in cells() if cell.name == FITTED)
+    low, high = _WITHIN
+    for _ in range(_FIT_STEPS):
+        middle = (low + high) / 2
+        found = speed_up(cell, "barrier", RATE, middle)
+        progress(f"fit: within {middle:.3f} gives {found:.3f}, published {cell.published}")
+        low, high = (middle, high) if found < cell.published else (low, middle)
+    return (low + high) / 2
+
+
+def reproduce(
+    progress: Callable[[str], None], only: Sequence[Cell] | None = None
+) -> dict[str, Any]:
+    """All cells, both readings, with and without shaping."""
+    within = fit(progress)
+    rows: list[dict[str, Any]] = []
+    for cell in only or cells():
+        row: dict[str, Any] = {"name": cell.name, "published": cell.published}
+        row["simulated"] = speed_up(cell, "barrier", RATE, within)
+        row["simulated_without_shaping"] = speed_up(cell, "barrier", 0.0, within)
+        if cell.ends:
+            row["waiting"] = speed_up(cell, "waiting", RATE, within)
+            row["waiting_without_shaping"] = speed_up(cell, "waiting", 0.0, within)
+        row["error"] = row["simulated"] / cell.published - 1.0
+        row["fitted"] = cell.name == FITTED
+        row["about"] = cell.about
+        rows.append(row)
+        progress(f"{cell.name}: published {cell.published}, simulated {row['simulated']:.2f}")
+    return {"within": within, "rate": RATE, "steps": STEPS, "cells": rows}
+
+
+def table(document: dict[str, Any]) -> str:
+    titles = "cell | published | simulated | error | without shaping | waiting | without shaping"
+    lines = [f"| {titles} |", "|---" * 7 + "|"]
+    for row in document["cells"]:
+        waiting = [row.get("waiting"), row.get("waiting_without_shaping")]
+        cells_ = [
+            row["name"] + (" (fitted)" if row["fitted"] else ""),
+            f"{row['published']:g}",
+            f"{row['simulated']:.2f}",
+            f"{row['error']:+.0%}",
+            f"{row['simulated_without_shaping']:.2f}",
+            *("" if value is None else f"{value:.2f}" for value in waiting),
+        ]
+        lines.append(f"| {' | '.join(cells_)} |")
+    return "\n".join(lines)

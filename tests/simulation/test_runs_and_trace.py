@@ -1,0 +1,215 @@
+"""Whole simulated runs: the same seed is the same run, times are those of the models, and the
+trace of one is a valid Chrome trace."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+import pytest
+
+from launch.simulate.expected import small
+from launch.simulate.ours import METHODS, SYNC, bound_seconds
+from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
+from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.loop import Machines, Simulation
+from pipeline.simulation.policy import Policy
+from pipeline.simulation.workload import Lengths, Parametric
+from pipeline.trace import ENGINE, LEARNER, STAGE, Trace
+
+TINY = Scenario(
+    engine=EngineCost(points=((1, 0.006), (8, 0.007), (32, 0.010)), load_s=0.05),
+    learner=LearnerCost(train_s=1e-4, forward_s=3e-5, step_s=0.02, publish_s=0.01),
+    engines=2,
+    slots=16,
+    lengths=Lengths(median=60, between=0.4, within=0.7),
+    limit=400,
+    prompts=6,
+    size=8,
+    steps=3,
+)
+
+
+def played(scenario: Scenario, overrides: tuple[str, ...], *observers: Any) -> Simulation:
+    workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=scenario.seed)
+    simulation = simulate(
+        scenario.config(overrides),
+        scenario.machines(),
+        workload,
+        learn=teacher(workload),
+        observers=observers,
+        streamed=scenario.streamed,
+    )
+    return simulation.run()
+
+
+@pytest.mark.parametrize("method", ["darts_barrier", "top_up_deferred_quorum", "k1"])
+def test_the_same_seed_is_the_same_run_bit_for_bit(method: str):
+    learning = msgspec.structs.replace(TINY, rate=1.0)
+    one, other = (played(learning, METHODS[method]) for _ in range(2))
+    assert one.reports == other.reports and one.now == other.now and one.events == other.events
+    another = played(msgspec.structs.replace(learning, seed=1), METHODS[method])
+    assert another.now != one.now
+
+
+def test_a_run_may_be_played_in_pieces():
+    whole, pieces = played(TINY, SYNC), None
+    workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
+    pieces = simulate(TINY.config(SYNC), TINY.machines(), workload)
+    for second in range(1, 100):
+        pieces.run(seconds=float(second))
+        assert pieces.now <= second
+    assert pieces.over is not None and pieces.reports == whole.reports
+
+
+def test_without_overlap_a_step_is_generation_then_learning_then_the_publish():
+    simulation = played(TINY, SYNC)
+    cost = TINY.learner_cost()
+    for step in simulation.of("step"):
+        learning = step["tokens_trained"] * (cost.train_s + cost.forward_s)
+        load_s = TINY.engine_cost().load_s if step["step"] else 0.0  # it opens with a load
+        serial = cost.step_s + cost.publish_s + load_s
+        messages = 20 * TINY.machines().delay_s
+        expected = step["generation_s"] + learning + serial
+        assert expected - 1e-9 <= step["seconds"] <= expected + messages
+
+
+def test_forwards_of_hinted_tokens_are_hidden_behind_generation():
+    off = played(TINY, (*SYNC, "learner.overlap=off"))
+    streamed = played(msgspec.structs.replace(TINY, streamed=True), SYNC)
+    assert off.coordinator.steps.report.hidden_share == 0.0
+    assert (streamed.coordinator.steps.report.hidden_share or 0.0) > 0.9
+    assert streamed.now < off.now
+
+
+def test_learning_moves_lengths_and_accuracy_and_a_rate_of_zero_does_not():
+    still, _ = run(TINY, SYNC)
+    assert (still.accuracy_before, still.tokens_before) == (
+        still.accuracy_after,
+        still.tokens_after,
+    )
+    moved, _ = run(msgspec.structs.replace(TINY, rate=2.0, steps=8), SYNC)
+    assert moved.accuracy_after > moved.accuracy_before
+
+
+def test_no_step_is_faster_than_its_bound():
+    for method in ("sync_streamed", "first_m", "top_up_quorum"):
+        found, _ = run(TINY, METHODS[method])
+        assert bound_seconds(TINY, found) < found.step_s
+
+
+def test_figures_of_a_run_that_failed_are_refused():
+    class Broken:
+        def response(self, request: object) -> Any:
+            raise KeyError("no such prompt")
+
+    simulation = simulate(TINY.config(SYNC), TINY.machines(), Broken())
+    with pytest.raises(KeyError):
+        simulation.run()
+    workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
+    with pytest.raises(RuntimeError, match="ended: None"):
+        figures(simulation, TINY, worth(workload, 9, 0), worth(workload, 9, 0))
+
+
+def test_engines_speak_in_chunks_and_the_coordinator_hears_the_same_tokens():
+    coarse = played(TINY, SYNC)
+    machines: Machines = msgspec.structs.replace(TINY.machines(), chunk_tokens=8)
+    workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
+    fine = simulate(TINY.config(SYNC), machines, workload).run()
+    assert fine.events > 1.5 * coarse.events
+    assert fine.coordinator.core.ledger.accounts == coarse.coordinator.core.ledger.accounts
+
+
+# --- statements about selection that hold, on one small engine ---------------------------------
+
+
+def test_what_waits_for_the_longest_wins_nothing_and_what_does_not_wins_much():
+    scenario = msgspec.structs.replace(small(), steps=25)
+    base, _ = run(scenario, SYNC)
+    found = {name: run(scenario, METHODS[name])[0] for name in
+             ("darts_published", "darts_barrier", "first_m", "top_up", "top_up_quorum", "k1")}  # fmt: skip
+    x = {name: base.step_s / own.step_s for name, own in found.items()}
+    assert x["darts_published"] < 1.1, "it waits for the longest of more"
+    assert x["first_m"] > 1.5
+    assert 1.3 < x["darts_barrier"] <= x["first_m"] * 1.02, "nearly its time"
+    assert found["darts_barrier"].depth > 1.2 * found["first_m"].depth, "with more depth"
+    assert x["top_up"] > x["first_m"], "extra candidates where slots are idle"
+    assert x["top_up_quorum"] > 0.98 * x["top_up"]
+    assert found["first_m"].trained_tokens < 0.7 * base.trained_tokens, "it trains on less"
+    assert x["k1"] > 1.4
+
+
+def test_wider_tails_pay_more():
+    wins = []
+    for within in (0.3, 0.8, 1.2):
+        scenario = msgspec.structs.replace(small(within=within), steps=25)
+        base, _ = run(scenario, SYNC)
+        wins.append(base.step_s / run(scenario, METHODS["top_up"])[0].step_s)
+    assert wins == sorted(wins) and wins[-1] > 1.5 * wins[0]
+
+
+# --- the trace -----------------------------------------------------------------------------------
+
+
+def spans_of(document: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    rows: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for event in document["traceEvents"]:
+        if event["ph"] == "X":
+            rows[event["pid"], event["tid"]].append(event)
+    return rows
+
+
+def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
+    trace = Trace()
+    simulation = played(TINY, METHODS["darts_barrier"], trace)
+    document = json.loads(json.dumps(trace.document()))
+    rows = spans_of(document)
+    for (process, row), spans in rows.items():
+        assert all(span["dur"] >= 1 and span["ts"] >= 0 for span in spans)
+        if process != STAGE:  # decisions are moments
+            ordered = sorted(spans, key=lambda span: span["ts"])
+            for before, after in zip(ordered, ordered[1:], strict=False):
+                assert before["ts"] + before["dur"] <= after["ts"] + 1, (process, row)
+    legs = [s for (process, row), spans in rows.items() if process >= ENGINE and row for s in spans]
+    ledger = simulation.coordinator.core.ledger.accounts
+    by_fate: dict[str, int] = defaultdict(int)
+    for leg in legs:
+        by_fate[leg["name"]] += leg["args"]["tokens"]
+    assert {name: count for name, count in by_fate.items() if count} == {
+        name: count for name, count in ledger.items() if count
+    }, "spans are named by the ledger's words"
+    used = {row for process, row in rows if process >= ENGINE}
+    assert max(used) <= TINY.slots, "rows are slots"
+    steps = [s["name"] for s in rows[STAGE, 1]]
+    assert steps == ["step 1", "step 2", "step 3"]
+    learner = [s["name"] for s in rows[LEARNER, 1]]
+    assert learner.count("optimizer, publish") == 3
+    assert learner.count("forward and backward") == 3 * TINY.prompts
+
+
+def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
+    trace = Trace()
+    played(TINY, METHODS["first_m"], trace)
+    document = trace.document()
+    rows = spans_of(document)
+    flows: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for event in document["traceEvents"]:
+        if event["ph"] in "stf":
+            flows[event["id"]].append(event)
+    assert len(flows) == 3 * TINY.prompts * TINY.size
+    for points in flows.values():
+        assert [point["ph"] for point in points] == ["s", "t", "f"]
+        assert points[0]["pid"] >= ENGINE
+        assert [point["pid"] for point in points[1:]] == [STAGE, LEARNER]
+        for point in points:
+            here = rows[point["pid"], point["tid"]]
+            assert any(s["ts"] <= point["ts"] <= s["ts"] + s["dur"] for s in here), point
+
+
+def test_a_trace_can_be_of_some_steps_only():
+    trace = Trace(first=1, last=1)
+    played(TINY, METHODS["first_m"], trace)
+    steps = [s["name"] for s in spans_of(trace.document())[STAGE, 1]]
+    assert steps == ["step 2"]
