@@ -244,7 +244,7 @@ def simulate(
     from launch.simulate import command
     from launch.simulate.scenario import Scenario
     from pipeline.simulation.costs import DEVICES, SHAPES
-    from pipeline.simulation.explore import MODES
+    from pipeline.simulation.explore import MODES, Mode
     from pipeline.simulation.workload import Lengths
 
     for name, value, known in (
@@ -255,7 +255,7 @@ def simulate(
     ):
         if value not in known:
             _fail(f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}", 2)
-    modes = [m for m in MODES if m == mode]
+    modes = [Mode(mode)] if mode else []
     if preset:
         raise typer.Exit(command.preset(preset, out))
     if explore:

@@ -42,7 +42,7 @@ def explore(
         for outcome in pool.imap(_play, jobs, chunksize=_CHUNK):
             found.seeds += 1
             found.events += outcome.events
-            counts[outcome.mode] += 1
+            counts[outcome.mode.value] += 1
             if outcome.violation:
                 found.violations += 1
                 if len(found.shown) < _SHOWN:

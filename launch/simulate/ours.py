@@ -183,7 +183,7 @@ def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The heat map as one HTML file (bokeh, of the tools)."""
     from bokeh.embed import file_html
     from bokeh.layouts import gridplot
-    from bokeh.models import BasicTicker, ColorBar, LinearColorMapper
+    from bokeh.models import BasicTicker, ColorBar, FactorRange, LinearColorMapper
     from bokeh.palettes import Cividis256  # read by people who do not tell red from green
     from bokeh.plotting import figure
     from bokeh.resources import INLINE
@@ -202,8 +202,8 @@ def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             }
             plot = figure(
                 title=f"{method}, learner x {learner:g}",
-                x_range=[str(t) for t in TAILS],
-                y_range=[str(e) for e in ENGINES],
+                x_range=FactorRange(factors=[str(t) for t in TAILS]),
+                y_range=FactorRange(factors=[str(e) for e in ENGINES]),
                 x_axis_label="deviation of log length within a prompt",
                 y_axis_label="engines",
                 width=330,

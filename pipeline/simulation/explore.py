@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -27,8 +28,14 @@ from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 from pipeline.snapshot import SnapshotError
 
-Mode = Literal["chaos", "heal", "dead"]
-MODES: tuple[Mode, ...] = ("chaos", "heal", "dead")
+
+class Mode(StrEnum):
+    CHAOS = "chaos"
+    HEAL = "heal"
+    DEAD = "dead"
+
+
+MODES = tuple(Mode)
 _STOP = 1
 _LAST_LINES = 60
 _LIVES = 40
@@ -114,7 +121,7 @@ def world(seed: int, mode: Mode) -> World:
     until = rng.uniform(0.5, 4.0)
     faults = plan(rng, rng.randint(1, 8), until, engines)
     rules = Rules()
-    if mode == "dead":
+    if mode is Mode.DEAD:
         rules = Rules(doomed_at=until)
         last = [What.LEARNER_DIES] if rng.random() < 0.3 else [What.ENGINE_DIES] * engines
         faults += [Fault(at=until, what=what, target=n) for n, what in enumerate(last)]
@@ -222,12 +229,12 @@ def _live(
         if one.over is not None and not one.over.error:
             break
         doomed = now >= here.rules.doomed_at
-        if mode == "dead" and one.over is not None and doomed:
+        if mode is Mode.DEAD and one.over is not None and doomed:
             return events  # it has stopped, and said why
     else:
         raise Violation(f"{_LIVES} lives were not enough")
     last = life[-1]
-    if mode == "dead":
+    if mode is Mode.DEAD:
         raise Violation("everything is dead, and the run says that it is done")
     if not last.alone:
         raise Violation("something was left behind at the end")

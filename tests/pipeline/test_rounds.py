@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.batches.quorum import Quorum, QuorumOptions
 from pipeline.events import Judge, Train
-from pipeline.orders._walk import OrderOptions
-from pipeline.orders.tail_batching import TailBatching
+from pipeline.orders.tail_batching import TailBatching, TailBatchingOptions
 from pipeline.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.verbs import Close, Plan, Relax, Take
@@ -112,7 +111,7 @@ def test_tail_batching_fills_a_long_round_from_the_queue_then_from_the_walk():
 
 
 def test_tail_batching_plans_the_rest_of_the_queue_when_the_data_has_ended():
-    order = TailBatching(OrderOptions(epochs=1))
+    order = TailBatching(TailBatchingOptions(epochs=1))
     seen = order.plan(view_of(want=5, dataset=6)).prompts
     last = order.plan(view_of(dataset=6, deferred=seen[:2]))
     assert last == Plan(prompts=(15 - sum(seen), *seen[:2]))  # 0..5 sum to 15
@@ -192,7 +191,7 @@ def test_a_run_with_a_quorum_trains_last_groups_on_its_size_and_no_group_on_less
 class Watched(TailBatching):
     """Keeps what it was asked and what it planned."""
 
-    def __init__(self, options: OrderOptions | None = None, *, seed: int = 0) -> None:
+    def __init__(self, options: TailBatchingOptions | None = None, *, seed: int = 0) -> None:
         super().__init__(options, seed=seed)
         self.seen: list[tuple[PlanView, Plan]] = []
 
@@ -203,7 +202,7 @@ class Watched(TailBatching):
 
 
 def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
-    order = Watched(OrderOptions(epochs=1), seed=2)
+    order = Watched(TailBatchingOptions(epochs=1), seed=2)
     world = ran(2, dict(steps=20, reserve=2, prompts=24), prompts=order)
     long = [(view, plan) for view, plan in order.seen if view.first and not plan.speculate]
     full = [plan.prompts for view, plan in long if len(view.deferred) >= 3]
@@ -248,3 +247,12 @@ def test_a_run_with_depth_stop_scores_the_cut_ones_and_trains_on_them_as_truncat
     assert any(m.trajectory in cut for m in trained)
     sizes = {len(c.members) for c in world.commands if isinstance(c, Train)}
     assert sizes == {4}
+
+
+def test_long_rounds_sample_more_than_they_train_on_only_when_asked_to():
+    for speculate in (False, True):
+        order = TailBatching(TailBatchingOptions(speculate=speculate))
+        view = PlanView(
+            step=5, want=2, need=2, first=True, dataset=9, outstanding=frozenset(), deferred=(3, 4)
+        )
+        assert order.plan(view) == Plan(prompts=(3, 4), speculate=speculate)

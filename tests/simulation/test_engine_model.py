@@ -98,7 +98,7 @@ def test_a_prompt_holds_everybody_up_and_so_does_a_load_of_weights():
 def test_chunks_of_one_response_join_up_whatever_happens_in_between():
     rng = random.Random(0)
     engine = engine_of(EngineCost(points=((1, 0.01), (8, 0.02))), slots=8, chunk_tokens=4)
-    held = {trajectory: 0 for trajectory in range(6)}
+    held = dict.fromkeys(range(6), 0)
     frames: list[Tokens] = []
     for trajectory in held:
         engine.place(0.01 * trajectory, place(trajectory), 5, response(rng.randint(3, 60)))

@@ -29,8 +29,8 @@ def test_a_thousand_seeds_with_faults_hold_what_must_hold():
 
 
 @pytest.mark.parametrize(
-    ("seed", "mode", "what"),
-    [(363, "chaos", "with staleness a group chosen before an audited step waited for a reward")],
+    "seed, mode, what",
+    [(363, Mode.CHAOS, "with staleness a group chosen before an audited step waited for a reward")],
 )
 def test_seeds_that_once_failed(seed: int, mode: Mode, what: str):
     assert play(seed, mode).violation == "", what
@@ -42,13 +42,13 @@ def test_a_seed_is_the_same_run_every_time(mode: Mode):
 
 
 def test_every_kind_of_fault_is_in_some_plan():
-    kinds = {fault.what for seed in range(200) for fault in world(seed, "chaos").faults}
+    kinds = {fault.what for seed in range(200) for fault in world(seed, Mode.CHAOS).faults}
     assert kinds == set(What)
 
 
 def test_in_the_dead_mode_somebody_dies_last():
     for seed in range(50):
-        here = world(seed, "dead")
+        here = world(seed, Mode.DEAD)
         last = [fault for fault in here.faults if fault.at >= here.rules.doomed_at]
         assert {fault.what for fault in last} <= {What.ENGINE_DIES, What.LEARNER_DIES}
         assert last
@@ -77,7 +77,7 @@ _rewarded = Selection.rewarded
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "broken"),
+    "owner, name, broken",
     [
         (Ledger, "move", _losing),
         (Placement, "requeue", _forgetting),

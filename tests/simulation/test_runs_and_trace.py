@@ -3,6 +3,7 @@ trace of one is a valid Chrome trace."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from typing import Any
@@ -128,8 +129,8 @@ def test_engines_speak_in_chunks_and_the_coordinator_hears_the_same_tokens():
 def test_what_waits_for_the_longest_wins_nothing_and_what_does_not_wins_much():
     scenario = msgspec.structs.replace(small(), steps=25)
     base, _ = run(scenario, SYNC)
-    found = {name: run(scenario, METHODS[name])[0] for name in
-             ("darts_published", "darts_barrier", "first_m", "top_up", "top_up_quorum", "k1")}  # fmt: skip
+    names = ("darts_published", "darts_barrier", "first_m", "top_up", "top_up_quorum", "k1")
+    found = {name: run(scenario, METHODS[name])[0] for name in names}
     x = {name: base.step_s / own.step_s for name, own in found.items()}
     assert x["darts_published"] < 1.1, "it waits for the longest of more"
     assert x["first_m"] > 1.5
@@ -170,7 +171,7 @@ def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
         assert all(span["dur"] >= 1 and span["ts"] >= 0 for span in spans)
         if process != STAGE:  # decisions are moments
             ordered = sorted(spans, key=lambda span: span["ts"])
-            for before, after in zip(ordered, ordered[1:], strict=False):
+            for before, after in itertools.pairwise(ordered):
                 assert before["ts"] + before["dur"] <= after["ts"] + 1, (process, row)
     legs = [s for (process, row), spans in rows.items() if process >= ENGINE and row for s in spans]
     ledger = simulation.coordinator.core.ledger.accounts
