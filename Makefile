@@ -82,6 +82,10 @@ format: env  ## apply ruff's fixes and format
 show: env  ## measure, and make the tables of the docs (takes its time)
 	@$(BIN)/python -m launch.bench.show
 
+.PHONY: simulate
+simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)
+	@$(BIN)/python -m launch.simulate.show
+
 .PHONY: build
 build: env  ## wheel and source archive into dist/
 	@$(BIN)/uv build --no-build-isolation --offline

@@ -31,7 +31,6 @@ from pipeline.simulation.workload import Parametric
 from pipeline.trace import Trace
 
 PRESETS = ("paper", "ours", "map", "scale")
-_CHUNKS = 3_000_000
 
 
 def _bar(what: str) -> Progress:
@@ -146,8 +145,7 @@ def preset(name: str, out: Path | None) -> int:
         if out is not None:
             ours.map_page(cells, out.with_suffix(".html"))
     else:
-        costs = [scale.measure(engines, _CHUNKS if engines > 8 else _CHUNKS // 5)
-                 for engines in scale.ENGINES]  # fmt: skip
+        costs = scale.all_sizes(_say)
         print(scale.table(costs))
         document = scale.document(costs)
     _write(document, out)

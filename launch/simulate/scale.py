@@ -27,6 +27,7 @@ SLOTS = 256
 LIMIT = 16_384
 CHUNK = 32
 _METHOD = ("budget=uniform", "budget.redundancy=1", "selector=first_m", "learner.overlap=group")
+_CHUNKS = 600_000
 _WAVES = 2
 """Prompts of a step, in slots: an ended response makes room for one that waits."""
 _WARM = 0.25
@@ -120,6 +121,15 @@ def measure(engines: int, chunks: int) -> Cost:
     coordinator.measuring, before = True, coordinator.ended
     _run_until(simulation, lambda: coordinator.quiet_chunks + coordinator.ended_chunks >= chunks)
     return coordinator.cost(engines, before)
+
+
+def all_sizes(progress: Callable[[str], None]) -> list[Cost]:
+    """At each number of engines; small ones for as many chunks as make a second or two."""
+    costs: list[Cost] = []
+    for engines in ENGINES:
+        costs.append(measure(engines, max(_CHUNKS, 6 * engines * SLOTS)))
+        progress(f"{engines} engines: {costs[-1].chunks_per_second:,.0f} chunks a second")
+    return costs
 
 
 def _run_until(simulation: Simulation, there: Callable[[], bool]) -> None:

@@ -1,0 +1,133 @@
+"""`make simulate`: the simulator's tables, one after another, into docs/simulated.md.
+
+Each part's JSON is kept in the folder (`runs/simulate`); one that is there is not made
+again. `replay` holds simulated steps against those of real runs: the folders named by
+`--runs`, by default those that `make show` leaves behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.simulate import expected, ours, paper, replay, scale
+from launch.simulate.scenario import Scenario
+
+_RUNS = ("selector-all-budget-redundancy-1", "selector-first-m", "selector-dual-end-long-wait-group",
+         "seed-0")  # fmt: skip
+_KNEES = (0, 64, 128, 256)
+
+Say = Callable[[str], None]
+
+
+def _replays(runs: Sequence[Path], say: Say) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in runs:
+        one = replay.replay(path)
+        say(f"{one.run}: measured {one.measured:.3f} s, predicted {one.predicted:.3f} s")
+        found.append(msgspec.structs.asdict(one))
+    return found
+
+
+def _knees(say: Say) -> list[dict[str, Any]]:
+    """Top-up beyond the knee, where an engine has four times as many requests as its knee."""
+    scenario = Scenario(engines=8, steps=20)
+    rows: list[dict[str, Any]] = []
+    for knee in _KNEES:
+        ours.METHODS[f"knee {knee}"] = (*ours.METHODS["top_up"], f"engine.knee={knee}")
+        [_, row] = ours.compare(scenario, [f"knee {knee}"], say)
+        rows.append(msgspec.structs.asdict(row))
+    return rows
+
+
+def parts(runs: Sequence[Path], say: Say) -> dict[str, Callable[[], Any]]:
+    """What is made, by name."""
+    return {
+        "expected": lambda: expected.confirm(say),
+        "paper": lambda: paper.reproduce(say),
+        "ours": lambda: [msgspec.structs.asdict(row) for row in ours.scale_table(say)],
+        "map": lambda: ours.heat_map(say),
+        "knee": lambda: _knees(say),
+        "scale": lambda: scale.document(scale.all_sizes(say)),
+        "replay": lambda: _replays(runs, say),
+    }
+
+
+def page(made: dict[str, Any]) -> str:
+    """docs/simulated.md of what was made."""
+    rows = [ours.Row(**row) for row in made["ours"]]
+    knees = [ours.Row(**row) for row in made["knee"]]
+    costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
+    replays = [replay.Replay(**row) for row in made["replay"]]
+    fitted = f"Fitted: `within` = {made['paper']['within']:.3f}, on one cell."
+    return "\n".join(
+        [
+            "# Simulated\n",
+            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what not:",
+            "[simulation.md](simulation.md).\n",
+            "## Published speed-ups against simulated ones\n",
+            f"{fitted} Speed-up over synchronous rollout. `waiting`: dual-end word by word.\n",
+            paper.table(made["paper"]),
+            "\n## Ours at published scale\n",
+            "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times the",
+            "tokens trained on, of those of synchronous rollout. `load`: responses an engine and step.",
+            "`bound of step`: what all slots full, or the learner, would take, over the step.\n",
+            ours.markdown(rows),
+            "\n## Top-up beyond the knee, 128 requests an engine\n",
+            "`engine.knee=N`; 0 is the measured one.\n",
+            ours.markdown(knees),
+            "\n## Which method wins where\n",
+            "Speed-up over synchronous rollout; `tail`: deviation of log length within a prompt;",
+            "the best on-policy method in bold. 7B on H20, 128 prompts x 8.\n",
+            ours.map_markdown(made["map"]),
+            "## What the coordinator costs\n",
+            "Inside `Coordinator.handle`, one core; 256 slots an engine, all in use.\n",
+            scale.table(costs),
+            "\n## Real runs, replayed\n",
+            "The quickstart without evaluation; seconds of a step, mean over 60.\n",
+            replay.table(replays),
+            "\n## What a throw-away model said\n",
+            expected.table(made["expected"]),
+            "",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/simulate"))
+    parser.add_argument("--runs", type=Path, nargs="*", help="finished runs, to be replayed")
+    parser.add_argument("--only", help="make this part alone, and no page")
+    parser.add_argument("--page", type=Path, default=Path("docs/simulated.md"))
+    options = parser.parse_args(arguments)
+    runs = options.runs or [Path("runs/show") / name for name in _RUNS]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Any] = {}
+    for name, make in parts(runs, lambda line: print(f"  {line}", flush=True)).items():
+        file = options.folder / f"{name}.json"
+        if options.only not in (None, name):
+            continue
+        if not file.exists():
+            begun = time.monotonic()
+            print(f"{name} ({os.cpu_count()} cores)", flush=True)
+            result = make()
+            file.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        made[name] = json.loads(file.read_text())
+    if options.only is None:
+        ours.map_page(made["map"], options.folder / "map.html")
+        options.page.write_text(page(made))
+        print(options.page)
+
+
+if __name__ == "__main__":
+    main()
