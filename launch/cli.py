@@ -26,7 +26,7 @@ Overrides = Annotated[
     typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
 ]
 CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
-SIMULATE = Path("configs/simulate.yaml")
+SIMULATE = Path(__file__).resolve().parents[1] / "configs" / "simulate.yaml"
 
 
 def _fail(text: object, status: int = 1) -> NoReturn:
@@ -199,7 +199,9 @@ def plugins() -> None:
 
 @app.command()
 def simulate(
-    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)] = SIMULATE,
+    config: Annotated[
+        Path, typer.Argument(help=CONFIG_HELP, show_default="configs/simulate.yaml")
+    ] = SIMULATE,
     overrides: Overrides = None,
     preset: Annotated[
         str,

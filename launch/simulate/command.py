@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from launch.simulate.exploring import Found, explain, explore
 from launch.simulate.scenario import (
+    CONFIG,
     PROMPT_TOKENS,
     PROMPTS,
     Figures,
@@ -188,4 +189,4 @@ def again(seed: int, mode: Mode, faults: Sequence[int] | None) -> int:
     return 1 if outcome.violation else 0
 
 
-__all__ = ["PRESETS", "Figures", "again", "explored", "one", "preset"]
+__all__ = ["CONFIG", "PRESETS", "Figures", "again", "explored", "one", "preset"]

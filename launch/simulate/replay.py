@@ -1,12 +1,15 @@
 """A real run in virtual time: its recorded responses, its engine's latency, its learner's pace.
 
-    python -m launch.simulate.replay runs/a runs/b [--out FILE]
+    python -m launch.bench.engine_profile --out profile.json
+    python -m launch.bench.engine_overhead --out overhead.json
+    python -m launch.simulate.replay runs/a runs/b --profile profile.json --overhead overhead.json
 
-From a run's folder: lengths of every candidate (`decisions.jsonl`), seconds of a token by
-running sequences (`result.json`), the learner's seconds a token and the time weights take
-(`metrics.jsonl`). Nothing of it is a step's time: that is predicted, and held against what
-the run measured. A candidate that was cut short has an unknown length; it gets that of
-some longer response of the run.
+From the profile: what decoding and requests cost the engine alone; from the overhead: what of
+its tokens a second is left with sockets and stage around it. From a run's folder: lengths
+of every candidate (`decisions.jsonl`), the learner's seconds a token and the time weights
+take (`metrics.jsonl`). Nothing of it is a step's time, nor generation's: they are predicted,
+and held against what the run measured. A candidate that was cut short has an unknown
+length; it gets that of some longer response of the run.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from launch.bench.engine_profile import EngineProfile
 from launch.simulate.scenario import simulate
 from pipeline.config import Config
 from pipeline.configfile import load
@@ -28,7 +32,7 @@ from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.loop import Machines
 from pipeline.simulation.workload import Recorded
 
-_MESSAGE_S = 1e-3
+_PROMPT = 20  # tokens; a request costs what the profile says, however they are counted
 _REWARD_S = 5e-3
 """A call of a light reward function, there and back."""
 
@@ -52,8 +56,12 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted / self.measured - 1.0
 
 
-def replay(path: Path) -> Replay:
-    """One run. Raises ReplayError, ConfigError."""
+def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
+    """One run. Raises ReplayError, ConfigError.
+
+    Args:
+        left: tokens a second through the pipeline, over those of the engine alone.
+    """
     run = RunFolder(path)
     if not run.result.exists():
         raise ReplayError(f"{run.result}: no such file; only a finished run can be replayed")
@@ -68,9 +76,9 @@ def replay(path: Path) -> Replay:
             eval=msgspec.structs.replace(config.eval, every=0),
             checkpoint=msgspec.structs.replace(config.checkpoint, every=0),
         ),
-        machines_of(config, json.loads(run.result.read_text()), metrics),
+        machines_of(config, profile, left, metrics),
         workload,
-        prompt_tokens=(20,) * _prompts(decisions),
+        prompt_tokens=(_PROMPT,) * _prompts(decisions),
     )
     simulation.run()
     played = simulation.of("step")
@@ -81,6 +89,11 @@ def replay(path: Path) -> Replay:
         generation_measured=_mean(steps, "generation_s"),
         generation_predicted=_mean(played, "generation_s"),
     )
+
+
+def left_by_pipeline(overhead: Path) -> float:
+    """Tokens a second with a learner that learns nothing, over those of vLLM alone."""
+    return float(json.loads(overhead.read_text())["sink"]["ratio"])
 
 
 def groups_of(
@@ -102,12 +115,9 @@ def groups_of(
 
 
 def machines_of(
-    config: Config, result: dict[str, Any], metrics: Sequence[dict[str, Any]]
+    config: Config, profile: EngineProfile, left: float, metrics: Sequence[dict[str, Any]]
 ) -> Machines:
-    """What the run measured of its engine and its learner. Raises ReplayError."""
-    latency = result.get("engine_latency")
-    if not latency:
-        raise ReplayError("result.json has no engine_latency: an older version wrote this run")
+    """The engine's profile, and what the run measured of its learner."""
     steps = [line for line in metrics if line["what"] == "step"]
     learner = [line["learner"] for line in steps if line["learner"].get("backward_s")]
     tokens = sum(line["tokens_trained"] for line in steps)
@@ -115,8 +125,10 @@ def machines_of(
         engines=config.engine.count,
         slots=config.engine.slots,
         engine=EngineCost(
-            points=tuple((int(running), float(seconds)) for running, seconds in latency),
+            points=tuple((running, seconds / left) for running, seconds in profile.latency),
+            prefill_s=profile.request_s / _PROMPT,
             load_s=load_seconds(metrics),
+            beside=profile.beside if config.learner.overlap != "off" else 1.0,
         ),
         learner=LearnerCost(
             train_s=sum(of["backward_s"] for of in learner) / tokens,
@@ -125,7 +137,7 @@ def machines_of(
         ),
         ranks=config.learner.ranks,
         chunk_tokens=config.engine.chunk_tokens,
-        delay_s=_MESSAGE_S,
+        delay_s=profile.latency[-1][1],  # it is looked at between two decode steps
         reward_s=_REWARD_S,
         tick_s=1.0,
     )
@@ -171,10 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument(
+        "--profile", type=Path, required=True, help="of launch.bench.engine_profile"
+    )
+    parser.add_argument("--overhead", type=Path, help="of launch.bench.engine_overhead")
     parser.add_argument("--out", type=Path, help="JSON, a row a run")
     options = parser.parse_args(arguments)
     try:
-        found = [replay(path) for path in options.runs]
+        profile = msgspec.json.decode(options.profile.read_bytes(), type=EngineProfile)
+        left = left_by_pipeline(options.overhead) if options.overhead else 1.0
+        found = [replay(path, profile, left) for path in options.runs]
     except ReplayError as error:
         parser.error(str(error))
     print(table(found))

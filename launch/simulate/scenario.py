@@ -32,7 +32,7 @@ from pipeline.simulation.loop import Learns, Machines, Observer, Simulation
 from pipeline.simulation.policy import Lesson, Policy
 from pipeline.simulation.workload import Lengths, Parametric, Workload
 
-CONFIG = Path("configs/simulate.yaml")
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "simulate.yaml"
 PROMPTS = 17_000
 """Of the data set; as many as DAPO-MATH has."""
 PROMPT_TOKENS = 200

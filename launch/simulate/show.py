@@ -1,8 +1,8 @@
 """`make simulate`: the simulator's tables, one after another, into docs/simulated.md.
 
 Each part's JSON is kept in the folder (`runs/simulate`); one that is there is not made
-again. `replay` holds simulated steps against those of real runs: the folders named by
-`--runs`, by default those that `make show` leaves behind.
+again. `replay` holds simulated steps against those of real runs that were measured with
+the quickstart and no evaluation; it trains them first, and measures the engine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,21 +19,42 @@ from typing import Any
 
 import msgspec
 
+from launch.bench.engine_profile import EngineProfile
 from launch.simulate import expected, ours, paper, replay, scale
 from launch.simulate.scenario import Scenario
 
-_RUNS = ("selector-all-budget-redundancy-1", "selector-first-m", "selector-dual-end-long-wait-group",
-         "seed-0")  # fmt: skip
+_RUNS = {
+    "all": ("selector=all", "budget.redundancy=1"),
+    "first_m": ("selector=first_m",),
+    "dual_end, group": ("selector.dual_end.long_wait=group",),
+    "dual_end, step": ("selector.dual_end.long_wait=step",),
+    "top_up": ("selector=first_m", "budget.redundancy=1", "budget.top_up=fewest"),
+}
+_PLAIN = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")
 _KNEES = (0, 64, 128, 256)
 
 Say = Callable[[str], None]
 
 
-def _replays(runs: Sequence[Path], say: Say) -> list[dict[str, Any]]:
+def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
+    """Real runs and the engine's profile, unless they are there; each run predicted."""
+
+    def have(file: Path, *module: str) -> None:
+        if not file.exists():
+            say(" ".join(module))
+            subprocess.run([sys.executable, "-m", *module], check=True, stdout=subprocess.DEVNULL)
+
+    profile, overhead = folder / "profile.json", folder / "overhead.json"
+    have(profile, "launch.bench.engine_profile", "--out", str(profile))
+    have(overhead, "launch.bench.engine_overhead", "--out", str(overhead))
+    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
     found: list[dict[str, Any]] = []
-    for path in runs:
-        one = replay.replay(path)
-        say(f"{one.run}: measured {one.measured:.3f} s, predicted {one.predicted:.3f} s")
+    for name, overrides in _RUNS.items():
+        run = folder / name.replace(", ", "-")
+        train = ("launch.cli", "train", "configs/quickstart.yaml", *_PLAIN, *overrides)
+        have(run / "result.json", *train, "--out", str(run))
+        one = replay.replay(run, engine, replay.left_by_pipeline(overhead))
+        say(f"{name}: measured {one.measured:.3f} s, predicted {one.predicted:.3f} s")
         found.append(msgspec.structs.asdict(one))
     return found
 
@@ -47,7 +70,7 @@ def _knees(say: Say) -> list[dict[str, Any]]:
     return rows
 
 
-def parts(runs: Sequence[Path], say: Say) -> dict[str, Callable[[], Any]]:
+def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
     """What is made, by name."""
     return {
         "expected": lambda: expected.confirm(say),
@@ -56,7 +79,7 @@ def parts(runs: Sequence[Path], say: Say) -> dict[str, Callable[[], Any]]:
         "map": lambda: ours.heat_map(say),
         "knee": lambda: _knees(say),
         "scale": lambda: scale.document(scale.all_sizes(say)),
-        "replay": lambda: _replays(runs, say),
+        "replay": lambda: _replays(folder, say),
     }
 
 
@@ -70,15 +93,16 @@ def page(made: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Simulated\n",
-            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what not:",
-            "[simulation.md](simulation.md).\n",
+            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
+            "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
             f"{fitted} Speed-up over synchronous rollout. `waiting`: dual-end word by word.\n",
             paper.table(made["paper"]),
             "\n## Ours at published scale\n",
-            "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times the",
-            "tokens trained on, of those of synchronous rollout. `load`: responses an engine and step.",
-            "`bound of step`: what all slots full, or the learner, would take, over the step.\n",
+            "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",
+            "the tokens trained on, of those of synchronous rollout. `load`: responses an engine",
+            "and step. `bound of step`: what all slots full, or the learner, would take, over the",
+            "step.\n",
             ours.markdown(rows),
             "\n## Top-up beyond the knee, 128 requests an engine\n",
             "`engine.knee=N`; 0 is the measured one.\n",
@@ -91,7 +115,9 @@ def page(made: dict[str, Any]) -> str:
             "Inside `Coordinator.handle`, one core; 256 slots an engine, all in use.\n",
             scale.table(costs),
             "\n## Real runs, replayed\n",
-            "The quickstart without evaluation; seconds of a step, mean over 60.\n",
+            "The quickstart without evaluation, 2 cores; seconds of a step, mean over 60.",
+            "Predicted from lengths, the engine's profile and overhead, the learner's pace and the",
+            "loads.\n",
             replay.table(replays),
             "\n## What a throw-away model said\n",
             expected.table(made["expected"]),
@@ -105,14 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/simulate"))
-    parser.add_argument("--runs", type=Path, nargs="*", help="finished runs, to be replayed")
     parser.add_argument("--only", help="make this part alone, and no page")
     parser.add_argument("--page", type=Path, default=Path("docs/simulated.md"))
     options = parser.parse_args(arguments)
-    runs = options.runs or [Path("runs/show") / name for name in _RUNS]
     options.folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {}
-    for name, make in parts(runs, lambda line: print(f"  {line}", flush=True)).items():
+    for name, make in parts(options.folder, lambda line: print(f"  {line}", flush=True)).items():
         file = options.folder / f"{name}.json"
         if options.only not in (None, name):
             continue

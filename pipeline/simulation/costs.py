@@ -27,6 +27,7 @@ class EngineCost(msgspec.Struct, frozen=True, kw_only=True):
     kv_s: float = 0.0  # seconds a decode step takes longer for each cached token
     prefill_s: float = 0.0  # seconds a prompt token (or one computed again) holds the engine up
     load_s: float = 0.0  # seconds from a request for weights to their proof
+    beside: float = 1.0  # a decode step takes so many times as long while a learner works
 
     def table(self, slots: int) -> tuple[float, ...]:
         """`base(b)` for b = 0..slots, seconds."""

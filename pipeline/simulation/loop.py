@@ -321,6 +321,18 @@ class Simulation:
         done = learner.start(self.now)
         if done is not None:
             self.at(done, self._learner_done, learner)
+        if self.machines.engine.beside > 1.0:
+            self._share_cores()
+
+    def _share_cores(self) -> None:
+        """Engines on the learner's machine decode slower while it works."""
+        working = any(learner.current is not None for learner in self.learners.values())
+        slow = self.machines.engine.beside if working else 1.0
+        for engine in self.engines.values():
+            if engine.slow != slow:
+                engine.advance(self.now)
+                engine.slow = slow
+                self._await(engine)
 
     def _learner_done(self, learner: ModelledLearner) -> None:
         if self.learners.get(learner.rank) is not learner:

@@ -1,0 +1,127 @@
+"""What an engine costs, for the simulator: decode, requests, and a learner beside it.
+
+    python -m launch.bench.engine_profile --out profile.json [--config CONFIG]
+
+Starts the configuration's engine and measures, on a quiet machine, three things that no run
+of the pipeline is needed for: seconds of a token by running sequences (as every engine does
+at its start); seconds that a request costs before its first token, prompt included; and how
+much slower decoding is while a learner's work (one thread of matrix products) keeps the
+other cores busy. `launch.simulate.replay --profile` predicts steps from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from engines.base import Engine, EngineInfo, Sampling
+from engines.process import end_group, lead_own_group
+from engines.profile import Points, measure
+from engines.worker import build
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.cores import engine_cores
+
+_REPEATS = 5
+_PROMPT_TOKENS = 20
+_DECODED = 64
+_NEIGHBOUR = (
+    "import torch; torch.set_num_threads(1); a = torch.randn(256, 256)\n"
+    "while True: a = torch.tanh(a @ a / 256)"
+)
+
+
+class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured of one engine, alone on its core."""
+
+    latency: Points  # (running sequences, seconds of a token)
+    request_s: float  # a request holds the engine up for so long, its prompt's prefill included
+    beside: float  # a token takes so many times as long while a learner works
+
+
+async def _batch(engine: Engine, info: EngineInfo, count: int, tokens: int, name: str) -> float:
+    """Seconds from the first request to the last token."""
+
+    async def one(number: int) -> None:
+        prompt = [(7 * number + 3 * at) % info.vocabulary for at in range(_PROMPT_TOKENS)]
+        request = Sampling(
+            id=f"{name}-{number}",
+            tokens=prompt,
+            max_tokens=tokens,
+            temperature=1.0,
+            seed=number,
+            ignore_stop=True,
+        )
+        async for _ in engine.generate(request):
+            pass
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in range(count)))
+    return time.perf_counter() - started
+
+
+async def profile(config: Config) -> EngineProfile:
+    """Start the engine, measure, and end it. Raises EngineError."""
+    engine = build(config)
+    info = await engine.start()
+    try:
+        latency = await measure(engine, info)
+        few, many = max(1, info.slots // 8), info.slots
+
+        async def seconds(count: int, tokens: int, name: str) -> float:
+            found = [
+                await _batch(engine, info, count, tokens, f"{name}-{count}-{repeat}")
+                for repeat in range(_REPEATS)
+            ]
+            return statistics.median(found)
+
+        first = [await seconds(count, 1, "first") for count in (few, many)]
+        alone = await seconds(many, _DECODED, "alone")
+        engines_own = engine_cores(config.engine.cpu_cores, os.sched_getaffinity(0))
+        others = sorted(os.sched_getaffinity(0) - set(engines_own))
+        code = f"import os; os.sched_setaffinity(0, {others})\n{_NEIGHBOUR}"
+        neighbour = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        try:
+            await asyncio.sleep(5.0)  # until torch is there
+            together = await seconds(many, _DECODED, "together")
+        finally:
+            neighbour.kill()
+            await neighbour.wait()
+    finally:
+        await engine.close()
+    return EngineProfile(
+        latency=latency,
+        request_s=max(0.0, (first[1] - first[0]) / (many - few)),
+        beside=max(1.0, together / alone),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    options = parser.parse_args()
+    lead_own_group()
+    import uvloop
+
+    try:
+        found = uvloop.run(profile(load(options.config)))
+        options.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+        running = ", ".join(f"{b}: {1e3 * s:.2f}" for b, s in found.latency)
+        print(f"ms of a token by running sequences: {running}")
+        print(f"a request: {1e3 * found.request_s:.2f} ms; beside a learner: {found.beside:.2f}x")
+    finally:
+        end_group()
+
+
+if __name__ == "__main__":
+    main()

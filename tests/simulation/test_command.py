@@ -1,0 +1,215 @@
+"""`darts simulate`: what it prints and writes, and what it refuses; its tables at a small size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner, Result
+
+from launch.bench.engine_profile import EngineProfile
+from launch.cli import app
+from launch.simulate import command, expected, ours, paper, replay, scale, show
+from launch.simulate.scenario import Scenario
+from pipeline.configfile import dump, load
+from pipeline.simulation.costs import EngineCost
+from pipeline.simulation.workload import Lengths
+
+SMALL = ("step.count=2", "step.prompts=4", "engine.count=2", "sampling.max_tokens=512")
+
+
+def darts(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["simulate", *arguments])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path):
+    out, trace = tmp_path / "out.json", tmp_path / "trace.json"
+    result = darts(*SMALL, "--median", "100", "--trace", str(trace), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "| 2 | " in result.output and "ui.perfetto.dev" in result.output
+    written = json.loads(out.read_text())
+    assert len(written["steps"]) == 2
+    assert written["figures"]["step_s"] > written["figures"]["generation_s"] > 0
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (("--preset", "papers"), "--preset is 'papers', expected one of paper, ours, map, scale"),
+        (("--mode", "calm"), "--mode is 'calm', expected one of chaos, heal, dead"),
+        (("--device", "h1"), "--device is 'h1', expected one of h20, h800, h200"),
+        (("--mode", "chaos", "--faults", "x"), "--faults is 'x', expected numbers of the plan"),
+        (("--mode", "chaos", "--faults", "99"), "--faults is '99', expected numbers of the plan"),
+        (("step.prompt=3",), "step.prompt"),
+        (("selector=first_n",), "first_n"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(arguments: tuple[str, ...], says: str):
+    result = darts(*arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def test_exploration_counts_seeds_and_a_seed_is_played_again(tmp_path: Path):
+    out = tmp_path / "explored.json"
+    result = darts("--explore", "30", "--seed", "100", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    written = json.loads(out.read_text())
+    assert (written["seeds"], written["violations"]) == (30, 0)
+    again = darts("--seed", "100", "--mode", "heal", "--faults", "0")
+    assert again.exit_code == 0 and "seed 100, heal: all held" in again.output
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+QUICK = Scenario(
+    engines=2,
+    slots=32,
+    lengths=Lengths(median=60, between=0.4, within=0.8),
+    limit=400,
+    prompts=8,
+    steps=3,
+    dataset=64,
+)
+
+
+def test_cells_of_the_paper_have_both_columns_and_their_error():
+    cells = [
+        msgspec.structs.replace(
+            cell, scenario=msgspec.structs.replace(QUICK, streamed=cell.scenario.streamed)
+        )
+        for cell in paper.cells()
+        if cell.name.startswith("ablation") or cell.by_tokens
+    ]
+    said: list[str] = []
+    document = paper.reproduce(said.append, cells, within=0.5)
+    assert len(said) == len(document["cells"]) == 5
+    for row, cell in zip(document["cells"], cells, strict=True):
+        assert row["name"] == cell.name and row["published"] == cell.published
+        assert row["simulated"] > 0 and row["simulated_without_shaping"] > 0
+        assert row["error"] == pytest.approx(row["simulated"] / row["published"] - 1)
+    assert [row["fitted"] for row in document["cells"]].count(True) == 1
+    lines = paper.table(document).splitlines()
+    assert len(lines) == 2 + 5 and "(fitted)" in lines[3]
+
+
+def test_every_published_figure_is_a_cell():
+    by_name = {cell.name: cell.published for cell in paper.cells()}
+    assert len(by_name) == 20
+    ablation = ("streaming", "plus sampling", "plus allocation")
+    assert [by_name[f"ablation 14B: {name}"] for name in ablation] == [1.09, 1.40, 1.63]
+    assert [by_name[f"K:L of {kl}, 7B"] for kl in ("7:1", "6:2", "4:4")] == [1.45, 1.43, 1.25]
+    assert {n for n in by_name if n.startswith(("RollPacker", "APRIL"))} == {
+        "RollPacker, low end", "RollPacker, high end", "APRIL, average", "APRIL, most"
+    }  # fmt: skip
+
+
+def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, within: 1.1 + within)
+    assert paper.fit(lambda line: None) == pytest.approx(0.3, abs=0.01)
+
+
+def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
+    rows = ours.compare(QUICK, ["first_m", "top_up_deferred"], lambda line: None)
+    sync, first, _ = rows
+    assert (sync.method, sync.speed_up, sync.trained) == ("sync", 1.0, 1.0)
+    assert first.trained < 1.0 and first.per_token == pytest.approx(first.speed_up * first.trained)
+    assert all(0 < row.bound < 1 for row in rows)
+    assert len(ours.markdown(rows).splitlines()) == 2 + 3
+
+
+def test_the_heat_map_is_a_table_and_a_page(tmp_path: Path):
+    cells = [
+        {"method": m, "tail": t, "engines": e, "learner": r, "speed_up": 1.0 + t / e}
+        for m in ours.MAP for t in ours.TAILS for e in ours.ENGINES for r in ours.LEARNERS
+    ]  # fmt: skip
+    text = ours.map_markdown(cells)
+    assert text.count("| 0.3 | 4 |") == len(ours.LEARNERS)
+    ours.map_page(cells, tmp_path / "map.html")
+    page = (tmp_path / "map.html").read_text()
+    assert page.count("learner x 0.25") >= len(ours.MAP)
+    assert "<script src=" not in page and "<link " not in page, "it needs no network"
+
+
+def test_the_coordinators_cost_is_measured_with_every_slot_in_use():
+    cost = scale.measure(engines=2, chunks=3000)
+    assert cost.chunks >= 3000 and cost.groups > 2 * scale.SLOTS // 8
+    assert 0 < cost.microseconds_per_chunk < 1e4 and 0 < cost.microseconds_per_decision < 1e6
+    assert set(scale.document([cost])["coordinator"][0]) >= {
+        "engines", "chunks_per_second", "microseconds_per_decision"
+    }  # fmt: skip
+
+
+def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
+    """One engine, a token 10 ms whatever the load; eight responses, the longest of 50 tokens."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = ("selector=all", "budget.redundancy=1", "step.prompts=1", "step.count=2",
+                "learner.overlap=off")  # fmt: skip
+    (folder / "config.yaml").write_text(dump(load(command.CONFIG, settings)))
+    lengths = [10, 20, 30, 40, 50, 15, 25, 35]
+    groups = [
+        {"what": "group", "kind": "train", "group": number, "prompt": number, "members":
+         [[i, "finished", n, -0.1, float(i % 2), True, [0]] for i, n in enumerate(lengths)]}
+        for number in (0, 1)
+    ]  # fmt: skip
+    (folder / "decisions.jsonl").write_text("".join(json.dumps(g) + "\n" for g in groups))
+    learner = {"backward_s": 0.225, "optimizer_s": 0.01, "publish_s": 0.02}
+    lines: list[dict[str, Any]] = []
+    for number in (0, 1):
+        lines.append({"what": "step", "version": number, "time": 10.0 * number, "seconds": 0.8,
+                      "generation_s": 0.5, "tokens_trained": 225, "learner": learner})  # fmt: skip
+        lines.append({"what": "served", "version": number + 1, "time": 10.0 * number + 0.1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(replay.ReplayError, match="only a finished run"):
+        replay.replay(folder, PROFILE, 1.0)
+    (folder / "result.json").write_text("{}")
+    found = replay.replay(folder, PROFILE, left=0.5)
+    # 50 tokens of 20 ms, messages aside; the second step opens with a load of .1 s
+    assert found.generation_predicted == pytest.approx(1.0, abs=0.05)
+    assert found.predicted == pytest.approx(1.0 + 0.05 + 0.225 + 0.03, abs=0.1)
+    assert found.measured == pytest.approx(0.8)
+    assert f"{found.error:+.1%}" in replay.table([found])
+
+
+PROFILE = EngineProfile(latency=((1, 0.01), (64, 0.01)), request_s=0.0, beside=1.0)
+
+
+def test_the_page_is_made_of_every_part():
+    row = ours.compare(QUICK, [], lambda line: None)[0]
+    cell = {"name": "a", "published": 1.0, "simulated": 1.1, "error": 0.1, "fitted": True,
+            "simulated_without_shaping": 1.0}  # fmt: skip
+    statement = {"statement": "s", "said": 1.0, "found": 1.2, "agrees": False, "depth": 1.0,
+                 "sampled_per_trained": 1.0}  # fmt: skip
+    cost = scale.Cost(engines=8, groups=9, chunks=10, chunks_per_second=1e5,
+                      microseconds_per_chunk=2.0, microseconds_per_decision=30.0,
+                      boundary_seconds=0.0)  # fmt: skip
+    made = {
+        "paper": {"within": 0.5, "cells": [cell]},
+        "ours": [msgspec.structs.asdict(row)],
+        "knee": [msgspec.structs.asdict(row)],
+        "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
+                for m in ours.MAP],
+        "scale": scale.document([cost]),
+        "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
+                    "generation_predicted": 0.6}],
+        "expected": [statement],
+    }  # fmt: skip
+    text = show.page(made)
+    for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%", "| s | 1.00 | 1.20 | no |"):
+        assert part in text
+
+
+def test_the_small_engine_of_the_expectations_is_what_they_were_made_with():
+    assert expected.small().engine == EngineCost(
+        points=((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))
+    )
