@@ -16,13 +16,13 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
 DECIDES = """coordinator core selection roster steps placement intake evaluation figures
     occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
-    planning hints audit staleness reporting handover latency cores fleet tally"""
+    planning hints audit staleness reporting handover latency cores trace fleet tally"""
 SANS_IO = sorted(
     [
         *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),
         *(
             path
-            for folder in ("selectors", "budgets", "batches", "advantages", "orders")
+            for folder in ("selectors", "budgets", "batches", "advantages", "orders", "simulation")
             for path in (ROOT / "pipeline" / folder).glob("*.py")
         ),
         ROOT / "engines" / "flush.py",
