@@ -174,6 +174,9 @@ class Watch(Section, frozen=True, kw_only=True):
     """How long engines and learner may take to join; then the run stops, naming who is missing."""
     stop_s: float = 10.0
     """From Ctrl-C to the end of every process, a checkpoint included."""
+    trace_steps: int = 0
+    """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
+    ui.perfetto.dev; 0: none."""
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -12,13 +12,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from pipeline.events import AnyCommand, AnyEvent
 from pipeline.runfolder import RunFolder
+from pipeline.trace import Trace
 
 # tensorboardX loads torch where it finds it, which costs the stage seconds and 200 MB.
 _torch_before = sys.modules.get("torch")
@@ -48,8 +50,10 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 class Records:
     """Open files of one run; `close()` at the end."""
 
-    def __init__(self, run: RunFolder, resumed_step: int = -1) -> None:
+    def __init__(self, run: RunFolder, resumed_step: int = -1, trace_steps: int = 0) -> None:
         self._run = run
+        first = max(0, resumed_step)
+        self._trace = Trace(first, first + trace_steps - 1) if trace_steps else None
         self._files: dict[Path, BinaryIO] = {}
         self._board = SummaryWriter(
             str(run.tensorboard),
@@ -70,6 +74,18 @@ class Records:
                 self._board.add_scalar(tag, value, fields["step"])
         if what == "eval":
             self._write_samples(fields["step"])
+
+    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
+        """What the coordinator heard and said, for the trace of the first steps."""
+        if self._trace is not None:
+            self._trace.saw(now, event, commands)
+            if self._trace.done:
+                self._write_trace()
+
+    def _write_trace(self) -> None:
+        if self._trace is not None:
+            self._run.trace.write_bytes(msgspec.json.encode(self._trace.document()))
+            self._trace = None
 
     def sample(self, prompt: str, response: str, reward: float | None) -> None:
         """A scored response of an evaluation; the first few are kept as text."""
@@ -111,4 +127,5 @@ class Records:
         for file in self._files.values():
             file.close()
         self._files = {}
+        self._write_trace()
         self._board.close()

@@ -32,6 +32,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.about = self.path / "about.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.trace = self.path / "trace.json"
         self.decisions = self.path / "decisions.jsonl"
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"

@@ -90,7 +90,7 @@ class Stage:
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers()
         self._outbox = Outbox(parts.hub, self._peers, self._lose)
-        self._records = Records(parts.run, parts.resumed_step)
+        self._records = Records(parts.run, parts.resumed_step, parts.config.watch.trace_steps)
         self._events: deque[AnyEvent] = deque()
         self._handling = False
         self._manifests: dict[int, Manifest] = {}
@@ -201,8 +201,7 @@ class Stage:
             missing = self._peers.missing(self._config.learner.ranks)
             if not self.coordinator.placement.serving():
                 missing.append("an engine that serves the weights")
-            limit = self._config.watch.join_s
-            self.halt(f"after {limit:.0f} s still missing: {', '.join(missing)}")
+            self.halt(f"after {now - self._begun:.0f} s still missing: {', '.join(missing)}")
 
     # --- events in, commands out --------------------------------------------------------
 
@@ -218,11 +217,14 @@ class Stage:
         self._handling = True
         try:
             while self._events and not self._over.is_set():
-                commands = self.coordinator.handle(self._events.popleft(), time.monotonic())
+                heard, now = self._events.popleft(), time.monotonic()
+                commands = self.coordinator.handle(heard, now)
+                self._records.saw(now, heard, commands)
                 self._carry_out_all(commands)
+        except PluginFault as fault:
+            self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it
-            said = isinstance(failure, PluginFault)
-            self._fail(str(failure) if said else f"the stage failed: {failure!r}", failure)
+            self._fail(f"the stage failed: {failure!r}", failure)
         finally:
             self._handling = False
 
@@ -258,8 +260,7 @@ class Stage:
             case Forget(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
             case FinishStep(step=step, groups=groups, normaliser=normaliser):
-                message = CloseStep(step=step, groups=groups, normaliser=normaliser)
-                self._outbox.to_learners(message)
+                self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case Serve(engine=engine, version=version):
                 self._outbox.to(engine, LoadWeights(manifest=self._manifests[version]))
             case Cut(step=step, version=version):
@@ -280,8 +281,7 @@ class Stage:
             log.warning("%s", fields["text"])
             self._tell_launcher({"say": fields["text"]})
         elif what in ("step", "eval"):
-            if what == "step":
-                self._training_s += fields["seconds"]
+            self._training_s += fields["seconds"] if what == "step" else 0.0
             self._tell_launcher({what: fields})
 
     # --- peers --------------------------------------------------------------------------

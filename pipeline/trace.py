@@ -85,6 +85,7 @@ class Trace:
     def __init__(self, first: int = 0, last: int = 1 << 60) -> None:
         self._first, self._last = first, last
         self._step, self._step_since = 0, 0.0
+        self._zero: float | None = None  # times count from the first event
         self._out: list[dict[str, Any]] = []
         self._rows: dict[str, _Rows] = {}
         self._legs: dict[tuple[int, int], _Leg] = {}  # running
@@ -105,6 +106,8 @@ class Trace:
 
     def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
         """One event and what the coordinator said to it."""
+        if self._zero is None:
+            self._zero = self._step_since = now
         match event:
             case Tokens():
                 for chunk in event.chunks:
@@ -164,6 +167,11 @@ class Trace:
     # --- spans --------------------------------------------------------------------------
 
     @property
+    def done(self) -> bool:
+        """Nothing more will be kept."""
+        return self._step > self._last
+
+    @property
     def _kept(self) -> bool:
         return self._first <= self._step <= self._last
 
@@ -185,8 +193,8 @@ class Trace:
             "cat": "darts",
             "pid": process,
             "tid": row,
-            "ts": _us(start),
-            "dur": max(1, _us(end) - _us(start)),
+            "ts": self._us(start),
+            "dur": max(1, self._us(end) - self._us(start)),
             "args": args,
         }
         self._out.append({**span, "cname": colour} if colour else span)
@@ -205,7 +213,7 @@ class Trace:
                 "id": self._flow,
                 "pid": process,
                 "tid": row,
-                "ts": _us(moment),
+                "ts": self._us(moment),
             }
             self._out.append({**point, "bp": "e"} if phase == "f" else point)
 
@@ -314,6 +322,9 @@ class Trace:
         self._ended = {}
         return {"displayTimeUnit": "ms", "traceEvents": [*self._names(), *self._out]}
 
+    def _us(self, moment: float) -> int:
+        return round((moment - (self._zero or 0.0)) * 1e6)
+
     def _names(self) -> Iterator[dict[str, Any]]:
         processes = {STAGE: "stage", REWARDS: "rewards"}
         processes |= {LEARNER + rank: f"learner rank {rank}" for rank in sorted(self._ranks)}
@@ -328,7 +339,3 @@ class Trace:
 
 def _name(what: str, process: int, row: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": what, "pid": process, "tid": row, "args": {"name": name}}
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * 1e6)

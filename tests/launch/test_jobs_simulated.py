@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.trace import ENGINE, LEARNER, STAGE
 from tests.launch.jobs import (
     QUICK,
     ROOT,
@@ -21,6 +22,7 @@ from tests.launch.jobs import (
     train,
     trained_prompts,
 )
+from tests.traces import arrows, checked_spans
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("jobs") / "undisturbed"
-    with train(run, run.parent / "undisturbed.log", *SIMULATED) as job:
+    with train(run, run.parent / "undisturbed.log", *SIMULATED, "watch.trace_steps=2") as job:
         assert job.wait() == 0, job.text
     return run
 
@@ -45,6 +47,19 @@ def test_a_run_leaves_every_file_that_it_promises(undisturbed: Path) -> None:
         "step-000004",
         "step-000006",
     ]
+
+
+def test_the_trace_of_the_first_steps_is_valid_and_names_every_legs_fate(
+    undisturbed: Path,
+) -> None:
+    document = json.loads((undisturbed / "trace.json").read_text())
+    rows = checked_spans(document)
+    assert [span["name"] for span in rows[STAGE, 1]] == ["step 1", "step 2"]
+    fates = {s["name"] for (process, row), spans in rows.items() if process >= ENGINE and row
+             for s in spans}  # fmt: skip
+    assert {"trained"} <= fates <= {"trained", "redundant", "aborted", "evaluated", "open"}
+    assert [s["name"] for s in rows[LEARNER, 1]].count("optimizer, publish") == 2
+    assert arrows(document), "from the last chunk to the training"
 
 
 EVERYTHING = [

@@ -3,7 +3,6 @@ trace of one is a valid Chrome trace."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import defaultdict
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.simulation.loop import Machines, Simulation
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 from pipeline.trace import ENGINE, LEARNER, STAGE, Trace
+from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
     engine=EngineCost(points=((1, 0.006), (8, 0.007), (32, 0.010)), load_s=0.05),
@@ -154,25 +154,11 @@ def test_wider_tails_pay_more():
 # --- the trace -----------------------------------------------------------------------------------
 
 
-def spans_of(document: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    rows: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for event in document["traceEvents"]:
-        if event["ph"] == "X":
-            rows[event["pid"], event["tid"]].append(event)
-    return rows
-
-
 def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
     trace = Trace()
     simulation = played(TINY, METHODS["darts_barrier"], trace)
     document = json.loads(json.dumps(trace.document()))
-    rows = spans_of(document)
-    for (process, row), spans in rows.items():
-        assert all(span["dur"] >= 1 and span["ts"] >= 0 for span in spans)
-        if process != STAGE:  # decisions are moments
-            ordered = sorted(spans, key=lambda span: span["ts"])
-            for before, after in itertools.pairwise(ordered):
-                assert before["ts"] + before["dur"] <= after["ts"] + 1, (process, row)
+    rows = checked_spans(document)
     legs = [s for (process, row), spans in rows.items() if process >= ENGINE and row for s in spans]
     ledger = simulation.coordinator.core.ledger.accounts
     by_fate: dict[str, int] = defaultdict(int)
@@ -194,23 +180,16 @@ def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
     trace = Trace()
     played(TINY, METHODS["first_m"], trace)
     document = trace.document()
-    rows = spans_of(document)
-    flows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for event in document["traceEvents"]:
-        if event["ph"] in "stf":
-            flows[event["id"]].append(event)
-    assert len(flows) == 3 * TINY.prompts * TINY.size
-    for points in flows.values():
-        assert [point["ph"] for point in points] == ["s", "t", "f"]
+    checked_spans(document)
+    found = arrows(document)
+    assert len(found) == 3 * TINY.prompts * TINY.size
+    for points in found:
         assert points[0]["pid"] >= ENGINE
         assert [point["pid"] for point in points[1:]] == [STAGE, LEARNER]
-        for point in points:
-            here = rows[point["pid"], point["tid"]]
-            assert any(s["ts"] <= point["ts"] <= s["ts"] + s["dur"] for s in here), point
 
 
 def test_a_trace_can_be_of_some_steps_only():
     trace = Trace(first=1, last=1)
     played(TINY, METHODS["first_m"], trace)
-    steps = [s["name"] for s in spans_of(trace.document())[STAGE, 1]]
+    steps = [s["name"] for s in checked_spans(trace.document())[STAGE, 1]]
     assert steps == ["step 2"]
