@@ -8,6 +8,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.simulate.cli import simulate
+
 app = typer.Typer(
     name="darts",
     help="Asynchronous streaming RL post-training of language models: rollout engines push "
@@ -20,27 +23,6 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
-]
-CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
-SIMULATE = Path(__file__).resolve().parents[1] / "configs" / "simulate.yaml"
-
-
-def _fail(text: object, status: int = 1) -> NoReturn:
-    typer.echo(f"darts: {text}", err=True)
-    raise typer.Exit(status)
-
-
-def _load(config: Path, overrides: list[str] | None) -> Any:
-    from pipeline.configfile import ConfigError, load
-
-    try:
-        return load(config, overrides or ())
-    except ConfigError as error:
-        _fail(f"{len(error.problems)} problem(s) in the configuration\n{error}", 2)
 
 
 def _check(config: Any) -> list[str]:
@@ -56,7 +38,7 @@ def _check(config: Any) -> list[str]:
         held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
-        _fail(error, 2)
+        fail(error, 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
     return [
         *skipped,
@@ -97,11 +79,11 @@ def train(
 
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
-            _fail("--resume takes the run's folder and nothing else", 2)
+            fail("--resume takes the run's folder and nothing else", 2)
         raise typer.Exit(resume_run(resume))
     if config is None:
-        _fail("a configuration is missing: darts train configs/quickstart.yaml", 2)
-    loaded = _load(config, overrides)
+        fail("a configuration is missing: darts train configs/quickstart.yaml", 2)
+    loaded = load_config(config, overrides)
     lines = _check(loaded)
     if dry_run:
         from pipeline.configfile import dump
@@ -125,9 +107,9 @@ def evaluate(
     """
     from launch.train import start_run
 
-    loaded = _load(config, [*(overrides or []), "step.count=0"])
+    loaded = load_config(config, [*(overrides or []), "step.count=0"])
     if not loaded.eval.every:
-        _fail("eval.every is 0: nothing would be evaluated", 2)
+        fail("eval.every is 0: nothing would be evaluated", 2)
     _check(loaded)
     raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
 
@@ -143,7 +125,7 @@ def export(
     try:
         typer.echo(export_run(run, directory))
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
 
 
 def _part(module: str, arguments: list[str]) -> NoReturn:
@@ -156,10 +138,10 @@ def _joined(join: Path) -> list[str]:
     """Sockets and configuration of a running job, from its folder."""
     address = join / "address"
     if not address.is_file():
-        _fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
+        fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
-        _fail(f"{join}: this job does not run any more", 2)
+        fail(f"{join}: this job does not run any more", 2)
     return ["--directory", sockets, "--config", str(join / "config.yaml")]
 
 
@@ -184,7 +166,7 @@ def learner(
     from launch.processes import learner_arguments, learner_environment
 
     arguments = _joined(join)
-    ranks = _load(join / "config.yaml", None).learner.ranks
+    ranks = load_config(join / "config.yaml", None).learner.ranks
     os.environ |= learner_environment(rank, ranks, port)
     _part("learner.actor", [*arguments, *learner_arguments(rank, ranks, "")])
 
@@ -197,88 +179,7 @@ def plugins() -> None:
     typer.echo("\n".join(plugin_lines()))
 
 
-@app.command()
-def simulate(
-    config: Annotated[
-        Path, typer.Argument(help=CONFIG_HELP, show_default="configs/simulate.yaml")
-    ] = SIMULATE,
-    overrides: Overrides = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="tables instead of one run: paper (published speed-ups), ours (at published "
-            "scale), map (which method wins where), scale (what the coordinator costs)"
-        ),
-    ] = "",
-    shape: Annotated[
-        str, typer.Option("--model", help="qwen2.5-3b, -7b, -14b, -32b, or qwen3-30b-a3b")
-    ] = "qwen2.5-7b",
-    device: Annotated[str, typer.Option(help="h20, h800 or h200")] = "h20",
-    tensor_parallel: Annotated[int, typer.Option(help="GPUs of an engine")] = 1,
-    learner_gpus: Annotated[int, typer.Option(help="GPUs of the learner")] = 32,
-    median: Annotated[float, typer.Option(help="of response lengths, tokens")] = 1200.0,
-    between: Annotated[float, typer.Option(help="deviation of log length between prompts")] = 0.45,
-    within: Annotated[float, typer.Option(help="and within a prompt: the tail")] = 0.8,
-    rate: Annotated[
-        float, typer.Option(help="of learning; 0: the policy stays as it is (no shaping)")
-    ] = 0.0,
-    explore: Annotated[int, typer.Option(help="instead: so many small runs with faults")] = 0,
-    mode: Annotated[str, typer.Option(help="of runs with faults: chaos, heal or dead")] = "",
-    seed: Annotated[
-        int | None, typer.Option(help="of runs with faults: the first, or the one with --mode")
-    ] = None,
-    faults: Annotated[
-        str | None, typer.Option(help="with --seed and --mode: only these of its plan, as 0,3")
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="write a trace of the run, for ui.perfetto.dev")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-) -> None:
-    """Run the coordinator in virtual time, with modelled engines, learner and faults.
-
-    darts simulate engine.count=64 selector=first_m --within 1.0 --trace trace.json
-
-    darts simulate --preset paper --out paper.json
-
-    darts simulate --explore 1000
-    """
-    from launch.simulate import command
-    from launch.simulate.scenario import Scenario
-    from pipeline.simulation.costs import DEVICES, SHAPES
-    from pipeline.simulation.explore import MODES, Mode
-    from pipeline.simulation.workload import Lengths
-
-    for name, value, known in (
-        ("--preset", preset, ("", *command.PRESETS)),
-        ("--mode", mode, ("", *MODES)),
-        ("--model", shape, tuple(SHAPES)),
-        ("--device", device, tuple(DEVICES)),
-    ):
-        if value not in known:
-            _fail(f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}", 2)
-    modes = [Mode(mode)] if mode else []
-    if preset:
-        raise typer.Exit(command.preset(preset, out))
-    if explore:
-        raise typer.Exit(command.explored(explore, seed or 0, modes, out))
-    if modes:
-        try:
-            chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
-            raise typer.Exit(command.again(seed or 0, modes[0], chosen))
-        except (ValueError, IndexError):
-            _fail(f"--faults is {faults!r}, expected numbers of the plan, as 0,3", 2)
-    scenario = Scenario(
-        shape=shape,
-        device=device,
-        gpus_of_engine=tensor_parallel,
-        learner_gpus=learner_gpus,
-        lengths=Lengths(median=median, between=between, within=within),
-        rate=rate,
-    )
-    if "=" in str(config):  # an override in the place of the file
-        config, overrides = SIMULATE, [str(config), *(overrides or [])]
-    raise typer.Exit(command.one(_load(config, overrides), scenario, out, trace))
+app.command()(simulate)
 
 
 @app.command()
@@ -329,7 +230,7 @@ def compare(
             typer.echo(f"{name}: {', '.join(names)}")
         return
     if quick and (methods != "all" or seeds is not None):
-        _fail("--quick is one seed of three methods: leave out --methods and --seeds", 2)
+        fail("--quick is one seed of three methods: leave out --methods and --seeds", 2)
     wanted = Comparison(
         config=config,
         folder=folder,

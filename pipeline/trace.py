@@ -19,11 +19,13 @@ import msgspec
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    EngineJoined,
     EngineLost,
     FinishStep,
     Judge,
     Place,
     Report,
+    Restart,
     RewardMissing,
     RewardReady,
     Serve,
@@ -33,6 +35,7 @@ from pipeline.events import (
     Train,
     Trained,
     TrainingFailed,
+    Unjudge,
     WeightsRefused,
     WeightsServed,
 )
@@ -86,6 +89,7 @@ class Trace:
         self._first, self._last = first, last
         self._step, self._step_since = 0, 0.0
         self._zero: float | None = None  # times count from the first event
+        self._now = 0.0
         self._out: list[dict[str, Any]] = []
         self._rows: dict[str, _Rows] = {}
         self._legs: dict[tuple[int, int], _Leg] = {}  # running
@@ -106,6 +110,7 @@ class Trace:
 
     def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
         """One event and what the coordinator said to it."""
+        self._now = now
         if self._zero is None:
             self._zero = self._step_since = now
         match event:
@@ -116,7 +121,7 @@ class Trace:
                         leg.tokens += chunk.count
                         if chunk.finish:
                             self._leg_over(now, (chunk.trajectory, chunk.leg), chunk.finish)
-            case EngineLost():
+            case EngineLost() | EngineJoined():
                 self._engine_lost(now, event.engine)
             case WeightsServed() | WeightsRefused():
                 self._loaded(now, event)
@@ -145,6 +150,12 @@ class Trace:
                 self._loads[command.engine] = (now, command.version)
             case Judge():
                 self._rewards[command.trajectory] = (now, self._reward_rows.take())
+            case Unjudge():
+                _, row = self._rewards.pop(command.trajectory, (now, 0))
+                if row:
+                    self._reward_rows.give(row)
+            case Restart():
+                self._engine_lost(now, command.peer)
             case Train():
                 self._ranks.add(command.rank)
                 self._training[command.group] = (now, command)
@@ -315,7 +326,9 @@ class Trace:
     # --- the file -----------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """Chrome's JSON object format; times in microseconds."""
+        """Chrome's JSON object format; times in microseconds. Ends the trace."""
+        for key in list(self._legs):
+            self._leg_over(self._now, key, "")
         for trajectory, legs in self._ended.items():
             for leg in legs:
                 self._leg(leg, trajectory, _UNKNOWN, {}, None)

@@ -13,10 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from launch.simulate.exploring import Found, explain, explore
 from launch.simulate.scenario import (
-    CONFIG,
     PROMPT_TOKENS,
     PROMPTS,
-    Figures,
     Scenario,
     figures,
     simulate,
@@ -24,9 +22,10 @@ from launch.simulate.scenario import (
     worth,
 )
 from pipeline.config import Config
+from pipeline.core import PluginFault
 from pipeline.events import AnyCommand, AnyEvent, Report
-from pipeline.simulation.explore import MODES, Mode, play, shrink
-from pipeline.simulation.loop import Observer
+from pipeline.simulation.explore import MODES, Mode, play, shrink, world
+from pipeline.simulation.loop import Observer, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Parametric
 from pipeline.trace import Trace
@@ -75,12 +74,11 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
         size=config.group.size,
         steps=config.step.count,
         seed=config.seed,
+        ranks=config.learner.ranks,
     )
     workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=config.seed)
     before = worth(workload, scenario.limit, 0)
-    machines = msgspec.structs.replace(
-        scenario.machines(), chunk_tokens=config.engine.chunk_tokens, ranks=config.learner.ranks
-    )
+    machines = msgspec.structs.replace(scenario.machines(), chunk_tokens=config.engine.chunk_tokens)
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
         spans = Trace()
@@ -90,7 +88,11 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
             config, machines, workload, learn=teacher(workload), observers=observers,
             prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
         )  # fmt: skip
-        simulation.run()
+        try:
+            simulation.run()
+        except (StandsStill, PluginFault) as error:
+            print(f"the run stopped at {simulation.now:.1f} s: {error}")
+            return 1
     if simulation.over is not None and simulation.over.error:
         print(f"the run stopped: {simulation.over.error}")
         return 1
@@ -180,13 +182,30 @@ def _found(found: Found) -> dict[str, Any]:
     }
 
 
-def again(seed: int, mode: Mode, faults: Sequence[int] | None) -> int:
-    """One seed; its log if it fails. Without `faults` it is made small first."""
-    outcome = play(seed, mode, faults)
-    if outcome.violation and faults is None:
+def again(seed: int, mode: Mode, faults: str | None) -> int:
+    """One seed; its log if it fails. Without `faults` it is made small first.
+
+    Raises ValueError if `faults` are no numbers of the seed's plan.
+    """
+    chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
+    count = len(world(seed, mode).faults)
+    if any(not 0 <= number < count for number in chosen or ()):
+        raise ValueError(f"the plan of seed {seed} has {count}, from 0 to {count - 1}")
+    outcome = play(seed, mode, chosen)
+    if outcome.violation and chosen is None:
         outcome = shrink(outcome)
     print(explain(outcome))
     return 1 if outcome.violation else 0
 
 
-__all__ = ["CONFIG", "PRESETS", "Figures", "again", "explored", "one", "preset"]
+def replayed(runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None) -> int:
+    """Steps of real runs, measured and predicted. Raises OSError, ValueError (ReplayError)."""
+    from launch.bench.engine_profile import EngineProfile
+    from launch.simulate import replay
+
+    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
+    left = replay.left_by_pipeline(overhead) if overhead else 1.0
+    found = [replay.replay(run, engine, left) for run in runs]
+    print(replay.table(found))
+    _write({"replays": [{**msgspec.structs.asdict(r), "error": r.error} for r in found]}, out)
+    return 0

@@ -51,7 +51,7 @@ def _of(redundancy: float, *more: str) -> tuple[str, ...]:
     return ("budget=uniform", f"budget.redundancy={redundancy}", *more, _STREAMED)
 
 
-_SAID: tuple[tuple[str, tuple[str, ...], tuple[float, float, float, float]], ...] = (
+SAID: tuple[tuple[str, tuple[str, ...], tuple[float, float, float, float]], ...] = (
     # method, overrides, said for: small, 8, 32 and 64 engines
     ("sync, streamed backward", METHODS["sync_streamed"], (1.10, 1.12, 1.04, 1.02)),
     ("first 8 of 10", _of(1.25, "selector=first_m"), (1.65, 1.16, 1.11, 1.09)),
@@ -66,13 +66,18 @@ _SAID: tuple[tuple[str, tuple[str, ...], tuple[float, float, float, float]], ...
 )
 
 
+def fitting(scenario: Scenario, overrides: Sequence[str]) -> tuple[str, ...]:
+    """With a quarter of the scenario's prompts in reserve, where there is a reserve."""
+    own = f"step.reserve={scenario.prompts // 4}"
+    return tuple(own if o.startswith("step.reserve=") else o for o in overrides)
+
+
 def _rows(progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     scenarios = {"one CPU engine": small(), **{f"{n} H20": large(n) for n in (8, 32, 64)}}
     for number, (where, scenario) in enumerate(scenarios.items()):
         base, _ = run(scenario, SYNC)
-        for method, overrides, said in _SAID:
-            fitting = tuple(o.replace("step.reserve=32", "step.reserve=3") for o in overrides)
-            own, _ = run(scenario, fitting if scenario.prompts == 12 else overrides)
+        for method, overrides, said in SAID:
+            own, _ = run(scenario, fitting(scenario, overrides))
             row = _row(f"{method}; {where}", said[number], base.step_s / own.step_s, own)
             progress(f"{row['statement']}: said {row['said']}, found {row['found']:.2f}")
             yield row

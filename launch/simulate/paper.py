@@ -27,6 +27,7 @@ _WITHIN = (0.15, 0.45)
 """Where the fitted constant is looked for: beyond, the limit cuts every method's longest, and
 speed-ups fall again."""
 _FIT_STEPS = 7
+_FITS = 0.02
 
 _OFF = "learner.overlap=off"
 _SYNC = ("budget=uniform", "budget.redundancy=1", "selector=all", _OFF)
@@ -168,15 +169,21 @@ def speed_up(cell: Cell, reading: str, rate: float, within: float) -> float:
 
 
 def fit(progress: Callable[[str], None]) -> float:
-    """`within` for which the fitted cell is as published, by halving; the barrier, with shaping."""
+    """`within` for which the fitted cell is as published, by halving; the barrier, with shaping.
+
+    Raises RuntimeError if there is none.
+    """
     cell = next(cell for cell in cells() if cell.name == FITTED)
     low, high = _WITHIN
+    middle, found = low, 0.0
     for _ in range(_FIT_STEPS):
         middle = (low + high) / 2
         found = speed_up(cell, "barrier", RATE, middle)
         progress(f"fit: within {middle:.3f} gives {found:.3f}, published {cell.published}")
         low, high = (middle, high) if found < cell.published else (low, middle)
-    return (low + high) / 2
+    if abs(found / cell.published - 1.0) > _FITS:
+        raise RuntimeError(f"{cell.name} cannot be fitted: {found:.2f} at within {middle:.3f}")
+    return middle
 
 
 def reproduce(

@@ -2,7 +2,7 @@
 
     python -m launch.bench.engine_profile --out profile.json
     python -m launch.bench.engine_overhead --out overhead.json
-    python -m launch.simulate.replay runs/a runs/b --profile profile.json --overhead overhead.json
+    darts simulate --replay runs/a --profile profile.json --overhead overhead.json
 
 From the profile: what decoding and requests cost the engine alone; from the overhead: what of
 its tokens a second is left with sockets and stage around it. From a run's folder: lengths
@@ -14,7 +14,6 @@ length; it gets that of some longer response of the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ _REWARD_S = 5e-3
 """A call of a light reward function, there and back."""
 
 
-class ReplayError(Exception):
+class ReplayError(ValueError):
     """The folder is not that of a finished run, or lacks what is needed."""
 
 
@@ -144,7 +143,7 @@ def machines_of(
 
 
 def load_seconds(metrics: Sequence[dict[str, Any]]) -> float:
-    """From a step's end to the moment when engines have proved the next weights; median."""
+    """From a step's end until the first engine has proved the next weights; median."""
     found: list[float] = []
     applied: dict[int, float] = {}
     for line in metrics:
@@ -168,38 +167,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def table(replays: Sequence[Replay]) -> str:
-    lines = ["| run | step, measured | predicted | error | generation, measured | predicted |"]
-    lines.append("|---" * 6 + "|")
+    lines = ["| run | step, measured | predicted | error | generation | predicted | error |"]
+    lines.append("|---" * 7 + "|")
     lines += [
         f"| {r.run} | {r.measured:.3f} | {r.predicted:.3f} | {r.error:+.1%} "
-        f"| {r.generation_measured:.3f} | {r.generation_predicted:.3f} |"
+        f"| {r.generation_measured:.3f} | {r.generation_predicted:.3f} "
+        f"| {r.generation_predicted / r.generation_measured - 1.0:+.1%} |"
         for r in replays
     ]
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument(
-        "--profile", type=Path, required=True, help="of launch.bench.engine_profile"
-    )
-    parser.add_argument("--overhead", type=Path, help="of launch.bench.engine_overhead")
-    parser.add_argument("--out", type=Path, help="JSON, a row a run")
-    options = parser.parse_args(arguments)
-    try:
-        profile = msgspec.json.decode(options.profile.read_bytes(), type=EngineProfile)
-        left = left_by_pipeline(options.overhead) if options.overhead else 1.0
-        found = [replay(path, profile, left) for path in options.runs]
-    except ReplayError as error:
-        parser.error(str(error))
-    print(table(found))
-    if options.out:
-        rows = [{**msgspec.structs.asdict(r), "error": r.error} for r in found]
-        options.out.write_text(json.dumps({"replays": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,15 @@ ENGINES = (8, 128, 1024)
 SLOTS = 256
 LIMIT = 16_384
 CHUNK = 32
-_METHOD = ("budget=uniform", "budget.redundancy=1", "selector=first_m", "learner.overlap=group")
+METHODS = {
+    "first_m": ("budget=uniform", "budget.redundancy=1", "selector=first_m"),
+    "dual_end, top-up": (
+        "budget=uniform",
+        "budget.redundancy=1.5",
+        "budget.top_up=fewest",
+        "selector.dual_end.long_wait=step",
+    ),
+}
 _CHUNKS = 600_000
 _WAVES = 2
 """Prompts of a step, in slots: an ended response makes room for one that waits."""
@@ -38,12 +46,13 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """At one number of engines."""
 
     engines: int
+    method: str
     groups: int  # in flight
     chunks: int  # measured
     chunks_per_second: float  # over frames, rewards and answers of the learner
     microseconds_per_chunk: float  # of frames in which nothing ended
     microseconds_per_decision: float  # an ended response: its reward, the selector, the hand-over
-    boundary_seconds: float  # the rest: prompts opened, steps closed, engines joined
+    boundary_share: float  # of all time in `handle`: steps closed and opened, loads, ticks
 
 
 class Timed(Coordinator):
@@ -73,31 +82,34 @@ class Timed(Coordinator):
             self.other_s += took
         return commands
 
-    def cost(self, engines: int, ended_before: int) -> Cost:
+    def cost(self, engines: int, method: str, groups: int, ended_before: int) -> Cost:
         chunks = self.quiet_chunks + self.ended_chunks
         per_chunk = self.quiet_s / max(1, self.quiet_chunks)
         decisions_s = self.ended_s - per_chunk * self.ended_chunks + self.answers_s
         return Cost(
             engines=engines,
-            groups=len(self.core.groups),
+            method=method,
+            groups=groups,
             chunks=chunks,
             chunks_per_second=chunks / (self.quiet_s + self.ended_s + self.answers_s),
             microseconds_per_chunk=1e6 * per_chunk,
             microseconds_per_decision=1e6 * decisions_s / max(1, self.ended - ended_before),
-            boundary_seconds=self.other_s,
+            boundary_share=self.other_s
+            / (self.quiet_s + self.ended_s + self.answers_s + self.other_s),
         )
 
 
-def measure(engines: int, chunks: int) -> Cost:
+def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
     """All slots of so many engines in use, for so many chunks."""
     need = _WAVES * engines * SLOTS // 8
     prompts = 2 * need
     config = load(
         CONFIG,
         (
-            *_METHOD,
+            *METHODS[method],
+            "learner.overlap=group",
             f"step.prompts={need}",
-            "step.count=3",
+            "step.count=1000",
             f"sampling.max_tokens={LIMIT}",
             "group.size=8",
         ),
@@ -119,16 +131,19 @@ def measure(engines: int, chunks: int) -> Cost:
     simulation.begin()
     _run_until(simulation, lambda: coordinator.ended >= _WARM * engines * SLOTS)
     coordinator.measuring, before = True, coordinator.ended
+    groups = len(coordinator.core.groups)
     _run_until(simulation, lambda: coordinator.quiet_chunks + coordinator.ended_chunks >= chunks)
-    return coordinator.cost(engines, before)
+    return coordinator.cost(engines, method, groups, before)
 
 
 def all_sizes(progress: Callable[[str], None]) -> list[Cost]:
-    """At each number of engines; small ones for as many chunks as make a second or two."""
+    """Each method at each number of engines; large ones for a few chunks of every slot."""
     costs: list[Cost] = []
-    for engines in ENGINES:
-        costs.append(measure(engines, max(_CHUNKS, 6 * engines * SLOTS)))
-        progress(f"{engines} engines: {costs[-1].chunks_per_second:,.0f} chunks a second")
+    for method in METHODS:
+        for engines in ENGINES:
+            costs.append(measure(engines, max(_CHUNKS, 6 * engines * SLOTS), method))
+            rate = costs[-1].chunks_per_second
+            progress(f"{method}, {engines} engines: {rate:,.0f} chunks a second")
     return costs
 
 
@@ -140,11 +155,12 @@ def _run_until(simulation: Simulation, there: Callable[[], bool]) -> None:
 
 
 def table(costs: list[Cost]) -> str:
-    lines = ["| engines | groups in flight | chunks a second | us a chunk | us a decision |"]
-    lines.append("|---" * 5 + "|")
+    titles = "method | engines | groups in flight | chunks a second | us a chunk | us a decision"
+    lines = [f"| {titles} | at steps' ends |", "|---" * 7 + "|"]
     lines += [
-        f"| {c.engines} | {c.groups} | {c.chunks_per_second:,.0f} "
-        f"| {c.microseconds_per_chunk:.2f} | {c.microseconds_per_decision:.1f} |"
+        f"| {c.method} | {c.engines} | {c.groups:,} | {c.chunks_per_second:,.0f} "
+        f"| {c.microseconds_per_chunk:.2f} | {c.microseconds_per_decision:.1f} "
+        f"| {c.boundary_share:.0%} |"
         for c in costs
     ]
     return "\n".join(lines)

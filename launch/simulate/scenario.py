@@ -50,6 +50,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     shape: str = "qwen2.5-7b"
     device: str = "h20"
     engines: int = 32
+    ranks: int = 1  # the learner's GPUs are shared out among them
     gpus_of_engine: int = 1
     slots: int = 256
     learner_gpus: int = 32
@@ -73,7 +74,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     def learner_cost(self) -> LearnerCost:
         shape, device = SHAPES[self.shape], DEVICES[self.device]
-        cost = self.learner or learner_cost(shape, device, self.learner_gpus, self.forwards)
+        cost = self.learner or learner_cost(
+            shape, device, self.learner_gpus / self.ranks, self.forwards
+        )
         return msgspec.structs.replace(
             cost,
             train_s=cost.train_s * self.learner_factor,
@@ -86,6 +89,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             slots=self.slots,
             engine=self.engine_cost(),
             learner=self.learner_cost(),
+            ranks=self.ranks,
             chunk_tokens=256,
         )
 
@@ -111,7 +115,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     depth: float
     bubble_engine: float
     bubble_learner: float
-    load: float  # sequences an engine begins a step with
+    load: float  # responses of a step that ended, for each engine
     accuracy_before: float  # of the policy, expected, on the training prompts
     accuracy_after: float
     tokens_before: float  # mean length of what it writes, limit applied
@@ -127,7 +131,7 @@ def run(
     config = scenario.config(overrides)
     policy = Policy(scenario.rate)
     workload = Parametric(scenario.lengths, policy, seed=scenario.seed)
-    before = worth(workload, scenario.limit, 0)
+    before = worth(workload, scenario.limit, 0, scenario.dataset)
     simulation = simulate(
         config,
         scenario.machines(),
@@ -138,7 +142,7 @@ def run(
         prompt_tokens=(PROMPT_TOKENS,) * scenario.dataset,
     )
     simulation.run()
-    after = worth(workload, scenario.limit, simulation.version)
+    after = worth(workload, scenario.limit, simulation.version, scenario.dataset)
     return figures(simulation, scenario, before, after), simulation
 
 
@@ -184,13 +188,15 @@ def teacher(workload: Parametric) -> Learns:
     return learn
 
 
-def worth(workload: Parametric, limit: int, version: int) -> tuple[float, float]:
+def worth(
+    workload: Parametric, limit: int, version: int, dataset: int = PROMPTS
+) -> tuple[float, float]:
     """(accuracy, mean tokens) of a policy version: the same draws for every version."""
     rng = random.Random(0)
     right = tokens = 0.0
     for prompt in range(_MEASURED):
         length, chance = workload.policy.respond(
-            workload.kind("train", prompt % PROMPTS), rng.gauss(0, 1), version
+            workload.kind("train", prompt % dataset), rng.gauss(0, 1), version
         )
         right += chance if length <= limit else 0.0
         tokens += min(length, limit)

@@ -132,9 +132,9 @@ def engine_cost(shape: Shape, device: Device, gpus: int = 1, load_s: float = 2.0
 
 
 def learner_cost(
-    shape: Shape, device: Device, gpus: int, forwards: int = 1, publish_s: float = 1.0
+    shape: Shape, device: Device, gpus: float, forwards: int = 1, publish_s: float = 1.0
 ) -> LearnerCost:
-    """A learner on `gpus` of a kind, with `forwards` passes (old, reference) beside training.
+    """A rank on `gpus` of a kind, with `forwards` passes (old, reference) beside training.
 
     6 x parameters operations a token for forward and backward, 2 for a forward alone.
     """

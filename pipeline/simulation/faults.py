@@ -38,11 +38,10 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.simulation.engine import ModelledEngine
-from pipeline.simulation.invariants import Violation, check, check_age
+from pipeline.simulation.invariants import Violation, check, check_budget, check_train
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.loop import Machines, Simulation
 from pipeline.simulation.workload import Workload
-from pipeline.waits import waits
 
 
 class What(StrEnum):
@@ -54,10 +53,16 @@ class What(StrEnum):
     LOAD_REFUSED = "weights refused"
     LOAD_WRONG = "weights wrong"
     REWARD_FAILS = "reward fails"
+    REWARD_LATE = "reward late"
+    ANSWER_DOUBLED = "answer doubled"  # of a reward worker or the learner
     LOSS_NOT_FINITE = "loss not finite"
     STEP_NOT_FINITE = "step not finite"
     LEARNER_DIES = "learner dies"
     STAGE_DIES = "stage dies"
+
+
+_DISTRUST = (What.FRAME_LOST, What.FRAME_LATE, What.LOAD_REFUSED, What.LOAD_WRONG)
+"""After these the coordinator itself has an engine started again."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +81,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     detect_s: float = 0.4  # from a death to its notice
     back_s: float = 0.3  # from the notice to the new process
     restarts: int = 1000  # of an engine, then the run is halted
+    most: int = 1024  # candidates that a budget may give a group
     doomed_at: float = float("inf")  # from then on nothing that dies comes back
 
 
@@ -112,12 +118,12 @@ class Faulty(Simulation):
         self._armed: Counter[tuple[What, str]] = Counter()
         self._late: dict[str, float] = {}
         self._cutting: tuple[snapshot.Snapshot, Counter[int], Counter[int]] | None = None
-        self._quiet = 0  # ticks in a row with nothing under way
+        self._idle = (*self._idle, self._heartbeat, self._strike)
+        self._struck_ever: set[What] = set()
         self.now = begin_at
         for fault in plan:
             if fault.at >= begin_at:
                 self.at(fault.at, self._strike, fault)
-                self.pending -= 1  # a fault to come ends no wait
 
     def start(self) -> None:
         """From the newest checkpoint, or from nothing."""
@@ -144,10 +150,11 @@ class Faulty(Simulation):
         if self.events > 40_000:
             raise Violation("the run never ends")
         check(self.coordinator, self._fates)
+        check_budget(self.coordinator, self._rules.most)
 
     def _carry_out(self, command: Any) -> None:
         if isinstance(command, Train):
-            check_age(self.coordinator, command)
+            check_train(self.coordinator, command)
         super()._carry_out(command)
 
     def _report(self, command: Report) -> None:
@@ -160,20 +167,22 @@ class Faulty(Simulation):
                     raise Violation(f"group {command.fields['group']} was trained on twice")
 
     def _tick(self) -> None:
-        super()._tick()
-        for engine in list(self.engines.values()):  # its heartbeat: a lost frame is missed by it
-            self.hear(engine, engine.flush(self.now, self._stop))
-        self._quiet = 0 if self.pending or self.over or self.fallen else self._quiet + 1
-        if self._quiet > self.coordinator.core.settings.warn_s / self.machines.tick_s + 4:
-            found = waits(self.coordinator)
-            what = found[0].what if found else "nobody knows what"
-            raise Violation(f"waits for what nothing can end: {what}")
+        if not self.fallen:
+            super()._tick()
+        for engine in list(self.engines.values()):  # what shows that a frame before it was lost
+            frame = engine.flush(self.now, self._stop)
+            deliver = self.hear if frame.chunks else self._heartbeat
+            self.soon(deliver, engine, frame)
+            self._await(engine)
+
+    def _heartbeat(self, engine: ModelledEngine, frame: Tokens) -> None:
+        self.hear(engine, frame)
 
     # --- faults -------------------------------------------------------------------------
 
     def _strike(self, fault: Fault) -> None:
-        self.pending += 1
         name = f"e{fault.target}"
+        self._struck_ever.add(fault.what)
         self._log(self.now, f"FAULT {fault.what} {name} {fault.amount:.2g}")
         match fault.what:
             case What.ENGINE_DIES:
@@ -255,12 +264,20 @@ class Faulty(Simulation):
             super()._served(engine, version)
 
     def _scored(self, trajectory: int, serial: int, value: float) -> None:
-        wanted = self._wanted.get(trajectory) == serial
-        if wanted and self._struck(What.REWARD_FAILS):
+        if self._wanted.get(trajectory) != serial:
+            return
+        if self._struck(What.REWARD_FAILS):
             del self._wanted[trajectory]
             self.tell(RewardMissing(trajectory=trajectory, why="it raised"))
+        elif self._struck(What.REWARD_LATE):
+            self.at(self.now + 1.0, self._scored, trajectory, serial, value)
         else:
             super()._scored(trajectory, serial, value)
+            self._again(RewardReady(trajectory=trajectory, value=value))
+
+    def _again(self, event: AnyEvent) -> None:
+        if self._struck(What.ANSWER_DOUBLED):
+            self.tell(event)
 
     def trained(self, learner: ModelledLearner, command: Train) -> None:
         if self._struck(What.LOSS_NOT_FINITE):
@@ -269,6 +286,8 @@ class Faulty(Simulation):
             self.soon(self.tell, failed)
         else:
             super().trained(learner, command)
+            if self._struck(What.ANSWER_DOUBLED):
+                super().trained(learner, command)
 
     def optimized(self) -> None:
         if not self._struck(What.STEP_NOT_FINITE):
@@ -294,6 +313,18 @@ class Faulty(Simulation):
         memory.saved, memory.trained, memory.fates = self._cutting
         self._cutting = None
         self.tell(Checkpointed(step=step))
+
+    @property
+    def excused(self) -> bool:
+        """Whether the run's last words name something that has happened to it."""
+        error = self.over.error if self.over is not None else self.fallen
+        reasons = {
+            "(engine.restarts)": {What.ENGINE_DIES, *_DISTRUST},
+            "learner rank": {What.LEARNER_DIES},
+            "three steps in a row were skipped": {What.STEP_NOT_FINITE, What.LOSS_NOT_FINITE},
+            "the stage died": {What.STAGE_DIES},
+        }
+        return any(why in error and causes & self._struck_ever for why, causes in reasons.items())
 
     @property
     def alone(self) -> bool:
@@ -329,6 +360,7 @@ def plan(rng: random.Random, count: int, until: float, engines: int) -> list[Fau
     common = [
         *([What.ENGINE_DIES, What.FRAME_LOST, What.FRAME_DOUBLED, What.FRAME_LATE] * 3),
         *([What.ENGINE_SLOW, What.REWARD_FAILS, What.LOAD_REFUSED, What.LOAD_WRONG] * 2),
+        *([What.REWARD_LATE, What.ANSWER_DOUBLED] * 2),
         *(What.LOSS_NOT_FINITE, What.STEP_NOT_FINITE, What.LEARNER_DIES, What.STAGE_DIES),
     ]
     found = [

@@ -96,13 +96,25 @@ def check_fleet(core: Core, placement: Placement) -> None:
     _hold(found == min(free, default=(0.0, ""))[1], "the emptiest engine is another")
 
 
-def check_age(coordinator: Coordinator, command: Train) -> None:
-    """Of a group that goes to the learner: no token is too old. Raises Violation."""
+def check_train(coordinator: Coordinator, command: Train) -> None:
+    """Of a group that goes to the learner: each member once, no token too old.
+
+    Raises: Violation.
+    """
     core = coordinator.core
     oldest = core.version - core.settings.max_staleness
     group = core.groups[command.group]
-    for member in command.members:
-        found = group.member(member.trajectory)
-        _hold(found is not None, f"member {member.trajectory} is none of group {group.id}")
+    ids = [member.trajectory for member in command.members]
+    _hold(len(set(ids)) == len(ids), f"group {group.id} trains on a member twice")
+    for trajectory in ids:
+        found = group.member(trajectory)
+        _hold(found is not None, f"member {trajectory} is none of group {group.id}")
         young = found is not None and min(found.versions) >= oldest
-        _hold(young, f"trajectory {member.trajectory} has tokens older than version {oldest}")
+        _hold(young, f"trajectory {trajectory} has tokens older than version {oldest}")
+
+
+def check_budget(coordinator: Coordinator, most: int) -> None:
+    """No group was given more candidates than budgets may. Raises Violation."""
+    for group in coordinator.core.groups.values():
+        few = group.kind != "train" or group.sampled <= most
+        _hold(few, f"group {group.id} has {group.sampled} candidates, at most {most}")

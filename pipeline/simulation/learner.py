@@ -28,8 +28,6 @@ class ModelledLearner:
 
     def __init__(self, rank: int, cost: LearnerCost) -> None:
         self.rank, self._cost = rank, cost
-        self.slow = 1.0
-        self.stamp = 0  # of the process: answers of one that has died are not heard
         self.current: Job | None = None
         self.learned: dict[int, Train] = {}  # groups of the open step, done or under way
         self._queue: deque[Job] = deque()
@@ -80,9 +78,8 @@ class ModelledLearner:
             return None
         self._think(now)
         self.current = self._queue.popleft()
-        seconds = self.current.seconds * self.slow
-        self.worked_s += seconds
-        return now + seconds
+        self.worked_s += self.current.seconds
+        return now + self.current.seconds
 
     def done(self, now: float) -> Job:
         """The job under way has been done."""
@@ -108,7 +105,7 @@ class ModelledLearner:
         """Spend the idle time up to now on hinted tokens, in order of arrival."""
         if self.current is not None:
             return
-        left = (now - self._idle_since) / self.slow
+        left = now - self._idle_since
         self._idle_since = now
         while self._hinted and left > 0:
             trajectory, seconds = self._hinted[0]

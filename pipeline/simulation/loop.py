@@ -45,6 +45,14 @@ from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload
+from pipeline.waits import waits
+
+_PATIENCE_S = 4.0
+"""Beyond `watch.warn_s`, until which engines that load are waited for."""
+
+
+class StandsStill(Exception):
+    """Nothing is under way, and the run is not over: a rule or a plug-in waits for ever."""
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,10 +112,11 @@ class Simulation:
         self._workload, self._prompt_tokens = workload, prompt_tokens
         self._learn, self._observers = learn, observers
         self._stop = coordinator.core.settings.stop_tokens
+        self._idle: tuple[Callable[..., None], ...] = (self._tick,)  # moments that end no wait
+        self._quiet = 0  # ticks in a row with nothing under way
         self._moments: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._responses: dict[int, Response] = {}
-        self._learned: Sequence[Train] = ()
         self._stepping: set[int] = set()  # ranks that have done the open step's optimizer
         self._wanted: dict[int, int] = {}  # judged trajectory -> serial of the question
 
@@ -116,7 +125,7 @@ class Simulation:
     def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
         """Have `what(*arguments)` happen at a moment; in order of asking at the same one."""
         self._serial += 1
-        self.pending += what != self._tick
+        self.pending += what not in self._idle
         heapq.heappush(self._moments, (max(when, self.now), self._serial, what, arguments))
 
     def soon(self, what: Callable[..., None], *arguments: Any) -> None:
@@ -124,7 +133,10 @@ class Simulation:
         self.at(self.now + self.machines.delay_s, what, *arguments)
 
     def run(self, seconds: float | None = None) -> Simulation:
-        """To the end, or until `seconds` of virtual time. May be called again to go on."""
+        """To the end, or until `seconds` of virtual time. May be called again to go on.
+
+        Raises StandsStill, and PluginFault as the coordinator does.
+        """
         while self._moments and self.over is None:
             if seconds is not None and self._moments[0][0] > seconds:
                 break
@@ -134,7 +146,7 @@ class Simulation:
     def step(self) -> None:
         """The next moment."""
         self.now, _, what, arguments = heapq.heappop(self._moments)
-        self.pending -= what != self._tick
+        self.pending -= what not in self._idle
         what(*arguments)
 
     def begin(self, version: int = 0) -> None:
@@ -175,6 +187,11 @@ class Simulation:
     def _tick(self) -> None:
         self.tell(Tick())
         self.at(self.now + self.machines.tick_s, self._tick)
+        self._quiet = 0 if self.pending or self.over else self._quiet + 1
+        if self._quiet * self.machines.tick_s > self.coordinator.core.settings.warn_s + _PATIENCE_S:
+            found = waits(self.coordinator)
+            what = found[0].what if found else f"nobody, {self.coordinator.phase}"
+            raise StandsStill(f"waits for what nothing can end: {what}")
 
     def _carry_out(self, command: AnyCommand) -> None:
         match command:

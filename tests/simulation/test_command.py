@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
-from launch.simulate import command, expected, ours, paper, replay, scale, show
-from launch.simulate.scenario import Scenario
+from launch.simulate import expected, ours, paper, replay, scale, show
+from launch.simulate.scenario import CONFIG, Scenario
 from pipeline.configfile import dump, load
 from pipeline.simulation.costs import EngineCost
 from pipeline.simulation.workload import Lengths
@@ -47,8 +47,16 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
         (("--preset", "papers"), "--preset is 'papers', expected one of paper, ours, map, scale"),
         (("--mode", "calm"), "--mode is 'calm', expected one of chaos, heal, dead"),
         (("--device", "h1"), "--device is 'h1', expected one of h20, h800, h200"),
-        (("--mode", "chaos", "--faults", "x"), "--faults is 'x', expected numbers of the plan"),
-        (("--mode", "chaos", "--faults", "99"), "--faults is '99', expected numbers of the plan"),
+        (("--mode", "chaos", "--faults", "x"), "--faults is 'x': invalid literal"),
+        (("--mode", "heal", "--faults", "99"), "--faults is '99': the plan of seed 0 has"),
+        (("--mode", "heal", "--faults", "-1"), "--faults is '-1': the plan of seed 0 has"),
+        (("--seed", "3"), "--seed is of no use to a single run"),
+        (("--explore", "3", "--trace", "t.json"), "--trace is of no use with --explore"),
+        (("--preset", "paper", "--model", "qwen2.5-3b"), "--model is of no use with --preset"),
+        (("--replay", "run"), "--replay needs --profile FILE"),
+        (("--out", "nowhere/x.json"), "there is no folder"),
+        (("--median", "0"), "--median"),
+        (("nosuch.yaml",), "nosuch.yaml: cannot be read"),
         (("step.prompt=3",), "step.prompt"),
         (("selector=first_n",), "first_n"),
     ],
@@ -116,6 +124,9 @@ def test_every_published_figure_is_a_cell():
 def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, within: 1.1 + within)
     assert paper.fit(lambda line: None) == pytest.approx(0.3, abs=0.01)
+    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, within: 1.0)
+    with pytest.raises(RuntimeError, match="cannot be fitted: 1.00"):
+        paper.fit(lambda line: None)
 
 
 def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
@@ -155,7 +166,7 @@ def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
     folder.mkdir()
     settings = ("selector=all", "budget.redundancy=1", "step.prompts=1", "step.count=2",
                 "learner.overlap=off")  # fmt: skip
-    (folder / "config.yaml").write_text(dump(load(command.CONFIG, settings)))
+    (folder / "config.yaml").write_text(dump(load(CONFIG, settings)))
     lengths = [10, 20, 30, 40, 50, 15, 25, 35]
     groups = [
         {"what": "group", "kind": "train", "group": number, "prompt": number, "members":
@@ -172,6 +183,10 @@ def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(replay.ReplayError, match="only a finished run"):
         replay.replay(folder, PROFILE, 1.0)
+    profile = tmp_path / "profile.json"
+    profile.write_bytes(msgspec.json.encode(PROFILE))
+    refused = darts("--replay", str(folder), "--profile", str(profile))
+    assert refused.exit_code == 2 and "only a finished run" in refused.output
     (folder / "result.json").write_text("{}")
     found = replay.replay(folder, PROFILE, left=0.5)
     # 50 tokens of 20 ms, messages aside; the second step opens with a load of .1 s
@@ -179,6 +194,7 @@ def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
     assert found.predicted == pytest.approx(1.0 + 0.05 + 0.225 + 0.03, abs=0.1)
     assert found.measured == pytest.approx(0.8)
     assert f"{found.error:+.1%}" in replay.table([found])
+    assert darts("--replay", str(folder), "--profile", str(profile)).exit_code == 0
 
 
 PROFILE = EngineProfile(latency=((1, 0.01), (64, 0.01)), request_s=0.0, beside=1.0)
@@ -190,9 +206,9 @@ def test_the_page_is_made_of_every_part():
             "simulated_without_shaping": 1.0}  # fmt: skip
     statement = {"statement": "s", "said": 1.0, "found": 1.2, "agrees": False, "depth": 1.0,
                  "sampled_per_trained": 1.0}  # fmt: skip
-    cost = scale.Cost(engines=8, groups=9, chunks=10, chunks_per_second=1e5,
+    cost = scale.Cost(engines=8, method="first_m", groups=9, chunks=10, chunks_per_second=1e5,
                       microseconds_per_chunk=2.0, microseconds_per_decision=30.0,
-                      boundary_seconds=0.0)  # fmt: skip
+                      boundary_share=0.1)  # fmt: skip
     made = {
         "paper": {"within": 0.5, "cells": [cell]},
         "ours": [msgspec.structs.asdict(row)],

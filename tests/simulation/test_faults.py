@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.simulate.exploring import explain, explore
+from pipeline.budgets import uniform
 from pipeline.coordinator import Coordinator
 from pipeline.groups import Cause, Trajectory
 from pipeline.ledger import Ledger
 from pipeline.placement import Placement
 from pipeline.selection import Selection
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world
-from pipeline.simulation.faults import What
+from pipeline.simulation.faults import Faulty, What
+from pipeline.steps import Steps
 
 SEEDS = 1000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(300)
@@ -38,7 +45,47 @@ def test_seeds_that_once_failed(seed: int, mode: Mode, what: str):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_seed_is_the_same_run_every_time(mode: Mode):
-    assert [play(seed, mode) for seed in range(5)] == [play(seed, mode) for seed in range(5)]
+    code = (
+        "from pipeline.simulation import explore\n"
+        "log = explore.recorded(SEED, explore.Mode('MODE'))\n"
+        "import hashlib; print(hashlib.sha256('\\n'.join(log).encode()).hexdigest(), len(log))"
+    )
+    for seed in (1, 2):
+        text = code.replace("SEED", str(seed)).replace("MODE", mode.value)
+        said = {
+            subprocess.run(
+                [sys.executable, "-c", text],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONHASHSEED": hashed},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for hashed in ("1", "2")
+        }
+        assert len(said) == 1, "every event, in every process"
+        assert int(said.pop().split()[1]) > 30
+
+
+def test_without_faults_nobody_is_lost_and_nothing_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(self: Faulty, command: object) -> None:
+        raise AssertionError(f"{command}, and nothing has happened")
+
+    monkeypatch.setattr(Faulty, "_restart", refused)
+    for seed in range(60):
+        outcome = play(seed, Mode.HEAL, [])
+        assert outcome.violation == "", explain(outcome)
+
+
+def test_faults_go_on_to_the_end_in_chaos_and_end_in_heal():
+    chaos, heal = (
+        [max(fault.at for fault in world(seed, mode).faults) for seed in range(50)]
+        for mode in (Mode.CHAOS, Mode.HEAL)
+    )
+    assert min(chaos) > max(heal) > 1.0
+    assert {world(seed, Mode.CHAOS).rules.restarts for seed in range(50)} == {2, 5, 1000}
 
 
 def test_every_kind_of_fault_is_in_some_plan():
@@ -83,11 +130,11 @@ _rewarded = Selection.rewarded
         (Placement, "requeue", _forgetting),
         (Selection, "rewarded", _deaf),  # a failed reward is waited for
         (Coordinator, "_learner_lost", lambda self, event: None),
+        (Steps, "hopeless", property(lambda self: True)),  # gives up at the first empty step
+        (uniform, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),
     ],
 )
-def test_the_exploration_finds(
-    owner: type, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_exploration_finds(owner: Any, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(owner, name, broken)
     for seed in range(300):
         outcome = play(seed, MODES[seed % len(MODES)])

@@ -113,7 +113,8 @@ def test_recorded_responses_come_back_by_prompt_opening_and_member():
     cut = recorded.response(request(group=1, member=1)).tokens
     assert cut in (30, 40, 50, 60), "cut at 20: as long as some longer one"
     assert recorded.response(request(group=2, member=1)).tokens == 50, "its second opening"
-    assert recorded.response(request(group=2, member=5)).tokens in (10, 40, 50) or cut
+    more = {recorded.response(request(group=2, member=m)).tokens for m in range(2, 60)}
+    assert {10, 40, 50} <= more <= {10, 30, 40, 50, 60}, "like those that were recorded"
     assert recorded.response(request(prompt=4, group=5)).tokens == 30
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from launch.simulate import expected
 from launch.simulate.expected import small
 from launch.simulate.ours import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
+from pipeline.events import EngineLost
 from pipeline.simulation.costs import EngineCost, LearnerCost
-from pipeline.simulation.loop import Machines, Simulation
+from pipeline.simulation.loop import Machines, Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
-from pipeline.trace import ENGINE, LEARNER, STAGE, Trace
+from pipeline.trace import ENGINE, LEARNER, REWARDS, STAGE, Trace
 from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
@@ -96,9 +98,12 @@ def test_learning_moves_lengths_and_accuracy_and_a_rate_of_zero_does_not():
 
 
 def test_no_step_is_faster_than_its_bound():
-    for method in ("sync_streamed", "first_m", "top_up_quorum"):
-        found, _ = run(TINY, METHODS[method])
-        assert bound_seconds(TINY, found) < found.step_s
+    full = msgspec.structs.replace(TINY, engine=None, engines=1, slots=256, prompts=200, steps=1)
+    for scenario, methods in ((TINY, ("sync_streamed", "top_up_quorum")), (full, ("first_m",))):
+        for method in methods:
+            found, _ = run(scenario, METHODS[method])
+            bound = bound_seconds(scenario, found)
+            assert 0.1 * found.step_s < bound < found.step_s
 
 
 def test_figures_of_a_run_that_failed_are_refused():
@@ -123,7 +128,38 @@ def test_engines_speak_in_chunks_and_the_coordinator_hears_the_same_tokens():
     assert fine.coordinator.core.ledger.accounts == coarse.coordinator.core.ledger.accounts
 
 
+def test_a_rule_that_waits_for_ever_is_named_and_ends_the_run():
+    class Never:
+        def decide(self, view: object) -> list[Any]:
+            return []
+
+    workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
+    simulation = simulate(TINY.config(SYNC), TINY.machines(), workload)
+    seams = msgspec.structs.replace(simulation.coordinator.core.seams, batch=Never())
+    simulation.coordinator.core.seams = seams
+    with pytest.raises(StandsStill, match="batch rule Never to take it"):
+        simulation.run()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_share_the_learners_gpus(ranks: int):
+    scenario = msgspec.structs.replace(TINY, learner=None, learner_gpus=4, ranks=ranks)
+    one = scenario.learner_cost()
+    whole = msgspec.structs.replace(scenario, ranks=1).learner_cost()
+    assert one.train_s == pytest.approx(ranks * whole.train_s)
+
+
 # --- statements about selection that hold, on one small engine ---------------------------------
+
+
+@pytest.mark.parametrize("method,overrides,said", [(m, o, s[0]) for m, o, s in expected.SAID])
+def test_what_was_expected_of_one_small_engine_holds(
+    method: str, overrides: tuple[str, ...], said: float
+):
+    scenario = msgspec.structs.replace(small(), steps=60)
+    base, _ = run(scenario, SYNC)
+    own, _ = run(scenario, expected.fitting(scenario, overrides))
+    assert base.step_s / own.step_s == pytest.approx(said, rel=0.15), method
 
 
 def test_what_waits_for_the_longest_wins_nothing_and_what_does_not_wins_much():
@@ -174,6 +210,30 @@ def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
     learner = [s["name"] for s in rows[LEARNER, 1]]
     assert learner.count("optimizer, publish") == 3
     assert learner.count("forward and backward") == 3 * TINY.prompts
+
+
+@pytest.mark.parametrize("method", ["darts_barrier", "top_up_deferred_quorum", "k1"])
+def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
+    """Unjudged rewards give their row back; legs of an engine that is given up end there."""
+    trace = Trace()
+    workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
+    machines = msgspec.structs.replace(TINY.machines(), reward_s=2.0, chunk_tokens=8)
+    simulation = simulate(TINY.config(METHODS[method]), machines, workload, observers=[trace])
+    simulation.run(seconds=0.3)
+    simulation.tell(EngineLost(engine="e0", why="killed"))
+    gone = simulation.engines.pop("e0")
+    simulation.join("e0", gone.epoch + 1)
+    simulation.run(seconds=1.0)
+    broken = simulation.engines["e1"]
+    frame = broken.flush(simulation.now, frozenset({1}))
+    simulation.tell(msgspec.structs.replace(frame, sequence=frame.sequence + 5))  # a gap
+    simulation.run()
+    rows = checked_spans(trace.document())
+    names = {s["name"] for (process, row), spans in rows.items() if process >= ENGINE and row
+             for s in spans}  # fmt: skip
+    assert "lost" in names
+    rewards = [row for process, row in rows if process == REWARDS]
+    assert len(rewards) <= TINY.prompts * 2 * TINY.size * 2, "rows are used again"
 
 
 def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
