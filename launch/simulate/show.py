@@ -89,14 +89,16 @@ def page(made: dict[str, Any]) -> str:
     knees = [ours.Row(**row) for row in made["knee"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
     replays = [replay.Replay(**row) for row in made["replay"]]
-    fitted = f"Fitted: `within` = {made['paper']['within']:.3f}, on one cell."
+    fitted = ", ".join(f"{name} {value:.3f}" for name, value in made["paper"]["within"].items())
     return "\n".join(
         [
             "# Simulated\n",
             "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
             "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
-            f"{fitted} Speed-up over synchronous rollout. `waiting`: dual-end word by word.\n",
+            "Speed-up over synchronous rollout. Fitted, on one cell of each publication: the",
+            f"deviation of log length within a prompt ({fitted}). `waiting`: dual-end",
+            "selection word by word, each group waits for its longest.\n",
             paper.table(made["paper"]),
             "\n## Ours at published scale\n",
             "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",
