@@ -1,11 +1,12 @@
 """Published speed-ups against simulated ones: one constant fitted on one cell, the rest predicted.
 
-Lengths are not published. For each publication the deviation within a prompt (`within`) is
-chosen so that one of its cells comes out as published; everything else follows from
-hardware, method, and assumptions that stand here. Two readings of "K shortest and L longest
-of M'": `barrier` (the long one is the longest that has finished when the step's last group
-has M; this is `simulated`) and `waiting` (every group waits for its longest, word by word).
-Each with shaping (the policy learns, at a rate that is assumed and not fitted) and without.
+Lengths are not published. For each publication one number of theirs (the deviation of log
+length within a prompt, or the median) is chosen so that one of its cells comes out as
+published; everything else follows from hardware, method, and assumptions that stand here.
+Two readings of "K shortest and L longest of M'": `barrier` (the long one is the longest that
+has finished when the step's last group has M; this is `simulated`) and `waiting` (every group
+waits for its longest, word by word). Each with shaping (the policy learns, at a rate that is
+assumed and not fitted) and without.
 """
 
 from __future__ import annotations
@@ -25,26 +26,44 @@ RATE = 1.0
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A publication: what is assumed of its prompts, and what is fitted."""
+    """A publication: what is assumed of its prompts, and what is fitted.
 
-    fitted: str  # the cell that `within` is fitted on
-    median: float  # tokens
-    between: float  # deviation of log length between prompts
-    low: float  # `within` is looked for from here
-    high: float  # to here; beyond, the limit cuts every method's longest and ratios fall again
+    `constant` is looked for from `low`, where the speed-up is small, to `high`, where it is
+    large: beyond, the limit cuts every method's longest and ratios turn.
+    """
 
-    def lengths(self, within: float) -> Lengths:
-        return Lengths(median=self.median, between=self.between, within=within, uneven=0.3)
+    fitted: str  # the cell that the constant is fitted on
+    constant: str  # the field of Lengths
+    low: float
+    high: float
+    lengths: Lengths
+
+    def of(self, constant: float) -> Lengths:
+        return msgspec.structs.replace(self.lengths, **{self.constant: constant})
 
 
 SOURCES = {
     "DARTS": Source(
-        fitted="ablation 14B: plus sampling", median=800, between=0.4, low=0.15, high=0.45
+        fitted="ablation 14B: plus sampling",
+        constant="within",
+        low=0.15,
+        high=0.45,
+        lengths=Lengths(median=800, between=0.4, within=0.0, uneven=0.3),
     ),
     "RollPacker": Source(
-        fitted="RollPacker, low end", median=2000, between=0.45, low=0.3, high=1.2
+        fitted="RollPacker, low end",
+        constant="within",
+        low=0.05,
+        high=0.6,
+        lengths=Lengths(median=2000, between=0.45, within=0.0, uneven=0.3),
     ),
-    "APRIL": Source(fitted="APRIL, average", median=2000, between=0.45, low=0.0, high=0.8),
+    "APRIL": Source(
+        fitted="APRIL, average",
+        constant="median",
+        low=16_000,
+        high=2000,
+        lengths=Lengths(median=0, between=0.45, within=0.6, uneven=0.3),
+    ),
 }
 _FIT_STEPS = 7
 
@@ -177,9 +196,9 @@ def _others() -> Iterator[Cell]:
         )
 
 
-def speed_up(cell: Cell, reading: str, rate: float, within: float) -> float:
+def speed_up(cell: Cell, reading: str, rate: float, constant: float) -> float:
     """The cell's method over synchronous rollout, in one reading."""
-    lengths = SOURCES[cell.source].lengths(within)
+    lengths = SOURCES[cell.source].of(constant)
     scenario = msgspec.structs.replace(cell.scenario, rate=rate, lengths=lengths)
     wait = {"barrier": "step", "waiting": "group"}[reading]
     ends = (f"selector.dual_end.long_wait={wait}",) if cell.ends else ()
@@ -191,7 +210,7 @@ def speed_up(cell: Cell, reading: str, rate: float, within: float) -> float:
 
 
 def fit(source: str, progress: Callable[[str], None]) -> float:
-    """`within` for which the source's cell is as published, by halving; the nearest if none is.
+    """The constant for which the source's cell is as published, by halving, or the nearest.
 
     Of the barrier with shaping, as the column `simulated`.
     """
@@ -202,7 +221,7 @@ def fit(source: str, progress: Callable[[str], None]) -> float:
     for _ in range(_FIT_STEPS):
         middle = (low + high) / 2
         found = speed_up(cell, "barrier", RATE, middle)
-        progress(f"{source}: within {middle:.3f} gives {found:.3f}, published {cell.published}")
+        progress(f"{source}: {about.constant} {middle:.4g} gives {found:.3f} of {cell.published}")
         low, high = (middle, high) if found < cell.published else (low, middle)
     return middle
 
@@ -210,10 +229,10 @@ def fit(source: str, progress: Callable[[str], None]) -> float:
 def reproduce(
     progress: Callable[[str], None],
     only: Sequence[Cell] | None = None,
-    within: Mapping[str, float] | None = None,
+    constants: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """All cells, both readings, with and without shaping; `within` is fitted unless given."""
-    chosen = within or {source: fit(source, progress) for source in SOURCES}
+    """All cells, both readings, with and without shaping; constants are fitted unless given."""
+    chosen = constants or {source: fit(source, progress) for source in SOURCES}
     rows: list[dict[str, Any]] = []
     for cell in only or cells():
         own = chosen[cell.source]
@@ -228,7 +247,8 @@ def reproduce(
         row["about"] = cell.about
         rows.append(row)
         progress(f"{cell.name}: published {cell.published}, simulated {row['simulated']:.2f}")
-    return {"within": dict(chosen), "rate": RATE, "steps": STEPS, "cells": rows}
+    fitted = {source: [SOURCES[source].constant, value] for source, value in chosen.items()}
+    return {"fitted": fitted, "rate": RATE, "steps": STEPS, "cells": rows}
 
 
 def table(document: dict[str, Any]) -> str:

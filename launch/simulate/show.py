@@ -89,16 +89,19 @@ def page(made: dict[str, Any]) -> str:
     knees = [ours.Row(**row) for row in made["knee"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
     replays = [replay.Replay(**row) for row in made["replay"]]
-    fitted = ", ".join(f"{name} {value:.3f}" for name, value in made["paper"]["within"].items())
+    fitted = ", ".join(
+        f"{source}: {constant} {value:.3g}"
+        for source, (constant, value) in made["paper"]["fitted"].items()
+    )
     return "\n".join(
         [
             "# Simulated\n",
             "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
             "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
-            "Speed-up over synchronous rollout. Fitted, on one cell of each publication: the",
-            f"deviation of log length within a prompt ({fitted}). `waiting`: dual-end",
-            "selection word by word, each group waits for its longest.\n",
+            "Speed-up over synchronous rollout. Fitted, one constant on one cell of each",
+            f"publication: {fitted}. `waiting`: dual-end selection word by word, each group",
+            "waits for its longest.\n",
             paper.table(made["paper"]),
             "\n## Ours at published scale\n",
             "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",

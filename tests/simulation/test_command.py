@@ -99,7 +99,7 @@ def test_cells_of_the_paper_have_both_columns_and_their_error():
         if cell.name.startswith("ablation") or cell.by_tokens
     ]
     said: list[str] = []
-    document = paper.reproduce(said.append, cells, within=dict.fromkeys(paper.SOURCES, 0.5))
+    document = paper.reproduce(said.append, cells, constants={"DARTS": 0.5, "APRIL": 60.0})
     assert len(said) == len(document["cells"]) == 5
     for row, cell in zip(document["cells"], cells, strict=True):
         assert row["name"] == cell.name and row["published"] == cell.published
@@ -122,11 +122,12 @@ def test_every_published_figure_is_a_cell():
 
 
 def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, within: 1.1 + within)
+    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.1 + x)
     assert paper.fit("DARTS", lambda line: None) == pytest.approx(0.3, abs=0.01)
-    assert paper.fit("RollPacker", lambda line: None) == pytest.approx(0.93, abs=0.01)
-    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, within: 1.0)
+    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.0)
     assert paper.fit("DARTS", lambda line: None) == pytest.approx(0.45, abs=0.01), "the nearest"
+    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.0 + 1000 / x)
+    assert paper.fit("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), "falls with x"
 
 
 def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
@@ -210,7 +211,7 @@ def test_the_page_is_made_of_every_part():
                       microseconds_per_chunk=2.0, microseconds_per_decision=30.0,
                       boundary_share=0.1)  # fmt: skip
     made = {
-        "paper": {"within": {"DARTS": 0.5}, "cells": [cell]},
+        "paper": {"fitted": {"DARTS": ["within", 0.5]}, "cells": [cell]},
         "ours": [msgspec.structs.asdict(row)],
         "knee": [msgspec.structs.asdict(row)],
         "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
