@@ -125,6 +125,9 @@ def page(made: dict[str, Any]) -> str:
             "loads.\n",
             replay.table(replays),
             "\n## What a throw-away model said\n",
+            "`launch/simulate/expected.py`; those of the small engine are tests. Not repeated: orders",
+            "by length, a window after the K-th, fixed costs of a step, lengths that are shortened by",
+            "hand, 32 prompts a step.\n",
             expected.table(made["expected"]),
             "",
         ]
