@@ -53,18 +53,18 @@ async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineS
 async def measure(engine: Engine, info: EngineInfo) -> Points:
     """Seconds per token at 1, an eighth, a quarter, half of the slots, and all of them."""
     counts = sorted({1, *(max(2, info.slots // part) for part in (8, 4, 2, 1))})
-    await _batch(engine, info, 1, SHORT)  # what happens only once is no latency
+    await batch(engine, info, 1, SHORT)  # what happens only once is no latency
     points: list[tuple[int, float]] = []
     for count in counts:
         running = min(count, info.slots)
-        short = await _batch(engine, info, running, SHORT)
-        extra = await _batch(engine, info, running, LONG) - short
+        short = await batch(engine, info, running, SHORT)
+        extra = await batch(engine, info, running, LONG) - short
         floor = points[-1][1] if points else 1e-6  # more sequences never take less time
         points.append((count, max(floor, extra / (LONG - SHORT))))
     return tuple(points)
 
 
-async def _batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
+async def batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
     """Seconds from the first request to the last token."""
 
     async def one(number: int) -> None:

@@ -16,21 +16,18 @@ import asyncio
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineInfo, Sampling
 from engines.process import end_group, lead_own_group
-from engines.profile import Points, measure
+from engines.profile import Points, batch, measure
 from engines.worker import build
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.cores import engine_cores
 
 _REPEATS = 5
-_PROMPT_TOKENS = 20
 _DECODED = 64
 _NEIGHBOUR = (
     "import torch; torch.set_num_threads(1); a = torch.randn(256, 256)\n"
@@ -46,27 +43,6 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     beside: float  # a token takes so many times as long while a learner works
 
 
-async def _batch(engine: Engine, info: EngineInfo, count: int, tokens: int, name: str) -> float:
-    """Seconds from the first request to the last token."""
-
-    async def one(number: int) -> None:
-        prompt = [(7 * number + 3 * at) % info.vocabulary for at in range(_PROMPT_TOKENS)]
-        request = Sampling(
-            id=f"{name}-{number}",
-            tokens=prompt,
-            max_tokens=tokens,
-            temperature=1.0,
-            seed=number,
-            ignore_stop=True,
-        )
-        async for _ in engine.generate(request):
-            pass
-
-    started = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(count)))
-    return time.perf_counter() - started
-
-
 async def profile(config: Config) -> EngineProfile:
     """Start the engine, measure, and end it. Raises EngineError."""
     engine = build(config)
@@ -75,22 +51,19 @@ async def profile(config: Config) -> EngineProfile:
         latency = await measure(engine, info)
         few, many = max(1, info.slots // 8), info.slots
 
-        async def seconds(count: int, tokens: int, name: str) -> float:
-            found = [
-                await _batch(engine, info, count, tokens, f"{name}-{count}-{repeat}")
-                for repeat in range(_REPEATS)
-            ]
+        async def seconds(count: int, tokens: int) -> float:
+            found = [await batch(engine, info, count, tokens) for _ in range(_REPEATS)]
             return statistics.median(found)
 
-        first = [await seconds(count, 1, "first") for count in (few, many)]
-        alone = await seconds(many, _DECODED, "alone")
+        first = [await seconds(count, 1) for count in (few, many)]
+        alone = await seconds(many, _DECODED)
         engines_own = engine_cores(config.engine.cpu_cores, os.sched_getaffinity(0))
         others = sorted(os.sched_getaffinity(0) - set(engines_own))
         code = f"import os; os.sched_setaffinity(0, {others})\n{_NEIGHBOUR}"
         neighbour = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
         try:
             await asyncio.sleep(5.0)  # until torch is there
-            together = await seconds(many, _DECODED, "together")
+            together = await seconds(many, _DECODED)
         finally:
             neighbour.kill()
             await neighbour.wait()
