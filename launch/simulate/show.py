@@ -126,8 +126,8 @@ def page(made: dict[str, Any]) -> str:
             replay.table(replays),
             "\n## What a throw-away model said\n",
             "`launch/simulate/expected.py`; those of the small engine are tests. Not repeated:",
-            "orders by length, a window after the K-th, fixed costs of a step, lengths shortened by",
-            "hand, 32 prompts a step.\n",
+            "orders by length, a window after the K-th, fixed costs of a step, lengths shortened",
+            "by hand, 32 prompts a step.\n",
             expected.table(made["expected"]),
             "",
         ]
