@@ -28,7 +28,7 @@ from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
 from pipeline.simulation.costs import EngineCost, LearnerCost
-from pipeline.simulation.loop import Machines
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Recorded
 
 _PROMPT = 20  # tokens; a request costs what the profile says, however they are counted

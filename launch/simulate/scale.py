@@ -18,7 +18,8 @@ from pipeline.configfile import load
 from pipeline.coordinator import Coordinator
 from pipeline.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
 from pipeline.simulation.costs import DEVICES, SHAPES, engine_cost, learner_cost
-from pipeline.simulation.loop import Machines, Simulation
+from pipeline.simulation.loop import Simulation
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 

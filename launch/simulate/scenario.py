@@ -28,7 +28,8 @@ from pipeline.simulation.costs import (
     engine_cost,
     learner_cost,
 )
-from pipeline.simulation.loop import Learns, Machines, Observer, Simulation
+from pipeline.simulation.loop import Learns, Observer, Simulation
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Lesson, Policy
 from pipeline.simulation.workload import Lengths, Parametric, Workload
 

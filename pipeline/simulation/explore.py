@@ -23,7 +23,7 @@ from pipeline.core import Seams, Settings
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.faults import Fault, Faulty, Memory, Rules, What, plan
 from pipeline.simulation.invariants import Violation
-from pipeline.simulation.loop import Machines
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 

@@ -40,7 +40,8 @@ from pipeline.events import (
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.invariants import Violation, check, check_budget, check_train
 from pipeline.simulation.learner import ModelledLearner
-from pipeline.simulation.loop import Machines, Simulation
+from pipeline.simulation.loop import Simulation
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Workload
 
 

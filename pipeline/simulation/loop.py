@@ -10,8 +10,6 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
-
 from pipeline.coordinator import Coordinator
 from pipeline.events import (
     AnyCommand,
@@ -41,9 +39,9 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
-from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.learner import ModelledLearner
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Request, Response, Workload
 from pipeline.waits import waits
 
@@ -53,21 +51,6 @@ _PATIENCE_S = 4.0
 
 class StandsStill(Exception):
     """Nothing is under way, and the run is not over: a rule or a plug-in waits for ever."""
-
-
-class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """What the coordinator is given to work with."""
-
-    engines: int
-    slots: int
-    engine: EngineCost
-    learner: LearnerCost
-    ranks: int = 1
-    chunk_tokens: int = 0  # 0: engines speak only when a response ends
-    delay_s: float = 5e-4  # of every message
-    reward_s: float = 0.0  # from the end of a response to its reward
-    save_s: float = 0.0  # from a cut to its checkpoint
-    tick_s: float = 1.0
 
 
 class Observer(Protocol):

@@ -16,7 +16,8 @@ from launch.simulate.ours import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
 from pipeline.events import EngineLost
 from pipeline.simulation.costs import EngineCost, LearnerCost
-from pipeline.simulation.loop import Machines, Simulation, StandsStill
+from pipeline.simulation.loop import Simulation, StandsStill
+from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 from pipeline.trace import ENGINE, LEARNER, REWARDS, STAGE, Trace
