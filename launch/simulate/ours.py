@@ -35,15 +35,33 @@ METHODS: dict[str, tuple[str, ...]] = {
     "top_up_quorum": (*_TOP_UP, "batch=quorum", _STREAMED),
     "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG, _STREAMED),
     "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum", _STREAMED),
+    "top_up_deferred_half_quorum": (
+        *_TOP_UP,
+        "prompts=tail_batching",
+        "step.reserve=64",
+        _LONG,
+        "batch=quorum",
+        _STREAMED,
+    ),
     "top_up_deferred_barrier": (*_TOP_UP[:3], *_DEFERRED, _LONG,
                                 "selector.dual_end.long_wait=step", _STREAMED),
     "k1": (*SYNC[:3], _STREAMED, "learner.max_staleness=1"),
 }  # fmt: skip
 """Names as in `darts bench compare` where both have them; `deferred` adds tail batching's long
-rounds to top-up, in which ours samples more than M candidates too."""
+rounds to top-up, in which ours samples more than M candidates too; `half`: with half as many
+prompts again, where the others have a quarter."""
 
-SCALE = ("first_m", "tail_batching", "top_up", "top_up_quorum", "top_up_deferred",
-         "top_up_deferred_quorum", "top_up_deferred_barrier", "k1")  # fmt: skip
+SCALE = (
+    "first_m",
+    "tail_batching",
+    "top_up",
+    "top_up_quorum",
+    "top_up_deferred",
+    "top_up_deferred_quorum",
+    "top_up_deferred_half_quorum",
+    "top_up_deferred_barrier",
+    "k1",
+)
 MAP = ("darts_published", "darts_barrier", "first_m", "tail_batching", "top_up_quorum",
        "top_up_deferred_quorum", "k1")  # fmt: skip
 TAILS = (0.3, 0.6, 0.9, 1.2)
