@@ -89,7 +89,7 @@ class Steps:
 
     def restore(self, state: StepState) -> None:
         """Go on with the step that a checkpoint holds."""
-        self.state = state
+        self.state = msgspec.structs.replace(state, skipped=0)  # a resume is a new try
         self.dirty = True
         self._rank_tokens = dict.fromkeys(range(self._core.settings.ranks), 0)
 
@@ -303,6 +303,7 @@ class Steps:
         if self._nonfinite:
             self._skipped("every loss that it tried was not finite")
             return
+        self.state.skipped = 0  # not in a row any more
         core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
         self._report_step({}, {})
         core.step += 1

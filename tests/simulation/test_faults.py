@@ -37,7 +37,16 @@ def test_a_thousand_seeds_with_faults_hold_what_must_hold():
 
 @pytest.mark.parametrize(
     "seed, mode, what",
-    [(363, Mode.CHAOS, "with staleness a group chosen before an audited step waited for a reward")],
+    [
+        (
+            363,
+            Mode.CHAOS,
+            "with staleness a group chosen before an audited step waited for a reward",
+        ),
+        (221955, Mode.HEAL, "resumed after three skipped steps it gave up at the first empty one"),
+        (222923, Mode.CHAOS, "the same"),
+        (231764, Mode.CHAOS, "the same"),
+    ],
 )
 def test_seeds_that_once_failed(seed: int, mode: Mode, what: str):
     assert play(seed, mode).violation == "", what
