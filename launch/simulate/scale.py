@@ -39,7 +39,7 @@ METHODS = {
 _CHUNKS = 600_000
 _WAVES = 2
 """Prompts of a step, in slots: an ended response makes room for one that waits."""
-_WARM = 0.25
+_WARM = 0.15
 """Responses that have ended before the clock starts, for each slot."""
 
 
@@ -127,7 +127,7 @@ def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
     coordinator = Timed(
         assembly.settings(config, prompts=prompts, stop_tokens=STOP), assembly.seams(config), tokens
     )
-    workload = Parametric(Lengths(median=400, between=0.45, within=0.8), Policy(0.0))
+    workload = Parametric(Lengths(median=1200, between=0.45, within=0.8), Policy(0.0))
     simulation = Simulation(coordinator, machines, workload, tokens)
     simulation.begin()
     _run_until(simulation, lambda: coordinator.ended >= _WARM * engines * SLOTS)
