@@ -126,7 +126,7 @@ def test_end_all_reaps_a_child_whose_first_thread_ends_before_the_others(
     first_ends = "print('up', flush=True)\nctypes.CDLL(None).syscall(60, 0)  # this thread's exit"
     code = (
         "import ctypes, os, threading, time\n"
-        "threading.Thread(target=lambda: (time.sleep(1.0), os._exit(5))).start()\n"
+        "threading.Thread(target=lambda: (time.sleep(2.5), os._exit(5))).start()\n"
     )
     child = program(code + first_ends)
     child.start()
