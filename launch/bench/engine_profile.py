@@ -6,7 +6,7 @@ Starts the configuration's engine and measures, on a quiet machine, three things
 of the pipeline is needed for: seconds of a token by running sequences (as every engine does
 at its start); seconds that a request costs before its first token, prompt included; and how
 much slower decoding is while a learner's work (one thread of matrix products) keeps the
-other cores busy. `launch.simulate.replay --profile` predicts steps from them.
+other cores busy. `darts simulate --replay` predicts steps from them.
 """
 
 from __future__ import annotations

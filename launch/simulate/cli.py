@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.simulate import CONFIG
 
-SIMULATE = Path(__file__).resolve().parents[2] / "configs" / "simulate.yaml"
 _RUN = "config overrides shape device tensor_parallel learner_gpus median between within rate"
 _USED = {  # way of `darts simulate` -> what it takes
     "preset": {"out"},
@@ -41,7 +41,7 @@ def simulate(
     context: typer.Context,
     config: Annotated[
         Path, typer.Argument(help=CONFIG_HELP, show_default="configs/simulate.yaml")
-    ] = SIMULATE,
+    ] = CONFIG,
     overrides: Overrides = None,
     preset: Annotated[
         str,
@@ -133,7 +133,7 @@ def simulate(
                 fail(f"--faults is {faults!r}: {error}", 2)
         case _:
             if "=" in str(config):  # an override in the place of the file
-                config, overrides = SIMULATE, [str(config), *(overrides or [])]
+                config, overrides = CONFIG, [str(config), *(overrides or [])]
             scenario = Scenario(
                 shape=shape,
                 device=device,

@@ -13,41 +13,40 @@ from typing import Any
 
 import msgspec
 
+from launch.bench.methods import BASELINE
+from launch.bench.methods import METHODS as BENCH
 from launch.simulate.scenario import PROMPT_TOKENS, Figures, Scenario, run
 from pipeline.simulation.workload import Lengths
 
-_STREAMED = "learner.overlap=group"
-_UNIFORM = ("budget=uniform", "budget.redundancy=1.5", _STREAMED)
-_TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
+SYNC = BENCH[BASELINE].overrides
+_TOP_UP = BENCH["top_up"].overrides
 _DEFERRED = ("prompts=tail_batching", "step.reserve=32")
 _LONG = "prompts.tail_batching.speculate=true"
-
-SYNC = ("budget=uniform", "budget.redundancy=1", "selector=all", "learner.overlap=off")
+_SAME = (
+    "sync_streamed",
+    "darts_published",
+    "darts_barrier",
+    "concise_confident",
+    "first_m",
+    "top_up",
+    "top_up_quorum",
+    "k1",
+)
 METHODS: dict[str, tuple[str, ...]] = {
-    "sync_streamed": (*SYNC[:3], _STREAMED),
-    "darts_published": (*_UNIFORM, "selector.dual_end.long_wait=group"),
-    "darts_barrier": (*_UNIFORM, "selector.dual_end.long_wait=step"),
-    "concise_confident": (*_UNIFORM, "selector.concise_confident.depth=step"),
-    "first_m": (*_UNIFORM, "selector=first_m"),
-    "tail_batching": (*_DEFERRED, "budget=uniform", "budget.redundancy=1.25", "selector=first_m",
-                      _STREAMED),
-    "top_up": (*_TOP_UP, _STREAMED),
-    "top_up_quorum": (*_TOP_UP, "batch=quorum", _STREAMED),
-    "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG, _STREAMED),
-    "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum", _STREAMED),
+    **{name: BENCH[name].overrides for name in _SAME},
+    "tail_batching": (*BENCH["tail_batching"].overrides, "step.reserve=32"),
+    "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG),
+    "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum"),
     "top_up_deferred_half_quorum": (
         *_TOP_UP,
-        "prompts=tail_batching",
+        *_DEFERRED,
         "step.reserve=64",
         _LONG,
         "batch=quorum",
-        _STREAMED,
     ),
-    "top_up_deferred_barrier": (*_TOP_UP[:3], *_DEFERRED, _LONG,
-                                "selector.dual_end.long_wait=step", _STREAMED),
-    "k1": (*SYNC[:3], _STREAMED, "learner.max_staleness=1"),
-}  # fmt: skip
-"""Names as in `darts bench compare` where both have them; `deferred` adds tail batching's long
+    "top_up_deferred_barrier": (*_TOP_UP, *_DEFERRED, _LONG, "selector.dual_end.long_wait=step"),
+}
+"""Those of `darts bench compare` where both have them; `deferred` adds tail batching's long
 rounds to top-up, in which ours samples more than M candidates too; `half`: with half as many
 prompts again, where the others have a quarter."""
 
@@ -88,7 +87,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def bound_seconds(scenario: Scenario, figures: Figures) -> float:
     """What no schedule beats with these tokens: the learner, or engines that always run as many
     sequences as is best; prompts and loads are free."""
-    cost, table = scenario.engine_cost(), scenario.engine_cost().table(scenario.slots)
+    cost = scenario.engine_cost()
+    table = cost.table(scenario.slots)
     mean = figures.trained_tokens / (scenario.prompts * scenario.size)
     token_s = min(  # one after another in a slot: half of each is cached on average
         (table[running] + cost.kv_s * running * (mean / 2 + PROMPT_TOKENS)) / running
@@ -104,15 +104,16 @@ def compare(
 ) -> list[Row]:
     """Each method against synchronous rollout."""
     base, _ = run(scenario, SYNC)
-    rows = [_row("sync", scenario, base, base)]
+    rows = [row("sync", scenario, base, base)]
     for method in methods:
         figures, _ = run(scenario, METHODS[method])
-        rows.append(_row(method, scenario, base, figures))
+        rows.append(row(method, scenario, base, figures))
         progress(f"{method}, {scenario.engines} engines: {rows[-1].speed_up:.2f}x")
     return rows
 
 
-def _row(method: str, scenario: Scenario, base: Figures, own: Figures) -> Row:
+def row(method: str, scenario: Scenario, base: Figures, own: Figures) -> Row:
+    """A method's figures against those of synchronous rollout."""
     trained = own.trained_tokens / base.trained_tokens
     speed_up = base.step_s / own.step_s
     return Row(

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from launch.simulate.ours import SYNC
 from launch.simulate.scenario import Scenario, run
 from pipeline.simulation.workload import Lengths
 
@@ -68,7 +69,6 @@ SOURCES = {
 _FIT_STEPS = 7
 
 _OFF = "learner.overlap=off"
-_SYNC = ("budget=uniform", "budget.redundancy=1", "selector=all", _OFF)
 _UNIFORM = ("budget=uniform", "budget.redundancy=1.25")
 _ADAPTIVE = ("budget=length_variance", "budget.mean=1.25", "selector.dual_end.prune_at=2")
 _TAIL = ("prompts=tail_batching", "step.reserve=32", *_UNIFORM, "selector=first_m")
@@ -136,7 +136,7 @@ def cells() -> list[Cell]:
         ]
     of_14b = _scenario("qwen2.5-14b", 32, 2, streamed=True)
     for name, published, overrides, ends in (
-        ("streaming", 1.09, _SYNC, False),
+        ("streaming", 1.09, SYNC, False),
         ("plus sampling", 1.40, (*_UNIFORM, _OFF), True),
         ("plus allocation", 1.63, _darts(), True),
     ):
@@ -185,7 +185,7 @@ def _others() -> Iterator[Cell]:
             source="APRIL",
             published=published,
             about=f"APRIL, rollout throughput; here 8 engines, {prompts} prompts x 8",
-            overrides=(*_SYNC[:3], _OFF, "learner.max_staleness=2"),
+            overrides=(*SYNC, "learner.max_staleness=2"),
             scenario=msgspec.structs.replace(
                 _scenario("qwen2.5-7b", 8, 1),
                 prompts=prompts,
@@ -202,7 +202,7 @@ def speed_up(cell: Cell, reading: str, rate: float, constant: float) -> float:
     scenario = msgspec.structs.replace(cell.scenario, rate=rate, lengths=lengths)
     wait = {"barrier": "step", "waiting": "group"}[reading]
     ends = (f"selector.dual_end.long_wait={wait}",) if cell.ends else ()
-    base, _ = run(msgspec.structs.replace(scenario, streamed=False), _SYNC)
+    base, _ = run(msgspec.structs.replace(scenario, streamed=False), SYNC)
     own, _ = run(scenario, (*ends, *cell.overrides))
     if cell.by_tokens:  # of a run whose learner takes no time, steps are generation
         return (own.trained_tokens / own.step_s) / (base.trained_tokens / base.step_s)

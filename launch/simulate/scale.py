@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from launch.simulate.scenario import CONFIG, PROMPT_TOKENS, STOP
+from launch.simulate import CONFIG
+from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline import assembly
 from pipeline.configfile import load
 from pipeline.coordinator import Coordinator

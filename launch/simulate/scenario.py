@@ -10,11 +10,11 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from launch.simulate import CONFIG
 from pipeline import assembly
 from pipeline.config import Config
 from pipeline.configfile import load
@@ -33,7 +33,6 @@ from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Lesson, Policy
 from pipeline.simulation.workload import Lengths, Parametric, Workload
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "simulate.yaml"
 PROMPTS = 17_000
 """Of the data set; as many as DAPO-MATH has."""
 PROMPT_TOKENS = 200

@@ -19,9 +19,10 @@ from typing import Any
 
 import msgspec
 
+from launch.bench.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
 from launch.simulate import expected, ours, paper, replay, scale
-from launch.simulate.scenario import Scenario
+from launch.simulate.scenario import Scenario, run
 
 _RUNS = {
     "all": ("selector=all", "budget.redundancy=1"),
@@ -30,7 +31,6 @@ _RUNS = {
     "dual_end, step": ("selector.dual_end.long_wait=step",),
     "top_up": ("selector=first_m", "budget.redundancy=1", "budget.top_up=fewest"),
 }
-_PLAIN = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")
 _KNEES = (0, 64, 128, 256)
 
 Say = Callable[[str], None]
@@ -51,7 +51,7 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, overrides in _RUNS.items():
         run = folder / name.replace(", ", "-")
-        train = ("launch.cli", "train", "configs/quickstart.yaml", *_PLAIN, *overrides)
+        train = ("launch.cli", "train", "configs/quickstart.yaml", *SHORT, *overrides)
         have(run / "result.json", *train, "--out", str(run))
         one = replay.replay(run, engine, replay.left_by_pipeline(overhead))
         say(f"{name}: measured {one.measured:.3f} s, predicted {one.predicted:.3f} s")
@@ -62,10 +62,12 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
 def _knees(say: Say) -> list[dict[str, Any]]:
     """Top-up beyond the knee, where an engine has four times as many requests as its knee."""
     scenario = Scenario(engines=8, steps=20)
+    base, _ = run(scenario, ours.SYNC)
     rows: list[dict[str, Any]] = []
     for knee in _KNEES:
-        ours.METHODS[f"knee {knee}"] = (*ours.METHODS["top_up"], f"engine.knee={knee}")
-        [_, row] = ours.compare(scenario, [f"knee {knee}"], say)
+        own, _ = run(scenario, (*ours.METHODS["top_up"], f"engine.knee={knee}"))
+        row = ours.row(f"knee {knee}", scenario, base, own)
+        say(f"knee {knee}: {row.speed_up:.2f}x")
         rows.append(msgspec.structs.asdict(row))
     return rows
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
-from launch.simulate import expected, ours, paper, replay, scale, show
-from launch.simulate.scenario import CONFIG, Scenario
+from launch.simulate import CONFIG, expected, ours, paper, replay, scale, show
+from launch.simulate.scenario import Scenario
 from pipeline.configfile import dump, load
 from pipeline.simulation.costs import EngineCost
 from pipeline.simulation.workload import Lengths
