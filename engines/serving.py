@@ -9,6 +9,7 @@ groups, rewards or processes (`engines.worker` is the process).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import sys
 import time
@@ -19,17 +20,21 @@ from typing import Any, Protocol
 from engines.base import Engine, EngineError, EngineInfo, Sampling
 from engines.flush import Flusher, Key
 from engines.weights import WeightReceiver, WeightsError
+from pipeline.clocks import boot_id
 from pipeline.messages import (
     PROTOCOL,
     Abort,
     FromPeer,
     Generate,
     Join,
+    LegTimes,
     LoadWeights,
     Manifest,
     Refused,
     Request,
     Shutdown,
+    Span,
+    Spans,
     TokenBatch,
     ToPeer,
     WeightsFailed,
@@ -42,6 +47,7 @@ HEARTBEAT_S = 1.0
 SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
 _END_S = 2.0  # for the last chunks of the aborted legs
 _PROBES = 8  # positions that a probe must compare
+LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
 class Sender(Protocol):
@@ -64,6 +70,8 @@ class Epoch:
     sequence: int = 0
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
+    times: dict[Key, list[float]] = field(default_factory=dict[Key, list[float]])  # begun, first
+    ended: list[LegTimes] = field(default_factory=list[LegTimes])  # since the last frame
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     flush_planned: bool = False
     current: bool = True
@@ -99,6 +107,7 @@ class Worker:
                 vocabulary=info.vocabulary,
                 max_model_tokens=info.max_model_tokens,
                 clock_s=time.monotonic(),
+                boot=boot_id(),
                 about=info.about,
             ),
             self._receive,
@@ -151,7 +160,7 @@ class Worker:
                     await self._abort(message.legs)
                 case LoadWeights():
                     self._loading += 1
-                    self._spawn(self._load(message.manifest))
+                    self._spawn(self._load(message.manifest, time.monotonic()))
                 case Refused():
                     self.end(1, f"the stage refuses it: {message.why}")
                 case Shutdown():
@@ -179,6 +188,7 @@ class Worker:
             return
         epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
         epoch.flusher.begin(key, len(ints(request.prefix)))
+        epoch.times[key] = [time.monotonic(), 0.0]
         task = self._spawn(self._sample(epoch, key, request))
         epoch.tasks.add(task)
         task.add_done_callback(epoch.tasks.discard)
@@ -223,6 +233,11 @@ class Worker:
     ) -> None:
         served = self._version or 0
         epoch.flusher.add(key, tokens, logprobs, served if version is None else version, finish)
+        times = epoch.times[key]
+        if tokens and not times[1]:
+            times[1] = time.monotonic()
+        if finish:
+            epoch.ended.append(LegTimes(*key, *epoch.times.pop(key), time.monotonic()))
         if not epoch.flush_planned:
             # After what else this turn of the loop brings: one frame for all of it.
             epoch.flush_planned = True
@@ -252,7 +267,9 @@ class Worker:
             sampled=epoch.flusher.taken,
             sent_at_s=time.monotonic(),
             chunks=frame.chunks if frame else (),
+            times=tuple(epoch.ended),
         )
+        epoch.ended.clear()
         self._link.send_tokens(
             header, frame.tokens if frame else b"", frame.logprobs if frame else b""
         )
@@ -277,13 +294,15 @@ class Worker:
 
     # --- weights ---------------------------------------------------------------------------
 
-    async def _load(self, manifest: Manifest) -> None:
+    async def _load(self, manifest: Manifest, asked_s: float) -> None:
         epoch = self._epoch
         try:
             async with self._load_order:
                 self._declare()
-                gaps = await self._load_and_prove(manifest)
+                moments = [time.monotonic()]
+                gaps = await self._load_and_prove(manifest, moments)
             if epoch is self._epoch:
+                self._link.send(load_spans(manifest.version, asked_s, moments))
                 self._link.send(WeightsLoaded(version=manifest.version, gaps=gaps))
         except Exception as error:  # the stage decides what a failed load means
             self.log(f"version {manifest.version} is not served: {error}")
@@ -294,19 +313,24 @@ class Worker:
             self._loading -= 1
             self._declare()
 
-    async def _load_and_prove(self, manifest: Manifest) -> dict[str, float]:
+    async def _load_and_prove(self, manifest: Manifest, moments: list[float]) -> dict[str, float]:
+        """The probe's gaps; `moments` gets when each of `LOAD_STAGES` was done."""
         directory = await asyncio.to_thread(self._receiver.receive, manifest)
+        moments.append(time.monotonic())
         if self._epoch is not None:
             self._epoch.flusher.cut()
             self._flush(self._epoch)
         await self._engine.load_weights(str(directory), manifest.version)
         self._version = manifest.version
+        moments.append(time.monotonic())
         if not self._engine.has_model:
+            moments.append(moments[-1])
             return dict.fromkeys(manifest.logprobs, 0.0)
         temperatures = list(manifest.logprobs)
         found = await asyncio.gather(
             *(self._engine.logprobs(manifest.probe, float(t)) for t in temperatures)
         )
+        moments.append(time.monotonic())
         return {
             temperature: gap(logprobs, manifest.logprobs[temperature], temperature)
             for temperature, logprobs in zip(temperatures, found, strict=True)
@@ -337,6 +361,17 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
         await self._engine.close()
+
+
+def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
+    """The load of a version, stage by stage, from the moments between them."""
+    stages = zip(LOAD_STAGES, itertools.pairwise(moments), strict=True)
+    return Spans(
+        spans=tuple(
+            Span(what, begin, end, (version,), 0.0 if at else asked_s)
+            for at, (what, (begin, end)) in enumerate(stages)
+        )
+    )
 
 
 def gap(found: list[float], expected: list[float], temperature: str) -> float:

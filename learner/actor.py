@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from learner.diary import Diary
+from pipeline.clocks import boot_id
 from pipeline.config import Config
 from pipeline.cores import CoresError, engine_cores
 from pipeline.messages import (
@@ -80,6 +82,7 @@ class Actor:
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of what was hinted
         self._last_group = 0.0  # when the step's newest group came
+        self._diary = Diary()
         self._publisher: WeightPublisher | None = None
         self._probe = probe_tokens(parts.vocabulary, parts.special)
         join = Join(
@@ -91,6 +94,7 @@ class Actor:
             vocabulary=parts.vocabulary,
             resumed_step=parts.restored.step,
             clock_s=time.monotonic(),
+            boot=boot_id(),
             about=about(zero.device),
         )
         self._link = Link(directory, join, self.receive)
@@ -104,6 +108,7 @@ class Actor:
             timer.start()
         elif isinstance(message, TrainGroup):
             self._last_group = time.monotonic()
+        self._diary.arrived(message)
         self._inbox.put(message)
 
     def run(self) -> int:
@@ -148,6 +153,7 @@ class Actor:
         with self._passes.timed():
             self._ahead.work()
         self._ahead_s += time.monotonic() - started
+        self._diary.did("logprobs ahead", started)
 
     def _do(self, work: Any) -> None:
         from learner.schedule import Train
@@ -156,9 +162,12 @@ class Actor:
             case Train(groups=groups):
                 self._link.working("backward", STEP_LIMIT_S)
                 started = time.monotonic()
-                for report in self._gradient.add(groups):
-                    self._link.send(report)
+                reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
+                self._diary.did("forward and backward", started, groups)
+                self._link.send(self._diary.take())
+                for report in reports:
+                    self._link.send(report)
                 if self._gradient.empty:  # all failed: the stage may go on to another step
                     self._schedule.done()
             case ForgetGroup(group=group):
@@ -202,11 +211,13 @@ class Actor:
         self._link.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
+        self._diary.did("optimizer step", started, [close])
         self._schedule.done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
             why = "gradient not finite twice"
             log.warning("step %d skipped: %s", close.step, why)
+            self._link.send(self._diary.take())
             self._link.send(StepSkipped(step=close.step, why=why))
             return
         self._version += 1
@@ -216,6 +227,8 @@ class Actor:
         manifest = self._publish()
         if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
+            self._diary.did("publishing weights", started)
+        self._link.send(self._diary.take())
         self._link.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)
         )
@@ -235,6 +248,7 @@ class Actor:
         from learner import saving
 
         self._link.working("writing a checkpoint", STEP_LIMIT_S)
+        started = time.monotonic()
         error = ""
         if order.version != self._version:
             error = f"asked for version {order.version}, but holds {self._version}"
@@ -248,6 +262,7 @@ class Actor:
                 error = f"{type(failure).__name__}: {failure}"
         if error:
             log.error("checkpoint %s: %s", order.directory, error)
+        self._diary.did("writing a checkpoint", started)
         self._link.send(Saved(directory=order.directory, error=error))
 
 

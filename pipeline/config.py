@@ -174,9 +174,12 @@ class Watch(Section, frozen=True, kw_only=True):
     """How long engines and learner may take to join; then the run stops, naming who is missing."""
     stop_s: float = 10.0
     """From Ctrl-C to the end of every process, a checkpoint included."""
-    trace_steps: int = 0
+    timing: bool = True
+    """Note who did what when: latency percentiles and the critical path of every step, in
+    `metrics.jsonl`."""
+    trace_steps: int = 5
     """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
-    ui.perfetto.dev; 0: none."""
+    ui.perfetto.dev and the report; 0: none. Needs `timing`."""
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.messages import ChunkHead, TrainMember
+from pipeline.messages import ChunkHead, LegTimes, TrainMember
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -41,6 +41,8 @@ class Tokens(Event, frozen=True, kw_only=True):
     chunks: tuple[ChunkHead, ...]
     tokens: bytes  # int32
     logprobs: bytes  # float32
+    sent_s: float = 0.0  # in the stage's clock; 0.0: not known
+    times: tuple[LegTimes, ...] = ()  # of the legs that end here, in the stage's clock
 
 
 class WeightsServed(Event, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ class RewardReady(Event, frozen=True, kw_only=True):
     trajectory: int
     value: float
     parts: dict[str, float] = {}
+    times: tuple[float, float] | None = None  # when a worker began and ended
 
 
 class RewardMissing(Event, frozen=True, kw_only=True):
@@ -143,6 +146,7 @@ class Place(Command, frozen=True, kw_only=True):
     prefix: bytes
     max_tokens: int
     seed: int
+    since: float = 0.0  # when it began to wait for a slot
 
 
 class EndLegs(Command, frozen=True, kw_only=True):

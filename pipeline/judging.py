@@ -47,7 +47,7 @@ class Judging:
         self._wanted.add(trajectory)
         try:
             sample = self._sample(command)
-            score = await self._pool.score(sample, trajectory)
+            scored = await self._pool.score(sample, trajectory)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if trajectory not in self._wanted or (task is not None and task.cancelling()):
@@ -63,9 +63,15 @@ class Judging:
             self._answer(RewardMissing(trajectory=trajectory, why=repr(error)))
         else:
             if command.kind == "eval":
-                self._show(sample.prompt, sample.response, score.value)
-            parts = dict(score.parts)
-            self._answer(RewardReady(trajectory=trajectory, value=score.value, parts=parts))
+                self._show(sample.prompt, sample.response, scored.value)
+            self._answer(
+                RewardReady(
+                    trajectory=trajectory,
+                    value=scored.value,
+                    parts=scored.parts,
+                    times=scored.times,
+                )
+            )
         finally:
             self._wanted.discard(trajectory)
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Grows with every change of a message; peers of another version are refused."""
 
 MAX_CONTROL_BYTES = 64 << 20
@@ -57,6 +57,16 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
 FINISHES = frozenset({"", "stop", "length", "abort", "error"})
 
 
+class LegTimes(msgspec.Struct, frozen=True, array_like=True):
+    """When an engine worked on a leg that has ended; seconds of its monotonic clock."""
+
+    trajectory: Count
+    leg: Count
+    begun_s: float  # the request was there
+    first_s: float  # its first token was there; 0.0: it has none
+    last_s: float  # its finish was there
+
+
 class TokenBatch(Message, frozen=True, kw_only=True):
     """Header of one flush of an engine; an empty one is its in-band heartbeat.
 
@@ -71,6 +81,7 @@ class TokenBatch(Message, frozen=True, kw_only=True):
     sampled: Count  # response tokens sampled by this epoch so far, this frame included
     sent_at_s: float  # the engine's monotonic clock
     chunks: tuple[ChunkHead, ...] = ()
+    times: tuple[LegTimes, ...] = ()  # of the legs that end in this frame
 
 
 # --- control plane: a peer -> stage --------------------------------------------------------
@@ -90,6 +101,7 @@ class Join(Message, frozen=True, kw_only=True):
     max_model_tokens: Count = 0  # prompt and response together; 0: no limit known
     resumed_step: int = -1  # learners: the checkpoint they loaded, -1 for none
     clock_s: float = 0.0  # the peer's monotonic clock, for aligned traces
+    boot: str = ""  # names its kernel's boot: within one, monotonic clocks are one clock
     about: dict[str, str] = {}  # versions of libraries, device; logged
 
 
@@ -99,6 +111,25 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     progress: Count  # moved by the working loop
     activity: str  # what the working loop does now ("idle" may stand still for ever)
     budget_s: float  # how long `progress` may stand still in this activity
+    clock_s: float = 0.0  # the peer's monotonic clock
+    echo_s: float = 0.0  # the stage's clock in the newest `Alive` that has come; 0.0: none yet
+    held_s: float = 0.0  # seconds since that came
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of work of a peer; seconds of its monotonic clock."""
+
+    what: str
+    start_s: float
+    end_s: float
+    of: tuple[int, ...] = ()  # groups, step or version that it was for
+    asked_s: float = 0.0  # when the last order that it answers had come; 0.0: nobody asked
+
+
+class Spans(Message, frozen=True, kw_only=True):
+    """What a peer did since it last said so, ahead of the answer that tells of its end."""
+
+    spans: tuple[Span, ...]
 
 
 class WeightsLoaded(Message, frozen=True, kw_only=True):
@@ -191,6 +222,8 @@ class Refused(Message, frozen=True, kw_only=True):
 
 class Alive(Message, frozen=True, kw_only=True):
     """The stage's own heartbeat: a peer that misses it for long is an orphan and exits."""
+
+    clock_s: float = 0.0  # the stage's monotonic clock
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +318,7 @@ class Shutdown(Message, frozen=True, kw_only=True):
 FromPeer = (
     Join
     | Heartbeat
+    | Spans
     | WeightsLoaded
     | WeightsFailed
     | GroupTrained

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.clocks import PeerClock, boot_id
 from pipeline.latency import Latency
 from pipeline.messages import PROTOCOL, Heartbeat, Join
 
@@ -21,6 +22,7 @@ class Peer:
     join: Join
     epoch: int
     heard: float
+    clock: PeerClock
     progress: int = -1
     moved: float = 0.0
     activity: str = "joined"
@@ -36,10 +38,11 @@ class Peers:
 
     def __init__(self) -> None:
         self.by_identity: dict[bytes, Peer] = {}
+        self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
 
     def named(self, name: str) -> Peer | None:
-        return next((p for p in self.by_identity.values() if p.name == name), None)
+        return self._by_name.get(name)
 
     def with_role(self, role: str) -> list[Peer]:
         return [p for p in self.by_identity.values() if p.join.role == role]
@@ -53,17 +56,22 @@ class Peers:
         """A new process; its epoch is one more than its predecessor's."""
         epoch = self._epochs.get(join.name, -1) + 1
         self._epochs[join.name] = epoch
-        peer = Peer(identity=identity, join=join, epoch=epoch, heard=now, moved=now)
-        self.by_identity[identity] = peer
+        clock = PeerClock(join.clock_s, now, same=join.boot != "" and join.boot == boot_id())
+        peer = Peer(identity=identity, join=join, epoch=epoch, heard=now, clock=clock, moved=now)
+        self.by_identity[identity] = self._by_name[join.name] = peer
         return peer
 
     def leave(self, peer: Peer) -> None:
         self.by_identity.pop(peer.identity, None)
+        if self._by_name.get(peer.name) is peer:
+            del self._by_name[peer.name]
 
     def beat(self, peer: Peer, beat: Heartbeat, now: float) -> None:
         if beat.progress != peer.progress or beat.activity != peer.activity:
             peer.progress, peer.moved = beat.progress, now
         peer.activity, peer.budget_s = beat.activity, beat.budget_s
+        if beat.echo_s:
+            peer.clock.beat(now, beat.clock_s, beat.echo_s, beat.held_s)
 
     def silent(self, now: float, limit_s: float) -> list[Peer]:
         """Peers whose thread has not been heard of for `limit_s`."""

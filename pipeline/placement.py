@@ -169,7 +169,7 @@ class Placement:
         if trajectory.state is State.PARKED:
             trajectory.advance(Cause.RESUMED, core.now)
             core.ledger.move(trajectory.held, "parked", "open")
-        group = core.groups[trajectory.group]
+        group, queued = core.groups[trajectory.group], trajectory.since
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
         self.fleet.start(engine, (trajectory.id, trajectory.leg))
@@ -185,6 +185,7 @@ class Placement:
                 prefix=bytes(trajectory.tokens),
                 max_tokens=trajectory.max_tokens - trajectory.held,
                 seed=core.seed_of(group, trajectory),
+                since=queued,
             )
         )
 

@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent
+from pipeline.messages import Span
 from pipeline.runfolder import RunFolder
-from pipeline.trace import Trace
+from pipeline.trace import Tracer
 
 # tensorboardX loads torch where it finds it, which costs the stage seconds and 200 MB.
 _torch_before = sys.modules.get("torch")
@@ -48,12 +50,28 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class Records:
-    """Open files of one run; `close()` at the end."""
+    """Open files of one run; `close()` at the end.
 
-    def __init__(self, run: RunFolder, resumed_step: int = -1, trace_steps: int = 0) -> None:
+    Args:
+        trace_steps: steps from the start (or resume) whose trace is kept.
+        timed: note who did what when; without it there are neither timing figures nor a trace.
+        reward_workers: see `timing.figures`.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        resumed_step: int = -1,
+        trace_steps: int = 0,
+        *,
+        timed: bool = True,
+        reward_workers: int = 0,
+    ) -> None:
         self._run = run
         first = max(0, resumed_step)
-        self._trace = Trace(first, first + trace_steps - 1) if trace_steps else None
+        self._traced = range(first, first + trace_steps)
+        self._tracer = Tracer(self._traced.start, self._traced.stop - 1) if timed else None
+        self._reward_workers = reward_workers
         self._files: dict[Path, BinaryIO] = {}
         self._board = SummaryWriter(
             str(run.tensorboard),
@@ -68,24 +86,37 @@ class Records:
             self._line(self._run.decisions, {"what": what, **fields})
             return
         self._line(self._run.metrics, {"what": what, "time": round(time.time(), 3), **fields})
-        if what in ("step", "eval"):
+        if what in ("step", "eval", "timing"):
             for name, value in _flat(fields).items():
                 tag = _NOT_A_TAG.sub("_", f"{what}/{name}")
                 self._board.add_scalar(tag, value, fields["step"])
         if what == "eval":
             self._write_samples(fields["step"])
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
-        """What the coordinator heard and said, for the trace of the first steps."""
-        if self._trace is not None:
-            self._trace.saw(now, event, commands)
-            if self._trace.done:
-                self._write_trace()
+    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float) -> None:
+        """What the coordinator heard and said; see `Timeline.saw`."""
+        if self._tracer is None:
+            return
+        record = self._tracer.saw(now, event, commands, done)
+        if record is not None:
+            self.write("timing", timing.figures(record, self._reward_workers))
+            if record.step == self._traced.stop - 1:
+                self._write_trace(over=False)
 
-    def _write_trace(self) -> None:
-        if self._trace is not None:
-            self._run.trace.write_bytes(msgspec.json.encode(self._trace.document()))
-            self._trace = None
+    def did(self, role: str, name: str, rank: int, spans: Sequence[Span]) -> None:
+        """What a peer says of its own work, in the stage's clock."""
+        if self._tracer is None:
+            return
+        if role == "learner":
+            self._tracer.timeline.worked(rank, spans)
+        else:
+            self._tracer.timeline.loaded(name, spans)
+
+    def _write_trace(self, *, over: bool) -> None:
+        """The steps that are traced, in one file, once."""
+        if self._tracer is not None and self._traced:
+            self._run.trace.write_bytes(msgspec.json.encode(self._tracer.document(over=over)))
+            self._traced = range(0)
 
     def sample(self, prompt: str, response: str, reward: float | None) -> None:
         """A scored response of an evaluation; the first few are kept as text."""
@@ -127,5 +158,5 @@ class Records:
         for file in self._files.values():
             file.close()
         self._files = {}
-        self._write_trace()
+        self._write_trace(over=True)
         self._board.close()

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
@@ -62,6 +63,14 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     failed: int  # of those
 
 
+class Scored(msgspec.Struct, frozen=True):
+    """A reward, and when its worker began and ended, seconds of the monotonic clock."""
+
+    value: float
+    parts: dict[str, float]
+    times: tuple[float, float]
+
+
 class RewardPool:
     """Scores samples with one plug-in; used from one event loop, as an async context manager."""
 
@@ -71,7 +80,7 @@ class RewardPool:
         self._options = self._guards(plugin)
         self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
         self._pool: pebble.ProcessPool | None = None
-        self._calls: dict[int, asyncio.Task[Score]] = {}
+        self._calls: dict[int, asyncio.Task[Scored]] = {}
         self._in_flight = 0
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
@@ -112,7 +121,7 @@ class RewardPool:
         if answer[0] == "error":
             raise RewardFailed(f"reward {self._plugin.name!r}: {answer[1]}", answer[2])
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Score:
+    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
         """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
         task = asyncio.ensure_future(self._call(sample))
         if trajectory is not None:
@@ -135,6 +144,11 @@ class RewardPool:
         task = self._calls.get(trajectory)
         if task is not None:
             task.cancel()
+
+    @property
+    def workers(self) -> int:
+        """Processes that score."""
+        return self._options.workers
 
     def statistics(self) -> Figures:
         running = min(self._in_flight, self._options.workers)
@@ -172,7 +186,7 @@ class RewardPool:
 
     # --- one call -------------------------------------------------------------------------
 
-    async def _call(self, sample: Sampled) -> Score:
+    async def _call(self, sample: Sampled) -> Scored:
         self._in_flight += 1
         try:
             try:
@@ -185,7 +199,7 @@ class RewardPool:
             self._in_flight -= 1
         if answer[0] == "error":
             raise RewardFailed(answer[1], answer[2])
-        return Score(answer[1], answer[2])
+        return Scored(*answer[1:])
 
     async def _ask(self, sample: Sampled) -> tuple[Any, ...]:
         try:
@@ -282,9 +296,10 @@ def _warm_up() -> tuple[Any, ...]:
 
 
 def _score(sample: Sampled) -> tuple[Any, ...]:
-    """("ok", value, parts) or ("error", why, traceback)."""
+    """("ok", value, parts, (begun, ended)) or ("error", why, traceback)."""
     if _failure:
         return _failure
+    begun = time.monotonic()  # this machine's clock, as the stage's
     try:
         result = _reward.score(sample)
         if inspect.isawaitable(result):
@@ -292,7 +307,7 @@ def _score(sample: Sampled) -> tuple[Any, ...]:
         value, parts = checked(result)
     except Exception as error:
         return _as_data(error)
-    return "ok", value, parts
+    return "ok", value, parts, (begun, time.monotonic())
 
 
 async def _awaited(result: Any) -> Any:

@@ -22,6 +22,7 @@ from pipeline import snapshot
 from pipeline.assembly import Parts
 from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
+from pipeline.door import Door
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
@@ -58,21 +59,20 @@ from pipeline.messages import (
     LoadWeights,
     Manifest,
     Published,
-    Refused,
     Saved,
     Shutdown,
+    Spans,
     StepDone,
     TrainGroup,
-    Welcome,
     WireError,
     decode_tokens,
 )
 from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers, complaint
+from pipeline.peers import Peer, Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
-from pipeline.translate import engine_joined, event_of, tokens_event
+from pipeline.translate import engine_joined, event_of, span_here, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -90,7 +90,15 @@ class Stage:
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers()
         self._outbox = Outbox(parts.hub, self._peers, self._lose)
-        self._records = Records(parts.run, parts.resumed_step, parts.config.watch.trace_steps)
+        self._door = Door(parts, self._peers, self._outbox, self._lose, tell_launcher)
+        watch = parts.config.watch
+        self._records = Records(
+            parts.run,
+            parts.resumed_step,
+            watch.trace_steps,
+            timed=watch.timing,
+            reward_workers=pool.workers,
+        )
         self._events: deque[AnyEvent] = deque()
         self._handling = False
         self._manifests: dict[int, Manifest] = {}
@@ -164,7 +172,9 @@ class Stage:
             if header.incarnation != self.parts.incarnation:
                 self.refused_frames += 1
                 continue
-            self.tell(tokens_event(header, tokens, logprobs))
+            peer = self._peers.named(header.engine)
+            offset = peer.clock.offset if peer is not None else 0.0
+            self.tell(tokens_event(header, tokens, logprobs, offset))
 
     async def _clock_loop(self) -> None:
         last = time.monotonic()
@@ -186,7 +196,7 @@ class Stage:
             self._check_joined(now)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
-                self._outbox.to_all(Alive())
+                self._outbox.to_all(Alive(clock_s=now))
                 self._records.flush()
                 self.tell(Tick())
                 self._tell_launcher({"live": self.coordinator.live(self._training_s)})
@@ -219,8 +229,8 @@ class Stage:
             while self._events and not self._over.is_set():
                 heard, now = self._events.popleft(), time.monotonic()
                 commands = self.coordinator.handle(heard, now)
-                self._records.saw(now, heard, commands)
                 self._carry_out_all(commands)
+                self._records.saw(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it
@@ -317,7 +327,10 @@ class Stage:
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
         if isinstance(message, Join):
-            self._join(identity, message, now)
+            if (entered := self._door.enter(identity, message, now)) is not None:
+                joined = LearnerJoined(rank=message.rank)
+                engine = message.role == "engine"
+                self.tell(engine_joined(message, entered.epoch) if engine else joined)
             return
         peer = self._peers.by_identity.get(identity)
         if peer is None:
@@ -326,6 +339,10 @@ class Stage:
         match message:
             case Heartbeat():
                 self._peers.beat(peer, message, now)
+                return
+            case Spans(spans=spans):
+                here = [span_here(span, peer.clock.offset) for span in spans]
+                self._records.did(peer.join.role, peer.name, peer.join.rank, here)
                 return
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
@@ -340,41 +357,6 @@ class Stage:
         self._manifests[manifest.version] = manifest
         for old in [v for v in self._manifests if v < manifest.version - 1]:
             del self._manifests[old]
-
-    def _join(self, identity: bytes, join: Join, now: float) -> None:
-        known = self._peers.by_identity.get(identity)
-        if known is None:
-            problem = complaint(
-                join,
-                self._config.learner.ranks,
-                self.parts.tokenizer.vocabulary,
-                self.parts.resumed_step,
-                self.parts.longest,
-            )
-            if problem:
-                log.error("%s refused: %s", join.name, problem)
-                self._outbox.last_word(identity, Refused(why=problem))
-                self._tell_launcher({"say": f"{join.name} refused: {problem}"})
-                return
-            before = self._peers.named(join.name)
-            if before is not None:
-                self._lose(before, "a new process has its name")
-            known = self._peers.enter(identity, join, now)
-            log.info("%s joined, epoch %d, %s", join.name, known.epoch, join.about)
-        known.heard = now
-        welcome = Welcome(
-            incarnation=self.parts.incarnation,
-            epoch=known.epoch,
-            weights_directory=str(self.parts.weights),
-        )
-        self._outbox.send(known, welcome)
-        if known.activity != "joined" or identity not in self._peers.by_identity:
-            return  # a repeated join of a peer that is at work, or one that is gone again
-        known.activity = "welcomed"
-        if join.role == "engine":
-            self.tell(engine_joined(join, known.epoch))
-        else:
-            self.tell(LearnerJoined(rank=join.rank))
 
     def _save(self, step: int, version: int) -> None:
         about = {

@@ -22,8 +22,10 @@ from pipeline.messages import (
     GroupTrained,
     Ints,
     Join,
+    LegTimes,
     Published,
     Request,
+    Span,
     StepDone,
     StepSkipped,
     TokenBatch,
@@ -61,8 +63,10 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
             raise WireError(f"{name}: {type(message).__name__} is nothing to decide about")
 
 
-def tokens_event(header: TokenBatch, tokens: Ints, logprobs: Floats) -> Tokens:
-    """One data-plane frame."""
+def tokens_event(
+    header: TokenBatch, tokens: Ints, logprobs: Floats, offset_s: float = 0.0
+) -> Tokens:
+    """One data-plane frame; `offset_s` makes the stage's clock of the engine's."""
     return Tokens(
         engine=header.engine,
         epoch=header.epoch,
@@ -71,7 +75,24 @@ def tokens_event(header: TokenBatch, tokens: Ints, logprobs: Floats) -> Tokens:
         chunks=header.chunks,
         tokens=tokens.tobytes(),
         logprobs=logprobs.tobytes(),
+        sent_s=header.sent_at_s + offset_s,
+        times=tuple(times_here(times, offset_s) for times in header.times),
     )
+
+
+def times_here(times: LegTimes, offset_s: float) -> LegTimes:
+    """A leg's times in the stage's clock."""
+    if not offset_s:
+        return times
+    begun, first, last = times.begun_s, times.first_s, times.last_s
+    first = first and first + offset_s
+    return LegTimes(times.trajectory, times.leg, begun + offset_s, first, last + offset_s)
+
+
+def span_here(span: Span, offset_s: float) -> Span:
+    """A peer's work in the stage's clock."""
+    asked = span.asked_s and span.asked_s + offset_s
+    return Span(span.what, span.start_s + offset_s, span.end_s + offset_s, span.of, asked)
 
 
 def request_of(command: Place, prompt: bytes, temperature: float) -> Request:

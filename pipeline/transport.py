@@ -249,6 +249,7 @@ class Link:
         next_beat = 0.0
         orphaned = False
         welcome: Welcome | None = None
+        alive, alive_at = Alive(), heard
 
         def send_control(payload: bytes) -> None:
             nonlocal sequence
@@ -263,7 +264,12 @@ class Link:
                 next_beat = now + self._heartbeat_s
                 beat: FromPeer = (
                     Heartbeat(
-                        progress=self._progress, activity=self._activity, budget_s=self._budget_s
+                        progress=self._progress,
+                        activity=self._activity,
+                        budget_s=self._budget_s,
+                        clock_s=now,
+                        echo_s=alive.clock_s,
+                        held_s=now - alive_at,
                     )
                     if self._welcomed
                     else self._join
@@ -300,5 +306,7 @@ class Link:
                 if isinstance(message, Welcome | Refused):
                     welcome = message if isinstance(message, Welcome) else None
                     self._welcomed = welcome is not None
-                if not isinstance(message, Alive):
+                if isinstance(message, Alive):
+                    alive, alive_at = message, heard
+                else:
                     self._receive(message)

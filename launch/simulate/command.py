@@ -28,7 +28,7 @@ from pipeline.simulation.explore import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Parametric
-from pipeline.trace import Trace
+from pipeline.trace import Tracer
 
 PRESETS = ("paper", "ours", "map", "scale")
 
@@ -81,7 +81,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
     machines = msgspec.structs.replace(scenario.machines(), chunk_tokens=config.engine.chunk_tokens)
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
-        spans = Trace()
+        spans = Tracer()
         if trace is not None:
             observers.append(spans)
         simulation = simulate(

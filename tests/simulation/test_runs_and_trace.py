@@ -20,7 +20,7 @@ from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
-from pipeline.trace import ENGINE, LEARNER, REWARDS, STAGE, Trace
+from pipeline.trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
 from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
@@ -192,7 +192,7 @@ def test_wider_tails_pay_more():
 
 
 def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
-    trace = Trace()
+    trace = Tracer()
     simulation = played(TINY, METHODS["darts_barrier"], trace)
     document = json.loads(json.dumps(trace.document()))
     rows = checked_spans(document)
@@ -216,7 +216,7 @@ def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
 @pytest.mark.parametrize("method", ["darts_barrier", "top_up_deferred_quorum", "k1"])
 def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
     """Unjudged rewards give their row back; legs of an engine that is given up end there."""
-    trace = Trace()
+    trace = Tracer()
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
     machines = msgspec.structs.replace(TINY.machines(), reward_s=2.0, chunk_tokens=8)
     simulation = simulate(TINY.config(METHODS[method]), machines, workload, observers=[trace])
@@ -238,7 +238,7 @@ def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
 
 
 def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
-    trace = Trace()
+    trace = Tracer()
     played(TINY, METHODS["first_m"], trace)
     document = trace.document()
     checked_spans(document)
@@ -250,7 +250,7 @@ def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
 
 
 def test_a_trace_can_be_of_some_steps_only():
-    trace = Trace(first=1, last=1)
+    trace = Tracer(first=1, last=1)
     played(TINY, METHODS["first_m"], trace)
     steps = [s["name"] for s in checked_spans(trace.document())[STAGE, 1]]
     assert steps == ["step 2"]

@@ -1,0 +1,62 @@
+"""Who comes in: a join is checked, refused with a reason, or welcomed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.assembly import Parts
+from pipeline.messages import Join, Refused, Welcome
+from pipeline.outbox import Outbox
+from pipeline.peers import Peer, Peers, complaint
+
+log = logging.getLogger("stage")
+
+
+class Door:
+    """`lose(peer, why)`: its name belongs to a new process; `say`: to the launcher."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        peers: Peers,
+        outbox: Outbox,
+        lose: Callable[[Peer, str], None],
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._parts, self._peers, self._outbox = parts, peers, outbox
+        self._lose, self._say = lose, say
+
+    def enter(self, identity: bytes, join: Join, now: float) -> Peer | None:
+        """The peer that has come in just now; None if it was in already, is refused or gone."""
+        peer = self._peers.by_identity.get(identity) or self._admit(identity, join, now)
+        if peer is None:
+            return None
+        peer.heard = now
+        welcome = Welcome(
+            incarnation=self._parts.incarnation,
+            epoch=peer.epoch,
+            weights_directory=str(self._parts.weights),
+        )
+        self._outbox.send(peer, welcome)
+        if peer.activity != "joined" or identity not in self._peers.by_identity:
+            return None  # a repeated join of a peer that is at work, or one that is gone again
+        peer.activity = "welcomed"
+        return peer
+
+    def _admit(self, identity: bytes, join: Join, now: float) -> Peer | None:
+        parts = self._parts
+        ranks, vocabulary = parts.config.learner.ranks, parts.tokenizer.vocabulary
+        problem = complaint(join, ranks, vocabulary, parts.resumed_step, parts.longest)
+        if problem:
+            log.error("%s refused: %s", join.name, problem)
+            self._outbox.last_word(identity, Refused(why=problem))
+            self._say({"say": f"{join.name} refused: {problem}"})
+            return None
+        before = self._peers.named(join.name)
+        if before is not None:
+            self._lose(before, "a new process has its name")
+        peer = self._peers.enter(identity, join, now)
+        log.info("%s joined, epoch %d, %s", join.name, peer.epoch, join.about)
+        return peer

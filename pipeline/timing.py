@@ -1,0 +1,207 @@
+"""Figures of a step's time: how long everything took, who waited, and for whom.
+
+Turns a `StepRecord` into the `timing` line of `metrics.jsonl`. Names are the field's:
+time to first token, inter-token latency (the mean within a response, over responses).
+Pure.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.spans import Handover, Leg, StepRecord
+
+PERCENTILES = (50, 95, 99)
+LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))
+"""Percentile groups of response length that lives are told of."""
+_STRAGGLERS = 5  # groups that waited longest for one trajectory
+
+
+def figures(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
+    """The fields of a step's `timing` line; seconds, but for counts and shares.
+
+    Args:
+        reward_workers: processes that score; 0: not known, no `bubble_reward`.
+    """
+    seconds = record.end - record.since
+    legs = [leg for leg in record.legs if leg.kind == "train"]
+    known = {key: summary(values) for key, values in samples(record, legs).items() if values}
+    path = [[s.lane, s.what, round(s.seconds, 6), s.detail] for s in record.path]
+    found: dict[str, Any] = {
+        "step": record.step,
+        "seconds": seconds,
+        "since_s": record.since,
+        "critical_path": path,
+        "explained_share": sum(s.seconds for s in record.path) / seconds if seconds > 0 else 1.0,
+        "percentiles": known,
+        "engines": by_engine(legs),
+        "lives": lives(legs, record.handovers),
+        "stragglers": stragglers(record),
+    }
+    if reward_workers and seconds > 0:
+        busy_s = sum(s.ended - s.begun for s in record.scorings)
+        found["bubble_reward"] = 1.0 - min(1.0, busy_s / (seconds * reward_workers))
+    return found
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Count, percentiles and maximum.
+
+    >>> summary([1.0, 2.0, 3.0])
+    {'count': 3, 'p50': 2.0, 'p95': 2.9, 'p99': 2.98, 'max': 3.0}
+    """
+    found = np.percentile(values, PERCENTILES).tolist()
+    named = {f"p{p}": round(value, 6) for p, value in zip(PERCENTILES, found, strict=True)}
+    return {"count": len(values), **named, "max": round(max(values), 6)}
+
+
+def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
+    """Every measured time of the step, by name; seconds."""
+    timed = [leg for leg in legs if leg.first]
+    loads, handovers = record.loads, record.handovers
+    received = [h for h in handovers if h.received]
+    arrived = {leg.trajectory: leg.heard for leg in _last_legs(record).values()}
+    publishes = [w for w in record.works if w.what == "publishing weights"]
+    return {
+        "slot_wait_s": [leg.placed - leg.queued for leg in legs if leg.queued],
+        "time_to_first_token_s": [leg.first - leg.placed for leg in timed],
+        "inter_token_s": [t for leg in timed if (t := inter_token_s(leg)) is not None],
+        "chunk_to_stage_s": record.frames,
+        "decision_s": [d.seconds for d in record.decisions],
+        "reward_wait_s": [s.begun - s.asked for s in record.scorings],
+        "reward_s": [s.ended - s.begun for s in record.scorings],
+        "group_s": _group_times(record),
+        "group_to_learner_s": [h.received - h.sent for h in received],
+        "learner_wait_s": [h.begun - h.received for h in received],
+        "last_token_to_trained_s": [
+            h.heard - max(ends)
+            for h in handovers
+            if (ends := [arrived[t] for t in h.trajectories if t in arrived])
+        ],
+        "weights_publish_s": [w.end - w.start for w in publishes],
+        "weights_load_s": [load.heard - load.asked for load in loads if load.served],
+    }
+
+
+def inter_token_s(leg: Leg) -> float | None:
+    """Mean seconds between tokens of a leg; None with fewer than two, or times unknown."""
+    if leg.tokens < 2 or not leg.first or not leg.last:
+        return None
+    return (leg.last - leg.first) / (leg.tokens - 1)
+
+
+def by_engine(legs: Iterable[Leg]) -> dict[str, dict[str, float]]:
+    """Each engine's median inter-token latency, legs and tokens."""
+    found: dict[str, list[Leg]] = {}
+    for leg in legs:
+        found.setdefault(leg.engine, []).append(leg)
+    table: dict[str, dict[str, float]] = {}
+    for engine, mine in sorted(found.items()):
+        paces = [pace for leg in mine if (pace := inter_token_s(leg)) is not None]
+        table[engine] = {"legs": len(mine), "tokens": sum(leg.tokens for leg in mine)}
+        if paces:
+            table[engine]["inter_token_s"] = statistics.median(paces)
+    return table
+
+
+def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, Any]]:
+    """Where trajectories spent their time, by percentile group of their response length: the mean
+    seconds of each phase, over those that came to it."""
+    mine: dict[int, list[Leg]] = {}
+    for leg in legs:
+        mine.setdefault(leg.trajectory, []).append(leg)
+    if not mine:
+        return []
+    taken = {t: h for h in handovers for t in h.trajectories}
+    order = sorted(mine, key=lambda trajectory: mine[trajectory][0].length)
+    found: list[dict[str, Any]] = []
+    for low, high in LENGTHS:
+        chosen = order[_rank(low, len(order)) : _rank(high, len(order))]
+        if not chosen:
+            continue
+        phases: dict[str, list[float]] = {}
+        for trajectory in chosen:
+            for name, seconds in _phases(mine[trajectory], taken.get(trajectory)).items():
+                phases.setdefault(name, []).append(seconds)
+        lengths = [mine[trajectory][0].length for trajectory in chosen]
+        found.append(
+            {
+                "group": f"p{low}-p{high}",
+                "trajectories": len(chosen),
+                "tokens_mean": sum(lengths) / len(lengths),
+                "seconds": {name: sum(s) / len(chosen) for name, s in phases.items()},
+            }
+        )
+    return found
+
+
+def _rank(percent: int, count: int) -> int:
+    return round(percent / 100 * count)
+
+
+def _phases(legs: Sequence[Leg], handover: Handover | None) -> Mapping[str, float]:
+    found: dict[str, float] = {}
+    for leg in legs:
+        first = leg.first or leg.heard
+        last = leg.last or leg.heard
+        for name, start, end in (
+            ("waiting for a slot", leg.queued or leg.placed, leg.placed),
+            ("to the first token", leg.placed, first),
+            ("decoding", first, last),
+            ("tokens to the stage", last, leg.heard),
+        ):
+            found[name] = found.get(name, 0.0) + max(0.0, end - start)
+    if handover is not None:
+        heard = max(leg.heard for leg in legs)
+        found["waiting for its group"] = max(0.0, handover.sent - heard)
+        begun = handover.begun or handover.sent
+        found["waiting for the learner"] = max(0.0, begun - handover.sent)
+        found["forward and backward"] = max(0.0, handover.heard - begun)
+    return found
+
+
+def stragglers(record: StepRecord) -> list[dict[str, Any]]:
+    """Groups that waited longest for one of their trajectories, after half of them were there."""
+    legs = _last_legs(record)
+    found: list[dict[str, Any]] = []
+    for handover in record.handovers:
+        ends = sorted(
+            ((legs[t].heard, t) for t in handover.trajectories if t in legs), key=lambda e: e[0]
+        )
+        if len(ends) < 2:
+            continue
+        last, trajectory = ends[-1]
+        leg = legs[trajectory]
+        found.append(
+            {
+                "group": handover.group,
+                "trajectory": trajectory,
+                "engine": leg.engine,
+                "tokens": leg.length,
+                "waited_s": last - ends[len(ends) // 2 - 1][0],
+            }
+        )
+    return sorted(found, key=lambda f: -f["waited_s"])[:_STRAGGLERS]
+
+
+def _group_times(record: StepRecord) -> list[float]:
+    """From a group's first candidate being queued to its going to the learner."""
+    queued: dict[int, float] = {}
+    for leg in record.legs:
+        since = leg.queued or leg.placed
+        queued[leg.group] = min(since, queued.get(leg.group, since))
+    return [h.sent - queued[h.group] for h in record.handovers if h.group in queued]
+
+
+def _last_legs(record: StepRecord) -> dict[int, Leg]:
+    """Each trajectory's newest leg."""
+    found: dict[int, Leg] = {}
+    for leg in record.legs:
+        known = found.get(leg.trajectory)
+        if known is None or leg.heard > known.heard:
+            found[leg.trajectory] = leg
+    return found
