@@ -29,7 +29,11 @@ from pipeline.clocks import boot_id
 from pipeline.config import Config
 from pipeline.cores import CoresError, engine_cores
 from pipeline.messages import (
+    CLOSE,
+    CLOSE_WITH_PASSES,
+    FORWARD_BACKWARD,
     PROTOCOL,
+    PUBLISH,
     CloseStep,
     ForgetGroup,
     Hints,
@@ -164,7 +168,7 @@ class Actor:
                 started = time.monotonic()
                 reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
-                self._diary.did("forward and backward", started, groups)
+                self._diary.did(FORWARD_BACKWARD, started, groups)
                 self._link.send(self._diary.take())
                 for report in reports:
                     self._link.send(report)
@@ -211,7 +215,8 @@ class Actor:
         self._link.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
-        self._diary.did("optimizer step", started, [close])
+        several = self._config.learner.updates * self._config.learner.epochs > 1
+        self._diary.did(CLOSE_WITH_PASSES if several else CLOSE, started, [close])
         self._schedule.done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
@@ -227,7 +232,7 @@ class Actor:
         manifest = self._publish()
         if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
-            self._diary.did("publishing weights", started)
+            self._diary.did(PUBLISH, started)
         self._link.send(self._diary.take())
         self._link.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)

@@ -88,6 +88,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "watch.lost_s": (lambda value: value >= 2, "at least 2: peers are heard once a second"),
     "watch.join_s": _above(0),
     "watch.stop_s": _above(0),
+    "watch.timing": (lambda value: isinstance(value, bool), "true or false"),
     "watch.trace_steps": _at_least(0),
 }
 

@@ -1,14 +1,12 @@
-"""Every message that crosses a socket: tagged, typed, frozen.
+"""Every message that crosses a socket: tagged, typed, frozen (`codec` has them as bytes).
 
-Turns objects into msgpack and back; knows no socket. Token ids travel as raw
-little-endian int32, logprobs as float32 (nats), so that nothing is copied per
-token. Whatever does not decode or does not add up raises `WireError`, which
-the shells count and drop: a bad frame is never fatal and never unpickled.
+Token ids travel as raw little-endian int32, logprobs as float32 (nats), so that nothing
+is copied per token.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -16,11 +14,6 @@ import numpy.typing as npt
 
 PROTOCOL = 2
 """Grows with every change of a message; peers of another version are refused."""
-
-MAX_CONTROL_BYTES = 64 << 20
-MAX_DATA_BYTES = 64 << 20
-MAX_LOGPROB = 1e-3
-"""Logprobs are at most 0; rounding in float32 may lift them a little above."""
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -114,6 +107,11 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     clock_s: float = 0.0  # the peer's monotonic clock
     echo_s: float = 0.0  # the stage's clock in the newest `Alive` that has come; 0.0: none yet
     held_s: float = 0.0  # seconds since that came
+
+
+FORWARD_BACKWARD = "forward and backward"
+CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
+PUBLISH = "publishing weights"
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
@@ -342,65 +340,6 @@ ToPeer = (
     | Save
     | Shutdown
 )
-
-_encoder = msgspec.msgpack.Encoder()
-_from_peer = msgspec.msgpack.Decoder(FromPeer)
-_to_peer = msgspec.msgpack.Decoder(ToPeer)
-_token_batch = msgspec.msgpack.Decoder(TokenBatch)
-
-
-def encode(message: Message) -> bytes:
-    """One message as msgpack."""
-    return _encoder.encode(message)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes | memoryview, limit: int) -> Any:
-    if len(frame) > limit:
-        raise WireError(f"frame of {len(frame)} bytes is over the limit of {limit}")
-    try:
-        return decoder.decode(frame)
-    # Deep nesting raises RecursionError, text that is no UTF-8 UnicodeDecodeError.
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise WireError(f"frame does not decode: {error}") from error
-
-
-def decode_from_peer(frame: bytes | memoryview) -> FromPeer:
-    """What an engine or learner sent. Raises WireError."""
-    return _decode(_from_peer, frame, MAX_CONTROL_BYTES)
-
-
-def decode_to_peer(frame: bytes | memoryview) -> ToPeer:
-    """What the stage sent. Raises WireError."""
-    return _decode(_to_peer, frame, MAX_CONTROL_BYTES)
-
-
-def decode_tokens(
-    frames: list[bytes] | list[memoryview], vocabulary: int
-) -> tuple[TokenBatch, Ints, Floats]:
-    """A data-plane frame: header, tokens, logprobs; the arrays are views, not copies.
-
-    Raises WireError if the counts do not add up, a token is outside
-    0..vocabulary-1, or a logprob is not finite or above 0.
-    """
-    if len(frames) != 3:
-        raise WireError(f"{len(frames)} parts, expected 3")
-    header: TokenBatch = _decode(_token_batch, frames[0], MAX_CONTROL_BYTES)
-    total = sum(chunk.count for chunk in header.chunks)
-    for name, frame in (("tokens", frames[1]), ("logprobs", frames[2])):
-        if len(frame) != total * 4:
-            raise WireError(f"{name}: {len(frame)} bytes for {total} tokens")
-    tokens = np.frombuffer(frames[1], dtype="<i4")
-    logprobs = np.frombuffer(frames[2], dtype="<f4")
-    for chunk in header.chunks:
-        if chunk.finish not in FINISHES:
-            raise WireError(f"finish {chunk.finish!r} of trajectory {chunk.trajectory}")
-    if total:
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-            raise WireError(f"a token is outside 0..{vocabulary - 1}")
-        # NaN compares false, so "not all fine" finds it.
-        if not bool(np.all((logprobs <= MAX_LOGPROB) & np.isfinite(logprobs))):
-            raise WireError("a logprob is not finite or above 0")
-    return header, tokens, logprobs
 
 
 def ints(values: bytes) -> Ints:

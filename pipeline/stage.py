@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline import snapshot
 from pipeline.assembly import Parts
+from pipeline.codec import decode_tokens
 from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
 from pipeline.door import Door
@@ -65,7 +66,6 @@ from pipeline.messages import (
     StepDone,
     TrainGroup,
     WireError,
-    decode_tokens,
 )
 from pipeline.outbox import Outbox
 from pipeline.peers import Peer, Peers

@@ -36,10 +36,10 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.messages import Span
+from pipeline.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 from pipeline.spans import Decision, Handover, Leg, Load, Scoring, StepRecord, Work
 
-_PASS, _OPTIMIZER = "forward and backward", "optimizer step"
+_CLOSES = (CLOSE, CLOSE_WITH_PASSES)
 
 
 class Timeline:
@@ -79,7 +79,7 @@ class Timeline:
             StepApplied: self._applied,
             StepRejected: self._applied,
         }
-        self._said: dict[type, Callable[[Any], None]] = {
+        self._said: dict[type, Callable[[Any], object]] = {
             Place: self._place,
             Serve: self._serve,
             Judge: self._judge,
@@ -131,7 +131,7 @@ class Timeline:
                 asked=span.asked_s,
             )
             self._record.works.append(work)
-            if work.of and work.what != _OPTIMIZER:
+            if work.of and work.what not in _CLOSES:
                 self._explain(work)
 
     def loaded(self, engine: str, spans: Iterable[Span]) -> None:
@@ -217,7 +217,11 @@ class Timeline:
         before = self._last_work.get(handover.rank)
         start = max(handover.sent, before.end if before else 0.0)
         work = Work(
-            rank=handover.rank, what=_PASS, start=start, end=self._now, of=(handover.group,)
+            rank=handover.rank,
+            what=FORWARD_BACKWARD,
+            start=start,
+            end=self._now,
+            of=(handover.group,),
         )
         behind = before.link if before and start > handover.sent else handover.link
         work.link = follow(behind, f"learner rank {work.rank}", work.what, work.end, start=start)
@@ -238,7 +242,8 @@ class Timeline:
             link = newest.link if newest else None
             link = follow(link, lane, "group on its way", work.asked, start=work.asked)
             link = follow(link, lane, f"busy with {self._in_the_way(work)}", work.start)
-        groups = f"{len(work.of)} groups" if len(work.of) > 1 else f"group {work.of[0]}"
+        [group, *others] = work.of
+        groups = f"{1 + len(others)} groups" if others else f"group {group}"
         work.link = follow(link, lane, work.what, work.end, groups)
 
     def _in_the_way(self, work: Work) -> str:
@@ -252,7 +257,7 @@ class Timeline:
         lane, link = f"learner rank {event.rank}", self._closing
         said = [w for w in self._record.works[self._closed :] if w.rank == event.rank]
         for work in said:
-            if work.what == _OPTIMIZER:
+            if work.what in _CLOSES:
                 link = follow(link, lane, "close on its way", work.start)
             link = follow(link, lane, work.what, work.end)
         if not said:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.messages import PUBLISH
 from pipeline.spans import Handover, Leg, StepRecord
 
 PERCENTILES = (50, 95, 99)
@@ -65,7 +66,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
     loads, handovers = record.loads, record.handovers
     received = [h for h in handovers if h.received]
     arrived = {leg.trajectory: leg.heard for leg in _last_legs(record).values()}
-    publishes = [w for w in record.works if w.what == "publishing weights"]
+    publishes = [w for w in record.works if w.what == PUBLISH]
     return {
         "slot_wait_s": [leg.placed - leg.queued for leg in legs if leg.queued],
         "time_to_first_token_s": [leg.first - leg.placed for leg in timed],

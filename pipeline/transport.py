@@ -24,8 +24,8 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
+from pipeline.codec import MAX_DATA_BYTES, decode_from_peer, decode_to_peer, encode
 from pipeline.messages import (
-    MAX_DATA_BYTES,
     Alive,
     FromPeer,
     Heartbeat,
@@ -36,9 +36,6 @@ from pipeline.messages import (
     ToPeer,
     Welcome,
     WireError,
-    decode_from_peer,
-    decode_to_peer,
-    encode,
 )
 
 ORPHAN_S = 120.0

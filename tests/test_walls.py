@@ -16,7 +16,8 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
 DECIDES = """coordinator core selection roster steps placement intake evaluation figures
     occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
-    planning hints audit staleness reporting handover latency cores trace fleet tally"""
+    planning hints audit staleness reporting handover latency cores trace fleet tally
+    timeline timing spans causes critical"""
 SANS_IO = sorted(
     [
         *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),
@@ -36,8 +37,17 @@ SHELL_MODULES = re.findall(
 )
 # Measured: nothing else of pipeline/ is needed there.
 FROM_PIPELINE = {
-    "engines": {"config", "configfile", "cores", "messages", "transport"},
-    "learner": {"config", "configfile", "cores", "messages", "packing", "plugins", "transport"},
+    "engines": {"clocks", "config", "configfile", "cores", "messages", "transport"},
+    "learner": {
+        "clocks",
+        "config",
+        "configfile",
+        "cores",
+        "messages",
+        "packing",
+        "plugins",
+        "transport",
+    },
 }
 
 

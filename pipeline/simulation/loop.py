@@ -56,7 +56,7 @@ class StandsStill(Exception):
 class Observer(Protocol):
     """Sees what the coordinator sees and says."""
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None: ...
+    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> object: ...
 
 
 class Learns(Protocol):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from engines.flush import Flusher
-from pipeline.messages import ChunkHead, TokenBatch, decode_tokens, encode
+from pipeline.codec import decode_tokens, encode
+from pipeline.messages import ChunkHead, TokenBatch
 
 A, B = (7, 0), (9, 2)
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import xxhash
 
+from pipeline.codec import decode_tokens
 from pipeline.messages import (
     Abort,
     Alive,
@@ -30,7 +31,6 @@ from pipeline.messages import (
     WeightsFailed,
     WeightsLoaded,
     Welcome,
-    decode_tokens,
 )
 from pipeline.transport import Hub, Unreachable
 

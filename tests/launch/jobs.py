@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = [
@@ -139,6 +140,23 @@ def trained_prompts(run: Path) -> list[tuple[int, int]]:
     """(step, prompt) of every group that was trained on, in order."""
     groups = lines(run / "decisions.jsonl", "group")
     return sorted((g["step"], g["prompt"]) for g in groups if g["fate"] == "trained")
+
+
+def check_timing(run: Path, measured: set[str]) -> None:
+    """Every step has its timing line: a critical path as long as it, and figures."""
+    steps = lines(run / "metrics.jsonl", "step")
+    timings = lines(run / "metrics.jsonl", "timing")
+    assert [t["step"] for t in timings] == [s["step"] for s in steps]
+    for step, timing in zip(steps, timings, strict=True):
+        assert timing["seconds"] == pytest.approx(step["seconds"])
+        whole = sum(seconds for _, _, seconds, _ in timing["critical_path"])
+        assert whole == pytest.approx(step["seconds"], rel=0.02), timing["critical_path"]
+        kinds = {(lane, what) for lane, what, _, _ in timing["critical_path"]}
+        assert ("learner rank 0", "optimizer step") in kinds
+    assert measured <= {name for timing in timings for name in timing["percentiles"]}
+    for timing in timings:
+        for name, found in timing["percentiles"].items():
+            assert -1e-6 <= found["p50"] <= found["p95"] <= found["p99"] <= found["max"], name
 
 
 def shared_memory() -> set[str]:

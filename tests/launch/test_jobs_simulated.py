@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger import ACCOUNTS
-from pipeline.trace import ENGINE, LEARNER, STAGE
+from pipeline.trace import ENGINE, LEARNER, PATH, REWARDS, STAGE, WEIGHTS_ROW
 from tests.launch.jobs import (
     QUICK,
     ROOT,
     SIMULATED,
     Job,
+    check_timing,
     lines,
     steps_done,
     train,
@@ -59,9 +60,17 @@ def test_the_trace_of_the_first_steps_is_valid_and_names_every_legs_fate(
     fates = {s["name"] for (process, row), spans in rows.items() if process >= ENGINE and row
              for s in spans}  # fmt: skip
     assert "trained" in fates
-    assert fates <= {*ACCOUNTS, "evaluated", "deferred"}, "the ledger's words, or the group's"
-    assert [s["name"] for s in rows[LEARNER, 1]].count("optimizer, publish") == 2
+    assert fates <= {*ACCOUNTS, "deferred"}, "the ledger's words, or the group's"
+    work = [span["name"] for span in rows[LEARNER, 1]]
+    assert work.count("optimizer step") == work.count("publishing weights") == 2
+    loads = [span["name"] for span in rows[ENGINE, WEIGHTS_ROW]]
+    assert {"receiving weights", "loading weights", "proving weights"} <= set(loads)
+    assert rows[REWARDS, 1] and rows[PATH, 1]
     assert arrows(document), "from the last chunk to the training"
+
+
+def test_the_critical_path_of_every_step_adds_up_to_its_time(undisturbed: Path) -> None:
+    check_timing(undisturbed, {"inter_token_s", "reward_s", "weights_load_s"})
 
 
 EVERYTHING = [

@@ -28,6 +28,7 @@ from pipeline.messages import (
     Save,
     Saved,
     Shutdown,
+    Spans,
     StepDone,
     ToPeer,
     Welcome,
@@ -63,12 +64,12 @@ class Stage:
             self.ranks.append(process)
 
     async def next(self, kind: type[T]) -> tuple[bytes, T]:
-        """The next message that is no heartbeat or repeated join; it must be of this kind."""
+        """The next message of this kind; only such as come at any time may come before it."""
         while True:
             identity, message = await asyncio.wait_for(self._receive(), 180)
             if isinstance(message, kind):
                 return identity, message
-            assert isinstance(message, Heartbeat | Join), message
+            assert isinstance(message, Heartbeat | Join | Spans), message
 
     async def _receive(self) -> tuple[bytes, FromPeer]:
         receiving = asyncio.ensure_future(self.hub.receive_control())

@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 from pipeline import transport
+from pipeline.codec import decode_tokens, encode
 from pipeline.messages import (
     ChunkHead,
     FromPeer,
@@ -27,8 +28,6 @@ from pipeline.messages import (
     ToPeer,
     Welcome,
     WireError,
-    decode_tokens,
-    encode,
 )
 from pipeline.transport import Hub, Link, TransportError, Unreachable
 

@@ -1,0 +1,41 @@
+"""Clocks of other processes in ours."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from pipeline.clocks import PeerClock, boot_id
+
+
+def test_within_one_boot_the_clocks_are_one():
+    assert boot_id() == boot_id() != ""
+    clock = PeerClock(100.0, 103.0, same=True)  # three seconds late in hearing of it
+    clock.beat(200.0, 195.0, 190.0, 1.0)
+    assert clock.offset == clock.error == 0.0
+
+
+def test_until_a_heartbeat_comes_the_join_tells_the_offset_and_nothing_bounds_its_error():
+    clock = PeerClock(10.0, 500.0, same=False)
+    assert clock.offset == 490.0
+    assert math.isinf(clock.error)
+
+
+def test_the_shortest_round_trip_tells_the_offset_within_half_of_itself():
+    """Ways there and back of unlike length, a peer that answers late: an error of half a trip."""
+    draw, truth = Random(0), 4321.0  # ours - theirs
+    clock = PeerClock(0.0, truth + 0.3, same=False)
+    now = 5000.0
+    for _ in range(200):
+        there, held, back = draw.expovariate(50), draw.uniform(0, 1), draw.expovariate(50)
+        echo, now = now, now + there + held + back
+        clock.beat(now, now - back - truth, echo, held)
+        assert abs(clock.offset - truth) <= clock.error
+        now += 1.0
+    assert clock.error < 0.005
+
+
+def test_an_echo_that_cannot_be_is_left_out():
+    clock = PeerClock(0.0, 10.0, same=False)
+    clock.beat(now=20.0, theirs=9.0, echo=19.0, held=5.0)  # held longer than the trip took
+    assert clock.offset == 10.0
