@@ -47,6 +47,7 @@ from pipeline.events import (
 )
 from pipeline.gather import Gather
 from pipeline.judging import Judging
+from pipeline.livefeed import LiveFeed
 from pipeline.messages import (
     Abort,
     Alive,
@@ -90,7 +91,8 @@ class Stage:
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers()
         self._outbox = Outbox(parts.hub, self._peers, self._lose)
-        self._records = Records(parts.run, parts.resumed_step, parts.config.watch.trace_steps)
+        traced = parts.config.watch.trace_steps
+        self._records = Records(parts.run, parts.resumed_step, traced, parts.trackers)
         self._events: deque[AnyEvent] = deque()
         self._handling = False
         self._manifests: dict[int, Manifest] = {}
@@ -102,13 +104,9 @@ class Stage:
             parts.config.learner.ranks,
             done=self.tell,
         )
-        self._judging = Judging(
-            pool,
-            parts.tokenizer,
-            parts.data,
-            answer=self.tell,
-            show=self._records.sample,
-        )
+        show = self._records.sample
+        self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
+        self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
         self._begun = time.monotonic()
@@ -189,7 +187,7 @@ class Stage:
                 self._outbox.to_all(Alive())
                 self._records.flush()
                 self.tell(Tick())
-                self._tell_launcher({"live": self.coordinator.live(self._training_s)})
+                self._feed.show(self._training_s)
 
     def _check_joined(self, now: float) -> None:
         """Everybody has to be here within `watch.join_s` of the start."""
@@ -394,6 +392,7 @@ class Stage:
             self._records.result(self.coordinator.outcome(self._training_s))
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
+        self._feed.show(self._training_s)
         self._records.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.last_word(peer.identity, Shutdown(why=self.error))
