@@ -46,6 +46,7 @@ from pipeline.messages import (
 HEARTBEAT_S = 1.0
 SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
 _END_S = 2.0  # for the last chunks of the aborted legs
+_Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
 _PROBES = 8  # positions that a probe must compare
 LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
@@ -70,7 +71,7 @@ class Epoch:
     sequence: int = 0
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
-    times: dict[Key, list[float]] = field(default_factory=dict[Key, list[float]])  # begun, first
+    times: dict[Key, _Times] = field(default_factory=dict[Key, "_Times"])
     ended: list[LegTimes] = field(default_factory=list[LegTimes])  # since the last frame
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     flush_planned: bool = False
@@ -188,7 +189,7 @@ class Worker:
             return
         epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
         epoch.flusher.begin(key, len(ints(request.prefix)))
-        epoch.times[key] = [time.monotonic(), 0.0]
+        epoch.times[key] = (time.monotonic(), 0.0)
         task = self._spawn(self._sample(epoch, key, request))
         epoch.tasks.add(task)
         task.add_done_callback(epoch.tasks.discard)
@@ -233,11 +234,13 @@ class Worker:
     ) -> None:
         served = self._version or 0
         epoch.flusher.add(key, tokens, logprobs, served if version is None else version, finish)
-        times = epoch.times[key]
-        if tokens and not times[1]:
-            times[1] = time.monotonic()
+        begun_s, first_s = epoch.times[key]
+        if tokens and not first_s:
+            first_s = time.monotonic()
+            epoch.times[key] = (begun_s, first_s)
         if finish:
-            epoch.ended.append(LegTimes(*key, *epoch.times.pop(key), time.monotonic()))
+            del epoch.times[key]
+            epoch.ended.append(LegTimes(*key, begun_s, first_s, time.monotonic()))
         if not epoch.flush_planned:
             # After what else this turn of the loop brings: one frame for all of it.
             epoch.flush_planned = True
@@ -365,13 +368,10 @@ class Worker:
 
 def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
     """The load of a version, stage by stage, from the moments between them."""
-    stages = zip(LOAD_STAGES, itertools.pairwise(moments), strict=True)
-    return Spans(
-        spans=tuple(
-            Span(what, begin, end, (version,), 0.0 if at else asked_s)
-            for at, (what, (begin, end)) in enumerate(stages)
-        )
-    )
+    spans: list[Span] = []
+    for what, (begin, end) in zip(LOAD_STAGES, itertools.pairwise(moments), strict=True):
+        spans.append(Span(what, begin, end, (version,), 0.0 if spans else asked_s))
+    return Spans(spans=tuple(spans))
 
 
 def gap(found: list[float], expected: list[float], temperature: str) -> float:

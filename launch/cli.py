@@ -8,9 +8,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.explain import explain
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
 from launch.simulate.cli import simulate
+from launch.top import top
 
 app = typer.Typer(
     name="darts",
@@ -32,6 +34,7 @@ def _check(config: Any) -> list[str]:
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
     from pipeline.text import ModelError, Tokenizer
+    from pipeline.trackers import complaints
 
     try:
         tokenizer = Tokenizer(Path(config.model))
@@ -40,6 +43,8 @@ def _check(config: Any) -> list[str]:
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
+    if problems := list(complaints(config.metrics)):
+        fail("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
     return [
         *skipped,
@@ -180,6 +185,8 @@ def plugins() -> None:
     typer.echo("\n".join(plugin_lines()))
 
 
+app.command()(top)
+app.command()(explain)
 app.command()(simulate)
 app.command()(profile)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.runfolder import RunFolder
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
 ]
 CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
+RUN_HELP = "a run's folder"
 
 
 def fail(text: object, status: int = 1) -> NoReturn:
@@ -26,3 +30,18 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
         return load(config, overrides or ())
     except ConfigError as error:
         fail(f"{len(error.problems)} problem(s) in the configuration\n{error}", 2)
+
+
+def run_folder(path: Path) -> RunFolder:
+    """The folder of a run, running or not; ends with a clear line if it is none."""
+    from pipeline.runfolder import RunError, RunFolder
+
+    try:
+        run = RunFolder(path.absolute())
+    except RunError as error:
+        fail(error, 2)
+    if not path.is_dir():
+        fail(f"{path}: there is no such folder", 2)
+    if not run.config.exists():
+        fail(f"{path}: no run: it has no {run.config.name}", 2)
+    return run

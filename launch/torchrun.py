@@ -77,7 +77,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, attempt: i
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
     port = free_port()
-    view = TerminalView(config.step.count)
+    view = TerminalView(config.step.count, name=run.path.name)
     roles = Roles(engines=0, ranks=[0])
     launcher = Launcher(config, run, view, resume, roles, port)
     place: dict[str, Any] = {"run": str(run.path), "sockets": str(launcher.sockets)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint
+from pipeline import checkpoint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.runfolder import RunError, RunFolder, new_name
@@ -102,6 +102,8 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
+        if problems := list(trackers.complaints(config.metrics)):
+            raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)
     except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
@@ -116,7 +118,7 @@ def resume_run(path: Path) -> int:
 def _carry_out(
     config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
 ) -> int:
-    view = TerminalView(config.step.count)
+    view = TerminalView(config.step.count, name=run.path.name)
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
         parts += f"{config.learner.ranks} learner rank(s)"

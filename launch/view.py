@@ -1,60 +1,58 @@
-"""What a person sees of a run: a live line on a terminal, plain lines elsewhere."""
+"""What a person sees of a run that `darts train` has started.
+
+A line for each step, evaluation and warning; on a terminal the panel of
+`darts top` stays below them, elsewhere a change of the phase is a line too.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from typing import Any, TextIO
 
+import msgspec
+from rich.console import Console
+from rich.live import Live as LivePanel
+from rich.text import Text
 
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour.
+from launch.live_view import History, clock, count, frame
+from pipeline.live import Live
 
-    >>> clock(123)
-    '2:03'
-    """
-    minutes, second = divmod(int(max(0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def count(tokens: float) -> str:
-    """Thousands and millions short.
-
-    >>> count(12_345)
-    '12.3k'
-    """
-    if tokens >= 1e6:
-        return f"{tokens / 1e6:.2f}M"
-    return f"{tokens / 1e3:.1f}k" if tokens >= 1e4 else f"{tokens:.0f}"
+_ECHO = len("^C^C")
+"""Columns right of the panel: what a terminal echoes there at a Ctrl-C must not begin a line of
+its own, or one line of the panel is left behind."""
 
 
 class TerminalView:
-    """Prints steps, evaluations and warnings; keeps one line alive on a terminal."""
+    """Prints steps, evaluations and warnings; keeps a panel alive on a terminal."""
 
-    def __init__(self, steps: int, out: TextIO | None = None) -> None:
+    def __init__(self, steps: int, out: TextIO | None = None, name: str = "") -> None:
         self._out = out or sys.stdout
-        self._steps = steps
-        self._live = self._out.isatty()
-        self._durations: deque[float] = deque(maxlen=10)
-        self._accuracy = ""
+        self._steps, self._name = steps, name
+        self._history = History()
         self._started = time.monotonic()
         self._phase = ""
+        self._console: Console | None = None
+        self._panel: LivePanel | None = None
+        if self._out.isatty():
+            self._console = Console(file=self._out, highlight=False)
+            # its own thread would draw between a signal and our answer to it
+            self._panel = LivePanel(console=self._console, auto_refresh=False, transient=True)
 
     def heard(self, line: dict[str, Any]) -> None:
         if "step" in line:
+            self._history.add("step", line["step"])
             self._print(self._step(line["step"]))
         elif "eval" in line:
+            self._history.add("eval", line["eval"])
             self._print(self._evaluation(line["eval"]))
         elif "say" in line:
             self._print(f"  ! {line['say']}")
         elif "live" in line:
-            self._status(line["live"])
+            self._status(msgspec.convert(line["live"], Live))
 
     def _step(self, step: dict[str, Any]) -> str:
-        self._durations.append(step["seconds"])
-        left = (self._steps - step["step"] - 1) * sum(self._durations) / len(self._durations)
+        left = self._history.left_s(self._steps) or 0.0
         ledger = step["ledger"]
         lost = sum(n for fate, n in step["groups"].items() if fate != "trained")
         return (
@@ -65,38 +63,38 @@ class TerminalView:
             f"aborted {count(ledger['aborted'])}  {step['seconds']:.2f} s  ETA {clock(left)}"
         )
 
-    def _evaluation(self, found: dict[str, Any]) -> str:
-        self._accuracy = f"accuracy {found['accuracy']:.3f}"
+    @staticmethod
+    def _evaluation(found: dict[str, Any]) -> str:
         return (
-            f"evaluation at step {found['step']}: {self._accuracy}, tokens mean "
+            f"evaluation at step {found['step']}: accuracy {found['accuracy']:.3f}, tokens mean "
             f"{found['tokens_mean']:.1f} p95 {found['tokens_p95']} max {found['tokens_max']}, "
             f"{found['samples']} samples in {found['seconds']:.1f} s"
         )
 
-    def _status(self, live: dict[str, Any]) -> None:
+    def _status(self, now: Live) -> None:
         elapsed = clock(time.monotonic() - self._started)
-        if live["phase"] != self._phase:
-            self._phase = live["phase"]
-            if not self._live:
-                self._print(f"{elapsed}  {self._phase}")
-        if self._live:
-            text = (
-                f"{elapsed}  {live['phase']}  step {live['step']}/{live['steps']}  "
-                f"{live['running']} running  {count(live['sampled'])} tokens  {self._accuracy}"
-            )
-            self._out.write(f"\r\x1b[2K{text[:110]}")
-            self._out.flush()
+        if self._console is None or self._panel is None:
+            if now.phase != self._phase:
+                self._phase = now.phase
+                self._print(f"{elapsed}  {now.phase}")
+            return
+        self._panel.start()  # again: nothing
+        width = self._console.width - _ECHO
+        note = f"{elapsed} since the start"
+        self._panel.update(
+            frame(self._name, now, self._history, width=width, note=note), refresh=True
+        )
 
     def _print(self, text: str) -> None:
-        if self._live:
-            self._out.write("\r\x1b[2K")
-        self._out.write(text + "\n")
-        self._out.flush()
+        if self._console is None:
+            self._out.write(text + "\n")
+            self._out.flush()
+        else:
+            self._console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
-        if self._live:
-            self._out.write("\r\x1b[2K")
-            self._out.flush()
+        if self._panel is not None:
+            self._panel.stop()
 
 
 def table(result: dict[str, Any], steps: int) -> str:

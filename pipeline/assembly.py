@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.core import Seams, Settings
 from pipeline.prompts import Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
+from pipeline.trackers import Tracker
 from pipeline.transport import Hub
 
 GAP_LIMIT_FLOAT32 = 1e-3
@@ -33,6 +34,7 @@ class Parts:
     incarnation: int
     weights: Path
     resumed_step: int  # of the checkpoint that the run goes on from, -1 for none
+    trackers: list[Tracker] = field(default_factory=list[Tracker])
 
     @property
     def longest(self) -> int:

@@ -182,6 +182,17 @@ class Watch(Section, frozen=True, kw_only=True):
     ui.perfetto.dev and the report; 0: none. Needs `timing`."""
 
 
+class Metrics(Section, frozen=True, kw_only=True):
+    tensorboard: bool = True
+    """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
+    prometheus_port: int = 0
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does
+    now; 0: none."""
+    wandb: str = ""
+    """Project of Weights & Biases that steps and evaluations are sent to (needs
+    `pip install 'darts-rl[wandb]'`; WANDB_MODE=offline keeps them here). Empty: none."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     model: str
     """Directory of any Hugging Face causal LM with its tokenizer."""
@@ -211,3 +222,4 @@ class Config(Section, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = CheckpointSection()
     audit: AuditSection = AuditSection()
     watch: Watch = Watch()
+    metrics: Metrics = Metrics()

@@ -90,6 +90,15 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "watch.stop_s": _above(0),
     "watch.timing": (lambda value: isinstance(value, bool), "true or false"),
     "watch.trace_steps": _at_least(0),
+    "metrics.tensorboard": (lambda value: isinstance(value, bool), "true or false"),
+    "metrics.prometheus_port": (
+        lambda value: value == 0 or 1024 <= value < 65536,
+        "0, or a port from 1024 to 65535",
+    ),
+    "metrics.wandb": (
+        lambda value: not set(value) & set("/\\#?%:"),
+        "a project's name, without / \\ # ? % :",
+    ),
 }
 
 

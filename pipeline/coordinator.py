@@ -356,19 +356,6 @@ class Coordinator:
         core = self.core
         return core.step < core.settings.steps or self.evaluations.due(final=True)
 
-    def live(self, training_seconds: float) -> dict[str, Any]:
-        """A few figures of now, for the live line."""
-        core = self.core
-        return {
-            "phase": self.phase.value,
-            "step": core.step,
-            "steps": core.settings.steps,
-            "running": sum(len(e.legs) for e in self.placement.engines.values()),
-            "sampled": core.ledger.sampled,
-            "evaluating": self.evaluations.open,
-            "training_seconds": round(training_seconds, 1),
-        }
-
     # --- time ---------------------------------------------------------------------------
 
     def _tick(self, event: Tick) -> None:

@@ -132,6 +132,11 @@ class Placement:
             self.fleet.end(engine, (trajectory, leg))
             self.occupancy.change(self._core.now, busy=-1)
 
+    @property
+    def queued(self) -> int:
+        """How many wait for a slot. One that has left them counts until its turn comes."""
+        return len(self._waiting)
+
     def waiting(self) -> bool:
         """Is anything left to place?"""
         while self._waiting and not self._valid(self._waiting[0]):

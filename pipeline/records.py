@@ -1,6 +1,7 @@
-"""The run folder's files: metrics, decisions, samples, TensorBoard, the result.
+"""The run folder's files: metrics, decisions, samples, the live state, the result.
 
-Takes the coordinator's reports; every JSONL line has the step it belongs to.
+Takes the coordinator's reports, and hands their numbers to the trackers; every
+JSONL line has the step it belongs to.
 A checkpoint notes how long the files are, and a resume cuts them there, so
 that no curve has a point twice.
 """
@@ -9,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,33 +19,14 @@ import msgspec
 
 from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent
+from pipeline.live import Live
 from pipeline.messages import Span
 from pipeline.runfolder import RunFolder
 from pipeline.trace import Tracer
+from pipeline.trackers import Tracker, flat
 
-# tensorboardX loads torch where it finds it, which costs the stage seconds and 200 MB.
-_torch_before = sys.modules.get("torch")
-sys.modules["torch"] = None  # type: ignore[assignment]
-from tensorboardX import SummaryWriter  # noqa: E402
-
-if _torch_before is None:
-    del sys.modules["torch"]
-else:
-    sys.modules["torch"] = _torch_before
-
-_NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
 SAMPLES_SHOWN = 8
 """Responses of an evaluation that are kept as text."""
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            numbers |= _flat(value, f"{prefix}{key}/")  # type: ignore[arg-type]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[prefix + key] = float(value)
-    return numbers
 
 
 class Records:
@@ -66,18 +46,14 @@ class Records:
         *,
         timed: bool = True,
         reward_workers: int = 0,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._run = run
+        self._run, self._trackers = run, trackers
         first = max(0, resumed_step)
         self._traced = range(first, first + trace_steps)
         self._tracer = Tracer(self._traced.start, self._traced.stop - 1) if timed else None
         self._reward_workers = reward_workers
         self._files: dict[Path, BinaryIO] = {}
-        self._board = SummaryWriter(
-            str(run.tensorboard),
-            flush_secs=10,
-            purge_step=resumed_step if resumed_step >= 0 else None,  # what follows is done again
-        )
         self._samples: list[str] = []
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
@@ -87,9 +63,9 @@ class Records:
             return
         self._line(self._run.metrics, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            for name, value in _flat(fields).items():
-                tag = _NOT_A_TAG.sub("_", f"{what}/{name}")
-                self._board.add_scalar(tag, value, fields["step"])
+            numbers = flat(fields)
+            for tracker in self._trackers:
+                tracker.figures(what, fields["step"], numbers)
         if what == "eval":
             self._write_samples(fields["step"])
 
@@ -149,6 +125,14 @@ class Records:
             if path.exists():
                 os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
+    def live(self, now: Live) -> None:
+        """What the run does now; the file is replaced as a whole."""
+        temporary = self._run.live.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(now) + b"\n")
+        temporary.rename(self._run.live)
+        for tracker in self._trackers:
+            tracker.live(now)
+
     def result(self, fields: dict[str, Any]) -> None:
         temporary = self._run.result.with_suffix(".tmp")
         temporary.write_text(json.dumps(fields, indent=1) + "\n")
@@ -159,4 +143,5 @@ class Records:
             file.close()
         self._files = {}
         self._write_trace(over=True)
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()

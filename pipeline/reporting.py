@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.core import Core
 from pipeline.figures import step_figures, token_figures
@@ -20,6 +21,7 @@ class StepReport:
         self._core, self._placement = core, placement
         self._roster, self._selection = roster, selection
         self._sums: dict[str, float] = {}  # over tokens; the largest for names in _max
+        self.newest: dict[str, Any] = {}  # figures of the step that was reported last
         self.normaliser = 0.0
         self._logprob_s = self._hidden_s = 0.0  # over all steps since the start or resume
 
@@ -68,9 +70,9 @@ class StepReport:
         if self._sums:
             means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger
-        core.report(
-            "step",
-            opened=opened,
+        self.newest = {
+            "step": core.step,
+            "opened": opened,
             **step_figures(core, self._roster, since),
             **token_figures(
                 ledger.sampled - sampled_before, ledger.accounts["trained"] - trained_before
@@ -78,5 +80,6 @@ class StepReport:
             **figures,
             **self._placement.occupancy.figures(core.now),
             **({"audit": bias} if bias else {}),
-            learner={**means, **learner},
-        )
+            "learner": {**means, **learner},
+        }
+        core.report("step", **self.newest)

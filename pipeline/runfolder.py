@@ -33,6 +33,8 @@ class RunFolder:
         self.about = self.path / "about.json"
         self.metrics = self.path / "metrics.jsonl"
         self.trace = self.path / "trace.json"
+        self.live = self.path / "live.json"
+        self.wandb_id = self.path / "wandb-id"
         self.decisions = self.path / "decisions.jsonl"
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
@@ -41,7 +43,8 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.address = self.path / "address"  # directory of the sockets, for `--join`
         self._owner = self.path / "owner.json"
-        self._lock = filelock.FileLock(self.path / "lock")
+        self._lock_path = self.path / "lock"
+        self._lock = filelock.FileLock(self._lock_path)
 
     def create(self) -> None:
         for directory in (self.path, self.checkpoints, self.samples, self.logs):
@@ -60,6 +63,20 @@ class RunFolder:
 
     def release(self) -> None:
         self._lock.release()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether some process holds the lock. Takes it for a moment if none does: to be asked
+        when a run seems to have ended, not all the time."""
+        if not self._lock_path.exists():
+            return False
+        probe = filelock.FileLock(self._lock_path)
+        try:
+            probe.acquire(timeout=0)
+        except filelock.Timeout:
+            return True
+        probe.release()
+        return False
 
     def _who(self) -> str:
         try:

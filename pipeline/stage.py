@@ -49,6 +49,7 @@ from pipeline.events import (
 )
 from pipeline.gather import Gather
 from pipeline.judging import Judging
+from pipeline.livefeed import LiveFeed
 from pipeline.messages import (
     Abort,
     Alive,
@@ -98,6 +99,7 @@ class Stage:
             watch.trace_steps,
             timed=watch.timing,
             reward_workers=pool.workers,
+            trackers=parts.trackers,
         )
         self._events: deque[AnyEvent] = deque()
         self._handling = False
@@ -110,13 +112,9 @@ class Stage:
             parts.config.learner.ranks,
             done=self.tell,
         )
-        self._judging = Judging(
-            pool,
-            parts.tokenizer,
-            parts.data,
-            answer=self.tell,
-            show=self._records.sample,
-        )
+        show = self._records.sample
+        self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
+        self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
         self._begun = time.monotonic()
@@ -199,7 +197,7 @@ class Stage:
                 self._outbox.to_all(Alive(clock_s=now))
                 self._records.flush()
                 self.tell(Tick())
-                self._tell_launcher({"live": self.coordinator.live(self._training_s)})
+                self._feed.show(self._training_s)
 
     def _check_joined(self, now: float) -> None:
         """Everybody has to be here within `watch.join_s` of the start."""
@@ -376,6 +374,7 @@ class Stage:
             self._records.result(self.coordinator.outcome(self._training_s))
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
+        self._feed.show(self._training_s)
         self._records.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.last_word(peer.identity, Shutdown(why=self.error))

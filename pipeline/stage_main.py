@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, snapshot
+from pipeline import assembly, checkpoint, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.plugins import PluginError
 from pipeline.prompts import DataError, load_held_out, load_train
@@ -112,6 +112,7 @@ async def serve(args: argparse.Namespace) -> str:
             saved = (checkpoint.load_state(args.resume), checkpoint.verify(args.resume))
             parts.resumed_step = saved[0].step
             Records.cut(run, saved[1]["records"])
+        parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
         parts.hub.open()
         stage = Stage(parts, pool, pipe.say)
         if saved is not None:
@@ -149,6 +150,7 @@ def main() -> None:
         TransportError,
         checkpoint.CheckpointError,
         snapshot.SnapshotError,
+        trackers.TrackerError,
     ) as problem:
         error = str(problem)
         ControlPipe(args.control).say({"over": error})

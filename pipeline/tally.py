@@ -43,7 +43,8 @@ class Tally:
         self._in: dict[Stage, dict[int, Group]] = {stage: {} for stage in PLACES.values()}
         self._ready: list[int] = []  # ids, ascending
         self._ready_now: tuple[int, ...] | None = ()  # the same, None: to be copied anew
-        self._untrained: set[int] = set()  # taken, and the rank has not answered
+        self._untrained: dict[int, int] = {}  # taken, and the rank has not answered -> rank
+        self.at_rank: dict[int, int] = {}  # how many of those each rank has
 
     def note(self, group: Group) -> None:
         """To be called whenever a group has entered, moved, ended, or become enough, dead,
@@ -54,10 +55,11 @@ class Tally:
                 self._leave(group, before)
             if after:
                 self._enter(group, after)
+        if number in self._untrained:
+            self.at_rank[self._untrained.pop(number)] -= 1
         if after == "taken" and group.trained_tokens < 0:
-            self._untrained.add(number)
-        else:
-            self._untrained.discard(number)
+            self._untrained[number] = group.rank
+            self.at_rank[group.rank] = self.at_rank.get(group.rank, 0) + 1
 
     def _leave(self, group: Group, place: str) -> None:
         self.counts[place] -= 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.groups import Stage, State
+from pipeline.groups import Group, Stage, State
 
 if TYPE_CHECKING:
     from pipeline.coordinator import Coordinator
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 class Wait(msgspec.Struct, frozen=True):
     what: str  # whole sentence without a full stop
     since: float
+    group: int = -1  # that waits; -1: it is none
 
 
-def waits(coordinator: Coordinator) -> list[Wait]:
-    """Everything the run waits for now, the longest wait first."""
+def waits(coordinator: Coordinator, groups: Iterable[Group] | None = None) -> list[Wait]:
+    """Everything the run waits for now, the longest wait first.
+
+    Args:
+        groups: look at these only; at every live one by default, which costs as much as
+            there are members.
+    """
     core = coordinator.core
     found: list[Wait] = []
     for engine in coordinator.placement.engines.values():
@@ -41,14 +48,14 @@ def waits(coordinator: Coordinator) -> list[Wait]:
             Wait(f"step {core.step + 1}: the optimizer step", coordinator.watch.progressed)
         )
     serves = bool(coordinator.placement.serving())
-    for group in core.groups.values():
+    for group in core.groups.values() if groups is None else groups:
         prefix = f"step {core.step + 1} waits for {group.kind} group {group.id}, which waits for "
         if group.stage is Stage.TAKEN and group.trained_tokens < 0 and group.sent:
             what = f"learner rank {group.rank} to train on it"
-            found.append(Wait(prefix + what, group.since))
+            found.append(Wait(prefix + what, group.since, group.id))
         if group.stage is Stage.READY:
             batch = type(core.seams.batch).__name__
-            found.append(Wait(f"{prefix}batch rule {batch} to take it", group.since))
+            found.append(Wait(f"{prefix}batch rule {batch} to take it", group.since, group.id))
         for member in group.members if group.stage in (Stage.OPEN, Stage.CHOSEN) else ():
             if member.state is State.RUNNING and group.stage is Stage.OPEN:
                 what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
@@ -63,7 +70,7 @@ def waits(coordinator: Coordinator) -> list[Wait]:
                 what = f"the reward of trajectory {member.id}"
             else:
                 continue
-            found.append(Wait(prefix + what, member.since))
+            found.append(Wait(prefix + what, member.since, group.id))
     return sorted(found, key=lambda wait: wait.since)
 
 

@@ -16,7 +16,7 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
 DECIDES = """coordinator core selection roster steps placement intake evaluation figures
     occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
-    planning hints audit staleness reporting handover latency cores trace fleet tally
+    planning hints audit staleness reporting handover latency cores trace fleet tally live
     timeline timing spans causes critical"""
 SANS_IO = sorted(
     [

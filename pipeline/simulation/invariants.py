@@ -69,8 +69,9 @@ def check_tally(core: Core) -> None:
         _hold(len(list(core.tally.in_any_order(stage))) == len(here), f"{stage}: not all are found")
     ready = tuple(g.id for g in groups if g.stage is Stage.READY)
     _hold(core.tally.ready == ready, "ready groups are not those found")
-    untrained = any(g.stage is Stage.TAKEN and g.trained_tokens < 0 for g in groups)
-    _hold(core.tally.all_trained != untrained, "all are trained on, or not")
+    untrained = Counter(g.rank for g in groups if g.stage is Stage.TAKEN and g.trained_tokens < 0)
+    _hold(core.tally.all_trained != bool(untrained), "all are trained on, or not")
+    _hold(+Counter(core.tally.at_rank) == untrained, "groups are at another rank")
     if core.settings.max_staleness and core.version >= 0:
         due = staleness.due(core)
         _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
 def test_help_names_every_command() -> None:
     result = darts("--help")
     assert result.exit_code == 0
-    commands = "train eval export engine learner plugins simulate doctor bench"
+    commands = "train eval export engine learner plugins top explain simulate doctor bench"
     for command in commands.split():
         assert f"  {command} " in result.output
 
@@ -173,6 +174,17 @@ def test_a_folder_that_holds_a_run_already_is_not_written_over(elsewhere: Path) 
     assert result.exit_code == 2
     assert "resume it with darts train --resume" in result.output
     assert run.config.read_text() == content
+
+
+def test_trackers_that_cannot_be_had_are_named_before_anything_starts(elsewhere: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = darts("train", QUICKSTART, f"metrics.prometheus_port={port}")
+    assert result.exit_code == 2
+    assert f"metrics.prometheus_port: cannot listen on 127.0.0.1:{port}" in result.output
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_eval_without_evaluations_says_so() -> None:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from launch.cli import app
 from pipeline.ledger import ACCOUNTS
 from pipeline.trace import ENGINE, LEARNER, PATH, REWARDS, STAGE, WEIGHTS_ROW
 from tests.launch.jobs import (
@@ -49,6 +51,30 @@ def test_a_run_leaves_every_file_that_it_promises(undisturbed: Path) -> None:
         "step-000004",
         "step-000006",
     ]
+
+
+def test_top_and_explain_tell_of_a_run_that_is_over(undisturbed: Path) -> None:
+    frame = CliRunner().invoke(app, ["top", str(undisturbed), "--once"])
+    assert frame.exit_code == 0, frame.output
+    for part in ("undisturbed · over · step 6 of 6", "ENDED: the run is done", "trained "):
+        assert part in frame.output
+    last = json.loads((undisturbed / "live.json").read_text())
+    assert last["ledger"] == json.loads((undisturbed / "result.json").read_text())["tokens"]
+
+    def explained(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["explain", str(undisturbed), *arguments])
+        assert (result.exit_code, result.stderr) == (0, "")
+        return result.stdout
+
+    [worst, *_] = json.loads(explained("--worst", "3", "--json"))
+    told = json.loads(explained(str(worst["group"]), "--json"))
+    assert told["prompt_text"].endswith("=")
+    assert told["decisions"]
+    assert told["budget"]["candidates"] == len(told["candidates"])
+    assert "trained on" in explained(str(worst["group"]))
+    groups = json.loads(explained("--worst", "1000", "--json"))
+    trained = sum(group["tokens_trained"] for group in groups)
+    assert trained == last["ledger"]["trained"]
 
 
 def test_the_trace_of_the_first_steps_is_valid_and_names_every_legs_fate(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launch.view import TerminalView, clock, count, table
+from launch.live_view import clock, count
+from launch.view import TerminalView, table
 
 STEP: dict[str, Any] = {
     "step": 0,
@@ -79,11 +80,17 @@ def test_off_a_terminal_a_phase_is_said_once_and_nothing_is_erased() -> None:
     assert "\r" not in text
 
 
-def test_on_a_terminal_one_line_stays_alive_and_is_erased_before_others() -> None:
+def test_on_a_terminal_a_panel_stays_below_the_lines_and_nothing_is_left_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     text = shown({"live": LIVE}, {"say": "engine e0 lost"}, {"live": LIVE}, out=Terminal())
-    assert text.count("12 running") == 2
-    assert "\r\x1b[2K  ! engine e0 lost\n" in text
-    assert text.endswith("\r\x1b[2K"), "nothing is left on the line"
+    assert text.count("training · step 3 of 60") >= 2
+    assert "  ! engine e0 lost" in text
+    up_and_erase = "\x1b[1A\x1b[2K"
+    height = text.split("engine e0 lost")[0].count("\n")
+    assert text.endswith(up_and_erase * height), "every line of the panel is erased"
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is back"
 
 
 def test_what_it_does_not_know_is_not_shown() -> None:

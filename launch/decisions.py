@@ -1,0 +1,195 @@
+"""A run's `decisions.jsonl`, read line by line: what became of a group, and which cost most.
+
+Pure but for reading the file. Holds at most the lines of one group, and of every
+prompt the newest budget; a run of any length can be asked.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A member of a group, as it was when the group ended."""
+
+    id: int
+    state: str  # finished | truncated | aborted
+    tokens: int
+    confidence: float  # mean logprob, nats per token
+    reward: float | None
+    chosen: bool
+    versions: tuple[int, ...]
+
+
+class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
+    """Line `group`: it has ended."""
+
+    step: int
+    group: int
+    kind: str
+    prompt: int
+    attempt: int
+    fate: str
+    why: str
+    version: int
+    members: tuple[Candidate, ...]
+
+    @property
+    def sampled(self) -> int:
+        """Response tokens of the members that were in it at its end."""
+        return sum(member.tokens for member in self.members)
+
+    @property
+    def trained(self) -> int:
+        """Those trained on."""
+        if self.fate != "trained":
+            return 0
+        return sum(member.tokens for member in self.members if member.chosen)
+
+    @property
+    def wasted(self) -> int:
+        return self.sampled - self.trained
+
+    @property
+    def longest(self) -> int:
+        return max((member.tokens for member in self.members), default=0)
+
+
+class Decided(msgspec.Struct, frozen=True, tag_field="what", tag="decision"):
+    """Line `decision`: a verb of the selector, or candidates of a budget's top-up."""
+
+    step: int
+    group: int
+    prompt: int
+    verb: str
+    ids: tuple[int, ...]
+    why: str
+
+
+class Budgeted(msgspec.Struct, frozen=True, tag_field="what", tag="budget"):
+    """Line `budget`: how many candidates prompts got when they were opened."""
+
+    step: int
+    prompts: tuple[tuple[int, int, str], ...] = ()  # prompt, candidates, note
+
+
+Line = Ended | Decided | Budgeted
+_KINDS = ("group", "decision", "budget")
+
+
+class _Head(msgspec.Struct):
+    what: str = ""
+
+
+def lines(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
+    """Every line in its order; `complain` hears of those that cannot be read, by file and line.
+
+    A kind of line that is not known is passed over, and so is a last line without an
+    end: it is being written, or was when the run died.
+    """
+    decoder = msgspec.json.Decoder(Line)
+    head = msgspec.json.Decoder(_Head)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                try:
+                    known = head.decode(line).what in _KINDS
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    known = True
+                if known:
+                    complain(f"{path}:{number}: not a decision, passed over: {error}")
+
+
+class Story(msgspec.Struct, kw_only=True):
+    """All that is on file of one group."""
+
+    group: int
+    prompt: int
+    decisions: list[Decided] = []
+    ended: Ended | None = None  # None: it was open when the file ended
+    budget: tuple[int, int, str] | None = None  # step, candidates, note
+    again: int | None = None  # group that the same prompt came in later
+
+
+class NoSuchGroup(Exception):
+    """Nothing is on file of it; the message says which groups there are."""
+
+
+def story(found: Iterable[Line], number: int) -> Story:
+    """Raises NoSuchGroup."""
+    budgets: dict[int, tuple[int, int, str]] = {}
+    told: Story | None = None
+    first, last = -1, -1
+    for line in found:
+        if isinstance(line, Budgeted):
+            for prompt, candidates, note in line.prompts:
+                budgets[prompt] = (line.step, candidates, note)
+            continue
+        first = line.group if first < 0 else min(first, line.group)
+        last = max(last, line.group)
+        if line.group == number:
+            if told is None:
+                # an evaluation counts its prompts by themselves
+                trains = isinstance(line, Decided) or line.kind == "train"
+                known = budgets.get(line.prompt) if trains else None
+                told = Story(group=number, prompt=line.prompt, budget=known)
+            if isinstance(line, Ended):
+                told.ended = line
+            else:
+                told.decisions.append(line)
+        elif told is not None and told.again is None and line.group > number:
+            if line.prompt == told.prompt and _trains(line) and _gave_back(told):
+                told.again = line.group
+    if told is None:
+        there = f"those on file are {first} to {last}" if last >= 0 else "there is none on file"
+        raise NoSuchGroup(f"no group {number}: {there}")
+    return told
+
+
+def _trains(line: Ended | Decided) -> bool:
+    return isinstance(line, Decided) or line.kind == "train"
+
+
+def _gave_back(told: Story) -> bool:
+    return told.ended is not None and told.ended.fate == "deferred"
+
+
+class NoSuchStep(Exception):
+    """No group has ended in it; the message says which steps there are."""
+
+
+def costliest(found: Iterable[Line], most: int | None, step: int | None = None) -> list[Ended]:
+    """Training groups by response tokens sampled and not trained on, the most first.
+
+    Args:
+        most: so many of them; None: all.
+        step: only groups that ended in this step, counted from 0. Raises NoSuchStep.
+    """
+    groups = (line for line in found if isinstance(line, Ended) and line.kind == "train")
+    steps: set[int] = set()
+
+    def wanted() -> Iterator[Ended]:
+        for group in groups:
+            steps.add(group.step)
+            if step is None or group.step == step:
+                yield group
+
+    def cost(group: Ended) -> tuple[int, int]:
+        return group.wasted, -group.group
+
+    chosen = wanted()
+    worst = sorted(chosen, key=cost, reverse=True) if most is None else (
+        heapq.nlargest(most, chosen, key=cost)
+    )  # fmt: skip
+    if step is not None and step not in steps:
+        there = f"steps {min(steps) + 1} to {max(steps) + 1}" if steps else "no step"
+        raise NoSuchStep(f"no group ended in step {step + 1}: {there} are on file")
+    return worst

@@ -1,0 +1,246 @@
+"""One frame of a run as a panel: for `darts top`, and for `darts train` on a terminal.
+
+Turns what the run does now (`pipeline.live.Live`) and its newest steps into
+something that rich can print, for any width. Reads no file and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.live import EngineNow, Live
+
+POINTS = 40
+"""Steps of a sparkline."""
+_ENGINES_SHOWN = 6
+_SILENT_S = 2.0  # from then on silence is told: peers are heard once a second
+_LEVELS = "▁▂▃▄▅▆▇█"
+# account -> colour; told apart without colours by their order and their names
+_ACCOUNTS = {
+    "trained": "green",
+    "redundant": "cyan",
+    "aborted": "yellow",
+    "dropped": "magenta",
+    "stale": "red",
+    "failed": "red",
+    "lost": "red",
+    "eval": "blue",
+    "open": "bright_black",
+    "parked": "bright_black",
+}
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour.
+
+    >>> clock(123)
+    '2:03'
+    """
+    minutes, second = divmod(int(max(0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def count(tokens: float) -> str:
+    """Thousands and millions short.
+
+    >>> count(12_345)
+    '12.3k'
+    """
+    if tokens >= 1e6:
+        return f"{tokens / 1e6:.2f}M"
+    return f"{tokens / 1e3:.1f}k" if tokens >= 1e4 else f"{tokens:.0f}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last `width` values between the lowest and the highest of them.
+
+    >>> sparkline([0, 1, 2, 4], 3)
+    '▁▃█'
+    """
+    shown = values[-width:] if width > 0 else ()
+    if not shown:
+        return ""
+    low, span = min(shown), max(shown) - min(shown)
+    if not span:
+        return _LEVELS[0] * len(shown)
+    return "".join(_LEVELS[int((v - low) / span * (len(_LEVELS) - 1))] for v in shown)
+
+
+class History:
+    """The newest steps and evaluations, for sparklines and the time that is left."""
+
+    def __init__(self) -> None:
+        self.steps: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
+        self.evals: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
+
+    def add(self, what: str, fields: Mapping[str, Any]) -> None:
+        """A line of `metrics.jsonl`; what is neither step nor evaluation is not kept."""
+        if what == "step":
+            self.steps.append(fields)
+        elif what == "eval":
+            self.evals.append(fields)
+
+    def left_s(self, steps: int) -> float | None:
+        """Seconds inside the steps that are left, by the last ten; None before the first."""
+        recent = [line["seconds"] for line in self.steps][-10:]
+        if not recent:
+            return None
+        return (steps - self.steps[-1]["step"] - 1) * sum(recent) / len(recent)
+
+
+def frame(name: str, now: Live, history: History, *, width: int, note: str = "") -> RenderableType:
+    """The panel.
+
+    Args:
+        name: of the run, for the title.
+        width: of the terminal, columns.
+        note: below the panel's end: how old the data is, or how the run ended.
+    """
+    parts: list[RenderableType] = [_learning(now, history, width - 4)]
+    if now.phase != "over" and (now.engines or now.peers):
+        parts += [Text(), _processes(now, width - 4)]
+    parts += [Text(), _rest(now)]
+    title = " · ".join(filter(None, (name, now.phase, f"step {now.step} of {now.steps}")))
+    left = history.left_s(now.steps)
+    if left and now.phase in ("training", "evaluating"):
+        title += f" · {clock(left)} of steps left"
+    return Panel(
+        Group(*parts),
+        title=Text(title, "bold"),
+        title_align="left",
+        subtitle=Text(note) if note else None,
+        subtitle_align="right",
+        width=width,
+        padding=(0, 1),
+    )
+
+
+# --- the parts --------------------------------------------------------------------------
+
+
+def _learning(now: Live, history: History, width: int) -> Table:
+    """Two columns of figures with their sparklines."""
+    step = {**now.newest_step, **(history.steps[-1] if history.steps else {})}
+    found = {**now.newest_eval, **(history.evals[-1] if history.evals else {})}
+    length = _form(step, "tokens_mean", ".0f")
+    if "tokens_p95" in step:
+        length += f" p95 {step['tokens_p95']:.0f}"
+    room = max(4, width // 2 - 26)
+    rows = (
+        ("reward", _form(step, "reward", ".3f"), _curve(history.steps, "reward", room)),
+        ("tokens", length, _curve(history.steps, "tokens_mean", room)),
+        ("accuracy", _form(found, "accuracy", ".3f"), _curve(history.evals, "accuracy", room)),
+        ("step", _form(step, "seconds", ".2f s"), _curve(history.steps, "seconds", room)),
+    )
+    table = Table.grid(padding=(0, 1))
+    for _ in range(2):
+        table.add_column(no_wrap=True, style="bright_black")
+        table.add_column(no_wrap=True, min_width=13)
+        table.add_column(no_wrap=True, min_width=room)
+    for left, right in zip(rows[::2], rows[1::2], strict=True):
+        table.add_row(*left[:2], Text(left[2], "cyan"), *right[:2], Text(right[2], "cyan"))
+    engines, learner = _form(step, "bubble_engine", ".0%"), _form(step, "bubble_learner", ".0%")
+    spent = _form(step, "sampled_per_trained", ".2f per trained one")
+    table.add_row("idle", f"engines {engines}", f"learner {learner}", "sampled", spent)
+    return table
+
+
+def _form(figures: Mapping[str, Any], name: str, form: str) -> str:
+    """`form` may end in a unit: `.2f s`."""
+    value = figures.get(name)
+    number, _, unit = form.partition(" ")
+    return "-" if value is None else f"{value:{number}}{' ' + unit if unit else ''}"
+
+
+def _curve(lines: Iterable[Mapping[str, Any]], name: str, width: int) -> str:
+    return sparkline([line[name] for line in lines if line.get(name) is not None], width)
+
+
+def _processes(now: Live, width: int) -> Table:
+    """Engines with the slots in use, then the learner ranks, with what each says it does."""
+    peers = {peer.name: peer for peer in now.peers}
+    engines = sorted(now.engines, key=_use)[:_ENGINES_SHOWN]
+    table = Table.grid(padding=(0, 1))
+    for narrowest in (3, None, 7, None):
+        table.add_column(no_wrap=True, min_width=narrowest)
+    room = max(6, min(32, width - 50))
+    for engine in sorted(engines, key=lambda engine: engine.name):
+        share, doing = _use(engine), _weights(engine)
+        peer = peers.get(engine.name)
+        said_before = engine.running and peer is not None and peer.activity == "idle"
+        if peer is not None and (not said_before or peer.heard_s >= _SILENT_S):
+            doing += f", {_says(peer.activity, peer.heard_s)}"
+        table.add_row(
+            engine.name, _bar(share, room), f"{engine.running}/{engine.slots}", Text(doing)
+        )
+    if more := len(now.engines) - len(engines):
+        slots = sum(engine.slots for engine in now.engines)
+        rest = f"all {len(now.engines)} engines; {more} fuller ones are not listed"
+        share = now.running / max(1, slots)
+        table.add_row("", _bar(share, room), f"{now.running}/{slots}", Text(rest))
+    for peer in now.peers:
+        if peer.role == "learner":
+            waiting = _many(now.at_rank.get(peer.name.removeprefix("l"), 0), "group")
+            doing = f"{_says(peer.activity, peer.heard_s)}; {waiting} to train on"
+            table.add_row(peer.name, "", "", Text(doing))
+    return table
+
+
+def _use(engine: EngineNow) -> float:
+    return engine.running / max(1, engine.slots)
+
+
+def _weights(engine: EngineNow) -> str:
+    if engine.loading >= 0:
+        return f"loading version {engine.loading}"
+    return f"version {engine.version}" if engine.version >= 0 else "no weights yet"
+
+
+def _says(activity: str, heard_s: float) -> str:
+    return activity if heard_s < _SILENT_S else f"{activity}, silent for {heard_s:.0f} s"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _bar(share: float, width: int) -> Text:
+    full = round(min(1.0, share) * width)
+    return Text("█" * full, "green").append("░" * (width - full), "bright_black")
+
+
+def _rest(now: Live) -> Table:
+    """Queues, where the tokens went, and who waits for whom."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, style="bright_black")
+    table.add_column()
+    groups = ", ".join(f"{n} {stage}" for stage, n in now.groups.items() if n)
+    queues = [f"{now.queued} queued for a slot", f"groups: {groups or 'none'}"]
+    if now.rewards_queued or now.rewards_running:
+        queues.insert(1, f"rewards: {now.rewards_running} running, {now.rewards_queued} queued")
+    if now.evaluating:
+        queues.append(f"{now.evaluating} held-out prompts to go")
+    table.add_row("queues", "; ".join(queues))
+    table.add_row("sampled", _ledger(now))
+    for wait in now.waits:
+        what = wait.what.removeprefix(f"step {now.step + 1} waits for ")
+        line = Text(f"{wait.seconds:.1f} s for {what}", no_wrap=True, overflow="ellipsis")
+        table.add_row("waiting", line)
+    return table
+
+
+def _ledger(now: Live) -> Text:
+    total = max(1, sum(now.ledger.values()))
+    text = Text(f"{count(now.sampled)} tokens")
+    for account, colour in _ACCOUNTS.items():
+        if tokens := now.ledger.get(account, 0):
+            text.append("  ").append(f"{account} {tokens / total:.0%}", colour)
+    return text

@@ -1,0 +1,131 @@
+"""`darts top`: what a run does now, from another terminal, by what it leaves in its folder.
+
+Reads `live.json` and the new lines of `metrics.jsonl`; touches nothing of the run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.options import RUN_HELP, fail, run_folder
+
+if TYPE_CHECKING:
+    from launch.live_view import History
+    from pipeline.live import Live
+    from pipeline.runfolder import RunFolder
+
+OLD_S = 5.0
+"""A run writes every second: what is older is said to be old."""
+_EVERY_S = 1.0
+_NARROW = 100  # columns of a frame that no terminal shows
+
+
+def top(
+    run: Annotated[Path, typer.Argument(help=RUN_HELP)],
+    once: Annotated[
+        bool, typer.Option("--once", help="print one frame and end (as without a terminal)")
+    ] = False,
+) -> None:
+    """Watch a run: learning, engines, queues, tokens, and who waits for whom. Ctrl-C ends it.
+
+    darts top runs/quickstart
+    """
+    from rich.console import Console
+    from rich.live import Live as LivePanel
+
+    folder = Watched(run_folder(run))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _NARROW
+    if once or not console.is_terminal:
+        console.print(folder.frame(console.width))
+        return
+    try:
+        with LivePanel(console=console, screen=True, auto_refresh=False) as panel:
+            while not folder.over:
+                panel.update(folder.frame(console.width), refresh=True)
+                time.sleep(_EVERY_S)
+    except KeyboardInterrupt:
+        return
+    console.print(folder.frame(console.width))
+
+
+class Watched:
+    """A run's folder, read again and again."""
+
+    def __init__(self, run: RunFolder) -> None:
+        from launch.live_view import History
+
+        self._run = run
+        self._history: History = History()
+        self._read = 0  # bytes of metrics.jsonl
+        self.over = False  # the newest frame is the last one that there will be
+
+    def frame(self, width: int) -> Any:
+        from launch.live_view import frame
+
+        self._read_metrics()
+        now = self._live()
+        note, self.over = self._state(now)
+        return frame(self._run.path.name, now, self._history, width=width, note=note)
+
+    def _live(self) -> Live:
+        """Of `live.json`; of a run that has none (yet), what its other files tell."""
+        import msgspec
+
+        from pipeline.live import Live
+
+        try:
+            return msgspec.json.decode(self._run.live.read_bytes(), type=Live)
+        except FileNotFoundError:
+            pass
+        except msgspec.DecodeError as error:
+            fail(f"{self._run.live}: {error}")
+        steps = self._history.steps
+        done = steps[-1]["step"] + 1 if steps else 0
+        ledger = dict(steps[-1]["ledger"]) if steps else {}
+        return Live(step=done, steps=done, sampled=ledger.pop("sampled", 0), ledger=ledger)
+
+    def _state(self, now: Live) -> tuple[str, bool]:
+        """In words, and whether it has ended. The lock is asked for only when the news is old."""
+        age = time.time() - now.time
+        told = f"{age:.0f} s old" if age < 120 else time.strftime(
+            "from %Y-%m-%d %H:%M:%S", time.localtime(now.time)
+        )  # fmt: skip
+        if age <= OLD_S and now.phase != "over":
+            return f"data {told}", False
+        if self._run.in_use:
+            if not now.time:
+                return "starting: nothing heard yet", False
+            return f"NO NEWS: the newest is {told}; see logs/stage.log", False
+        if self._run.result.exists():
+            return "ENDED: the run is done", True
+        what = f", its last word is {told}" if now.time else ""
+        return f"ENDED without a result{what}; see darts train --resume", True
+
+    def _read_metrics(self) -> None:
+        """What is new since the last time; a resume cuts the file, then it is read anew."""
+        import msgspec
+
+        from launch.live_view import History
+
+        path = self._run.metrics
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._read:
+            self._history, self._read = History(), 0
+        if size == self._read:
+            return
+        with path.open("rb") as file:
+            file.seek(self._read)
+            whole, _, _ = file.read().rpartition(b"\n")  # the last line may still be being written
+        self._read += len(whole) + 1 if whole else 0
+        for line in whole.splitlines():
+            try:
+                fields = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                continue  # a curve without this point; `darts explain` and the report name it
+            self._history.add(fields.get("what", ""), fields)

@@ -1,0 +1,57 @@
+"""Once a second: what the run does now, to `live.json`, to the launcher and to the trackers.
+
+Adds to the coordinator's part what only the shell knows: who is connected and
+what they say they do, how many rewards wait, and the clock on the wall.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pipeline.coordinator import Coordinator
+from pipeline.live import Live, PeerNow, live
+from pipeline.peers import Peers
+from pipeline.records import Records
+from pipeline.rewarding import RewardPool
+
+
+class LiveFeed:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        peers: Peers,
+        pool: RewardPool,
+        records: Records,
+        tell_launcher: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._coordinator, self._peers, self._pool = coordinator, peers, pool
+        self._records, self._tell_launcher = records, tell_launcher
+
+    def show(self, training_seconds: float) -> None:
+        """To be called once a second, and at the end."""
+        now = self._whole(training_seconds, time.monotonic())
+        self._records.live(now)
+        self._tell_launcher({"live": msgspec.to_builtins(now)})
+
+    def _whole(self, training_seconds: float, now: float) -> Live:
+        rewards = self._pool.statistics()
+        return msgspec.structs.replace(
+            live(self._coordinator, training_seconds),
+            time=round(time.time(), 2),
+            rewards_queued=rewards.queued,
+            rewards_running=rewards.running,
+            peers=tuple(
+                PeerNow(
+                    name=peer.name,
+                    role=peer.join.role,
+                    activity=peer.activity,
+                    heard_s=round(now - peer.heard, 2),
+                    still_s=round(now - peer.moved, 2),
+                )
+                for peer in self._peers.by_identity.values()
+            ),
+        )

@@ -1,0 +1,176 @@
+"""Tracker: the newest figures of a run over HTTP, for Prometheus to come and read.
+
+Listens on 127.0.0.1 only: what leaves the machine is for a proxy or a Prometheus
+on it to decide. Keeps nothing but the newest figures; every answer is made when it
+is asked for, in the server's thread, from values that are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from pipeline.coordinator import Phase
+from pipeline.ledger import FINAL
+from pipeline.live import Live
+from pipeline.trackers import LOOPBACK, TrackerError, port_complaint
+
+# figure of a step or an evaluation -> (name without what it is of, unit last; help)
+_FIGURES: dict[str, tuple[str, str]] = {
+    "seconds": ("duration_seconds", "how long it took"),
+    "reward": ("mean_reward", "mean reward of all candidates that were scored"),
+    "accuracy": ("accuracy_ratio", "mean reward on held-out prompts"),
+    "tokens_mean": ("response_mean_tokens", "mean response length of all that ended"),
+    "tokens_p95": ("response_p95_tokens", "95th percentile of response length"),
+    "tokens_max": ("response_max_tokens", "longest response"),
+    "tokens_sampled": ("sampled_tokens", "response tokens sampled"),
+    "tokens_trained": ("trained_tokens", "response tokens trained on"),
+    "trained_tokens_mean": ("trained_response_mean_tokens", "mean length of members trained on"),
+    "sampled_per_trained": ("sampled_per_trained_ratio", "tokens sampled for each trained on"),
+    "depth": ("depth_ratio", "longest member trained on over its group's median, mean"),
+    "generation_s": ("generation_seconds", "from the first placement to the last end of a leg"),
+    "bubble_engine": ("bubble_engine_ratio", "idle slot-seconds over slot-seconds"),
+    "bubble_learner": ("bubble_learner_ratio", "share of the step in which ranks were idle"),
+    "truncated": ("truncated_ratio", "share of responses cut at the limit"),
+}
+# nested figures -> (name, its label, help)
+_LABELLED: dict[str, tuple[str, str, str]] = {
+    "groups": ("groups", "fate", "groups that ended, by fate and reason"),
+    "by_tag": ("tag_accuracy_ratio", "tag", "accuracy by kind of prompt"),
+    "tokens_by_tag": ("tag_response_mean_tokens", "tag", "mean length by kind of prompt"),
+}
+_LEFT_OUT = ("step", "version", "ledger")  # told once a second, see `_now`
+_OF = {"step": "of the newest step", "eval": "of the newest evaluation"}
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
+
+
+class Prometheus(Collector):
+    """Serves `http://127.0.0.1:PORT/metrics` until it is closed."""
+
+    def __init__(self, port: int) -> None:
+        """Raises TrackerError if the port is taken."""
+        self._figures: dict[str, Mapping[str, float]] = {}
+        self._live: Live | None = None
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(
+                port, LOOPBACK, registry
+            )
+        except OSError as error:
+            raise TrackerError(port_complaint(port, error.strerror or error)) from error
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._figures = {**self._figures, what: dict(numbers)}
+
+    def live(self, now: Live) -> None:
+        self._live = now
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the server's thread at every request."""
+        for what, numbers in self._figures.items():
+            yield from _of_timing(numbers) if what == "timing" else _of_figures(what, numbers)
+        if self._live is not None:
+            yield from _now(self._live)
+
+
+def _of_figures(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
+    labelled: dict[str, GaugeMetricFamily] = {}
+    for key, value in numbers.items():
+        first, _, rest = key.partition("/")
+        if first in _LEFT_OUT:
+            continue
+        if first in _LABELLED and rest:
+            name, label, text = _LABELLED[first]
+            if first not in labelled:
+                full = f"darts_{what}_{name}"
+                labelled[first] = GaugeMetricFamily(full, f"{text}, {_OF[what]}", labels=[label])
+            labelled[first].add_metric([rest], value)
+            continue
+        name, text = _FIGURES.get(key) or (
+            _name(key),
+            f"{key.replace('/', ': ')} as in metrics.jsonl",
+        )
+        yield GaugeMetricFamily(f"darts_{what}_{name}", f"{text}, {_OF[what]}", value=value)
+    yield from labelled.values()
+
+
+def _of_timing(numbers: Mapping[str, float]) -> Iterator[Metric]:
+    """Latencies of the newest step by percentile, and each engine's pace."""
+    labelled: dict[str, GaugeMetricFamily] = {}
+    for key, value in numbers.items():
+        kind, _, rest = key.partition("/")
+        if kind == "percentiles":
+            name, _, label = rest.partition("/")
+            full, word = f"darts_latency_{_name(name)}", "quantile"
+        elif kind == "engines":
+            label, _, name = rest.partition("/")
+            full, word = f"darts_engine_step_{_name(name)}", "engine"
+        else:
+            continue
+        if full not in labelled:
+            labelled[full] = GaugeMetricFamily(full, f"{name}, of the newest step", labels=[word])
+        labelled[full].add_metric([label], value)
+    yield from labelled.values()
+
+
+def _name(key: str) -> str:
+    """A figure without an entry of its own, its unit spelled out.
+
+    >>> _name("learner/backward_s")
+    'learner_backward_seconds'
+    """
+    return re.sub(r"_s$", "_seconds", _NOT_IN_A_NAME.sub("_", key))
+
+
+def _gauge(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
+    found = GaugeMetricFamily(f"darts_{name}", text, labels=[label])
+    for key, value in values.items():
+        found.add_metric([key], value)
+    return found
+
+
+def _now(now: Live) -> Iterator[Metric]:
+    """What the run does now, and where every sampled token went."""
+    tokens = CounterMetricFamily(
+        "darts_response_tokens", "sampled response tokens by where they went", labels=["fate"]
+    )
+    for account in FINAL:
+        tokens.add_metric([account], now.ledger.get(account, 0))
+    yield tokens
+    held = {account: n for account, n in now.ledger.items() if account not in FINAL}
+    yield _gauge("held_tokens", "response tokens of live trajectories", held, "state")
+    phases = {phase.value: float(phase.value == now.phase) for phase in Phase}
+    yield _gauge("phase", "1 for the phase that the run is in", phases, "phase")
+    for name, text, value in (
+        ("steps_done", "steps done", now.step),
+        ("steps_planned", "steps of the run", now.steps),
+        ("training_seconds", "inside steps that are done", now.training_seconds),
+        ("queued_trajectories", "trajectories that wait for a slot", now.queued),
+        ("evaluating_prompts", "held-out prompts not scored yet", now.evaluating),
+        ("queued_rewards", "rewards that wait for a worker", now.rewards_queued),
+        ("running_rewards", "rewards being computed", now.rewards_running),
+        ("update_timestamp_seconds", "when these figures were taken", now.time),
+    ):
+        yield GaugeMetricFamily(f"darts_{name}", text, value=value)
+    yield _gauge("live_groups", "live training groups by stage", now.groups, "stage")
+    yield _gauge("learner_groups", "groups not trained on yet, by rank", now.at_rank, "rank")
+    engines = now.engines
+    for name, text, values in (
+        ("engine_running_sequences", "slots in use", {e.name: e.running for e in engines}),
+        ("engine_slots", "slots", {e.name: e.slots for e in engines}),
+        ("engine_version", "policy version served, -1: none", {e.name: e.version for e in engines}),
+        ("engine_loading", "1 while it loads weights", {e.name: e.loading >= 0 for e in engines}),
+    ):
+        yield _gauge(name, text, values, "engine")
+    silent = {peer.name: peer.heard_s for peer in now.peers}
+    yield _gauge("peer_silence_seconds", "since it was last heard of", silent, "peer")

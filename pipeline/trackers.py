@@ -1,0 +1,192 @@
+"""Where the numbers of a run go beside its own files: TensorBoard, Prometheus, W&B.
+
+A tracker gets the flattened figures of every step and evaluation, and what the
+run does now once a second. `complaints` says before anything is started what a
+configuration asks for and this machine cannot do. What is not asked for is not
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from pipeline.config import Config, Metrics
+from pipeline.live import Live
+from pipeline.runfolder import RunFolder
+
+LOOPBACK = "127.0.0.1"
+_NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
+
+
+class TrackerError(Exception):
+    """A tracker that the configuration asks for cannot be used; names its key and the cure."""
+
+
+class Tracker(Protocol):
+    """`close` at the end; it may take a moment to send what is left."""
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step or an evaluation (`what`), nested ones as `learner/loss`."""
+        ...
+
+    def live(self, now: Live) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested mappings.
+
+    >>> flat({"reward": 1, "learner": {"loss": 0.5}, "why": "text"})
+    {'reward': 1.0, 'learner/loss': 0.5}
+    """
+    numbers: dict[str, float] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")  # type: ignore[arg-type]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[prefix + key] = float(value)
+    return numbers
+
+
+def complaints(section: Metrics) -> Iterator[str]:
+    """What the section asks for and cannot have here, one line each."""
+    if section.wandb and importlib.util.find_spec("wandb") is None:
+        yield (
+            f"metrics.wandb: found {section.wandb!r}, but the package wandb is not installed: "
+            "pip install 'darts-rl[wandb]', or leave metrics.wandb empty"
+        )
+    if section.prometheus_port and (why := _port_in_use(section.prometheus_port)):
+        yield port_complaint(section.prometheus_port, why)
+
+
+def port_complaint(port: int, why: object) -> str:
+    return (
+        f"metrics.prometheus_port: cannot listen on {LOOPBACK}:{port}: {why}; "
+        "choose another port, or 0 for none"
+    )
+
+
+def _port_in_use(port: int) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((LOOPBACK, port))
+            probe.listen()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
+    """Every tracker that is asked for. Raises TrackerError.
+
+    Args:
+        resumed_step: of the checkpoint that the run goes on from; -1: none.
+    """
+    section = config.metrics
+    found: list[Tracker] = []
+    try:
+        if section.tensorboard:
+            found.append(TensorBoard(run, resumed_step))
+        if section.prometheus_port:
+            from pipeline.prometheus import Prometheus
+
+            found.append(Prometheus(section.prometheus_port))
+        if section.wandb:
+            found.append(WeightsAndBiases(section.wandb, run, config))
+    except BaseException:
+        for tracker in found:
+            tracker.close()
+        raise
+    return found
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, run: RunFolder, resumed_step: int) -> None:
+        self._board = _summary_writer()(
+            str(run.tensorboard),
+            flush_secs=10,
+            purge_step=resumed_step if resumed_step >= 0 else None,  # what follows is done again
+        )
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
+
+    def live(self, now: Live) -> None:
+        """Nothing: its curves are over steps."""
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX loads torch where it finds it, which costs the stage seconds and 200 MB."""
+    before = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if before is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = before
+    return SummaryWriter
+
+
+class WeightsAndBiases:
+    """A run of W&B, named as the run's folder; a resume goes on with it.
+
+    Whether it sends or keeps what it gets is W&B's own setting (WANDB_MODE). Curves
+    are drawn over `step`, which may go back: steps that are done again after a resume
+    are there twice.
+    """
+
+    def __init__(self, project: str, run: RunFolder, config: Config) -> None:
+        try:
+            wandb: Any = importlib.import_module("wandb")  # an extra
+        except ImportError as error:
+            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=run.path.name,
+                id=self._id(run),
+                resume="allow",
+                dir=str(run.path),
+                config=msgspec.to_builtins(config),
+            )
+        except wandb.Error as error:
+            raise TrackerError(
+                f"metrics.wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
+            ) from error
+        self._run.define_metric("*", step_metric="step")
+
+    @staticmethod
+    def _id(run: RunFolder) -> str:
+        """Made once for each run's folder."""
+        if not run.wandb_id.exists():
+            run.wandb_id.write_text(secrets.token_hex(8) + "\n")
+        return run.wandb_id.read_text().strip()
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
+        self._run.log({"step": step, **named})
+
+    def live(self, now: Live) -> None:
+        """Nothing: its curves are over steps."""
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,173 @@
+"""`darts top`: one frame, by what lies in the run's folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from launch.cli import app
+from launch.live_view import History, frame, sparkline
+from launch.top import OLD_S
+from pipeline.live import EngineNow, Live, PeerNow, WaitNow
+from pipeline.runfolder import RunFolder
+
+NOW = Live(
+    phase="training",
+    step=3,
+    steps=60,
+    running=70,
+    sampled=12_345,
+    queued=9,
+    ledger={"trained": 750, "aborted": 250},
+    engines=(
+        EngineNow(name="e0", running=64, slots=64, version=3),
+        EngineNow(name="e1", running=6, slots=64, version=2, loading=3),
+    ),
+    groups={"open": 2, "enough": 0, "taken": 5},
+    at_rank={"0": 4},
+    rewards_queued=2,
+    rewards_running=1,
+    waits=(WaitNow(seconds=4.25, what="step 4 waits for train group 8, which waits for a"),),
+    peers=(
+        PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.1, still_s=0.1),
+        PeerNow(name="l0", role="learner", activity="backward", heard_s=7.0, still_s=9.0),
+    ),
+)
+STEPS: list[dict[str, Any]] = [
+    {
+        "what": "step",
+        "step": number,
+        "seconds": 2.0,
+        "reward": number / 4,
+        "tokens_mean": 30.0,
+        "tokens_p95": 60,
+        "ledger": {"sampled": 100, "trained": 60, "aborted": 40},
+    }
+    for number in range(3)
+]
+
+
+def text_of(now: Live, history: History | None = None, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(frame("r", now, history or History(), width=width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_frame_says_who_does_what_and_who_waits_for_whom() -> None:
+    text = text_of(NOW)
+    assert "r · training · step 3 of 60" in text
+    for part in (
+        "64/64   version 3, sampling",
+        "6/64    loading version 3",
+        "backward, silent for 7 s; 4 groups to train on",
+        "9 queued for a slot; rewards: 1 running, 2 queued; groups: 2 open, 5 taken",
+        "12.3k tokens  trained 75%  aborted 25%",
+        "4.2 s for train group 8, which waits for a",
+    ):
+        assert part in text
+    bars = [line.count("█") for line in text.splitlines() if "64 " in line]
+    assert bars[0] > 5 * bars[1] > 0
+
+
+def test_curves_and_the_time_left_come_from_the_steps() -> None:
+    history = History()
+    for line in STEPS:
+        history.add("step", line)
+    text = text_of(NOW, history)
+    assert "0.500" in text and "▁▄█" in text
+    assert "1:54 of steps left" in text
+    assert text_of(NOW).count("▁") == 0, "nothing is drawn of what is not known"
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_a_frame_fits_the_terminal(width: int) -> None:
+    assert {len(line) for line in text_of(NOW, width=width).splitlines()} == {width}
+
+
+def test_a_thousand_engines_take_few_lines_and_the_emptiest_are_shown() -> None:
+    engines = tuple(EngineNow(name=f"e{n}", running=n % 64, slots=64) for n in range(1024))
+    text = text_of(msgspec.structs.replace(NOW, engines=engines, running=32_000))
+    assert len(text.splitlines()) < 24
+    assert "32000/65536" in text
+    assert " 0/64" in text and "63/64" not in text
+
+
+@pytest.mark.parametrize(
+    "values,width,line", [([], 5, ""), ([1, 1], 5, "▁▁"), ([0, 7, 3.5], 5, "▁█▄"), ([1], 0, "")]
+)
+def test_a_sparkline_spans_from_the_lowest_to_the_highest(
+    values: list[float], width: int, line: str
+) -> None:
+    assert sparkline(values, width) == line
+
+
+# --- the folder -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "r")
+    run.create()
+    run.config.write_text("model: m\n")
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in STEPS) + '{"what": "ste')
+    return run
+
+
+def shown(run: RunFolder | Path, **changes: Any) -> str:
+    """What `darts top --once` prints; `changes` of the live state, none: there is no file."""
+    if isinstance(run, RunFolder) and changes:
+        now = msgspec.structs.replace(NOW, **changes)
+        run.live.write_bytes(msgspec.json.encode(now))
+    path = run.path if isinstance(run, RunFolder) else run
+    result = CliRunner().invoke(app, ["top", str(path), "--once"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_run_that_goes_on_shows_the_age_of_its_data(run: RunFolder) -> None:
+    text = shown(run, time=time.time())
+    assert re.search(r"data \d s old", text)
+    assert "▁▄█" in text
+
+
+def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) -> None:
+    run.hold()
+    assert "starting: nothing heard yet" in shown(run)
+    assert re.search(r"NO NEWS: the newest is \d+ s old", shown(run, time=time.time() - OLD_S - 4))
+    run.release()
+
+
+def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
+    text = shown(run, time=time.time() - 60)
+    assert re.search(r"ENDED without a result, its last word is 6\d s old", text)
+    run.result.write_text("{}")
+    assert "ENDED: the run is done" in shown(run, time=time.time() - 1, phase="over")
+
+
+def test_an_old_run_without_a_live_state_shows_its_steps(run: RunFolder) -> None:
+    text = shown(run)
+    assert "step 3 of 3" in text
+    assert "ENDED without a result" in text
+
+
+@pytest.mark.parametrize("name,said", [("nowhere", "no such folder"), ("empty", "no run: it has")])
+def test_what_is_no_run_exits_2_with_a_sentence(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["top", str(tmp_path / name), "--once"])
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_damaged_live_state_is_named(run: RunFolder) -> None:
+    run.live.write_text("{")
+    result = CliRunner().invoke(app, ["top", str(run.path), "--once"])
+    assert result.exit_code == 1
+    assert "live.json" in result.stderr

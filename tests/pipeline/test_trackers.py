@@ -1,0 +1,260 @@
+"""Where numbers go beside the run's files: what is sent, and what is said when it cannot be.
+
+wandb itself is not installed here: its adapter is tested with a stand-in module that
+records the calls. Prometheus is read over HTTP.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import trackers
+from pipeline.config import Config, Metrics
+from pipeline.ledger import ACCOUNTS
+from pipeline.live import EngineNow, Live, PeerNow
+from pipeline.records import Records
+from pipeline.runfolder import RunFolder
+
+STEP: dict[str, Any] = {
+    "step": 3,
+    "version": 3,
+    "reward": 0.5,
+    "seconds": 2.0,
+    "tokens_mean": 30.5,
+    "depth": None,
+    "groups": {"trained": 15, "dropped: every reward is 1": 1},
+    "ledger": {"sampled": 100},
+    "learner": {"loss": -0.1, "backward_s": 0.75},
+}
+NOW = Live(
+    time=1000.0,
+    phase="training",
+    step=4,
+    steps=60,
+    queued=7,
+    ledger={**dict.fromkeys(ACCOUNTS, 0), "trained": 250, "open": 12},
+    engines=(EngineNow(name="e0", running=3, slots=64, version=4),),
+    groups={"open": 2, "taken": 5},
+    at_rank={"0": 5},
+    rewards_queued=2,
+    rewards_running=1,
+    peers=(PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.5, still_s=0.1),),
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "r")
+    run.create()
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def config_of(**metrics: Any) -> Config:
+    section: dict[str, Any] = {"tensorboard": False, **metrics}
+    return Config(model="models/chain-sums", metrics=Metrics(**section))
+
+
+def test_nothing_is_started_and_nothing_imported_that_is_not_asked_for(run: RunFolder) -> None:
+    assert trackers.start(config_of(), run) == []
+    assert list(trackers.complaints(Metrics())) == []
+
+
+# --- TensorBoard ------------------------------------------------------------------------
+
+
+def test_tensorboard_has_the_numbers_of_a_step(run: RunFolder) -> None:
+    records = Records(run, trackers=trackers.start(config_of(tensorboard=True), run))
+    records.write("step", STEP)
+    records.live(NOW)
+    records.close()
+    [file] = run.tensorboard.iterdir()
+    content = file.read_bytes()
+    for tag in (b"step/reward", b"step/learner/loss", b"step/groups/dropped_every_reward_is_1"):
+        assert tag in content
+
+
+# --- Prometheus -------------------------------------------------------------------------
+
+
+def read(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
+    """(name, values of the labels) -> value, as Prometheus' own parser reads them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.documentation
+    }
+
+
+@pytest.fixture
+def served(run: RunFolder) -> Iterator[tuple[int, Records]]:
+    port = free_port()
+    records = Records(run, trackers=trackers.start(config_of(prometheus_port=port), run))
+    yield port, records
+    records.close()
+
+
+def test_prometheus_reads_the_newest_step_with_units_in_the_names(
+    served: tuple[int, Records],
+) -> None:
+    port, records = served
+    assert read(port) == {}
+    records.write("step", {**STEP, "reward": 0.25})
+    records.write("step", STEP)
+    records.write("eval", {"step": 0, "accuracy": 0.75, "by_tag": {"terms=2": 0.5}})
+    latency = {"time_to_first_token_s": {"count": 2, "p95": 0.25}}
+    timing = {"step": 3, "percentiles": latency, "engines": {"e0": {"inter_token_s": 0.01}}}
+    records.write("timing", timing)
+    found = read(port)
+    assert found["darts_latency_time_to_first_token_seconds", ("p95",)] == 0.25
+    assert found["darts_engine_step_inter_token_seconds", ("e0",)] == 0.01
+    assert found["darts_step_mean_reward", ()] == 0.5
+    assert found["darts_step_duration_seconds", ()] == 2.0
+    assert found["darts_step_response_mean_tokens", ()] == 30.5
+    assert found["darts_step_learner_backward_seconds", ()] == 0.75
+    assert found["darts_step_groups", ("dropped: every reward is 1",)] == 1.0
+    assert found["darts_eval_accuracy_ratio", ()] == 0.75
+    assert found["darts_eval_tag_accuracy_ratio", ("terms=2",)] == 0.5
+    assert all(name.startswith("darts_") for name, _ in found)
+
+
+def test_prometheus_reads_what_the_run_does_now(served: tuple[int, Records]) -> None:
+    port, records = served
+    records.live(NOW)
+    found = read(port)
+    assert found["darts_response_tokens_total", ("trained",)] == 250
+    assert found["darts_held_tokens", ("open",)] == 12
+    assert found["darts_phase", ("training",)] == 1
+    assert found["darts_phase", ("evaluating",)] == 0
+    assert found["darts_engine_running_sequences", ("e0",)] == 3
+    assert found["darts_engine_loading", ("e0",)] == 0
+    assert found["darts_queued_trajectories", ()] == 7
+    assert found["darts_live_groups", ("taken",)] == 5
+    assert found["darts_learner_groups", ("0",)] == 5
+    assert found["darts_peer_silence_seconds", ("e0",)] == 0.5
+
+
+def test_a_port_in_use_is_complained_of_before_anything_starts_and_at_the_start(
+    served: tuple[int, Records], run: RunFolder
+) -> None:
+    port, _ = served
+    [complaint] = trackers.complaints(Metrics(prometheus_port=port))
+    assert complaint.startswith("metrics.prometheus_port: cannot listen on 127.0.0.1:")
+    assert "in use" in complaint
+    with pytest.raises(trackers.TrackerError, match=r"metrics\.prometheus_port: .* in use"):
+        trackers.start(config_of(prometheus_port=port, tensorboard=True), run)
+
+
+def test_the_port_is_free_again_after_the_end(run: RunFolder) -> None:
+    port = free_port()
+    for _ in range(2):
+        [tracker] = trackers.start(config_of(prometheus_port=port), run)
+        tracker.close()
+    assert list(trackers.complaints(Metrics(prometheus_port=port))) == []
+
+
+# --- W&B --------------------------------------------------------------------------------
+
+
+class StandIn(ModuleType):
+    """`wandb` as far as the adapter uses it; keeps what it was asked."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.inits: list[dict[str, Any]] = []
+        self.logged: list[Mapping[str, Any]] = []
+        self.defined: list[tuple[Any, ...]] = []
+        self.finished = 0
+        self.refuses = ""
+
+    def init(self, **given: Any) -> StandIn:
+        if self.refuses:
+            raise self.Error(self.refuses)
+        self.inits.append(given)
+        return self
+
+    def define_metric(self, *given: Any, step_metric: str) -> None:
+        self.defined.append((*given, step_metric))
+
+    def log(self, numbers: Mapping[str, Any]) -> None:
+        self.logged.append(numbers)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    module = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_wandb_gets_the_runs_name_its_configuration_and_figures_over_steps(
+    run: RunFolder, wandb: StandIn
+) -> None:
+    config = config_of(wandb="sums")
+    records = Records(run, trackers=trackers.start(config, run))
+    records.write("step", STEP)
+    records.live(NOW)
+    records.close()
+    [init] = wandb.inits
+    assert (init["project"], init["name"], init["resume"]) == ("sums", "r", "allow")
+    assert init["config"] == msgspec.to_builtins(config)
+    assert init["dir"] == str(run.path)
+    assert "mode" not in init, "WANDB_MODE decides"
+    assert wandb.defined == [("*", "step")]
+    [logged] = wandb.logged
+    assert (logged["step"], logged["step/reward"], logged["step/learner/loss"]) == (3, 0.5, -0.1)
+    assert "step/step" not in logged
+    assert wandb.finished == 1
+
+
+def test_wandb_goes_on_with_the_same_run_after_a_resume(run: RunFolder, wandb: StandIn) -> None:
+    for resumed_step in (-1, 2):
+        trackers.start(config_of(wandb="sums"), run, resumed_step)
+    first, second = (init["id"] for init in wandb.inits)
+    assert first == second == run.wandb_id.read_text().strip()
+
+
+def test_what_wandb_refuses_is_an_error_that_names_key_and_cure(
+    run: RunFolder, wandb: StandIn
+) -> None:
+    wandb.refuses = "api_key not configured"
+    with pytest.raises(trackers.TrackerError) as caught:
+        trackers.start(config_of(wandb="sums"), run)
+    for part in ("metrics.wandb: api_key not configured", "wandb login", "WANDB_MODE=offline"):
+        assert part in str(caught.value)
+
+
+def test_without_the_package_the_key_and_the_extra_are_named(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    [complaint] = trackers.complaints(Metrics(wandb="sums"))
+    assert complaint.startswith("metrics.wandb: found 'sums'")
+    assert "pip install 'darts-rl[wandb]'" in complaint
+    with pytest.raises(trackers.TrackerError, match="pip install"):
+        trackers.start(config_of(wandb="sums"), run)
