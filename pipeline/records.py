@@ -53,6 +53,7 @@ class Records:
         self._traced = range(first, first + trace_steps)
         self._tracer = Tracer(self._traced.start, self._traced.stop - 1) if timed else None
         self._reward_workers = reward_workers
+        self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, BinaryIO] = {}
         self._samples: list[str] = []
 
@@ -73,9 +74,13 @@ class Records:
         """What the coordinator heard and said; see `Timeline.saw`."""
         if self._tracer is None:
             return
+        begun = time.perf_counter()
         record = self._tracer.saw(now, event, commands, done)
+        found = timing.figures(record, self._reward_workers) if record is not None else {}
+        self._recording_s += time.perf_counter() - begun
         if record is not None:
-            self.write("timing", timing.figures(record, self._reward_workers))
+            self.write("timing", {**found, "recording_s": self._recording_s})
+            self._recording_s = 0.0
             if record.step == self._traced.stop - 1:
                 self._write_trace(over=False)
 

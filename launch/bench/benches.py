@@ -95,6 +95,17 @@ def logprobs(found: Found) -> list[str]:
     return lines
 
 
+def tracing(found: Found) -> list[str]:
+    """Steps with and without timing and trace."""
+    rows = [
+        f"| {way} | {statistics.median(figures['step_s']):.4f} | {figures['ratio']:.3f} "
+        f"| {figures['own_share']:.2%} |"
+        for way, figures in found.items()
+    ]
+    head = "| way | s a step | of `off`, median of pairs | of it, the stage noting it |"
+    return [head, "|---|---|---|---|", *rows]
+
+
 def trl(found: Found) -> list[str]:
     """Both trainers by seed."""
     lines = [
@@ -146,6 +157,13 @@ BENCHES = (
         module="launch.bench.overlap",
         arguments=("--study", "logprobs"),
         table=logprobs,
+    ),
+    Bench(
+        name="tracing",
+        title="What timing and trace cost",
+        module="launch.bench.tracing",
+        arguments=(),
+        table=tracing,
     ),
 )
 PEER = Bench(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench import benches, overlap, show, trl_peer
+from launch.bench import benches, overlap, show, tracing, trl_peer
 from launch.bench.overlap import Steps
 
 
@@ -121,3 +121,18 @@ def test_the_bias_account_is_told_as_means_over_the_audited_steps() -> None:
     ]
     run = {"steps": [{"audit": audits[0]}, {}, {"audit": audits[1]}]}
     assert show.bias_row("first_m", run) == "| first_m | 2 | +0.2 | -6 | +0.2 |"
+
+
+def test_a_ratio_of_tracing_is_taken_within_each_repetition() -> None:
+    lines = [
+        {"what": "step", "seconds": 9.0}, {"what": "timing", "recording_s": 1.0},
+        {"what": "step", "seconds": 1.0}, {"what": "timing", "recording_s": 0.01},
+        {"what": "step", "seconds": 2.0}, {"what": "timing", "recording_s": 0.03},
+    ]  # fmt: skip
+    assert tracing.step_and_own_s(lines) == (1.5, pytest.approx(0.02))
+    with pytest.raises(ValueError, match="two steps"):
+        tracing.step_and_own_s(lines[:2])
+    told = tracing.summary({"off": [(1.0, 0.0), (2.0, 0.0)], "timing": [(1.1, 0.011), (2.0, 0.02)]})
+    assert told["timing"]["ratio"] == pytest.approx(1.05)
+    assert told["timing"]["own_share"] == pytest.approx(0.01)
+    assert benches.tracing(told)[2].startswith("| off | 1.5000 | 1.000 | 0.00% |")
