@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.report.cli import report
 from launch.simulate.cli import simulate
 
 app = typer.Typer(
@@ -180,6 +181,7 @@ def plugins() -> None:
 
 
 app.command()(simulate)
+app.command()(report)
 
 
 @app.command()
