@@ -11,6 +11,7 @@ import typer
 from launch.explain import explain
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
+from launch.report.cli import report
 from launch.simulate.cli import simulate
 from launch.top import top
 
@@ -189,6 +190,7 @@ app.command()(top)
 app.command()(explain)
 app.command()(simulate)
 app.command()(profile)
+app.command()(report)
 
 
 @app.command()

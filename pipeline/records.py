@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+import xxhash
 
 from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent
@@ -26,7 +27,11 @@ from pipeline.trace import Tracer
 from pipeline.trackers import Tracker, flat
 
 SAMPLES_SHOWN = 8
-"""Responses of an evaluation that are kept as text."""
+"""Prompts of an evaluation to which a response is kept as text."""
+
+
+def _checksum(prompt: str) -> int:
+    return xxhash.xxh64_intdigest(prompt.encode())
 
 
 class Records:
@@ -55,7 +60,7 @@ class Records:
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, BinaryIO] = {}
-        self._samples: list[str] = []
+        self._samples: dict[str, str] = {}  # prompt -> what is written of it
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
@@ -100,13 +105,17 @@ class Records:
             self._traced = range(0)
 
     def sample(self, prompt: str, response: str, reward: float | None) -> None:
-        """A scored response of an evaluation; the first few are kept as text."""
-        if len(self._samples) < SAMPLES_SHOWN:
-            self._samples.append(f"[{reward}] {prompt}{response}\n")
+        """A scored response of an evaluation. Kept as text is the first to each of a few prompts:
+        by checksum, so that every evaluation shows the same ones, whichever are answered first."""
+        self._samples.setdefault(prompt, f"[{reward}] {prompt}{response}\n")
+        if len(self._samples) > SAMPLES_SHOWN:
+            del self._samples[max(self._samples, key=_checksum)]
 
     def _write_samples(self, step: int) -> None:
-        (self._run.samples / f"step-{step:06d}.txt").write_text("".join(self._samples))
-        self._samples = []
+        (self._run.samples / f"step-{step:06d}.txt").write_text(
+            "".join(self._samples[prompt] for prompt in sorted(self._samples))
+        )
+        self._samples = {}
 
     def _line(self, path: Path, fields: dict[str, Any]) -> None:
         if path not in self._files:

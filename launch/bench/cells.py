@@ -18,6 +18,8 @@ import msgspec
 
 from launch.bench.methods import Method
 from launch.processes import Child, clean_environment, end_all
+from launch.report.figures import StepFigures, step_figures
+from launch.report.lines import EvalLine, StepLine, curve
 from pipeline.configfile import dump, load
 from pipeline.runfolder import RunFolder
 
@@ -30,49 +32,13 @@ class CellError(Exception):
     """A cell cannot be run, or has failed; the message says where to look."""
 
 
-class StepLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a line `step` in metrics.jsonl."""
-
-    step: int
-    seconds: float
-    tokens_sampled: int
-    tokens_trained: int
-    generation_s: float
-    depth: float | None = None  # None: nothing was trained on
-    bubble_engine: float | None = None
-    bubble_learner: float | None = None
-
-
-class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a line `eval`; `train_s` is added here."""
-
-    step: int
-    accuracy: float
-    tokens_mean: float
-    tokens_p95: float
-    by_tag: dict[str, float] = {}  # accuracy by kind of prompt
-    tokens_by_tag: dict[str, float] = {}
-    train_s: float = 0.0  # seconds inside steps up to it: evaluations cost nothing
-
-    @property
-    def deep_accuracy(self) -> float | None:
-        """Of the last kind of prompt by name: the deepest, in the tasks of the house."""
-        return self.by_tag[max(self.by_tag)] if self.by_tag else None
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class Figures(StepFigures, frozen=True, kw_only=True):
     """One finished cell in numbers."""
 
-    step_seconds: float  # mean over the steps
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
     final_accuracy: float
     deep_accuracy: float | None  # final, on the deepest prompts
     mean_tokens: float  # of a held-out response, last evaluation
-    sampled_per_trained: float | None
-    tokens_trained: int
-    depth: float | None  # mean over the steps
-    bubble_engine: float | None  # of the generation spans together
-    bubble_learner: float | None  # of the steps together
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,13 +94,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     def curve(self) -> list[EvalLine]:
         """Its evaluations, with the training seconds at each."""
-        steps, evaluations = self._lines()
-        return [
-            msgspec.structs.replace(
-                found, train_s=sum(s.seconds for s in steps if s.step < found.step)
-            )
-            for found in evaluations
-        ]
+        return curve(*self._lines())
 
     def figures(self, target: float) -> Figures:
         """Numbers of a finished cell.
@@ -142,22 +102,14 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             target: held-out accuracy.
         """
-        steps, _ = self._lines()
-        curve = self.curve()
-        trained = sum(s.tokens_trained for s in steps)
-        depths = [s.depth for s in steps if s.depth is not None]
-        generating = [(s.bubble_engine, s.generation_s) for s in steps]
+        steps, evaluations = self._lines()
+        found = curve(steps, evaluations)
         return Figures(
-            step_seconds=sum(s.seconds for s in steps) / len(steps),
-            seconds_to_target=next((e.train_s for e in curve if e.accuracy >= target), None),
-            final_accuracy=curve[-1].accuracy,
-            deep_accuracy=curve[-1].deep_accuracy,
-            mean_tokens=curve[-1].tokens_mean,
-            sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
-            tokens_trained=trained,
-            depth=sum(depths) / len(depths) if depths else None,
-            bubble_engine=_weighted(generating),
-            bubble_learner=_weighted([(s.bubble_learner, s.seconds) for s in steps]),
+            **msgspec.structs.asdict(step_figures(steps)),
+            seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
+            final_accuracy=found[-1].accuracy,
+            deep_accuracy=found[-1].deep_accuracy,
+            mean_tokens=found[-1].tokens_mean,
         )
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
@@ -168,10 +120,3 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             [msgspec.convert(line, StepLine) for line in lines if line["what"] == "step"],
             [msgspec.convert(line, EvalLine) for line in lines if line["what"] == "eval"],
         )
-
-
-def _weighted(shares: list[tuple[float | None, float]]) -> float | None:
-    """Mean of those shares that are known, by their weights."""
-    known = [(share, weight) for share, weight in shares if share is not None]
-    total = sum(weight for _, weight in known)
-    return sum(share * weight for share, weight in known) / total if total > 0 else None

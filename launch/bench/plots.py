@@ -1,7 +1,6 @@
 """Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, both by depth
 of the prompt, seeds as bands.
 
-A line is the median over seeds, its band reaches from the lowest to the highest.
 Lengths are those of held-out responses: among training candidates the long ones are
 cut short by some methods and not by others. Drawing needs bokeh, an extra (`report`).
 """
@@ -15,27 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from launch.bench.cells import EvalLine
+from launch.report.bands import band
+from launch.report.lines import EvalLine
+from launch.report.palette import COLOURS
 
 Curves = Mapping[str, Sequence[Sequence[EvalLine]]]
 """Method -> finished seed -> its evaluations."""
-
-_POINTS = 200  # of an axis of time
-_COLOURS = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377",
-    "#bbbbbb", "#000000", "#e07b39", "#7a5195", "#2f9e8f", "#8c564b",
-)  # fmt: skip
-
-
-class Band(msgspec.Struct, frozen=True, kw_only=True):
-    """One method's line; all of one length."""
-
-    x: list[float]
-    low: list[float]
-    middle: list[float]
-    high: list[float]
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,29 +59,9 @@ def available() -> bool:
     return importlib.util.find_spec("bokeh") is not None
 
 
-def band(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> Band:
-    """Median, lowest and highest over seeds.
-
-    Seeds meet at the same steps but not at the same seconds: on an axis of time each is
-    read between its evaluations, up to where the first of them ends.
-    """
-    first = seeds[0]
-    if plot.x == "step":
-        grid = np.array([found.step for found in first], dtype=float)
-    else:
-        grid = np.linspace(0.0, min(getattr(s[-1], plot.x) for s in seeds), _POINTS)
-    lines = np.array(
-        [
-            np.interp(grid, [getattr(e, plot.x) for e in s], [plot.value(e) for e in s])
-            for s in seeds
-        ]
-    )
-    return Band(
-        x=grid.tolist(),
-        low=lines.min(axis=0).tolist(),
-        middle=np.median(lines, axis=0).tolist(),
-        high=lines.max(axis=0).tolist(),
-    )
+def points(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> list[list[tuple[float, float]]]:
+    """Of each seed, what a plot shows of it."""
+    return [[(getattr(e, plot.x), plot.value(e)) for e in seed] for seed in seeds]
 
 
 def draw(curves: Curves, target: float, out: Path) -> None:
@@ -113,8 +78,8 @@ def draw(curves: Curves, target: float, out: Path) -> None:
             sizing_mode="scale_width", lod_threshold=None,
         )  # fmt: skip
         for index, (name, seeds) in enumerate((n, s) for n, s in curves.items() if s):
-            colour = _COLOURS[index % len(_COLOURS)]
-            found = band(plot, seeds)
+            colour = COLOURS[index % len(COLOURS)]
+            found = band(points(plot, seeds))
             shared = {"color": colour, "legend_label": name}
             figure.varea(found.x, found.low, found.high, alpha=0.15, **shared)
             figure.line(found.x, found.middle, line_width=2, **shared)

@@ -12,9 +12,11 @@ import msgspec
 import pytest
 
 from launch.bench import plots, tables
-from launch.bench.cells import Cell, CellError, EvalLine, Figures
+from launch.bench.cells import Cell, CellError, Figures
 from launch.bench.compare import Comparison, compare, quick_comparison
 from launch.bench.methods import BASELINE, METHODS, QUICK, SETS, Method, named
+from launch.report.bands import band
+from launch.report.lines import EvalLine
 from pipeline.configfile import dump, load
 from tests.launch.jobs import ROOT, SIMULATED, Job
 
@@ -200,10 +202,10 @@ def test_the_table_tells_seeds_that_are_missing_from_targets_that_were_not_reach
 def test_a_band_over_time_reads_every_seed_at_the_same_second() -> None:
     seeds = [curve_of((0, 0.0, 0.0), (2, 10.0, 1.0)), curve_of((0, 0.0, 0.0), (2, 20.0, 1.0))]
     over_time, over_steps = plots.PLOTS[0], plots.PLOTS[1]
-    found = plots.band(over_time, seeds)
+    found = band(plots.points(over_time, seeds))
     assert (found.x[-1], found.low[-1], found.high[-1]) == (10.0, 0.5, 1.0)
     assert math.isclose(found.middle[-1], 0.75)
-    assert plots.band(over_steps, seeds).x == [0.0, 2.0]
+    assert band(plots.points(over_steps, seeds)).x == [0.0, 2.0]
 
 
 def test_lines_by_depth_are_of_kinds_that_every_evaluation_names() -> None:

@@ -82,17 +82,22 @@ def test_a_file_shorter_than_the_checkpoint_says_is_not_filled_with_zeros(run: R
     assert run.metrics.read_text() == '{"step": 0}\n'
 
 
-def test_the_first_samples_of_each_evaluation_are_kept_as_text(
+def test_every_evaluation_keeps_a_response_to_each_of_the_same_prompts(
     run: RunFolder, records: Records
 ) -> None:
-    for number in range(SAMPLES_SHOWN + 3):
-        records.sample(f"{number}+1=", f"#{number + 1}", 1.0)
-    records.write("eval", {"step": 20, "accuracy": 1.0})
+    prompts = [f"{number}+1=" for number in range(SAMPLES_SHOWN + 30)]
+    for step, order in ((20, prompts), (40, prompts[::-1])):
+        for prompt in (*order, *order):
+            records.sample(prompt, f"#{step}", 1.0)
+        records.write("eval", {"step": step, "accuracy": 1.0})
+    first, second = ((run.samples / f"step-0000{n}.txt").read_text() for n in (20, 40))
+    assert len(first.splitlines()) == SAMPLES_SHOWN
+    assert first.replace("#20", "#40") == second
+
+
+def test_samples_are_text_with_the_reward_in_front(run: RunFolder, records: Records) -> None:
     records.sample("2+2=", "#5", 0.0)
     records.write("eval", {"step": 40, "accuracy": 0.0})
-    first = (run.samples / "step-000020.txt").read_text().splitlines()
-    assert len(first) == SAMPLES_SHOWN
-    assert first[0] == "[1.0] 0+1=#1"
     assert (run.samples / "step-000040.txt").read_text() == "[0.0] 2+2=#5\n"
 
 

@@ -1,0 +1,1 @@
+"""`darts report`: the files of finished or running runs -> one HTML page that needs no network."""

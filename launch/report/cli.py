@@ -1,0 +1,46 @@
+"""The options of `darts report`. Light: what it does is imported when it is asked for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.options import fail
+
+_MEGABYTE = 1e6
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the page; RUN/report.html for one run, report.html for several"),
+    ] = None,
+) -> None:
+    """Draw one HTML page of a run, or of several compared; needs no network to be looked at.
+
+    darts report runs/quickstart
+
+    darts report runs/compare/*/ --out comparison.html
+    """
+    import importlib.util
+
+    begun = time.monotonic()
+    if importlib.util.find_spec("bokeh") is None:
+        fail("the plots need bokeh: pip install 'darts-rl[report]'", 2)
+    from launch.report.build import build
+    from pipeline.runfolder import RunError
+
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if not path.absolute().parent.is_dir() and path.parent not in runs:
+        fail(f"--out {path}: there is no folder {path.absolute().parent}", 2)
+    try:
+        page = build(runs, lambda line: typer.echo(f"warning: {line}", err=True))
+        path.write_text(page)
+    except (RunError, OSError) as error:
+        fail(error, 2)
+    size = path.stat().st_size / _MEGABYTE
+    typer.echo(f"{path}: {size:.1f} MB, in {time.monotonic() - begun:.1f} s")

@@ -1,0 +1,98 @@
+"""Sections: what each run is, and their figures beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.report.figures import StepFigures, step_figures
+from launch.report.naming import Line
+from launch.report.reading import Run
+from launch.report.section import Section, number, seconds, table
+
+_HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
+         "after", "seconds in steps", "tokens sampled", "started", "revision")  # fmt: skip
+_FIGURES: tuple[tuple[str, int, Callable[[Run, StepFigures], float | None]], ...] = (
+    ("seconds a step", 2, lambda run, of: of.step_seconds),
+    ("accuracy", 3, lambda run, of: accuracy(run)[1]),
+    ("sampled per trained", 2, lambda run, of: of.sampled_per_trained),
+    ("tokens trained", 0, lambda run, of: of.tokens_trained),
+    ("depth", 2, lambda run, of: of.depth),
+    ("bubble, engine", 3, lambda run, of: of.bubble_engine),
+    ("bubble, learner", 3, lambda run, of: of.bubble_learner),
+)
+
+
+def head(lines: Sequence[Line]) -> Section:
+    """One row a run."""
+    rows = [_about(line, run) for line in lines for run in line.runs]
+    return Section(
+        id="runs", title="Runs", see="What was run, and whether it is finished.",
+        content=[table(_HEAD, rows, texts=4)],
+    )  # fmt: skip
+
+
+def _about(line: Line, run: Run) -> Sequence[Any]:
+    before, after = accuracy(run)
+    wanted = run.settings.get("step", {}).get("count", "?")
+    spent = run.result.get("train_seconds", sum(step.seconds for step in run.steps))
+    tokens = run.result.get("tokens_reported_by_engines", _sampled(run))
+    return (
+        run.name,
+        Path(str(run.settings.get("model", "–"))).name,
+        ", ".join(f"{key}={value}" for key, value in line.differs.items()) or "–",
+        "finished" if run.result else "unfinished",
+        f"{run.result.get('steps', len(run.steps))} of {wanted}",
+        run.seed,
+        number(before, 3),
+        number(after, 3),
+        seconds(spent),
+        f"{tokens:,}",
+        run.about.get("started", "–"),
+        run.about.get("revision", "–"),
+    )
+
+
+def accuracy(run: Run) -> tuple[float | None, float | None]:
+    """Of the first and the last evaluation so far."""
+    return (run.curve[0].accuracy, run.curve[-1].accuracy) if run.curve else (None, None)
+
+
+def _sampled(run: Run) -> int:
+    return run.steps[-1].ledger.get("sampled", 0) if run.steps else 0
+
+
+def section(lines: Sequence[Line]) -> Section:
+    """Figures of every run, and their ratios to the first's."""
+    runs = [run for line in lines for run in line.runs if run.steps]
+    see = (
+        "In brackets, each figure over that of the first run: below 1 is better for seconds, "
+        "sampled per trained and bubbles (idle shares). A run that is fast because it trains on "
+        "less, or shorter, text shows it in tokens trained and depth."
+    )
+    if len(runs) < 2:
+        return Section(
+            id="comparison", title="Comparison", see=see,
+            missing="One run with steps is nothing to compare: darts report RUN RUN ...",
+        )  # fmt: skip
+    values = [[of(run, step_figures(run.steps)) for _, _, of in _FIGURES] for run in runs]
+    rows = [
+        (
+            run.name,
+            *(
+                _ratio(value, base, digits)
+                for value, base, (_, digits, _) in zip(row, values[0], _FIGURES, strict=True)
+            ),
+        )
+        for run, row in zip(runs, values, strict=True)
+    ]
+    return Section(
+        id="comparison", title="Comparison", see=see,
+        content=[table(["run", *(name for name, _, _ in _FIGURES)], rows)],
+    )  # fmt: skip
+
+
+def _ratio(value: float | None, base: float | None, digits: int) -> str:
+    ratio = f" ({value / base:.2f}x)" if value is not None and base else ""
+    return number(value, digits) + ratio

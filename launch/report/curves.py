@@ -1,0 +1,100 @@
+"""Section: held-out accuracy, reward and lengths over training, one line a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bokeh.models import HoverTool
+from markupsafe import Markup
+
+from launch.report.bands import band
+from launch.report.lines import StepLine
+from launch.report.naming import Line
+from launch.report.palette import COLOURS
+from launch.report.reading import Run
+from launch.report.section import Section
+from launch.report.style import plot
+
+_DASHES = ("solid", "dashed", "dotdash")
+Points = list[tuple[float, float]]
+
+
+def _steps(of: Callable[[StepLine], float | None]) -> Callable[[Run], Points]:
+    return lambda run: [(s.step + 1, y) for s in run.steps if (y := of(s)) is not None]
+
+
+_PLOTS: tuple[tuple[str, str, str, Callable[[Run], Points]], ...] = (
+    ("Held-out accuracy", "steps", "", lambda run: [(e.step, e.accuracy) for e in run.curve]),
+    (
+        "Held-out accuracy over time",
+        "training seconds, without evaluations",
+        "",
+        lambda run: [(e.train_s, e.accuracy) for e in run.curve],
+    ),
+    ("Mean reward of candidates", "steps", "", _steps(lambda s: s.reward)),
+    ("Mean response length", "steps", "tokens", _steps(lambda s: s.tokens_mean)),
+    ("95th percentile of response length", "steps", "tokens", _steps(lambda s: s.tokens_p95)),
+)
+
+
+def section(lines: Sequence[Line]) -> Section:
+    """Args: all lines, in the order of their colours."""
+    see = (
+        "Accuracy should rise, and earlier over seconds where steps are faster; "
+        "reward rises with it, and lengths show whether responses grow or shrink."
+    )
+    if any(len(line.runs) > 1 for line in lines):
+        see += " A line is the median over seeds, its band reaches from the lowest to the highest."
+    made = [figure for entry in _PLOTS if (figure := _figure(lines, *entry))]
+    if not made:
+        return Section(
+            id="curves", title="Learning curves", see=see,
+            missing="There is neither a step nor an evaluation yet; with eval.every=20 there is "
+            "an evaluation every 20 steps.",
+        )  # fmt: skip
+    return Section(
+        id="curves", title="Learning curves", see=see, content=[*_legend(lines), *made],
+        columns=True,
+    )  # fmt: skip
+
+
+def _style(index: int) -> tuple[str, str]:
+    return COLOURS[index % len(COLOURS)], _DASHES[index // len(COLOURS) % len(_DASHES)]
+
+
+def _legend(lines: Sequence[Line]) -> list[Markup]:
+    """Names of the lines, beside no plot in particular; a click hides one in all of them."""
+    if len(lines) == 1:
+        return []
+    chips = Markup("").join(
+        Markup(
+            '<button class="chip" aria-pressed="true" data-line="line {}">'
+            '<i style="border-color:{};border-style:{}"></i>{}</button>'
+        ).format(i, _style(i)[0], _style(i)[1].replace("dotdash", "dotted"), line.label)
+        for i, line in enumerate(lines)
+    )
+    return [Markup('<div class="chips">{}</div>').format(chips)]
+
+
+def _figure(
+    lines: Sequence[Line], title: str, x: str, y: str, points: Callable[[Run], Points]
+) -> Any:
+    """One plot; none if no run has a point of it."""
+    made = plot(title, x, y)
+    drawn: list[Any] = []
+    for index, line in enumerate(lines):
+        seeds = [known for run in line.runs if (known := points(run))]
+        if not seeds:
+            continue
+        found = band(seeds)
+        colour, dash = _style(index)
+        shared = {"color": colour, "name": f"line {index}"}
+        if len(seeds) > 1:
+            made.varea(found.x, found.low, found.high, alpha=0.2, **shared)
+        drawn.append(made.line(found.x, found.middle, line_width=2, line_dash=dash, **shared))
+        if len(found.x) == 1:  # an unfinished run's first evaluation
+            made.scatter(found.x, found.middle, size=7, **shared)
+        tips = [("", line.label), (x, "@x{0.[0]}"), (title, "@y{0.[000]}")]
+        made.add_tools(HoverTool(renderers=[drawn[-1]], tooltips=tips, visible=False))
+    return made if drawn else None

@@ -1,0 +1,41 @@
+"""The steps of a run -> the figures by which runs are compared. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from launch.report.lines import StepLine
+
+
+class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What the steps of one run come to."""
+
+    step_seconds: float  # mean over the steps
+    sampled_per_trained: float | None
+    tokens_trained: int
+    depth: float | None  # mean over the steps
+    bubble_engine: float | None  # of the generation spans together
+    bubble_learner: float | None  # of the steps together
+
+
+def step_figures(steps: Sequence[StepLine]) -> StepFigures:
+    """Args: at least one step."""
+    trained = sum(s.tokens_trained for s in steps)
+    depths = [s.depth for s in steps if s.depth is not None]
+    return StepFigures(
+        step_seconds=sum(s.seconds for s in steps) / len(steps),
+        sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
+        tokens_trained=trained,
+        depth=sum(depths) / len(depths) if depths else None,
+        bubble_engine=weighted([(s.bubble_engine, s.generation_s) for s in steps]),
+        bubble_learner=weighted([(s.bubble_learner, s.seconds) for s in steps]),
+    )
+
+
+def weighted(shares: Sequence[tuple[float | None, float]]) -> float | None:
+    """Mean of those shares that are known, by their weights."""
+    known = [(share, weight) for share, weight in shares if share is not None]
+    total = sum(weight for _, weight in known)
+    return sum(share * weight for share, weight in known) / total if total > 0 else None

@@ -1,0 +1,64 @@
+"""Section: percentiles of latencies, over the run and from its first to its last tenth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from launch.report.figures import weighted
+from launch.report.lines import TimingLine
+from launch.report.reading import Run
+from launch.report.section import Section, seconds, table
+
+_HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
+         "change")  # fmt: skip
+
+
+def section(runs: Sequence[Run]) -> Section:
+    """A table for each run."""
+    see = (
+        "Tails (p99) far above the middle (p50) are what steps wait for, and a last tenth above "
+        "the first is a slow-down. Percentiles are taken within steps; here is their mean, "
+        "weighted by count."
+    )
+    known = [run for run in runs if any(line.percentiles for line in run.timing)]
+    if not known:
+        return Section(
+            id="latency", title="Latencies", see=see,
+            missing="metrics.jsonl has no lines “timing”: runs of this version of darts write "
+            "one for every step, older ones did not.",
+        )  # fmt: skip
+    return Section(id="latency", title="Latencies", see=see, content=[
+        Markup("<details{}><summary>{}</summary>{}</details>").format(
+            Markup(" open") if i == 0 else "", run.name, table(_HEAD, _rows(run.timing))
+        )
+        for i, run in enumerate(known)
+    ])  # fmt: skip
+
+
+def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:
+    tenth = max(1, len(timing) // 10)
+    found: list[Sequence[Any]] = []
+    for name in dict.fromkeys(name for line in timing for name in line.percentiles):
+        of = [line.percentiles[name] for line in timing if name in line.percentiles]
+        begin, end = (_mean(some, name, "p95") for some in (timing[:tenth], timing[-tenth:]))
+        change = f"{end / begin - 1:+.0%}" if begin and end is not None else "–"
+        found.append(
+            (
+                name.removesuffix("_s").replace("_", " "),
+                f"{sum(p.count for p in of):,}",
+                *(seconds(_mean(timing, name, at)) for at in ("p50", "p95", "p99")),
+                seconds(max(p.max for p in of)),
+                seconds(begin),
+                seconds(end),
+                change,
+            )
+        )
+    return found
+
+
+def _mean(timing: Sequence[TimingLine], name: str, at: str) -> float | None:
+    found = [line.percentiles[name] for line in timing if name in line.percentiles]
+    return weighted([(getattr(p, at), p.count) for p in found])

@@ -1,0 +1,85 @@
+"""Runs -> the lines that stand for them, named by folder and by the settings that differ. Pure.
+
+Finished runs that differ in nothing but `seed` are one line; every other run is its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from launch.report.reading import Run
+
+_SHOWN = 3  # settings in a name
+_SEED = re.compile(r"[-_.](s|seed)?[-_.]?\d+$")  # at the end of a folder's name
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs of one setting."""
+
+    name: str
+    differs: dict[str, Any]  # setting -> value, of those in which lines differ
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        """Name and settings, short enough for a legend."""
+        told = [f"{key}={value}" for key, value in self.differs.items()]
+        more = [f"{len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
+        return " · ".join([self.name, *told[:_SHOWN], *more])
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values. A plug-in (a mapping of one mapping) has its name as value, and
+    its options below.
+
+    >>> dict(flat({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
+    {'seed': 1, 'selector': 'dual_end', 'selector.dual_end.longest': 2}
+    """
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            yield prefix + key, value
+            continue
+        inner: dict[str, Any] = value
+        if len(inner) == 1 and all(isinstance(v, dict) for v in inner.values()):
+            yield prefix + key, next(iter(inner))
+        yield from flat(inner, f"{prefix}{key}.")
+
+
+def lines(runs: Sequence[Run]) -> list[Line]:
+    """In the order of the runs."""
+    found: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
+    for run in runs:
+        settings = dict(flat(run.settings))
+        settings.pop("seed", None)
+        alone = "" if run.result else str(run.path)
+        same = (alone, *sorted((key, repr(value)) for key, value in settings.items()))
+        found.setdefault(same, (settings, []))[1].append(run)
+    every = [settings for settings, _ in found.values()]
+    differing = _differing(every)
+    return [
+        Line(
+            name=_name(of),
+            differs={key: settings[key] for key in differing if key in settings},
+            runs=of,
+        )
+        for settings, of in found.values()
+    ]
+
+
+def _differing(every: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys in which settings differ, without the options of plug-ins that differ themselves."""
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    found = [key for key in keys if len({repr(s.get(key)) for s in every}) > 1]
+    return [key for key in found if not any(key.startswith(f"{other}.") for other in found)]
+
+
+def _name(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return runs[0].name + ("" if runs[0].result else " (unfinished)")
+    bare = {_SEED.sub("", run.name) for run in runs}
+    name = bare.pop() if len(bare) == 1 else runs[0].name
+    return f"{name}, seeds {', '.join(str(run.seed) for run in runs)}"

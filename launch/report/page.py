@@ -1,0 +1,57 @@
+"""Sections -> one HTML file that needs nothing else: style, scripts and data are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bokeh.embed import components
+from bokeh.model import Model
+from bokeh.models import Select
+from bokeh.resources import Resources
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from launch.report.section import Section
+
+_HERE = Path(__file__).parent
+
+
+def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        warnings: what could not be read.
+    """
+    models = {
+        f"{section.id}{i}": part
+        for section in sections
+        for i, part in enumerate(section.content)
+        if isinstance(part, Model)
+    }
+    script, places = components(models, wrap_script=False) if models else ("", {})
+    # Neither the tables' bundle nor MathJax: nothing here needs them.
+    bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((_HERE / "page.html").read_text())
+    return template.render(
+        title=title,
+        style=Markup((_HERE / "page.css").read_text()),
+        script=Markup((_HERE / "page.js").read_text()),
+        bokeh=Markup(bokeh.render_js()),
+        plots=Markup(script),
+        warnings=warnings,
+        sections=[(section, _parts(section, places)) for section in sections],
+    )
+
+
+def _parts(section: Section, places: dict[str, Any]) -> list[Markup]:
+    """The section's HTML, with places for its plots."""
+    return [
+        part if isinstance(part, Markup)
+        else Markup('<div class="{}">{}</div>').format(
+            "choice" if isinstance(part, Select) else "plot", Markup(places[f"{section.id}{i}"])
+        )
+        for i, part in enumerate(section.content)
+    ]  # fmt: skip

@@ -1,0 +1,155 @@
+"""A run's folder -> what the report shows of it.
+
+Reads what is there: a run that still trains, and one of an older version, lack files and
+fields. A line that does not parse is named and skipped; the rest of its file counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
+from pipeline.runfolder import RunError, RunFolder
+
+Ints = npt.NDArray[np.int32]
+Say = Callable[[str], None]
+
+_ENDED = ("finished", "truncated")
+_METRICS = {"step": StepLine, "eval": EvalLine, "timing": TimingLine}
+
+
+class _What(msgspec.Struct):
+    what: str
+
+
+class Members(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the training groups, in the order of the file: groups G, members that ended N."""
+
+    step_G: Ints
+    candidates_G: Ints  # with those that did not end
+    group_N: Ints  # its place among the groups
+    tokens_N: Ints
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run as far as it has come."""
+
+    path: Path
+    settings: dict[str, Any]  # of config.yaml, nested
+    about: dict[str, Any]
+    result: dict[str, Any]  # empty: not finished
+    steps: list[StepLine]
+    curve: list[EvalLine]
+    timing: list[TimingLine]
+    members: Members
+    evaluated: frozenset[int]  # groups of evaluations
+    trace: dict[str, Any]  # empty: none was kept
+    samples: dict[int, str]  # step -> text of its evaluation
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def seed(self) -> Any:
+        return self.settings.get("seed", 0)
+
+
+def read(path: Path, say: Say) -> Run:
+    """Everything of one folder. Raises RunError if it holds no run.
+
+    Args:
+        say: hears of every line and file that was skipped.
+    """
+    folder = RunFolder(path.absolute())
+    if not folder.config.is_file() or not folder.metrics.is_file():
+        lacking = folder.metrics if folder.config.is_file() else folder.config
+        raise RunError(f"{path}: not a run's folder, {lacking.name} is missing there")
+    found: dict[str, list[Any]] = {what: [] for what in _METRICS}
+    for what, line in _lines(folder.metrics, _METRICS, say):
+        found[what].append(line)
+    members, evaluated = _members(folder.decisions, say)
+    return Run(
+        path=folder.path,
+        settings=_settings(folder.config, say),
+        about=_json(folder.about, say),
+        result=_json(folder.result, say),
+        steps=found["step"],
+        curve=curve(found["step"], found["eval"]),
+        timing=found["timing"],
+        members=members,
+        evaluated=evaluated,
+        trace=_json(folder.trace, say),
+        samples=_samples(folder.samples),
+    )
+
+
+def _lines(path: Path, types: dict[str, Any], say: Say) -> Iterator[tuple[str, Any]]:
+    """Lines of these kinds; others are passed over, broken ones named."""
+    kind = msgspec.json.Decoder(_What)
+    decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                what = kind.decode(line).what
+                if what in decoders:
+                    yield what, decoders[what].decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                say(f"{path}:{number}: skipped, {error}")
+
+
+def _members(path: Path, say: Say) -> tuple[Members, frozenset[int]]:
+    steps: list[int] = []
+    candidates: list[int] = []
+    groups: list[int] = []
+    tokens: list[int] = []
+    evaluated: set[int] = set()
+    lines = _lines(path, {"group": GroupLine}, say) if path.is_file() else iter(())
+    for _, line in lines:
+        if line.kind != "train":
+            evaluated.add(line.group)
+            continue
+        held = [m.tokens for m in line.members if m.state in _ENDED]
+        groups += [len(steps)] * len(held)
+        tokens += held
+        steps.append(line.step)
+        candidates.append(len(line.members))
+    return Members(
+        step_G=np.array(steps, dtype=np.int32),
+        candidates_G=np.array(candidates, dtype=np.int32),
+        group_N=np.array(groups, dtype=np.int32),
+        tokens_N=np.array(tokens, dtype=np.int32),
+    ), frozenset(evaluated)
+
+
+def _json(path: Path, say: Say) -> dict[str, Any]:
+    """A file that may not be there yet."""
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        say(f"{path}: skipped, {error}")
+        return {}
+
+
+def _settings(path: Path, say: Say) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        say(f"{path}: skipped, {error}")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _samples(folder: Path) -> dict[int, str]:
+    files = sorted(folder.glob("step-*.txt"))
+    known = [(f, f.stem.removeprefix("step-")) for f in files]
+    return {int(n): f.read_text(errors="replace") for f, n in known if n.isdigit()}

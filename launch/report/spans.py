@@ -1,0 +1,169 @@
+"""A trace of a run -> the bars of each traced step, on rows, with times from the step's start.
+
+The inverse of `pipeline.trace`, as far as a picture needs it: spans of a name that is not
+known are kept, as neither a fate nor anything else. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from launch.report.palette import FATES
+
+OTHER, EVALUATION = "other work", "evaluation"
+_THICK = 18
+"""A lane is at least one of so many parts of the slots together, that its name has room."""
+_GAP = 0.6  # between lanes, in parts of that
+_MOMENT_US = 1  # decisions have no length
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Where the bars of one row lie: the middle, counted downwards, and the height."""
+
+    y: float
+    height: float
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the trace."""
+
+    name: str
+    rows: dict[int, Row]  # by row of the trace
+
+    @property
+    def middle(self) -> float:
+        places = [row.y for row in self.rows.values()]
+        return (min(places) + max(places)) / 2
+
+
+class Bar(msgspec.Struct, frozen=True, kw_only=True):
+    """A span; times in seconds since the step's start."""
+
+    lane: str
+    row: Row
+    kind: str  # a fate, or OTHER or EVALUATION
+    name: str
+    start: float
+    end: float
+    args: dict[str, Any]
+
+    @property
+    def trajectory(self) -> int | None:
+        return self.args.get("trajectory")
+
+    @property
+    def slot(self) -> bool:
+        """Of an engine's slot: a trajectory that was decoded."""
+        return "finish" in self.args
+
+
+class TracedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a trace."""
+
+    number: int  # from 1
+    seconds: float
+    bars: list[Bar]
+    moments: list[Bar]  # decisions
+
+
+class Traced(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole trace."""
+
+    path: Row  # at the top, for the critical path
+    lanes: list[Lane]
+    depth: float  # of the picture, downwards
+    steps: list[TracedStep]
+
+
+def traced(document: dict[str, Any], evaluated: Collection[int]) -> Traced:
+    """Steps and bars of a Chrome trace.
+
+    Args:
+        evaluated: groups of evaluations; the trace does not tell them apart.
+    """
+    events = document.get("traceEvents", [])
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    spans = [e for e in events if e["ph"] == "X"]
+    bounds = [e for e in spans if names[e["pid"]] == "stage" and e["name"].startswith("step ")]
+    work = [e for e in spans if names[e["pid"]] != "stage" or not e["name"].startswith("step ")]
+    path, lanes, depth = _lanes(names, work)
+    return Traced(
+        path=path,
+        lanes=list(lanes.values()),
+        depth=depth,
+        steps=[
+            _step(bound, _within(work, bound), names, lanes, evaluated)
+            for bound in sorted(bounds, key=lambda e: e["ts"])
+        ],
+    )
+
+
+def _lanes(names: dict[int, str], work: list[dict[str, Any]]) -> tuple[Row, dict[int, Lane], float]:
+    """From the top: critical path, stage, learner, rewards, engines; rows of few are thicker."""
+    used: dict[int, set[int]] = defaultdict(set)
+    for event in work:
+        used[event["pid"]].add(event["tid"])
+    order = {"stage": 0, "learner": 1, "rewards": 2}
+    slots = sum(len(rows) for pid, rows in used.items() if names[pid].startswith("engine"))
+    thick = max(1.0, slots / _THICK)
+    lanes: dict[int, Lane] = {}
+    at = thick * (1 + _GAP)
+    for pid in sorted(used, key=lambda pid: (order.get(names[pid].split()[0], 3), pid)):
+        engine = names[pid].startswith("engine")
+        height = 1.0 if engine else thick / len(used[pid])
+        rows: dict[int, Row] = {}
+        for row in sorted(used[pid]):
+            tall = max(height, thick / 3) if engine and row == 0 else height  # weights
+            rows[row] = Row(at + tall / 2, tall)
+            at += tall
+        lanes[pid] = Lane(name=names[pid], rows=rows)
+        at += thick * _GAP
+    return Row(thick / 2, thick), lanes, at
+
+
+def _within(work: list[dict[str, Any]], bound: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    start, end = bound["ts"], bound["ts"] + bound["dur"]
+    return (e for e in work if e["ts"] < end and e["ts"] + e["dur"] > start)
+
+
+def _step(
+    bound: dict[str, Any],
+    events: Iterator[dict[str, Any]],
+    names: dict[int, str],
+    lanes: dict[int, Lane],
+    evaluated: Collection[int],
+) -> TracedStep:
+    bars: list[Bar] = []
+    moments: list[Bar] = []
+    for event in events:
+        args = event.get("args", {})
+        lane = lanes[event["pid"]]
+        start = (event["ts"] - bound["ts"]) / 1e6
+        bar = Bar(
+            lane=lane.name,
+            row=lane.rows[event["tid"]],
+            kind=_kind(event["name"], args, evaluated),
+            name=event["name"],
+            start=start,
+            end=start + event["dur"] / 1e6,
+            args=args,
+        )
+        (moments if event["dur"] <= _MOMENT_US and lane.name == "stage" else bars).append(bar)
+    return TracedStep(
+        number=int(bound["name"].removeprefix("step ")),
+        seconds=bound["dur"] / 1e6,
+        bars=bars,
+        moments=moments,
+    )
+
+
+def _kind(name: str, args: dict[str, Any], evaluated: Collection[int]) -> str:
+    if "finish" not in args:
+        return OTHER
+    if args.get("group") in evaluated:
+        return EVALUATION
+    return name if name in FATES else OTHER

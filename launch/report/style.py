@@ -1,0 +1,119 @@
+"""How the page's plots look: neutral on white and on black; choices, stacked bars, legends.
+
+page.js sets the colours of texts to the page's; those given here are read on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bokeh.models import CDSView, ColumnDataSource, CustomJS, InlineStyleSheet, Select
+from bokeh.models.filters import GroupFilter
+from bokeh.plotting import figure
+
+from launch.report.naming import Line
+from launch.report.palette import Look
+from launch.report.reading import Run
+
+INK = "#7a7a7a"
+_GRID_ALPHA = 0.25
+_CHOICE = """
+.bk-input { color: var(--ink); background: var(--paper); border-color: var(--rule);
+            font: inherit; max-width: 100%; }
+label { color: var(--soft); font: inherit; }
+"""
+
+
+def plot(title: str, x: str, y: str, height: int = 300, **more: Any) -> Any:
+    """An empty figure as wide as its place on the page."""
+    options: dict[str, Any] = {
+        "title": title,
+        "x_axis_label": x,
+        "y_axis_label": y,
+        "height": height,
+        "min_width": 240,  # a phone's
+        "sizing_mode": "stretch_width",
+        "lod_threshold": None,  # bokeh hides points while one drags
+        "tools": "pan,box_zoom,wheel_zoom,save,reset",
+        "active_drag": None,  # on a phone a finger scrolls the page
+        **more,
+    }
+    made: Any = figure(**options)
+    made.toolbar.logo = None
+    made.toolbar.autohide = False
+    made.background_fill_alpha = made.border_fill_alpha = 0.0
+    made.outline_line_color = None
+    made.title.text_color = INK
+    for axis in made.axis:
+        axis.axis_label_text_color = axis.major_label_text_color = INK
+        axis.axis_line_color = axis.major_tick_line_color = INK
+        axis.minor_tick_line_color = None
+        axis.axis_label_text_font_style = "normal"
+    made.grid.grid_line_color = INK
+    made.grid.grid_line_alpha = _GRID_ALPHA
+    return made
+
+
+def legend(made: Any, columns: int = 3) -> None:
+    """Moves the legend out of the plot; a click hides what it names."""
+    own = made.legend[0]
+    own.click_policy = "hide"
+    own.ncols = columns  # what a phone has room for
+    own.orientation = "horizontal"
+    own.background_fill_alpha = 0.0
+    own.border_line_color = None
+    own.label_text_color = INK
+    own.label_text_font_size = "12px"
+    own.spacing, own.padding, own.margin = 6, 2, 2
+    own.glyph_width = own.glyph_height = 16
+    made.add_layout(own, "above")
+
+
+def stacked(
+    made: Any,
+    source: ColumnDataSource,
+    view: CDSView,
+    kinds: Sequence[str],
+    looks: Mapping[str, Look],
+) -> None:
+    """Bars over `step`, one part a kind, with the legend above."""
+    bars = made.vbar_stack(
+        list(kinds), x="step", width=0.9, source=source, view=view,
+        legend_label=[k.replace("_", " ") for k in kinds], fill_color=[looks[k][0] for k in kinds],
+    )  # fmt: skip
+    for bar, kind in zip(bars, kinds, strict=True):
+        bar.name = kind
+        bar.glyph.hatch_pattern = bar.muted_glyph.hatch_pattern = looks[kind][1] or None
+        bar.glyph.hatch_alpha, bar.glyph.hatch_scale = 0.45, 6.0
+        bar.glyph.line_color = None
+
+
+def chosen(runs: Sequence[Run]) -> tuple[list[Select], CDSView]:
+    """A choice of the run (none for a single one), and the view of a source's rows of it."""
+    pick = GroupFilter(column_name="run", group="0")
+    names = {str(i): run.name for i, run in enumerate(runs)}
+    show = CustomJS(args={"pick": pick}, code="pick.group = cb_obj.value")
+    return select("run", names, show), CDSView(filter=pick)
+
+
+def chosen_line(
+    lines: Sequence[Line], data: Sequence[dict[str, Any]]
+) -> tuple[list[Select], ColumnDataSource]:
+    """A choice of the line, and a source whose data are exchanged by it."""
+    source = ColumnDataSource(data[0])
+    code = "source.data = data[Number(cb_obj.value)]"
+    names = {str(i): line.label for i, line in enumerate(lines)}
+    return select("run", names, CustomJS(args={"source": source, "data": data}, code=code)), source
+
+
+def select(title: str, options: dict[str, str], show: CustomJS) -> list[Select]:
+    """A choice; nothing where there is nothing to choose."""
+    if len(options) < 2:
+        return []
+    choice = Select(
+        title=title, value=next(iter(options)), options=list(options.items()), width=300,
+        stylesheets=[InlineStyleSheet(css=_CHOICE)], name=f"choice of {title}",
+    )  # fmt: skip
+    choice.js_on_change("value", show)
+    return [choice]

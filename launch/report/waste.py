@@ -1,0 +1,61 @@
+"""Section: what became of the tokens of each step, and what was sampled for one trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh.models import ColumnDataSource
+
+from launch.report.lines import StepLine
+from launch.report.palette import FATES
+from launch.report.reading import Run
+from launch.report.section import Section
+from launch.report.style import chosen, legend, plot, stacked
+
+_COUNTED = 1e-3
+"""Smallest share of all tokens that a fate has to have for a place in the legend."""
+
+
+def section(runs: Sequence[Run]) -> Section:
+    """Accounts of the ledger, step by step."""
+    see = (
+        "Blue is what was learned from, the rest was sampled for nothing: a high bar of orange "
+        "is over-sampling, of red is stopping late."
+    )
+    known = [run for run in runs if run.steps]
+    if not known:
+        return Section(
+            id="waste", title="Where the tokens went", see=see,
+            missing="No step has ended yet.",
+        )  # fmt: skip
+    columns: dict[str, list[Any]] = {key: [] for key in ("run", "step", "ratio", *FATES)}
+    for index, run in enumerate(known):
+        for before, now in itertools.pairwise([None, *run.steps]):
+            assert now is not None
+            columns["run"].append(str(index))
+            columns["step"].append(now.step + 1)
+            columns["ratio"].append(now.sampled_per_trained)
+            for fate, tokens in grown(before, now).items():
+                columns[fate].append(tokens)
+    whole = sum(sum(columns[fate]) for fate in FATES) or 1
+    kinds = [fate for fate in FATES if sum(columns[fate]) > _COUNTED * whole]
+    source = ColumnDataSource(columns)
+    choice, view = chosen(known)
+    bars = plot("Tokens sampled, by fate", "steps", "tokens")
+    stacked(bars, source, view, kinds, FATES)
+    legend(bars)
+    ratio = plot("Tokens sampled for one trained on", "steps", "", x_range=bars.x_range)
+    ratio.scatter("step", "ratio", source=source, view=view, size=6, color="#0072b2")
+    ratio.y_range.start = 0
+    return Section(
+        id="waste", title="Where the tokens went", see=see, content=[*choice, bars, ratio],
+        columns=True,
+    )  # fmt: skip
+
+
+def grown(before: StepLine | None, now: StepLine) -> dict[str, int]:
+    """Tokens by fate of one step: accounts count from the start of the run."""
+    old = before.ledger if before is not None else {}
+    return {fate: max(0, now.ledger.get(fate, 0) - old.get(fate, 0)) for fate in FATES}

@@ -1,0 +1,125 @@
+"""`darts report`: the page that is written, and what the command says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from launch.cli import app
+from launch.report.build import build
+from tests.launch.report.folders import Made
+
+MEGABYTE = 1e6
+SECTIONS = [
+    "runs", "curves", "lengths", "gantt", "seconds", "latency", "waste", "budgets", "samples",
+    "comparison",
+]  # fmt: skip
+
+
+def report(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def missing(page: str) -> dict[str, str]:
+    """Section -> why it is empty."""
+    found = re.findall(
+        r'<section id="(\w+)">(?:(?!</section>).)*?<p class="missing">(.*?)</p>', page, re.DOTALL
+    )
+    return dict(found)
+
+
+def test_one_run_becomes_a_page_in_its_own_folder(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=4).write()
+    result = report(path)
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(rf"{path}/report\.html: \d\.\d MB, in \d+\.\d s\n", result.output)
+    page = (path / "report.html").read_text()
+    assert re.findall(r'<section id="(\w+)">', page) == SECTIONS
+    assert set(missing(page)) == {"comparison"}
+    for fetched in ("<script src", '<link rel="stylesheet', "@import"):
+        assert fetched not in page
+
+
+def test_several_runs_become_one_page_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [Made(path=tmp_path / f"a-s{i}", steps=2, seed=i).write() for i in range(2)]
+    assert report(*runs).exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert missing(page) == {}
+    assert "(1.00x)" in page
+
+
+def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=2, traced=0, timing=False, finished=False).write()
+    for sample in (path / "samples").iterdir():
+        sample.unlink()
+    found = missing(build([path], print))
+    assert set(found) == {"gantt", "seconds", "latency", "samples", "comparison"}
+    assert "watch.trace_steps=5" in found["gantt"]
+    assert "eval.every=20" in found["samples"]
+
+
+def test_a_run_without_a_single_step_has_a_page(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=1, traced=0, finished=False).write()
+    (path / "metrics.jsonl").write_text("")
+    (path / "decisions.jsonl").write_text("")
+    page = build([path], print)
+    assert "unfinished" in page
+    assert {"curves", "lengths", "waste", "budgets"} <= set(missing(page))
+
+
+def test_what_cannot_be_read_is_said_by_the_command_and_on_the_page(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=2).write()
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"what": "step", "<b>"')
+    result = report(path)
+    assert result.exit_code == 0
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    assert f"warning: {path}/metrics.jsonl:{len(lines)}: skipped" in result.output
+    page = (path / "report.html").read_text()
+    assert "1 warning while reading" in page
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_that_is_no_run_exits_2_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = report(folder)
+    assert result.exit_code == 2
+    assert "not a run's folder" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_of_samples_are_shown_and_not_carried_out(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=1).write()
+    (path / "samples" / "step-000000.txt").write_text("[1.0] 1+9=<script>alert(1)</script>\n")
+    page = build([path], print)
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_without_bokeh_the_command_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    result = report(Made(path=tmp_path / "a", steps=1).write())
+    assert result.exit_code == 2
+    assert "pip install 'darts-rl[report]'" in result.output
+
+
+@pytest.mark.slow
+def test_ten_runs_of_200_steps_stay_below_15_megabytes(tmp_path: Path) -> None:
+    for number in range(10):
+        Made(
+            path=tmp_path / f"m{number // 2}-s{number % 2}", steps=200, groups=48, slots=128,
+            traced=5, seed=number % 2, settings=(f"learner.lr={1e-4 * (1 + number // 2)}",),
+        ).write()  # fmt: skip
+    result = report(*sorted(tmp_path.iterdir()), "--out", tmp_path / "page.html")
+    print(result.output)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "page.html").stat().st_size < 15 * MEGABYTE
