@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 SLOW = 1.5
 """An engine whose tokens take so many times as long as those of the others is named."""
@@ -62,11 +61,11 @@ def slower(engine: str, engines: Mapping[str, float]) -> str:
     )
 
 
-def paces(timings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each engine's seconds between tokens, the median over steps."""
+def paces(steps: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Each engine's seconds between tokens, the median over steps' figures of engines."""
     found: dict[str, list[float]] = {}
-    for timing in timings:
-        for engine, figures in timing["engines"].items():
+    for engines in steps:
+        for engine, figures in engines.items():
             if "inter_token_s" in figures:
                 found.setdefault(engine, []).append(figures["inter_token_s"])
     return {engine: statistics.median(values) for engine, values in found.items()}

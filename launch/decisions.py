@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from launch.jsonl import lines
+
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
     """A member of a group, as it was when the group ended."""
@@ -78,34 +80,12 @@ class Budgeted(msgspec.Struct, frozen=True, tag_field="what", tag="budget"):
 
 
 Line = Ended | Decided | Budgeted
-_KINDS = ("group", "decision", "budget")
+_TYPES = {"group": Ended, "decision": Decided, "budget": Budgeted}
 
 
-class _Head(msgspec.Struct):
-    what: str = ""
-
-
-def lines(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
-    """Every line in its order; `complain` hears of those that cannot be read, by file and line.
-
-    A kind of line that is not known is passed over, and so is a last line without an
-    end: it is being written, or was when the run died.
-    """
-    decoder = msgspec.json.Decoder(Line)
-    head = msgspec.json.Decoder(_Head)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                try:
-                    known = head.decode(line).what in _KINDS
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    known = True
-                if known:
-                    complain(f"{path}:{number}: not a decision, passed over: {error}")
+def decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
+    """Every line in its order; see `jsonl.lines`."""
+    return lines(path, _TYPES, complain)
 
 
 class Story(msgspec.Struct, kw_only=True):

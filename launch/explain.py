@@ -85,7 +85,7 @@ def _lines(run: RunFolder) -> Iterator[Line]:
     path = run.decisions
     if not path.exists() or not path.stat().st_size:
         fail(f"{run.path}: no decision is on file: no group has ended yet", 2)
-    return decisions.lines(path, lambda text: typer.echo(f"darts: {text}", err=True))
+    return decisions.decisions(path, lambda text: typer.echo(f"darts: {text}", err=True))
 
 
 def _prompt_text(run: RunFolder, told: Story) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from launch.options import Overrides, fail, load_config
+
+if TYPE_CHECKING:
+    from launch.report.lines import Lives, TimingLine
 
 STEPS = 5
 _ROWS = 8  # of the critical path's table; the rest is one row
@@ -18,8 +20,6 @@ _PHASES = (
     "waiting for a slot", "to the first token", "decoding", "tokens to the stage",
     "waiting for its group", "waiting for the learner", "forward and backward",
 )  # fmt: skip
-
-Timing = Mapping[str, Any]
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -59,7 +59,8 @@ def profile(
     typer.echo("\n" + text(timings, found))
     typer.echo(f"\ntrace: {run / 'trace.json'} (open it in https://ui.perfetto.dev)")
     if out is not None:
-        out.write_text(json.dumps(document(timings, found), indent=1) + "\n")
+        encoded = msgspec.json.encode(document(timings, found))
+        out.write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
 
 
 def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | None) -> Path:
@@ -77,72 +78,72 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     return run
 
 
-def read(run: Path) -> list[Timing]:
+def read(run: Path) -> list[TimingLine]:
     """The timing lines of a run. Ends the command with a word if there are none."""
+    from launch.jsonl import lines
+    from launch.report.lines import TimingLine
+
     path = run / "metrics.jsonl"
     if not path.is_file():
         fail(f"{path}: no such file; a run's folder has one", 2)
-    found: list[Timing] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            fields = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            fail(f"{path}:{number}: {error}", 2)
-        if fields["what"] == "timing":
-            found.append(fields)
+    found = list(lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
         fail(f"{path}: no step has its timing (watch.timing=true, and a whole step)", 2)
     return found
 
 
-def _warm(timings: Sequence[Timing]) -> Sequence[Timing]:
+def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
     """Without the first step, which also compiles and warms up, if there are others."""
     return timings[1:] or timings
 
 
-def summary(timings: Sequence[Timing]) -> list[Wait]:
+def _sums(timings: Sequence[TimingLine]) -> list[tuple[str, str, float]]:
+    """Lane, what and seconds of each kind of wait on critical paths, the longest first."""
+    sums: dict[tuple[str, str], float] = {}
+    for timing in timings:
+        for piece in timing.critical_path:
+            key = (piece.lane, piece.what)
+            sums[key] = sums.get(key, 0.0) + piece.seconds
+    ordered = sorted(sums.items(), key=lambda item: -item[1])
+    return [(lane, what, seconds) for (lane, what), seconds in ordered]
+
+
+def summary(timings: Sequence[TimingLine]) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
     from launch.advice import advice, paces
 
     warm = _warm(timings)
-    whole = sum(timing["seconds"] for timing in warm)
-    engines = paces(warm)
-    sums: dict[tuple[str, str], float] = {}
-    for timing in warm:
-        for lane, what, seconds, _ in timing["critical_path"]:
-            sums[lane, what] = sums.get((lane, what), 0.0) + seconds
-    ordered = sorted(sums.items(), key=lambda item: -item[1])
+    whole = sum(timing.seconds for timing in warm)
+    engines = paces([timing.engines for timing in warm])
     return [
         Wait(lane, what, seconds / len(warm), seconds / whole, advice(lane, what, engines))
-        for (lane, what), seconds in ordered
+        for lane, what, seconds in _sums(warm)
     ]
 
 
-def text(timings: Sequence[Timing], waits: Sequence[Wait]) -> str:
+def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     """The printed answer."""
     warm = _warm(timings)
-    mean_s = sum(timing["seconds"] for timing in warm) / len(warm)
+    mean_s = sum(timing.seconds for timing in warm) / len(warm)
     lines = [f"{'step':>4}  {'seconds':>8}  the longest wait on its critical path"]
     for timing in timings:
-        lane, what, seconds = _longest(timing)
-        share = seconds / timing["seconds"]
-        lines.append(
-            f"{timing['step'] + 1:>4}  {timing['seconds']:8.3f}  {share:4.0%} {lane}: {what}"
-        )
-    first, last = warm[0]["step"] + 1, warm[-1]["step"] + 1
+        lane, what, seconds = next(iter(_sums([timing])), ("", "nothing", 0.0))
+        share = seconds / timing.seconds
+        lines.append(f"{timing.step + 1:>4}  {timing.seconds:8.3f}  {share:4.0%} {lane}: {what}")
+    first, last = warm[0].step + 1, warm[-1].step + 1
     lines += [
         "",
         f"critical path, mean of steps {first} to {last}: {mean_s:.3f} s",
         f"{'seconds':>9} {'share':>6}  {'lane':16} {'what':32} what would shorten it",
     ]
-    for wait in waits[:_ROWS]:
-        lines.append(
-            f"{wait.seconds:9.3f} {wait.share:6.1%}  {wait.lane:16} {wait.what:32} {wait.advice}"
-        )
+    lines += [
+        f"{wait.seconds:9.3f} {wait.share:6.1%}  {wait.lane:16} {wait.what:32} {wait.advice}"
+        for wait in waits[:_ROWS]
+    ]
     if rest := waits[_ROWS:]:
         seconds, share = sum(w.seconds for w in rest), sum(w.share for w in rest)
         lines.append(f"{seconds:9.3f} {share:6.1%}  {len(rest)} other kinds of wait")
-    lines += ["", *_lives(warm)]
+    lines += ["", *_lives(mean_lives(warm))]
     if waits:
         worst = waits[0]
         lines += ["", f"culprit: {worst.lane}, {worst.what} ({worst.share:.0%} of a step)"]
@@ -150,72 +151,65 @@ def text(timings: Sequence[Timing], waits: Sequence[Wait]) -> str:
     return "\n".join(lines)
 
 
-def _longest(timing: Timing) -> tuple[str, str, float]:
-    sums: dict[tuple[str, str], float] = {}
-    for lane, what, seconds, _ in timing["critical_path"]:
-        sums[lane, what] = sums.get((lane, what), 0.0) + seconds
-    if not sums:
-        return "", "nothing", 0.0
-    (lane, what), seconds = max(sums.items(), key=lambda item: item[1])
-    return lane, what, seconds
+def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
+    """Percentile groups of response length, over all steps."""
+    from launch.report.lines import Lives
 
-
-def mean_lives(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """Percentile groups of response length: trajectories, mean tokens and seconds of each phase."""
-    sums: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[Lives]] = {}
     for timing in timings:
-        for life in timing["lives"]:
-            count = life["trajectories"]
-            fresh = {"trajectories": 0, "tokens": 0.0, "seconds": dict.fromkeys(_PHASES, 0.0)}
-            known = sums.setdefault(life["group"], fresh)
-            known["trajectories"] += count
-            known["tokens"] += life["tokens_mean"] * count
-            for name, seconds in life["seconds"].items():
-                known["seconds"][name] += seconds * count
-    return [
-        {
-            "group": group,
-            "trajectories": known["trajectories"],
-            "tokens_mean": known["tokens"] / known["trajectories"],
-            "seconds": {n: s / known["trajectories"] for n, s in known["seconds"].items()},
-        }
-        for group, known in sums.items()
-    ]
+        for life in timing.lives:
+            groups.setdefault(life.group, []).append(life)
+    found: list[Lives] = []
+    for group, some in groups.items():
+        count = sum(life.trajectories for life in some)
+        names = [phase for phase in _PHASES if any(phase in life.seconds for life in some)]
+        found.append(
+            Lives(
+                group=group,
+                trajectories=count,
+                tokens_mean=sum(life.tokens_mean * life.trajectories for life in some) / count,
+                seconds={
+                    name: sum(life.seconds.get(name, 0.0) * life.trajectories for life in some)
+                    / count
+                    for name in names
+                },
+            )
+        )
+    return found
 
 
-def _lives(timings: Sequence[Timing]) -> list[str]:
+def _lives(found: Sequence[Lives]) -> list[str]:
     """Where trajectories spent their time, by percentile of length; and what dominates."""
-    found = mean_lives(timings)
     lines = ["where trajectories spent their time, mean seconds, by percentile of their length"]
-    lines.append(f"{'':26}" + "".join(f"{life['group']:>10}" for life in found))
-    for name, form in (("trajectories", "d"), ("tokens_mean", ".1f")):
-        lines.append(f"{name:26}" + "".join(f"{format(life[name], form):>10}" for life in found))
+    lines.append(f"{'':26}" + "".join(f"{life.group:>10}" for life in found))
+    lines.append(f"{'trajectories':26}" + "".join(f"{life.trajectories:10}" for life in found))
+    lines.append(f"{'tokens, mean':26}" + "".join(f"{life.tokens_mean:10.1f}" for life in found))
     for phase in _PHASES:
-        row = "".join(f"{life['seconds'][phase]:10.3f}" for life in found)
+        row = "".join(f"{life.seconds.get(phase, 0.0):10.3f}" for life in found)
         lines.append(f"{phase:26}{row}")
     for life in found:
-        seconds = life["seconds"]
-        lines.append(f"  {life['group']}: mostly {max(seconds, key=lambda n, s=seconds: s[n])}")
+        most = max(life.seconds.items(), key=lambda item: item[1])[0]
+        lines.append(f"  {life.group}: mostly {most}")
     return lines
 
 
-def document(timings: Sequence[Timing], waits: Sequence[Wait]) -> dict[str, Any]:
+def document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
     """What `--out` writes."""
     return {
         "steps": [
             {
-                "step": timing["step"] + 1,
-                "step_seconds": timing["seconds"],
+                "step": timing.step + 1,
+                "step_seconds": timing.seconds,
                 "critical_path": [
-                    {"lane": lane, "what": what, "seconds": seconds, "detail": detail}
-                    for lane, what, seconds, detail in timing["critical_path"]
+                    {"lane": s.lane, "what": s.what, "seconds": s.seconds, "detail": s.detail}
+                    for s in timing.critical_path
                 ],
-                "percentiles": timing["percentiles"],
-                "stragglers": timing["stragglers"],
+                "percentiles": timing.percentiles,
+                "stragglers": timing.stragglers,
             }
             for timing in timings
         ],
-        "waits": [msgspec.structs.asdict(wait) for wait in waits],
+        "waits": waits,
         "trajectories": mean_lives(_warm(timings)),
-        "culprit": msgspec.structs.asdict(waits[0]) if waits else None,
+        "culprit": waits[0] if waits else None,
     }

@@ -43,7 +43,7 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     )
     picture = Picture()
     for run in runs:
-        whole = traced(run.trace, run.evaluated)
+        whole = traced(run.trace)
         paths = {line.step + 1: line.critical_path for line in run.timing}
         for step in whole.steps:
             name = f"step {step.number}" if len(runs) == 1 else f"{run.name}, step {step.number}"

@@ -6,6 +6,8 @@ they mean is in docs/run-folder.md. Pure.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -68,6 +70,15 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
+class Lives(msgspec.Struct, frozen=True, kw_only=True):
+    """Trajectories of one percentile group of response length; seconds of a phase are means."""
+
+    group: str
+    trajectories: int
+    tokens_mean: float
+    seconds: dict[str, float]
+
+
 class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `timing` of metrics.jsonl."""
 
@@ -75,6 +86,9 @@ class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     critical_path: tuple[Segment, ...] = ()
     percentiles: dict[str, Percentiles] = {}
+    engines: dict[str, dict[str, float]] = {}
+    lives: tuple[Lives, ...] = ()
+    stragglers: tuple[dict[str, Any], ...] = ()
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):

@@ -6,7 +6,7 @@ fields. A line that does not parse is named and skipped; the rest of its file co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
 from pipeline.runfolder import RunError, RunFolder
 
@@ -23,10 +24,6 @@ Say = Callable[[str], None]
 
 _ENDED = ("finished", "truncated")
 _METRICS = {"step": StepLine, "eval": EvalLine, "timing": TimingLine}
-
-
-class _What(msgspec.Struct):
-    what: str
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +46,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[EvalLine]
     timing: list[TimingLine]
     members: Members
-    evaluated: frozenset[int]  # groups of evaluations
     trace: dict[str, Any]  # empty: none was kept
     samples: dict[int, str]  # step -> text of its evaluation
 
@@ -72,49 +68,31 @@ def read(path: Path, say: Say) -> Run:
     if not folder.config.is_file() or not folder.metrics.is_file():
         lacking = folder.metrics if folder.config.is_file() else folder.config
         raise RunError(f"{path}: not a run's folder, {lacking.name} is missing there")
-    found: dict[str, list[Any]] = {what: [] for what in _METRICS}
-    for what, line in _lines(folder.metrics, _METRICS, say):
-        found[what].append(line)
-    members, evaluated = _members(folder.decisions, say)
+    found: dict[type, list[Any]] = {type_: [] for type_ in _METRICS.values()}
+    for line in lines(folder.metrics, _METRICS, say):
+        found[type(line)].append(line)
+    members = _members(folder.decisions, say)
     return Run(
         path=folder.path,
         settings=_settings(folder.config, say),
         about=_json(folder.about, say),
         result=_json(folder.result, say),
-        steps=found["step"],
-        curve=curve(found["step"], found["eval"]),
-        timing=found["timing"],
+        steps=found[StepLine],
+        curve=curve(found[StepLine], found[EvalLine]),
+        timing=found[TimingLine],
         members=members,
-        evaluated=evaluated,
         trace=_json(folder.trace, say),
         samples=_samples(folder.samples),
     )
 
 
-def _lines(path: Path, types: dict[str, Any], say: Say) -> Iterator[tuple[str, Any]]:
-    """Lines of these kinds; others are passed over, broken ones named."""
-    kind = msgspec.json.Decoder(_What)
-    decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                what = kind.decode(line).what
-                if what in decoders:
-                    yield what, decoders[what].decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                say(f"{path}:{number}: skipped, {error}")
-
-
-def _members(path: Path, say: Say) -> tuple[Members, frozenset[int]]:
+def _members(path: Path, say: Say) -> Members:
     steps: list[int] = []
     candidates: list[int] = []
     groups: list[int] = []
     tokens: list[int] = []
-    evaluated: set[int] = set()
-    lines = _lines(path, {"group": GroupLine}, say) if path.is_file() else iter(())
-    for _, line in lines:
+    for line in lines(path, {"group": GroupLine}, say) if path.is_file() else ():
         if line.kind != "train":
-            evaluated.add(line.group)
             continue
         held = [m.tokens for m in line.members if m.state in _ENDED]
         groups += [len(steps)] * len(held)
@@ -126,7 +104,7 @@ def _members(path: Path, say: Say) -> tuple[Members, frozenset[int]]:
         candidates_G=np.array(candidates, dtype=np.int32),
         group_N=np.array(groups, dtype=np.int32),
         tokens_N=np.array(tokens, dtype=np.int32),
-    ), frozenset(evaluated)
+    )
 
 
 def _json(path: Path, say: Say) -> dict[str, Any]:

@@ -7,18 +7,18 @@ known are kept, as neither a fate nor anything else. Pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from launch.report.palette import FATES
+from pipeline.trace import PATH
 
 OTHER, EVALUATION = "other work", "evaluation"
 _THICK = 18
 """A lane is at least one of so many parts of the slots together, that its name has room."""
 _GAP = 0.6  # between lanes, in parts of that
-_MOMENT_US = 1  # decisions have no length
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ class TracedStep(msgspec.Struct, frozen=True, kw_only=True):
     number: int  # from 1
     seconds: float
     bars: list[Bar]
-    moments: list[Bar]  # decisions
+    moments: list[Bar]  # decisions and handovers: too short for bars
 
 
 class Traced(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,15 +79,11 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[TracedStep]
 
 
-def traced(document: dict[str, Any], evaluated: Collection[int]) -> Traced:
-    """Steps and bars of a Chrome trace.
-
-    Args:
-        evaluated: groups of evaluations; the trace does not tell them apart.
-    """
+def traced(document: dict[str, Any]) -> Traced:
+    """Steps and bars of a Chrome trace; its critical path is drawn from the timing lines."""
     events = document.get("traceEvents", [])
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    spans = [e for e in events if e["ph"] == "X"]
+    spans = [e for e in events if e["ph"] == "X" and e["pid"] != PATH]
     bounds = [e for e in spans if names[e["pid"]] == "stage" and e["name"].startswith("step ")]
     work = [e for e in spans if names[e["pid"]] != "stage" or not e["name"].startswith("step ")]
     path, lanes, depth = _lanes(names, work)
@@ -96,7 +92,7 @@ def traced(document: dict[str, Any], evaluated: Collection[int]) -> Traced:
         lanes=list(lanes.values()),
         depth=depth,
         steps=[
-            _step(bound, _within(work, bound), names, lanes, evaluated)
+            _step(bound, _within(work, bound), lanes)
             for bound in sorted(bounds, key=lambda e: e["ts"])
         ],
     )
@@ -133,9 +129,7 @@ def _within(work: list[dict[str, Any]], bound: dict[str, Any]) -> Iterator[dict[
 def _step(
     bound: dict[str, Any],
     events: Iterator[dict[str, Any]],
-    names: dict[int, str],
     lanes: dict[int, Lane],
-    evaluated: Collection[int],
 ) -> TracedStep:
     bars: list[Bar] = []
     moments: list[Bar] = []
@@ -146,13 +140,13 @@ def _step(
         bar = Bar(
             lane=lane.name,
             row=lane.rows[event["tid"]],
-            kind=_kind(event["name"], args, evaluated),
+            kind=_kind(event["name"], args),
             name=event["name"],
             start=start,
             end=start + event["dur"] / 1e6,
             args=args,
         )
-        (moments if event["dur"] <= _MOMENT_US and lane.name == "stage" else bars).append(bar)
+        (moments if lane.name == "stage" else bars).append(bar)
     return TracedStep(
         number=int(bound["name"].removeprefix("step ")),
         seconds=bound["dur"] / 1e6,
@@ -161,9 +155,7 @@ def _step(
     )
 
 
-def _kind(name: str, args: dict[str, Any], evaluated: Collection[int]) -> str:
+def _kind(name: str, args: dict[str, Any]) -> str:
     if "finish" not in args:
         return OTHER
-    if args.get("group") in evaluated:
-        return EVALUATION
-    return name if name in FATES else OTHER
+    return EVALUATION if name == "eval" else name if name in FATES else OTHER

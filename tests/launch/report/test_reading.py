@@ -41,7 +41,7 @@ def test_lines_that_do_not_parse_are_named_with_file_and_line_and_skipped(tmp_pa
     run = read(path, said.append)
     assert len(run.steps) == 3
     places = [line.split(": ")[0] for line in said]
-    assert places == [f"{metrics}:1", f"{metrics}:2", f"{metrics}:{len(whole) + 4}"]
+    assert places == [f"{metrics}:1", f"{metrics}:2"], "the last one is still being written"
 
 
 @pytest.mark.parametrize("lacking", ["config.yaml", "metrics.jsonl"])

@@ -25,7 +25,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Traced:
     path = tmp_path_factory.mktemp("simulated") / "trace.json"
     small = ["step.count=3", "engine.count=2", "engine.slots=32", "step.prompts=6"]
     assert one(load(CONFIG, small), Scenario(), None, path) == 0
-    return traced(json.loads(path.read_text()), evaluated=())
+    return traced(json.loads(path.read_text()))
 
 
 def test_a_trace_of_the_pipeline_becomes_steps_lanes_and_bars(simulated: Traced) -> None:
@@ -62,7 +62,7 @@ def test_without_a_critical_path_the_straggler_is_the_last_that_was_trained_on(
 
 def test_the_straggler_of_a_path_is_the_trajectory_of_its_longest_part(tmp_path: Path) -> None:
     run = read(Made(path=tmp_path / "a", steps=3).write(), print)
-    whole = traced(run.trace, run.evaluated)
+    whole = traced(run.trace)
     for step, line in zip(whole.steps, run.timing, strict=True):
         late = straggler(lives(step), line.critical_path)
         assert late is not None
@@ -110,9 +110,9 @@ def test_what_a_trace_does_not_name_as_a_fate_is_kept_in_grey() -> None:
         ),
         {**span(1, "step 4"), "ts": 0, "dur": 100},
         span(1000, "deferred", finish="stop", trajectory=1, group=2, tokens=3),
-        span(1000, "redundant", finish="stop", trajectory=2, group=9, tokens=3),
+        span(1000, "eval", finish="stop", trajectory=2, group=9, tokens=3),
         span(7, "trained"),
     ]  # fmt: skip
-    [step] = traced({"traceEvents": events}, evaluated={9}).steps
+    [step] = traced({"traceEvents": events}).steps
     assert [bar.kind for bar in step.bars] == [OTHER, EVALUATION, OTHER]
     assert step.number == 4

@@ -1,0 +1,37 @@
+"""Lines of a run's JSONL files, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+class _What(msgspec.Struct):
+    what: str
+
+
+def lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
+    """Lines of these kinds, decoded, one after another.
+
+    Args:
+        types: by the lines' `what`; other kinds are passed over.
+        say: hears of every line that does not parse, by file and number; the others count. A
+            last line without an end is being written, or was when the run died.
+    """
+    kind = msgspec.json.Decoder(_What)
+    decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                decoder = decoders.get(kind.decode(line).what)
+                found = decoder.decode(line) if decoder is not None else None
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                say(f"{path}:{number}: skipped, {error}")
+                continue
+            if found is not None:
+                yield found
