@@ -133,6 +133,8 @@ def _carry_out(
         view.close()
         run.release()
     say_outcome(run, config, status, launcher.error)
+    if status == 0:
+        print(f"\na page of it: darts report {run.path}", flush=True)
     if status and any(run.checkpoints.glob("step-*")):
         _say(f"go on with: darts train --resume {run.path}")
     return status
