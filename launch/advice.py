@@ -23,6 +23,7 @@ _ADVICE = {
     "request on its way": "a core for the engine's front end, or a faster network",
     "forward and backward": "overlap (learner.overlap=group), more ranks (learner.ranks), fewer "
     "tokens trained on",
+    "old and reference logprobs": "token streaming (learner.overlap=token), more ranks",
     "optimizer step": "more ranks (learner.ranks), learner.zero",
     "passes and optimizer steps": "fewer learner.updates and epochs, more ranks (learner.ranks)",
     "publishing weights": "weights on a faster disk",

@@ -32,6 +32,7 @@ from pipeline.messages import (
     CLOSE,
     CLOSE_WITH_PASSES,
     FORWARD_BACKWARD,
+    OLD_LOGPROBS,
     PROTOCOL,
     PUBLISH,
     CloseStep,
@@ -87,6 +88,8 @@ class Actor:
         self._ahead_s = 0.0  # of the open step, forwards of what was hinted
         self._last_group = 0.0  # when the step's newest group came
         self._diary = Diary()
+        # With several updates the passes of training wait for the close.
+        self._several = config.learner.updates * config.learner.epochs > 1
         self._publisher: WeightPublisher | None = None
         self._probe = probe_tokens(parts.vocabulary, parts.special)
         join = Join(
@@ -168,7 +171,8 @@ class Actor:
                 started = time.monotonic()
                 reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
-                self._diary.did(FORWARD_BACKWARD, started, groups)
+                what = OLD_LOGPROBS if self._several else FORWARD_BACKWARD
+                self._diary.did(what, started, groups)
                 self._link.send(self._diary.take())
                 for report in reports:
                     self._link.send(report)
@@ -215,8 +219,7 @@ class Actor:
         self._link.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
-        several = self._config.learner.updates * self._config.learner.epochs > 1
-        self._diary.did(CLOSE_WITH_PASSES if several else CLOSE, started, [close])
+        self._diary.did(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
         self._schedule.done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:

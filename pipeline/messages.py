@@ -109,7 +109,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     held_s: float = 0.0  # seconds since that came
 
 
-FORWARD_BACKWARD = "forward and backward"
+FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logprobs"
 CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
 
