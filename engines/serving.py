@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling
 from engines.flush import Flusher, Key
-from engines.weights import WeightReceiver, WeightsError
+from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
 from pipeline.messages import (
     PROTOCOL,
@@ -84,6 +84,7 @@ class Worker:
     Args:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
+        receiver: how new weights come; by default they are files of this machine.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Worker:
         *,
         name: str,
         chunk_tokens: int,
+        receiver: Receiver | None = None,
     ) -> None:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
@@ -113,7 +115,7 @@ class Worker:
             ),
             self._receive,
         )
-        self._receiver = WeightReceiver()
+        self._receiver = receiver or WeightReceiver()
         self._epoch: Epoch | None = None
         self._version: int | None = None
         self._loading = 0  # loads under way or waiting

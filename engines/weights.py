@@ -7,6 +7,7 @@ Knows no engine; what was proved here is the file, the probe proves the load.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
@@ -18,6 +19,12 @@ _READ_BYTES = 8 << 20
 
 class WeightsError(Exception):
     """The published file is not what its manifest says; the old weights are still served."""
+
+
+class Receiver(Protocol):
+    """Manifest in, directory to load out. Raises WeightsError."""
+
+    def receive(self, manifest: Manifest) -> Path: ...
 
 
 class WeightReceiver:

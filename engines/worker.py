@@ -1,6 +1,6 @@
 """The process around an engine: configuration in, a served engine out.
 
-    python -m engines.worker --directory SOCKETS --config RUN/config.yaml --name e0
+    python -m engines.worker --stage SOCKETS --config RUN/config.yaml --name e0
 
 Leads a process group of its own and lets none of it live on: whoever ends this
 process ends vLLM's too, even with `kill -9`. What it serves is in
@@ -20,6 +20,7 @@ import msgspec
 from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
 from pipeline.config import Config
+from pipeline.keys import TransportError, ticket_of
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
     die_with_parent()
@@ -48,27 +49,30 @@ def build(config: Config) -> Engine:
     raise EngineError(f"no engine {section.kind!r} (known: vllm, simulated)")
 
 
-async def serve(directory: Path, config: Config, name: str) -> int:
+async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:
     """Start the engine, join the stage, serve until told to stop; the exit status."""
+    from engines.fetching import FetchingReceiver
     from engines.profile import latency
     from engines.serving import Worker
-    from pipeline.transport import Link
+    from pipeline.link import Link
 
     try:
+        ticket = ticket_of(stage)
         engine = build(config)
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
-    except EngineError as error:
+    except (EngineError, TransportError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return 1
     worker = Worker(
         engine,
         info,
-        lambda join, receive: Link(directory, join, receive),
+        lambda join, receive: Link(ticket, join, receive),
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
+        receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
     loop = asyncio.get_running_loop()
@@ -82,8 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m engines.worker", description="Serve one engine to a stage."
     )
-    parser.add_argument("--directory", type=Path, required=True, help="holds the stage's sockets")
+    parser.add_argument(
+        "--stage", type=Path, required=True, help="directory of its sockets, or a key file"
+    )
     parser.add_argument("--config", type=Path, required=True, help="config.yaml of the run")
+    parser.add_argument("--weights", type=Path, help="where to keep weights that are fetched")
     parser.add_argument("--name", required=True, help="of this engine, as the stage shows it")
     options = parser.parse_args()
 
@@ -95,7 +102,8 @@ def main() -> None:
 
     status = 1
     try:
-        status = uvloop.run(serve(options.directory, load(options.config), options.name))
+        arguments = (options.stage, load(options.config), options.name, options.weights)
+        status = uvloop.run(serve(*arguments))
     except ConfigError as error:
         print(f"{options.name}: {error}", file=sys.stderr, flush=True)
     finally:

@@ -149,16 +149,32 @@ def _joined(join: Path) -> list[str]:
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
         fail(f"{join}: this job does not run any more", 2)
-    return ["--directory", sockets, "--config", str(join / "config.yaml")]
+    return ["--stage", sockets, "--config", str(join / "config.yaml")]
 
 
 @app.command()
 def engine(
-    join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
+    join: Annotated[
+        Path,
+        typer.Option(help="folder of the running job to work for, or its join.key, copied here"),
+    ],
     name: Annotated[str, typer.Option(help="a name that no other engine of the job has")],
 ) -> None:
-    """One rollout engine for a running job on this machine."""
-    _part("engines.worker", [*_joined(join), "--name", name])
+    """One more rollout engine for a running job, of this machine or of another.
+
+    darts engine --join join.key --name extra
+    """
+    key = join if join.is_file() else join / "join.key"
+    if not key.is_file():
+        _part("engines.worker", [*_joined(join), "--name", name])
+    from launch.keeper import guest_arguments
+    from pipeline.keys import TransportError
+
+    try:
+        arguments = guest_arguments(key, name)
+    except TransportError as error:
+        fail(error, 2)
+    _part("launch.keeper", arguments)
 
 
 @app.command()

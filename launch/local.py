@@ -17,6 +17,7 @@ import signal
 import socket
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from pipeline.config import Config
 from pipeline.runfolder import RunFolder
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
+LOOPBACK = "127.0.0.1"
 _POLL_S = 0.1
 _LAST_WORDS_S = 1.0
 
@@ -48,6 +50,17 @@ class Roles:
 
     def __init__(self, engines: int, ranks: list[int], stage: bool = True) -> None:
         self.engines, self.ranks, self.stage = engines, ranks, stage
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the parts of a run meet, as torchrun's ranks have agreed."""
+
+    sockets: Path  # a 0700 directory
+    host: str  # where the learner ranks meet
+    port: int
+    entrance: Path | None = None  # key file of the stage; None: one machine, no keys
+    ticket: Path | None = None  # key file of this process's own learner rank
 
 
 def sweep() -> list[Path]:
@@ -72,10 +85,18 @@ def weights_directory(run: RunFolder, need_bytes: int) -> Path:
     return directory
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(host: str = LOOPBACK) -> int:
+    [port] = free_ports(host, 1)
+    return port
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports of an address of this machine that nobody listens at now. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class Launcher:
@@ -88,15 +109,17 @@ class Launcher:
         view: View,
         resume: Path | None = None,
         roles: Roles | None = None,
-        learner_port: int | None = None,
+        site: Site | None = None,
     ) -> None:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
-        self._learner_port = learner_port  # where the ranks meet; None: any free one
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
         sweep()
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
-        self.sockets = Path(tempfile.mkdtemp(prefix="darts-"))
+        self._site = site or Site(
+            sockets=Path(tempfile.mkdtemp(prefix="darts-")), host=LOOPBACK, port=free_port()
+        )
+        self.sockets = self._site.sockets
         self.error: str | None = None  # said by the stage at its end
         self._buffer = b""
         self._interrupts = 0
@@ -115,7 +138,8 @@ class Launcher:
         def add(name: str, command: list[str], environment: dict[str, str]) -> None:
             children[name] = Child(name, command, run.logs / f"{name}.log", environment)
 
-        common = ["--directory", str(self.sockets), "--config", str(run.config)]
+        site = self._site
+        common = ["--stage", str(site.ticket or site.sockets), "--config", str(run.config)]
         if self._roles.stage:
             command = [
                 "pipeline.stage_main",
@@ -126,12 +150,12 @@ class Launcher:
             ]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
+            command += ["--entrance", str(site.entrance)] if site.entrance else []
             add("stage", command, base)
-        port = free_port() if self._learner_port is None else self._learner_port
         ranks, resume = config.learner.ranks, str(self._resume or "")
         for rank in self._roles.ranks:
             command = ["learner.actor", *common, *learner_arguments(rank, ranks, resume)]
-            add(f"l{rank}", command, base | learner_environment(rank, ranks, port))
+            add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
         for number in range(self._roles.engines):
             add(f"e{number}", ["engines.worker", *common, "--name", f"e{number}"], base)
         return children

@@ -42,10 +42,12 @@ def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
     return [*arguments, "--resume", resume] if resume else arguments
 
 
-def learner_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a learner rank needs to meet the others on this machine."""
+def learner_environment(
+    rank: int, ranks: int, port: int, host: str = "127.0.0.1"
+) -> dict[str, str]:
+    """What a learner rank needs to meet the others at this address of rank 0's machine."""
     return _MALLOC | {
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(ranks),
         "RANK": str(rank),
@@ -53,7 +55,8 @@ def learner_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Be killed when the thread that started this process ends; passed on to what it becomes."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -78,7 +81,7 @@ class Child:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  one call into libc, no locks
+                preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, no locks
                 pass_fds=tuple(pass_fds),
             )
         self.starts += 1

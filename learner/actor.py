@@ -1,6 +1,6 @@
 """A learner rank: one queue in, one schedule, one gradient.
 
-    python -m learner.actor --directory SOCKETS --config RUN/config.yaml --rank R --world W
+    python -m learner.actor --stage SOCKETS --config RUN/config.yaml --rank R --world W
 
 The link's thread fills the queue; the main thread does what `Schedule` says and
 answers. MASTER_ADDR and MASTER_PORT are the launcher's. All ranks are one
@@ -28,6 +28,7 @@ from learner.diary import Diary
 from pipeline.clocks import boot_id
 from pipeline.config import Config
 from pipeline.cores import CoresError, engine_cores
+from pipeline.link import Link
 from pipeline.messages import (
     CLOSE,
     CLOSE_WITH_PASSES,
@@ -51,7 +52,6 @@ from pipeline.messages import (
     TrainGroup,
     Welcome,
 )
-from pipeline.transport import Link
 
 if TYPE_CHECKING:
     from learner.building import Parts
@@ -72,7 +72,7 @@ LEAVE_S = 5.0
 class Actor:
     """Carries out the schedule's work for one rank."""
 
-    def __init__(self, config: Config, parts: Parts, directory: Path) -> None:
+    def __init__(self, config: Config, parts: Parts, stage: Path) -> None:
         from learner.building import about
         from learner.schedule import Schedule
         from learner.weights import probe_tokens
@@ -104,7 +104,7 @@ class Actor:
             boot=boot_id(),
             about=about(zero.device),
         )
-        self._link = Link(directory, join, self.receive)
+        self._link = Link(stage, join, self.receive)
 
     def receive(self, message: ToPeer) -> None:
         """Any thread: queue a message of the stage."""
@@ -299,7 +299,9 @@ def die_loudly() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="learner.actor", description=__doc__)
-    parser.add_argument("--directory", type=Path, required=True, help="the stage's sockets")
+    parser.add_argument(
+        "--stage", type=Path, required=True, help="directory of its sockets, or a key file"
+    )
     parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
@@ -329,7 +331,7 @@ def main() -> None:
     from learner.building import build
 
     parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]))
-    actor = Actor(config, parts, given.directory)
+    actor = Actor(config, parts, given.stage)
     running.append(actor)
     code = actor.run()
     sys.stdout.flush()

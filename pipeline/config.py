@@ -182,6 +182,23 @@ class Watch(Section, frozen=True, kw_only=True):
     ui.perfetto.dev and the report; 0: none. Needs `timing`."""
 
 
+class Nodes(Section, frozen=True, kw_only=True):
+    learners: str = "first"
+    """Which ranks of torchrun are learners: the `first` ones, or `spread` over the machines as
+    evenly as possible, each machine's first ranks. The others are engines."""
+    interface: str = ""
+    """Where the stage listens for other machines: a network interface (eth1) or an address of
+    rank 0's machine. Empty: the address that torchrun gave as MASTER_ADDR."""
+    port: int = 0
+    """First of the four TCP ports of rank 0's machine that other machines must reach: control,
+    tokens, weights, and where the learner ranks meet. 0: any that are free."""
+    expose: bool = False
+    """Allow an `interface` that is all of them (0.0.0.0)."""
+    patience_s: float = 30.0
+    """How long a learner rank may be silent, the link to it being cut. (An engine is lost after
+    `watch.lost_s`; others go on with its work, and it joins again.)"""
+
+
 class Metrics(Section, frozen=True, kw_only=True):
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
@@ -222,4 +239,5 @@ class Config(Section, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = CheckpointSection()
     audit: AuditSection = AuditSection()
     watch: Watch = Watch()
+    nodes: Nodes = Nodes()
     metrics: Metrics = Metrics()

@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.old_logprobs": ("auto", "always"),
     "learner.importance": ("off", "truncate", "mask"),
     "engine.kind": ("vllm", "simulated"),
+    "nodes.learners": ("first", "spread"),
     "engine.dtype": ("float32", "bfloat16", "auto"),
 }
 
@@ -90,6 +91,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "watch.stop_s": _above(0),
     "watch.timing": (lambda value: isinstance(value, bool), "true or false"),
     "watch.trace_steps": _at_least(0),
+    "nodes.interface": (
+        lambda value: not set(value) & set(" /:"),
+        "a network interface (eth1), an IPv4 address, or nothing",
+    ),
+    "nodes.port": (
+        lambda value: value == 0 or 1024 <= value < 65533,
+        "0, or a port from 1024 to 65532",
+    ),
+    "nodes.expose": (lambda value: isinstance(value, bool), "true or false"),
+    "nodes.patience_s": _above(0),
     "metrics.tensorboard": (lambda value: isinstance(value, bool), "true or false"),
     "metrics.prometheus_port": (
         lambda value: value == 0 or 1024 <= value < 65536,

@@ -7,6 +7,7 @@ declares. A stage that was itself late gives its peers the same grace.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.clocks import PeerClock, boot_id
@@ -34,9 +35,14 @@ class Peer:
 
 
 class Peers:
-    """All peers by identity, and the newest of each name."""
+    """All peers by identity, and the newest of each name.
 
-    def __init__(self) -> None:
+    Args:
+        limits_s: role -> how long one of it may be silent.
+    """
+
+    def __init__(self, limits_s: Mapping[str, float]) -> None:
+        self._limits_s = limits_s
         self.by_identity: dict[bytes, Peer] = {}
         self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
@@ -73,9 +79,9 @@ class Peers:
         if beat.echo_s:
             peer.clock.beat(now, beat.clock_s, beat.echo_s, beat.held_s)
 
-    def silent(self, now: float, limit_s: float) -> list[Peer]:
-        """Peers whose thread has not been heard of for `limit_s`."""
-        return [p for p in self.by_identity.values() if now - p.heard > limit_s]
+    def silent(self, now: float) -> list[Peer]:
+        """Peers whose thread has not been heard of for longer than their role may be silent."""
+        return [p for p in self.by_identity.values() if now - p.heard > self._limits_s[p.join.role]]
 
     def stuck(self, now: float) -> list[Peer]:
         """Peers that are alive but stand still for longer than they said they might."""

@@ -89,10 +89,11 @@ class Stage:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
         self._hub, self._config = parts.hub, parts.config
-        self._peers = Peers()
+        watch = parts.config.watch
+        cut_s = parts.config.nodes.patience_s if parts.hub.far else watch.lost_s
+        self._peers = Peers({"engine": watch.lost_s, "learner": max(cut_s, watch.lost_s)})
         self._outbox = Outbox(parts.hub, self._peers, self._lose)
         self._door = Door(parts, self._peers, self._outbox, self._lose, tell_launcher)
-        watch = parts.config.watch
         self._records = Records(
             parts.run,
             parts.resumed_step,
@@ -128,7 +129,12 @@ class Stage:
         """Serve until the end. Raises nothing that a run may meet."""
         loops = [
             asyncio.create_task(loop())
-            for loop in (self._control_loop, self._token_loop, self._clock_loop)
+            for loop in (
+                self._control_loop,
+                self._token_loop,
+                self._clock_loop,
+                self._hub.attend,
+            )
         ]
         over = asyncio.create_task(self._over.wait())
         try:
@@ -160,14 +166,15 @@ class Stage:
 
     async def _token_loop(self) -> None:
         while True:
-            parts = await self._hub.receive_tokens()
+            parts, key = await self._hub.receive_tokens()
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
                 self.refused_frames += 1
                 log.warning("token frame dropped: %s", error)
                 continue
-            if header.incarnation != self.parts.incarnation:
+            known = self._hub.admits(key, "engine", header.engine)
+            if not known or header.incarnation != self.parts.incarnation:
                 self.refused_frames += 1
                 continue
             peer = self._peers.named(header.engine)
@@ -185,7 +192,7 @@ class Stage:
                 self._peers.grace(late)
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
-            for peer in self._peers.silent(now, self._config.watch.lost_s):
+            for peer in self._peers.silent(now):
                 self._restart(peer.name, f"silent for {now - peer.heard:.1f} s")
             for peer in self._peers.stuck(now):
                 why = f"{peer.activity!r} has stood still for {now - peer.moved:.0f} s"

@@ -23,6 +23,7 @@ import uvloop
 
 from pipeline import assembly, checkpoint, snapshot, trackers
 from pipeline.configfile import ConfigError, load
+from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
 from pipeline.prompts import DataError, load_held_out, load_train
 from pipeline.records import Records
@@ -30,7 +31,7 @@ from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
 from pipeline.text import ModelError, Tokenizer
-from pipeline.transport import Hub, TransportError
+from pipeline.transport import Hub
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0
@@ -89,10 +90,11 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
         for line in data.skipped:
             log.warning("skipped: %s", line)
     coordinator = assembly.coordinator(config, tokenizer, train, held_out)
+    entrance = read_private(args.entrance, Entrance) if args.entrance else None
     return Parts(
         config=config,
         run=run,
-        hub=Hub(args.sockets),
+        hub=Hub(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
         coordinator=coordinator,
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out},
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
+    parser.add_argument("--entrance", type=Path, help="key file: where to listen on a network")
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """A learner that learns nothing: the pipeline without the time and the core of training.
 
-    python -m launch.bench.sink --directory SOCKETS --config CONFIG --rank 0 --world 1
+    python -m launch.bench.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
 
 Speaks the learner's side of the wire: publishes the start weights, calls every group
 trained and every step done at once, and lets each version after the first be the same file.
@@ -18,6 +18,7 @@ import msgspec
 from learner.actor import keep_off_the_engines_cores
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.link import Link
 from pipeline.messages import (
     PROTOCOL,
     CloseStep,
@@ -33,13 +34,12 @@ from pipeline.messages import (
     Welcome,
 )
 from pipeline.text import Tokenizer
-from pipeline.transport import Link
 
 
 class Sink:
     """Serves one stage as its only learner rank."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    def __init__(self, config: Config, stage: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -52,7 +52,7 @@ class Sink:
         self._manifest: Manifest | None = None
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
-        self._link = Link(directory, join, self._inbox.put)
+        self._link = Link(stage, join, self._inbox.put)
 
     def run(self) -> int:
         """Serve until told to leave; the exit status."""
@@ -95,14 +95,14 @@ class Sink:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.sink")
-    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--stage", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--rank", type=int, choices=[0], required=True)
     parser.add_argument("--world", type=int, choices=[1], required=True)
     options = parser.parse_args()
     config = load(options.config)
     keep_off_the_engines_cores(config)
-    raise SystemExit(Sink(config, options.directory).run())
+    raise SystemExit(Sink(config, options.stage).run())
 
 
 if __name__ == "__main__":

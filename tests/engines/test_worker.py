@@ -86,7 +86,7 @@ class Stage:
 
     async def read(self) -> None:
         while True:
-            header, tokens, _ = decode_tokens(await self.hub.receive_tokens(), VOCABULARY)
+            header, tokens, _ = decode_tokens((await self.hub.receive_tokens())[0], VOCABULARY)
             self.frames.append(header)
             start = 0
             for chunk in header.chunks:
@@ -137,7 +137,7 @@ def worker_of(tmp_path: Path, kind: str) -> "Iterator[Popen[bytes]]":
     config = tmp_path / "config.yaml"
     config.write_text(f"model: {MODEL}\nengine: {{kind: {kind}, slots: 16, chunk_tokens: 8}}\n")
     command = [sys.executable, "-m", "engines.worker", "--name", "e0"]
-    command += ["--directory", str(tmp_path / "s"), "--config", str(config)]
+    command += ["--stage", str(tmp_path / "s"), "--config", str(config)]
     process = Popen(command, cwd=ROOT, start_new_session=True)
     try:
         yield process

@@ -52,7 +52,7 @@ def test_a_slow_engine_is_named_among_its_peers(tmp_path: Path) -> None:
     with run_profile(tmp_path, "engine.slots=4") as job:
         job.until(lambda: (run / "address").exists())
         directory, config = (run / "address").read_text().strip(), str(run / "config.yaml")
-        arguments = ["--directory", directory, "--config", config, "--name", "e1"]
+        arguments = ["--stage", directory, "--config", config, "--name", "e1"]
         command = [sys.executable, "-m", "tests.launch.slow_engine", *arguments]
         with (tmp_path / "e1").open("wb") as log:
             slow = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

@@ -58,7 +58,7 @@ class Stage:
             port = str(probe.getsockname()[1])
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         for rank in range(world):
-            command = ["-m", "learner.actor", "--directory", str(self.hub.directory)]
+            command = ["-m", "learner.actor", "--stage", str(self.hub.directory)]
             command += ["--config", str(self.config), "--rank", str(rank), "--world", str(world)]
             process = subprocess.Popen([sys.executable, *command, *more], cwd=ROOT, env=environment)
             self.ranks.append(process)

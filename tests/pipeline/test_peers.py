@@ -23,7 +23,7 @@ def beat(progress: int, activity: str = "sampling", budget_s: float = 60.0) -> H
 
 @pytest.fixture
 def peers() -> Peers:
-    return Peers()
+    return Peers({"engine": 5.0, "learner": 5.0})
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def peer(peers: Peers) -> Peer:
 
 
 def test_a_peer_that_is_not_heard_is_silent(peers: Peers, peer: Peer) -> None:
-    assert peers.silent(105.0, 5.0) == []
-    assert peers.silent(105.1, 5.0) == [peer]
+    assert peers.silent(105.0) == []
+    assert peers.silent(105.1) == [peer]
     peer.heard = 104.0
-    assert peers.silent(105.1, 5.0) == []
+    assert peers.silent(105.1) == []
 
 
 def test_a_peer_that_beats_but_does_not_move_is_stuck_after_its_own_budget(
@@ -65,8 +65,8 @@ def test_without_a_budget_it_may_stand_still_for_ever(peers: Peers, peer: Peer) 
 def test_a_late_stage_gives_everybody_the_same_grace(peers: Peers, peer: Peer) -> None:
     peers.beat(peer, beat(1, budget_s=5.0), 100.0)
     peers.grace(30.0)
-    assert peers.silent(134.0, 5.0) == peers.stuck(134.0) == []
-    assert peers.silent(135.1, 5.0) == peers.stuck(135.1) == [peer]
+    assert peers.silent(134.0) == peers.stuck(134.0) == []
+    assert peers.silent(135.1) == peers.stuck(135.1) == [peer]
 
 
 def test_every_process_of_a_name_has_a_higher_epoch(peers: Peers, peer: Peer) -> None:
@@ -82,7 +82,7 @@ def test_who_left_is_found_no_more(peers: Peers, peer: Peer) -> None:
     peers.leave(peer)
     assert peers.named("e0") is None
     assert peers.with_role("engine") == []
-    assert peers.silent(1e9, 5.0) == []
+    assert peers.silent(1e9) == []
 
 
 LEARNER = dict(role="learner", name="l0", slots=0)

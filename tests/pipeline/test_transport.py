@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import zmq
 
-from pipeline import transport
+from pipeline import link as links
 from pipeline.codec import decode_tokens, encode
+from pipeline.keys import TransportError, addresses
+from pipeline.link import Link
 from pipeline.messages import (
     ChunkHead,
     FromPeer,
@@ -29,7 +31,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
-from pipeline.transport import Hub, Link, TransportError, Unreachable
+from pipeline.transport import Hub, Unreachable
 
 JOIN = Join(protocol=1, role="engine", name="e0", slots=4)
 WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
@@ -167,7 +169,7 @@ async def test_tokens_arrive_whole_and_in_order(hub: Hub) -> None:
             )
         for number in range(200):
             async with asyncio.timeout(SECONDS):
-                header, tokens, _ = decode_tokens(await hub.receive_tokens(), 24)
+                header, tokens, _ = decode_tokens((await hub.receive_tokens())[0], 24)
             assert header.sequence == number
             assert tokens.tolist() == [5, number % 24]
 
@@ -195,7 +197,7 @@ async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: H
 async def test_a_silent_stage_leads_to_a_shutdown_once(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "ORPHAN_S", 0.2)
+    monkeypatch.setattr(links, "ORPHAN_S", 0.2)
     with link_to(hub.directory) as (_, inbox):
         hub.send(await joined(hub), WELCOME)
         assert await inbox.get() == WELCOME
@@ -220,7 +222,7 @@ def stranger(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.setsockopt(zmq.IDENTITY, b"stranger")
-        socket.connect(transport.addresses(hub.directory)[0])
+        socket.connect(addresses(hub.directory)[0])
         yield socket
 
 

@@ -1,0 +1,97 @@
+"""Weights published on another machine: fetched once, proved, kept where they can be mapped.
+
+Turns a manifest into a directory of this machine that holds the file it tells
+of. Engines of one machine share the directory: the first to come fetches.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import filelock
+import msgspec
+import xxhash
+
+from engines.weights import FILE, WeightReceiver, WeightsError
+from pipeline.chunks import fetch
+from pipeline.keys import Ticket, TransportError
+from pipeline.messages import Manifest
+
+PATIENCE_S = 60.0
+"""Without a single piece for so long the version counts as not received."""
+KEPT = 2  # versions: an engine may still read the one before
+_LOCK_S = 280.0  # a little less than an engine may take to load (`serving.LOADING_S`)
+
+
+class FetchingReceiver:
+    """Fetches what is not here yet.
+
+    Args:
+        ticket: the way to the stage, beside which the file lies.
+        directory: of this machine's engines alone; made 0700.
+    """
+
+    def __init__(self, ticket: Ticket, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_uid != os.getuid():
+            raise TransportError(f"{directory} belongs to another user; remove it")
+        os.chmod(directory, 0o700)
+        self._ticket, self._directory = ticket, directory
+        self._files = WeightReceiver()
+        self.fetched_bytes, self.fetched_s = 0, 0.0
+
+    def receive(self, manifest: Manifest) -> Path:
+        """The directory to load. Raises WeightsError if the file is not the one published."""
+        final = self._directory / f"v{manifest.version}"
+        try:
+            with filelock.FileLock(self._directory / "lock", timeout=_LOCK_S):
+                if not self._here(manifest, final):
+                    self._fetch(manifest, final)
+                    self._prune(final)
+        except (OSError, TransportError, filelock.Timeout) as error:
+            raise WeightsError(f"version {manifest.version}: {error}") from error
+        return final
+
+    def _here(self, manifest: Manifest, final: Path) -> bool:
+        """Whether another engine has fetched it (or this one, before it joined anew)."""
+        try:
+            self._files.receive(msgspec.structs.replace(manifest, directory=str(final)))
+        except WeightsError:
+            return False
+        return True
+
+    def _fetch(self, manifest: Manifest, final: Path) -> None:
+        shutil.rmtree(final, ignore_errors=True)  # of a learner before this one
+        free = shutil.disk_usage(self._directory).free
+        if free < manifest.bytes:
+            raise WeightsError(
+                f"version {manifest.version} has {manifest.bytes} bytes, {self._directory} {free}"
+            )
+        started, digest = time.monotonic(), xxhash.xxh3_128()
+        draft = self._directory / f".v{manifest.version}-{os.getpid()}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        try:
+            with open(draft / FILE, "xb") as file:
+                for piece in fetch(self._ticket, manifest.version, manifest.bytes, PATIENCE_S):
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() != manifest.checksum.lower():
+                raise WeightsError(
+                    f"version {manifest.version}: what came has xxh3_128 {digest.hexdigest()}, its "
+                    f"manifest says {manifest.checksum}: damaged on the way; publish it again"
+                )
+            draft.rename(final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        self.fetched_bytes += manifest.bytes
+        self.fetched_s += time.monotonic() - started
+
+    def _prune(self, newest: Path) -> None:
+        """The newest two by time: a learner that was restarted counts from its checkpoint."""
+        versions = sorted(self._directory.glob("v*"), key=lambda path: path.stat().st_mtime)
+        for old in [path for path in versions if path != newest][: -(KEPT - 1)]:
+            shutil.rmtree(old, ignore_errors=True)

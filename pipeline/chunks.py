@@ -1,0 +1,175 @@
+"""Weights between machines: a published file in pieces, asked for one by one.
+
+`Pieces` answers at the stage, beside which the learner publishes; `fetch` asks,
+a few pieces ahead, and goes on where it was when the connection breaks. Neither
+proves anything: the receiver holds the file against its manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from pipeline.guard import refusal, show_ticket, socket_options, watch
+from pipeline.keys import Ticket, TransportError
+from pipeline.messages import Count
+
+FILE = "model.safetensors"
+PIECE_BYTES = 4 << 20
+AHEAD = 8
+"""Pieces asked for and not here yet: 32 MiB fill a link of 10 Gbit/s and 25 ms."""
+RETRY_S = 5.0
+"""Nothing came for so long: connect anew."""
+_KEPT = 2  # versions; the learner keeps as many
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of a version's file."""
+
+    version: Count
+    offset: Count
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Precedes the bytes of a piece; `total` 0: there is no such version here any more."""
+
+    version: Count
+    offset: Count
+    total: Count
+
+
+_encode = msgspec.msgpack.encode
+_ask = msgspec.msgpack.Decoder(Ask)
+_piece = msgspec.msgpack.Decoder(Piece)
+
+
+class Pieces:
+    """Answers on the stage's socket for weights.
+
+    Args:
+        socket: a ROUTER, bound.
+        directory: where versions are published, `vN/model.safetensors`.
+    """
+
+    def __init__(self, socket: zmq.asyncio.Socket, directory: Path) -> None:
+        self._socket, self._directory = socket, directory
+        self._maps: dict[tuple[int, int], mmap.mmap] = {}  # (version, inode)
+        self.refused = 0
+        """Requests that were none."""
+        self.sent_bytes = 0
+
+    async def serve(self) -> None:
+        """For ever."""
+        while True:
+            parts = await self._socket.recv_multipart()
+            try:
+                if len(parts) != 2:
+                    raise ValueError(f"{len(parts)} parts")
+                ask = _ask.decode(parts[1])
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                self.refused += 1
+                continue
+            view = self._view(ask.version)
+            body = view[ask.offset : ask.offset + PIECE_BYTES] if view is not None else b""
+            self.sent_bytes += len(body)
+            head = _encode(Piece(ask.version, ask.offset, 0 if view is None else len(view)))
+            await self._socket.send_multipart([parts[0], head, body], copy=False)
+
+    def _view(self, version: int) -> memoryview | None:
+        """A version's bytes, as they are on disk now."""
+        path = self._directory / f"v{version}" / FILE
+        try:
+            with path.open("rb") as file:
+                key = (version, path.stat().st_ino)
+                if key not in self._maps:  # what readers have mapped outlives its name
+                    self._maps[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    for old in sorted(self._maps)[:-_KEPT]:
+                        del self._maps[old]
+        except (OSError, ValueError):  # ValueError: empty
+            return None
+        return memoryview(self._maps[key])
+
+
+def fetch(ticket: Ticket, version: int, total: int, patience_s: float) -> Iterator[bytes]:
+    """The bytes of a version's file, in order.
+
+    Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
+    """
+    received, since, why = 0, time.monotonic(), ""
+    with zmq.Context() as context:
+        while received < total:
+            with _Asking(context, ticket, version, received, total) as asking:
+                for piece in asking.pieces():
+                    received += len(piece)
+                    since = time.monotonic()
+                    yield piece
+                why = asking.why or why
+            waited_s = time.monotonic() - since
+            if received < total and waited_s > patience_s:
+                raise TransportError(
+                    f"version {version}: nothing came from {ticket.weights} for {waited_s:.0f} s, "
+                    f"at {received} of {total} bytes{': ' if why else ''}{why}"
+                )
+
+
+class _Asking:
+    """One connection, asking from `offset` on."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], ticket: Ticket, *place: int
+    ) -> None:
+        self._version, self._offset, self._total = place
+        self._next = self._offset  # to be asked for
+        self.why = ""
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        socket_options(self._socket)
+        show_ticket(self._socket, ticket)
+        self._monitor = watch(self._socket)
+        self._socket.connect(ticket.weights)
+
+    def __enter__(self) -> _Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()
+
+    def pieces(self) -> Iterator[bytes]:
+        """What comes, in order, until all is here or nothing comes any more."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        while self._offset < self._total:
+            while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
+                self._socket.send(_encode(Ask(self._version, self._next)))
+                self._next += PIECE_BYTES
+            ready = dict(poller.poll(int(RETRY_S * 1000)))
+            if self._monitor in ready:
+                self.why = refusal(self._monitor)
+            if self._socket in ready:
+                yield self._received(self._socket.recv_multipart())
+            elif not ready:
+                return
+
+    def _received(self, parts: list[bytes]) -> bytes:
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
+            head, body = _piece.decode(parts[0]), parts[-1]
+            if head.total == 0:
+                raise TransportError(f"version {self._version} is not published any more")
+            asked = Piece(self._version, self._offset, self._total)
+            if len(parts) == 2 and head == asked and body:
+                self._offset += len(body)
+                return body
+        raise TransportError(
+            f"version {self._version}: not the {self._total} bytes of its manifest, "
+            f"at byte {self._offset}"
+        )

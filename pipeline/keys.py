@@ -1,0 +1,133 @@
+"""Keys of a run that spans machines: who may come in, and what a peer needs to do so.
+
+Turns key files into what the sockets take, and a key with a claimed name into
+yes or no. A secret lies in a file that only its owner may read, never in an
+argument, an environment, a configuration, a log or a trace. Knows no socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+
+_IPC_LIMIT = 107  # bytes of a Unix socket path
+_Z85 = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{40}$")]  # 32 bytes
+
+
+class TransportError(Exception):
+    """The sockets cannot be used as asked; the message says why and what to do."""
+
+
+class KeyPair(msgspec.Struct, frozen=True, kw_only=True):
+    """A CURVE key pair, as text."""
+
+    public: _Z85
+    secret: _Z85
+
+    def __repr__(self) -> str:
+        return f"KeyPair(public={self.public!r})"  # the rest is nobody's to print
+
+
+class Bearer(msgspec.Struct, frozen=True, array_like=True):
+    """Whose a key is."""
+
+    role: str  # "engine" | "learner"
+    name: str = ""  # '': any name of that role that no other key has
+
+
+class Entrance(msgspec.Struct, frozen=True, kw_only=True):
+    """The stage's side: where it listens beside its directory, and who may come in."""
+
+    control: str
+    data: str
+    weights: str
+    keys: KeyPair
+    allowed: dict[_Z85, Bearer]  # public key -> whose it is
+
+    def admits(self, key: str, role: str, name: str) -> bool:
+        """Whether the bearer of `key` may take part under this role and name."""
+        bearer = self.allowed.get(key)
+        if bearer is None or bearer.role != role:
+            return False
+        if bearer.name:
+            return bearer.name == name
+        return all(name != other.name for other in self.allowed.values())
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer's side: how it reaches its stage."""
+
+    control: str
+    data: str
+    weights: str = ""  # where new weights are fetched; '': they are files on this machine
+    server: _Z85 | None = None  # the stage's public key
+    keys: KeyPair | None = None  # None: sockets in a directory that only their owner may enter
+    config: str = ""  # the run's configuration, for a guest who has no other way to it
+
+
+_File = TypeVar("_File", Entrance, Ticket)
+
+
+def addresses(directory: Path) -> tuple[str, str]:
+    """Control and data address below `directory`. Raises TransportError if too long."""
+    found = [f"ipc://{directory}/{name}" for name in ("control", "data")]
+    if len(os.fsencode(found[0])) - len("ipc://") > _IPC_LIMIT:
+        raise TransportError(f"{directory}: longer than a Unix socket path may be ({_IPC_LIMIT})")
+    return found[0], found[1]
+
+
+def ticket_of(stage: Path) -> Ticket:
+    """The way to a stage: a directory of sockets, or a key file. Raises TransportError."""
+    if stage.is_file():
+        return read_private(stage, Ticket)
+    control, data = addresses(stage)
+    return Ticket(control=control, data=data)
+
+
+def write_private(path: Path, content: Entrance | Ticket) -> Path:
+    """A file that only its owner may read; one that was there is replaced."""
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(content))
+        os.rename(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+    return path
+
+
+def read_private(path: Path, kind: type[_File]) -> _File:
+    """What `write_private` wrote. Raises TransportError if others could read it, too."""
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+                raise TransportError(
+                    f"{path}: holds a secret key, but others may read it: chmod 600 it, "
+                    "as the user who runs this"
+                )
+            return msgspec.json.decode(file.read(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TransportError(f"{path}: no key file of darts: {error}") from error
+
+
+def complaint(endpoint: str, *, exposed: bool = False) -> str:
+    """Why the stage does not listen there; '' if it may.
+
+    >>> complaint("tcp://0.0.0.0:4000")
+    'tcp://0.0.0.0:4000 is every interface of this machine: name one, or set nodes.expose'
+    >>> complaint("tcp://10.0.0.1:4000")
+    ''
+    """
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if host in ("0.0.0.0", "*", "::", "") and not exposed:  # noqa: S104  refused, not bound
+        return f"{endpoint} is every interface of this machine: name one, or set nodes.expose"
+    return ""

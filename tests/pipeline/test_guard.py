@@ -1,0 +1,300 @@
+"""Over TCP: who holds a known key comes in, under the name of its bearer; nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from pipeline import guard as guards
+from pipeline import link as links
+from pipeline.codec import encode
+from pipeline.guard import new_pair
+from pipeline.keys import (
+    Bearer,
+    Entrance,
+    Ticket,
+    TransportError,
+    complaint,
+    read_private,
+    write_private,
+)
+from pipeline.link import Link
+from pipeline.messages import Alive, Join, Refused, TokenBatch, ToPeer, Welcome, WireError
+from pipeline.transport import Hub
+
+SECONDS = 20.0
+WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
+SERVER, E0, E1, GUEST, STRANGER = (new_pair() for _ in range(5))
+
+
+def join_of(name: str, role: str = "engine") -> Join:
+    return Join(protocol=1, role=role, name=name, slots=4)
+
+
+def free_endpoints(count: int) -> list[str]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    found = [f"tcp://127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    for probe in probes:
+        probe.close()
+    return found
+
+
+@pytest.fixture
+def entrance() -> Entrance:
+    control, data, weights = free_endpoints(3)
+    allowed = {
+        E0.public: Bearer("engine", "e0"),
+        E1.public: Bearer("engine", "e1"),
+        GUEST.public: Bearer("engine"),
+    }
+    return Entrance(control=control, data=data, weights=weights, keys=SERVER, allowed=allowed)
+
+
+@pytest.fixture
+async def hub(tmp_path: Path, entrance: Entrance) -> AsyncIterator[Hub]:
+    hub = Hub(tmp_path / "s", entrance)
+    hub.open()
+    serving = asyncio.create_task(hub.attend())
+    yield hub
+    serving.cancel()
+    await asyncio.wait([serving])
+    hub.close()
+
+
+def ticket_with(entrance: Entrance, **changes: Any) -> Ticket:
+    given: dict[str, Any] = {"server": SERVER.public, "keys": E0} | changes
+    return Ticket(control=entrance.control, data=entrance.data, weights=entrance.weights, **given)
+
+
+@contextmanager
+def link_with(ticket: Ticket, join: Join) -> Iterator[tuple[Link, queue.Queue[ToPeer]]]:
+    inbox: queue.Queue[ToPeer] = queue.Queue()
+    link = Link(ticket, join, inbox.put, heartbeat_s=0.05)
+    link.start()
+    try:
+        yield link, inbox
+    finally:
+        link.close()
+
+
+async def got(inbox: queue.Queue[ToPeer]) -> ToPeer:
+    return await asyncio.to_thread(inbox.get, timeout=SECONDS)
+
+
+async def nothing_heard(hub: Hub, seconds: float = 0.5) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await hub.receive_control()
+
+
+async def until_refused(hub: Hub, count: int = 1) -> None:
+    assert hub.guard is not None
+    async with asyncio.timeout(SECONDS):
+        while hub.guard.refused < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_known_key_comes_in_by_tcp_and_by_ipc(hub: Hub, entrance: Entrance) -> None:
+    local = ticket_with(entrance, keys=E1)
+    local = msgspec.structs.replace(
+        local, control=f"ipc://{hub.directory}/control", data=f"ipc://{hub.directory}/data"
+    )
+    for ticket, name in ((ticket_with(entrance), "e0"), (local, "e1")):
+        with link_with(ticket, join_of(name)) as (_, inbox):
+            identity, message = await hub.receive_control()
+            assert message == join_of(name)
+            hub.send(identity, WELCOME)
+            assert await got(inbox) == WELCOME
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keys": STRANGER},
+        {"server": None, "keys": None},
+        {"server": STRANGER.public},
+    ],
+    ids=["an unknown key", "no key", "another server's key"],
+)
+async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
+    hub: Hub, entrance: Entrance, changes: dict[str, Any]
+) -> None:
+    with link_with(ticket_with(entrance, **changes), join_of("e0")):
+        await until_refused(hub)
+        await nothing_heard(hub)
+    with link_with(ticket_with(entrance), join_of("e0")):  # and the next good one gets in
+        async with asyncio.timeout(SECONDS):
+            await hub.receive_control()
+
+
+async def test_with_nobody_to_ask_known_keys_are_refused_too(
+    tmp_path: Path, entrance: Entrance
+) -> None:
+    hub = Hub(tmp_path / "s", entrance)
+    hub.open()  # but `attend` does not run
+    with link_with(ticket_with(entrance), join_of("e0")):
+        await nothing_heard(hub, 1.0)
+    hub.close()
+
+
+async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
+    hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "DENIED_S", 0.5)
+    with link_with(ticket_with(entrance, keys=STRANGER), join_of("e0")) as (_, inbox):
+        message = await got(inbox)
+    assert isinstance(message, Refused)
+    assert message.why.endswith(": the stage does not know this key")
+    assert hub.guard is not None
+    assert hub.guard.refused > 1
+
+
+async def test_a_key_that_becomes_known_a_little_late_is_let_in(
+    hub: Hub, entrance: Entrance
+) -> None:
+    with link_with(ticket_with(entrance, keys=STRANGER), join_of("e9")) as (_, inbox):
+        await until_refused(hub)
+        entrance.allowed[STRANGER.public] = Bearer("engine", "e9")
+        async with asyncio.timeout(SECONDS):
+            identity, _ = await hub.receive_control()
+        hub.send(identity, WELCOME)
+        assert await got(inbox) == WELCOME
+
+
+@pytest.mark.parametrize(
+    "keys, join",
+    [
+        (E0, join_of("e1")),
+        (E0, join_of("e0", "learner")),
+        (GUEST, join_of("e1")),
+        (GUEST, join_of("l0", "learner")),
+    ],
+)
+async def test_a_key_is_good_for_the_name_of_its_bearer_alone(
+    hub: Hub, entrance: Entrance, keys: Any, join: Join
+) -> None:
+    with link_with(ticket_with(entrance, keys=keys), join) as (_, inbox):
+        with pytest.raises(WireError, match="a key that is not its own"):
+            await hub.receive_control()
+        assert await got(inbox) == Refused(why=f"its key is not that of {join.role} {join.name}")
+    assert hub.refused_frames >= 1
+
+
+async def test_a_guest_may_take_any_free_name(hub: Hub, entrance: Entrance) -> None:
+    with link_with(ticket_with(entrance, keys=GUEST), join_of("mine")):
+        _, message = await hub.receive_control()
+    assert message == join_of("mine")
+
+
+async def test_an_identity_cannot_be_taken_over_by_another_key(
+    hub: Hub, entrance: Entrance
+) -> None:
+    with zmq.Context() as context:
+        for keys, expected in ((E0, True), (E1, False)):
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.linger = 0
+                dealer.setsockopt(zmq.IDENTITY, b"same")
+                guards.show_ticket(dealer, ticket_with(entrance, keys=keys))
+                dealer.connect(entrance.control)
+                number = (0 if expected else 1).to_bytes(8, "little")
+                dealer.send_multipart([number, encode(join_of("e0" if expected else "e1"))])
+                async with asyncio.timeout(SECONDS):
+                    if expected:
+                        await hub.receive_control()
+                    else:
+                        with pytest.raises(WireError, match="not its own"):
+                            await hub.receive_control()
+            await asyncio.sleep(0.1)
+
+
+async def test_tokens_come_with_the_key_of_their_sender(hub: Hub, entrance: Entrance) -> None:
+    header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
+    with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
+        identity, _ = await hub.receive_control()
+        hub.send(identity, WELCOME)
+        await got(inbox)
+        link.send_tokens(header, b"", b"")
+        async with asyncio.timeout(SECONDS):
+            parts, key = await hub.receive_tokens()
+    assert parts == [encode(header), b"", b""]
+    assert hub.admits(key, "engine", "e0")
+    assert not hub.admits(key, "engine", "e1")
+
+
+async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_identity(
+    hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SILENT_S", 0.3)
+    header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
+    with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
+        first, _ = await hub.receive_control()
+        hub.send(first, WELCOME)
+        assert await got(inbox) == WELCOME
+        async with asyncio.timeout(SECONDS):
+            while True:
+                identity, message = await hub.receive_control()
+                if isinstance(message, Join) and identity != first:
+                    break
+        link.send_tokens(header, b"", b"")  # of the epoch that is over: not sent
+        await asyncio.sleep(0.1)
+        hub.send(identity, again := msgspec.structs.replace(WELCOME, epoch=1))
+        assert await got(inbox) == again
+        hub.send(identity, Alive(clock_s=1.0))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await hub.receive_tokens()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "[::]"])
+async def test_every_interface_is_refused_unless_it_is_asked_for(
+    tmp_path: Path, entrance: Entrance, host: str
+) -> None:
+    endpoint = f"tcp://{host}:40001"
+    assert complaint(endpoint, exposed=True) == ""
+    wide = msgspec.structs.replace(entrance, control=endpoint)
+    hub = Hub(tmp_path / "s", wide)
+    with pytest.raises(TransportError, match=r"name one, or set nodes\.expose"):
+        hub.open()
+    hub.close()
+
+
+async def test_a_taken_port_is_named(hub: Hub, tmp_path: Path, entrance: Entrance) -> None:
+    other = Hub(tmp_path / "t", entrance)
+    with pytest.raises(TransportError, match=f"cannot listen at {entrance.control}"):
+        other.open()
+    other.close()
+
+
+def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, entrance: Entrance) -> None:
+    path = write_private(tmp_path / "keys", entrance)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_private(path, Entrance) == entrance
+    path.chmod(0o640)
+    with pytest.raises(TransportError, match="others may read it: chmod 600"):
+        read_private(path, Entrance)
+
+
+def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("{}")
+    (tmp_path / "x").chmod(0o600)
+    with pytest.raises(TransportError, match="x: no key file of darts"):
+        read_private(tmp_path / "x", Ticket)
+
+
+def test_a_secret_is_not_printed(entrance: Entrance) -> None:
+    ticket = ticket_with(entrance)
+    for text in (repr(entrance), repr(ticket), str(E0), f"{ticket.keys}"):
+        assert SERVER.secret not in text
+        assert E0.secret not in text
