@@ -1,40 +1,60 @@
-"""The same job under torchrun, roles by rank:
+"""The same job under torchrun, on one machine or several, roles by rank:
 
     torchrun --nproc-per-node=P -m launch.torchrun CONFIG [key=value ...] [--out DIR]
+    torchrun --nnodes=N --nproc-per-node=P --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT
+        -m launch.torchrun CONFIG [key=value ...] --out DIR          (the same on each machine)
 
-P is learner.ranks + engine.count. The first ranks are learners, the others
-engines; rank 0 also starts the stage and holds the run's folder. Torchrun's
-store carries addresses, never keys. The learner ranks form a process group of
-their own; an engine's rank replaces itself by a clean engine worker (same
-process id, so torchrun still watches it). When torchrun restarts its workers
-(--max-restarts), the run goes on from its newest checkpoint.
+N times P is learner.ranks + engine.count; `nodes.learners` says which ranks are
+learners. Rank 0 also starts the stage and holds the run's folder. Torchrun's
+store carries addresses and public keys, never a secret. The learner ranks form
+a process group of their own; every other rank replaces itself (same process id,
+so torchrun still watches it). When torchrun restarts its workers
+(--max-restarts), or is started again with the same --out, the run goes on from
+its newest checkpoint. docs/nodes.md is the guide.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import os
+import secrets
 import sys
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.local import Launcher, Roles, free_port
-from launch.processes import clean_environment, learner_arguments, learner_environment
+from launch.local import Launcher, Roles
+from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
+from launch.network import interface_towards
+from launch.node import Node, Plan, leave_there, left_there, make_site
+from launch.placing import PlacementError
+from launch.processes import (
+    clean_environment,
+    die_with_parent,
+    learner_arguments,
+    learner_environment,
+)
 from launch.train import identify, say_outcome
 from launch.view import TerminalView
 from pipeline import checkpoint
 from pipeline.config import Config
-from pipeline.configfile import ConfigError, load
+from pipeline.configfile import ConfigError, dump, load
+from pipeline.guard import new_pair
+from pipeline.keys import Ticket, TransportError
 from pipeline.records import Records
 from pipeline.runfolder import RunError, RunFolder, new_name
+
+_STORE_S = 300.0
 
 
 def _store() -> Any:
     """Torchrun's own store, as a client."""
     from torch.distributed import TCPStore
 
-    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_STORE_S))
 
 
 def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> NoReturn:
@@ -44,65 +64,120 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     os.execve(sys.executable, [sys.executable, "-u", "-m", module, *arguments], environment)  # noqa: S606
 
 
-def _check_world(config: Config) -> None:
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    wanted = config.learner.ranks + config.engine.count
-    if world != local:
-        raise SystemExit("darts: one node only, for now: start torchrun without --nnodes")
-    if world != wanted:
-        raise SystemExit(
-            f"darts: torchrun started {world} ranks, but learner.ranks {config.learner.ranks} + "
-            f"engine.count {config.engine.count} are {wanted}: use --nproc-per-node={wanted}"
-        )
+# --- rank 0 -----------------------------------------------------------------------------------
 
 
-def _first_rank(config: Config, args: argparse.Namespace, store: Any, attempt: int) -> int:
-    """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    resume = None
-    if store.check(["darts/run"]):  # torchrun has restarted us: go on where the run was
+def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder:
+    """The run's folder, held: a new one, or where this job was before. Raises RunError."""
+    if store.check(["darts/run"]):  # torchrun has restarted us
         run = RunFolder(Path(store.get("darts/run").decode()))
-        if any(run.checkpoints.glob("step-*")):
-            resume, manifest, _ = checkpoint.newest(run.checkpoints)
-            print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     else:
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.create()
-    try:
-        run.hold()
-    except RunError as error:
-        raise SystemExit(f"darts: {error}") from None
-    if run.config.exists() and not store.check(["darts/run"]):
-        raise SystemExit(f"darts: {run.path}: holds a run already; choose another --out")
-    if resume is None:
+    run.hold()
+    if run.result.exists():
+        raise RunError(f"{run.path}: this run is over; choose another --out")
+    if run.config.exists() and run.config.read_text() != dump(config):
+        raise RunError(f"{run.path}: holds a run of another configuration; choose another --out")
+    store.set("darts/run", str(run.path))
+    return run
+
+
+def _resume_point(config: Config, run: RunFolder) -> Path | None:
+    """The newest checkpoint, or the run begun anew where none was ever written."""
+    if not any(run.checkpoints.glob("step-*")):
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
-    port = free_port()
+        return None
+    resume, manifest, complaints = checkpoint.newest(run.checkpoints)
+    for line in complaints:
+        print(f"darts: damaged, not used: {line}", flush=True)
+    print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
+    return resume
+
+
+def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
+    """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
+    run = _open_run(config, args, store)
+    resume = _resume_point(config, run)
+    plan = Plan.make(config, node)
+    digest = _digest(config)
+
+    def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
+        return plan.places(hellos, run.path, resume, digest)
+
+    try:
+        hellos = attend(store, args.seal, node.world, answer, config.watch.join_s)
+    except MeetingError as error:
+        raise SystemExit(f"darts: {error}") from None
+    if refused := {place.refused for place in answer(hellos).values()} - {""}:
+        raise SystemExit(f"darts: {'; '.join(sorted(refused))}")
+    site = make_site(plan, hellos, run, dump(config))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(plan.host))
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])
     view = TerminalView(config.step.count, name=run.path.name)
-    roles = Roles(engines=0, ranks=[0])
-    launcher = Launcher(config, run, view, resume, roles, port)
-    place: dict[str, Any] = {"run": str(run.path), "sockets": str(launcher.sockets)}
-    place |= {"port": port, "resume": str(resume or "")}
-    store.set("darts/run", str(run.path))
-    store.set(f"darts/{attempt}/place", json.dumps(place))
+    launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
     print(f"run: {run.path}", flush=True)
-    status = launcher.run()
-    view.close()
-    run.release()
+    try:
+        status = launcher.run()
+    finally:
+        view.close()
+        (run.path / "join.key").unlink(missing_ok=True)
+        run.release()
     say_outcome(run, config, status, launcher.error)
     return status
 
 
-def _other_rank(config: Config, store: Any, rank: int, attempt: int) -> NoReturn:
-    """Wait for rank 0's word, then become a learner rank or an engine."""
-    place = json.loads(store.get(f"darts/{attempt}/place").decode())
-    common = ["--directory", place["sockets"], "--config", f"{place['run']}/config.yaml"]
+# --- the others -------------------------------------------------------------------------------
+
+
+def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> NoReturn:
+    """Meet rank 0, then become a learner rank or the keeper of an engine."""
+    pair, number = new_pair(), secrets.token_hex(16)
+    hello = Hello(number=number, node=node.number, key=pair.public, config=_digest(config))
+    try:
+        place = join(store, args.seal, node.rank, hello, config.watch.join_s)
+    except MeetingError as error:
+        raise SystemExit(f"darts: rank {node.rank}: {error}") from None
+    own = node.scratch(place.name)
+    ticket = Ticket(control=place.control, data=place.data, weights=place.weights)
+    if place.server:
+        ticket = Ticket(
+            control=place.control,
+            data=place.data,
+            weights=place.weights,
+            server=place.server,
+            keys=pair,
+        )
+    leave_there(own, ticket, dump(config))
+    logs = node.logs(Path(place.run))
     environment = clean_environment()
-    if rank >= config.learner.ranks:
-        name = f"e{rank - config.learner.ranks}"
-        _replace("engines.worker", [*common, "--name", name], environment)
-    environment |= learner_environment(rank, config.learner.ranks, place["port"])
-    arguments = learner_arguments(rank, config.learner.ranks, place["resume"])
-    _replace("learner.actor", [*common, *arguments], environment)
+    environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
+    environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
+    if place.name.startswith("e"):
+        command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
+        if place.weights:
+            command += ["--weights", str(node.scratch("weights"))]
+        _replace("launch.keeper", command, environment)
+    log = logs / f"{place.name}.log"
+    if not (Path(place.run) / "config.yaml").is_file():
+        raise SystemExit(
+            f"darts: {place.name} on machine {node.number} does not see {place.run}: learner ranks "
+            "write their parts of checkpoints there; put --out on a file system that all share"
+        )
+    print(f"darts: {place.name} on machine {node.number}; log: {log}", flush=True)
+    rank = int(place.name[1:])
+    environment |= learner_environment(rank, config.learner.ranks, place.port, place.host)
+    environment["LOCAL_RANK"] = str(node.local_rank)
+    arguments = learner_arguments(rank, config.learner.ranks, place.resume)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    _replace("learner.actor", [*left_there(own), *arguments], environment)
+
+
+def _digest(config: Config) -> str:
+    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 def main() -> int:
@@ -111,21 +186,33 @@ def main() -> int:
     )
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings as key=value")
-    parser.add_argument("--out", type=Path, help="the run's folder; a new one by default")
+    parser.add_argument(
+        "--out", type=Path, help="the run's folder; goes on with what is there, else a new one"
+    )
+    parser.add_argument(
+        "--secret", type=Path, help="a file, the same on every machine: whoever lacks it is no rank"
+    )
     args = parser.parse_intermixed_args()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this by torchrun, or use `darts train` on one machine")
+    die_with_parent()  # a torchrun that was killed leaves nobody behind
     try:
         config = load(args.config, args.overrides)
-    except ConfigError as error:
+        args.seal = Seal(args.secret.read_bytes() if args.secret else b"")
+        node = Node.of(os.environ)
+        store = _store()
+        if node.rank > 0:
+            _other_rank(config, args, store, node)
+        return _first_rank(config, args, store, node)
+    except (
+        ConfigError,
+        PlacementError,
+        RunError,
+        TransportError,
+        checkpoint.CheckpointError,
+        OSError,
+    ) as error:
         raise SystemExit(f"darts: {error}") from None
-    _check_world(config)
-    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    store = _store()
-    rank = int(os.environ["RANK"])
-    if rank > 0:
-        _other_rank(config, store, rank, attempt)
-    return _first_rank(config, args, store, attempt)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Keeps one engine running beside a job that is started elsewhere.
+
+    python -m launch.keeper --scratch DIR --name e0 --logs DIR [--weights DIR]
+
+Under torchrun every engine's rank becomes one: an engine that dies is started
+again here, and torchrun, which would restart the whole job, does not hear of
+it. Ends when its engine has ended in good order, or has died `engine.restarts`
+times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launch.local import sweep
+from launch.node import CONFIG, leave_there, left_there, scratch
+from launch.processes import Child, clean_environment, end_all
+from pipeline.configfile import load
+from pipeline.keys import Ticket, read_private
+
+_POLL_S = 0.2
+_MOST_S = 60.0
+
+
+def keep(child: Child, restarts: int, stopped: list[int]) -> int:
+    """Start, watch, start again; the exit status."""
+    child.start()
+    while not stopped:
+        time.sleep(_POLL_S)
+        how = child.collect()
+        if how == "exit 0":
+            return 0
+        if how is not None:
+            print(f"darts: {child.name} ended ({how}); its log: {child.log}", flush=True)
+            if child.starts > restarts:
+                print(f"darts: {child.name}: its log ends:\n{child.tail()}", flush=True)
+                return 1
+            child.next_start = time.monotonic() + min(_MOST_S, 2.0 ** (child.starts - 1))
+        elif child.next_start and time.monotonic() >= child.next_start:
+            child.next_start = 0.0
+            child.start()
+    return 128 + stopped[0]
+
+
+def guest_arguments(key: Path, name: str) -> list[str]:
+    """Of a keeper for an engine that joins with the key file of a running job.
+
+    Raises: TransportError if it is none.
+    """
+    ticket = read_private(key, Ticket)
+    own = scratch(os.getpid(), name)  # `exec` keeps the id
+    leave_there(own, ticket, ticket.config)
+    arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
+    return [*arguments, "--weights", str(own / "weights")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scratch", type=Path, required=True, help="with stage.key, config.yaml")
+    parser.add_argument("--name", required=True, help="of the engine")
+    parser.add_argument("--logs", type=Path, required=True, help="directory of its log")
+    parser.add_argument("--weights", type=Path, help="where to keep weights that are fetched")
+    options = parser.parse_args()
+
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    sweep()
+    command = ["engines.worker", "--name", options.name, *left_there(options.scratch)]
+    if options.weights is not None:
+        command += ["--weights", str(options.weights)]
+    log = options.logs / f"{options.name}.log"
+    child = Child(options.name, command, log, clean_environment())
+    try:
+        status = keep(child, load(options.scratch / CONFIG).engine.restarts, stopped)
+    finally:
+        end_all([child], 0.0 if stopped else 5.0)
+        for directory in (options.scratch, options.weights):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""This machine's addresses and interfaces."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from pipeline.keys import TransportError
+
+
+def own_address(interface: str, towards: str) -> str:
+    """The address to listen at.
+
+    Args:
+        interface: a network interface, an address, or '': the address that `towards` names.
+        towards: a host name or address of this machine, as others know it.
+
+    Raises: TransportError if there is none.
+    """
+    found = {
+        address.address: name
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET
+    }
+    if interface in ("0.0.0.0", "*"):  # noqa: S104  the stage refuses it unless it was asked for
+        return interface
+    if not interface:
+        interface = socket.gethostbyname(towards)
+    if interface in found:
+        return interface
+    own = [address for address, name in found.items() if name == interface]
+    if not own:
+        names = ", ".join(f"{name} ({address})" for address, name in found.items())
+        raise TransportError(f"{interface}: no interface or address of this machine: {names}")
+    return own[0]
+
+
+def interface_towards(host: str) -> str:
+    """The interface by which this machine reaches a host, for gloo and NCCL."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        address = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            return name
+    raise TransportError(f"no interface of this machine has the address {address}")

@@ -1,0 +1,207 @@
+"""A machine of a torchrun job: what it was told, who sits where, and rank 0's plan of the job.
+
+Turns torchrun's variables and the hellos of the ranks into a place for each.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.local import LOOPBACK, SHARED_MEMORY, Site, free_ports
+from launch.meeting import Hello, Place, allowed
+from launch.network import own_address
+from launch.placing import PlacementError, roles
+from pipeline.config import Config
+from pipeline.guard import new_pair
+from pipeline.keys import (
+    Entrance,
+    KeyPair,
+    Ticket,
+    TransportError,
+    addresses,
+    write_private,
+)
+from pipeline.runfolder import RunFolder
+
+CONFIG, _KEY = "config.yaml", "stage.key"
+_PORTS = 4  # control, tokens, weights, learner ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where this process is."""
+
+    rank: int
+    world: int
+    local_rank: int
+    number: int  # of the machine
+    machines: int
+    host: str  # rank 0's machine, as torchrun knows it
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Node:
+        """From torchrun's variables."""
+        return cls(
+            rank=int(environment["RANK"]),
+            world=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment["LOCAL_RANK"]),
+            number=int(environment["GROUP_RANK"]),
+            machines=int(environment["GROUP_WORLD_SIZE"]),
+            host=environment["MASTER_ADDR"],
+        )
+
+    def logs(self, run: Path) -> Path:
+        """Of this machine's ranks; on rank 0's machine the run's own."""
+        logs = run / "logs" if self.number == 0 else run / "logs" / f"node{self.number}"
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return logs
+
+    def scratch(self, name: str) -> Path:
+        """A 0700 directory in memory, named after this process's torchrun: of one name for all
+        its ranks and rounds, and swept when that is gone."""
+        return scratch(os.getppid(), name)
+
+
+def scratch(owner: int, name: str) -> Path:
+    """A 0700 directory in memory; `launch.local.sweep` removes it when process `owner` is gone."""
+    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    path = base / f"darts-{os.getuid()}-{owner}-{name}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise TransportError(f"{path} belongs to another user; remove it")
+    return path
+
+
+def leave_there(directory: Path, ticket: Ticket, config: str) -> None:
+    """Write what a part of the run needs to take part."""
+    write_private(directory / _KEY, ticket)
+    (directory / CONFIG).write_text(config)
+
+
+def left_there(directory: Path) -> list[str]:
+    """The same as arguments of `engines.worker` and `learner.actor`."""
+    return ["--stage", str(directory / _KEY), "--config", str(directory / CONFIG)]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rank 0's: addresses and keys of this round."""
+
+    config: Config
+    node: Node
+    host: str  # where this machine listens
+    sockets: Path
+    control: str
+    data: str
+    weights: str
+    port: int  # where the learner ranks meet
+    round: str = field(default_factory=lambda: secrets.token_hex(16))
+    server: KeyPair = field(default_factory=new_pair)
+    own: KeyPair = field(default_factory=new_pair)  # of learner rank 0
+    guest: KeyPair = field(default_factory=new_pair)
+
+    @classmethod
+    def make(cls, config: Config, node: Node) -> Plan:
+        """Choose addresses. Raises TransportError or OSError."""
+        host = LOOPBACK
+        if node.machines > 1:
+            host = own_address(config.nodes.interface, node.host)
+        first = config.nodes.port
+        listening = "" if host == "*" else host
+        ports = range(first, first + _PORTS) if first else free_ports(listening, _PORTS)
+        control, data, weights, port = ports
+        return cls(
+            config=config,
+            node=node,
+            host=host if host not in ("*", "0.0.0.0") else node.host,  # noqa: S104
+            sockets=Path(tempfile.mkdtemp(prefix="darts-")),
+            control=f"tcp://{host}:{control}",
+            data=f"tcp://{host}:{data}",
+            weights=f"tcp://{host}:{weights}",
+            port=port,
+        )
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the stage listens on a network, and peers show keys."""
+        return self.node.machines > 1
+
+    def names(self, hellos: Mapping[int, Hello]) -> list[str]:
+        """Roles by rank. Raises PlacementError."""
+        nodes = [self.node.number, *(hellos[rank].node for rank in range(1, self.node.world))]
+        learner, engines = self.config.learner, self.config.engine.count
+        return roles(nodes, learner.ranks, engines, self.config.nodes.learners)
+
+    def places(
+        self, hellos: Mapping[int, Hello], run: Path, resume: Path | None, digest: str
+    ) -> dict[int, Place]:
+        """What each rank is told."""
+        refused, names = "", [""] * self.node.world
+        try:
+            names = self.names(hellos)
+        except PlacementError as error:
+            refused = str(error)
+        found: dict[int, Place] = {}
+        for rank, hello in hellos.items():
+            here = hello.node == self.node.number
+            ipc, ipc_data = addresses(self.sockets)
+            why = refused
+            if hello.config != digest:
+                why = "its configuration is not that of rank 0: start every machine with the same"
+            found[rank] = Place(
+                round=self.round,
+                name=names[rank],
+                run=str(run),
+                resume=str(resume or ""),
+                host=self.host,
+                port=self.port,
+                control=ipc if here else self.seen(self.control),
+                data=ipc_data if here else self.seen(self.data),
+                weights="" if here else self.seen(self.weights),
+                server=self.server.public if self.keyed else "",
+                refused=why,
+            )
+        return found
+
+    def seen(self, endpoint: str) -> str:
+        """As other machines reach it."""
+        return f"tcp://{self.host}:{endpoint.rpartition(':')[2]}"
+
+
+def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
+    """Write the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
+    if not plan.keyed:
+        plan.names(hellos)
+        return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
+    names = plan.names(hellos)
+    keys = allowed(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
+    entrance = Entrance(
+        control=plan.control,
+        data=plan.data,
+        weights=plan.weights,
+        keys=plan.server,
+        allowed=keys,
+    )
+    control, data = addresses(plan.sockets)
+    ticket = Ticket(control=control, data=data, server=plan.server.public, keys=plan.own)
+    guest = Ticket(
+        control=plan.seen(plan.control),
+        data=plan.seen(plan.data),
+        weights=plan.seen(plan.weights),
+        server=plan.server.public,
+        keys=plan.guest,
+        config=config,
+    )
+    write_private(run.path / "join.key", guest)
+    return Site(
+        sockets=plan.sockets,
+        host=plan.host,
+        port=plan.port,
+        entrance=write_private(plan.sockets / "stage.key", entrance),
+        ticket=write_private(plan.sockets / f"{names[0]}.key", ticket),
+    )

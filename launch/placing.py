@@ -1,0 +1,49 @@
+"""Who is what: ranks of torchrun become learner ranks and engines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PlacementError(Exception):
+    """The ranks that were started do not fit the configuration; the message says the cure."""
+
+
+def roles(nodes: Sequence[int], ranks: int, engines: int, learners: str = "first") -> list[str]:
+    """The role of each rank of torchrun: "l0", "l1", ... are learner ranks, "e0", ... engines.
+
+    Args:
+        nodes: the machine of each rank, numbered from 0; ranks of one machine stand together.
+        ranks, engines: how many of each (`learner.ranks`, `engine.count`).
+        learners: `first`, or `spread` over machines, as evenly as these have room.
+
+    Raises: PlacementError if there are not as many ranks as roles.
+
+    >>> roles([0, 0, 0, 1, 1, 1], 3, 3)
+    ['l0', 'l1', 'l2', 'e0', 'e1', 'e2']
+    >>> roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
+    ['l0', 'l1', 'e0', 'l2', 'e1', 'e2']
+    """
+    if len(nodes) != ranks + engines:
+        raise PlacementError(
+            f"torchrun started {len(nodes)} ranks, but learner.ranks {ranks} + engine.count "
+            f"{engines} are {ranks + engines}: choose --nnodes and --nproc-per-node to match"
+        )
+    chosen = set(range(ranks)) if learners == "first" else _spread(nodes, ranks)
+    numbers = {True: 0, False: 0}
+    names: list[str] = []
+    for rank in range(len(nodes)):
+        learner = rank in chosen
+        names.append(f"{'l' if learner else 'e'}{numbers[learner]}")
+        numbers[learner] += 1
+    return names
+
+
+def _spread(nodes: Sequence[int], ranks: int) -> set[int]:
+    """One learner after the other to the machine that has the fewest and still has room."""
+    free = {node: [r for r, where in enumerate(nodes) if where == node] for node in nodes}
+    taken: dict[int, list[int]] = {node: [] for node in free}
+    for _ in range(ranks):
+        node = min((n for n in free if free[n]), key=lambda n: (len(taken[n]), n))
+        taken[node].append(free[node].pop(0))
+    return {rank for held in taken.values() for rank in held}

@@ -1,0 +1,144 @@
+"""Ranks meet through a store that may hold what an earlier round has left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from launch.meeting import Hello, MeetingError, Place, Seal, allowed, attend, join
+from launch.placing import PlacementError, roles
+from pipeline.guard import new_pair
+from pipeline.keys import Bearer
+
+OPEN = Seal(b"")
+
+
+class Shelf:
+    """A store."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def set(self, key: str, value: str, /) -> None:
+        with self._lock:
+            self.held[key] = value.encode()
+
+    def get(self, key: str, /) -> bytes:
+        return self.held[key]
+
+    def check(self, keys: list[str], /) -> bool:
+        return all(key in self.held for key in keys)
+
+
+def hello_of(number: str, key: str = "k") -> Hello:
+    return Hello(number=number, node=0, key=key, config="c")
+
+
+def place_of(round_: str, **changes: str) -> Place:
+    fields = {"name": "e0", "run": "/r", "resume": "", "host": "h", "control": "c", "data": "d"}
+    fields |= {"weights": "", "server": ""} | changes
+    return Place(round=round_, port=1, **fields)
+
+
+def answers(round_: str, hellos: Mapping[int, Hello], **changes: str) -> dict[int, Place]:
+    return {rank: place_of(round_, name=f"e{rank}", **changes) for rank in hellos}
+
+
+def test_every_rank_is_heard_and_gets_its_place() -> None:
+    store = Shelf()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(attend, store, OPEN, 3, lambda h: answers("1", h), 20)
+        others = [pool.submit(join, store, OPEN, r, hello_of(f"n{r}"), 20) for r in (1, 2)]
+        assert [other.result().name for other in others] == ["e1", "e2"]
+        assert first.result() == {1: hello_of("n1"), 2: hello_of("n2")}
+
+
+def test_what_a_round_before_has_left_is_taken_for_nobody() -> None:
+    store = Shelf()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(attend, store, OPEN, 2, lambda h: answers("1", h), 20)
+        join(store, OPEN, 1, hello_of("old"), 20)
+        first.result()
+        # All are started again; rank 0 is the first to look.
+        second = pool.submit(attend, store, OPEN, 2, lambda h: answers("2", h), 20)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.5)
+        assert join(store, OPEN, 1, hello_of("new"), 20).round == "2"
+        assert second.result() == {1: hello_of("new")}
+
+
+def test_missing_ranks_are_named() -> None:
+    store = Shelf()
+    store.set("darts/hello/1", OPEN.close("darts/hello/1", hello_of("n1")))
+    with pytest.raises(MeetingError, match=r"ranks \[2\] are missing"):
+        attend(store, OPEN, 3, lambda h: answers("1", h), 0.2)
+
+
+def test_a_rank_that_is_refused_ends_with_the_reason() -> None:
+    store = Shelf()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(attend, store, OPEN, 2, lambda h: answers("1", h, refused="no"), 20)
+        with pytest.raises(MeetingError, match="no"):
+            join(store, OPEN, 1, hello_of("n1"), 20)
+
+
+@pytest.mark.parametrize("other", [b"", b"wrong"])
+def test_without_the_secret_nothing_counts_as_said(other: bytes) -> None:
+    store, ours, theirs = Shelf(), Seal(b"right"), Seal(other)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(attend, store, ours, 2, lambda h: answers("1", h), 0.5)
+        with pytest.raises(MeetingError, match="another --secret"):
+            join(store, theirs, 1, hello_of("n1"), 0.5)
+        with pytest.raises(MeetingError, match=r"ranks \[1\] are missing .*another --secret"):
+            first.result()
+
+
+def test_sealed_words_cannot_be_moved_to_another_place() -> None:
+    seal = Seal(b"right")
+    sealed = seal.close("darts/hello/1", hello_of("n1")).encode()
+    assert seal.open("darts/hello/1", sealed) is not None
+    assert seal.open("darts/hello/2", sealed) is None
+    assert seal.open("darts/hello/1", sealed.replace(b"n1", b"n2")) is None
+
+
+def test_the_allow_list_has_every_ranks_key_and_rank_0s_own() -> None:
+    own, guest = new_pair(), new_pair()
+    names = {0: "l0", 1: "l1", 2: "e0"}
+    found = allowed(names, {1: hello_of("a", "K1"), 2: hello_of("b", "K2")}, {"l0": own, "": guest})
+    assert found == {
+        "K1": Bearer("learner", "l1"),
+        "K2": Bearer("engine", "e0"),
+        own.public: Bearer("learner", "l0"),
+        guest.public: Bearer("engine", ""),
+    }
+
+
+# --- who is what ------------------------------------------------------------------------------
+
+TWO = [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "nodes, ranks, learners, expected",
+    [
+        ([0, 0, 0], 2, "first", "l0 l1 e0"),
+        ([0, 0, 0], 1, "spread", "l0 e0 e1"),
+        (TWO, 3, "first", "l0 l1 l2 e0 e1 e2"),
+        (TWO, 3, "spread", "l0 l1 e0 l2 e1 e2"),
+        (TWO, 2, "spread", "l0 e0 e1 l1 e2 e3"),
+        ([0, 1, 1, 1, 1], 4, "spread", "l0 l1 l2 l3 e0"),  # the first has room for one
+    ],
+)
+def test_roles_follow_ranks_and_machines(
+    nodes: list[int], ranks: int, learners: str, expected: str
+) -> None:
+    assert " ".join(roles(nodes, ranks, len(nodes) - ranks, learners)) == expected
+
+
+def test_ranks_that_do_not_fit_are_refused_with_the_sum() -> None:
+    with pytest.raises(PlacementError, match=r"started 6 ranks, but .* 2 \+ .* 3 are 5"):
+        roles(TWO, 2, 3)

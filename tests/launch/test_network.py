@@ -1,0 +1,21 @@
+"""Which address the stage listens at."""
+
+import pytest
+
+from launch.network import interface_towards, own_address
+from pipeline.keys import TransportError
+
+
+def test_an_interface_an_address_or_what_torchrun_says_names_the_address():
+    assert own_address("lo", "") == "127.0.0.1"
+    assert own_address("127.0.0.1", "") == "127.0.0.1"
+    assert own_address("", "localhost") == "127.0.0.1"
+
+
+def test_what_is_no_address_of_this_machine_is_named_with_those_that_are():
+    with pytest.raises(TransportError, match=r"192\.0\.2\.7: no interface or address .* lo"):
+        own_address("192.0.2.7", "")
+
+
+def test_the_interface_towards_a_host_is_the_one_that_reaches_it():
+    assert interface_towards("127.0.0.1") == "lo"
