@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class FetchingReceiver:
         os.chmod(directory, 0o700)
         self._ticket, self._directory = ticket, directory
         self._files = WeightReceiver()
-        self.fetched_bytes, self.fetched_s = 0, 0.0
+        self.fetched_bytes = 0
 
     def receive(self, manifest: Manifest) -> Path:
         """The directory to load. Raises WeightsError if the file is not the one published."""
@@ -87,8 +88,10 @@ class FetchingReceiver:
             draft.rename(final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        took_s = time.monotonic() - started
         self.fetched_bytes += manifest.bytes
-        self.fetched_s += time.monotonic() - started
+        say = f"version {manifest.version}: fetched {manifest.bytes / 1e6:.1f} MB in {took_s:.2f} s"
+        print(say, file=sys.stderr, flush=True)
 
     def _prune(self, newest: Path) -> None:
         """The newest two by time: a learner that was restarted counts from its checkpoint."""

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from launch.local import Launcher, Roles
 from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.network import interface_towards
-from launch.node import Node, Plan, leave_there, left_there, make_site
+from launch.node import Node, Plan, hand_over, leave_there, make_site
 from launch.placing import PlacementError
 from launch.processes import (
     clean_environment,
@@ -139,7 +139,6 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
-    own = node.scratch(place.name)
     ticket = Ticket(control=place.control, data=place.data, weights=place.weights)
     if place.server:
         ticket = Ticket(
@@ -149,12 +148,13 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
             server=place.server,
             keys=pair,
         )
-    leave_there(own, ticket, dump(config))
     logs = node.logs(Path(place.run))
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
     if place.name.startswith("e"):
+        own = node.scratch(place.name)
+        leave_there(own, ticket, dump(config))
         command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
         if place.weights:
             command += ["--weights", str(node.scratch("weights"))]
@@ -173,7 +173,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _replace("learner.actor", [*left_there(own), *arguments], environment)
+    _replace("learner.actor", [*hand_over(ticket, dump(config)), *arguments], environment)
 
 
 def _digest(config: Config) -> str:

@@ -1,0 +1,175 @@
+"""Two machines on this one: network namespaces with a cable between them (needs root).
+
+Each has its own interfaces, addresses and ports, and no way to the other but
+the cable, which can be cut. Processes, files and the kernel's clock are shared.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+RENDEZVOUS_PORT = 29500
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Machines:
+    """Both, and the cable. Made by `two_machines`."""
+
+    def __init__(self) -> None:
+        self.names = [f"darts-{os.getpid()}-{side}" for side in "ab"]
+        self._ends = [f"d{os.getpid()}{side}" for side in "ab"]  # 15 characters at most
+
+    def make(self) -> None:
+        for name in self.names:
+            _ip("netns", "add", name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        (a, b), (end_a, end_b) = self.names, self._ends
+        _ip("link", "add", end_a, "netns", a, "type", "veth", "peer", "name", end_b, "netns", b)
+        for name, end, address in zip(self.names, self._ends, ADDRESSES, strict=True):
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
+            _ip("-n", name, "link", "set", end, "up")
+
+    def remove(self) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+    def cut(self) -> None:
+        """Unplug the cable."""
+        _ip("-n", self.names[0], "link", "set", self._ends[0], "down")
+
+    def heal(self) -> None:
+        _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
+
+    def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
+        """To be run on one of them."""
+        return ["ip", "netns", "exec", self.names[machine], *arguments]
+
+    def torchrun(
+        self, machine: int, ranks: int, arguments: Sequence[str], restarts: int = 0
+    ) -> list[str]:
+        """One machine's line."""
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+        command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{RENDEZVOUS_PORT}"]
+        # A namespace has no host name of its own by which torchrun would know which it is.
+        command += [
+            f"--rdzv-conf=is_host={int(machine == 0)}",
+            f"--local-addr={ADDRESSES[machine]}",
+        ]
+        return self.command(machine, [*command, "-m", "launch.torchrun", *arguments])
+
+
+def why_not() -> str:
+    """Why namespaces cannot be made here; '' if they can."""
+    if os.getuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "network namespaces need the program ip (iproute2)"
+    machines = Machines()
+    try:
+        machines.make()
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces cannot be made here: {error.stderr.strip()}"
+    finally:
+        machines.remove()
+    return ""
+
+
+@contextmanager
+def two_machines() -> Iterator[Machines]:
+    machines = Machines()
+    machines.make()
+    try:
+        yield machines
+    finally:
+        machines.remove()
+
+
+class Started:
+    """A command on a machine; whatever it has started ends with this context."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: dict[str, str],
+        directory: Path = ROOT,
+    ) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._family: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.look()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for process in self._family.values():
+            if process.is_running():
+                process.kill()
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def look(self) -> list[psutil.Process]:
+        """All that it has started and that still runs."""
+        try:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                self._family[process.pid] = process
+        except psutil.NoSuchProcess:
+            pass
+        return [p for p in self._family.values() if p.is_running() and p.status() != "zombie"]
+
+    def part(self, *words: str) -> psutil.Process:
+        """The process whose command line has all these words. Raises LookupError."""
+        for process in self.look():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if all(word in line for word in words):
+                return process
+        raise LookupError(f"no process with {words}")
+
+    def kill(self) -> None:
+        """torchrun itself alone: its ranks have to see for themselves that it is gone."""
+        self.look()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def wait(self, limit_s: float) -> int:
+        deadline = time.monotonic() + limit_s
+        while self.process.poll() is None:
+            self.look()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still running after {limit_s:.0f} s:\n{self.text[-3000:]}")
+            time.sleep(0.2)
+        return self.process.returncode

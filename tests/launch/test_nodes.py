@@ -1,0 +1,123 @@
+"""A job over two machines (network namespaces with a cable between them), one torchrun on each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.bench.namespaces import ROOT, Machines, Started, two_machines, why_not
+from tests.launch.jobs import QUICK, SIMULATED, lines, shared_memory, trained_prompts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
+"""Two ranks a machine: l0 e0 and l1 e1."""
+
+
+@pytest.fixture
+def machines() -> Any:
+    if reason := why_not():
+        pytest.skip(reason)
+    with two_machines() as both:
+        yield both
+
+
+def until(jobs: list[Started], what: Callable[[], bool], limit_s: float = 240.0) -> None:
+    """Wait for something while the jobs go on."""
+    deadline = time.monotonic() + limit_s
+    while not what():
+        for job in jobs:
+            job.look()
+            assert job.process.poll() is None, job.text
+        assert time.monotonic() < deadline, jobs[0].text
+        time.sleep(0.2)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def start(
+    machines: Machines, machine: int, run: Path, overrides: list[str], ranks: int = 2
+) -> Started:
+    arguments = ["configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
+    command = machines.torchrun(machine, ranks, arguments)
+    log = run.parent / f"{run.name}-machine{machine}.log"
+    return Started(command, log, environment())
+
+
+def check_books(run: Path, steps: int, prompts: int) -> None:
+    """Every token in one account, every prompt trained on once."""
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == steps
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"] > 0
+    trained = trained_prompts(run)
+    assert len(trained) == steps * prompts
+    assert max(Counter(prompt for _, prompt in trained).values()) == 1
+
+
+def check_proofs(run: Path, steps: int, engines: set[str]) -> None:
+    """Every engine has proved every version that it sampled with."""
+    proved: dict[str, set[int]] = {}
+    for line in lines(run / "metrics.jsonl", "served"):
+        assert line["gap"] < 1e-3
+        proved.setdefault(line["engine"], set()).add(line["version"])
+    assert proved.keys() == engines
+    for name in engines - {"guest"}:
+        assert proved[name] >= set(range(steps))  # nobody samples with the last one
+
+
+def fetched(log: Path) -> list[int]:
+    """Versions that were fetched from the other machine."""
+    return [int(version) for version in re.findall(r"version (\d+): fetched", log.read_text())]
+
+
+def check_secrets(run: Path, seen: str) -> None:
+    """The guests' key was in a file for its owner alone, and no secret is anywhere else."""
+    secret = json.loads(seen)["keys"]["secret"]
+    assert not (run / "join.key").exists()
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
+    machines: Machines, tmp_path: Path
+) -> None:
+    run, key = tmp_path / "two", tmp_path / "two" / "join.key"
+    steps = 12
+    with ExitStack() as stack:
+
+        def started(machine: int) -> Started:
+            overrides = [*SMALL, *SIMULATED, f"step.count={steps}"]
+            return stack.enter_context(start(machines, machine, run, overrides))
+
+        jobs = [started(0), started(1)]
+        until(jobs, key.exists)
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        seen = key.read_text()
+        guest = [sys.executable, "-m", "launch.cli", "engine", "--join", str(key)]
+        command = machines.command(1, [*guest, "--name", "guest"])
+        joined = Started(command, tmp_path / "guest-keeper.log", environment(), tmp_path)
+        jobs.append(stack.enter_context(joined))
+        for job in jobs:
+            assert job.wait(240) == 0, job.text
+        pids = {job.process.pid for job in jobs}
+    check_books(run, steps, 4)
+    check_proofs(run, steps, {"e0", "e1", "guest"})
+    logs = run / "logs"
+    assert set(fetched(logs / "node1" / "e1.log")) >= set(range(steps))
+    assert fetched(tmp_path / "guest.log")
+    assert not fetched(logs / "e0.log"), "on the learner's machine weights are files"
+    check_secrets(run, seen)
+    assert not {name for name in shared_memory() for pid in pids if f"-{pid}-" in name}
