@@ -1,0 +1,229 @@
+"""What a job over two machines does when something breaks: a table, one fault a row.
+
+    python -m launch.bench.faults [--only NAME] [--out FILE]
+
+Two network namespaces, one torchrun in each, simulated engines and a real
+learner. Each row is a job of its own, which must end with every prompt trained
+on once and its books balanced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.bench.namespaces import ROOT, Machines, Started, two_machines, why_not
+from launch.jsonl import lines
+
+CUT_S = 10.0
+RESTARTS = 3
+STEPS, PROMPTS = 60, 12
+_LIMIT_S = 400.0
+_SETTINGS = [
+    "engine.kind=simulated",
+    "reward.python.function=tests.launch.jobs:length_reward",
+    "nodes.learners=spread",
+    "learner.ranks=2",
+    "learner.zero=1",
+    "engine.count=2",
+    f"step.count={STEPS}",
+    f"step.prompts={PROMPTS}",
+    "group.size=4",
+    "eval.every=0",
+    "checkpoint.every=5",
+]
+
+
+@dataclass
+class Row:
+    """What one fault did; seconds."""
+
+    fault: str
+    detect_s: float
+    recover_s: float  # from the fault (a cut: from its end) to the next step done
+    restarted: bool  # the learner went on from a checkpoint
+    twice: int  # response tokens whose first sampling was undone
+
+
+class Job:
+    """One run on both machines."""
+
+    def __init__(self, machines: Machines, folder: Path, stack: ExitStack) -> None:
+        self.machines, self.run, self._stack = machines, folder / "run", stack
+        self.parts = [self.start(0), self.start(1)]
+
+    def start(self, machine: int) -> Started:
+        """One machine's torchrun."""
+        arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
+        command = self.machines.torchrun(machine, 2, arguments, RESTARTS)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        log = self.run.parent / f"machine{machine}.log"
+        return self._stack.enter_context(Started(command, log, environment))
+
+    def lines(self, what: str) -> list[dict[str, Any]]:
+        return records(self.run / "metrics.jsonl", what)
+
+    def steps(self) -> int:
+        return len(self.lines("step"))
+
+    def sampled(self, steps: int | None = None) -> int:
+        """Response tokens sampled by the end of so many steps; None: by now."""
+        if steps is None:
+            return json.loads((self.run / "live.json").read_text())["sampled"]
+        return sum(self.lines("step")[steps - 1]["ledger"].values()) if steps else 0
+
+    def checkpoint(self) -> int:
+        """Steps of the newest one."""
+        found = sorted((self.run / "checkpoints").glob("step-*"))
+        return int(found[-1].name.removeprefix("step-")) if found else 0
+
+    def incarnation(self) -> int:
+        return int((self.run / "incarnation").read_text())
+
+    def until(self, what: Callable[[], bool]) -> float:
+        """Seconds until it is so."""
+        begun = time.monotonic()
+        while not what():
+            if time.monotonic() - begun > _LIMIT_S:
+                raise TimeoutError(self.parts[0].text[-3000:])
+            for part in self.parts:
+                part.look()
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
+    def told(self, *words: str) -> Callable[[], bool]:
+        """Whether the stage has said it since now."""
+        log = self.run / "logs" / "stage.log"
+        before = len(log.read_text())
+        return lambda: any(word in log.read_text()[before:] for word in words)
+
+
+def _cut(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
+    lost = job.told("e1 lost")
+    job.machines.cut()
+    healed = time.monotonic() + CUT_S
+
+    def heal() -> None:
+        time.sleep(max(0.0, healed - time.monotonic()))
+        job.machines.heal()
+
+    return lost, heal
+
+
+def _kill_engine(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
+    lost = job.told("e1 lost")
+    job.parts[1].part("engines.worker", "e1").kill()
+    return lost, lambda: None
+
+
+def _kill_learner(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
+    lost = job.told("l1 lost", "learner rank 1", "over")
+    job.parts[1].part("learner.actor").kill()
+    return lost, lambda: None
+
+
+def _kill_torchrun(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
+    lost = job.told("l1 lost", "e1 lost")
+    job.parts[1].kill()
+
+    def again() -> None:
+        job.parts[1] = job.start(1)
+
+    return lost, again
+
+
+FAULTS = {
+    f"link cut for {CUT_S:.0f} s": _cut,
+    "engine killed": _kill_engine,
+    "learner rank killed": _kill_learner,
+    "a machine's torchrun killed, started again": _kill_torchrun,
+}
+
+
+def carry_out(fault: str, machines: Machines, folder: Path) -> Row:
+    """One job with one fault in its middle. Raises AssertionError if anything was lost."""
+    with ExitStack() as stack:
+        job = Job(machines, folder, stack)
+        job.until(lambda: job.steps() >= 8)
+        incarnation = job.incarnation()
+        lost, mend = FAULTS[fault](job)
+        detect_s = job.until(lost)
+        known = job.sampled()
+        mend()
+        mended, before = time.monotonic(), job.steps()
+        restarting = "killed" in fault and "engine" not in fault
+        if restarting:
+            job.until(lambda: job.incarnation() > incarnation)
+            before = job.checkpoint()
+        job.until(lambda: job.steps() > before)
+        recover_s = time.monotonic() - mended
+        restarted = job.incarnation() > incarnation
+        twice = known - job.sampled(before) if restarted else 0
+        for part in job.parts:
+            if part.wait(_LIMIT_S) != 0:
+                raise AssertionError(part.text[-3000:])
+        check(job.run)
+    return Row(fault, detect_s, recover_s, restarted, max(0, twice))
+
+
+def records(path: Path, what: str) -> list[dict[str, Any]]:
+    """Lines of one kind. Raises ValueError for one that does not parse."""
+
+    def bad(text: str) -> None:
+        raise ValueError(text)
+
+    return list(lines(path, {what: dict}, bad)) if path.exists() else []
+
+
+def check(run: Path) -> None:
+    """Books balanced, every prompt trained on once. Raises AssertionError."""
+    result = json.loads((run / "result.json").read_text())
+    if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
+        raise AssertionError(f"{run}: the books do not balance")
+    groups = records(run / "decisions.jsonl", "group")
+    trained = Counter(line["prompt"] for line in groups if line["fate"] == "trained")
+    if sorted(trained.values()) != [1] * (STEPS * PROMPTS):
+        raise AssertionError(f"{run}: a prompt was lost or trained on twice")
+
+
+def table(rows: list[Row]) -> list[str]:
+    """In Markdown."""
+    head = "| fault | detected, s | next step, s | from a checkpoint | tokens sampled twice |"
+    body = [
+        f"| {row.fault} | {row.detect_s:.1f} | {row.recover_s:.1f} "
+        f"| {'yes' if row.restarted else 'no'} | {row.twice} |"
+        for row in rows
+    ]
+    return [head, "|---|---|---|---|---|", *body]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(FAULTS), help="one fault alone")
+    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    options = parser.parse_args()
+    if reason := why_not():
+        print(f"skipped: {reason}", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
+    for fault in [options.only] if options.only else FAULTS:
+        with two_machines() as machines, tempfile.TemporaryDirectory() as folder:
+            rows.append(carry_out(fault, machines, Path(folder)))
+            print("\n".join(table(rows)), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
