@@ -64,6 +64,10 @@ test-fast: env  ## the tests of what decides: no engine, socket or worker proces
 	@$(BIN)/python -m pytest tests/pipeline -m 'not slow' \
 	  --ignore tests/pipeline/test_rewarding.py --ignore tests/pipeline/test_transport.py $(PYTEST_FLAGS)
 
+.PHONY: test-multinode
+test-multinode: env  ## real vLLM and DeepSpeed on two network namespaces (root; some minutes)
+	@DARTS_MULTINODE=1 $(BIN)/python -m pytest tests/launch/test_nodes.py -v $(PYTEST_FLAGS)
+
 .PHONY: lint
 lint: env  ## ruff (rules, format) and pyright
 	@echo '==> ruff check'

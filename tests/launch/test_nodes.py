@@ -121,3 +121,24 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
     assert not fetched(logs / "e0.log"), "on the learner's machine weights are files"
     check_secrets(run, seen)
     assert not {name for name in shared_memory() for pid in pids if f"-{pid}-" in name}
+
+
+@pytest.mark.skipif("DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode")
+def test_real_vllm_and_deepspeed_learn_the_quickstart_task_on_two_machines(
+    machines: Machines, tmp_path: Path
+) -> None:
+    run = tmp_path / "real"
+    shape = ["nodes.learners=spread", "learner.ranks=3", "engine.count=2", "watch.join_s=900"]
+    with ExitStack() as stack:
+        # l0 l1 e0 here, l2 e1 there: machines may have different numbers of ranks
+        jobs = [
+            stack.enter_context(start(machines, m, run, [*shape, "step.count=4"], ranks))
+            for m, ranks in ((0, 3), (1, 2))
+        ]
+        for job in jobs:
+            assert job.wait(800) == 0, job.text
+    check_books(run, 4, 4)
+    check_proofs(run, 4, {"e0", "e1"})
+    assert set(fetched(run / "logs" / "node1" / "e1.log")) >= set(range(4))
+    rewards = [step["reward"] for step in lines(run / "metrics.jsonl", "step")]
+    assert min(rewards) > 0.2, "the engines do not have the model that solves half of the task"

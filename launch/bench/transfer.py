@@ -1,0 +1,168 @@
+"""Weights from machine to machine against a copy of the same file, in one run.
+
+    python -m launch.bench.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
+
+Random bfloat16 parameters, published on one network namespace and fetched on
+another as an engine does it: TCP, CURVE, checked against the manifest. Beside
+it, in turn: the file copied within /dev/shm, and copied and checked. Needs
+root, and three times the file's bytes in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import xxhash
+
+from engines.fetching import FetchingReceiver
+from engines.weights import FILE, WeightReceiver
+from launch.bench.namespaces import ADDRESSES, ROOT, Machines, two_machines, why_not
+from launch.local import SHARED_MEMORY
+from pipeline.guard import new_pair
+from pipeline.keys import Bearer, Entrance, Ticket, read_private, write_private
+from pipeline.messages import Manifest
+from pipeline.transport import Hub
+
+_PORTS = (41001, 41002, 41003)
+_BLOCK = 1 << 24
+
+
+def publish(directory: Path, parameters: int) -> Manifest:
+    """A version 0 of so many random bfloat16 numbers."""
+    (directory / "v0").mkdir(parents=True)
+    path = directory / "v0" / FILE
+    generator, digest, left = np.random.default_rng(0), xxhash.xxh3_128(), 2 * parameters
+    with path.open("wb") as file:
+        while left:
+            block = generator.bytes(min(_BLOCK, left))
+            digest.update(block)
+            left -= file.write(block)
+    return Manifest(
+        version=0,
+        directory=str(path.parent),
+        bytes=path.stat().st_size,
+        checksum=digest.hexdigest(),
+        probe=[],
+        logprobs={},
+    )
+
+
+def serve(keys: Path, weights: Path) -> None:
+    """The stage's part, until it is killed."""
+
+    async def attend() -> None:
+        hub = Hub(keys.parent / "sockets", read_private(keys, Entrance), weights)
+        hub.open()
+        await hub.attend()
+
+    asyncio.run(attend())
+
+
+def fetch(keys: Path, manifest: Path, into: Path) -> None:
+    """An engine's part; prints its seconds."""
+    receiver = FetchingReceiver(read_private(keys, Ticket), into)
+    told = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
+    started = time.monotonic()
+    receiver.receive(told)
+    print(time.monotonic() - started, flush=True)
+
+
+def write_keys(folder: Path) -> tuple[Path, Path]:
+    """Key files of both sides."""
+    control, data, weights = (f"tcp://{ADDRESSES[0]}:{port}" for port in _PORTS)
+    server, client = new_pair(), new_pair()
+    entrance = Entrance(
+        control=control,
+        data=data,
+        weights=weights,
+        keys=server,
+        allowed={client.public: Bearer("engine", "e0")},
+    )
+    ticket = Ticket(control=control, data=data, weights=weights, server=server.public, keys=client)
+    return write_private(folder / "stage.key", entrance), write_private(folder / "e0.key", ticket)
+
+
+def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> dict[str, object]:
+    """Seconds of each way, in turn."""
+    manifest = publish(folder / "published", parameters)
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    stage, ticket = write_keys(folder)
+    module = [sys.executable, "-m", "launch.bench.transfer"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    serving = subprocess.Popen(
+        machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
+        env=environment,
+    )
+    source, into = folder / "published" / "v0" / FILE, folder / "here"
+    found: dict[str, list[float]] = {"fetched": [], "copied": [], "copied and checked": []}
+    try:
+        for _ in range(repeats):
+            asked = [*module, "--fetch", str(ticket), str(folder / "manifest.json"), str(into)]
+            done = subprocess.run(
+                machines.command(1, asked), env=environment, check=True, stdout=subprocess.PIPE
+            )
+            found["fetched"].append(float(done.stdout))
+            shutil.rmtree(into)
+            copied = folder / "copied" / FILE
+            copied.parent.mkdir()
+            started = time.monotonic()
+            shutil.copyfile(source, copied)
+            found["copied"].append(time.monotonic() - started)
+            WeightReceiver().receive(
+                msgspec.structs.replace(manifest, directory=str(copied.parent))
+            )
+            found["copied and checked"].append(time.monotonic() - started)
+            shutil.rmtree(copied.parent)
+    finally:
+        serving.kill()
+        serving.wait()
+    return {"bytes": manifest.bytes, "seconds": found}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parameters", type=float, default=0.5e9)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--fetch", nargs=3, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(*options.serve)
+    if options.fetch:
+        fetch(*options.fetch)
+        return 0
+    if reason := why_not():
+        print(f"skipped: {reason}", file=sys.stderr)
+        return 2
+    with (
+        two_machines() as machines,
+        tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="transfer-") as folder,
+    ):
+        figures = measure(machines, Path(folder), int(options.parameters), options.repeats)
+    size, seconds = figures["bytes"], figures["seconds"]
+    assert isinstance(size, int)
+    assert isinstance(seconds, dict)
+    print(f"{size / 1e9:.2f} GB\n\n| way | s, median | MB/s |\n|---|---|---|")
+    for way, times in seconds.items():
+        middle = statistics.median(times)
+        print(f"| {way} | {middle:.2f} | {size / middle / 1e6:.0f} |")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What rank 0 tells the others, and what it writes for whom."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from launch.local import sweep
+from launch.meeting import Hello
+from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site, scratch
+from pipeline.config import Config, EngineSection, LearnerSection, Nodes
+from pipeline.guard import new_pair
+from pipeline.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
+from pipeline.runfolder import RunFolder
+
+TWO = Config(
+    model="m",
+    learner=LearnerSection(ranks=2),
+    engine=EngineSection(count=2),
+    nodes=Nodes(learners="spread", interface="lo"),
+)
+
+
+def node_of(machines: int) -> Node:
+    return Node(rank=0, world=4, local_rank=0, number=0, machines=machines, host="localhost")
+
+
+def hellos(*nodes: int, config: str = "c") -> dict[int, Hello]:
+    return {
+        rank: Hello(number=f"n{rank}", node=node, key=new_pair().public, config=config)
+        for rank, node in enumerate(nodes, start=1)
+    }
+
+
+def test_machines_of_torchruns_variables() -> None:
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+    told |= {"GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
+    assert Node.of(told) == Node(5, 8, 1, 1, 2, "10.0.0.1")
+
+
+def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network() -> None:
+    plan = Plan.make(TWO, node_of(2))
+    places = plan.places(hellos(0, 1, 1), Path("/run"), None, "c")
+    assert [place.name for place in places.values()] == ["e0", "l1", "e1"]
+    assert places[1].control.startswith("ipc://")
+    assert places[1].weights == ""
+    assert [place.control for place in (places[2], places[3])] == [plan.control] * 2
+    assert plan.control.startswith("tcp://127.0.0.1:")
+    assert places[3].weights == plan.weights
+    assert {place.server for place in places.values()} == {plan.server.public}
+
+
+def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_path: Path) -> None:
+    plan, run = Plan.make(TWO, node_of(1)), RunFolder(tmp_path / "run")
+    run.create()
+    said = hellos(0, 0, 0)
+    for place in plan.places(said, run.path, None, "c").values():
+        assert place.control.startswith("ipc://")
+        assert place.server == ""
+    site = make_site(plan, said, run, "")
+    assert site.entrance is None
+    assert not list(run.path.glob("*.key"))
+
+
+def test_another_configuration_or_number_of_ranks_is_refused() -> None:
+    plan = Plan.make(TWO, node_of(2))
+    other = plan.places(hellos(0, 1, 1, config="d"), Path("/run"), None, "c")
+    assert all("its configuration is not that of rank 0" in p.refused for p in other.values())
+    few = Plan.make(TWO, Node(0, 3, 0, 0, 2, "localhost"))
+    refused = few.places(hellos(0, 1), Path("/run"), None, "c")
+    assert all("started 3 ranks" in place.refused for place in refused.values())
+
+
+def test_fixed_ports_are_four_in_a_row() -> None:
+    nodes = Nodes(interface="lo", port=40100)
+    plan = Plan.make(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
+    assert [plan.control, plan.data, plan.weights, plan.port] == [
+        *(f"tcp://127.0.0.1:{port}" for port in (40100, 40101, 40102)),
+        40103,
+    ]
+
+
+def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path: Path) -> None:
+    plan, run = Plan.make(TWO, node_of(2)), RunFolder(tmp_path / "run")
+    run.create()
+    said = hellos(0, 1, 1)
+    site = make_site(plan, said, run, "model: m")
+    assert site.entrance is not None
+    assert site.ticket is not None
+    allowed = read_private(site.entrance, Entrance).allowed
+    assert allowed[said[2].key] == Bearer("learner", "l1")
+    assert allowed[plan.own.public] == Bearer("learner", "l0")
+    guest = read_private(run.path / "join.key", Ticket)
+    assert guest.keys is not None
+    assert allowed[guest.keys.public] == Bearer("engine", "")
+    assert guest.config == "model: m"
+    for path in (site.entrance, site.ticket, run.path / "join.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert plan.server.secret not in (run.path / "join.key").read_text()
+
+
+def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
+    ticket = Ticket(control="c", data="d", server=new_pair().public, keys=new_pair())
+    _, stage, _, config = hand_over(ticket, "model: m")
+    assert ticket_of(Path(stage)) == ticket
+    assert Path(config).read_text() == "model: m"
+    for path in (stage, config):
+        assert os.get_inheritable(int(path.rpartition("/")[2]))
+        os.close(int(path.rpartition("/")[2]))
+
+
+def test_a_scratch_directory_is_swept_when_its_owner_is_gone() -> None:
+    mine, gone = scratch(os.getpid(), "test"), scratch(2**22 + 1, "test")  # no such process
+    try:
+        leave_there(mine, Ticket(control="c", data="d"), "model: m")
+        _, stage, _, config = left_there(mine)
+        assert ticket_of(Path(stage)).control == "c"
+        assert Path(config).read_text() == "model: m"
+        assert gone in sweep()
+        assert mine.is_dir()
+    finally:
+        for path in mine.iterdir():
+            path.unlink()
+        mine.rmdir()
+
+
+def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
+    wide = msgspec.structs.replace(TWO, nodes=Nodes(interface="0.0.0.0"))
+    assert Plan.make(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
+    nowhere = msgspec.structs.replace(TWO, nodes=Nodes(interface="eth99"))
+    with pytest.raises(TransportError, match="eth99"):
+        Plan.make(nowhere, node_of(2))
