@@ -15,6 +15,8 @@ set -euo pipefail
 : "${OUT:=runs/${SLURM_JOB_NAME}}" # on a file system that all machines share
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+# Without it a torchrun that comes back is never told where the others are (docs/nodes.md).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Slurm signals the steps; torchrun passes it on, and the run writes a checkpoint before it ends.
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$RANKS_PER_NODE" --max-restarts=3 \

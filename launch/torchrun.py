@@ -49,12 +49,14 @@ from pipeline.runfolder import RunError, RunFolder, new_name
 _STORE_S = 300.0
 
 
-def _store() -> Any:
-    """Torchrun's own store, as a client."""
+def _store(node: Node) -> Any:
+    """Torchrun's own store; where it shares none (TORCH_DISABLE_SHARE_RDZV_TCP_STORE), rank 0's."""
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_STORE_S))
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and node.rank == 0
+    limit = timedelta(seconds=_STORE_S)
+    return TCPStore(address, port, is_master=ours, wait_for_workers=False, timeout=limit)
 
 
 def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> NoReturn:
@@ -200,7 +202,9 @@ def main() -> int:
         config = load(args.config, args.overrides)
         args.seal = Seal(args.secret.read_bytes() if args.secret else b"")
         node = Node.of(os.environ)
-        store = _store()
+        if node.machines > 1 and args.out is None:
+            raise RunError("several machines need --out: a restart goes on with what is there")
+        store = _store(node)
         if node.rank > 0:
             _other_rank(config, args, store, node)
         return _first_rank(config, args, store, node)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.bench.namespaces import ROOT, Machines, Started, two_machines, why_not
+from launch.bench.namespaces import Machines, Started, two_machines, why_not
 from launch.jsonl import lines
 
 CUT_S = 10.0
@@ -66,9 +65,8 @@ class Job:
         """One machine's torchrun."""
         arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
         command = self.machines.torchrun(machine, 2, arguments, RESTARTS)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         log = self.run.parent / f"machine{machine}.log"
-        return self._stack.enter_context(Started(command, log, environment))
+        return self._stack.enter_context(Started(command, log))
 
     def lines(self, what: str) -> list[dict[str, Any]]:
         return records(self.run / "metrics.jsonl", what)
@@ -158,7 +156,7 @@ def carry_out(fault: str, machines: Machines, folder: Path) -> Row:
         incarnation = job.incarnation()
         lost, mend = FAULTS[fault](job)
         detect_s = job.until(lost)
-        known = job.sampled()
+        known, done = job.sampled(), job.steps()
         mend()
         mended, before = time.monotonic(), job.steps()
         restarting = "killed" in fault and "engine" not in fault
@@ -168,6 +166,7 @@ def carry_out(fault: str, machines: Machines, folder: Path) -> Row:
         job.until(lambda: job.steps() > before)
         recover_s = time.monotonic() - mended
         restarted = job.incarnation() > incarnation
+        print(f"{fault}: {known} tokens by step {done}, from step {before}", file=sys.stderr)
         twice = known - job.sampled(before) if restarted else 0
         for part in job.parts:
             if part.wait(_LIMIT_S) != 0:

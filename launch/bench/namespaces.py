@@ -74,6 +74,13 @@ class Machines:
         return self.command(machine, [*command, "-m", "launch.torchrun", *arguments])
 
 
+def environment() -> dict[str, str]:
+    """Of the commands."""
+    # With the store that torchrun shares, a machine that comes back waits for ever (torch 2.13).
+    unshared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **unshared}
+
+
 def why_not() -> str:
     """Why namespaces cannot be made here; '' if they can."""
     if os.getuid() != 0:
@@ -107,7 +114,6 @@ class Started:
         self,
         command: Sequence[str],
         log: Path,
-        environment: dict[str, str],
         directory: Path = ROOT,
     ) -> None:
         self.log = log
@@ -115,7 +121,7 @@ class Started:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment,
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

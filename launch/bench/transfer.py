@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import xxhash
 
 from engines.fetching import FetchingReceiver
 from engines.weights import FILE, WeightReceiver
-from launch.bench.namespaces import ADDRESSES, ROOT, Machines, two_machines, why_not
+from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
 from launch.local import SHARED_MEMORY
 from pipeline.guard import new_pair
 from pipeline.keys import Bearer, Entrance, Ticket, read_private, write_private
@@ -100,10 +99,9 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, ticket = write_keys(folder)
     module = [sys.executable, "-m", "launch.bench.transfer"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     serving = subprocess.Popen(
         machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
-        env=environment,
+        env=environment(),
     )
     source, into = folder / "published" / "v0" / FILE, folder / "here"
     found: dict[str, list[float]] = {"fetched": [], "copied": [], "copied and checked": []}
@@ -111,7 +109,7 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
         for _ in range(repeats):
             asked = [*module, "--fetch", str(ticket), str(folder / "manifest.json"), str(into)]
             done = subprocess.run(
-                machines.command(1, asked), env=environment, check=True, stdout=subprocess.PIPE
+                machines.command(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
             )
             found["fetched"].append(float(done.stdout))
             shutil.rmtree(into)

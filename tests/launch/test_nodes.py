@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from launch.bench.namespaces import ROOT, Machines, Started, two_machines, why_not
+from launch.bench.namespaces import Machines, Started, two_machines, why_not
 from tests.launch.jobs import QUICK, SIMULATED, lines, shared_memory, trained_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,17 +43,13 @@ def until(jobs: list[Started], what: Callable[[], bool], limit_s: float = 240.0)
         time.sleep(0.2)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def start(
     machines: Machines, machine: int, run: Path, overrides: list[str], ranks: int = 2
 ) -> Started:
     arguments = ["configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
     command = machines.torchrun(machine, ranks, arguments)
     log = run.parent / f"{run.name}-machine{machine}.log"
-    return Started(command, log, environment())
+    return Started(command, log)
 
 
 def check_books(run: Path, steps: int, prompts: int) -> None:
@@ -108,7 +104,7 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
         seen = key.read_text()
         guest = [sys.executable, "-m", "launch.cli", "engine", "--join", str(key)]
         command = machines.command(1, [*guest, "--name", "guest"])
-        joined = Started(command, tmp_path / "guest-keeper.log", environment(), tmp_path)
+        joined = Started(command, tmp_path / "guest-keeper.log", tmp_path)
         jobs.append(stack.enter_context(joined))
         for job in jobs:
             assert job.wait(240) == 0, job.text
