@@ -78,7 +78,7 @@ class Job:
         """Response tokens sampled by the end of so many steps; None: by now."""
         if steps is None:
             return json.loads((self.run / "live.json").read_text())["sampled"]
-        return sum(self.lines("step")[steps - 1]["ledger"].values()) if steps else 0
+        return self.lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
 
     def checkpoint(self) -> int:
         """Steps of the newest one."""
