@@ -1,0 +1,67 @@
+"""An engine's keeper: starts it again, gives up, and hears when it is to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from launch import keeper
+from launch.keeper import guest_arguments, keep
+from launch.node import CONFIG
+from launch.processes import Child, end_all
+from pipeline.guard import new_pair
+from pipeline.keys import Ticket, TransportError, ticket_of, write_private
+
+ENDS_WELL, FAILS = ["this"], ["json.tool"]  # modules that do so at once
+
+
+def child_of(command: list[str], tmp_path: Path) -> Child:
+    return Child("e0", command, tmp_path / "e0.log", dict(os.environ))
+
+
+def test_an_engine_that_ends_in_good_order_is_not_started_again(tmp_path: Path) -> None:
+    child = child_of(ENDS_WELL, tmp_path)
+    assert keep(child, restarts=3, stopped=[]) == 0
+    assert child.starts == 1
+
+
+def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = child_of(FAILS, tmp_path)
+    assert keep(child, restarts=1, stopped=[]) == 1
+    assert child.starts == 2
+    said = capsys.readouterr().out
+    assert said.count("e0 ended (exit ") == 2
+    assert "its log ends:\n" in said
+
+
+def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> None:
+    child = child_of(FAILS, tmp_path)
+    assert keep(child, restarts=9, stopped=[signal.SIGTERM]) == 128 + 15
+    end_all([child], 5.0)
+
+
+def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "scratch", lambda owner, name: tmp_path)
+    ticket = Ticket(
+        control="c",
+        data="d",
+        weights="w",
+        server=new_pair().public,
+        keys=new_pair(),
+        config="model: m",
+    )
+    arguments = guest_arguments(write_private(tmp_path / "join.key", ticket), "extra")
+    assert arguments[:4] == ["--scratch", str(tmp_path), "--name", "extra"]
+    assert ticket_of(tmp_path / "stage.key") == ticket
+    assert (tmp_path / CONFIG).read_text() == "model: m"
+    assert ticket.keys is not None
+    assert not any(ticket.keys.secret in argument for argument in arguments)
+    with pytest.raises(TransportError, match="no key file"):
+        guest_arguments(tmp_path / "missing", "extra")
