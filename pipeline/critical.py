@@ -7,6 +7,7 @@ had brought about. A `Link` is one wait of that chain and knows the one before i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -37,10 +38,11 @@ def follow(
 ) -> Link:
     """The next link of a chain, up to `end`; from the end of the one before, or from `start`.
 
-    Stamps of several clocks may disagree by what the clocks do: a link never ends before
-    it starts.
+    An order may be answered while others are still being sent, and stamps of several clocks
+    disagree by what the clocks do: then it starts earlier, and cuts the one before short.
     """
-    start = before.end if before is not None else start
+    if before is not None:
+        start = max(before.start, min(before.end, end))
     return Link(lane, what, start, max(start, end), before, detail)
 
 
@@ -52,9 +54,10 @@ def critical_path(last: Link | None, since: float) -> list[Segment]:
         since: when the step began; what lies before it is left out.
     """
     found: list[Segment] = []
-    link = last
-    while link is not None and link.end > since:
-        seconds = link.end - max(link.start, since)
+    link, until = last, math.inf
+    while link is not None and min(link.end, until) > since:
+        seconds = min(link.end, until) - max(link.start, since)
+        until = link.start
         if seconds > 0:
             before = found[-1] if found else None
             if before and (before.lane, before.what, before.detail) == (
