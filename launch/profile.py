@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from launch.options import Overrides, fail, load_config
+from pipeline.critical import by_kind
 
 if TYPE_CHECKING:
     from launch.report.lines import Lives, TimingLine
@@ -107,23 +108,12 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
     return timings[1:] or timings
 
 
-def _sums(timings: Sequence[TimingLine]) -> list[tuple[str, str, float]]:
-    """Lane, what and seconds of each kind of wait on critical paths, the longest first."""
-    sums: dict[tuple[str, str], float] = {}
-    for timing in timings:
-        for piece in timing.critical_path:
-            key = (piece.lane, piece.what)
-            sums[key] = sums.get(key, 0.0) + piece.seconds
-    ordered = sorted(sums.items(), key=lambda item: -item[1])
-    return [(lane, what, seconds) for (lane, what), seconds in ordered]
-
-
 def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
     from launch.advice import Facts, advice, paces
 
     warm = _warm(timings)
-    whole = sum(timing.seconds for timing in warm)
+    whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
     waits = [t.percentiles["slot_wait_s"].p50 for t in warm if "slot_wait_s" in t.percentiles]
     facts = Facts(
         config=config,
@@ -132,7 +122,7 @@ def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     )
     return [
         Wait(lane, what, seconds / len(warm), seconds / whole, advice(lane, what, facts))
-        for lane, what, seconds in _sums(warm)
+        for lane, what, seconds in by_kind(timing.critical_path for timing in warm)
     ]
 
 
@@ -163,8 +153,8 @@ def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     )
     lines.append(f"{few}, and the longest wait on the critical path of each")
     for timing in sorted(longest, key=lambda timing: timing.step):
-        lane, what, seconds = next(iter(_sums([timing])), ("", "nothing", 0.0))
-        share = seconds / timing.seconds
+        lane, what, seconds = next(iter(by_kind([timing.critical_path])), ("-", "nothing", 0.0))
+        share = seconds / (timing.seconds or 1.0)
         lines.append(f"{timing.step + 1:>6}  {timing.seconds:8.3f} s  {share:4.0%} {lane}: {what}")
     return "\n".join(lines)
 

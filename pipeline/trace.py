@@ -40,25 +40,29 @@ class Tracer:
     """
 
     def __init__(self, first: int = 0, last: int = 1 << 60) -> None:
-        self.timeline = Timeline()
+        self.timeline = Timeline(first)
         self._first, self._last = first, last
         self._kept: list[StepRecord] = []
 
     def saw(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
-    ) -> StepRecord | None:
+    ) -> list[StepRecord]:
         """See `Timeline.saw`."""
-        record = self.timeline.saw(now, event, commands, done)
-        if record is not None and self._first <= record.step <= self._last:
-            self._kept.append(record)
-        return record
+        records = self.timeline.saw(now, event, commands, done)
+        self._kept += [r for r in records if self._first <= r.step <= self._last]
+        return records
 
     def document(self, *, over: bool = True) -> Json:
-        """Chrome's JSON object format. `over`: the run is, so what is still open belongs to it."""
+        """Chrome's JSON object format; what was kept is let go.
+
+        Args:
+            over: the run is, so what is still open belongs to it.
+        """
         rest = self.timeline.rest() if over else None
         if rest is not None and self._first <= rest.step <= self._last:
             self._kept.append(rest)
-        return _Document(self._kept).made()
+        kept, self._kept = self._kept, []
+        return _Document(kept).made()
 
 
 class _Document:
@@ -149,7 +153,7 @@ class _Document:
         self._ranks.add(work.rank)
         args: Json = {"of": work.of}
         if work.asked:
-            args["waited_s"] = round(work.start - work.asked, 6)
+            args["waited_s"] = round(work.start - min(work.asked.values()), 6)
         self._span(LEARNER + work.rank, 1, work.what, work.start, work.end, args)
 
     def _handover(self, handover: Handover) -> None:
