@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from launch.report.figures import weighted
+from launch.report.lacking import lacks_timing
 from launch.report.lines import TimingLine
 from launch.report.reading import Run
 from launch.report.section import Section, seconds, table
@@ -27,8 +28,7 @@ def section(runs: Sequence[Run]) -> Section:
     if not known:
         return Section(
             id="latency", title="Latencies", see=see,
-            missing="metrics.jsonl has no lines “timing”: runs of this version of darts write "
-            "one for every step, older ones did not.",
+            missing=lacks_timing(runs),
         )  # fmt: skip
     return Section(id="latency", title="Latencies", see=see, content=[
         Markup("<details{}><summary>{}</summary>{}</details>").format(
