@@ -5,6 +5,7 @@ Bars of slots have no patterns: on rows of a few pixels these are but noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,8 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
             y="y", height="height", left="start", right="end", source=bars, view=view,
             name=kind, fill_color=colour, line_color=INK, line_width=0.5,
         )  # fmt: skip
-        items.append(LegendItem(label=kind, renderers=[drawn]))
+        swatch = _key(made, fill_color=colour, line_color=INK)
+        items.append(LegendItem(label=kind, renderers=[swatch, drawn]))
         about = [("", "@name, @lane"), ("seconds", "@seconds{0.000}")]
         if kind == OTHER:
             about.append(("", "@why"))
@@ -151,8 +153,16 @@ def _parts(
         )  # fmt: skip
         about = [("", "@what, @lane"), ("seconds", "@seconds{0.000}"), ("", "@detail")]
         made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
-        named.setdefault(_ELSE if look == REST else what, []).append(strip)
+        label = _ELSE if look == REST else what
+        if label not in named:
+            named[label] = [_key(made, **filled(look))]
+        named[label].append(strip)
     return [LegendItem(label=what, renderers=strips) for what, strips in named.items()]
+
+
+def _key(made: Any, **look: Any) -> Any:
+    """A bar in the legend alone, which shows no kind that the chosen step lacks without it."""
+    return made.hbar(y=[math.nan], height=[1.0], left=[0.0], right=[1.0], **look)
 
 
 def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:

@@ -89,7 +89,7 @@ def above(made: Any, own: Legend, columns: int) -> None:
     own.title_text_font_size = "12px"
     own.title_text_font_style = "normal"
     own.label_text_font_size = "12px"
-    own.spacing, own.padding, own.margin = 6, 2, 2
+    own.spacing, own.padding, own.margin = 6, 2, 4
     own.glyph_width = own.glyph_height = 16
     made.add_layout(own, "above")
 

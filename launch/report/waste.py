@@ -21,8 +21,8 @@ _COUNTED = 1e-3
 def section(runs: Sequence[Run]) -> Section:
     """Accounts of the ledger, step by step."""
     see = (
-        "trained, the lowest part of a bar, is what was learned from; the rest was sampled for "
-        "nothing: much that is redundant is over-sampling, much that is aborted is stopping late."
+        "What is “trained”, the lowest part of a bar, was learned from; the rest was sampled for "
+        "nothing: much “redundant” is over-sampling, much “aborted” is stopping late."
     )
     known = [run for run in runs if run.steps]
     if not known:
