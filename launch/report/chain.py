@@ -7,7 +7,7 @@ are stretches of one path, so their seconds add up to the step's. Pure.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
@@ -76,7 +76,7 @@ def chain(path: Sequence[Segment]) -> Chain:
 
 
 def _kinds(path: Sequence[Segment]) -> Kinds:
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for segment in path:
-        spent[segment.what] += segment.seconds  # type: ignore[reportArgumentType]
-    return spent.most_common()
+        spent[segment.what] += segment.seconds
+    return sorted(spent.items(), key=lambda kind: -kind[1])

@@ -155,7 +155,7 @@ def _parts(
         made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
         label = _ELSE if look == REST else what
         if label not in named:
-            named[label] = [_key(made, **filled(look))]
+            named[label] = [_key(made, line_color=INK, **filled(look))]
         named[label].append(strip)
     return [LegendItem(label=what, renderers=strips) for what, strips in named.items()]
 

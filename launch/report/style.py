@@ -6,14 +6,13 @@ page.js sets the colours of texts to the page's; those given here are read on bo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bokeh.models import (
     CDSView,
     ColumnDataSource,
     CustomJS,
     InlineStyleSheet,
-    Legend,
     Select,
     WheelZoomTool,
 )
@@ -34,7 +33,15 @@ label { color: var(--soft); font: inherit; }
 """
 
 
-def plot(title: str, x: str, y: str, height: int = 300, *, wheel: str = "both", **more: Any) -> Any:
+def plot(
+    title: str,
+    x: str,
+    y: str,
+    height: int = 300,
+    *,
+    wheel: Literal["width", "height", "both"] = "both",
+    **more: Any,
+) -> Any:
     """An empty figure as wide as its place on the page.
 
     Args:
@@ -78,7 +85,7 @@ def legend(made: Any, columns: int = 3) -> None:
     above(made, made.legend[0], columns)
 
 
-def above(made: Any, own: Legend, columns: int) -> None:
+def above(made: Any, own: Any, columns: int) -> None:
     """Puts a legend above the plot; a click hides what it names."""
     own.click_policy = "hide"
     own.ncols = columns  # what a phone has room for

@@ -225,6 +225,17 @@ def test_samples_are_filtered_by_text(seen: Seen) -> None:
     assert seen.page.locator("#left").inner_text() == "3 of 12 rows"
 
 
+def test_paper_has_no_tools_no_hints_and_no_tooltip(seen: Seen) -> None:
+    box = seen.gantt()
+    seen.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.7)
+    seen.page.locator(".bk-Tooltip").first.wait_for(state="visible")
+    things = ("#gantt .bk-Toolbar", "#gantt .use", "nav", "#filter", ".bk-Tooltip")
+    assert all(seen.page.locator(thing).first.is_visible() for thing in things)
+    seen.page.emulate_media(media="print")
+    assert not any(seen.page.locator(thing).first.is_visible() for thing in things)
+    assert seen.page.locator("#gantt .see").is_visible()
+
+
 def test_the_page_is_printed(seen: Seen) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     path = SCREENSHOTS / "report.pdf"
