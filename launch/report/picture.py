@@ -91,7 +91,7 @@ class Picture:
             right = late.end > step.seconds / 2
             _add(
                 self.late, step=key, x=late.end, y=late.row.y,
-                text=f"{'straggler' if places else 'last trained on'}: {late.trajectory}",
+                text=f"{'straggler' if places else 'last trained'}: {late.trajectory}",
                 align="right" if right else "left", shift=-12 if right else 12,
             )  # fmt: skip
 

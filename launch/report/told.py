@@ -110,4 +110,5 @@ def _table(found: Sequence[Life], path: Chain | None) -> Markup:
         )
         for life in order[: max(_LISTED, len(spent))]
     ]  # fmt: skip
-    return table(_HEAD, rows, texts=5)
+    columns = len(_HEAD) if path is not None else len(_HEAD) - 1
+    return table(_HEAD[:columns], [row[:columns] for row in rows], texts=5)

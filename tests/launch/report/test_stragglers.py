@@ -59,6 +59,7 @@ def test_without_a_critical_path_the_last_that_was_trained_on_is_named(simulated
         assert told.straggler is not None
         assert told.straggler.end == max(bar.end for bar in trained)
         assert "The last one trained on was trajectory" in told.html
+        assert "on the path" not in told.html
 
 
 def test_the_straggler_ends_where_its_part_of_the_path_ends(tmp_path: Path) -> None:
