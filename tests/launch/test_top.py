@@ -217,13 +217,14 @@ def test_a_terminal_without_unicode_gets_ascii_bars(run: RunFolder) -> None:
 
 def test_ascii_is_as_wide_as_what_it_stands_for() -> None:
     bytes_ = io.BytesIO()
-    console = Console(file=io.TextIOWrapper(bytes_, "ascii", write_through=True), width=60)
-    wait = WaitNow(seconds=1.0, what="learner rank 0 to publish " + "x" * 60)
-    console.print(frame("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=60))
+    console = Console(file=io.TextIOWrapper(bytes_, "ascii", write_through=True), width=100)
+    wait = WaitNow(seconds=1.0, what="learner rank 0 to publish " + "x" * 100)
+    console.print(frame("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=100))
     text = bytes_.getvalue().decode()
-    assert "######" in text and "#....." in text
+    assert f"e0  {32 * '#'} 64/64" in text
+    assert f"e1  {3 * '#'}{29 * '.'} 6/64" in text
     assert "x~" in text
-    assert {len(line) for line in text.splitlines()} == {60}
+    assert {len(line) for line in text.splitlines()} == {100}
 
 
 def rank(activity: str, groups: int, heard_s: float = 0.1) -> str:
