@@ -279,7 +279,7 @@ def step_in_words(step: StepFacts) -> Iterator[str]:
         f"groups: {groups or 'none'}"
     )
     if step.critical_path:
-        kinds = by_kind(step.critical_path)[:KINDS_TOLD]
+        kinds = by_kind([step.critical_path])[:KINDS_TOLD]
         waits = ", ".join(f"{seconds:.2f} s {lane}: {what}" for lane, what, seconds in kinds)
         yield f"longest on its critical path: {waits}"
     yield ""

@@ -66,6 +66,7 @@ _LATENCIES: dict[str, str] = {
     "time_to_first_token_s": "request sent to first token, at the engine",
     "inter_token_s": "mean time between tokens of a response",
     "chunk_to_stage_s": "an engine's frame from sent to heard",
+    "chunk_to_learner_s": "hints of tokens to a rank from sent to heard, with overlap by token",
     "decision_s": "an event at the stage to its commands sent, where something was decided",
     "reward_wait_s": "a reward from asked for to begun",
     "reward_s": "a reward from begun to ended",
