@@ -67,10 +67,9 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        if what in ("decision", "group", "budget"):
-            self._line(self._run.decisions, {"what": what, **fields})
-            return
-        self._line(self._run.metrics, {"what": what, "time": round(time.time(), 3), **fields})
+        decided = what in ("decision", "group", "budget")
+        path = self._run.decisions if decided else self._run.metrics
+        self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
             self._trackers.figures(what, fields["step"], flat(fields))
         if what == "eval":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def test_decisions_and_groups_go_to_one_file_all_else_to_metrics(
     assert [line["what"] for line in lines(run.decisions)] == ["decision", "group"]
     assert [line["what"] for line in lines(run.metrics)] == ["step", "wait"]
     assert all(line["step"] == 0 for line in lines(run.metrics))
+    for line in (*lines(run.decisions), *lines(run.metrics)):
+        assert line["time"] == pytest.approx(time.time(), abs=60)
 
 
 def test_a_number_that_is_not_finite_is_still_a_line_of_json(
