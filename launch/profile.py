@@ -10,7 +10,6 @@ import msgspec
 import typer
 
 from launch.options import Overrides, fail, load_config
-from pipeline.critical import by_kind
 
 if TYPE_CHECKING:
     from launch.report.lines import Lives, TimingLine
@@ -111,6 +110,7 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
 def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
     from launch.advice import Facts, advice, paces
+    from pipeline.critical import by_kind
 
     warm = _warm(timings)
     whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
@@ -128,6 +128,8 @@ def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
 
 def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     """The printed answer."""
+    from pipeline.critical import by_kind
+
     warm = _warm(timings)
     mean_s = sum(timing.seconds for timing in warm) / len(warm)
     first, last = warm[0].step + 1, warm[-1].step + 1
