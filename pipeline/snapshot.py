@@ -113,11 +113,19 @@ def take(coordinator: Coordinator) -> Snapshot:
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
         plugins={
-            name: plugin.state()
+            name: _state_of(name, plugin)
             for name in core.seams.__struct_fields__
             if hasattr(plugin := getattr(core.seams, name), "state")
         },
     )
+
+
+def _state_of(seam: str, plugin: Any) -> Any:
+    """As it will be read again: nothing of it is the plug-in's own, which goes on."""
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(plugin.state()))
+    except (TypeError, ValueError, OverflowError) as error:  # of state(), or of what it gave
+        raise SnapshotError(f"the state of {seam} {type(plugin).__name__}: {error}") from error
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:

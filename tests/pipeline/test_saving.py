@@ -27,7 +27,7 @@ class Bureau:
         self.bench.handle(Halt())
         self.ended: list[Checkpointed] = []
         self._over = asyncio.Event()
-        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done)
+        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done, {"seed": "0"})
 
     def _done(self, event: Checkpointed) -> None:
         self.ended.append(event)
@@ -100,11 +100,12 @@ async def test_it_is_named_by_the_step_of_its_state(tmp_path: Path) -> None:
     assert await bureau.end() == Checkpointed(step=5)
 
 
-async def test_state_that_cannot_be_encoded_is_reported_not_waited_for(
+async def test_state_that_cannot_be_encoded_names_the_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bureau = Bureau(tmp_path, ranks=1)
     monkeypatch.setattr(type(bureau.bench.selector), "state", lambda self: object(), raising=False)
-    save = bureau.begin()
-    bureau.saver.rank_saved(Path(save.directory), 0, "")
-    assert "object" in (await bureau.end()).error
+    assert bureau.saver.begin(0, 0, ABOUT) is None
+    [ended] = bureau.ended
+    assert ended.error.startswith("the state of selector Scripted: ")
+    assert list(tmp_path.iterdir()) == []
