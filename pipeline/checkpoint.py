@@ -193,17 +193,19 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def _check_files(directory: Path, files: dict[str, tuple[int, str]]) -> None:
+    for path in _everything(directory):
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a symbolic link, not what was written")
+        if str(path.relative_to(directory)) not in {MANIFEST, *files}:
+            raise CheckpointError(f"{path}: not of this checkpoint: its manifest has no such file")
     for name, (size, digest) in files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
             raise CheckpointError(f"{directory}: {name} is outside of it")
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{path}: missing, or not a file")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
         if path.stat().st_size != size or checksum(path) != digest:
             raise CheckpointError(f"{path}: not what was written")
-    for path in _everything(directory):
-        if str(path.relative_to(directory)) not in {MANIFEST, *files}:
-            raise CheckpointError(f"{path}: not of this checkpoint: its manifest has no such file")
 
 
 def _everything(directory: Path) -> Iterator[Path]:

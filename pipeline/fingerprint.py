@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from pipeline import configrules
-from pipeline.config import Config
+from pipeline import configrules, plugins
+from pipeline.config import Config, Plugin
 
 Fingerprint = dict[str, str]
 
@@ -35,8 +35,8 @@ _RANKS, _ZERO = "learner.ranks", "learner.zero"
 def take(config: Config) -> Fingerprint:
     """Of this configuration and the files that it names, as they are now. Raises OSError."""
     found = {
-        key: repr(value)
-        for key, value in _flat(msgspec.to_builtins(config))
+        key: _text(value)
+        for key, value in _flat(_as_written(config))
         if not key.startswith(FREE) and key not in _BY_CONTENT
     }
     directory = Path(config.model)
@@ -45,7 +45,7 @@ def take(config: Config) -> Fingerprint:
         found[_OF_FILES + what] = _checksum(paths)
     for key, source in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
         is_file = isinstance(source, str) and source not in configrules.tasks()
-        found[key] = _checksum([Path(source)]) if is_file else repr(source)
+        found[key] = _checksum([Path(source)]) if is_file else _text(source)
     return found
 
 
@@ -56,11 +56,14 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
     ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
     """
     whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
+    others = {seam for seam in plugins.PACKAGES if saved.get(seam) != now.get(seam)}
     lines: list[str] = []
     for key in sorted({*saved, *now}):
         before, after = saved.get(key, "nothing"), now.get(key, "nothing")
         if before == after or (key == _RANKS and whole_state):
             continue
+        if "." in key and key.partition(".")[0] in others:
+            continue  # an option of another plug-in
         cure = f"put it back in {run}/config.yaml"
         if key.startswith(_OF_FILES):
             cure = f"put them back, or name the right model in {run}/config.yaml"
@@ -68,6 +71,19 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
             cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
         lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")
     return lines
+
+
+def _as_written(config: Config) -> dict[str, Any]:
+    """Builtins in which a plug-in's options have the names that its user knows."""
+    found: dict[str, Any] = msgspec.to_builtins(config)
+    for seam in plugins.PACKAGES:
+        plugin: Plugin = getattr(config, seam)
+        found |= {seam: plugin.name, f"{seam}.{plugin.name}": found[seam]["options"]}
+    return found
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -181,6 +181,7 @@ class State:
                 (root / name).mkdir(mode=0o700)
             else:
                 (root / name).write_bytes(content)
+                (root / name).chmod(0o600)  # whatever the umask: else it is refused for that
 
 
 def _state(recorder: Recorder, log: list[Entry], kept: set[int], rng: random.Random) -> State:

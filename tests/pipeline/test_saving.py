@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import checkpoint, saving
+from pipeline.disk import SYSTEM, write
 from pipeline.events import Checkpointed, Halt
 from pipeline.messages import Save
 from pipeline.saving import Saver
@@ -39,16 +45,18 @@ class Bureau:
         return save
 
     async def end(self) -> Checkpointed:
+        """Of the checkpoint that was begun last."""
         async with asyncio.timeout(20):
             await self._over.wait()
-        return self.ended[0]
+        self._over.clear()
+        return self.ended[-1]
 
 
 async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     directory = Path(save.directory)
-    (directory / "optimizer-0").write_text("momentum")
+    write(SYSTEM, directory / "optimizer-0", b"momentum")
     bureau.saver.rank_saved(directory, 0, "")
     assert bureau.ended == []
     bureau.saver.rank_saved(directory, 1, "")
@@ -98,6 +106,69 @@ async def test_it_is_named_by_the_step_of_its_state(tmp_path: Path) -> None:
     assert save.step == 5
     bureau.saver.rank_saved(Path(save.directory), 0, "")
     assert await bureau.end() == Checkpointed(step=5)
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+SMALL = 256 * 1024
+"""Bytes of the disk; the part of a rank that does not fit is larger."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own where one may be made, else a limit on the size of files."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={SMALL},mode=700", "tmpfs", str(folder)]
+    if os.geteuid() == 0 and not subprocess.run(["mount", *options], check=False).returncode:
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, hard))
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def saved(bureau: Bureau, part: bytes) -> Checkpointed:
+    """One rank writes its part as a learner does, and says how it went."""
+    save = bureau.begin()
+    directory, error = Path(save.directory), ""
+    try:
+        write(SYSTEM, directory / "optimizer-0", part)
+    except OSError as failure:
+        error = str(failure)
+    bureau.saver.rank_saved(directory, 0, error)
+    return await bureau.end()
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["same step", "next step"])
+async def test_a_full_disk_is_told_the_old_one_stays_and_the_next_one_is_written(
+    small_disk: Path, step: int
+) -> None:
+    bureau = Bureau(small_disk, ranks=1)
+    bureau.bench.core.step = 1
+    assert await saved(bureau, b"old") == Checkpointed(step=1)
+    bureau.bench.core.step = 1 + step
+    for _ in range(2):
+        failed = await saved(bureau, b"x" * 2 * SMALL)
+        assert re.search("No space left|File too large", failed.error)
+        assert [p.name for p in small_disk.iterdir()] == ["step-000001"]
+        assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
+    assert await saved(bureau, b"new") == Checkpointed(step=1 + step)
+    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"new"
+
+
+async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
+    small_disk: Path,
+) -> None:
+    bureau = Bureau(small_disk, ranks=1)
+    assert await saved(bureau, b"old") == Checkpointed(step=0)
+    bureau.bench.coordinator.roster.lengths = [2**31] * SMALL
+    failed = await saved(bureau, b"fits")
+    assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
+    assert [p.name for p in small_disk.iterdir()] == ["step-000000"]
+    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
 
 
 async def test_state_that_cannot_be_encoded_names_the_plugin(
