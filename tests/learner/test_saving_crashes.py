@@ -8,14 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.saving import MODEL, optimizer_file, save_model, save_optimizer
 from pipeline import checkpoint
 from pipeline.disk import Disk
 from pipeline.snapshot import Snapshot
 from tests.learner.ranks import ROOT
-from tests.pipeline.crashes import COMMITTED, Quick, Recorder, forgotten, states, wrong
+from tests.pipeline.crashes import COMMITTED, Quick, Recorder, forgotten, small_disk, states, wrong
 from tests.pipeline.world import World, seams_of, settings_of
 
 SOURCE = ROOT / "models" / "chain-sums"
@@ -73,3 +74,15 @@ def test_model_tokenizer_and_optimizer_are_whole_after_any_crash_and_no_fsync_is
     for number, found in enumerate(states(recorder)):
         assert wrong(found, tmp_path / str(number), "ab", content_of) == ""
     assert forgotten(recorder, tmp_path, "ab", content_of) == []
+
+
+@pytest.mark.parametrize("room", [4_000, 600_000], ids=["tokenizer", "weights"])
+def test_a_full_disk_is_an_error_of_the_rank_that_lives_on(tmp_path: Path, room: int) -> None:
+    """Whichever library writes when there is no more room; none maps the file into memory."""
+    model = AutoModelForCausalLM.from_pretrained(SOURCE)
+    refused = pytest.raises((OSError, SafetensorError), match="No space|os error|too large")
+    with small_disk(tmp_path / "small", room) as folder, refused:
+        save_model(model, SOURCE, folder / MODEL)
+    state = {"momentum": torch.ones(room)}
+    with small_disk(tmp_path / "other", room) as folder, pytest.raises((OSError, RuntimeError)):
+        save_optimizer(state, optimizer_file(folder, 0))

@@ -7,9 +7,13 @@ rename is one change. That is more than any one file system loses.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import random
-from collections.abc import Callable, Iterator
+import resource
+import subprocess
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -161,6 +165,25 @@ class Quick(System):
 
     def fsync(self, path: Path) -> None:
         pass
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Generator[Path, None, None]:
+    """A file system of so many bytes where one may be made, else a limit on the size of files."""
+    folder.mkdir(mode=0o700)
+    options = ["-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
+    if os.geteuid() == 0 and not subprocess.run(["mount", *options], check=False).returncode:
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield folder
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @dataclass(frozen=True)

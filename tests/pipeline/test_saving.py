@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from pipeline.disk import SYSTEM, write
 from pipeline.events import Checkpointed, Halt
 from pipeline.messages import Save
 from pipeline.saving import Saver
+from tests.pipeline import crashes
 from tests.pipeline.bench import Bench
 
 ABOUT: dict[str, Any] = {"records": {}, "training_seconds": 0.0}
@@ -116,18 +114,8 @@ SMALL = 256 * 1024
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own where one may be made, else a limit on the size of files."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={SMALL},mode=700", "tmpfs", str(folder)]
-    if os.geteuid() == 0 and not subprocess.run(["mount", *options], check=False).returncode:
+    with crashes.small_disk(tmp_path / "small", SMALL) as folder:
         yield folder
-        subprocess.run(["umount", str(folder)], check=True)
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, hard))
-    yield folder
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def saved(bureau: Bureau, part: bytes) -> Checkpointed:
