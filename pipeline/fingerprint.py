@@ -44,8 +44,10 @@ def take(config: Config) -> Fingerprint:
         paths = [path for name in names if (path := directory / name).is_file()]
         found[_OF_FILES + what] = _checksum(paths)
     for key, source in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
-        is_file = isinstance(source, str) and source not in configrules.tasks()
-        found[key] = _checksum([Path(source)]) if is_file else _text(source)
+        if isinstance(source, str) and source not in configrules.tasks():
+            found[key] = _checksum([Path(source)])
+        else:
+            found[key] = _text(source)
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
 from tests.launch.jobs import Job, lines, trained_prompts
-from tests.launch.kill_often import Killer, table, undisturbed
+from tests.launch.kill_often import Killer, differences, table, undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SEED = 782
@@ -31,6 +31,11 @@ def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weigh
     assert len(killer.kills) == 3
     assert killer.ends
     assert not any(killer.ends), killer.ends
+    # and a difference would be seen
+    others = {name: weight + 1e-6 for name, weight in killer.truth.weights.items()}
+    truth = replace(killer.truth, weights=others, groups=killer.truth.groups[1:])
+    found = differences(killer.folder / "undisturbed", truth)
+    assert [text.split(" ")[0] for text in found] == ["prompts", "weights,"]
 
 
 def test_at_zero_0_a_run_goes_on_with_another_number_of_learner_ranks(killer: Killer) -> None:

@@ -131,10 +131,12 @@ def without_clock(state: bytes) -> Snapshot:
 def test_stopped_after_any_step_and_resumed_it_is_the_run_that_never_stopped(
     plugin: tuple[str, str, dict[str, Any]],
 ) -> None:
-    whole = Life(plugin).run()
+    whole = Life(plugin)
+    whole.run()
     assert set(whole.cuts) == set(range(1, STEPS + 1))
     for step in range(1, STEPS):
-        resumed = Life(plugin, whole.cuts[step]).run()  # type: ignore[attr-defined]
+        resumed = Life(plugin, whole.cuts[step])
+        resumed.run()
         assert resumed.told == whole.told[whole.before[step] :], f"after step {step}"
         assert without_clock(resumed.cuts[STEPS]) == without_clock(whole.cuts[STEPS])
 
