@@ -142,6 +142,8 @@ def differences(run: Path, truth: Truth) -> list[str]:
     result = json.loads((run / "result.json").read_text())
     if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
         found.append("the ledger")
+    if left := [path.name for path in (run / "checkpoints").glob(".*")]:
+        found.append(f"left behind: {left}")
     return found
 
 
