@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import snapshot
+from pipeline import fingerprint, snapshot
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens
 from pipeline.coordinator import Phase
@@ -112,6 +112,7 @@ class Stage:
             parts.config.checkpoint.keep,
             parts.config.learner.ranks,
             done=self.tell,
+            made_for=fingerprint.take(parts.config),
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
@@ -153,7 +154,10 @@ class Stage:
     def resume(self, state: snapshot.Snapshot, training_s: float) -> None:
         """Go on from a checkpoint; before `run`."""
         self._training_s = training_s
-        self._carry_out_all(snapshot.restore(self.coordinator, state, time.monotonic()))
+        now = time.monotonic()
+        commands = snapshot.restore(self.coordinator, state, now)
+        self._carry_out_all(commands)
+        self._records.saw(now, Tick(), commands, time.monotonic())
 
     async def _control_loop(self) -> None:
         while True:
@@ -234,8 +238,12 @@ class Stage:
             while self._events and not self._over.is_set():
                 heard, now = self._events.popleft(), time.monotonic()
                 commands = self.coordinator.handle(heard, now)
+                cut = any(isinstance(command, Cut) for command in commands)
+                if cut:  # the step's timing belongs into the checkpoint
+                    self._records.saw(now, heard, commands, time.monotonic())
                 self._carry_out_all(commands)
-                self._records.saw(now, heard, commands, time.monotonic())
+                if not cut:
+                    self._records.saw(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it
@@ -345,9 +353,11 @@ class Stage:
             case Heartbeat():
                 self._peers.beat(peer, message, now)
                 return
-            case Spans(spans=spans):
-                here = [span_here(span, peer.clock.offset) for span in spans]
-                self._records.did(peer.join.role, peer.name, peer.join.rank, here)
+            case Spans(spans=spans, hints=hints):
+                offset = peer.clock.offset
+                here = [span_here(span, offset) for span in spans]
+                ways = [came + offset - sent for sent, came in hints]
+                self._records.did(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
@@ -382,7 +392,7 @@ class Stage:
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._feed.show(self._training_s)
-        self._records.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.last_word(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
+        self._records.close()  # last: a tracker may take its time to send what is left

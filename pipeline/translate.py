@@ -91,7 +91,7 @@ def times_here(times: LegTimes, offset_s: float) -> LegTimes:
 
 def span_here(span: Span, offset_s: float) -> Span:
     """A peer's work in the stage's clock."""
-    asked = span.asked_s and span.asked_s + offset_s
+    asked = tuple(moment + offset_s for moment in span.asked_s)
     return Span(span.what, span.start_s + offset_s, span.end_s + offset_s, span.of, asked)
 
 

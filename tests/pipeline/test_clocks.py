@@ -6,6 +6,8 @@ import math
 from random import Random
 
 from pipeline.clocks import PeerClock, boot_id
+from pipeline.messages import LegTimes, Span
+from pipeline.translate import span_here, times_here
 
 
 def test_within_one_boot_the_clocks_are_one():
@@ -39,3 +41,11 @@ def test_an_echo_that_cannot_be_is_left_out():
     clock = PeerClock(0.0, 10.0, same=False)
     clock.beat(now=20.0, theirs=9.0, echo=19.0, held=5.0)  # held longer than the trip took
     assert clock.offset == 10.0
+
+
+def test_what_a_peer_stamps_is_moved_into_our_clock():
+    times = LegTimes(1, 0, 10.0, 0.0, 12.0)
+    assert times_here(times, 0.0) is times
+    assert times_here(times, 5.0) == LegTimes(1, 0, 15.0, 0.0, 17.0), "0.0 stays: no first token"
+    span = Span("forward and backward", 1.0, 2.0, (7, 8), (0.5, 0.75))
+    assert span_here(span, 5.0) == Span("forward and backward", 6.0, 7.0, (7, 8), (5.5, 5.75))

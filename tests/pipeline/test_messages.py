@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import messages
+from pipeline import codec, messages
 from pipeline.codec import decode_from_peer, decode_to_peer, decode_tokens, encode
 from pipeline.messages import (
     Abort,
@@ -58,7 +58,7 @@ MANIFEST = Manifest(
 FROM_PEER: list[Message] = [
     Join(protocol=1, role="engine", name="e0", slots=4, vocabulary=24, about={"torch": "2"}),
     Heartbeat(progress=3, activity="idle", budget_s=0.0),
-    Spans(spans=(Span("forward and backward", 1.0, 2.5, (7, 8), 0.5),)),
+    Spans(spans=(Span("forward and backward", 1.0, 2.5, (7, 8), (0.5, 0.5)),)),
     WeightsLoaded(version=3, gaps={"1.0": 1e-6}),
     WeightsFailed(version=3, why="checksum"),
     GroupTrained(step=1, group=2, tokens=12.5, metrics={"loss": 0.1}),
@@ -217,7 +217,7 @@ def test_a_bomb_is_a_wire_error_at_once(frame: bytes) -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "MAX_CONTROL_BYTES", 10)
+    monkeypatch.setattr(codec, "MAX_CONTROL_BYTES", 10)
     with pytest.raises(WireError, match="over the limit of 10"):
         decode_from_peer(b"\0" * 11)
 
