@@ -36,7 +36,7 @@ from launch.processes import (
     learner_arguments,
     learner_environment,
 )
-from launch.train import identify, say_outcome
+from launch.train import check_fits, identify, say_outcome
 from launch.view import TerminalView
 from pipeline import checkpoint
 from pipeline.config import Config
@@ -86,14 +86,19 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
 
 
 def _resume_point(config: Config, run: RunFolder) -> Path | None:
-    """The newest checkpoint, or the run begun anew where none was ever written."""
-    if not any(run.checkpoints.glob("step-*")):
+    """The newest checkpoint, or the run begun anew where none was ever written.
+
+    Raises: CheckpointError where there was one, and none is whole or fits.
+    """
+    ever = ("step-", "corrupt-", ".old-")
+    if not any(path.name.startswith(ever) for path in run.checkpoints.iterdir()):
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
     resume, manifest, complaints = checkpoint.newest(run.checkpoints)
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
+    check_fits(resume, manifest, config, run)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
 
