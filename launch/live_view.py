@@ -230,6 +230,8 @@ def _rest(now: Live) -> Table:
         queues.append(f"{now.evaluating} held-out prompts to go")
     table.add_row("queues", "; ".join(queues))
     table.add_row("sampled", _ledger(now))
+    if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
+        table.add_row("refused", f"frames and chunks: {refused}")
     for wait in now.waits:
         what = wait.what.removeprefix(f"step {now.step + 1} waits for ")
         line = Text(f"{wait.seconds:.1f} s for {what}", no_wrap=True, overflow="ellipsis")

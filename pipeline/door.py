@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.assembly import Parts
 from pipeline.messages import Join, Refused, Welcome
 from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers, complaint
+from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
 
 log = logging.getLogger("stage")
 
@@ -49,6 +49,8 @@ class Door:
         parts = self._parts
         ranks, vocabulary = parts.config.learner.ranks, parts.tokenizer.vocabulary
         problem = complaint(join, ranks, vocabulary, parts.resumed_step, parts.longest)
+        if len(self._peers.by_identity) >= MOST_PEERS:
+            problem = f"{MOST_PEERS} peers are connected already"
         if problem:
             log.error("%s refused: %s", join.name, problem)
             self._outbox.last_word(identity, Refused(why=problem))

@@ -16,6 +16,7 @@ from pipeline.coordinator import Coordinator
 from pipeline.live import Live, PeerNow, live
 from pipeline.peers import Peers
 from pipeline.records import Records
+from pipeline.refusals import Refusals
 from pipeline.rewarding import RewardPool
 
 
@@ -27,8 +28,10 @@ class LiveFeed:
         pool: RewardPool,
         records: Records,
         tell_launcher: Callable[[dict[str, Any]], None],
+        refusals: Refusals,
     ) -> None:
         self._coordinator, self._peers, self._pool = coordinator, peers, pool
+        self._refusals = refusals
         self._records, self._tell_launcher = records, tell_launcher
 
     def show(self, training_seconds: float) -> None:
@@ -38,12 +41,13 @@ class LiveFeed:
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
     def _whole(self, training_seconds: float, now: float) -> Live:
-        rewards = self._pool.statistics()
+        rewards, known = self._pool.statistics(), live(self._coordinator, training_seconds)
         return msgspec.structs.replace(
-            live(self._coordinator, training_seconds),
+            known,
             time=round(time.time(), 2),
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,
+            refused={**known.refused, **self._refusals.counts},
             peers=tuple(
                 PeerNow(
                     name=peer.name,

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import snapshot
+from pipeline import snapshot, translate
 from pipeline.assembly import Parts
-from pipeline.codec import decode_tokens
+from pipeline.codec import decode_tokens, sender_of
 from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
 from pipeline.door import Door
@@ -71,9 +71,9 @@ from pipeline.messages import (
 from pipeline.outbox import Outbox
 from pipeline.peers import Peer, Peers
 from pipeline.records import Records
+from pipeline.refusals import Refusals
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
-from pipeline.translate import engine_joined, event_of, span_here, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -114,13 +114,15 @@ class Stage:
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
-        self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
+        self._refusals = Refusals()
+        self._feed = LiveFeed(
+            self.coordinator, self._peers, pool, self._records, tell_launcher, self._refusals
+        )
         self._over = asyncio.Event()
         self.error = ""
         self._begun = time.monotonic()
         self._joined: float | None = None
         self._training_s = 0.0
-        self.refused_frames = 0
 
     # --- the loops ----------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class Stage:
             try:
                 identity, message = await self._hub.receive_control()
             except WireError as error:
-                log.warning("control frame dropped: %s", error)
+                self._refused("control", self._peers.by_identity.get(error.sender), error)
                 continue
             self._message(identity, message)
 
@@ -164,15 +166,14 @@ class Stage:
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
-                self.refused_frames += 1
-                log.warning("token frame dropped: %s", error)
-                continue
-            if header.incarnation != self.parts.incarnation:
-                self.refused_frames += 1
+                self._refused("tokens", self._peers.named(sender_of(parts)), error)
                 continue
             peer = self._peers.named(header.engine)
+            if header.incarnation != self.parts.incarnation:
+                self._refused("tokens", None, "it is for another incarnation of the stage")
+                continue
             offset = peer.clock.offset if peer is not None else 0.0
-            self.tell(tokens_event(header, tokens, logprobs, offset))
+            self.tell(translate.tokens_event(header, tokens, logprobs, time.monotonic(), offset))
 
     async def _clock_loop(self) -> None:
         last = time.monotonic()
@@ -192,6 +193,8 @@ class Stage:
                 self._restart(peer.name, why)
             self._saver.check(now)
             self._check_joined(now)
+            if line := self._refusals.line(now):
+                log.warning("%s", line)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -270,7 +273,10 @@ class Stage:
             case FinishStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case Serve(engine=engine, version=version):
-                self._outbox.to(engine, LoadWeights(manifest=self._manifests[version]))
+                if (manifest := self._manifests.get(version)) is None:
+                    self._fail(f"the learner has published no version {version}", None)
+                    return
+                self._outbox.to(engine, LoadWeights(manifest=manifest))
             case Cut(step=step, version=version):
                 self._save(step, version)
             case Restart(peer=name, why=why):
@@ -322,24 +328,36 @@ class Stage:
             self._lose(peer, why)
         self._tell_launcher({"restart": name, "why": why})
 
+    def _refused(self, what: str, peer: Peer | None, why: object) -> None:
+        """A frame is not believed. Who sends many such is not believed at all any more."""
+        name = peer.name if peer is not None else ""
+        # Of a learner rank nothing may be missing: the step would never end.
+        learns = peer is not None and peer.join.role == "learner"
+        if self._refusals.note(what, name, str(why), time.monotonic()) or learns:
+            self._restart(name, f"its frames are not to be believed; the last: {why}")
+
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
         if isinstance(message, Join):
             if (entered := self._door.enter(identity, message, now)) is not None:
                 joined = LearnerJoined(rank=message.rank)
                 engine = message.role == "engine"
-                self.tell(engine_joined(message, entered.epoch) if engine else joined)
+                self.tell(translate.engine_joined(message, entered.epoch) if engine else joined)
             return
         peer = self._peers.by_identity.get(identity)
         if peer is None:
             return  # of a peer that was lost; it has been told to end
         peer.heard = now
+        weights, newest = str(self.parts.weights), self.coordinator.core.version
+        if why := translate.out_of_place(peer.join, message, weights, newest):
+            self._refused("role", peer, why)
+            return
         match message:
             case Heartbeat():
                 self._peers.beat(peer, message, now)
                 return
             case Spans(spans=spans):
-                here = [span_here(span, peer.clock.offset) for span in spans]
+                here = [translate.span_here(span, now, peer.clock.offset) for span in spans]
                 self._records.did(peer.join.role, peer.name, peer.join.rank, here)
                 return
             case Saved(directory=directory, error=error):
@@ -349,7 +367,7 @@ class Stage:
                 self._remember(manifest)
             case _:
                 pass
-        self.tell(event_of(peer.name, peer.join.rank, message))
+        self.tell(translate.event_of(peer.name, peer.join.rank, message))
 
     def _remember(self, manifest: Manifest) -> None:
         self._manifests[manifest.version] = manifest

@@ -72,8 +72,6 @@ class Hub:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.refused_frames = 0
-        """Control frames that did not decode or came out of sequence."""
         self._context = zmq.asyncio.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._pull = self._context.socket(zmq.PULL)
@@ -94,26 +92,26 @@ class Hub:
     async def receive_control(self) -> tuple[bytes, FromPeer]:
         """The next message of a peer and the identity to answer to.
 
-        Raises WireError for a frame that is no message of ours; call again.
+        Raises WireError, which names its sender, for a frame that is no message of ours
+        or out of sequence; call again.
         """
-        parts = await self._next(self._router)
-        if len(parts) != 3 or len(parts[1]) != _SEQUENCE.size:
-            self.refused_frames += 1
-            raise WireError(f"control frame of {len(parts)} parts")
-        identity = parts[0]
-        sequence = _SEQUENCE.unpack(parts[1])[0]
-        expected = self._received.get(identity, 0)
+        identity, *parts = await self._next(self._router)
         try:
-            message = decode_from_peer(parts[2])
-        except WireError:
-            self.refused_frames += 1
+            return identity, self._report(identity, parts)
+        except WireError as error:
+            error.sender = identity
             raise
-        finally:
-            self._received[identity] = sequence + 1
+
+    def _report(self, identity: bytes, parts: list[bytes]) -> FromPeer:
+        if len(parts) != 2 or len(parts[0]) != _SEQUENCE.size:
+            raise WireError(f"control frame of {len(parts)} parts")
+        sequence = _SEQUENCE.unpack(parts[0])[0]
+        expected = self._received.get(identity, 0)
+        self._received[identity] = sequence + 1
+        message = decode_from_peer(parts[1])
         if sequence != expected:
-            self.refused_frames += 1
-            raise WireError(f"{identity!r}: control message {sequence}, expected {expected}")
-        return identity, message
+            raise WireError(f"control message {sequence}, expected {expected}")
+        return message
 
     async def receive_tokens(self) -> list[bytes]:
         """The parts of the next data-plane frame, undecoded."""
@@ -294,10 +292,14 @@ class Link:
                 except zmq.Again:
                     break
                 heard = time.monotonic()
-                if len(frames) != 2 or _SEQUENCE.unpack(frames[0])[0] != expected:
-                    self._receive(Shutdown(why=f"command {expected} of the stage was lost"))
-                expected += 1
-                message = decode_to_peer(frames[-1])
+                try:
+                    message = _command(frames, expected)
+                except WireError as error:  # what it said is lost: nothing after it is sure
+                    why = f"command {expected} of the stage was lost: {error}"
+                    self._receive(Shutdown(why=why))
+                    continue
+                finally:
+                    expected += 1
                 if isinstance(message, Welcome) and message == welcome:
                     continue  # the answer to a join that was repeated: nothing begins anew
                 if isinstance(message, Welcome | Refused):
@@ -307,3 +309,12 @@ class Link:
                     alive, alive_at = message, heard
                 else:
                     self._receive(message)
+
+
+def _command(frames: list[bytes], expected: int) -> ToPeer:
+    """What the stage sent as its message number `expected`. Raises WireError."""
+    if len(frames) != 2 or len(frames[0]) != _SEQUENCE.size:
+        raise WireError(f"control frame of {len(frames)} parts")
+    if (found := _SEQUENCE.unpack(frames[0])[0]) != expected:
+        raise WireError(f"{found} came")
+    return decode_to_peer(frames[1])
