@@ -26,6 +26,7 @@ from launch.view import TerminalView
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, load
+from pipeline.private import UMASK
 from pipeline.records import Records
 from pipeline.runfolder import RunError, RunFolder, new_name
 
@@ -120,6 +121,7 @@ def main() -> int:
     except ConfigError as error:
         raise SystemExit(f"darts: {error}") from None
     _check_world(config)
+    os.umask(UMASK)
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     store = _store()
     rank = int(os.environ["RANK"])

@@ -23,6 +23,7 @@ import msgspec
 from pipeline.config import Plugin
 from pipeline.confinement import MARK, Limits, end_family, scrubbed
 from pipeline.printable import printable
+from pipeline.private import UMASK
 from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
@@ -36,7 +37,6 @@ log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10
 """Of what one call prints so much is logged, and the rest is read and forgotten."""
 _END_S = 2.0  # from the end of its channel to that of its process
-_UMASK = 0o077
 
 
 class Died(Exception):
@@ -129,7 +129,7 @@ def _spawn(
             pass_fds=(theirs.fileno(),),
             env=environment,
             start_new_session=True,  # out of the terminal's group: Ctrl-C is not for it
-            umask=_UMASK,
+            umask=UMASK,
         )
     return process, ours, output
 

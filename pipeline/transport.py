@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import secrets
 import struct
@@ -37,6 +38,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
+from pipeline.private import make_private
 
 ORPHAN_S = 120.0
 """A peer that has not heard of its stage for so long shuts itself down: for parts that no launcher
@@ -72,6 +74,8 @@ class Hub:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._lock = -1  # descriptor of the directory, with a lock on it
+        self._bound = False
         self._context = zmq.asyncio.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._pull = self._context.socket(zmq.PULL)
@@ -79,15 +83,25 @@ class Hub:
         self._received: dict[bytes, int] = {}
 
     def open(self) -> None:
-        """Bind. The caller holds the run's lock."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(self.directory, 0o700)
+        """Bind, as the only one in this directory. Raises TransportError."""
         control, data = addresses(self.directory)
+        try:
+            make_private(self.directory)
+            # First: a second bind on an ipc path succeeds, and takes the traffic.
+            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TransportError(f"{self.directory}: another stage serves there") from error
+        except OSError as error:
+            raise TransportError(str(error)) from error
         for socket in (self._router, self._pull):
             _socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.bind(control)
         self._pull.bind(data)
+        for address in (control, data):
+            os.chmod(address.removeprefix("ipc://"), 0o600)
+        self._bound = True
 
     async def receive_control(self) -> tuple[bytes, FromPeer]:
         """The next message of a peer and the identity to answer to.
@@ -150,9 +164,12 @@ class Hub:
         for socket in (self._router, self._pull):
             socket.close(linger=1000)
         self._context.term()
-        with contextlib.suppress(OSError):  # the directory may be gone with the run
-            for name in ("control", "data"):
-                (self.directory / name).unlink(missing_ok=True)
+        if self._bound:
+            with contextlib.suppress(OSError):  # the directory may be gone with the run
+                for name in ("control", "data"):
+                    (self.directory / name).unlink(missing_ok=True)
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 class Link:
