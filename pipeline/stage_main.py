@@ -24,6 +24,7 @@ import uvloop
 from pipeline import assembly, checkpoint, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.plugins import PluginError
+from pipeline.printable import printable
 from pipeline.prompts import DataError, load_held_out, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
@@ -34,6 +35,13 @@ from pipeline.transport import Hub, TransportError
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0
+
+
+class PlainFormatter(logging.Formatter):
+    """Peers and user code have a say in the log: nothing of it moves a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class ControlPipe:
@@ -135,9 +143,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s stage %(levelname)s %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s stage %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     try:
         error = uvloop.run(serve(args))
