@@ -34,11 +34,13 @@ def _check(config: Any) -> list[str]:
     from pipeline import assembly
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
-    from pipeline.text import ModelError, Tokenizer
+    from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints
 
     try:
         tokenizer = Tokenizer(Path(config.model))
+        if config.learner.reference not in ("", "start"):
+            refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
         held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
         assembly.coordinator(config, tokenizer, train, held_out)

@@ -149,12 +149,15 @@ def verify(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory / MANIFEST}: not what was written")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{directory}: format {manifest.get('format')}, expected {FORMAT}")
-    for name, (size, digest) in files.items():
-        path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()) or path.is_symlink():
-            raise CheckpointError(f"{directory}: {name} is outside of it")
-        if not path.is_file() or path.stat().st_size != size or checksum(path) != digest:
-            raise CheckpointError(f"{path}: missing, or not what was written")
+    try:
+        for name, (size, digest) in files.items():
+            path = directory / name
+            if not path.resolve().is_relative_to(directory.resolve()) or path.is_symlink():
+                raise CheckpointError(f"{directory}: {name} is outside of it")
+            if not path.is_file() or path.stat().st_size != size or checksum(path) != digest:
+                raise CheckpointError(f"{path}: missing, or not what was written")
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # no name, or no entry
+        raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
     return manifest
 
 

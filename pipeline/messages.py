@@ -17,7 +17,8 @@ PROTOCOL = 2
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """What a float64 still counts exactly."""
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]

@@ -30,7 +30,7 @@ from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
-from pipeline.text import ModelError, Tokenizer
+from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.transport import Hub, TransportError
 
 log = logging.getLogger("stage")
@@ -90,6 +90,8 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
     """Read everything that the stage needs. Raises the errors of the parts."""
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
+    if config.learner.reference not in ("", "start"):
+        refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
     held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
     for data in (train, held_out):

@@ -84,9 +84,11 @@ def dotted(node: ast.expr) -> str:
 
 
 def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    """Of what is no chain of names (`cast(Any, Model).load`) the last name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield dotted(node.func), node
+            last = f".{node.func.attr}" if isinstance(node.func, ast.Attribute) else ""
+            yield dotted(node.func) or last, node
 
 
 # --- who imports whom -----------------------------------------------------------------------
@@ -247,6 +249,9 @@ def unsafe(tree: ast.Module) -> list[str]:
             or (name == "torch.load" and given.get("weights_only") != "True")
         ):
             found.append(name)
+        if name.endswith("from_pretrained") or name == "AsyncEngineArgs":
+            if given.get("trust_remote_code") != "False":  # not given, transformers may ask
+                found.append(f"{name} without trust_remote_code=False")
         found += [
             f"{key}=True"
             for key in ("trust_remote_code", "allow_pickle", "shell")
@@ -272,6 +277,8 @@ def test_nothing_read_from_a_file_or_a_socket_becomes_code(package: str):
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(path)",
+        "cast(Any, AutoModel).from_pretrained(path, trust_remote_code=True)",
         "subprocess.run(line, shell=True)",
         "socket.recv_pyobj()",
         "read = getattr(socket, 'recv_pyobj')",
