@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 # Control characters move the cursor, or worse; those of writing direction reorder what is read.
-_UNSHOWN = [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F)]
-_UNSHOWN += [*range(0x2066, 0x206A), *range(0xD800, 0xE000)]
+_UNSHOWN = (
+    *(*range(32), *range(127, 160)),
+    *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
+    *range(0xD800, 0xE000),  # halves of surrogate pairs
+)
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
 
 

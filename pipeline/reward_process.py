@@ -124,8 +124,8 @@ def _spawn(
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "pipeline.reward_worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            stdout=their_output,
-            stderr=their_output,
+            stdout=their_output.fileno(),
+            stderr=their_output.fileno(),
             pass_fds=(theirs.fileno(),),
             env=environment,
             start_new_session=True,  # out of the terminal's group: Ctrl-C is not for it
