@@ -370,7 +370,7 @@ def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
     """The load of a version, stage by stage, from the moments between them."""
     spans: list[Span] = []
     for what, (begin, end) in zip(LOAD_STAGES, itertools.pairwise(moments), strict=True):
-        spans.append(Span(what, begin, end, (version,), 0.0 if spans else asked_s))
+        spans.append(Span(what, begin, end, (version,), () if spans else (asked_s,)))
     return Spans(spans=tuple(spans))
 
 

@@ -5,43 +5,58 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
+from pipeline.config import Config
+
 SLOW = 1.5
 """An engine whose tokens take so many times as long as those of the others is named."""
-
-_ADVICE = {
-    "waiting for a worker": "more reward workers (reward.NAME.workers), or a faster reward",
-    "scoring": "a faster reward function",
-    "to the first token": "shorter prompts, or fewer requests at a time (engine.slots): they wait "
-    "for one another's prefill",
-    "decoding": "fewer tokens: a selector that ends groups sooner, less redundancy; or more "
-    "engines (engine.count)",
-    "weights": "fewer loads: learner.max_staleness=1 has them beside generation",
-    "receiving weights": "weights on a faster disk; learner.max_staleness=1 hides it",
-    "loading weights": "learner.max_staleness=1 has it beside generation",
-    "proving weights": "learner.max_staleness=1 has it beside generation",
-    "tokens on their way": "fewer, larger chunks (engine.chunk_tokens), or a core for the stage",
-    "request on its way": "a core for the engine's front end, or a faster network",
-    "forward and backward": "overlap (learner.overlap=group), more ranks (learner.ranks), fewer "
-    "tokens trained on",
-    "old and reference logprobs": "token streaming (learner.overlap=token), more ranks",
-    "optimizer step": "more ranks (learner.ranks), learner.zero",
-    "passes and optimizer steps": "fewer learner.updates and epochs, more ranks (learner.ranks)",
-    "publishing weights": "weights on a faster disk",
-    "deciding": "a cheaper selector or budget, or a core for the stage",
-}
-_OTHER = "a core for each process, or a faster network between them"
+_FULL = 0.1  # of a step: candidates that wait longer for a slot are worth a word
 
 
-def advice(lane: str, what: str, engines: Mapping[str, float]) -> str:
-    """What would make this wait shorter.
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run beside its waits."""
 
-    Args:
-        engines: seconds between tokens of each engine, its median.
-    """
-    engine = lane.removeprefix("engine ")
-    if what in ("decoding", "to the first token") and (slow := slower(engine, engines)):
-        return slow
-    return _ADVICE.get(what, _OTHER)
+    config: Config
+    paces: Mapping[str, float] = {}  # engine -> median seconds between tokens
+    slot_wait_share: float = 0.0  # median wait of a candidate for a slot, of a step
+
+
+def advice(lane: str, what: str, facts: Facts) -> str:
+    """What would make this wait shorter."""
+    config = facts.config
+    learner, engine = config.learner, config.engine
+    engines = f"more engines (engine.count={engine.count} now)"
+    ranks = f"more ranks (learner.ranks={learner.ranks} now)"
+    beside = "" if learner.max_staleness else "; learner.max_staleness=1 has it beside generation"
+    if what in ("decoding", "to the first token"):
+        name = lane.removeprefix("engine ")
+        if slow := slower(name, facts.paces):
+            return slow
+        if facts.slot_wait_share > _FULL:
+            return (
+                f"candidates wait for slots (engine.slots={engine.slots} now): fewer candidates "
+                f"(redundancy of the budget), {engines}, or more slots if decoding stays as fast"
+            )
+        return f"responses end sooner: a selector that waits for fewer; {engines}"
+    if what == "forward and backward":
+        if learner.overlap == "off":
+            return f"learner.overlap=group trains while others are generated; {ranks}"
+        return f"{ranks}, fewer tokens trained on"
+    if what in ("waiting for a worker", "scoring"):
+        return f"a faster reward, or more workers (reward.{config.reward.name}.workers)"
+    if what in ("receiving weights", "loading weights", "proving weights", "weights"):
+        return f"a faster disk for the weights{beside}"
+    return {
+        "old and reference logprobs": f"learner.overlap=token streams them; {ranks}",
+        "optimizer step": f"{ranks}, learner.zero",
+        "passes and optimizer steps": f"fewer learner.updates and epochs, {ranks}",
+        "publishing weights": "a faster disk for the weights",
+        "tokens on their way": f"larger chunks (engine.chunk_tokens={engine.chunk_tokens} now), or "
+        "a core for the stage",
+        "request on its way": "a core for the engine's front end, or a faster network",
+        "deciding": "a cheaper selector or budget, or a core for the stage",
+    }.get(what, "a core for each process, or a faster network between them")
 
 
 def slower(engine: str, engines: Mapping[str, float]) -> str:

@@ -39,6 +39,7 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
     why: str
     version: int
     members: tuple[Candidate, ...]
+    time: float = 0.0  # clock on the wall, seconds since 1970; 0: of an older darts, not known
 
     @property
     def sampled(self) -> int:
@@ -70,6 +71,7 @@ class Decided(msgspec.Struct, frozen=True, tag_field="what", tag="decision"):
     verb: str
     ids: tuple[int, ...]
     why: str
+    time: float = 0.0
 
 
 class Budgeted(msgspec.Struct, frozen=True, tag_field="what", tag="budget"):
@@ -77,6 +79,7 @@ class Budgeted(msgspec.Struct, frozen=True, tag_field="what", tag="budget"):
 
     step: int
     prompts: tuple[tuple[int, int, str], ...] = ()  # prompt, candidates, note
+    time: float = 0.0
 
 
 Line = Ended | Decided | Budgeted
@@ -88,6 +91,15 @@ def decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
     return lines(path, _TYPES, complain)
 
 
+class Opened(msgspec.Struct, frozen=True):
+    """What a budget gave a prompt when it was opened."""
+
+    step: int
+    candidates: int
+    note: str
+    time: float
+
+
 class Story(msgspec.Struct, kw_only=True):
     """All that is on file of one group."""
 
@@ -95,24 +107,40 @@ class Story(msgspec.Struct, kw_only=True):
     prompt: int
     decisions: list[Decided] = []
     ended: Ended | None = None  # None: it was open when the file ended
-    budget: tuple[int, int, str] | None = None  # step, candidates, note
+    budget: Opened | None = None
     again: int | None = None  # group that the same prompt came in later
+
+    @property
+    def lines(self) -> Iterator[Opened | Decided | Ended]:
+        """In their order."""
+        if self.budget is not None:
+            yield self.budget
+        yield from self.decisions
+        if self.ended is not None:
+            yield self.ended
 
 
 class NoSuchGroup(Exception):
     """Nothing is on file of it; the message says which groups there are."""
 
 
+class NoSuchTrajectory(Exception):
+    """No group on file names it; the message says which trajectories there are."""
+
+
 def story(found: Iterable[Line], number: int) -> Story:
     """Raises NoSuchGroup."""
-    budgets: dict[int, tuple[int, int, str]] = {}
+    budgets: dict[int, Opened] = {}
     told: Story | None = None
     first, last = -1, -1
+    home: int | None = None  # group of the trajectory with this number
     for line in found:
         if isinstance(line, Budgeted):
             for prompt, candidates, note in line.prompts:
-                budgets[prompt] = (line.step, candidates, note)
+                budgets[prompt] = Opened(line.step, candidates, note, line.time)
             continue
+        if home is None and number in _trajectories(line):
+            home = line.group
         first = line.group if first < 0 else min(first, line.group)
         last = max(last, line.group)
         if line.group == number:
@@ -130,8 +158,30 @@ def story(found: Iterable[Line], number: int) -> Story:
                 told.again = line.group
     if told is None:
         there = f"those on file are {first} to {last}" if last >= 0 else "there is none on file"
-        raise NoSuchGroup(f"no group {number}: {there}")
+        hint = "" if home is None else (
+            f"; it is a trajectory of group {home}: ask with --trajectory {number}"
+        )  # fmt: skip
+        raise NoSuchGroup(f"no group {number}: {there}{hint}")
     return told
+
+
+def group_with(found: Iterable[Line], trajectory: int) -> int:
+    """The group that a trajectory is a candidate of. Raises NoSuchTrajectory."""
+    first, last = -1, -1
+    for line in found:
+        if isinstance(line, Budgeted):
+            continue
+        for known in _trajectories(line):
+            if known == trajectory:
+                return line.group
+            first = known if first < 0 else min(first, known)
+            last = max(last, known)
+    there = f"those on file are {first} to {last}" if last >= 0 else "there is none on file"
+    raise NoSuchTrajectory(f"no trajectory {trajectory}: {there}")
+
+
+def _trajectories(line: Ended | Decided) -> tuple[int, ...]:
+    return line.ids if isinstance(line, Decided) else tuple(m.id for m in line.members)
 
 
 def _trains(line: Ended | Decided) -> bool:

@@ -1,6 +1,7 @@
 """`darts explain`: why a group ended as it did, and which groups cost most.
 
-Puts `decisions.jsonl` into words; decides nothing and needs nothing but the folder.
+Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.wording` puts it into
+words. Decides nothing and needs nothing but the folder.
 """
 
 from __future__ import annotations
@@ -14,30 +15,17 @@ import typer
 from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
-    from launch.decisions import Candidate, Decided, Ended, Line, Story
+    from launch.decisions import Ended, Line, Opened, Story
+    from launch.stepfacts import StepFacts
     from pipeline.runfolder import RunFolder
-
-_VERBS = {
-    "Sample": "more candidates",
-    "Abort": "stop and leave out",
-    "Stop": "end now, with the tokens held",
-    "Park": "set aside",
-    "Enough": "it could close now, and stays open",
-    "Finalize": "choose",
-    "Defer": "give the prompt back",
-    "Drop": "drop the group",
-}
-_FATES = {
-    "trained": "trained on",
-    "dropped": "dropped: its prompt is not asked again in this epoch",
-    "deferred": "deferred: its prompt was given back, to be asked again",
-    "evaluated": "evaluated",
-}
 
 
 def explain(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
-    group: Annotated[int | None, typer.Argument(help="number of a group", min=0)] = None,
+    group: Annotated[str | None, typer.Argument(help="number of a group, from 0")] = None,
+    trajectory: Annotated[
+        int | None, typer.Option(min=0, help="instead: the group of this trajectory")
+    ] = None,
     worst: Annotated[
         int | None,
         typer.Option(min=1, help="instead: so many groups that cost most, one line each"),
@@ -61,33 +49,81 @@ def explain(
     from launch import decisions
     from pipeline.printable import printable
 
-    if group is None and worst is None and step is None:
-        fail("name a group, or ask for --worst N or --step S", 2)
-    if group is not None and (worst is not None or step is not None):
-        fail("--worst and --step are about many groups: leave out the group", 2)
     folder = run_folder(run)
-    found = _lines(folder)
+    number = _number(group)
+    if number is None and trajectory is None and worst is None and step is None:
+        fail("name a group or a --trajectory, or ask for --worst N or --step S", 2)
+    if number is not None and trajectory is not None:
+        fail("--trajectory finds its group itself: leave out the group", 2)
+    if (number, trajectory) != (None, None) and (worst, step) != (None, None):
+        fail("--worst and --step are about many groups: leave out the group", 2)
+    lines = _lines(folder, _complain)
     try:
-        if group is None:
-            groups = decisions.costliest(found, worst, None if step is None else step - 1)
-            data, words = [_cost(ended) for ended in groups], _table(groups)
+        if trajectory is not None:
+            number = decisions.group_with(_lines(folder, _ignore), trajectory)
+        if number is None:
+            asked = None if step is None else step - 1
+            data, words = _many(folder, decisions.costliest(lines, worst, asked), asked)
         else:
-            told = decisions.story(found, group)
-            text = _prompt_text(folder, told)
-            data, words = _as_data(told, text), _words(told, text)
-    except (decisions.NoSuchGroup, decisions.NoSuchStep) as error:
+            data, words = _one(folder, decisions.story(lines, number))
+    except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
         fail(f"{run}: {error}", 2)
     found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
     typer.echo(found_text)
 
 
-def _lines(run: RunFolder) -> Iterator[Line]:
+def _number(group: str | None) -> int | None:
+    if group is None:
+        return None
+    if not group.isdecimal():
+        fail(f"group is {group!r}, but must be a number from 0: --worst 10 lists some", 2)
+    return int(group)
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"darts: {text}", err=True)
+
+
+def _ignore(text: str) -> None:
+    """What another reading of the same file says."""
+
+
+def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
     from launch import decisions
 
     path = run.decisions
     if not path.exists() or not path.stat().st_size:
-        fail(f"{run.path}: no decision is on file: no group has ended yet", 2)
-    return decisions.decisions(path, lambda text: typer.echo(f"darts: {text}", err=True))
+        why = "the run is done, so the file was lost" if run.result.exists() else (
+            "no group has ended yet"
+        )  # fmt: skip
+        fail(f"{run.path}: no decision is on file in {path.name}: {why}", 2)
+    return decisions.decisions(path, say)
+
+
+def _one(run: RunFolder, told: Story) -> tuple[Any, Iterator[str]]:
+    from launch.wording import told_in_words
+
+    text = _prompt_text(run, told)
+    first = next((line.step for line in told.lines), -1)
+    return _as_data(told, text), told_in_words(told, text, _facts(run, first))
+
+
+def _many(run: RunFolder, groups: list[Ended], step: int | None) -> tuple[Any, Iterator[str]]:
+    from launch.wording import costs_in_words, step_in_words
+
+    def words() -> Iterator[str]:
+        facts = None if step is None else _facts(run, step)
+        if facts is not None:
+            yield from step_in_words(facts)
+        yield from costs_in_words(groups)
+
+    return [_cost(ended) for ended in groups], words()
+
+
+def _facts(run: RunFolder, step: int) -> StepFacts | None:
+    from launch.stepfacts import step_facts
+
+    return step_facts(run.metrics, step, _complain)
 
 
 def _prompt_text(run: RunFolder, told: Story) -> str:
@@ -108,103 +144,6 @@ def _prompt_text(run: RunFolder, told: Story) -> str:
         return ""
 
 
-# --- in words ---------------------------------------------------------------------------
-
-
-def _words(told: Story, text: str) -> Iterator[str]:
-    ended = told.ended
-    kind = "held-out " if ended is not None and ended.kind == "eval" else ""
-    attempt = f", attempt {ended.attempt + 1}" if ended is not None and ended.attempt else ""
-    yield f"group {told.group}: {kind}prompt {told.prompt}{attempt}"
-    if text:
-        yield f"    {text.strip()}"
-    yield ""
-    number = 0
-    if told.budget is not None:
-        step, candidates, note = told.budget
-        number += 1
-        yield f"{number}. step {step + 1}: opened with {candidates} candidates" + _because(note)
-    for decision in told.decisions:
-        number += 1
-        yield f"{number}. {_decision(decision)}"
-    if ended is None:
-        yield f"{number + 1}. it had not ended when the file did"
-        return
-    reason = "" if _says_the_same(told) else _because(ended.why)
-    yield f"{number + 1}. step {ended.step + 1}: {_FATES.get(ended.fate, ended.fate)}{reason}"
-    if told.again is not None:
-        yield f"   (its prompt came again in group {told.again})"
-    yield ""
-    yield from _candidates(ended)
-    if gone := sorted(_left_before(told)):
-        yield f"left the group before its end, their lengths are not on file: {_ids(gone)}"
-    yield ""
-    if ended.kind == "eval":
-        return
-    yield (
-        f"{sum(m.chosen for m in ended.members)} of {len(ended.members)} candidates chosen; "
-        f"{ended.trained} of {ended.sampled} response tokens trained on, longest {ended.longest}"
-    )
-
-
-def _because(why: str) -> str:
-    return f": {why}" if why else ""
-
-
-def _decision(line: Decided) -> str:
-    what = _VERBS.get(line.verb, line.verb)
-    who = f" {_ids(line.ids)}" if line.ids else ""
-    return f"step {line.step + 1}: {line.verb}, {what}{who}{_because(line.why)}"
-
-
-def _ids(ids: Any) -> str:
-    return ", ".join(map(str, ids))
-
-
-def _says_the_same(told: Story) -> bool:
-    """A group that was trained on has its last decision's reason."""
-    assert told.ended is not None
-    return bool(told.decisions) and told.decisions[-1].why == told.ended.why
-
-
-def _left_before(told: Story) -> set[int]:
-    """Ended members that an Abort took out are not in the group's table."""
-    assert told.ended is not None
-    named = {i for line in told.decisions for i in line.ids}
-    return named - {member.id for member in told.ended.members}
-
-
-def _candidates(ended: Ended) -> Iterator[str]:
-    yield f"{'candidate':>9} {'tokens':>7} {'confidence':>11} {'reward':>8} {'versions':>9}  fate"
-    for m in sorted(ended.members, key=lambda member: member.id):
-        reward = "-" if m.reward is None else f"{m.reward:.3g}"
-        confidence = f"{m.confidence:.3f}" if m.tokens else "-"
-        versions = f"{m.versions[0]}-{m.versions[-1]}" if len(m.versions) > 1 else _ids(m.versions)
-        yield (
-            f"{m.id:>9} {m.tokens:>7} {confidence:>11} {reward:>8} {versions or '-':>9}  "
-            f"{_fate(m, ended)}"
-        )
-
-
-def _fate(member: Candidate, ended: Ended) -> str:
-    if member.state == "aborted":
-        return "stopped" if member.tokens else "stopped before its first token"
-    cut = ", cut short" if member.state == "truncated" else ""
-    if ended.fate == "evaluated":
-        return f"evaluated{cut}"
-    if ended.fate == "trained":
-        return f"{'trained on' if member.chosen else 'not chosen'}{cut}"
-    return f"{'chosen, but ' if member.chosen else ''}{ended.fate} with its group{cut}"
-
-
-def _table(groups: list[Ended]) -> Iterator[str]:
-    head = ("group", "step", "prompt", "untrained", "trained", "longest")
-    yield " ".join(f"{name:>9}" for name in head) + "  fate"
-    for g in groups:
-        row = (g.group, g.step + 1, g.prompt, g.wasted, g.trained, g.longest)
-        yield " ".join(f"{n:>9}" for n in row) + f"  {g.fate}{_because(g.why)}"
-
-
 # --- for programs -----------------------------------------------------------------------
 
 
@@ -216,6 +155,7 @@ def _cost(ended: Ended) -> dict[str, Any]:
         "attempt": ended.attempt,
         "fate": ended.fate,
         "why": ended.why,
+        "time": ended.time or None,
         "tokens_untrained": ended.wasted,
         "tokens_trained": ended.trained,
         "tokens_longest": ended.longest,
@@ -224,33 +164,50 @@ def _cost(ended: Ended) -> dict[str, Any]:
 
 def _as_data(told: Story, text: str) -> dict[str, Any]:
     ended = told.ended
-    budget = None
-    if told.budget is not None:
-        budget = dict(zip(("step", "candidates", "note"), told.budget, strict=True))
     found: dict[str, Any] = {
         "group": told.group,
         "prompt": told.prompt,
         "prompt_text": text or None,
-        "budget": budget,
+        "budget": None if told.budget is None else _as_opened(told.budget),
         "decisions": [
-            {"step": d.step, "verb": d.verb, "ids": d.ids, "why": d.why} for d in told.decisions
+            {"step": d.step, "time": d.time or None, "verb": d.verb, "ids": d.ids, "why": d.why}
+            for d in told.decisions
         ],
         "ended": ended is not None,
         "again": told.again,
     }
     if ended is None:
         return found
-    candidates = [
-        {
-            "id": m.id,
-            "state": m.state,
-            "tokens": m.tokens,
-            "confidence": m.confidence,
-            "reward": m.reward,
-            "chosen": m.chosen,
-            "versions": m.versions,
-            "fate": _fate(m, ended),
-        }
-        for m in ended.members
-    ]
-    return {**found, **_cost(ended), "version": ended.version, "candidates": candidates}
+    return {
+        **found,
+        **_cost(ended),
+        "version": ended.version,
+        "candidates": [_candidate(told, ended, number) for number in range(len(ended.members))],
+    }
+
+
+def _as_opened(opened: Opened) -> dict[str, Any]:
+    return {
+        "step": opened.step,
+        "time": opened.time or None,
+        "candidates": opened.candidates,
+        "note": opened.note,
+    }
+
+
+def _candidate(told: Story, ended: Ended, number: int) -> dict[str, Any]:
+    from launch.wording import fate_of
+
+    member = ended.members[number]
+    fate, why = fate_of(member, told, ended)
+    return {
+        "id": member.id,
+        "state": member.state,
+        "tokens": member.tokens,
+        "confidence": member.confidence,
+        "reward": member.reward,
+        "chosen": member.chosen,
+        "versions": member.versions,
+        "fate": fate,
+        "why": why,
+    }

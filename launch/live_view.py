@@ -6,16 +6,19 @@ something that rich can print, for any width. Reads no file and no clock.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+import msgspec
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.live import EngineNow, Live
+from pipeline.live import EngineNow, Live, PeerNow
 from pipeline.printable import printable
 
 POINTS = 40
@@ -23,6 +26,9 @@ POINTS = 40
 _ENGINES_SHOWN = 6
 _SILENT_S = 2.0  # from then on silence is told: peers are heard once a second
 _LEVELS = "▁▂▃▄▅▆▇█"
+_ASCII = str.maketrans("▁▂▃▄▅▆▇█░·…", "_.,-:=+#.|~")
+_JOINED = ("joined", "welcomed")  # the stage's words for a peer that has not said a word yet
+_OF_A_GROUP = re.compile(r"(?:step \d+ waits for )?(\w+) group (\d+), which waits for (.*)")
 # account -> colour; told apart without colours by their order and their names
 _ACCOUNTS = {
     "trained": "green",
@@ -97,31 +103,82 @@ class History:
         return (steps - self.steps[-1]["step"] - 1) * sum(recent) / len(recent)
 
 
-def frame(name: str, now: Live, history: History, *, width: int, note: str = "") -> RenderableType:
+class Ending(msgspec.Struct, frozen=True):
+    """Of a run that is no more: nobody in it waits for anything."""
+
+    word: str  # for the title
+    advice: str = ""  # what can be done about it
+
+
+class _Legible:
+    """A renderable in ASCII alone where the terminal's encoding has no more."""
+
+    def __init__(self, whole: RenderableType) -> None:
+        self._whole = whole
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._whole, options):
+            if options.ascii_only and not segment.text.isascii():
+                text = segment.text.translate(_ASCII).encode("ascii", "replace").decode()
+                yield Segment(text, segment.style, segment.control)
+            else:
+                yield segment
+
+
+def frame(
+    name: str,
+    now: Live,
+    history: History,
+    *,
+    width: int,
+    note: str = "",
+    ending: Ending | None = None,
+) -> RenderableType:
     """The panel.
 
     Args:
         name: of the run, for the title.
         width: of the terminal, columns.
         note: below the panel's end: how old the data is, or how the run ended.
+        ending: how it ended; None: it goes on.
     """
-    parts: list[RenderableType] = [_learning(now, history, width - 4)]
-    if now.phase != "over" and (now.engines or now.peers):
+    parts: list[RenderableType] = [_newest(history), _learning(now, history, width - 4)]
+    if ending is None and now.phase != "over" and (now.engines or now.peers):
         parts += [Text(), _processes(now, width - 4)]
-    parts += [Text(), _rest(now)]
-    title = " · ".join(filter(None, (name, now.phase, f"step {now.step} of {now.steps}")))
+    parts += [Text(), _rest(now, ending)]
+    word = now.phase if ending is None else ending.word
+    title = " · ".join(filter(None, (name, word, _place(now, ending))))
     left = history.left_s(now.steps)
-    if left and now.phase in ("training", "evaluating"):
-        title += f" · {clock(left)} of steps left"
-    return Panel(
-        Group(*parts),
-        title=Text(title, "bold"),
-        title_align="left",
-        subtitle=Text(printable(note)) if note else None,
-        subtitle_align="right",
-        width=width,
-        padding=(0, 1),
+    if left and ending is None and now.phase in ("training", "evaluating"):
+        title += f" · about {clock(left)} of training left"
+    return _Legible(
+        Panel(
+            Group(*parts),
+            title=Text(title, "bold"),
+            title_align="left",
+            subtitle=Text(printable(note)) if note else None,
+            subtitle_align="right",
+            width=width,
+            padding=(0, 1),
+        )
     )
+
+
+def _place(now: Live, ending: Ending | None) -> str:
+    """Steps are counted from 1: the one under way, or how many are done."""
+    if ending is None and now.phase == "training" and now.step < now.steps:
+        return f"step {now.step + 1} of {now.steps}"
+    return f"{now.step} of {_many(now.steps, 'step')} done"
+
+
+def _newest(history: History) -> Text:
+    """Which step and which evaluation the figures are of."""
+    if not history.steps:
+        return Text("no step has ended yet", "bright_black")
+    text = f"step {history.steps[-1]['step'] + 1}"
+    if history.evals:
+        text += f", accuracy of the evaluation at step {history.evals[-1]['step']}"
+    return Text(f"figures of {text}", "bright_black", no_wrap=True, overflow="ellipsis")
 
 
 # --- the parts --------------------------------------------------------------------------
@@ -189,9 +246,7 @@ def _processes(now: Live, width: int) -> Table:
         table.add_row("", _bar(share, room), f"{now.running}/{slots}", Text(rest))
     for peer in now.peers:
         if peer.role == "learner":
-            waiting = _many(now.at_rank.get(peer.name.removeprefix("l"), 0), "group")
-            doing = f"{_says(peer.activity, peer.heard_s)}; {waiting} to train on"
-            table.add_row(peer.name, "", "", Text(doing))
+            table.add_row(peer.name, "", "", Text(_learns(peer, now)))
     return table
 
 
@@ -205,9 +260,20 @@ def _weights(engine: EngineNow) -> str:
     return f"version {engine.version}" if engine.version >= 0 else "no weights yet"
 
 
+def _learns(peer: PeerNow, now: Live) -> str:
+    """A rank that has got groups since it said that it was idle is not idle any more."""
+    groups = now.at_rank.get(peer.name.removeprefix("l"), 0)
+    if not groups:
+        return _says(peer.activity, peer.heard_s)
+    waiting = f"{_many(groups, 'group')} to train on"
+    if peer.activity == "idle" and peer.heard_s < _SILENT_S:
+        return waiting
+    return f"{_says(peer.activity, peer.heard_s)}; {waiting}"
+
+
 def _says(activity: str, heard_s: float) -> str:
-    activity = printable(activity)
-    return activity if heard_s < _SILENT_S else f"{activity}, silent for {heard_s:.0f} s"
+    doing = "has joined, no word of its work yet" if activity in _JOINED else printable(activity)
+    return doing if heard_s < _SILENT_S else f"{doing}, silent for {heard_s:.0f} s"
 
 
 def _many(number: int, what: str) -> str:
@@ -219,11 +285,16 @@ def _bar(share: float, width: int) -> Text:
     return Text("█" * full, "green").append("░" * (width - full), "bright_black")
 
 
-def _rest(now: Live) -> Table:
-    """Queues, where the tokens went, and who waits for whom."""
+def _rest(now: Live, ending: Ending | None) -> Table:
+    """Queues, where the tokens went, and who waits for whom; of a run that has ended, what next."""
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="bright_black")
     table.add_column()
+    if ending is not None:
+        table.add_row("sampled", _ledger(now))
+        if ending.advice:
+            table.add_row("next", Text(ending.advice, overflow="fold"))
+        return table
     groups = ", ".join(f"{n} {stage}" for stage, n in now.groups.items() if n)
     queues = [f"{now.queued} queued for a slot", f"groups: {groups or 'none'}"]
     if now.rewards_queued or now.rewards_running:
@@ -235,12 +306,22 @@ def _rest(now: Live) -> Table:
     if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
         table.add_row("refused", f"frames and chunks: {refused}")
     for wait in now.waits:
-        what = wait.what.removeprefix(f"step {now.step + 1} waits for ")
-        line = Text(
-            f"{wait.seconds:.1f} s for {printable(what)}", no_wrap=True, overflow="ellipsis"
-        )
-        table.add_row("waiting", line)
+        line = f"{wait.seconds:.1f} s for {printable(_for_whom(wait.what))}"
+        table.add_row("waiting", Text(line, no_wrap=True, overflow="ellipsis"))
     return table
+
+
+def _for_whom(what: str) -> str:
+    """A wait's sentence, short.
+
+    >>> _for_whom("step 5 waits for train group 4, which waits for trajectory 9, queued")
+    'group 4 (trajectory 9, queued)'
+    """
+    found = _OF_A_GROUP.fullmatch(what)
+    if found is None:
+        return what
+    kind, group, why = found.groups()
+    return f"{'held-out ' if kind == 'eval' else ''}group {group} ({why})"
 
 
 def _ledger(now: Live) -> Text:

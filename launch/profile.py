@@ -13,9 +13,11 @@ from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from launch.report.lines import Lives, TimingLine
+    from pipeline.config import Config
 
 STEPS = 5
 _ROWS = 8  # of the critical path's table; the rest is one row
+_STEPS = 10  # that are listed
 _PHASES = (
     "waiting for a slot", "to the first token", "decoding", "tokens to the stage",
     "waiting for its group", "waiting for the learner", "forward and backward",
@@ -37,7 +39,9 @@ def profile(
         Path, typer.Argument(help="a YAML file; or the folder of a run, that is read, not repeated")
     ],
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="of the run; the first warms up")] = STEPS,
+    steps: Annotated[
+        int | None, typer.Option(help=f"of the run, {STEPS} by default; the first warms up")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="of the run; a new one below runs/ by default")
     ] = None,
@@ -46,16 +50,19 @@ def profile(
     """Run a few steps and print what they waited for: the critical path, lane by lane.
 
     darts profile configs/quickstart.yaml selector=first_m
+
     darts profile runs/quickstart --out profile.json
     """
+    if out is not None and not out.absolute().parent.is_dir():
+        fail(f"--out {out}: no such folder {out.absolute().parent}", 2)
     if config.is_dir():
-        if overrides:
-            fail("a run that is over takes no settings; name a configuration instead", 2)
+        if overrides or steps is not None or folder is not None:
+            fail(f"{config} is a run that has been: it takes no settings, --steps or --folder", 2)
         run = config
     else:
-        run = _run(config, overrides, steps, folder)
+        run = _run(config, overrides, STEPS if steps is None else steps, folder)
     timings = read(run)
-    found = summary(timings)
+    found = summary(timings, load_config(run / "config.yaml", None))
     typer.echo("\n" + text(timings, found))
     typer.echo(f"\ntrace: {run / 'trace.json'} (open it in https://ui.perfetto.dev)")
     if out is not None:
@@ -71,6 +78,9 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
         fail(f"--steps {steps}: at least 1", 2)
     short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
     must = [f"step.count={steps}", f"watch.trace_steps={steps}", "watch.timing=true"]
+    for own in (word.partition("=")[0] for word in must):
+        if any(given.partition("=")[0] == own for given in overrides or ()):
+            fail(f"{own}: darts profile sets it itself (--steps N)", 2)
     loaded = load_config(config, [*short, *must])
     run = folder or new_name(Path("runs") / f"{config.stem}-profile")
     if status := start_run(loaded, run, fresh=False):
@@ -88,7 +98,7 @@ def read(run: Path) -> list[TimingLine]:
         fail(f"{path}: no such file; a run's folder has one", 2)
     found = list(lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
-        fail(f"{path}: no step has its timing (watch.timing=true, and a whole step)", 2)
+        fail(f"{path}: no lines of timing: no step is done yet, or watch.timing was false", 2)
     return found
 
 
@@ -97,42 +107,33 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
     return timings[1:] or timings
 
 
-def _sums(timings: Sequence[TimingLine]) -> list[tuple[str, str, float]]:
-    """Lane, what and seconds of each kind of wait on critical paths, the longest first."""
-    sums: dict[tuple[str, str], float] = {}
-    for timing in timings:
-        for piece in timing.critical_path:
-            key = (piece.lane, piece.what)
-            sums[key] = sums.get(key, 0.0) + piece.seconds
-    ordered = sorted(sums.items(), key=lambda item: -item[1])
-    return [(lane, what, seconds) for (lane, what), seconds in ordered]
-
-
-def summary(timings: Sequence[TimingLine]) -> list[Wait]:
+def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
-    from launch.advice import advice, paces
+    from launch.advice import Facts, advice, paces
+    from pipeline.critical import by_kind
 
     warm = _warm(timings)
-    whole = sum(timing.seconds for timing in warm)
-    engines = paces([timing.engines for timing in warm])
+    whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
+    waits = [t.percentiles["slot_wait_s"].p50 for t in warm if "slot_wait_s" in t.percentiles]
+    facts = Facts(
+        config=config,
+        paces=paces([timing.engines for timing in warm]),
+        slot_wait_share=sum(waits) / whole,
+    )
     return [
-        Wait(lane, what, seconds / len(warm), seconds / whole, advice(lane, what, engines))
-        for lane, what, seconds in _sums(warm)
+        Wait(lane, what, seconds / len(warm), seconds / whole, advice(lane, what, facts))
+        for lane, what, seconds in by_kind(timing.critical_path for timing in warm)
     ]
 
 
 def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     """The printed answer."""
+    from pipeline.critical import by_kind
+
     warm = _warm(timings)
     mean_s = sum(timing.seconds for timing in warm) / len(warm)
-    lines = [f"{'step':>4}  {'seconds':>8}  the longest wait on its critical path"]
-    for timing in timings:
-        lane, what, seconds = next(iter(_sums([timing])), ("", "nothing", 0.0))
-        share = seconds / timing.seconds
-        lines.append(f"{timing.step + 1:>4}  {timing.seconds:8.3f}  {share:4.0%} {lane}: {what}")
     first, last = warm[0].step + 1, warm[-1].step + 1
-    lines += [
-        "",
+    lines = [
         f"critical path, mean of steps {first} to {last}: {mean_s:.3f} s",
         f"{'seconds':>9} {'share':>6}  {'lane':16} {'what':32} what would shorten it",
     ]
@@ -143,11 +144,20 @@ def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     if rest := waits[_ROWS:]:
         seconds, share = sum(w.seconds for w in rest), sum(w.share for w in rest)
         lines.append(f"{seconds:9.3f} {share:6.1%}  {len(rest)} other kinds of wait")
-    lines += ["", *_lives(mean_lives(warm))]
     if waits:
         worst = waits[0]
         lines += ["", f"culprit: {worst.lane}, {worst.what} ({worst.share:.0%} of a step)"]
         lines.append(f"what would shorten it: {worst.advice}")
+    lines += ["", *_lives(mean_lives(warm)), ""]
+    longest = sorted(timings, key=lambda timing: -timing.seconds)[:_STEPS]
+    few = (
+        f"the longest {len(longest)} of {len(timings)} steps" if len(timings) > _STEPS else "steps"
+    )
+    lines.append(f"{few}, and the longest wait on the critical path of each")
+    for timing in sorted(longest, key=lambda timing: timing.step):
+        lane, what, seconds = next(iter(by_kind([timing.critical_path])), ("-", "nothing", 0.0))
+        share = seconds / (timing.seconds or 1.0)
+        lines.append(f"{timing.step + 1:>6}  {timing.seconds:8.3f} s  {share:4.0%} {lane}: {what}")
     return "\n".join(lines)
 
 

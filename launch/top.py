@@ -5,6 +5,8 @@ Reads `live.json` and the new lines of `metrics.jsonl`; touches nothing of the r
 
 from __future__ import annotations
 
+import functools
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +16,14 @@ import typer
 from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
-    from launch.live_view import History
+    from launch.live_view import Ending, History
     from pipeline.live import Live
     from pipeline.runfolder import RunFolder
 
 OLD_S = 5.0
 """A run writes every second: what is older is said to be old."""
 _EVERY_S = 1.0
-_NARROW = 100  # columns of a frame that no terminal shows
+_NARROW = (100, 24)  # columns and lines of a frame that no terminal shows, without COLUMNS
 
 
 def top(
@@ -37,10 +39,10 @@ def top(
     from rich.console import Console
     from rich.live import Live as LivePanel
 
-    folder = Watched(run_folder(run))
+    folder = Watched(run_folder(run), run)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _NARROW
+        console.width = shutil.get_terminal_size(_NARROW).columns
     if once or not console.is_terminal:
         console.print(folder.frame(console.width))
         return
@@ -55,12 +57,16 @@ def top(
 
 
 class Watched:
-    """A run's folder, read again and again."""
+    """A run's folder, read again and again.
 
-    def __init__(self, run: RunFolder) -> None:
+    Args:
+        said: the folder as the user names it.
+    """
+
+    def __init__(self, run: RunFolder, said: Path) -> None:
         from launch.live_view import History
 
-        self._run = run
+        self._run, self._said = run, said
         self._history: History = History()
         self._read = 0  # bytes of metrics.jsonl
         self.over = False  # the newest frame is the last one that there will be
@@ -70,8 +76,9 @@ class Watched:
 
         self._read_metrics()
         now = self._live()
-        note, self.over = self._state(now)
-        return frame(self._run.path.name, now, self._history, width=width, note=note)
+        note, ending = self._state(now)
+        self.over = ending is not None
+        return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
 
     def _live(self) -> Live:
         """Of `live.json`; of a run that has none (yet), what its other files tell."""
@@ -88,24 +95,49 @@ class Watched:
         steps = self._history.steps
         done = steps[-1]["step"] + 1 if steps else 0
         ledger = dict(steps[-1]["ledger"]) if steps else {}
-        return Live(step=done, steps=done, sampled=ledger.pop("sampled", 0), ledger=ledger)
+        sampled = ledger.pop("sampled", 0)
+        return Live(step=done, steps=self._planned or done, sampled=sampled, ledger=ledger)
 
-    def _state(self, now: Live) -> tuple[str, bool]:
-        """In words, and whether it has ended. The lock is asked for only when the news is old."""
+    @functools.cached_property
+    def _planned(self) -> int:
+        """Steps that the configuration asks for; 0 if it cannot be read (any more)."""
+        from pipeline.configfile import ConfigError, load
+
+        try:
+            return load(self._run.config).step.count
+        except ConfigError:
+            return 0
+
+    def _state(self, now: Live) -> tuple[str, Ending | None]:
+        """In words, and how it ended if it did. The lock is asked for only when the news is old."""
+        from launch.live_view import Ending
+
         age = time.time() - now.time
         told = f"{age:.0f} s old" if age < 120 else time.strftime(
             "from %Y-%m-%d %H:%M:%S", time.localtime(now.time)
         )  # fmt: skip
         if age <= OLD_S and now.phase != "over":
-            return f"data {told}", False
+            return f"data {told}", None
         if self._run.in_use:
             if not now.time:
-                return "starting: nothing heard yet", False
-            return f"NO NEWS: the newest is {told}; see logs/stage.log", False
+                return "starting: nothing heard yet", None
+            return f"NO NEWS: the newest is {told}; see logs/stage.log", None
         if self._run.result.exists():
-            return "ENDED: the run is done", True
-        what = f", its last word is {told}" if now.time else ""
-        return f"ENDED without a result{what}; see darts train --resume", True
+            return "ENDED: the run is done", Ending("done")
+        word, how = ("stopped", ": stopped") if now.phase == "over" else (
+            ("ended", " without a result")
+        )  # fmt: skip
+        what = f"; news {told}" if now.time else ""
+        step = self._checkpoint()
+        if step is None:
+            return f"ENDED{how}{what}", Ending(word, "no checkpoint; logs/stage.log says more")
+        advice = f"go on with: darts train --resume {self._said}"
+        return f"ENDED{how}, checkpoint at step {step}{what}", Ending(word, advice)
+
+    def _checkpoint(self) -> int | None:
+        """Steps that the newest one has done. It is not read: a resume does that, and mends."""
+        found = sorted(self._run.checkpoints.glob("step-*"))
+        return int(found[-1].name.removeprefix("step-")) if found else None
 
     def _read_metrics(self) -> None:
         """What is new since the last time; a resume cuts the file, then it is read anew."""

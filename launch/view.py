@@ -113,10 +113,12 @@ def table(result: dict[str, Any], steps: int) -> str:
     change(
         "mean response, tokens", result["mean_tokens_before"], result["mean_tokens_after"], ".1f"
     )
-    lines = [f"{'':24}{'before':>10}{'after':>10}{'change':>10}"]
-    lines += [f"{n:24}{b:>10}{a:>10}{c:>10}" for n, b, a, c in rows]
+    lines: list[str] = []
+    if rows:  # eval.every=0: there is nothing to compare
+        rows.insert(0, ("", "before", "after", "change"))
+        lines = [*(f"{n:24}{b:>10}{a:>10}{c:>10}" for n, b, a, c in rows), ""]
     used = {name: tokens for name, tokens in ledger.items() if tokens}
-    lines += ["", f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s", ""]
+    lines += [f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s", ""]
     total = max(1, result["tokens_reported_by_engines"])
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")
     lines += [f"  {name:22}{tokens:>10}{tokens / total:>10.1%}" for name, tokens in used.items()]

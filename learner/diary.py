@@ -7,11 +7,13 @@ the rest by the main one.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
-from pipeline.messages import CloseStep, ForgetGroup, Span, Spans, ToPeer, TrainGroup
+from pipeline.messages import CloseStep, ForgetGroup, Hints, Span, Spans, ToPeer, TrainGroup
 
 _ONE_PIECE_S = 0.001  # work of one kind with shorter gaps is one span
+_HINTS = 4096  # arrivals of hints that are told of at a time; the newest
 
 
 class Diary:
@@ -20,31 +22,33 @@ class Diary:
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._came: dict[tuple[type, int], float] = {}
+        self._hints: deque[tuple[float, float]] = deque(maxlen=_HINTS)
 
     def arrived(self, message: ToPeer) -> None:
-        """An order has come; others than those for groups and closes are not timed."""
+        """An order has come; others than those for groups, closes and hints are not timed."""
         match message:
             case TrainGroup(group=number) | CloseStep(step=number):
                 self._came[type(message), number] = time.monotonic()
             case ForgetGroup(group=number):
                 self._came.pop((TrainGroup, number), None)
+            case Hints(sent_at_s=sent_at_s):
+                self._hints.append((sent_at_s, time.monotonic()))
             case _:
                 pass
 
     def did(self, what: str, start_s: float, orders: Sequence[TrainGroup | CloseStep] = ()) -> None:
         """Work that began at `start_s` has just ended; it carried out `orders`."""
         numbers = tuple(o.group if isinstance(o, TrainGroup) else o.step for o in orders)
-        came = [
-            self._came.pop((type(o), number), 0.0)
-            for o, number in zip(orders, numbers, strict=True)
-        ]
+        now = time.monotonic()
+        came = [self._came.pop((type(o), n), now) for o, n in zip(orders, numbers, strict=True)]
         last = self._spans[-1] if self._spans else None
         if last and not orders and last.what == what and start_s - last.end_s < _ONE_PIECE_S:
             self._spans.pop()
             start_s = last.start_s
-        self._spans.append(Span(what, start_s, time.monotonic(), numbers, max(came, default=0.0)))
+        self._spans.append(Span(what, start_s, now, numbers, tuple(came)))
 
     def take(self) -> Spans:
         """All of it, once."""
         spans, self._spans = self._spans, []
-        return Spans(spans=tuple(spans))
+        hints = [self._hints.popleft() for _ in range(len(self._hints))]
+        return Spans(spans=tuple(spans), hints=tuple(hints))

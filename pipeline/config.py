@@ -179,7 +179,8 @@ class Watch(Section, frozen=True, kw_only=True):
     `metrics.jsonl`."""
     trace_steps: int = 5
     """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
-    ui.perfetto.dev and the report; 0: none. Needs `timing`."""
+    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of
+    them has ended: 1.6 kB for each response of a simulated run."""
 
 
 class Metrics(Section, frozen=True, kw_only=True):

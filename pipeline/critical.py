@@ -7,9 +7,12 @@ had brought about. A `Link` is one wait of that chain and knows the one before i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
+
+NOT_KNOWN = "not known"
+"""Where the cause of a wait is lost: a fault of darts, and the tests look for it."""
 
 
 class Link(msgspec.Struct):
@@ -32,54 +35,55 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
-def follow(
-    before: Link | None, lane: str, what: str, end: float, detail: str = "", start: float = 0.0
-) -> Link:
-    """The next link of a chain, up to `end`; from the end of the one before, or from `start`.
+def follow(before: Link | None, lane: str, what: str, end: float, detail: str = "") -> Link:
+    """The next link of a chain, from the end of the one before up to `end`.
 
-    Stamps of several clocks may disagree by what the clocks do: a link never ends before
-    it starts.
+    An order may be answered while others are still being sent, and stamps of several clocks
+    disagree by what the clocks do: then it starts earlier, and cuts the one before short.
+    Without one before it nobody knows when the wait began: it has no length.
     """
-    start = before.end if before is not None else start
+    start = max(before.start, min(before.end, end)) if before is not None else end
     return Link(lane, what, start, max(start, end), before, detail)
 
 
-def critical_path(last: Link | None, since: float) -> list[Segment]:
-    """From the start of a step to its end, in order of time.
+def critical_path(last: Link, since: float, until: float) -> list[Segment]:
+    """From the start of a step to its end, in order of time. As long as the step: what no link
+    accounts for is a segment of its own, `NOT_KNOWN`.
 
     Args:
         last: the link at whose end the step was over.
-        since: when the step began; what lies before it is left out.
+        since, until: when the step began and ended; what lies outside is left out.
     """
     found: list[Segment] = []
-    link = last
-    while link is not None and link.end > since:
-        seconds = link.end - max(link.start, since)
-        if seconds > 0:
-            before = found[-1] if found else None
-            if before and (before.lane, before.what, before.detail) == (
-                link.lane,
-                link.what,
-                link.detail,
-            ):
-                found[-1] = msgspec.structs.replace(before, seconds=before.seconds + seconds)
-            else:
-                found.append(Segment(link.lane, link.what, seconds, link.detail))
-        link = link.before
+    link: Link | None = last
+    while link is not None and until > since:
+        end, start = min(link.end, until), max(link.start, since)
+        if end < until:
+            _put(found, Segment("stage", NOT_KNOWN, until - max(end, since)))
+        if end > start:
+            _put(found, Segment(link.lane, link.what, end - start, link.detail))
+        until, link = min(until, max(start, since)), link.before
+    if until > since:
+        _put(found, Segment("stage", NOT_KNOWN, until - since))
     found.reverse()
     return found
 
 
-def by_kind(path: list[Segment]) -> list[tuple[str, str, float]]:
-    """Seconds of each lane and kind of wait, the longest first."""
+def _put(found: list[Segment], piece: Segment) -> None:
+    """Pieces of one wait become one."""
+    last = found[-1] if found else None
+    if last and (last.lane, last.what, last.detail) == (piece.lane, piece.what, piece.detail):
+        found[-1] = msgspec.structs.replace(last, seconds=last.seconds + piece.seconds)
+    else:
+        found.append(piece)
+
+
+def by_kind(paths: Iterable[Sequence[Segment]]) -> list[tuple[str, str, float]]:
+    """Lane, what and seconds of each kind of wait, the longest first."""
     sums: dict[tuple[str, str], float] = {}
-    for piece in path:
-        key = (piece.lane, piece.what)
-        sums[key] = sums.get(key, 0.0) + piece.seconds
+    for path in paths:
+        for piece in path:
+            key = (piece.lane, piece.what)
+            sums[key] = sums.get(key, 0.0) + piece.seconds
     ordered = sorted(sums.items(), key=lambda item: -item[1])
     return [(lane, what, seconds) for (lane, what), seconds in ordered]
-
-
-def as_dicts(path: list[Segment]) -> list[dict[str, Any]]:
-    """For JSON that people read."""
-    return [msgspec.structs.asdict(piece) for piece in path]

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.assembly import Parts
+from pipeline.events import EngineJoined, LearnerJoined
 from pipeline.messages import Join, Refused, Welcome
 from pipeline.outbox import Outbox
 from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
+from pipeline.translate import engine_joined
 
 log = logging.getLogger("stage")
 
@@ -28,8 +30,8 @@ class Door:
         self._parts, self._peers, self._outbox = parts, peers, outbox
         self._lose, self._say = lose, say
 
-    def enter(self, identity: bytes, join: Join, now: float) -> Peer | None:
-        """The peer that has come in just now; None if it was in already, is refused or gone."""
+    def enter(self, identity: bytes, join: Join, now: float) -> EngineJoined | LearnerJoined | None:
+        """Who has come in just now; None if it was in already, is refused or gone."""
         peer = self._peers.by_identity.get(identity) or self._admit(identity, join, now)
         if peer is None:
             return None
@@ -43,7 +45,8 @@ class Door:
         if peer.activity != "joined" or identity not in self._peers.by_identity:
             return None  # a repeated join of a peer that is at work, or one that is gone again
         peer.activity = "welcomed"
-        return peer
+        engine = join.role == "engine"
+        return engine_joined(join, peer.epoch) if engine else LearnerJoined(rank=join.rank)
 
     def _admit(self, identity: bytes, join: Join, now: float) -> Peer | None:
         parts = self._parts

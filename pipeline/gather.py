@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pipeline.events import AnyCommand, Hint, Place, Unhint
 from pipeline.messages import Generate, HintChunk, Hints, Request
 from pipeline.outbox import Outbox
@@ -50,5 +52,6 @@ class Gather:
                     prompts=self._prompts.get(rank, {}),
                     chunks=tuple(self._chunks.get(rank, ())),
                     gone=tuple(self._gone.get(rank, ())),
+                    sent_at_s=time.monotonic(),
                 ),
             )

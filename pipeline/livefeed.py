@@ -16,7 +16,6 @@ from pipeline.coordinator import Coordinator
 from pipeline.live import Live, PeerNow, live
 from pipeline.peers import Peers
 from pipeline.records import Records
-from pipeline.refusals import Refusals
 from pipeline.rewarding import RewardPool
 
 
@@ -28,10 +27,8 @@ class LiveFeed:
         pool: RewardPool,
         records: Records,
         tell_launcher: Callable[[dict[str, Any]], None],
-        refusals: Refusals,
     ) -> None:
         self._coordinator, self._peers, self._pool = coordinator, peers, pool
-        self._refusals = refusals
         self._records, self._tell_launcher = records, tell_launcher
 
     def show(self, training_seconds: float) -> None:
@@ -47,7 +44,7 @@ class LiveFeed:
             time=round(time.time(), 2),
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,
-            refused={**known.refused, **self._refusals.counts},
+            refused={**known.refused, **self._peers.refusals.counts},
             peers=tuple(
                 PeerNow(
                     name=peer.name,

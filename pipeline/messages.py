@@ -137,13 +137,15 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     start_s: Seconds
     end_s: Seconds
     of: tuple[Count, ...] = ()  # groups, step or version that it was for
-    asked_s: Seconds = 0.0  # when the last order that it answers had come; 0.0: nobody asked
+    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those had come
 
 
 class Spans(Message, frozen=True, kw_only=True):
     """What a peer did since it last said so, ahead of the answer that tells of its end."""
 
     spans: tuple[Span, ...]
+    hints: tuple[tuple[Seconds, Seconds], ...] = ()
+    """Of hints that have come: the stage's clock when they were sent, the peer's on arrival."""
 
 
 class WeightsLoaded(Message, frozen=True, kw_only=True):
@@ -303,6 +305,7 @@ class Hints(Message, frozen=True, kw_only=True):
     prompts: dict[int, bytes]  # int32, of every group named in `chunks`
     chunks: tuple[HintChunk, ...] = ()
     gone: tuple[int, ...] = ()  # trajectories
+    sent_at_s: Seconds = 0.0  # the stage's monotonic clock
 
 
 class ForgetGroup(Message, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipeline.clocks import PeerClock, boot_id
 from pipeline.latency import Latency
 from pipeline.messages import PROTOCOL, Heartbeat, Join
+from pipeline.refusals import Refusals
 
 MOST_PEERS = 4096
 """Connected at once; more are refused."""
@@ -43,6 +44,7 @@ class Peers:
 
     def __init__(self) -> None:
         self.by_identity: dict[bytes, Peer] = {}
+        self.refusals = Refusals()
         self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
 

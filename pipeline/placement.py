@@ -170,11 +170,11 @@ class Placement:
         return min(1.0, (len(self._waiting) + self.occupancy.busy) / slots)
 
     def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
-        core = self._core
+        core, queued = self._core, trajectory.since
         if trajectory.state is State.PARKED:
             trajectory.advance(Cause.RESUMED, core.now)
             core.ledger.move(trajectory.held, "parked", "open")
-        group, queued = core.groups[trajectory.group], trajectory.since
+        group = core.groups[trajectory.group]
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
         self.fleet.start(engine, (trajectory.id, trajectory.leg))

@@ -37,6 +37,53 @@ _FIGURES: dict[str, tuple[str, str]] = {
     "bubble_learner": ("bubble_learner_ratio", "share of the step in which ranks were idle"),
     "truncated": ("truncated_ratio", "share of responses cut at the limit"),
 }
+# metric of the loss or of a rank -> help; what it means at length is in docs/run-folder.md
+_LEARNER: dict[str, str] = {
+    "loss": "the loss, over all tokens of the step",
+    "ratio": "new over old probability of a token trained on, mean; 1 with one update",
+    "clipped": "share of tokens whose ratio the loss clipped",
+    "mismatch": "old logprob of the learner against the engine's own, absolute, mean over tokens, "
+    "in nats",
+    "mismatch_max": "the largest such gap of a token, in nats",
+    "kl": "divergence from the reference model, mean over tokens, in nats",
+    "entropy": "the policy's entropy at a token, mean, in nats",
+    "importance": "weight of a token's loss for old over behaviour probability, mean",
+    "importance_cut": "share of tokens whose importance weight was cut",
+    "computed_share": "share of the step's tokens whose advantage is not 0, which are computed",
+    "grad_norm": "norm of the gradient before clipping",
+    "lr": "learning rate",
+    "updates": "optimizer steps",
+    "backward_s": "forward and backward passes of rank 0",
+    "ahead_s": "logprobs that rank 0 computed ahead of their groups",
+    "logprob_s": "forwards for old and reference logprobs",
+    "logprob_hidden_s": "those forwards while groups of the step were still to come",
+    "optimizer_s": "optimizer step of rank 0",
+    "publish_s": "publishing of weights by rank 0",
+}
+# latency -> help, as in docs/latency.md
+_LATENCIES: dict[str, str] = {
+    "slot_wait_s": "a candidate's wait for a slot",
+    "time_to_first_token_s": "request sent to first token, at the engine",
+    "inter_token_s": "mean time between tokens of a response",
+    "chunk_to_stage_s": "an engine's frame from sent to heard",
+    "chunk_to_learner_s": "hints of tokens to a rank from sent to heard, with overlap by token",
+    "decision_s": "an event at the stage to its commands sent, where something was decided",
+    "reward_wait_s": "a reward from asked for to begun",
+    "reward_s": "a reward from begun to ended",
+    "group_s": "a group's first candidate queued to its going to the learner",
+    "group_to_learner_s": "a group from sent to received by its rank",
+    "learner_wait_s": "a group at the rank to its pass",
+    "last_token_to_trained_s": "a group's last token heard to its gradient heard",
+    "weights_publish_s": "new weights written by rank 0",
+    "weights_load_s": "a load of weights from asked for to proved by an engine",
+}
+_ENGINES: dict[str, str] = {
+    "legs": "legs of trajectories that the engine ran",
+    "tokens": "response tokens that it sampled",
+    "inter_token_s": "its median time between tokens",
+}
+# percentile -> value of the label `quantile`, as Prometheus' own summaries have it
+_QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 # nested figures -> (name, its label, help)
 _LABELLED: dict[str, tuple[str, str, str]] = {
     "groups": ("groups", "fate", "groups that ended, by fate and reason"),
@@ -96,31 +143,50 @@ def _of_figures(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
                 labelled[first] = GaugeMetricFamily(full, f"{text}, {_OF[what]}", labels=[label])
             labelled[first].add_metric([rest], value)
             continue
-        name, text = _FIGURES.get(key) or (
-            _name(key),
-            f"{key.replace('/', ': ')} as in metrics.jsonl",
-        )
+        name, text = _FIGURES.get(key) or (_name(key), _help(first, rest))
         yield GaugeMetricFamily(f"darts_{what}_{name}", f"{text}, {_OF[what]}", value=value)
     yield from labelled.values()
 
 
+def _help(first: str, rest: str) -> str:
+    if first == "learner" and rest in _LEARNER:
+        return _LEARNER[rest]
+    if first == "audit":
+        return f"what selection moved in {rest.removesuffix('_shift')}, in an audited step"
+    return f"{': '.join(filter(None, (first, rest)))} as in metrics.jsonl"
+
+
 def _of_timing(numbers: Mapping[str, float]) -> Iterator[Metric]:
-    """Latencies of the newest step by percentile, and each engine's pace."""
-    labelled: dict[str, GaugeMetricFamily] = {}
+    """Latencies of the newest step by percentile, each engine's pace, and idle reward workers."""
+    found: dict[str, GaugeMetricFamily] = {}
+
+    def add(name: str, text: str, value: float, **labels: str) -> None:
+        if name not in found:
+            text = f"{text}, {_OF['step']}"
+            found[name] = GaugeMetricFamily(f"darts_{name}", text, labels=list(labels))
+        found[name].add_metric(list(labels.values()), value)
+
     for key, value in numbers.items():
         kind, _, rest = key.partition("/")
         if kind == "percentiles":
-            name, _, label = rest.partition("/")
-            full, word = f"darts_latency_{_name(name)}", "quantile"
+            name, _, which = rest.partition("/")
+            text, bare = _LATENCIES.get(name, name), name.removesuffix("_s")
+            if which in _QUANTILES:
+                add(f"latency_{_name(name)}", text, value, quantile=_QUANTILES[which])
+            elif which == "max":
+                add(f"latency_{bare}_max_seconds", f"the longest: {text}", value)
+            elif which == "count":
+                add(f"latency_{bare}_count", f"how many were measured: {text}", value)
         elif kind == "engines":
-            label, _, name = rest.partition("/")
-            full, word = f"darts_engine_step_{_name(name)}", "engine"
-        else:
-            continue
-        if full not in labelled:
-            labelled[full] = GaugeMetricFamily(full, f"{name}, of the newest step", labels=[word])
-        labelled[full].add_metric([label], value)
-    yield from labelled.values()
+            engine, _, name = rest.partition("/")
+            add(f"engine_step_{_name(name)}", _ENGINES.get(name, name), value, engine=engine)
+        elif key == "bubble_reward":
+            add(
+                "step_bubble_reward_ratio",
+                "share of the reward workers' time that lay idle",
+                value,
+            )
+    yield from found.values()
 
 
 def _name(key: str) -> str:
@@ -163,6 +229,12 @@ def _now(now: Live) -> Iterator[Metric]:
     ):
         yield GaugeMetricFamily(f"darts_{name}", text, value=value)
     yield _gauge("live_groups", "live training groups by stage", now.groups, "stage")
+    longest = max((wait.seconds for wait in now.waits), default=0.0)
+    yield GaugeMetricFamily(
+        "darts_longest_wait_seconds",
+        "how long the longest wait of the run has lasted; live.json says who waits for whom",
+        value=longest,
+    )
     yield _gauge("learner_groups", "groups not trained on yet, by rank", now.at_rank, "rank")
     yield _gauge("refused_frames", "frames and chunks not believed", now.refused, "what")
     engines = now.engines

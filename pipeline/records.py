@@ -9,6 +9,7 @@ that no curve has a point twice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,9 @@ from pipeline.live import Live
 from pipeline.messages import Span
 from pipeline.runfolder import RunFolder
 from pipeline.trace import Tracer
-from pipeline.trackers import Tracker, flat
+from pipeline.trackers import Tracker, Trackers, flat
+
+log = logging.getLogger("stage")
 
 SAMPLES_SHOWN = 8
 """Prompts of an evaluation to which a response is kept as text."""
@@ -53,10 +56,10 @@ class Records:
         reward_workers: int = 0,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._run, self._trackers = run, trackers
+        self._run, self._trackers = run, Trackers(trackers)
         first = max(0, resumed_step)
         self._traced = range(first, first + trace_steps)
-        self._tracer = Tracer(self._traced.start, self._traced.stop - 1) if timed else None
+        self._tracer = Tracer(first, first + trace_steps - 1) if timed else None
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, BinaryIO] = {}
@@ -64,14 +67,11 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        if what in ("decision", "group", "budget"):
-            self._line(self._run.decisions, {"what": what, **fields})
-            return
-        self._line(self._run.metrics, {"what": what, "time": round(time.time(), 3), **fields})
+        decided = what in ("decision", "group", "budget")
+        path = self._run.decisions if decided else self._run.metrics
+        self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            numbers = flat(fields)
-            for tracker in self._trackers:
-                tracker.figures(what, fields["step"], numbers)
+            self._trackers.figures(what, fields["step"], flat(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
@@ -80,29 +80,44 @@ class Records:
         if self._tracer is None:
             return
         begun = time.perf_counter()
-        record = self._tracer.saw(now, event, commands, done)
-        found = timing.figures(record, self._reward_workers) if record is not None else {}
-        self._recording_s += time.perf_counter() - begun
-        if record is not None:
-            self.write("timing", {**found, "recording_s": self._recording_s})
-            self._recording_s = 0.0
+        for record in self._tracer.saw(now, event, commands, done):
+            found = timing.figures(record, self._reward_workers)
+            spent_s = self._recording_s + time.perf_counter() - begun
+            self._recording_s, begun = 0.0, time.perf_counter()
+            self.write("timing", {**found, "recording_s": spent_s})
             if record.step == self._traced.stop - 1:
                 self._write_trace(over=False)
+        self._recording_s += time.perf_counter() - begun
 
-    def did(self, role: str, name: str, rank: int, spans: Sequence[Span]) -> None:
-        """What a peer says of its own work, in the stage's clock."""
+    def did(
+        self, role: str, name: str, rank: int, spans: Sequence[Span], hints: Sequence[float] = ()
+    ) -> None:
+        """What a peer says of its own work, in the stage's clock.
+
+        Args:
+            hints: seconds that hints were on their way to a learner rank.
+        """
         if self._tracer is None:
             return
+        begun = time.perf_counter()
         if role == "learner":
-            self._tracer.timeline.worked(rank, spans)
+            self._tracer.timeline.worked(rank, spans, hints)
         else:
             self._tracer.timeline.loaded(name, spans)
+        self._recording_s += time.perf_counter() - begun
 
     def _write_trace(self, *, over: bool) -> None:
-        """The steps that are traced, in one file, once."""
-        if self._tracer is not None and self._traced:
-            self._run.trace.write_bytes(msgspec.json.encode(self._tracer.document(over=over)))
-            self._traced = range(0)
+        """The steps that are traced, in one file, once; a disk that is full ends no run."""
+        if self._tracer is None or not self._traced:
+            return
+        self._traced = range(0)
+        document = self._tracer.document(over=over)
+        if not any(event["ph"] == "X" for event in document["traceEvents"]):
+            return  # nothing happened: what an earlier run left here is worth more
+        try:
+            self._run.trace.write_bytes(msgspec.json.encode(document))
+        except OSError as error:
+            log.warning("no trace: %s", error)
 
     def sample(self, prompt: str, response: str, reward: float | None) -> None:
         """A scored response of an evaluation. Kept as text is the first to each of a few prompts:
@@ -145,10 +160,12 @@ class Records:
     def live(self, now: Live) -> None:
         """What the run does now; the file is replaced as a whole."""
         temporary = self._run.live.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(now) + b"\n")
-        temporary.rename(self._run.live)
-        for tracker in self._trackers:
-            tracker.live(now)
+        try:
+            temporary.write_bytes(msgspec.json.encode(now) + b"\n")
+            temporary.rename(self._run.live)
+        except OSError as error:  # a full disk: nobody sees it live, that is all
+            log.warning("no live state: %s", error)
+        self._trackers.live(now)
 
     def result(self, fields: dict[str, Any]) -> None:
         temporary = self._run.result.with_suffix(".tmp")
@@ -156,9 +173,10 @@ class Records:
         temporary.rename(self._run.result)
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        self._write_trace(over=True)
-        for tracker in self._trackers:
-            tracker.close()
+        try:
+            self._write_trace(over=True)
+        finally:
+            self._trackers.close()
+            for file in self._files.values():
+                file.close()
+            self._files = {}

@@ -40,6 +40,7 @@ class Scoring(msgspec.Struct, kw_only=True):
     """A reward that was asked for."""
 
     trajectory: int
+    kind: str  # train | eval
     asked: float
     begun: float = 0.0  # a worker had it
     ended: float = 0.0
@@ -56,7 +57,7 @@ class Work(msgspec.Struct, kw_only=True):
     start: float
     end: float
     of: tuple[int, ...] = ()  # groups or step
-    asked: float = 0.0  # the last order for it was with the rank
+    asked: dict[int, float] = {}  # of those: when the order was with the rank
     link: Link | None = None
 
 
@@ -67,7 +68,7 @@ class Load(msgspec.Struct, kw_only=True):
     version: int
     asked: float
     heard: float = 0.0
-    served: bool = False
+    served: bool = False  # proved well enough
     stages: list[Span] = []
     link: Link | None = None
 
@@ -82,7 +83,8 @@ class Handover(msgspec.Struct, kw_only=True):
     received: float = 0.0
     begun: float = 0.0
     heard: float = 0.0  # of its gradient
-    link: Link | None = None
+    link: Link | None = None  # of its order
+    answer: Link | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -105,5 +107,6 @@ class StepRecord(msgspec.Struct, kw_only=True):
     loads: list[Load] = []
     handovers: list[Handover] = []
     decisions: list[Decision] = []
-    frames: list[float] = []  # seconds from an engine's sending to the stage's hearing
+    frames: list[tuple[float, float]] = []  # heard, seconds from an engine's sending to that
+    hints: list[float] = []  # seconds from the stage's sending to a rank's hearing
     path: list[Segment] = []

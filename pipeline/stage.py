@@ -35,7 +35,6 @@ from pipeline.events import (
     Halt,
     Hint,
     Judge,
-    LearnerJoined,
     LearnerLost,
     Place,
     Report,
@@ -71,7 +70,6 @@ from pipeline.messages import (
 from pipeline.outbox import Outbox
 from pipeline.peers import Peer, Peers
 from pipeline.records import Records
-from pipeline.refusals import Refusals
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
 
@@ -114,10 +112,7 @@ class Stage:
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
-        self._refusals = Refusals()
-        self._feed = LiveFeed(
-            self.coordinator, self._peers, pool, self._records, tell_launcher, self._refusals
-        )
+        self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
         self._begun = time.monotonic()
@@ -149,7 +144,10 @@ class Stage:
     def resume(self, state: snapshot.Snapshot, training_s: float) -> None:
         """Go on from a checkpoint; before `run`."""
         self._training_s = training_s
-        self._carry_out_all(snapshot.restore(self.coordinator, state, time.monotonic()))
+        now = time.monotonic()
+        commands = snapshot.restore(self.coordinator, state, now)
+        self._carry_out_all(commands)
+        self._records.saw(now, Tick(), commands, time.monotonic())
 
     async def _control_loop(self) -> None:
         while True:
@@ -193,7 +191,7 @@ class Stage:
                 self._restart(peer.name, why)
             self._saver.check(now)
             self._check_joined(now)
-            if line := self._refusals.line(now):
+            if line := self._peers.refusals.line(now):
                 log.warning("%s", line)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
@@ -230,8 +228,12 @@ class Stage:
             while self._events and not self._over.is_set():
                 heard, now = self._events.popleft(), time.monotonic()
                 commands = self.coordinator.handle(heard, now)
+                cut = any(isinstance(command, Cut) for command in commands)
+                if cut:  # the step's timing belongs into the checkpoint
+                    self._records.saw(now, heard, commands, time.monotonic())
                 self._carry_out_all(commands)
-                self._records.saw(now, heard, commands, time.monotonic())
+                if not cut:
+                    self._records.saw(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it
@@ -331,18 +333,15 @@ class Stage:
     def _refused(self, what: str, peer: Peer | None, why: object) -> None:
         """A frame is not believed. Who sends many such is not believed at all any more."""
         name = peer.name if peer is not None else ""
-        # Of a learner rank nothing may be missing: the step would never end.
-        learns = peer is not None and peer.join.role == "learner"
-        if self._refusals.note(what, name, str(why), time.monotonic()) or learns:
+        learns = peer is not None and peer.join.role == "learner"  # or its step would never end
+        if self._peers.refusals.note(what, name, str(why), time.monotonic()) or learns:
             self._restart(name, f"its frames are not to be believed; the last: {why}")
 
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
         if isinstance(message, Join):
-            if (entered := self._door.enter(identity, message, now)) is not None:
-                joined = LearnerJoined(rank=message.rank)
-                engine = message.role == "engine"
-                self.tell(translate.engine_joined(message, entered.epoch) if engine else joined)
+            if (joined := self._door.enter(identity, message, now)) is not None:
+                self.tell(joined)
             return
         peer = self._peers.by_identity.get(identity)
         if peer is None:
@@ -356,9 +355,10 @@ class Stage:
             case Heartbeat():
                 self._peers.beat(peer, message, now)
                 return
-            case Spans(spans=spans):
+            case Spans(spans=spans, hints=hints):
                 here = [translate.span_here(span, now, peer.clock.offset) for span in spans]
-                self._records.did(peer.join.role, peer.name, peer.join.rank, here)
+                ways = [translate.way(*hint, now, peer.clock.offset) for hint in hints]
+                self._records.did(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
@@ -371,8 +371,7 @@ class Stage:
 
     def _remember(self, manifest: Manifest) -> None:
         self._manifests[manifest.version] = manifest
-        for old in [v for v in self._manifests if v < manifest.version - 1]:
-            del self._manifests[old]
+        self._manifests = {v: m for v, m in self._manifests.items() if v >= manifest.version - 1}
 
     def _save(self, step: int, version: int) -> None:
         about = {
@@ -393,7 +392,7 @@ class Stage:
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._feed.show(self._training_s)
-        self._records.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.last_word(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
+        self._records.close()  # last: a tracker may take its time to send what is left

@@ -36,28 +36,24 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
-from pipeline.spans import Decision, Handover, Leg, Load, Scoring, StepRecord, Work
-
-_CLOSES = (CLOSE, CLOSE_WITH_PASSES)
+from pipeline.messages import Span
+from pipeline.ranks import Ranks
+from pipeline.spans import Decision, Handover, Leg, Load, Scoring, StepRecord
 
 
 class Timeline:
     """`saw` everything in order; `worked` and `loaded` hear peers' spans in the stage's clock,
     ahead of the events that they explain."""
 
-    def __init__(self) -> None:
-        self._record = StepRecord(step=0, since=0.0)
+    def __init__(self, first: int = 0) -> None:
+        self._record = StepRecord(step=first, since=0.0)
         self._legs: dict[tuple[int, int], Leg] = {}  # running
         self._ended: dict[int, list[Leg]] = {}  # trajectory -> legs whose fate is not known
         self._over: dict[int, dict[str, Any]] = {}  # group is over, the leg still ends
         self._running: dict[int, int] = {}  # trajectory -> its legs that run
         self._scorings: dict[int, Scoring] = {}
         self._loads: dict[str, Load] = {}
-        self._handovers: dict[int, Handover] = {}
-        self._last_work: dict[int, Work] = {}  # rank -> the newest that was asked for
-        self._closing: Link | None = None  # FinishStep has gone out
-        self._closed = 0  # works of the record before that
+        self._ranks = Ranks()
         self._decided: list[Link] = []  # of this step, whose past is cut off when it is over
         self._stage = Link("stage", "start", 0.0, 0.0)  # what it did last
         self._began = False
@@ -92,14 +88,14 @@ class Timeline:
 
     def saw(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
-    ) -> StepRecord | None:
+    ) -> list[StepRecord]:
         """One event and what the coordinator said to it.
 
         Args:
             now: the stage began to look at it.
             done: the commands had been sent; at once, if not given.
 
-        Returns the record of a step that this ended.
+        Returns the records of the steps that this ended; empty ones may end together.
         """
         self._now, self._done = now, now if done is None else done
         if not self._began:
@@ -108,37 +104,31 @@ class Timeline:
         heard = self._heard.get(type(event))
         if heard is not None:
             heard(event)
-        finished: StepRecord | None = None
+        finished: list[StepRecord] = []
         for command in commands:
             said = self._said.get(type(command))
             if said is not None:
                 said(command)
                 if isinstance(command, Report) and command.what == "step":
-                    finished = self._step_over(command.fields)
+                    finished.append(self._step_over(command.fields))
         if commands:
             self._stage = self._why()
         return finished
 
-    def worked(self, rank: int, spans: Iterable[Span]) -> None:
-        """What a learner rank says that it did."""
-        for span in spans:
-            work = Work(
-                rank=rank,
-                what=span.what,
-                start=span.start_s,
-                end=span.end_s,
-                of=span.of,
-                asked=span.asked_s,
-            )
-            self._record.works.append(work)
-            if work.of and work.what not in _CLOSES:
-                self._explain(work)
+    def worked(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
+        """What a learner rank says that it did.
+
+        Args:
+            hints: seconds that hints were on their way to it.
+        """
+        self._record.hints += hints
+        self._ranks.worked(self._record.works, rank, spans)
 
     def loaded(self, engine: str, spans: Iterable[Span]) -> None:
         """The stages of a load that an engine has done."""
         load = self._loads.get(engine)
         if load is not None:
-            load.stages += spans
+            load.stages += [span for span in spans if span.of == (load.version,)]
 
     def rest(self) -> StepRecord:
         """What has not been told of yet; ends the timeline."""
@@ -155,7 +145,7 @@ class Timeline:
     def _tokens(self, event: Tokens) -> None:
         now = self._now
         if event.sent_s and event.chunks:
-            self._record.frames.append(now - event.sent_s)
+            self._record.frames.append((now, now - event.sent_s))
         for times in event.times:
             leg = self._legs.get((times.trajectory, times.leg))
             if leg is not None and leg.engine == event.engine:
@@ -180,10 +170,11 @@ class Timeline:
         self._loads.pop(engine, None)
 
     def _served(self, event: WeightsServed | WeightsRefused) -> None:
-        load = self._loads.pop(event.engine, None)
+        load = self._loads.get(event.engine)
         if load is None or load.version != event.version:
-            return
-        load.heard, load.served = self._now, isinstance(event, WeightsServed)
+            return  # of an order that a newer one has overtaken
+        del self._loads[event.engine]
+        load.heard = self._now
         self._record.loads.append(load)
         self._answer = load_link(load)
 
@@ -202,73 +193,13 @@ class Timeline:
         return self._scorings.pop(trajectory, None)
 
     def _trained(self, event: Trained | TrainingFailed) -> None:
-        handover = self._handovers.pop(event.group, None)
-        if handover is None:
-            return
-        handover.heard = self._now
-        self._record.handovers.append(handover)
-        work = self._last_work.get(event.rank)
-        if work is None or event.group not in work.of:  # nobody said: one after another, then
-            work = self._unsaid(handover)
-        handover.received, handover.begun = work.asked or handover.sent, work.start
-        self._answer = follow(work.link, "stage", "word of the gradient on its way", self._now)
-
-    def _unsaid(self, handover: Handover) -> Work:
-        before = self._last_work.get(handover.rank)
-        start = max(handover.sent, before.end if before else 0.0)
-        work = Work(
-            rank=handover.rank,
-            what=FORWARD_BACKWARD,
-            start=start,
-            end=self._now,
-            of=(handover.group,),
-        )
-        behind = before.link if before and start > handover.sent else handover.link
-        work.link = follow(behind, f"learner rank {work.rank}", work.what, work.end, start=start)
-        self._last_work[work.rank] = work
-        self._record.works.append(work)
-        return work
-
-    def _explain(self, work: Work) -> None:
-        """Why a pass began when it did: the rank was busy with another, or its groups came then."""
-        lane = f"learner rank {work.rank}"
-        before = self._last_work.get(work.rank)
-        self._last_work[work.rank] = work
-        if before is not None and before.end > work.asked:
-            link = follow(before.link, lane, "between passes", work.start)
-        else:
-            handovers = [h for g in work.of if (h := self._handovers.get(g)) is not None]
-            newest = max(handovers, key=lambda handover: handover.sent, default=None)
-            link = newest.link if newest else None
-            link = follow(link, lane, "group on its way", work.asked, start=work.asked)
-            link = follow(link, lane, f"busy with {self._in_the_way(work)}", work.start)
-        [group, *others] = work.of
-        groups = f"{1 + len(others)} groups" if others else f"group {group}"
-        work.link = follow(link, lane, work.what, work.end, groups)
-
-    def _in_the_way(self, work: Work) -> str:
-        """What else the rank did between being asked and beginning."""
-        for other in reversed(self._record.works[:-1]):
-            if other.rank == work.rank and not other.of and other.end > work.asked:
-                return other.what
-        return "its messages"
+        handover = self._ranks.trained(self._record.works, event, self._now)
+        if handover is not None:
+            self._record.handovers.append(handover)
+            self._answer = handover.answer
 
     def _applied(self, event: StepApplied | StepRejected) -> None:
-        lane, link = f"learner rank {event.rank}", self._closing
-        said = [w for w in self._record.works[self._closed :] if w.rank == event.rank]
-        for work in said:
-            if work.what in _CLOSES:
-                link = follow(link, lane, "close on its way", work.start)
-            link = follow(link, lane, work.what, work.end)
-        if not said:
-            what = "optimizer, publish" if isinstance(event, StepApplied) else "rejected"
-            start = link.end if link is not None else self._now
-            self._record.works.append(
-                Work(rank=event.rank, what=what, start=start, end=self._now, of=(event.step,))
-            )
-            self._answer = follow(link, lane, what, self._now, start=start)
-            return
-        self._answer = follow(link, "stage", "word of the step on its way", self._now)
+        self._answer = self._ranks.applied(self._record.works, event, self._now)
 
     # --- orders -------------------------------------------------------------------------
 
@@ -295,32 +226,50 @@ class Timeline:
     def _judge(self, command: Judge) -> None:
         trajectory = command.trajectory
         self._scorings[trajectory] = Scoring(
-            trajectory=trajectory, asked=self._done, link=self._why((trajectory,))
+            trajectory=trajectory,
+            kind=command.kind,
+            asked=self._done,
+            link=self._why((trajectory,)),
         )
 
     def _train(self, command: Train) -> None:
         members = tuple(member.trajectory for member in command.members)
-        self._handovers[command.group] = Handover(
-            group=command.group,
-            rank=command.rank,
-            sent=self._done,
-            trajectories=members,
-            link=self._why(members),
+        self._ranks.asked(
+            Handover(
+                group=command.group,
+                rank=command.rank,
+                sent=self._done,
+                trajectories=members,
+                link=self._why(members),
+            )
         )
 
     def _finish(self, command: FinishStep) -> None:
         del command
-        self._closing, self._closed = self._why(), len(self._record.works)
+        self._ranks.closes(self._record.works, self._why())
 
     def _report(self, command: Report) -> None:
         fields = command.fields
         if command.what == "group":
             self._group_over(fields)
+        elif command.what == "served":
+            self._admitted(fields["engine"])
         elif command.what == "decision":
             decision = Decision(
                 self._now, self._done - self._now, fields["verb"], fields["group"], fields["why"]
             )
             self._record.decisions.append(decision)
+            if fields["verb"] == "Abort":  # ended ones leave their group, which will not name them
+                for trajectory in fields["ids"]:
+                    for leg in self._ended.pop(trajectory, ()):
+                        self._tell(leg, {"fate": "aborted", "group": fields["group"]})
+
+    def _admitted(self, engine: str) -> None:
+        """The load that was just heard of was proved well enough."""
+        for load in reversed(self._record.loads):
+            if load.engine == engine:
+                load.served = True
+                return
 
     def _why(self, wanted: Sequence[int] = ()) -> Link:
         """The stage's link that a command hangs on: deciding on the event at hand.
@@ -350,13 +299,15 @@ class Timeline:
         leg = self._legs.pop(key)
         leg.heard, leg.finish = self._now, finish
         trajectory = leg.trajectory
+        known = self._over.get(trajectory)  # its group is over; this was the word of its abort
         self._running[trajectory] -= 1
         if not self._running[trajectory]:
             del self._running[trajectory]
-            if trajectory in self._over:  # its group is over; this was the word of its abort
-                self._tell(leg, self._over.pop(trajectory))
-                return
-        self._ended.setdefault(trajectory, []).append(leg)
+            self._over.pop(trajectory, None)
+        if known is not None:
+            self._tell(leg, known)
+        else:
+            self._ended.setdefault(trajectory, []).append(leg)
 
     def _group_over(self, fields: dict[str, Any]) -> None:
         for trajectory, state, held, _, reward, trained, _ in fields["members"]:
@@ -376,20 +327,17 @@ class Timeline:
             setattr(leg, name, value)
         if leg.finish == "lost":
             leg.fate = "lost"
-        leg.asked = None
         self._record.legs.append(leg)
 
     def _step_over(self, fields: dict[str, Any]) -> StepRecord:
         record = self._record
         record.step, record.end = fields["step"], self._now
         record.since = self._now - fields["seconds"]
-        record.path = critical_path(self._why().before, record.since)
+        record.path = critical_path(self._why(), record.since, record.end)
         # What lies before the next step explains nothing of it: let it go.
         for link in self._decided:
             link.before = None
         self._decided.clear()
-        for work in self._last_work.values():
-            work.link = None
-        self._closing, self._closed = None, 0
+        self._ranks.step_over()
         self._record = StepRecord(step=record.step + 1, since=self._now)
         return record

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.critical import NOT_KNOWN
 from pipeline.messages import PUBLISH
 from pipeline.spans import Handover, Leg, StepRecord
 
@@ -32,19 +33,21 @@ def figures(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
     legs = [leg for leg in record.legs if leg.kind == "train"]
     known = {key: summary(values) for key, values in samples(record, legs).items() if values}
     path = [[s.lane, s.what, round(s.seconds, 6), s.detail] for s in record.path]
+    explained_s = sum(s.seconds for s in record.path if s.what != NOT_KNOWN)
     found: dict[str, Any] = {
         "step": record.step,
         "seconds": seconds,
         "since_s": record.since,
         "critical_path": path,
-        "explained_share": sum(s.seconds for s in record.path) / seconds if seconds > 0 else 1.0,
+        "explained_share": explained_s / seconds if seconds > 0 else 1.0,
         "percentiles": known,
         "engines": by_engine(legs),
         "lives": lives(legs, record.handovers),
         "stragglers": stragglers(record),
     }
     if reward_workers and seconds > 0:
-        busy_s = sum(s.ended - s.begun for s in record.scorings)
+        since, end = record.since, record.end  # those of an evaluation before it do not count
+        busy_s = sum(max(0.0, min(s.ended, end) - max(s.begun, since)) for s in record.scorings)
         found["bubble_reward"] = 1.0 - min(1.0, busy_s / (seconds * reward_workers))
     return found
 
@@ -66,15 +69,18 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
     loads, handovers = record.loads, record.handovers
     received = [h for h in handovers if h.received]
     arrived = {leg.trajectory: leg.heard for leg in _last_legs(record).values()}
+    scorings = [s for s in record.scorings if s.kind == "train"]
+    decided = {d.at: d.seconds for d in record.decisions if d.at >= record.since}
     publishes = [w for w in record.works if w.what == PUBLISH]
     return {
         "slot_wait_s": [leg.placed - leg.queued for leg in legs if leg.queued],
         "time_to_first_token_s": [leg.first - leg.placed for leg in timed],
         "inter_token_s": [t for leg in timed if (t := inter_token_s(leg)) is not None],
-        "chunk_to_stage_s": record.frames,
-        "decision_s": [d.seconds for d in record.decisions],
-        "reward_wait_s": [s.begun - s.asked for s in record.scorings],
-        "reward_s": [s.ended - s.begun for s in record.scorings],
+        "chunk_to_stage_s": [s for heard, s in record.frames if heard >= record.since],
+        "chunk_to_learner_s": record.hints,
+        "decision_s": list(decided.values()),
+        "reward_wait_s": [s.begun - s.asked for s in scorings],
+        "reward_s": [s.ended - s.begun for s in scorings],
         "group_s": _group_times(record),
         "group_to_learner_s": [h.received - h.sent for h in received],
         "learner_wait_s": [h.begun - h.received for h in received],
@@ -111,7 +117,7 @@ def by_engine(legs: Iterable[Leg]) -> dict[str, dict[str, float]]:
 
 def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, Any]]:
     """Where trajectories spent their time, by percentile group of their response length: the mean
-    seconds of each phase, over those that came to it."""
+    seconds of each phase; one that a trajectory did not come to counts as none."""
     mine: dict[int, list[Leg]] = {}
     for leg in legs:
         mine.setdefault(leg.trajectory, []).append(leg)

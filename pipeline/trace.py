@@ -40,25 +40,29 @@ class Tracer:
     """
 
     def __init__(self, first: int = 0, last: int = 1 << 60) -> None:
-        self.timeline = Timeline()
+        self.timeline = Timeline(first)
         self._first, self._last = first, last
         self._kept: list[StepRecord] = []
 
     def saw(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
-    ) -> StepRecord | None:
+    ) -> list[StepRecord]:
         """See `Timeline.saw`."""
-        record = self.timeline.saw(now, event, commands, done)
-        if record is not None and self._first <= record.step <= self._last:
-            self._kept.append(record)
-        return record
+        records = self.timeline.saw(now, event, commands, done)
+        self._kept += [r for r in records if self._first <= r.step <= self._last]
+        return records
 
     def document(self, *, over: bool = True) -> Json:
-        """Chrome's JSON object format. `over`: the run is, so what is still open belongs to it."""
+        """Chrome's JSON object format; what was kept is let go.
+
+        Args:
+            over: the run is, so what is still open belongs to it.
+        """
         rest = self.timeline.rest() if over else None
         if rest is not None and self._first <= rest.step <= self._last:
             self._kept.append(rest)
-        return _Document(self._kept).made()
+        kept, self._kept = self._kept, []
+        return _Document(kept).made()
 
 
 class _Document:
@@ -117,7 +121,8 @@ class _Document:
 
     def _of_step(self, record: StepRecord) -> None:
         if record.path:  # it has ended
-            self._span(STAGE, STEPS_ROW, f"step {record.step + 1}", record.since, record.end, {})
+            args: Json = {"seconds": record.end - record.since, "segments": len(record.path)}
+            self._span(STAGE, STEPS_ROW, f"step {record.step + 1}", record.since, record.end, args)
         moment = record.since
         for piece in record.path:
             end = moment + piece.seconds
@@ -148,13 +153,13 @@ class _Document:
         self._ranks.add(work.rank)
         args: Json = {"of": work.of}
         if work.asked:
-            args["waited_s"] = round(work.start - work.asked, 6)
+            args["waited_s"] = round(work.start - min(work.asked.values()), 6)
         self._span(LEARNER + work.rank, 1, work.what, work.start, work.end, args)
 
     def _handover(self, handover: Handover) -> None:
-        self._span(
-            STAGE, TAKEN_ROW, "taken", handover.sent, handover.sent, {"group": handover.group}
-        )
+        # It may have begun while other orders of the same moment were still being sent.
+        sent = min(handover.sent, handover.received or handover.begun or handover.sent)
+        self._span(STAGE, TAKEN_ROW, "taken", sent, sent, {"group": handover.group})
         for trajectory in handover.trajectories:
             legs = self._lanes.get(trajectory)
             if not legs or not handover.begun:
@@ -163,7 +168,7 @@ class _Document:
             self._arrow(
                 [
                     (self._engine(leg.engine), self._rows[id(leg)], _in_slot(leg)[1] - 1e-6),
-                    (STAGE, TAKEN_ROW, handover.sent),
+                    (STAGE, TAKEN_ROW, sent),
                     (LEARNER + handover.rank, 1, handover.begun),
                 ]
             )
@@ -247,12 +252,22 @@ class _Document:
         for order, (process, name) in enumerate(processes.items()):
             yield _name("process_name", process, 0, name=name)
             yield _name("process_sort_index", process, 0, sort_index=order)
-        for row, name in (
-            (STEPS_ROW, "steps"), (DECISIONS_ROW, "decisions"), (TAKEN_ROW, "to the learner"),
-        ):  # fmt: skip
-            yield _name("thread_name", STAGE, row, name=name)
-        for number in self._engines.values():
-            yield _name("thread_name", ENGINE + number, WEIGHTS_ROW, name="weights")
+        rows: dict[tuple[int, int], str] = {
+            (PATH, 1): "what the step waited for",
+            (STAGE, STEPS_ROW): "steps",
+            (STAGE, DECISIONS_ROW): "decisions",
+            (STAGE, TAKEN_ROW): "to the learner",
+        }
+        for span in self._out:
+            process, row = span["pid"], span["tid"]
+            if process >= ENGINE:
+                rows[process, row] = f"slot {row}" if row != WEIGHTS_ROW else "weights"
+            elif process >= LEARNER:
+                rows[process, row] = "work"
+            elif process == REWARDS:
+                rows[process, row] = f"worker {row}"
+        for (process, row), name in sorted(rows.items()):
+            yield _name("thread_name", process, row, name=name)
 
 
 def _in_slot(leg: Leg) -> tuple[float, float]:

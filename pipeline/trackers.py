@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -23,6 +24,7 @@ from pipeline.config import Config, Metrics
 from pipeline.live import Live
 from pipeline.runfolder import RunFolder
 
+log = logging.getLogger("stage")
 LOOPBACK = "127.0.0.1"
 _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
 
@@ -41,6 +43,32 @@ class Tracker(Protocol):
     def live(self, now: Live) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Trackers:
+    """All of a run as one. One that fails is named, and left out from then on: it ends no run."""
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.figures(what, step, numbers))
+
+    def live(self, now: Live) -> None:
+        self._each(lambda tracker: tracker.live(now))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+        self._trackers = []
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                do(tracker)
+            except Exception:  # somebody else's library, disk or network
+                name = type(tracker).__name__
+                log.exception("%s failed and gets no more figures", name)
+                self._trackers.remove(tracker)
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

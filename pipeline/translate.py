@@ -147,8 +147,13 @@ def span_here(span: Span, now: float, offset_s: float) -> Span:
     """A peer's work in the stage's clock, in its order."""
     end = _past(span.end_s + offset_s, now)
     start = _past(span.start_s + offset_s, end)
-    asked = span.asked_s and _past(span.asked_s + offset_s, start)
+    asked = tuple(_past(moment + offset_s, start) for moment in span.asked_s)
     return Span(span.what, start, end, span.of, asked)
+
+
+def way(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
+    """Seconds that a hint was on its way to a peer, by our clock and theirs."""
+    return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 
 def request_of(command: Place, prompt: bytes, temperature: float) -> Request:

@@ -42,7 +42,7 @@ def _about(line: Line, run: Run) -> Sequence[Any]:
         run.name,
         Path(str(run.settings.get("model", "–"))).name,
         ", ".join(f"{key}={value}" for key, value in line.differs.items()) or "–",
-        "finished" if run.result else "unfinished",
+        _state(run),
         f"{run.result.get('steps', len(run.steps))} of {wanted}",
         run.seed,
         number(before, 3),
@@ -52,6 +52,17 @@ def _about(line: Line, run: Run) -> Sequence[Any]:
         run.about.get("started", "–"),
         run.about.get("revision", "–"),
     )
+
+
+def _state(run: Run) -> str:
+    if run.result:
+        return "finished"
+    if run.running:
+        return "running"
+    if not run.resumable:
+        return "unfinished"
+    done = run.steps[-1].step + 1 if run.steps else 0
+    return f"stopped (Ctrl-C?) at step {done}, resume with darts train --resume"
 
 
 def accuracy(run: Run) -> tuple[float | None, float | None]:

@@ -1,7 +1,11 @@
-"""Section: one traced step as bars over time, its critical path, and who held it up."""
+"""Section: one traced step as bars over time, its critical path, and who held it up.
+
+Bars of slots have no patterns: on rows of a few pixels these are but noise.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,22 +13,31 @@ from bokeh.models import CDSView, ColumnDataSource, CustomJS, HoverTool, Legend,
 from bokeh.models.filters import GroupFilter
 from markupsafe import Markup
 
+from launch.report.lacking import lacks_timing, lacks_trace
 from launch.report.palette import FATES, REST, Look
 from launch.report.picture import Picture
 from launch.report.reading import Run
 from launch.report.section import Section
 from launch.report.spans import EVALUATION, OTHER, traced
-from launch.report.style import INK, legend, plot, select
+from launch.report.style import INK, above, filled, plot, select
 
-_KINDS: dict[str, Look] = {**FATES, EVALUATION: ("#c4c4c4", ""), OTHER: REST}
-_HEIGHT, _PER_ROW, _HIGHEST = 320, 6, 860  # pixels
+_COLOURS = {
+    **{fate: colour for fate, (colour, _) in FATES.items()},
+    EVALUATION: "#c4c4c4",
+    OTHER: REST[0],
+}
+_ELSE = "other parts"
+_HEIGHT, _PER_ROW, _HIGHEST = 360, 6, 900  # pixels
+_FATES, _WORDS = 3, 2  # columns of legends, what a phone has room for
 _LINE, _HALO = "#000000", "#ffffff"
 _SHOW = """
 pick.group = cb_obj.value
 const view = views[cb_obj.value]
 for (const [range, ends] of [[x, view.x], [y, view.y]]) {
-  [range.start, range.end] = ends;
-  [range.reset_start, range.reset_end] = ends
+  const bounds = [Math.min(...ends), Math.max(...ends)], [start, end] = ends;
+  range.setv({ bounds: null });
+  range.setv({ start, end, reset_start: start, reset_end: end });
+  range.setv({ bounds })
 }
 axis.ticker.ticks = view.ticks
 axis.major_label_overrides = new Map(view.ticks.map((tick, i) => [tick, view.lanes[i]]))
@@ -36,10 +49,14 @@ for (const told of document.querySelectorAll("[data-step]"))
 def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     """Args: looks: of the parts of critical paths."""
     see = (
-        "The straggler that held up the step is named in the picture and below it: its bar is the "
-        "long one at whose right end the learner's last work begins. The black line is the "
-        "critical path, on which every second counts. Zoom with the wheel or a box; a click on a "
-        "fate in the legend hides it."
+        "The thick line is the critical path, on which every second counts; its parts are at the "
+        "top. The last trajectory on it is the straggler, named in the picture and below it: when "
+        "it had ended, only what the path shows after it was left. Where another trajectory comes "
+        "before it, as a rule that one had its slot."
+    )
+    use = (
+        "Zoom with Ctrl and the wheel, or by drawing a box; a click in the legend hides what it "
+        "names; the tooltip of a bar tells what it is."
     )
     picture = Picture()
     for run in runs:
@@ -49,11 +66,7 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
             name = f"step {step.number}" if len(runs) == 1 else f"{run.name}, step {step.number}"
             picture.add(name, whole, step, paths.get(step.number, ()))
     if not picture.names:
-        return Section(
-            id="gantt", title="One step", see=see,
-            missing="No run kept a trace with a whole step; with watch.trace_steps=5 the first "
-            "five steps are kept.",
-        )  # fmt: skip
+        return Section(id="gantt", title="One step", see=see, missing=lacks_trace(runs))
     pick = GroupFilter(column_name="step", group="0")
     made = _drawn(picture, pick, looks)
     notes: list[Markup] = []
@@ -64,12 +77,9 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
             )
         )
     if not picture.path["step"]:
-        notes.append(
-            Markup('<p class="said">No critical path: it is in runs whose metrics.jsonl has lines '
-                   "“timing”, as every new run’s has.</p>")
-        )  # fmt: skip
+        notes.append(Markup('<p class="said">No critical path. {}</p>').format(lacks_timing(runs)))
     return Section(
-        id="gantt", title="One step", see=see,
+        id="gantt", title="One step", see=see, use=use,
         content=[*_choice(picture, made, pick), made, *picture.tables, *notes],
     )  # fmt: skip
 
@@ -79,16 +89,18 @@ def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> An
     made = plot(
         "", "seconds since the step's start", "",
         min(_HIGHEST, _HEIGHT + _PER_ROW * picture.rows), name="gantt",
-        x_range=Range1d(*first["x"]), y_range=Range1d(*first["y"]), active_scroll="wheel_zoom",
-        active_drag="box_zoom",
+        x_range=Range1d(*first["x"], bounds="auto"), y_range=Range1d(*first["y"], bounds="auto"),
+        active_drag="box_zoom", wheel="width",  # lanes and their names stay in view
     )  # fmt: skip
     made.ygrid.visible = False
     made.yaxis.ticker = first["ticks"]
     made.yaxis.major_label_overrides = dict(zip(first["ticks"], first["lanes"], strict=True))
     items = _bars(made, picture, pick)
-    items.append(_path(made, picture, pick, looks))
-    made.add_layout(Legend(items=[item for item in items if item.renderers]))
-    legend(made)
+    parts = _parts(made, picture, pick, looks)
+    items.append(_path(made, picture, pick))
+    if parts:
+        above(made, Legend(items=parts, title="critical path, by what was done:"), _WORDS)
+    above(made, Legend(items=[item for item in items if item.renderers]), _FATES)
     return made
 
 
@@ -97,22 +109,22 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
     items: list[LegendItem] = []
     bars, moments = ColumnDataSource(picture.bars), ColumnDataSource(picture.moments)
     present = set(picture.bars["kind"])
-    for kind, (colour, hatch) in _KINDS.items():
+    for kind, colour in _COLOURS.items():
         if kind not in present:
             continue
         view = CDSView(filter=pick & GroupFilter(column_name="kind", group=kind))
         drawn = made.hbar(
             y="y", height="height", left="start", right="end", source=bars, view=view,
             name=kind, fill_color=colour, line_color=INK, line_width=0.5,
-            hatch_pattern=hatch or None, hatch_alpha=0.45, hatch_scale=6.0,
         )  # fmt: skip
-        items.append(LegendItem(label=kind, renderers=[drawn]))
+        swatch = _key(made, fill_color=colour, line_color=INK)
+        items.append(LegendItem(label=kind, renderers=[swatch, drawn]))
         about = [("", "@name, @lane"), ("seconds", "@seconds{0.000}")]
-        about += [(key, f"@{key}") for key in ("trajectory", "group")]
         if kind == OTHER:
             about.append(("", "@why"))
         else:
-            about += [(key, f"@{key}") for key in ("prompt", "tokens", "reward")]
+            of = ("trajectory", "group", "prompt", "tokens", "reward")
+            about += [(key, f"@{key}") for key in of]
         made.add_tools(HoverTool(renderers=[drawn], tooltips=about, visible=False))
     points = made.scatter(
         "start", "y", source=moments, view=CDSView(filter=pick), marker="dash", angle=1.5708,
@@ -123,9 +135,39 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
     return [*items, *([LegendItem(label="decision", renderers=[points])] if moments.length else [])]
 
 
-def _path(made: Any, picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> LegendItem:
-    """The critical path as a line over the bars and as parts at the top, and the straggler."""
-    path, parts = ColumnDataSource(picture.path), ColumnDataSource(picture.parts)
+def _parts(
+    made: Any, picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]
+) -> list[LegendItem]:
+    """The parts of critical paths, in a row at the top; all without a look of their own are one
+    in the legend."""
+    parts = ColumnDataSource(picture.parts)
+    named: dict[str, list[Any]] = {}
+    present = set(picture.parts["what"])
+    for what, look in looks.items():
+        if what not in present:
+            continue
+        strip = made.hbar(
+            y="y", height="height", left="start", right="end", source=parts, line_color=_HALO,
+            view=CDSView(filter=pick & GroupFilter(column_name="what", group=what)),
+            name=f"part {what}", **filled(look),
+        )  # fmt: skip
+        about = [("", "@what, @lane"), ("seconds", "@seconds{0.000}"), ("", "@detail")]
+        made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
+        label = _ELSE if look == REST else what
+        if label not in named:
+            named[label] = [_key(made, line_color=INK, **filled(look))]
+        named[label].append(strip)
+    return [LegendItem(label=what, renderers=strips) for what, strips in named.items()]
+
+
+def _key(made: Any, **look: Any) -> Any:
+    """A bar in the legend alone, which shows no kind that the chosen step lacks without it."""
+    return made.hbar(y=[math.nan], height=[1.0], left=[0.0], right=[1.0], **look)
+
+
+def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:
+    """The critical path as a line over the bars, and the straggler."""
+    path = ColumnDataSource(picture.path)
 
     def view() -> CDSView:  # one for each glyph: a view knows how long its source is
         return CDSView(filter=pick)
@@ -135,14 +177,6 @@ def _path(made: Any, picture: Picture, pick: GroupFilter, looks: Mapping[str, Lo
                         line_join="round", name="critical path")
         for colour, width in ((_HALO, 6), (_LINE, 2.5))
     ]  # fmt: skip
-    for what, (colour, hatch) in looks.items():
-        strip = made.hbar(
-            y="y", height="height", left="start", right="end", source=parts, fill_color=colour,
-            view=CDSView(filter=pick & GroupFilter(column_name="what", group=what)),
-            hatch_pattern=hatch or None, hatch_alpha=0.45, hatch_scale=6.0, line_color=_HALO,
-        )  # fmt: skip
-        about = [("", "@what, @lane"), ("seconds", "@seconds{0.000}"), ("", "@detail")]
-        made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
     made.text(
         "x", "y", "text", source=ColumnDataSource(picture.named), view=view(), x_offset=5,
         text_baseline="middle", text_color=_LINE, text_font_size="11px",

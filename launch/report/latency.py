@@ -8,10 +8,27 @@ from typing import Any
 from markupsafe import Markup
 
 from launch.report.figures import weighted
+from launch.report.lacking import lacks_timing
 from launch.report.lines import TimingLine
 from launch.report.reading import Run
 from launch.report.section import Section, seconds, table
 
+MEANINGS = {
+    "slot_wait_s": "a candidate's wait for a slot",
+    "time_to_first_token_s": "request sent to first token, at the engine",
+    "inter_token_s": "mean between tokens of a response, over responses",
+    "chunk_to_stage_s": "an engine's frame, sent to heard",
+    "group_to_learner_s": "a group, sent to heard by its learner rank",
+    "decision_s": "an event at the stage to its commands sent, where something was decided",
+    "reward_wait_s": "a reward asked to begun",
+    "reward_s": "a reward begun to ended",
+    "group_s": "a group's first candidate queued to the group's going to the learner",
+    "learner_wait_s": "a group at the rank to its pass",
+    "last_token_to_trained_s": "a group's last token heard to its gradient heard",
+    "weights_publish_s": "new weights written by rank 0",
+    "weights_load_s": "new weights asked for to proved, at an engine",
+}
+"""By key of a line `timing`, as docs/latency.md has them."""
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
          "change")  # fmt: skip
 
@@ -27,8 +44,7 @@ def section(runs: Sequence[Run]) -> Section:
     if not known:
         return Section(
             id="latency", title="Latencies", see=see,
-            missing="metrics.jsonl has no lines “timing”: runs of this version of darts write "
-            "one for every step, older ones did not.",
+            missing=lacks_timing(runs),
         )  # fmt: skip
     return Section(id="latency", title="Latencies", see=see, content=[
         Markup("<details{}><summary>{}</summary>{}</details>").format(
@@ -47,7 +63,9 @@ def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:
         change = f"{end / begin - 1:+.0%}" if begin and end is not None else "–"
         found.append(
             (
-                name.removesuffix("_s").replace("_", " "),
+                Markup('{}<br><span class="soft">{}</span>').format(
+                    name.removesuffix("_s").replace("_", " "), MEANINGS.get(name, "")
+                ),
                 f"{sum(p.count for p in of):,}",
                 *(seconds(_mean(timing, name, at)) for at in ("p50", "p95", "p99")),
                 seconds(max(p.max for p in of)),

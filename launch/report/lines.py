@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.critical import Segment
+
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `step` of metrics.jsonl."""
@@ -59,15 +61,6 @@ class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
     p95: float
     p99: float
     max: float
-
-
-class Segment(msgspec.Struct, frozen=True, array_like=True):
-    """One part of a critical path; the next one begins where it ends."""
-
-    lane: str  # a process of the trace
-    what: str
-    seconds: float
-    detail: str = ""
 
 
 class Lives(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ function paint() {
   const [ink, soft] = ["--ink", "--soft"].map(name => style.getPropertyValue(name).trim());
   const texts = {
     Title: { text_color: ink },
-    Legend: { label_text_color: ink },
+    Legend: { label_text_color: ink, title_text_color: ink },
     ColorBar: { title_text_color: ink, major_label_text_color: soft },
     LinearAxis: { axis_label_text_color: ink, major_label_text_color: soft },
     LogAxis: { axis_label_text_color: ink, major_label_text_color: soft },

@@ -8,22 +8,24 @@ COLOURS = (
 )  # fmt: skip
 """Of lines."""
 
-
 Look = tuple[str, str]
 """Colour, hatch pattern (none: empty)."""
 REST: Look = ("#9a9a9a", "")
-FATES: dict[str, Look] = {  # colours of Okabe and Ito, told apart by brightness and pattern, too
-    "trained": ("#0072b2", ""),
-    "redundant": ("#e69f00", "/"),
-    "aborted": ("#d55e00", "x"),
-    "lost": ("#cc79a7", "."),
+# By lightness first, so that the three common ones are told apart without red and green and in
+# grey: dark, light, middle. Patterns are for bars that are tall enough to show them.
+FATES: dict[str, Look] = {
+    "trained": ("#0b4f9c", ""),
+    "redundant": ("#f3dc95", ""),
+    "aborted": ("#a974b8", "x"),
+    "lost": ("#d55e00", "."),
     "dropped": ("#009e73", "-"),
     "stale": ("#56b4e9", "|"),
-    "failed": ("#f0e442", "o"),
+    "failed": ("#6b3d12", ""),
 }
 """What became of tokens."""
+# None is that of a fate: both are in one picture.
 PARTS: tuple[Look, ...] = (
-    ("#56b4e9", ""), ("#009e73", "/"), ("#e69f00", ""), ("#0072b2", "x"), ("#cc79a7", ""),
-    ("#f0e442", "-"), ("#d55e00", "|"), ("#8c564b", "."),
+    ("#7fb2e5", ""), ("#1f5c57", ""), ("#ee8866", "/"), ("#ffc4cf", ""),
+    ("#7a6a00", ""), ("#59c3a3", "-"), ("#7d2e3b", ""), ("#c5ecff", "."),
 )  # fmt: skip
 """Of parts of a critical path, the one with most seconds first."""

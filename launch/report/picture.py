@@ -10,15 +10,19 @@ from typing import Any
 
 from markupsafe import Markup
 
+from launch.report.chain import chain
 from launch.report.lines import Segment
-from launch.report.section import seconds, table
 from launch.report.spans import Bar, Traced, TracedStep
-from launch.report.stragglers import Life, Place, lives, placed, straggler
+from launch.report.stragglers import Life, Place, lives, placed
+from launch.report.told import account
+from pipeline.messages import CLOSE, CLOSE_WITH_PASSES
 
 _BARS = 60_000
 """On the page, about 6 MB; further steps are left out, and said to be."""
-_LISTED = 8  # trajectories under the picture
-_NAMED = 0.12  # of the step: shortest part of the path with its name in it
+_WIDTH, _LETTER = 230, 7  # pixels: of the picture on a phone, and of a letter in it
+_GROUPS = 6  # named in a tooltip
+_OF_STEPS = (CLOSE, CLOSE_WITH_PASSES, "optimizer, publish", "rejected")
+"""What a learner rank does for a step, not for groups; the last two as the stage sees it."""
 _BEYOND = 0.02  # of the step: room at both ends
 
 BAR = ("kind", "name", "lane", "y", "height", "start", "end", "seconds", "trajectory", "group",
@@ -51,9 +55,8 @@ class Picture:
         for columns, some in ((self.bars, step.bars), (self.moments, step.moments)):
             for bar in some:
                 _add(columns, step=key, **_of(bar))
-        found = lives(step)
-        late = straggler(found, path)
-        self._mark(key, whole, step, placed(step, path, whole.lanes), late)
+        told = account(step, lives(step), chain(path) if path else None)
+        self._mark(key, whole, step, placed(step, path, whole.lanes), told.straggler)
         room = step.seconds * _BEYOND
         self.views[key] = {
             "x": [-room, step.seconds + room],
@@ -62,7 +65,11 @@ class Picture:
             "lanes": [*(["critical path"] if path else []), *(lane.name for lane in whole.lanes)],
         }
         self.rows = max(self.rows, sum(len(lane.rows) for lane in whole.lanes))
-        self.tables.append(_told(key, step, found, late))
+        self.tables.append(
+            Markup('<div data-step="{}"{}>{}</div>').format(
+                key, Markup(" hidden") if self.names else "", told.html
+            )
+        )
         self.names[key] = name
 
     def _mark(
@@ -78,13 +85,13 @@ class Picture:
                 y=whole.path.y, height=whole.path.height, start=place.start, end=place.end,
                 seconds=spent,
             )  # fmt: skip
-            if spent > _NAMED * step.seconds:
+            if spent / step.seconds * _WIDTH > _LETTER * (1 + len(place.what)):
                 _add(self.named, step=key, x=place.start, y=whole.path.y, text=place.what)
         if late is not None:
             right = late.end > step.seconds / 2
             _add(
                 self.late, step=key, x=late.end, y=late.row.y,
-                text=f"straggler: trajectory {late.trajectory}",
+                text=f"{'straggler' if places else 'last trained'}: {late.trajectory}",
                 align="right" if right else "left", shift=-12 if right else 12,
             )  # fmt: skip
 
@@ -100,14 +107,13 @@ def _add(columns: dict[str, list[Any]], **values: Any) -> None:
 
 def _of(bar: Bar) -> dict[str, Any]:
     args = bar.args
-    told = args.get("why") or (f"version {args['version']}" if "version" in args else "")
     return {
         "kind": bar.kind, "name": bar.name, "lane": bar.lane,
         "y": bar.row.y, "height": bar.row.height * 0.9,
         "start": bar.start, "end": bar.end, "seconds": bar.end - bar.start,
         "trajectory": _shown(args.get("trajectory")), "group": _shown(args.get("group")),
         "prompt": _shown(args.get("prompt")), "tokens": _shown(args.get("tokens")),
-        "reward": _shown(args.get("reward")), "why": told,
+        "reward": _shown(args.get("reward")), "why": _why(bar),
     }  # fmt: skip
 
 
@@ -115,38 +121,18 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _told(key: str, step: TracedStep, found: Sequence[Life], late: Life | None) -> Markup:
-    """A sentence on the straggler and the longest-running trajectories; shown with their step."""
-    said = f"Step {step.number} took {seconds(step.seconds)}. "
-    if late is None:
-        said += "No trajectory that was trained on ended in it."
-    else:
-        said += (
-            f"It waited for trajectory {late.trajectory} of group {late.group} "
-            f"({late.tokens:,} tokens on engine {late.engine}), which ended "
-            f"{seconds(late.end)} after the step's start"
-        )
-        said += (
-            f"; its group had waited {seconds(late.alone_s)} for it alone." if late.alone_s else "."
-        )
-    head = ("trajectory", "group", "prompt", "engine", "fate", "tokens", "ran", "ended at",
-            "its group waited")  # fmt: skip
-    rows = [
-        (
-            f"{life.trajectory}{' (straggler)' if late and life is late else ''}",
-            life.group, life.prompt, life.engine, life.fate, f"{life.tokens:,}",
-            seconds(life.running_s), seconds(life.end),
-            seconds(life.alone_s) if life.alone_s else "–",
-        )
-        for life in _listed(found, late)
-    ]  # fmt: skip
-    longest = table(head, rows, texts=5) if rows else ""
-    return Markup('<div data-step="{}"{}><p class="said">{}</p>{}</div>').format(
-        key, Markup(" hidden") if key != "0" else "", said, longest
-    )
-
-
-def _listed(found: Sequence[Life], late: Life | None) -> list[Life]:
-    """The straggler first, then the longest-running ones."""
-    others = [life for life in found if life is not late]
-    return [*([late] if late else []), *others][:_LISTED]
+def _why(bar: Bar) -> str:
+    """For whom, of what is neither in a slot nor a decision."""
+    args = bar.args
+    told = [args["why"]] if "why" in args else []
+    if "version" in args:
+        told.append(f"version {args['version']}")
+    if of := args.get("of"):
+        more = f" and {len(of) - _GROUPS} more" if len(of) > _GROUPS else ""
+        told.append(
+            f"step {of[0] + 1}" if bar.name in _OF_STEPS
+            else f"group{'s' if len(of) > 1 else ''} {', '.join(map(str, of[:_GROUPS]))}{more}"
+        )  # fmt: skip
+    if not bar.slot:
+        told += [f"{key} {args[key]}" for key in ("trajectory", "reward") if key in args]
+    return "; ".join(told)

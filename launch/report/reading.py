@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
+from pipeline.checkpoint import MANIFEST
 from pipeline.runfolder import RunError, RunFolder
 from pipeline.yamltree import parse, plain
 
@@ -48,6 +49,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     members: Members
     trace: dict[str, Any]  # empty: none was kept
     samples: dict[int, str]  # step -> text of its evaluation
+    running: bool  # some process holds the folder
+    resumable: bool  # a checkpoint is there
 
     @property
     def name(self) -> str:
@@ -72,18 +75,29 @@ def read(path: Path, say: Say) -> Run:
     for line in lines(folder.metrics, _METRICS, say):
         found[type(line)].append(line)
     members = _members(folder.decisions, say)
+    result = _json(folder.result, say)
     return Run(
         path=folder.path,
         settings=_settings(folder.config, say),
         about=_json(folder.about, say),
-        result=_json(folder.result, say),
+        result=result,
         steps=found[StepLine],
         curve=curve(found[StepLine], found[EvalLine]),
         timing=found[TimingLine],
         members=members,
         trace=_json(folder.trace, say),
         samples=_samples(folder.samples),
+        running=not result and _in_use(folder, say),
+        resumable=any(folder.checkpoints.glob(f"step-*/{MANIFEST}")),
     )
+
+
+def _in_use(folder: RunFolder, say: Say) -> bool:
+    try:
+        return folder.in_use
+    except OSError as error:  # of another user, say
+        say(f"{folder.path}: not known whether it still runs, {error}")
+        return False
 
 
 def _members(path: Path, say: Say) -> Members:

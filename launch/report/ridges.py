@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 _RIDGES = 8  # bins of training steps
 _GRID = 160  # points of a ridge
 _OVERLAP = 1.6  # height of the highest ridge, in distances between two
+_NAMES = 0.18  # room for the ridges' names left of them, of their width
 _NARROWEST = 0.06  # of a kernel, in ln(length): whole tokens are no peaks of their own
 _COLOUR = "#4477aa"
 _TICKS = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5)]
@@ -45,8 +46,10 @@ def section(lines: Sequence[Line]) -> Section:
     ]  # fmt: skip
     choice, source = chosen_line(known, data)
     made = [
-        _figure(source, "All responses", "tokens", "length"),
-        _figure(source, "Within a prompt", "length over the group's median", "ratio"),
+        _figure(source, "All responses, by training steps", "tokens", "length"),
+        _figure(
+            source, "Within a prompt, by training steps", "length over the group's median", "ratio"
+        ),
     ]
     return Section(
         id="lengths", title="Response lengths", see=see, content=[*choice, *made], columns=True
@@ -63,7 +66,7 @@ def _figure(source: ColumnDataSource, title: str, x: str, of: str) -> Any:
     )  # fmt: skip
     made.text(
         f"at {of}", f"base {of}", f"name {of}", source=source, text_color=INK,
-        text_baseline="bottom", text_font_size="11px", y_offset=-1,
+        text_baseline="bottom", text_font_size="11px",
     )  # fmt: skip
     made.yaxis.visible = False
     made.ygrid.visible = False
@@ -104,7 +107,7 @@ def _ridges(runs: Sequence[Members], of: Any) -> dict[str, Any]:
     shapes: list[tuple[str, Floats]] = []
     for low, high in itertools.pairwise(edges.tolist()):
         here = values[(steps >= low) & (steps < high)]
-        name = f"step {high}" if high - low == 1 else f"steps {low + 1}–{high}"
+        name = f"{high}" if high - low == 1 else f"{low + 1}–{high}"
         shapes.append((name, _density(here, grid) if len(here) else np.zeros(_GRID)))
     scale = _OVERLAP / max(shape.max() for _, shape in shapes)
     x = np.exp(grid)
@@ -115,7 +118,7 @@ def _ridges(runs: Sequence[Members], of: Any) -> dict[str, Any]:
             np.concatenate([base + shape * scale, np.full(_GRID, base)])
             for base, (_, shape) in zip(bases, shapes, strict=True)
         ],
-        "at": [float(x[0])] * len(shapes),
+        "at": [float(np.exp(grid[0] - _NAMES * (grid[-1] - grid[0])))] * len(shapes),
         "base": bases,
         "name": [name for name, _ in shapes],
     }

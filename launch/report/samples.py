@@ -16,7 +16,7 @@ from markupsafe import Markup
 from launch.report.reading import Run, Say
 from launch.report.section import Section
 
-_ENTRY = re.compile(r"^\[(-?\d+(?:\.\d+)?|None)\] ", re.MULTILINE)
+_ENTRY = re.compile(r"^\[(-?\d+(?:\.\d+)?(?:e[-+]\d+)?|None)\] ", re.MULTILINE)
 
 Prompts = Callable[[Run], Sequence[str]]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource
 
+from launch.report.lacking import lacks_timing
 from launch.report.palette import PARTS, REST, Look
 from launch.report.reading import Run
 from launch.report.section import Section
@@ -38,8 +39,7 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     if not known:
         return Section(
             id="seconds", title="Where the time went", see=see,
-            missing="metrics.jsonl has no lines “timing”: runs of this version of darts write "
-            "one for every step, older ones did not.",
+            missing=lacks_timing(runs),
         )  # fmt: skip
     parts = {what: look for what, look in looks.items() if look != REST}
     if len(parts) < len(looks):

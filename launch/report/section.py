@@ -18,6 +18,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     title: str
     see: str  # one sentence
+    use: str = ""  # what can be done on a screen; not on paper
     content: Sequence[Model | Markup] = ()
     columns: bool = False  # plots beside one another where there is room
     missing: str = ""  # what would bring the data

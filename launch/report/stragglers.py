@@ -1,18 +1,15 @@
-"""The bars of a step and its critical path -> who held it up, and where the path runs. Pure."""
+"""The bars of a step -> its trajectories, and where its critical path runs among them. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
+from launch.report.chain import trajectory_of
 from launch.report.lines import Segment
 from launch.report.spans import EVALUATION, Bar, Lane, Row, TracedStep
-
-_TRAINED = "trained"
-_TRAJECTORY = re.compile(r"trajectory (\d+)")
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +24,6 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     running_s: float
     end: float
-    alone_s: float = 0.0  # for which it was the only one trained on of its group that had not ended
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,34 +60,7 @@ def lives(step: TracedStep) -> list[Life]:
                     end=last.end,
                 )
             )
-    return sorted(_alone(found), key=lambda life: -life.running_s)
-
-
-def _alone(found: list[Life]) -> list[Life]:
-    """With the seconds for which a group waited for the last that it was trained on."""
-    ends: dict[int | None, list[float]] = defaultdict(list)
-    for life in found:
-        if life.fate == _TRAINED:
-            ends[life.group].append(life.end)
-    return [
-        msgspec.structs.replace(life, alone_s=here[-1] - here[-2])
-        if life.fate == _TRAINED
-        and len(here := sorted(ends[life.group])) > 1
-        and life.end == here[-1]
-        else life
-        for life in found
-    ]
-
-
-def straggler(found: Sequence[Life], path: Sequence[Segment]) -> Life | None:
-    """Whom the step waited for: the trajectory of the path's longest part that names one, or
-    without a path the one trained on that ended last."""
-    named = [(s.seconds, int(m[1])) for s in path if (m := _TRAJECTORY.search(s.detail))]
-    by_id = {life.trajectory: life for life in found}
-    for _, trajectory in sorted(named, reverse=True):
-        if trajectory in by_id:
-            return by_id[trajectory]
-    return max((f for f in found if f.fate == _TRAINED), key=lambda f: f.end, default=None)
+    return sorted(found, key=lambda life: -life.running_s)
 
 
 def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[Place]:
@@ -106,8 +75,8 @@ def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> 
     for segment in path:
         end = now + segment.seconds
         bars = by_lane[segment.lane]
-        if match := _TRAJECTORY.search(segment.detail):
-            own = [bar for bar in bars if bar.trajectory == int(match[1])]
+        if (trajectory := trajectory_of(segment)) is not None:
+            own = [bar for bar in bars if bar.trajectory == trajectory]
             bars = own or bars
         row = max(bars, key=lambda b: min(b.end, end) - max(b.start, now)).row if bars else None
         row = row or first.get(segment.lane)

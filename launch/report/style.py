@@ -6,9 +6,16 @@ page.js sets the colours of texts to the page's; those given here are read on bo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from bokeh.models import CDSView, ColumnDataSource, CustomJS, InlineStyleSheet, Select
+from bokeh.models import (
+    CDSView,
+    ColumnDataSource,
+    CustomJS,
+    InlineStyleSheet,
+    Select,
+    WheelZoomTool,
+)
 from bokeh.models.filters import GroupFilter
 from bokeh.plotting import figure
 
@@ -18,6 +25,7 @@ from launch.report.reading import Run
 
 INK = "#7a7a7a"
 _GRID_ALPHA = 0.25
+_TOOLS = "@media print { :host { display: none; } }"
 _CHOICE = """
 .bk-input { color: var(--ink); background: var(--paper); border-color: var(--rule);
             font: inherit; max-width: 100%; }
@@ -25,8 +33,20 @@ label { color: var(--soft); font: inherit; }
 """
 
 
-def plot(title: str, x: str, y: str, height: int = 300, **more: Any) -> Any:
-    """An empty figure as wide as its place on the page."""
+def plot(
+    title: str,
+    x: str,
+    y: str,
+    height: int = 300,
+    *,
+    wheel: Literal["width", "height", "both"] = "both",
+    **more: Any,
+) -> Any:
+    """An empty figure as wide as its place on the page.
+
+    Args:
+        wheel: dimensions that the wheel zooms.
+    """
     options: dict[str, Any] = {
         "title": title,
         "x_axis_label": x,
@@ -35,12 +55,17 @@ def plot(title: str, x: str, y: str, height: int = 300, **more: Any) -> Any:
         "min_width": 240,  # a phone's
         "sizing_mode": "stretch_width",
         "lod_threshold": None,  # bokeh hides points while one drags
-        "tools": "pan,box_zoom,wheel_zoom,save,reset",
+        "tools": "pan,box_zoom,save,reset",
         "active_drag": None,  # on a phone a finger scrolls the page
         **more,
     }
     made: Any = figure(**options)
+    # Without a key held the wheel scrolls the page, wherever the cursor is.
+    zoom = WheelZoomTool(dimensions=wheel, modifiers="ctrl", maintain_focus=False)
+    made.add_tools(zoom)
+    made.toolbar.active_scroll = zoom
     made.toolbar.logo = None
+    made.toolbar.stylesheets = [InlineStyleSheet(css=_TOOLS)]
     made.toolbar.autohide = False
     made.background_fill_alpha = made.border_fill_alpha = 0.0
     made.outline_line_color = None
@@ -57,17 +82,32 @@ def plot(title: str, x: str, y: str, height: int = 300, **more: Any) -> Any:
 
 def legend(made: Any, columns: int = 3) -> None:
     """Moves the legend out of the plot; a click hides what it names."""
-    own = made.legend[0]
+    above(made, made.legend[0], columns)
+
+
+def above(made: Any, own: Any, columns: int) -> None:
+    """Puts a legend above the plot; a click hides what it names."""
     own.click_policy = "hide"
     own.ncols = columns  # what a phone has room for
     own.orientation = "horizontal"
     own.background_fill_alpha = 0.0
     own.border_line_color = None
-    own.label_text_color = INK
+    own.label_text_color = own.title_text_color = INK
+    own.title_text_font_size = "12px"
+    own.title_text_font_style = "normal"
     own.label_text_font_size = "12px"
-    own.spacing, own.padding, own.margin = 6, 2, 2
+    own.spacing, own.padding, own.margin = 6, 2, 4
     own.glyph_width = own.glyph_height = 16
     made.add_layout(own, "above")
+
+
+def filled(look: Look) -> dict[str, Any]:
+    """Of a bar that is tall enough for a pattern."""
+    colour, hatch = look
+    return {
+        "fill_color": colour, "hatch_pattern": hatch or None, "hatch_alpha": 0.45,
+        "hatch_scale": 6.0,
+    }  # fmt: skip
 
 
 def stacked(
@@ -84,9 +124,7 @@ def stacked(
     )  # fmt: skip
     for bar, kind in zip(bars, kinds, strict=True):
         bar.name = kind
-        bar.glyph.hatch_pattern = bar.muted_glyph.hatch_pattern = looks[kind][1] or None
-        bar.glyph.hatch_alpha, bar.glyph.hatch_scale = 0.45, 6.0
-        bar.glyph.line_color = None
+        bar.glyph.update(line_color=INK, line_width=0.5, **filled(looks[kind]))
 
 
 def chosen(runs: Sequence[Run]) -> tuple[list[Select], CDSView]:

@@ -21,8 +21,8 @@ _COUNTED = 1e-3
 def section(runs: Sequence[Run]) -> Section:
     """Accounts of the ledger, step by step."""
     see = (
-        "Blue is what was learned from, the rest was sampled for nothing: a high bar of orange "
-        "is over-sampling, of red is stopping late."
+        "What is “trained”, the lowest part of a bar, was learned from; the rest was sampled for "
+        "nothing: much “redundant” is over-sampling, much “aborted” is stopping late."
     )
     known = [run for run in runs if run.steps]
     if not known:
@@ -47,7 +47,7 @@ def section(runs: Sequence[Run]) -> Section:
     stacked(bars, source, view, kinds, FATES)
     legend(bars)
     ratio = plot("Tokens sampled for one trained on", "steps", "", x_range=bars.x_range)
-    ratio.scatter("step", "ratio", source=source, view=view, size=6, color="#0072b2")
+    ratio.scatter("step", "ratio", source=source, view=view, size=6, color=FATES["trained"][0])
     ratio.y_range.start = 0
     return Section(
         id="waste", title="Where the tokens went", see=see, content=[*choice, bars, ratio],

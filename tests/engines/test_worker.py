@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import xxhash
 
+from engines.serving import LOAD_STAGES
 from pipeline.codec import decode_tokens
 from pipeline.messages import (
     Abort,
@@ -27,6 +29,7 @@ from pipeline.messages import (
     Manifest,
     Request,
     Shutdown,
+    Spans,
     TokenBatch,
     WeightsFailed,
     WeightsLoaded,
@@ -180,6 +183,13 @@ async def test_legs_stream_to_their_ends_and_every_token_is_counted(tmp_path: Pa
         assert all(chunk.count >= 8 or chunk.finish for chunk in chunks)
         assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))
         assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
+        stamps = {t.trajectory: t for frame in stage.frames for t in frame.times}
+        assert set(stamps) == set(range(12)), "each leg that ended says when it was worked on"
+        now = time.monotonic()
+        assert all(0 < t.begun_s <= t.first_s <= t.last_s <= now for t in stamps.values())
+        [load] = [m for m in stage.control if isinstance(m, Spans)]
+        assert [span.what for span in load.spans] == list(LOAD_STAGES)
+        assert {span.of for span in load.spans} == {(4,)}
 
 
 async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):

@@ -151,6 +151,7 @@ def check_timing(run: Path, measured: set[str]) -> None:
         assert timing["seconds"] == pytest.approx(step["seconds"])
         whole = sum(seconds for _, _, seconds, _ in timing["critical_path"])
         assert whole == pytest.approx(step["seconds"], rel=0.02), timing["critical_path"]
+        assert timing["explained_share"] > 0.98, timing["critical_path"]
         kinds = {(lane, what) for lane, what, _, _ in timing["critical_path"]}
         assert ("learner rank 0", "optimizer step") in kinds
     assert measured <= {name for timing in timings for name in timing["percentiles"]}

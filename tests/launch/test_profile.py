@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from launch.advice import advice
+from launch.advice import Facts, advice
+from launch.cli import app
 from launch.profile import document, read, summary
+from pipeline.configfile import load
 from tests.launch.jobs import QUICK, ROOT, SIMULATED, Job
 
+CONFIG = load(ROOT / "configs/quickstart.yaml")
 PROFILE = [*(key for key in QUICK if not key.startswith(("step.count", "checkpoint"))), *SIMULATED]
 
 
@@ -80,7 +84,7 @@ def test_the_first_step_warms_up_and_is_not_in_the_mean(tmp_path: Path) -> None:
         timing(2, [["engine e0", "decoding", 0.2, ""], ["rewards", "scoring", 0.8, ""]], 1.0),
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    waits = summary(read(tmp_path))
+    waits = summary(read(tmp_path), CONFIG)
     assert [(w.lane, round(w.seconds, 3), round(w.share, 3)) for w in waits] == [
         ("rewards", 0.6, 0.6),
         ("engine e0", 0.4, 0.4),
@@ -90,6 +94,28 @@ def test_the_first_step_warms_up_and_is_not_in_the_mean(tmp_path: Path) -> None:
 
 
 def test_only_an_engine_that_is_much_slower_is_blamed_for_its_pace() -> None:
-    paces = {"e0": 0.010, "e1": 0.040, "e2": 0.012}
-    assert "on e1" in advice("engine e1", "decoding", paces)
-    assert "on e2" not in advice("engine e2", "decoding", paces)
+    facts = Facts(config=CONFIG, paces={"e0": 0.010, "e1": 0.040, "e2": 0.012})
+    assert "on e1" in advice("engine e1", "decoding", facts)
+    assert "on e2" not in advice("engine e2", "decoding", facts)
+
+
+def test_advice_names_settings_as_they_are_and_none_that_is_followed_already() -> None:
+    config = load(ROOT / "configs/quickstart.yaml", ["learner.overlap=off", "engine.slots=8"])
+    assert "learner.overlap=group" in advice("", "forward and backward", Facts(config=config))
+    assert "overlap" not in advice("", "forward and backward", Facts(config=CONFIG))
+    full = advice("engine e0", "decoding", Facts(config=config, slot_wait_share=0.5))
+    assert "engine.slots=8 now" in full
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["--steps", "0"], "--steps 0: at least 1"),
+        (["watch.timing=false"], "watch.timing: darts profile sets it itself"),
+        (["--out", "no/such/p.json"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["profile", str(ROOT / "configs/quickstart.yaml"), *arguments])
+    assert result.exit_code == 2
+    assert said in result.output

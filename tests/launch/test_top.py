@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from launch.top import OLD_S
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
 from pipeline.runfolder import RunFolder
 
+WHOM = "trajectory 90, queued for a slot"
+MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 NOW = Live(
     phase="training",
     step=3,
@@ -36,7 +41,7 @@ NOW = Live(
     at_rank={"0": 4},
     rewards_queued=2,
     rewards_running=1,
-    waits=(WaitNow(seconds=4.25, what="step 4 waits for train group 8, which waits for a"),),
+    waits=(WaitNow(seconds=4.25, what="step 4 waits for train group 8, which waits for " + WHOM),),
     peers=(
         PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.1, still_s=0.1),
         PeerNow(name="l0", role="learner", activity="backward", heard_s=7.0, still_s=9.0),
@@ -64,14 +69,14 @@ def text_of(now: Live, history: History | None = None, width: int = 100) -> str:
 
 def test_a_frame_says_who_does_what_and_who_waits_for_whom() -> None:
     text = text_of(NOW)
-    assert "r · training · step 3 of 60" in text
+    assert "r · training · step 4 of 60" in text
     for part in (
         "64/64   version 3, sampling",
         "6/64    loading version 3",
         "backward, silent for 7 s; 4 groups to train on",
         "9 queued for a slot; rewards: 1 running, 2 queued; groups: 2 open, 5 taken",
         "12.3k tokens  trained 75%  aborted 25%",
-        "4.2 s for train group 8, which waits for a",
+        "waiting 4.2 s for group 8 (trajectory 90, queued for a slot)",
     ):
         assert part in text
     bars = [line.count("█") for line in text.splitlines() if "64 " in line]
@@ -84,7 +89,10 @@ def test_curves_and_the_time_left_come_from_the_steps() -> None:
         history.add("step", line)
     text = text_of(NOW, history)
     assert "0.500" in text and "▁▄█" in text
-    assert "1:54 of steps left" in text
+    assert "step 4 of 60 · about 1:54 of training left" in text
+    assert "figures of step 3 " in text, "counted from 1, as the step under way"
+    history.add("eval", {"step": 2, "accuracy": 0.5})
+    assert "figures of step 3, accuracy of the evaluation at step 2" in text_of(NOW, history)
     assert text_of(NOW).count("▁") == 0, "nothing is drawn of what is not known"
 
 
@@ -148,15 +156,108 @@ def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) ->
 
 def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
     text = shown(run, time=time.time() - 60)
-    assert re.search(r"ENDED without a result, its last word is 6\d s old", text)
+    assert re.search(r"ENDED without a result; news 6\d s old", text)
+    for line in ("queues", "waiting", "silent", "of training left"):
+        assert line not in text, "nobody in it waits any more"
     run.result.write_text("{}")
     assert "ENDED: the run is done" in shown(run, time=time.time() - 1, phase="over")
 
 
 def test_an_old_run_without_a_live_state_shows_its_steps(run: RunFolder) -> None:
     text = shown(run)
-    assert "step 3 of 3" in text
+    assert "3 of 3 steps done" in text, "its configuration cannot be read"
     assert "ENDED without a result" in text
+
+
+def test_a_run_that_has_said_nothing_yet_shows_the_steps_of_its_configuration(
+    run: RunFolder,
+) -> None:
+    run.config.write_text(f"model: {MODEL}\nstep:\n  count: 17\n")
+    run.hold()
+    assert "3 of 17 steps done" in shown(run)
+    run.release()
+
+
+def test_a_stopped_run_names_its_checkpoint_and_how_to_go_on_if_there_is_one(
+    run: RunFolder,
+) -> None:
+    text = shown(run, time=time.time() - 60, phase="over")
+    assert "r · stopped · 3 of 60 steps done" in text
+    assert "ENDED: stopped; news" in text
+    assert "go on with" not in text
+    (run.checkpoints / ".tmp-step-000004-1").mkdir()
+    for step in (2, 3):
+        (run.checkpoints / f"step-00000{step}").mkdir()
+    text = shown(run, time=time.time() - 60, phase="over")
+    assert "ENDED: stopped, checkpoint at step 3; news" in text
+    folded = re.sub(r"[│\s]+", "", text)
+    assert f"goonwith:dartstrain--resume{run.path}" in folded
+
+
+@pytest.mark.parametrize("columns,width", [("", 100), ("70", 70)])
+def test_without_a_terminal_columns_are_heeded(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert {len(line) for line in shown(run).splitlines()} == {width}
+
+
+def test_a_terminal_without_unicode_gets_ascii_bars(run: RunFolder) -> None:
+    run.live.write_bytes(msgspec.json.encode(NOW))
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "COLUMNS": "90"}
+    environment.pop("PYTHONIOENCODING", None)
+    command = [sys.executable, "-m", "launch.cli", "top", str(run.path)]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode("ascii")
+    assert "+- r | ended | 3 of 60 steps done" in text
+    assert "_-#" in text
+    assert {len(line) for line in text.splitlines()} == {90}
+
+
+def test_ascii_is_as_wide_as_what_it_stands_for() -> None:
+    bytes_ = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(bytes_, "ascii", write_through=True), width=100)
+    wait = WaitNow(seconds=1.0, what="learner rank 0 to publish " + "x" * 100)
+    console.print(frame("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=100))
+    text = bytes_.getvalue().decode()
+    assert f"e0  {32 * '#'} 64/64" in text
+    assert f"e1  {3 * '#'}{29 * '.'} 6/64" in text
+    assert "x~" in text
+    assert {len(line) for line in text.splitlines()} == {100}
+
+
+def rank(activity: str, groups: int, heard_s: float = 0.1) -> str:
+    peer = PeerNow(name="l0", role="learner", activity=activity, heard_s=heard_s, still_s=0.0)
+    text = text_of(msgspec.structs.replace(NOW, peers=(peer,), at_rank={"0": groups}))
+    [line] = [line for line in text.splitlines() if line.startswith("│ l0")]
+    return line.strip("│ ").removeprefix("l0").strip()
+
+
+@pytest.mark.parametrize(
+    "activity,groups,said",
+    [
+        ("idle", 10, "10 groups to train on"),
+        ("idle", 0, "idle"),
+        ("backward", 1, "backward; 1 group to train on"),
+        ("welcomed", 0, "has joined, no word of its work yet"),
+    ],
+)
+def test_a_rank_is_not_idle_with_groups_to_train_on(activity: str, groups: int, said: str) -> None:
+    assert rank(activity, groups) == said
+
+
+@pytest.mark.parametrize(
+    "what,said",
+    [
+        ("step 4 waits for eval group 8, which waits for x", "held-out group 8 (x)"),
+        ("step 4: the optimizer step", "step 4: the optimizer step"),
+        ("an engine to join", "an engine to join"),
+    ],
+)
+def test_a_wait_is_told_short(what: str, said: str) -> None:
+    waits = (WaitNow(seconds=1.0, what=what),)
+    assert f"1.0 s for {said} " in text_of(msgspec.structs.replace(NOW, waits=waits))
 
 
 @pytest.mark.parametrize("name,said", [("nowhere", "no such folder"), ("empty", "no run: it has")])

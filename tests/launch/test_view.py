@@ -85,7 +85,7 @@ def test_on_a_terminal_a_panel_stays_below_the_lines_and_nothing_is_left_of_it(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     text = shown({"live": LIVE}, {"say": "engine e0 lost"}, {"live": LIVE}, out=Terminal())
-    assert text.count("training · step 3 of 60") >= 2
+    assert text.count("training · step 4 of 60") >= 2
     assert "  ! engine e0 lost" in text
     up_and_erase = "\x1b[1A\x1b[2K"
     height = text.split("engine e0 lost")[0].count("\n")
@@ -125,6 +125,16 @@ def test_a_run_without_evaluation_has_a_table_too() -> None:
     without = {**RESULT, **dict.fromkeys(("accuracy_before", "accuracy_after"), None)}
     text = table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
     assert "accuracy" not in text
+    assert "before" in text, "lengths are compared all the same"
+
+
+def test_a_table_without_anything_to_compare_has_no_empty_header() -> None:
+    figures = (
+        f"{what}_{when}" for what in ("accuracy", "mean_tokens") for when in ("before", "after")
+    )
+    text = table({**RESULT, **dict.fromkeys(figures, None)}, 60)
+    assert "before" not in text and "change" not in text
+    assert text.startswith("60 of 60 steps")
 
 
 def test_an_accuracy_of_zero_before_is_no_division() -> None:

@@ -58,7 +58,7 @@ MANIFEST = Manifest(
 FROM_PEER: list[Message] = [
     Join(protocol=1, role="engine", name="e0", slots=4, vocabulary=24, about={"torch": "2"}),
     Heartbeat(progress=3, activity="idle", budget_s=0.0),
-    Spans(spans=(Span("forward and backward", 1.0, 2.5, (7, 8), 0.5),)),
+    Spans(spans=(Span("forward and backward", 1.0, 2.5, (7, 8), (0.5, 0.5)),)),
     WeightsLoaded(version=3, gaps={"1.0": 1e-6}),
     WeightsFailed(version=3, why="checksum"),
     GroupTrained(step=1, group=2, tokens=12.5, metrics={"loss": 0.1}),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from pipeline.events import Place, Report, Tick
+from pipeline.live import Live
 from pipeline.records import SAMPLES_SHOWN, Records
 from pipeline.runfolder import RunFolder
 
@@ -41,6 +44,8 @@ def test_decisions_and_groups_go_to_one_file_all_else_to_metrics(
     assert [line["what"] for line in lines(run.decisions)] == ["decision", "group"]
     assert [line["what"] for line in lines(run.metrics)] == ["step", "wait"]
     assert all(line["step"] == 0 for line in lines(run.metrics))
+    for line in (*lines(run.decisions), *lines(run.metrics)):
+        assert line["time"] == pytest.approx(time.time(), abs=60)
 
 
 def test_a_number_that_is_not_finite_is_still_a_line_of_json(
@@ -105,3 +110,48 @@ def test_the_result_appears_whole(run: RunFolder, records: Records) -> None:
     records.result({"accuracy_after": 0.96})
     assert json.loads(run.result.read_text()) == {"accuracy_after": 0.96}
     assert not run.result.with_suffix(".tmp").exists()
+
+
+class Failing:
+    """A tracker whose every call raises."""
+
+    closed = False
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        raise OSError("no space left on device")
+
+    def live(self, now: Live) -> None:
+        raise OSError("no space left on device")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(run: RunFolder) -> None:
+    failing = Failing()
+    records = Records(run, trackers=[failing])
+    records.write("step", {"step": 0, "reward": 0.5})
+    records.write("step", {"step": 1, "reward": 0.5})
+    records.close()
+    assert [line["step"] for line in lines(run.metrics)] == [0, 1]
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(run: RunFolder) -> None:
+    records = Records(run, trace_steps=1)
+    run.trace.mkdir()
+    place = Place(
+        engine="e0", kind="train", prompt=0, trajectory=1, leg=0, prefix=b"", max_tokens=9, seed=0
+    )
+    records.saw(0.0, Tick(), [place], 0.0)
+    over = Report(what="step", fields={"step": 0, "seconds": 1.0})
+    records.saw(1.0, Tick(), [over], 1.0)
+    records.close()
+    assert [line["what"] for line in lines(run.metrics)] == ["timing"]
+
+
+def test_a_resumed_run_that_ends_before_its_first_step_leaves_the_old_trace(run: RunFolder) -> None:
+    run.trace.write_text("the old one")
+    records = Records(run, resumed_step=20, trace_steps=5)
+    records.saw(0.0, Tick(), [], 0.0)
+    records.close()
+    assert run.trace.read_text() == "the old one"

@@ -18,12 +18,13 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import trackers
+from pipeline import timing, trackers
 from pipeline.config import Config, Metrics
 from pipeline.ledger import ACCOUNTS
-from pipeline.live import EngineNow, Live, PeerNow
+from pipeline.live import EngineNow, Live, PeerNow, WaitNow
 from pipeline.records import Records
 from pipeline.runfolder import RunFolder
+from pipeline.spans import StepRecord
 
 STEP: dict[str, Any] = {
     "step": 3,
@@ -104,6 +105,13 @@ def read(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
+def documentation(port: int) -> dict[str, str]:
+    """Name of a metric -> its help."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return {f.name: f.documentation for f in text_string_to_metric_families(text)}
+
+
 @pytest.fixture
 def served(run: RunFolder) -> Iterator[tuple[int, Records]]:
     port = free_port()
@@ -120,11 +128,23 @@ def test_prometheus_reads_the_newest_step_with_units_in_the_names(
     records.write("step", {**STEP, "reward": 0.25})
     records.write("step", STEP)
     records.write("eval", {"step": 0, "accuracy": 0.75, "by_tag": {"terms=2": 0.5}})
-    latency = {"time_to_first_token_s": {"count": 2, "p95": 0.25}}
-    timing = {"step": 3, "percentiles": latency, "engines": {"e0": {"inter_token_s": 0.01}}}
-    records.write("timing", timing)
+    latency = {
+        "time_to_first_token_s": {"count": 2, "p50": 0.1, "p95": 0.25, "p99": 0.3, "max": 0.5}
+    }
+    engines = {"e0": {"inter_token_s": 0.01}}
+    records.write(
+        "timing", {"step": 3, "percentiles": latency, "engines": engines, "bubble_reward": 0.9}
+    )
     found = read(port)
-    assert found["darts_latency_time_to_first_token_seconds", ("p95",)] == 0.25
+    first = {key: value for key, value in found.items() if "first_token" in key[0]}
+    assert first == {
+        ("darts_latency_time_to_first_token_seconds", ("0.5",)): 0.1,
+        ("darts_latency_time_to_first_token_seconds", ("0.95",)): 0.25,
+        ("darts_latency_time_to_first_token_seconds", ("0.99",)): 0.3,
+        ("darts_latency_time_to_first_token_max_seconds", ()): 0.5,
+        ("darts_latency_time_to_first_token_count", ()): 2,
+    }
+    assert found["darts_step_bubble_reward_ratio", ()] == 0.9
     assert found["darts_engine_step_inter_token_seconds", ("e0",)] == 0.01
     assert found["darts_step_mean_reward", ()] == 0.5
     assert found["darts_step_duration_seconds", ()] == 2.0
@@ -150,6 +170,33 @@ def test_prometheus_reads_what_the_run_does_now(served: tuple[int, Records]) -> 
     assert found["darts_live_groups", ("taken",)] == 5
     assert found["darts_learner_groups", ("0",)] == 5
     assert found["darts_peer_silence_seconds", ("e0",)] == 0.5
+    assert found["darts_longest_wait_seconds", ()] == 0.0
+    waits = tuple(WaitNow(seconds=seconds, what="w") for seconds in (4.5, 2.0))
+    records.live(msgspec.structs.replace(NOW, waits=waits))
+    assert read(port)["darts_longest_wait_seconds", ()] == 4.5
+
+
+def test_every_latency_that_is_measured_has_a_help_of_its_own(served: tuple[int, Records]) -> None:
+    port, records = served
+    step = StepRecord(step=0, since=0.0)
+    names = timing.samples(step, [])
+    latency = {name: {"count": 1, "p50": 0.1, "max": 0.2} for name in names}
+    records.write("timing", {"step": 0, "percentiles": latency})
+    helps = documentation(port)
+    assert len(helps) == 3 * len(names)
+    for name, text in helps.items():
+        assert text.count(" ") > 4 and "_" not in text, (name, text)
+
+
+def test_metrics_of_the_loss_say_what_they_are(served: tuple[int, Records]) -> None:
+    port, records = served
+    learner = {"ratio": 1.0, "clipped": 0.0, "mismatch": 1e-6, "mismatch_max": 1e-5, "own": 2.0}
+    records.write("step", {"step": 0, "learner": learner})
+    helps = documentation(port)
+    assert helps["darts_step_learner_ratio"].startswith("new over old probability of a token")
+    assert helps["darts_step_learner_clipped"].startswith("share of tokens whose ratio")
+    assert "the engine's own" in helps["darts_step_learner_mismatch"]
+    assert helps["darts_step_learner_own"].startswith("learner: own as in metrics.jsonl")
 
 
 def test_a_port_in_use_is_complained_of_before_anything_starts_and_at_the_start(

@@ -7,6 +7,7 @@ import os
 import queue
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import zmq
 from pipeline import transport
 from pipeline.codec import decode_tokens, encode
 from pipeline.messages import (
+    Alive,
     ChunkHead,
     FromPeer,
     Heartbeat,
@@ -127,6 +129,9 @@ async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: Hub) 
         link.working("sampling", 5.0)
         _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.progress > 0)
         assert (beat.progress, beat.activity, beat.budget_s) == (1, "sampling", 5.0)
+        hub.send(identity, Alive(clock_s=7.5))
+        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.echo_s == 7.5)
+        assert 0 <= beat.held_s < SECONDS and 0 < beat.clock_s <= time.monotonic()
 
 
 async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: Hub) -> None:

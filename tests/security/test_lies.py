@@ -16,6 +16,8 @@ from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent, Judge, Report, Restart, Serve, Tick, WeightsServed
 from pipeline.groups import State
 from pipeline.messages import (
+    CLOSE,
+    FORWARD_BACKWARD,
     ChunkHead,
     GroupTrained,
     Heartbeat,
@@ -62,9 +64,7 @@ class Watched(Bench):
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         commands = super().handle(event)
-        record = self.tracer.saw(self.now, event, commands)
-        if record is not None:
-            self.records.append(record)
+        self.records += self.tracer.saw(self.now, event, commands)
         for judge in only(commands, Judge):
             self.reward(judge.trajectory, self._rng.random())
         self.learn(commands)
@@ -117,7 +117,10 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
         assert 0 <= event.sent_s <= bench.now
         bench.handle(event)
         rank, moment = rng.randrange(3), rng.choice(MOMENTS)
-        spans = [Span("backward", moment, rng.choice(MOMENTS), (2**53, rng.randrange(9)), -1.0)]
+        groups = tuple(rng.sample((*range(30), 2**53), rng.randrange(4)))
+        asked = tuple(rng.choices(MOMENTS, k=rng.randrange(4)))
+        what = rng.choice((FORWARD_BACKWARD, CLOSE, "rest"))
+        spans = [Span(what, moment, rng.choice(MOMENTS), groups, asked)]
         here = [span_here(span, bench.now, offset) for span in spans]
         bench.tracer.timeline.worked(rank, here)
         bench.tracer.timeline.loaded("e1", here)

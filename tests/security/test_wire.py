@@ -261,7 +261,7 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
             )
             liar.link.send(Published(manifest=manifest))
             liar.link.send(GroupTrained(step=0, group=0, tokens=1.0))
-            await until(lambda: made._refusals.counts.get("role") == 2)
+            await until(lambda: made._peers.refusals.counts.get("role") == 2)
             assert core.version == -1
             for _ in range(20):  # with a good header
                 bad = msgspec.structs.replace(batch(engine="e1"), sampled=1)

@@ -101,6 +101,15 @@ class Seen:
         place.scroll_into_view_if_needed()
         return place.bounding_box()
 
+    def wheel(self, turn: int) -> None:
+        """Ctrl and the wheel, over the middle of the picture of a step."""
+        box = self.gantt()
+        self.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.page.keyboard.down("Control")
+        self.page.mouse.wheel(0, turn)
+        self.page.wait_for_timeout(300)
+        self.page.keyboard.up("Control")
+
 
 @pytest.fixture
 def seen(browser: Any, page_file: Path) -> Iterator[Seen]:
@@ -136,16 +145,39 @@ def test_texts_of_plots_have_the_colour_of_the_page(seen: Seen) -> None:
     seen.page.wait_for_function(dark)
 
 
-def test_the_wheel_zooms_the_picture_of_a_step_and_reset_undoes_it(seen: Seen) -> None:
+def test_the_wheel_scrolls_the_page_over_every_plot(seen: Seen) -> None:
+    ends = "[model.x_range.start, model.x_range.end]"
+    whole = seen.model("gantt", ends)
+    seen.page.mouse.move(640, 600)
+    positions = [0]
+    while not positions[1:] or positions[-1] > positions[-2]:
+        seen.page.mouse.wheel(0, 400)
+        seen.page.wait_for_timeout(150)
+        positions.append(seen.page.evaluate("scrollY"))
+    height = seen.page.evaluate("document.documentElement.scrollHeight - innerHeight")
+    assert positions[-1] == pytest.approx(height, abs=1)
+    assert seen.model("gantt", ends) == whole
+
+
+def test_ctrl_and_the_wheel_zoom_the_seconds_of_a_step_and_reset_undoes_it(seen: Seen) -> None:
     width = "model.x_range.end - model.x_range.start"
-    whole = seen.model("gantt", width)
-    box = seen.gantt()
-    seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    seen.page.mouse.wheel(0, -400)
-    seen.page.wait_for_timeout(300)
+    lanes = "[model.y_range.start, model.y_range.end]"
+    whole, names = seen.model("gantt", width), seen.model("gantt", lanes)
+    seen.wheel(-400)
     assert seen.model("gantt", width) < 0.9 * whole
+    assert seen.model("gantt", lanes) == names
+    assert seen.page.evaluate("visualViewport.scale") == 1
     seen.page.locator("#gantt .bk-tool-icon-reset").click()
     assert abs(seen.model("gantt", width) - whole) < 1e-6
+
+
+def test_nobody_zooms_out_into_emptiness(seen: Seen) -> None:
+    seen.page.locator("#gantt select").select_option(label="dual_end-s0, step 3")
+    ends = "[model.x_range.start, model.x_range.end]"
+    whole = seen.model("gantt", ends)
+    assert whole == seen.model("gantt", "model.x_range.bounds")
+    seen.wheel(400)
+    assert seen.model("gantt", ends) == whole
 
 
 def test_a_box_zooms_the_picture_of_a_step(seen: Seen) -> None:
@@ -191,6 +223,17 @@ def test_samples_are_filtered_by_text(seen: Seen) -> None:
     seen.page.locator("#filter").fill("2+6+8")
     assert rows.count() == 1
     assert seen.page.locator("#left").inner_text() == "3 of 12 rows"
+
+
+def test_paper_has_no_tools_no_hints_and_no_tooltip(seen: Seen) -> None:
+    box = seen.gantt()
+    seen.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.7)
+    seen.page.locator(".bk-Tooltip").first.wait_for(state="visible")
+    things = ("#gantt .bk-Toolbar", "#gantt .use", "nav", "#filter", ".bk-Tooltip")
+    assert all(seen.page.locator(thing).first.is_visible() for thing in things)
+    seen.page.emulate_media(media="print")
+    assert not any(seen.page.locator(thing).first.is_visible() for thing in things)
+    assert seen.page.locator("#gantt .see").is_visible()
 
 
 def test_the_page_is_printed(seen: Seen) -> None:

@@ -11,6 +11,9 @@ from typer.testing import CliRunner, Result
 
 from launch.cli import app
 from launch.report.build import build
+from launch.report.latency import MEANINGS
+from pipeline.runfolder import RunFolder
+from tests.launch.jobs import ROOT
 from tests.launch.report.folders import Made
 
 MEGABYTE = 1e6
@@ -59,8 +62,58 @@ def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> Non
         sample.unlink()
     found = missing(build([path], print))
     assert set(found) == {"gantt", "seconds", "latency", "samples", "comparison"}
-    assert "watch.trace_steps=5" in found["gantt"]
     assert "eval.every=20" in found["samples"]
+
+
+@pytest.mark.parametrize(
+    "settings, gantt, others",
+    [
+        ((), "an older version of darts wrote none", "an older version of darts wrote it"),
+        (("watch.trace_steps=0",), "set watch.trace_steps=5", "an older version of darts wrote it"),
+        (("watch.timing=false",), "set watch.timing=true", "set watch.timing=true"),
+    ],
+)
+def test_an_empty_section_names_the_setting_that_the_run_has(
+    tmp_path: Path, settings: tuple[str, ...], gantt: str, others: str
+) -> None:
+    path = Made(path=tmp_path / "a", steps=2, traced=0, timing=False, settings=settings).write()
+    found = missing(build([path], print))
+    assert gantt in found["gantt"]
+    assert others in found["seconds"] and others in found["latency"]
+
+
+def test_runs_that_lack_data_for_different_reasons_are_named(tmp_path: Path) -> None:
+    made = [
+        Made(path=tmp_path / name, steps=2, traced=0, timing=False, settings=settings).write()
+        for name, settings in (("old", ()), ("untimed", ("watch.timing=false",)))
+    ]
+    said = missing(build(made, print))["latency"]
+    assert "old: metrics.jsonl has no lines" in said
+    assert "untimed: The run was not timed: set watch.timing=true" in said
+
+
+def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path: Path) -> None:
+    path = Made(path=tmp_path / "a", steps=4, finished=False).write()
+    whole = path / "checkpoints" / "step-000004"
+    whole.mkdir(parents=True)
+    resume = "stopped (Ctrl-C?) at step 4, resume with darts train --resume"
+    assert resume not in build([path], print), "a checkpoint without its manifest is none"
+    (whole / "MANIFEST.json").write_text("{}")
+    assert resume in build([path], print)
+    folder = RunFolder(path)
+    folder.hold()
+    page = build([path], print)
+    folder.release()
+    assert resume not in page
+    assert ">running</td>" in page
+
+
+def test_every_latency_is_explained_on_the_page_as_in_the_manual(tmp_path: Path) -> None:
+    manual = (ROOT / "docs" / "latency.md").read_text()
+    table = manual.split("| percentile | of |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+_s)`", table)) == set(MEANINGS)
+    page = build([Made(path=tmp_path / "a", steps=2).write()], print)
+    assert MEANINGS["inter_token_s"] in page
 
 
 def test_a_run_without_a_single_step_has_a_page(tmp_path: Path) -> None:
@@ -75,7 +128,7 @@ def test_a_run_without_a_single_step_has_a_page(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said_by_the_command_and_on_the_page(tmp_path: Path) -> None:
     path = Made(path=tmp_path / "a", steps=2).write()
     with open(path / "metrics.jsonl", "a") as file:
-        file.write('{"what": "step", "<b>"')
+        file.write('{"what": "step", "<b>"\n')
     result = report(path)
     assert result.exit_code == 0
     lines = (path / "metrics.jsonl").read_text().splitlines()

@@ -114,3 +114,11 @@ def test_samples_are_told_apart_from_their_prompts() -> None:
         Sample(reward="None", prompt="1+2=", response="3\nand more"),
         Sample(reward="0.0", prompt="", response="7+7=#1"),
     ]
+
+
+def test_rewards_in_any_notation_begin_a_sample() -> None:
+    text = "[1e-05] 2+2=#4\n[1e+16] 3+3=#6\n[-1.5] 4+4=[0.5] is no reward here\n[None] 1+1=#2\n"
+    found = entries(text, ["1+1=", "2+2=", "3+3=", "4+4="])
+    assert [(s.reward, s.prompt) for s in found] == [
+        ("1e-05", "2+2="), ("1e+16", "3+3="), ("-1.5", "4+4="), ("None", "1+1="),
+    ]  # fmt: skip

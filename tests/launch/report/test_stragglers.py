@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.report.chain import chain
 from launch.report.lines import Segment
 from launch.report.reading import read
 from launch.report.spans import EVALUATION, OTHER, Traced, traced
-from launch.report.stragglers import lives, placed, straggler
+from launch.report.stragglers import lives, placed
+from launch.report.told import account
 from launch.simulate import CONFIG
 from launch.simulate.command import one
 from launch.simulate.scenario import Scenario
@@ -50,21 +52,21 @@ def test_rows_of_the_picture_do_not_overlap(simulated: Traced) -> None:
     assert rows[-1].y + rows[-1].height / 2 <= simulated.depth
 
 
-def test_without_a_critical_path_the_straggler_is_the_last_that_was_trained_on(
-    simulated: Traced,
-) -> None:
+def test_without_a_critical_path_the_last_that_was_trained_on_is_named(simulated: Traced) -> None:
     for step in simulated.steps:
-        late = straggler(lives(step), ())
+        told = account(step, lives(step), None)
         trained = [bar for bar in step.bars if bar.kind == "trained" and bar.end > 0]
-        assert late is not None
-        assert late.end == max(bar.end for bar in trained)
+        assert told.straggler is not None
+        assert told.straggler.end == max(bar.end for bar in trained)
+        assert "The last one trained on was trajectory" in told.html
+        assert "on the path" not in told.html
 
 
-def test_the_straggler_of_a_path_is_the_trajectory_of_its_longest_part(tmp_path: Path) -> None:
+def test_the_straggler_ends_where_its_part_of_the_path_ends(tmp_path: Path) -> None:
     run = read(Made(path=tmp_path / "a", steps=3).write(), print)
     whole = traced(run.trace)
     for step, line in zip(whole.steps, run.timing, strict=True):
-        late = straggler(lives(step), line.critical_path)
+        late = account(step, lives(step), chain(line.critical_path)).straggler
         assert late is not None
         assert f"trajectory {late.trajectory}," in line.critical_path[1].detail
         assert abs(late.end - sum(s.seconds for s in line.critical_path[:2])) < 1e-4
@@ -72,8 +74,7 @@ def test_the_straggler_of_a_path_is_the_trajectory_of_its_longest_part(tmp_path:
 
 def test_a_path_runs_along_the_rows_of_what_was_done(simulated: Traced) -> None:
     step = simulated.steps[2]
-    late = straggler(lives(step), ())
-    assert late is not None
+    late = lives(step)[0]
     path = (
         Segment(f"engine {late.engine}", "decoding", late.end, f"trajectory {late.trajectory}"),
         Segment("nowhere", "lost", 1.0),
@@ -87,15 +88,6 @@ def test_a_path_runs_along_the_rows_of_what_was_done(simulated: Traced) -> None:
     [learner] = [lane for lane in simulated.lanes if lane.name == "learner rank 0"]
     assert places[0].row == late.row
     assert places[1].row in learner.rows.values()
-
-
-def test_a_group_waits_for_the_last_that_it_was_trained_on(simulated: Traced) -> None:
-    found = lives(simulated.steps[0])
-    waiting = [life for life in found if life.alone_s]
-    assert {life.fate for life in waiting} == {"trained"}
-    for life in waiting:
-        others = [o.end for o in found if o.group == life.group and o.fate == "trained"]
-        assert life.alone_s == life.end - sorted(others)[-2]
 
 
 def test_what_a_trace_does_not_name_as_a_fate_is_kept_in_grey() -> None:

@@ -1,0 +1,82 @@
+"""A critical path -> the trajectories on it, and what was done before the first and after the last.
+
+The last one is the step's straggler: when it had ended, nothing was left but what follows it. All
+are stretches of one path, so their seconds add up to the step's. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from launch.report.lines import Segment
+
+_TRAJECTORY = re.compile(r"trajectory (\d+)")
+_ENGINE = "engine "
+
+Kinds = list[tuple[str, float]]
+"""What was done and for how many seconds, the longest first."""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A trajectory on the path; seconds since the step's start."""
+
+    trajectory: int
+    engine: str
+    start: float
+    end: float  # where the next one's begins; of the last one, of its last token at the engine
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole path."""
+
+    before: Kinds
+    links: list[Link]
+    after: Kinds
+
+
+def trajectory_of(segment: Segment) -> int | None:
+    """Whose part of a path it is."""
+    match = _TRAJECTORY.search(segment.detail)
+    return int(match[1]) if match else None
+
+
+def chain(path: Sequence[Segment]) -> Chain:
+    """Of a step's critical path."""
+    starts: list[float] = [0.0]
+    for segment in path:
+        starts.append(starts[-1] + segment.seconds)
+    at_engine = [
+        (i, trajectory)
+        for i, segment in enumerate(path)
+        if segment.lane.startswith(_ENGINE) and (trajectory := trajectory_of(segment)) is not None
+    ]
+    if not at_engine:
+        return Chain(before=[], links=[], after=_kinds(path))
+    first, last = at_engine[0][0], at_engine[-1][0]
+    begun = [
+        (i, trajectory)
+        for place, (i, trajectory) in enumerate(at_engine)
+        if place == 0 or at_engine[place - 1][1] != trajectory
+    ]
+    ends = [starts[i] for i, _ in begun[1:]] + [starts[last + 1]]
+    links = [
+        Link(
+            trajectory=trajectory,
+            engine=path[i].lane.removeprefix(_ENGINE),
+            start=starts[i],
+            end=end,
+        )
+        for (i, trajectory), end in zip(begun, ends, strict=True)
+    ]
+    return Chain(before=_kinds(path[:first]), links=links, after=_kinds(path[last + 1 :]))
+
+
+def _kinds(path: Sequence[Segment]) -> Kinds:
+    spent: dict[str, float] = defaultdict(float)
+    for segment in path:
+        spent[segment.what] += segment.seconds
+    return sorted(spent.items(), key=lambda kind: -kind[1])

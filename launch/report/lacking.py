@@ -1,0 +1,52 @@
+"""What a section without data would need: the setting, as the runs have it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launch.report.reading import Run
+
+
+def lacks_timing(runs: Sequence[Run]) -> str:
+    """Why no run has a line `timing`."""
+    return _each(runs, _timing)
+
+
+def lacks_trace(runs: Sequence[Run]) -> str:
+    """Why no run has a trace with a whole step."""
+    return _each(runs, _trace)
+
+
+def _timing(run: Run) -> str:
+    if _watch(run).get("timing") is False:
+        return "The run was not timed: set watch.timing=true."
+    if not run.steps:
+        return "No step has ended yet."
+    return "metrics.jsonl has no lines “timing”: an older version of darts wrote it."
+
+
+def _trace(run: Run) -> str:
+    watch = _watch(run)
+    if watch.get("trace_steps") == 0:
+        return "No step was traced: set watch.trace_steps=5, and the first five are."
+    if watch.get("timing") is False:
+        return "A trace needs timing, which was off: set watch.timing=true."
+    if not run.steps:
+        return "No step has ended yet."
+    if not run.trace:
+        return "There is no trace.json: it was removed, or an older version of darts wrote none."
+    return "trace.json holds no whole step."
+
+
+def _watch(run: Run) -> dict[str, Any]:
+    found = run.settings.get("watch")
+    return found if isinstance(found, dict) else {}
+
+
+def _each(runs: Sequence[Run], reason: Callable[[Run], str]) -> str:
+    """One reason, or those of the runs by name."""
+    reasons = {run.name: reason(run) for run in runs}
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return " ".join(f"{name}: {why}" for name, why in reasons.items())

@@ -1,0 +1,114 @@
+"""A traced step and its critical path -> a sentence on what it waited for, and its trajectories.
+
+The sentence follows the path: what was before the first trajectory, the trajectories that waited
+for one another, what was left to do after the last. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from markupsafe import Markup
+
+from launch.report.chain import Chain, Kinds
+from launch.report.section import seconds, table
+from launch.report.spans import TracedStep
+from launch.report.stragglers import Life
+
+_LISTED = 8  # trajectories below the sentence, more if the path has more
+_NAMED = 0.01  # of the step: shortest work with its name in the sentence
+_BEFORE = 0.05  # of the step: what lies before the first trajectory is worth a sentence
+_TRAINED = "trained"
+_HEAD = ("trajectory", "group", "prompt", "engine", "fate", "tokens", "ran", "ended at",
+         "on the path")  # fmt: skip
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one step."""
+
+    straggler: Life | None
+    html: Markup
+
+
+def account(step: TracedStep, found: Sequence[Life], path: Chain | None) -> Account:
+    """Args:
+    found: the step's trajectories, the longest-running first.
+    path: none where the run has no timing.
+    """
+    by_id = {life.trajectory: life for life in found}
+    late = _last_trained(found) if path is None else None
+    if path is not None and path.links:
+        late = by_id.get(path.links[-1].trajectory)
+    said = f"Step {step.number} took {seconds(step.seconds)}. "
+    said += _without(late) if path is None else _along(path, by_id, step.seconds)
+    return Account(
+        straggler=late,
+        html=Markup('<p class="said">{}</p>{}').format(said, _table(found, path)),
+    )
+
+
+def _last_trained(found: Sequence[Life]) -> Life | None:
+    return max((f for f in found if f.fate == _TRAINED), key=lambda f: f.end, default=None)
+
+
+def _without(late: Life | None) -> str:
+    if late is None:
+        return "No trajectory that was trained on ended in it."
+    return (
+        f"The last one trained on was trajectory {late.trajectory} of group {late.group} "
+        f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds(late.end)} after "
+        "the step's start."
+    )
+
+
+def _along(path: Chain, by_id: dict[int, Life], whole: float) -> str:
+    if not path.links:
+        return f"No trajectory is on its critical path, but {_listed(path.after, whole)}."
+    *earlier, last = path.links
+    said = "It waited for " if not earlier else "Each had to wait for the one before it: "
+    names = [f"{link.trajectory} ({seconds(link.end - link.start)})" for link in earlier]
+    spent = seconds(last.end - last.start)
+    if life := by_id.get(last.trajectory):
+        of = f" of group {life.group}"
+        held = f"{spent}, {life.tokens:,} tokens on engine {last.engine}"
+    else:  # an evaluation's, say
+        of, held = "", f"{spent} on engine {last.engine}"
+    names.append(f"{last.trajectory}{of} ({held})")
+    said += (
+        f"trajectory {' → '.join(names)}, which ended {seconds(last.end)} after the step's start."
+    )
+    if sum(spent for _, spent in path.before) > _BEFORE * whole:
+        said += f" Before {'the first' if earlier else 'it'}: {_listed(path.before, whole)}."
+    return f"{said} After it: {_listed(path.after, whole)}." if path.after else said
+
+
+def _listed(kinds: Kinds, whole: float) -> str:
+    """With what is too short for its name as `other`."""
+    long = [(what, spent) for what, spent in kinds if spent >= _NAMED * whole]
+    rest = sum(spent for _, spent in kinds[len(long) :])
+    named = [f"{what} {seconds(spent)}" for what, spent in long]
+    return ", ".join([*named, *([f"other {seconds(rest)}"] if rest > 0 else [])])
+
+
+def _table(found: Sequence[Life], path: Chain | None) -> Markup:
+    """Those on the path in its order, then the longest-running ones."""
+    if not found:
+        return Markup()
+    links = path.links if path is not None else []
+    spent = {link.trajectory: link.end - link.start for link in links}
+    last = links[-1].trajectory if links else None
+    by_id = {life.trajectory: life for life in found}
+    order = [by_id[trajectory] for trajectory in spent if trajectory in by_id]
+    order += [life for life in found if life.trajectory not in spent]
+    rows = [
+        (
+            life.trajectory, life.group, life.prompt, life.engine, life.fate,
+            f"{life.tokens:,}", seconds(life.running_s), seconds(life.end),
+            (seconds(spent[life.trajectory]) if life.trajectory in spent else "–")
+            + (" (straggler)" if life.trajectory == last else ""),
+        )
+        for life in order[: max(_LISTED, len(spent))]
+    ]  # fmt: skip
+    columns = len(_HEAD) if path is not None else len(_HEAD) - 1
+    return table(_HEAD[:columns], [row[:columns] for row in rows], texts=5)

@@ -1,0 +1,78 @@
+"""What `metrics.jsonl` tells of one step: when it began, its length, and what it waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from launch.jsonl import lines
+from pipeline.critical import Segment
+
+
+class _Step(msgspec.Struct, frozen=True, kw_only=True):
+    """Line `step`, written when the step has ended."""
+
+    step: int
+    seconds: float
+    reward: float
+    groups: dict[str, int] = {}  # that ended, by fate and reason
+    time: float = 0.0
+
+
+class Straggler(msgspec.Struct, frozen=True):
+    """Of a group that waited long: the last to end of those that it was trained on."""
+
+    group: int
+    trajectory: int
+    tokens: int
+    waited_s: float  # since half of them had ended
+
+
+class _Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Line `timing`, which follows it with `watch.timing`."""
+
+    step: int
+    critical_path: list[Segment] = []
+    stragglers: tuple[Straggler, ...] = ()
+
+
+class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that has ended."""
+
+    step: int
+    seconds: float
+    reward: float
+    groups: dict[str, int]
+    since: float  # its start on the wall's clock, seconds since 1970; 0: not known
+    critical_path: list[Segment] = []
+    stragglers: tuple[Straggler, ...] = ()  # of the few groups that waited longest
+
+
+def step_facts(path: Path, step: int, say: Callable[[str], None]) -> StepFacts | None:
+    """Of the step counted from 0; None when it has not ended, or the file is gone.
+
+    Args:
+        say: see `jsonl.lines`.
+    """
+    if not path.exists():
+        return None
+    found: StepFacts | None = None
+    for line in lines(path, {"step": _Step, "timing": _Timing}, say):
+        if line.step != step:
+            continue
+        if isinstance(line, _Step):
+            since = line.time - line.seconds if line.time else 0.0
+            found = StepFacts(
+                step=step,
+                seconds=line.seconds,
+                reward=line.reward,
+                groups=line.groups,
+                since=since,
+            )
+        elif found is not None:
+            return msgspec.structs.replace(
+                found, critical_path=line.critical_path, stragglers=line.stragglers
+            )
+    return found
