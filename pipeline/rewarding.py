@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections import deque
 from types import TracebackType
 from typing import Self
@@ -186,7 +187,7 @@ class RewardPool:
     async def _ask(self, frame: bytes) -> Scored:
         async with self._turn:
             worker = self._idle.pop() if self._idle else await self._start_one()
-            asked, limit_s = asyncio.get_running_loop().time(), self._options.limit_s
+            asked, limit_s = time.monotonic(), self._options.limit_s
             try:
                 async with asyncio.timeout(limit_s):
                     found = await worker.ask(frame)
@@ -202,7 +203,7 @@ class RewardPool:
         if not isinstance(found, Done):
             raise RewardFailed("its worker answered that it is ready")
         # It is believed what it measured as far as that lies within the call.
-        ended = min(max(found.ended, asked), asyncio.get_running_loop().time())
+        ended = min(max(found.ended, asked), time.monotonic())
         return Scored(found.value, found.parts, (min(max(found.begun, asked), ended), ended))
 
     async def _start_one(self) -> WorkerProcess:
