@@ -15,9 +15,10 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint, trackers
+from pipeline import checkpoint, fingerprint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.disk import SYSTEM, finish
 from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
 
@@ -64,6 +65,8 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Write what a new run is: its whole configuration, and what it was started with."""
     run.config.write_text(dump(config))
+    finish(SYSTEM, run.config)  # no checkpoint is resumed without it
+    SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about(), indent=1) + "\n")
 
 
@@ -98,6 +101,14 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 
+def check_fits(directory: Path, manifest: dict[str, Any], config: Config, run: RunFolder) -> None:
+    """Raise Refused, naming each difference, if a checkpoint was written for other settings,
+    model, tokenizer or data; before anything is started."""
+    now = fingerprint.take(config)
+    if found := fingerprint.differences(manifest["made_for"], now, run.path):
+        raise checkpoint.Refused("\n".join([f"{directory} was not written for this:", *found]))
+
+
 def resume_run(path: Path) -> int:
     """Go on with a run from its newest whole checkpoint. Returns the exit status."""
     try:
@@ -107,11 +118,13 @@ def resume_run(path: Path) -> int:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)
+        for line in complaints:
+            _say(f"damaged, not used: {line}")
+        check_fits(directory, manifest, config, run)
     except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
-        return 5 if isinstance(error, checkpoint.CheckpointError) else 2
-    for line in complaints:
-        _say(f"damaged, not used: {line}")
+        none = isinstance(error, checkpoint.CheckpointError)
+        return 5 if none and not isinstance(error, checkpoint.Refused) else 2
     _say(f"resuming {run.path} at step {manifest['step']}")
     return _carry_out(config, run, directory)
 
@@ -150,7 +163,7 @@ def export_run(run: Path, directory: Path) -> str:
     source = run
     if not (run / checkpoint.MANIFEST).exists():
         try:
-            source, _, _ = checkpoint.newest(run / "checkpoints")
+            source = checkpoint.look(run / "checkpoints")
         except checkpoint.CheckpointError as error:
             raise ValueError(str(error)) from error
     export(source, directory)

@@ -3,13 +3,13 @@
     DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
 
-Every file is fsynced, then the directories; renaming DIRECTORY into place, the
-commit, is the stage's. Gradients are not saved: they count as not trained.
+Every file is fsynced here; the directories, and the commit by renaming
+DIRECTORY into place, are the stage's. Gradients are not saved: they count as
+not trained.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from learner.zero import Zero, ZeroError
+from pipeline.disk import SYSTEM, Disk, finish
 
 MODEL = "model"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
@@ -35,36 +36,38 @@ def optimizer_file(directory: Path, rank: int) -> Path:
     return directory / f"optimizer-rank{rank}.pt"
 
 
-def save(zero: Zero, source: Path, directory: Path, step: int, version: int) -> None:
+def save(
+    zero: Zero, source: Path, directory: Path, step: int, version: int, disk: Disk = SYSTEM
+) -> None:
     """Write this rank's part. `source`: the model directory that holds the tokenizer."""
     with zero.whole():  # first: rank 0 may fail to write, but never to take part
-        directory.mkdir(parents=True, exist_ok=True)
         if zero.rank == 0:
-            save_model(zero.module, source, directory / MODEL)
+            save_model(zero.module, source, directory / MODEL, disk)
     if zero.owns_state():
-        path = optimizer_file(directory, zero.rank)
         state: dict[str, Any] = {
             "step": step,
             "version": version,
             "random": torch.get_rng_state(),
             "state": zero.state(),
         }
-        with path.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    fsync(directory)
+        save_optimizer(state, optimizer_file(directory, zero.rank), disk)
 
 
-def save_model(model: Any, source: Path, directory: Path) -> None:
+def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
+    """Tensors and plain values: what `torch.load` takes with `weights_only`."""
+    with disk.create(path) as file:
+        torch.save(state, file)
+    finish(disk, path)
+
+
+def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -> None:
     """The model in Hugging Face format, with what else `source` holds."""
-    directory.mkdir(exist_ok=True)
+    disk.mkdir(directory)
     for path in companions(source):
         shutil.copyfile(path, directory / path.name)
     model.save_pretrained(directory, max_shard_size="1000GB")
     for path in sorted(directory.iterdir()):
-        fsync(path)
-    fsync(directory)
+        finish(disk, path)
 
 
 def load(zero: Zero, directory: Path) -> Restored:
@@ -86,12 +89,3 @@ def companions(model: Path) -> Iterator[Path]:
     for path in sorted(model.iterdir()):
         if path.is_file() and not path.name.endswith(_SKIPPED):
             yield path
-
-
-def fsync(path: Path) -> None:
-    """Make a file or a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,10 @@ Everything is written into a temporary directory, every file fsynced, the
 manifest with sizes and checksums last; then one rename commits. Reading scans
 newest first, checks every file, and falls back loudly. DeepSpeed's own
 `latest` is not used.
+
+At every moment, whatever the disk has not written yet: the newest `step-...`
+is the old state or the new one, and each `step-...` is whole. What is on its
+way in or out has another name (`.tmp-`, `.old-`, `.trash-`).
 """
 
 from __future__ import annotations
@@ -11,38 +15,33 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import re
+import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import xxhash
 
+from pipeline.disk import OTHERS_WRITE, SYSTEM, Disk, remove, write
 from pipeline.snapshot import Snapshot
 
 STATE = "coordinator.msgpack"
 MANIFEST = "MANIFEST.json"
-FORMAT = 1
-_ASIDE = ".old-"
+FORMAT = 2
+_NAME = re.compile(r"step-(\d{6,})")
+_ASIDE, _TRASH, _TEMPORARY = ".old-", ".trash-", ".tmp-"
+_CORRUPT = "corrupt-"
 
 
 class CheckpointError(Exception):
     """A checkpoint cannot be written or read; the message names the file."""
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+class Refused(CheckpointError):
+    """A checkpoint that may be whole, but not for this user or this run: it stays where it is."""
 
 
 def checksum(path: Path) -> str:
@@ -58,28 +57,42 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def begin(checkpoints: Path, step: int) -> Path:
-    """An empty temporary directory for the ranks to write into; older ones are swept."""
-    checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _recover(checkpoints)
-    for left in [*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")]:
-        shutil.rmtree(left, ignore_errors=True)
-    directory = checkpoints / f".tmp-{name_of(step)}-{os.getpid()}"
-    directory.mkdir(mode=0o700)
+def committed(checkpoints: Path) -> list[Path]:
+    """What is named as a checkpoint, the newest first."""
+    found = [p for p in checkpoints.glob("step-*") if _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def begin(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
+    """An empty temporary directory for the ranks to write into; older ones are swept.
+
+    Its name is new each time: a rank that is late with one that was given up
+    writes nothing into its successor.
+    """
+    if not checkpoints.is_dir():
+        disk.mkdir(checkpoints)
+        disk.fsync(checkpoints.parent)
+    sweep(checkpoints, disk)
+    directory = checkpoints / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
+    disk.mkdir(directory)
     return directory
 
 
-def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any]) -> Path:
+def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any], disk: Disk = SYSTEM) -> Path:
     """Add the coordinator's state and the manifest to what the ranks wrote, then rename.
 
-    A checkpoint of the same step (Ctrl-C within the step after it) is replaced:
-    set aside first, and brought back by `_recover` if we end between the renames.
+    The ranks have fsynced their files; their directories are ours. A checkpoint
+    of the same step (Ctrl-C within the step after it) is replaced: set aside
+    first, and brought back by `sweep` if we end between the renames.
     Raises CheckpointError; the temporary directory is gone then.
     """
     target = directory.parent / name_of(snapshot.step)
     aside = target.with_name(f"{_ASIDE}{target.name}")
     try:
-        _write(directory / STATE, msgspec.msgpack.encode(snapshot))
+        write(disk, directory / STATE, msgspec.msgpack.encode(snapshot))
         files = sorted(p for p in directory.rglob("*") if p.is_file())
         manifest = {
             "format": FORMAT,
@@ -91,21 +104,28 @@ def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any]) -> Path:
             **about,
         }
         manifest["checksum"] = _seal(manifest)
-        _write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write(disk, directory / MANIFEST, json.dumps(manifest, indent=1).encode())
         for folder in sorted((p for p in directory.rglob("*") if p.is_dir()), reverse=True):
-            _sync(folder)
-        _sync(directory)
+            disk.fsync(folder)
+        disk.fsync(directory)
         if target.exists():
-            target.rename(aside)
-        directory.rename(target)  # the commit
-        _sync(target.parent)
+            disk.rename(target, aside)
+        disk.rename(directory, target)  # the commit
     except (OSError, TypeError, ValueError, msgspec.MsgspecError) as error:
-        abandon(directory)
-        _recover(directory.parent)
-        where = getattr(error, "filename", None) or directory
-        raise CheckpointError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
-    abandon(aside)
+        abandon(directory, disk)
+        _bring_back(directory.parent, disk)
+        raise _failed(directory, error) from error
+    try:
+        disk.fsync(target.parent)
+    except OSError as error:  # either name may be what the disk has: both stay
+        raise _failed(target, error) from error
+    abandon(aside, disk)
     return target
+
+
+def _failed(where: Path, error: Exception) -> CheckpointError:
+    where = getattr(error, "filename", None) or where
+    return CheckpointError(f"{where}: {getattr(error, 'strerror', None) or error}")
 
 
 def _seal(manifest: dict[str, Any]) -> str:
@@ -114,31 +134,44 @@ def _seal(manifest: dict[str, Any]) -> str:
     return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _recover(checkpoints: Path) -> None:
-    """Bring back what was set aside for one that never came; sweep it if it came."""
+def prune(checkpoints: Path, keep: int, disk: Disk = SYSTEM) -> None:
+    """Leave the newest `keep` (at least 2)."""
+    for victim in committed(checkpoints)[max(2, keep) :]:
+        disk.rename(victim, victim.with_name(f"{_TRASH}{victim.name}-{secrets.token_hex(4)}"))
+    sweep(checkpoints, disk)
+
+
+def sweep(checkpoints: Path, disk: Disk = SYSTEM) -> None:
+    """Remove what is on its way in or out. For who holds the run's lock, between checkpoints."""
+    _bring_back(checkpoints, disk)
+    left = [p for name in (_TEMPORARY, _TRASH, _ASIDE) for p in checkpoints.glob(f"{name}*")]
+    if left:
+        disk.fsync(checkpoints)  # else the disk may keep the removal, but not the rename before it
+    for path in left:
+        abandon(path, disk)
+
+
+def _bring_back(checkpoints: Path, disk: Disk) -> None:
+    """What was set aside for one that never came."""
     for aside in checkpoints.glob(f"{_ASIDE}step-*"):
         target = aside.with_name(aside.name.removeprefix(_ASIDE))
-        if target.exists():
-            abandon(aside)
-        else:
-            aside.rename(target)
+        if not target.exists():
+            disk.rename(aside, target)
 
 
-def abandon(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+def abandon(directory: Path, disk: Disk = SYSTEM) -> None:
+    """Remove one that is not, or no longer, a checkpoint."""
+    with contextlib.suppress(OSError):  # it is only in the way: the next one sweeps it
+        remove(disk, directory)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Leave the newest `keep` (at least 2)."""
-    for victim in sorted(checkpoints.glob("step-*"))[: -max(2, keep)]:
-        trash = victim.with_name(f".trash-{victim.name}-{os.getpid()}")
-        with contextlib.suppress(OSError):  # it is only in the way: the next one sweeps it
-            victim.rename(trash)
-        abandon(trash)
+# --- reading ------------------------------------------------------------------------------------
 
 
 def verify(directory: Path) -> dict[str, Any]:
     """The manifest, after every file was held against it. Raises CheckpointError."""
+    if directory.is_symlink():
+        raise CheckpointError(f"{directory}: is a symbolic link, not what was written")
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         files = manifest["files"]
@@ -148,34 +181,105 @@ def verify(directory: Path) -> dict[str, Any]:
     if not sealed:
         raise CheckpointError(f"{directory / MANIFEST}: not what was written")
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{directory}: format {manifest.get('format')}, expected {FORMAT}")
+        raise Refused(
+            f"{directory}: format {manifest.get('format')}, this darts reads {FORMAT}; go on with "
+            "the version that wrote it, or begin a new run with its model/"
+        )
     try:
-        for name, (size, digest) in files.items():
-            path = directory / name
-            if not path.resolve().is_relative_to(directory.resolve()) or path.is_symlink():
-                raise CheckpointError(f"{directory}: {name} is outside of it")
-            if not path.is_file() or path.stat().st_size != size or checksum(path) != digest:
-                raise CheckpointError(f"{path}: missing, or not what was written")
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # no name, or no entry
+        _check_files(directory, files)
+    except OSError as error:
+        raise _failed(directory, error) from error
+    except (ValueError, TypeError, AttributeError) as error:  # no name of a file, or no entry
         raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
     return manifest
 
 
-def newest(checkpoints: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def _check_files(directory: Path, files: dict[str, tuple[int, str]]) -> None:
+    for path in _everything(directory):
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a symbolic link, not what was written")
+        if str(path.relative_to(directory)) not in {MANIFEST, *files}:
+            raise CheckpointError(f"{path}: not of this checkpoint: its manifest has no such file")
+    for name, (size, digest) in files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise CheckpointError(f"{directory}: {name} is outside of it")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if path.stat().st_size != size or checksum(path) != digest:
+            raise CheckpointError(f"{path}: not what was written")
+
+
+def _everything(directory: Path) -> Iterator[Path]:
+    """All that is below, links included and not followed, but for real directories."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _everything(path)
+        else:
+            yield path
+
+
+def check_owner(directory: Path) -> None:
+    """Raise Refused if others could have written it: torch files and plug-in state are believed."""
+    me, checkpoints = os.geteuid(), directory.parent
+    for path in (checkpoints, directory, *sorted(directory.rglob("*"))):
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            continue  # `verify` names it
+        if found.st_uid != me:
+            raise Refused(
+                f"{path}: belongs to user {found.st_uid}, this is user {me}; a checkpoint is used "
+                f"by its owner alone. If you trust it: chown -R {me} {checkpoints}"
+            )
+        if found.st_mode & OTHERS_WRITE:
+            raise Refused(
+                f"{path}: others may write it (mode {stat.S_IMODE(found.st_mode):04o}). "
+                f"If you trust it: chmod -R go-w {checkpoints}"
+            )
+
+
+def newest(checkpoints: Path, disk: Disk = SYSTEM) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest whole checkpoint, its manifest, and complaints about newer ones.
 
-    Raises CheckpointError if there is none: a run is never silently begun anew.
+    For who holds the run's lock: sweeps what a crash has left, and gives
+    damaged ones another name. Raises CheckpointError if there is none (a run is
+    never silently begun anew), Refused if the newest whole one is not to be used.
     """
-    _recover(checkpoints)
+    sweep(checkpoints, disk)
     complaints: list[str] = []
-    for directory in sorted(checkpoints.glob("step-*"), reverse=True):
+    for directory in committed(checkpoints):
+        check_owner(directory)
         try:
             return directory, verify(directory), complaints
+        except Refused:
+            raise
         except CheckpointError as error:
             complaints.append(str(error))
             with contextlib.suppress(OSError):  # of a read-only copy, say: it is named all the same
-                directory.rename(_free(directory.with_name(f"corrupt-{directory.name}")))
-    raise CheckpointError("\n".join([f"{checkpoints}: no whole checkpoint", *complaints]))
+                disk.rename(directory, _free(directory.with_name(f"{_CORRUPT}{directory.name}")))
+    raise _none(checkpoints, complaints)
+
+
+def look(checkpoints: Path) -> Path:
+    """The newest whole checkpoint of a run that may be going on; changes nothing.
+
+    Raises CheckpointError if there is none.
+    """
+    complaints: list[str] = []
+    for directory in (*committed(checkpoints), *checkpoints.glob(f"{_ASIDE}step-*")):
+        try:
+            verify(directory)
+        except CheckpointError as error:
+            complaints.append(str(error))
+        else:
+            return directory
+    raise _none(checkpoints, complaints)
+
+
+def _none(checkpoints: Path, complaints: list[str]) -> CheckpointError:
+    aside = sorted(p.name for p in checkpoints.glob(f"{_CORRUPT}*"))
+    lines = [f"{checkpoints}: no whole checkpoint", *complaints]
+    return CheckpointError("\n".join(lines + [f"set aside: {', '.join(aside)}"] * bool(aside)))
 
 
 def _free(path: Path) -> Path:

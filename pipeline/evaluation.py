@@ -23,6 +23,7 @@ class Evaluations:
         self._truncated = 0
         self._missing = 0
         self._since = 0.0
+        self.numbers_before = (0, 0)  # of the next group and trajectory, when it began
 
     def due(self, final: bool) -> bool:
         """Before the first step, every `eval_every` steps, and after the last."""
@@ -36,6 +37,7 @@ class Evaluations:
         tags = sorted(set(settings.held_out_tags) - {""})
         self._by_tag, self._lengths_by_tag = {tag: [] for tag in tags}, {tag: [] for tag in tags}
         self._since = self._core.now
+        self.numbers_before = (self._core.next_group, self._core.next_trajectory)
         self._open = settings.held_out
         for prompt in range(settings.held_out):
             roster.open(
@@ -68,6 +70,11 @@ class Evaluations:
     @property
     def open(self) -> int:
         return self._open
+
+    @property
+    def untouched(self) -> bool:
+        """Whether one has begun of which nothing has ended."""
+        return 0 < self._open == self._core.settings.held_out
 
     def finish(self) -> None:
         count = max(1, len(self._lengths))

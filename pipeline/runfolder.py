@@ -15,6 +15,8 @@ from pathlib import Path
 
 import filelock
 
+from pipeline.disk import SYSTEM
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -49,6 +51,8 @@ class RunFolder:
     def create(self) -> None:
         for directory in (self.path, self.checkpoints, self.samples, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.path.parent, self.path):  # what a checkpoint in it hangs from
+            SYSTEM.fsync(directory)
 
     def hold(self) -> None:
         """Take the lock. Raises RunError that names the run that has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from pipeline import checkpoint, snapshot
 from pipeline.coordinator import Coordinator
 from pipeline.events import Checkpointed
+from pipeline.fingerprint import Fingerprint
 from pipeline.messages import Save
 
+log = logging.getLogger("stage")
 LIMIT_S = 300.0
 """A checkpoint that a rank has not written by then is given up."""
 
@@ -24,6 +27,7 @@ class Saver:
         directory: where checkpoints lie.
         keep: how many of the newest stay.
         ranks: learner ranks that each write a part.
+        made_for: what a resume is held against.
     """
 
     def __init__(
@@ -33,9 +37,11 @@ class Saver:
         keep: int,
         ranks: int,
         done: Callable[[Checkpointed], None],
+        made_for: Fingerprint,
     ) -> None:
         self._coordinator, self._checkpoints = coordinator, directory
         self._keep, self._ranks, self._done = keep, ranks, done
+        self._made_for = made_for
         self._directory: Path | None = None
         self._step = 0
         self._waiting: set[int] = set()
@@ -54,7 +60,7 @@ class Saver:
             return None
         step = self._state.step  # further than asked for when empty steps followed at once
         self._step, self._waiting = step, set(range(self._ranks))
-        self._about = {**about, "plugins": self._plugins()}
+        self._about = {**about, "plugins": self._plugins(), "made_for": self._made_for}
         self._deadline = time.monotonic() + LIMIT_S
         return Save(directory=str(self._directory), step=step, version=version)
 
@@ -85,10 +91,13 @@ class Saver:
         assert self._state is not None
         try:
             await asyncio.to_thread(checkpoint.commit, self._directory, self._state, self._about)
-            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep)
         except (checkpoint.CheckpointError, OSError) as error:
             self._end(str(error))
             return
+        try:
+            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep)
+        except OSError as error:  # the new one is there all the same
+            log.warning("older checkpoints than the newest %d stay: %s", self._keep, error)
         self._end("")
 
     def _end(self, error: str) -> None:

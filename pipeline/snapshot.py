@@ -90,12 +90,13 @@ def take(coordinator: Coordinator) -> Snapshot:
                     ledger.move(member.held, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
+    next_group, next_trajectory = _next_numbers(coordinator)
     return Snapshot(
         format=FORMAT,
         step=core.step,
         version=core.version,
-        next_group=core.next_group,
-        next_trajectory=core.next_trajectory,
+        next_group=next_group,
+        next_trajectory=next_trajectory,
         groups=[_settled(g) for g in core.groups.values() if g.kind == "train"],
         deferred=list(roster.deferred),
         issued=roster.issued,
@@ -113,11 +114,32 @@ def take(coordinator: Coordinator) -> Snapshot:
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
         plugins={
-            name: plugin.state()
+            name: _state_of(name, plugin)
             for name in core.seams.__struct_fields__
             if hasattr(plugin := getattr(core.seams, name), "state")
         },
     )
+
+
+def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
+    """Of groups and trajectories, without those of an evaluation that starts again: seeds follow
+    from them, and a resumed run has to sample what it would have without the stop."""
+    core = coordinator.core
+    numbers = (core.next_group, core.next_trajectory)
+    if coordinator.evaluations.untouched:
+        group, trajectory = coordinator.evaluations.numbers_before
+        members = (m for g in core.groups.values() if g.kind == "train" for m in g.members)
+        if all(m.group < group and m.id < trajectory for m in members):
+            return group, trajectory
+    return numbers
+
+
+def _state_of(seam: str, plugin: Any) -> Any:
+    """As it will be read again: nothing of it is the plug-in's own, which goes on."""
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(plugin.state()))
+    except (TypeError, ValueError, OverflowError) as error:  # of state(), or of what it gave
+        raise SnapshotError(f"the state of {seam} {type(plugin).__name__}: {error}") from error
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import snapshot, translate
+from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens, sender_of
 from pipeline.coordinator import Phase
@@ -109,6 +109,7 @@ class Stage:
             parts.config.checkpoint.keep,
             parts.config.learner.ranks,
             done=self.tell,
+            made_for=fingerprint.take(parts.config),
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)

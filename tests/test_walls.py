@@ -43,6 +43,7 @@ FROM_PIPELINE = {
         "config",
         "configfile",
         "cores",
+        "disk",
         "messages",
         "packing",
         "plugins",

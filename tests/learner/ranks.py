@@ -369,6 +369,7 @@ def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[st
     mine = shares(STEPS[2], rank, world, lazy=False)
     counted = actor.add(mine[:1])
     checkpoint = out / f"checkpoint-{zero}"
+    checkpoint.mkdir(exist_ok=True)  # as the stage does, for all ranks
     save(actor.zero, model, checkpoint, 2, actor.updates)
     counted += actor.add(mine[1:])
     assert actor.close(STEPS[2], counted)

@@ -150,6 +150,7 @@ async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: St
     stage.send(0, group_of(8, step=2))
     await stage.next(GroupTrained)
     checkpoint = stage.directory / "checkpoint"
+    checkpoint.mkdir()
     for rank in range(2):
         stage.send(rank, Save(directory=str(checkpoint), step=1, version=2))
     for _ in range(2):

@@ -1,10 +1,12 @@
-"""A checkpoint is whole or not there: damage, crashes at every step, replacement, pruning."""
+"""A checkpoint is whole or not there: damage, trust, replacement, pruning.
+
+Crashes at every operation are in `test_checkpoint_crashes`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from pipeline import checkpoint, snapshot
 from pipeline.checkpoint import CheckpointError
+from pipeline.disk import SYSTEM, write
 from pipeline.snapshot import Snapshot
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -35,9 +38,9 @@ def states() -> list[Snapshot]:
 def save(checkpoints: Path, state: Snapshot, step: int | None = None, content: str = "w") -> Path:
     state = msgspec.structs.replace(state, step=state.step if step is None else step)
     directory = checkpoint.begin(checkpoints, state.step)
-    (directory / "model").mkdir()
-    (directory / "model" / "weights").write_text(content * 1000)
-    (directory / "optimizer-0").write_text("momentum")
+    SYSTEM.mkdir(directory / "model")
+    write(SYSTEM, directory / "model" / "weights", content.encode() * 1000)
+    write(SYSTEM, directory / "optimizer-0", b"momentum")
     return checkpoint.commit(directory, state, ABOUT)
 
 
@@ -80,6 +83,9 @@ def test_the_newest_whole_one_is_found(tmp_path: Path, states: list[Snapshot]) -
 FILES = ["MANIFEST.json", "coordinator.msgpack", "model/weights", "optimizer-0"]
 
 
+OF_STEP_1 = [f"step-000001/{name}" for name in FILES]
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     if how == "deleted":
@@ -88,13 +94,17 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content[: len(content) // 2])
     elif how == "emptied":
         path.write_bytes(b"")
+    elif how == "linked":  # to the very content, where somebody else may change it
+        elsewhere = next(p for p in path.parents if p.name.startswith("step-")).with_name("there")
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
     else:
         at = int(how.split()[1]) * (len(content) - 1) // 100
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
 
 @pytest.mark.parametrize(
-    "how", ["deleted", "truncated", "emptied", "flip 0", "flip 50", "flip 100"]
+    "how", ["deleted", "truncated", "emptied", "linked", "flip 0", "flip 50", "flip 100"]
 )
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_falls_back_loudly_to_the_one_before(
@@ -105,7 +115,7 @@ def test_a_damaged_file_falls_back_loudly_to_the_one_before(
     directory, _, complaints = checkpoint.newest(tmp_path)
     assert directory.name == "step-000001"
     [complaint] = complaints
-    assert "step-000002" in complaint
+    assert f"step-000002/{name}" in complaint
     assert (tmp_path / "corrupt-step-000002").is_dir(), "kept for whoever wants to look"
 
 
@@ -141,15 +151,111 @@ def test_the_same_step_can_be_damaged_twice(tmp_path: Path, states: list[Snapsho
     assert kept == ["corrupt-step-000002", "corrupt-step-000002-2"]
 
 
-def test_a_file_outside_of_it_is_refused(tmp_path: Path, states: list[Snapshot]) -> None:
-    directory = save(tmp_path / "c", states[-1])
-    secret = tmp_path / "secret"
-    secret.write_text("momentum")
-    link = directory / "optimizer-0"
-    link.unlink()
-    link.symlink_to(secret)
-    with pytest.raises(CheckpointError, match="optimizer-0 is outside of it"):
-        checkpoint.verify(directory)
+@pytest.mark.parametrize("what", ["a file", "a file in a folder", "a link", "a folder linked"])
+def test_what_the_manifest_does_not_know_is_damage(
+    tmp_path: Path, states: list[Snapshot], what: str
+) -> None:
+    save(tmp_path, states[-1], 1)
+    directory = save(tmp_path, states[-1], 2)
+    extra = directory / "model" / "modeling.py" if "in a" in what else directory / "extra"
+    if what == "a folder linked":
+        (directory / "model").rename(tmp_path / "model")
+        extra = directory / "model"
+        extra.symlink_to(tmp_path / "model")
+    elif what == "a link":
+        extra.symlink_to(directory / "optimizer-0")
+    else:
+        write(SYSTEM, extra, b"import os")
+    found, _, [complaint] = checkpoint.newest(tmp_path)
+    assert found.name == "step-000001"
+    assert complaint.startswith(f"{extra}: ")
+
+
+def test_a_checkpoint_that_is_a_link_is_damage(tmp_path: Path, states: list[Snapshot]) -> None:
+    save(tmp_path / "c", states[-1], 1)
+    directory = save(tmp_path / "c", states[-1], 2)
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    found, _, [complaint] = checkpoint.newest(tmp_path / "c")
+    assert found.name == "step-000001"
+    assert "step-000002: is a symbolic link" in complaint
+
+
+def test_when_all_are_damaged_each_is_named_and_nothing_is_begun_anew(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    for step, name in ((1, "optimizer-0"), (2, "model/weights"), (3, checkpoint.MANIFEST)):
+        damage(save(tmp_path, states[-1], step) / name, "flip 50")
+    with pytest.raises(CheckpointError) as found:
+        checkpoint.newest(tmp_path)
+    text = str(found.value)
+    assert "step-000003/MANIFEST.json" in text
+    assert "step-000002/model/weights" in text
+    assert "step-000001/optimizer-0" in text
+    aside = "set aside: corrupt-step-000001, corrupt-step-000002, corrupt-step-000003"
+    assert aside in text
+    with pytest.raises(CheckpointError, match=aside):  # the second time too
+        checkpoint.newest(tmp_path)
+
+
+# --- whose it is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+@pytest.mark.parametrize("name", [".", "step-000001", "step-000001/model", *OF_STEP_1])
+def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
+    tmp_path: Path, states: list[Snapshot], name: str, mode: int
+) -> None:
+    save(tmp_path / "c", states[-1], 1)
+    path = tmp_path / "c" / name
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(checkpoint.Refused, match=rf"others may write it.*chmod -R go-w {tmp_path}"):
+        checkpoint.newest(tmp_path / "c")
+    path.chmod(path.stat().st_mode & ~0o022)
+    assert checkpoint.newest(tmp_path / "c")[0].name == "step-000001"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_what_belongs_to_somebody_else_is_refused_with_the_cure(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    optimizer = save(tmp_path, states[-1], 1) / "optimizer-0"
+    os.chown(optimizer, 65534, -1)
+    with pytest.raises(checkpoint.Refused, match=r"optimizer-0: belongs to user 65534.*chown -R 0"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_loose_umask_makes_no_checkpoint_that_is_refused(
+    tmp_path: Path, states: list[Snapshot]
+) -> None:
+    before = os.umask(0)
+    try:
+        directory = checkpoint.begin(tmp_path / "c", 1)
+        write(SYSTEM, directory / "optimizer-0", b"momentum")
+        checkpoint.commit(directory, msgspec.structs.replace(states[-1], step=1), ABOUT)
+    finally:
+        os.umask(before)
+    assert checkpoint.newest(tmp_path / "c")[0].name == "step-000001"
+
+
+def test_looking_at_a_live_run_changes_nothing(tmp_path: Path, states: list[Snapshot]) -> None:
+    save(tmp_path, states[-1], 1)
+    damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
+    directory = checkpoint.begin(tmp_path, 3)
+    before = sorted(tmp_path.rglob("*"))
+    assert checkpoint.look(tmp_path).name == "step-000001"
+    assert sorted(tmp_path.rglob("*")) == before
+    # in the moment between the renames of a replacement
+    (tmp_path / "step-000001").rename(tmp_path / ".old-step-000001")
+    assert checkpoint.look(tmp_path).name == ".old-step-000001"
+    assert directory.is_dir()
+    for left in tmp_path.glob(".old-*"):
+        damage(left / "optimizer-0", "deleted")
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        checkpoint.look(tmp_path)
+
+
+# --- other manifests ---------------------------------------------------------------------------
 
 
 def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snapshot]) -> None:
@@ -169,7 +275,7 @@ def test_another_format_is_refused_by_number(tmp_path: Path, states: list[Snapsh
     manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes()) | {"format": 99}
     manifest["checksum"] = checkpoint._seal(manifest)
     (directory / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="format 99, expected 1"):
+    with pytest.raises(CheckpointError, match="format 99, this darts reads 2"):
         checkpoint.verify(directory)
 
 
@@ -195,21 +301,6 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path, states: list[
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
 
 
-def test_a_full_disk_leaves_no_trace_and_the_old_one_in_place(
-    tmp_path: Path, states: list[Snapshot], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path, states[-1], 2, "a")
-
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(CheckpointError, match=r"coordinator\.msgpack: No space left"):
-        save(tmp_path, states[-1], 2, "b")
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
-    assert content_of(checkpoint.newest(tmp_path)[0]) == "a"
-
-
 def test_state_of_a_plugin_that_cannot_be_written_is_an_error_of_the_checkpoint(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
@@ -217,70 +308,6 @@ def test_state_of_a_plugin_that_cannot_be_written_is_an_error_of_the_checkpoint(
     with pytest.raises(CheckpointError, match="object"):
         save(tmp_path, odd)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- a crash at every step ---------------------------------------------------------------------
-
-
-class Crash(BaseException):
-    """The process ends here: nothing after it runs."""
-
-
-class Killer:
-    """Ends the process before the n-th of the operations that it is put around."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
-        self.done, self._fatal = 0, fatal
-        for owner, name in (
-            (checkpoint, "_write"),
-            (checkpoint, "_sync"),
-            (Path, "rename"),
-            (shutil, "rmtree"),
-        ):
-            monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
-
-    def _around(self, operation: Any) -> Any:
-        def maybe(*args: Any, **named: Any) -> Any:
-            if self.done == self._fatal:
-                raise Crash
-            self.done += 1
-            return operation(*args, **named)
-
-        return maybe
-
-
-@pytest.mark.parametrize("replaced", [False, True], ids=["next step", "same step"])
-def test_a_crash_at_any_moment_leaves_exactly_the_old_or_the_new(
-    tmp_path: Path, states: list[Snapshot], replaced: bool
-) -> None:
-    """The one before step 2 is there too: falling back to it is a loss, and a failure."""
-    found: list[str] = []
-    for fatal in range(100):
-        folder = tmp_path / str(fatal)
-        folder.mkdir()
-        save(folder, states[-1], 1, "0")
-        save(folder, states[-1], 2, "a")
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            killer = Killer(monkeypatch, fatal)
-            try:
-                save(folder, states[-1], 2 if replaced else 3, "b")
-                checkpoint.prune(folder, 2)
-            except Crash:
-                pass
-        directory, _, complaints = checkpoint.newest(folder)
-        assert complaints == []
-        found.append(content_of(directory))
-        assert found[-1] in "ab", f"killed before operation {fatal}: neither the old nor the new"
-        # and the run goes on from there
-        save(folder, states[-1], 4, "c")
-        assert content_of(checkpoint.newest(folder)[0]) == "c"
-        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
-        if killer.done < fatal:
-            break
-    else:
-        raise AssertionError("never came to its end")
-    assert found == sorted(found), "once committed, it stays"
-    assert {"a", "b"} == set(found)
 
 
 def test_the_directories_are_for_their_owner_alone(tmp_path: Path, states: list[Snapshot]) -> None:

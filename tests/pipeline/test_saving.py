@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import checkpoint, saving
+from pipeline.disk import SYSTEM, write
 from pipeline.events import Checkpointed, Halt
 from pipeline.messages import Save
 from pipeline.saving import Saver
+from tests.pipeline import crashes
 from tests.pipeline.bench import Bench
 
 ABOUT: dict[str, Any] = {"records": {}, "training_seconds": 0.0}
@@ -27,7 +31,7 @@ class Bureau:
         self.bench.handle(Halt())
         self.ended: list[Checkpointed] = []
         self._over = asyncio.Event()
-        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done)
+        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done, {"seed": "0"})
 
     def _done(self, event: Checkpointed) -> None:
         self.ended.append(event)
@@ -39,16 +43,18 @@ class Bureau:
         return save
 
     async def end(self) -> Checkpointed:
+        """Of the checkpoint that was begun last."""
         async with asyncio.timeout(20):
             await self._over.wait()
-        return self.ended[0]
+        self._over.clear()
+        return self.ended[-1]
 
 
 async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     directory = Path(save.directory)
-    (directory / "optimizer-0").write_text("momentum")
+    write(SYSTEM, directory / "optimizer-0", b"momentum")
     bureau.saver.rank_saved(directory, 0, "")
     assert bureau.ended == []
     bureau.saver.rank_saved(directory, 1, "")
@@ -100,11 +106,65 @@ async def test_it_is_named_by_the_step_of_its_state(tmp_path: Path) -> None:
     assert await bureau.end() == Checkpointed(step=5)
 
 
-async def test_state_that_cannot_be_encoded_is_reported_not_waited_for(
+# --- a full disk --------------------------------------------------------------------------------
+
+SMALL = 256 * 1024
+"""Bytes of the disk; the part of a rank that does not fit is larger."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with crashes.small_disk(tmp_path / "small", SMALL) as folder:
+        yield folder
+
+
+async def saved(bureau: Bureau, part: bytes) -> Checkpointed:
+    """One rank writes its part as a learner does, and says how it went."""
+    save = bureau.begin()
+    directory, error = Path(save.directory), ""
+    try:
+        write(SYSTEM, directory / "optimizer-0", part)
+    except OSError as failure:
+        error = str(failure)
+    bureau.saver.rank_saved(directory, 0, error)
+    return await bureau.end()
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["same step", "next step"])
+async def test_a_full_disk_is_told_the_old_one_stays_and_the_next_one_is_written(
+    small_disk: Path, step: int
+) -> None:
+    bureau = Bureau(small_disk, ranks=1)
+    bureau.bench.core.step = 1
+    assert await saved(bureau, b"old") == Checkpointed(step=1)
+    bureau.bench.core.step = 1 + step
+    for _ in range(2):
+        failed = await saved(bureau, b"x" * 2 * SMALL)
+        assert re.search("No space left|File too large", failed.error)
+        assert [p.name for p in small_disk.iterdir()] == ["step-000001"]
+        assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
+    assert await saved(bureau, b"new") == Checkpointed(step=1 + step)
+    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"new"
+
+
+async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
+    small_disk: Path,
+) -> None:
+    bureau = Bureau(small_disk, ranks=1)
+    assert await saved(bureau, b"old") == Checkpointed(step=0)
+    bureau.bench.coordinator.roster.lengths = [2**31] * SMALL
+    failed = await saved(bureau, b"fits")
+    assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
+    assert [p.name for p in small_disk.iterdir()] == ["step-000000"]
+    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
+
+
+async def test_state_that_cannot_be_encoded_names_the_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bureau = Bureau(tmp_path, ranks=1)
     monkeypatch.setattr(type(bureau.bench.selector), "state", lambda self: object(), raising=False)
-    save = bureau.begin()
-    bureau.saver.rank_saved(Path(save.directory), 0, "")
-    assert "object" in (await bureau.end()).error
+    assert bureau.saver.begin(0, 0, ABOUT) is None
+    [ended] = bureau.ended
+    assert ended.error.startswith("the state of selector Scripted: ")
+    assert list(tmp_path.iterdir()) == []

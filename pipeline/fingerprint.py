@@ -1,0 +1,100 @@
+"""What a checkpoint was written for, as text: settings, model, tokenizer, data.
+
+The manifest holds it; a resume refuses what differs, key by key. Free to change
+are settings that say how the run goes on, not what its state means; and the
+number of learner ranks where each rank has the whole optimizer state (ZeRO 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import xxhash
+
+from pipeline import configrules, plugins
+from pipeline.config import Config, Plugin
+
+Fingerprint = dict[str, str]
+
+FREE = (
+    *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
+    *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
+    *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
+)
+"""Settings, or beginnings of their names, that a resume may have otherwise."""
+_BY_CONTENT = ("model", "data.train", "data.held_out")
+"""Settings that name files: what is in them counts, not where they lie."""
+_FILES = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "generation_config.json")}
+_OF_FILES = "files of the "
+_RANKS, _ZERO = "learner.ranks", "learner.zero"
+
+
+def take(config: Config) -> Fingerprint:
+    """Of this configuration and the files that it names, as they are now. Raises OSError."""
+    found = {
+        key: _text(value)
+        for key, value in _flat(_as_written(config))
+        if not key.startswith(FREE) and key not in _BY_CONTENT
+    }
+    directory = Path(config.model)
+    for what, names in _FILES.items():
+        paths = [path for name in names if (path := directory / name).is_file()]
+        found[_OF_FILES + what] = _checksum(paths)
+    for key, source in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
+        if isinstance(source, str) and source not in configrules.tasks():
+            found[key] = _checksum([Path(source)])
+        else:
+            found[key] = _text(source)
+    return found
+
+
+def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> list[str]:
+    """A line each for what does not fit, with both values and the cure; empty: it fits.
+
+    >>> differences({"group.size": "8"}, {"group.size": "4"}, Path("runs/a"))
+    ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
+    """
+    whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
+    lines: list[str] = []
+    for key in sorted(saved.keys() & now.keys()):  # another darts may know more or fewer
+        before, after = saved[key], now[key]
+        if before == after or (key == _RANKS and whole_state):
+            continue
+        cure = f"put it back in {run}/config.yaml"
+        if key.startswith(_OF_FILES):
+            cure = f"put them back, or name the right model in {run}/config.yaml"
+        elif key in (_RANKS, _ZERO):
+            cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
+        lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")
+    return lines
+
+
+def _as_written(config: Config) -> dict[str, Any]:
+    """Builtins in which a plug-in's options have the names that its user knows."""
+    found: dict[str, Any] = msgspec.to_builtins(config)
+    for seam in plugins.PACKAGES:
+        plugin: Plugin = getattr(config, seam)
+        found |= {seam: plugin.name, f"{seam}.{plugin.name}": found[seam]["options"]}
+    return found
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _checksum(paths: list[Path]) -> str:
+    digest = xxhash.xxh3_64()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""kill -9 of everything, then resume: nothing is lost, skipped or done twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.configfile import load
+from pipeline.runfolder import RunFolder
+from tests.launch.jobs import Job, lines, trained_prompts
+from tests.launch.kill_often import Killer, differences, table, undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SEED = 782
+"""Its kills: in the start, while a checkpoint is written, and in training."""
+
+
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Killer:
+    folder = tmp_path_factory.mktemp("killed")
+    return Killer(folder, undisturbed(folder), times=3, seed=SEED)
+
+
+def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weights(
+    killer: Killer,
+) -> None:
+    """`python -m tests.launch.kill_often` does it as often as one likes."""
+    killer.go()
+    print(table(killer))
+    assert len(killer.kills) == 3
+    assert killer.ends
+    assert not any(killer.ends), killer.ends
+    # and a difference would be seen
+    others = {name: weight + 1e-6 for name, weight in killer.truth.weights.items()}
+    truth = replace(killer.truth, weights=others, groups=killer.truth.groups[1:])
+    found = differences(killer.folder / "undisturbed", truth)
+    assert [text.split(" ")[0] for text in found] == ["prompts", "weights,"]
+
+
+def test_at_zero_0_a_run_goes_on_with_another_number_of_learner_ranks(killer: Killer) -> None:
+    """Above ZeRO 0 it is refused by name: `test_resume`."""
+    run = RunFolder(killer.folder / "undisturbed")
+    before = trained_prompts(run.path)
+    config = load(run.config)
+    assert (config.learner.ranks, config.learner.zero, config.step.count) == (1, 0, 6)
+    text = run.config.read_text()
+    run.config.write_text(text.replace("ranks: 1", "ranks: 2").replace("count: 6", "count: 7"))
+    with Job(["train", "--resume", str(run.path)], killer.folder / "two-ranks.log") as job:
+        assert job.wait() == 0, job.text
+    assert json.loads(run.result.read_text())["steps"] == 7
+    after = trained_prompts(run.path)
+    assert after[: len(before)] == before
+    assert len({prompt for _, prompt in after}) == len(after) > len(before)
+    assert {step["step"] for step in lines(run.metrics, "step")} == set(range(7))
