@@ -20,6 +20,7 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.chunks import fetch
 from pipeline.keys import Ticket, TransportError
 from pipeline.messages import Manifest
+from pipeline.private import make_private
 
 PATIENCE_S = 60.0
 """Without a single piece for so long the version counts as not received."""
@@ -32,14 +33,11 @@ class FetchingReceiver:
 
     Args:
         ticket: the way to the stage, beside which the file lies.
-        directory: of this machine's engines alone; made 0700.
+        directory: of this machine's engines alone; made 0700. Raises PermissionError.
     """
 
     def __init__(self, ticket: Ticket, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_uid != os.getuid():
-            raise TransportError(f"{directory} belongs to another user; remove it")
-        os.chmod(directory, 0o700)
+        make_private(directory)
         self._ticket, self._directory = ticket, directory
         self._files = WeightReceiver()
         self.fetched_bytes = 0

@@ -194,6 +194,7 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
     arguments = AsyncEngineArgs(
         model=model,
         skip_tokenizer_init=True,
+        trust_remote_code=False,
         dtype=section.dtype,  # pyright: ignore[reportArgumentType]
         max_model_len=-1,  # the model's own, or what the cache can hold
         max_num_seqs=section.slots + 2 * PROBES,

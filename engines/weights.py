@@ -6,6 +6,8 @@ Knows no engine; what was proved here is the file, the probe proves the load.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +51,8 @@ class WeightReceiver:
     def _read(path: Path) -> tuple[int, str]:
         digest, size = xxhash.xxh3_128(), 0
         with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "another user's")
             while block := file.read(_READ_BYTES):
                 digest.update(block)
                 size += len(block)

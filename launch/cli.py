@@ -34,11 +34,13 @@ def _check(config: Any) -> list[str]:
     from pipeline import assembly
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
-    from pipeline.text import ModelError, Tokenizer
+    from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints
 
     try:
         tokenizer = Tokenizer(Path(config.model))
+        if config.learner.reference not in ("", "start"):
+            refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
         held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
         assembly.coordinator(config, tokenizer, train, held_out)
@@ -138,17 +140,24 @@ def export(
 def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
+    from pipeline.private import UMASK
+
+    os.umask(UMASK)
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
 
 
 def _joined(join: Path) -> list[str]:
     """Sockets and configuration of a running job, from its folder."""
+    from pipeline.private import is_ours
+
     address = join / "address"
     if not address.is_file():
         fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
         fail(f"{join}: this job does not run any more", 2)
+    if not is_ours(Path(sockets)):
+        fail(f"{sockets}: another user's, or a link; it is not joined", 2)
     return ["--stage", sockets, "--config", str(join / "config.yaml")]
 
 

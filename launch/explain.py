@@ -47,6 +47,7 @@ def explain(
     import msgspec
 
     from launch import decisions
+    from pipeline.printable import printable
 
     folder = run_folder(run)
     number = _number(group)
@@ -67,7 +68,8 @@ def explain(
             data, words = _one(folder, decisions.story(lines, number))
     except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
         fail(f"{run}: {error}", 2)
-    typer.echo(msgspec.json.encode(data).decode() if as_json else "\n".join(words))
+    found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
+    typer.echo(found_text)
 
 
 def _number(group: str | None) -> int | None:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.live import EngineNow, Live, PeerNow
+from pipeline.printable import printable
 
 POINTS = 40
 """Steps of a sparkline."""
@@ -155,7 +156,7 @@ def frame(
             Group(*parts),
             title=Text(title, "bold"),
             title_align="left",
-            subtitle=Text(note) if note else None,
+            subtitle=Text(printable(note)) if note else None,
             subtitle_align="right",
             width=width,
             padding=(0, 1),
@@ -271,7 +272,7 @@ def _learns(peer: PeerNow, now: Live) -> str:
 
 
 def _says(activity: str, heard_s: float) -> str:
-    doing = "has joined, no word of its work yet" if activity in _JOINED else activity
+    doing = "has joined, no word of its work yet" if activity in _JOINED else printable(activity)
     return doing if heard_s < _SILENT_S else f"{doing}, silent for {heard_s:.0f} s"
 
 
@@ -302,8 +303,10 @@ def _rest(now: Live, ending: Ending | None) -> Table:
         queues.append(f"{now.evaluating} held-out prompts to go")
     table.add_row("queues", "; ".join(queues))
     table.add_row("sampled", _ledger(now))
+    if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
+        table.add_row("refused", f"frames and chunks: {refused}")
     for wait in now.waits:
-        line = f"{wait.seconds:.1f} s for {_for_whom(wait.what)}"
+        line = f"{wait.seconds:.1f} s for {printable(_for_whom(wait.what))}"
         table.add_row("waiting", Text(line, no_wrap=True, overflow="ellipsis"))
     return table
 

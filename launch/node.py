@@ -24,10 +24,10 @@ from pipeline.keys import (
     Entrance,
     KeyPair,
     Ticket,
-    TransportError,
     addresses,
     write_private,
 )
+from pipeline.private import make_private
 from pipeline.runfolder import RunFolder
 
 CONFIG, _KEY = "config.yaml", "stage.key"
@@ -70,12 +70,13 @@ class Node:
 
 
 def scratch(owner: int, name: str) -> Path:
-    """A 0700 directory in memory; `launch.local.sweep` removes it when process `owner` is gone."""
+    """A 0700 directory in memory; `launch.local.sweep` removes it when process `owner` is gone.
+
+    Raises: PermissionError if another user has made it first.
+    """
     base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     path = base / f"darts-{os.getuid()}-{owner}-{name}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise TransportError(f"{path} belongs to another user; remove it")
+    make_private(path)
     return path
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.printable import printable
+
 if TYPE_CHECKING:
     from pipeline.runfolder import RunFolder
 
@@ -19,7 +21,7 @@ RUN_HELP = "a run's folder"
 
 
 def fail(text: object, status: int = 1) -> NoReturn:
-    typer.echo(f"darts: {text}", err=True)
+    typer.echo(f"darts: {printable(str(text))}", err=True)
     raise typer.Exit(status)
 
 

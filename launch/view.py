@@ -17,6 +17,7 @@ from rich.text import Text
 
 from launch.live_view import History, clock, count, frame
 from pipeline.live import Live
+from pipeline.printable import printable
 
 _ECHO = len("^C^C")
 """Columns right of the panel: what a terminal echoes there at a Ctrl-C must not begin a line of
@@ -86,6 +87,7 @@ class TerminalView:
         )
 
     def _print(self, text: str) -> None:
+        text = printable(text)
         if self._console is None:
             self._out.write(text + "\n")
             self._out.flush()

@@ -23,6 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from learner.forward import token_logprobs
 from pipeline.messages import Manifest
+from pipeline.private import make_private
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,7 @@ class WeightPublisher:
     """Writes versions into one directory, and removes those that nobody may want."""
 
     def __init__(self, directory: Path, probe: list[int]) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_uid != os.getuid():
-            raise PermissionError(f"{directory} belongs to another user; remove it")
-        os.chmod(directory, 0o700)
+        make_private(directory)
         self._directory = directory
         self._probe = probe
         self._newest: int | None = None

@@ -37,6 +37,13 @@ class Parts:
     trackers: list[Tracker] = field(default_factory=list[Tracker])
 
     @property
+    def silence_s(self) -> dict[str, float]:
+        """How long a peer may be silent, by its role: a cut link loses no learner rank at once."""
+        lost_s, nodes = self.config.watch.lost_s, self.config.nodes
+        patience_s = max(nodes.patience_s, lost_s) if self.hub.far else lost_s
+        return {"engine": lost_s, "learner": patience_s}
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest prompt and the longest response together."""
         prompts = (len(item.tokens) // 4 for data in self.data.values() for item in data.items)

@@ -189,6 +189,8 @@ def verify(directory: Path) -> dict[str, Any]:
         _check_files(directory, files)
     except OSError as error:
         raise _failed(directory, error) from error
+    except (ValueError, TypeError, AttributeError) as error:  # no name of a file, or no entry
+        raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
     return manifest
 
 

@@ -6,6 +6,7 @@ and drop: a bad frame is never fatal and never unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +23,10 @@ from pipeline.messages import (
     WireError,
 )
 
-MAX_CONTROL_BYTES = 64 << 20
+MAX_REPORT_BYTES = 1 << 20
+"""Of a peer's control message, and of a token frame's header: both are short."""
+MAX_COMMAND_BYTES = 64 << 20
+"""Of a message of the stage: prompts and responses are in it."""
 MAX_DATA_BYTES = 64 << 20
 MAX_LOGPROB = 1e-3
 """Logprobs are at most 0; rounding in float32 may lift them a little above."""
@@ -50,12 +54,21 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes | memoryview, li
 
 def decode_from_peer(frame: bytes | memoryview) -> FromPeer:
     """What an engine or learner sent. Raises WireError."""
-    return _decode(_from_peer, frame, MAX_CONTROL_BYTES)
+    return _decode(_from_peer, frame, MAX_REPORT_BYTES)
 
 
 def decode_to_peer(frame: bytes | memoryview) -> ToPeer:
     """What the stage sent. Raises WireError."""
-    return _decode(_to_peer, frame, MAX_CONTROL_BYTES)
+    return _decode(_to_peer, frame, MAX_COMMAND_BYTES)
+
+
+def sender_of(frames: Sequence[bytes | memoryview]) -> str:
+    """The engine that a data-plane frame names, whatever else is wrong with it; '' if none."""
+    try:
+        header: TokenBatch = _decode(_token_batch, frames[0], MAX_REPORT_BYTES)
+    except (WireError, IndexError):
+        return ""
+    return header.engine
 
 
 def decode_tokens(
@@ -68,7 +81,7 @@ def decode_tokens(
     """
     if len(frames) != 3:
         raise WireError(f"{len(frames)} parts, expected 3")
-    header: TokenBatch = _decode(_token_batch, frames[0], MAX_CONTROL_BYTES)
+    header: TokenBatch = _decode(_token_batch, frames[0], MAX_REPORT_BYTES)
     total = sum(chunk.count for chunk in header.chunks)
     for name, frame in (("tokens", frames[1]), ("logprobs", frames[2])):
         if len(frame) != total * 4:

@@ -14,7 +14,7 @@ import difflib
 import inspect
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,7 +23,8 @@ import yaml
 
 from pipeline import configrules, plugins
 from pipeline.config import Config, Plugin, Section
-from pipeline.yamltree import Branch, Leaf, Tree, parse, plain, scalar
+from pipeline.places import look_for
+from pipeline.yamltree import MAX_CHARACTERS, Branch, Leaf, Tree, parse, plain, scalar
 
 
 class ConfigError(Exception):
@@ -104,7 +105,8 @@ def option_documentation(struct: type[Any]) -> dict[str, str]:
 def _read(path: Path, problems: list[str]) -> Branch:
     empty = Branch(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         problems.append(f"{path}: cannot be read: {why}")
@@ -289,8 +291,10 @@ class _Resolver:
         return Plugin(name=name, options=msgspec.to_builtins(options))
 
     def _with_paths(self, config: Config) -> Config:
-        model = config.model and self._found("model", config.model, "no such directory")
-        if Path(model).is_dir() and model and not (Path(model) / "config.json").is_file():
+        model = config.model
+        if model:
+            model = self._found("model", model, "no such directory", Path.is_dir)
+        if model and not (Path(model) / "config.json").is_file():
             self._problem("model", f"{model} holds no config.json: not a Hugging Face model")
         changed: dict[str, Any] = {}
         if config.data.train not in configrules.tasks():
@@ -303,22 +307,20 @@ class _Resolver:
         learner = config.learner
         if learner.reference not in ("", "start"):
             rule = "neither start nor a directory"
-            found = self._found("learner.reference", learner.reference, rule)
+            found = self._found("learner.reference", learner.reference, rule, Path.is_dir)
             learner = msgspec.structs.replace(learner, reference=found)
         return msgspec.structs.replace(config, model=model, data=data, learner=learner)
 
-    def _found(self, key: str, given: str, rule: str) -> str:
-        """Absolute path of something in the current directory, or beside the file's directory."""
-        path = Path(given).expanduser()
-        tried = [Path.cwd() / path, self._path.resolve().parent.parent / path]
-        for candidate in dict.fromkeys(tried):
-            if candidate.exists():
-                return str(candidate.resolve())
-        looked = " and ".join(str(candidate) for candidate in dict.fromkeys(tried))
-        near = difflib.get_close_matches(given, configrules.tasks(), n=1)
-        hint = f"; did you mean {near[0]}?" if near and key == "data.train" else ""
-        self._problem(key, f"found {given!r}: {rule}; looked for {looked}{hint}")
-        return given
+    def _found(
+        self, key: str, given: str, rule: str, fits: Callable[[Path], bool] = Path.is_file
+    ) -> str:
+        """Absolute path of something in the current directory, or beside the file's; '': none."""
+        found, why = look_for(given, [Path.cwd(), self._path.resolve().parent.parent], fits)
+        if not found:
+            near = difflib.get_close_matches(given, configrules.tasks(), n=1)
+            hint = f"; did you mean {near[0]}?" if near and key == "data.train" else ""
+            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}{hint}")
+        return found
 
 
 def _sections() -> dict[str, type[Section]]:

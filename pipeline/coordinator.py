@@ -8,6 +8,7 @@ run: everybody joins, evaluation, step, publish, and again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -229,7 +230,7 @@ class Coordinator:
         engine = self.placement.engines.get(event.engine)
         if engine is None or event.version != engine.loading:
             return
-        if event.gap > self.core.settings.gap_limit:
+        if not math.isfinite(event.gap) or event.gap > self.core.settings.gap_limit:
             self._refused(
                 WeightsRefused(
                     engine=event.engine,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.assembly import Parts
-from pipeline.messages import Join, Refused, Welcome
+from pipeline.events import EngineJoined, LearnerJoined
+from pipeline.messages import Join, Refused, TokenBatch, Welcome
 from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers, complaint
+from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
+from pipeline.translate import engine_joined
 
 log = logging.getLogger("stage")
 
@@ -28,8 +30,8 @@ class Door:
         self._parts, self._peers, self._outbox = parts, peers, outbox
         self._lose, self._say = lose, say
 
-    def enter(self, identity: bytes, join: Join, now: float) -> Peer | None:
-        """The peer that has come in just now; None if it was in already, is refused or gone."""
+    def enter(self, identity: bytes, join: Join, now: float) -> EngineJoined | LearnerJoined | None:
+        """Who has come in just now; None if it was in already, is refused or gone."""
         peer = self._peers.by_identity.get(identity) or self._admit(identity, join, now)
         if peer is None:
             return None
@@ -43,12 +45,15 @@ class Door:
         if peer.activity != "joined" or identity not in self._peers.by_identity:
             return None  # a repeated join of a peer that is at work, or one that is gone again
         peer.activity = "welcomed"
-        return peer
+        engine = join.role == "engine"
+        return engine_joined(join, peer.epoch) if engine else LearnerJoined(rank=join.rank)
 
     def _admit(self, identity: bytes, join: Join, now: float) -> Peer | None:
         parts = self._parts
         ranks, vocabulary = parts.config.learner.ranks, parts.tokenizer.vocabulary
         problem = complaint(join, ranks, vocabulary, parts.resumed_step, parts.longest)
+        if len(self._peers.by_identity) >= MOST_PEERS:
+            problem = f"{MOST_PEERS} peers are connected already"
         if problem:
             log.error("%s refused: %s", join.name, problem)
             self._outbox.last_word(identity, Refused(why=problem))
@@ -60,3 +65,15 @@ class Door:
         peer = self._peers.enter(identity, join, now)
         log.info("%s joined, epoch %d, %s", join.name, peer.epoch, join.about)
         return peer
+
+    def sender(self, key: str, name: str) -> Peer | None:
+        """The engine of this name, if a frame with this key may be its."""
+        return self._peers.named(name) if self._parts.hub.admits(key, "engine", name) else None
+
+    def objection(self, key: str, header: TokenBatch) -> str:
+        """Why a frame of tokens is not let in, whatever is in it; '' if it is."""
+        if not self._parts.hub.admits(key, "engine", header.engine):
+            return f"its key is not that of {header.engine}"
+        if header.incarnation != self._parts.incarnation:
+            return "it is for another incarnation of the stage"
+        return ""

@@ -19,7 +19,7 @@ from pipeline.groups import Cause, State, Trajectory
 from pipeline.placement import Placement
 
 MOST_ERRORS = 3
-"""Legs of one trajectory that an engine may end by itself before the member is given up."""
+"""Legs of one trajectory that engines may spoil before the member is given up."""
 
 
 class Intake:
@@ -50,6 +50,9 @@ class Intake:
         if event.sequence > engine.next_sequence:
             return f"frame {event.sequence} came, {engine.next_sequence} was due"
         engine.next_sequence += 1
+        newest = max((chunk.version for chunk in event.chunks), default=0)
+        if newest > max(core.version, 0):
+            return f"it says it serves version {newest}, the newest is {core.version}"
         arrived = len(event.tokens) // 4
         unseen = event.sampled - engine.sampled - arrived
         if unseen < 0:  # its count is not believed, and the frame is not applied
@@ -84,12 +87,14 @@ class Intake:
                 self._refuse(count)
                 continue
             held = trajectory.tokens
-            if len(held) != 4 * chunk.offset:  # a gap within the leg: resume from what we hold
+            gap = len(held) != 4 * chunk.offset
+            if gap or chunk.offset + count > trajectory.max_tokens:
+                # A gap within the leg, or more than was asked for: resume from what we hold.
                 core.ledger.sample(grown, "open")
                 grown = 0
                 self._refuse(count)
                 self._placement.end_leg(trajectory)
-                self._resume(trajectory)
+                (self._resume if gap else self._failed)(trajectory)
                 continue
             if count:
                 held += tokens[start:end]
@@ -129,11 +134,15 @@ class Intake:
         elif finish == "length":
             self._end(trajectory, Cause.HIT_LIMIT)
         else:  # 'abort' or 'error' without our asking
-            trajectory.errors += 1
-            if trajectory.errors >= MOST_ERRORS:
-                self._on_hopeless(trajectory)
-            else:
-                self._resume(trajectory)
+            self._failed(trajectory)
+
+    def _failed(self, trajectory: Trajectory) -> None:
+        """Its leg ended by the engine's fault."""
+        trajectory.errors += 1
+        if trajectory.errors >= MOST_ERRORS:
+            self._on_hopeless(trajectory)
+        else:
+            self._resume(trajectory)
 
     def _resume(self, trajectory: Trajectory) -> None:
         """Its leg is over; another goes on from the tokens held, unless they are complete."""

@@ -32,6 +32,7 @@ from pipeline.messages import (
     TokenBatch,
     ToPeer,
     Welcome,
+    WireError,
 )
 from pipeline.transport import SEQUENCE
 
@@ -75,17 +76,18 @@ class _Connection:
     def send_data(self, parts: list[bytes]) -> None:
         self._data.send_multipart(parts)
 
-    def receive(self) -> tuple[ToPeer, str] | None:
-        """The next message and what is wrong with its number ('': nothing); None: there is none."""
+    def receive(self) -> ToPeer | None:
+        """The next message, or the end, where one was lost; None: there is none."""
         try:
             frames = self.control.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return None
         self.heard = time.monotonic()
-        wrong = len(frames) != 2 or SEQUENCE.unpack(frames[0])[0] != self._expected
-        lost = f"command {self._expected} of the stage was lost" if wrong else ""
-        self._expected += 1
-        return decode_to_peer(frames[-1]), lost
+        expected, self._expected = self._expected, self._expected + 1
+        try:
+            return _command(frames, expected)
+        except WireError as error:  # what it said is lost: nothing after it is sure
+            return Shutdown(why=f"command {expected} of the stage was lost: {error}")
 
     def see_refusal(self, monitor: zmq.Socket[bytes]) -> None:
         """It has something to say. A client that was denied never tries again by itself."""
@@ -98,6 +100,15 @@ class _Connection:
             monitor.close(linger=0)
         for socket, _ in self._ends:
             socket.close(linger=0 if self.refused else linger_ms)
+
+
+def _command(frames: list[bytes], expected: int) -> ToPeer:
+    """What the stage sent as its message number `expected`. Raises WireError."""
+    if len(frames) != 2 or len(frames[0]) != SEQUENCE.size:
+        raise WireError(f"control frame of {len(frames)} parts")
+    if (found := SEQUENCE.unpack(frames[0])[0]) != expected:
+        raise WireError(f"{found} came")
+    return decode_to_peer(frames[1])
 
 
 class Link:
@@ -215,7 +226,7 @@ class Link:
             for monitor in connection.monitors.keys() & ready.keys():
                 connection.see_refusal(monitor)
             while connection.control in ready and (heard := connection.receive()):
-                self._take(connection, *heard)
+                self._take(connection, heard)
 
     def _beat(self, connection: _Connection, now: float) -> FromPeer:
         if connection.welcome is None:
@@ -258,10 +269,8 @@ class Link:
             else:
                 connection.send(parts[0])
 
-    def _take(self, connection: _Connection, message: ToPeer, lost: str) -> None:
+    def _take(self, connection: _Connection, message: ToPeer) -> None:
         self._denied_at = 0.0
-        if lost:
-            self._receive(Shutdown(why=lost))
         if isinstance(message, Welcome) and message == connection.welcome:
             return  # the answer to a join that was repeated: nothing begins anew
         if isinstance(message, Welcome | Refused):

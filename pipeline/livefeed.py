@@ -38,12 +38,13 @@ class LiveFeed:
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
     def _whole(self, training_seconds: float, now: float) -> Live:
-        rewards = self._pool.statistics()
+        rewards, known = self._pool.statistics(), live(self._coordinator, training_seconds)
         return msgspec.structs.replace(
-            live(self._coordinator, training_seconds),
+            known,
             time=round(time.time(), 2),
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,
+            refused={**known.refused, **self._peers.refusals.counts},
             peers=tuple(
                 PeerNow(
                     name=peer.name,

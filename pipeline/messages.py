@@ -17,12 +17,24 @@ PROTOCOL = 2
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""What a float64 still counts exactly."""
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""Finite: NaN fails both comparisons."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Words = Annotated[str, msgspec.Meta(max_length=256)]
+"""Shown to people."""
 
 
 class WireError(Exception):
     """A frame that the other end should not have sent."""
+
+    sender: bytes = b""
+    """Identity of the peer that sent it, where the socket tells."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -55,9 +67,9 @@ class LegTimes(msgspec.Struct, frozen=True, array_like=True):
 
     trajectory: Count
     leg: Count
-    begun_s: float  # the request was there
-    first_s: float  # its first token was there; 0.0: it has none
-    last_s: float  # its finish was there
+    begun_s: Seconds  # the request was there
+    first_s: Seconds  # its first token was there; 0.0: it has none
+    last_s: Seconds  # its finish was there
 
 
 class TokenBatch(Message, frozen=True, kw_only=True):
@@ -72,7 +84,7 @@ class TokenBatch(Message, frozen=True, kw_only=True):
     epoch: Count  # given at join; an older epoch is refused
     sequence: Count  # from 0 without gaps within an epoch: a gap is a lost frame
     sampled: Count  # response tokens sampled by this epoch so far, this frame included
-    sent_at_s: float  # the engine's monotonic clock
+    sent_at_s: Seconds  # the engine's monotonic clock
     chunks: tuple[ChunkHead, ...] = ()
     times: tuple[LegTimes, ...] = ()  # of the legs that end in this frame
 
@@ -88,25 +100,29 @@ class Join(Message, frozen=True, kw_only=True):
     name: Name
     rank: Count = 0
     world: Count = 1
-    slots: Count = 0  # engines: sequences that may run at once
-    latency: tuple[tuple[int, float], ...] = ()  # engines: (running, seconds per token)
+    slots: Slots = 0  # engines: sequences that may run at once
+    latency: Annotated[  # engines: (running, seconds per token)
+        tuple[tuple[Slots, Amount], ...], msgspec.Meta(max_length=1024)
+    ] = ()
     vocabulary: Count = 0  # rows of the embedding
     max_model_tokens: Count = 0  # prompt and response together; 0: no limit known
     resumed_step: int = -1  # learners: the checkpoint they loaded, -1 for none
-    clock_s: float = 0.0  # the peer's monotonic clock, for aligned traces
-    boot: str = ""  # names its kernel's boot: within one, monotonic clocks are one clock
-    about: dict[str, str] = {}  # versions of libraries, device; logged
+    clock_s: Seconds = 0.0  # the peer's monotonic clock, for aligned traces
+    boot: Words = ""  # names its kernel's boot: within one, monotonic clocks are one clock
+    about: Annotated[  # versions of libraries, device; logged
+        dict[Words, Words], msgspec.Meta(max_length=64)
+    ] = {}
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent by a thread of its own every second: alive. `progress`: working."""
 
     progress: Count  # moved by the working loop
-    activity: str  # what the working loop does now ("idle" may stand still for ever)
-    budget_s: float  # how long `progress` may stand still in this activity
-    clock_s: float = 0.0  # the peer's monotonic clock
-    echo_s: float = 0.0  # the stage's clock in the newest `Alive` that has come; 0.0: none yet
-    held_s: float = 0.0  # seconds since that came
+    activity: Words  # what the working loop does now ("idle" may stand still for ever)
+    budget_s: Amount  # how long `progress` may stand still in this activity
+    clock_s: Seconds = 0.0  # the peer's monotonic clock
+    echo_s: Seconds = 0.0  # the stage's clock in the newest `Alive` that has come; 0.0: none yet
+    held_s: Seconds = 0.0  # seconds since that came
 
 
 FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logprobs"
@@ -117,18 +133,18 @@ PUBLISH = "publishing weights"
 class Span(msgspec.Struct, frozen=True, array_like=True):
     """A piece of work of a peer; seconds of its monotonic clock."""
 
-    what: str
-    start_s: float
-    end_s: float
-    of: tuple[int, ...] = ()  # groups, step or version that it was for
-    asked_s: tuple[float, ...] = ()  # when the order for each of those had come
+    what: Words
+    start_s: Seconds
+    end_s: Seconds
+    of: tuple[Count, ...] = ()  # groups, step or version that it was for
+    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those had come
 
 
 class Spans(Message, frozen=True, kw_only=True):
     """What a peer did since it last said so, ahead of the answer that tells of its end."""
 
     spans: tuple[Span, ...]
-    hints: tuple[tuple[float, float], ...] = ()
+    hints: tuple[tuple[Seconds, Seconds], ...] = ()
     """Of hints that have come: the stage's clock when they were sent, the peer's on arrival."""
 
 
@@ -149,7 +165,7 @@ class GroupTrained(Message, frozen=True, kw_only=True):
 
     step: Count
     group: Count
-    tokens: float  # sum of member weight x token mask: this group's part of N
+    tokens: Amount  # sum of member weight x token mask: this group's part of N
     metrics: dict[str, float] = {}  # sums over tokens, named by the loss
 
 
@@ -223,7 +239,7 @@ class Refused(Message, frozen=True, kw_only=True):
 class Alive(Message, frozen=True, kw_only=True):
     """The stage's own heartbeat: a peer that misses it for long is an orphan and exits."""
 
-    clock_s: float = 0.0  # the stage's monotonic clock
+    clock_s: Seconds = 0.0  # the stage's monotonic clock
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,7 +251,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prefix: bytes  # int32, response tokens already held (empty on the first leg)
     max_tokens: Count  # still to be sampled at most
     temperature: float
-    seed: Count
+    seed: Seed
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -289,7 +305,7 @@ class Hints(Message, frozen=True, kw_only=True):
     prompts: dict[int, bytes]  # int32, of every group named in `chunks`
     chunks: tuple[HintChunk, ...] = ()
     gone: tuple[int, ...] = ()  # trajectories
-    sent_at_s: float = 0.0  # the stage's monotonic clock
+    sent_at_s: Seconds = 0.0  # the stage's monotonic clock
 
 
 class ForgetGroup(Message, frozen=True, kw_only=True):

@@ -7,12 +7,18 @@ declares. A stage that was itself late gives its peers the same grace.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.clocks import PeerClock, boot_id
 from pipeline.latency import Latency
 from pipeline.messages import PROTOCOL, Heartbeat, Join
+from pipeline.refusals import Refusals
+
+MOST_PEERS = 4096
+"""Connected at once; more are refused."""
+_OF_A_RANK = re.compile(r"l\d+")
 
 
 @dataclass(slots=True)
@@ -44,6 +50,7 @@ class Peers:
     def __init__(self, limits_s: Mapping[str, float]) -> None:
         self._limits_s = limits_s
         self.by_identity: dict[bytes, Peer] = {}
+        self.refusals = Refusals()
         self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
 
@@ -106,7 +113,9 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
     if join.protocol != PROTOCOL:
         return f"it speaks protocol {join.protocol}, this run {PROTOCOL}: mixed installations"
     if join.role not in ("engine", "learner"):
-        return f"no role {join.role!r}"
+        return f"no role {join.role!r:.80}"
+    if join.role == "engine" and _OF_A_RANK.fullmatch(join.name):
+        return f"{join.name} is the name of a learner rank"
     if 0 < join.max_model_tokens < longest:
         return (
             f"it takes {join.max_model_tokens} tokens, the longest prompt and "
@@ -126,6 +135,8 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
             return f"it is one of {join.world} ranks, learner.ranks is {ranks}"
         if join.rank >= ranks:
             return f"it is rank {join.rank}, the ranks are 0 to {ranks - 1}"
+        if join.name != f"l{join.rank}":
+            return f"it is rank {join.rank}, but its name is {join.name}"
         if join.resumed_step != resumed_step:
             return f"it starts from step {join.resumed_step}, the run from {resumed_step}"
     return ""

@@ -170,6 +170,17 @@ class RewardOptions(Options, frozen=True, kw_only=True):
     """Worker processes."""
     fail_share: float = 0.2
     """Stop the run when more than this share of the last 50 calls failed."""
+    memory_gib: float = 8.0
+    """Address space of a worker, GiB; more is a MemoryError. 0: no limit."""
+    cpu_s: float = 60.0
+    """CPU seconds of one call, over all threads; then its worker is killed. 0: no limit."""
+    file_mib: float = 100.0
+    """Longest file that a worker may write, MiB; 0: no limit."""
+    open_files: int = 256
+    """Files that a worker may have open at once; 0: no limit."""
+    env: tuple[str, ...] = ()
+    """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
+    and the like, and values with a login in them, are taken out of their environment."""
 
     def problems(self, group_size: int) -> Iterator[str]:
         if not self.limit_s > 0:
@@ -178,6 +189,11 @@ class RewardOptions(Options, frozen=True, kw_only=True):
             yield f"workers is {self.workers}, expected at least 1"
         if not 0 <= self.fail_share <= 1:
             yield f"fail_share is {self.fail_share}, expected from 0 to 1"
+        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value < low and value != 0:
+                yield f"{name} is {value}, expected at least {low}, or 0 for no limit"
 
 
 # --- registry ---------------------------------------------------------------------------------

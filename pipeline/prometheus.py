@@ -236,6 +236,7 @@ def _now(now: Live) -> Iterator[Metric]:
         value=longest,
     )
     yield _gauge("learner_groups", "groups not trained on yet, by rank", now.at_rank, "rank")
+    yield _gauge("refused_frames", "frames and chunks not believed", now.refused, "what")
     engines = now.engines
     for name, text, values in (
         ("engine_running_sequences", "slots in use", {e.name: e.running for e in engines}),

@@ -25,6 +25,7 @@ TASK_PROMPTS = 20_000
 
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
+_LINE_BYTES = 64 << 20  # a longer one is no prompt
 
 
 class DataError(Exception):
@@ -122,7 +123,9 @@ def _file_rows(path: Path, problems: list[str]) -> Iterator[Row]:
     decoder = msgspec.json.Decoder()
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
+                if len(line) == _LINE_BYTES:
+                    raise DataError(f"{path}:{number}: a line of more than {_LINE_BYTES} bytes")
                 if not line.strip():
                     continue
                 try:

@@ -122,7 +122,9 @@ class Records:
     def sample(self, prompt: str, response: str, reward: float | None) -> None:
         """A scored response of an evaluation. Kept as text is the first to each of a few prompts:
         by checksum, so that every evaluation shows the same ones, whichever are answered first."""
-        self._samples.setdefault(prompt, f"[{reward}] {prompt}{response}\n")
+        # "[" at the start of a line begins an entry.
+        text = f"{prompt}{response}".replace("\n[", "\n\\[")
+        self._samples.setdefault(prompt, f"[{reward}] {text}\n")
         if len(self._samples) > SAMPLES_SHOWN:
             del self._samples[max(self._samples, key=_checksum)]
 

@@ -10,30 +10,19 @@ the process that made the pool.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-import ctypes
-import inspect
-import math
-import multiprocessing
-import os
-import signal
-import sys
 import tempfile
 import time
-import traceback
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self
 
 import msgspec
-import pebble
 
-from pipeline import plugins
+from pipeline import plugins, reward_process
 from pipeline.config import Plugin
-from pipeline.verbs import Score
+from pipeline.confinement import Limits
+from pipeline.reward_process import Died, WorkerProcess
+from pipeline.reward_wire import Done, Failure, call, framed
 from pipeline.views import Sampled
 
 WINDOW = 50
@@ -42,7 +31,6 @@ MIN_CALLS = 10
 """No verdict on the share of failures before so many calls."""
 WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
-_PR_SET_PDEATHSIG = 1
 
 
 class RewardFailed(Exception):
@@ -79,7 +67,9 @@ class RewardPool:
         self._plugin = plugin
         self._options = self._guards(plugin)
         self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
-        self._pool: pebble.ProcessPool | None = None
+        self._turn = asyncio.Semaphore(self._options.workers)
+        self._idle: list[WorkerProcess] = []
+        self._endings: set[asyncio.Task[None]] = set()
         self._calls: dict[int, asyncio.Task[Scored]] = {}
         self._in_flight = 0
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
@@ -103,23 +93,19 @@ class RewardPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await self.close()
 
     async def start(self) -> None:
-        """Start the workers and have one build the plug-in. Raises RewardFailed if it cannot."""
-        future = self._schedule(_warm_up, (), WARM_UP_S)
-        try:
-            answer = await asyncio.wait_for(asyncio.wrap_future(future), 2 * WARM_UP_S)
-        except (TimeoutError, concurrent.futures.TimeoutError) as error:
-            raise RewardFailed(
-                f"reward {self._plugin.name!r} was not built within {WARM_UP_S:g} s"
-            ) from error
-        except (pebble.ProcessExpired, RuntimeError) as error:
-            raise RewardFailed(
-                f"reward {self._plugin.name!r}: its worker died while building it ({error})"
-            ) from error
-        if answer[0] == "error":
-            raise RewardFailed(f"reward {self._plugin.name!r}: {answer[1]}", answer[2])
+        """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
+        found = await asyncio.gather(
+            *(self._start_one() for _ in range(self._options.workers)), return_exceptions=True
+        )
+        for worker in found:
+            if isinstance(worker, WorkerProcess):
+                self._idle.append(worker)
+        for worker in found:
+            if isinstance(worker, BaseException):
+                raise worker
 
     async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
         """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
@@ -172,177 +158,81 @@ class RewardPool:
             f"last: {self._last.why}{trace}"
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill every worker and what it started; repeatable."""
-        for task in list(self._calls.values()):
-            if not task.get_loop().is_closed():
-                task.get_loop().call_soon_threadsafe(task.cancel)
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            pool.stop()
-            pool.join()
-            self._sweep(all_of_them=True)
+        calls = list(self._calls.values())
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        while self._idle:
+            self._discard(self._idle.pop())
+        await asyncio.gather(*self._endings)
         self._directory.cleanup()
 
     # --- one call -------------------------------------------------------------------------
 
     async def _call(self, sample: Sampled) -> Scored:
+        frame = framed(call(sample))
         self._in_flight += 1
         try:
             try:
-                answer = await self._ask(sample)
-            except _CrashedError:
-                answer = await self._ask(sample)  # once more, then it is its own fault
-        except _CrashedError as error:
+                return await self._ask(frame)
+            except Died:
+                return await self._ask(frame)  # once more, then it is its own fault
+        except Died as error:
             raise RewardFailed(f"its worker died twice: {error}") from error
         finally:
             self._in_flight -= 1
-        if answer[0] == "error":
-            raise RewardFailed(answer[1], answer[2])
-        return Scored(*answer[1:])
 
-    async def _ask(self, sample: Sampled) -> tuple[Any, ...]:
+    async def _ask(self, frame: bytes) -> Scored:
+        async with self._turn:
+            worker = self._idle.pop() if self._idle else await self._start_one()
+            asked, limit_s = time.monotonic(), self._options.limit_s
+            try:
+                async with asyncio.timeout(limit_s):
+                    found = await worker.ask(frame)
+            except TimeoutError as error:
+                self._discard(worker)
+                raise RewardFailed(f"took longer than limit_s {limit_s:g}") from error
+            except BaseException:  # it has died, or nobody waits for it any more
+                self._discard(worker)
+                raise
+            self._idle.append(worker)
+        if isinstance(found, Failure):
+            raise RewardFailed(found.why, found.traceback)
+        if not isinstance(found, Done):
+            raise RewardFailed("its worker answered that it is ready")
+        # It is believed what it measured as far as that lies within the call.
+        ended = min(max(found.ended, asked), time.monotonic())
+        return Scored(found.value, found.parts, (min(max(found.begun, asked), ended), ended))
+
+    async def _start_one(self) -> WorkerProcess:
+        """A worker that has built the plug-in. Raises RewardFailed."""
+        name, options = self._plugin.name, self._options
+        limits = Limits(
+            memory_gib=options.memory_gib,
+            cpu_s=options.cpu_s,
+            file_mib=options.file_mib,
+            open_files=options.open_files,
+        )
         try:
-            future = self._schedule(_score, (sample,), self._options.limit_s)
-            return await asyncio.wrap_future(future)
-        except (TimeoutError, concurrent.futures.TimeoutError) as error:
-            self._sweep()
-            raise RewardFailed(f"took longer than limit_s {self._options.limit_s:g}") from error
-        except asyncio.CancelledError:
-            # pebble kills the worker a moment later; its children are swept then
-            asyncio.get_running_loop().call_later(1.0, self._sweep)
-            raise
-        except pebble.ProcessExpired as error:
-            self._sweep()
-            raise _CrashedError(_exit_text(error)) from error
-        except RuntimeError as error:  # the pool itself broke: the next call makes a new one
-            broken, self._pool = self._pool, None
-            if broken is not None:
-                broken.stop()
-            raise _CrashedError(str(error) or "the pool broke") from error
+            async with asyncio.timeout(WARM_UP_S):
+                worker, answer = await reward_process.start(
+                    self._plugin, limits, self._directory.name, options.env
+                )
+        except TimeoutError as error:
+            raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
+        except Died as error:
+            raise RewardFailed(
+                f"reward {name!r}: its worker died while building it ({error})"
+            ) from error
+        if isinstance(answer, Failure):
+            self._discard(worker)
+            raise RewardFailed(f"reward {name!r}: {answer.why}", answer.traceback)
+        return worker
 
-    def _schedule(
-        self, function: Any, arguments: tuple[Any, ...], limit_s: float
-    ) -> concurrent.futures.Future[Any]:
-        if self._pool is None or not self._pool.active:
-            self._pool = pebble.ProcessPool(
-                max_workers=self._options.workers,
-                context=multiprocessing.get_context("spawn"),
-                initializer=_begin,
-                initargs=(self._plugin, self._directory.name, os.getpid()),
-            )
-        return self._pool.schedule(function, args=arguments, timeout=limit_s)
-
-    def _sweep(self, all_of_them: bool = False) -> None:
-        """Kill what dead workers have left: each leads a process group and has left its id."""
-        for note in Path(self._directory.name).glob("*"):
-            pid = int(note.name)
-            if not all_of_them and _alive(pid):
-                continue
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-            note.unlink(missing_ok=True)
-
-
-class _CrashedError(Exception):
-    """A worker died under a call."""
-
-
-def _exit_text(error: pebble.ProcessExpired) -> str:
-    code = getattr(error, "exitcode", None)
-    if isinstance(code, int) and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
-
-
-def _alive(pid: int) -> bool:
-    """Whether a worker still runs; one that waits to be reaped does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
-
-
-# --- inside a worker --------------------------------------------------------------------------
-
-_reward: Any = None
-_failure: tuple[str, str, str] | None = None
-
-
-def _begin(plugin: Plugin, directory: str, parent: int) -> None:
-    """First in every worker: die with the parent, lead a group, build the plug-in.
-
-    Building it here keeps its imports out of the first call's limit. What it
-    raises is kept as data: an exception here, or one that does not unpickle,
-    would break the pool.
-    """
-    global _reward, _failure
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before the line above
-    os.setpgid(0, 0)  # out of the terminal's group too: Ctrl-C is the parent's to handle
-    Path(directory, str(os.getpid())).touch()
-    try:
-        cls = plugins.find("reward", plugin.name)
-        _reward = cls(msgspec.convert(plugin.options, plugins.options_type(cls)))
-    except BaseException as error:
-        _failure = _as_data(error)
-
-
-def _warm_up() -> tuple[Any, ...]:
-    return _failure or ("ok",)
-
-
-def _score(sample: Sampled) -> tuple[Any, ...]:
-    """("ok", value, parts, (begun, ended)) or ("error", why, traceback)."""
-    if _failure:
-        return _failure
-    begun = time.monotonic()  # this machine's clock, as the stage's
-    try:
-        result = _reward.score(sample)
-        if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
-        value, parts = checked(result)
-    except Exception as error:
-        return _as_data(error)
-    return "ok", value, parts, (begun, time.monotonic())
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
-def _as_data(error: BaseException) -> tuple[str, str, str]:
-    why = f"{type(error).__name__}: {error}"
-    return "error", why, "".join(traceback.format_exception(error))
-
-
-def checked(result: object) -> tuple[float, dict[str, float]]:
-    """A reward's answer as a finite number with parts. Raises ValueError or TypeError.
-
-    A dict is verl's: "score" is the reward, its other numbers are parts.
-    """
-    parts: Mapping[Any, Any] = {}
-    if isinstance(result, Score):
-        result, parts = result.value, result.parts
-    elif isinstance(result, dict):
-        given = cast(dict[Any, Any], result)
-        if "score" not in given:
-            raise ValueError(f"returned a dict without 'score': {', '.join(map(str, given))}")
-        result, parts = given["score"], {k: v for k, v in given.items() if k != "score"}
-    value = _number(result)
-    if value is None:
-        raise TypeError(f"returned {type(result).__name__} {result!r:.80}, expected a number")
-    if not math.isfinite(value):
-        raise ValueError(f"returned {value}, expected a finite number")
-    numbers = {str(key): _number(part) for key, part in parts.items()}
-    return value, {key: number for key, number in numbers.items() if number is not None}
-
-
-def _number(value: object) -> float | None:
-    """Numbers, booleans and what offers __float__ (numpy, one-element tensors); text does not."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        return None
-    return float(cast(float, value))
+    def _discard(self, worker: WorkerProcess) -> None:
+        worker.kill()
+        ending = asyncio.ensure_future(worker.close())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import fingerprint, snapshot
+from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
-from pipeline.codec import decode_tokens
+from pipeline.codec import decode_tokens, sender_of
 from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
 from pipeline.door import Door
@@ -35,7 +35,6 @@ from pipeline.events import (
     Halt,
     Hint,
     Judge,
-    LearnerJoined,
     LearnerLost,
     Place,
     Report,
@@ -73,7 +72,6 @@ from pipeline.peers import Peer, Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
-from pipeline.translate import engine_joined, event_of, span_here, tokens_event
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -89,16 +87,14 @@ class Stage:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
         self._hub, self._config = parts.hub, parts.config
-        watch = parts.config.watch
-        cut_s = parts.config.nodes.patience_s if parts.hub.far else watch.lost_s
-        self._peers = Peers({"engine": watch.lost_s, "learner": max(cut_s, watch.lost_s)})
+        self._peers = Peers(parts.silence_s)
         self._outbox = Outbox(parts.hub, self._peers, self._lose)
         self._door = Door(parts, self._peers, self._outbox, self._lose, tell_launcher)
         self._records = Records(
             parts.run,
             parts.resumed_step,
-            watch.trace_steps,
-            timed=watch.timing,
+            self._config.watch.trace_steps,
+            timed=self._config.watch.timing,
             reward_workers=pool.workers,
             trackers=parts.trackers,
         )
@@ -122,7 +118,6 @@ class Stage:
         self._begun = time.monotonic()
         self._joined: float | None = None
         self._training_s = 0.0
-        self.refused_frames = 0
 
     # --- the loops ----------------------------------------------------------------------
 
@@ -130,12 +125,7 @@ class Stage:
         """Serve until the end. Raises nothing that a run may meet."""
         loops = [
             asyncio.create_task(loop())
-            for loop in (
-                self._control_loop,
-                self._token_loop,
-                self._clock_loop,
-                self._hub.attend,
-            )
+            for loop in (self._control_loop, self._token_loop, self._clock_loop, self._hub.attend)
         ]
         over = asyncio.create_task(self._over.wait())
         try:
@@ -164,7 +154,7 @@ class Stage:
             try:
                 identity, message = await self._hub.receive_control()
             except WireError as error:
-                log.warning("control frame dropped: %s", error)
+                self._refused("control", self._peers.by_identity.get(error.sender), error)
                 continue
             self._message(identity, message)
 
@@ -174,16 +164,14 @@ class Stage:
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
-                self.refused_frames += 1
-                log.warning("token frame dropped: %s", error)
+                self._refused("tokens", self._door.sender(key, sender_of(parts)), error)
                 continue
-            known = self._hub.admits(key, "engine", header.engine)
-            if not known or header.incarnation != self.parts.incarnation:
-                self.refused_frames += 1
+            if why := self._door.objection(key, header):
+                self._refused("tokens", None, why)
                 continue
             peer = self._peers.named(header.engine)
             offset = peer.clock.offset if peer is not None else 0.0
-            self.tell(tokens_event(header, tokens, logprobs, offset))
+            self.tell(translate.tokens_event(header, tokens, logprobs, time.monotonic(), offset))
 
     async def _clock_loop(self) -> None:
         last = time.monotonic()
@@ -203,6 +191,8 @@ class Stage:
                 self._restart(peer.name, why)
             self._saver.check(now)
             self._check_joined(now)
+            if line := self._peers.refusals.line(now):
+                log.warning("%s", line)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -285,7 +275,10 @@ class Stage:
             case FinishStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case Serve(engine=engine, version=version):
-                self._outbox.to(engine, LoadWeights(manifest=self._manifests[version]))
+                if (manifest := self._manifests.get(version)) is None:
+                    self._fail(f"the learner has published no version {version}", None)
+                    return
+                self._outbox.to(engine, LoadWeights(manifest=manifest))
             case Cut(step=step, version=version):
                 self._save(step, version)
             case Restart(peer=name, why=why):
@@ -337,26 +330,34 @@ class Stage:
             self._lose(peer, why)
         self._tell_launcher({"restart": name, "why": why})
 
+    def _refused(self, what: str, peer: Peer | None, why: object) -> None:
+        """A frame is not believed. Who sends many such is not believed at all any more."""
+        name = peer.name if peer is not None else ""
+        learns = peer is not None and peer.join.role == "learner"  # or its step would never end
+        if self._peers.refusals.note(what, name, str(why), time.monotonic()) or learns:
+            self._restart(name, f"its frames are not to be believed; the last: {why}")
+
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
         if isinstance(message, Join):
-            if (entered := self._door.enter(identity, message, now)) is not None:
-                joined = LearnerJoined(rank=message.rank)
-                engine = message.role == "engine"
-                self.tell(engine_joined(message, entered.epoch) if engine else joined)
+            if (joined := self._door.enter(identity, message, now)) is not None:
+                self.tell(joined)
             return
         peer = self._peers.by_identity.get(identity)
         if peer is None:
             return  # of a peer that was lost; it has been told to end
         peer.heard = now
+        weights, newest = str(self.parts.weights), self.coordinator.core.version
+        if why := translate.out_of_place(peer.join, message, weights, newest):
+            self._refused("role", peer, why)
+            return
         match message:
             case Heartbeat():
                 self._peers.beat(peer, message, now)
                 return
             case Spans(spans=spans, hints=hints):
-                offset = peer.clock.offset
-                here = [span_here(span, offset) for span in spans]
-                ways = [came + offset - sent for sent, came in hints]
+                here = [translate.span_here(span, now, peer.clock.offset) for span in spans]
+                ways = [translate.way(*hint, now, peer.clock.offset) for hint in hints]
                 self._records.did(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
@@ -366,12 +367,11 @@ class Stage:
                 self._remember(manifest)
             case _:
                 pass
-        self.tell(event_of(peer.name, peer.join.rank, message))
+        self.tell(translate.event_of(peer.name, peer.join.rank, message))
 
     def _remember(self, manifest: Manifest) -> None:
         self._manifests[manifest.version] = manifest
-        for old in [v for v in self._manifests if v < manifest.version - 1]:
-            del self._manifests[old]
+        self._manifests = {v: m for v, m in self._manifests.items() if v >= manifest.version - 1}
 
     def _save(self, step: int, version: int) -> None:
         about = {

@@ -25,16 +25,24 @@ from pipeline import assembly, checkpoint, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
+from pipeline.printable import printable
 from pipeline.prompts import DataError, load_held_out, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
-from pipeline.text import ModelError, Tokenizer
+from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.transport import Hub
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0
+
+
+class PlainFormatter(logging.Formatter):
+    """Peers and user code have a say in the log: nothing of it moves a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class ControlPipe:
@@ -83,6 +91,8 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
     """Read everything that the stage needs. Raises the errors of the parts."""
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
+    if config.learner.reference not in ("", "start"):
+        refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
     held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
     for data in (train, held_out):
@@ -138,9 +148,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s stage %(levelname)s %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s stage %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     try:
         error = uvloop.run(serve(args))

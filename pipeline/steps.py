@@ -321,7 +321,7 @@ class Steps:
 
     def failed(self, event: TrainingFailed) -> None:
         group = self._core.groups.get(event.group)
-        if group is None or group.stage is not Stage.TAKEN:
+        if group is None or group.stage is not Stage.TAKEN or group.rank != event.rank:
             return
         self._nonfinite += 1
         group.sent = False  # the rank has forgotten it already

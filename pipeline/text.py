@@ -15,6 +15,14 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer as FastTokenizer
 
+_NAMING_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+
 
 class ModelError(Exception):
     """A model's directory does not hold what training needs."""
@@ -25,6 +33,7 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        refuse_code(directory)
         config = _json(directory / "config.json")
         # models of several parts keep the language model's figures one level down
         inner = config.get("text_config")
@@ -97,6 +106,36 @@ class Tokenizer:
 def check(directory: Path) -> None:
     """Raise ModelError unless model and tokenizer fit each other."""
     Tokenizer(directory)
+
+
+def refuse_code(directory: Path) -> None:
+    """Raise ModelError if the model's files name Python code that comes with it."""
+    for name in _NAMING_CODE:
+        path = directory / name
+        named = _code(_json(path)) if path.is_file() else []
+        if named:
+            raise ModelError(
+                f"{path}: auto_map names code that comes with the model ({', '.join(named)}), and "
+                "none of it is ever run; where transformers knows the model_type by itself, take "
+                "auto_map out of the file"
+            )
+
+
+def _code(entry: Any) -> list[str]:
+    """What every `auto_map` in it names."""
+    if isinstance(entry, list):
+        return [name for item in entry for name in _code(item)]
+    if not isinstance(entry, dict):
+        return []
+    inner = {key: value for key, value in entry.items() if key != "auto_map"}
+    return [*_texts(entry.get("auto_map")), *_code(list(inner.values()))]
+
+
+def _texts(entry: Any) -> list[str]:
+    if isinstance(entry, dict | list):
+        values = entry.values() if isinstance(entry, dict) else entry
+        return [text for value in values for text in _texts(value)]
+    return [str(entry)] if entry else []
 
 
 def _json(path: Path) -> dict[str, Any]:

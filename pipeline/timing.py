@@ -64,7 +64,10 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
-    """Every measured time of the step, by name; seconds."""
+    """Every measured time of the step, by name; seconds, none below 0.
+
+    An order may be taken up while others of the same moment are still being sent.
+    """
     timed = [leg for leg in legs if leg.first]
     loads, handovers = record.loads, record.handovers
     received = [h for h in handovers if h.received]
@@ -72,7 +75,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
     scorings = [s for s in record.scorings if s.kind == "train"]
     decided = {d.at: d.seconds for d in record.decisions if d.at >= record.since}
     publishes = [w for w in record.works if w.what == PUBLISH]
-    return {
+    found = {
         "slot_wait_s": [leg.placed - leg.queued for leg in legs if leg.queued],
         "time_to_first_token_s": [leg.first - leg.placed for leg in timed],
         "inter_token_s": [t for leg in timed if (t := inter_token_s(leg)) is not None],
@@ -92,6 +95,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
         "weights_publish_s": [w.end - w.start for w in publishes],
         "weights_load_s": [load.heard - load.asked for load in loads if load.served],
     }
+    return {name: [max(0.0, value) for value in values] for name, values in found.items()}
 
 
 def inter_token_s(leg: Leg) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pipeline.events import (
     AnyEvent,
     EngineJoined,
@@ -20,12 +22,15 @@ from pipeline.messages import (
     FromPeer,
     GroupFailed,
     GroupTrained,
+    Heartbeat,
     Ints,
     Join,
     LegTimes,
     Published,
     Request,
+    Saved,
     Span,
+    Spans,
     StepDone,
     StepSkipped,
     TokenBatch,
@@ -33,6 +38,44 @@ from pipeline.messages import (
     WeightsLoaded,
     WireError,
 )
+
+_BOTH = (Heartbeat, Spans)
+_SAYS: dict[str, tuple[type, ...]] = {
+    "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
+    "learner": (*_BOTH, GroupTrained, GroupFailed, StepDone, StepSkipped, Published, Saved),
+}
+"""role -> the messages that it may send once it has joined."""
+
+
+def out_of_place(join: Join, message: FromPeer, weights: str, newest: int) -> str:
+    """Why this peer cannot mean this message; '' if it can.
+
+    Args:
+        weights: the directory that weights are published in.
+        newest: policy version; -1: none yet.
+    """
+    what = type(message).__name__
+    if not isinstance(message, _SAYS[join.role]):
+        return f"{what} is no message of role {join.role}"
+    if not isinstance(message, StepDone | Published):
+        return ""
+    manifest = message.manifest
+    version = message.version if isinstance(message, StepDone) else message.manifest.version
+    due = newest + isinstance(message, StepDone)
+    if newest >= 0 and version != due:
+        return f"{what} of version {version}, {due} was due"
+    if join.rank == 0 and manifest is None:
+        return f"{what} of rank 0 without a manifest"
+    if manifest is None:
+        return ""
+    if join.rank:
+        return f"{what} with a manifest of rank {join.rank}: rank 0 publishes"
+    if manifest.version != version:
+        return f"{what} of version {version} with the manifest of {manifest.version}"
+    below, _, name = manifest.directory.rpartition("/")
+    if below != weights or name in ("", ".", ".."):
+        return f"{what}: weights in {manifest.directory!r:.200}, not in {weights}"
+    return ""
 
 
 def engine_joined(join: Join, epoch: int) -> EngineJoined:
@@ -46,15 +89,17 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
     """
     match message:
         case WeightsLoaded(version=version, gaps=gaps):
-            return WeightsServed(engine=name, version=version, gap=max(gaps.values(), default=0.0))
+            # Of several figures `max` may overlook a NaN.
+            gap = max((g if g >= 0 else math.inf for g in gaps.values()), default=0.0)
+            return WeightsServed(engine=name, version=version, gap=gap)
         case WeightsFailed(version=version, why=why):
             return WeightsRefused(engine=name, version=version, why=why)
         case GroupTrained(group=group, tokens=tokens, metrics=metrics):
-            return Trained(rank=rank, group=group, tokens=tokens, metrics=metrics)
+            return Trained(rank=rank, group=group, tokens=tokens, metrics=_finite(metrics))
         case GroupFailed(group=group, why=why):
             return TrainingFailed(rank=rank, group=group, why=why)
         case StepDone(step=step, version=version, metrics=metrics):
-            return StepApplied(rank=rank, step=step, version=version, metrics=metrics)
+            return StepApplied(rank=rank, step=step, version=version, metrics=_finite(metrics))
         case StepSkipped(step=step, why=why):
             return StepRejected(rank=rank, step=step, why=why)
         case Published(manifest=manifest):
@@ -63,10 +108,15 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
             raise WireError(f"{name}: {type(message).__name__} is nothing to decide about")
 
 
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Figures for people: one that is no number is left out."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def tokens_event(
-    header: TokenBatch, tokens: Ints, logprobs: Floats, offset_s: float = 0.0
+    header: TokenBatch, tokens: Ints, logprobs: Floats, now: float, offset_s: float = 0.0
 ) -> Tokens:
-    """One data-plane frame; `offset_s` makes the stage's clock of the engine's."""
+    """One data-plane frame that came at `now`; `offset_s` is added to the engine's clock."""
     return Tokens(
         engine=header.engine,
         epoch=header.epoch,
@@ -75,24 +125,35 @@ def tokens_event(
         chunks=header.chunks,
         tokens=tokens.tobytes(),
         logprobs=logprobs.tobytes(),
-        sent_s=header.sent_at_s + offset_s,
-        times=tuple(times_here(times, offset_s) for times in header.times),
+        sent_s=_past(header.sent_at_s + offset_s, now),
+        times=tuple(times_here(times, now, offset_s) for times in header.times),
     )
 
 
-def times_here(times: LegTimes, offset_s: float) -> LegTimes:
-    """A leg's times in the stage's clock."""
-    if not offset_s:
-        return times
-    begun, first, last = times.begun_s, times.first_s, times.last_s
-    first = first and first + offset_s
-    return LegTimes(times.trajectory, times.leg, begun + offset_s, first, last + offset_s)
+def _past(moment: float, now: float) -> float:
+    """Nothing that is told of lies ahead, or before the clock's zero: so far a peer is believed."""
+    return min(max(moment, 0.0), now)
 
 
-def span_here(span: Span, offset_s: float) -> Span:
-    """A peer's work in the stage's clock."""
-    asked = tuple(moment + offset_s for moment in span.asked_s)
-    return Span(span.what, span.start_s + offset_s, span.end_s + offset_s, span.of, asked)
+def times_here(times: LegTimes, now: float, offset_s: float) -> LegTimes:
+    """A leg's times in the stage's clock, in their order."""
+    last = _past(times.last_s + offset_s, now)
+    first = times.first_s and _past(times.first_s + offset_s, last)
+    begun = _past(times.begun_s + offset_s, first or last)
+    return LegTimes(times.trajectory, times.leg, begun, first, last)
+
+
+def span_here(span: Span, now: float, offset_s: float) -> Span:
+    """A peer's work in the stage's clock, in its order."""
+    end = _past(span.end_s + offset_s, now)
+    start = _past(span.start_s + offset_s, end)
+    asked = tuple(_past(moment + offset_s, start) for moment in span.asked_s)
+    return Span(span.what, start, end, span.of, asked)
+
+
+def way(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
+    """Seconds that a hint was on its way to a peer, by our clock and theirs."""
+    return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 
 def request_of(command: Place, prompt: bytes, temperature: float) -> Request:

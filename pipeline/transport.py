@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import struct
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.codec import decode_from_peer, encode
 from pipeline.guard import Guard, socket_options
 from pipeline.keys import Entrance, TransportError, addresses, complaint
 from pipeline.messages import FromPeer, Join, Refused, ToPeer, WireError
+from pipeline.private import make_private
 
 SEQUENCE = struct.Struct("<Q")
 _BULK_THREAD = 1 << 1  # of the two that carry bytes: weights keep no token waiting
@@ -51,8 +53,8 @@ class Hub:
         exposed: bool = False,
     ) -> None:
         self.directory = directory
-        self.refused_frames = 0
-        """Control frames that did not decode, came out of sequence or from another's key."""
+        self._lock = -1  # descriptor of the directory, with a lock on it
+        self._bound = False
         self._entrance, self._exposed = entrance, exposed
         self._context = zmq.asyncio.Context(io_threads=1 if entrance is None else 2)
         self._router = self._context.socket(zmq.ROUTER)
@@ -65,10 +67,17 @@ class Hub:
         self._keys: dict[bytes, str] = {}  # identity -> key that it came with
 
     def open(self) -> None:
-        """Bind. The caller holds the run's lock. Raises TransportError."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(self.directory, 0o700)
+        """Bind, as the only one in this directory. Raises TransportError."""
         control, data = addresses(self.directory)
+        try:
+            make_private(self.directory)
+            # First: a second bind on an ipc path succeeds, and takes the traffic.
+            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TransportError(f"{self.directory}: another stage serves there") from error
+        except OSError as error:
+            raise TransportError(str(error)) from error
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -76,6 +85,9 @@ class Hub:
             self._open_entrance(self._entrance)
         self._router.bind(control)
         self._pull.bind(data)
+        for address in (control, data):
+            os.chmod(address.removeprefix("ipc://"), 0o600)
+        self._bound = True
 
     def _open_entrance(self, entrance: Entrance) -> None:
         self.guard = Guard(self._context, entrance)
@@ -111,27 +123,29 @@ class Hub:
     async def receive_control(self) -> tuple[bytes, FromPeer]:
         """The next message of a peer and the identity to answer to.
 
-        Raises WireError for a frame that is no message of ours; call again.
+        Raises WireError, which names its sender, for a frame that is no message of ours
+        or out of sequence; call again.
         """
         parts, key = await self._next(self._router)
-        if len(parts) != 3 or len(parts[1]) != SEQUENCE.size:
-            self.refused_frames += 1
-            raise WireError(f"control frame of {len(parts)} parts")
-        identity = parts[0]
-        sequence = SEQUENCE.unpack(parts[1])[0]
-        expected = self._received.get(identity, 0)
+        identity = parts.pop(0)
         try:
-            message = decode_from_peer(parts[2])
-        except WireError:
-            self.refused_frames += 1
+            return identity, self._report(identity, key, parts)
+        except WireError as error:
+            if self._keys.get(identity, key) == key:  # else another speaks in its name
+                error.sender = identity
             raise
-        finally:
-            self._received[identity] = sequence + 1
+
+    def _report(self, identity: bytes, key: str, parts: list[bytes]) -> FromPeer:
+        if len(parts) != 2 or len(parts[0]) != SEQUENCE.size:
+            raise WireError(f"control frame of {len(parts)} parts")
+        sequence = SEQUENCE.unpack(parts[0])[0]
+        expected = self._received.get(identity, 0)
+        self._received[identity] = sequence + 1
+        message = decode_from_peer(parts[1])
         if sequence != expected:
-            self.refused_frames += 1
-            raise WireError(f"{identity!r}: control message {sequence}, expected {expected}")
+            raise WireError(f"control message {sequence}, expected {expected}")
         self._check_key(identity, key, message)
-        return identity, message
+        return message
 
     def _check_key(self, identity: bytes, key: str, message: FromPeer) -> None:
         """An identity keeps its key, and joins as nobody but the key's bearer."""
@@ -139,12 +153,11 @@ class Hub:
         if isinstance(message, Join):
             theirs = theirs and self.admits(key, message.role, message.name)
         if not theirs:
-            self.refused_frames += 1
             if isinstance(message, Join):
                 why = f"its key is not that of {message.role} {message.name}"
                 with contextlib.suppress(Unreachable):
                     self.send(identity, Refused(why=why))
-            raise WireError(f"{identity!r} shows a key that is not its own")
+            raise WireError("it shows a key that is not its own")
 
     def admits(self, key: str, role: str, name: str) -> bool:
         """Whether what came with `key` may be of this peer."""
@@ -195,6 +208,9 @@ class Hub:
         if self.guard is not None:
             self.guard.close()
         self._context.term()
-        with contextlib.suppress(OSError):  # the directory may be gone with the run
-            for name in ("control", "data"):
-                (self.directory / name).unlink(missing_ok=True)
+        if self._bound:
+            with contextlib.suppress(OSError):  # the directory may be gone with the run
+                for name in ("control", "data"):
+                    (self.directory / name).unlink(missing_ok=True)
+        if self._lock >= 0:
+            os.close(self._lock)

@@ -86,7 +86,7 @@ def parse(text: str, where: Callable[[int], str], problems: list[str]) -> Tree |
         problems: what is wrong with it is appended here, a line each.
     """
     if len(text) > MAX_CHARACTERS:
-        problems.append(f"{where(1)}: {len(text)} characters, at most {MAX_CHARACTERS}")
+        problems.append(f"{where(1)}: more than {MAX_CHARACTERS} characters")
         return None
     try:
         depth = 0

@@ -37,7 +37,17 @@ SHELL_MODULES = re.findall(
 )
 # Measured: nothing else of pipeline/ is needed there.
 FROM_PIPELINE = {
-    "engines": {"chunks", "clocks", "config", "configfile", "cores", "keys", "link", "messages"},
+    "engines": {
+        "chunks",
+        "clocks",
+        "config",
+        "configfile",
+        "cores",
+        "keys",
+        "link",
+        "messages",
+        "private",
+    },
     "learner": {
         "clocks",
         "config",
@@ -48,6 +58,7 @@ FROM_PIPELINE = {
         "link",
         "packing",
         "plugins",
+        "private",
     },
 }
 
@@ -84,9 +95,11 @@ def dotted(node: ast.expr) -> str:
 
 
 def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    """Of what is no chain of names (`cast(Any, Model).load`) the last name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield dotted(node.func), node
+            last = f".{node.func.attr}" if isinstance(node.func, ast.Attribute) else ""
+            yield dotted(node.func) or last, node
 
 
 # --- who imports whom -----------------------------------------------------------------------
@@ -217,24 +230,40 @@ def test_rule_for_what_decides_sees_an_offence(code: str):
 
 # --- what is never used ----------------------------------------------------------------------
 
-# (file, use) -> why it is safe. Empty: nothing of the kind is used.
-ALLOWED: dict[tuple[str, str], str] = {}
-UNSAFE_MODULES = ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "jsonpickle")
-UNSAFE_CALLS = ("eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load")
+# (file, use) -> why it is safe.
+ALLOWED: dict[tuple[str, str], str] = {
+    ("launch/simulate/exploring.py", "multiprocessing"): "own children, of a command that reads "
+    "nothing from anybody: seeds go in, outcomes of the simulation come out",
+}
+UNSAFE_MODULES = (
+    *("pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "jsonpickle"),
+    *("multiprocessing", "pebble", "concurrent.futures.process"),  # pickle what they pass on
+)
+UNSAFE_CALLS = (
+    *("eval", "exec", "builtins.eval", "builtins.exec", "compile", "os.system", "os.popen"),
+    *("yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "runpy.run_path"),
+)
+UNSAFE_NAMES = ("recv_pyobj", "send_pyobj", "recv_serialized", "ProcessPoolExecutor")
 
 
 def unsafe(tree: ast.Module) -> list[str]:
     """Ways by which a file or a frame could become code."""
-    found = sorted(top_level(tree) & set(UNSAFE_MODULES))
+    known = {*imports(tree), *top_level(tree)}
+    found = [m for m in UNSAFE_MODULES if any(f"{name}.".startswith(f"{m}.") for name in known)]
+    for node in ast.walk(tree):
+        words = [getattr(node, field, None) for field in ("id", "attr", "value", "name")]
+        found += [name for name in UNSAFE_NAMES if name in words]
     for name, call in calls(tree):
         given = {k.arg: ast.unparse(k.value) for k in call.keywords}
         if (
             name in UNSAFE_CALLS
-            or name.endswith((".recv_pyobj", ".send_pyobj"))
             or (name == "yaml.load" and "SafeLoader" not in ast.unparse(call))
             or (name == "torch.load" and given.get("weights_only") != "True")
         ):
             found.append(name)
+        if name.endswith("from_pretrained") or name == "AsyncEngineArgs":
+            if given.get("trust_remote_code") != "False":  # not given, transformers may ask
+                found.append(f"{name} without trust_remote_code=False")
         found += [
             f"{key}=True"
             for key in ("trust_remote_code", "allow_pickle", "shell")
@@ -260,7 +289,14 @@ def test_nothing_read_from_a_file_or_a_socket_becomes_code(package: str):
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(path)",
+        "cast(Any, AutoModel).from_pretrained(path, trust_remote_code=True)",
         "subprocess.run(line, shell=True)",
+        "socket.recv_pyobj()",
+        "read = getattr(socket, 'recv_pyobj')",
+        "import multiprocessing.connection",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "exec(compile(text, 'x', 'exec'))",
     ],
 )
 def test_rule_for_unsafe_reading_sees_an_offence(code: str):

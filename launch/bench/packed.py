@@ -97,7 +97,9 @@ def random_groups(count: int, prompt: int, mean: float, rng: random.Random) -> l
 
 
 def shipped_model() -> Any:
-    loaded: Any = cast(Any, AutoModelForCausalLM).from_pretrained(MODEL, dtype=torch.float32)
+    loaded: Any = cast(Any, AutoModelForCausalLM).from_pretrained(
+        MODEL, dtype=torch.float32, trust_remote_code=False
+    )
     return loaded.eval()
 
 

@@ -63,10 +63,12 @@ class Policy:
         disable_progress_bar()
         # transformers' loaders have no usable types.
         loaded: Any = cast(Any, AutoModelForCausalLM).from_pretrained(
-            directory, dtype=torch.float32
+            directory, dtype=torch.float32, trust_remote_code=False
         )
         self.model = cast(torch.nn.Module, loaded)
-        self.tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(directory)
+        self.tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(
+            directory, trust_remote_code=False
+        )
         self.eos = cast(int, self.tokenizer.eos_token_id)
 
     def encode(self, text: str) -> list[int]:

@@ -45,7 +45,9 @@ class Sink:
 
         # transformers' loaders have no usable types.
         loader: Any = AutoModelForCausalLM
-        self._model: Any = loader.from_pretrained(config.model, dtype=torch.float32)
+        self._model: Any = loader.from_pretrained(
+            config.model, dtype=torch.float32, trust_remote_code=False
+        )
         tokenizer = Tokenizer(Path(config.model))
         self._vocabulary = tokenizer.vocabulary
         self._special = tokenizer.eos | {tokenizer.pad}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.options import fail
+from pipeline.printable import printable
 
 _MEGABYTE = 1e6
 
@@ -38,7 +39,7 @@ def report(
     if not path.absolute().parent.is_dir() and path.parent not in runs:
         fail(f"--out {path}: there is no folder {path.absolute().parent}", 2)
     try:
-        page = build(runs, lambda line: typer.echo(f"warning: {line}", err=True))
+        page = build(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
         path.write_text(page)
     except (RunError, OSError) as error:
         fail(error, 2)

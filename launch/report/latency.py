@@ -18,6 +18,7 @@ MEANINGS = {
     "time_to_first_token_s": "request sent to first token, at the engine",
     "inter_token_s": "mean between tokens of a response, over responses",
     "chunk_to_stage_s": "an engine's frame, sent to heard",
+    "chunk_to_learner_s": "hints of new tokens to a rank, sent to heard (learner.overlap=token)",
     "group_to_learner_s": "a group, sent to heard by its learner rank",
     "decision_s": "an event at the stage to its commands sent, where something was decided",
     "reward_wait_s": "a reward asked to begun",

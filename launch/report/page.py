@@ -40,7 +40,8 @@ def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> 
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         bokeh=Markup(bokeh.render_js()),
-        plots=Markup(script),
+        # Within a script element only its end is markup, and in a string "<\\/" is "</".
+        plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),
         warnings=warnings,
         sections=[(section, _parts(section, places)) for section in sections],
     )

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
 from pipeline.checkpoint import MANIFEST
 from pipeline.runfolder import RunError, RunFolder
+from pipeline.yamltree import parse, plain
 
 Ints = npt.NDArray[np.int32]
 Say = Callable[[str], None]
@@ -133,12 +133,12 @@ def _json(path: Path, say: Say) -> dict[str, Any]:
 
 
 def _settings(path: Path, say: Say) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        say(f"{path}: skipped, {error}")
-        return {}
-    return found if isinstance(found, dict) else {}
+    problems: list[str] = []
+    tree = parse(path.read_text(errors="replace"), lambda line: f"{path}:{line}", problems)
+    for problem in problems:
+        say(problem)
+    found = None if tree is None else plain(tree)
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def _samples(folder: Path) -> dict[int, str]:

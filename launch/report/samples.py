@@ -31,7 +31,8 @@ def entries(text: str, prompts: Sequence[str]) -> list[Sample]:
     """The samples of one file. The longest prompt with which a text begins is its own."""
     parts = _ENTRY.split(text)[1:]
     found: list[Sample] = []
-    for reward, whole in zip(parts[::2], parts[1::2], strict=True):
+    for reward, written in zip(parts[::2], parts[1::2], strict=True):
+        whole = written.replace("\n\\[", "\n[")  # as `pipeline.records` keeps them apart
         prompt = max((p for p in prompts if whole.startswith(p)), key=len, default="")
         response = whole[len(prompt) :].removesuffix("\n")
         found.append(Sample(reward=reward, prompt=prompt, response=response))

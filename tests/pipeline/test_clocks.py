@@ -7,7 +7,7 @@ from random import Random
 
 from pipeline.clocks import PeerClock, boot_id
 from pipeline.messages import LegTimes, Span
-from pipeline.translate import span_here, times_here
+from pipeline.translate import span_here, times_here, way
 
 
 def test_within_one_boot_the_clocks_are_one():
@@ -45,7 +45,16 @@ def test_an_echo_that_cannot_be_is_left_out():
 
 def test_what_a_peer_stamps_is_moved_into_our_clock():
     times = LegTimes(1, 0, 10.0, 0.0, 12.0)
-    assert times_here(times, 0.0) is times
-    assert times_here(times, 5.0) == LegTimes(1, 0, 15.0, 0.0, 17.0), "0.0 stays: no first token"
+    assert times_here(times, 90.0, 0.0) == times
+    moved = LegTimes(1, 0, 15.0, 0.0, 17.0)
+    assert times_here(times, 90.0, 5.0) == moved, "0.0 stays: no first token"
     span = Span("forward and backward", 1.0, 2.0, (7, 8), (0.5, 0.75))
-    assert span_here(span, 5.0) == Span("forward and backward", 6.0, 7.0, (7, 8), (5.5, 5.75))
+    assert span_here(span, 90.0, 5.0) == Span("forward and backward", 6.0, 7.0, (7, 8), (5.5, 5.75))
+
+
+def test_what_a_peer_stamps_lies_in_the_past_and_in_its_order():
+    assert times_here(LegTimes(1, 0, 30.0, 10.0, 20.0), 15.0, 0.0) == LegTimes(1, 0, 10, 10, 15)
+    span = Span("close", 9.0, 99.0, (1,), (12.0,))
+    assert span_here(span, 15.0, 0.0) == Span("close", 9.0, 15.0, (1,), (9.0,))
+    assert span_here(span, 15.0, -50.0) == Span("close", 0.0, 15.0, (1,), (0.0,))
+    assert way(1e9, 3.0, 5.0, 1.0) == -1.0

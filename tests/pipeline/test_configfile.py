@@ -235,7 +235,7 @@ def test_a_file_that_is_no_configuration_is_a_problem_not_a_crash(write, tmp_pat
         ("a: &a [1]\nb: {<<: *a}\n", "merge keys are not read"),
         ("a: &a {b: *a}\n", "aliases unfold to too much"),
         ("a: " + "[" * 50 + "]" * 50, "nested more than 16 deep"),
-        ("a: " + "x" * 300_000, "characters, at most 256000"),
+        ("a: " + "x" * 300_000, "more than 256000 characters"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
         ("{[1]: 2}\n", "a key is a list or a mapping"),
         ("a: \x07", "not YAML"),

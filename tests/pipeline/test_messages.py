@@ -176,7 +176,7 @@ def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
         ([*GOOD, b""], "4 parts, expected 3"),
         ([GOOD[0], GOOD[1][:-4], GOOD[2]], "tokens: 8 bytes for 3 tokens"),
         ([GOOD[0], GOOD[1], GOOD[2] + b"\0"], "logprobs: 13 bytes for 3 tokens"),
-        ([encode(batch(ChunkHead(7, 0, 0, 2**63, 3))), b"", b""], "tokens: 0 bytes"),
+        ([encode(batch(ChunkHead(7, 0, 0, 2**53, 3))), b"", b""], "tokens: 0 bytes"),
         (parts(batch(ChunkHead(7, 0, 0, 0, 3, "done")), [], []), "finish 'done' of trajectory 7"),
     ],
     ids=["few parts", "many parts", "few tokens", "ragged", "huge count", "unknown finish"],
@@ -217,7 +217,7 @@ def test_a_bomb_is_a_wire_error_at_once(frame: bytes) -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_CONTROL_BYTES", 10)
+    monkeypatch.setattr(codec, "MAX_REPORT_BYTES", 10)
     with pytest.raises(WireError, match="over the limit of 10"):
         decode_from_peer(b"\0" * 11)
 

@@ -93,6 +93,8 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     (dict(slots=0), "no slot"),
     (dict(LEARNER, world=3), "one of 3 ranks, learner.ranks is 2"),
     (dict(LEARNER, world=2, rank=2), "rank 2, the ranks are 0 to 1"),
+    (dict(LEARNER, world=2, rank=1), "rank 1, but its name is l0"),
+    (dict(name="l0"), "l0 is the name of a learner rank"),
     (dict(LEARNER, world=2, resumed_step=4), "from step 4, the run from -1"),
 ]
 
@@ -102,6 +104,8 @@ def test_a_process_that_does_not_fit_is_told_why(changes: dict[str, Any], why: s
     assert why in complaint(join(**changes), ranks=2, vocabulary=24, resumed_step=-1)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(vocabulary=0), dict(LEARNER, world=2, rank=1)])
+@pytest.mark.parametrize(
+    "changes", [{}, dict(vocabulary=0), dict(LEARNER, world=2, rank=1, name="l1")]
+)
 def test_a_process_that_fits_is_welcome(changes: dict[str, Any]) -> None:
     assert complaint(join(**changes), ranks=2, vocabulary=24, resumed_step=-1) == ""

@@ -302,8 +302,17 @@ def test_a_second_reward_of_one_trajectory_is_ignored(bench: Bench) -> None:
     assert bench.member(0).reward == 1.0
 
 
-def test_a_stale_chosen_member_drops_the_group(bench: Bench) -> None:
-    bench.tokens(1, 2, version=7)
+def of_version_three() -> Bench:
+    bench = Bench(tries=30.0)
+    bench.begin(version=3)
+    bench.tokens(0, 4, "stop")
+    bench.tokens(1, 3)
+    return bench
+
+
+def test_a_stale_chosen_member_drops_the_group() -> None:
+    bench = of_version_three()
+    bench.tokens(1, 2, version=2)
     bench.tokens(1, 1, "stop")
     bench.ask(0, Finalize((0, 1)))
     bench.reward(0, 1.0)
@@ -312,8 +321,9 @@ def test_a_stale_chosen_member_drops_the_group(bench: Bench) -> None:
     assert bench.accounts["stale"] == 10
 
 
-def test_a_stale_member_that_is_not_chosen_hurts_nobody(bench: Bench) -> None:
-    bench.tokens(2, 2, version=7)
+def test_a_stale_member_that_is_not_chosen_hurts_nobody() -> None:
+    bench = of_version_three()
+    bench.tokens(2, 2, version=2)
     bench.tokens(1, 2, "stop")
     bench.ask(0, Finalize((0, 1)))
     bench.reward(0, 1.0)

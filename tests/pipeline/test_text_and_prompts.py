@@ -133,6 +133,16 @@ def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path, tokenizer: To
         load_train(Data(train=str(tmp_path / "none.jsonl")), tokenizer, 128)
 
 
+def test_a_line_without_an_end_is_not_read_to_it(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.prompts._LINE_BYTES", 100)
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "' + "1" * 1000)
+    with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 100 bytes"):
+        load_train(Data(train=str(path)), tokenizer, 128)
+
+
 def test_a_data_set_of_many_lines_keeps_their_order(tmp_path: Path, tokenizer: Tokenizer):
     path = tmp_path / "many.jsonl"
     lines = [json.dumps({"prompt": f"{i}+1=", "answer": i + 1}) for i in range(3000)]

@@ -218,7 +218,7 @@ async def test_a_command_that_was_lost_shuts_the_peer_down(hub: Hub) -> None:
         hub._sent[identity] += 1  # one goes missing
         hub.send(identity, Shutdown(why="later"))
         assert await inbox.get() == WELCOME
-        assert await inbox.get() == Shutdown(why="command 1 of the stage was lost")
+        assert await inbox.get() == Shutdown(why="command 1 of the stage was lost: 2 came")
 
 
 @contextmanager
@@ -242,12 +242,12 @@ async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
             socket.send_multipart(frames)
         socket.send_multipart([number(1), good])
         for _ in range(4):
-            with pytest.raises(WireError):
+            with pytest.raises(WireError) as refused:
                 async with asyncio.timeout(SECONDS):
                     await hub.receive_control()
+            assert refused.value.sender == b"stranger"
         async with asyncio.timeout(SECONDS):
             assert await hub.receive_control() == (b"stranger", JOIN)
-    assert hub.refused_frames == 4
 
 
 async def test_a_gap_in_the_control_sequence_is_noticed(hub: Hub) -> None:
@@ -316,7 +316,6 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
                 seen.add(beat.progress)
             for thread in threads:
                 thread.join()
-        assert hub.refused_frames == 0
         hub.close()
 
     asyncio.run(everything())

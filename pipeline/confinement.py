@@ -1,0 +1,112 @@
+"""What a process that runs other people's code may see and use; not a sandbox.
+
+Turns an environment into one without secrets, and limits into `setrlimit` calls of this
+process. Such code still runs as this user: it reads the user's files and the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+_SECRET = re.compile(
+    r"KEY|TOKEN(?!IZ)|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|PRIVATE|NETRC|KRB5|"
+    r"^(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|KUBE|DOCKER|WANDB|OPENAI|ANTHROPIC)_"
+)
+_LOGIN = re.compile(r"://[^/@\s]+@")  # an address with a user, and often a password, in it
+MARK = "DARTS_REWARD_WORKER"
+"""Variable by which all that a worker has started is known as its own."""
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_ROUNDS = 20  # of looking for what was started while the others were killed
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one process; 0: none."""
+
+    memory_gib: float
+    cpu_s: float  # of one call, all threads
+    file_mib: float
+    open_files: int
+
+
+def scrubbed(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
+    """Without what looks like a secret, by name or by value; `keep` names exceptions.
+
+    >>> scrubbed({"HF_TOKEN": "x", "TOKENIZERS_PARALLELISM": "false", "PROXY": "http://me:pw@host"})
+    {'TOKENIZERS_PARALLELISM': 'false'}
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in keep or not (_SECRET.search(name.upper()) or _LOGIN.search(value))
+    }
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when the thread that started it has ended."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before the line above
+
+
+def confine(limits: Limits) -> None:
+    """Limit this process and all that it starts, for good; no set-user-id program helps it."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _limit(resource.RLIMIT_CORE, 0)
+    for what, value in (
+        (resource.RLIMIT_AS, limits.memory_gib * 2**30),
+        (resource.RLIMIT_FSIZE, limits.file_mib * 2**20),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+    ):
+        if value:
+            _limit(what, int(value))
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _limit(what: int, value: int) -> None:
+    _, most = resource.getrlimit(what)
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(what, (value, value))
+
+
+def limit_call(cpu_s: float, used_s: float) -> None:
+    """From now on this process, which has used `used_s`, may use `cpu_s` more; 0: any."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(used_s + cpu_s) if cpu_s else resource.RLIM_INFINITY
+    if most != resource.RLIM_INFINITY:
+        soft = most if soft == resource.RLIM_INFINITY else min(soft, most)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
+
+
+def end_family(mark: str) -> None:
+    """Kill every process whose environment has this mark, in whichever session it is now."""
+    for _ in range(_ROUNDS):
+        found = list(_marked(f"{MARK}={mark}".encode()))
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _marked(entry: bytes) -> Iterator[int]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or gone by now
+            if entry in (process / "environ").read_bytes().split(b"\0"):
+                yield int(process.name)

@@ -1,0 +1,20 @@
+"""Text of strangers (models, peers, user code) -> text that a terminal or a log shows as it is."""
+
+from __future__ import annotations
+
+# Control characters move the cursor, or worse; those of writing direction reorder what is read.
+_UNSHOWN = (
+    *(*range(32), *range(127, 160)),
+    *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
+    *range(0xD800, 0xE000),  # halves of surrogate pairs
+)
+_TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Control characters spelled out; line ends and tabs stay.
+
+    >>> printable("one\\x1b[2Jtwo\\n")
+    'one\\\\x1b[2Jtwo\\n'
+    """
+    return text.translate(_TABLE)

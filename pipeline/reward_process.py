@@ -1,0 +1,160 @@
+"""One reward worker, seen from the stage: started, asked, listened to, and never left behind.
+
+Each is a fresh interpreter with a session of its own, an environment without secrets, no
+descriptor but its channel and its output, and an empty directory to work in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+
+import msgspec
+
+from pipeline.config import Plugin
+from pipeline.confinement import MARK, Limits, end_family, scrubbed
+from pipeline.printable import printable
+from pipeline.private import UMASK
+from pipeline.reward_wire import (
+    LENGTH_BYTES,
+    MAX_ANSWER_BYTES,
+    Answer,
+    Setup,
+    answer,
+    framed,
+)
+
+log = logging.getLogger("stage")
+OUTPUT_BYTES = 64 << 10
+"""Of what one call prints so much is logged, and the rest is read and forgotten."""
+_END_S = 2.0  # from the end of its channel to that of its process
+
+
+class Died(Exception):
+    """The worker has ended under a call, or answered nonsense; the text says how."""
+
+
+class WorkerProcess:
+    """Made by `start`; then `ask` one thing at a time; then `close`."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        mark: str,
+        channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        output: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._process, self._mark = process, mark
+        self._reader, self._writer = channel
+        self._printed = 0
+        self._writers = (channel[1], output[1])
+        self._listening = asyncio.ensure_future(self._listen(output[0]))
+
+    async def ask(self, frame: bytes) -> Answer:
+        """Its answer. Raises Died."""
+        self._printed = 0
+        try:
+            self._writer.write(frame)
+            await self._writer.drain()
+            length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
+            if length > MAX_ANSWER_BYTES:
+                raise Died(f"it answered {length} bytes, at most {MAX_ANSWER_BYTES} are read")
+            return answer(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Died(await self._how()) from error
+        except msgspec.DecodeError as error:
+            raise Died(f"it answered what is no answer: {error}") from error
+
+    async def _how(self) -> str:
+        """How the process ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = await asyncio.to_thread(self._process.wait, _END_S)
+            return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return "it closed its channel"
+
+    async def _listen(self, output: asyncio.StreamReader) -> None:
+        """Log what it prints, up to a limit for each call."""
+        with contextlib.suppress(OSError):
+            while printed := await output.read(OUTPUT_BYTES):
+                room = OUTPUT_BYTES - self._printed
+                self._printed += len(printed)
+                if room > 0:
+                    text = printable(printed[:room].decode(errors="replace"))
+                    more = " (and more, which is not logged)" if len(printed) > room else ""
+                    log.info("reward worker %d: %s%s", self._process.pid, text.rstrip(), more)
+
+    def kill(self) -> None:
+        """At once, with its process group; `close` sees to the rest."""
+        if self._process.returncode is None:  # else its number may be another's by now
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Kill it with all that it has started, and wait for its end."""
+        self.kill()
+        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(end_family, self._mark)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        await self._listening
+
+
+def _spawn(
+    work: str, keep: Collection[str], mark: str
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
+    """The process, its channel and its output."""
+    environment = scrubbed(os.environ, keep) | {
+        MARK: mark,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(place or os.getcwd() for place in sys.path)),
+        "TMPDIR": work,
+        "MALLOC_ARENA_MAX": "4",  # each takes 64 MiB of the address space, which is limited
+    }
+    (ours, theirs), (output, their_output) = socket.socketpair(), socket.socketpair()
+    with theirs, their_output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "pipeline.reward_worker", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=their_output.fileno(),
+            stderr=their_output.fileno(),
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+            start_new_session=True,  # out of the terminal's group: Ctrl-C is not for it
+            umask=UMASK,
+        )
+    return process, ours, output
+
+
+async def start(
+    plugin: Plugin, limits: Limits, directory: str, keep: Collection[str]
+) -> tuple[WorkerProcess, Answer]:
+    """A worker, and what it says of building the plug-in. Raises Died.
+
+    Args:
+        directory: of the pool; the worker has one of its own below it.
+        keep: variables of the environment that it is given although they look like secrets.
+    """
+    work = tempfile.mkdtemp(dir=directory)
+    mark = secrets.token_hex(8)
+    process, channel, output = _spawn(work, keep, mark)
+    worker = WorkerProcess(
+        process,
+        mark,
+        await asyncio.open_connection(sock=channel),
+        await asyncio.open_connection(sock=output),
+    )
+    try:
+        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid())))
+    except BaseException:
+        worker.kill()
+        await worker.close()
+        raise

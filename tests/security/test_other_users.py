@@ -1,0 +1,160 @@
+"""Another user of the machine: enters no directory, reads no file, and prepares none for us."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.weights import FILE, WeightReceiver, WeightsError
+from launch.cli import _joined
+from launch.local import SHARED_MEMORY, weights_directory
+from launch.processes import Child
+from pipeline.keys import TransportError
+from pipeline.messages import Manifest
+from pipeline.private import is_ours, make_private
+from pipeline.runfolder import RunFolder
+from pipeline.transport import Hub
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that everybody may enter: what guards is what we make in it."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+def as_nobody(code: str, *arguments: object) -> str:
+    """The name of the exception that this code ends with as another user, or what it prints."""
+    interpreter = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")
+    if interpreter is None:
+        pytest.skip("no python3 that another user may run")
+    wrapped = f"import sys\ntry:\n {code}\nexcept OSError as e:\n print(type(e).__name__)"
+    done = subprocess.run(
+        [interpreter, "-I", "-c", wrapped, *map(str, arguments)],
+        user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+LIST = "import os; print(os.listdir(sys.argv[1]))"
+READ = "print(open(sys.argv[1]).read())"
+CONNECT = "import socket; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print('in')"
+
+
+@as_root
+async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> None:
+    hub = Hub(open_place / "s")
+    hub.open()
+    for name in ("control", "data"):
+        path = open_place / "s" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert as_nobody(CONNECT, path) == "PermissionError"
+        with socket.socket(socket.AF_UNIX) as own:
+            own.connect(str(path))
+    (open_place / "s").chmod(0o755)  # the files alone guard as well
+    assert as_nobody(CONNECT, open_place / "s" / "control") == "PermissionError"
+    hub.close()
+
+
+@as_root
+def test_another_user_cannot_read_weights_in_memory_nor_the_run(open_place: Path) -> None:
+    run = RunFolder(open_place / "run")
+    run.create()
+    weights = weights_directory(run, 1000)
+    try:
+        assert weights.parent == (SHARED_MEMORY if SHARED_MEMORY.is_dir() else run.path)
+        (weights / FILE).write_text("weights")
+        for place in (weights, run.path, run.checkpoints, run.logs, run.samples):
+            assert stat.S_IMODE(place.stat().st_mode) == 0o700
+            assert as_nobody(LIST, place) == "PermissionError"
+        assert as_nobody(READ, weights / FILE) == "PermissionError"
+    finally:
+        shutil.rmtree(weights)
+
+
+def test_what_a_process_of_a_run_writes_is_for_its_owner(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'file')!r}, 'w').close()"
+    environment = dict(os.environ, PYTHONPATH=str(tmp_path))
+    (tmp_path / "writes.py").write_text(code)
+    child = Child("child", ["writes"], tmp_path / "log", environment)
+    child.start()
+    assert child._process is not None
+    assert child._process.wait(60) == 0
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with pytest.raises(PermissionError, match="another user's, or a link"):
+        make_private(tmp_path / "link")
+    hub = Hub(tmp_path / "link")
+    with pytest.raises(TransportError, match="another user's, or a link"):
+        hub.open()
+    hub.close()
+    assert not is_ours(tmp_path / "nothing")
+
+
+@as_root
+def test_a_directory_that_another_user_has_prepared_is_refused_everywhere(tmp_path: Path) -> None:
+    squatted = tmp_path / "s"
+    squatted.mkdir()
+    os.chown(squatted, NOBODY, NOBODY)
+    hub = Hub(squatted)
+    with pytest.raises(TransportError, match="another user's"):
+        hub.open()
+    hub.close()
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / "address").write_text(f"{squatted}\n")
+    with pytest.raises(SystemExit):
+        _exit(job)
+    (squatted / FILE).write_text("weights")
+    os.chown(squatted / FILE, NOBODY, NOBODY)
+    manifest = Manifest(
+        version=1, directory=str(squatted), bytes=7, checksum="", probe=[], logprobs={}
+    )
+    with pytest.raises(WeightsError, match="another user's"):
+        WeightReceiver().receive(manifest)
+
+
+def _exit(job: Path) -> None:
+    """`fail` raises typer's own exception for an exit."""
+    import typer
+
+    try:
+        _joined(job)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+
+
+async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
+    tmp_path: Path,
+) -> None:
+    first, second = Hub(tmp_path / "s"), Hub(tmp_path / "s")
+    first.open()
+    with pytest.raises(TransportError, match="another stage serves there"):
+        second.open()
+    second.close()
+    assert (tmp_path / "s" / "control").is_socket()
+    with socket.socket(socket.AF_UNIX) as own:
+        own.connect(str(tmp_path / "s" / "control"))
+    first.close()
+    third = Hub(tmp_path / "s")
+    third.open()
+    third.close()

@@ -1,0 +1,154 @@
+"""Reward workers: what user code sees and may use, and that nothing it does reaches the stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.config import Plugin
+from pipeline.confinement import scrubbed
+from pipeline.plugins import RewardOptions
+from pipeline.reward_process import OUTPUT_BYTES
+from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.testing import sample_of
+from tests.pipeline.test_rewarding import eventually, runs
+
+pytestmark = pytest.mark.timeout(120)
+SECRETS = {
+    "HF_TOKEN": "hf_123",
+    "HUGGING_FACE_HUB_TOKEN": "hf_123",
+    "WANDB_API_KEY": "w123",
+    "AWS_SECRET_ACCESS_KEY": "a123",
+    "AWS_PROFILE": "prod",
+    "AZURE_CLIENT_SECRET": "z123",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/k.json",
+    "GITHUB_TOKEN": "g123",
+    "OPENAI_API_KEY": "o123",
+    "SSH_AUTH_SOCK": "/s",
+    "MY_PASSWORD": "p123",
+    "my_private_thing": "q123",
+    "HTTPS_PROXY": "http://me:pw123@proxy:3128",
+    "DATABASE_URL": "postgres://me:pw123@db/x",
+}
+HARMLESS = {"TOKENIZERS_PARALLELISM": "false", "HTTP_PROXY": "http://proxy:3128", "LANG": "C"}
+
+
+def plugin(function: str = "by_response", **options: Any) -> Plugin:
+    function = f"tests.security.reward_functions:{function}"
+    return Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[RewardPool]:
+    async with RewardPool(plugin(memory_gib=1.0, file_mib=4.0, open_files=64)) as pool:
+        yield pool
+
+
+def test_whatever_looks_like_a_secret_is_taken_out_of_the_environment() -> None:
+    assert scrubbed(SECRETS | HARMLESS) == HARMLESS
+    assert scrubbed(SECRETS, keep=["HF_TOKEN"]) == {"HF_TOKEN": "hf_123"}
+
+
+async def test_a_worker_sees_no_secret_no_descriptor_and_no_directory_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SECRETS | HARMLESS).items():
+        monkeypatch.setenv(name, value)
+    note = tmp_path / "seen"
+    with open(tmp_path / "secret", "w"):  # noqa: ASYNC230  a descriptor of the stage's
+        async with RewardPool(plugin(memory_gib=1.0, env=("HF_TOKEN",))) as pool:
+            await pool.score(sample_of(f"look {note}"))
+            seen = json.loads(note.read_text())
+            assert seen["environ"]["HF_TOKEN"] == "hf_123"  # asked for
+            assert not (SECRETS.keys() - {"HF_TOKEN"}) & seen["environ"].keys()
+            assert "123" not in seen["kernel's"].replace("HF_TOKEN=hf_123", "")
+            assert HARMLESS.items() <= seen["environ"].items()
+            null, out, err, channel = list(seen["descriptors"].values())[:4]
+            assert (null, out) == ("/dev/null", err)
+            assert channel.startswith("socket:")
+            assert not any(str(tmp_path) in place for place in seen["descriptors"].values())
+            assert seen["inheritable"] == [0, 1, 2]
+            assert seen["holds"] == []
+            assert seen["directory"] != str(Path.cwd())
+            assert seen["session"] is True
+            assert seen["no new privileges"] == 1
+            assert seen["limits"] == [1 << 30, 100 << 20, 256]
+            assert (seen["core"], seen["umask"]) == (0, 0o077)
+        assert not Path(seen["directory"]).exists()
+
+
+TOO_MUCH = {
+    "allocate": "MemoryError",
+    "write": "File too large",
+    "open": "Too many open files",
+    "return": "TypeError: returned str 'xxx",
+    "parts": "bytes of numbers",
+    "raise": r"ValueError: \\x1b\[2Jyyy",
+    "forge": "its worker died twice: it answered what is no answer: JSON is malformed",
+    "flood": "its worker died twice: it answered 2147483648 bytes",
+    "kill": "its worker died twice: killed by SIGKILL",
+}
+
+
+async def test_what_takes_or_answers_too_much_fails_alone(pool: RewardPool) -> None:
+    before = psutil.Process().memory_info().rss
+    for response, why in TOO_MUCH.items():
+        with pytest.raises(RewardFailed, match=why) as failed:
+            await pool.score(sample_of(response))
+        assert len(failed.value.why) + len(failed.value.traceback) < 50_000
+        assert (await pool.score(sample_of("fine"))).value == 1.0
+    assert psutil.Process().memory_info().rss - before < 50 << 20
+
+
+async def test_a_call_that_spins_is_killed_by_its_cpu_seconds() -> None:
+    async with RewardPool(plugin(cpu_s=1.0)) as pool:
+        with pytest.raises(RewardFailed, match="killed by SIGXCPU"):
+            await pool.score(sample_of("spin"))
+
+
+async def test_of_what_a_call_prints_the_first_part_is_logged_and_memory_stays_flat(
+    pool: RewardPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="stage")
+    before = psutil.Process().memory_info().rss
+    assert (await pool.score(sample_of("print"))).value == 1.0  # 200 MiB
+    assert psutil.Process().memory_info().rss - before < 50 << 20
+    said = sum(len(record.getMessage()) for record in caplog.records)
+    assert OUTPUT_BYTES / 2 < said < 2 * OUTPUT_BYTES
+
+
+@pytest.mark.parametrize("waits", ["wait", "go"])
+async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_worker(
+    tmp_path: Path, waits: str
+) -> None:
+    note = tmp_path / "pid"
+    async with RewardPool(plugin(limit_s=3.0)) as pool:
+        if waits == "wait":
+            with pytest.raises(RewardFailed, match="took longer"):
+                await pool.score(sample_of(f"stubborn {note}", answer=waits))
+        else:
+            await pool.score(sample_of(f"stubborn {note}", answer=waits))
+        child = int(note.read_text())
+        if waits == "wait":
+            assert await eventually(lambda: not runs(child))
+    assert await eventually(lambda: not runs(child))
+
+
+@pytest.mark.slow
+async def test_a_reward_that_imports_torch_works_under_the_default_limits() -> None:
+    async with RewardPool(plugin("with_torch")) as pool:
+        assert (await pool.score(sample_of("x"))).value == 3.0
+
+
+@pytest.mark.parametrize("name,value", [("memory_gib", 0.1), ("cpu_s", -1), ("open_files", 3)])
+def test_a_limit_that_leaves_no_room_is_a_problem_of_the_configuration(
+    name: str, value: Any
+) -> None:
+    [problem] = RewardOptions(**{name: value}).problems(8)
+    assert problem.startswith(f"{name} is {value}, expected at least ")

@@ -1,0 +1,296 @@
+"""Hostile peers at real sockets: refused and counted, while the good one beside them goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from pipeline import assembly, guard
+from pipeline.codec import MAX_REPORT_BYTES, decode_tokens, encode
+from pipeline.config import Plugin
+from pipeline.configfile import load
+from pipeline.keys import addresses
+from pipeline.link import Link
+from pipeline.messages import (
+    PROTOCOL,
+    GroupTrained,
+    Heartbeat,
+    Join,
+    Manifest,
+    Published,
+    Refused,
+    Shutdown,
+    ToPeer,
+    WeightsLoaded,
+    Welcome,
+    WireError,
+)
+from pipeline.prompts import load_held_out, load_train
+from pipeline.rewarding import RewardPool
+from pipeline.runfolder import RunFolder
+from pipeline.stage import Parts, Stage
+from pipeline.text import Tokenizer
+from pipeline.transport import Hub
+from tests.pipeline.test_messages import batch
+from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAMES = 2000
+SECONDS = 30.0
+NONE = (b"", b"")
+
+
+def number(n: int) -> bytes:
+    return n.to_bytes(8, "little")
+
+
+class Peer:
+    """A good peer: a link, and what it has received."""
+
+    def __init__(self, directory: Path, join: Join) -> None:
+        self.inbox: queue.Queue[ToPeer] = queue.Queue()
+        self.link = Link(directory, join, self.inbox.put, heartbeat_s=0.05)
+        self.link.start()
+
+    async def get(self, kind: type[Any]) -> Any:
+        """The next message of this kind."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    if isinstance(found := self.inbox.get_nowait(), kind):
+                        return found
+                await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def peer(directory: Path, name: str, **other: Any) -> Iterator[Peer]:
+    made = Peer(directory, Join(protocol=PROTOCOL, role="engine", name=name, slots=4, **other))
+    try:
+        yield made
+    finally:
+        made.link.close()
+
+
+@contextlib.contextmanager
+def raw(directory: Path, identity: bytes = b"stranger") -> Iterator[tuple[Any, Any]]:
+    """A DEALER and a PUSH that say whatever they like."""
+    control, data = addresses(directory)
+    with zmq.Context() as context:
+        dealer, push = context.socket(zmq.DEALER), context.socket(zmq.PUSH)
+        with dealer, push:
+            for socket in (dealer, push):
+                socket.linger = 2000
+            dealer.setsockopt(zmq.IDENTITY, identity)
+            dealer.connect(control)
+            push.connect(data)
+            yield dealer, push
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
+    hub = Hub(tmp_path / "s")
+    hub.open()
+    yield hub
+    hub.close()
+
+
+async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_on(hub: Hub) -> None:
+    rng, refused, heard = random.Random(3), 0, 0
+    senders: set[bytes] = set()
+    with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
+        for n in range(FRAMES // 2):
+            frames = [number(rng.choice((n, 0))), mutant(rng.choice(REPORTS), rng)]
+            dealer.send_multipart(rng.choice((frames, frames * 2, frames[:1], [b""])))
+            push.send_multipart(mutant_parts(rng) or [b""])
+            good.link.send_tokens(batch(engine="e0", sequence=n), *NONE)
+        for n in range(40):
+            good.link.send(Heartbeat(progress=n, activity="well", budget_s=0.0))
+        seen: list[int] = []
+        while len(seen) < FRAMES // 2:
+            async with asyncio.timeout(SECONDS):
+                parts, _ = await hub.receive_tokens()
+            try:
+                header, _, _ = decode_tokens(parts, VOCABULARY)
+            except WireError:
+                refused += 1
+                continue
+            if header.engine == "e0" and header.sent_at_s == 0.0 and not header.chunks:
+                seen.append(header.sequence)
+        while heard < 40:
+            try:
+                async with asyncio.timeout(SECONDS):
+                    identity, message = await hub.receive_control()
+            except WireError as error:
+                senders.add(error.sender)
+                refused += 1
+                continue
+            heard += identity.startswith(b"e0/") and isinstance(message, Heartbeat)
+    assert set(range(FRAMES // 2)) <= set(seen)
+    assert senders == {b"stranger"}
+    assert refused > FRAMES // 4
+
+
+async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_else_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MAX_DATA_BYTES", 1 << 16)
+    hub = Hub(tmp_path / "s")
+    hub.open()
+    with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
+        for _ in range(3):
+            dealer.send_multipart([number(0), b"\0" * (1 << 17)])
+            push.send_multipart([b"\0" * (1 << 17)])
+        good.link.send_tokens(batch(engine="e0"), *NONE)
+        async with asyncio.timeout(SECONDS):
+            assert len((await hub.receive_tokens())[0]) == 3
+            identity, message = await hub.receive_control()
+        assert identity.startswith(b"e0/")
+        assert isinstance(message, Join)
+    hub.close()
+
+
+async def test_a_control_frame_over_its_limit_is_refused_unread(hub: Hub) -> None:
+    with raw(hub.directory) as (dealer, _):
+        dealer.send_multipart([number(0), b"\0" * (MAX_REPORT_BYTES + 1)])
+        with pytest.raises(WireError, match="over the limit"):
+            async with asyncio.timeout(SECONDS):
+                await hub.receive_control()
+
+
+async def test_a_peer_leaves_in_order_when_a_command_does_not_decode(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    directory = tmp_path / "s"
+    directory.mkdir()
+    control, data = addresses(directory)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(control)
+        with context.socket(zmq.PULL) as pull, peer(directory, "e0") as good:
+            pull.bind(data)
+            identity = await asyncio.to_thread(lambda: router.recv_multipart()[0])
+            for n in range(200):
+                frames = rng.choice(
+                    ([number(n)], [b"", b""], [number(n), rng.choice(COMMANDS), b""])
+                )
+                router.send_multipart([identity, *frames])
+            router.send_multipart([identity, number(200), mutant(COMMANDS[0], rng) + b"\xc1"])
+            for n in range(201):
+                why = (await good.get(Shutdown)).why
+                assert why.startswith(f"command {n} of the stage was lost: ")
+            router.send_multipart([identity, number(201), encode(Shutdown(why="well"))])
+            assert (await good.get(Shutdown)).why == "well"
+
+
+# --- the stage itself ------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
+    """A stage in this process, serving its sockets; engines and learner are played."""
+    config = load(
+        ROOT / "configs" / "quickstart.yaml",
+        [
+            "engine.kind=simulated",
+            "data.held_out=4",
+            "watch.lost_s=60",
+            "metrics.tensorboard=false",
+        ],
+    )
+    run = RunFolder(folder / "run")
+    run.create()
+    (weights := folder / "weights").mkdir()
+    tokenizer = Tokenizer(Path(config.model))
+    limit = config.sampling.max_tokens
+    train, held_out = (read(config.data, tokenizer, limit) for read in (load_train, load_held_out))
+    parts = Parts(
+        config=config,
+        run=run,
+        hub=Hub(folder / "s"),
+        coordinator=assembly.coordinator(config, tokenizer, train, held_out),
+        tokenizer=tokenizer,
+        data={"train": train, "eval": held_out},
+        incarnation=1,
+        weights=weights,
+        resumed_step=-1,
+    )
+    parts.hub.open()
+    async with RewardPool(Plugin(name="exact")) as pool:
+        made = Stage(parts, pool, lambda line: None)
+        serving = asyncio.create_task(made.run())
+        yield made, parts
+        made.halt("the test is over")
+        async with asyncio.timeout(SECONDS):
+            assert await serving == "the test is over"
+    parts.hub.close()
+
+
+def live(run: RunFolder) -> dict[str, Any]:
+    return json.loads(run.live.read_text())
+
+
+async def until(claim: Any) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not claim():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(11)
+    async with stage(tmp_path) as (made, parts):
+        core, run, sockets = parts.coordinator.core, parts.run, parts.hub.directory
+        with (
+            peer(sockets, "e0") as good,
+            peer(sockets, "e1") as liar,
+            peer(sockets, "l0", rank=0) as impostor,
+            raw(sockets) as (dealer, push),
+        ):
+            await good.get(Welcome)
+            await liar.get(Welcome)
+            assert "name of a learner rank" in (await impostor.get(Refused)).why
+            manifest = Manifest(
+                version=5, directory="/etc", bytes=1, checksum="", probe=[], logprobs={}
+            )
+            liar.link.send(Published(manifest=manifest))
+            liar.link.send(GroupTrained(step=0, group=0, tokens=1.0))
+            await until(lambda: made._peers.refusals.counts.get("role") == 2)
+            assert core.version == -1
+            for _ in range(20):  # with a good header
+                bad = msgspec.structs.replace(batch(engine="e1"), sampled=1)
+                liar.link.send_tokens(bad, b"odd", b"")
+            why = (await liar.get(Shutdown)).why
+            assert why.startswith("its frames are not to be believed; the last: ")
+            for n in range(300):
+                # Under its own name: on ipc:// a name is not proved, CURVE binds it to a key.
+                report, *frames = (
+                    part.replace(b"e0", b"e1")
+                    for part in (mutant(rng.choice(REPORTS), rng), *mutant_parts(rng))
+                )
+                dealer.send_multipart([number(n), report])
+                push.send_multipart(frames)
+            good.link.send(WeightsLoaded(version=0, gaps={"1.0": float("nan")}))
+            good.link.send_tokens(batch(engine="e0"), *NONE)
+            await until(lambda: parts.coordinator.placement.engines["e0"].next_sequence == 1)
+            await until(lambda: run.live.exists() and live(run)["refused"].get("tokens", 0) > 100)
+            assert "e1" not in parts.coordinator.placement.engines
+            assert live(run)["refused"]["control"] > 100
+            assert not made.error
+        told = [
+            r
+            for r in caplog.records
+            if "refused: " in r.getMessage() and "frame of" in r.getMessage()
+        ]
+        assert 1 <= len(told) <= 15
+    for line in run.metrics.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
