@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.printable import printable
-
 if TYPE_CHECKING:
     from pipeline.runfolder import RunFolder
 
@@ -21,6 +19,8 @@ RUN_HELP = "a run's folder"
 
 
 def fail(text: object, status: int = 1) -> NoReturn:
+    from pipeline.printable import printable
+
     typer.echo(f"darts: {printable(str(text))}", err=True)
     raise typer.Exit(status)
 

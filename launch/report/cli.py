@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from launch.options import fail
-from pipeline.printable import printable
 
 _MEGABYTE = 1e6
 
@@ -27,7 +26,10 @@ def report(
 
     darts report runs/compare/*/ --out comparison.html
     """
+
     import importlib.util
+
+    from pipeline.printable import printable
 
     begun = time.monotonic()
     if importlib.util.find_spec("bokeh") is None:
