@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from pipeline.coordinator import Phase
 from pipeline.ledger import FINAL
 from pipeline.live import Live
-from pipeline.trackers import LOOPBACK, TrackerError, port_complaint
+from pipeline.ports import LOOPBACK, TrackerError, port_complaint
 
 # figure of a step or an evaluation -> (name without what it is of, unit last; help)
 _FIGURES: dict[str, tuple[str, str]] = {

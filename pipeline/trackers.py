@@ -13,7 +13,6 @@ import importlib.util
 import logging
 import re
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -22,15 +21,11 @@ import msgspec
 
 from pipeline.config import Config, Metrics
 from pipeline.live import Live
+from pipeline.ports import TrackerError, port_complaint, port_in_use
 from pipeline.runfolder import RunFolder
 
 log = logging.getLogger("stage")
-LOOPBACK = "127.0.0.1"
 _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
-
-
-class TrackerError(Exception):
-    """A tracker that the configuration asks for cannot be used; names its key and the cure."""
 
 
 class Tracker(Protocol):
@@ -93,26 +88,8 @@ def complaints(section: Metrics) -> Iterator[str]:
             f"metrics.wandb: found {section.wandb!r}, but the package wandb is not installed: "
             "pip install 'darts-rl[wandb]', or leave metrics.wandb empty"
         )
-    if section.prometheus_port and (why := _port_in_use(section.prometheus_port)):
+    if section.prometheus_port and (why := port_in_use(section.prometheus_port)):
         yield port_complaint(section.prometheus_port, why)
-
-
-def port_complaint(port: int, why: object) -> str:
-    return (
-        f"metrics.prometheus_port: cannot listen on {LOOPBACK}:{port}: {why}; "
-        "choose another port, or 0 for none"
-    )
-
-
-def _port_in_use(port: int) -> str:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind((LOOPBACK, port))
-            probe.listen()
-        except OSError as error:
-            return error.strerror or str(error)
-    return ""
 
 
 def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
