@@ -8,7 +8,7 @@ Pure.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,17 +134,16 @@ def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, 
         chosen = order[_rank(low, len(order)) : _rank(high, len(order))]
         if not chosen:
             continue
-        phases: dict[str, list[float]] = {}
+        sums: dict[str, float] = {}
         for trajectory in chosen:
-            for name, seconds in _phases(mine[trajectory], taken.get(trajectory)).items():
-                phases.setdefault(name, []).append(seconds)
+            _add_phases(sums, mine[trajectory], taken.get(trajectory))
         lengths = [mine[trajectory][0].length for trajectory in chosen]
         found.append(
             {
                 "group": f"p{low}-p{high}",
                 "trajectories": len(chosen),
                 "tokens_mean": sum(lengths) / len(lengths),
-                "seconds": {name: sum(s) / len(chosen) for name, s in phases.items()},
+                "seconds": {name: seconds / len(chosen) for name, seconds in sums.items()},
             }
         )
     return found
@@ -154,25 +153,23 @@ def _rank(percent: int, count: int) -> int:
     return round(percent / 100 * count)
 
 
-def _phases(legs: Sequence[Leg], handover: Handover | None) -> Mapping[str, float]:
-    found: dict[str, float] = {}
+def _add_phases(sums: dict[str, float], legs: Sequence[Leg], handover: Handover | None) -> None:
+    """One trajectory's seconds of each phase, on top of those of others."""
+
+    def add(name: str, start: float, end: float) -> None:
+        sums[name] = sums.get(name, 0.0) + (end - start if end > start else 0.0)
+
     for leg in legs:
-        first = leg.first or leg.heard
-        last = leg.last or leg.heard
-        for name, start, end in (
-            ("waiting for a slot", leg.queued or leg.placed, leg.placed),
-            ("to the first token", leg.placed, first),
-            ("decoding", first, last),
-            ("tokens to the stage", last, leg.heard),
-        ):
-            found[name] = found.get(name, 0.0) + max(0.0, end - start)
+        first, last = leg.first or leg.heard, leg.last or leg.heard
+        add("waiting for a slot", leg.queued or leg.placed, leg.placed)
+        add("to the first token", leg.placed, first)
+        add("decoding", first, last)
+        add("tokens to the stage", last, leg.heard)
     if handover is not None:
-        heard = max(leg.heard for leg in legs)
-        found["waiting for its group"] = max(0.0, handover.sent - heard)
         begun = handover.begun or handover.sent
-        found["waiting for the learner"] = max(0.0, begun - handover.sent)
-        found["forward and backward"] = max(0.0, handover.heard - begun)
-    return found
+        add("waiting for its group", max(leg.heard for leg in legs), handover.sent)
+        add("waiting for the learner", handover.sent, begun)
+        add("forward and backward", begun, handover.heard)
 
 
 def stragglers(record: StepRecord) -> list[dict[str, Any]]:
