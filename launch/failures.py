@@ -176,7 +176,7 @@ def rows(root: Path = ROOT) -> list[Row]:
     found: list[Row] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         tree = ast.parse(path.read_text(), str(path))
-        tests = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        tests = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
         where = path.relative_to(root).as_posix()
         found += [row for test in tests if (row := _row(test, where)) is not None]
     return found

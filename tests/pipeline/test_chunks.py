@@ -70,7 +70,7 @@ async def test_the_file_comes_whole_and_in_order(ticket: Ticket) -> None:
     "weights are gone, or of another size, when they are fetched", part="network", by="socket"
 )
 async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: Ticket) -> None:
-    """Promise: it is an error that names version and byte.
+    """Promise: it is an error that names the version, or the byte.
     Bound: at the first piece.
     """
     with pytest.raises(TransportError, match="version 4 is not published any more"):

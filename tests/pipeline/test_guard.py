@@ -144,7 +144,7 @@ async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
             await hub.receive_control()
 
 
-@pytest.mark.fault("who looks at keys has died", part="peers", by="socket")
+@pytest.mark.fault("nobody is there to look at keys", part="peers", by="socket")
 async def test_with_nobody_to_ask_known_keys_are_refused_too(
     tmp_path: Path, entrance: Entrance
 ) -> None:
