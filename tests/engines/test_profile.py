@@ -56,9 +56,13 @@ async def test_it_is_measured_once_and_again_for_other_settings_or_a_broken_file
     assert len(engine.asked) == 3 * asked
 
 
+@pytest.mark.fault("the engine's profile cannot be kept", part="disk", by="file")
 async def test_a_profile_that_cannot_be_kept_is_used_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Promise: it is used all the same, and said to be not kept.
+    Bound: at that write.
+    """
     (tmp_path / "darts").write_text("no directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = Counting(2)

@@ -29,8 +29,12 @@ def test_the_published_file_is_received(tmp_path: Path):
     assert WeightReceiver().receive(manifest_of(tmp_path, b"weights")) == tmp_path
 
 
+@pytest.mark.fault("a file of weights with a byte changed, or shorter", part="engines", by="file")
 @pytest.mark.parametrize("found", [b"weightz", b"weight", b""])
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path: Path, found: bytes):
+    """Promise: it is refused by version and name before an engine reads it.
+    Bound: before the load.
+    """
     (tmp_path / "model.safetensors").write_bytes(found)
     with pytest.raises(WeightsError, match=r"version 3: .*model\.safetensors has \d bytes"):
         WeightReceiver().receive(manifest_of(tmp_path, b"weights"))

@@ -238,7 +238,12 @@ async def test_a_second_welcome_forgets_all_legs_and_counts_from_zero(tmp_path: 
         assert second[-1].sampled == len(stage.tokens[50, 0])
 
 
+@pytest.mark.fault("weights whose checksum is wrong", part="engines", by="process")
 async def test_weights_that_do_not_match_their_checksum_are_reported_and_not_loaded(tmp_path: Path):
+    """Promise: the engine says so with the checksum, loads nothing, and goes on with the version
+    that it has.
+    Bound: reported within 10 s.
+    """
     async with stage_of(tmp_path, "simulated") as stage:
         await stage.load(1)
         stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(2, checksum="0" * 32)))
@@ -250,7 +255,11 @@ async def test_weights_that_do_not_match_their_checksum_are_reported_and_not_loa
         assert stage.ended[1, 0].version == 1
 
 
+@pytest.mark.fault("a request reaches an engine without weights", part="engines", by="process")
 async def test_a_request_before_the_first_weights_ends_as_an_error(tmp_path: Path):
+    """Promise: it ends as an error.
+    Bound: 10 s.
+    """
     async with stage_of(tmp_path, "simulated") as stage:
         stage.generate(request_of(1))
         await stage.until_ended((1, 0))
@@ -268,7 +277,11 @@ async def test_a_shutdown_sends_what_was_sampled_and_exits_in_order(tmp_path: Pa
         assert await asyncio.to_thread(stage.process.wait, 5) == 0
 
 
+@pytest.mark.fault("Ctrl-C reaches an engine's worker", part="people", by="process")
 async def test_sigterm_ends_it_and_sigint_does_not(tmp_path: Path):
+    """Promise: it goes on, for the launcher decides; SIGTERM ends it with status 0.
+    Bound: 5 s after SIGTERM.
+    """
     async with stage_of(tmp_path, "simulated") as stage:
         stage.process.send_signal(signal.SIGINT)
         await stage.load(1)
@@ -287,10 +300,16 @@ def members(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.fault(
+    "an engine's worker is killed beside vLLM's own processes", part="engines", by="process"
+)
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_no_process_of_vllm_outlives_a_killed_worker(tmp_path: Path):
+    """Promise: they end too.
+    Bound: 5 s.
+    """
     async with stage_of(tmp_path, "vllm", within_s=180) as stage:
         stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(1)))
         loaded = await stage.heard(WeightsLoaded)

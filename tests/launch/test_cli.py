@@ -74,7 +74,11 @@ def test_what_dry_run_prints_is_a_configuration_that_means_the_same(elsewhere: P
     assert load(elsewhere / "again.yaml", ()) == load(Path(QUICKSTART), overrides)
 
 
+@pytest.mark.fault("a configuration with several problems", part="configuration", by="file")
 def test_all_problems_of_a_configuration_come_at_once_with_exit_2() -> None:
+    """Promise: status 2, with all of them by key.
+    Bound: before anything starts.
+    """
     result = darts(
         "train", QUICKSTART, "step.prompts=0", "learner.zero=7", "selektor=dual_end", "reward=exakt"
     )
@@ -118,9 +122,13 @@ def folder_with_a_config(path: Path) -> RunFolder:
     return run
 
 
+@pytest.mark.fault("a resume without a checkpoint", part="checkpoints", by="file")
 def test_resume_of_a_folder_without_a_checkpoint_exits_5_and_begins_nothing(
     elsewhere: Path,
 ) -> None:
+    """Promise: status 5, and nothing is written but the lock and its owner.
+    Bound: before anything starts.
+    """
     run = folder_with_a_config(elsewhere / "r")
     before = sorted(p.name for p in run.path.rglob("*"))
     result = darts("train", "--resume", "r")
@@ -147,9 +155,13 @@ print("held", flush=True); time.sleep(60)
 """
 
 
+@pytest.mark.fault("a second run in the same folder", part="people", by="process")
 def test_a_second_run_in_the_same_folder_is_refused_and_told_of_the_first(
     elsewhere: Path,
 ) -> None:
+    """Promise: status 2 with the first one's process, and no configuration is written.
+    Bound: before anything starts.
+    """
     first = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(elsewhere / "r")],
         stdout=subprocess.PIPE,
@@ -168,7 +180,11 @@ def test_a_second_run_in_the_same_folder_is_refused_and_told_of_the_first(
         first.stdout.close()
 
 
+@pytest.mark.fault("a new run in the folder of an old one", part="people", by="file")
 def test_a_folder_that_holds_a_run_already_is_not_written_over(elsewhere: Path) -> None:
+    """Promise: status 2 with the command that resumes; the old configuration is unchanged.
+    Bound: before anything starts.
+    """
     run = folder_with_a_config(elsewhere / "r")
     content = run.config.read_text()
     result = darts("train", QUICKSTART, "--out", "r", "seed=9")
@@ -177,7 +193,11 @@ def test_a_folder_that_holds_a_run_already_is_not_written_over(elsewhere: Path) 
     assert run.config.read_text() == content
 
 
+@pytest.mark.fault("the port for Prometheus is taken", part="configuration", by="socket")
 def test_trackers_that_cannot_be_had_are_named_before_anything_starts(elsewhere: Path) -> None:
+    """Promise: status 2 by its key, and nothing is written.
+    Bound: before anything starts.
+    """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -132,9 +132,14 @@ def test_streamed_logprobs_several_updates_and_a_version_of_staleness_go_togethe
     assert len(set(trained)) == len(trained) >= 6 * 4
 
 
+@pytest.mark.fault("a learner rank is killed", part="learner", by="process")
 def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Promise: the run ends with status 1, names who was killed and the command to resume by, and
+    leaves no process; resumed, it trains on the same prompts as a run that nothing happened to.
+    Bound: it ends within 60 s.
+    """
     run = tmp_path / "killed"
     with train(run, tmp_path / "killed.log", *SIMULATED) as job:
         job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
@@ -149,9 +154,14 @@ def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     assert trained_prompts(run) == trained_prompts(undisturbed)
 
 
+@pytest.mark.fault("Ctrl-C in mid-step", part="people", by="process")
 def test_ctrl_c_cuts_a_checkpoint_in_mid_step_and_resume_goes_on_from_it(
     undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Promise: status 130, a checkpoint, and no process left; resumed, the run trains on the same
+    prompts as one that nobody stopped.
+    Bound: 10 s.
+    """
     run = tmp_path / "stopped"
     with train(run, tmp_path / "stopped.log", *SIMULATED, "checkpoint.every=0") as job:
         job.until(lambda: steps_done(run) >= 2)
@@ -178,7 +188,12 @@ def test_torchrun_gives_roles_by_rank_with_two_learners_and_zero_1(tmp_path: Pat
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
 
+@pytest.mark.fault("most rewards raise", part="rewards", by="process")
 def test_a_reward_that_mostly_raises_stops_the_run_with_its_traceback(tmp_path: Path) -> None:
+    """Promise: the run stops with status 1, with the words of the error and the setting that allows
+    more.
+    Bound: 120 s.
+    """
     run = tmp_path / "raises"
     overrides = [o.replace(":length_reward", ":broken_reward") for o in SIMULATED]
     with train(run, tmp_path / "raises.log", *overrides) as job:

@@ -21,9 +21,14 @@ def decisions_of_open_step(run: Path) -> int:
     return sum(line["step"] == done for line in lines(run / "decisions.jsonl", "decision"))
 
 
+@pytest.mark.fault("an engine (vLLM) is killed in mid-step", part="engines", by="process")
 def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exports(
     tmp_path: Path,
 ) -> None:
+    """Promise: what it was sampling goes on, and the run does all its steps; each prompt is trained
+    on once, the accounts add up to what engines report, and no process or shared memory is left.
+    Bound: the run ends within 500 s of the kill.
+    """
     run = tmp_path / "killed"
     before = shared_memory()
     long_steps = ("step.prompts=96", "step.count=4", "eval.every=4", "data.held_out=8")
@@ -64,7 +69,11 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
     assert 0 <= figures["accuracy_before"] <= 1
 
 
+@pytest.mark.fault("Ctrl-C with vLLM", part="people", by="process")
 def test_ctrl_c_ends_vllm_too_within_ten_seconds(tmp_path: Path) -> None:
+    """Promise: status 130, a checkpoint, and neither process nor shared memory left.
+    Bound: 10 s, and 1 s for the last process.
+    """
     run = tmp_path / "stopped"
     before = shared_memory()
     with train(run, tmp_path / "stopped.log") as job:

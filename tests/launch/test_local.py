@@ -26,9 +26,13 @@ def dead_pid() -> int:
     return done.pid
 
 
+@pytest.mark.fault("a killed run leaves weights in shared memory", part="disk", by="file")
 def test_weights_of_dead_runs_are_swept_and_those_of_live_ones_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: the sweep removes them; those of live runs and of other users stay.
+    Bound: at the next sweep.
+    """
     monkeypatch.setattr(local, "SHARED_MEMORY", tmp_path)
     dead = tmp_path / f"darts-{os.getuid()}-{dead_pid()}-ab12-old"
     foreign = tmp_path / f"darts-{os.getuid() + 1}-{dead_pid()}-ab12-old"
@@ -60,7 +64,11 @@ class Heard:
         self.lines.append(line)
 
 
+@pytest.mark.fault("the stage's process lives and says nothing", part="stage", by="process")
 def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Path) -> None:
+    """Promise: the launcher says so, with the log to look into, once a limit.
+    Bound: `watch.warn_s` (here 1 s).
+    """
     run, view = RunFolder(tmp_path / "run"), Heard()
     run.create()
     config = load(ROOT / "configs" / "quickstart.yaml", ["watch.warn_s=1"])

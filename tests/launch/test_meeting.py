@@ -57,7 +57,13 @@ def test_every_rank_is_heard_and_gets_its_place() -> None:
         assert first.result() == {1: hello_of("n1"), 2: hello_of("n2")}
 
 
+@pytest.mark.fault(
+    "ranks are started again over what the last round left", part="network", by="direct"
+)
 def test_what_a_round_before_has_left_is_taken_for_nobody() -> None:
+    """Promise: nobody of the round before is taken for one that is there; the new ones meet.
+    Bound: when the last new rank has come.
+    """
     store = Shelf()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(attend, store, OPEN, 2, lambda h: answers("1", h), 20)
@@ -71,7 +77,11 @@ def test_what_a_round_before_has_left_is_taken_for_nobody() -> None:
         assert second.result() == {1: hello_of("new")}
 
 
+@pytest.mark.fault("a rank never comes to the meeting", part="network", by="direct")
 def test_missing_ranks_are_named() -> None:
+    """Promise: rank 0 ends and names those that are missing.
+    Bound: `watch.join_s` (here 0.2 s).
+    """
     store = Shelf()
     store.set("darts/hello/1", OPEN.close("darts/hello/1", hello_of("n1")))
     with pytest.raises(MeetingError, match=r"ranks \[2\] are missing"):
@@ -86,8 +96,12 @@ def test_a_rank_that_is_refused_ends_with_the_reason() -> None:
             join(store, OPEN, 1, hello_of("n1"), 20)
 
 
+@pytest.mark.fault("a rank has another secret", part="network", by="direct")
 @pytest.mark.parametrize("other", [b"", b"wrong"])
 def test_without_the_secret_nothing_counts_as_said(other: bytes) -> None:
+    """Promise: both ends name another `--secret` as the likely reason.
+    Bound: the patience of the meeting (here 0.5 s).
+    """
     store, ours, theirs = Shelf(), Seal(b"right"), Seal(other)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(attend, store, ours, 2, lambda h: answers("1", h), 0.5)

@@ -102,7 +102,11 @@ def test_a_child_leads_its_own_session_and_reads_nothing(program: Callable[[str]
     assert read == "''"
 
 
+@pytest.mark.fault("a child ignores SIGTERM", part="people", by="process")
 def test_end_all_kills_a_child_that_ignores_sigterm(program: Callable[[str], Child]) -> None:
+    """Promise: it is killed after the grace.
+    Bound: 10 s at a grace of 0.1 s.
+    """
     stubborn = program(STUBBORN)
     stubborn.start()
     until(lambda: up(stubborn))
@@ -136,7 +140,11 @@ def test_end_all_reaps_a_child_whose_first_thread_ends_before_the_others(
     assert child.ended() == "exit 5"
 
 
+@pytest.mark.fault("a child leaves a process of its own behind", part="people", by="process")
 def test_end_all_ends_what_a_child_has_started(program: Callable[[str], Child]) -> None:
+    """Promise: that one ends too.
+    Bound: 20 s.
+    """
     child = program(PARENT)
     child.start()
     until(lambda: up(child))
@@ -145,7 +153,11 @@ def test_end_all_ends_what_a_child_has_started(program: Callable[[str], Child]) 
     until(lambda: gone(grandchild))
 
 
+@pytest.mark.fault("the launcher is killed", part="people", by="process")
 def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    """Promise: its child ends.
+    Bound: 20 s.
+    """
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "from launch.processes import Child, clean_environment\n"

@@ -70,6 +70,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     return found
 
 
+@pytest.mark.fault("other settings at a resume", part="checkpoints", by="file")
 @pytest.mark.parametrize(
     "edit, said",
     [
@@ -89,6 +90,10 @@ def test_other_settings_are_refused_by_name(
     edit: str,
     said: str,
 ) -> None:
+    """Promise: status 2 with key, old and new value; the checkpoint stays whole, and goes on with
+    the old settings.
+    Bound: before anything starts.
+    """
     halted = Halted(tmp_path, state)
     assert halted.edited(edit) == 2
     text = capsys.readouterr().err
@@ -112,6 +117,7 @@ def test_settings_that_say_only_how_it_goes_on_may_change(
     assert started == [halted.directory]
 
 
+@pytest.mark.fault("another tokenizer or model at a resume", part="checkpoints", by="file")
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_another_tokenizer_or_model_is_refused_by_name(
     tmp_path: Path,
@@ -120,6 +126,9 @@ def test_another_tokenizer_or_model_is_refused_by_name(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
+    """Promise: status 2, and what differs is named.
+    Bound: before anything starts.
+    """
     halted = Halted(tmp_path, state)
     path = halted.model / name
     path.write_text(path.read_text() + "\n")
@@ -129,12 +138,16 @@ def test_another_tokenizer_or_model_is_refused_by_name(
     assert started == []
 
 
+@pytest.mark.fault("an edited data set at a resume", part="checkpoints", by="file")
 def test_an_edited_data_set_is_refused_and_one_that_was_moved_is_not(
     tmp_path: Path,
     state: checkpoint.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Promise: status 2 by its key; the same content at another path goes on.
+    Bound: before anything starts.
+    """
     halted = Halted(tmp_path, state)
     moved = halted.data.rename(tmp_path / "moved.jsonl")
     assert halted.edited(f"data.train={moved}") == 0
@@ -144,6 +157,7 @@ def test_an_edited_data_set_is_refused_and_one_that_was_moved_is_not(
     assert len(started) == 1
 
 
+@pytest.mark.fault("another number of learner ranks above ZeRO 0", part="checkpoints", by="file")
 @pytest.mark.parametrize("zero, status", [(0, 0), (1, 2), (2, 2), (3, 2)])
 def test_another_number_of_ranks_goes_on_where_each_has_the_whole_state_else_is_refused(
     tmp_path: Path,
@@ -153,6 +167,9 @@ def test_another_number_of_ranks_goes_on_where_each_has_the_whole_state_else_is_
     zero: int,
     status: int,
 ) -> None:
+    """Promise: status 2 with both numbers and the reason; at ZeRO 0 it goes on.
+    Bound: before anything starts.
+    """
     halted = Halted(tmp_path, state, f"learner.zero={zero}", "learner.ranks=2")
     assert halted.edited("learner.ranks=3") == status
     assert started == [halted.directory] * (not status)

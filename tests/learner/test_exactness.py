@@ -280,10 +280,14 @@ def test_several_updates_with_masks_and_kl_equal_plain_adamw_on_every_rank(
     assert first["computed_share"] == pytest.approx(1), "the divergence is of all members"
 
 
+@pytest.mark.fault("one of several updates is not finite", part="learner", by="process")
 @pytest.mark.parametrize("zero,world", CASES)
 def test_update_whose_loss_is_not_finite_is_left_out_and_the_others_count(
     results: Results, model: Path, after: list[torch.Tensor], zero: int, world: int
 ):
+    """Promise: it is left out; the weights are those of the other updates.
+    Bound: the same step.
+    """
     plain = Plain(model, cap=2.0)
     plain.step([group_of(number) for number in STEPS[0][:2]])
     for rank in results[world]:
@@ -310,10 +314,14 @@ def test_published_file_and_probe_are_the_weights_after_the_step(
         assert rank[f"published{zero}"]["logprobs"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.fault("the loss of a group is NaN", part="learner", by="process")
 @pytest.mark.parametrize("zero,world", CASES)
 def test_group_with_a_nan_loss_fails_and_leaves_no_trace_in_the_gradient(
     results: Results, after: list[torch.Tensor], zero: int, world: int
 ):
+    """Promise: it is reported as failed; the weights are those of the others alone, on every rank.
+    Bound: the same step.
+    """
     for rank in results[world]:
         found = rank[f"spoiled{zero}"]
         assert found["reports"].count("GroupFailed 99") == 2
@@ -323,10 +331,15 @@ def test_group_with_a_nan_loss_fails_and_leaves_no_trace_in_the_gradient(
         assert same_update(found["weights"], after[1], after[0])
 
 
+@pytest.mark.fault("the gradient of a step is NaN", part="learner", by="process")
 @pytest.mark.parametrize("zero,world", CASES)
 def test_nan_gradient_is_built_again_and_the_second_time_skipped_with_weights_bit_equal(
     results: Results, after: list[torch.Tensor], zero: int, world: int
 ):
+    """Promise: the gradient is built again; if it is NaN again the step is skipped with weights bit
+    for bit as before, and the next step counts.
+    Bound: two attempts.
+    """
     for rank in results[world]:
         found = rank[f"poisoned{zero}"]
         assert found["applied"] == [True, False, True]
@@ -335,10 +348,15 @@ def test_nan_gradient_is_built_again_and_the_second_time_skipped_with_weights_bi
         assert same_update(found["weights"], after[2], after[0])
 
 
+@pytest.mark.fault("memory runs out in the backward pass", part="learner", by="process")
 @pytest.mark.parametrize("zero,world", LOCAL)
 def test_memory_that_runs_out_halves_the_micro_batches_and_changes_nothing(
     results: Results, after: list[torch.Tensor], zero: int, world: int
 ):
+    """Promise: micro-batches are halved and the weights after the step are the same (ZeRO 0 to 2;
+    the error is raised by the test).
+    Bound: the same step.
+    """
     for rank in results[world]:
         found = rank[f"starved{zero}"]
         assert found["after"] <= SECTION.tokens_per_micro_batch // 2 < found["before"]

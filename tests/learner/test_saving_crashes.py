@@ -63,9 +63,15 @@ def content_of(directory: Path) -> str:
     return json.loads((directory / checkpoint.MANIFEST).read_bytes())["content"]
 
 
+@pytest.mark.fault(
+    "a crash while a rank writes model, tokenizer and optimizer", part="checkpoints", by="file"
+)
 def test_model_tokenizer_and_optimizer_are_whole_after_any_crash_and_no_fsync_is_idle(
     tmp_path: Path, state: Snapshot
 ) -> None:
+    """Promise: resume finds the old ones or the new ones, whole.
+    Bound: every prefix of the operations.
+    """
     run = tmp_path / "run"
     run.mkdir()
     save(run, state, 1, "a", Quick())
@@ -76,9 +82,14 @@ def test_model_tokenizer_and_optimizer_are_whole_after_any_crash_and_no_fsync_is
     assert forgotten(recorder, tmp_path, "ab", content_of) == []
 
 
+@pytest.mark.fault("the disk is full while a rank writes", part="disk", by="file")
 @pytest.mark.parametrize("room", [4_000, 600_000], ids=["tokenizer", "weights"])
 def test_a_full_disk_is_an_error_of_the_rank_that_lives_on(tmp_path: Path, room: int) -> None:
-    """Whichever library writes when there is no more room; none maps the file into memory."""
+    """Whichever library writes when there is no more room; none maps the file into memory.
+
+    Promise: it is an error that can be caught, whichever library writes; nothing kills the process.
+    Bound: at that write.
+    """
     model = AutoModelForCausalLM.from_pretrained(SOURCE)
     refused = pytest.raises((OSError, SafetensorError), match="No space|os error|too large")
     with small_disk(tmp_path / "small", room) as folder, refused:

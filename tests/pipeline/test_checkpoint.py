@@ -103,6 +103,11 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
 
+@pytest.mark.fault(
+    "a file of a checkpoint is deleted, cut, emptied, linked or has a bit flipped",
+    part="checkpoints",
+    by="file",
+)
 @pytest.mark.parametrize(
     "how", ["deleted", "truncated", "emptied", "linked", "flip 0", "flip 50", "flip 100"]
 )
@@ -110,6 +115,10 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_file_falls_back_loudly_to_the_one_before(
     tmp_path: Path, states: list[Snapshot], name: str, how: str
 ) -> None:
+    """Promise: the one before is used, the file is named, and the damaged one is kept as
+    `corrupt-...`.
+    Bound: before anything is loaded.
+    """
     save(tmp_path, states[-1], 1)
     damage(save(tmp_path, states[-1], 2) / name, how)
     directory, _, complaints = checkpoint.newest(tmp_path)
@@ -151,10 +160,14 @@ def test_the_same_step_can_be_damaged_twice(tmp_path: Path, states: list[Snapsho
     assert kept == ["corrupt-step-000002", "corrupt-step-000002-2"]
 
 
+@pytest.mark.fault("a file or link that the manifest does not know", part="checkpoints", by="file")
 @pytest.mark.parametrize("what", ["a file", "a file in a folder", "a link", "a folder linked"])
 def test_what_the_manifest_does_not_know_is_damage(
     tmp_path: Path, states: list[Snapshot], what: str
 ) -> None:
+    """Promise: the checkpoint counts as damaged, the file is named, and the one before is used.
+    Bound: before anything is loaded.
+    """
     save(tmp_path, states[-1], 1)
     directory = save(tmp_path, states[-1], 2)
     extra = directory / "model" / "modeling.py" if "in a" in what else directory / "extra"
@@ -181,9 +194,14 @@ def test_a_checkpoint_that_is_a_link_is_damage(tmp_path: Path, states: list[Snap
     assert "step-000002: is a symbolic link" in complaint
 
 
+@pytest.mark.fault("every checkpoint is damaged", part="checkpoints", by="file")
 def test_when_all_are_damaged_each_is_named_and_nothing_is_begun_anew(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
+    """Promise: it is an error that names each damaged file, this time and the next; nothing begins
+    anew.
+    Bound: before anything is loaded.
+    """
     for step, name in ((1, "optimizer-0"), (2, "model/weights"), (3, checkpoint.MANIFEST)):
         damage(save(tmp_path, states[-1], step) / name, "flip 50")
     with pytest.raises(CheckpointError) as found:
@@ -201,11 +219,16 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_begun_anew(
 # --- whose it is -------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("others may write a checkpoint", part="checkpoints", by="file")
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 @pytest.mark.parametrize("name", [".", "step-000001", "step-000001/model", *OF_STEP_1])
 def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     tmp_path: Path, states: list[Snapshot], name: str, mode: int
 ) -> None:
+    """Promise: it is refused with the `chmod` that cures it, stays where it is, and is used after
+    the cure.
+    Bound: before anything is loaded.
+    """
     save(tmp_path / "c", states[-1], 1)
     path = tmp_path / "c" / name
     path.chmod(path.stat().st_mode | mode)
@@ -215,10 +238,14 @@ def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     assert checkpoint.newest(tmp_path / "c")[0].name == "step-000001"
 
 
+@pytest.mark.fault("a file of a checkpoint belongs to somebody else", part="checkpoints", by="file")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 def test_what_belongs_to_somebody_else_is_refused_with_the_cure(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
+    """Promise: it is refused with the `chown` that cures it.
+    Bound: before anything is loaded.
+    """
     optimizer = save(tmp_path, states[-1], 1) / "optimizer-0"
     os.chown(optimizer, 65534, -1)
     with pytest.raises(checkpoint.Refused, match=r"optimizer-0: belongs to user 65534.*chown -R 0"):
@@ -258,7 +285,11 @@ def test_looking_at_a_live_run_changes_nothing(tmp_path: Path, states: list[Snap
 # --- other manifests ---------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a sealed manifest names a file outside", part="checkpoints", by="file")
 def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snapshot]) -> None:
+    """Promise: it is refused by name.
+    Bound: before the file is used.
+    """
     directory = save(tmp_path / "c", states[-1])
     secret = tmp_path / "secret"
     secret.write_text("x")
@@ -270,7 +301,11 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snaps
         checkpoint.verify(directory)
 
 
+@pytest.mark.fault("a checkpoint of another format", part="checkpoints", by="file")
 def test_another_format_is_refused_by_number(tmp_path: Path, states: list[Snapshot]) -> None:
+    """Promise: it is refused with both numbers.
+    Bound: before anything is loaded.
+    """
     directory = save(tmp_path, states[-1])
     manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes()) | {"format": 99}
     manifest["checksum"] = checkpoint._seal(manifest)

@@ -91,11 +91,17 @@ SCENARIOS = (first_ever, next_step, same_step, fsync_failed)
 Scenario = Callable[[Path, Snapshot], tuple[Recorder, str]]
 
 
+@pytest.mark.fault("a crash at any operation of a checkpoint", part="checkpoints", by="file")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_crash_at_any_moment_leaves_exactly_the_old_or_the_new(
     tmp_path: Path, state: Snapshot, scenario: Scenario
 ) -> None:
-    """Every prefix of the disk operations, and many parts lost of what was not fsynced."""
+    """Every prefix of the disk operations, and many parts lost of what was not fsynced.
+
+    Promise: resume finds exactly the old state or the new one, never an older one than was
+    reported, and the run goes on from there.
+    Bound: every prefix of the operations, with many choices of what was not yet on the disk.
+    """
     (tmp_path / "run").mkdir()
     recorder, allowed = scenario(tmp_path / "run", state)
     number = 0
@@ -109,9 +115,13 @@ def test_a_crash_at_any_moment_leaves_exactly_the_old_or_the_new(
     assert number > 50
 
 
+@pytest.mark.fault("a crash of the resume after a crash", part="checkpoints", by="file")
 def test_a_crash_of_the_resume_that_tidies_up_after_a_crash_changes_nothing(
     tmp_path: Path, state: Snapshot
 ) -> None:
+    """Promise: the next resume finds the old state or the new one all the same.
+    Bound: every prefix of its operations.
+    """
     (tmp_path / "run").mkdir()
     recorder, allowed = same_step(tmp_path / "run", state)
     again = 0
@@ -126,10 +136,14 @@ def test_a_crash_of_the_resume_that_tidies_up_after_a_crash_changes_nothing(
     assert again > 100
 
 
+@pytest.mark.fault("a checkpoint forgets one fsync", part="checkpoints", by="file")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_leaving_out_any_single_fsync_is_caught(
     tmp_path: Path, state: Snapshot, scenario: Scenario
 ) -> None:
+    """Promise: the enumeration of crashes notices each that is left out.
+    Bound: every fsync.
+    """
     (tmp_path / "run").mkdir()
     recorder, allowed = scenario(tmp_path / "run", state)
     assert forgotten(recorder, tmp_path, allowed, content_of) == []

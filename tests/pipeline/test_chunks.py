@@ -66,16 +66,26 @@ async def test_the_file_comes_whole_and_in_order(ticket: Ticket) -> None:
     assert await asyncio.to_thread(whole, ticket) == CONTENT
 
 
+@pytest.mark.fault(
+    "weights are gone, or of another size, when they are fetched", part="network", by="socket"
+)
 async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: Ticket) -> None:
+    """Promise: it is an error that names the version, or the byte.
+    Bound: at the first piece.
+    """
     with pytest.raises(TransportError, match="version 4 is not published any more"):
         await asyncio.to_thread(whole, ticket, 4)
     with pytest.raises(TransportError, match="not the 7 bytes of its manifest, at byte 0"):
         await asyncio.to_thread(whole, ticket, 3, 7)
 
 
+@pytest.mark.fault("somebody without a key asks for weights", part="network", by="socket")
 async def test_weights_are_for_bearers_of_a_key(
     ticket: Ticket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: nothing is sent, and the error names the reason.
+    Bound: the patience of the fetch (here 1 s).
+    """
     monkeypatch.setattr(chunks, "RETRY_S", 0.3)
     other = Ticket(
         control=ticket.control,
@@ -117,7 +127,12 @@ async def test_a_version_published_anew_is_fetched_anew(ticket: Ticket, tmp_path
     assert (found / FILE).read_bytes() == changed
 
 
+@pytest.mark.fault("weights are damaged on the way to another machine", part="network", by="socket")
 async def test_a_damaged_file_is_refused_and_leaves_nothing(ticket: Ticket, tmp_path: Path) -> None:
+    """Promise: they are refused before an engine sees them, and nothing of them is left on the
+    disk.
+    Bound: before the load.
+    """
     receiver = FetchingReceiver(ticket, tmp_path / "here")
     wrong = manifest_of(CONTENT[::-1])
     with pytest.raises(WeightsError, match="damaged on the way"):

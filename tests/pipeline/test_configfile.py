@@ -226,7 +226,11 @@ def test_words_that_yaml_1_1_would_turn_are_read_as_written(write):
     assert read == ["on", "yes", "12:30", 16, 15, "1_000", inf, -inf, None, 3.0, 0.5]
 
 
+@pytest.mark.fault("a file that is no configuration, or a bomb", part="configuration", by="file")
 def test_a_file_that_is_no_configuration_is_a_problem_not_a_crash(write, tmp_path: Path):
+    """Promise: it is a problem in words, not a crash.
+    Bound: while it is read.
+    """
     path = write("")
     for text, claim in (
         ("model: [", "configs/a.yaml:1: not YAML"),

@@ -119,6 +119,7 @@ async def test_a_known_key_comes_in_by_tcp_and_by_ipc(hub: Hub, entrance: Entran
             assert await got(inbox) == WELCOME
 
 
+@pytest.mark.fault("no key, an unknown one, or one for another server", part="peers", by="socket")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -131,6 +132,10 @@ async def test_a_known_key_comes_in_by_tcp_and_by_ipc(hub: Hub, entrance: Entran
 async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
     hub: Hub, entrance: Entrance, changes: dict[str, Any]
 ) -> None:
+    """Promise: nothing that such a peer says is heard, it is counted, and the next good one gets
+    in.
+    Bound: refused within 20 s; nothing heard in 0.5 s.
+    """
     with link_with(ticket_with(entrance, **changes), join_of("e0")):
         await until_refused(hub)
         await nothing_heard(hub)
@@ -139,9 +144,13 @@ async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
             await hub.receive_control()
 
 
+@pytest.mark.fault("nobody is there to look at keys", part="peers", by="socket")
 async def test_with_nobody_to_ask_known_keys_are_refused_too(
     tmp_path: Path, entrance: Entrance
 ) -> None:
+    """Promise: known keys are refused too: closed, not open.
+    Bound: nothing heard in 1 s.
+    """
     hub = Hub(tmp_path / "s", entrance)
     hub.open()  # but `attend` does not run
     with link_with(ticket_with(entrance), join_of("e0")):
@@ -149,9 +158,13 @@ async def test_with_nobody_to_ask_known_keys_are_refused_too(
     hub.close()
 
 
+@pytest.mark.fault("a peer is denied", part="peers", by="socket")
 async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
     hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: it tries again, then ends by saying that the stage does not know its key.
+    Bound: `DENIED_S` (30 s, here 0.5 s).
+    """
     monkeypatch.setattr(links, "DENIED_S", 0.5)
     with link_with(ticket_with(entrance, keys=STRANGER), join_of("e0")) as (_, inbox):
         message = await got(inbox)
@@ -161,9 +174,13 @@ async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
     assert hub.guard.refused > 1
 
 
+@pytest.mark.fault("a key becomes known only after the first attempt", part="peers", by="socket")
 async def test_a_key_that_becomes_known_a_little_late_is_let_in(
     hub: Hub, entrance: Entrance
 ) -> None:
+    """Promise: the peer gets in without a restart.
+    Bound: 20 s.
+    """
     with link_with(ticket_with(entrance, keys=STRANGER), join_of("e9")) as (_, inbox):
         await until_refused(hub)
         entrance.allowed[STRANGER.public] = Bearer("engine", "e9")
@@ -173,6 +190,7 @@ async def test_a_key_that_becomes_known_a_little_late_is_let_in(
         assert await got(inbox) == WELCOME
 
 
+@pytest.mark.fault("a key under another's name or role", part="peers", by="socket")
 @pytest.mark.parametrize(
     "keys, join",
     [
@@ -185,6 +203,9 @@ async def test_a_key_that_becomes_known_a_little_late_is_let_in(
 async def test_a_key_is_good_for_the_name_of_its_bearer_alone(
     hub: Hub, entrance: Entrance, keys: Any, join: Join
 ) -> None:
+    """Promise: the join is refused, and the peer told why.
+    Bound: at its join.
+    """
     with link_with(ticket_with(entrance, keys=keys), join) as (_, inbox):
         with pytest.raises(WireError, match="a key that is not its own"):
             await hub.receive_control()
@@ -197,9 +218,13 @@ async def test_a_guest_may_take_any_free_name(hub: Hub, entrance: Entrance) -> N
     assert message == join_of("mine")
 
 
+@pytest.mark.fault("another key under a known identity", part="peers", by="socket")
 async def test_an_identity_cannot_be_taken_over_by_another_key(
     hub: Hub, entrance: Entrance
 ) -> None:
+    """Promise: it is refused.
+    Bound: at its first message.
+    """
     with zmq.Context() as context:
         for keys, expected in ((E0, True), (E1, False)):
             with context.socket(zmq.DEALER) as dealer:
@@ -232,9 +257,15 @@ async def test_tokens_come_with_the_key_of_their_sender(hub: Hub, entrance: Entr
     assert not hub.admits(key, "engine", "e1")
 
 
+@pytest.mark.fault(
+    "the stage falls silent to an engine over a network", part="network", by="socket"
+)
 async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_identity(
     hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: the engine joins anew, and sends nothing of the epoch that is over.
+    Bound: `SILENT_S` (4 s, here 0.3 s) without a word.
+    """
     monkeypatch.setattr(links, "SILENT_S", 0.3)
     header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
     with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
@@ -256,10 +287,14 @@ async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_ident
                 await hub.receive_tokens()
 
 
+@pytest.mark.fault("an address that is every interface", part="peers", by="socket")
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "[::]"])
 async def test_every_interface_is_refused_unless_it_is_asked_for(
     tmp_path: Path, entrance: Entrance, host: str
 ) -> None:
+    """Promise: the stage does not listen there unless `nodes.expose` asks for it.
+    Bound: at its start.
+    """
     endpoint = f"tcp://{host}:40001"
     assert complaint(endpoint, exposed=True) == ""
     wide = msgspec.structs.replace(entrance, control=endpoint)
@@ -269,14 +304,22 @@ async def test_every_interface_is_refused_unless_it_is_asked_for(
     hub.close()
 
 
+@pytest.mark.fault("the port is taken", part="stage", by="socket")
 async def test_a_taken_port_is_named(hub: Hub, tmp_path: Path, entrance: Entrance) -> None:
+    """Promise: the stage does not start, and names the address.
+    Bound: at its start.
+    """
     other = Hub(tmp_path / "t", entrance)
     with pytest.raises(TransportError, match=f"cannot listen at {entrance.control}"):
         other.open()
     other.close()
 
 
+@pytest.mark.fault("a key file that others may read", part="peers", by="file")
 def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, entrance: Entrance) -> None:
+    """Promise: it is not used, and the cure is named.
+    Bound: before anything starts.
+    """
     path = write_private(tmp_path / "keys", entrance)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_private(path, Entrance) == entrance

@@ -51,7 +51,11 @@ def test_every_n_tokens_are_told_to_a_selector_that_wants_them() -> None:
     assert [e for _, e in bench.selector.seen] == [Every(0), Every(0)]
 
 
+@pytest.mark.fault("tokens come after their leg was ended", part="wire", by="direct")
 def test_tokens_of_an_ended_leg_are_late_and_go_to_aborted(bench: Bench) -> None:
+    """Promise: they are counted as aborted, and change nothing.
+    Bound: at that chunk.
+    """
     bench.tokens(0, 3)
     bench.ask(0, Stop((0,)))
     bench.tokens(0, 4, "abort", leg=0, offset=3)
@@ -65,10 +69,14 @@ def test_tokens_of_an_unknown_trajectory_are_late_and_counted(bench: Bench) -> N
     assert bench.accounts == {"aborted": 4}
 
 
+@pytest.mark.fault("a chunk at the wrong place of its response", part="wire", by="direct")
 @pytest.mark.parametrize("offset", [1, 7], ids=["duplicate", "gap"])
 def test_a_chunk_at_the_wrong_offset_is_never_applied_and_the_leg_is_resumed(
     bench: Bench, offset: int
 ) -> None:
+    """Promise: it is not applied; the leg ends and is resumed from the tokens held.
+    Bound: at that chunk.
+    """
     bench.tokens(0, 3)
     commands = bench.tokens(0, 2, offset=offset)
     assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((0, 0),))]
@@ -86,13 +94,21 @@ def test_a_gap_after_the_last_token_ends_the_trajectory_instead_of_resuming_it(
     assert bench.member(0).state is State.TRUNCATED
 
 
+@pytest.mark.fault("a token frame of another process of the engine", part="wire", by="direct")
 def test_a_frame_of_another_epoch_is_refused(bench: Bench) -> None:
+    """Promise: it is refused and counted; no token of it is kept.
+    Bound: at that frame.
+    """
     bench.handle(bench.frame(bench.chunk(0, 3), epoch=1, sequence=0))
     assert bench.accounts == {}
     assert bench.core.ledger.frames_refused == 1
 
 
+@pytest.mark.fault("a token frame comes twice", part="wire", by="direct")
 def test_a_frame_that_comes_twice_is_refused_the_second_time(bench: Bench) -> None:
+    """Promise: the second one is refused and counted, and no token twice.
+    Bound: at that frame.
+    """
     frame = bench.frame(bench.chunk(0, 3))
     bench.handle(frame)
     bench.handle(frame)
@@ -100,7 +116,12 @@ def test_a_frame_that_comes_twice_is_refused_the_second_time(bench: Bench) -> No
     assert bench.core.ledger.frames_refused == 1
 
 
+@pytest.mark.fault("a token frame is lost", part="wire", by="direct")
 def test_a_lost_frame_loses_the_engine_and_restarts_it(bench: Bench) -> None:
+    """Promise: the gap is seen, the engine is started again, and its trajectories wait with the
+    tokens that came before the gap.
+    Bound: at the next frame.
+    """
     bench.tokens(0, 3)
     bench.frame(bench.chunk(0, 2))  # never arrives
     commands = bench.handle(bench.frame(bench.chunk(1, 2)))
@@ -111,9 +132,13 @@ def test_a_lost_frame_loses_the_engine_and_restarts_it(bench: Bench) -> None:
     assert bench.accounts == {"open": 3}
 
 
+@pytest.mark.fault("an engine's own count of tokens is too low", part="wire", by="direct")
 def test_an_engine_that_counts_less_than_it_sent_is_lost_and_the_books_balance(
     bench: Bench,
 ) -> None:
+    """Promise: the engine is started again, and none of that frame's tokens is counted.
+    Bound: at that frame.
+    """
     bench.tokens(0, 3)
     commands = bench.handle(bench.frame(bench.chunk(0, 4), sampled=5))
     [restart] = only(commands, Restart)
@@ -127,7 +152,11 @@ def test_tokens_that_were_sampled_but_never_sent_are_lost_and_counted(bench: Ben
     assert bench.accounts == {"open": 5, "lost": 4}
 
 
+@pytest.mark.fault("an engine is lost while another has free slots", part="engines", by="direct")
 def test_trajectories_of_a_lost_engine_are_requeued_with_the_tokens_received() -> None:
+    """Promise: its trajectories go on there, with the tokens received.
+    Bound: in the same event.
+    """
     bench = Bench()
     bench.begin(engines=2, slots=4)
     on_first = [m.id for m in bench.group(0).members if m.engine == "e0"]
@@ -141,6 +170,9 @@ def test_trajectories_of_a_lost_engine_are_requeued_with_the_tokens_received() -
     ]
 
 
+@pytest.mark.fault(
+    "an engine is lost between a last token and its finish", part="engines", by="direct"
+)
 @pytest.mark.parametrize(
     "count,last,state",
     [(3, EOS, State.FINISHED), (24, 5, State.TRUNCATED)],
@@ -149,6 +181,9 @@ def test_trajectories_of_a_lost_engine_are_requeued_with_the_tokens_received() -
 def test_a_lost_leg_that_holds_its_last_token_is_ended_not_resumed(
     bench: Bench, count: int, last: int, state: State
 ) -> None:
+    """Promise: the trajectory has ended and stays so; it is not sampled past its end.
+    Bound: in the same event.
+    """
     bench.tokens(0, count, last=last)
     assert bench.member(0).state is State.RUNNING
     bench.handle(EngineLost(engine="e0", why="killed"))
@@ -173,9 +208,14 @@ def test_members_that_the_selector_ends_while_their_engine_is_lost_stay_ended(
     ]
 
 
+@pytest.mark.fault("an engine ends a request with an error", part="engines", by="direct")
 def test_a_leg_that_the_engine_ends_by_itself_is_resumed_and_given_up_after_three(
     bench: Bench,
 ) -> None:
+    """Promise: it is resumed, and given up after three, with a warning; its tokens are counted as
+    failed.
+    Bound: three legs.
+    """
     for leg in (0, 1):
         commands = bench.tokens(0, 2, "error")
         assert placed(commands) == [(0, leg + 1)]

@@ -157,8 +157,12 @@ def test_an_empty_token_frame_is_a_heartbeat() -> None:
     assert (header.chunks, len(tokens)) == ((), 0)
 
 
+@pytest.mark.fault("a logprob that is NaN, infinite or above 0", part="engines", by="direct")
 @pytest.mark.parametrize("logprob", [float("nan"), float("inf"), -float("inf"), 0.1])
 def test_a_logprob_that_is_not_finite_or_positive_is_refused(logprob: float) -> None:
+    """Promise: the frame is refused whole.
+    Bound: at that frame.
+    """
     with pytest.raises(WireError, match="a logprob is not finite or above 0"):
         decode_tokens(parts(TWO, [5, 6, 1], [-0.5, logprob, -2.0]), 24)
 
@@ -199,6 +203,11 @@ def with_raw(message: dict[str, Any], key: str, raw: bytes) -> bytes:
     return bytes([0x80 | (len(message) + 1)]) + body + pack(key) + raw
 
 
+@pytest.mark.fault(
+    "a message that claims four billion entries, or is nested 100,000 deep",
+    part="wire",
+    by="direct",
+)
 @pytest.mark.parametrize(
     "frame",
     [
@@ -212,6 +221,9 @@ def with_raw(message: dict[str, Any], key: str, raw: bytes) -> bytes:
     ids=["list of 4 billion", "unknown list", "nesting", "bytes", "text", "no utf-8"],
 )
 def test_a_bomb_is_a_wire_error_at_once(frame: bytes) -> None:
+    """Promise: it does not decode, and that is all.
+    Bound: at once.
+    """
     with pytest.raises(WireError, match="frame does not decode"):
         decode_to_peer(frame)
 

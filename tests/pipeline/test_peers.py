@@ -31,16 +31,24 @@ def peer(peers: Peers) -> Peer:
     return peers.enter(b"e0/1/aa", join(), 100.0)
 
 
+@pytest.mark.fault("a process falls silent", part="engines", by="direct")
 def test_a_peer_that_is_not_heard_is_silent(peers: Peers, peer: Peer) -> None:
+    """Promise: it is found silent, and no longer once it is heard.
+    Bound: its limit without a word (here 5 s).
+    """
     assert peers.silent(105.0) == []
     assert peers.silent(105.1) == [peer]
     peer.heard = 104.0
     assert peers.silent(105.1) == []
 
 
+@pytest.mark.fault("a process sends heartbeats and does nothing", part="engines", by="direct")
 def test_a_peer_that_beats_but_does_not_move_is_stuck_after_its_own_budget(
     peers: Peers, peer: Peer
 ) -> None:
+    """Promise: it is found stuck, and no longer once it moves.
+    Bound: the budget that it gave for what it does (here 60 s).
+    """
     peers.beat(peer, beat(1), 110.0)
     for now in (120.0, 150.0, 170.0):
         peers.beat(peer, beat(1), now)
@@ -62,7 +70,11 @@ def test_without_a_budget_it_may_stand_still_for_ever(peers: Peers, peer: Peer) 
     assert peers.stuck(1e9) == []
 
 
+@pytest.mark.fault("the stage itself was held up", part="stage", by="direct")
 def test_a_late_stage_gives_everybody_the_same_grace(peers: Peers, peer: Peer) -> None:
+    """Promise: nobody counts as silent or stuck for as long as it was late.
+    Bound: limit plus lateness (here 5 s and 30 s).
+    """
     peers.beat(peer, beat(1, budget_s=5.0), 100.0)
     peers.grace(30.0)
     assert peers.silent(134.0) == peers.stuck(134.0) == []

@@ -32,7 +32,14 @@ def test_no_request_goes_to_an_engine_that_has_not_proved_its_weights() -> None:
     assert kinds == [Serve, Place, Place, Place]
 
 
+@pytest.mark.fault(
+    "an engine serves other weights than it was told to", part="engines", by="direct"
+)
 def test_an_engine_whose_probe_differs_too_much_is_asked_again_and_restarted_after_three() -> None:
+    """Promise: it is asked to load again, and after three proofs that differ it is started again,
+    with a warning that tells by how much.
+    Bound: three loads.
+    """
     bench = Bench()
     bench.begin(engines=0)
     bench.join("e0")
@@ -91,7 +98,11 @@ def test_the_first_engine_with_new_weights_leaves_the_others_their_part() -> Non
     assert len(only(bench.serve("e0"), Place)) == 2
 
 
+@pytest.mark.fault("an engine takes too long to load new weights", part="engines", by="direct")
 def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
+    """Promise: others take its part of the requests.
+    Bound: `watch.warn_s` (here 5 s).
+    """
     bench = Bench(candidates=3, need=2, steps=2, warn_s=5.0)
     bench.begin(engines=2)
     for group in (0, 1):
@@ -101,7 +112,11 @@ def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
     assert len(only(bench.handle(Tick()), Place)) == 2
 
 
+@pytest.mark.fault("an engine answers an abort late", part="engines", by="direct")
 def test_a_slot_is_free_only_when_the_finish_has_arrived_in_band() -> None:
+    """Promise: its slot is not given away before the answer has come.
+    Bound: until the answer; nothing hurries it.
+    """
     bench = Bench(candidates=3)
     bench.begin(slots=2)
     bench.tokens(0, 3)

@@ -56,7 +56,11 @@ def test_a_number_that_is_not_finite_is_still_a_line_of_json(
     assert lines(run.metrics)[0]["learner"] == {"norm": None}
 
 
+@pytest.mark.fault("records have lines from after the checkpoint", part="disk", by="file")
 def test_a_resume_forgets_what_was_written_after_the_checkpoint(run: RunFolder) -> None:
+    """Promise: a resume cuts them off; no step stands there twice.
+    Bound: at the resume.
+    """
     first = Records(run)
     first.write("step", {"step": 0})
     first.write("decision", {"step": 0})
@@ -127,7 +131,11 @@ class Failing:
         self.closed = True
 
 
+@pytest.mark.fault("a tracker fails", part="disk", by="file")
 def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(run: RunFolder) -> None:
+    """Promise: the run's records go on without it.
+    Bound: at its first failure.
+    """
     failing = Failing()
     records = Records(run, trackers=[failing])
     records.write("step", {"step": 0, "reward": 0.5})
@@ -136,7 +144,11 @@ def test_a_tracker_that_fails_ends_no_run_and_is_asked_no_more(run: RunFolder) -
     assert [line["step"] for line in lines(run.metrics)] == [0, 1]
 
 
+@pytest.mark.fault("the trace cannot be written", part="disk", by="file")
 def test_a_trace_that_cannot_be_written_ends_no_run(run: RunFolder) -> None:
+    """Promise: the run's records go on.
+    Bound: at that write.
+    """
     records = Records(run, trace_steps=1)
     run.trace.mkdir()
     place = Place(

@@ -42,7 +42,14 @@ def runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.fault(
+    "a reward raises, answers nonsense, exits or crashes", part="rewards", by="process"
+)
 async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
+    """Promise: this call fails, with its reason, and the next one is served; a worker that died is
+    replaced and the call tried once more; too many failures are a verdict that quotes them.
+    Bound: one call; a crash is tried twice.
+    """
     async with RewardPool(python("by_response")) as pool:
         assert (await pool.score(sample_of("fine"))).value == 1.0
         for response, why in (
@@ -71,7 +78,11 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
         assert "its worker died twice: " in pool.verdict
 
 
+@pytest.mark.fault("a reward hangs", part="rewards", by="process")
 async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_path: Path):
+    """Promise: its worker and the child that it started are killed, and the next call is served.
+    Bound: 5 s at `limit_s` 0.7, and 10 s for its processes.
+    """
     note = tmp_path / "pids"
     async with RewardPool(python("by_response", limit_s=0.7)) as pool:
         began = time.monotonic()
@@ -83,7 +94,11 @@ async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_pa
         assert (await pool.score(sample_of("fine"))).value == 1.0
 
 
+@pytest.mark.fault("a group ends while its reward is judged", part="rewards", by="process")
 async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
+    """Promise: worker and child are killed, nothing is counted, and the next call is served.
+    Bound: 10 s.
+    """
     note = tmp_path / "pids"
     async with RewardPool(python("by_response")) as pool:
         call = asyncio.ensure_future(pool.score(sample_of(f"hang_with_child {note}"), trajectory=7))
@@ -112,7 +127,11 @@ async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are()
         assert (await pool.score(sample)).value == 0.25
 
 
+@pytest.mark.fault("a reward plug-in fails to build", part="rewards", by="process")
 async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
+    """Promise: it is an error at the start that names the plug-in and what it said.
+    Bound: at the start.
+    """
     pool = RewardPool(Plugin(name="tests.pipeline.reward_functions:FailsToBuild"))
     with pytest.raises(RewardFailed, match="no licence") as failed:
         await pool.start()
@@ -121,7 +140,11 @@ async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
     await pool.close()
 
 
+@pytest.mark.fault("the process that holds reward workers is killed", part="rewards", by="process")
 def test_no_worker_outlives_a_killed_parent():
+    """Promise: they end.
+    Bound: 10 s.
+    """
     script = (
         "import asyncio\n"
         "from pipeline.config import Plugin\n"

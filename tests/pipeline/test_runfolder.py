@@ -36,7 +36,11 @@ def test_a_plain_name_is_fine(tmp_path: Path, name: str) -> None:
     assert os.stat(tmp_path / name).st_mode & 0o777 == 0o700
 
 
+@pytest.mark.fault("the holder of a folder is killed", part="people", by="process")
 def test_a_second_holder_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    """Promise: while it lives a second one is refused with its number; its lock ends with it.
+    Bound: at once.
+    """
     first = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "r")], stdout=subprocess.PIPE
     )

@@ -66,7 +66,11 @@ async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
     assert [m.held for m in group.members] == [4, 0, 0]
 
 
+@pytest.mark.fault("a rank cannot write its part of a checkpoint", part="checkpoints", by="file")
 async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) -> None:
+    """Promise: the checkpoint is given up with rank and reason, and nothing of it is left.
+    Bound: at the rank's answer.
+    """
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     bureau.saver.rank_saved(Path(save.directory), 1, "no space left")
@@ -76,7 +80,13 @@ async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) 
     assert len(bureau.ended) == 1
 
 
+@pytest.mark.fault(
+    "a rank never answers about its part of a checkpoint", part="checkpoints", by="file"
+)
 async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
+    """Promise: the checkpoint is given up, the rank is named, and nothing of it is left.
+    Bound: `LIMIT_S` (300 s; the test moves the clock).
+    """
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     bureau.saver.rank_saved(Path(save.directory), 0, "")
@@ -88,7 +98,11 @@ async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("the ledger is off when a checkpoint is due", part="checkpoints", by="file")
 async def test_books_that_do_not_balance_are_never_written(tmp_path: Path) -> None:
+    """Promise: nothing is written, and the error says by how many tokens.
+    Bound: at the cut.
+    """
     bureau = Bureau(tmp_path)
     bureau.bench.core.ledger.accounts["open"] -= 1
     assert bureau.saver.begin(0, 0, ABOUT) is None
@@ -130,10 +144,15 @@ async def saved(bureau: Bureau, part: bytes) -> Checkpointed:
     return await bureau.end()
 
 
+@pytest.mark.fault("the disk is full for a rank's part of a checkpoint", part="disk", by="file")
 @pytest.mark.parametrize("step", [0, 1], ids=["same step", "next step"])
 async def test_a_full_disk_is_told_the_old_one_stays_and_the_next_one_is_written(
     small_disk: Path, step: int
 ) -> None:
+    """Promise: the error is told, the old checkpoint is whole and alone, and the next one that fits
+    is written.
+    Bound: at that checkpoint.
+    """
     bureau = Bureau(small_disk, ranks=1)
     bureau.bench.core.step = 1
     assert await saved(bureau, b"old") == Checkpointed(step=1)
@@ -147,9 +166,13 @@ async def test_a_full_disk_is_told_the_old_one_stays_and_the_next_one_is_written
     assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"new"
 
 
+@pytest.mark.fault("the disk is full for the stage's part of a checkpoint", part="disk", by="file")
 async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
     small_disk: Path,
 ) -> None:
+    """Promise: the error is told, and the old checkpoint is whole and alone.
+    Bound: at that checkpoint.
+    """
     bureau = Bureau(small_disk, ranks=1)
     assert await saved(bureau, b"old") == Checkpointed(step=0)
     bureau.bench.coordinator.roster.lengths = [2**31] * SMALL

@@ -256,7 +256,11 @@ def test_a_selector_that_waits_for_rewards_is_asked_until_the_last_one() -> None
 # --- rewards ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("a member has no reward", part="rewards", by="direct")
 def test_crashed_reward_leaves_the_group_smaller_never_zero(bench: Bench) -> None:
+    """Promise: the group trains without it, with advantages of the others; it never counts as 0.
+    Bound: that group.
+    """
     bench.tokens(1, 2, "stop")
     bench.selector.say(0, Finalize((0, 1, 2)))
     bench.tokens(2, 2, "stop")

@@ -363,7 +363,11 @@ def reject_once(bench: Bench) -> None:
     bench.handle(StepRejected(rank=0, step=bench.core.step, why="gradient is nan"))
 
 
+@pytest.mark.fault("three steps in a row are not finite", part="learner", by="direct")
 def test_three_rejected_steps_in_a_row_stop_the_run_with_a_checkpoint() -> None:
+    """Promise: the run stops with that reason, after a checkpoint.
+    Bound: three steps.
+    """
     bench = Bench()
     bench.begin(slots=20)
     for _ in range(3):
@@ -427,7 +431,11 @@ class Raising:
         raise KeyError("longest")
 
 
+@pytest.mark.fault("a selector raises", part="configuration", by="direct")
 def test_what_a_plugin_raises_names_the_plugin_and_the_group() -> None:
+    """Promise: the error names plug-in, group and what was raised.
+    Bound: in the same event.
+    """
     bench = Bench(seams={"selector": Raising()})
     bench.begin()
     with pytest.raises(PluginFault, match="selector, group 0: Raising raised KeyError: 'longest'"):

@@ -103,7 +103,11 @@ def bad_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("bad lines in the data", part="configuration", by="file")
 def test_every_bad_line_is_named_and_stops_the_run(bad_file: Path, tokenizer: Tokenizer):
+    """Promise: each is named by line and reason, with the setting that leaves them out.
+    Bound: while it is loaded.
+    """
     with pytest.raises(DataError) as raised:
         load_train(Data(train=str(bad_file), prompt="q", answer="a"), tokenizer, 128)
     text = str(raised.value)
@@ -133,9 +137,13 @@ def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path, tokenizer: To
         load_train(Data(train=str(tmp_path / "none.jsonl")), tokenizer, 128)
 
 
+@pytest.mark.fault("a line of the data without an end", part="configuration", by="file")
 def test_a_line_without_an_end_is_not_read_to_it(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
+    """Promise: it is refused by its number, unread past the limit.
+    Bound: while it is loaded.
+    """
     monkeypatch.setattr("pipeline.prompts._LINE_BYTES", 100)
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "' + "1" * 1000)

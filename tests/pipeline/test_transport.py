@@ -112,7 +112,11 @@ async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: Hub) -> None:
         assert await inbox.get() == WELCOME
 
 
+@pytest.mark.fault("a peer is started before the stage", part="stage", by="socket")
 async def test_a_peer_that_started_first_joins_when_the_stage_comes(tmp_path: Path) -> None:
+    """Promise: it joins when the stage comes, without a restart.
+    Bound: 20 s.
+    """
     (tmp_path / "s").mkdir()
     with link_to(tmp_path / "s") as (_, inbox):
         await asyncio.sleep(0.2)  # several joins into the void
@@ -189,7 +193,11 @@ async def test_close_sends_what_is_queued(hub: Hub) -> None:
         assert beat.progress == 1000 + number
 
 
+@pytest.mark.fault("the stage sends to a process that is gone", part="stage", by="socket")
 async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: Hub) -> None:
+    """Promise: the send fails and names it.
+    Bound: at the send, 0.1 s after its end.
+    """
     with pytest.raises(Unreachable):
         hub.send(b"nobody", WELCOME)
     with link_to(hub.directory):
@@ -199,9 +207,13 @@ async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: H
         hub.send(identity, WELCOME)
 
 
+@pytest.mark.fault("the stage falls silent", part="stage", by="socket")
 async def test_a_silent_stage_leads_to_a_shutdown_once(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: a peer is told once to shut down, with the reason.
+    Bound: `ORPHAN_S` (120 s, here 0.2 s) without a word.
+    """
     monkeypatch.setattr(links, "ORPHAN_S", 0.2)
     with link_to(hub.directory) as (_, inbox):
         hub.send(await joined(hub), WELCOME)
@@ -211,7 +223,11 @@ async def test_a_silent_stage_leads_to_a_shutdown_once(
         assert inbox.queue.empty()
 
 
+@pytest.mark.fault("a command of the stage is lost", part="wire", by="socket")
 async def test_a_command_that_was_lost_shuts_the_peer_down(hub: Hub) -> None:
+    """Promise: the peer is told to shut down, with the number that was lost.
+    Bound: at the next command.
+    """
     with link_to(hub.directory) as (_, inbox):
         identity = await joined(hub)
         hub.send(identity, WELCOME)
@@ -231,7 +247,11 @@ def stranger(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
         yield socket
 
 
+@pytest.mark.fault("frames that are no messages", part="wire", by="socket")
 async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(hub: Hub) -> None:
+    """Promise: each is an error that names its sender, and the next good one is read.
+    Bound: at that frame.
+    """
     good = encode(JOIN)
 
     def number(n: int) -> bytes:
@@ -250,7 +270,11 @@ async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
             assert await hub.receive_control() == (b"stranger", JOIN)
 
 
+@pytest.mark.fault("a peer's control message is lost", part="wire", by="socket")
 async def test_a_gap_in_the_control_sequence_is_noticed(hub: Hub) -> None:
+    """Promise: the gap is an error with both numbers, and the message after it is read.
+    Bound: at the next message.
+    """
     with stranger(hub) as socket:
         for number in (0, 2, 3):
             socket.send_multipart([number.to_bytes(8, "little"), encode(JOIN)])

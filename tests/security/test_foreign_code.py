@@ -53,8 +53,12 @@ def test_code_named_at_any_depth_is_seen(tmp_path: Path) -> None:
     refuse_code(tmp_path)
 
 
+@pytest.mark.fault("a model that brings code of its own", part="configuration", by="file")
 @pytest.mark.parametrize("key", ["model", "learner.reference"])
 def test_a_run_with_such_a_model_does_not_start(tmp_path: Path, key: str) -> None:
+    """Promise: status 2 with file and key.
+    Bound: before anything starts.
+    """
     model = trapped(tmp_path / "model")
     shown = CliRunner().invoke(app, ["train", QUICKSTART, "--dry-run", f"{key}={model}"])
     assert shown.exit_code == 2

@@ -38,10 +38,14 @@ def token_frame(rng: random.Random) -> None:
     assert sum(chunk.count for chunk in header.chunks) == len(tokens) == len(logprobs)
 
 
+@pytest.mark.fault("100,000 mutated frames", part="wire", by="direct")
 @pytest.mark.parametrize("decode", [at_the_stage, at_a_peer, token_frame])
 def test_mutated_frames_raise_nothing_but_wire_errors_and_memory_stays_flat(
     decode: Callable[[random.Random], None],
 ) -> None:
+    """Promise: nothing but a wire error leaves the decoder, and memory grows by less than 16 MiB.
+    Bound: at that frame.
+    """
     rng, process = random.Random(7), psutil.Process()
     refused = before = 0
     for number in range(FRAMES // 3):
@@ -67,8 +71,12 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("a frame that is a pickle", part="wire", by="direct")
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_frame_that_is_a_pickle_touches_nothing(tmp_path: Path, protocol: int) -> None:
+    """Promise: it is a wire error; what it would do when unpickled does not happen.
+    Bound: at that frame.
+    """
     trap = tmp_path / "sprung"
     frame = pickle.dumps(Canary(trap), protocol)
     frames = [frame, *(report.replace(b"type", frame) for report in mutants.REPORTS)]

@@ -103,8 +103,15 @@ def lie(bench: Bench, rng: random.Random) -> TokenBatch:
     )
 
 
+@pytest.mark.fault(
+    "an engine lies about legs, offsets, counts, ends and clocks", part="engines", by="direct"
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> None:
+    """Promise: training goes on with the others, and every figure and moment in records and trace
+    stays a number that can be.
+    Bound: 200 frames of lies from each of six seeds.
+    """
     rng = random.Random(seed)
     bench = Watched(rng)
     bench.begin(engines=2, slots=4)
@@ -141,7 +148,11 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
     assert all(map(math.isfinite, numbers([c.fields for c in only(bench.everything, Report)])))
 
 
+@pytest.mark.fault("an engine sends tokens for another engine's leg", part="engines", by="direct")
 def test_an_engine_cannot_touch_the_legs_of_another() -> None:
+    """Promise: the leg stays as it is; the tokens are counted as aborted.
+    Bound: at that frame.
+    """
     bench = Bench(candidates=2)
     bench.begin(engines=2, slots=1)
     theirs = next(t for t in bench.core.trajectories.values() if t.engine == "e1")
@@ -151,7 +162,11 @@ def test_an_engine_cannot_touch_the_legs_of_another() -> None:
     assert bench.accounts == {"aborted": 3}
 
 
+@pytest.mark.fault("an engine samples past the limit", part="engines", by="direct")
 def test_more_tokens_than_were_asked_for_are_refused_until_the_member_is_given_up() -> None:
+    """Promise: no such chunk is kept, and the trajectory is given up.
+    Bound: three chunks.
+    """
     bench = Bench()
     bench.begin()
     for _ in range(3):
@@ -161,7 +176,11 @@ def test_more_tokens_than_were_asked_for_are_refused_until_the_member_is_given_u
     assert bench.accounts["aborted"] == 75
 
 
+@pytest.mark.fault("tokens of a version that was never published", part="engines", by="direct")
 def test_a_version_that_was_never_published_loses_the_engine() -> None:
+    """Promise: the engine is started again, and none of these tokens is counted.
+    Bound: at that frame.
+    """
     bench = Bench()
     bench.begin()
     [restart] = only(bench.tokens(0, 3, version=7), Restart)
@@ -169,8 +188,12 @@ def test_a_version_that_was_never_published_loses_the_engine() -> None:
     assert bench.accounts == {}
 
 
+@pytest.mark.fault("an engine's proof is NaN, infinite or negative", part="engines", by="direct")
 @pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf, -1.0])
 def test_a_proof_that_is_no_number_admits_no_engine(gap: float) -> None:
+    """Promise: it is not among those that get requests.
+    Bound: at once.
+    """
     bench = Bench()
     bench.begin(engines=0)
     bench.coordinator.placement.join("e0", 0, 8)
@@ -244,7 +267,12 @@ def test_clocks_of_peers_may_be_absurd_but_stay_numbers() -> None:
         assert math.isfinite(peer.clock.offset)
 
 
+@pytest.mark.fault("a peer goes on sending what is refused", part="wire", by="direct")
 def test_ten_refused_frames_within_a_minute_are_too_many() -> None:
+    """Promise: ten refused frames within a minute are too many for a named peer; the same over a
+    longer time are not.
+    Bound: the tenth frame.
+    """
     refusals = Refusals()
     slow = [refusals.note("tokens", "e0", "bad", n * WITHIN_S / 5) for n in range(2 * MOST)]
     assert not any(slow)

@@ -56,8 +56,12 @@ READ = "print(open(sys.argv[1]).read())"
 CONNECT = "import socket; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print('in')"
 
 
+@pytest.mark.fault("another user of the machine connects", part="peers", by="socket")
 @as_root
 async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> None:
+    """Promise: permission is denied, by the directory and by the socket files alone as well.
+    Bound: at once.
+    """
     hub = Hub(open_place / "s")
     hub.open()
     for name in ("control", "data"):
@@ -71,8 +75,12 @@ async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> N
     hub.close()
 
 
+@pytest.mark.fault("another user reads weights or the run's folder", part="peers", by="file")
 @as_root
 def test_another_user_cannot_read_weights_in_memory_nor_the_run(open_place: Path) -> None:
+    """Promise: permission is denied in every directory.
+    Bound: at once.
+    """
     run = RunFolder(open_place / "run")
     run.create()
     weights = weights_directory(run, 1000)
@@ -110,8 +118,12 @@ def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     assert not is_ours(tmp_path / "nothing")
 
 
+@pytest.mark.fault("another user has made the directory first", part="peers", by="file")
 @as_root
 def test_a_directory_that_another_user_has_prepared_is_refused_everywhere(tmp_path: Path) -> None:
+    """Promise: stage, joining parts and readers of weights refuse it.
+    Bound: before anything is written or read there.
+    """
     squatted = tmp_path / "s"
     squatted.mkdir()
     os.chown(squatted, NOBODY, NOBODY)
@@ -143,9 +155,13 @@ def _exit(job: Path) -> None:
         sys.exit(error.exit_code)
 
 
+@pytest.mark.fault("a second stage in one directory of sockets", part="stage", by="socket")
 async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     tmp_path: Path,
 ) -> None:
+    """Promise: it is refused; the first keeps its sockets, and can be followed when it has closed.
+    Bound: at its start.
+    """
     first, second = Hub(tmp_path / "s"), Hub(tmp_path / "s")
     first.open()
     with pytest.raises(TransportError, match="another stage serves there"):

@@ -90,10 +90,14 @@ WHERE: dict[str, Callable[[Path, str], None]] = {
 }
 
 
+@pytest.mark.fault("names that would lead out of a folder", part="configuration", by="file")
 @pytest.mark.parametrize("where", WHERE)
 def test_a_nasty_name_is_refused_wherever_it_would_become_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    """Promise: run, peer, manifest and configuration refuse each.
+    Bound: before the path is used.
+    """
     folder = tmp_path / "step-000001"
     (folder / "folder").mkdir(parents=True)
     (tmp_path / "outside").mkdir()

@@ -96,7 +96,16 @@ TOO_MUCH = {
 }
 
 
+@pytest.mark.fault(
+    "a reward takes all memory, files or descriptors, answers too much, or forges answers",
+    part="rewards",
+    by="process",
+)
 async def test_what_takes_or_answers_too_much_fails_alone(pool: RewardPool) -> None:
+    """Promise: each such call fails with its reason, the next one is served, and the stage grows by
+    less than 50 MiB over all of them.
+    Bound: one call.
+    """
     before = psutil.Process().memory_info().rss
     for response, why in TOO_MUCH.items():
         with pytest.raises(RewardFailed, match=why) as failed:
@@ -106,15 +115,23 @@ async def test_what_takes_or_answers_too_much_fails_alone(pool: RewardPool) -> N
     assert psutil.Process().memory_info().rss - before < 50 << 20
 
 
+@pytest.mark.fault("a reward spins", part="rewards", by="process")
 async def test_a_call_that_spins_is_killed_by_its_cpu_seconds() -> None:
+    """Promise: it is killed by the kernel for its CPU seconds, and the call fails.
+    Bound: `cpu_s` (here 1 s of CPU).
+    """
     async with RewardPool(plugin(cpu_s=1.0)) as pool:
         with pytest.raises(RewardFailed, match="killed by SIGXCPU"):
             await pool.score(sample_of("spin"))
 
 
+@pytest.mark.fault("a reward prints 200 MiB", part="rewards", by="process")
 async def test_of_what_a_call_prints_the_first_part_is_logged_and_memory_stays_flat(
     pool: RewardPool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Promise: the call counts, the first part is logged, and the stage grows by less than 50 MiB.
+    Bound: one call.
+    """
     caplog.set_level(logging.INFO, logger="stage")
     before = psutil.Process().memory_info().rss
     assert (await pool.score(sample_of("print"))).value == 1.0  # 200 MiB
@@ -123,10 +140,16 @@ async def test_of_what_a_call_prints_the_first_part_is_logged_and_memory_stays_f
     assert OUTPUT_BYTES / 2 < said < 2 * OUTPUT_BYTES
 
 
+@pytest.mark.fault(
+    "a reward's child leaves its session and ignores signals", part="rewards", by="process"
+)
 @pytest.mark.parametrize("waits", ["wait", "go"])
 async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_worker(
     tmp_path: Path, waits: str
 ) -> None:
+    """Promise: it ends with its worker, killed at the limit or closed with the pool.
+    Bound: 10 s after the limit (here 3 s) or the close.
+    """
     note = tmp_path / "pid"
     async with RewardPool(plugin(limit_s=3.0)) as pool:
         if waits == "wait":

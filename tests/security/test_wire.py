@@ -104,7 +104,12 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
     hub.close()
 
 
+@pytest.mark.fault("garbage at the stage's sockets", part="wire", by="socket")
 async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_on(hub: Hub) -> None:
+    """Promise: it is refused under the name of its sender alone, and every frame and heartbeat of
+    the good peer beside it arrives.
+    Bound: 30 s for each frame to come.
+    """
     rng, refused, heard = random.Random(3), 0, 0
     senders: set[bytes] = set()
     with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
@@ -140,9 +145,13 @@ async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_o
     assert refused > FRAMES // 4
 
 
+@pytest.mark.fault("a frame over the socket's limit", part="wire", by="socket")
 async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_else_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promise: it never arrives, and the frames of the good peer do.
+    Bound: 30 s.
+    """
     monkeypatch.setattr(guard, "MAX_DATA_BYTES", 1 << 16)
     hub = Hub(tmp_path / "s")
     hub.open()
@@ -159,7 +168,11 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
     hub.close()
 
 
+@pytest.mark.fault("a control frame over its limit", part="wire", by="socket")
 async def test_a_control_frame_over_its_limit_is_refused_unread(hub: Hub) -> None:
+    """Promise: it is refused unread.
+    Bound: at that frame.
+    """
     with raw(hub.directory) as (dealer, _):
         dealer.send_multipart([number(0), b"\0" * (MAX_REPORT_BYTES + 1)])
         with pytest.raises(WireError, match="over the limit"):
@@ -167,7 +180,12 @@ async def test_a_control_frame_over_its_limit_is_refused_unread(hub: Hub) -> Non
                 await hub.receive_control()
 
 
+@pytest.mark.fault("garbage from the stage at a peer", part="wire", by="socket")
 async def test_a_peer_leaves_in_order_when_a_command_does_not_decode(tmp_path: Path) -> None:
+    """Promise: each such command is a shutdown with its number and reason, and the next good one is
+    read.
+    Bound: 30 s for each.
+    """
     rng = random.Random(5)
     directory = tmp_path / "s"
     directory.mkdir()
@@ -244,9 +262,14 @@ async def until(claim: Any) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.fault("peers that lie, impersonate and flood", part="wire", by="socket")
 async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Promise: the stage goes on without an error and without the liar, counts what it refused,
+    logs at most 15 lines of it, and writes records that are JSON.
+    Bound: 30 s for each claim.
+    """
     rng = random.Random(11)
     async with stage(tmp_path) as (made, parts):
         core, run, sockets = parts.coordinator.core, parts.run, parts.hub.directory

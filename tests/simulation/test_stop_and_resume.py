@@ -127,10 +127,15 @@ def without_clock(state: bytes) -> Snapshot:
     return msgspec.structs.replace(found, evaluations=evaluations, open_step=step)
 
 
+@pytest.mark.fault("a stop after any step, with any plug-in", part="everything", by="simulator")
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: f"{p[0]}-{p[1]}-{p[2]}")
 def test_stopped_after_any_step_and_resumed_it_is_the_run_that_never_stopped(
     plugin: tuple[str, str, dict[str, Any]],
 ) -> None:
+    """Promise: what is reported from there on, and the last state, are those of the run that never
+    stopped.
+    Bound: every step of six.
+    """
     whole = Life(plugin)
     whole.run()
     assert set(whole.cuts) == set(range(1, STEPS + 1))

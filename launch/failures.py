@@ -1,0 +1,253 @@
+"""`python -m launch.failures`: docs/failures.md, from what the tests say of themselves.
+
+A test that shows what happens when something breaks is marked
+
+    @pytest.mark.fault("engine killed", part="engines", by="process")
+
+and its docstring says what it asserts: "Promise: ... Bound: ...". Read from the syntax
+trees: no test is imported, so the page needs neither torch nor vLLM. `NOT_SHOWN` is the
+other half of the truth. `--check` writes nothing and exits with 1 when the page is out of
+date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "failures.md"
+PARTS = {
+    "engines": "Engines",
+    "stage": "The stage",
+    "learner": "The learner",
+    "rewards": "Rewards",
+    "wire": "Frames on the wire",
+    "peers": "Who may connect",
+    "network": "Network and machines",
+    "checkpoints": "Checkpoints",
+    "disk": "Disk and memory files",
+    "configuration": "Configuration and data",
+    "people": "Ctrl-C, the launcher, the run's folder",
+    "everything": "All at once",
+}
+KINDS = {
+    "process": "a real process is killed, hangs or fails",
+    "socket": "real sockets",
+    "file": "real files",
+    "simulator": "the real coordinator in virtual time, with random faults",
+    "direct": "the code that decides is told of it; no process, socket or file",
+}
+NOT_SHOWN = (
+    (
+        "an engine is stopped (SIGSTOP) and goes on",
+        "its silence and its old frames are shown, each by itself; no test stops the process",
+    ),
+    (
+        "an engine's loop hangs while its heartbeats go on",
+        "that it is found stuck is shown; that it is killed then is not",
+    ),
+    (
+        "an engine ignores an abort",
+        "its slot stays taken until it answers; no test of one that never does",
+    ),
+    (
+        "an engine drifts: its logprobs are wrong by a little",
+        "measured in every step (`mismatch_max`); nothing acts on it",
+    ),
+    (
+        "an engine serves an older version than it says",
+        "the proof after each load is shown; nothing later is",
+    ),
+    (
+        "an engine that starts very late",
+        "`watch.join_s` ends the wait; shown for ranks of torchrun alone",
+    ),
+    (
+        "the stage alone is killed",
+        "the run ends and is resumed by hand; only a kill of all its processes is shown",
+    ),
+    (
+        "the stage is stopped (SIGSTOP) and goes on",
+        "the grace that it gives is shown, without a process",
+    ),
+    (
+        "a learner rank raises in the backward pass and hangs in its exit",
+        "it ends without waiting for others (`learner/actor.py`); no test",
+    ),
+    ("a collective hangs", "no test; a rank that stands still for its budget is found stuck"),
+    (
+        "the kernel kills a process for its memory",
+        "told as `killed by SIGKILL`; the memory limit is not named",
+    ),
+    ("the GPU runs out of memory", "the error is raised by the test; on no GPU so far"),
+    (
+        "a reward that forks without end",
+        "what has left its session is ended; nothing limits how many there are",
+    ),
+    (
+        "the link between two machines is cut and heals",
+        "measured by `python -m launch.bench.faults` (nodes.md); no test",
+    ),
+    (
+        "a machine's torchrun is killed and started again",
+        "measured by `python -m launch.bench.faults` (nodes.md); no test",
+    ),
+    (
+        "a batch of tokens over the frame limit",
+        "that the stage refuses it is shown; an engine does not split it",
+    ),
+    (
+        "a stage that reads more slowly than engines write",
+        "no test of memory; slots limit what is under way",
+    ),
+    ("the clock on the wall jumps", "limits use the monotonic clock; no test moves a clock"),
+    (
+        "a run's folder copied, or on a network file system",
+        "the lock is the system's; no test on NFS",
+    ),
+    (
+        "no room for metrics, decisions or logs",
+        "trackers and trace are shown; no test for lines of the records",
+    ),
+    ("power is lost", "enumerated over a model of the disk; no real power was cut"),
+    ("SIGTERM to `darts train`", "handled as the first Ctrl-C is; the test sends SIGINT"),
+    ("a second and a third Ctrl-C", "no test"),
+)
+"""(fault, what is there instead of a row above)."""
+
+_SAID = re.compile(r"Promise: (?P<promise>.+?) Bound: (?P<bound>.+)", re.DOTALL)
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A marked test. What it does not say is empty."""
+
+    fault: str
+    part: str
+    by: str
+    promise: str
+    bound: str
+    test: str  # path::name
+
+    def problems(self) -> Iterator[str]:
+        if not self.fault:
+            yield f"{self.test}: its mark names no fault"
+        if self.part not in PARTS:
+            yield f"{self.test}: part is {self.part!r}, expected one of {', '.join(PARTS)}"
+        if self.by not in KINDS:
+            yield f"{self.test}: by is {self.by!r}, expected one of {', '.join(KINDS)}"
+        if not self.promise or not self.bound:
+            yield f'{self.test}: its docstring lacks "Promise: ... Bound: ..."'
+        if self.fault in dict(NOT_SHOWN):
+            yield f"{self.test}: shows {self.fault!r}, which NOT_SHOWN says is not shown"
+
+
+def _mark(decorator: ast.expr) -> dict[str, str] | None:
+    """The words of a `pytest.mark.fault(...)`."""
+    if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func) != "pytest.mark.fault":
+        return None
+    words = {word.arg or "": ast.literal_eval(word.value) for word in decorator.keywords}
+    return words | {"fault": ast.literal_eval(decorator.args[0])} if decorator.args else words
+
+
+def _row(test: ast.FunctionDef | ast.AsyncFunctionDef, path: str) -> Row | None:
+    marks = [mark for d in test.decorator_list if (mark := _mark(d)) is not None]
+    if not marks:
+        return None
+    said = _SAID.search(" ".join((ast.get_docstring(test) or "").split()))
+    return Row(
+        fault=marks[0].get("fault", ""),
+        part=marks[0].get("part", ""),
+        by=marks[0].get("by", ""),
+        promise=said["promise"] if said else "",
+        bound=said["bound"] if said else "",
+        test=f"{path}::{test.name}",
+    )
+
+
+def rows(root: Path = ROOT) -> list[Row]:
+    """Marked tests by file, in the order in which they stand there."""
+    found: list[Row] = []
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text(), str(path))
+        tests = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        where = path.relative_to(root).as_posix()
+        found += [row for test in tests if (row := _row(test, where)) is not None]
+    return found
+
+
+def problems(found: list[Row]) -> Iterator[str]:
+    """What keeps these rows from being a table."""
+    first: dict[str, str] = {}
+    for row in found:
+        yield from row.problems()
+        if (other := first.setdefault(row.fault, row.test)) != row.test:
+            yield f"{row.test}: shows {row.fault!r}, as {other} does"
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def page(found: list[Row]) -> str:
+    """docs/failures.md."""
+    hands_on = sum(row.by in ("process", "socket", "file") for row in found)
+    lines = [
+        "# What happens when something breaks",
+        "",
+        "<!-- made by `python -m launch.failures` from the tests' docstrings; do not edit -->",
+        "",
+        f"{len(found)} faults, each with its promise and the test that shows it; {hands_on} of",
+        "them with a real process, socket or file. A bound is what the test asserts, on two cores:",
+        "a limit, not a measurement. Where it is a setting, the test's value stands beside it. A",
+        "test that needs root is skipped, with the reason, without it.",
+        "",
+        "| by | |",
+        "|---|---|",
+        *(_cells(kind, meaning) for kind, meaning in KINDS.items()),
+    ]
+    for part, title in PARTS.items():
+        of_part = [row for row in found if row.part == part]
+        lines += ["", f"## {title}", "", "| fault | promise | bound | by | test |"]
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            _cells(row.fault, row.promise, row.bound, row.by, f"`{row.test}`") for row in of_part
+        ]
+    lines += [
+        "",
+        "## Not shown",
+        "",
+        "Faults that no test brings about, or not all of what one would want to see:",
+        "",
+        "| fault | instead |",
+        "|---|---|",
+        *(_cells(fault, why) for fault, why in NOT_SHOWN),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
+    check = parser.parse_args().check
+    found = rows()
+    if wrong := list(problems(found)):
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    text = page(found)
+    if PAGE.exists() and PAGE.read_text() == text:
+        return 0
+    if not check:
+        PAGE.write_text(text)
+    print(f"{PAGE}: {'out of date' if check else 'written'}")
+    return int(check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
