@@ -172,10 +172,15 @@ class Records:
         temporary.rename(self._run.result)
 
     def close(self) -> None:
+        """The end of what is written here, then of the trackers."""
+        self.close_files()
+        self._trackers.close()
+
+    def close_files(self) -> None:
+        """Trace and lines are on disk."""
         try:
             self._write_trace(over=True)
         finally:
-            self._trackers.close()
             for file in self._files.values():
                 file.close()
             self._files = {}

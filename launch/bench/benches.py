@@ -162,7 +162,7 @@ BENCHES = (
         name="tracing",
         title="What timing and trace cost",
         module="launch.bench.tracing",
-        arguments=(),
+        arguments=("--steps", "30", "--repeats", "2"),
         table=tracing,
     ),
 )

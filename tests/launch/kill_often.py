@@ -79,11 +79,15 @@ class Kill:
 
 
 def groups_of(run: Path) -> list[dict[str, Any]]:
-    """Prompt, step, version and members (length, reward, ...) of every group trained on."""
+    """Prompt, step, version and members (length, reward, ...) of every group trained on.
+
+    Without their confidence: a sum over chunks as they came, whose last digit differs, and when.
+    """
     found = [g for g in lines(run / "decisions.jsonl", "group") if g["fate"] == "trained"]
     for group in found:
+        del group["time"]
         for member in group["members"]:
-            member[3] = round(member[3], 6)  # confidence: a mean over chunks as they came
+            del member[3]
     return sorted(found, key=lambda group: group["group"])
 
 
