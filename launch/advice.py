@@ -47,6 +47,8 @@ def advice(lane: str, what: str, facts: Facts) -> str:
         return f"a faster reward, or more workers (reward.{config.reward.name}.workers)"
     if what in ("receiving weights", "loading weights", "proving weights", "weights"):
         return f"a faster disk for the weights{beside}"
+    if what.startswith("busy with "):
+        return f"a rank that has less to do beside training; {ranks}"
     return {
         "old and reference logprobs": f"learner.overlap=token streams them; {ranks}",
         "optimizer step": f"{ranks}, learner.zero",
@@ -55,6 +57,10 @@ def advice(lane: str, what: str, facts: Facts) -> str:
         "tokens on their way": f"larger chunks (engine.chunk_tokens={engine.chunk_tokens} now), or "
         "a core for the stage",
         "request on its way": "a core for the engine's front end, or a faster network",
+        "waiting for its clock or its peers": "whoever had to join or be started again: warnings "
+        "of the run tell",
+        "between passes": f"fewer, larger passes (learner.tokens_per_micro_batch); {ranks}",
+        "not known": "this is a fault of darts: please report it",
         "deciding": "a cheaper selector or budget, or a core for the stage",
     }.get(what, "a core for each process, or a faster network between them")
 
