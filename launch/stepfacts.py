@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from launch.jsonl import lines
+from launch.report.lines import Straggler, TimingLine
 from pipeline.critical import Segment
 
 
@@ -21,23 +22,6 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
     time: float = 0.0
 
 
-class Straggler(msgspec.Struct, frozen=True):
-    """Of a group that waited long: the last to end of those that it was trained on."""
-
-    group: int
-    trajectory: int
-    tokens: int
-    waited_s: float  # since half of them had ended
-
-
-class _Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Line `timing`, which follows it with `watch.timing`."""
-
-    step: int
-    critical_path: list[Segment] = []
-    stragglers: tuple[Straggler, ...] = ()
-
-
 class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A step that has ended."""
 
@@ -46,7 +30,7 @@ class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
     reward: float
     groups: dict[str, int]
     since: float  # its start on the wall's clock, seconds since 1970; 0: not known
-    critical_path: list[Segment] = []
+    critical_path: tuple[Segment, ...] = ()
     stragglers: tuple[Straggler, ...] = ()  # of the few groups that waited longest
 
 
@@ -59,7 +43,7 @@ def step_facts(path: Path, step: int, say: Callable[[str], None]) -> StepFacts |
     if not path.exists():
         return None
     found: StepFacts | None = None
-    for line in lines(path, {"step": _Step, "timing": _Timing}, say):
+    for line in lines(path, {"step": _Step, "timing": TimingLine}, say):
         if line.step != step:
             continue
         if isinstance(line, _Step):

@@ -149,15 +149,13 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
-    ticket = Ticket(control=place.control, data=place.data, weights=place.weights)
-    if place.server:
-        ticket = Ticket(
-            control=place.control,
-            data=place.data,
-            weights=place.weights,
-            server=place.server,
-            keys=pair,
-        )
+    ticket = Ticket(
+        control=place.control,
+        data=place.data,
+        weights=place.weights,
+        server=place.server or None,
+        keys=pair if place.server else None,
+    )
     logs = node.logs(Path(place.run))
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))

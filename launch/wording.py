@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from launch.decisions import Candidate, Decided, Ended, Opened, Story
-from launch.stepfacts import StepFacts, Straggler
+from launch.report.lines import Straggler
+from launch.stepfacts import StepFacts
 from pipeline.critical import by_kind
 
 KINDS_TOLD = 4

@@ -18,6 +18,7 @@ from pipeline.coordinator import Phase
 from pipeline.ledger import FINAL
 from pipeline.live import Live
 from pipeline.ports import LOOPBACK, TrackerError, port_complaint
+from pipeline.timing import MEANINGS
 
 # figure of a step or an evaluation -> (name without what it is of, unit last; help)
 _FIGURES: dict[str, tuple[str, str]] = {
@@ -59,23 +60,6 @@ _LEARNER: dict[str, str] = {
     "logprob_hidden_s": "those forwards while groups of the step were still to come",
     "optimizer_s": "optimizer step of rank 0",
     "publish_s": "publishing of weights by rank 0",
-}
-# latency -> help, as in docs/latency.md
-_LATENCIES: dict[str, str] = {
-    "slot_wait_s": "a candidate's wait for a slot",
-    "time_to_first_token_s": "request sent to first token, at the engine",
-    "inter_token_s": "mean time between tokens of a response",
-    "chunk_to_stage_s": "an engine's frame from sent to heard",
-    "chunk_to_learner_s": "hints of tokens to a rank from sent to heard, with overlap by token",
-    "decision_s": "an event at the stage to its commands sent, where something was decided",
-    "reward_wait_s": "a reward from asked for to begun",
-    "reward_s": "a reward from begun to ended",
-    "group_s": "a group's first candidate queued to its going to the learner",
-    "group_to_learner_s": "a group from sent to received by its rank",
-    "learner_wait_s": "a group at the rank to its pass",
-    "last_token_to_trained_s": "a group's last token heard to its gradient heard",
-    "weights_publish_s": "new weights written by rank 0",
-    "weights_load_s": "a load of weights from asked for to proved by an engine",
 }
 _ENGINES: dict[str, str] = {
     "legs": "legs of trajectories that the engine ran",
@@ -170,7 +154,7 @@ def _of_timing(numbers: Mapping[str, float]) -> Iterator[Metric]:
         kind, _, rest = key.partition("/")
         if kind == "percentiles":
             name, _, which = rest.partition("/")
-            text, bare = _LATENCIES.get(name, name), name.removesuffix("_s")
+            text, bare = MEANINGS.get(name, name), name.removesuffix("_s")
             if which in _QUANTILES:
                 add(f"latency_{_name(name)}", text, value, quantile=_QUANTILES[which])
             elif which == "max":

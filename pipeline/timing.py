@@ -21,6 +21,23 @@ PERCENTILES = (50, 95, 99)
 LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))
 """Percentile groups of response length that lives are told of."""
 _STRAGGLERS = 5  # groups that waited longest for one trajectory
+MEANINGS = {
+    "slot_wait_s": "a candidate's wait for a slot",
+    "time_to_first_token_s": "request sent to first token, at the engine",
+    "inter_token_s": "mean between tokens of a response, over responses",
+    "chunk_to_stage_s": "an engine's frame, sent to heard",
+    "chunk_to_learner_s": "hints of new tokens to a rank, sent to heard (learner.overlap=token)",
+    "group_to_learner_s": "a group, sent to heard by its learner rank",
+    "decision_s": "an event at the stage to its commands sent, where something was decided",
+    "reward_wait_s": "a reward asked to begun",
+    "reward_s": "a reward begun to ended",
+    "group_s": "a group's first candidate queued to the group's going to the learner",
+    "learner_wait_s": "a group at the rank to its pass",
+    "last_token_to_trained_s": "a group's last token heard to its gradient heard",
+    "weights_publish_s": "new weights written by rank 0",
+    "weights_load_s": "new weights asked for to proved, at an engine",
+}
+"""What is measured, by its name among `percentiles`, as docs/latency.md has it."""
 
 
 def figures(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
@@ -71,7 +88,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
     timed = [leg for leg in legs if leg.first]
     loads, handovers = record.loads, record.handovers
     received = [h for h in handovers if h.received]
-    arrived = {leg.trajectory: leg.heard for leg in _last_legs(record).values()}
+    last = _last_legs(record)
     scorings = [s for s in record.scorings if s.kind == "train"]
     decided = {d.at: d.seconds for d in record.decisions if d.at >= record.since}
     publishes = [w for w in record.works if w.what == PUBLISH]
@@ -90,7 +107,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
         "last_token_to_trained_s": [
             h.heard - max(ends)
             for h in handovers
-            if (ends := [arrived[t] for t in h.trajectories if t in arrived])
+            if (ends := [last[t].heard for t in h.trajectories if t in last])
         ],
         "weights_publish_s": [w.end - w.start for w in publishes],
         "weights_load_s": [load.heard - load.asked for load in loads if load.served],

@@ -26,7 +26,6 @@ def report(
 
     darts report runs/compare/*/ --out comparison.html
     """
-
     import importlib.util
 
     from pipeline.printable import printable

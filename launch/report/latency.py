@@ -12,24 +12,8 @@ from launch.report.lacking import lacks_timing
 from launch.report.lines import TimingLine
 from launch.report.reading import Run
 from launch.report.section import Section, seconds, table
+from pipeline.timing import MEANINGS
 
-MEANINGS = {
-    "slot_wait_s": "a candidate's wait for a slot",
-    "time_to_first_token_s": "request sent to first token, at the engine",
-    "inter_token_s": "mean between tokens of a response, over responses",
-    "chunk_to_stage_s": "an engine's frame, sent to heard",
-    "chunk_to_learner_s": "hints of new tokens to a rank, sent to heard (learner.overlap=token)",
-    "group_to_learner_s": "a group, sent to heard by its learner rank",
-    "decision_s": "an event at the stage to its commands sent, where something was decided",
-    "reward_wait_s": "a reward asked to begun",
-    "reward_s": "a reward begun to ended",
-    "group_s": "a group's first candidate queued to the group's going to the learner",
-    "learner_wait_s": "a group at the rank to its pass",
-    "last_token_to_trained_s": "a group's last token heard to its gradient heard",
-    "weights_publish_s": "new weights written by rank 0",
-    "weights_load_s": "new weights asked for to proved, at an engine",
-}
-"""By key of a line `timing`, as docs/latency.md has them."""
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
          "change")  # fmt: skip
 

@@ -6,8 +6,6 @@ they mean is in docs/run-folder.md. Pure.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from pipeline.critical import Segment
@@ -72,6 +70,16 @@ class Lives(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
 
 
+class Straggler(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a group that waited long: the last to end of those that it was trained on."""
+
+    group: int
+    trajectory: int
+    engine: str = ""
+    tokens: int
+    waited_s: float  # since half of them had ended
+
+
 class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `timing` of metrics.jsonl."""
 
@@ -81,7 +89,7 @@ class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
     percentiles: dict[str, Percentiles] = {}
     engines: dict[str, dict[str, float]] = {}
     lives: tuple[Lives, ...] = ()
-    stragglers: tuple[dict[str, Any], ...] = ()
+    stragglers: tuple[Straggler, ...] = ()  # of the few groups that waited longest
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):

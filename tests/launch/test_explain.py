@@ -237,6 +237,7 @@ STEP = {"what": "step", "step": 0, "time": 1001.0, "seconds": 1.5, "reward": 0.2
 TIMING = {
     "what": "timing",
     "step": 0,
+    "seconds": 1.5,
     "critical_path": [
         ["engine e0", "decoding", 0.5, "trajectory 10, 40 tokens"],
         ["stage", "deciding", 0.25, ""],
