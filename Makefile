@@ -68,6 +68,10 @@ test-fast: env  ## the tests of what decides: no engine, socket or worker proces
 test-multinode: env  ## real vLLM and DeepSpeed on two network namespaces (root; some minutes)
 	@DARTS_MULTINODE=1 $(BIN)/python -m pytest tests/launch/test_nodes.py -v $(PYTEST_FLAGS)
 
+.PHONY: docs
+docs: env  ## the documents as a site, in site/index.html; fails at a broken link
+	@$(BIN)/zensical build --strict
+
 .PHONY: lint
 lint: env  ## ruff (rules, format) and pyright
 	@echo '==> ruff check'
