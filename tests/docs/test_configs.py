@@ -1,0 +1,32 @@
+"""Every shipped configuration is accepted, with files in place of those that are not shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "simulate.yaml"]
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+def test_dry_run_accepts_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    lines = tmp_path / "data.jsonl"
+    lines.write_text(json.dumps({"prompt": "1+2", "answer": "3"}) + "\n")
+    brought = (
+        [f"model={ROOT / 'models/chain-sums'}", f"data.train={lines}", f"data.held_out={lines}"]
+        if config.stem.startswith("qwen")
+        else []
+    )
+    limits = ["sampling.max_tokens=64", "data.max_prompt_tokens=32"] if brought else []
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(config), "--dry-run", *brought, *limits])
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert "nothing was started" in capsys.readouterr().out
