@@ -6,17 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from launch.cli import main
+from launch.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "simulate.yaml"]
+SHIPPED = [
+    path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "simulate.yaml"
+]
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
-def test_dry_run_accepts_it(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_dry_run_accepts_it(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     lines = tmp_path / "data.jsonl"
     lines.write_text(json.dumps({"prompt": "1+2", "answer": "3"}) + "\n")
@@ -26,7 +27,6 @@ def test_dry_run_accepts_it(
         else []
     )
     limits = ["sampling.max_tokens=64", "data.max_prompt_tokens=32"] if brought else []
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(config), "--dry-run", *brought, *limits])
-    assert ended.value.code == 0, capsys.readouterr().err
-    assert "nothing was started" in capsys.readouterr().out
+    result = CliRunner().invoke(app, ["train", str(config), "--dry-run", *brought, *limits])
+    assert result.exit_code == 0, result.output
+    assert "nothing was started" in result.output
