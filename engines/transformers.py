@@ -12,43 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import itertools
-import logging
 import math
-import os
-import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 import transformers
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GenerationConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
-from transformers.utils import logging as chatter
 
-from engines import attention
 from engines.base import Delta, EngineError, EngineInfo, Sampling
-from engines.drawing import Draw, Drawing
+from engines.batching import Batching
+from engines.drawing import NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
 from engines.weights import FILE
 from pipeline.config import EngineSection
-from pipeline.cores import CoresError, engine_cores
-
-log = logging.getLogger("engines.transformers")
 
 PROBES = 16
 """Positions that `logprobs` answers; twice as many requests fit beyond the slots."""
-BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
-"""Tokens of one forward pass at most. The mask of the attention `sdpa` is that times the cache."""
-_STOP_S = 10.0  # for the library's thread: it ends between two forward passes
-_GIB = 1 << 30
-_FIELDS = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
 
 
 class _Router(OutputRouter):
@@ -73,7 +54,7 @@ class _Request:
     """One request, over all its stays in the library."""
 
     sampling: Sampling
-    forced: int | None = None
+    forced: int = NOT_FORCED
     inner: str = ""  # its id in the library; '': withdrawn
     heard: int = 0  # tokens of this stay
     version: int | None = None  # of the weights of this stay
@@ -114,13 +95,9 @@ class TransformersEngine:
     def __init__(self, model: str, section: EngineSection, seed: int = 0) -> None:
         self._directory, self._section, self._seed = model, section, seed
         self._interval = min(8, section.chunk_tokens)
-        self._model: Any = None
-        self._manager: Any = None
         self._facts: ModelFacts | None = None
+        self._batching: Batching | None = None
         self._limit = 0  # tokens of a prompt and its response
-        self._drawing = Drawing()
-        self._cores: Sequence[int] = ()  # that the library's thread is still to be kept to
-        self._forward = threading.Lock()  # held while the model computes, or is written to
         self._requests: dict[str, _Request] = {}
         self._by_inner: dict[str, _Request] = {}
         self._ids = itertools.count()
@@ -130,10 +107,14 @@ class TransformersEngine:
 
     async def start(self) -> EngineInfo:
         self._facts = facts = read_model_facts(self._directory)
+        router = _Router(asyncio.get_running_loop(), self._heard)
+        requests = self._section.slots + 2 * PROBES
         try:
-            router = _Router(asyncio.get_running_loop(), self._heard)
-            await asyncio.to_thread(self._build, router)
-            self._limit = min(facts.max_model_tokens or self._cached(), self._cached())
+            self._batching = batching = await asyncio.to_thread(
+                Batching, self._directory, self._section, requests, self._seed, router
+            )
+            cached = batching.cached_tokens
+            self._limit = min(facts.max_model_tokens or cached, cached)
             first = Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             async for _ in self.generate(first):
                 pass
@@ -147,12 +128,7 @@ class TransformersEngine:
             slots=self._section.slots,
             vocabulary=facts.vocabulary,
             max_model_tokens=self._limit,
-            about={
-                "engine": f"transformers {transformers.__version__}",
-                "device": self._model.device.type,
-                "dtype": str(self._model.dtype).removeprefix("torch."),
-                "attention": str(self._model.config._attn_implementation),  # noqa: SLF001
-            },
+            about={"engine": f"transformers {transformers.__version__}", **batching.about},
         )
 
     async def generate(self, sampling: Sampling) -> AsyncGenerator[Delta, None]:
@@ -179,7 +155,8 @@ class TransformersEngine:
             for request in self._requests.values():
                 self._withdraw(request)
             try:
-                await asyncio.to_thread(self._copy, Path(directory) / FILE)
+                assert self._batching is not None
+                await asyncio.to_thread(self._batching.copy, Path(directory) / FILE)
             except Exception as error:  # half loaded: it must not sample on
                 raise EngineError(f"transformers cannot load {directory}: {error}") from error
             self._version, self._held = version, False
@@ -199,22 +176,13 @@ class TransformersEngine:
         return answer
 
     def failure(self) -> str:
-        if self._manager is None or self._manager.is_running():
-            return ""
-        why = self._manager.background_thread_status.fatal_error
-        return f"the thread of transformers' continuous batching has ended: {why}"
+        return self._batching.failure() if self._batching is not None else ""
 
     async def close(self) -> None:
         await self.abort(list(self._requests))
-        manager, self._manager = self._manager, None
-        if manager is not None and manager.is_running():
-            await asyncio.to_thread(manager.stop, block=True, timeout=_STOP_S, hard_stop=True)
-        if manager is not None:
-            manager.destroy()
-        self._model = manager = None
-        gc.collect()  # the library's parts know each other in rings, with the cache among them
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        batching, self._batching = self._batching, None
+        if batching is not None:
+            await asyncio.to_thread(batching.close)
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -240,33 +208,29 @@ class TransformersEngine:
 
     def _submit(self, request: _Request) -> None:
         """Hand a request to the library, with the tokens that it has."""
-        sampling, done = request.sampling, len(request.tokens)
+        assert self._batching is not None
         assert self._facts is not None
+        sampling, done = request.sampling, len(request.tokens)
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
-        draw = Draw(sampling.seed, position=done)
-        if request.forced is not None:
-            draw.forced = request.forced
-        taken = self._manager.add_request(
+        if not self._batching.add(
+            request.inner,
             [*sampling.tokens, *request.tokens],
-            request_id=request.inner,
-            max_new_tokens=sampling.max_tokens - done,
-            streaming=True,
-            eos_token_id=-1 if sampling.ignore_stop else list(self._facts.stop_tokens),
-            temperature=float(sampling.temperature),
-            draw=draw,
-        )
-        if taken is None:
+            sampling.max_tokens - done,
+            () if sampling.ignore_stop else self._facts.stop_tokens,
+            float(sampling.temperature),
+            Draw(sampling.seed, position=done, forced=request.forced),
+        ):
             request.error = "the library takes no more requests"
             request.news.set()
 
     def _withdraw(self, request: _Request) -> None:
-        """Its slot is free at the next forward pass; what still comes of it is not heard."""
+        """What still comes of it is not heard."""
         if request.inner:
             self._by_inner.pop(request.inner, None)
-            if self._manager is not None:
-                self._manager.cancel_request(request.inner)
+            if self._batching is not None:
+                self._batching.cancel(request.inner)
             request.inner = ""
 
     def _heard(self, outputs: list[Any]) -> None:
@@ -275,8 +239,8 @@ class TransformersEngine:
             request = self._by_inner.get(output.request_id)
             if request is None:
                 # Withdrawn; the library forgets a cancellation that overtakes its request.
-                if not output.is_finished() and self._manager is not None:
-                    self._manager.cancel_request(output.request_id)
+                if not output.is_finished() and self._batching is not None:
+                    self._batching.cancel(output.request_id)
                 continue
             tokens = output.generated_tokens[request.heard :]
             logprobs = output.logprobs[request.heard :]
@@ -313,116 +277,6 @@ class TransformersEngine:
             for logprob in delta.logprobs:
                 return logprob
         return math.nan
-
-    # --- the model --------------------------------------------------------------------------
-
-    def _build(self, router: OutputRouter) -> None:
-        """Load the model and start the library's thread; takes seconds."""
-        chatter.disable_progress_bar()
-        chatter.set_verbosity_error()
-        section = self._section
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        if device.type == "cpu":
-            try:
-                self._cores = engine_cores(section.cpu_cores, os.sched_getaffinity(0))
-            except CoresError as error:
-                raise EngineError(str(error)) from error
-            torch.set_num_threads(len(self._cores))
-        # Where 5.17 wants `paged|sdpa` later versions want `sdpa`.
-        newer = "auto_switch_to_flash" in _FIELDS
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self._directory,
-            dtype=section.dtype if section.dtype == "auto" else getattr(torch, section.dtype),
-            trust_remote_code=False,
-            attn_implementation="sdpa" if newer else "paged|sdpa",
-        )
-        self._model = model.to(device).eval().requires_grad_(False)
-        requests = section.slots + 2 * PROBES
-        settings: dict[str, Any] = {
-            "return_logprobs": True,
-            "max_requests_per_batch": requests,
-            "max_batch_tokens": max(BATCH_TOKENS[device.type], requests),
-            "max_memory_percent": self._memory_share(device),
-            # A block of old weights would be found by its tokens after a load.
-            "allow_block_sharing": False,
-            "seed": self._seed,
-        }
-        if newer:
-            settings["auto_switch_to_flash"] = False
-        manager: Any = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=True, max_new_tokens=1, eos_token_id=-1),
-            continuous_batching_config=ContinuousBatchingConfig(**settings),
-        )
-        if attention.fits(self._model.config):
-            self._model.set_attn_implementation(attention.NAME)
-        manager.output_router = router
-        manager.logit_processor = self._drawing.processors()
-        # The only names of the library that are its own: with them a graph is captured as it
-        # will sample, and the model is not written to while it computes.
-        processor = manager.batch_processor = manager._create_batch_processor()  # noqa: SLF001
-        processor.model_runner._sample = self._drawing.sample  # noqa: SLF001
-        step, forward, pin = processor._generation_step, self._forward, self._pin  # noqa: SLF001
-
-        def alone(model: Any) -> None:
-            with forward:
-                pin()
-                step(model)
-
-        processor._generation_step = alone  # noqa: SLF001
-        self._manager = manager
-        manager.warmup()
-        manager.start()
-
-    def _memory_share(self, device: torch.device) -> float:
-        """Of the memory that the library counts as free: all it may use beside the weights."""
-        if device.type == "cpu":
-            memory = psutil.virtual_memory()
-            free = memory.total - psutil.Process().memory_info().rss
-            return min(1.0, self._section.cpu_kv_gib * _GIB / free)
-        free, total = torch.cuda.mem_get_info(device)
-        used = torch.cuda.memory_reserved(device)
-        wanted = self._section.gpu_memory * total - used
-        if not 0 < wanted <= free:
-            raise EngineError(
-                f"engine.gpu_memory {self._section.gpu_memory} of {total / _GIB:.1f} GiB, less the "
-                f"weights' {used / _GIB:.1f}, leaves {wanted / _GIB:.1f} GiB for the cache, but "
-                f"{free / _GIB:.1f} are free: set it lower, or free the GPU"
-            )
-        return wanted / (total - used)
-
-    def _cached(self) -> int:
-        """Tokens that the cache holds."""
-        config = self._manager.continuous_batching_config
-        page = config.page_size if "page_size" in _FIELDS else config.block_size
-        return int(config.num_blocks) * int(page)
-
-    def _pin(self) -> None:
-        """On a CPU: the thread that computes keeps to the engine's cores."""
-        if self._cores:
-            os.sched_setaffinity(threading.get_native_id(), self._cores)
-            self._cores = ()
-
-    def _copy(self, file: Path) -> None:
-        """Write the file's tensors over those served. Raises ValueError if they do not fit."""
-        started = time.monotonic()
-        with self._forward, torch.no_grad(), safe_open(file, framework="pt") as tensors:
-            if self._model.device.type == "cuda":
-                torch.cuda.synchronize()
-            names = set(tensors.keys())
-            own: dict[str, torch.Tensor] = dict(self._model.named_parameters())  # tied ones once
-            if missing := sorted(own.keys() - names):
-                raise ValueError(f"{file} lacks {len(missing)} parameters, {missing[0]} first")
-            for name, parameter in own.items():
-                found = tensors.get_tensor(name)
-                if found.shape != parameter.shape:
-                    raise ValueError(
-                        f"{file}: {name} has shape {tuple(found.shape)}, the model's has "
-                        f"{tuple(parameter.shape)}"
-                    )
-                parameter.copy_(found)
-            if self._model.device.type == "cuda":
-                torch.cuda.synchronize()
-        log.info("%s loaded in %.3f s", file, time.monotonic() - started)
 
 
 def spread(count: int, at_most: int) -> list[int]:
