@@ -10,15 +10,17 @@ the process that made the pool.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from pipeline import plugins, reward_process
+from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.reward_process import Died, WorkerProcess
@@ -66,7 +68,9 @@ class RewardPool:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
-        self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
+        name = leftovers.name_of(os.getpid(), "rewards-")
+        self._directory = tempfile.TemporaryDirectory(prefix=name)
+        leftovers.sign(Path(self._directory.name), os.getpid())
         self._turn = asyncio.Semaphore(self._options.workers)
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
