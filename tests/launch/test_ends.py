@@ -1,4 +1,4 @@
-"""How runs end that cannot go on, or are asked not to: by themselves, with the reason, and whole."""
+"""How runs end that cannot go on, or are asked not to: by themselves, and with the reason."""
 
 from __future__ import annotations
 
@@ -87,9 +87,10 @@ def test_ranks_that_wait_for_each_other_for_ever_are_found_stuck(tmp_path: Path)
         assert not job.left()
 
 
-@pytest.mark.fault("an engine never comes", part="engines", by="process")
+@pytest.mark.fault("an engine that starts very late", part="engines", by="process")
 def test_who_never_joins_is_named(tmp_path: Path) -> None:
-    """Promise: the run ends with status 1 and names everybody who is missing.
+    """Promise: it is waited for, and then the run ends with status 1 and names who is missing.
+    (Once a run trains, an engine may come whenever it likes.)
     Bound: `watch.join_s` (here 1 s) and 60 s.
     """
     run = tmp_path / "run"

@@ -36,11 +36,14 @@ def group_of(folder: Path, kills: int, version: int = 2) -> Path:
 @pytest.mark.fault("the kernel kills a process for its memory", part="everything", by="process")
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_kill_that_the_kernel_counts_names_the_limit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    version: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Promise: the line says that it was for its memory, the most that was seen of it, and the
-    limit; a kill that the kernel does not count is told as somebody else's. (The test is the kernel:
-    it kills the process and writes the counter.)
+    limit; a kill that the kernel does not count is told as somebody else's. (The test is the
+    kernel: it kills the process and writes the counter.)
     Bound: at its end.
     """
     group = group_of(tmp_path / "group", 4, version)
@@ -83,7 +86,12 @@ def test_a_child_that_we_have_killed_was_not_killed_for_its_memory(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "line,inside",
-    [("0::/", ""), ("0::/a/b", "a/b"), ("4:memory:/job", "memory/job"), ("4:memory:/gone", "memory")],
+    [
+        ("0::/", ""),
+        ("0::/a/b", "a/b"),
+        ("4:memory:/job", "memory/job"),
+        ("4:memory:/gone", "memory"),
+    ],
 )
 def test_the_memory_group_is_found_in_either_version(
     tmp_path: Path, line: str, inside: str

@@ -96,7 +96,6 @@ def test_a_stopped_engine_is_killed_and_replaced_and_its_work_goes_on_elsewhere(
     assert "e1 ended (killed by SIGKILL); starting it again" in going.job.text
 
 
-@pytest.mark.fault("an engine that starts very late", part="engines", by="process")
 @pytest.mark.fault("an engine is stopped (SIGSTOP) and goes on", part="engines", by="process")
 def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
     going: Going, tmp_path: Path
