@@ -27,13 +27,13 @@ from typing import Any
 
 import msgspec
 import psutil
-import zmq
 
 from launch.bench.flatness import Row, Series, row, table, verdict
 from launch.bench.namespaces import Started
 from launch.jsonl import lines
-from pipeline.keys import addresses
 from pipeline.leftovers import SHARED_MEMORY
+from pipeline.link import Link
+from pipeline.messages import Join, TokenBatch
 
 SAMPLE_S = 2.0
 PAUSE_S = (3.0, 9.0)
@@ -132,16 +132,15 @@ class Soak:
         return "learner stopped, thawed in time"
 
     def _corrupt(self, now: float) -> str:
-        """Garbage at both sockets, under no name."""
-        del now
-        context = zmq.Context()
-        control, data = addresses(self.sockets)
-        for kind, address in ((zmq.DEALER, control), (zmq.PUSH, data)):
-            socket = context.socket(kind)
-            socket.connect(address)
-            socket.send_multipart([self._draw.randbytes(50) for _ in range(3)])
-            socket.close(linger=1000)
-        context.term()
+        """A peer of another protocol, whose tokens are noise."""
+        nobody = Join(protocol=0, role="engine", name="nobody", clock_s=now)
+        link = Link(self.sockets, nobody, lambda message: None)
+        link.start()
+        header = TokenBatch(
+            engine="nobody", incarnation=0, epoch=0, sequence=0, sampled=0, sent_at_s=now
+        )
+        link.send_tokens(header, self._draw.randbytes(50), self._draw.randbytes(50))
+        link.close()
         return "corrupted frames"
 
     def thaw(self, now: float) -> None:
