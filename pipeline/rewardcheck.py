@@ -24,13 +24,13 @@ def has_checks(plugin: Plugin) -> bool:
 
 async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
     """A line for each answer that the reward cannot use, and one for a reward that cannot start."""
-    one = Plugin(name=plugin.name, options={**plugin.options, "workers": 1})
     items = [item for found in data for item in _spread(found)]
     try:
-        async with RewardPool(one) as pool:
+        async with RewardPool(plugin, most=1) as pool:
             found = await pool.check([_unanswered(item) for item in items])
     except RewardFailed as error:
-        return [f"{error.why}\n{error.traceback}".rstrip()]
+        own = plugin.name not in plugins.house_names("reward")  # the user's code: show where
+        return [f"{error.why}\n{error.traceback}".rstrip() if own else error.why]
     key = f"reward.{plugin.name}"
     lines = [f"{i.where}: answer: {t} ({key})" for i, t in zip(items, found, strict=False) if t]
     if not lines:

@@ -90,12 +90,18 @@ class _Job:
 
 
 class RewardPool:
-    """Scores samples with one plug-in; used from one event loop, as an async context manager."""
+    """Scores samples with one plug-in; used from one event loop, as an async context manager.
 
-    def __init__(self, plugin: Plugin) -> None:
+    Args:
+        most: workers, where the options want more; 0: as they say.
+    """
+
+    def __init__(self, plugin: Plugin, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
+        self.workers = min(self._options.workers, most or self._options.workers)
+        """Processes that score."""
         self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
@@ -114,7 +120,11 @@ class RewardPool:
         return plugins.RewardOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -128,7 +138,7 @@ class RewardPool:
     async def start(self) -> None:
         """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
         found = await asyncio.gather(
-            *(self._start_one() for _ in range(self._options.workers)), return_exceptions=True
+            *(self._start_one() for _ in range(self.workers)), return_exceptions=True
         )
         for worker in found:
             if isinstance(worker, WorkerProcess):
@@ -187,11 +197,6 @@ class RewardPool:
             return answer.complaints
         raise self._nonsense(answer)
 
-    @property
-    def workers(self) -> int:
-        """Processes that score."""
-        return self._options.workers
-
     def statistics(self) -> Figures:
         jobs = [job for call in self._calls.values() for job in call]
         return Figures(
@@ -232,7 +237,7 @@ class RewardPool:
 
     def _pump(self) -> None:
         """Give what waits to workers that have nothing to do."""
-        while self._waiting and len(self._calls) < self._options.workers:
+        while self._waiting and len(self._calls) < self.workers:
             task = asyncio.ensure_future(self._carry_out(jobs := self._next()))
             self._calls[task] = jobs
             task.add_done_callback(self._ended)

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import plugins
+from pipeline import plugins, rewardcheck
+from pipeline.config import Plugin
 from pipeline.configfile import ConfigError, load
+from pipeline.prompts import Dataset, Item
 from pipeline.reward_results import Outcome, outcomes
 from pipeline.testing import sample_of
 from pipeline.verbs import Score
@@ -254,6 +256,32 @@ def test_a_sum_is_written_in_a_configuration_and_its_faults_have_a_line(tmp_path
     assert loaded.options["of"][0] == {"exact": {"marker": "#"}, "weight": 2}
 
 
+# --- before a run -----------------------------------------------------------------------------
+
+
+async def test_answers_that_a_reward_cannot_use_are_named_by_file_and_line():
+    def data(*answers: str) -> Dataset:
+        found = enumerate(answers, start=1)
+        items = [Item(prompt="1", tokens=b"", answer=a, columns={}, where=f"my.jsonl:{i}")
+                 for i, a in found]  # fmt: skip
+        return Dataset("my.jsonl", items)
+
+    picky = "tests.pipeline.reward_functions:Picky"
+    plugin = Plugin(name=picky, options={})
+    assert rewardcheck.has_checks(plugin)
+    assert await rewardcheck.complaints(plugin, [data("3", "4"), data()]) == []
+    lines = await rewardcheck.complaints(plugin, [data("3", "four"), data("five")])
+    assert lines == [
+        f"my.jsonl:2: answer: found 'four', expected digits (reward.{picky})",
+        f"my.jsonl:1: answer: found 'five', expected digits (reward.{picky})",
+        "2 of 3 answers looked at: mend them, leave them out, or take another reward",
+    ]
+    refused = Plugin(name="http", options={"url": "http://127.0.0.1:9/score", "pause_s": 0.0})
+    [line] = await rewardcheck.complaints(refused, [data("3")])
+    assert line.startswith("reward 'http': ServerError: http://127.0.0.1:9/score: ")
+    assert line.endswith("(after 3 tries)")
+
+
 # --- http -------------------------------------------------------------------------------------
 
 Reply = Callable[[list[dict[str, Any]]], tuple[int, bytes]]
@@ -277,7 +305,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, *args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
