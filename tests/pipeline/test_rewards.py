@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -303,7 +304,8 @@ class Server:
                 status, content = reply(body["samples"])
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(content)
+                with contextlib.suppress(BrokenPipeError):  # a client that waits no longer
+                    self.wfile.write(content)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
