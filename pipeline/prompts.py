@@ -43,6 +43,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     answer: str  # what the reward compares with; "" where the data has none
     columns: dict[str, Any]  # the row as it was, for rewards that read more of it
     tag: str = ""  # a kind of prompt, for budgets ("terms=3")
+    where: str = ""  # file and line
+    messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
 
 
 class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +136,7 @@ class _Prepared(msgspec.Struct):
 
     where: str
     row: dict[str, Any]
+    given: Any  # the prompt as it stands in the row
     prompt: str
     templated: bool
     answer: str
@@ -217,7 +220,7 @@ class _Loading:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
-        return _Prepared(where, row, text, templated, answer)
+        return _Prepared(where, row, prompt, text, templated, answer)
 
     def _encoded(self, batch: Sequence[_Prepared], tag: str) -> Iterator[Item]:
         prompts = [prepared.prompt for prepared in batch]
@@ -239,6 +242,8 @@ class _Loading:
                     answer=prepared.answer,
                     columns=prepared.row,
                     tag=tag or own,
+                    where=prepared.where,
+                    messages=prepared.given if isinstance(prepared.given, list) else (),
                 )
 
     def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
