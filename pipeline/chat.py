@@ -110,7 +110,8 @@ class Chat:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
-        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        extras: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": _now}
+        environment.globals.update(extras)
         try:
             compiled = environment.from_string(template)
         except jinja2.TemplateSyntaxError as error:
