@@ -148,7 +148,8 @@ class LearnerSection(Section, frozen=True, kw_only=True):
 
 class EngineSection(Section, frozen=True, kw_only=True):
     kind: str = "vllm"
-    """`vllm`, or `simulated` (lengths from a distribution; for tests of everything else)."""
+    """`vllm`; `transformers` (its continuous batching: starts in seconds, needs no vLLM, slower);
+    or `simulated` (lengths from a distribution; for tests of everything else)."""
     count: int = 1
     """Engine processes."""
     slots: int = 64
@@ -159,14 +160,14 @@ class EngineSection(Section, frozen=True, kw_only=True):
     chunk_tokens: int = 16
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: str = "float32"
-    """Of weights and computation in vLLM: float32, bfloat16, auto."""
+    """Of weights and computation in the engine: float32, bfloat16, auto."""
     cpu_cores: str = "auto"
-    """CPU only: cores for vLLM's threads ("0", "0-3"); `auto`: the first core for the
+    """CPU only: cores for the engine's threads ("0", "0-3"); `auto`: the first core for the
     engine when there are two or more, so that the learner keeps the others."""
     cpu_kv_gib: int = 1
     """CPU only: memory of the key/value cache, GiB."""
     gpu_memory: float = 0.5
-    """GPU only: share of the device memory that vLLM may take."""
+    """GPU only: share of the device memory that one engine may take, weights included."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
     restarts: int = 5

@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.stale": ("wait", "drop"),
     "learner.old_logprobs": ("auto", "always"),
     "learner.importance": ("off", "truncate", "mask"),
-    "engine.kind": ("vllm", "simulated"),
+    "engine.kind": ("vllm", "transformers", "simulated"),
     "nodes.learners": ("first", "spread"),
     "engine.dtype": ("float32", "bfloat16", "auto"),
 }
