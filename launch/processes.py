@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from launch.memory import MemoryWatch, peak_bytes
+from pipeline.keys import IPC_LIMIT
 from pipeline.private import UMASK
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -41,8 +42,9 @@ def clean_environment() -> dict[str, str]:
 
 def engine_environment(directory: Path) -> dict[str, str]:
     """What an engine needs beside what it inherits: `directory` is removed after it, and with it
-    the sockets that vLLM's own processes leave when they are killed."""
-    return {"VLLM_RPC_BASE_PATH": str(directory)}
+    the sockets that vLLM's own processes leave when they are killed (named by 36 characters)."""
+    fits = len(os.fsencode(directory)) + len("/") + 36 <= IPC_LIMIT
+    return {"VLLM_RPC_BASE_PATH": str(directory)} if fits else {}
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
