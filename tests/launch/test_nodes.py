@@ -120,7 +120,7 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
     assert not {name for name in shared_memory() for pid in pids if f"-{pid}-" in name}
 
 
-SMALLER = faults.Scale(steps=24, before=6, cut_s=5.0)
+SMALLER = faults.Scale(steps=16, before=6, cut_s=5.0)
 
 
 @pytest.mark.fault("the link between two machines is cut and heals", part="network", by="process")
