@@ -50,14 +50,6 @@ NOT_SHOWN = (
         "its silence and its old frames are shown, each by itself; no test stops the process",
     ),
     (
-        "an engine's loop hangs while its heartbeats go on",
-        "that it is found stuck is shown; that it is killed then is not",
-    ),
-    (
-        "an engine ignores an abort",
-        "its slot stays taken until it answers; no test of one that never does",
-    ),
-    (
         "an engine drifts: its logprobs are wrong by a little",
         "measured in every step (`mismatch_max`); nothing acts on it",
     ),
@@ -67,21 +59,21 @@ NOT_SHOWN = (
     ),
     (
         "an engine that starts very late",
-        "`watch.join_s` ends the wait; shown for ranks of torchrun alone",
+        "that it may come at any time is shown, and that `watch.join_s` ends the wait; not both",
     ),
     (
         "the stage alone is killed",
         "the run ends and is resumed by hand; only a kill of all its processes is shown",
     ),
     (
-        "the stage is stopped (SIGSTOP) and goes on",
-        "the grace that it gives is shown, without a process",
-    ),
-    (
         "a learner rank raises in the backward pass and hangs in its exit",
         "it ends without waiting for others (`learner/actor.py`); no test",
     ),
-    ("a collective hangs", "no test; a rank that stands still for its budget is found stuck"),
+    (
+        "a collective hangs",
+        "a rank that stands still, or owes an answer for `watch.learner_s`, ends the run; no test "
+        "stops a rank within a collective",
+    ),
     (
         "the kernel kills a process for its memory",
         "told as `killed by SIGKILL`; the memory limit is not named",

@@ -46,12 +46,12 @@ def _heed_ctrl_c() -> None:
 class Job:
     """One `darts train`; a context manager that leaves nothing running."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, module: str = "launch.cli") -> None:
         self.log = log
         self._file = log.open("wb")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -119,8 +119,9 @@ class Job:
         return found[0]
 
 
-def train(run: Path, log: Path, *overrides: str) -> Job:
-    return Job(["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides], log)
+def train(run: Path, log: Path, *overrides: str, module: str = "launch.cli") -> Job:
+    arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
+    return Job(arguments, log, module)
 
 
 def lines(path: Path, what: str) -> list[dict[str, Any]]:
