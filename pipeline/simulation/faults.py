@@ -140,9 +140,8 @@ class Faulty(Simulation):
     def _tick(self) -> None:
         if not self.fallen:
             super()._tick()
-        for engine in [
-            e for e in self.engines.values() if id(e) not in self._hung
-        ]:  # what shows that a frame before it was lost
+        for engine in [e for e in self.engines.values() if e not in self._hung]:
+            # what shows that a frame before it was lost
             frame = engine.flush(self.now, self._stop)
             deliver = self.hear if frame.chunks else self._heartbeat
             self.soon(deliver, engine, frame)

@@ -44,12 +44,20 @@ def _heed_ctrl_c() -> None:
 
 
 class Job:
-    """One `darts train`; a context manager that leaves nothing running."""
+    """One `darts train`; a context manager that leaves nothing running.
 
-    def __init__(self, arguments: list[str], log: Path, module: str = "launch.cli") -> None:
+    Args:
+        path: where its processes find modules of the test's own.
+        module: what is run; `launch.cli` is `darts`.
+    """
+
+    def __init__(
+        self, arguments: list[str], log: Path, path: Path = ROOT, module: str = "launch.cli"
+    ) -> None:
         self.log = log
         self._file = log.open("wb")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        modules = os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))
+        environment = {**os.environ, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
@@ -119,9 +127,11 @@ class Job:
         return found[0]
 
 
-def train(run: Path, log: Path, *overrides: str, module: str = "launch.cli") -> Job:
+def train(
+    run: Path, log: Path, *overrides: str, path: Path = ROOT, module: str = "launch.cli"
+) -> Job:
     arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
-    return Job(arguments, log, module)
+    return Job(arguments, log, path, module)
 
 
 def lines(path: Path, what: str) -> list[dict[str, Any]]:

@@ -319,7 +319,7 @@ def test_a_rule_that_takes_nothing_stops_the_run_by_its_name() -> None:
     assert error.endswith("which waits for batch rule Never to take it")
 
 
-@pytest.mark.fault("the stage is stopped (SIGSTOP) and goes on", part="stage", by="direct")
+@pytest.mark.fault("the stage stood still while a wait passed its limit", part="stage", by="direct")
 def test_a_stage_that_stood_still_itself_blames_nobody() -> None:
     """Promise: nobody is ended for what fell into the time in which the stage itself stood still.
     Bound: as much time again as it stood still (here 100 s).
