@@ -29,13 +29,11 @@ from pipeline.events import (
     AnyEvent,
     Cut,
     EndLegs,
-    EngineLost,
     FinishStep,
     Forget,
     Halt,
     Hint,
     Judge,
-    LearnerLost,
     Place,
     Report,
     Restart,
@@ -49,6 +47,7 @@ from pipeline.events import (
 from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.livefeed import LiveFeed
+from pipeline.losses import Losses
 from pipeline.messages import (
     Abort,
     Alive,
@@ -67,8 +66,7 @@ from pipeline.messages import (
     TrainGroup,
     WireError,
 )
-from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers
+from pipeline.peers import Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
@@ -88,8 +86,9 @@ class Stage:
         self.coordinator = parts.coordinator
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers(parts.silence_s)
-        self._outbox = Outbox(parts.hub, self._peers, self._lose)
-        self._door = Door(parts, self._peers, self._outbox, self._lose, tell_launcher)
+        self._losses = Losses(self.coordinator, parts.hub, self._peers, self.tell, tell_launcher)
+        self._outbox = self._losses.outbox
+        self._door = Door(parts, self._peers, self._outbox, self._losses.lose, tell_launcher)
         self._records = Records(
             parts.run,
             parts.resumed_step,
@@ -154,7 +153,7 @@ class Stage:
             try:
                 identity, message = await self._hub.receive_control()
             except WireError as error:
-                self._refused("control", self._peers.by_identity.get(error.sender), error)
+                self._losses.refused("control", self._peers.by_identity.get(error.sender), error)
                 continue
             self._message(identity, message)
 
@@ -164,10 +163,10 @@ class Stage:
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
-                self._refused("tokens", self._door.sender(key, sender_of(parts)), error)
+                self._losses.refused("tokens", self._door.sender(key, sender_of(parts)), error)
                 continue
             if why := self._door.objection(key, header):
-                self._refused("tokens", None, why)
+                self._losses.refused("tokens", None, why)
                 continue
             peer = self._peers.named(header.engine)
             offset = peer.clock.offset if peer is not None else 0.0
@@ -184,15 +183,9 @@ class Stage:
                 self._peers.grace(late)
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
-            for peer in self._peers.silent(now):
-                self._restart(peer.name, f"silent for {now - peer.heard:.1f} s")
-            for peer in self._peers.stuck(now):
-                why = f"{peer.activity!r} has stood still for {now - peer.moved:.0f} s"
-                self._restart(peer.name, why)
+            self._losses.look(now)
             self._saver.check(now)
             self._check_joined(now)
-            if line := self._peers.refusals.line(now):
-                log.warning("%s", line)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -282,7 +275,7 @@ class Stage:
             case Cut(step=step, version=version):
                 self._save(step, version)
             case Restart(peer=name, why=why):
-                self._restart(name, why)
+                self._losses.restart(name, why)
             case Report(what=what, fields=fields):
                 self._report(what, fields)
             case ShutDown(error=error):
@@ -302,40 +295,9 @@ class Stage:
 
     # --- peers --------------------------------------------------------------------------
 
-    def _lose(self, peer: Peer, why: str) -> None:
-        """Its process is not to be trusted any more; what it held goes on elsewhere."""
-        if peer.identity not in self._peers.by_identity:
-            return
-        self._peers.leave(peer)
-        self._hub.forget(peer.identity)
-        log.warning("%s lost: %s", peer.name, why)
-        if peer.join.role == "engine":
-            self.tell(EngineLost(engine=peer.name, why=why))
-        else:
-            self.tell(LearnerLost(rank=peer.join.rank, why=why))
-
     def dead(self, name: str, why: str) -> None:
         """The launcher has seen the process end."""
-        peer = self._peers.named(name)
-        if peer is not None:
-            self._lose(peer, why)
-        elif name.startswith("l") and self.coordinator.phase is not Phase.OVER:
-            self.tell(LearnerLost(rank=int(name[1:] or 0), why=why))
-
-    def _restart(self, name: str, why: str) -> None:
-        """Count it as lost, and have its process ended (a launcher starts another)."""
-        peer = self._peers.named(name)
-        if peer is not None:
-            self._outbox.last_word(peer.identity, Shutdown(why=why))
-            self._lose(peer, why)
-        self._tell_launcher({"restart": name, "why": why})
-
-    def _refused(self, what: str, peer: Peer | None, why: object) -> None:
-        """A frame is not believed. Who sends many such is not believed at all any more."""
-        name = peer.name if peer is not None else ""
-        learns = peer is not None and peer.join.role == "learner"  # or its step would never end
-        if self._peers.refusals.note(what, name, str(why), time.monotonic()) or learns:
-            self._restart(name, f"its frames are not to be believed; the last: {why}")
+        self._losses.dead(name, why)
 
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
@@ -349,7 +311,7 @@ class Stage:
         peer.heard = now
         weights, newest = str(self.parts.weights), self.coordinator.core.version
         if why := translate.out_of_place(peer.join, message, weights, newest):
-            self._refused("role", peer, why)
+            self._losses.refused("role", peer, why)
             return
         match message:
             case Heartbeat():
