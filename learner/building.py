@@ -59,7 +59,7 @@ def build(config: Config, resume: Path | None, local_rank: int, own: Path | None
     chatter.disable_progress_bar()
     zero.join_ranks()
     carrier = carrying.meet(own, device)
-    with carrier.restoring(resume) as checkpoint:
+    with carrier.restoring(resume, saving.needed) as checkpoint:
         return _build(config, checkpoint, device, carrier)
 
 

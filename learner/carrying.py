@@ -10,8 +10,9 @@ gradients do, and are held against their checksums. Knows no format of a file.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -19,8 +20,6 @@ import torch
 import torch.distributed
 import xxhash
 
-from learner import saving
-from learner.weights import checksum
 from pipeline.disk import SYSTEM, Disk, finish
 
 PIECE_BYTES = 4 << 20
@@ -67,14 +66,19 @@ class Carrier:
         self._apart = [number for number, lacks in enumerate(apart) if lacks]
 
     @contextlib.contextmanager
-    def restoring(self, checkpoint: Path | None) -> Iterator[Path | None]:
+    def restoring(
+        self, checkpoint: Path | None, needed: Callable[[Path, int], Sequence[Path]]
+    ) -> Iterator[Path | None]:
         """Where what this rank needs of the checkpoint can be read; None: there is none.
 
-        Raises: CarryingError if it has not come.
+        Args:
+            needed: checkpoint, rank -> files that the rank reads of it.
+
+        Raises: CarryingError if they have not come.
         """
         if checkpoint is None or self._rank not in self._apart:
             for rank in self._apart if checkpoint is not None and self._rank == 0 else ():
-                self._send(rank, checkpoint, saving.needed(checkpoint, rank))
+                self._send(rank, checkpoint, needed(checkpoint, rank))
             yield checkpoint
             return
         with self._emptied() as place:
@@ -138,7 +142,7 @@ class Carrier:
     def _send(self, to: int, base: Path, paths: Sequence[Path]) -> None:
         names = [path.relative_to(base).as_posix() for path in paths]
         files = [
-            _File(name, path.stat().st_size, checksum(path))
+            _File(name, path.stat().st_size, _checksum(path))
             for name, path in zip(names, paths, strict=True)
         ]
         self._tell(to, _Parcel(tuple(files)))
@@ -191,6 +195,11 @@ class Carrier:
         piece = torch.empty(size, dtype=torch.uint8, device=self._device)
         torch.distributed.recv(piece, sender)
         return piece.cpu().numpy().tobytes()
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> Carrier:

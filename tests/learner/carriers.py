@@ -66,7 +66,6 @@ def main() -> None:
     import torch.distributed
 
     from learner.carrying import meet
-    from learner.saving import MODEL, optimizer_file
     from pipeline import disk
 
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -77,7 +76,7 @@ def main() -> None:
     carrier = meet(own, torch.device("cpu"), full)
     met: dict[str, Any] = {}
 
-    def saves(situation: str, failing: int = -1, owners: int = WORLD) -> None:
+    def saves(situation: str, failing: int = -1) -> None:
         checkpoint = folder / situation
         if rank == 0:
             checkpoint.mkdir()
@@ -86,16 +85,18 @@ def main() -> None:
                 if rank == failing:
                     raise OSError(errno.EIO, "the disk is broken")
                 if rank == 0:
-                    (place / MODEL).mkdir()
-                    disk.write(full, place / MODEL / "model.safetensors", b"weights")
-                if rank < owners:
-                    disk.write(full, optimizer_file(place, rank), part(rank))
+                    (place / "model").mkdir()
+                    disk.write(full, place / "model" / "model.safetensors", b"weights")
+                disk.write(full, place / f"optimizer-rank{rank}.pt", part(rank))
             met[situation] = ""
         except Exception as error:
             met[situation] = f"{type(error).__name__}: {error}"
 
+    def needed(checkpoint: Path, rank: int) -> list[Path]:
+        return [checkpoint / f"optimizer-rank{rank}.pt", checkpoint / "model" / "model.safetensors"]
+
     def restores(situation: str, checkpoint: Path) -> None:
-        with carrier.restoring(checkpoint) as place:
+        with carrier.restoring(checkpoint, needed) as place:
             assert place is not None
             found = {
                 path.relative_to(place).as_posix(): path.read_bytes()[:1].hex()
@@ -107,14 +108,12 @@ def main() -> None:
     saves("whole")
     saves("rank2fails", failing=2)
     saves("rank0fails", failing=0)
-    full.full = True
+    full.full = rank == 0
     saves("full")
     full.full = False
     saves("again")
     restores("restored", folder / "again")
-    saves("zero0", owners=1)
-    restores("restored0", folder / "zero0")
-    with carrier.restoring(None) as nothing:
+    with carrier.restoring(None, needed) as nothing:
         met["new"] = nothing is None
     met["left"] = own is not None and own.exists()
     (folder / f"rank{rank}.json").write_text(json.dumps(met))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from learner.carrying import Carrier, CarryingError
+from learner.saving import needed
 from tests.learner.carriers import PART_BYTES, part, run_carriers
 
 Met = tuple[Path, list[dict[str, Any]]]
@@ -76,17 +77,24 @@ def test_a_rank_that_is_apart_reads_the_model_and_its_own_optimizer_and_no_other
                 f"optimizer-rank{rank}.pt": f"0{rank}",
             },
         }
+    assert all(found["new"] for found in ranks), "and nobody waits where nothing is restored"
     assert ranks[0]["restored"]["place"] == str(folder / "again")
 
 
-def test_at_zero_0_all_read_rank_0s_optimizer(met: Met) -> None:
-    _, ranks = met
-    for rank in (1, 2):
-        assert ranks[rank]["restored0"]["found"].keys() == {
-            "model/model.safetensors",
-            "optimizer-rank0.pt",
-        }
-    assert all(found["new"] for found in ranks), "and nobody waits where nothing is restored"
+@pytest.mark.parametrize("zero, file", [(0, "optimizer-rank0.pt"), (1, "optimizer-rank2.pt")])
+def test_a_rank_needs_the_model_and_its_own_optimizer_at_zero_0_that_of_rank_0(
+    tmp_path: Path, zero: int, file: str
+) -> None:
+    names = [
+        "MANIFEST.json",
+        "model/a.json",
+        *(f"optimizer-rank{r}.pt" for r in range(3 * zero or 1)),
+    ]
+    (tmp_path / "model").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in needed(tmp_path, 2)]
+    assert found == ["MANIFEST.json", "model/a.json", file]
 
 
 def test_rank_0_has_to_be_beside_the_runs_folder(tmp_path: Path) -> None:
