@@ -7,8 +7,8 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Set
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Protocol
 
 import msgspec
 
@@ -183,3 +183,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     answer: str
     columns: Mapping[str, object]  # the data set's line
+    messages: Sequence[Mapping[str, Any]] = ()  # the prompt, where the data set has messages
+    ids: Sequence[int] = ()  # token ids of the response, the one that ended it included
+    step: int = 0  # steps done when it was judged
+    steps: int = 0  # of the run
