@@ -76,15 +76,17 @@ class Carrier:
 
         Raises: CarryingError if they have not come.
         """
-        if checkpoint is None or self._rank not in self._apart:
-            for rank in self._apart if checkpoint is not None and self._rank == 0 else ():
+        if checkpoint is None:
+            yield None
+        elif self._rank in self._apart:
+            with self._emptied() as place:
+                if problem := self._receive(0, place):
+                    raise CarryingError(f"{checkpoint}, from rank 0: {problem}")
+                yield place
+        else:
+            for rank in self._apart if self._rank == 0 else ():
                 self._send(rank, checkpoint, needed(checkpoint, rank))
             yield checkpoint
-            return
-        with self._emptied() as place:
-            if problem := self._receive(0, place):
-                raise CarryingError(f"{checkpoint}, from rank 0: {problem}")
-            yield place
 
     @contextlib.contextmanager
     def saving(self, checkpoint: Path) -> Iterator[Path]:
