@@ -18,6 +18,7 @@ from launch.view import TerminalView, table
 from pipeline import checkpoint, fingerprint, trackers
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.datafiles import DataError
 from pipeline.disk import SYSTEM, finish
 from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
@@ -68,6 +69,15 @@ def identify(run: RunFolder, config: Config) -> None:
     finish(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about(), indent=1) + "\n")
+
+
+def rewrite(run: RunFolder, config: Config) -> None:
+    """Give a run other settings, of those that are free to change; whole or not at all."""
+    draft = run.config.with_name(f".{run.config.name}")
+    draft.write_text(dump(config))
+    finish(SYSTEM, draft)
+    SYSTEM.rename(draft, run.config)
+    SYSTEM.fsync(run.path)
 
 
 def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
@@ -121,7 +131,7 @@ def resume_run(path: Path) -> int:
         for line in complaints:
             _say(f"damaged, not used: {line}")
         check_fits(directory, manifest, config, run)
-    except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
+    except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
         none = isinstance(error, checkpoint.CheckpointError)
         return 5 if none and not isinstance(error, checkpoint.Refused) else 2

@@ -11,11 +11,14 @@ from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
-from pipeline.prompts import Dataset
+from pipeline.limits import Limits
+from pipeline.plugins import RewardOptions
+from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
 from pipeline.transport import Hub
+from pipeline.views import SourceView
 
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU. Other precisions are reported, not refused."""
@@ -55,6 +58,7 @@ def settings(
     *,
     prompts: int,
     stop_tokens: frozenset[int],
+    sources: tuple[SourceView, ...] = (),
     held_out: int = 0,
     held_out_tags: tuple[str, ...] = (),
 ) -> Settings:
@@ -72,6 +76,7 @@ def settings(
         overlap=config.learner.overlap,
         stream=streams(config.learner),
         prompts=prompts,
+        sources=sources,
         held_out=held_out,
         held_out_tags=held_out_tags,
         eval_every=config.eval.every if held_out else 0,
@@ -79,12 +84,29 @@ def settings(
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
+        limits=limits(config),
         gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
         stale=config.learner.stale,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
+    )
+
+
+def limits(config: Config) -> Limits:
+    """How long each kind of wait may last."""
+    watch, (_, options) = config.watch, plugin_class("reward", config.reward)
+    guards = options if isinstance(options, RewardOptions) else RewardOptions()
+    return Limits(
+        join_s=watch.join_s,
+        load_s=watch.load_s,
+        abort_s=watch.abort_s,
+        sampling_s=watch.sampling_s,
+        still_s=watch.still_s,
+        reward_s=watch.reward_s + 2 * guards.limit_s,  # a call whose worker dies is tried again
+        learner_s=watch.learner_s,
+        checkpoint_s=watch.checkpoint_s,
     )
 
 
@@ -113,14 +135,29 @@ def seams(config: Config) -> Seams:
 def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
 ) -> Coordinator:
-    """A fresh coordinator for this run."""
+    """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
+    _check_answers(config, train, held_out)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
         config,
         prompts=len(train),
+        sources=train.shares,
         stop_tokens=tokenizer.eos,
         held_out=len(held_out),
         held_out_tags=tuple(item.tag for item in held_out.items),
     )
     return Coordinator(numbers, seams(config), lengths, tags)
+
+
+def _check_answers(config: Config, *data: Dataset) -> None:
+    """A reward that compares with an answer would give every response the same without one."""
+    if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
+        return
+    for source in (source for dataset in data for source in dataset.sources):
+        if not source.answer:
+            raise DataError(
+                f"{source.name}: the first row has none of the fields {', '.join(ANSWERS)}, and "
+                f"the reward {config.reward.name} compares with an answer; name its field with "
+                "data.answer"
+            )

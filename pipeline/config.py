@@ -24,18 +24,48 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     """Every option with its value, defaults included, once the configuration is loaded."""
 
 
+class Source(Section, frozen=True, kw_only=True):
+    path: str
+    """As `data.train`: a task, a file, a folder, or a pattern."""
+    weight: float = 1.0
+    """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
+    tag: str = ""
+    """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
+    prompt: str = ""
+    """As `data.prompt`, for this source; empty: that."""
+    answer: str = ""
+    """As `data.answer`, for this source; empty: that."""
+
+
 class Data(Section, frozen=True, kw_only=True):
-    train: str = "chain_sums"
-    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`), or a JSONL file with one
-    prompt a line."""
+    train: str | tuple[Source, ...] = "chain_sums"
+    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a
+    folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
+    list of these with weights."""
     held_out: str | int = 256
-    """Prompts for evaluation: a JSONL file, or this many of a task's held-out prompts."""
+    """Prompts for evaluation: as `train`, or this many of a task's held-out prompts."""
     prompt: str = "prompt"
-    """Field of a line that holds the prompt's text."""
-    answer: str = "answer"
-    """Field of a line that holds what the reward compares with."""
+    """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
+    answer: str = ""
+    """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
+    `reward_model.ground_truth` or `solution`, the first that a source has."""
     bad_lines: str = "stop"
     """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
+    chat: str = "auto"
+    """What goes through the chat template: `auto` messages, and no text; `always` text too, as
+    the user's message; `never` nothing, and messages are refused."""
+    chat_template: str = ""
+    """File with a chat template (Jinja). Empty: the model's own."""
+    chat_arguments: dict[str, Any] = {}
+    """Passed to the template by name: `{enable_thinking: false}`."""
+    system: str = ""
+    """System message put before messages that have none of their own."""
+    max_prompt_tokens: int = 0
+    """Longest prompt, tokens, after the template. 0: what the model takes, less
+    `sampling.max_tokens`."""
+    long_prompts: str = "stop"
+    """A longer prompt is: a bad line (`stop`); left out (`drop`) or, if it is text, shortened
+    from the left (`cut`), with a count."""
 
 
 class SamplingSection(Section, frozen=True, kw_only=True):
@@ -141,7 +171,8 @@ class EngineSection(Section, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     """GPUs of one engine."""
     restarts: int = 5
-    """How often a dead engine is started again before the run stops."""
+    """How often a dead engine is started again, ever later, before the run stops. One that has run
+    for ten minutes begins to count anew."""
 
 
 class Evaluation(Section, frozen=True, kw_only=True):
@@ -172,7 +203,25 @@ class Watch(Section, frozen=True, kw_only=True):
     lost_s: float = 5.0
     """A peer that is silent for so long is lost."""
     join_s: float = 600.0
-    """How long engines and learner may take to join; then the run stops, naming who is missing."""
+    """How long engines and learner may take to join; then the run stops, naming who is missing.
+    Also how long it goes on without any engine."""
+    load_s: float = 300.0
+    """An engine that has not answered to new weights for so long is started again."""
+    abort_s: float = 30.0
+    """An engine that does not say for so long that an aborted leg has ended is started again."""
+    sampling_s: float = 120.0
+    """An engine that samples and sends nothing at all for so long is started again."""
+    still_s: float = 300.0
+    """A trajectory of which no token comes for so long is aborted and goes on elsewhere. Also: when
+    nothing has moved and nothing is under way for so long, the run stops and says whom it waits
+    for."""
+    reward_s: float = 180.0
+    """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
+    for count as missing."""
+    learner_s: float = 900.0
+    """A learner rank that owes an answer for so long ends the run, as one that dies does."""
+    checkpoint_s: float = 300.0
+    """A checkpoint that is not on disk after so long is given up; the next one is tried."""
     stop_s: float = 10.0
     """From Ctrl-C to the end of every process, a checkpoint included."""
     timing: bool = True

@@ -15,10 +15,12 @@ from pipeline.events import Command, EndLegs, Report
 from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
 from pipeline.tally import Tally
+from pipeline.views import SourceView
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     overlap: str  # token | group | off
     stream: bool = False  # hints for the learner's cached forward
     prompts: int  # in the training set
+    sources: tuple[SourceView, ...] = ()  # of it, where there are several
     held_out: int  # prompts evaluated on
     held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int
@@ -42,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
+    limits: Limits = Limits()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps; the bias account
