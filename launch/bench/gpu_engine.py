@@ -105,7 +105,9 @@ async def gap(engine: TransformersEngine, config: Config) -> float:
         found += delta.logprobs
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = getattr(torch, config.engine.dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=kind)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        config.model, dtype=kind, trust_remote_code=False
+    )
     model.to(device)
     with torch.no_grad():
         ids_T = torch.tensor([*PROMPT, *tokens], device=device)
