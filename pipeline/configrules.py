@@ -1,7 +1,8 @@
 """A typed `Config` -> complaints about its values: ranges, choices, and pairs that clash.
 
-Pure, but for listing the tasks of the house. Says what was found, the rule and
-the cure; `pipeline.configfile` adds where it was written.
+Pure, but for listing the tasks of the house and the arguments of installed
+engines. Says what was found, the rule and the cure; `pipeline.configfile` adds
+where it was written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
+from pipeline import passthrough
 from pipeline.config import Config, Data
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -145,6 +147,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             if not fits(value):
                 yield key, f"found {value!r}, expected {rule}"
     yield from _pairs(config)
+    yield from passthrough.problems(config.engine)
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
