@@ -32,9 +32,7 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
         return load(config, overrides or ())
     except ConfigError as error:
         count = len(error.problems)
-        cure = (
-            "mend them in the file or the overrides; docs/configuration.md says what each key takes"
-        )
+        cure = "mend them there; docs/configuration.md says what each key takes"
         fail(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
 
 
