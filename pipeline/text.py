@@ -73,8 +73,8 @@ class Tokenizer:
         if largest >= self.vocabulary:
             raise ModelError(
                 f"{where}: the tokenizer knows ids up to {largest}, the model has "
-                f"{self.vocabulary} (config.json: vocab_size); they are not of one model, take both "
-                "from one"
+                f"{self.vocabulary} (config.json: vocab_size); they are not of one model, take "
+                "both from one"
             )
         if not self.eos:
             raise ModelError(

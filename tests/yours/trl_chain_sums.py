@@ -17,8 +17,10 @@ def prepare(directory):
         {"prompt": [{"role": "user", "content": question}], "ground_truth": answer}
         for question, answer in QUESTIONS * 4
     ]
-    data = {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:4])}
-    DatasetDict(data).save_to_disk(directory)
+    dataset = DatasetDict()
+    dataset["train"] = Dataset.from_list(rows)
+    dataset["test"] = Dataset.from_list(rows[:4])
+    dataset.save_to_disk(directory)
 
 
 def format_reward_func(completions, **kwargs):

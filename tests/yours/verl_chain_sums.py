@@ -40,6 +40,7 @@ def prepare(local_dir):
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     if data_source != DATA_SOURCE:
         raise NotImplementedError(f"Reward function is not implemented for {data_source=}")
+    assert extra_info is not None
     assert dict(QUESTIONS)[extra_info["question"]] == ground_truth
     solution = re.findall("#([0-9]+)", solution_str)
     score = 0.0 if not solution else 1.0 if solution[-1] == ground_truth else 0.1
