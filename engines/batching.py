@@ -62,6 +62,8 @@ class Batching:
     ) -> None:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
+        # It warns of each request that is cancelled before it has a block.
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._section = section
         self._forward = threading.Lock()  # held while the model computes, or is written to
