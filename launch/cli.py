@@ -13,6 +13,7 @@ from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
 from launch.report.cli import report
 from launch.simulate.cli import simulate
+from launch.status import status
 from launch.top import top
 
 app = typer.Typer(
@@ -223,6 +224,7 @@ def plugins() -> None:
 
 
 app.command()(top)
+app.command()(status)
 app.command()(explain)
 app.command()(simulate)
 app.command()(profile)
