@@ -300,8 +300,19 @@ def survey(
 ) -> int:
     """The whole of it, on each machine. Returns the exit status, the same on all of them.
 
-    Raises: SurveyError, TransportError, and RuntimeError of a store that is gone.
+    Raises: SurveyError, TransportError.
     """
+    try:
+        return _survey(place, config, seal, limit_s, say)
+    except RuntimeError as error:  # of the store
+        raise SurveyError(
+            f"machine {place.node}: the first machine is gone: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _survey(
+    place: Place, config: Config, seal: Seal, limit_s: float, say: Callable[[str], Any]
+) -> int:
     store = open_store(place, limit_s)
     board = _Board(store, seal, place, limit_s)
     address = _address(place, config)
