@@ -136,7 +136,7 @@ def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
-    _check_answers(config, train, held_out)
+    check_answers(config, train, held_out)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -150,7 +150,7 @@ def coordinator(
     return Coordinator(numbers, seams(config), lengths, tags)
 
 
-def _check_answers(config: Config, *data: Dataset) -> None:
+def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
     if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
         return
