@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
-from pipeline.core import Seams, Settings
+from pipeline.core import EvalSet, Seams, Settings
+from pipeline.evalsets import HeldOut
 from pipeline.prompts import Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
@@ -57,6 +58,7 @@ def settings(
     stop_tokens: frozenset[int],
     held_out: int = 0,
     held_out_tags: tuple[str, ...] = (),
+    eval_sets: tuple[EvalSet, ...] = (),
 ) -> Settings:
     """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == "float32"
@@ -76,6 +78,10 @@ def settings(
         held_out_tags=held_out_tags,
         eval_every=config.eval.every if held_out else 0,
         eval_samples=config.eval.samples,
+        eval_sets=eval_sets,
+        eval_greedy=config.eval.greedy,
+        eval_correct=config.eval.correct,
+        eval_best=config.eval.best,
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
@@ -111,7 +117,7 @@ def seams(config: Config) -> Seams:
 
 
 def coordinator(
-    config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
+    config: Config, tokenizer: Tokenizer, train: Dataset, held_out: HeldOut
 ) -> Coordinator:
     """A fresh coordinator for this run."""
     lengths = [len(item.tokens) // 4 for item in train.items]
@@ -121,6 +127,7 @@ def coordinator(
         prompts=len(train),
         stop_tokens=tokenizer.eos,
         held_out=len(held_out),
-        held_out_tags=tuple(item.tag for item in held_out.items),
+        held_out_tags=tuple(item.tag for item in held_out.data.items),
+        eval_sets=held_out.sets,
     )
     return Coordinator(numbers, seams(config), lengths, tags)

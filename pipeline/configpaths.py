@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pipeline import configrules
-from pipeline.config import Config
+from pipeline.config import Config, EvalFile
 from pipeline.places import look_for
 
 
@@ -39,11 +39,17 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
     if isinstance(config.data.held_out, str):
         changed["held_out"] = finder.found("data.held_out", config.data.held_out, "no such file")
     data = msgspec.structs.replace(config.data, **changed)
+    sets: dict[str, str | EvalFile] = {}
+    for name, given in config.eval.sets.items():
+        path = given if isinstance(given, str) else given.path
+        path = finder.found(f"eval.sets.{name}", path, "no such file")
+        sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
+    evaluation = msgspec.structs.replace(config.eval, sets=sets)
     if learner.reference not in ("", "start"):
         rule = "neither start nor a directory"
         reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
         learner = msgspec.structs.replace(learner, reference=reference)
-    return msgspec.structs.replace(config, model=model, data=data, learner=learner)
+    return msgspec.structs.replace(config, model=model, data=data, learner=learner, eval=evaluation)
 
 
 class _Finder:

@@ -21,6 +21,16 @@ from pipeline.statistics import RunningStatistics
 from pipeline.tally import Tally
 
 
+class EvalSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of the held-out prompts, with figures of their own."""
+
+    name: str  # empty: data.held_out
+    first: int  # index of its first prompt
+    count: int  # prompts
+    samples: int  # for each prompt
+    k: tuple[int, ...] = ()  # of pass@k
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator's part of the configuration, in numbers."""
 
@@ -39,6 +49,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int
     eval_samples: int
+    eval_sets: tuple[EvalSet, ...] = ()  # (): all held-out prompts are one
+    eval_greedy: bool = False
+    eval_correct: float = 1.0  # a reward from which on a response is correct
+    eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
@@ -49,6 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
+
+    @property
+    def sets(self) -> tuple[EvalSet, ...]:
+        """What is evaluated on, by set."""
+        samples = self.eval_samples
+        whole = EvalSet(name="", first=0, count=self.held_out, samples=samples, k=(samples,))
+        return self.eval_sets or (whole,)
 
 
 class Seams(msgspec.Struct, frozen=True, kw_only=True):

@@ -191,6 +191,7 @@ class Placement:
                 max_tokens=trajectory.max_tokens - trajectory.held,
                 seed=core.seed_of(group, trajectory),
                 since=queued,
+                greedy=group.greedy,
             )
         )
 

@@ -86,6 +86,13 @@ class Saver:
         if self._directory is not None and self._waiting and now > self._deadline:
             self._end(f"no answer from ranks {sorted(self._waiting)} within {LIMIT_S:.0f} s")
 
+    def _best(self) -> Path | None:
+        """The checkpoint of the best step that has one: what was the best stays until the
+        checkpoint of the better one is whole."""
+        names = map(checkpoint.name_of, self._coordinator.evaluations.ranked())
+        paths = (self._checkpoints / name for name in names)
+        return next((path for path in paths if path.is_dir()), None)
+
     async def _commit(self) -> None:
         assert self._directory is not None
         assert self._state is not None
@@ -95,7 +102,8 @@ class Saver:
             self._end(str(error))
             return
         try:
-            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep)
+            best = self._best()
+            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep, best=best)
         except OSError as error:  # the new one is there all the same
             log.warning("older checkpoints than the newest %d stay: %s", self._keep, error)
         self._end("")
