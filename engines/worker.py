@@ -33,6 +33,10 @@ def build(config: Config) -> Engine:
         from engines.vllm import VllmEngine
 
         return VllmEngine(config.model, section, config.seed)
+    if section.kind == "transformers":
+        from engines.transformers import TransformersEngine
+
+        return TransformersEngine(config.model, section, config.seed)
     if section.kind == "simulated":
         from engines.model_files import read_model_facts
         from engines.simulated import SimulatedEngine
@@ -46,7 +50,7 @@ def build(config: Config) -> Engine:
             interval=min(8, section.chunk_tokens),
             seed=config.seed,
         )
-    raise EngineError(f"no engine {section.kind!r} (known: vllm, simulated)")
+    raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 
 
 async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:

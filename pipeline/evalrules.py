@@ -12,6 +12,7 @@ _SET = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, complaint) for what does not fit."""
     section = config.eval
     figures: list[str] = []
     if config.data.held_out != 0:
@@ -26,8 +27,9 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if not isinstance(given, str):
             samples = given.samples or samples
             k = given.k or (k if samples == section.samples else ())
-            if given.samples < 0:
-                yield f"{key}.samples", f"found {given.samples}, expected at least 0"
+            for field, value in (("samples", given.samples), ("prompts", given.prompts)):
+                if value < 0:
+                    yield f"{key}.{field}", f"found {value}, expected at least 0"
             if bad := [k for k in given.k if not 1 <= k <= samples]:
                 yield f"{key}.k", f"found {bad[0]}, expected from 1 to its samples, {samples}"
         figures += _figures(f"{name}/", samples, k, greedy=section.greedy)

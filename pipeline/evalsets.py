@@ -28,8 +28,11 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """All that the run evaluates on. Raises DataError."""
     parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
     for name, given in config.eval.sets.items():
-        data = msgspec.structs.replace(config.data, held_out=_file(given).path)
-        parts.append((name, load_held_out(data, tokenizer, config.sampling.max_tokens)))
+        file = _file(given)
+        data = msgspec.structs.replace(config.data, held_out=file.path)
+        found = load_held_out(data, tokenizer, config.sampling.max_tokens)
+        items = found.items[: file.prompts or None]
+        parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
     return together(parts, config.eval)
 
 
@@ -46,8 +49,10 @@ def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldO
         first += len(data)
     items = [item for _, data in parts for item in data.items]
     skipped = [line for _, data in parts for line in data.skipped]
+    sources = [source for _, data in parts for source in data.sources]
     names = [data.name for _, data in parts if len(data)]
-    return HeldOut(Dataset(", ".join(names) or parts[0][1].name, items, skipped), tuple(sets))
+    name = ", ".join(names) or parts[0][1].name
+    return HeldOut(Dataset(name, items, skipped, sources), tuple(sets))
 
 
 def _file(given: str | EvalFile) -> EvalFile:

@@ -87,6 +87,7 @@ class Judging:
             tokens=len(ids),
             answer=item.answer,
             columns=item.columns,
+            messages=item.messages,
             ids=ids,
             step=command.step,
             steps=command.steps,

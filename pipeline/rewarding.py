@@ -11,16 +11,18 @@ outlives the process that made the pool.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from pipeline import plugins, reward_process
+from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.reward_process import Died, WorkerProcess
@@ -102,7 +104,9 @@ class RewardPool:
         self._options = self._guards(plugin)
         self.workers = min(self._options.workers, most or self._options.workers)
         """Processes that score."""
-        self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
+        name = leftovers.name_of(os.getpid(), "rewards-")
+        self._directory = tempfile.TemporaryDirectory(prefix=name)
+        leftovers.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, _Job] = {}  # by trajectory
