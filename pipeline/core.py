@@ -66,13 +66,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
-    @property
-    def sets(self) -> tuple[EvalSet, ...]:
-        """What is evaluated on, by set."""
-        samples = self.eval_samples
-        whole = EvalSet(name="", first=0, count=self.held_out, samples=samples, k=(samples,))
-        return self.eval_sets or (whole,)
-
 
 class Seams(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-ins that decide in this process."""

@@ -28,7 +28,7 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """All that the run evaluates on. Raises DataError."""
     parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
     for name, given in config.eval.sets.items():
-        file = _file(given)
+        file: EvalFile = _file(given)
         data = msgspec.structs.replace(config.data, held_out=file.path)
         found = load_held_out(data, tokenizer, config.sampling.max_tokens)
         items = found.items[: file.prompts or None]
@@ -41,7 +41,7 @@ def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldO
     sets: list[EvalSet] = []
     first = 0
     for name, data in parts:
-        given = _file(section.sets[name]) if name else EvalFile(path="")
+        given: EvalFile = _file(section.sets[name]) if name else EvalFile(path="")
         samples = given.samples or section.samples
         k = given.k or (section.k if samples == section.samples else ()) or (samples,)
         if len(data):

@@ -35,7 +35,7 @@ class Evaluations:
 
     def begin(self, roster: Roster) -> None:
         settings = self._core.settings
-        self._tallies = [SetTally(of, settings.eval_correct) for of in settings.sets]
+        self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
         self._since, self._other_version = self._core.now, 0
         self.numbers_before = (self._core.next_group, self._core.next_trajectory)
         self._open = 0
@@ -48,6 +48,12 @@ class Evaluations:
                     roster.open("eval", prompt, 0, 1, settings.max_tokens, 1, greedy=True)
                     self._open += 1
         self._begun = self._open
+
+    def _sets(self) -> tuple[EvalSet, ...]:
+        settings = self._core.settings
+        samples = settings.eval_samples
+        whole = EvalSet(name="", first=0, count=settings.held_out, samples=samples, k=(samples,))
+        return settings.eval_sets or (whole,)
 
     def add(self, group: Group) -> None:
         """All samples of a held-out prompt are scored."""

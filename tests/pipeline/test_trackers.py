@@ -417,7 +417,7 @@ def test_a_tracker_without_its_package_is_told_of_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.complaints(Metrics(**{package: "sums"}))
+    [complaint] = trackers.complaints(config_of(**{package: "sums"}).metrics)
     assert complaint.startswith(f"metrics.{package}: found 'sums'")
     assert f"pip install 'darts-rl[{package}]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
