@@ -19,6 +19,7 @@ import msgspec
 
 from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
+from engines.saying import say
 from pipeline.config import Config
 from pipeline.keys import TransportError, ticket_of
 
@@ -68,7 +69,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
             points = await latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
     except (EngineError, TransportError) as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        say(f"{name}: {error}")
         return 1
     worker = Worker(
         engine,
@@ -109,7 +110,7 @@ def main() -> None:
         arguments = (options.stage, load(options.config), options.name, options.weights)
         status = uvloop.run(serve(*arguments))
     except ConfigError as error:
-        print(f"{options.name}: {error}", file=sys.stderr, flush=True)
+        say(f"{options.name}: {error}")
     finally:
         end_group()
     sys.exit(status)

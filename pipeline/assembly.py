@@ -12,6 +12,8 @@ from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
 from pipeline.core import EvalSet, Seams, Settings
 from pipeline.evalsets import HeldOut
+from pipeline.limits import Limits
+from pipeline.plugins import RewardOptions
 from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
@@ -88,12 +90,30 @@ def settings(
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
+        limits=limits(config),
         gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
         stale=config.learner.stale,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
+    )
+
+
+def limits(config: Config) -> Limits:
+    """How long each kind of wait may last."""
+    watch, (_, options) = config.watch, plugin_class("reward", config.reward)
+    guards = options if isinstance(options, RewardOptions) else RewardOptions()
+    return Limits(
+        join_s=watch.join_s,
+        load_s=watch.load_s,
+        abort_s=watch.abort_s,
+        sampling_s=watch.sampling_s,
+        still_s=watch.still_s,
+        # A call whose worker dies is tried again, a batch that fails response by response.
+        reward_s=watch.reward_s + (1 + guards.batch) * guards.limit_s,
+        learner_s=watch.learner_s,
+        checkpoint_s=watch.checkpoint_s,
     )
 
 

@@ -343,7 +343,7 @@ class RewardPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self._plugin, limits, self._directory.name, options.env
+                    self._plugin, limits, self._directory.name, options.env, options.processes
                 )
         except TimeoutError as error:
             raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
