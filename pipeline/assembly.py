@@ -143,7 +143,7 @@ def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: HeldOut
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
-    _check_answers(config, train, held_out.data)
+    check_answers(config, train, held_out.data)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -158,7 +158,7 @@ def coordinator(
     return Coordinator(numbers, seams(config), lengths, tags)
 
 
-def _check_answers(config: Config, *data: Dataset) -> None:
+def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
     if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
         return

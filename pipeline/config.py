@@ -171,7 +171,8 @@ class EngineSection(Section, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     """GPUs of one engine."""
     restarts: int = 5
-    """How often a dead engine is started again before the run stops."""
+    """How often a dead engine is started again, ever later, before the run stops. One that has run
+    for ten minutes begins to count anew."""
 
 
 class EvalFile(Section, frozen=True, kw_only=True):

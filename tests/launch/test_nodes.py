@@ -188,7 +188,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
     ]
 
 
-SMALLER = faults.Scale(steps=24, before=6, cut_s=5.0)
+SMALLER = faults.Scale(steps=16, before=6, cut_s=5.0)
 
 
 @pytest.mark.fault("the link between two machines is cut and heals", part="network", by="process")
