@@ -54,11 +54,14 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.fetching import FetchingReceiver
     from engines.profile import latency
     from engines.serving import Worker
+    from engines.stopping import StopTexts
     from pipeline.link import Link
 
     try:
         ticket = ticket_of(stage)
         engine = build(config)
+        texts: list[str] = config.rollout.options.get("stop", [])
+        stops = StopTexts(config.model, texts) if texts else None
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)
@@ -73,6 +76,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
+        stops=stops,
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
     loop = asyncio.get_running_loop()

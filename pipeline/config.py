@@ -228,6 +228,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: which candidates are trained on, and when a group ends."""
     batch: Plugin = Plugin(name="fifo")
     """Plug-in: which groups a step takes, and when it closes."""
+    rollout: Plugin = Plugin(name="single")
+    """Plug-in: what follows a turn of the model: a tool's answer, an environment, or nothing."""
     reward: Plugin = Plugin(name="exact")
     """Plug-in: what a response is worth."""
     advantage: Plugin = Plugin(name="grpo")

@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
+    turns: int = 0  # calls of the rollout for one response; 0: a response is one turn
+    turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
 

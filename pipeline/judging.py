@@ -11,6 +11,7 @@ from pipeline.messages import ints
 from pipeline.prompts import Dataset
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.text import Tokenizer
+from pipeline.turning import pieces_of
 from pipeline.views import Sampled
 
 log = logging.getLogger("stage")
@@ -82,7 +83,8 @@ class Judging:
             prompt=item.prompt,
             response=self._tokenizer.decode(tokens.tolist()),
             finish=command.finish,
-            tokens=len(tokens),
+            tokens=len(tokens) - sum(count for _, count in command.appended),
             answer=item.answer,
             columns=item.columns,
+            pieces=pieces_of(tokens, command.appended, self._tokenizer) if command.appended else (),
         )

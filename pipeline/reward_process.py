@@ -1,4 +1,4 @@
-"""One reward worker, seen from the stage: started, asked, listened to, and never left behind.
+"""One worker of a pool, seen from the stage: started, asked, listened to, and never left behind.
 
 Each is a fresh interpreter with a session of its own, an environment without secrets, no
 descriptor but its channel and its output, and an empty directory to work in.
@@ -52,8 +52,9 @@ class WorkerProcess:
         mark: str,
         channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         output: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        seam: str,
     ) -> None:
-        self._process, self._mark = process, mark
+        self._process, self._mark, self._seam = process, mark, seam
         self._reader, self._writer = channel
         self._printed = 0
         self._writers = (channel[1], output[1])
@@ -90,7 +91,8 @@ class WorkerProcess:
                 if room > 0:
                     text = printable(printed[:room].decode(errors="replace"))
                     more = " (and more, which is not logged)" if len(printed) > room else ""
-                    log.info("reward worker %d: %s%s", self._process.pid, text.rstrip(), more)
+                    who = f"{self._seam} worker {self._process.pid}"
+                    log.info("%s: %s%s", who, text.rstrip(), more)
 
     def kill(self) -> None:
         """At once, with its process group; `close` sees to the rest."""
@@ -135,7 +137,7 @@ def _spawn(
 
 
 async def start(
-    plugin: Plugin, limits: Limits, directory: str, keep: Collection[str]
+    seam: str, plugin: Plugin, limits: Limits, directory: str, keep: Collection[str]
 ) -> tuple[WorkerProcess, Answer]:
     """A worker, and what it says of building the plug-in. Raises Died.
 
@@ -151,9 +153,10 @@ async def start(
         mark,
         await asyncio.open_connection(sock=channel),
         await asyncio.open_connection(sock=output),
+        seam,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid())))
+        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), seam)))
     except BaseException:
         worker.kill()
         await worker.close()

@@ -1,4 +1,4 @@
-"""What the stage and its reward workers say to each other: JSON with its length before it.
+"""What the stage and its workers say to each other: JSON with its length before it.
 
 JSON, since a data set may hold integers that msgpack has no room for. Never pickled:
 a worker runs other people's code, and what it answers is only ever one of `Answer`.
@@ -13,7 +13,7 @@ import msgspec
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.printable import printable
-from pipeline.views import Sampled
+from pipeline.views import Sampled, Turn
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20
@@ -27,12 +27,19 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     directory: str  # to work in
     parent: int
+    seam: str = "reward"
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
     """Score this; the fields of a `Sampled`."""
 
     sample: dict[str, Any]
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """What follows this; the fields of a `Turn`."""
+
+    turn: dict[str, Any]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -46,18 +53,30 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     ended: float
 
 
+class Follows(msgspec.Struct, frozen=True, tag=True):
+    """What a rollout answered: `over`, or what is appended."""
+
+    over: bool
+    text: str
+    tokens: tuple[int, ...]
+    memory: Any
+    begun: float
+    ended: float
+
+
 class Failure(msgspec.Struct, frozen=True, tag=True):
     why: str
     traceback: str
 
 
-Answer = Ready | Done | Failure
+Answer = Ready | Done | Follows | Failure
+Question = Call | Ask
 _answers = msgspec.json.Decoder(Answer)
-_orders = msgspec.json.Decoder(Setup | Call)
+_orders = msgspec.json.Decoder(Setup | Question)
 _encoder = msgspec.json.Encoder()
 
 
-def framed(message: Setup | Call | Answer) -> bytes:
+def framed(message: Setup | Question | Answer) -> bytes:
     content = _encoder.encode(message)
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
@@ -66,7 +85,11 @@ def call(sample: Sampled) -> Call:
     return Call(msgspec.structs.asdict(sample))
 
 
-def order(content: bytes) -> Setup | Call:
+def ask(turn: Turn) -> Ask:
+    return Ask(msgspec.structs.asdict(turn))
+
+
+def order(content: bytes) -> Setup | Question:
     """Of the stage, to its worker."""
     return _orders.decode(content)
 

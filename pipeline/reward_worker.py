@@ -1,4 +1,4 @@
-"""`python -m pipeline.reward_worker DESCRIPTOR`: one reward plug-in, called again and again.
+"""`python -m pipeline.reward_worker DESCRIPTOR`: a reward or rollout, called again and again.
 
 A process of its own, for user code. Told over a socket what to build and what it may use
 (`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
@@ -26,19 +26,22 @@ from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
     Answer,
+    Ask,
     Call,
     Done,
     Failure,
+    Follows,
+    Question,
     Ready,
     Setup,
     framed,
     order,
 )
-from pipeline.verbs import Score
-from pipeline.views import Sampled
+from pipeline.verbs import Append, Score
+from pipeline.views import Sampled, Turn
 
 
-def _next(stream: BinaryIO) -> Setup | Call | None:
+def _next(stream: BinaryIO) -> Setup | Question | None:
     """None: the stage is gone."""
     length = stream.read(LENGTH_BYTES)
     if len(length) < LENGTH_BYTES:
@@ -47,20 +50,32 @@ def _next(stream: BinaryIO) -> Setup | Call | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = plugins.find("reward", setup.plugin.name)
+    cls = plugins.find(setup.seam, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, plugins.options_type(cls)))
 
 
-def _score(reward: Any, sample: Sampled) -> Answer:
+def _answer(plugin: Any, question: Question, runner: asyncio.Runner) -> Answer:
+    """What the plug-in says; one loop for all its calls, so that connections can last."""
     begun = time.monotonic()  # this machine's clock, as the stage's
     try:
-        result = reward.score(sample)
+        score = isinstance(question, Call)
+        result = (
+            plugin.score(Sampled(**question.sample))
+            if isinstance(question, Call)
+            else plugin.turn(Turn(**question.turn))
+        )
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
-        value, parts = checked(result)
+            result = runner.run(_awaited(result))
+        if score:
+            value, parts = checked(result)
+            return Done(value, parts, begun, time.monotonic())
+        found = follows(result)
+        if found is None:
+            return Follows(True, "", (), None, begun, time.monotonic())
+        text = _writable(found.text)
+        return Follows(False, text, found.tokens, found.memory, begun, time.monotonic())
     except Exception as error:
         return _failure(error)
-    return Done(value, parts, begun, time.monotonic())
 
 
 async def _awaited(result: Any) -> Any:
@@ -109,6 +124,20 @@ def checked(result: object) -> tuple[float, dict[str, float]]:
     return value, {k: n for k, n in numbers.items() if n is not None and math.isfinite(n)}
 
 
+def follows(result: object) -> Append | None:
+    """A rollout's answer; None: the response is complete. Raises TypeError or ValueError."""
+    if result is None:
+        return None
+    found = Append(text=result) if isinstance(result, str) else result
+    if not isinstance(found, Append):
+        raise TypeError(
+            f"returned {type(result).__name__} {result!r:.80}, expected text, Append or None"
+        )
+    if found.text and found.tokens:
+        raise ValueError("returned an Append with text and tokens, expected one of them")
+    return msgspec.convert(msgspec.to_builtins(found), Append)  # no numpy numbers within
+
+
 def _number(value: object) -> float | None:
     """Numbers, booleans and what offers __float__ (numpy, one-element tensors); text does not."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
@@ -126,15 +155,16 @@ def main() -> None:
     die_with(setup.parent)
     confine(setup.limits)
     try:
-        reward = _build(setup)
+        plugin = _build(setup)
     except BaseException as error:  # SystemExit of user code, too
         channel.sendall(_frame(_failure(error)))
         return
     os.chdir(setup.directory)  # now: what is imported by relative paths has been found
     channel.sendall(_frame(Ready()))
-    while isinstance(message := _next(stream), Call):
-        limit_call(setup.limits.cpu_s, time.process_time())
-        channel.sendall(_frame(_score(reward, Sampled(**message.sample))))
+    with asyncio.Runner() as runner:
+        while isinstance(message := _next(stream), Call | Ask):
+            limit_call(setup.limits.cpu_s, time.process_time())
+            channel.sendall(_frame(_answer(plugin, message, runner)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own.
+"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own; and
+whatever else runs user code beside the stage (`WorkerPool`).
 
 User code never runs in the stage: what raises, hangs, crashes or answers nonsense
 is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -22,7 +23,7 @@ from pipeline import plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.reward_process import Died, WorkerProcess
-from pipeline.reward_wire import Done, Failure, call, framed
+from pipeline.reward_wire import Done, Failure, Follows, Question, call, framed
 from pipeline.views import Sampled
 
 WINDOW = 50
@@ -59,29 +60,30 @@ class Scored(msgspec.Struct, frozen=True):
     times: tuple[float, float]
 
 
-class RewardPool:
-    """Scores samples with one plug-in; used from one event loop, as an async context manager."""
+class WorkerPool:
+    """Asks one plug-in of a seam; used from one event loop, as an async context manager."""
+
+    seam: ClassVar[str]
+    defaults: ClassVar[plugins.WorkerOptions]
+    """Guards of a plug-in without options of its own."""
 
     def __init__(self, plugin: Plugin) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
-        self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
+        self._directory = tempfile.TemporaryDirectory(prefix=f"darts-{self.seam}s-")
         self._turn = asyncio.Semaphore(self._options.workers)
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._calls: dict[int, asyncio.Task[Scored]] = {}
+        self._calls: dict[int, asyncio.Task[Done | Follows]] = {}
         self._in_flight = 0
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
-    @staticmethod
-    def _guards(plugin: Plugin) -> plugins.RewardOptions:
-        cls = plugins.find("reward", plugin.name)
+    def _guards(self, plugin: Plugin) -> plugins.WorkerOptions:
+        cls = plugins.find(self.seam, plugin.name)
         options = msgspec.convert(plugin.options, plugins.options_type(cls))
-        if isinstance(options, plugins.RewardOptions):
-            return options
-        return plugins.RewardOptions()  # a plug-in without options of its own is guarded too
+        return options if isinstance(options, plugins.WorkerOptions) else self.defaults
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -107,13 +109,13 @@ class RewardPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
-        """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
-        task = asyncio.ensure_future(self._call(sample))
+    async def ask(self, question: Question, trajectory: int | None = None) -> Done | Follows:
+        """One answer. Raises RewardFailed; CancelledError after `cancel`."""
+        task = asyncio.ensure_future(self._call(question))
         if trajectory is not None:
             self._calls[trajectory] = task
         try:
-            score = await task
+            found = await task
         except RewardFailed as error:
             self._ends.append(True)
             self._last = error
@@ -123,17 +125,17 @@ class RewardPool:
             if trajectory is not None:
                 self._calls.pop(trajectory, None)
         self._ends.append(False)
-        return score
+        return found
 
     def cancel(self, trajectory: int) -> None:
-        """Its score is not needed any more; a running call is killed. Unknown ones are ignored."""
+        """Its answer is not needed any more; a running call is killed. Unknown ones are ignored."""
         task = self._calls.get(trajectory)
         if task is not None:
             task.cancel()
 
     @property
     def workers(self) -> int:
-        """Processes that score."""
+        """Processes that answer."""
         return self._options.workers
 
     def statistics(self) -> Figures:
@@ -153,8 +155,8 @@ class RewardPool:
             return None
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
-            f"reward {self._plugin.name!r} failed in {failed} of the last {called} calls, over "
-            f"reward.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"{self.seam} {self._plugin.name!r} failed in {failed} of the last {called} calls, "
+            f"over {self.seam}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
@@ -171,8 +173,8 @@ class RewardPool:
 
     # --- one call -------------------------------------------------------------------------
 
-    async def _call(self, sample: Sampled) -> Scored:
-        frame = framed(call(sample))
+    async def _call(self, question: Question) -> Done | Follows:
+        frame = framed(question)
         self._in_flight += 1
         try:
             try:
@@ -184,7 +186,7 @@ class RewardPool:
         finally:
             self._in_flight -= 1
 
-    async def _ask(self, frame: bytes) -> Scored:
+    async def _ask(self, frame: bytes) -> Done | Follows:
         async with self._turn:
             worker = self._idle.pop() if self._idle else await self._start_one()
             asked, limit_s = time.monotonic(), self._options.limit_s
@@ -200,15 +202,16 @@ class RewardPool:
             self._idle.append(worker)
         if isinstance(found, Failure):
             raise RewardFailed(found.why, found.traceback)
-        if not isinstance(found, Done):
+        if not isinstance(found, Done | Follows):
             raise RewardFailed("its worker answered that it is ready")
         # It is believed what it measured as far as that lies within the call.
         ended = min(max(found.ended, asked), time.monotonic())
-        return Scored(found.value, found.parts, (min(max(found.begun, asked), ended), ended))
+        begun = min(max(found.begun, asked), ended)
+        return msgspec.structs.replace(found, begun=begun, ended=ended)
 
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
-        name, options = self._plugin.name, self._options
+        who, options = f"{self.seam} {self._plugin.name!r}", self._options
         limits = Limits(
             memory_gib=options.memory_gib,
             cpu_s=options.cpu_s,
@@ -218,17 +221,15 @@ class RewardPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self._plugin, limits, self._directory.name, options.env
+                    self.seam, self._plugin, limits, self._directory.name, options.env
                 )
         except TimeoutError as error:
-            raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
+            raise RewardFailed(f"{who} was not built within {WARM_UP_S:g} s") from error
         except Died as error:
-            raise RewardFailed(
-                f"reward {name!r}: its worker died while building it ({error})"
-            ) from error
+            raise RewardFailed(f"{who}: its worker died while building it ({error})") from error
         if isinstance(answer, Failure):
             self._discard(worker)
-            raise RewardFailed(f"reward {name!r}: {answer.why}", answer.traceback)
+            raise RewardFailed(f"{who}: {answer.why}", answer.traceback)
         return worker
 
     def _discard(self, worker: WorkerProcess) -> None:
@@ -236,3 +237,17 @@ class RewardPool:
         ending = asyncio.ensure_future(worker.close())
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
+
+
+class RewardPool(WorkerPool):
+    """Scores samples with one reward."""
+
+    seam = "reward"
+    defaults = plugins.RewardOptions()
+
+    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
+        """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
+        found = await self.ask(call(sample), trajectory)
+        if not isinstance(found, Done):
+            raise RewardFailed("its worker answered what is no score")
+        return Scored(found.value, found.parts, (found.begun, found.ended))

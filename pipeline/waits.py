@@ -59,6 +59,8 @@ def waits(coordinator: Coordinator, groups: Iterable[Group] | None = None) -> li
         for member in group.members if group.stage in (Stage.OPEN, Stage.CHOSEN) else ():
             if member.state is State.RUNNING and group.stage is Stage.OPEN:
                 what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
+            elif member.state is State.CALLING and group.stage is Stage.OPEN:
+                what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
             elif member.state is State.QUEUED and group.stage is Stage.OPEN:
                 if not serves:
                     continue  # the engine is what it waits for, named above

@@ -160,7 +160,8 @@ def simulate(
     numbers = assembly.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks)
+    # Responses are modelled as one turn: what a rollout would say to them is not known.
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, turns=0)
     coordinator = Coordinator(numbers, assembly.seams(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

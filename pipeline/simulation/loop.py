@@ -14,6 +14,7 @@ from pipeline.coordinator import Coordinator
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    AskRollout,
     Checkpointed,
     Cut,
     EndLegs,
@@ -34,6 +35,7 @@ from pipeline.events import (
     Tokens,
     Train,
     Trained,
+    UnaskRollout,
     Unhint,
     Unjudge,
     VersionPublished,
@@ -188,6 +190,8 @@ class Simulation:
                 self._judge(command)
             case Unjudge():
                 self._wanted.pop(command.trajectory, None)
+            case AskRollout() | UnaskRollout():
+                raise AssertionError("responses are modelled as one turn")
             case Train() | Forget() | Hint() | Unhint():
                 self.soon(self._to_learner, self.learners.get(command.rank), command)
             case FinishStep():
@@ -350,7 +354,7 @@ class Simulation:
 
     def trained(self, learner: ModelledLearner, command: Train) -> None:
         """A rank has run forward and backward of a group."""
-        tokens = sum(m.weight * (len(m.response) // 4) for m in command.members)
+        tokens = sum(m.weight * m.sampled for m in command.members)
         self.soon(
             self.tell,
             Trained(
