@@ -31,7 +31,9 @@ app.add_typer(bench, name="bench")
 
 def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
-    from pipeline import assembly
+    import asyncio
+
+    from pipeline import assembly, rewardcheck
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
@@ -48,6 +50,9 @@ def _check(config: Any) -> list[str]:
         fail(error, 2)
     if problems := list(complaints(config.metrics)):
         fail("\n".join(problems), 2)
+    if rewardcheck.has_checks(config.reward):
+        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out])):
+            fail("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
     return [
         *skipped,

@@ -183,6 +183,8 @@ class Judge(Command, frozen=True, kw_only=True):
     tokens: bytes
     finish: str  # stop | length
     appended: tuple[tuple[int, int], ...] = ()  # (first, count) of tokens that were not sampled
+    step: int = 0  # steps done
+    steps: int = 0  # of the run
 
 
 class Unjudge(Command, frozen=True, kw_only=True):

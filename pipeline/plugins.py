@@ -170,6 +170,10 @@ class Advantage(Protocol):
 
 
 class Reward(Protocol):
+    """May also offer `score_all(samples)`, which returns one result for each (a number, a Score,
+    an exception, or None for no opinion), and `complaint(sample) -> str`, asked before a run
+    what is wrong with an answer of the data ('': nothing)."""
+
     def score(self, sample: Sampled) -> float | Score: ...
 
 
@@ -220,6 +224,15 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
 
 class RewardOptions(WorkerOptions, frozen=True, kw_only=True):
     """Options that every reward has."""
+
+    batch: int = 1
+    """Responses that are given to one call, if so many wait; `limit_s` and `cpu_s` are of the
+    whole call. If it fails as a whole, each is asked about alone."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        if self.batch < 1:
+            yield f"batch is {self.batch}, expected at least 1"
 
 
 class RolloutOptions(WorkerOptions, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     answer: str  # what the reward compares with
     columns: dict[str, Any]  # the line as it was, for rewards that read more of it
     tag: str = ""  # a kind of prompt, for budgets ("terms=3")
+    where: str = ""  # file and line
 
 
 class Dataset:
@@ -199,7 +200,9 @@ def _encoded(
         else:
             tokens = np.asarray(ids, dtype="<i4").tobytes()
             tag = f"terms={row['terms']}" if isinstance(row.get("terms"), int) else ""
-            yield Item(prompt=prompt, tokens=tokens, answer=answer, columns=row, tag=tag)
+            yield Item(
+                prompt=prompt, tokens=tokens, answer=answer, columns=row, tag=tag, where=where
+            )
 
 
 def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:

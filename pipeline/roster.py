@@ -83,6 +83,8 @@ class Roster:
                 tokens=bytes(trajectory.tokens),
                 finish="stop" if trajectory.state is State.FINISHED else "length",
                 appended=tuple(trajectory.appended),
+                step=self._core.step,
+                steps=self._core.settings.steps,
             )
         )
 

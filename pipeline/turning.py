@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -13,10 +13,10 @@ import numpy as np
 from pipeline import plugins
 from pipeline.config import Config
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
-from pipeline.messages import Ints, ints
+from pipeline.messages import ints
 from pipeline.prompts import Dataset
-from pipeline.reward_wire import Follows, ask
-from pipeline.rewarding import RewardFailed, WorkerPool
+from pipeline.reward_wire import Follows
+from pipeline.rewarding import Followed, RewardFailed, WorkerPool
 from pipeline.text import Tokenizer
 from pipeline.views import Turn
 
@@ -27,12 +27,11 @@ class RolloutPool(WorkerPool):
     """Asks one rollout, in processes of its own."""
 
     seam: ClassVar[str] = "rollout"
-    defaults: ClassVar[plugins.WorkerOptions] = plugins.RolloutOptions()
 
-    async def turn(self, turn: Turn, trajectory: int) -> Follows:
+    async def turn(self, turn: Turn, trajectory: int) -> Followed:
         """What follows. Raises RewardFailed; CancelledError after `cancel`."""
-        found = await self.ask(ask(turn), trajectory)
-        if not isinstance(found, Follows):
+        found = await self.ask(turn, trajectory)
+        if not isinstance(found, Followed):
             raise RewardFailed("its worker answered what follows no turn")
         return found
 
@@ -96,7 +95,7 @@ class Turning:
         trajectory, turn = command.trajectory, command.turn
         try:
             found = await self._workers.turn(self._turn(command), trajectory)
-            tokens = self._tokens(found)
+            tokens = self._tokens(found.follows)
         except RewardFailed as failure:
             log.warning(
                 "rollout, trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback
@@ -112,10 +111,10 @@ class Turning:
                 TurnAnswered(
                     trajectory=trajectory,
                     turn=turn,
-                    over=found.over,
+                    over=found.follows.over,
                     tokens=tokens,
-                    memory=found.memory,
-                    times=(found.begun, found.ended),
+                    memory=found.follows.memory,
+                    times=found.times,
                 )
             )
 
@@ -146,12 +145,12 @@ class Turning:
 
     def _turn(self, command: AskRollout) -> Turn:
         item = self._data[command.kind][command.prompt]
-        tokens = ints(command.tokens)
-        pieces = pieces_of(tokens, command.appended, self._tokenizer)
+        ids = ints(command.tokens).tolist()
+        pieces = pieces_of(ids, command.appended, self._tokenizer)
         text, sampled = pieces[-1] if pieces else ("", True)
         return Turn(
             prompt=item.prompt,
-            response=self._tokenizer.decode(tokens.tolist()),
+            response=self._tokenizer.decode(ids),
             text=text if sampled else "",
             number=command.turn,
             finish=command.finish,
@@ -159,20 +158,21 @@ class Turning:
             answer=item.answer,
             columns=item.columns,
             pieces=pieces,
+            ids=ids,
             memory=command.memory,
         )
 
 
 def pieces_of(
-    tokens: Ints, appended: tuple[tuple[int, int], ...], tokenizer: Tokenizer
+    ids: Sequence[int], appended: tuple[tuple[int, int], ...], tokenizer: Tokenizer
 ) -> tuple[tuple[str, bool], ...]:
     """A response as (text, whether it was sampled), one after another."""
     pieces: list[tuple[str, bool]] = []
     end = 0
-    for first, count in (*appended, (len(tokens), 0)):
+    for first, count in (*appended, (len(ids), 0)):
         for begin, stop, sampled in ((end, first, True), (first, first + count, False)):
             if begin < stop:
-                pieces.append((tokenizer.decode(tokens[begin:stop].tolist()), sampled))
+                pieces.append((tokenizer.decode(ids[begin:stop]), sampled))
         end = first + count
     return tuple(pieces)
 

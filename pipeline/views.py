@@ -186,6 +186,10 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     columns: Mapping[str, object]  # the data set's line
     pieces: Sequence[tuple[str, bool]] = ()
     """(text, whether the model sampled it), one after another; () where nothing was appended."""
+    messages: Sequence[Mapping[str, Any]] = ()  # the prompt, where the data set has messages
+    ids: Sequence[int] = ()  # token ids of the response, the one that ended it included
+    step: int = 0  # steps done when it was judged
+    steps: int = 0  # of the run
 
     @property
     def sampled(self) -> str:
@@ -207,4 +211,5 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     answer: str
     columns: Mapping[str, object]  # the data set's line
     pieces: Sequence[tuple[str, bool]] = ()  # see `Sampled`
+    ids: Sequence[int] = ()  # token ids of the response
     memory: Any = None  # of the last `Append`
