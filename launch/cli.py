@@ -178,9 +178,15 @@ def engine(
 
     darts engine --join join.key --name extra
     """
+    import os
+
+    from launch.processes import engine_environment
+
     key = join if join.is_file() else join / "join.key"
     if not key.is_file():
-        _part("engines.worker", [*_joined(join), "--name", name])
+        arguments = _joined(join)
+        os.environ |= engine_environment(Path(arguments[1]))
+        _part("engines.worker", [*arguments, "--name", name])
     from launch.keeper import guest_arguments
     from pipeline.keys import TransportError
 

@@ -26,6 +26,7 @@ import msgspec
 from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
+from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
 from pipeline.reward_process import Died, WorkerProcess
 from pipeline.reward_wire import (
     Abstained,
@@ -51,19 +52,6 @@ WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
 
 
-class RewardFailed(Exception):
-    """One trajectory has no reward; `traceback` is the user code's, where there is one."""
-
-    def __init__(self, why: str, traceback: str = "") -> None:
-        super().__init__(why)
-        self.why = why
-        self.traceback = traceback
-
-
-class NoOpinion(Exception):
-    """The reward says nothing of this response: it is missing, and nothing has failed."""
-
-
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the pool does now."""
 
@@ -71,35 +59,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     called: int  # of the last 50
     failed: int  # of those
-
-
-class Scored(msgspec.Struct, frozen=True):
-    """A reward, and when its worker began and ended, seconds of the monotonic clock."""
-
-    value: float
-    parts: dict[str, float]
-    times: tuple[float, float]
-
-
-class Followed(msgspec.Struct, frozen=True):
-    """What a rollout answered, and when its worker began and ended."""
-
-    follows: Follows
-    times: tuple[float, float]
-
-
-class _Job:
-    """One sample that is asked about; `answer` hears what it came to, once."""
-
-    def __init__(self, sample: Sampled | Turn) -> None:
-        self.sample = sample
-        self.answer: asyncio.Future[Scored | Followed] = asyncio.get_running_loop().create_future()
-        self.alone = False  # a call that it was in has failed: no other is to suffer from it
-        self.died = False  # under it alone, once
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
 
 
 class WorkerPool:
@@ -123,9 +82,9 @@ class WorkerPool:
         leftovers.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._jobs: dict[int, _Job] = {}  # by trajectory
-        self._waiting: deque[_Job] = deque()
-        self._calls: dict[asyncio.Task[None], list[_Job]] = {}  # one for each busy worker
+        self._jobs: dict[int, Job] = {}  # by trajectory
+        self._waiting: deque[Job] = deque()
+        self._calls: dict[asyncio.Task[None], list[Job]] = {}  # one for each busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
@@ -165,12 +124,10 @@ class WorkerPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def ask(
-        self, sample: Sampled | Turn, trajectory: int | None = None
-    ) -> Scored | Followed:
+    async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
         """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
         after `cancel`."""
-        job = _Job(sample)
+        job = Job(sample)
         if trajectory is not None:
             self._jobs[trajectory] = job
         self._waiting.append(job)
@@ -244,7 +201,7 @@ class WorkerPool:
             self._calls[task] = jobs
             task.add_done_callback(self._ended)
 
-    def _next(self) -> list[_Job]:
+    def _next(self) -> list[Job]:
         """What is asked about together: the oldest, and others that may go with it."""
         jobs = [self._waiting.popleft()]
         while (
@@ -260,7 +217,7 @@ class WorkerPool:
         del self._calls[task]
         self._pump()
 
-    def _unwanted(self, job: _Job) -> None:
+    def _unwanted(self, job: Job) -> None:
         """Nobody waits for it; a call that nobody waits for at all is killed."""
         if job in self._waiting:
             self._waiting.remove(job)
@@ -268,7 +225,7 @@ class WorkerPool:
             if job in jobs and all(other.answer.done() for other in jobs):
                 asyncio.get_running_loop().call_later(SPARE_S, task.cancel)
 
-    async def _carry_out(self, jobs: list[_Job]) -> None:
+    async def _carry_out(self, jobs: list[Job]) -> None:
         """One call of a worker; every job hears what it came to, or waits again alone."""
         try:
             scores = await self._ask(jobs)
@@ -294,7 +251,7 @@ class WorkerPool:
 
     def _tell(
         self,
-        job: _Job,
+        job: Job,
         found: Done | Abstained | Follows | Failure,
         times: tuple[float, float],
     ) -> None:
@@ -309,7 +266,7 @@ class WorkerPool:
         else:
             job.fail(NoOpinion(f"{self._who} has no opinion on it"))
 
-    async def _ask(self, jobs: list[_Job]) -> Scores:
+    async def _ask(self, jobs: list[Job]) -> Scores:
         """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
         frame = framed(call([job.sample for job in jobs]))
         worker = self._idle.pop() if self._idle else await self._start_one()
