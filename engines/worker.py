@@ -55,13 +55,14 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.profile import latency
     from engines.serving import Worker
     from engines.stopping import StopTexts
+    from pipeline.configfile import rollout_options
     from pipeline.link import Link
 
     try:
         ticket = ticket_of(stage)
         engine = build(config)
-        texts: list[str] = config.rollout.options.get("stop", [])
-        stops = StopTexts(config.model, texts) if texts else None
+        options = rollout_options(config)
+        stops = StopTexts(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, LearnerSection
-from pipeline.configfile import plugin_class
+from pipeline.configfile import plugin_class, rollout_options
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
-from pipeline.plugins import RolloutOptions
 from pipeline.prompts import Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
@@ -61,6 +60,7 @@ def settings(
 ) -> Settings:
     """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == "float32"
+    options = rollout_options(config)
     return Settings(
         seed=config.seed,
         steps=config.step.count,
@@ -84,21 +84,11 @@ def settings(
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
         stale=config.learner.stale,
-        turns=turns(config)[0],
-        turn_tokens=turns(config)[1],
+        turns=options.turns if options else 0,
+        turn_tokens=options.turn_tokens if options else 0,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
     )
-
-
-def turns(config: Config) -> tuple[int, int]:
-    """Calls of the rollout for one response, and tokens of a turn (0: no limit); (0, 0): none is
-    asked. Raises PluginError."""
-    cls, options = plugin_class("rollout", config.rollout)
-    if getattr(cls, "idle", False):
-        return 0, 0
-    known = options if isinstance(options, RolloutOptions) else RolloutOptions()
-    return known.turns, known.turn_tokens
 
 
 def streams(section: LearnerSection) -> bool:

@@ -76,7 +76,8 @@ class WorkerPool:
         self._options = self._guards(plugin)
         self.workers = min(self._options.workers, most or self._options.workers)
         """Processes that answer."""
-        self._batch = getattr(self._options, "batch", 1)
+        options = self._options
+        self._batch = options.batch if isinstance(options, plugins.RewardOptions) else 1
         name = leftovers.name_of(os.getpid(), f"{self.seam}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
         leftovers.sign(Path(self._directory.name), os.getpid())

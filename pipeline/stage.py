@@ -21,6 +21,7 @@ from typing import Any
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens, sender_of
+from pipeline.configfile import rollout_options
 from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
 from pipeline.door import Door
@@ -72,7 +73,7 @@ from pipeline.peers import Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver
-from pipeline.turning import RolloutPool, Turning, failure_text
+from pipeline.turning import RolloutPool, Turning
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -118,8 +119,8 @@ class Stage:
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
-        failure = failure_text(self._config)
-        self._turning = Turning(rollouts, parts.tokenizer, parts.data, self.tell, failure)
+        options = rollout_options(self._config)
+        self._turning = Turning(rollouts, parts.tokenizer, parts.data, self.tell, options)
         self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import msgspec
 import numpy as np
 
-from pipeline import plugins
 from pipeline.config import Config
+from pipeline.configfile import rollout_options
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.messages import ints
+from pipeline.plugins import RolloutOptions
 from pipeline.prompts import Dataset
 from pipeline.reward_wire import Follows
 from pipeline.rewarding import Followed, RewardFailed, WorkerPool
@@ -41,8 +41,7 @@ def pool(config: Config) -> RolloutPool | None:
 
     Raises PluginError if the plug-in is not found.
     """
-    idle = getattr(plugins.find("rollout", config.rollout.name), "idle", False)
-    return None if idle else RolloutPool(config.rollout)
+    return None if rollout_options(config) is None else RolloutPool(config.rollout)
 
 
 class Turning:
@@ -51,7 +50,6 @@ class Turning:
     Args:
         workers: None: nothing is ever asked.
         data: the data set of each kind of group.
-        failure_text: appended where a call fails; '': the member is missing.
     """
 
     def __init__(
@@ -60,11 +58,11 @@ class Turning:
         tokenizer: Tokenizer,
         data: dict[str, Dataset],
         answer: Callable[[TurnAnswered | TurnFailed | Halt], None],
-        failure_text: str = "",
+        options: RolloutOptions | None,
     ) -> None:
         self._workers, self._tokenizer, self._data = workers, tokenizer, data
         self._answer = answer
-        self._failure = tokenizer.encode(failure_text) if failure_text else []
+        self._failure = tokenizer.encode(options.failure_text) if options else []
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def ask(self, command: AskRollout) -> None:
@@ -175,10 +173,3 @@ def pieces_of(
                 pieces.append((tokenizer.decode(ids[begin:stop]), sampled))
         end = first + count
     return tuple(pieces)
-
-
-def failure_text(config: Config) -> str:
-    """What the configured rollout appends where it fails; '' for none."""
-    cls = plugins.find("rollout", config.rollout.name)
-    options = msgspec.convert(config.rollout.options, plugins.options_type(cls))
-    return options.failure_text if isinstance(options, plugins.RolloutOptions) else ""

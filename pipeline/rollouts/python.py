@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.plugins import RolloutOptions, register
-from pipeline.rewards.python import imported
+from pipeline.rewards._functions import imported
 from pipeline.views import Turn
 
 
@@ -19,7 +19,7 @@ class PythonOptions(RolloutOptions, frozen=True, kw_only=True):
     """Options of the `python` rollout."""
 
     function: str
-    """`package.module:callable`; called with one `Turn`."""
+    """`package.module:callable` or `file.py:callable`; called with one `Turn`."""
 
     def problems(self, group_size: int) -> Iterator[str]:
         yield from super().problems(group_size)
