@@ -63,32 +63,8 @@ NOT_SHOWN = (
     ),
     ("the GPU runs out of memory", "the error is raised by the test; on no GPU so far"),
     (
-        "a reward that forks without end",
-        "what has left its session is ended; nothing limits how many there are",
-    ),
-    (
-        "the link between two machines is cut and heals",
-        "measured by `python -m launch.bench.faults` (nodes.md); no test",
-    ),
-    (
-        "a machine's torchrun is killed and started again",
-        "measured by `python -m launch.bench.faults` (nodes.md); no test",
-    ),
-    (
-        "a batch of tokens over the frame limit",
-        "that the stage refuses it is shown; an engine does not split it",
-    ),
-    (
-        "a stage that reads more slowly than engines write",
-        "no test of memory; slots limit what is under way",
-    ),
-    (
         "a run's folder copied, or on a network file system",
         "the lock is the system's; no test on NFS",
-    ),
-    (
-        "no room for metrics, decisions or logs",
-        "trackers and trace are shown; no test for lines of the records",
     ),
     ("power is lost", "enumerated over a model of the disk; no real power was cut"),
 )

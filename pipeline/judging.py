@@ -88,6 +88,7 @@ class Judging:
             tokens=len(ids) - sum(count for _, count in command.appended),
             answer=item.answer,
             columns=item.columns,
+            messages=item.messages,
             ids=ids,
             step=command.step,
             steps=command.steps,

@@ -204,6 +204,9 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
     """Longest file that a worker may write, MiB; 0: no limit."""
     open_files: int = 256
     """Files that a worker may have open at once; 0: no limit."""
+    processes: int = 64
+    """Processes that a worker and what it has started may be at once; then they are all killed.
+    0: no limit."""
     env: tuple[str, ...] = ()
     """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
     and the like, and values with a login in them, are taken out of their environment."""
@@ -215,7 +218,7 @@ class WorkerOptions(Options, frozen=True, kw_only=True):
             yield f"workers is {self.workers}, expected at least 1"
         if not 0 <= self.fail_share <= 1:
             yield f"fail_share is {self.fail_share}, expected from 0 to 1"
-        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16}
+        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16, "processes": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value < low and value != 0:

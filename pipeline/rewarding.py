@@ -304,7 +304,12 @@ class WorkerPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self.seam, self._plugin, limits, self._directory.name, options.env
+                    self.seam,
+                    self._plugin,
+                    limits,
+                    self._directory.name,
+                    options.env,
+                    options.processes,
                 )
         except TimeoutError as error:
             raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error

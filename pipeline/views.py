@@ -103,6 +103,14 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
 
 
+class SourceView(msgspec.Struct, frozen=True):
+    """One of several sources of prompts: `count` prompts from index `first` on."""
+
+    first: int
+    count: int
+    weight: float  # prompts of it for each one of a source with weight 1
+
+
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """What the prompts seam is asked: up to `want` prompts. Holds during the question:
     `outstanding` is too large to be copied for each."""
@@ -112,6 +120,7 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     need: int = 0  # groups that the step trains on
     first: bool = False  # the first plan of the step
     dataset: int  # number of prompts in the data set
+    sources: tuple[SourceView, ...] = ()  # where it has several; together the whole data set
     outstanding: Set[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
 

@@ -161,16 +161,23 @@ class Soak:
         self._series.setdefault((of, unit), Series(of=of, unit=unit)).add(at, value)
 
     def sample(self, at: float) -> None:
-        """One look at everything; `at` seconds since it began to train."""
+        """One look at everything; `at` seconds since it began to train. Of several processes with
+        one role the largest counts."""
+        most: dict[tuple[str, str], float] = {}
         for process in [psutil.Process(self.job.process.pid), *self.job.look()]:
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended
                 name = _role(process.cmdline())
                 if not name:
                     continue
-                with process.oneshot():
-                    self._note(name, "descriptors", at, process.num_fds())
-                    self._note(name, "threads", at, process.num_threads())
-                    self._note(name, "MiB", at, process.memory_info().rss / 2**20)
+                held = {
+                    "descriptors": process.num_fds(),
+                    "threads": process.num_threads(),
+                    "MiB": process.memory_info().rss / 2**20,
+                }
+                for unit, value in held.items():
+                    most[name, unit] = max(value, most.get((name, unit), 0.0))
+        for (name, unit), value in most.items():
+            self._note(name, unit, at, value)
         for name, place in (("memory files", SHARED_MEMORY), ("sockets", self.sockets)):
             self._note(name, "entries", at, _entries(place))
         temporary = Path(tempfile.gettempdir()).glob(f"darts-{os.getuid()}-*")

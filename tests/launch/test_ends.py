@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -97,3 +98,23 @@ def test_who_never_joins_is_named(tmp_path: Path) -> None:
     with train(run, tmp_path / "log", "--stage-only", *SIMULATED, "watch.join_s=1") as job:
         assert job.wait(61) == 1
         assert "missing: learner rank 0, an engine that serves the weights" in job.text
+
+
+@pytest.mark.fault("no room for metrics, decisions or logs", part="disk", by="process")
+def test_a_run_whose_records_and_logs_find_no_room_does_all_its_steps(tmp_path: Path) -> None:
+    """Promise: the disk is full for both records and for the logs of stage and engine, from the
+    first line to the last: the terminal says so, and the run trains to its end, with a result.
+    Bound: the run itself.
+    """
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    full = [run / "metrics.jsonl", run / "decisions.jsonl", run / "logs" / "stage.log"]
+    for path in (*full, run / "logs" / "e0.log"):
+        path.symlink_to("/dev/full")
+    with train(run, tmp_path / "log", *SIMULATED, "step.count=2") as job:
+        assert job.wait(180) == 0, job.text
+        for path in full[:2]:
+            told = f"{path}: No space left on device; its lines wait in memory for room"
+            assert job.text.count(path.name) == job.text.count(told.rpartition("/")[2]) == 1
+    assert json.loads((run / "result.json").read_text())["steps"] == 2
+    assert list((run / "checkpoints").glob("step-*"))

@@ -140,6 +140,25 @@ def test_a_stopped_stage_blames_nobody_and_goes_on(going: Going) -> None:
     assert "the stage has been silent for" in going.job.text
 
 
+@pytest.mark.fault("a stage that reads more slowly than engines write", part="stage", by="process")
+def test_a_slow_stage_makes_no_engine_grow_and_loses_no_frame(going: Going) -> None:
+    """Promise: what an engine holds for it is bounded by its slots: its memory grows by less than
+    16 MiB, and everything that it sent arrives.
+    Bound: the stage runs for a tenth of 5 s.
+    """
+    before, engine = going.said, going.process("engines.worker", "e0")
+    grown, stage = -engine.memory_info().rss, going.process("pipeline.stage_main")
+    for _ in range(10):
+        stage.suspend()
+        time.sleep(0.45)
+        stage.resume()
+        time.sleep(0.05)
+    grown += engine.memory_info().rss
+    going.more_steps()
+    assert grown < 16 << 20
+    assert " lost: " not in going.said[len(before) :]
+
+
 @pytest.mark.fault("the clock on the wall jumps", part="everything", by="process")
 def test_a_clock_that_jumps_moves_no_limit(going: Going) -> None:
     """Promise: in every process it jumps by a day each second, and the run goes on: limits, waits

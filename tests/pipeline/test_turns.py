@@ -44,7 +44,7 @@ def answer(bench: Bench, trajectory: int, count: int, **other: Any) -> list[AnyC
     """The rollout appends so many tokens to the turn at hand."""
     turn = other.pop("turn", bench.member(trajectory).turns - 1)
     tokens = np.full(count, APPENDED, "<i4").tobytes()
-    given = {"over": False, "tokens": tokens, **other}
+    given: dict[str, Any] = {"over": False, "tokens": tokens, **other}
     return bench.handle(TurnAnswered(trajectory=trajectory, turn=turn, **given))
 
 
