@@ -11,6 +11,8 @@ from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class, rollout_options
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
+from pipeline.limits import Limits
+from pipeline.plugins import RewardOptions
 from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
@@ -83,6 +85,7 @@ def settings(
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
+        limits=limits(config),
         gap_limit=GAP_LIMIT_FLOAT32 if exact else math.inf,
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
@@ -91,6 +94,24 @@ def settings(
         turn_tokens=options.turn_tokens if options else 0,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
+    )
+
+
+def limits(config: Config) -> Limits:
+    """How long each kind of wait may last."""
+    watch, (_, options) = config.watch, plugin_class("reward", config.reward)
+    guards = options if isinstance(options, RewardOptions) else RewardOptions()
+    rollout = rollout_options(config)
+    call_s = max(guards.limit_s, rollout.limit_s if rollout else 0.0)
+    return Limits(
+        join_s=watch.join_s,
+        load_s=watch.load_s,
+        abort_s=watch.abort_s,
+        sampling_s=watch.sampling_s,
+        still_s=watch.still_s,
+        reward_s=watch.reward_s + 2 * call_s,  # a call whose worker dies is tried again
+        learner_s=watch.learner_s,
+        checkpoint_s=watch.checkpoint_s,
     )
 
 
@@ -120,7 +141,7 @@ def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
-    _check_answers(config, train, held_out)
+    check_answers(config, train, held_out)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -134,7 +155,7 @@ def coordinator(
     return Coordinator(numbers, seams(config), lengths, tags)
 
 
-def _check_answers(config: Config, *data: Dataset) -> None:
+def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
     if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
         return

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline.events import Command, EndLegs, Report
+from pipeline.events import Command, EndLegs, Report, UnaskRollout
 from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
@@ -44,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
+    limits: Limits = Limits()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps; the bias account
@@ -113,6 +115,7 @@ class Core:
         self.tally = Tally()  # of the training groups among them
         self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
+        self.calling: dict[int, float] = {}  # trajectory -> when its rollout was asked
         self.next_group = 0
         self.next_trajectory = 0
         self.step = 0  # steps done
@@ -126,6 +129,11 @@ class Core:
 
     def report(self, what: str, **fields: object) -> None:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
+
+    def unask(self, trajectory: int) -> None:
+        """What its rollout would answer is not wanted any more; unknown ones are ignored."""
+        if self.calling.pop(trajectory, None) is not None:
+            self.emit(UnaskRollout(trajectory=trajectory))
 
     def end_on_engine(self, engine: str, trajectory: int, leg: int) -> None:
         """Have the engine stop a leg; gathered into one message an engine and event."""

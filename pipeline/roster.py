@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pipeline.core import Core, asking
-from pipeline.events import Forget, Judge, UnaskRollout, Unjudge
+from pipeline.events import Forget, Judge, Unjudge
 from pipeline.groups import UNENDED, Cause, Group, Stage, State, Trajectory
 from pipeline.hints import Hints
 from pipeline.placement import Placement
@@ -27,6 +27,7 @@ class Roster:
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
+        self.judging: dict[int, float] = {}  # trajectory -> when its reward was asked for
         self.lengths: list[int] = []  # sampled tokens of members ended in this step
         self.rewards: list[float] = []  # of members scored in this step
         self.fates: dict[str, int] = {}  # groups ended in this step, by reason
@@ -74,6 +75,7 @@ class Roster:
 
     def judge(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member."""
+        self.judging[trajectory.id] = self._core.now
         self._core.emit(
             Judge(
                 kind=group.kind,
@@ -181,8 +183,7 @@ class Roster:
         """An unended member leaves: its tokens are waste and counted so."""
         if member.state is State.RUNNING and member.engine:
             self._placement.end_leg(member)
-        if member.state is State.CALLING:
-            self._core.emit(UnaskRollout(trajectory=member.id))
+        self._core.unask(member.id)
         source = "parked" if member.state is State.PARKED else "open"
         self.hints.gone(self._core.groups[member.group], member)
         member.advance(Cause.DISCARDED, self._core.now)
@@ -192,6 +193,7 @@ class Roster:
     def forget(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         if not member.scored:
+            self.judging.pop(member.id, None)
             self._core.emit(Unjudge(trajectory=member.id))
         self._core.ledger.move(member.sampled, "open", account, why)
         if account == "trained" and member.state is State.TRUNCATED:

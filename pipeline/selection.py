@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import audit, staleness
 from pipeline.core import Core, PluginFault, asking
-from pipeline.events import UnaskRollout, Unjudge
+from pipeline.events import Unjudge
 from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
 from pipeline.placement import Placement
 from pipeline.plugins import Every, Finish, Rewarded, SelectorEvent, Wants
@@ -123,6 +123,7 @@ class Selection:
         trajectory = core.trajectories.get(trajectory_id)
         if trajectory is None or trajectory.scored:
             return  # not wanted any more
+        self._roster.judging.pop(trajectory_id, None)
         trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
         trajectory.reward_why = why
         group = core.groups[trajectory.group]
@@ -280,8 +281,7 @@ class Selection:
         for member in members:
             if member.state is State.RUNNING:
                 self._placement.end_leg(member)
-            if member.state is State.CALLING:
-                self._core.emit(UnaskRollout(trajectory=member.id))
+            self._core.unask(member.id)
             if member.state is State.PARKED:
                 self._core.ledger.move(member.sampled, "parked", "open")
             member.advance(Cause.STOPPED, self._core.now)

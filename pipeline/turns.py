@@ -28,6 +28,7 @@ class Turns:
     ) -> None:
         self._core, self._placement = core, placement
         self._on_end, self._on_hopeless = on_end, on_hopeless
+        self.heard = 0.0  # when one answered last, of whichever trajectory
 
     def ended(self, trajectory: Trajectory, finish: str) -> None:
         """The model has stopped by itself (`stop`), or where a limit stopped it (`length`)."""
@@ -69,6 +70,7 @@ class Turns:
 
     def ask(self, trajectory: Trajectory) -> None:
         """Put the question of one that is `calling`, for the first time or again."""
+        self._core.calling[trajectory.id] = self._core.now
         group = self._core.groups[trajectory.group]
         self._core.emit(
             AskRollout(
@@ -84,6 +86,13 @@ class Turns:
                 memory=trajectory.memory,
             )
         )
+
+    def give_up(self, trajectory: int, why: str) -> None:
+        """Nobody answers: as if the call had failed."""
+        found = self._core.trajectories.get(trajectory)
+        self._core.unask(trajectory)
+        if found is not None:
+            self.failed(TurnFailed(trajectory=trajectory, turn=found.turns - 1, why=why))
 
     def _over(self, trajectory: Trajectory, finish: str) -> None:
         trajectory.advance(Cause.TURN_OVER, self._core.now)
@@ -103,9 +112,11 @@ class Turns:
         trajectory.turn_began = trajectory.held
 
     def _asked(self, trajectory: int, turn: int) -> Trajectory | None:
+        self.heard = self._core.now
         found = self._core.trajectories.get(trajectory)
         if found is None or found.state is not State.CALLING or found.turns - 1 != turn:
             return None
+        self._core.calling.pop(trajectory, None)
         return found
 
     def _stop_token(self, trajectory: Trajectory) -> bool:

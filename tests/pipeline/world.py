@@ -48,6 +48,7 @@ from pipeline.events import (
     TurnAnswered,
     TurnFailed,
     UnaskRollout,
+    Uncut,
     Unhint,
     Unjudge,
     VersionPublished,
@@ -262,8 +263,8 @@ class World:
                 self.reports.append(command)
             case ShutDown():
                 self.over = command
-            case Hint() | Unhint():
-                pass  # read from `commands` by the tests of hints
+            case Hint() | Unhint() | Uncut():
+                pass  # no cut lasts here; hints are read from `commands` by the tests of hints
 
     def _assert_young(self, command: Train) -> None:
         core = self.coordinator.core
