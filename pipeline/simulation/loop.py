@@ -200,7 +200,8 @@ class Simulation:
                 for learner in self.learners.values():
                     self.soon(self._to_learner, learner, command)
             case Cut():
-                self._cut(command)
+                saved = Checkpointed(step=command.step)
+                self.at(self.now + self.machines.save_s, self.tell, saved)
             case Uncut():
                 self._uncut(command)
             case Restart():
@@ -235,9 +236,6 @@ class Simulation:
         if self._wanted.get(trajectory) == serial:
             del self._wanted[trajectory]
             self.tell(RewardReady(trajectory=trajectory, value=value))
-
-    def _cut(self, command: Cut) -> None:
-        self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
 
     def _uncut(self, command: Uncut) -> None:
         """Here a checkpoint ends by itself."""
