@@ -200,8 +200,7 @@ class Simulation:
                 for learner in self.learners.values():
                     self.soon(self._to_learner, learner, command)
             case Cut():
-                saved = Checkpointed(step=command.step)
-                self.at(self.now + self.machines.save_s, self.tell, saved)
+                self._cut(command)
             case Uncut():
                 self._uncut(command)
             case Restart():
@@ -239,6 +238,9 @@ class Simulation:
 
     def _uncut(self, command: Uncut) -> None:
         """Here a checkpoint ends by itself."""
+
+    def _cut(self, command: Cut) -> None:
+        self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
 
     def _restart(self, command: Restart) -> None:
         engine = self.engines.pop(command.peer)
@@ -392,8 +394,6 @@ class Simulation:
     def close_step(self) -> Mapping[int, Mapping[str, float]]:
         """Each rank's figures of the step."""
         return {rank: learner.close_step() for rank, learner in sorted(self.learners.items())}
-
-    # --- figures ------------------------------------------------------------------------
 
     def of(self, what: str) -> list[dict[str, Any]]:
         """Reports of one kind: step, eval, budget, warning, wait."""
