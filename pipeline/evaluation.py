@@ -138,12 +138,12 @@ class SetTally:
             return
         self._rewards.append(rewards)
         ended = [m for m in group.members if m.state is not State.ABORTED]
-        self._lengths += [m.held for m in ended]
+        self._lengths += [m.sampled for m in ended]
         self._truncated += sum(m.state is State.TRUNCATED for m in ended)
         self._missing += sum(m.reward is None for m in ended)
         if tag:
             self.by_tag.setdefault(tag, []).extend(rewards)
-            self.tokens.setdefault(tag, []).extend(float(m.held) for m in ended)
+            self.tokens.setdefault(tag, []).extend(float(m.sampled) for m in ended)
 
     def figures(self) -> dict[str, float]:
         """`accuracy` is avg@k: the mean reward of k samples a prompt. Prompts of which fewer than
