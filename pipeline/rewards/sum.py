@@ -96,6 +96,11 @@ class _Part:
 class Sum:
     Options = SumOptions
 
+    @staticmethod
+    def needs_answer(options: SumOptions) -> bool:
+        """Whether one of its parts does."""
+        return any(plugins.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
+
     def __init__(self, options: SumOptions) -> None:
         parts = [_Part(given) for given in options.of]
         self._rewards = {part.name: part.cls(part.options) for part in parts}
@@ -116,6 +121,8 @@ class Sum:
         """The first part's that has one."""
         for name, reward in self._rewards.items():
             text = reward.complaint(sample) if hasattr(reward, "complaint") else ""
+            if not sample.answer and getattr(reward, "needs_answer", False):
+                text = text or "there is none, and it compares with one"
             if text:
                 return f"{name}: {text}"
         return ""
