@@ -17,6 +17,9 @@ from pipeline.config import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.bad_lines": ("stop", "skip"),
+    "learner.dtype": ("float32", "bfloat16"),
+    "learner.attention": ("auto", "sdpa", "eager"),
+    "learner.schedule": ("constant", "linear", "cosine"),
     "learner.overlap": ("off", "group", "token"),
     "learner.stale": ("wait", "drop"),
     "learner.old_logprobs": ("auto", "always"),
@@ -55,7 +58,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: all(0 <= beta < 1 for beta in value),
         "two numbers from 0 to below 1",
     ),
+    "learner.gradient_checkpointing": (lambda value: isinstance(value, bool), "true or false"),
+    "learner.min_lr": (lambda value: 0 <= value <= 1, "a share of learner.lr, from 0 to 1"),
+    "learner.eps": _above(0),
     "learner.weight_decay": _at_least(0),
+    "learner.no_decay": (all, "parts of parameters' names, none of them empty"),
     "learner.clip_norm": _at_least(0),
     "learner.warmup_steps": _at_least(0),
     "learner.tokens_per_micro_batch": _at_least(1),

@@ -22,6 +22,7 @@ Fingerprint = dict[str, str]
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
+    *("learner.schedule", "learner.min_lr", "learner.attention", "learner.gradient_checkpointing"),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 24
 TEMPERATURE = 0.7
 SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
+RUN_STEPS = 6
+"""`step.count` that the schedules end at."""
 SEVERAL: dict[str, Any] = {"updates": 2, "epochs": 2, "importance": "mask", "importance_cap": 2.5}
 SEVERAL_LOSS: dict[str, Any] = {"clip_low": 0.02, "clip_high": 0.03, "kl": 0.2}
 """Several updates against a reference model, with narrow clips that act within one batch."""
@@ -92,8 +94,10 @@ def make_model(directory: Path, scale: float = 4.0, seed: int = 3) -> Path:
     return directory
 
 
-def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
-    """What each rank wrote down. Raises RuntimeError with the output of a rank that failed."""
+def run_ranks(
+    model: Path, out: Path, world: int, program: str = "tests.learner.ranks"
+) -> list[dict[str, Any]]:
+    """What each rank of a program wrote down. Raises RuntimeError with the output of a rank that failed."""
     import torch
 
     out.mkdir(parents=True)
@@ -112,7 +116,7 @@ def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
         with (out / f"rank{rank}.log").open("w") as log:
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.learner.ranks", str(model), str(out)],
+                    [sys.executable, "-m", program, str(model), str(out)],
                     cwd=ROOT,
                     env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=log,
@@ -147,7 +151,7 @@ class Rank:
         import msgspec
         import torch
 
-        from learner.building import load, step_of
+        from learner.building import checkpoint_layers, load, step_of
         from learner.losses.dapo import Dapo, DapoOptions
         from learner.passes import Passes
         from learner.zero import Zero
@@ -155,7 +159,10 @@ class Rank:
         section = msgspec.structs.replace(SECTION, zero=zero, **settings)
         options, device = DapoOptions(**(loss or {})), torch.device("cpu")
         reference = load(model.parent / "reference", device).eval() if options.kl else None
-        self.zero = Zero(load(model, device), section)
+        net = load(model, device, section.dtype)
+        if section.gradient_checkpointing:
+            checkpoint_layers(net)
+        self.zero = Zero(net, section, RUN_STEPS)
         self.gradient = step_of(
             Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
             section,
@@ -194,9 +201,10 @@ class Rank:
     def local_gradient(self) -> Any:
         import torch
 
+        sums = [self.zero.sums.of(at) for at in range(len(self.zero.parameters))]
         parts = [
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.detach().flatten()
-            for p in self.zero.module.parameters()
+            torch.zeros_like(p).flatten() if found is None else found.detach().flatten()
+            for p, found in zip(self.zero.parameters, sums, strict=True)
         ]
         return torch.cat(parts)
 
@@ -359,11 +367,13 @@ def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     return {"weights": actor.weights()}
 
 
-def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[str, Any]:
+def resumed(
+    model: Path, zero: int, rank: int, world: int, out: Path, **settings: Any
+) -> dict[str, Any]:
     """Save in the middle of the third step; finish it here, and again from the checkpoint."""
     from learner.saving import MODEL, load, save
 
-    actor = Rank(model, zero)
+    actor = Rank(model, zero, **settings)
     for groups in STEPS[:2]:
         assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
     mine = shares(STEPS[2], rank, world, lazy=False)
@@ -376,7 +386,7 @@ def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[st
     import torch.distributed
 
     torch.distributed.barrier()  # rank 0 writes the model
-    again = Rank(checkpoint / MODEL, zero)
+    again = Rank(checkpoint / MODEL, zero, **settings)
     restored = load(again.zero, checkpoint)
     again.updates = restored.version
     assert again.close(STEPS[2], again.add(mine))
