@@ -9,7 +9,6 @@ groups, rewards or processes (`engines.worker` is the process).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling
 from engines.flush import Flusher, Key
+from engines.proving import load_spans, prove
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
 from pipeline.messages import (
@@ -33,8 +33,6 @@ from pipeline.messages import (
     Refused,
     Request,
     Shutdown,
-    Span,
-    Spans,
     TokenBatch,
     ToPeer,
     WeightsFailed,
@@ -47,8 +45,6 @@ HEARTBEAT_S = 1.0
 SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
 _END_S = 2.0  # for the last chunks of the aborted legs
 _Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
-_PROBES = 8  # positions that a probe must compare
-LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
 class Sender(Protocol):
@@ -305,7 +301,14 @@ class Worker:
             async with self._load_order:
                 self._declare()
                 moments = [time.monotonic()]
-                gaps = await self._load_and_prove(manifest, moments)
+                directory = await asyncio.to_thread(self._receiver.receive, manifest)
+                moments.append(time.monotonic())
+                self._cut()
+                await self._engine.load_weights(str(directory), manifest.version)
+                self._version = manifest.version
+                moments.append(time.monotonic())
+                gaps = await prove(self._engine, manifest)
+                moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._link.send(load_spans(manifest.version, asked_s, moments))
                 self._link.send(WeightsLoaded(version=manifest.version, gaps=gaps))
@@ -318,28 +321,11 @@ class Worker:
             self._loading -= 1
             self._declare()
 
-    async def _load_and_prove(self, manifest: Manifest, moments: list[float]) -> dict[str, float]:
-        """The probe's gaps; `moments` gets when each of `LOAD_STAGES` was done."""
-        directory = await asyncio.to_thread(self._receiver.receive, manifest)
-        moments.append(time.monotonic())
+    def _cut(self) -> None:
+        """What was sampled with the weights served until now goes out before others come."""
         if self._epoch is not None:
             self._epoch.flusher.cut()
             self._flush(self._epoch)
-        await self._engine.load_weights(str(directory), manifest.version)
-        self._version = manifest.version
-        moments.append(time.monotonic())
-        if not self._engine.has_model:
-            moments.append(moments[-1])
-            return dict.fromkeys(manifest.logprobs, 0.0)
-        temperatures = list(manifest.logprobs)
-        found = await asyncio.gather(
-            *(self._engine.logprobs(manifest.probe, float(t)) for t in temperatures)
-        )
-        moments.append(time.monotonic())
-        return {
-            temperature: gap(logprobs, manifest.logprobs[temperature], temperature)
-            for temperature, logprobs in zip(temperatures, found, strict=True)
-        }
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -366,35 +352,3 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
         await self._engine.close()
-
-
-def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
-    """The load of a version, stage by stage, from the moments between them."""
-    spans: list[Span] = []
-    for what, (begin, end) in zip(LOAD_STAGES, itertools.pairwise(moments), strict=True):
-        spans.append(Span(what, begin, end, (version,), () if spans else (asked_s,)))
-    return Spans(spans=tuple(spans))
-
-
-def gap(found: list[float], expected: list[float], temperature: str) -> float:
-    """Largest difference of two probes, over what the engine could tell.
-
-    Raises EngineError if that is less than eight positions, or not finite.
-
-    >>> gap([-1.0] * 8 + [math.nan], [-1.0] * 7 + [-1.5, -3.0], "1.0")
-    0.5
-    """
-    if len(found) != len(expected):
-        raise EngineError(
-            f"the probe has {len(found)} positions, its manifest {len(expected)} logprobs"
-        )
-    differences = [
-        abs(one - other) for one, other in zip(found, expected, strict=True) if not math.isnan(one)
-    ]
-    if len(differences) < min(_PROBES, len(expected)) or not differences:
-        raise EngineError(
-            f"the probe at temperature {temperature} compares {len(differences)} of "
-            f"{len(expected)} positions; at least {_PROBES} are needed"
-        )
-    # NaN in `expected` is no proof, and `max` may overlook it.
-    return math.inf if any(map(math.isnan, differences)) else max(differences)

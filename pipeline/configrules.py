@@ -10,8 +10,8 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 from pipeline.config import Config
 
@@ -122,16 +122,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for every value that does not fit."""
-    for key, choices in CHOICES.items():
-        value = value_of(config, key)
-        if value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield key, f"found {value!r}, expected one of {', '.join(choices)}{hint}"
-    for key, (fits, rule) in RULES.items():
-        value = value_of(config, key)
-        if not fits(value):
-            yield key, f"found {value!r}, expected {rule}"
+    for pattern, choices in CHOICES.items():
+        for key, value in values_of(config, pattern):
+            if value not in choices:
+                near = difflib.get_close_matches(value, choices, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                yield key, f"found {value!r}, expected one of {', '.join(choices)}{hint}"
+    for pattern, (fits, rule) in RULES.items():
+        for key, value in values_of(config, pattern):
+            if not fits(value):
+                yield key, f"found {value!r}, expected {rule}"
     yield from _pairs(config)
 
 
@@ -154,12 +154,29 @@ def _pairs(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.answer", f"found {config.data.answer!r}, the same field as data.prompt"
 
 
-def value_of(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+def values_of(config: Config, pattern: str) -> list[tuple[str, Any]]:
+    """(key, value) of a dotted key; of every entry where it has a `*`, as in `data.train.*.weight`.
+
+    Nothing where a list, a dictionary or a section on the way is absent.
+    """
+    found: list[tuple[str, Any]] = [("", config)]
+    for part in pattern.split("."):
+        found = [
+            (f"{key}.{name}".lstrip("."), value)
+            for key, holder in found
+            for name, value in _entries(holder, part)
+        ]
+    return found
+
+
+def _entries(holder: Any, part: str) -> Iterable[tuple[str, Any]]:
+    if part != "*":
+        return [(part, getattr(holder, part))] if hasattr(holder, part) else []
+    if isinstance(holder, dict):
+        return cast(dict[str, Any], holder).items()
+    if isinstance(holder, tuple):
+        return ((str(index), item) for index, item in enumerate(cast(tuple[Any, ...], holder)))
+    return []
 
 
 def tasks() -> list[str]:

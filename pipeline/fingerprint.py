@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import xxhash
@@ -74,7 +74,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
 
 
 def _as_written(config: Config) -> dict[str, Any]:
-    """Builtins in which a plug-in's options have the names that its user knows."""
+    """Section -> key -> value; a plug-in's options under the name that its user knows."""
     found: dict[str, Any] = msgspec.to_builtins(config)
     for seam in plugins.PACKAGES:
         plugin: Plugin = getattr(config, seam)
@@ -86,12 +86,15 @@ def _text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value. What a key itself holds, a dictionary for instance, stays whole: an
+    entry that one side lacks is then a difference."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            inner = cast(dict[str, Any], value)
+            yield from ((f"{name}.{key}", entry) for key, entry in inner.items())
         else:
-            yield prefix + name, value
+            yield name, value
 
 
 def _checksum(paths: list[Path]) -> str:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import xxhash
 
-from engines.serving import LOAD_STAGES
+from engines.proving import LOAD_STAGES
 from pipeline.codec import decode_tokens
 from pipeline.messages import (
     Abort,

@@ -1,0 +1,65 @@
+"""Paths of a configuration -> absolute ones of what is there.
+
+A relative path is looked for in the current directory, then in the one above the
+folder of the configuration's file. What is not there is a complaint with its key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import configrules
+from pipeline.config import Config
+from pipeline.places import look_for
+
+
+def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:
+    """The configuration with every path absolute.
+
+    Args:
+        file: the configuration's own.
+        problem: told of each complaint: key, text.
+    """
+    finder = _Finder(file, problem)
+    model, learner = config.model, config.learner
+    if model:
+        model = finder.found("model", model, "no such directory", Path.is_dir)
+    if model and not (Path(model) / "config.json").is_file():
+        problem("model", f"{model} holds no config.json: not a Hugging Face model")
+    changed: dict[str, Any] = {}
+    if config.data.train not in configrules.tasks():
+        known = ", ".join(configrules.tasks())
+        rule = f"neither a task of the house ({known}) nor a file"
+        changed["train"] = finder.found("data.train", config.data.train, rule)
+    if isinstance(config.data.held_out, str):
+        changed["held_out"] = finder.found("data.held_out", config.data.held_out, "no such file")
+    data = msgspec.structs.replace(config.data, **changed)
+    if learner.reference not in ("", "start"):
+        rule = "neither start nor a directory"
+        reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
+        learner = msgspec.structs.replace(learner, reference=reference)
+    return msgspec.structs.replace(config, model=model, data=data, learner=learner)
+
+
+class _Finder:
+    """Looks from the current directory, and beside the folder of the configuration's file."""
+
+    def __init__(self, file: Path, problem: Callable[[str, str], None]) -> None:
+        self._bases = [Path.cwd(), file.resolve().parent.parent]
+        self._problem = problem
+
+    def found(
+        self, key: str, given: str, rule: str, fits: Callable[[Path], bool] = Path.is_file
+    ) -> str:
+        """Its absolute path; "" if it is not there, which has been said."""
+        found, why = look_for(given, self._bases, fits)
+        if not found:
+            near = difflib.get_close_matches(given, configrules.tasks(), n=1)
+            hint = f"; did you mean {near[0]}?" if near and key == "data.train" else ""
+            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}{hint}")
+        return found
