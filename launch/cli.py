@@ -31,7 +31,7 @@ app.add_typer(bench, name="bench")
 
 def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
-    from pipeline import assembly
+    from pipeline import assembly, trainable
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
@@ -46,7 +46,7 @@ def _check(config: Any) -> list[str]:
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
-    if problems := list(complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *complaints(config.metrics)]:
         fail("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
     return [

@@ -52,8 +52,8 @@ def switch(model: Any, kind: str = "auto") -> None:
     bare.set_attn_implementation(name)
     if bare.config._attn_implementation != name:  # noqa: SLF001 - refused with a warning only
         raise AttentionError(
-            f"{type(bare).__name__} cannot be given another attention: it computes its own, by code "
-            "that knows no packed sequences; take a model of another architecture"
+            f"{type(bare).__name__} cannot be given another attention: it computes its own, by "
+            "code that knows no packed sequences; take a model of another architecture"
         )
 
 

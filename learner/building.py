@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as chatter
 
-from learner import saving, zero
+from learner import lora, saving, zero
 from learner.accumulate import StepGradient
 from learner.ahead import Ahead, Stream
 from learner.attention import AttentionError
@@ -57,17 +57,14 @@ def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
     torch.manual_seed(config.seed)
     device = zero.device_of(local_rank)
     chatter.disable_progress_bar()
-    model = load(
-        Path(config.model) if resume is None else resume / saving.MODEL, device, section.dtype
-    )
-    prove(model, section.attention)
-    if section.gradient_checkpointing:
-        checkpoint_layers(model)
+    model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
     reference: Any = None
-    if section.reference:
+    if section.reference == "start" and section.lora is not None:
+        reference = lora.Base(model)
+    elif section.reference:
         source = config.model if section.reference == "start" else section.reference
-        reference = load(Path(source), device, section.dtype).eval().requires_grad_(False)
+        reference = load(Path(source), device, section.dtype).requires_grad_(False)
         prove(reference, section.attention)
         if (rows := vocabulary_of(reference)[0]) != vocabulary:
             raise ValueError(
@@ -125,6 +122,25 @@ def step_of(passes: Passes, section: LearnerSection) -> StepGradient | HeldStep:
     return StepGradient(passes, old=needs_old(section))
 
 
+def load_trained(config: Config, resume: Path | None, device: torch.device) -> Any:
+    """The model that is trained, proved to run packed calls; with LoRA the base and its adapters.
+
+    Raises: AttentionError or LoraError if it cannot be trained as the configuration asks.
+    """
+    section = config.learner
+    base = Path(config.model)
+    whole = section.lora is None and resume is not None
+    model = load(resume / saving.MODEL if whole and resume else base, device, section.dtype)
+    if section.lora is not None:
+        lora.attach(model, section.lora, base)
+        if resume is not None:
+            lora.load(model, resume / lora.ADAPTER)
+    prove(model, section.attention)
+    if section.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
+
+
 def load(source: Path, device: torch.device, dtype: str = "float32") -> Any:
     """The model of a directory, on the device. `dtype`: `learner.dtype`."""
     log.info("loading %s", source)
@@ -140,7 +156,9 @@ def checkpoint_layers(model: Any) -> None:
     transformers does so in training mode alone, and that would switch dropout on.
     Raises AttentionError for a model without layers that can be computed again.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not layers:
         raise AttentionError(
             f"{type(model).__name__} cannot compute its layers again: set "

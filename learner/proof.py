@@ -61,8 +61,8 @@ def prove(model: Any, kind: str) -> None:
         )
     if unseen := [layer for layer in windows(model) if packed.call.windows[layer] is None]:
         raise AttentionError(
-            f"{name}: layer {unseen[0]} has a sliding window of {model.config.sliding_window} tokens "
-            "that its attention is not told of: packed calls would not keep to it"
+            f"{name}: layer {unseen[0]} has a sliding window of {model.config.sliding_window} "
+            "tokens that its attention is not told of: packed calls would not keep to it"
         )
 
 

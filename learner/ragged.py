@@ -65,7 +65,9 @@ class Bucket:
         found = self.masks.get((window, dtype))
         if found is None:
             keys = len(self.rows_BK) // self.segments
-            ahead_BCK = torch.arange(keys, device=self.rows_BK.device) - self.positions_BC[..., None]
+            ahead_BCK = (
+                torch.arange(keys, device=self.rows_BK.device) - self.positions_BC[..., None]
+            )
             hidden_BCK = ahead_BCK > 0
             if window is not None:
                 hidden_BCK |= ahead_BCK <= -window

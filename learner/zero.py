@@ -45,6 +45,7 @@ import deepspeed  # noqa: E402
 import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
 
+from pipeline import deepspeedfile  # noqa: E402
 from pipeline.config import LearnerSection  # noqa: E402
 
 PERSISTENT_ELEMENTS = 10_000
@@ -78,8 +79,13 @@ def leave_ranks() -> None:
 
 
 def settings(section: LearnerSection) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
+    """DeepSpeed's configuration: what darts decides, and what `learner.deepspeed` adds.
+
+    Raises: DeepSpeedFileError if that file does not fit.
+    """
+    theirs = deepspeedfile.read(section)
     return {
+        **theirs,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": section.zero >= 2,
@@ -88,9 +94,10 @@ def settings(section: LearnerSection) -> dict[str, Any]:
         # An update that is left out without a word: whether it is finite is decided before.
         "bf16": {"enabled": section.dtype == "bfloat16", "check_grad_overflow": False},
         "zero_optimization": {
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            **theirs.get("zero_optimization", {}),
             "stage": section.zero,
             "overlap_comm": False,
-            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
         },
         "steps_per_print": None,
     }
@@ -117,9 +124,13 @@ class Zero:
             # DeepSpeed clips here too, but keeps the norm to itself.
             optimizer.register_step_pre_hook(self._clip_reduced)
         model.eval()  # dropout would make the old logprobs another policy's
-        self.engine: Any = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings(section)
-        )[0]
+        try:
+            found = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(section))
+        except ValueError as error:  # DeepSpeed's own checks, of keys below those that we know
+            if section.deepspeed:
+                raise ZeroError(f"{section.deepspeed}: {error}") from error
+            raise
+        self.engine: Any = found[0]
         self.engine.eval()
         self.world: int = comm.get_world_size()
         self.rank: int = comm.get_rank()

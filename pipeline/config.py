@@ -61,6 +61,18 @@ class GroupSection(Section, frozen=True, kw_only=True):
     """M: trajectories trained on per prompt."""
 
 
+class LoraSection(Section, frozen=True, kw_only=True):
+    rank: int = 16
+    """Of the adapters: each adds two matrices of so many rows and columns."""
+    alpha: float = 32.0
+    """The adapters' product counts alpha / rank times."""
+    dropout: float = 0.0
+    """Only 0: with dropout the learner's logprobs are not those of what the engines serve."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but
+    the output layer."""
+
+
 class LearnerSection(Section, frozen=True, kw_only=True):
     ranks: int = 1
     """Data-parallel learner processes."""
@@ -77,6 +89,12 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     gradient_checkpointing: bool = False
     """Keep the inputs of the layers only, and compute the layers again in backward: less memory,
     about a third more time."""
+    lora: LoraSection | None = None
+    """Train low-rank adapters in place of the weights (needs `pip install 'darts-rl[lora]'`; `zero`
+    0 to 2). The engines serve them merged. Null: train all weights."""
+    deepspeed: str = ""
+    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes,
+    communication, logging). Empty: none."""
     lr: float = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
     schedule: str = "constant"

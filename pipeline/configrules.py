@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline.config import Config
+from pipeline.config import Config, LearnerSection, LoraSection
 
+_OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Names of transformers that are known and refused with a reason."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.bad_lines": ("stop", "skip"),
     "learner.dtype": ("float32", "bfloat16"),
-    "learner.attention": ("auto", "sdpa", "eager"),
+    "learner.attention": ("auto", "sdpa", "eager", *_OTHER_KERNELS),
     "learner.schedule": ("constant", "linear", "cosine"),
     "learner.overlap": ("off", "group", "token"),
     "learner.stale": ("wait", "drop"),
@@ -135,7 +137,37 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _pairs(config)
 
 
+def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
+    if section.attention in _OTHER_KERNELS:
+        why = "the learner's calls share a prompt's keys among its responses, which that function"
+        cure = "of transformers cannot read; auto takes torch's own fused kernels"
+        yield "learner.attention", f"found {section.attention!r}: {why} {cure}"
+    if section.dtype == "bfloat16" and section.zero == 0:
+        why = "learner.dtype is bfloat16: DeepSpeed keeps float32 master weights at ZeRO 1 to 3"
+        cure = "1 takes no more memory on one rank, and less on several"
+        yield "learner.zero", f"found 0, but {why}; {cure}"
+    if section.lora is not None:
+        yield from _lora(section.lora)
+        if section.zero == 3:
+            why = "learner.lora is set: adapters are merged with whole weights"
+            yield "learner.zero", f"found 3, but {why}; take 0 to 2"
+
+
+def _lora(section: LoraSection) -> Iterator[tuple[str, str]]:
+    if section.rank < 1:
+        yield "learner.lora.rank", f"found {section.rank}, expected at least 1"
+    if not section.alpha > 0:
+        yield "learner.lora.alpha", f"found {section.alpha}, expected above 0"
+    if section.dropout:
+        why = "with dropout the learner's logprobs are not those of what the engines serve"
+        yield "learner.lora.dropout", f"found {section.dropout}, expected 0: {why}"
+    if not section.targets or not all(section.targets):
+        rule = "expected names of linear layers, or all-linear"
+        yield "learner.lora.targets", f"found {list(section.targets)}, {rule}"
+
+
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
+    yield from _learner(config.learner)
     if config.learner.updates > config.step.prompts >= 1:
         cure = f"at most step.prompts, {config.step.prompts}: a mini-batch needs a group"
         yield "learner.updates", f"found {config.learner.updates}, expected {cure}"

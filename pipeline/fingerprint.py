@@ -26,11 +26,11 @@ FREE = (
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
-_BY_CONTENT = ("model", "data.train", "data.held_out")
+_BY_CONTENT = ("model", "data.train", "data.held_out", "learner.deepspeed")
 """Settings that name files: what is in them counts, not where they lie."""
 _FILES = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "generation_config.json")}
 _OF_FILES = "files of the "
-_RANKS, _ZERO = "learner.ranks", "learner.zero"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:
@@ -38,8 +38,9 @@ def take(config: Config) -> Fingerprint:
     found = {
         key: _text(value)
         for key, value in _flat(_as_written(config))
-        if not key.startswith(FREE) and key not in _BY_CONTENT
+        if not key.startswith((*FREE, f"{_LORA}.")) and key not in _BY_CONTENT
     }
+    found[_LORA] = _text(config.learner.lora)  # whole: absent is different from any
     directory = Path(config.model)
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
@@ -49,6 +50,7 @@ def take(config: Config) -> Fingerprint:
             found[key] = _checksum([Path(source)])
         else:
             found[key] = _text(source)
+    found["learner.deepspeed"] = _checksum([Path(p) for p in [config.learner.deepspeed] if p])
     return found
 
 

@@ -97,7 +97,10 @@ def make_model(directory: Path, scale: float = 4.0, seed: int = 3) -> Path:
 def run_ranks(
     model: Path, out: Path, world: int, program: str = "tests.learner.ranks"
 ) -> list[dict[str, Any]]:
-    """What each rank of a program wrote down. Raises RuntimeError with the output of a rank that failed."""
+    """What each rank of a program wrote down.
+
+    Raises RuntimeError with the output of a rank that failed.
+    """
     import torch
 
     out.mkdir(parents=True)
@@ -142,15 +145,21 @@ class Rank:
     """One engine at one ZeRO stage, and what happened to it.
 
     `settings`: of the learner's section; with a `kl` in `loss` the reference model
-    beside MODEL is loaded.
+    beside MODEL is loaded. `adapter`: of a checkpoint, for `lora`.
     """
 
     def __init__(
-        self, model: Path, zero: int, loss: dict[str, Any] | None = None, **settings: Any
+        self,
+        model: Path,
+        zero: int,
+        loss: dict[str, Any] | None = None,
+        adapter: Path | None = None,
+        **settings: Any,
     ) -> None:
         import msgspec
         import torch
 
+        from learner import lora
         from learner.building import checkpoint_layers, load, step_of
         from learner.losses.dapo import Dapo, DapoOptions
         from learner.passes import Passes
@@ -160,6 +169,10 @@ class Rank:
         options, device = DapoOptions(**(loss or {})), torch.device("cpu")
         reference = load(model.parent / "reference", device).eval() if options.kl else None
         net = load(model, device, section.dtype)
+        if section.lora is not None:
+            lora.attach(net, section.lora, model)
+            if adapter is not None:
+                lora.load(net, adapter)
         if section.gradient_checkpointing:
             checkpoint_layers(net)
         self.zero = Zero(net, section, RUN_STEPS)
@@ -224,7 +237,7 @@ class Rank:
         return torch.cat(
             [
                 (states[p]["exp_avg"] if states else whole(p, "exp_avg")).detach().flatten()
-                for p in self.zero.module.parameters()
+                for p in self.zero.parameters
             ]
         )
 
@@ -371,6 +384,7 @@ def resumed(
     model: Path, zero: int, rank: int, world: int, out: Path, **settings: Any
 ) -> dict[str, Any]:
     """Save in the middle of the third step; finish it here, and again from the checkpoint."""
+    from learner.lora import ADAPTER
     from learner.saving import MODEL, load, save
 
     actor = Rank(model, zero, **settings)
@@ -378,7 +392,8 @@ def resumed(
         assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
     mine = shares(STEPS[2], rank, world, lazy=False)
     counted = actor.add(mine[:1])
-    checkpoint = out / f"checkpoint-{zero}"
+    kind = "".join(f"-{name}" for name in settings)
+    checkpoint = out / f"checkpoint-{zero}{kind}"
     checkpoint.mkdir(exist_ok=True)  # as the stage does, for all ranks
     save(actor.zero, model, checkpoint, 2, actor.updates)
     counted += actor.add(mine[1:])
@@ -386,7 +401,11 @@ def resumed(
     import torch.distributed
 
     torch.distributed.barrier()  # rank 0 writes the model
-    again = Rank(checkpoint / MODEL, zero, **settings)
+    adapter = checkpoint / ADAPTER
+    if adapter.is_dir():
+        again = Rank(model, zero, adapter=adapter, **settings)
+    else:
+        again = Rank(checkpoint / MODEL, zero, **settings)
     restored = load(again.zero, checkpoint)
     again.updates = restored.version
     assert again.close(STEPS[2], again.add(mine))

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from learner.forward import micro_batches
 from learner.old import member_logprobs
+from learner.rates import rate
 from learner.split import mini_batches
 from learner.weights import FILE
-from learner.rates import rate
 from pipeline.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (
     RUN_STEPS,
