@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from learner.attention import AttentionError, packed_logits, switch
-from learner.forward import pack_whole, token_logprobs
+from learner.forward import pack_whole
+from learner.head import output_is_last, token_logprobs
 
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Mean difference of the logprobs, nats. Float32: 5e-7 over 25 architectures of random, sharpened
@@ -64,6 +65,8 @@ def prove(model: Any, kind: str) -> None:
             f"{name}: layer {unseen[0]} has a sliding window of {model.config.sliding_window} "
             "tokens that its attention is not told of: packed calls would not keep to it"
         )
+
+    model.darts_output_is_last = output_is_last(model, packed.tokens_P, packed.call, logits)
 
 
 def windows(model: Any) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from learner import lora
-from learner.forward import token_logprobs
+from learner.head import token_logprobs
 from pipeline.messages import Manifest
 from pipeline.private import make_private
 

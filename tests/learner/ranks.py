@@ -260,7 +260,7 @@ def streamed(model: Path, zero: int, rank: int, world: int, **options: Any) -> d
         if number == 0 and zero < 3:
             found["gradient"], found["computed"] = actor.local_gradient(), actor.computed
         assert actor.close(groups, counted)
-        if number == 0:
+        if number == 0 and "weight_decay" not in options:  # DeepSpeed finds one group's only
             found["momentum"] = actor.momentum(zero)
     return {**found, "weights": actor.weights(), "norms": [m["grad_norm"] for m in actor.metrics]}
 

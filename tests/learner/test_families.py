@@ -11,7 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner.attention import AttentionError, packed_logits, switch
 from learner.building import checkpoint_layers
-from learner.forward import pack_whole, token_logprobs
+from learner.forward import pack_whole
+from learner.head import packed_logprobs, token_logprobs
 from learner.proof import prove
 from learner.streamer import Streamer
 
@@ -30,7 +31,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4}
+UNGROUPED = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
 FAMILIES: dict[str, Any] = {
     "Qwen2": hf.Qwen2Config(**SHAPE),
     "Qwen2 with a window": hf.Qwen2Config(
@@ -50,8 +51,8 @@ FAMILIES: dict[str, Any] = {
     "Phi 3": hf.Phi3Config(**SHAPE),
     "OLMo 3": hf.Olmo3Config(**SHAPE, sliding_window=7),
     "Granite": hf.GraniteConfig(**SHAPE, attention_multiplier=0.3, logits_scaling=2.0),
-    "GPT-2": hf.GPT2Config(**SHAPE, **GPT2),
-    "OPT": hf.OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=32),
+    "GPT-2": hf.GPT2Config(**UNGROUPED),
+    "OPT": hf.OPTConfig(**UNGROUPED, ffn_dim=64, word_embed_proj_dim=32),
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_packed_logprobs_and_gradient_are_the_models_own(name: str):
     expected_gradient = gradient(model, expected)
     prove(model, "auto")
     found = packed(model)
-    assert float((found - expected).abs().max()) < 1e-4
+    assert float((found - expected).detach().abs().max()) < 1e-4
     found_gradient = gradient(model, found)
     assert float((found_gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
 
@@ -152,6 +153,32 @@ def test_padded_calls_of_a_model_with_caps_are_its_own_after_the_switch():
     assert float((alone(model) - expected).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("name,largest", [("Qwen2", 10), ("GPT-2", 10), ("Gemma 2", 29)])
+def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradient(
+    name: str, largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    model = model_of(FAMILIES[name])
+    expected = alone(model)
+    expected_gradient = gradient(model, expected)
+    prove(model, "auto")
+    monkeypatch.setattr("learner.head.LARGEST_LOGITS", 10 * SHAPE["vocab_size"])
+    rows: list[int] = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda _module, _given, found: rows.append(found.shape[-2])
+    )
+    call = pack_whole([(PROMPT, RESPONSES)], CPU)
+    found, entropy = packed_logprobs(
+        model, call.tokens_P, call.call, call.taken_N, 1.0, entropy=True
+    )
+    assert float((found - expected).detach().abs().max()) < 1e-4
+    assert float((gradient(model, found) - expected_gradient).norm()) < 1e-5 * float(
+        expected_gradient.norm()
+    )
+    assert max(rows) == largest  # caps that follow the output layer want its whole output
+    assert entropy is not None
+    assert entropy.shape == found.shape
+
+
 # --- what cannot ----------------------------------------------------------------------------
 
 
@@ -166,7 +193,7 @@ def test_capped_scores_are_refused_for_sdpa_with_the_cure():
         (hf.BloomConfig(vocab_size=64, hidden_size=32, n_head=2), "Bloom.*cannot be given"),
         (hf.StableLmConfig(**SHAPE), "StableLm.*0 of 3 layers"),
         (hf.Llama4TextConfig(**SHAPE, head_dim=8, attention_chunk_size=8), "nats from its own"),
-        (hf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=2), "layer 0 needs s_aux"),
+        (hf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4), "layer 0 needs s_aux"),
         (hf.MambaConfig(**SHAPE), "Mamba.*cannot run packed sequences"),
     ],
     ids=["own attention", "own layers", "chunks", "sinks", "no attention"],
@@ -177,9 +204,10 @@ def test_what_packed_calls_cannot_run_is_refused_by_name(config: Any, message: s
 
 
 def test_window_that_only_a_mask_knows_is_refused():
-    model = model_of(FAMILIES["Qwen2"])
-    model.config.sliding_window, model.config.use_sliding_window = 64, True
-    model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    window: dict[str, Any] = {"sliding_window": 64, "max_window_layers": 1}
+    model = model_of(hf.Qwen2Config(**SHAPE, **window, use_sliding_window=True))
+    prove(model, "auto")
+    model.model.layers[1].self_attn.sliding_window = None
     with pytest.raises(AttentionError, match="layer 1 has a sliding window of 64 tokens"):
         prove(model, "auto")
 
