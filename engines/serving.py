@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling
-from engines.flush import Flusher, Key
+from engines.flush import Flusher, Frame, Key
 from engines.proving import load_spans, prove
+from engines.saying import say
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
 from pipeline.messages import (
@@ -68,7 +68,7 @@ class Epoch:
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
     times: dict[Key, _Times] = field(default_factory=dict[Key, "_Times"])
-    ended: list[LegTimes] = field(default_factory=list[LegTimes])  # since the last frame
+    ended: dict[Key, LegTimes] = field(default_factory=dict[Key, LegTimes])  # not sent yet
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     flush_planned: bool = False
     current: bool = True
@@ -137,7 +137,7 @@ class Worker:
             self._ended.set_result(status)
 
     def log(self, line: str) -> None:
-        print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+        say(f"{self._name}: {line}")
 
     def _receive(self, message: ToPeer) -> None:
         """Hand over from the link's thread."""
@@ -238,7 +238,7 @@ class Worker:
             epoch.times[key] = (begun_s, first_s)
         if finish:
             del epoch.times[key]
-            epoch.ended.append(LegTimes(*key, begun_s, first_s, time.monotonic()))
+            epoch.ended[key] = LegTimes(*key, begun_s, first_s, time.monotonic())
         if not epoch.flush_planned:
             # After what else this turn of the loop brings: one frame for all of it.
             epoch.flush_planned = True
@@ -260,6 +260,13 @@ class Worker:
             self._declare()
         if not epoch.current or (frame is None and not empty):
             return
+        self._send(epoch, frame)
+        while (frame := epoch.flusher.take()) is not None:
+            self._send(epoch, frame)
+
+    def _send(self, epoch: Epoch, frame: Frame | None) -> None:
+        chunks = frame.chunks if frame else ()
+        ends = ((chunk.trajectory, chunk.leg) for chunk in chunks if chunk.finish)
         header = TokenBatch(
             engine=self._name,
             incarnation=epoch.incarnation,
@@ -267,10 +274,9 @@ class Worker:
             sequence=epoch.sequence,
             sampled=epoch.flusher.taken,
             sent_at_s=time.monotonic(),
-            chunks=frame.chunks if frame else (),
-            times=tuple(epoch.ended),
+            chunks=chunks,
+            times=tuple(epoch.ended.pop(key) for key in ends),
         )
-        epoch.ended.clear()
         self._link.send_tokens(
             header, frame.tokens if frame else b"", frame.logprobs if frame else b""
         )

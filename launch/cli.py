@@ -31,7 +31,9 @@ app.add_typer(bench, name="bench")
 
 def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
-    from pipeline import assembly, trainable
+    import asyncio
+
+    from pipeline import assembly, rewardcheck, trainable
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_held_out, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
@@ -48,6 +50,9 @@ def _check(config: Any) -> list[str]:
         fail(error, 2)
     if problems := [*trainable.complaints(config), *complaints(config.metrics)]:
         fail("\n".join(problems), 2)
+    if rewardcheck.has_checks(config.reward):
+        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out])):
+            fail("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
     return [
         *skipped,
@@ -173,9 +178,15 @@ def engine(
 
     darts engine --join join.key --name extra
     """
+    import os
+
+    from launch.processes import engine_environment
+
     key = join if join.is_file() else join / "join.key"
     if not key.is_file():
-        _part("engines.worker", [*_joined(join), "--name", name])
+        arguments = _joined(join)
+        os.environ |= engine_environment(Path(arguments[1]))
+        _part("engines.worker", [*arguments, "--name", name])
     from launch.keeper import guest_arguments
     from pipeline.keys import TransportError
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from launch.memory import MemoryWatch, peak_bytes
 from pipeline.private import UMASK
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +37,12 @@ _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCH
 def clean_environment() -> dict[str, str]:
     """This process's environment without torchrun's variables."""
     return {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+
+
+def engine_environment(directory: Path) -> dict[str, str]:
+    """What an engine needs beside what it inherits: `directory` is removed after it, and with it
+    the sockets that vLLM's own processes leave when they are killed."""
+    return {"VLLM_RPC_BASE_PATH": str(directory)}
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
@@ -72,6 +79,8 @@ class Child:
         self.environment = dict(environment)
         self.starts = 0
         self.next_start = 0.0  # monotonic; restarts back off
+        self._peak = 0  # bytes of memory, the most that was seen of its present process
+        self._killed = False  # by us
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pass_fds: Sequence[int] = ()) -> None:
@@ -88,6 +97,7 @@ class Child:
                 pass_fds=tuple(pass_fds),
             )
         self.starts += 1
+        self._peak, self._killed = 0, False
 
     @property
     def pid(self) -> int:
@@ -112,8 +122,18 @@ class Child:
             self._process = None
         return how
 
+    def look(self) -> None:
+        """Remember how much memory it has had: when it is gone, nobody can tell."""
+        if self._process is not None:
+            self._peak = max(self._peak, peak_bytes(self._process.pid))
+
+    def why(self, how: str, watch: MemoryWatch) -> str:
+        """What `ended` leaves out, where it was killed and not by us; '' if nothing."""
+        return "" if self._killed else watch.why(how, self._peak)
+
     def end(self, number: int) -> None:
         """Signal the child's whole session."""
+        self._killed = number == signal.SIGKILL
         for process in self.family():
             _signal(process, number)
 

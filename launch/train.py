@@ -18,6 +18,7 @@ from launch.view import TerminalView, table
 from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.datafiles import DataError
 from pipeline.disk import SYSTEM, finish
 from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
@@ -121,7 +122,7 @@ def resume_run(path: Path) -> int:
         for line in complaints:
             _say(f"damaged, not used: {line}")
         check_fits(directory, manifest, config, run)
-    except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
+    except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
         none = isinstance(error, checkpoint.CheckpointError)
         return 5 if none and not isinstance(error, checkpoint.Refused) else 2

@@ -295,9 +295,11 @@ def die_loudly() -> None:
     def report(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        traceback.print_exception(kind, error, trace)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Not `sys.stderr`: torch's own hook, around this one, collects what is written there.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        for stream in (sys.stdout, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
         os._exit(1)
 
     sys.excepthook = report

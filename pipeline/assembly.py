@@ -10,11 +10,12 @@ from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
-from pipeline.prompts import Dataset
+from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
 from pipeline.transport import Hub
+from pipeline.views import SourceView
 
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU."""
@@ -57,6 +58,7 @@ def settings(
     *,
     prompts: int,
     stop_tokens: frozenset[int],
+    sources: tuple[SourceView, ...] = (),
     held_out: int = 0,
     held_out_tags: tuple[str, ...] = (),
 ) -> Settings:
@@ -74,6 +76,7 @@ def settings(
         overlap=config.learner.overlap,
         stream=streams(config.learner),
         prompts=prompts,
+        sources=sources,
         held_out=held_out,
         held_out_tags=held_out_tags,
         eval_every=config.eval.every if held_out else 0,
@@ -115,14 +118,29 @@ def seams(config: Config) -> Seams:
 def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
 ) -> Coordinator:
-    """A fresh coordinator for this run."""
+    """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
+    _check_answers(config, train, held_out)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
         config,
         prompts=len(train),
+        sources=train.shares,
         stop_tokens=tokenizer.eos,
         held_out=len(held_out),
         held_out_tags=tuple(item.tag for item in held_out.items),
     )
     return Coordinator(numbers, seams(config), lengths, tags)
+
+
+def _check_answers(config: Config, *data: Dataset) -> None:
+    """A reward that compares with an answer would give every response the same without one."""
+    if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
+        return
+    for source in (source for dataset in data for source in dataset.sources):
+        if not source.answer:
+            raise DataError(
+                f"{source.name}: the first row has none of the fields {', '.join(ANSWERS)}, and "
+                f"the reward {config.reward.name} compares with an answer; name its field with "
+                "data.answer"
+            )

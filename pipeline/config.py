@@ -24,18 +24,48 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     """Every option with its value, defaults included, once the configuration is loaded."""
 
 
+class Source(Section, frozen=True, kw_only=True):
+    path: str
+    """As `data.train`: a task, a file, a folder, or a pattern."""
+    weight: float = 1.0
+    """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
+    tag: str = ""
+    """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
+    prompt: str = ""
+    """As `data.prompt`, for this source; empty: that."""
+    answer: str = ""
+    """As `data.answer`, for this source; empty: that."""
+
+
 class Data(Section, frozen=True, kw_only=True):
-    train: str = "chain_sums"
-    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`), or a JSONL file with one
-    prompt a line."""
+    train: str | tuple[Source, ...] = "chain_sums"
+    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a
+    folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
+    list of these with weights."""
     held_out: str | int = 256
-    """Prompts for evaluation: a JSONL file, or this many of a task's held-out prompts."""
+    """Prompts for evaluation: as `train`, or this many of a task's held-out prompts."""
     prompt: str = "prompt"
-    """Field of a line that holds the prompt's text."""
-    answer: str = "answer"
-    """Field of a line that holds what the reward compares with."""
+    """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
+    answer: str = ""
+    """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
+    `reward_model.ground_truth` or `solution`, the first that a source has."""
     bad_lines: str = "stop"
     """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
+    chat: str = "auto"
+    """What goes through the chat template: `auto` messages, and no text; `always` text too, as
+    the user's message; `never` nothing, and messages are refused."""
+    chat_template: str = ""
+    """File with a chat template (Jinja). Empty: the model's own."""
+    chat_arguments: dict[str, Any] = {}
+    """Passed to the template by name: `{enable_thinking: false}`."""
+    system: str = ""
+    """System message put before messages that have none of their own."""
+    max_prompt_tokens: int = 0
+    """Longest prompt, tokens, after the template. 0: what the model takes, less
+    `sampling.max_tokens`."""
+    long_prompts: str = "stop"
+    """A longer prompt is: a bad line (`stop`); left out (`drop`) or, if it is text, shortened
+    from the left (`cut`), with a count."""
 
 
 class SamplingSection(Section, frozen=True, kw_only=True):
@@ -154,7 +184,8 @@ class LearnerSection(Section, frozen=True, kw_only=True):
 
 class EngineSection(Section, frozen=True, kw_only=True):
     kind: str = "vllm"
-    """`vllm`, or `simulated` (lengths from a distribution; for tests of everything else)."""
+    """`vllm`; `transformers` (its continuous batching: starts in seconds, needs no vLLM, slower);
+    or `simulated` (lengths from a distribution; for tests of everything else)."""
     count: int = 1
     """Engine processes."""
     slots: int = 64
@@ -165,14 +196,14 @@ class EngineSection(Section, frozen=True, kw_only=True):
     chunk_tokens: int = 16
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: str = "float32"
-    """Of weights and computation in vLLM: float32, bfloat16, auto."""
+    """Of weights and computation in the engine: float32, bfloat16, auto."""
     cpu_cores: str = "auto"
-    """CPU only: cores for vLLM's threads ("0", "0-3"); `auto`: the first core for the
+    """CPU only: cores for the engine's threads ("0", "0-3"); `auto`: the first core for the
     engine when there are two or more, so that the learner keeps the others."""
     cpu_kv_gib: int = 1
     """CPU only: memory of the key/value cache, GiB."""
     gpu_memory: float = 0.5
-    """GPU only: share of the device memory that vLLM may take."""
+    """GPU only: share of the device memory that one engine may take, weights included."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
     restarts: int = 5

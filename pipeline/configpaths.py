@@ -7,6 +7,7 @@ folder of the configuration's file. What is not there is a complaint with its ke
 from __future__ import annotations
 
 import difflib
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 
 from pipeline import configrules
 from pipeline.config import Config
+from pipeline.datafiles import is_pattern
 from pipeline.places import look_for
 
 
@@ -32,12 +34,19 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
     if model and not (Path(model) / "config.json").is_file():
         problem("model", f"{model} holds no config.json: not a Hugging Face model")
     changed: dict[str, Any] = {}
-    if config.data.train not in configrules.tasks():
-        known = ", ".join(configrules.tasks())
-        rule = f"neither a task of the house ({known}) nor a file"
-        changed["train"] = finder.found("data.train", config.data.train, rule)
-    if isinstance(config.data.held_out, str):
-        changed["held_out"] = finder.found("data.held_out", config.data.held_out, "no such file")
+    train, held_out = config.data.train, config.data.held_out
+    if isinstance(train, str):
+        changed["train"] = finder.data("data.train", train)
+    else:
+        changed["train"] = tuple(
+            msgspec.structs.replace(source, path=finder.data(f"data.train.{n}.path", source.path))
+            for n, source in enumerate(train)
+        )
+    if isinstance(held_out, str):
+        changed["held_out"] = finder.data("data.held_out", held_out)
+    if config.data.chat_template:
+        given = config.data.chat_template
+        changed["chat_template"] = finder.found("data.chat_template", given, "no such file")
     data = msgspec.structs.replace(config.data, **changed)
     if learner.reference not in ("", "start"):
         rule = "neither start nor a directory"
@@ -62,7 +71,23 @@ class _Finder:
         """Its absolute path; "" if it is not there, which has been said."""
         found, why = look_for(given, self._bases, fits)
         if not found:
-            near = difflib.get_close_matches(given, configrules.tasks(), n=1)
-            hint = f"; did you mean {near[0]}?" if near and key == "data.train" else ""
-            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}{hint}")
+            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}")
         return found
+
+    def data(self, key: str, given: str) -> str:
+        """A task's name as it is, or the absolute path of a file, a folder or a pattern."""
+        tasks = configrules.tasks()
+        if given in tasks:
+            return given
+        for base in self._bases if is_pattern(given) else ():
+            pattern = str(base / Path(given).expanduser())
+            if next(glob.iglob(pattern, recursive=True), None) is not None:
+                return pattern
+        near = difflib.get_close_matches(given, tasks, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        rule = f"neither a task of the house ({', '.join(tasks)}){hint} nor a file, a folder or a "
+        return self.found(key, given, f"{rule}pattern that fits one", _file_or_folder)
+
+
+def _file_or_folder(path: Path) -> bool:
+    return path.is_file() or path.is_dir()

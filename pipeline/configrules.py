@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline.config import Config, LearnerSection, LoraSection
+from pipeline.config import Config, Data, LearnerSection, LoraSection
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.bad_lines": ("stop", "skip"),
+    "data.chat": ("auto", "always", "never"),
+    "data.long_prompts": ("stop", "drop", "cut"),
     "learner.dtype": ("float32", "bfloat16"),
     "learner.attention": ("auto", "sdpa", "eager", *_OTHER_KERNELS),
     "learner.schedule": ("constant", "linear", "cosine"),
@@ -26,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.stale": ("wait", "drop"),
     "learner.old_logprobs": ("auto", "always"),
     "learner.importance": ("off", "truncate", "mask"),
-    "engine.kind": ("vllm", "simulated"),
+    "engine.kind": ("vllm", "transformers", "simulated"),
     "nodes.learners": ("first", "spread"),
     "engine.dtype": ("float32", "bfloat16", "auto"),
 }
@@ -40,13 +42,23 @@ def _above(low: float) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value > low, f"above {low}"
 
 
+def _is_field(value: str) -> bool:
+    return all(value.split("."))
+
+
+_FIELD = "the name of a field, with dots for one inside another"
 _CORES = re.compile(r"auto|\d+(-\d+)?(,\d+(-\d+)?)*")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
     "data.held_out": (lambda value: isinstance(value, str) or value >= 0, "at least 0, or a file"),
-    "data.prompt": (bool, "the name of a field"),
-    "data.answer": (bool, "the name of a field"),
+    "data.train.*.path": (bool, "a task, a file, a folder or a pattern"),
+    "data.train.*.weight": _above(0),
+    "data.train.*.prompt": (lambda value: not value or _is_field(value), _FIELD),
+    "data.train.*.answer": (lambda value: not value or _is_field(value), _FIELD),
+    "data.prompt": (_is_field, _FIELD),
+    "data.answer": (lambda value: not value or _is_field(value), f"{_FIELD}, or nothing"),
+    "data.max_prompt_tokens": _at_least(0),
     "sampling.temperature": _above(0),
     "sampling.max_tokens": _at_least(1),
     "step.count": _at_least(0),
@@ -180,10 +192,24 @@ def _pairs(config: Config) -> Iterator[tuple[str, str]]:
             yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"
         elif config.data.train not in tasks() and not isinstance(config.data.held_out, str):
             cure = "name a file of held-out prompts, or set eval.every: 0"
-            found = f"found {config.data.held_out}, but data.train is a file"
+            what = "a file" if isinstance(config.data.train, str) else "a list of sources"
+            found = f"found {config.data.held_out}, but data.train is {what}"
             yield "data.held_out", f"{found}: {cure}"
-    if config.data.prompt == config.data.answer:
-        yield "data.answer", f"found {config.data.answer!r}, the same field as data.prompt"
+    yield from _data(config.data)
+
+
+def _data(data: Data) -> Iterator[tuple[str, str]]:
+    if data.prompt == data.answer:
+        yield "data.answer", f"found {data.answer!r}, the same field as data.prompt; name another"
+    if data.train == ():
+        yield "data.train", "found an empty list, expected a source at least; name a file"
+    for key, value in (("data.system", data.system), ("data.chat_template", data.chat_template)):
+        if value and data.chat == "never":
+            found = f"found {value!r:.60}, but data.chat is never, so no template is used"
+            yield key, f"{found}: leave it out, or set data.chat: always"
+    for name in ("messages", "tokenize"):
+        if name in data.chat_arguments:
+            yield "data.chat_arguments", f"found {name}, which darts sets itself; leave it out"
 
 
 def values_of(config: Config, pattern: str) -> list[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
 from pipeline.tally import Tally
+from pipeline.views import SourceView
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     overlap: str  # token | group | off
     stream: bool = False  # hints for the learner's cached forward
     prompts: int  # in the training set
+    sources: tuple[SourceView, ...] = ()  # of it, where there are several
     held_out: int  # prompts evaluated on
     held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int

@@ -163,6 +163,8 @@ class Judge(Command, frozen=True, kw_only=True):
     trajectory: int
     tokens: bytes
     finish: str  # stop | length
+    step: int = 0  # steps done
+    steps: int = 0  # of the run
 
 
 class Unjudge(Command, frozen=True, kw_only=True):

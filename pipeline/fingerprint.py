@@ -15,7 +15,8 @@ import msgspec
 import xxhash
 
 from pipeline import configrules, plugins
-from pipeline.config import Config, Plugin
+from pipeline.config import Config, Data, Plugin
+from pipeline.datafiles import files_of
 
 Fingerprint = dict[str, str]
 
@@ -26,15 +27,24 @@ FREE = (
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
-_BY_CONTENT = ("model", "data.train", "data.held_out", "learner.deepspeed")
+_DATA = ("data.train", "data.held_out")
+_BY_CONTENT = ("model", *_DATA, "data.chat_template", "learner.deepspeed")
 """Settings that name files: what is in them counts, not where they lie."""
-_FILES = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "generation_config.json")}
+_FILES = {
+    "model": ("config.json",),
+    "tokenizer": ("tokenizer.json", "generation_config.json"),
+    "chat template": ("chat_template.jinja", "tokenizer_config.json"),
+}
+_BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
 _RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:
-    """Of this configuration and the files that it names, as they are now. Raises OSError."""
+    """Of this configuration and the files that it names, as they are now.
+
+    Raises OSError, or DataError if a source has no file.
+    """
     found = {
         key: _text(value)
         for key, value in _flat(_as_written(config))
@@ -45,13 +55,38 @@ def take(config: Config) -> Fingerprint:
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
         found[_OF_FILES + what] = _checksum(paths)
-    for key, source in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
-        if isinstance(source, str) and source not in configrules.tasks():
-            found[key] = _checksum([Path(source)])
-        else:
-            found[key] = _text(source)
+    template = config.data.chat_template
+    found["data.chat_template"] = _checksum([Path(template)]) if template else _text(template)
     found["learner.deepspeed"] = _checksum([Path(p) for p in [config.learner.deepspeed] if p])
-    return found
+    return found | dict(_of_data(config.data))
+
+
+def _of_data(data: Data) -> Iterator[tuple[str, str]]:
+    """Of each source its files' content; names only where there are several, for their order."""
+    if isinstance(data.train, str):
+        yield from _of_source("data.train", data.train, "train")
+    else:
+        yield "data.train", f"{len(data.train)} sources"
+        for number, source in enumerate(data.train):
+            key = f"data.train.{number}"
+            settings: dict[str, Any] = msgspec.to_builtins(source)
+            yield from ((f"{key}.{k}", _text(v)) for k, v in settings.items() if k != "path")
+            yield from _of_source(key, source.path, "train")
+    if isinstance(data.held_out, str):
+        yield from _of_source("data.held_out", data.held_out, "held_out")
+    else:
+        yield "data.held_out", _text(data.held_out)
+
+
+def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
+    files = [] if path in configrules.tasks() else files_of(path, split)
+    if not files:
+        yield key, _text(path)
+    elif len(files) == 1:
+        yield key, _checksum(files)
+    else:
+        yield key, _text([file.name for file in files])
+        yield from ((f"{key} {file.name}", _checksum([file])) for file in files)
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> list[str]:
@@ -69,6 +104,8 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
         cure = f"put it back in {run}/config.yaml"
         if key.startswith(_OF_FILES):
             cure = f"put them back, or name the right model in {run}/config.yaml"
+        elif key.startswith(_DATA):
+            cure = f"put the data back as it was, here or in {run}/config.yaml"
         elif key in (_RANKS, _ZERO):
             cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
         lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")
@@ -102,5 +139,7 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _checksum(paths: list[Path]) -> str:
     digest = xxhash.xxh3_64()
     for path in paths:
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pipeline.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.messages import ints
 from pipeline.prompts import Dataset
-from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
 from pipeline.text import Tokenizer
 from pipeline.views import Sampled
 
@@ -53,6 +53,8 @@ class Judging:
             if trajectory not in self._wanted or (task is not None and task.cancelling()):
                 raise
             self._answer(RewardMissing(trajectory=trajectory, why="reward workers started anew"))
+        except NoOpinion as silence:
+            self._answer(RewardMissing(trajectory=trajectory, why=str(silence)))
         except RewardFailed as failure:
             log.warning("trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback)
             self._answer(RewardMissing(trajectory=trajectory, why=failure.why))
@@ -77,12 +79,16 @@ class Judging:
 
     def _sample(self, command: Judge) -> Sampled:
         item = self._data[command.kind][command.prompt]
-        tokens = ints(command.tokens)
+        ids = ints(command.tokens).tolist()
         return Sampled(
             prompt=item.prompt,
-            response=self._tokenizer.decode(tokens.tolist()),
+            response=self._tokenizer.decode(ids),
             finish=command.finish,
-            tokens=len(tokens),
+            tokens=len(ids),
             answer=item.answer,
             columns=item.columns,
+            messages=item.messages,
+            ids=ids,
+            step=command.step,
+            steps=command.steps,
         )

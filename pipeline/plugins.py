@@ -158,6 +158,10 @@ class Advantage(Protocol):
 
 
 class Reward(Protocol):
+    """May also offer `score_all(samples)`, which returns one result for each (a number, a Score,
+    an exception, or None for no opinion), and `complaint(sample) -> str`, asked before a run
+    what is wrong with an answer of the data ('': nothing)."""
+
     def score(self, sample: Sampled) -> float | Score: ...
 
 
@@ -168,6 +172,9 @@ class RewardOptions(Options, frozen=True, kw_only=True):
     """Seconds one call may take; then its worker is killed and the member is missing."""
     workers: int = 1
     """Worker processes."""
+    batch: int = 1
+    """Responses that are given to one call, if so many wait; `limit_s` and `cpu_s` are of the
+    whole call. If it fails as a whole, each is asked about alone."""
     fail_share: float = 0.2
     """Stop the run when more than this share of the last 50 calls failed."""
     memory_gib: float = 8.0
@@ -178,6 +185,9 @@ class RewardOptions(Options, frozen=True, kw_only=True):
     """Longest file that a worker may write, MiB; 0: no limit."""
     open_files: int = 256
     """Files that a worker may have open at once; 0: no limit."""
+    processes: int = 64
+    """Processes that a worker and what it has started may be at once; then they are all killed.
+    0: no limit."""
     env: tuple[str, ...] = ()
     """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
     and the like, and values with a login in them, are taken out of their environment."""
@@ -187,9 +197,11 @@ class RewardOptions(Options, frozen=True, kw_only=True):
             yield f"limit_s is {self.limit_s}, expected above 0"
         if self.workers < 1:
             yield f"workers is {self.workers}, expected at least 1"
+        if self.batch < 1:
+            yield f"batch is {self.batch}, expected at least 1"
         if not 0 <= self.fail_share <= 1:
             yield f"fail_share is {self.fail_share}, expected from 0 to 1"
-        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16}
+        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16, "processes": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value < low and value != 0:

@@ -3,26 +3,40 @@
 User code never runs in the stage: what raises, hangs, crashes or answers nonsense
 is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
 killed with whatever it had started. A crash is tried once more, since it may have
-been the neighbour's memory; an exception or a timeout is not. No worker outlives
-the process that made the pool.
+been the neighbour's memory; an exception or a timeout is not. Responses that were
+asked about together when that happened are each asked about alone. No worker
+outlives the process that made the pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from pipeline import plugins, reward_process
+from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.reward_process import Died, WorkerProcess
-from pipeline.reward_wire import Done, Failure, call, framed
+from pipeline.reward_wire import (
+    Abstained,
+    Answer,
+    Checked,
+    Done,
+    Failure,
+    Scores,
+    call,
+    check,
+    framed,
+)
 from pipeline.views import Sampled
 
 WINDOW = 50
@@ -42,6 +56,10 @@ class RewardFailed(Exception):
         self.traceback = traceback
 
 
+class NoOpinion(Exception):
+    """The reward says nothing of this response: it is missing, and nothing has failed."""
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the pool does now."""
 
@@ -59,19 +77,41 @@ class Scored(msgspec.Struct, frozen=True):
     times: tuple[float, float]
 
 
-class RewardPool:
-    """Scores samples with one plug-in; used from one event loop, as an async context manager."""
+class _Job:
+    """One sample that is to be scored; `answer` hears what it came to, once."""
 
-    def __init__(self, plugin: Plugin) -> None:
+    def __init__(self, sample: Sampled) -> None:
+        self.sample = sample
+        self.answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self.alone = False  # a call that it was in has failed: no other is to suffer from it
+        self.died = False  # under it alone, once
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class RewardPool:
+    """Scores samples with one plug-in; used from one event loop, as an async context manager.
+
+    Args:
+        most: workers, where the options want more; 0: as they say.
+    """
+
+    def __init__(self, plugin: Plugin, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
-        self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
-        self._turn = asyncio.Semaphore(self._options.workers)
+        self.workers = min(self._options.workers, most or self._options.workers)
+        """Processes that score."""
+        name = leftovers.name_of(os.getpid(), "rewards-")
+        self._directory = tempfile.TemporaryDirectory(prefix=name)
+        leftovers.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._calls: dict[int, asyncio.Task[Scored]] = {}
-        self._in_flight = 0
+        self._jobs: dict[int, _Job] = {}  # by trajectory
+        self._waiting: deque[_Job] = deque()
+        self._calls: dict[asyncio.Task[None], list[_Job]] = {}  # one for each busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
@@ -84,7 +124,11 @@ class RewardPool:
         return plugins.RewardOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -98,7 +142,7 @@ class RewardPool:
     async def start(self) -> None:
         """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
         found = await asyncio.gather(
-            *(self._start_one() for _ in range(self._options.workers)), return_exceptions=True
+            *(self._start_one() for _ in range(self.workers)), return_exceptions=True
         )
         for worker in found:
             if isinstance(worker, WorkerProcess):
@@ -108,39 +152,60 @@ class RewardPool:
                 raise worker
 
     async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
-        """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
-        task = asyncio.ensure_future(self._call(sample))
+        """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
+        `cancel`."""
+        job = _Job(sample)
         if trajectory is not None:
-            self._calls[trajectory] = task
+            self._jobs[trajectory] = job
+        self._waiting.append(job)
+        self._pump()
         try:
-            score = await task
+            score = await job.answer
         except RewardFailed as error:
             self._ends.append(True)
             self._last = error
             raise
+        except NoOpinion:
+            self._ends.append(False)
+            raise
         finally:
-            task.cancel()  # when it was this call that was cancelled
             if trajectory is not None:
-                self._calls.pop(trajectory, None)
+                self._jobs.pop(trajectory, None)
+            if job.answer.cancelled():
+                self._unwanted(job)
         self._ends.append(False)
         return score
 
     def cancel(self, trajectory: int) -> None:
-        """Its score is not needed any more; a running call is killed. Unknown ones are ignored."""
-        task = self._calls.get(trajectory)
-        if task is not None:
-            task.cancel()
+        """Its score is not needed any more; a running call is killed unless others are in it.
+        Unknown ones are ignored."""
+        job = self._jobs.get(trajectory)
+        if job is not None:
+            job.answer.cancel()
 
-    @property
-    def workers(self) -> int:
-        """Processes that score."""
-        return self._options.workers
+    async def check(self, samples: Sequence[Sampled]) -> list[str]:
+        """What the plug-in has against the answers of these, which nobody has responded to: a
+        text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
+
+        For use between `start` and the first `score`.
+        """
+        worker = self._idle[0]
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                answer = await worker.ask(framed(check(samples)))
+        except (TimeoutError, Died) as error:
+            self._discard(self._idle.pop(0))
+            why = str(error) or f"took longer than {WARM_UP_S:g} s"
+            raise RewardFailed(f"reward {self._plugin.name!r}, checking answers: {why}") from error
+        if isinstance(answer, Checked):
+            return answer.complaints
+        raise self._nonsense(answer)
 
     def statistics(self) -> Figures:
-        running = min(self._in_flight, self._options.workers)
+        jobs = [job for call in self._calls.values() for job in call]
         return Figures(
-            queued=self._in_flight - running,
-            running=running,
+            queued=sum(not job.answer.done() for job in self._waiting),
+            running=sum(not job.answer.done() for job in jobs),
             called=len(self._ends),
             failed=sum(self._ends),
         )
@@ -160,7 +225,10 @@ class RewardPool:
 
     async def close(self) -> None:
         """Kill every worker and what it started; repeatable."""
-        calls = list(self._calls.values())
+        calls = list(self._calls)
+        for job in (*self._waiting, *(job for jobs in self._calls.values() for job in jobs)):
+            job.answer.cancel()
+        self._waiting.clear()
         for task in calls:
             task.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -169,42 +237,99 @@ class RewardPool:
         await asyncio.gather(*self._endings)
         self._directory.cleanup()
 
-    # --- one call -------------------------------------------------------------------------
+    # --- calls ----------------------------------------------------------------------------
 
-    async def _call(self, sample: Sampled) -> Scored:
-        frame = framed(call(sample))
-        self._in_flight += 1
+    def _pump(self) -> None:
+        """Give what waits to workers that have nothing to do."""
+        while self._waiting and len(self._calls) < self.workers:
+            task = asyncio.ensure_future(self._carry_out(jobs := self._next()))
+            self._calls[task] = jobs
+            task.add_done_callback(self._ended)
+
+    def _next(self) -> list[_Job]:
+        """What is asked about together: the oldest, and others that may go with it."""
+        jobs = [self._waiting.popleft()]
+        while (
+            self._waiting
+            and len(jobs) < self._options.batch
+            and not jobs[0].alone
+            and not self._waiting[0].alone
+        ):
+            jobs.append(self._waiting.popleft())
+        return jobs
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._calls[task]
+        self._pump()
+
+    def _unwanted(self, job: _Job) -> None:
+        """Nobody waits for it; a call that nobody waits for at all is killed."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        for task, jobs in self._calls.items():
+            if job in jobs and all(other.answer.done() for other in jobs):
+                task.cancel()
+
+    async def _carry_out(self, jobs: list[_Job]) -> None:
+        """One call of a worker; every job hears what it came to, or waits again alone."""
         try:
-            try:
-                return await self._ask(frame)
-            except Died:
-                return await self._ask(frame)  # once more, then it is its own fault
-        except Died as error:
-            raise RewardFailed(f"its worker died twice: {error}") from error
-        finally:
-            self._in_flight -= 1
+            scores = await self._ask(jobs)
+            for job, found in zip(jobs, scores.found, strict=True):
+                self._tell(job, found, (scores.begun, scores.ended))
+        except (Died, TimeoutError, RewardFailed, ValueError) as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    job.alone = True
+                self._waiting.extendleft(j for j in reversed(jobs) if not j.answer.done())
+                return
+            [job] = jobs
+            if isinstance(error, Died) and not (job.died or job.answer.done()):
+                job.died = True  # once more, then it is its own fault
+                self._waiting.appendleft(job)
+            elif isinstance(error, Died):
+                job.fail(_chained(RewardFailed(f"its worker died twice: {error}"), error))
+            elif isinstance(error, TimeoutError):
+                why = f"took longer than limit_s {self._options.limit_s:g}"
+                job.fail(_chained(RewardFailed(why), error))
+            else:
+                job.fail(error)
 
-    async def _ask(self, frame: bytes) -> Scored:
-        async with self._turn:
-            worker = self._idle.pop() if self._idle else await self._start_one()
-            asked, limit_s = time.monotonic(), self._options.limit_s
-            try:
-                async with asyncio.timeout(limit_s):
-                    found = await worker.ask(frame)
-            except TimeoutError as error:
-                self._discard(worker)
-                raise RewardFailed(f"took longer than limit_s {limit_s:g}") from error
-            except BaseException:  # it has died, or nobody waits for it any more
-                self._discard(worker)
-                raise
-            self._idle.append(worker)
-        if isinstance(found, Failure):
-            raise RewardFailed(found.why, found.traceback)
-        if not isinstance(found, Done):
-            raise RewardFailed("its worker answered that it is ready")
+    def _tell(
+        self, job: _Job, found: Done | Abstained | Failure, times: tuple[float, float]
+    ) -> None:
+        if job.answer.done():
+            return  # cancelled meanwhile
+        if isinstance(found, Done):
+            job.answer.set_result(Scored(found.value, found.parts, times))
+        elif isinstance(found, Failure):
+            job.fail(RewardFailed(found.why, found.traceback))
+        else:
+            job.fail(NoOpinion(f"reward {self._plugin.name!r} has no opinion on it"))
+
+    async def _ask(self, jobs: list[_Job]) -> Scores:
+        """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
+        frame = framed(call([job.sample for job in jobs]))
+        worker = self._idle.pop() if self._idle else await self._start_one()
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(self._options.limit_s):
+                found = await worker.ask(frame)
+            if not isinstance(found, Scores) or len(found.found) != len(jobs):
+                raise self._nonsense(found)
+        except BaseException:  # it took too long, has died, or nobody waits for it any more
+            self._discard(worker)
+            raise
+        self._idle.append(worker)
         # It is believed what it measured as far as that lies within the call.
         ended = min(max(found.ended, asked), time.monotonic())
-        return Scored(found.value, found.parts, (min(max(found.begun, asked), ended), ended))
+        begun = min(max(found.begun, asked), ended)
+        return msgspec.structs.replace(found, begun=begun, ended=ended)
+
+    def _nonsense(self, answer: Answer) -> RewardFailed:
+        """For an answer that is not what was asked for."""
+        if isinstance(answer, Failure):
+            return RewardFailed(answer.why, answer.traceback)
+        return RewardFailed(f"its worker answered {type(answer).__name__}, not what was asked")
 
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
@@ -218,7 +343,7 @@ class RewardPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self._plugin, limits, self._directory.name, options.env
+                    self._plugin, limits, self._directory.name, options.env, options.processes
                 )
         except TimeoutError as error:
             raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
@@ -236,3 +361,8 @@ class RewardPool:
         ending = asyncio.ensure_future(worker.close())
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
+
+
+def _chained(error: RewardFailed, cause: Exception) -> RewardFailed:
+    error.__cause__ = cause
+    return error

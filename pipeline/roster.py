@@ -82,6 +82,8 @@ class Roster:
                 trajectory=trajectory.id,
                 tokens=bytes(trajectory.tokens),
                 finish="stop" if trajectory.state is State.FINISHED else "length",
+                step=self._core.step,
+                steps=self._core.settings.steps,
             )
         )
 

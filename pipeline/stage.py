@@ -189,7 +189,8 @@ class Stage:
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
-                self._records.flush()
+                for text in self._records.flush():
+                    self._tell_launcher({"say": text})
                 self.tell(Tick())
                 self._feed.show(self._training_s)
 
@@ -350,7 +351,10 @@ class Stage:
     def _farewell(self) -> None:
         """The result, and the end of every peer."""
         if not self.error and not self.coordinator.unfinished:
-            self._records.result(self.coordinator.outcome(self._training_s))
+            try:
+                self._records.result(self.coordinator.outcome(self._training_s))
+            except OSError as error:
+                self._fail(f"all steps are done, but not the result: {error}", error)
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._feed.show(self._training_s)

@@ -34,7 +34,7 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         refuse_code(directory)
-        config = _json(directory / "config.json")
+        config = read_json(directory / "config.json")
         # models of several parts keep the language model's figures one level down
         inner = config.get("text_config")
         text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
@@ -43,9 +43,11 @@ class Tokenizer:
         self.max_model_tokens = _count(text.get("max_position_embeddings"))
         """Prompt and response together; 0: not known."""
         generation = directory / "generation_config.json"
-        extra = _json(generation) if generation.is_file() else {}
+        extra = read_json(generation) if generation.is_file() else {}
         self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
         """Sampling one of these ends a response."""
+        self.bos = frozenset(_ids(text.get("bos_token_id")))
+        """Begins a text, for models that have one; a prompt's own text or template writes it."""
         pads = _ids(text.get("pad_token_id"))
         self.pad = pads[0] if pads else min(self.eos, default=0)
         path = directory / "tokenizer.json"
@@ -112,7 +114,7 @@ def refuse_code(directory: Path) -> None:
     """Raise ModelError if the model's files name Python code that comes with it."""
     for name in _NAMING_CODE:
         path = directory / name
-        named = _code(_json(path)) if path.is_file() else []
+        named = _code(read_json(path)) if path.is_file() else []
         if named:
             raise ModelError(
                 f"{path}: auto_map names code that comes with the model ({', '.join(named)}), and "
@@ -138,7 +140,8 @@ def _texts(entry: Any) -> list[str]:
     return [str(entry)] if entry else []
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the model's files. Raises ModelError if it is no JSON object."""
     try:
         found = msgspec.json.decode(path.read_bytes())
     except OSError as error:

@@ -7,8 +7,8 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Set
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Protocol
 
 import msgspec
 
@@ -102,6 +102,14 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
 
 
+class SourceView(msgspec.Struct, frozen=True):
+    """One of several sources of prompts: `count` prompts from index `first` on."""
+
+    first: int
+    count: int
+    weight: float  # prompts of it for each one of a source with weight 1
+
+
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """What the prompts seam is asked: up to `want` prompts. Holds during the question:
     `outstanding` is too large to be copied for each."""
@@ -111,6 +119,7 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     need: int = 0  # groups that the step trains on
     first: bool = False  # the first plan of the step
     dataset: int  # number of prompts in the data set
+    sources: tuple[SourceView, ...] = ()  # where it has several; together the whole data set
     outstanding: Set[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
 
@@ -183,3 +192,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     answer: str
     columns: Mapping[str, object]  # the data set's line
+    messages: Sequence[Mapping[str, Any]] = ()  # the prompt, where the data set has messages
+    ids: Sequence[int] = ()  # token ids of the response, the one that ended it included
+    step: int = 0  # steps done when it was judged
+    steps: int = 0  # of the run

@@ -44,12 +44,17 @@ def _heed_ctrl_c() -> None:
 
 
 class Job:
-    """One `darts train`; a context manager that leaves nothing running."""
+    """One `darts train`; a context manager that leaves nothing running.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    Args:
+        path: where its processes find modules of the test's own.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, path: Path = ROOT) -> None:
         self.log = log
         self._file = log.open("wb")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        modules = os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))
+        environment = {**os.environ, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.cli", *arguments],
             cwd=ROOT,
@@ -119,8 +124,9 @@ class Job:
         return found[0]
 
 
-def train(run: Path, log: Path, *overrides: str) -> Job:
-    return Job(["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides], log)
+def train(run: Path, log: Path, *overrides: str, path: Path = ROOT) -> Job:
+    arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
+    return Job(arguments, log, path)
 
 
 def lines(path: Path, what: str) -> list[dict[str, Any]]:

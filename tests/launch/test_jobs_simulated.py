@@ -22,6 +22,7 @@ from tests.launch.jobs import (
     Job,
     check_timing,
     lines,
+    shared_memory,
     steps_done,
     train,
     trained_prompts,
@@ -148,6 +149,32 @@ def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
         assert "l0 ended (killed by SIGKILL)" in job.text
         assert f"darts train --resume {run}" in job.text
         assert not job.left()
+    with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
+        assert job.wait() == 0, job.text
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+    assert trained_prompts(run) == trained_prompts(undisturbed)
+
+
+@pytest.mark.fault("the stage alone is killed", part="stage", by="process")
+def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """Promise: the run ends with status 1, says so with the command to resume by, and leaves
+    neither process nor sockets nor weights in memory; resumed, it trains on the same prompts as a
+    run that nothing happened to.
+    Bound: it ends within 30 s.
+    """
+    run = tmp_path / "killed"
+    with train(run, tmp_path / "killed.log", *SIMULATED) as job:
+        job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
+        sockets = Path((run / "address").read_text().strip())
+        job.child("pipeline.stage_main").send_signal(signal.SIGKILL)
+        assert job.wait(30) == 1
+        assert "the stage ended (killed by SIGKILL)" in job.text
+        assert f"darts train --resume {run}" in job.text
+        assert not job.left()
+        assert not sockets.exists()
+        assert not [n for n in shared_memory() if f"-{job.process.pid}-" in n]
     with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
         assert job.wait() == 0, job.text
     assert json.loads((run / "result.json").read_text())["steps"] == 6

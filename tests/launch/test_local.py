@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,40 +11,16 @@ import pytest
 
 from launch import local
 from launch.processes import end_all
+from pipeline import leftovers
 from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
 from tests.launch.jobs import ROOT
 
 
-def dead_pid() -> int:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
-
-
-@pytest.mark.fault("a killed run leaves weights in shared memory", part="disk", by="file")
-def test_weights_of_dead_runs_are_swept_and_those_of_live_ones_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Promise: the sweep removes them; those of live runs and of other users stay.
-    Bound: at the next sweep.
-    """
-    monkeypatch.setattr(local, "SHARED_MEMORY", tmp_path)
-    dead = tmp_path / f"darts-{os.getuid()}-{dead_pid()}-ab12-old"
-    foreign = tmp_path / f"darts-{os.getuid() + 1}-{dead_pid()}-ab12-old"
-    for directory in (dead, foreign):
-        directory.mkdir()
-    live = local.weights_directory(RunFolder(tmp_path / "run"), need_bytes=1)
-    assert stat.S_IMODE(live.stat().st_mode) == 0o700
-    assert local.sweep() == [dead]
-    assert live.exists()
-    assert foreign.exists()
-
-
 def test_weights_go_below_the_run_when_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "none")
     run = RunFolder(tmp_path / "run")
     run.create()
     assert local.weights_directory(run, need_bytes=1).parent == run.path

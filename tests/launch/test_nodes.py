@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from launch.bench import faults
 from launch.bench.namespaces import Machines, Started, two_machines, why_not
 from tests.launch.jobs import QUICK, SIMULATED, lines, shared_memory, trained_prompts
 
@@ -117,6 +118,42 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
     assert not fetched(logs / "e0.log"), "on the learner's machine weights are files"
     check_secrets(run, seen)
     assert not {name for name in shared_memory() for pid in pids if f"-{pid}-" in name}
+
+
+SMALLER = faults.Scale(steps=24, before=6, cut_s=5.0)
+
+
+@pytest.mark.fault("the link between two machines is cut and heals", part="network", by="process")
+def test_a_cut_link_loses_an_engine_for_its_time_and_no_prompt(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """Promise: the engine behind it is lost, its work goes on elsewhere, and it joins anew when the
+    link heals; the learner ranks on both sides wait for each other; every prompt is trained on
+    once, and the accounts add up.
+    Bound: cut for 5 s; noticed within 20 s, another step within 60 s of its healing.
+    """
+    [cut, *_] = faults.FAULTS
+    row = faults.carry_out(cut, machines, tmp_path, SMALLER)
+    assert not row.restarted
+    assert row.detect_s < 20
+    assert row.recover_s < 60
+    assert "e1 joined, epoch 1" in (tmp_path / "run" / "logs" / "stage.log").read_text()
+
+
+@pytest.mark.fault("a machine's torchrun is killed and started again", part="network", by="process")
+def test_a_machine_that_is_gone_and_comes_back_goes_on_from_the_checkpoint(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """Promise: its ranks end with it, the other machine starts its own again, and when the machine
+    is back the run goes on from the newest checkpoint; every prompt is trained on once, and the
+    accounts add up.
+    Bound: noticed within 60 s, another step within 120 s of its start.
+    """
+    *_, killed = faults.FAULTS
+    row = faults.carry_out(killed, machines, tmp_path, SMALLER)
+    assert row.restarted
+    assert row.detect_s < 60
+    assert row.recover_s < 120
 
 
 @pytest.mark.skipif("DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode")
