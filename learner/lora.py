@@ -10,6 +10,7 @@ model; no weight of the training copy is ever merged into.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.disk import SYSTEM, Disk, finish
 ADAPTER = "adapter"
 """Directory of a checkpoint that holds the adapter, as peft reads it."""
 ALL_LINEAR = "all-linear"
+SETTINGS = "adapter_config.json"
 _FILE = "adapter_model.safetensors"
 _NAME = "default"
 _PREFIX = "base_model.model."
@@ -161,13 +163,11 @@ def load(model: Any, directory: Path) -> None:
 
 def section_of(directory: Path) -> LoraSection:
     """The settings that an adapter was made with."""
-    from peft import LoraConfig
-
-    found: Any = LoraConfig.from_pretrained(directory)
-    targets = found.target_modules
+    found = json.loads((directory / SETTINGS).read_text())
+    targets = found["target_modules"]
     return LoraSection(
-        rank=found.r,
-        alpha=found.lora_alpha,
+        rank=found["r"],
+        alpha=found["lora_alpha"],
         targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
     )
 

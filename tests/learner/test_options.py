@@ -38,17 +38,16 @@ def normalised(ranks: list[dict[str, Any]], case: str) -> torch.Tensor:
     return torch.stack([rank[case]["gradient"].float() for rank in ranks]).sum(0) / counted
 
 
-@pytest.mark.parametrize("zero", [1, 2])
 def test_bfloat16_gradient_is_that_of_float32_up_to_rounding(
-    ranks: list[dict[str, Any]], model: Path, zero: int
+    ranks: list[dict[str, Any]], model: Path
 ):
     expected = Plain(model).gradient(groups_of(0))
-    assert ranks[0][f"bf16-{zero}"]["gradient"].dtype == torch.float32  # summed so
+    assert ranks[0]["bf16-1"]["gradient"].dtype == torch.float32  # summed so
     # 8 bits: 0.4% a product; 2.3% was measured on these sharpened weights
-    assert relative(normalised(ranks, f"bf16-{zero}"), expected) < 0.05
+    assert relative(normalised(ranks, "bf16-1"), expected) < 0.05
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [1, 3])
 def test_bfloat16_steps_go_where_those_of_float32_go(
     ranks: list[dict[str, Any]], model: Path, zero: int
 ):
@@ -90,7 +89,7 @@ def test_neither_checkpointing_nor_deepspeeds_file_changes_what_is_learned(
     assert same_update(ranks[0][case]["weights"], plain.weights(), before)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [2, 3])
 def test_norms_are_not_decayed_and_the_rate_follows_the_schedule(
     ranks: list[dict[str, Any]], model: Path, zero: int
 ):
@@ -115,9 +114,8 @@ def test_norms_are_not_decayed_and_the_rate_follows_the_schedule(
     assert same_update(ranks[0][f"decayed-{zero}"]["weights"], plain.weights(), before)
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-def test_lora_moves_its_adapters_and_nothing_else(ranks: list[dict[str, Any]], zero: int):
-    found = ranks[0][f"lora-{zero}"]
+def test_lora_moves_its_adapters_and_nothing_else(ranks: list[dict[str, Any]]):
+    found = ranks[0]["lora-0"]
     assert found["moved"] == [name for name in found["names"] if "lora_" in name]
 
 
