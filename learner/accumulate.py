@@ -39,7 +39,7 @@ class StepGradient:
         groups = [group for group in groups if group.group not in self._held]  # sent twice
         if not groups:
             return []
-        again = False
+        again, metrics = False, dict[str, float]()
         if self._dirty:
             self._dirty = not self._passes.build(list(self._held.values()))
         try:

@@ -100,8 +100,7 @@ def packed_attention(
         keys_RND, values_RND = ragged.pool.write(
             module.layer_idx, ragged.writes_P, keys_RND, values_RND
         )
-    if scaling is None:
-        scaling = query_PHD.shape[-1] ** -0.5
+    scale = scaling_of(query_PHD, scaling)
     outputs: list[Tensor] = []
     for bucket in ragged.buckets:
         compute = eager_scores if eager else fused_scores
@@ -111,11 +110,16 @@ def packed_attention(
             _gathered(values_RND, bucket.rows_BK, bucket.segments),
             bucket.mask(sliding_window, query_PHD.dtype),
             dropout,
-            scaling,
+            scale,
             softcap,
         )
         outputs.append(found_BHCD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, ragged.outputs_P).unsqueeze(0), None
+
+
+def scaling_of(queries: Tensor, given: float | None) -> float:
+    """What scores are multiplied by; the usual one where a layer names none."""
+    return queries.shape[-1] ** -0.5 if given is None else given
 
 
 def fused_scores(
@@ -193,9 +197,8 @@ def _padded(
         )
     mask = torch.zeros_like(attention_mask, dtype=query_BHTD.dtype)
     mask = mask.masked_fill_(~attention_mask, float("-inf"))
-    if scaling is None:
-        scaling = query_BHTD.shape[-1] ** -0.5
-    found_BHTD = eager_scores(query_BHTD, key_BNTD, value_BNTD, mask, dropout, scaling, softcap)
+    scale = scaling_of(query_BHTD, scaling)
+    found_BHTD = eager_scores(query_BHTD, key_BNTD, value_BNTD, mask, dropout, scale, softcap)
     return found_BHTD.transpose(1, 2).contiguous(), None
 
 

@@ -31,15 +31,16 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
+HEADS = {"head_dim": 12}
 UNGROUPED = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
 FAMILIES: dict[str, Any] = {
     "Qwen2": hf.Qwen2Config(**SHAPE),
     "Qwen2 with a window": hf.Qwen2Config(
         **SHAPE, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
-    "Qwen3": hf.Qwen3Config(**SHAPE, head_dim=12),
+    "Qwen3": hf.Qwen3Config(**SHAPE, **HEADS),
     "Qwen3 mixture": hf.Qwen3MoeConfig(
-        **SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+        **SHAPE, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "Llama": hf.LlamaConfig(**SHAPE),
     "Mistral": hf.MistralConfig(**SHAPE, sliding_window=7),
