@@ -167,7 +167,12 @@ class Batching:
             names = set(tensors.keys())
             own: dict[str, torch.Tensor] = dict(self._model.named_parameters())  # tied ones once
             if missing := sorted(own.keys() - names):
-                raise ValueError(f"{file} lacks {len(missing)} parameters, {missing[0]} first")
+                raise ValueError(
+                    f"{file} has no {missing[0]} ({len(missing)} of {len(own)} missing): models "
+                    "whose files name tensors otherwise than their modules (mixtures of experts) "
+                    "need engine.kind vllm"
+                )
+            own |= {k: v for k, v in self._model.state_dict().items() if k in names}  # buffers
             for name, parameter in own.items():
                 found = tensors.get_tensor(name)
                 if found.shape != parameter.shape:

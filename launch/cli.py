@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.data import data
 from launch.explain import explain
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 
 
 def _check(config: Any) -> list[str]:

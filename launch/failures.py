@@ -46,14 +46,6 @@ KINDS = {
 }
 NOT_SHOWN = (
     (
-        "an engine's loop hangs while its heartbeats go on",
-        "that it is found stuck is shown; that it is killed then is not",
-    ),
-    (
-        "an engine ignores an abort",
-        "its slot stays taken until it answers; no test of one that never does",
-    ),
-    (
         "an engine drifts: its logprobs are wrong by a little",
         "measured in every step (`mismatch_max`); nothing acts on it",
     ),

@@ -20,8 +20,11 @@ from pathlib import Path
 import psutil
 
 from launch.memory import MemoryWatch, peak_bytes
+from pipeline.keys import IPC_LIMIT
 from pipeline.private import UMASK
 
+PROVED_S = 600.0
+"""A process that has run for so long is one that can run."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # Large blocks are kept by malloc: without these a training call takes up to three times as long.
@@ -41,8 +44,9 @@ def clean_environment() -> dict[str, str]:
 
 def engine_environment(directory: Path) -> dict[str, str]:
     """What an engine needs beside what it inherits: `directory` is removed after it, and with it
-    the sockets that vLLM's own processes leave when they are killed."""
-    return {"VLLM_RPC_BASE_PATH": str(directory)}
+    the sockets that vLLM's own processes leave when they are killed (named by 36 characters)."""
+    fits = len(os.fsencode(directory)) + len("/") + 36 <= IPC_LIMIT
+    return {"VLLM_RPC_BASE_PATH": str(directory)} if fits else {}
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
@@ -70,7 +74,11 @@ def die_with_parent() -> None:
 
 
 class Child:
-    """One process by name; `start()` again after it has ended."""
+    """One process by name; `start()` again after it has ended.
+
+    `starts` counts those since it last ran for `PROVED_S`: what ends once a day is no process that
+    cannot run.
+    """
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
@@ -81,6 +89,7 @@ class Child:
         self.next_start = 0.0  # monotonic; restarts back off
         self._peak = 0  # bytes of memory, the most that was seen of its present process
         self._killed = False  # by us
+        self._started_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pass_fds: Sequence[int] = ()) -> None:
@@ -97,6 +106,7 @@ class Child:
                 pass_fds=tuple(pass_fds),
             )
         self.starts += 1
+        self._started_at = time.monotonic()
         self._peak, self._killed = 0, False
 
     @property
@@ -120,6 +130,8 @@ class Child:
         how = self.ended()
         if how is not None:
             self._process = None
+            if time.monotonic() - self._started_at > PROVED_S:
+                self.starts = 1
         return how
 
     def look(self) -> None:

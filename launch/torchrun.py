@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import secrets
 import sys
@@ -25,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch import home
 from launch.local import Launcher, Roles
 from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.network import interface_towards
@@ -36,7 +38,7 @@ from launch.processes import (
     learner_arguments,
     learner_environment,
 )
-from launch.train import check_fits, identify, say_outcome
+from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
 from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
@@ -78,10 +80,14 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.create()
     run.hold()
+    home.check(run)
     if run.result.exists():
-        raise RunError(f"{run.path}: this run is over; choose another --out")
-    if run.config.exists() and run.config.read_text() != dump(config):
-        raise RunError(f"{run.path}: holds a run of another configuration; choose another --out")
+        done = json.loads(run.result.read_text())["steps"]
+        if done >= config.step.count:
+            raise RunError(
+                f"{run.path}: this run is over, after {done} steps; raise step.count, or choose "
+                "another --out"
+            )
     store.set("darts/run", str(run.path))
     return run
 
@@ -89,10 +95,17 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
 def _resume_point(config: Config, run: RunFolder) -> Path | None:
     """The newest checkpoint, or the run begun anew where none was ever written.
 
-    Raises: CheckpointError where there was one, and none is whole or fits.
+    Raises: RunError where a run of other settings has begun there, CheckpointError where there
+    was a checkpoint, and none is whole or fits.
     """
+    other = run.config.exists() and run.config.read_text() != dump(config)
     ever = ("step-", "corrupt-", ".old-")
     if not any(path.name.startswith(ever) for path in run.checkpoints.iterdir()):
+        if other:
+            raise RunError(
+                f"{run.path}: holds a run of another configuration, without a checkpoint to go on "
+                "from; choose another --out"
+            )
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
@@ -100,6 +113,9 @@ def _resume_point(config: Config, run: RunFolder) -> Path | None:
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
     check_fits(resume, manifest, config, run)
+    if other:
+        print(f"darts: {run.config}: free settings have changed; these count now", flush=True)
+        rewrite(run, config)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
 
@@ -112,6 +128,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     resume = _resume_point(config, run)
     plan = Plan.make(config, node)
     digest = _digest(config)
+    home.claim(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
         return plan.places(hellos, run.path, resume, digest)
@@ -133,6 +150,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     finally:
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
+        home.leave(run.path)
         run.release()
     say_outcome(run, config, status, launcher.error)
     return status
@@ -156,7 +174,11 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         server=place.server or None,
         keys=pair if place.server else None,
     )
-    logs = node.logs(Path(place.run))
+    run = Path(place.run)
+    logs = node.logs(run)
+    shared = home.shared(run, place.round)
+    if not shared:
+        home.note(run, place.host)
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
@@ -168,16 +190,13 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
             command += ["--weights", str(node.scratch("weights"))]
         _replace("launch.keeper", command, environment)
     log = logs / f"{place.name}.log"
-    if not (Path(place.run) / "config.yaml").is_file():
-        raise SystemExit(
-            f"darts: {place.name} on machine {node.number} does not see {place.run}: learner ranks "
-            "write their parts of checkpoints there; put --out on a file system that all share"
-        )
     print(f"darts: {place.name} on machine {node.number}; log: {log}", flush=True)
     rank = int(place.name[1:])
     environment |= learner_environment(rank, config.learner.ranks, place.port, place.host)
     environment["LOCAL_RANK"] = str(node.local_rank)
     arguments = learner_arguments(rank, config.learner.ranks, place.resume)
+    if not shared:
+        arguments += ["--apart", str(run / "parts" / place.name)]
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

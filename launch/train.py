@@ -71,6 +71,15 @@ def identify(run: RunFolder, config: Config) -> None:
     run.about.write_text(json.dumps(about(), indent=1) + "\n")
 
 
+def rewrite(run: RunFolder, config: Config) -> None:
+    """Give a run other settings, of those that are free to change; whole or not at all."""
+    draft = run.config.with_name(f".{run.config.name}")
+    draft.write_text(dump(config))
+    finish(SYSTEM, draft)
+    SYSTEM.rename(draft, run.config)
+    SYSTEM.fsync(run.path)
+
+
 def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
     """The final table, or why there is none."""
     if status == 0 and run.result.exists():

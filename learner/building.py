@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as chatter
 
-from learner import lora, saving, zero
+from learner import carrying, lora, saving, zero
 from learner.accumulate import StepGradient
 from learner.ahead import Ahead, Stream
 from learner.attention import AttentionError
@@ -43,20 +43,36 @@ class Parts:
     passes: Passes
     ahead: Ahead
     restored: saving.Restored
+    carrier: carrying.Carrier
     vocabulary: int
     """Rows of the embedding."""
     special: frozenset[int]
     """Ids of EOS and padding."""
 
 
-def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
-    """Load, join the other ranks, restore. Raises ValueError if the reference does not fit."""
+def build(config: Config, resume: Path | None, local_rank: int, own: Path | None = None) -> Parts:
+    """Join the other ranks, load, restore. Raises ValueError if the reference does not fit.
+
+    Args:
+        resume: a checkpoint, or None.
+        own: of a rank that is apart (`carrying`), where it keeps files meanwhile.
+    """
     section = config.learner
     if section.threads:
         torch.set_num_threads(section.threads)
     torch.manual_seed(config.seed)
     device = zero.device_of(local_rank)
     chatter.disable_progress_bar()
+    zero.join_ranks()
+    carrier = carrying.meet(own, device)
+    with carrier.restoring(resume, saving.needed) as checkpoint:
+        return _build(config, checkpoint, device, carrier)
+
+
+def _build(
+    config: Config, resume: Path | None, device: torch.device, carrier: carrying.Carrier
+) -> Parts:
+    section = config.learner
     model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
     reference: Any = None
@@ -71,7 +87,6 @@ def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
                 f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
                 "it needs the same vocabulary"
             )
-    zero.join_ranks()
     trainer = zero.Zero(model, section, config.step.count)
     restored = saving.Restored(-1, 0) if resume is None else saving.load(trainer, resume)
     cls = plugins.find("loss", config.loss.name)
@@ -93,6 +108,7 @@ def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
         passes=passes,
         ahead=Ahead([stream for stream in (old_stream, reference_stream) if stream is not None]),
         restored=restored,
+        carrier=carrier,
         vocabulary=vocabulary,
         special=frozenset(special),
     )

@@ -89,6 +89,14 @@ def load(zero: Zero, directory: Path) -> Restored:
     return Restored(state["step"], state["version"])
 
 
+def needed(directory: Path, rank: int) -> list[Path]:
+    """What a rank reads of a checkpoint: all but the optimizers of others."""
+    own = optimizer_file(directory, rank)
+    own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0
+    others = set(directory.glob("optimizer-rank*.pt")) - {own}
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in others)
+
+
 def companions(model: Path) -> Iterator[Path]:
     """Files of a model directory that are not weights: tokenizer, generation settings, licence."""
     for path in sorted(model.iterdir()):

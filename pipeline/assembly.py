@@ -10,6 +10,8 @@ from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
+from pipeline.limits import Limits
+from pipeline.plugins import RewardOptions
 from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.runfolder import RunFolder
 from pipeline.text import Tokenizer
@@ -84,12 +86,29 @@ def settings(
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
+        limits=limits(config),
         gap_limit=GAP_LIMIT_FLOAT32 if exact else GAP_LIMIT_ROUNDED,
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
         stale=config.learner.stale,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
+    )
+
+
+def limits(config: Config) -> Limits:
+    """How long each kind of wait may last."""
+    watch, (_, options) = config.watch, plugin_class("reward", config.reward)
+    guards = options if isinstance(options, RewardOptions) else RewardOptions()
+    return Limits(
+        join_s=watch.join_s,
+        load_s=watch.load_s,
+        abort_s=watch.abort_s,
+        sampling_s=watch.sampling_s,
+        still_s=watch.still_s,
+        reward_s=watch.reward_s + 2 * guards.limit_s,  # a call whose worker dies is tried again
+        learner_s=watch.learner_s,
+        checkpoint_s=watch.checkpoint_s,
     )
 
 
@@ -119,7 +138,7 @@ def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
-    _check_answers(config, train, held_out)
+    check_answers(config, train, held_out)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -133,7 +152,7 @@ def coordinator(
     return Coordinator(numbers, seams(config), lengths, tags)
 
 
-def _check_answers(config: Config, *data: Dataset) -> None:
+def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
     if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
         return

@@ -117,7 +117,7 @@ class Chat:
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
                 f"{self._source}:{error.lineno}: not a chat template: {error.message}; expected "
-                "Jinja, as transformers reads it"
+                "Jinja, as transformers reads it; mend it, or name another with data.chat_template"
             ) from error
         tokens = _special_tokens(self._model)
 
@@ -137,7 +137,7 @@ class Chat:
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 raise DataError(
-                    f"{path}: cannot be read: {why}; expected a chat template in UTF-8"
+                    f"{path}: cannot be read: {why}; expected a chat template in UTF-8, save it so"
                 ) from error
         config = self._model / "tokenizer_config.json"
         found = read_json(config).get("chat_template") if config.is_file() else None

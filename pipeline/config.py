@@ -207,7 +207,8 @@ class EngineSection(Section, frozen=True, kw_only=True):
     tensor_parallel: int = 1
     """GPUs of one engine."""
     restarts: int = 5
-    """How often a dead engine is started again before the run stops."""
+    """How often a dead engine is started again, ever later, before the run stops. One that has run
+    for ten minutes begins to count anew."""
 
 
 class Evaluation(Section, frozen=True, kw_only=True):
@@ -238,7 +239,25 @@ class Watch(Section, frozen=True, kw_only=True):
     lost_s: float = 5.0
     """A peer that is silent for so long is lost."""
     join_s: float = 600.0
-    """How long engines and learner may take to join; then the run stops, naming who is missing."""
+    """How long engines and learner may take to join; then the run stops, naming who is missing.
+    Also how long it goes on without any engine."""
+    load_s: float = 300.0
+    """An engine that has not answered to new weights for so long is started again."""
+    abort_s: float = 30.0
+    """An engine that does not say for so long that an aborted leg has ended is started again."""
+    sampling_s: float = 120.0
+    """An engine that samples and sends nothing at all for so long is started again."""
+    still_s: float = 300.0
+    """A trajectory of which no token comes for so long is aborted and goes on elsewhere. Also: when
+    nothing has moved and nothing is under way for so long, the run stops and says whom it waits
+    for."""
+    reward_s: float = 180.0
+    """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
+    for count as missing."""
+    learner_s: float = 900.0
+    """A learner rank that owes an answer for so long ends the run, as one that dies does."""
+    checkpoint_s: float = 300.0
+    """A checkpoint that is not on disk after so long is given up; the next one is tried."""
     stop_s: float = 10.0
     """From Ctrl-C to the end of every process, a checkpoint included."""
     timing: bool = True

@@ -71,7 +71,8 @@ def _read(path: Path, problems: list[str]) -> Branch:
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        problems.append(f"{path}: cannot be read: {why}")
+        cure = "expected a YAML file in UTF-8; mend the path, or save it as one"
+        problems.append(f"{path}: cannot be read: {why}; {cure}")
         return empty
     before = len(problems)
     tree = parse(text, lambda line: f"{path}:{line}", problems)

@@ -32,7 +32,11 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
     if model:
         model = finder.found("model", model, "no such directory", Path.is_dir)
     if model and not (Path(model) / "config.json").is_file():
-        problem("model", f"{model} holds no config.json: not a Hugging Face model")
+        problem(
+            "model",
+            f"{model} holds no config.json: not a Hugging Face model; name a "
+            "directory of save_pretrained",
+        )
     changed: dict[str, Any] = {}
     train, held_out = config.data.train, config.data.held_out
     if isinstance(train, str):
@@ -71,7 +75,7 @@ class _Finder:
         """Its absolute path; "" if it is not there, which has been said."""
         found, why = look_for(given, self._bases, fits)
         if not found:
-            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}")
+            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}; mend the path")
         return found
 
     def data(self, key: str, given: str) -> str:

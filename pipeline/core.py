@@ -15,6 +15,7 @@ from pipeline.events import Command, EndLegs, Report
 from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
@@ -44,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
+    limits: Limits = Limits()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps; the bias account

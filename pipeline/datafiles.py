@@ -64,7 +64,9 @@ def files_of(source: str, split: str = "train") -> list[Path]:
     else:
         raise DataError(f"{source}: no such file, folder or pattern")
     if not found:
-        raise DataError(f"{source}: found no file, expected {', '.join(_ENDINGS)} in it")
+        raise DataError(
+            f"{source}: found no file, expected {', '.join(_ENDINGS)} in it; name another"
+        )
     return found
 
 

@@ -226,6 +226,12 @@ class Cut(Command, frozen=True, kw_only=True):
     version: int
 
 
+class Uncut(Command, frozen=True, kw_only=True):
+    """The checkpoint that is being written takes too long; answered by Checkpointed, as a cut."""
+
+    seconds: float  # since it was asked for
+
+
 class Restart(Command, frozen=True, kw_only=True):
     """The peer is not to be trusted any more: end its process, start another."""
 
@@ -275,6 +281,7 @@ AnyCommand = (
     | FinishStep
     | Serve
     | Cut
+    | Uncut
     | Restart
     | Report
     | ShutDown

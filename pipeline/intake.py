@@ -72,6 +72,11 @@ class Intake:
         tokens, logprobs = event.tokens, event.logprobs
         grown = 0  # tokens that are not in the books yet
         start = end = 0
+        if event.chunks:
+            engine.moved = moved = engine.own_time(core.now)
+            for chunk in event.chunks:
+                if (leg := (chunk.trajectory, chunk.leg)) in engine.legs:
+                    engine.legs[leg] = moved
         for chunk, total in zip(event.chunks, self._sums(event), strict=True):
             count, finish = chunk.count, chunk.finish
             start, end = end, end + 4 * count
@@ -143,6 +148,11 @@ class Intake:
             self._on_hopeless(trajectory)
         else:
             self._resume(trajectory)
+
+    def stalled(self, trajectory: Trajectory) -> None:
+        """Its engine sends nothing of it: the leg is over, whatever the engine says to that."""
+        self._placement.end_leg(trajectory)
+        self._failed(trajectory)
 
     def _resume(self, trajectory: Trajectory) -> None:
         """Its leg is over; another goes on from the tokens held, unless they are complete."""

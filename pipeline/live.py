@@ -88,6 +88,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     newest_eval: dict[str, float] = {}
     waits: tuple[WaitNow, ...] = ()  # the longest first, of each group one
     peers: tuple[PeerNow, ...] = ()
+    acted: dict[str, int] = {}  # waits past their limit that were acted on, by kind
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 
 
@@ -120,6 +121,7 @@ def live(coordinator: Coordinator, training_seconds: float) -> Live:
         newest_step=_some(coordinator.steps.report.newest, _OF_A_STEP),
         newest_eval=_some(history[-1], _OF_AN_EVALUATION) if history else {},
         waits=_longest_waits(coordinator),
+        acted=dict(coordinator.watchdog.acted),
         refused={"epoch": core.ledger.frames_refused, "late": core.ledger.chunks_late},
     )
 

@@ -48,13 +48,17 @@ class Placement:
 
     def serve(self, engine: EngineRecord) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
-        engine.loading, engine.loading_since = self._core.version, self._core.now
+        now = self._core.now
+        if engine.loading < 0:
+            engine.began_to_load = engine.owes_since = now
+        engine.loading, engine.loading_since = self._core.version, now
         self._loading.pop(engine.name, None)
         self._loading[engine.name] = engine
         self._core.emit(Serve(engine=engine.name, version=self._core.version))
 
     def admit(self, engine: EngineRecord) -> None:
         """It has proved the version that it was asked to load."""
+        engine.held_up_s += self._core.now - engine.began_to_load
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
         self._loading.pop(engine.name, None)
         if engine.version == self._core.version:
@@ -70,6 +74,14 @@ class Placement:
         self.reported += engine.sampled
         found = ((self._core.trajectories.get(i), leg) for i, leg in sorted(engine.legs))
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
+
+    def leg_moved(self, trajectory: Trajectory) -> float:
+        """When the newest token of a running one came, as if its engine had not loaded since."""
+        engine = self.engines.get(trajectory.engine)
+        moved = engine and engine.legs.get((trajectory.id, trajectory.leg))
+        if engine is None or moved is None:
+            return trajectory.since
+        return self._core.now - (engine.own_time(self._core.now) - moved)
 
     @property
     def total_reported(self) -> int:
@@ -124,7 +136,10 @@ class Placement:
 
     def end_leg(self, trajectory: Trajectory) -> None:
         """Stop the running leg at the tokens held; what it still sends is late."""
-        self._core.end_on_engine(trajectory.engine, trajectory.id, trajectory.leg)
+        engine, leg = self.engines.get(trajectory.engine), (trajectory.id, trajectory.leg)
+        if engine is not None and leg in engine.legs:
+            engine.ending[leg] = engine.own_time(self._core.now)
+        self._core.end_on_engine(trajectory.engine, *leg)
         trajectory.engine = ""
 
     def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
@@ -177,7 +192,7 @@ class Placement:
         group = core.groups[trajectory.group]
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
-        self.fleet.start(engine, (trajectory.id, trajectory.leg))
+        self.fleet.start(engine, (trajectory.id, trajectory.leg), core.now)
         self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(

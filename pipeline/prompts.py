@@ -183,7 +183,7 @@ class _Loading:
             cure = "mend them, or leave them out with data.bad_lines: skip"
             raise DataError("\n".join([*self._problems[:_SHOWN], *tail, cure]))
         if empty:
-            raise DataError(f"{empty}; expected at least one")
+            raise DataError(f"{empty}; expected at least one, mend the file or name another")
         return Dataset(", ".join(source.name for source in loaded), items, self._problems, loaded)
 
     def _told_dropped(self) -> list[str]:

@@ -27,6 +27,7 @@ class Roster:
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
+        self.judging: dict[int, float] = {}  # trajectory -> when its reward was asked for
         self.lengths: list[int] = []  # response tokens of members ended in this step
         self.rewards: list[float] = []  # of members scored in this step
         self.fates: dict[str, int] = {}  # groups ended in this step, by reason
@@ -74,6 +75,7 @@ class Roster:
 
     def judge(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member."""
+        self.judging[trajectory.id] = self._core.now
         self._core.emit(
             Judge(
                 kind=group.kind,
@@ -188,6 +190,7 @@ class Roster:
     def forget(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         if not member.scored:
+            self.judging.pop(member.id, None)
             self._core.emit(Unjudge(trajectory=member.id))
         self._core.ledger.move(member.held, "open", account, why)
         if account == "trained" and member.state is State.TRUNCATED:

@@ -122,6 +122,7 @@ class Selection:
         trajectory = core.trajectories.get(trajectory_id)
         if trajectory is None or trajectory.scored:
             return  # not wanted any more
+        self._roster.judging.pop(trajectory_id, None)
         trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
         trajectory.reward_why = why
         group = core.groups[trajectory.group]

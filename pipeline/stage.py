@@ -21,7 +21,6 @@ from typing import Any
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens, sender_of
-from pipeline.coordinator import Phase
 from pipeline.core import PluginFault
 from pipeline.door import Door
 from pipeline.events import (
@@ -41,6 +40,7 @@ from pipeline.events import (
     ShutDown,
     Tick,
     Train,
+    Uncut,
     Unhint,
     Unjudge,
 )
@@ -69,7 +69,7 @@ from pipeline.messages import (
 from pipeline.peers import Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
-from pipeline.saving import Saver
+from pipeline.saving import Saver, size_of
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -108,14 +108,13 @@ class Stage:
             parts.config.learner.ranks,
             done=self.tell,
             made_for=fingerprint.take(parts.config),
+            least=size_of(Path(parts.config.model), "*.safetensors"),
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
         self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
-        self._begun = time.monotonic()
-        self._joined: float | None = None
         self._training_s = 0.0
 
     # --- the loops ----------------------------------------------------------------------
@@ -184,8 +183,6 @@ class Stage:
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             self._losses.look(now)
-            self._saver.check(now)
-            self._check_joined(now)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -193,18 +190,6 @@ class Stage:
                     self._tell_launcher({"say": text})
                 self.tell(Tick())
                 self._feed.show(self._training_s)
-
-    def _check_joined(self, now: float) -> None:
-        """Everybody has to be here within `watch.join_s` of the start."""
-        if self._joined is not None:
-            return
-        if self.coordinator.phase is not Phase.STARTING:
-            self._joined = now
-        elif now - self._begun > self._config.watch.join_s:
-            missing = self._peers.missing(self._config.learner.ranks)
-            if not self.coordinator.placement.serving():
-                missing.append("an engine that serves the weights")
-            self.halt(f"after {now - self._begun:.0f} s still missing: {', '.join(missing)}")
 
     # --- events in, commands out --------------------------------------------------------
 
@@ -275,6 +260,8 @@ class Stage:
                 self._outbox.to(engine, LoadWeights(manifest=manifest))
             case Cut(step=step, version=version):
                 self._save(step, version)
+            case Uncut(seconds=seconds):
+                self._saver.give_up(seconds)
             case Restart(peer=name, why=why):
                 self._losses.restart(name, why)
             case Report(what=what, fields=fields):

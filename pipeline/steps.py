@@ -361,6 +361,13 @@ class Steps:
         self._answered[event.rank] = event
         return len(self._answered) == self._core.settings.ranks
 
+    def owed_by(self, rank: int) -> bool:
+        """Whether the rank has been asked for something and has not answered."""
+        if self.finishing:
+            return rank not in self._answered
+        unsent = sum(group.rank == rank for group in self._unsent)
+        return self._core.tally.at_rank.get(rank, 0) > unsent
+
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
         self._core.report(

@@ -53,13 +53,14 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
-                f"{path}: no such file; save the tokenizer with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                f"{path}: no such file, and prompts become tokens by it; save the tokenizer with "
+                "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path}: not a tokenizer: {error}") from error
+            cure = "expected what the package tokenizers writes; save it again"
+            raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
@@ -72,18 +73,20 @@ class Tokenizer:
         if largest >= self.vocabulary:
             raise ModelError(
                 f"{where}: the tokenizer knows ids up to {largest}, the model has "
-                f"{self.vocabulary} (config.json: vocab_size); they are not of one model"
+                f"{self.vocabulary} (config.json: vocab_size); they are not of one model, take "
+                "both from one"
             )
         if not self.eos:
             raise ModelError(
                 f"{where}: no end-of-sequence token: neither config.json nor "
-                "generation_config.json has eos_token_id, so no response could end"
+                "generation_config.json has eos_token_id, so no response could end; name it in "
+                "generation_config.json"
             )
         for eos in sorted(self.eos):
             if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
                 raise ModelError(
                     f"{where}: eos_token_id {eos} is not a token of the tokenizer "
-                    f"(model: {self.vocabulary} ids)"
+                    f"(model: {self.vocabulary} ids); name one that is in generation_config.json"
                 )
 
     def encode(self, text: str) -> list[int]:
@@ -147,9 +150,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
+        cure = "expected an object; save it again"
+        raise ModelError(f"{path}: not JSON: {error}; {cure}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: found a {type(found).__name__}, expected an object")
+        raise ModelError(
+            f"{path}: found a {type(found).__name__}, expected an object; save it again"
+        )
     return found
 
 

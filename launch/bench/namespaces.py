@@ -1,7 +1,8 @@
 """Two machines on this one: network namespaces with a cable between them (needs root).
 
 Each has its own interfaces, addresses and ports, and no way to the other but
-the cable, which can be cut. Processes, files and the kernel's clock are shared.
+the cable, which can be cut. Processes, the kernel's clock and files are shared,
+but for directories that the second machine is given others in the place of.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +29,14 @@ def _ip(*arguments: str) -> None:
 
 
 class Machines:
-    """Both, and the cable. Made by `two_machines`."""
+    """Both, and the cable. Made by `two_machines`.
 
-    def __init__(self) -> None:
+    Args:
+        own: a directory -> the one that the second machine has in its place.
+    """
+
+    def __init__(self, own: Mapping[Path, Path] | None = None) -> None:
+        self._own = own or {}
         self.names = [f"darts-{os.getpid()}-{side}" for side in "ab"]
         self._ends = [f"d{os.getpid()}{side}" for side in "ab"]  # 15 characters at most
 
@@ -57,7 +63,12 @@ class Machines:
 
     def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
         """To be run on one of them."""
-        return ["ip", "netns", "exec", self.names[machine], *arguments]
+        command = list(arguments)
+        for path, other in self._own.items() if machine == 1 else ():
+            # The program ip has given it mounts of its own.
+            bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+            command = ["sh", "-c", bind, "sh", str(other), str(path), *command]
+        return ["ip", "netns", "exec", self.names[machine], *command]
 
     def torchrun(
         self, machine: int, ranks: int, arguments: Sequence[str], restarts: int = 0
@@ -98,8 +109,8 @@ def why_not() -> str:
 
 
 @contextmanager
-def two_machines() -> Iterator[Machines]:
-    machines = Machines()
+def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
+    machines = Machines(own)
     machines.make()
     try:
         yield machines

@@ -82,27 +82,29 @@ class Soak:
         command = [sys.executable, "-m", "launch.cli", *arguments]
         self.job = Started(command, folder / "job.log")
         self.faults: Counter[str] = Counter()
-        self._draw = random.Random(seed)
+        self.draw = random.Random(seed)
         self._series: dict[tuple[str, str], Series] = {}
         self._thaw: list[tuple[float, psutil.Process]] = []  # when, whom
 
     # --- what happens to it -----------------------------------------------------------------
 
     def harm(self, now: float) -> None:
-        """One fault, drawn from the seed."""
-        kinds: list[Callable[[float], str]] = [
-            self._kill_engine,
-            self._stop_engine,
-            self._lose_engine,
-            self._stop_stage,
-            self._stop_learner,
-            self._corrupt,
-        ]
+        """One fault, drawn from the seed. Engines end seldom: each time they wait longer to be
+        started again, and what is not there cannot be harmed."""
+        kinds: dict[Callable[[float], str], int] = {
+            self._kill_engine: 1,
+            self._lose_engine: 1,
+            self._stop_engine: 3,
+            self._stop_stage: 3,
+            self._stop_learner: 3,
+            self._corrupt: 3,
+        }
+        [kind] = self.draw.choices(list(kinds), list(kinds.values()))
         with contextlib.suppress(psutil.Error, LookupError):  # it is being started just now
-            self.faults[self._draw.choice(kinds)(now)] += 1
+            self.faults[kind(now)] += 1
 
     def _engine(self) -> psutil.Process:
-        return self.job.part("engines.worker", self._draw.choice(("e0", "e1")))
+        return self.job.part("engines.worker", self.draw.choice(("e0", "e1")))
 
     def _kill_engine(self, now: float) -> str:
         del now
@@ -114,7 +116,7 @@ class Soak:
         self._thaw.append((now + seconds, process))
 
     def _stop_engine(self, now: float) -> str:
-        self._stop(self._engine(), self._draw.uniform(0.5, LOST_S / 4), now)
+        self._stop(self._engine(), self.draw.uniform(0.5, LOST_S / 4), now)
         return "engine stopped, thawed in time"
 
     def _lose_engine(self, now: float) -> str:
@@ -123,12 +125,12 @@ class Soak:
 
     def _stop_stage(self, now: float) -> str:
         stage = self.job.part("pipeline.stage_main")
-        self._stop(stage, self._draw.uniform(0.5, LOST_S / 2), now)
+        self._stop(stage, self.draw.uniform(0.5, LOST_S / 2), now)
         return "stage reads nothing for a while"
 
     def _stop_learner(self, now: float) -> str:
         learner = self.job.part("learner.actor")
-        self._stop(learner, self._draw.uniform(0.5, LOST_S / 4), now)
+        self._stop(learner, self.draw.uniform(0.5, LOST_S / 4), now)
         return "learner stopped, thawed in time"
 
     def _corrupt(self, now: float) -> str:
@@ -139,7 +141,7 @@ class Soak:
         header = TokenBatch(
             engine="nobody", incarnation=0, epoch=0, sequence=0, sampled=0, sent_at_s=now
         )
-        link.send_tokens(header, self._draw.randbytes(50), self._draw.randbytes(50))
+        link.send_tokens(header, self.draw.randbytes(50), self.draw.randbytes(50))
         link.close()
         return "corrupted frames"
 
@@ -251,14 +253,13 @@ def carry_out(soak: Soak, seconds: float) -> float:
         time.sleep(0.2)
     begun = time.monotonic()
     next_harm, next_look = begun + PAUSE_S[1], begun
-    draw = random.Random()
     while (now := time.monotonic()) < begun + seconds and soak.job.process.poll() is None:
         soak.thaw(now)
         if now >= next_look:
             next_look = now + SAMPLE_S
             soak.sample(now - begun)
         if now >= next_harm:
-            next_harm = now + draw.uniform(*PAUSE_S)
+            next_harm = now + soak.draw.uniform(*PAUSE_S)
             soak.harm(now)
         time.sleep(0.1)
     lasted = time.monotonic() - begun
@@ -275,7 +276,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="from its first step on")
-    parser.add_argument("--seed", type=int, default=0, help="of what happens to whom")
+    parser.add_argument("--seed", type=int, default=0, help="of what happens when, and to whom")
     parser.add_argument("--out", type=Path, help="also write everything here, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:

@@ -34,11 +34,13 @@ from pipeline.events import (
     Tokens,
     Train,
     Trained,
+    Uncut,
     Unhint,
     Unjudge,
     VersionPublished,
     WeightsServed,
 )
+from pipeline.limits import longest_s
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.machines import Machines
@@ -171,8 +173,12 @@ class Simulation:
         self.tell(Tick())
         self.at(self.now + self.machines.tick_s, self._tick)
         self._quiet = 0 if self.pending or self.over else self._quiet + 1
-        if self._quiet * self.machines.tick_s > self.coordinator.core.settings.warn_s + _PATIENCE_S:
+        settings = self.coordinator.core.settings
+        quiet_s = self._quiet * self.machines.tick_s - settings.warn_s - _PATIENCE_S
+        if quiet_s > 0:
             found = waits(self.coordinator)
+            if quiet_s < longest_s((wait.kind for wait in found), settings.limits):
+                return  # the watchdog may end it
             what = found[0].what if found else f"nobody, {self.coordinator.phase}"
             raise StandsStill(f"waits for what nothing can end: {what}")
 
@@ -195,6 +201,8 @@ class Simulation:
                     self.soon(self._to_learner, learner, command)
             case Cut():
                 self._cut(command)
+            case Uncut():
+                self._uncut(command)
             case Restart():
                 self._restart(command)
             case Report():
@@ -228,6 +236,9 @@ class Simulation:
 
     def _cut(self, command: Cut) -> None:
         self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
+
+    def _uncut(self, command: Uncut) -> None:
+        """Here a checkpoint ends by itself."""
 
     def _restart(self, command: Restart) -> None:
         engine = self.engines.pop(command.peer)

@@ -48,15 +48,18 @@ class Job:
 
     Args:
         path: where its processes find modules of the test's own.
+        module: what is run; `launch.cli` is `darts`.
     """
 
-    def __init__(self, arguments: list[str], log: Path, path: Path = ROOT) -> None:
+    def __init__(
+        self, arguments: list[str], log: Path, path: Path = ROOT, module: str = "launch.cli"
+    ) -> None:
         self.log = log
         self._file = log.open("wb")
         modules = os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))
         environment = {**os.environ, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -124,9 +127,11 @@ class Job:
         return found[0]
 
 
-def train(run: Path, log: Path, *overrides: str, path: Path = ROOT) -> Job:
+def train(
+    run: Path, log: Path, *overrides: str, path: Path = ROOT, module: str = "launch.cli"
+) -> Job:
     arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
-    return Job(arguments, log, path)
+    return Job(arguments, log, path, module)
 
 
 def lines(path: Path, what: str) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 
 from pipeline import checkpoint
 from pipeline.plugins import SelectorEvent, Stateless, Wants
-from pipeline.verbs import AnyVerb, Finalize
-from pipeline.views import GroupView
+from pipeline.verbs import AnyVerb, BatchVerb, Close, Finalize, Take
+from pipeline.views import BatchView, GroupView
 from tests.launch.jobs import SIMULATED, Job, lines, steps_done, train
 
 SETTINGS = [
@@ -55,6 +55,16 @@ class InOrder(Stateless):
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
         if not group.unended:
             yield Finalize(ids=tuple(sorted(m.id for m in group.ended)), why="all, in order")
+
+
+class AllTogether(Stateless):
+    """Batch rule: all groups of the step at once, in the order of their numbers, so that each goes
+    to the same learner rank in every run."""
+
+    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+        if len(view.ready) >= view.need:
+            yield Take(groups=tuple(sorted(view.ready)))
+            yield Close()
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,10 @@ def groups_of(run: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(directory: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    optimizer = torch.load(directory / "optimizer-rank0.pt", weights_only=True)
-    return load_file(directory / "model" / "model.safetensors"), _leaves(optimizer)
+    """Of a checkpoint: the model's, and all that is in the files of its ranks' optimizers."""
+    paths = sorted(directory.glob("optimizer-rank*.pt"))
+    optimizers = [torch.load(path, weights_only=True) for path in paths]
+    return load_file(directory / "model" / "model.safetensors"), _leaves(optimizers)
 
 
 def _leaves(value: Any) -> list[Any]:

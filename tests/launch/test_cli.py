@@ -48,7 +48,7 @@ def test_help_names_every_command() -> None:
     result = darts("--help")
     assert result.exit_code == 0
     commands = """train eval export engine learner plugins top explain profile report simulate
-        doctor bench"""
+        doctor bench data"""
     for command in commands.split():
         assert f"  {command} " in result.output
 

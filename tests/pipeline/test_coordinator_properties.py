@@ -156,7 +156,7 @@ def test_the_world_finds_a_slot_that_is_freed_before_its_finish(
     end_leg = Placement.end_leg
 
     def hasty(self: Placement, trajectory: Trajectory) -> None:
-        self.engines[trajectory.engine].legs.discard((trajectory.id, trajectory.leg))
+        self.engines[trajectory.engine].legs.pop((trajectory.id, trajectory.leg), None)
         end_leg(self, trajectory)
 
     _find(monkeypatch, Placement, "end_leg", hasty)

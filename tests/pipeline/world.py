@@ -44,6 +44,7 @@ from pipeline.events import (
     Train,
     Trained,
     TrainingFailed,
+    Uncut,
     Unhint,
     Unjudge,
     VersionPublished,
@@ -252,8 +253,8 @@ class World:
                 self.reports.append(command)
             case ShutDown():
                 self.over = command
-            case Hint() | Unhint():
-                pass  # read from `commands` by the tests of hints
+            case Hint() | Unhint() | Uncut():
+                pass  # no cut lasts here; hints are read from `commands` by the tests of hints
 
     def _assert_young(self, command: Train) -> None:
         core = self.coordinator.core
