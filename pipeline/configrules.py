@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline.config import Config, Data, LearnerSection, LoraSection
+from pipeline.config import Config, Data, LearnerSection
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
@@ -73,6 +73,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "two numbers from 0 to below 1",
     ),
     "learner.gradient_checkpointing": (lambda value: isinstance(value, bool), "true or false"),
+    "learner.lora.rank": _at_least(1),
+    "learner.lora.alpha": _above(0),
+    "learner.lora.dropout": (
+        lambda value: value == 0,
+        "0: with dropout the learner's logprobs are not those of what the engines serve",
+    ),
+    "learner.lora.targets": (
+        lambda value: bool(value) and all(value),
+        "names of linear layers, or all-linear",
+    ),
     "learner.min_lr": (lambda value: 0 <= value <= 1, "a share of learner.lr, from 0 to 1"),
     "learner.eps": _above(0),
     "learner.weight_decay": _at_least(0),
@@ -165,24 +175,9 @@ def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
         why = "learner.dtype is bfloat16: DeepSpeed keeps float32 master weights at ZeRO 1 to 3"
         cure = "1 takes no more memory on one rank, and less on several"
         yield "learner.zero", f"found 0, but {why}; {cure}"
-    if section.lora is not None:
-        yield from _lora(section.lora)
-        if section.zero == 3:
-            why = "learner.lora is set: adapters are merged with whole weights"
-            yield "learner.zero", f"found 3, but {why}; take 0 to 2"
-
-
-def _lora(section: LoraSection) -> Iterator[tuple[str, str]]:
-    if section.rank < 1:
-        yield "learner.lora.rank", f"found {section.rank}, expected at least 1"
-    if not section.alpha > 0:
-        yield "learner.lora.alpha", f"found {section.alpha}, expected above 0"
-    if section.dropout:
-        why = "with dropout the learner's logprobs are not those of what the engines serve"
-        yield "learner.lora.dropout", f"found {section.dropout}, expected 0: {why}"
-    if not section.targets or not all(section.targets):
-        rule = "expected names of linear layers, or all-linear"
-        yield "learner.lora.targets", f"found {list(section.targets)}, {rule}"
+    if section.lora is not None and section.zero == 3:
+        why = "learner.lora is set: adapters are merged with whole weights"
+        yield "learner.zero", f"found 3, but {why}; take 0 to 2"
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:

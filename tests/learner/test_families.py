@@ -31,8 +31,10 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-HEADS = {"head_dim": 12}
-UNGROUPED = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+HEADS: dict[str, Any] = {"head_dim": 12}
+UNGROUPED: dict[str, Any] = {
+    key: value for key, value in SHAPE.items() if key != "num_key_value_heads"
+}
 FAMILIES: dict[str, Any] = {
     "Qwen2": hf.Qwen2Config(**SHAPE),
     "Qwen2 with a window": hf.Qwen2Config(
