@@ -98,7 +98,7 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        leftovers.sweep()
+        leftovers.sweep(run.path)  # weights, where memory was short
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
             sockets=leftovers.own_directory("run"), host=LOOPBACK, port=free_port()

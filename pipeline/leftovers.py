@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.private import is_ours, make_private
@@ -68,11 +68,15 @@ def sign(directory: Path, owner: int) -> None:
     (directory / _OWNER).write_text(f"{_world()} {_started(owner)}")
 
 
-def sweep() -> list[Path]:
+def sweep(*more: Path) -> list[Path]:
     """Remove what belongs to processes that are gone (kill -9 of everything leaves it). Only this
-    user's, and nothing of a process that lives or has not signed yet."""
+    user's, and nothing of a process that lives or has not signed yet.
+
+    Args:
+        more: directories to look in, beside memory and the temporary directory.
+    """
     removed: list[Path] = []
-    for left in _left():
+    for left in _left(more):
         pid = left.name.split("-")[2]
         if pid.isdigit() and _is_orphan(left, int(pid)):
             shutil.rmtree(left, ignore_errors=True)
@@ -80,8 +84,8 @@ def sweep() -> list[Path]:
     return removed
 
 
-def _left() -> Iterator[Path]:
-    for base in dict.fromkeys((SHARED_MEMORY, Path(tempfile.gettempdir()))):
+def _left(more: Iterable[Path]) -> Iterator[Path]:
+    for base in dict.fromkeys((SHARED_MEMORY, Path(tempfile.gettempdir()), *more)):
         for left in base.glob(f"darts-{os.getuid()}-*-*"):
             if is_ours(left):
                 yield left

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint
+from pipeline import checkpoint, leftovers
 from pipeline.plugins import SelectorEvent, Stateless, Wants
 from pipeline.verbs import AnyVerb, BatchVerb, Close, Finalize, Take
 from pipeline.views import BatchView, GroupView
@@ -163,12 +164,20 @@ def differences(run: Path, truth: Truth) -> list[str]:
     return found
 
 
+def left_by(pids: set[int]) -> set[Path]:
+    """Directories of these processes in memory and in the temporary directory."""
+    bases = (leftovers.SHARED_MEMORY, Path(tempfile.gettempdir()))
+    found = [path for base in bases for path in base.glob(f"darts-{os.getuid()}-*")]
+    return {path for path in found if int(path.name.split("-")[2]) in pids}
+
+
 class Killer:
     """Runs that are killed at moments drawn from a seed, until it has been `times`."""
 
     def __init__(self, folder: Path, truth: Truth, times: int, seed: int) -> None:
         self.folder, self.truth, self.times = folder, truth, times
         self.kills: list[Kill] = []
+        self.left: set[Path] = set()  # outside of its folder, by those that were killed
         self.ends: list[list[str]] = []  # of each run that came to its end: what differs
         self._rng = random.Random(seed)
         self._runs = self._lives = 0
@@ -220,6 +229,7 @@ class Killer:
         for process in (*job.family.values(), job.process):
             process.kill()
         assert job.left() == []
+        self.left |= left_by({job.process.pid, *job.family})
         self.kills.append(_seen(self._runs, phase, moment, run))
         return True
 

@@ -60,6 +60,24 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
     assert "(killed by SIGKILL); not for its memory: the kernel counts no such kill" in second
 
 
+@pytest.mark.fault("a process meets its limit of address space", part="everything", by="process")
+def test_a_process_over_its_own_limit_ends_with_a_memory_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Promise: it ends by itself, and the line quotes the MemoryError from its log.
+    Bound: at its end.
+    """
+    (tmp_path / "hungry.py").write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "block = bytearray(2 << 30)\n"
+    )
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    assert keep(Child("e0", ["hungry"], tmp_path / "log", environment), 0, []) == 1
+    said = capsys.readouterr().out
+    assert "darts: e0 ended (exit 1); its log: " in said
+    assert said.rstrip().endswith("MemoryError")
+
+
 def test_where_nobody_counts_it_is_said_that_it_may_be_so() -> None:
     said = MemoryWatch([]).why(KILLED, 3 * GIB)
     assert said.startswith("; the kernel does that when memory runs out (peak seen: 3.0 of ")

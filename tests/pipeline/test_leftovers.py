@@ -98,3 +98,13 @@ def test_a_directory_without_a_signature_ends_with_its_process(place: Path) -> N
     left = place / name_of(dead_pid(), "ab12-run")
     left.mkdir()
     assert sweep() == [left]
+
+
+def test_what_was_left_below_a_run_is_swept_when_it_is_looked_at(
+    place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    left = run / name_of(dead_pid(), "ab12-run")
+    left.mkdir()
+    assert sweep() == []
+    assert sweep(run) == [left]
