@@ -323,5 +323,5 @@ def test_loading_a_configuration_loads_neither_torch_nor_vllm_nor_deepspeed():
 def test_what_the_learner_cannot_do_is_refused_with_reason_and_cure(
     write, learner: str, expected: str
 ):
-    [problem] = problems(write(f"model: model\nlearner: {learner}\n"))
+    [problem] = problems(write(f"learner: {learner}\n"))
     assert expected in problem
