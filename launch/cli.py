@@ -14,6 +14,7 @@ from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
 from launch.report.cli import report
 from launch.simulate.cli import simulate
+from launch.status import status
 from launch.top import top
 
 app = typer.Typer(
@@ -225,6 +226,7 @@ def plugins() -> None:
 
 
 app.command()(top)
+app.command()(status)
 app.command()(explain)
 app.command()(simulate)
 app.command()(profile)
@@ -232,11 +234,41 @@ app.command()(report)
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine and installation: what is missing, and the command that mends it."""
-    from launch.doctor import examine
+def doctor(
+    overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", help="look at all machines of a job with this configuration"),
+    ] = None,
+    head: Annotated[
+        str, typer.Option("--head", help="without torchrun: HOST:PORT of the first machine")
+    ] = "",
+    nodes: Annotated[int, typer.Option("--nodes", help="how many machines", min=1)] = 1,
+    node: Annotated[int, typer.Option("--node", help="which one this is, from 0", min=0)] = 0,
+    secret: Annotated[
+        Path | None, typer.Option("--secret", help="a file, the same on every machine")
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option("--wait", help="seconds that machines may take to come", min=1)
+    ] = 60.0,
+) -> None:
+    """Look at this machine and installation: what is missing, and the command that mends it.
 
-    raise typer.Exit(examine())
+    With --cluster CONFIG, under torchrun or started on every machine: who reaches whom, and what
+    differs; the exit status says whether a run would start (docs/nodes.md).
+    """
+    if cluster is None:
+        from launch.doctor import examine
+
+        raise typer.Exit(examine())
+    from launch.surveying import SurveyError, take_part
+    from pipeline.keys import TransportError
+
+    config = load_config(cluster, overrides)
+    try:
+        raise typer.Exit(take_part(config, head, nodes, node, secret, wait_s))
+    except (SurveyError, TransportError, OSError) as error:
+        fail(error)
 
 
 @bench.command()

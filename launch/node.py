@@ -5,6 +5,7 @@ Turns torchrun's variables and the hellos of the ranks into a place for each.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from launch.meeting import Hello, Place, allowed
 from launch.network import own_address
 from launch.placing import PlacementError, roles
 from pipeline.config import Config
+from pipeline.configfile import dump
 from pipeline.guard import new_pair
 from pipeline.keys import (
     Entrance,
@@ -31,6 +33,11 @@ from pipeline.runfolder import RunFolder
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks
+
+
+def digest_of(config: Config) -> str:
+    """The same on every machine that has the same configuration."""
+    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

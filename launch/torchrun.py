@@ -16,7 +16,6 @@ its newest checkpoint. docs/nodes.md is the guide.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import secrets
@@ -30,7 +29,7 @@ from launch import home
 from launch.local import Launcher, Roles
 from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.network import interface_towards
-from launch.node import Node, Plan, hand_over, leave_there, make_site
+from launch.node import Node, Plan, digest_of, hand_over, leave_there, make_site
 from launch.placing import PlacementError
 from launch.processes import (
     clean_environment,
@@ -130,7 +129,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
     plan = Plan.make(config, node)
-    digest = _digest(config)
+    digest = digest_of(config)
     home.claim(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
@@ -165,7 +164,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
 def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> NoReturn:
     """Meet rank 0, then become a learner rank or the keeper of an engine."""
     pair, number = new_pair(), secrets.token_hex(16)
-    hello = Hello(number=number, node=node.number, key=pair.public, config=_digest(config))
+    hello = Hello(number=number, node=node.number, key=pair.public, config=digest_of(config))
     try:
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
@@ -204,10 +203,6 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     _replace("learner.actor", [*hand_over(ticket, dump(config)), *arguments], environment)
-
-
-def _digest(config: Config) -> str:
-    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 def main() -> int:

@@ -61,6 +61,11 @@ class Machines:
     def heal(self) -> None:
         _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
 
+    def block(self, machine: int, port: int) -> None:
+        """No way from this machine to that port of another, as behind a firewall."""
+        rule = ["rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(port), "prohibit"]
+        _ip("-n", self.names[machine], *rule)
+
     def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
         """To be run on one of them."""
         command = list(arguments)
@@ -71,7 +76,12 @@ class Machines:
         return ["ip", "netns", "exec", self.names[machine], *command]
 
     def torchrun(
-        self, machine: int, ranks: int, arguments: Sequence[str], restarts: int = 0
+        self,
+        machine: int,
+        ranks: int,
+        arguments: Sequence[str],
+        restarts: int = 0,
+        module: str = "launch.torchrun",
     ) -> list[str]:
         """One machine's line."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
@@ -82,7 +92,7 @@ class Machines:
             f"--rdzv-conf=is_host={int(machine == 0)}",
             f"--local-addr={ADDRESSES[machine]}",
         ]
-        return self.command(machine, [*command, "-m", "launch.torchrun", *arguments])
+        return self.command(machine, [*command, "-m", module, *arguments])
 
 
 def environment() -> dict[str, str]:
