@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import plugins
 from pipeline.config import Config, LearnerSection
-from pipeline.configfile import plugin_class
+from pipeline.configfile import plugin_class, rollout_options
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
 from pipeline.limits import Limits
@@ -65,6 +65,7 @@ def settings(
 ) -> Settings:
     """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == "float32"
+    options = rollout_options(config)
     return Settings(
         seed=config.seed,
         steps=config.step.count,
@@ -90,6 +91,8 @@ def settings(
         knee=config.engine.knee,
         max_staleness=config.learner.max_staleness,
         stale=config.learner.stale,
+        turns=options.turns if options else 0,
+        turn_tokens=options.turn_tokens if options else 0,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
     )
@@ -99,13 +102,15 @@ def limits(config: Config) -> Limits:
     """How long each kind of wait may last."""
     watch, (_, options) = config.watch, plugin_class("reward", config.reward)
     guards = options if isinstance(options, RewardOptions) else RewardOptions()
+    rollout = rollout_options(config)
+    call_s = max(guards.limit_s, rollout.limit_s if rollout else 0.0)
     return Limits(
         join_s=watch.join_s,
         load_s=watch.load_s,
         abort_s=watch.abort_s,
         sampling_s=watch.sampling_s,
         still_s=watch.still_s,
-        reward_s=watch.reward_s + 2 * guards.limit_s,  # a call whose worker dies is tried again
+        reward_s=watch.reward_s + 2 * call_s,  # a call whose worker dies is tried again
         learner_s=watch.learner_s,
         checkpoint_s=watch.checkpoint_s,
     )

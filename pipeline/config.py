@@ -217,7 +217,7 @@ class Watch(Section, frozen=True, kw_only=True):
     for."""
     reward_s: float = 180.0
     """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
-    for count as missing."""
+    for count as missing; so do responses whose rollout does not answer."""
     learner_s: float = 900.0
     """A learner rank that owes an answer for so long ends the run, as one that dies does."""
     checkpoint_s: float = 300.0
@@ -278,6 +278,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: which candidates are trained on, and when a group ends."""
     batch: Plugin = Plugin(name="fifo")
     """Plug-in: which groups a step takes, and when it closes."""
+    rollout: Plugin = Plugin(name="single")
+    """Plug-in: what follows a turn of the model: a tool's answer, an environment, or nothing."""
     reward: Plugin = Plugin(name="exact")
     """Plug-in: what a response is worth."""
     advantage: Plugin = Plugin(name="grpo")

@@ -35,6 +35,8 @@ from pipeline.events import (
     Tokens,
     Trained,
     TrainingFailed,
+    TurnAnswered,
+    TurnFailed,
     Uncut,
     Unjudge,
     VersionPublished,
@@ -43,7 +45,7 @@ from pipeline.events import (
 )
 from pipeline.groups import Stage
 from pipeline.intake import Intake
-from pipeline.limits import Action
+from pipeline.limits import Action, Kind
 from pipeline.placement import Placement
 from pipeline.plugins import Ticked, WeightsPublished
 from pipeline.roster import Roster
@@ -124,6 +126,8 @@ class Coordinator:
             WeightsRefused: self.crew.refused,
             RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
             RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
+            TurnAnswered: self.intake.turns.answered,
+            TurnFailed: self.intake.turns.failed,
             LearnerJoined: lambda e: self.learners.add(e.rank),
             LearnerLost: self._learner_lost,
             VersionPublished: self._first_version,
@@ -214,7 +218,10 @@ class Coordinator:
         self.selection.rewarded(trajectory, value, parts, why)
 
     def _missing(self, overdue: Overdue) -> None:
-        """Its reward is not waited for any more."""
+        """Its reward, or what its rollout would say, is not waited for any more."""
+        if overdue.kind is Kind.ROLLOUT:
+            self.intake.turns.give_up(overdue.trajectory, overdue.line)
+            return
         self.core.report("warning", text=overdue.line)
         self.core.emit(Unjudge(trajectory=overdue.trajectory))
         self.selection.rewarded(overdue.trajectory, None, {}, "its reward never came")

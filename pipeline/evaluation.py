@@ -52,10 +52,10 @@ class Evaluations:
         for member in group.members:
             if member.state is State.ABORTED:
                 continue
-            self._lengths.append(member.held)
+            self._lengths.append(member.sampled)
             self._truncated += member.state is State.TRUNCATED
             if tag:
-                self._lengths_by_tag[tag].append(member.held)
+                self._lengths_by_tag[tag].append(member.sampled)
             if member.reward is None:
                 self._missing += 1
             else:

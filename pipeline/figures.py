@@ -49,7 +49,7 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     depths: list[float] = []
     lengths: list[int] = []
     for group in groups:
-        held = {m.id: m.held for m in group.members if m.state in ENDED}
+        held = {m.id: m.sampled for m in group.members if m.state in ENDED}
         chosen = [held[i] for i in group.chosen]
         depths.append(max(chosen) / max(1.0, statistics.median(held.values())))
         lengths += chosen
@@ -58,6 +58,17 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     return {
         "depth": sum(depths) / len(depths),
         "trained_tokens_mean": sum(lengths) / len(lengths),
+    }
+
+
+def rollout_figures(core: Core, turns_before: int, appended_before: int) -> dict[str, float]:
+    """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
+    no figure of tokens sampled or trained; nothing without a rollout."""
+    if not core.settings.turns:
+        return {}
+    return {
+        "turns": core.ledger.turns - turns_before,
+        "tokens_appended": core.ledger.appended - appended_before,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
 from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.transport import Hub
+from pipeline.turning import pool as rollout_pool
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0
@@ -118,7 +120,11 @@ async def serve(args: argparse.Namespace) -> str:
     run = RunFolder(args.run)
     pipe = ControlPipe(args.control)
     parts = build(args, run)
-    async with RewardPool(parts.config.reward) as pool:
+    async with contextlib.AsyncExitStack() as workers:
+        pool = await workers.enter_async_context(RewardPool(parts.config.reward))
+        rollouts = rollout_pool(parts.config)
+        if rollouts is not None:
+            await workers.enter_async_context(rollouts)
         saved = None
         if args.resume:
             saved = (checkpoint.load_state(args.resume), checkpoint.verify(args.resume))
@@ -126,7 +132,7 @@ async def serve(args: argparse.Namespace) -> str:
             Records.cut(run, saved[1]["records"])
         parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
         parts.hub.open()
-        stage = Stage(parts, pool, pipe.say)
+        stage = Stage(parts, pool, pipe.say, rollouts)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
         for number in (signal.SIGTERM, signal.SIGHUP):
