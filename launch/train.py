@@ -157,6 +157,8 @@ def _carry_out(
         view.close()
         run.release()
     say_outcome(run, config, status, launcher.error)
+    if status == 0 and config.eval.best:
+        print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
     if status == 0:
         print(f"\na page of it: darts report {run.path}", flush=True)
     if status and any(run.checkpoints.glob("step-*")):

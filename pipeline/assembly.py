@@ -11,7 +11,8 @@ from pipeline import plugins
 from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class, rollout_options
 from pipeline.coordinator import Coordinator
-from pipeline.core import Seams, Settings
+from pipeline.core import EvalSet, Seams, Settings
+from pipeline.evalsets import HeldOut
 from pipeline.limits import Limits
 from pipeline.plugins import RewardOptions
 from pipeline.prompts import ANSWERS, DataError, Dataset
@@ -62,6 +63,7 @@ def settings(
     sources: tuple[SourceView, ...] = (),
     held_out: int = 0,
     held_out_tags: tuple[str, ...] = (),
+    eval_sets: tuple[EvalSet, ...] = (),
 ) -> Settings:
     """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == "float32"
@@ -83,6 +85,10 @@ def settings(
         held_out_tags=held_out_tags,
         eval_every=config.eval.every if held_out else 0,
         eval_samples=config.eval.samples,
+        eval_sets=eval_sets,
+        eval_greedy=config.eval.greedy,
+        eval_correct=config.eval.correct,
+        eval_best=config.eval.best,
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
         warn_s=config.watch.warn_s,
@@ -110,7 +116,8 @@ def limits(config: Config) -> Limits:
         abort_s=watch.abort_s,
         sampling_s=watch.sampling_s,
         still_s=watch.still_s,
-        reward_s=watch.reward_s + 2 * call_s,  # a call whose worker dies is tried again
+        # A call whose worker dies is tried again, a batch that fails response by response.
+        reward_s=watch.reward_s + (1 + guards.batch) * call_s,
         learner_s=watch.learner_s,
         checkpoint_s=watch.checkpoint_s,
     )
@@ -139,10 +146,10 @@ def seams(config: Config) -> Seams:
 
 
 def coordinator(
-    config: Config, tokenizer: Tokenizer, train: Dataset, held_out: Dataset
+    config: Config, tokenizer: Tokenizer, train: Dataset, held_out: HeldOut
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
-    check_answers(config, train, held_out)
+    check_answers(config, train, held_out.data)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -151,7 +158,8 @@ def coordinator(
         sources=train.shares,
         stop_tokens=tokenizer.eos,
         held_out=len(held_out),
-        held_out_tags=tuple(item.tag for item in held_out.items),
+        held_out_tags=tuple(item.tag for item in held_out.data.items),
+        eval_sets=held_out.sets,
     )
     return Coordinator(numbers, seams(config), lengths, tags)
 

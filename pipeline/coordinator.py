@@ -170,7 +170,10 @@ class Coordinator:
                 return
             self._next()
         if self.phase is Phase.EVALUATING and self.evaluations.done:
-            self.evaluations.finish()
+            if self.evaluations.last_step != self.core.step:
+                self.evaluations.finish()
+            if not self._best_is_kept():
+                return
             self._next()
         if self.phase is Phase.TRAINING:
             self.steps.pump()
@@ -267,6 +270,16 @@ class Coordinator:
                 "warning",
                 text=f"no checkpoint at step {core.step}: the one before is still being written",
             )
+
+    def _best_is_kept(self) -> bool:
+        """The best step so far (`eval.best`) gets a checkpoint, whenever others are due. False:
+        once the one before is written."""
+        if self.core.step in (0, self.cut_step) or not self.evaluations.newest_is_best:
+            return True
+        if self.cutting_since is not None:
+            return False
+        self._cut()
+        return True
 
     def _cut(self) -> None:
         self.cutting_since, self.cut_step = self.core.now, self.core.step

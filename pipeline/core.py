@@ -23,6 +23,16 @@ from pipeline.tally import Tally
 from pipeline.views import SourceView
 
 
+class EvalSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of the held-out prompts, with figures of their own."""
+
+    name: str  # empty: data.held_out
+    first: int  # index of its first prompt
+    count: int  # prompts
+    samples: int  # for each prompt
+    k: tuple[int, ...] = ()  # of pass@k
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator's part of the configuration, in numbers."""
 
@@ -42,6 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int
     eval_samples: int
+    eval_sets: tuple[EvalSet, ...] = ()  # (): all held-out prompts are one
+    eval_greedy: bool = False
+    eval_correct: float = 1.0  # a reward from which on a response is correct
+    eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float

@@ -166,6 +166,7 @@ class Place(Command, frozen=True, kw_only=True):
     max_tokens: int
     seed: int
     since: float = 0.0  # when it began to wait for a slot
+    greedy: bool = False  # at temperature 0
 
 
 class EndLegs(Command, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ Pure. Speed that was bought by training on less, or on shorter, text shows in
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,29 @@ def length_figures(lengths: Sequence[int]) -> dict[str, float]:
         "tokens_p95": ordered[min(count - 1, int(0.95 * count))] if count else 0,
         "tokens_max": ordered[-1] if count else 0,
     }
+
+
+def pass_at(k: int, samples: int, correct: int) -> float:
+    """pass@k of one prompt, unbiased: the chance that k of its samples, drawn without putting
+    any back, hold a correct one.
+
+        1 - C(n - c, k) / C(n, k)    for n samples, c of them correct, 1 <= k <= n
+
+    Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
+
+    >>> pass_at(1, samples=4, correct=1), pass_at(2, samples=4, correct=1)
+    (0.25, 0.5)
+    """
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def part_means(parts: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Each part of the rewards, mean over the responses that have it.
+
+    >>> part_means({"math": (3.0, 4)})
+    {'math': 0.75}
+    """
+    return {name: total / count for name, (total, count) in sorted(parts.items())}
 
 
 def token_figures(sampled: int, trained: int) -> dict[str, float | None]:
@@ -92,6 +116,7 @@ def step_figures(core: Core, roster: Roster, since: float) -> dict[str, Any]:
         "groups": dict(roster.fates),
         "samples": len(roster.lengths),
         "reward": sum(roster.rewards) / max(1, len(roster.rewards)),
+        **({"parts": part_means(roster.parts)} if roster.parts else {}),
         **length_figures(roster.lengths),
         "seconds": core.now - since,
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},

@@ -205,6 +205,7 @@ class Group(msgspec.Struct, kw_only=True):
     sent: bool = False  # TrainGroup has gone out
     trained_tokens: float = -1.0  # reported by the rank; -1: not yet
     why: str = ""
+    greedy: bool = False  # sampled at temperature 0
 
     def member(self, trajectory: int) -> Trajectory | None:
         """The member of that id, or None if it is none of this group."""

@@ -225,6 +225,7 @@ class Placement:
                 max_tokens=self._room(trajectory),
                 seed=core.seed_of(group, trajectory),
                 since=queued,
+                greedy=group.greedy,
             )
         )
 

@@ -8,7 +8,7 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pipeline.core import Core, asking
 from pipeline.events import Forget, Judge, Unjudge
@@ -30,14 +30,23 @@ class Roster:
         self.judging: dict[int, float] = {}  # trajectory -> when its reward was asked for
         self.lengths: list[int] = []  # sampled tokens of members ended in this step
         self.rewards: list[float] = []  # of members scored in this step
+        self.parts: dict[str, tuple[float, int]] = {}  # of those: sum and count, by name
         self.fates: dict[str, int] = {}  # groups ended in this step, by reason
 
     # --- opening ------------------------------------------------------------------------
 
     def open(
-        self, kind: str, prompt: int, attempt: int, candidates: int, max_tokens: int, size: int
+        self,
+        kind: str,
+        prompt: int,
+        attempt: int,
+        candidates: int,
+        max_tokens: int,
+        size: int,
+        *,
+        greedy: bool = False,
     ) -> Group:
-        """A new group with its first candidates."""
+        """A new group with its first candidates; `greedy`: sampled at temperature 0."""
         core = self._core
         group = Group(
             id=core.next_group,
@@ -48,6 +57,7 @@ class Roster:
             size=size,
             max_tokens=max_tokens,
             since=core.now,
+            greedy=greedy,
         )
         core.next_group += 1
         core.enter(group)
@@ -89,6 +99,13 @@ class Roster:
                 steps=self._core.settings.steps,
             )
         )
+
+    def scored(self, reward: float, parts: Mapping[str, float]) -> None:
+        """A member's reward is known."""
+        self.rewards.append(reward)
+        for name, value in parts.items():
+            total, count = self.parts.get(name, (0.0, 0))
+            self.parts[name] = (total + value, count + 1)
 
     # --- the end ------------------------------------------------------------------------
 

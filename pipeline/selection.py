@@ -132,7 +132,7 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._roster.rewards.append(value)
+            self._roster.scored(value, parts)
         if group.stage is Stage.CHOSEN:
             self._ready_if_scored(group)
         elif group.stage is Stage.OPEN:

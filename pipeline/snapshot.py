@@ -46,6 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     open_step: StepState
     lengths: list[int]
     rewards: list[float]
+    parts: dict[str, tuple[float, int]] = {}
     fates: dict[str, int]
     last_evaluation: int
     evaluations: list[dict[str, int | float]]
@@ -110,6 +111,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         ),
         lengths=list(roster.lengths),
         rewards=list(roster.rewards),
+        parts=dict(roster.parts),
         fates=dict(roster.fates),
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
@@ -157,6 +159,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     roster.issued = snapshot.issued
     roster.ended_trained, roster.ended_dropped = snapshot.trained, snapshot.dropped
     roster.lengths, roster.rewards = snapshot.lengths, snapshot.rewards
+    roster.parts = snapshot.parts
     roster.fates = snapshot.fates
     steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
     coordinator.evaluations.last_step = snapshot.last_evaluation

@@ -22,12 +22,12 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, snapshot, trackers
+from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
 from pipeline.printable import printable
-from pipeline.prompts import DataError, load_held_out, load_train
+from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.runfolder import RunFolder
@@ -96,8 +96,8 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
-    for data in (train, held_out):
+    held_out = evalsets.load(config, tokenizer)
+    for data in (train, held_out.data):
         log.info("%s", data.summary())
         for line in data.skipped:
             log.warning("skipped: %s", line)
@@ -109,7 +109,7 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
         hub=Hub(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
         coordinator=coordinator,
         tokenizer=tokenizer,
-        data={"train": train, "eval": held_out},
+        data={"train": train, "eval": held_out.data},
         incarnation=run.next_incarnation(),
         weights=args.weights,
         resumed_step=-1,

@@ -87,7 +87,7 @@ class Steps:
         self.report.begin()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
         roster = self._roster
-        roster.lengths, roster.rewards, roster.fates = [], [], {}
+        roster.lengths, roster.rewards, roster.parts, roster.fates = [], [], {}, {}
         self._plan()
         self.pump()
 
