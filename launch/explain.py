@@ -212,6 +212,8 @@ def _candidate(told: Story, ended: Ended, number: int) -> dict[str, Any]:
         "reward": member.reward,
         "chosen": member.chosen,
         "versions": member.versions,
+        "turns": member.turns,
+        "tokens_appended": member.appended,
         "fate": fate,
         "why": why,
     }
