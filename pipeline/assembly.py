@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import plugins
 from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class
 from pipeline.coordinator import Coordinator
@@ -152,7 +153,7 @@ def coordinator(
 
 def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
-    if not getattr(plugin_class("reward", config.reward)[0], "needs_answer", False):
+    if not plugins.needs_answer(*plugin_class("reward", config.reward)):
         return
     for source in (source for dataset in data for source in dataset.sources):
         if not source.answer:

@@ -126,6 +126,9 @@ class Selector(Protocol):
 
 
 class PromptOrder(Protocol):
+    """May also have a property `epochs: dict[str, float]`, how often each source has been gone
+    through, reported with each step."""
+
     def plan(self, view: PlanView) -> Plan:
         """Up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
         ...
@@ -310,6 +313,13 @@ def _checked(seam: str, name: str, found: object) -> type[Any]:
 def options_type(cls: type[Any]) -> type[Options]:
     """The plug-in's Options; the empty one if it declares none."""
     return getattr(cls, "Options", Options)
+
+
+def needs_answer(reward: type[Any], options: Options) -> bool:
+    """Whether a reward compares with the data's answer: its `needs_answer`, True or asked with
+    its options."""
+    needs = getattr(reward, "needs_answer", False)
+    return bool(needs(options) if callable(needs) else needs)
 
 
 class Stateless:

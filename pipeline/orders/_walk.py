@@ -45,11 +45,18 @@ class _Cursor:
         self.epoch = 0
         self.position = 0
         self.given = 0
+        self._count = 1  # prompts of the source, once it is known
         self.waiting: deque[int] = deque()  # skipped in this epoch, oldest first
         self._known: tuple[tuple[int, int], Sequence[int]] | None = None
 
+    @property
+    def passes(self) -> float:
+        """Epochs, with the part of the one under way."""
+        return self.epoch + self.position / self._count
+
     def ready(self, source: SourceView, free: Callable[[int], bool]) -> Iterator[int]:
         """Prompts that can be planned now, one by one; each that is given out is used up."""
+        self._count = max(1, source.count)
         for prompt in list(self.waiting):
             if free(prompt):
                 self.waiting.remove(prompt)
@@ -100,6 +107,11 @@ class Walk:
         self._epochs = options.epochs
         self._permutation = permutation
         self._cursors: list[_Cursor] = []
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source, by its number, has been gone through by now."""
+        return {str(n): round(cursor.passes, 4) for n, cursor in enumerate(self._cursors)}
 
     def plan(self, view: PlanView) -> Plan:
         """Up to `view.want` prompts, none of them outstanding, none twice."""

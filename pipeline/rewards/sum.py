@@ -96,6 +96,11 @@ class _Part:
 class Sum:
     Options = SumOptions
 
+    @staticmethod
+    def needs_answer(options: SumOptions) -> bool:
+        """Whether one of its parts does."""
+        return any(plugins.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
+
     def __init__(self, options: SumOptions) -> None:
         parts = [_Part(given) for given in options.of]
         self._rewards = {part.name: part.cls(part.options) for part in parts}

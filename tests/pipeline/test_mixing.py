@@ -60,6 +60,7 @@ def test_each_source_has_epochs_of_its_own_in_which_every_prompt_comes_once():
             assert sorted(full) == prompts
         assert len(set(map(tuple, rounds))) == len(rounds), "an epoch has the order of another"
     assert [state["epoch"] for state in order.state()["sources"]] == [6, 14, 0]
+    assert order.epochs == {"0": round(200 / 30, 4), "1": round(100 / 7, 4), "2": 0.5}
 
 
 def test_a_source_that_has_ended_leaves_the_others_their_proportion():
