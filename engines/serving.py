@@ -19,6 +19,7 @@ from engines.base import Engine, EngineError, EngineInfo, Sampling
 from engines.flush import Flusher, Frame, Key
 from engines.proving import load_spans, prove
 from engines.saying import say
+from engines.stopping import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
 from pipeline.messages import (
@@ -81,6 +82,7 @@ class Worker:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
         receiver: how new weights come; by default they are files of this machine.
+        stops: texts that end a turn, beside the engine's stop tokens.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Worker:
         name: str,
         chunk_tokens: int,
         receiver: Receiver | None = None,
+        stops: StopTexts | None = None,
     ) -> None:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
@@ -112,6 +115,7 @@ class Worker:
             self._receive,
         )
         self._receiver = receiver or WeightReceiver()
+        self._stops = stops
         self._epoch: Epoch | None = None
         self._version: int | None = None
         self._loading = 0  # loads under way or waiting
@@ -208,7 +212,12 @@ class Worker:
                 temperature=request.temperature,
                 seed=request.seed,
             )
-            async for delta in self._engine.generate(sampling):
+            deltas = (
+                self._stops.until(self._engine, sampling)
+                if self._stops is not None
+                else self._engine.generate(sampling)
+            )
+            async for delta in deltas:
                 self._add(epoch, key, delta.tokens, delta.logprobs, delta.version, delta.finish)
                 if finish := delta.finish:
                     return

@@ -209,7 +209,6 @@ class TransformersEngine:
     def _submit(self, request: _Request) -> None:
         """Hand a request to the library, with the tokens that it has."""
         assert self._batching is not None
-        assert self._facts is not None
         sampling, done = request.sampling, len(request.tokens)
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
@@ -218,7 +217,7 @@ class TransformersEngine:
             request.inner,
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
-            () if sampling.ignore_stop else self._facts.stop_tokens,
+            self._stops(sampling),
             float(sampling.temperature),
             Draw(sampling.seed, position=done, forced=request.forced),
         ):
@@ -259,9 +258,13 @@ class TransformersEngine:
                 request.news.set()
 
     def _finish_of(self, request: _Request) -> str:
-        assert self._facts is not None
-        stops = () if request.sampling.ignore_stop else self._facts.stop_tokens
+        stops = self._stops(request.sampling)
         return "stop" if request.tokens and request.tokens[-1] in stops else "length"
+
+    def _stops(self, sampling: Sampling) -> tuple[int, ...]:
+        """Tokens that end the request."""
+        assert self._facts is not None
+        return () if sampling.ignore_stop else (*self._facts.stop_tokens, *sampling.stop_tokens)
 
     async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
         """Logprob of `token` after `before`."""

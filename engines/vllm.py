@@ -223,7 +223,7 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
         temperature=sampling.temperature,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed & (2**63 - 1),  # what torch's generators take
-        stop_token_ids=[] if sampling.ignore_stop else list(stop_tokens),
+        stop_token_ids=[] if sampling.ignore_stop else [*stop_tokens, *sampling.stop_tokens],
         ignore_eos=sampling.ignore_stop,
         logprobs=0,  # of the sampled token
         flat_logprobs=True,

@@ -59,11 +59,15 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.fetching import FetchingReceiver
     from engines.profile import latency
     from engines.serving import Worker
+    from engines.stopping import StopTexts
+    from pipeline.configfile import rollout_options
     from pipeline.link import Link
 
     try:
         ticket = ticket_of(stage)
         engine = build(config)
+        options = rollout_options(config)
+        stops = StopTexts(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)
@@ -78,6 +82,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
+        stops=stops,
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
     loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from launch.explain import explain
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
 from launch.report.cli import report
+from launch.reward import reward
 from launch.simulate.cli import simulate
 from launch.status import status
 from launch.top import top
@@ -30,15 +31,16 @@ app = typer.Typer(
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
+app.add_typer(reward, name="reward")
 
 
 def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
     import asyncio
 
-    from pipeline import assembly, rewardcheck
+    from pipeline import assembly, evalsets, rewardcheck
     from pipeline.plugins import PluginError
-    from pipeline.prompts import DataError, load_held_out, load_train
+    from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints
 
@@ -47,21 +49,21 @@ def _check(config: Any) -> list[str]:
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+        held_out = evalsets.load(config, tokenizer)
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
     if problems := list(complaints(config.metrics)):
         fail("\n".join(problems), 2)
     if rewardcheck.has_checks(config.reward):
-        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out])):
+        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out.data])):
             fail("\n".join(problems), 2)
-    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
+    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *skipped,
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         f"training: {train.summary()}",
-        f"held out: {held_out.summary()}",
+        f"held out: {held_out.data.summary()}",
     ]
 
 
@@ -135,13 +137,23 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
     directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
+    best: Annotated[
+        bool, typer.Option("--best", help="that of the run's best step, by eval.best")
+    ] = False,
 ) -> None:
     """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
+    from launch.best import best_checkpoint
     from launch.train import export_run
+    from pipeline.checkpoint import CheckpointError
+    from pipeline.configfile import ConfigError
+    from pipeline.runfolder import RunError
 
     try:
+        if best:
+            run, why = best_checkpoint(run)
+            typer.echo(why)
         typer.echo(export_run(run, directory))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RunError, ConfigError, CheckpointError) as error:
         fail(error)
 
 

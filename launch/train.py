@@ -111,11 +111,14 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 
-def check_fits(directory: Path, manifest: dict[str, Any], config: Config, run: RunFolder) -> None:
+def check_fits(
+    directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
+) -> None:
     """Raise Refused, naming each difference, if a checkpoint was written for other settings,
-    model, tokenizer or data; before anything is started."""
+    model, tokenizer or data; before anything is started. `settings`: where those of now are from.
+    """
     now = fingerprint.take(config)
-    if found := fingerprint.differences(manifest["made_for"], now, run.path):
+    if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise checkpoint.Refused("\n".join([f"{directory} was not written for this:", *found]))
 
 
@@ -130,7 +133,7 @@ def resume_run(path: Path) -> int:
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)
         for line in complaints:
             _say(f"damaged, not used: {line}")
-        check_fits(directory, manifest, config, run)
+        check_fits(directory, manifest, config, run.config)
     except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
         none = isinstance(error, checkpoint.CheckpointError)
@@ -157,6 +160,8 @@ def _carry_out(
         view.close()
         run.release()
     say_outcome(run, config, status, launcher.error)
+    if status == 0 and config.eval.best:
+        print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
     if status == 0:
         print(f"\na page of it: darts report {run.path}", flush=True)
     if status and any(run.checkpoints.glob("step-*")):

@@ -50,8 +50,10 @@ class MicroBatch:
     """Members that go through the model in one call."""
 
     packed: Packed
+    sampled_N: Tensor | None
+    """Indices of the response tokens that were sampled, where a rollout appended others."""
     places_N: Tensor
-    """Where in a flat (B, T) each response token stands."""
+    """Where in a flat (B, T) each sampled response token stands."""
     behaviour_BT: Tensor
     mask_BT: Tensor
     advantages_B: Tensor
@@ -66,8 +68,8 @@ def trained_members(group: TrainGroup) -> list[TrainMember]:
 
 
 def counted_tokens(group: TrainGroup) -> float:
-    """This group's part of the normaliser: member weight times response tokens."""
-    return sum(member.weight * (len(member.response) // 4) for member in group.members)
+    """This group's part of the normaliser: member weight times sampled response tokens."""
+    return sum(member.weight * member.sampled for member in group.members)
 
 
 def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
@@ -92,6 +94,7 @@ def _assemble(
     rows, longest = len(members), max(len(response) for response in responses)
     behaviour = np.zeros((rows, longest), dtype=np.float32)
     mask = np.zeros_like(behaviour)
+    held = np.zeros(mask.shape, dtype=np.bool_)
     for row, (member, response) in enumerate(zip(members, responses, strict=True)):
         logprobs = floats(member.behaviour)
         if len(response) != len(logprobs):
@@ -101,11 +104,16 @@ def _assemble(
             )
         behaviour[row, : len(response)] = logprobs
         mask[row, : len(response)] = 1.0
+        held[row, : len(response)] = True
+        for first, count in member.appended:
+            mask[row, first : first + count] = 0.0
+    appended = any(member.appended for member in members)
     packed = pack_whole(
         [(prompt, [ints(member.response) for member in found]) for prompt, found in parts], device
     )
     return MicroBatch(
         packed=packed,
+        sampled_N=torch.from_numpy(mask[held].nonzero()[0]).to(device) if appended else None,
         places_N=torch.from_numpy(mask.reshape(-1).nonzero()[0]).to(device),
         behaviour_BT=torch.from_numpy(behaviour).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
@@ -177,7 +185,7 @@ def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
 def loss_batch(
     model: Forward, batch: MicroBatch, temperature: float, *, entropy: bool = False
 ) -> LossBatch:
-    """The forward pass of one micro-batch, as a loss wants it; 0 where a row has no token.
+    """The forward pass of one micro-batch, as a loss wants it; 0 where no token was sampled.
 
     The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
     """
@@ -185,6 +193,8 @@ def loss_batch(
     logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
 
     def placed(values_N: Tensor) -> Tensor:
+        if batch.sampled_N is not None:
+            values_N = values_N[batch.sampled_N]
         flat = values_N.new_zeros(batch.mask_BT.numel()).index_copy(0, batch.places_N, values_N)
         return flat.view_as(batch.mask_BT)
 

@@ -175,11 +175,36 @@ class EngineSection(Section, frozen=True, kw_only=True):
     for ten minutes begins to count anew."""
 
 
+class EvalFile(Section, frozen=True, kw_only=True):
+    """A set of `eval.sets`."""
+
+    path: str
+    """A file like that of `data.held_out`."""
+    prompts: int = 0
+    """At most so many of its prompts, the first ones; 0: all."""
+    samples: int = 0
+    """Responses for each of its prompts; 0: as `eval.samples` says."""
+    k: tuple[int, ...] = ()
+    """Of its pass@k; empty: as `eval.k` says, where that many are sampled, else `samples`."""
+
+
 class Evaluation(Section, frozen=True, kw_only=True):
     every: int = 20
     """Steps between evaluations; also before the first and after the last. 0: never."""
     samples: int = 4
     """Responses for each held-out prompt."""
+    k: tuple[int, ...] = ()
+    """Figures pass@k for these k, at most `samples`; empty: for `samples` alone."""
+    greedy: bool = False
+    """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
+    correct: float = 1.0
+    """Reward from which on a response counts as correct, for pass@k."""
+    sets: dict[str, str | EvalFile] = {}
+    """More to evaluate on: a name and its file, as in `{aime: aime.jsonl}`, or its keys, as in
+    `{aime: {path: aime.jsonl, samples: 16, k: [1, 16]}}`. Each has figures of its own."""
+    best: str = ""
+    """Figure whose best step keeps its checkpoint for good: `accuracy`, `greedy` or `pass@4` of
+    `data.held_out`, or `aime/accuracy` of a set. Higher is better. Empty: none."""
 
 
 class CheckpointSection(Section, frozen=True, kw_only=True):
@@ -217,7 +242,7 @@ class Watch(Section, frozen=True, kw_only=True):
     for."""
     reward_s: float = 180.0
     """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
-    for count as missing."""
+    for count as missing; so do responses whose rollout does not answer."""
     learner_s: float = 900.0
     """A learner rank that owes an answer for so long ends the run, as one that dies does."""
     checkpoint_s: float = 300.0
@@ -259,6 +284,12 @@ class Metrics(Section, frozen=True, kw_only=True):
     wandb: str = ""
     """Project of Weights & Biases that steps and evaluations are sent to (needs
     `pip install 'darts-rl[wandb]'`; WANDB_MODE=offline keeps them here). Empty: none."""
+    mlflow: str = ""
+    """Experiment of MLflow that they are sent to (needs `pip install 'darts-rl[mlflow]'`;
+    MLFLOW_TRACKING_URI says where it is). Empty: none."""
+    trackio: str = ""
+    """Project of trackio that they are written to (needs the package trackio, which asks for an
+    older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -278,6 +309,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: which candidates are trained on, and when a group ends."""
     batch: Plugin = Plugin(name="fifo")
     """Plug-in: which groups a step takes, and when it closes."""
+    rollout: Plugin = Plugin(name="single")
+    """Plug-in: what follows a turn of the model: a tool's answer, an environment, or nothing."""
     reward: Plugin = Plugin(name="exact")
     """Plug-in: what a response is worth."""
     advantage: Plugin = Plugin(name="grpo")

@@ -64,6 +64,15 @@ def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], plugins.Options]
     return found, msgspec.convert(plugin.options, plugins.options_type(found))
 
 
+def rollout_options(config: Config) -> plugins.RolloutOptions | None:
+    """Of a loaded configuration's rollout; None: a response is one turn, and nobody is asked."""
+    found, options = plugin_class("rollout", config.rollout)
+    if getattr(found, "idle", False):
+        return None
+    # a plug-in without options of its own is asked as any other
+    return options if isinstance(options, plugins.RolloutOptions) else plugins.RolloutOptions()
+
+
 def _read(path: Path, problems: list[str]) -> Branch:
     empty = Branch(str(path))
     try:

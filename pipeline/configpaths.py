@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pipeline import configrules
-from pipeline.config import Config
+from pipeline.config import Config, EvalFile
 from pipeline.datafiles import is_pattern
 from pipeline.places import look_for
 
@@ -52,11 +52,17 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
         given = config.data.chat_template
         changed["chat_template"] = finder.found("data.chat_template", given, "no such file")
     data = msgspec.structs.replace(config.data, **changed)
+    sets: dict[str, str | EvalFile] = {}
+    for name, given in config.eval.sets.items():
+        path = given if isinstance(given, str) else given.path
+        path = finder.data(f"eval.sets.{name}", path)
+        sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
+    evaluation = msgspec.structs.replace(config.eval, sets=sets)
     if learner.reference not in ("", "start"):
         rule = "neither start nor a directory"
         reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
         learner = msgspec.structs.replace(learner, reference=reference)
-    return msgspec.structs.replace(config, model=model, data=data, learner=learner)
+    return msgspec.structs.replace(config, model=model, data=data, learner=learner, eval=evaluation)
 
 
 class _Finder:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
+from pipeline import evalrules
 from pipeline.config import Config, Data
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -93,6 +94,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine.restarts": _at_least(0),
     "eval.every": _at_least(0),
     "eval.samples": _at_least(1),
+    "eval.k": (lambda value: all(k >= 1 for k in value), "numbers of at least 1"),
+    "eval.greedy": (lambda value: isinstance(value, bool), "true or false"),
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(2),
     "audit.every": _at_least(0),
@@ -129,6 +132,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: not set(value) & set("/\\#?%:"),
         "a project's name, without / \\ # ? % :",
     ),
+    "metrics.mlflow": (lambda value: value == value.strip(), "an experiment's name"),
+    "metrics.trackio": (
+        lambda value: not set(value) & set("/\\"),
+        "a project's name, without / \\",
+    ),
 }
 
 
@@ -155,8 +163,9 @@ def _pairs(config: Config) -> Iterator[tuple[str, str]]:
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"
         yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
+    yield from evalrules.problems(config)
     if config.eval.every:
-        if config.data.held_out == 0:
+        if config.data.held_out == 0 and not config.eval.sets:
             yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"
         elif config.data.train not in tasks() and not isinstance(config.data.held_out, str):
             cure = "name a file of held-out prompts, or set eval.every: 0"

@@ -35,6 +35,8 @@ from pipeline.events import (
     Tokens,
     Trained,
     TrainingFailed,
+    TurnAnswered,
+    TurnFailed,
     Uncut,
     Unjudge,
     VersionPublished,
@@ -43,7 +45,7 @@ from pipeline.events import (
 )
 from pipeline.groups import Stage
 from pipeline.intake import Intake
-from pipeline.limits import Action
+from pipeline.limits import Action, Kind
 from pipeline.placement import Placement
 from pipeline.plugins import Ticked, WeightsPublished
 from pipeline.roster import Roster
@@ -124,6 +126,8 @@ class Coordinator:
             WeightsRefused: self.crew.refused,
             RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
             RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
+            TurnAnswered: self.intake.turns.answered,
+            TurnFailed: self.intake.turns.failed,
             LearnerJoined: lambda e: self.learners.add(e.rank),
             LearnerLost: self._learner_lost,
             VersionPublished: self._first_version,
@@ -166,7 +170,10 @@ class Coordinator:
                 return
             self._next()
         if self.phase is Phase.EVALUATING and self.evaluations.done:
-            self.evaluations.finish()
+            if self.evaluations.last_step != self.core.step:
+                self.evaluations.finish()
+            if not self._best_is_kept():
+                return
             self._next()
         if self.phase is Phase.TRAINING:
             self.steps.pump()
@@ -214,7 +221,10 @@ class Coordinator:
         self.selection.rewarded(trajectory, value, parts, why)
 
     def _missing(self, overdue: Overdue) -> None:
-        """Its reward is not waited for any more."""
+        """Its reward, or what its rollout would say, is not waited for any more."""
+        if overdue.kind is Kind.ROLLOUT:
+            self.intake.turns.give_up(overdue.trajectory, overdue.line)
+            return
         self.core.report("warning", text=overdue.line)
         self.core.emit(Unjudge(trajectory=overdue.trajectory))
         self.selection.rewarded(overdue.trajectory, None, {}, "its reward never came")
@@ -260,6 +270,16 @@ class Coordinator:
                 "warning",
                 text=f"no checkpoint at step {core.step}: the one before is still being written",
             )
+
+    def _best_is_kept(self) -> bool:
+        """The best step so far (`eval.best`) gets a checkpoint, whenever others are due. False:
+        once the one before is written."""
+        if self.core.step in (0, self.cut_step) or not self.evaluations.newest_is_best:
+            return True
+        if self.cutting_since is not None:
+            return False
+        self._cut()
+        return True
 
     def _cut(self) -> None:
         self.cutting_since, self.cut_step = self.core.now, self.core.step

@@ -86,10 +86,13 @@ def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
         yield from ((f"{key} {file.name}", _checksum([file])) for file in files)
 
 
-def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> list[str]:
+def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str) -> list[str]:
     """A line each for what does not fit, with both values and the cure; empty: it fits.
 
-    >>> differences({"group.size": "8"}, {"group.size": "4"}, Path("runs/a"))
+    Args:
+        settings: where those of now are from.
+
+    >>> differences({"group.size": "8"}, {"group.size": "4"}, "runs/a/config.yaml")
     ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
     """
     whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
@@ -98,11 +101,11 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
         before, after = saved[key], now[key]
         if before == after or (key == _RANKS and whole_state):
             continue
-        cure = f"put it back in {run}/config.yaml"
+        cure = f"put it back in {settings}"
         if key.startswith(_OF_FILES):
-            cure = f"put them back, or name the right model in {run}/config.yaml"
+            cure = f"put them back, or name the right model in {settings}"
         elif key.startswith(_DATA):
-            cure = f"put the data back as it was, here or in {run}/config.yaml"
+            cure = f"put the data back as it was, here or in {settings}"
         elif key in (_RANKS, _ZERO):
             cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
         lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")

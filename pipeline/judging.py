@@ -11,6 +11,7 @@ from pipeline.messages import ints
 from pipeline.prompts import Dataset
 from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
 from pipeline.text import Tokenizer
+from pipeline.turning import pieces_of
 from pipeline.views import Sampled
 
 log = logging.getLogger("stage")
@@ -84,11 +85,12 @@ class Judging:
             prompt=item.prompt,
             response=self._tokenizer.decode(ids),
             finish=command.finish,
-            tokens=len(ids),
+            tokens=len(ids) - sum(count for _, count in command.appended),
             answer=item.answer,
             columns=item.columns,
             messages=item.messages,
             ids=ids,
             step=command.step,
             steps=command.steps,
+            pieces=pieces_of(ids, command.appended, self._tokenizer) if command.appended else (),
         )

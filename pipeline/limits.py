@@ -38,6 +38,7 @@ class Kind(StrEnum):
     SLOT = "slot"  # a trajectory waits for one
     PARKED = "parked"  # until a slot, or new weights
     REWARD = "reward"
+    ROLLOUT = "rollout"  # what follows a turn
     LEARNER = "learner"  # a rank trains, or closes the step
     CHECKPOINT = "checkpoint"
     RULE = "rule"  # nothing is under way: only a plug-in could go on
@@ -73,6 +74,7 @@ RULES: dict[Kind, Rule] = {
     Kind.SLOT: Rule("", "whoever holds a slot", Action.NONE),
     Kind.PARKED: Rule("", "a free slot, or the step's end", Action.NONE),
     Kind.REWARD: Rule("reward_s", "the reward workers", Action.MISSING),
+    Kind.ROLLOUT: Rule("reward_s", "the rollout's workers", Action.MISSING),
     Kind.LEARNER: Rule("learner_s", "the rank", Action.LOSE),
     Kind.CHECKPOINT: Rule("checkpoint_s", "the ranks and the disk", Action.GIVE_UP),
     Kind.RULE: Rule("still_s", "the plug-in", Action.STOP),

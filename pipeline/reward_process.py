@@ -1,4 +1,4 @@
-"""One reward worker, seen from the stage: started, asked, listened to, and never left behind.
+"""One worker of a pool, seen from the stage: started, asked, listened to, and never left behind.
 
 Each is a fresh interpreter with a session of its own, an environment without secrets, no
 descriptor but its channel and its output, and an empty directory to work in.
@@ -58,9 +58,10 @@ class WorkerProcess:
         most: int,
         channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         output: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        seam: str,
     ) -> None:
-        self._process, self._mark, self._most = process, mark, most
-        self._too_many = False
+        self._process, self._mark, self._seam = process, mark, seam
+        self._most, self._too_many = most, False
         self._reader, self._writer = channel
         self._printed = 0
         self._writers = (channel[1], output[1])
@@ -115,7 +116,8 @@ class WorkerProcess:
                 if room > 0:
                     text = printable(printed[:room].decode(errors="replace"))
                     more = " (and more, which is not logged)" if len(printed) > room else ""
-                    log.info("reward worker %d: %s%s", self._process.pid, text.rstrip(), more)
+                    who = f"{self._seam} worker {self._process.pid}"
+                    log.info("%s: %s%s", who, text.rstrip(), more)
 
     def kill(self) -> None:
         """At once, with its process group; `close` sees to the rest."""
@@ -160,7 +162,12 @@ def _spawn(
 
 
 async def start(
-    plugin: Plugin, limits: Limits, directory: str, keep: Collection[str], most: int
+    seam: str,
+    plugin: Plugin,
+    limits: Limits,
+    directory: str,
+    keep: Collection[str],
+    most: int,
 ) -> tuple[WorkerProcess, Answer]:
     """A worker, and what it says of building the plug-in. Raises Died.
 
@@ -178,9 +185,10 @@ async def start(
         most,
         await asyncio.open_connection(sock=channel),
         await asyncio.open_connection(sock=output),
+        seam,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid())))
+        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), seam)))
     except BaseException:
         worker.kill()
         await worker.close()

@@ -1,4 +1,4 @@
-"""What the stage and its reward workers say to each other: JSON with its length before it.
+"""What the stage and its workers say to each other: JSON with its length before it.
 
 JSON, since a data set may hold integers that msgpack has no room for. Never pickled:
 a worker runs other people's code, and what it answers is only ever one of `Answer`.
@@ -14,7 +14,7 @@ import msgspec
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.printable import printable
-from pipeline.views import Sampled
+from pipeline.views import Sampled, Turn
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20
@@ -28,10 +28,11 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     directory: str  # to work in
     parent: int
+    seam: str = "reward"  # that the plug-in is of: reward | rollout
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score these, together; each has the fields of a `Sampled`."""
+    """Score these, together; each has the fields of a `Sampled`, or for a rollout of a `Turn`."""
 
     samples: list[dict[str, Any]]
 
@@ -55,6 +56,15 @@ class Abstained(msgspec.Struct, frozen=True, tag=True):
     """The reward has no opinion on this response."""
 
 
+class Follows(msgspec.Struct, frozen=True, tag=True):
+    """What a rollout answered: that the response is `over`, or what is appended."""
+
+    over: bool
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    memory: Any = None
+
+
 class Failure(msgspec.Struct, frozen=True, tag=True):
     why: str
     traceback: str
@@ -63,7 +73,7 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
 class Scores(msgspec.Struct, frozen=True, tag=True):
     """Of a call, one for each of its samples."""
 
-    found: list[Done | Abstained | Failure]
+    found: list[Done | Abstained | Follows | Failure]
     begun: float  # this machine's monotonic clock
     ended: float
 
@@ -86,7 +96,7 @@ def framed(message: Order | Answer) -> bytes:
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 
-def call(samples: Sequence[Sampled]) -> Call:
+def call(samples: Sequence[Sampled | Turn]) -> Call:
     return Call([msgspec.structs.asdict(sample) for sample in samples])
 
 

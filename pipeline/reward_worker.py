@@ -1,4 +1,4 @@
-"""`python -m pipeline.reward_worker DESCRIPTOR`: one reward plug-in, called again and again.
+"""`python -m pipeline.reward_worker DESCRIPTOR`: a reward or rollout, called again and again.
 
 A process of its own, for user code. Told over a socket what to build and what it may use
 (`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
@@ -7,6 +7,9 @@ it imports is found as it was by the stage.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import operator
 import os
 import socket
 import sys
@@ -29,6 +32,7 @@ from pipeline.reward_wire import (
     Checked,
     Done,
     Failure,
+    Follows,
     Order,
     Ready,
     Scores,
@@ -36,7 +40,8 @@ from pipeline.reward_wire import (
     framed,
     order,
 )
-from pipeline.views import Sampled
+from pipeline.verbs import Append
+from pipeline.views import Sampled, Turn
 
 
 def _next(stream: BinaryIO) -> Order | None:
@@ -48,7 +53,7 @@ def _next(stream: BinaryIO) -> Order | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = plugins.find("reward", setup.plugin.name)
+    cls = plugins.find(setup.seam, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, plugins.options_type(cls)))
 
 
@@ -62,6 +67,43 @@ def _verdict(outcome: Outcome) -> Done | Abstained | Failure:
     if isinstance(outcome, Exception):
         return _failure(outcome)
     return Abstained() if outcome is None else Done(outcome.value, outcome.parts)
+
+
+def _turns(rollout: Any, call: Call, runner: asyncio.Runner) -> Scores:
+    """One loop for all calls, so that what a rollout keeps open stays usable."""
+    begun = time.monotonic()
+    found = [_follows(rollout, Turn(**turn), runner) for turn in call.samples]
+    return Scores([*found], begun, time.monotonic())
+
+
+def _follows(rollout: Any, turn: Turn, runner: asyncio.Runner) -> Follows | Failure:
+    try:
+        result = rollout.turn(turn)
+        if inspect.isawaitable(result):
+            result = runner.run(_awaited(result))
+        return checked(result)
+    except Exception as error:
+        return _failure(error)
+
+
+def checked(result: object) -> Follows:
+    """What a rollout returned. Raises TypeError or ValueError if that is no answer."""
+    if result is None:
+        return Follows(over=True)
+    found = Append(text=result) if isinstance(result, str) else result
+    if not isinstance(found, Append):
+        raise TypeError(
+            f"returned {type(result).__name__} {result!r:.80}, expected text, Append or None"
+        )
+    if found.text and len(found.tokens):
+        raise ValueError("returned an Append with text and tokens, expected one of them")
+    tokens = tuple(operator.index(token) for token in found.tokens)
+    memory = msgspec.json.decode(msgspec.json.encode(found.memory))  # or it says what it cannot
+    return Follows(over=False, text=writable(found.text), tokens=tokens, memory=memory)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
 
 
 def _check(reward: Any, check: Check) -> Answer:
@@ -110,16 +152,22 @@ def main() -> None:
     die_with(setup.parent)
     confine(setup.limits)
     try:
-        reward = _build(setup)
+        plugin = _build(setup)
     except BaseException as error:  # SystemExit of user code, too
         channel.sendall(_frame(_failure(error)))
         return
     os.chdir(setup.directory)  # now: what is imported by relative paths has been found
     channel.sendall(_frame(Ready()))
-    while isinstance(message := _next(stream), Call | Check):
-        limit_call(setup.limits.cpu_s, time.process_time())
-        found = _scores(reward, message) if isinstance(message, Call) else _check(reward, message)
-        channel.sendall(_frame(found))
+    with asyncio.Runner() as runner:
+        while isinstance(message := _next(stream), Call | Check):
+            limit_call(setup.limits.cpu_s, time.process_time())
+            if isinstance(message, Check):
+                found = _check(plugin, message)
+            elif setup.seam == "rollout":
+                found = _turns(plugin, message, runner)
+            else:
+                found = _scores(plugin, message)
+            channel.sendall(_frame(found))
 
 
 if __name__ == "__main__":

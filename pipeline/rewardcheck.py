@@ -56,4 +56,5 @@ def _unanswered(item: Item) -> Sampled:
         tokens=0,
         answer=item.answer,
         columns=item.columns,
+        messages=item.messages,
     )

@@ -1,4 +1,5 @@
-"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own.
+"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own; and the
+pool of workers that rollouts are asked in, too.
 
 User code never runs in the stage: what raises, hangs, crashes or answers nonsense
 is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
@@ -18,13 +19,14 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
 from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
+from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
 from pipeline.reward_process import Died, WorkerProcess
 from pipeline.reward_wire import (
     Abstained,
@@ -32,32 +34,22 @@ from pipeline.reward_wire import (
     Checked,
     Done,
     Failure,
+    Follows,
     Scores,
     call,
     check,
     framed,
 )
-from pipeline.views import Sampled
+from pipeline.views import Sampled, Turn
 
 WINDOW = 50
 """Calls over which the share of failures is taken."""
 MIN_CALLS = 10
 """No verdict on the share of failures before so many calls."""
+SPARE_S = 0.2
+"""A call that nobody waits for any more may go on so long: to start another worker takes longer."""
 WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
-
-
-class RewardFailed(Exception):
-    """One trajectory has no reward; `traceback` is the user code's, where there is one."""
-
-    def __init__(self, why: str, traceback: str = "") -> None:
-        super().__init__(why)
-        self.why = why
-        self.traceback = traceback
-
-
-class NoOpinion(Exception):
-    """The reward says nothing of this response: it is missing, and nothing has failed."""
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,59 +61,41 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     failed: int  # of those
 
 
-class Scored(msgspec.Struct, frozen=True):
-    """A reward, and when its worker began and ended, seconds of the monotonic clock."""
-
-    value: float
-    parts: dict[str, float]
-    times: tuple[float, float]
-
-
-class _Job:
-    """One sample that is to be scored; `answer` hears what it came to, once."""
-
-    def __init__(self, sample: Sampled) -> None:
-        self.sample = sample
-        self.answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        self.alone = False  # a call that it was in has failed: no other is to suffer from it
-        self.died = False  # under it alone, once
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-class RewardPool:
-    """Scores samples with one plug-in; used from one event loop, as an async context manager.
+class WorkerPool:
+    """Asks one plug-in of a seam; used from one event loop, as an async context manager.
 
     Args:
         most: workers, where the options want more; 0: as they say.
     """
+
+    seam: ClassVar[str]
 
     def __init__(self, plugin: Plugin, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
         self.workers = min(self._options.workers, most or self._options.workers)
-        """Processes that score."""
-        name = leftovers.name_of(os.getpid(), "rewards-")
+        """Processes that answer."""
+        options = self._options
+        self._batch = options.batch if isinstance(options, plugins.RewardOptions) else 1
+        name = leftovers.name_of(os.getpid(), f"{self.seam}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
         leftovers.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._jobs: dict[int, _Job] = {}  # by trajectory
-        self._waiting: deque[_Job] = deque()
-        self._calls: dict[asyncio.Task[None], list[_Job]] = {}  # one for each busy worker
+        self._jobs: dict[int, Job] = {}  # by trajectory
+        self._waiting: deque[Job] = deque()
+        self._calls: dict[asyncio.Task[None], list[Job]] = {}  # one for each busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
-    @staticmethod
-    def _guards(plugin: Plugin) -> plugins.RewardOptions:
-        cls = plugins.find("reward", plugin.name)
-        options = msgspec.convert(plugin.options, plugins.options_type(cls))
-        if isinstance(options, plugins.RewardOptions):
+    @classmethod
+    def _guards(cls, plugin: Plugin) -> plugins.WorkerOptions:
+        found = plugins.find(cls.seam, plugin.name)
+        options = msgspec.convert(plugin.options, plugins.options_type(found))
+        if isinstance(options, plugins.WorkerOptions):
             return options
-        return plugins.RewardOptions()  # a plug-in without options of its own is guarded too
+        return plugins.WorkerOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
         try:
@@ -151,16 +125,16 @@ class RewardPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
-        """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
-        `cancel`."""
-        job = _Job(sample)
+    async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
+        """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
+        after `cancel`."""
+        job = Job(sample)
         if trajectory is not None:
             self._jobs[trajectory] = job
         self._waiting.append(job)
         self._pump()
         try:
-            score = await job.answer
+            found = await job.answer
         except RewardFailed as error:
             self._ends.append(True)
             self._last = error
@@ -174,32 +148,14 @@ class RewardPool:
             if job.answer.cancelled():
                 self._unwanted(job)
         self._ends.append(False)
-        return score
+        return found
 
     def cancel(self, trajectory: int) -> None:
-        """Its score is not needed any more; a running call is killed unless others are in it.
-        Unknown ones are ignored."""
+        """Its answer is not needed any more; a running call is killed unless it ends within
+        `SPARE_S` or others are in it. Unknown ones are ignored."""
         job = self._jobs.get(trajectory)
         if job is not None:
             job.answer.cancel()
-
-    async def check(self, samples: Sequence[Sampled]) -> list[str]:
-        """What the plug-in has against the answers of these, which nobody has responded to: a
-        text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
-
-        For use between `start` and the first `score`.
-        """
-        worker = self._idle[0]
-        try:
-            async with asyncio.timeout(WARM_UP_S):
-                answer = await worker.ask(framed(check(samples)))
-        except (TimeoutError, Died) as error:
-            self._discard(self._idle.pop(0))
-            why = str(error) or f"took longer than {WARM_UP_S:g} s"
-            raise RewardFailed(f"reward {self._plugin.name!r}, checking answers: {why}") from error
-        if isinstance(answer, Checked):
-            return answer.complaints
-        raise self._nonsense(answer)
 
     def statistics(self) -> Figures:
         jobs = [job for call in self._calls.values() for job in call]
@@ -218,8 +174,8 @@ class RewardPool:
             return None
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
-            f"reward {self._plugin.name!r} failed in {failed} of the last {called} calls, over "
-            f"reward.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"{self._who} failed in {failed} of the last {called} calls, over "
+            f"{self.seam}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
@@ -246,12 +202,12 @@ class RewardPool:
             self._calls[task] = jobs
             task.add_done_callback(self._ended)
 
-    def _next(self) -> list[_Job]:
+    def _next(self) -> list[Job]:
         """What is asked about together: the oldest, and others that may go with it."""
         jobs = [self._waiting.popleft()]
         while (
             self._waiting
-            and len(jobs) < self._options.batch
+            and len(jobs) < self._batch
             and not jobs[0].alone
             and not self._waiting[0].alone
         ):
@@ -262,15 +218,15 @@ class RewardPool:
         del self._calls[task]
         self._pump()
 
-    def _unwanted(self, job: _Job) -> None:
+    def _unwanted(self, job: Job) -> None:
         """Nobody waits for it; a call that nobody waits for at all is killed."""
         if job in self._waiting:
             self._waiting.remove(job)
         for task, jobs in self._calls.items():
             if job in jobs and all(other.answer.done() for other in jobs):
-                task.cancel()
+                asyncio.get_running_loop().call_later(SPARE_S, task.cancel)
 
-    async def _carry_out(self, jobs: list[_Job]) -> None:
+    async def _carry_out(self, jobs: list[Job]) -> None:
         """One call of a worker; every job hears what it came to, or waits again alone."""
         try:
             scores = await self._ask(jobs)
@@ -295,18 +251,23 @@ class RewardPool:
                 job.fail(error)
 
     def _tell(
-        self, job: _Job, found: Done | Abstained | Failure, times: tuple[float, float]
+        self,
+        job: Job,
+        found: Done | Abstained | Follows | Failure,
+        times: tuple[float, float],
     ) -> None:
         if job.answer.done():
             return  # cancelled meanwhile
         if isinstance(found, Done):
             job.answer.set_result(Scored(found.value, found.parts, times))
+        elif isinstance(found, Follows):
+            job.answer.set_result(Followed(found, times))
         elif isinstance(found, Failure):
             job.fail(RewardFailed(found.why, found.traceback))
         else:
-            job.fail(NoOpinion(f"reward {self._plugin.name!r} has no opinion on it"))
+            job.fail(NoOpinion(f"{self._who} has no opinion on it"))
 
-    async def _ask(self, jobs: list[_Job]) -> Scores:
+    async def _ask(self, jobs: list[Job]) -> Scores:
         """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
         frame = framed(call([job.sample for job in jobs]))
         worker = self._idle.pop() if self._idle else await self._start_one()
@@ -333,7 +294,7 @@ class RewardPool:
 
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
-        name, options = self._plugin.name, self._options
+        options = self._options
         limits = Limits(
             memory_gib=options.memory_gib,
             cpu_s=options.cpu_s,
@@ -343,24 +304,65 @@ class RewardPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self._plugin, limits, self._directory.name, options.env, options.processes
+                    self.seam,
+                    self._plugin,
+                    limits,
+                    self._directory.name,
+                    options.env,
+                    options.processes,
                 )
         except TimeoutError as error:
-            raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
+            raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error
         except Died as error:
             raise RewardFailed(
-                f"reward {name!r}: its worker died while building it ({error})"
+                f"{self._who}: its worker died while building it ({error})"
             ) from error
         if isinstance(answer, Failure):
             self._discard(worker)
-            raise RewardFailed(f"reward {name!r}: {answer.why}", answer.traceback)
+            raise RewardFailed(f"{self._who}: {answer.why}", answer.traceback)
         return worker
+
+    @property
+    def _who(self) -> str:
+        return f"{self.seam} {self._plugin.name!r}"
 
     def _discard(self, worker: WorkerProcess) -> None:
         worker.kill()
         ending = asyncio.ensure_future(worker.close())
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
+
+
+class RewardPool(WorkerPool):
+    """Scores samples with one reward."""
+
+    seam = "reward"
+
+    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
+        """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
+        `cancel`."""
+        found = await self.ask(sample, trajectory)
+        if not isinstance(found, Scored):
+            raise RewardFailed("its worker answered what is no score")
+        return found
+
+    async def check(self, samples: Sequence[Sampled]) -> list[str]:
+        """What the plug-in has against the answers of these, which nobody has responded to: a
+        text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
+
+        For use between `start` and the first `score`.
+        """
+        worker = self._idle[0]
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                answer = await worker.ask(framed(check(samples)))
+        except (TimeoutError, Died) as error:
+            self._discard(self._idle.pop(0))
+            why = str(error) or f"took longer than {WARM_UP_S:g} s"
+            raise RewardFailed(f"{self._who}, checking answers: {why}") from error
+        if isinstance(answer, Checked):
+            return answer.complaints
+        raise self._nonsense(answer)
 
 
 def _chained(error: RewardFailed, cause: Exception) -> RewardFailed:

@@ -118,6 +118,13 @@ class Saver:
         else:  # a thread is at it, and so is the disk: what it leaves the next one sweeps
             self._over(f"the disk has not taken it within {seconds:.0f} s")
 
+    def _best(self) -> Path | None:
+        """The checkpoint of the best step that has one: what was the best stays until the
+        checkpoint of the better one is whole."""
+        names = map(checkpoint.name_of, self._coordinator.evaluations.ranked())
+        paths = (self._checkpoints / name for name in names)
+        return next((path for path in paths if path.is_dir()), None)
+
     async def _commit(self, directory: Path, state: snapshot.Snapshot) -> None:
         error = ""
         try:
@@ -131,7 +138,8 @@ class Saver:
             self._end(error)
             return
         try:
-            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep)
+            best = self._best()
+            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep, best=best)
         except OSError as error:  # the new one is there all the same
             log.warning("older checkpoints than the newest %d stay: %s", self._keep, error)
         self._end("")

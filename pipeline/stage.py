@@ -21,11 +21,13 @@ from typing import Any
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens, sender_of
+from pipeline.configfile import rollout_options
 from pipeline.core import PluginFault
 from pipeline.door import Door
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    AskRollout,
     Cut,
     EndLegs,
     FinishStep,
@@ -40,6 +42,7 @@ from pipeline.events import (
     ShutDown,
     Tick,
     Train,
+    UnaskRollout,
     Uncut,
     Unhint,
     Unjudge,
@@ -70,6 +73,7 @@ from pipeline.peers import Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver, size_of
+from pipeline.turning import RolloutPool, Turning
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -80,7 +84,11 @@ class Stage:
     """`run()` until the coordinator shuts down; returns the run's error ('' when none)."""
 
     def __init__(
-        self, parts: Parts, pool: RewardPool, tell_launcher: Callable[[dict[str, Any]], None]
+        self,
+        parts: Parts,
+        pool: RewardPool,
+        tell_launcher: Callable[[dict[str, Any]], None],
+        rollouts: RolloutPool | None = None,
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
@@ -112,6 +120,8 @@ class Stage:
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
+        options = rollout_options(self._config)
+        self._turning = Turning(rollouts, parts.tokenizer, parts.data, self.tell, options)
         self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
@@ -135,6 +145,7 @@ class Stage:
             for task in (pending := {*loops, over, *self._tasks}):
                 task.cancel()
             await asyncio.wait(pending)
+            await self._turning.close()
             faulthandler.cancel_dump_traceback_later()
             self._farewell()
         return self.error
@@ -245,6 +256,10 @@ class Stage:
                 task.add_done_callback(self._tasks.discard)
             case Unjudge(trajectory=trajectory):
                 self._judging.cancel(trajectory)
+            case AskRollout():
+                self._turning.ask(command)
+            case UnaskRollout(trajectory=trajectory):
+                self._turning.cancel(trajectory)
             case Train(rank=rank, step=step, group=group, prompt=prompt, members=members):
                 tokens = self.parts.data["train"][prompt].tokens
                 message = TrainGroup(step=step, group=group, prompt=tokens, members=members)

@@ -107,6 +107,9 @@ def _of_a_member(
     if member.state is State.RUNNING and is_open:
         what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
         return Kind.TRAJECTORY, what, placement.leg_moved(member)
+    if member.state is State.CALLING and is_open:
+        what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
+        return Kind.ROLLOUT, what, coordinator.intake.turns.heard
     if member.state is State.QUEUED and is_open:
         if not placement.serving():
             return None  # the engine is what it waits for, named by itself

@@ -97,6 +97,7 @@ class Watchdog:
         for engine in coordinator.placement.engines.values():
             yield from self._of_engine(engine, now)
         yield from self._rewards(now)
+        yield from self._rollouts(now)
         for rank, since in self._owing.items():
             if self._past(Kind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
@@ -174,6 +175,16 @@ class Watchdog:
             line = f"trajectory {trajectory}: no reward has come for {still:.0f} s; it is missing"
             yield Overdue(kind=Kind.REWARD, line=line, trajectory=trajectory)
 
+    def _rollouts(self, now: float) -> Iterator[Overdue]:
+        """The same of rollouts."""
+        turns = self._coordinator.intake.turns
+        for trajectory, asked in self._coordinator.core.calling.items():
+            still = now - max(asked, turns.heard)
+            if not self._past(Kind.ROLLOUT, still):
+                return
+            line = f"trajectory {trajectory}: no rollout has answered for {still:.0f} s"
+            yield Overdue(kind=Kind.ROLLOUT, line=line, trajectory=trajectory)
+
     def _note_debts(self, now: float) -> None:
         steps = self._coordinator.steps
         for rank in range(self._coordinator.core.settings.ranks):
@@ -192,6 +203,7 @@ class Watchdog:
             or not engines
             or any(engine.legs or engine.loading >= 0 for engine in engines)
             or coordinator.roster.judging
+            or coordinator.core.calling
             or self._owing
             or coordinator.cutting_since is not None
         ):

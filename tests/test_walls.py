@@ -17,7 +17,7 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 DECIDES = """coordinator core selection roster steps placement intake evaluation figures
     occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
     crew limits watchdog planning hints audit staleness reporting handover latency cores trace fleet
-    tally live timeline timing spans causes critical ranks"""
+    tally live timeline timing spans causes critical ranks turns"""
 SANS_IO = sorted(
     [
         *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),

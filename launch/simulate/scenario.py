@@ -161,8 +161,9 @@ def simulate(
     numbers = assembly.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    # Modelled engines may speak only when a response ends: nobody of them hangs.
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Limits())
+    # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
+    # is one turn: what a rollout would say to it is not known.
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Limits(), turns=0)
     coordinator = Coordinator(numbers, assembly.seams(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

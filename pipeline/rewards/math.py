@@ -36,6 +36,7 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
 @register("reward", "math")
 class Math:
     Options = MathOptions
+    needs_answer = True
 
     def __init__(self, options: MathOptions | None = None) -> None:
         # Seconds: here, before the first call's limit counts.

@@ -121,6 +121,8 @@ class Sum:
         """The first part's that has one."""
         for name, reward in self._rewards.items():
             text = reward.complaint(sample) if hasattr(reward, "complaint") else ""
+            if not sample.answer and getattr(reward, "needs_answer", False):
+                text = text or "there is none, and it compares with one"
             if text:
                 return f"{name}: {text}"
         return ""

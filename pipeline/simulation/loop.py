@@ -209,6 +209,8 @@ class Simulation:
                 self._report(command)
             case ShutDown():
                 self.over = command
+            case _:
+                raise AssertionError(f"{command}: responses are modelled as one turn")
 
     def _report(self, command: Report) -> None:
         if command.what == "group":
@@ -234,11 +236,11 @@ class Simulation:
             del self._wanted[trajectory]
             self.tell(RewardReady(trajectory=trajectory, value=value))
 
-    def _cut(self, command: Cut) -> None:
-        self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
-
     def _uncut(self, command: Uncut) -> None:
         """Here a checkpoint ends by itself."""
+
+    def _cut(self, command: Cut) -> None:
+        self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
 
     def _restart(self, command: Restart) -> None:
         engine = self.engines.pop(command.peer)
@@ -361,7 +363,7 @@ class Simulation:
 
     def trained(self, learner: ModelledLearner, command: Train) -> None:
         """A rank has run forward and backward of a group."""
-        tokens = sum(m.weight * (len(m.response) // 4) for m in command.members)
+        tokens = sum(m.weight * m.sampled for m in command.members)
         self.soon(
             self.tell,
             Trained(
@@ -392,8 +394,6 @@ class Simulation:
     def close_step(self) -> Mapping[int, Mapping[str, float]]:
         """Each rank's figures of the step."""
         return {rank: learner.close_step() for rank, learner in sorted(self.learners.items())}
-
-    # --- figures ------------------------------------------------------------------------
 
     def of(self, what: str) -> list[dict[str, Any]]:
         """Reports of one kind: step, eval, budget, warning, wait."""

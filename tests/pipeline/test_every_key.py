@@ -187,7 +187,11 @@ def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: 
 
 def option_is_read(cls: type[Any], field: str) -> bool:
     """Read from an instance named `options` or `_options`, outside of `problems`."""
-    base = cls is plugins.RewardOptions  # the pool reads what guards its workers
+    base = cls in (
+        plugins.WorkerOptions,
+        plugins.RewardOptions,
+        plugins.RolloutOptions,
+    )  # the core's
     trees = SOURCES if base else [ast.parse(Path(inspect.getfile(cls)).read_text())]
     return any(
         isinstance(node, ast.Attribute)

@@ -12,11 +12,12 @@ import pytest
 
 from pipeline import fingerprint, snapshot
 from pipeline.config import Config, Data, Source
-from pipeline.coordinator import Coordinator
+from pipeline.core import Seams
 from pipeline.orders._walk import OrderOptions
 from pipeline.orders.sequential import Sequential
 from pipeline.orders.shuffled import Shuffled
 from pipeline.orders.tail_batching import TailBatching
+from pipeline.verbs import Plan
 from pipeline.views import PlanView, SourceView
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -97,27 +98,49 @@ def test_an_order_goes_on_exactly_from_its_state_at_any_time(make: Any):
         del outstanding[rng.randint(0, 8) :]
 
 
-def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop():
-    changes: dict[str, Any] = dict(
-        prompts=20, sources=(SourceView(0, 15, 2.0), SourceView(15, 5, 1.0)), steps=4, eval_every=0
-    )
+class Noted(Shuffled):
+    """Keeps what it planned for the first time."""
 
-    def world() -> World:
-        return World(3, settings_of(**changes), seams_of("first_m", seed=3))
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.planned: list[int] = []
 
-    whole = world()
-    whole.start()
-    whole.run()
-    cut = whole.cuts[0]
-    coordinator = Coordinator(whole.settings, seams_of("first_m", seed=3), [5] * 20)
-    snapshot.restore(coordinator, cut, 0.0)
-    state = coordinator.core.seams.prompts.state()  # type: ignore[attr-defined]
-    assert state == cut.plugins["prompts"]
-    assert [source["given"] for source in state["sources"]] != [0, 0]
-    view = view_of(6, dataset=20, sources=whole.settings.sources)
-    twin = Shuffled(seed=3)
-    twin.restore(cut.plugins["prompts"])
-    assert coordinator.core.seams.prompts.plan(view) == twin.plan(view)
+    def plan(self, view: PlanView) -> Plan:
+        plan = super().plan(view)
+        self.planned += [prompt for prompt in plan.prompts if prompt not in view.deferred]
+        return plan
+
+
+@pytest.mark.parametrize("halt_at", [60, 120, 200])
+def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(halt_at: int):
+    sources = (SourceView(0, 60, 2.0), SourceView(60, 40, 1.0))
+    numbers = settings_of(prompts=100, sources=sources, steps=6, eval_every=0)
+
+    def seams() -> Seams:
+        return msgspec.structs.replace(seams_of("first_m", seed=3), prompts=Noted(3))
+
+    first = World(5, numbers, seams())
+    first.start()
+    first.run(halt_at=halt_at)
+    assert first.coordinator.core.step < 6, "there is nothing to resume"
+    saved = first.cuts[-1]
+    second = World(6, numbers, seams(), before=first)
+    snapshot.restore(second.coordinator, saved, 0.0)
+    for group in saved.groups:
+        for member in group.members:
+            if member.state in ("finished", "truncated") and not member.scored:
+                second.rewards[member.id] = None  # type: ignore[assignment]
+    second.start(saved.version)
+    second.run()
+    assert second.coordinator.core.step == 6
+    before, after = (w.coordinator.core.seams.prompts for w in (first, second))
+    assert isinstance(before, Noted)
+    assert isinstance(after, Noted)
+    until = sum(source["given"] for source in saved.plugins["prompts"]["sources"])
+    opened = before.planned[:until] + after.planned
+    assert len(after.planned) > 0
+    whole = Shuffled(seed=3).plan(view_of(len(opened), dataset=100, sources=sources))
+    assert opened == list(whole.prompts)
 
 
 def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
@@ -133,14 +156,14 @@ def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
         return fingerprint.take(Config(model=str(tmp_path), data=Data(train=sources)))
 
     def changed(before: fingerprint.Fingerprint, after: fingerprint.Fingerprint) -> list[str]:
-        found = fingerprint.differences(before, after, tmp_path)
+        found = fingerprint.differences(before, after, "mine.yaml")
         return [line.split(": ", 1)[0] for line in found]
 
     before = taken()
     assert changed(before, taken(2.0)) == ["data.train.0.weight"]
     (tmp_path / "c.jsonl").write_text('{"prompt": "2=", "answer": "2"}\n')
     assert changed(before, taken()) == ["data.train.1 c.jsonl"]
-    [line] = fingerprint.differences(before, taken(), tmp_path)
-    assert line.endswith(f"put the data back as it was, here or in {tmp_path}/config.yaml")
+    [line] = fingerprint.differences(before, taken(), "mine.yaml")
+    assert line.endswith("put the data back as it was, here or in mine.yaml")
     (tmp_path / "c.jsonl").unlink()
     assert "data.train.1" in changed(before, taken()), "a file that is gone is a difference"

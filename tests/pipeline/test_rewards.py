@@ -250,7 +250,8 @@ def test_a_sum_is_written_in_a_configuration_and_its_faults_have_a_line(tmp_path
         "reward:\n  sum:\n    of:\n      - exact: {marker: '#'}\n        weight: 2\n      - maths\n"
     )
     path.write_text(text[:start] + own + text[end:])
-    with pytest.raises(ConfigError, match=r"sum\.yaml:14: reward\.sum: of \[1\]: no reward"):
+    line = text[:start].count("\n") + 3
+    with pytest.raises(ConfigError, match=rf"sum\.yaml:{line}: reward\.sum: of \[1\]: no reward"):
         load(path)
     path.write_text(path.read_text().replace("maths", "math"))
     loaded = load(path).reward

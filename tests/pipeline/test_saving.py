@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline import checkpoint, saving
@@ -258,3 +259,21 @@ async def test_state_that_cannot_be_encoded_names_the_plugin(
     [ended] = bureau.ended
     assert ended.error.startswith("the state of selector Scripted: ")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_best_step_that_has_a_checkpoint_is_never_pruned(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path, ranks=1)
+    core = bureau.bench.core
+    core.settings = msgspec.structs.replace(core.settings, eval_best="accuracy")
+    figures = {2: 0.5, 3: 0.9, 4: 0.5, 5: 0.1, 6: 0.2, 7: 0.95, 8: 0.3}
+    for step, accuracy in figures.items():
+        bureau.bench.coordinator.evaluations.history.append({"step": step, "accuracy": accuracy})
+        if step == 7:
+            continue  # the best of all, but its checkpoint failed
+        core.step = step
+        save = bureau.saver.begin(step, step, ABOUT)
+        assert save is not None
+        bureau.saver.rank_saved(Path(save.directory), 0, "")
+        assert (await bureau.end()).error == ""
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [checkpoint.name_of(step) for step in (3, 5, 6, 8)]
