@@ -39,7 +39,7 @@ from launch.processes import (
 )
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
-from pipeline import checkpoint, trackers
+from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.guard import new_pair
@@ -124,7 +124,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := list(trackers.complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)

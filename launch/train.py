@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint, fingerprint, trackers
+from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.datafiles import DataError
@@ -127,7 +127,7 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
-        if problems := list(trackers.complaints(config.metrics)):
+        if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)

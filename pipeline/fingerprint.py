@@ -23,11 +23,12 @@ Fingerprint = dict[str, str]
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
+    *("learner.schedule", "learner.min_lr", "learner.attention", "learner.gradient_checkpointing"),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
 _DATA = ("data.train", "data.held_out")
-_BY_CONTENT = ("model", *_DATA, "data.chat_template")
+_BY_CONTENT = ("model", *_DATA, "data.chat_template", "learner.deepspeed")
 """Settings that name files: what is in them counts, not where they lie."""
 _FILES = {
     "model": ("config.json",),
@@ -36,7 +37,7 @@ _FILES = {
 }
 _BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
-_RANKS, _ZERO = "learner.ranks", "learner.zero"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:
@@ -47,14 +48,16 @@ def take(config: Config) -> Fingerprint:
     found = {
         key: _text(value)
         for key, value in _flat(_as_written(config))
-        if not key.startswith(FREE) and key not in _BY_CONTENT
+        if not key.startswith((*FREE, f"{_LORA}.")) and key not in _BY_CONTENT
     }
+    found[_LORA] = _text(config.learner.lora)  # whole: absent is different from any
     directory = Path(config.model)
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
         found[_OF_FILES + what] = _checksum(paths)
     template = config.data.chat_template
     found["data.chat_template"] = _checksum([Path(template)]) if template else _text(template)
+    found["learner.deepspeed"] = _checksum([Path(p) for p in [config.learner.deepspeed] if p])
     return found | dict(_of_data(config.data))
 
 
