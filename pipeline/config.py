@@ -206,6 +206,11 @@ class EngineSection(Section, frozen=True, kw_only=True):
     """GPU only: share of the device memory that one engine may take, weights included."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
+    vllm: dict[str, Any] = {}
+    """Arguments of vLLM's `AsyncEngineArgs`, by name, for what has no key here."""
+    transformers: dict[str, Any] = {}
+    """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
+    (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
     restarts: int = 5
     """How often a dead engine is started again, ever later, before the run stops. One that has run
     for ten minutes begins to count anew."""

@@ -1,7 +1,8 @@
 """A typed `Config` -> complaints about its values: ranges, choices, and pairs that clash.
 
-Pure, but for listing the tasks of the house. Says what was found, the rule and
-the cure; `pipeline.configfile` adds where it was written.
+Pure, but for listing the tasks of the house and the arguments of installed
+engines. Says what was found, the rule and the cure; `pipeline.configfile` adds
+where it was written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline import evalrules
+from pipeline import evalrules, passthrough
 from pipeline.config import Config, Data, LearnerSection
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
@@ -172,6 +173,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             if not fits(value):
                 yield key, f"found {value!r}, expected {rule}"
     yield from _pairs(config)
+    yield from passthrough.problems(config.engine)
 
 
 def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
