@@ -35,6 +35,11 @@ log = logging.getLogger("engines.batching")
 
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
 """Tokens of one forward pass at most. The mask of the attention `sdpa` is that times the cache."""
+_STATIC = (
+    *("use_cuda_graph", "q_padding_interval_size", "kv_padding_interval_size"),
+    *("default_compile_level", "varlen_compile_config", "decode_compile_config"),
+)
+"""Arguments that ask for captured graphs, or for compiled code."""
 _STOP_S = 10.0  # for the library's thread: it ends between two forward passes
 _GIB = 1 << 30
 _FIELDS = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
@@ -57,6 +62,8 @@ class Batching:
     ) -> None:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
+        # It warns of each request that is cancelled before it has a block.
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._section = section
         self._forward = threading.Lock()  # held while the model computes, or is written to
@@ -67,13 +74,14 @@ class Batching:
             except CoresError as error:
                 raise EngineError(str(error)) from error
             torch.set_num_threads(len(self._cores))
-        # Where 5.17 wants `paged|sdpa` later versions want `sdpa`.
+        given = dict(section.transformers)
+        asked = given.pop("attn_implementation", "")
         newer = "auto_switch_to_flash" in _FIELDS
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=section.dtype if section.dtype == "auto" else getattr(torch, section.dtype),
             trust_remote_code=False,
-            attn_implementation="sdpa" if newer else "paged|sdpa",
+            attn_implementation=_named(asked or "sdpa", newer),
         )
         self._model = model.to(device).eval().requires_grad_(False)
         settings: dict[str, Any] = {
@@ -84,6 +92,7 @@ class Batching:
             # A block of old weights would be found by its tokens after a load.
             "allow_block_sharing": False,
             "seed": seed,
+            **given,
         }
         if newer:
             settings["auto_switch_to_flash"] = False
@@ -91,7 +100,8 @@ class Batching:
             generation_config=GenerationConfig(do_sample=True, max_new_tokens=1, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(**settings),
         )
-        if attention.fits(self._model.config):
+        static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
+        if not asked and not static and attention.fits(self._model.config):
             self._model.set_attn_implementation(attention.NAME)
         drawing = Drawing()
         self._manager.output_router = router
@@ -220,3 +230,9 @@ class Batching:
     def _synchronize(self) -> None:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def _named(asked: str, newer: bool) -> str:
+    """An attention as continuous batching takes it: 5.17 wants `paged|sdpa`, later ones `sdpa`."""
+    paged = {"eager": "paged|eager", "sdpa": "sdpa" if newer else "paged|sdpa"}
+    return paged.get(asked, asked)

@@ -38,7 +38,7 @@ def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
     import asyncio
 
-    from pipeline import assembly, evalsets, rewardcheck
+    from pipeline import assembly, evalsets, rewardcheck, trainable
     from pipeline.plugins import PluginError
     from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
@@ -53,7 +53,7 @@ def _check(config: Any) -> list[str]:
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
-    if problems := list(complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *complaints(config.metrics)]:
         fail("\n".join(problems), 2)
     if rewardcheck.has_checks(config.reward):
         if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out.data])):

@@ -82,15 +82,17 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     """Both data sets with their bad lines beside them."""
     import msgspec
 
-    from pipeline import assembly
-    from pipeline.prompts import DataError, load_held_out, load_train
+    from pipeline import assembly, evalsets
+    from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer
 
-    section = msgspec.structs.replace(config.data, bad_lines="skip")
+    lenient = msgspec.structs.replace(
+        config, data=msgspec.structs.replace(config.data, bad_lines="skip")
+    )
     try:
         tokenizer = Tokenizer(Path(config.model))
-        train = load_train(section, tokenizer, config.sampling.max_tokens)
-        held_out = load_held_out(section, tokenizer, config.sampling.max_tokens)
+        train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
+        held_out = evalsets.load(lenient, tokenizer).data
         assembly.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         fail(error, 2)

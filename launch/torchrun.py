@@ -39,7 +39,7 @@ from launch.processes import (
 )
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
-from pipeline import checkpoint, trackers
+from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.guard import new_pair
@@ -91,8 +91,11 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
     return run
 
 
-def _resume_point(config: Config, run: RunFolder) -> Path | None:
+def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     """The newest checkpoint, or the run begun anew where none was ever written.
+
+    Args:
+        given: the file that the configuration is from.
 
     Raises: RunError where a run of other settings has begun there, CheckpointError where there
     was a checkpoint, and none is whole or fits.
@@ -111,7 +114,7 @@ def _resume_point(config: Config, run: RunFolder) -> Path | None:
     resume, manifest, complaints = checkpoint.newest(run.checkpoints)
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
-    check_fits(resume, manifest, config, run)
+    check_fits(resume, manifest, config, f"{given} or the settings of this command")
     if other:
         print(f"darts: {run.config}: free settings have changed; these count now", flush=True)
         rewrite(run, config)
@@ -121,10 +124,10 @@ def _resume_point(config: Config, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := list(trackers.complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
-    resume = _resume_point(config, run)
+    resume = _resume_point(config, args.config, run)
     plan = Plan.make(config, node)
     digest = digest_of(config)
     home.claim(run.path, plan.round)

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint, fingerprint, trackers
+from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.datafiles import DataError
@@ -111,11 +111,14 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 
-def check_fits(directory: Path, manifest: dict[str, Any], config: Config, run: RunFolder) -> None:
+def check_fits(
+    directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
+) -> None:
     """Raise Refused, naming each difference, if a checkpoint was written for other settings,
-    model, tokenizer or data; before anything is started."""
+    model, tokenizer or data; before anything is started. `settings`: where those of now are from.
+    """
     now = fingerprint.take(config)
-    if found := fingerprint.differences(manifest["made_for"], now, run.path):
+    if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise checkpoint.Refused("\n".join([f"{directory} was not written for this:", *found]))
 
 
@@ -124,13 +127,13 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
-        if problems := list(trackers.complaints(config.metrics)):
+        if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)
         for line in complaints:
             _say(f"damaged, not used: {line}")
-        check_fits(directory, manifest, config, run)
+        check_fits(directory, manifest, config, run.config)
     except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
         none = isinstance(error, checkpoint.CheckpointError)

@@ -193,11 +193,18 @@ class Actor:
                 raise TypeError(f"no handler for {type(work).__name__}")
 
     def _begin(self, welcome: Welcome) -> None:
+        import torch
+
         from learner.weights import WeightPublisher
 
         self._gradient.clear()
         if self._zero.rank == 0:
-            self._publisher = WeightPublisher(Path(welcome.weights_directory), self._probe)
+            dtype = self._config.engine.dtype
+            self._publisher = WeightPublisher(
+                Path(welcome.weights_directory),
+                self._probe,
+                None if dtype == "auto" else getattr(torch, dtype),
+            )
         manifest = self._publish()
         if manifest is not None:
             self._link.send(Published(manifest=manifest))

@@ -9,7 +9,7 @@ for members' tokens only, in float32, divided by the temperature that the
 engine sampled with.
 
 Axes: B members, T tokens of the longest response, P packed tokens, N response
-tokens (the last of the packed ones), V vocabulary.
+tokens (the last of the packed ones).
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.attention import packed_logits
+from learner.head import packed_logprobs
 from learner.losses import LossBatch
 from learner.ragged import Call, Rows, Segment, build
 from pipeline.messages import Ints, TrainGroup, TrainMember, floats, ints
 from pipeline.packing import pack
 
-_ROWS = 512  # of logits at once
 TokenIds = Sequence[int] | Ints
 Forward = Callable[..., Any]
 """A transformers causal LM, or the DeepSpeed engine around it."""
@@ -155,31 +154,7 @@ def pack_whole(
 
 def logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
     """Logprob of each response token given all before it, nats: shape (N,)."""
-    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
-    return token_logprobs(logits_NV, packed.taken_N, temperature)
-
-
-def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
-    """Logprobs of the tokens taken, at a temperature, computed in float32.
-
-    Args:
-        logits: shape (..., V).
-        taken: token ids, shape (...).
-    """
-    scaled = logits.float()
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
-
-
-@torch.no_grad()
-def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
-    found: list[Tensor] = []
-    for part_NV in logits_NV.split(_ROWS):  # a large vocabulary is not held twice
-        logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
-        found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
-    return torch.cat(found)
+    return packed_logprobs(model, packed.tokens_P, packed.call, packed.taken_N, temperature)[0]
 
 
 def loss_batch(
@@ -190,7 +165,9 @@ def loss_batch(
     The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
     """
     packed = batch.packed
-    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
+    logprobs_N, entropy_N = packed_logprobs(
+        model, packed.tokens_P, packed.call, packed.taken_N, temperature, entropy=entropy
+    )
 
     def placed(values_N: Tensor) -> Tensor:
         if batch.sampled_N is not None:
@@ -198,9 +175,9 @@ def loss_batch(
         flat = values_N.new_zeros(batch.mask_BT.numel()).index_copy(0, batch.places_N, values_N)
         return flat.view_as(batch.mask_BT)
 
-    logprobs_BT = placed(token_logprobs(logits_NV, packed.taken_N, temperature))
+    logprobs_BT = placed(logprobs_N)
     return LossBatch(
-        entropy_BT=placed(entropies(logits_NV, temperature)) if entropy else None,
+        entropy_BT=None if entropy_N is None else placed(entropy_N),
         logprobs_BT=logprobs_BT,
         old_logprobs_BT=logprobs_BT.detach(),
         behaviour_BT=batch.behaviour_BT,

@@ -37,5 +37,6 @@ def laid_out(
 ) -> Tensor:
     """The members' values at their sampled tokens, `padding_BT` elsewhere: shape (B, T)."""
     found_BT = padding_BT.detach().clone()
-    found_BT[mask_BT > 0] = torch.cat([known[trajectory] for trajectory in trajectories])
+    values = torch.cat([known[trajectory] for trajectory in trajectories])
+    found_BT[mask_BT > 0] = values.to(found_BT.device)  # streamed ones come from the CPU
     return found_BT

@@ -91,6 +91,18 @@ class GroupSection(Section, frozen=True, kw_only=True):
     """M: trajectories trained on per prompt."""
 
 
+class LoraSection(Section, frozen=True, kw_only=True):
+    rank: int = 16
+    """Of the adapters: each adds two matrices of so many rows and columns."""
+    alpha: float = 32.0
+    """The adapters' product counts alpha / rank times."""
+    dropout: float = 0.0
+    """Only 0: with dropout the learner's logprobs are not those of what the engines serve."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but
+    the output layer."""
+
+
 class LearnerSection(Section, frozen=True, kw_only=True):
     ranks: int = 1
     """Data-parallel learner processes."""
@@ -98,16 +110,40 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced
     gradient (each rank's own is whole until the step closes); 3 also the weights, and then
     everything but the reference model runs when the step closes, all ranks together."""
+    dtype: str = "float32"
+    """Of the weights that are trained: `float32`, or `bfloat16`, with float32 master weights,
+    gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
+    attention: str = "auto"
+    """What computes attention, by transformers' names: `sdpa`, `eager` (plain matrix products),
+    or `auto`: eager where a layer caps its scores, sdpa elsewhere."""
+    gradient_checkpointing: bool = False
+    """Keep the inputs of the layers only, and compute the layers again in backward: less memory,
+    about a third more time."""
+    lora: LoraSection | None = None
+    """Train low-rank adapters in place of the weights (needs `pip install 'darts-rl[lora]'`; `zero`
+    0 to 2). The engines serve them merged. Null: train all weights."""
+    deepspeed: str = ""
+    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes,
+    communication, logging). Empty: none."""
     lr: float = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's running means of the gradient and of its square."""
-    weight_decay: float = 0.0
-    """Of AdamW, on every parameter."""
-    clip_norm: float = 1.0
-    """Gradient norm above which the gradient is scaled down to it; 0: never."""
+    schedule: str = "constant"
+    """Of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the rest
+    of `step.count`, `linear` or by a half `cosine`."""
+    min_lr: float = 0.0
+    """Where `linear` and `cosine` end, as a share of `lr`."""
     warmup_steps: int = 5
     """Steps over which the learning rate rises linearly to `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
+    eps: float = 1.0e-8
+    """Of AdamW: added to the root of the running mean of the gradient's square."""
+    weight_decay: float = 0.0
+    """Of AdamW, on every parameter but those of `no_decay`."""
+    no_decay: tuple[str, ...] = ("bias", "norm")
+    """Parameters whose name holds one of these are not decayed."""
+    clip_norm: float = 1.0
+    """Gradient norm above which the gradient is scaled down to it; 0: never."""
     tokens_per_micro_batch: int = 4096
     """Tokens in one forward and backward; a group's prompt counts once."""
     overlap: str = "group"
@@ -170,6 +206,11 @@ class EngineSection(Section, frozen=True, kw_only=True):
     """GPU only: share of the device memory that one engine may take, weights included."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
+    vllm: dict[str, Any] = {}
+    """Arguments of vLLM's `AsyncEngineArgs`, by name, for what has no key here."""
+    transformers: dict[str, Any] = {}
+    """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
+    (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
     restarts: int = 5
     """How often a dead engine is started again, ever later, before the run stops. One that has run
     for ten minutes begins to count anew."""

@@ -62,6 +62,9 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
         rule = "neither start nor a directory"
         reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
         learner = msgspec.structs.replace(learner, reference=reference)
+    if learner.deepspeed:
+        settings = finder.found("learner.deepspeed", learner.deepspeed, "no such file")
+        learner = msgspec.structs.replace(learner, deepspeed=settings)
     return msgspec.structs.replace(config, model=model, data=data, learner=learner, eval=evaluation)
 
 

@@ -1,7 +1,8 @@
 """A typed `Config` -> complaints about its values: ranges, choices, and pairs that clash.
 
-Pure, but for listing the tasks of the house. Says what was found, the rule and
-the cure; `pipeline.configfile` adds where it was written.
+Pure, but for listing the tasks of the house and the arguments of installed
+engines. Says what was found, the rule and the cure; `pipeline.configfile` adds
+where it was written.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline import evalrules
-from pipeline.config import Config, Data
+from pipeline import evalrules, passthrough
+from pipeline.config import Config, Data, LearnerSection
 
+_OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Names of transformers that are known and refused with a reason."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.bad_lines": ("stop", "skip"),
     "data.chat": ("auto", "always", "never"),
     "data.long_prompts": ("stop", "drop", "cut"),
+    "learner.dtype": ("float32", "bfloat16"),
+    "learner.attention": ("auto", "sdpa", "eager", *_OTHER_KERNELS),
+    "learner.schedule": ("constant", "linear", "cosine"),
     "learner.overlap": ("off", "group", "token"),
     "learner.stale": ("wait", "drop"),
     "learner.old_logprobs": ("auto", "always"),
@@ -68,7 +74,21 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: all(0 <= beta < 1 for beta in value),
         "two numbers from 0 to below 1",
     ),
+    "learner.gradient_checkpointing": (lambda value: isinstance(value, bool), "true or false"),
+    "learner.lora.rank": _at_least(1),
+    "learner.lora.alpha": _above(0),
+    "learner.lora.dropout": (
+        lambda value: value == 0,
+        "0: with dropout the learner's logprobs are not those of what the engines serve",
+    ),
+    "learner.lora.targets": (
+        lambda value: bool(value) and all(value),
+        "names of linear layers, or all-linear",
+    ),
+    "learner.min_lr": (lambda value: 0 <= value <= 1, "a share of learner.lr, from 0 to 1"),
+    "learner.eps": _above(0),
     "learner.weight_decay": _at_least(0),
+    "learner.no_decay": (all, "parts of parameters' names, none of them empty"),
     "learner.clip_norm": _at_least(0),
     "learner.warmup_steps": _at_least(0),
     "learner.tokens_per_micro_batch": _at_least(1),
@@ -153,9 +173,25 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             if not fits(value):
                 yield key, f"found {value!r}, expected {rule}"
     yield from _pairs(config)
+    yield from passthrough.problems(config.engine)
+
+
+def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
+    if section.attention in _OTHER_KERNELS:
+        why = "the learner's calls share a prompt's keys among its responses, which that function"
+        cure = "of transformers cannot read; auto takes torch's own fused kernels"
+        yield "learner.attention", f"found {section.attention!r}: {why} {cure}"
+    if section.dtype == "bfloat16" and section.zero == 0:
+        why = "learner.dtype is bfloat16: DeepSpeed keeps float32 master weights at ZeRO 1 to 3"
+        cure = "1 takes no more memory on one rank, and less on several"
+        yield "learner.zero", f"found 0, but {why}; {cure}"
+    if section.lora is not None and section.zero == 3:
+        why = "learner.lora is set: adapters are merged with whole weights"
+        yield "learner.zero", f"found 3, but {why}; take 0 to 2"
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
+    yield from _learner(config.learner)
     if config.learner.updates > config.step.prompts >= 1:
         cure = f"at most step.prompts, {config.step.prompts}: a mini-batch needs a group"
         yield "learner.updates", f"found {config.learner.updates}, expected {cure}"

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.config import Config, EvalFile, Evaluation
 from pipeline.core import EvalSet
-from pipeline.prompts import Dataset, load_held_out
+from pipeline.prompts import Dataset, LoadedSource, load_held_out
 from pipeline.text import Tokenizer
 
 
@@ -39,6 +39,7 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
 def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldOut:
     """Args: parts: sets by name, '' for `data.held_out`; empty ones are left out."""
     sets: list[EvalSet] = []
+    sources: list[LoadedSource] = []
     first = 0
     for name, data in parts:
         given: EvalFile = _file(section.sets[name]) if name else EvalFile(path="")
@@ -46,10 +47,13 @@ def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldO
         k = given.k or (section.k if samples == section.samples else ()) or (samples,)
         if len(data):
             sets.append(EvalSet(name=name, first=first, count=len(data), samples=samples, k=k))
+        for source in data.sources:  # a set may take the first of its prompts alone
+            count = min(source.count, len(data) - source.first)
+            where = {"first": first + source.first, "count": count}
+            sources.append(msgspec.structs.replace(source, **where))
         first += len(data)
     items = [item for _, data in parts for item in data.items]
     skipped = [line for _, data in parts for line in data.skipped]
-    sources = [source for _, data in parts for source in data.sources]
     names = [data.name for _, data in parts if len(data)]
     name = ", ".join(names) or parts[0][1].name
     return HeldOut(Dataset(name, items, skipped, sources), tuple(sets))

@@ -23,11 +23,12 @@ Fingerprint = dict[str, str]
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
+    *("learner.schedule", "learner.min_lr", "learner.attention", "learner.gradient_checkpointing"),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
 _DATA = ("data.train", "data.held_out")
-_BY_CONTENT = ("model", *_DATA, "data.chat_template")
+_BY_CONTENT = ("model", *_DATA, "data.chat_template", "learner.deepspeed")
 """Settings that name files: what is in them counts, not where they lie."""
 _FILES = {
     "model": ("config.json",),
@@ -36,7 +37,7 @@ _FILES = {
 }
 _BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
-_RANKS, _ZERO = "learner.ranks", "learner.zero"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:
@@ -47,14 +48,16 @@ def take(config: Config) -> Fingerprint:
     found = {
         key: _text(value)
         for key, value in _flat(_as_written(config))
-        if not key.startswith(FREE) and key not in _BY_CONTENT
+        if not key.startswith((*FREE, f"{_LORA}.")) and key not in _BY_CONTENT
     }
+    found[_LORA] = _text(config.learner.lora)  # whole: absent is different from any
     directory = Path(config.model)
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
         found[_OF_FILES + what] = _checksum(paths)
     template = config.data.chat_template
     found["data.chat_template"] = _checksum([Path(template)]) if template else _text(template)
+    found["learner.deepspeed"] = _checksum([Path(p) for p in [config.learner.deepspeed] if p])
     return found | dict(_of_data(config.data))
 
 
@@ -86,10 +89,13 @@ def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
         yield from ((f"{key} {file.name}", _checksum([file])) for file in files)
 
 
-def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> list[str]:
+def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str) -> list[str]:
     """A line each for what does not fit, with both values and the cure; empty: it fits.
 
-    >>> differences({"group.size": "8"}, {"group.size": "4"}, Path("runs/a"))
+    Args:
+        settings: where those of now are from.
+
+    >>> differences({"group.size": "8"}, {"group.size": "4"}, "runs/a/config.yaml")
     ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
     """
     whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
@@ -98,11 +104,11 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
         before, after = saved[key], now[key]
         if before == after or (key == _RANKS and whole_state):
             continue
-        cure = f"put it back in {run}/config.yaml"
+        cure = f"put it back in {settings}"
         if key.startswith(_OF_FILES):
-            cure = f"put them back, or name the right model in {run}/config.yaml"
+            cure = f"put them back, or name the right model in {settings}"
         elif key.startswith(_DATA):
-            cure = f"put the data back as it was, here or in {run}/config.yaml"
+            cure = f"put the data back as it was, here or in {settings}"
         elif key in (_RANKS, _ZERO):
             cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
         lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")

@@ -53,6 +53,7 @@ FROM_PIPELINE = {
         "config",
         "configfile",
         "cores",
+        "deepspeedfile",
         "disk",
         "messages",
         "link",

@@ -20,7 +20,9 @@ def model_directory() -> Path:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vllm_engine() -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(str(MODEL), EngineSection(slots=16, chunk_tokens=8))
+    engine = VllmEngine(
+        str(MODEL), EngineSection(slots=16, chunk_tokens=8, vllm={"enable_prefix_caching": True})
+    )
     await engine.start()
     yield engine
     await engine.close()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench import benches, gpu, gpu_model, overlap, show, tracing, trl_peer
+from launch.bench import benches, gpu, gpu_model, overlap, show, tracing, trl_peer, two_machines
 from launch.bench.overlap import Steps
 
 
@@ -166,6 +166,27 @@ def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path:
     hangs = ["http.server", "0", "--bind", "127.0.0.1"]
     assert "not done within 1 s" in gpu.run(hangs, tmp_path / "log", 1.0)
     assert "status 2" in gpu.run(["launch.bench.gpu_model"], tmp_path / "log", 30.0)
+
+
+def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:
+    one = [{"x": [0.0, 4.0]}, {"x": [2.0, 2.0]}]
+    near, far = [{"x": [1.0, 4.0]}, {"x": [2.0, 2.0]}], [{"x": [9.0, 9.0]}, {"x": [9.0, 9.0]}]
+    [row] = two_machines.compare(one, near)
+    assert (row.one, row.two, row.between_ways, row.between_seeds) == (2.0, 2.25, 0.25, 1.75)
+    assert two_machines.table([row])[-1] == "| x | 2 | 2.25 | 0.25 | 1.75 | 0.14 |"
+    assert two_machines.compare(one, far)[0].ratio == 7.0
+    assert two_machines.compare(far, [{"x": [8.0, 9.0]}, *far[1:]])[0].ratio == 1.0
+    run = tmp_path / "metrics.jsonl"
+    step = {"what": "step", "reward": 0.5, "tokens_mean": 30.0, "learner": {"grad_norm": 0.1}}
+    lines = [step, {"what": "eval", "accuracy": 0.7, "tokens_mean": 31.0}]
+    run.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert two_machines.curves(tmp_path) == {
+        "reward": [0.5],
+        "response tokens": [30.0],
+        "gradient norm": [0.1],
+        "held-out accuracy": [0.7],
+        "held-out tokens": [31.0],
+    }
 
 
 def test_the_padded_tokenizer_has_a_word_for_every_id() -> None:

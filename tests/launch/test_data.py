@@ -54,6 +54,9 @@ def test_bad_lines_are_listed_and_the_status_says_that_a_run_would_stop(file: Pa
 def test_json_has_both_sets_and_what_they_share(file: Path):
     sources = json.dumps([{"path": str(file), "tag": "easy", "weight": 2}, {"path": "chain_sums"}])
     given = [f"data.train={sources}", f"data.held_out={file}", f"model={MODEL}"]
+    more = check(QUICKSTART, *given, f"eval.sets={{again: {{path: {file}, prompts: 2}}}}", "--json")
+    sets = json.loads(more.stdout)["held_out"]["sources"]
+    assert [(s["prompts"], s["lengths"]["min"]) for s in sets] == [(3, 2), (2, 2)]
     result = check(QUICKSTART, *given, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -15,6 +15,7 @@ from pipeline.runfolder import RunError, RunFolder
 from tests.launch.test_resume import Halted, state
 
 __all__ = ["state"]
+MINE = Path("mine.yaml")
 
 
 class Store:
@@ -57,7 +58,7 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     run = folder_of(tmp_path / "run")
     home.check(run)
     home.note(run.path, "10.0.0.1")
-    args = argparse.Namespace(out=run.path, config=Path("mine.yaml"))
+    args = argparse.Namespace(out=run.path, config=MINE)
     config = load(Path("configs/quickstart.yaml"))
     with pytest.raises(RunError, match=r"a run whose folder is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
@@ -69,7 +70,7 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
 def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> None:
     run = folder_of(tmp_path / "run")
     run.result.write_text(json.dumps({"steps": 60}))
-    args = argparse.Namespace(out=run.path, config=Path("mine.yaml"))
+    args = argparse.Namespace(out=run.path, config=MINE)
     with pytest.raises(RunError, match=r"over, after 60 steps; raise step\.count"):
         torchrun._open_run(load(Path("configs/quickstart.yaml")), args, Store())
     run.release()
@@ -83,23 +84,26 @@ def test_another_number_of_ranks_under_torchrun_goes_on_at_zero_0_and_is_refused
 ) -> None:
     halted = Halted(tmp_path, state, f"learner.zero={zero}", "learner.ranks=2")
     before = halted.run.config.read_text()
-    assert torchrun._resume_point(halted.config(), halted.run) == halted.directory
+    assert torchrun._resume_point(halted.config(), MINE, halted.run) == halted.directory
     other = halted.config("learner.ranks=3")
     if goes_on:
-        assert torchrun._resume_point(other, halted.run) == halted.directory
+        assert torchrun._resume_point(other, MINE, halted.run) == halted.directory
         assert halted.run.config.read_text() == dump(other)
         assert not list(halted.run.path.glob(".config*"))
     else:
-        with pytest.raises(checkpoint.Refused, match=r"learner\.ranks: 2 in the checkpoint, 3 now"):
-            torchrun._resume_point(other, halted.run)
+        said = (
+            r"learner\.ranks: 2 in the checkpoint, 3 now: put it back in mine\.yaml or the settings"
+        )
+        with pytest.raises(checkpoint.Refused, match=said):
+            torchrun._resume_point(other, MINE, halted.run)
         assert halted.run.config.read_text() == before
         assert halted.directory.is_dir()
 
 
 def test_another_configuration_takes_no_folder_without_a_checkpoint(tmp_path: Path) -> None:
     run, config = folder_of(tmp_path / "run"), load(Path("configs/quickstart.yaml"))
-    assert torchrun._resume_point(config, run) is None
+    assert torchrun._resume_point(config, MINE, run) is None
     assert run.config.read_text() == dump(config)
-    assert torchrun._resume_point(config, run) is None, "an attempt that left no checkpoint"
+    assert torchrun._resume_point(config, MINE, run) is None, "an attempt that left no checkpoint"
     with pytest.raises(RunError, match="another configuration, without a checkpoint"):
-        torchrun._resume_point(load(Path("configs/quickstart.yaml"), ["seed=1"]), run)
+        torchrun._resume_point(load(Path("configs/quickstart.yaml"), ["seed=1"]), MINE, run)

@@ -97,7 +97,8 @@ def test_every_option_of_the_house_is_documented(seam: str):
 
 def test_every_number_has_a_range_and_every_word_its_choices():
     checked = {*configrules.RULES, *configrules.CHOICES, *of_several_values()}
-    free = {"model", "learner.reference", "data.chat_template", *plugins.PACKAGES}  # found or not
+    free = {"model", "learner.reference", "learner.deepspeed", "data.chat_template"}  # found or not
+    free |= {*plugins.PACKAGES}
     free |= {"data.system", "data.train.*.tag"}  # any text
     free |= {
         "eval.correct",
@@ -309,3 +310,23 @@ def test_loading_a_configuration_loads_neither_torch_nor_vllm_nor_deepspeed():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "learner,expected",
+    [
+        ("{dtype: bfloat16}", "learner.zero: found 0, but learner.dtype is bfloat16"),
+        ("{attention: flash_attention_2}", "learner.attention: found 'flash_attention_2': the"),
+        ("{lora: {dropout: 0.1}}", "learner.lora.dropout: found 0.1, expected 0: with dropout"),
+        ("{lora: {rank: 0}}", "learner.lora.rank: found 0, expected at least 1"),
+        ("{lora: {targets: []}}", "learner.lora.targets: found (), expected names of linear"),
+        ("{lora: {use_dora: true}}", "learner.lora.use_dora: unknown key"),
+        ("{zero: 3, lora: {rank: 4}}", "learner.zero: found 3, but learner.lora is set"),
+        ("{deepspeed: nowhere.json}", "learner.deepspeed: found 'nowhere.json': no such file"),
+    ],
+)  # fmt: skip
+def test_what_the_learner_cannot_do_is_refused_with_reason_and_cure(
+    write, learner: str, expected: str
+):
+    [problem] = problems(write(f"learner: {learner}\n"))
+    assert expected in problem

@@ -156,14 +156,14 @@ def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
         return fingerprint.take(Config(model=str(tmp_path), data=Data(train=sources)))
 
     def changed(before: fingerprint.Fingerprint, after: fingerprint.Fingerprint) -> list[str]:
-        found = fingerprint.differences(before, after, tmp_path)
+        found = fingerprint.differences(before, after, "mine.yaml")
         return [line.split(": ", 1)[0] for line in found]
 
     before = taken()
     assert changed(before, taken(2.0)) == ["data.train.0.weight"]
     (tmp_path / "c.jsonl").write_text('{"prompt": "2=", "answer": "2"}\n')
     assert changed(before, taken()) == ["data.train.1 c.jsonl"]
-    [line] = fingerprint.differences(before, taken(), tmp_path)
-    assert line.endswith(f"put the data back as it was, here or in {tmp_path}/config.yaml")
+    [line] = fingerprint.differences(before, taken(), "mine.yaml")
+    assert line.endswith("put the data back as it was, here or in mine.yaml")
     (tmp_path / "c.jsonl").unlink()
     assert "data.train.1" in changed(before, taken()), "a file that is gone is a difference"
