@@ -27,7 +27,7 @@ def status(
 ) -> None:
     """Who waits for whom, since when, until which limit, and what happens then.
 
-    Exit status 0 while the run goes on and when it is done, 1 otherwise.
+    Exit status 0 while the run starts or goes on and when it is done, 1 otherwise.
 
     darts status runs/quickstart
     """
@@ -42,7 +42,7 @@ def status(
         typer.echo(json.dumps(found, indent=1))
     else:
         typer.echo(printable("\n".join(lines(run, now, note, word))))
-    raise typer.Exit(0 if word in ("running", "done") else NOT_WELL)
+    raise typer.Exit(0 if word in ("starting", "running", "done") else NOT_WELL)
 
 
 def _look(watched: Watched, started: bool) -> tuple[Live, str, str]:
@@ -52,7 +52,7 @@ def _look(watched: Watched, started: bool) -> tuple[Live, str, str]:
     if ending is not None:
         return (now, note, ending.word) if started else (now, "", "never started")
     if not now.time:
-        return now, note, "starting"
+        return now, "", "starting"
     return now, note, "silent" if note.startswith("NO NEWS") else "running"
 
 
@@ -85,7 +85,7 @@ def lines(run: Path, now: Live, note: str, word: str) -> Iterator[str]:
             yield from (line for wait in now.waits for line in _of_a_wait(wait))
         return
     if word == "starting":
-        yield "learner and engines are starting; logs/ says how far they are"
+        yield "nothing heard of its stage yet; logs/ says how far it is"
         return
     if word == "silent":
         yield "the stage says nothing: it hangs, is stopped, or is dead. It last waited for:"

@@ -18,7 +18,8 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     if config.data.held_out != 0:
         figures += _figures("", section.samples, section.k, greedy=section.greedy)
     if over := [k for k in section.k if k > section.samples]:
-        yield "eval.k", f"found {max(over)}, expected at most eval.samples, {section.samples}"
+        rule = f"expected at most eval.samples, {section.samples}"
+        yield "eval.k", f"found {max(over)}, {rule}: take a smaller k, or more samples"
     for name, given in section.sets.items():
         key = f"eval.sets.{name}"
         if not _SET.fullmatch(name):

@@ -108,8 +108,10 @@ class Http:
             except (httpx.TransportError, _Again) as error:
                 if pause_s is None:
                     why = str(error) or type(error).__name__
-                    tries = f"{self._options.tries} tries" if pauses else "1 try"
-                    raise ServerError(f"{self._options.url}: {why} (after {tries})") from error
+                    raise ServerError(
+                        f"{self._options.url}: {why} (after {self._options.tries} tries); "
+                        "start the server, or mend reward.http.url"
+                    ) from error
                 time.sleep(pause_s)
         raise AssertionError("the last pause is None")
 

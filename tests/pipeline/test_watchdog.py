@@ -236,8 +236,8 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
     by="direct",
 )
 def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_run() -> None:
-    """Promise: each is given up with a warning and the next one is tried; after three in a row
-    the run stops, and says why.
+    """Promise: it is given up with a warning, and the next one is tried; the third in a row stops
+    the run.
     Bound: `watch.checkpoint_s` each (here 25 s).
     """
     limits = Limits(checkpoint_s=LIMITS.checkpoint_s)
@@ -252,6 +252,29 @@ def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_ru
         bench.handle(Checkpointed(step=step + 1, error=f"no answer in {given_up.seconds:.0f} s"))
         assert "no checkpoint at step" in bench.warnings()[-1]
     assert stopped(bench) == "3 checkpoints in a row failed; the last: no answer in 26 s"
+
+
+@pytest.mark.fault("three checkpoints in a row fail", part="checkpoints", by="direct")
+def test_three_checkpoints_that_fail_in_a_row_stop_the_run_with_the_last_reason() -> None:
+    """Promise: the first two are warned of, and the run goes on; at the third it tries one last
+    checkpoint and stops with the reason.
+    Bound: three checkpoints.
+    """
+    bench = Bench(steps=9, checkpoint_every=1)
+    bench.begin()
+    for step in range(3):
+        assert bench.coordinator.phase == "training"
+        bench.learn(bench.train_one(step))
+        bench.serve()
+        bench.handle(Checkpointed(step=step + 1, error=f"disk full, {step}"))
+    assert [w for w in bench.warnings() if "disk full" in w] == [
+        f"no checkpoint at step {step + 1}: disk full, {step}" for step in range(3)
+    ]
+    assert bench.coordinator.phase == "halting"
+    assert [cut.step for cut in only(bench.everything, Cut)] == [1, 2, 3, 3]
+    bench.handle(Checkpointed(step=3, error="disk full still"))
+    [over] = only(bench.everything, ShutDown)
+    assert over.error == "3 checkpoints in a row failed; the last: disk full, 2"
 
 
 def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
