@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -179,3 +180,9 @@ def shared_memory() -> set[str]:
 
 def broken_reward(sample: Any) -> float:
     raise ValueError("this reward is broken")
+
+
+async def slow_tool(turn: Any) -> str | None:
+    """A rollout: something to add to the first two turns, after a while."""
+    await asyncio.sleep(0.1)
+    return "=16;" if turn.number < 2 else None

@@ -242,3 +242,39 @@ def test_engine_and_learner_started_by_hand_join_a_stage_that_runs_alone(tmp_pat
             assert engine.wait(20) == 0, engine.text
             assert learner.wait(20) == 0, learner.text
     assert json.loads((run / "result.json").read_text())["steps"] == 2
+
+
+@pytest.mark.fault("an engine is killed while a tool runs", part="engines", by="process")
+def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_are_not_trained(
+    tmp_path: Path,
+) -> None:
+    """Promise: calls go on, later turns run on the engine that comes back, the accounts add up to
+    what engines report, and what the tool appended is in none of them.
+    Bound: the run ends with all its steps.
+    """
+    run = tmp_path / "tool"
+    tool = (
+        "rollout.python.function=tests.launch.jobs:slow_tool",
+        "rollout.python.workers=2",
+        *("learner.overlap=token", "learner.updates=2", "step.count=3", "checkpoint.every=3"),
+    )
+    with train(run, tmp_path / "tool.log", *SIMULATED, *tool) as job:
+        job.until(lambda: steps_done(run) >= 1)
+        job.child("engines.worker").send_signal(signal.SIGKILL)
+        assert job.wait() == 0, job.text
+        assert "engine e0 lost" in job.text
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 3
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"]
+    steps = lines(run / "metrics.jsonl", "step")
+    assert all(step["tokens_appended"] >= 4 and step["turns"] > 0 for step in steps)
+    trained = [
+        member
+        for group in lines(run / "decisions.jsonl", "group")
+        if group["fate"] == "trained"
+        for member in group["members"]
+        if member[5]
+    ]
+    assert sum(member[2] for member in trained) == result["tokens"]["trained"]
+    assert any(member[7:] == [3, 8] for member in trained), "nobody had all its turns"
+    assert "turn_s" in lines(run / "metrics.jsonl", "timing")[-1]["percentiles"]
