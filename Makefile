@@ -18,6 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(KIND)
 PYTEST_FLAGS ?=
+SOAK_FLAGS ?=
 
 export PYTHON
 # torch asks for ninja on PATH at every load of an extension: the environment's own.
@@ -89,6 +90,10 @@ format: env  ## apply ruff's fixes and format
 .PHONY: show
 show: env  ## measure, and make the tables of the docs (takes its time)
 	@$(BIN)/python -m launch.bench.show
+
+.PHONY: soak
+soak: env  ## twenty minutes of random faults: does anything grow? (SOAK_FLAGS="--minutes 3")
+	@$(BIN)/python -m launch.bench.soak $(SOAK_FLAGS)
 
 .PHONY: simulate
 simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)

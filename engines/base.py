@@ -20,6 +20,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int  # new tokens at most, >= 1
     temperature: float
     seed: int
+    stop_tokens: tuple[int, ...] = ()
+    """These end it too, beside the model's own; an engine that cannot may go on past them."""
     ignore_stop: bool = False  # go on past stop tokens: for measurements
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import filelock
 import msgspec
 import xxhash
 
+from engines.saying import say
 from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.chunks import fetch
 from pipeline.keys import Ticket, TransportError
@@ -88,8 +88,8 @@ class FetchingReceiver:
             shutil.rmtree(draft, ignore_errors=True)
         took_s = time.monotonic() - started
         self.fetched_bytes += manifest.bytes
-        say = f"version {manifest.version}: fetched {manifest.bytes / 1e6:.1f} MB in {took_s:.2f} s"
-        print(say, file=sys.stderr, flush=True)
+        size = f"{manifest.bytes / 1e6:.1f} MB"
+        say(f"version {manifest.version}: fetched {size} in {took_s:.2f} s")
 
     def _prune(self, newest: Path) -> None:
         """The newest two by time: a learner that was restarted counts from its checkpoint."""

@@ -2,8 +2,9 @@
 
 Turns the deltas of the engine into chunks: a leg's tokens are due when
 `chunk_tokens` of them have gathered, when the leg ends, and when the version of
-the weights changes. Keeps two promises: a chunk has one version, and a finish
-rides on the chunk of the last token. Knows no socket, no clock and no engine.
+the weights changes. Keeps three promises: a chunk has one version, a finish
+rides on the chunk of the last token, and no frame is larger than the stage
+takes. Knows no socket, no clock and no engine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import numpy as np
 from pipeline.messages import ChunkHead
 
 Key = tuple[int, int]  # (trajectory, leg)
+MOST_CHUNKS = 8192
+"""Of one frame: with times of all their legs at most 90 bytes each, of 1 MiB for a header."""
+MOST_TOKENS = 1 << 22
+"""Of one frame: 16 MiB, of 64 for a part."""
 
 
 @dataclass(slots=True)
@@ -30,7 +35,7 @@ class _Gathered:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything that was due, as `TokenBatch` wants it."""
+    """What was due, as `TokenBatch` wants it."""
 
     chunks: tuple[ChunkHead, ...]
     tokens: bytes  # little-endian int32, the chunks one after another
@@ -41,7 +46,7 @@ class Flusher:
     """Gathers tokens of the legs of one epoch. O(1) a token."""
 
     def __init__(self, chunk_tokens: int) -> None:
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens = min(chunk_tokens, MOST_TOKENS // 2)
         self._legs: dict[Key, _Gathered] = {}
         self._heads: list[ChunkHead] = []
         self._tokens: list[int] = []
@@ -84,16 +89,21 @@ class Flusher:
                 self._cut(key, leg, "")
 
     def take(self) -> Frame | None:
-        """All that is due, once; None if nothing is."""
+        """What is due, once, as far as it fits one frame: again until it is None."""
         if not self._heads:
             return None
+        chunks = count = 0
+        for head in self._heads[:MOST_CHUNKS]:
+            if chunks and count + head.count > MOST_TOKENS:
+                break
+            chunks, count = chunks + 1, count + head.count
         frame = Frame(
-            chunks=tuple(self._heads),
-            tokens=np.asarray(self._tokens, dtype="<i4").tobytes(),
-            logprobs=np.asarray(self._logprobs, dtype="<f4").tobytes(),
+            chunks=tuple(self._heads[:chunks]),
+            tokens=np.asarray(self._tokens[:count], dtype="<i4").tobytes(),
+            logprobs=np.asarray(self._logprobs[:count], dtype="<f4").tobytes(),
         )
-        self.taken += len(self._tokens)
-        self._heads, self._tokens, self._logprobs = [], [], []
+        self.taken += count
+        del self._heads[:chunks], self._tokens[:count], self._logprobs[:count]
         return frame
 
     def _cut(self, key: Key, leg: _Gathered, finish: str) -> None:

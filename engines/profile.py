@@ -13,13 +13,13 @@ import asyncio
 import hashlib
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
 import msgspec
 
 from engines.base import Engine, EngineInfo, Sampling
+from engines.saying import say
 from pipeline.config import EngineSection
 
 SHORT, LONG = 8, 40
@@ -46,7 +46,7 @@ async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineS
         temporary.write_bytes(msgspec.json.encode(points))
         temporary.rename(file)
     except OSError as error:  # no home, or none that may be written
-        print(f"the latency profile is not kept: {error}", file=sys.stderr, flush=True)
+        say(f"the latency profile is not kept: {error}")
     return points
 
 

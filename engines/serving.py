@@ -9,16 +9,17 @@ groups, rewards or processes (`engines.worker` is the process).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling
-from engines.flush import Flusher, Key
+from engines.flush import Flusher, Frame, Key
+from engines.proving import load_spans, prove
+from engines.saying import say
+from engines.stopping import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
 from pipeline.messages import (
@@ -33,8 +34,6 @@ from pipeline.messages import (
     Refused,
     Request,
     Shutdown,
-    Span,
-    Spans,
     TokenBatch,
     ToPeer,
     WeightsFailed,
@@ -47,8 +46,6 @@ HEARTBEAT_S = 1.0
 SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
 _END_S = 2.0  # for the last chunks of the aborted legs
 _Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
-_PROBES = 8  # positions that a probe must compare
-LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
 class Sender(Protocol):
@@ -72,7 +69,7 @@ class Epoch:
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
     times: dict[Key, _Times] = field(default_factory=dict[Key, "_Times"])
-    ended: list[LegTimes] = field(default_factory=list[LegTimes])  # since the last frame
+    ended: dict[Key, LegTimes] = field(default_factory=dict[Key, LegTimes])  # not sent yet
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     flush_planned: bool = False
     current: bool = True
@@ -85,6 +82,7 @@ class Worker:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
         receiver: how new weights come; by default they are files of this machine.
+        stops: texts that end a turn, beside the engine's stop tokens.
     """
 
     def __init__(
@@ -96,6 +94,7 @@ class Worker:
         name: str,
         chunk_tokens: int,
         receiver: Receiver | None = None,
+        stops: StopTexts | None = None,
     ) -> None:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
@@ -116,6 +115,7 @@ class Worker:
             self._receive,
         )
         self._receiver = receiver or WeightReceiver()
+        self._stops = stops
         self._epoch: Epoch | None = None
         self._version: int | None = None
         self._loading = 0  # loads under way or waiting
@@ -141,7 +141,7 @@ class Worker:
             self._ended.set_result(status)
 
     def log(self, line: str) -> None:
-        print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+        say(f"{self._name}: {line}")
 
     def _receive(self, message: ToPeer) -> None:
         """Hand over from the link's thread."""
@@ -212,7 +212,12 @@ class Worker:
                 temperature=request.temperature,
                 seed=request.seed,
             )
-            async for delta in self._engine.generate(sampling):
+            deltas = (
+                self._stops.until(self._engine, sampling)
+                if self._stops is not None
+                else self._engine.generate(sampling)
+            )
+            async for delta in deltas:
                 self._add(epoch, key, delta.tokens, delta.logprobs, delta.version, delta.finish)
                 if finish := delta.finish:
                     return
@@ -242,7 +247,7 @@ class Worker:
             epoch.times[key] = (begun_s, first_s)
         if finish:
             del epoch.times[key]
-            epoch.ended.append(LegTimes(*key, begun_s, first_s, time.monotonic()))
+            epoch.ended[key] = LegTimes(*key, begun_s, first_s, time.monotonic())
         if not epoch.flush_planned:
             # After what else this turn of the loop brings: one frame for all of it.
             epoch.flush_planned = True
@@ -264,6 +269,13 @@ class Worker:
             self._declare()
         if not epoch.current or (frame is None and not empty):
             return
+        self._send(epoch, frame)
+        while (frame := epoch.flusher.take()) is not None:
+            self._send(epoch, frame)
+
+    def _send(self, epoch: Epoch, frame: Frame | None) -> None:
+        chunks = frame.chunks if frame else ()
+        ends = ((chunk.trajectory, chunk.leg) for chunk in chunks if chunk.finish)
         header = TokenBatch(
             engine=self._name,
             incarnation=epoch.incarnation,
@@ -271,10 +283,9 @@ class Worker:
             sequence=epoch.sequence,
             sampled=epoch.flusher.taken,
             sent_at_s=time.monotonic(),
-            chunks=frame.chunks if frame else (),
-            times=tuple(epoch.ended),
+            chunks=chunks,
+            times=tuple(epoch.ended.pop(key) for key in ends),
         )
-        epoch.ended.clear()
         self._link.send_tokens(
             header, frame.tokens if frame else b"", frame.logprobs if frame else b""
         )
@@ -305,7 +316,14 @@ class Worker:
             async with self._load_order:
                 self._declare()
                 moments = [time.monotonic()]
-                gaps = await self._load_and_prove(manifest, moments)
+                directory = await asyncio.to_thread(self._receiver.receive, manifest)
+                moments.append(time.monotonic())
+                self._cut()
+                await self._engine.load_weights(str(directory), manifest.version)
+                self._version = manifest.version
+                moments.append(time.monotonic())
+                gaps = await prove(self._engine, manifest)
+                moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._link.send(load_spans(manifest.version, asked_s, moments))
                 self._link.send(WeightsLoaded(version=manifest.version, gaps=gaps))
@@ -318,28 +336,11 @@ class Worker:
             self._loading -= 1
             self._declare()
 
-    async def _load_and_prove(self, manifest: Manifest, moments: list[float]) -> dict[str, float]:
-        """The probe's gaps; `moments` gets when each of `LOAD_STAGES` was done."""
-        directory = await asyncio.to_thread(self._receiver.receive, manifest)
-        moments.append(time.monotonic())
+    def _cut(self) -> None:
+        """What was sampled with the weights served until now goes out before others come."""
         if self._epoch is not None:
             self._epoch.flusher.cut()
             self._flush(self._epoch)
-        await self._engine.load_weights(str(directory), manifest.version)
-        self._version = manifest.version
-        moments.append(time.monotonic())
-        if not self._engine.has_model:
-            moments.append(moments[-1])
-            return dict.fromkeys(manifest.logprobs, 0.0)
-        temperatures = list(manifest.logprobs)
-        found = await asyncio.gather(
-            *(self._engine.logprobs(manifest.probe, float(t)) for t in temperatures)
-        )
-        moments.append(time.monotonic())
-        return {
-            temperature: gap(logprobs, manifest.logprobs[temperature], temperature)
-            for temperature, logprobs in zip(temperatures, found, strict=True)
-        }
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -366,35 +367,3 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
         await self._engine.close()
-
-
-def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
-    """The load of a version, stage by stage, from the moments between them."""
-    spans: list[Span] = []
-    for what, (begin, end) in zip(LOAD_STAGES, itertools.pairwise(moments), strict=True):
-        spans.append(Span(what, begin, end, (version,), () if spans else (asked_s,)))
-    return Spans(spans=tuple(spans))
-
-
-def gap(found: list[float], expected: list[float], temperature: str) -> float:
-    """Largest difference of two probes, over what the engine could tell.
-
-    Raises EngineError if that is less than eight positions, or not finite.
-
-    >>> gap([-1.0] * 8 + [math.nan], [-1.0] * 7 + [-1.5, -3.0], "1.0")
-    0.5
-    """
-    if len(found) != len(expected):
-        raise EngineError(
-            f"the probe has {len(found)} positions, its manifest {len(expected)} logprobs"
-        )
-    differences = [
-        abs(one - other) for one, other in zip(found, expected, strict=True) if not math.isnan(one)
-    ]
-    if len(differences) < min(_PROBES, len(expected)) or not differences:
-        raise EngineError(
-            f"the probe at temperature {temperature} compares {len(differences)} of "
-            f"{len(expected)} positions; at least {_PROBES} are needed"
-        )
-    # NaN in `expected` is no proof, and `max` may overlook it.
-    return math.inf if any(map(math.isnan, differences)) else max(differences)

@@ -191,20 +191,24 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
             "tensor_parallel_size": section.tensor_parallel,
         }
     )
+    options |= {
+        "max_model_len": -1,  # the model's own, or what the cache can hold
+        # Cleared before new weights. On a CPU the first prefill is cheap; M samples a prompt
+        # share it on a GPU.
+        "enable_prefix_caching": not on_cpu,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **section.vllm,
+    }
     arguments = AsyncEngineArgs(
         model=model,
         skip_tokenizer_init=True,
         trust_remote_code=False,
         dtype=section.dtype,  # pyright: ignore[reportArgumentType]
-        max_model_len=-1,  # the model's own, or what the cache can hold
         max_num_seqs=section.slots + 2 * PROBES,
         logprobs_mode="processed_logprobs",
         stream_interval=min(8, section.chunk_tokens),
         seed=seed,
-        # On a CPU the first prefill is cheap; M samples a prompt share it on a GPU.
-        enable_prefix_caching=not on_cpu,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
         worker_extension_cls="engines.vllm_extension.Reload",
         **options,
     )
@@ -223,7 +227,7 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
         temperature=sampling.temperature,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed & (2**63 - 1),  # what torch's generators take
-        stop_token_ids=[] if sampling.ignore_stop else list(stop_tokens),
+        stop_token_ids=[] if sampling.ignore_stop else [*stop_tokens, *sampling.stop_tokens],
         ignore_eos=sampling.ignore_stop,
         logprobs=0,  # of the sampled token
         flat_logprobs=True,

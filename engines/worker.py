@@ -19,6 +19,7 @@ import msgspec
 
 from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
+from engines.saying import say
 from pipeline.config import Config
 from pipeline.keys import TransportError, ticket_of
 
@@ -33,6 +34,10 @@ def build(config: Config) -> Engine:
         from engines.vllm import VllmEngine
 
         return VllmEngine(config.model, section, config.seed)
+    if section.kind == "transformers":
+        from engines.transformers import TransformersEngine
+
+        return TransformersEngine(config.model, section, config.seed)
     if section.kind == "simulated":
         from engines.model_files import read_model_facts
         from engines.simulated import SimulatedEngine
@@ -46,7 +51,7 @@ def build(config: Config) -> Engine:
             interval=min(8, section.chunk_tokens),
             seed=config.seed,
         )
-    raise EngineError(f"no engine {section.kind!r} (known: vllm, simulated)")
+    raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 
 
 async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:
@@ -54,17 +59,21 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.fetching import FetchingReceiver
     from engines.profile import latency
     from engines.serving import Worker
+    from engines.stopping import StopTexts
+    from pipeline.configfile import rollout_options
     from pipeline.link import Link
 
     try:
         ticket = ticket_of(stage)
         engine = build(config)
+        options = rollout_options(config)
+        stops = StopTexts(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
     except (EngineError, TransportError) as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        say(f"{name}: {error}")
         return 1
     worker = Worker(
         engine,
@@ -73,6 +82,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
+        stops=stops,
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
     loop = asyncio.get_running_loop()
@@ -105,7 +115,7 @@ def main() -> None:
         arguments = (options.stage, load(options.config), options.name, options.weights)
         status = uvloop.run(serve(*arguments))
     except ConfigError as error:
-        print(f"{options.name}: {error}", file=sys.stderr, flush=True)
+        say(f"{options.name}: {error}")
     finally:
         end_group()
     sys.exit(status)

@@ -43,6 +43,8 @@ def advice(lane: str, what: str, facts: Facts) -> str:
         if learner.overlap == "off":
             return f"learner.overlap=group trains while others are generated; {ranks}"
         return f"{ranks}, fewer tokens trained on"
+    if lane == "rollouts":
+        return f"a faster rollout, or more workers (rollout.{config.rollout.name}.workers)"
     if what in ("waiting for a worker", "scoring"):
         return f"a faster reward, or more workers (reward.{config.reward.name}.workers)"
     if what in ("receiving weights", "loading weights", "proving weights", "weights"):

@@ -8,11 +8,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.data import data
 from launch.explain import explain
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.profile import profile
 from launch.report.cli import report
+from launch.reward import reward
 from launch.simulate.cli import simulate
+from launch.status import status
 from launch.top import top
 
 app = typer.Typer(
@@ -27,13 +30,17 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
+app.add_typer(reward, name="reward")
 
 
 def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
-    from pipeline import assembly
+    import asyncio
+
+    from pipeline import assembly, evalsets, rewardcheck, trainable
     from pipeline.plugins import PluginError
-    from pipeline.prompts import DataError, load_held_out, load_train
+    from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints
 
@@ -42,18 +49,21 @@ def _check(config: Any) -> list[str]:
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+        held_out = evalsets.load(config, tokenizer)
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
-    if problems := list(complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *complaints(config.metrics)]:
         fail("\n".join(problems), 2)
-    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.skipped)]
+    if rewardcheck.has_checks(config.reward):
+        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out.data])):
+            fail("\n".join(problems), 2)
+    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *skipped,
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         f"training: {train.summary()}",
-        f"held out: {held_out.summary()}",
+        f"held out: {held_out.data.summary()}",
     ]
 
 
@@ -127,13 +137,23 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
     directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
+    best: Annotated[
+        bool, typer.Option("--best", help="that of the run's best step, by eval.best")
+    ] = False,
 ) -> None:
     """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
+    from launch.best import best_checkpoint
     from launch.train import export_run
+    from pipeline.checkpoint import CheckpointError
+    from pipeline.configfile import ConfigError
+    from pipeline.runfolder import RunError
 
     try:
+        if best:
+            run, why = best_checkpoint(run)
+            typer.echo(why)
         typer.echo(export_run(run, directory))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RunError, ConfigError, CheckpointError) as error:
         fail(error)
 
 
@@ -173,9 +193,15 @@ def engine(
 
     darts engine --join join.key --name extra
     """
+    import os
+
+    from launch.processes import engine_environment
+
     key = join if join.is_file() else join / "join.key"
     if not key.is_file():
-        _part("engines.worker", [*_joined(join), "--name", name])
+        arguments = _joined(join)
+        os.environ |= engine_environment(Path(arguments[1]))
+        _part("engines.worker", [*arguments, "--name", name])
     from launch.keeper import guest_arguments
     from pipeline.keys import TransportError
 
@@ -212,6 +238,7 @@ def plugins() -> None:
 
 
 app.command()(top)
+app.command()(status)
 app.command()(explain)
 app.command()(simulate)
 app.command()(profile)
@@ -219,11 +246,41 @@ app.command()(report)
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine and installation: what is missing, and the command that mends it."""
-    from launch.doctor import examine
+def doctor(
+    overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", help="look at all machines of a job with this configuration"),
+    ] = None,
+    head: Annotated[
+        str, typer.Option("--head", help="without torchrun: HOST:PORT of the first machine")
+    ] = "",
+    nodes: Annotated[int, typer.Option("--nodes", help="how many machines", min=1)] = 1,
+    node: Annotated[int, typer.Option("--node", help="which one this is, from 0", min=0)] = 0,
+    secret: Annotated[
+        Path | None, typer.Option("--secret", help="a file, the same on every machine")
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option("--wait", help="seconds that machines may take to come", min=1)
+    ] = 60.0,
+) -> None:
+    """Look at this machine and installation: what is missing, and the command that mends it.
 
-    raise typer.Exit(examine())
+    With --cluster CONFIG, under torchrun or started on every machine: who reaches whom, and what
+    differs; the exit status says whether a run would start (docs/nodes.md).
+    """
+    if cluster is None:
+        from launch.doctor import examine
+
+        raise typer.Exit(examine())
+    from launch.surveying import SurveyError, take_part
+    from pipeline.keys import TransportError
+
+    config = load_config(cluster, overrides)
+    try:
+        raise typer.Exit(take_part(config, head, nodes, node, secret, wait_s))
+    except (SurveyError, TransportError, OSError) as error:
+        fail(error)
 
 
 @bench.command()

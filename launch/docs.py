@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline import plugins
 from pipeline.config import Config, Plugin
-from pipeline.configfile import documentation, option_documentation
+from pipeline.configdocs import default_of, documentation, option_documentation, sections
 from pipeline.configrules import CHOICES, RULES
 from pipeline.groups import GROUP_TRANSITIONS, TRANSITIONS
 
@@ -58,24 +58,11 @@ def _range(key: str, meaning: str) -> str:
     return f" Allowed: {rule}." if rule and rule.split(",")[0] not in meaning else ""
 
 
-def _setting(key: str) -> tuple[type[Any], str]:
-    """The Struct that holds a dotted key, and its field."""
-    section, _, field = key.rpartition(".")
-    types = {item.name: item.type for item in msgspec.structs.fields(Config)}
-    return (types[section] if section else Config), field
-
-
-def _default(struct: type[Any], field: str) -> object:
-    [item] = [item for item in msgspec.structs.fields(struct) if item.name == field]
-    if item.default_factory is not msgspec.NODEFAULT:
-        return item.default_factory()
-    return item.default
-
-
 def _settings(section: str) -> Iterator[tuple[str, str, str]]:
     for key, meaning in documentation().items():
         if key.rpartition(".")[0] == section:
-            default = _value(_default(*_setting(key)))
+            struct = sections()[section] if section else Config
+            default = _value(default_of(struct, key.rpartition(".")[2]))
             yield key, default, meaning.rstrip(".") + "." + _range(key, meaning)
 
 
@@ -88,12 +75,12 @@ def _summary(cls: type[Any]) -> str:
 def _options(seam: str, name: str) -> Iterator[tuple[str, str, str]]:
     struct = plugins.options_type(plugins.find(seam, name))
     for field, meaning in option_documentation(struct).items():
-        yield f"{seam}.{name}.{field}", _value(_default(struct, field)), meaning
+        yield f"{seam}.{name}.{field}", _value(default_of(struct, field)), meaning
 
 
 def configuration_page() -> str:
     """Every setting and every option of the house's plug-ins, with default and meaning."""
-    sections = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
+    named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",
         "",
@@ -106,7 +93,7 @@ def configuration_page() -> str:
         "looked for in the current directory, then in the one above the file's folder.",
         "",
     ]
-    for section in sections:
+    for section in named:
         lines += [f"## {section or 'Top level'}", "", *_table(_settings(section)), ""]
     lines += [
         "## Plug-ins",

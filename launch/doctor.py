@@ -8,8 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from launch.local import SHARED_MEMORY, free_port, sweep
+from launch.local import free_port
 from launch.train import versions
+from pipeline.leftovers import SHARED_MEMORY, sweep
 
 Finding = tuple[bool, str]  # fine?, what was found (and the cure)
 
@@ -61,13 +62,14 @@ def _build_lock() -> Finding:
 
 
 def _memory() -> Finding:
+    removed = sweep()
     shared = SHARED_MEMORY
     if not shared.is_dir():
         return True, f"no {shared}: weights are published through the run folder"
     free = shutil.disk_usage(shared).free / 2**30
     text = f"{shared}: {free:.1f} GiB free"
-    if removed := sweep():
-        text += f"; removed the weights of {len(removed)} dead run(s)"
+    if removed:
+        text += f"; removed {len(removed)} directories of dead runs"
     return free > 0.1, text
 
 

@@ -128,15 +128,19 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
 
 def _prompt_text(run: RunFolder, told: Story) -> str:
     """Of the data set that the configuration names; '' if that cannot be read (any more)."""
+    from pipeline import evalsets
     from pipeline.configfile import ConfigError, load
-    from pipeline.prompts import DataError, load_held_out, load_train
+    from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer
 
     evaluated = told.ended is not None and told.ended.kind == "eval"
     try:
         config = load(run.config)
-        read = load_held_out if evaluated else load_train
-        data = read(config.data, Tokenizer(Path(config.model)), config.sampling.max_tokens)
+        tokenizer = Tokenizer(Path(config.model))
+        if evaluated:
+            data = evalsets.load(config, tokenizer).data
+        else:
+            data = load_train(config.data, tokenizer, config.sampling.max_tokens)
         return data[told.prompt].prompt
     except (ConfigError, DataError, ModelError, OSError, IndexError) as error:
         first = str(error).splitlines()[0]
@@ -208,6 +212,8 @@ def _candidate(told: Story, ended: Ended, number: int) -> dict[str, Any]:
         "reward": member.reward,
         "chosen": member.chosen,
         "versions": member.versions,
+        "turns": member.turns,
+        "tokens_appended": member.appended,
         "fate": fate,
         "why": why,
     }

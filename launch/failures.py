@@ -46,18 +46,6 @@ KINDS = {
 }
 NOT_SHOWN = (
     (
-        "an engine is stopped (SIGSTOP) and goes on",
-        "its silence and its old frames are shown, each by itself; no test stops the process",
-    ),
-    (
-        "an engine's loop hangs while its heartbeats go on",
-        "that it is found stuck is shown; that it is killed then is not",
-    ),
-    (
-        "an engine ignores an abort",
-        "its slot stays taken until it answers; no test of one that never does",
-    ),
-    (
         "an engine drifts: its logprobs are wrong by a little",
         "measured in every step (`mismatch_max`); nothing acts on it",
     ),
@@ -65,60 +53,12 @@ NOT_SHOWN = (
         "an engine serves an older version than it says",
         "the proof after each load is shown; nothing later is",
     ),
-    (
-        "an engine that starts very late",
-        "`watch.join_s` ends the wait; shown for ranks of torchrun alone",
-    ),
-    (
-        "the stage alone is killed",
-        "the run ends and is resumed by hand; only a kill of all its processes is shown",
-    ),
-    (
-        "the stage is stopped (SIGSTOP) and goes on",
-        "the grace that it gives is shown, without a process",
-    ),
-    (
-        "a learner rank raises in the backward pass and hangs in its exit",
-        "it ends without waiting for others (`learner/actor.py`); no test",
-    ),
-    ("a collective hangs", "no test; a rank that stands still for its budget is found stuck"),
-    (
-        "the kernel kills a process for its memory",
-        "told as `killed by SIGKILL`; the memory limit is not named",
-    ),
     ("the GPU runs out of memory", "the error is raised by the test; on no GPU so far"),
-    (
-        "a reward that forks without end",
-        "what has left its session is ended; nothing limits how many there are",
-    ),
-    (
-        "the link between two machines is cut and heals",
-        "measured by `python -m launch.bench.faults` (nodes.md); no test",
-    ),
-    (
-        "a machine's torchrun is killed and started again",
-        "measured by `python -m launch.bench.faults` (nodes.md); no test",
-    ),
-    (
-        "a batch of tokens over the frame limit",
-        "that the stage refuses it is shown; an engine does not split it",
-    ),
-    (
-        "a stage that reads more slowly than engines write",
-        "no test of memory; slots limit what is under way",
-    ),
-    ("the clock on the wall jumps", "limits use the monotonic clock; no test moves a clock"),
     (
         "a run's folder copied, or on a network file system",
         "the lock is the system's; no test on NFS",
     ),
-    (
-        "no room for metrics, decisions or logs",
-        "trackers and trace are shown; no test for lines of the records",
-    ),
     ("power is lost", "enumerated over a model of the disk; no real power was cut"),
-    ("SIGTERM to `darts train`", "handled as the first Ctrl-C is; the test sends SIGINT"),
-    ("a second and a third Ctrl-C", "no test"),
 )
 """(fault, what is there instead of a row above)."""
 

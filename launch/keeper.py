@@ -18,11 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-from launch.local import sweep
-from launch.node import CONFIG, leave_there, left_there, scratch
-from launch.processes import Child, clean_environment, end_all
+from launch.memory import MemoryWatch, own_groups
+from launch.node import CONFIG, leave_there, left_there
+from launch.processes import Child, clean_environment, end_all, engine_environment
 from pipeline.configfile import load
 from pipeline.keys import Ticket, read_private
+from pipeline.leftovers import shared_directory, sweep
 
 _POLL_S = 0.2
 _MOST_S = 60.0
@@ -30,14 +31,17 @@ _MOST_S = 60.0
 
 def keep(child: Child, restarts: int, stopped: list[int]) -> int:
     """Start, watch, start again; the exit status."""
+    memory = MemoryWatch(own_groups())
     child.start()
     while not stopped:
         time.sleep(_POLL_S)
+        child.look()
         how = child.collect()
         if how == "exit 0":
             return 0
         if how is not None:
-            print(f"darts: {child.name} ended ({how}); its log: {child.log}", flush=True)
+            how = f"({how}){child.why(how, memory)}"
+            print(f"darts: {child.name} ended {how}; its log: {child.log}", flush=True)
             if child.starts > restarts:
                 print(f"darts: {child.name}: its log ends:\n{child.tail()}", flush=True)
                 return 1
@@ -54,7 +58,7 @@ def guest_arguments(key: Path, name: str) -> list[str]:
     Raises: TransportError if it is none.
     """
     ticket = read_private(key, Ticket)
-    own = scratch(os.getpid(), name)  # `exec` keeps the id
+    own = shared_directory(os.getpid(), name)  # `exec` keeps the id
     leave_there(own, ticket, ticket.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
     return [*arguments, "--weights", str(own / "weights")]
@@ -76,7 +80,8 @@ def main() -> None:
     if options.weights is not None:
         command += ["--weights", str(options.weights)]
     log = options.logs / f"{options.name}.log"
-    child = Child(options.name, command, log, clean_environment())
+    environment = clean_environment() | engine_environment(options.scratch)
+    child = Child(options.name, command, log, environment)
     try:
         status = keep(child, load(options.scratch / CONFIG).engine.restarts, stopped)
     finally:

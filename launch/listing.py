@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline import plugins
-from pipeline.configfile import option_documentation
+from pipeline.configdocs import option_documentation
 
 
 def plugin_lines() -> Iterator[str]:

@@ -24,6 +24,7 @@ from pipeline.printable import printable
 POINTS = 40
 """Steps of a sparkline."""
 _ENGINES_SHOWN = 6
+_WAITS_SHOWN = 4
 _SILENT_S = 2.0  # from then on silence is told: peers are heard once a second
 _LEVELS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█░·…", "_.,-:=+#.|~")
@@ -305,7 +306,7 @@ def _rest(now: Live, ending: Ending | None) -> Table:
     table.add_row("sampled", _ledger(now))
     if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
         table.add_row("refused", f"frames and chunks: {refused}")
-    for wait in now.waits:
+    for wait in now.waits[:_WAITS_SHOWN]:
         line = f"{wait.seconds:.1f} s for {printable(_for_whom(wait.what))}"
         table.add_row("waiting", Text(line, no_wrap=True, overflow="ellipsis"))
     return table

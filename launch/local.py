@@ -9,34 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import select
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
+from launch.memory import MemoryWatch, own_groups
 from launch.processes import (
     Child,
     clean_environment,
     end_all,
+    engine_environment,
     learner_arguments,
     learner_environment,
 )
+from pipeline import leftovers
 from pipeline.config import Config
 from pipeline.runfolder import RunFolder
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.1
 _LAST_WORDS_S = 1.0
+_LOOK_S = 1.0
 
 
 class View(Protocol):
@@ -63,26 +61,12 @@ class Site:
     ticket: Path | None = None  # key file of this process's own learner rank
 
 
-def sweep() -> list[Path]:
-    """Remove weights in memory whose launcher is dead (kill -9 of everything leaves them)."""
-    removed: list[Path] = []
-    for left in SHARED_MEMORY.glob(f"darts-{os.getuid()}-*-*"):
-        pid = left.name.split("-")[2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-            removed.append(left)
-    return removed
-
-
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
     """A new 0700 directory in memory for two versions of the weights, or below the run."""
-    base = SHARED_MEMORY
-    name = f"darts-{os.getuid()}-{os.getpid()}-{secrets.token_hex(4)}-{run.path.name}"
+    base = leftovers.SHARED_MEMORY
     if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
         base = run.path
-    directory = base / name
-    directory.mkdir(mode=0o700)
-    return directory
+    return leftovers.own_directory(run.path.name, base)
 
 
 def free_port(host: str = LOOPBACK) -> int:
@@ -114,15 +98,17 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        sweep()
+        leftovers.sweep(run.path)  # weights, where memory was short
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
-            sockets=Path(tempfile.mkdtemp(prefix="darts-")), host=LOOPBACK, port=free_port()
+            sockets=leftovers.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
         self.error: str | None = None  # said by the stage at its end
         self._buffer = b""
         self._interrupts = 0
+        self._memory = MemoryWatch(own_groups())
+        self._looked_at = 0.0  # when the children's memory was
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # a line of the stage; when its silence was told
         self._ours, theirs = socket.socketpair()
@@ -157,7 +143,8 @@ class Launcher:
             command = ["learner.actor", *common, *learner_arguments(rank, ranks, resume)]
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
         for number in range(self._roles.engines):
-            add(f"e{number}", ["engines.worker", *common, "--name", f"e{number}"], base)
+            command = ["engines.worker", *common, "--name", f"e{number}"]
+            add(f"e{number}", command, base | engine_environment(self.sockets))
         return children
 
     # --- the run ------------------------------------------------------------------------
@@ -204,7 +191,8 @@ class Launcher:
             if (how := stage.ended()) is not None:
                 self._hear()
                 if self.error is None:
-                    self.error = f"the stage ended ({how}); its log ends:\n{stage.tail()}"
+                    how = f"({how}){stage.why(how, self._memory)}"
+                    self.error = f"the stage ended {how}; its log ends:\n{stage.tail()}"
                 return
             self._watch_children()
             self._miss_the_stage()
@@ -228,28 +216,33 @@ class Launcher:
             for child in self.children.values():
                 how = None if child.name == "stage" else child.collect()
                 if how is not None:
-                    text = f"{child.name} ended ({how}); its log ends:\n{child.tail()}"
-                    self._view.heard({"say": text})
+                    text = f"{child.name} ended ({how}){child.why(how, self._memory)}"
+                    self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
                     return
             time.sleep(_POLL_S)
 
     def _watch_children(self) -> None:
         now = time.monotonic()
+        look = now - self._looked_at > _LOOK_S
+        self._looked_at = now if look else self._looked_at
         for child in self.children.values():
+            if look:
+                child.look()
             if child.name == "stage":
                 continue
             how = child.collect()
             if how is not None:
-                self._tell({"dead": child.name, "why": how})
+                why = child.why(how, self._memory)
+                self._tell({"dead": child.name, "why": f"{how}{why}"})
                 if not self._interrupts:
-                    self._bury(child, how, now)
+                    self._bury(child, f"({how}){why}", now)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
                 child.start()
 
     def _bury(self, child: Child, how: str, now: float) -> None:
         """An engine is started again with growing patience; a learner rank ends the run."""
-        text = f"{child.name} ended ({how})"
+        text = f"{child.name} ended {how}"
         if not child.name.startswith("e"):
             self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
         elif child.starts > self._config.engine.restarts:
@@ -261,11 +254,14 @@ class Launcher:
             self._view.heard({"say": f"{text}; starting it again in {wait_s:.0f} s"})
 
     def _interrupt(self, number: int, frame: object) -> None:
-        """First: a checkpoint, then the end. Second: the end."""
+        """First: a checkpoint, then the end. Second: the end. Third: no waiting for anybody."""
         del number, frame
         self._interrupts += 1
         if self._interrupts == 1:
             self._deadline = time.monotonic() + self._config.watch.stop_s - 2.0
+        elif self._interrupts > 2:
+            for child in self.children.values():
+                child.end(signal.SIGKILL)
 
     # --- the pipe -----------------------------------------------------------------------
 

@@ -5,20 +5,21 @@ Turns torchrun's variables and the hellos of the ranks into a place for each.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from launch.local import LOOPBACK, SHARED_MEMORY, Site, free_ports
+from launch.local import LOOPBACK, Site, free_ports
 from launch.meeting import Hello, Place, allowed
 from launch.network import own_address
 from launch.placing import PlacementError, roles
 from pipeline.config import Config
+from pipeline.configfile import dump
 from pipeline.guard import new_pair
 from pipeline.keys import (
     Entrance,
@@ -27,11 +28,16 @@ from pipeline.keys import (
     addresses,
     write_private,
 )
-from pipeline.private import make_private
+from pipeline.leftovers import own_directory, shared_directory
 from pipeline.runfolder import RunFolder
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks
+
+
+def digest_of(config: Config) -> str:
+    """The same on every machine that has the same configuration."""
+    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,7 @@ class Node:
     def scratch(self, name: str) -> Path:
         """A 0700 directory in memory, named after this process's torchrun: of one name for all
         its ranks and rounds, and swept when that is gone."""
-        return scratch(os.getppid(), name)
-
-
-def scratch(owner: int, name: str) -> Path:
-    """A 0700 directory in memory; `launch.local.sweep` removes it when process `owner` is gone.
-
-    Raises: PermissionError if another user has made it first.
-    """
-    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    path = base / f"darts-{os.getuid()}-{owner}-{name}"
-    make_private(path)
-    return path
+        return shared_directory(os.getppid(), name)
 
 
 def leave_there(directory: Path, ticket: Ticket, config: str) -> None:
@@ -133,7 +128,7 @@ class Plan:
             config=config,
             node=node,
             host=host if host not in ("*", "0.0.0.0") else node.host,  # noqa: S104
-            sockets=Path(tempfile.mkdtemp(prefix="darts-")),
+            sockets=own_directory("run"),
             control=f"tcp://{host}:{control}",
             data=f"tcp://{host}:{data}",
             weights=f"tcp://{host}:{weights}",

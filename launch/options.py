@@ -31,7 +31,9 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
     try:
         return load(config, overrides or ())
     except ConfigError as error:
-        fail(f"{len(error.problems)} problem(s) in the configuration\n{error}", 2)
+        count = len(error.problems)
+        cure = "mend them there; docs/configuration.md says what each key takes"
+        fail(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
 
 
 def run_folder(path: Path) -> RunFolder:

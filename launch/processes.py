@@ -19,8 +19,12 @@ from pathlib import Path
 
 import psutil
 
+from launch.memory import MemoryWatch, peak_bytes
+from pipeline.keys import IPC_LIMIT
 from pipeline.private import UMASK
 
+PROVED_S = 600.0
+"""A process that has run for so long is one that can run."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # Large blocks are kept by malloc: without these a training call takes up to three times as long.
@@ -36,6 +40,13 @@ _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCH
 def clean_environment() -> dict[str, str]:
     """This process's environment without torchrun's variables."""
     return {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+
+
+def engine_environment(directory: Path) -> dict[str, str]:
+    """What an engine needs beside what it inherits: `directory` is removed after it, and with it
+    the sockets that vLLM's own processes leave when they are killed (named by 36 characters)."""
+    fits = len(os.fsencode(directory)) + len("/") + 36 <= IPC_LIMIT
+    return {"VLLM_RPC_BASE_PATH": str(directory)} if fits else {}
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
@@ -63,7 +74,11 @@ def die_with_parent() -> None:
 
 
 class Child:
-    """One process by name; `start()` again after it has ended."""
+    """One process by name; `start()` again after it has ended.
+
+    `starts` counts those since it last ran for `PROVED_S`: what ends once a day is no process that
+    cannot run.
+    """
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
@@ -72,6 +87,9 @@ class Child:
         self.environment = dict(environment)
         self.starts = 0
         self.next_start = 0.0  # monotonic; restarts back off
+        self._peak = 0  # bytes of memory, the most that was seen of its present process
+        self._killed = False  # by us
+        self._started_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pass_fds: Sequence[int] = ()) -> None:
@@ -88,6 +106,8 @@ class Child:
                 pass_fds=tuple(pass_fds),
             )
         self.starts += 1
+        self._started_at = time.monotonic()
+        self._peak, self._killed = 0, False
 
     @property
     def pid(self) -> int:
@@ -110,10 +130,22 @@ class Child:
         how = self.ended()
         if how is not None:
             self._process = None
+            if time.monotonic() - self._started_at > PROVED_S:
+                self.starts = 1
         return how
+
+    def look(self) -> None:
+        """Remember how much memory it has had: when it is gone, nobody can tell."""
+        if self._process is not None:
+            self._peak = max(self._peak, peak_bytes(self._process.pid))
+
+    def why(self, how: str, watch: MemoryWatch) -> str:
+        """What `ended` leaves out, where it was killed and not by us; '' if nothing."""
+        return "" if self._killed else watch.why(how, self._peak)
 
     def end(self, number: int) -> None:
         """Signal the child's whole session."""
+        self._killed = number == signal.SIGKILL
         for process in self.family():
             _signal(process, number)
 

@@ -12,7 +12,7 @@ set -euo pipefail
 
 : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${PORT:=$((20000 + SLURM_JOB_ID % 10000))}"
-: "${OUT:=runs/${SLURM_JOB_NAME}}" # on a file system that all machines share
+: "${OUT:=runs/${SLURM_JOB_NAME}}" # shared: a job that is queued again may get other machines
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # Without it a torchrun that comes back is never told where the others are (docs/nodes.md).

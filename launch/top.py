@@ -74,11 +74,16 @@ class Watched:
     def frame(self, width: int) -> Any:
         from launch.live_view import frame
 
+        now, note, ending = self.look()
+        return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
+
+    def look(self) -> tuple[Live, str, Ending | None]:
+        """What it does now, in words, and how it ended if it did."""
         self._read_metrics()
         now = self._live()
         note, ending = self._state(now)
         self.over = ending is not None
-        return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
+        return now, note, ending
 
     def _live(self) -> Live:
         """Of `live.json`; of a run that has none (yet), what its other files tell."""

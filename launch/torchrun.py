@@ -16,7 +16,7 @@ its newest checkpoint. docs/nodes.md is the guide.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import os
 import secrets
 import sys
@@ -25,10 +25,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch import home
 from launch.local import Launcher, Roles
 from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.network import interface_towards
-from launch.node import Node, Plan, hand_over, leave_there, make_site
+from launch.node import Node, Plan, digest_of, hand_over, leave_there, make_site
 from launch.placing import PlacementError
 from launch.processes import (
     clean_environment,
@@ -36,9 +37,9 @@ from launch.processes import (
     learner_arguments,
     learner_environment,
 )
-from launch.train import check_fits, identify, say_outcome
+from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
-from pipeline import checkpoint, trackers
+from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.guard import new_pair
@@ -78,40 +79,58 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.create()
     run.hold()
+    home.check(run)
     if run.result.exists():
-        raise RunError(f"{run.path}: this run is over; choose another --out")
-    if run.config.exists() and run.config.read_text() != dump(config):
-        raise RunError(f"{run.path}: holds a run of another configuration; choose another --out")
+        done = json.loads(run.result.read_text())["steps"]
+        if done >= config.step.count:
+            raise RunError(
+                f"{run.path}: this run is over, after {done} steps; raise step.count, or choose "
+                "another --out"
+            )
     store.set("darts/run", str(run.path))
     return run
 
 
-def _resume_point(config: Config, run: RunFolder) -> Path | None:
+def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     """The newest checkpoint, or the run begun anew where none was ever written.
 
-    Raises: CheckpointError where there was one, and none is whole or fits.
+    Args:
+        given: the file that the configuration is from.
+
+    Raises: RunError where a run of other settings has begun there, CheckpointError where there
+    was a checkpoint, and none is whole or fits.
     """
+    other = run.config.exists() and run.config.read_text() != dump(config)
     ever = ("step-", "corrupt-", ".old-")
     if not any(path.name.startswith(ever) for path in run.checkpoints.iterdir()):
+        if other:
+            raise RunError(
+                f"{run.path}: holds a run of another configuration, without a checkpoint to go on "
+                "from; choose another --out"
+            )
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
     resume, manifest, complaints = checkpoint.newest(run.checkpoints)
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
-    check_fits(resume, manifest, config, run)
+    check_fits(resume, manifest, config, f"{given} or the settings of this command")
+    if other:
+        print(f"darts: {run.config}: free settings have changed; these count now", flush=True)
+        rewrite(run, config)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
 
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := list(trackers.complaints(config.metrics)):
+    if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
-    resume = _resume_point(config, run)
+    resume = _resume_point(config, args.config, run)
     plan = Plan.make(config, node)
-    digest = _digest(config)
+    digest = digest_of(config)
+    home.claim(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
         return plan.places(hellos, run.path, resume, digest)
@@ -133,6 +152,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     finally:
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
+        home.leave(run.path)
         run.release()
     say_outcome(run, config, status, launcher.error)
     return status
@@ -144,7 +164,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
 def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> NoReturn:
     """Meet rank 0, then become a learner rank or the keeper of an engine."""
     pair, number = new_pair(), secrets.token_hex(16)
-    hello = Hello(number=number, node=node.number, key=pair.public, config=_digest(config))
+    hello = Hello(number=number, node=node.number, key=pair.public, config=digest_of(config))
     try:
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
@@ -156,7 +176,11 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         server=place.server or None,
         keys=pair if place.server else None,
     )
-    logs = node.logs(Path(place.run))
+    run = Path(place.run)
+    logs = node.logs(run)
+    shared = home.shared(run, place.round)
+    if not shared:
+        home.note(run, place.host)
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
@@ -168,24 +192,17 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
             command += ["--weights", str(node.scratch("weights"))]
         _replace("launch.keeper", command, environment)
     log = logs / f"{place.name}.log"
-    if not (Path(place.run) / "config.yaml").is_file():
-        raise SystemExit(
-            f"darts: {place.name} on machine {node.number} does not see {place.run}: learner ranks "
-            "write their parts of checkpoints there; put --out on a file system that all share"
-        )
     print(f"darts: {place.name} on machine {node.number}; log: {log}", flush=True)
     rank = int(place.name[1:])
     environment |= learner_environment(rank, config.learner.ranks, place.port, place.host)
     environment["LOCAL_RANK"] = str(node.local_rank)
     arguments = learner_arguments(rank, config.learner.ranks, place.resume)
+    if not shared:
+        arguments += ["--apart", str(run / "parts" / place.name)]
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     _replace("learner.actor", [*hand_over(ticket, dump(config)), *arguments], environment)
-
-
-def _digest(config: Config) -> str:
-    return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 def main() -> int:

@@ -15,9 +15,10 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint, fingerprint, trackers
+from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.datafiles import DataError
 from pipeline.disk import SYSTEM, finish
 from pipeline.printable import printable
 from pipeline.runfolder import RunError, RunFolder, new_name
@@ -70,6 +71,15 @@ def identify(run: RunFolder, config: Config) -> None:
     run.about.write_text(json.dumps(about(), indent=1) + "\n")
 
 
+def rewrite(run: RunFolder, config: Config) -> None:
+    """Give a run other settings, of those that are free to change; whole or not at all."""
+    draft = run.config.with_name(f".{run.config.name}")
+    draft.write_text(dump(config))
+    finish(SYSTEM, draft)
+    SYSTEM.rename(draft, run.config)
+    SYSTEM.fsync(run.path)
+
+
 def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
     """The final table, or why there is none."""
     if status == 0 and run.result.exists():
@@ -101,11 +111,14 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     return _carry_out(config, run, None, Roles(0, []) if stage_only else None)
 
 
-def check_fits(directory: Path, manifest: dict[str, Any], config: Config, run: RunFolder) -> None:
+def check_fits(
+    directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
+) -> None:
     """Raise Refused, naming each difference, if a checkpoint was written for other settings,
-    model, tokenizer or data; before anything is started."""
+    model, tokenizer or data; before anything is started. `settings`: where those of now are from.
+    """
     now = fingerprint.take(config)
-    if found := fingerprint.differences(manifest["made_for"], now, run.path):
+    if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise checkpoint.Refused("\n".join([f"{directory} was not written for this:", *found]))
 
 
@@ -114,14 +127,14 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
-        if problems := list(trackers.complaints(config.metrics)):
+        if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = checkpoint.newest(run.checkpoints)
         for line in complaints:
             _say(f"damaged, not used: {line}")
-        check_fits(directory, manifest, config, run)
-    except (RunError, ConfigError, checkpoint.CheckpointError, OSError) as error:
+        check_fits(directory, manifest, config, run.config)
+    except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
         _say(error)
         none = isinstance(error, checkpoint.CheckpointError)
         return 5 if none and not isinstance(error, checkpoint.Refused) else 2
@@ -147,6 +160,8 @@ def _carry_out(
         view.close()
         run.release()
     say_outcome(run, config, status, launcher.error)
+    if status == 0 and config.eval.best:
+        print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
     if status == 0:
         print(f"\na page of it: darts report {run.path}", flush=True)
     if status and any(run.checkpoints.glob("step-*")):

@@ -220,7 +220,7 @@ def fate_of(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
     if member.state == "aborted":
         return "aborted", _why_aborted(member, told, ended)
     fate, why = _account(member, told, ended)
-    return fate, "; ".join(filter(None, (why, _cut(member, told))))
+    return fate, "; ".join(filter(None, (why, _cut(member, told), _turns(member))))
 
 
 def _account(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
@@ -237,6 +237,11 @@ def _account(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
     ):
         return "failed", "it has no reward"
     return "redundant", "not chosen"
+
+
+def _turns(member: Candidate) -> str:
+    """Nothing of one whose rollout was not asked."""
+    return f"{member.turns} turns, {member.appended} tokens appended" if member.turns else ""
 
 
 def _cut(member: Candidate, told: Story) -> str:

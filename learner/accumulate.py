@@ -39,6 +39,7 @@ class StepGradient:
         groups = [group for group in groups if group.group not in self._held]  # sent twice
         if not groups:
             return []
+        again, metrics = False, dict[str, float]()
         if self._dirty:
             self._dirty = not self._passes.build(list(self._held.values()))
         try:
@@ -52,7 +53,8 @@ class StepGradient:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not self._passes.out_of_memory(error):
                 raise
-            self._dirty = True
+            self._dirty = again = True
+        if again:  # not while the error holds what the pass had allocated
             return self.add(groups)
         self._held.update((group.group, group) for group in groups)
         return trained(groups, metrics)

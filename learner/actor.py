@@ -80,6 +80,7 @@ class Actor:
         self._config = config
         self._zero = zero = parts.zero
         self._gradient = parts.gradient
+        self._carrier = parts.carrier
         self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         self._schedule = Schedule(config.learner.tokens_per_micro_batch)
@@ -192,11 +193,18 @@ class Actor:
                 raise TypeError(f"no handler for {type(work).__name__}")
 
     def _begin(self, welcome: Welcome) -> None:
+        import torch
+
         from learner.weights import WeightPublisher
 
         self._gradient.clear()
         if self._zero.rank == 0:
-            self._publisher = WeightPublisher(Path(welcome.weights_directory), self._probe)
+            dtype = self._config.engine.dtype
+            self._publisher = WeightPublisher(
+                Path(welcome.weights_directory),
+                self._probe,
+                None if dtype == "auto" else getattr(torch, dtype),
+            )
         manifest = self._publish()
         if manifest is not None:
             self._link.send(Published(manifest=manifest))
@@ -262,10 +270,10 @@ class Actor:
             error = f"asked for version {order.version}, but holds {self._version}"
         else:
             try:
-                directory = Path(order.directory)
-                saving.save(
-                    self._zero, Path(self._config.model), directory, order.step, order.version
-                )
+                with self._carrier.saving(Path(order.directory)) as directory:
+                    saving.save(
+                        self._zero, Path(self._config.model), directory, order.step, order.version
+                    )
             except Exception as failure:  # a full disk ends no run: the checkpoint is discarded
                 error = f"{type(failure).__name__}: {failure}"
         if error:
@@ -288,9 +296,11 @@ def die_loudly() -> None:
     def report(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        traceback.print_exception(kind, error, trace)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Not `sys.stderr`: torch's own hook, around this one, collects what is written there.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        for stream in (sys.stdout, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
         os._exit(1)
 
     sys.excepthook = report
@@ -306,6 +316,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--resume", type=Path, help="a checkpoint directory")
+    parser.add_argument(
+        "--apart",
+        type=Path,
+        help="this machine lacks the run's folder: where parts of checkpoints are on their way",
+    )
     given = parser.parse_args()
 
     die_loudly()
@@ -330,7 +345,7 @@ def main() -> None:
         keep_off_the_engines_cores(config)
     from learner.building import build
 
-    parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]))
+    parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
     actor = Actor(config, parts, given.stage)
     running.append(actor)
     code = actor.run()

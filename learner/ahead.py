@@ -16,7 +16,7 @@ import torch
 from learner.forward import trained_members
 from learner.old import ByTrajectory
 from learner.streamer import Floats, Scored, Streamer
-from pipeline.messages import Hints, TrainGroup, ints
+from pipeline.messages import Hints, TrainGroup, TrainMember, ints
 
 CALL_TOKENS = 1024
 """Of one call: larger ones take longer for each token on a CPU, and keep a group waiting."""
@@ -50,8 +50,8 @@ class Stream:
         self._keep(self._streamer.run(CALL_TOKENS, priority=self._streamer.held))
 
     def take(self, groups: Sequence[TrainGroup]) -> ByTrajectory:
-        """Logprobs of every member that is trained on; the groups leave the cache."""
-        wanted: set[int] = set()
+        """Logprobs of sampled tokens of every member trained on; the groups leave the cache."""
+        wanted: dict[int, TrainMember] = {}
         for group in groups:
             for member in trained_members(group):
                 self._begin(group.group, group.prompt)
@@ -59,7 +59,7 @@ class Stream:
                 rest = ints(member.response)[known:].tolist()
                 if rest or not known:
                     self._streamer.extend(member.trajectory, group.group, rest)
-                wanted.add(member.trajectory)
+                wanted[member.trajectory] = member
         while self._streamer.waiting(wanted):
             call = self._streamer.run(CALL_TOKENS, priority=lambda name: float(name not in wanted))
             self._keep(call)
@@ -67,7 +67,10 @@ class Stream:
         for name in missing:
             self._found.pop(name, None)
         self._keep(self._streamer.recompute(missing, CALL_TOKENS))
-        found = {name: torch.from_numpy(np.concatenate(self._found.pop(name))) for name in wanted}
+        found = {
+            name: torch.from_numpy(sampled_only(np.concatenate(self._found.pop(name)), member))
+            for name, member in wanted.items()
+        }
         for group in groups:
             self._streamer.release_group(group.group)
             self._prompts.discard(group.group)
@@ -87,6 +90,14 @@ class Stream:
     def _keep(self, scored: Iterable[Scored]) -> None:
         for piece in scored:
             self._found.setdefault(piece.trajectory, []).append(piece.logprobs)
+
+
+def sampled_only(logprobs: Floats, member: TrainMember) -> Floats:
+    """Of a response's tokens those that were sampled, not appended by a rollout."""
+    kept = np.ones(len(logprobs), dtype=np.bool_)
+    for first, count in member.appended:
+        kept[first : first + count] = False
+    return logprobs[kept]
 
 
 class Ahead:

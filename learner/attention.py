@@ -1,14 +1,18 @@
 """Attention of packed calls, for any transformers model that hands keywords through.
 
-Turns a model and a `ragged.Call` into logits without a padded token. Invariant:
-a call without `ragged` is stock scaled dot product attention, bit for bit, so
-a model that has been switched once serves everyone.
+Turns a model and a `ragged.Call` into logits without a padded token. Sliding
+windows and capped scores are obeyed; a layer that asks for anything else is
+refused. Invariant: a call without `ragged` is what the model computes by
+transformers' own names, bit for bit, so a model that has been switched once
+serves everyone.
 
-Axes: P packed tokens, H heads, N heads of keys and values, D head dimension, V vocabulary.
+Axes: P packed tokens, H heads, N heads of keys and values, D head dimension, V vocabulary;
+of a bucket B segments, C most queries, K most keys.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +25,36 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from learner.ragged import Call
 
 NAME = "darts"
-_CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
+KINDS = {
+    NAME: "auto",
+    f"{NAME}_sdpa": "sdpa",
+    f"{NAME}_eager": "eager",
+}
+"""Names that a model can be switched to -> what computes the attention of its layers."""
+_CHANGES_ATTENTION = ("s_aux", "position_bias", "head_mask", "chunk_size")
 """Keywords of other models' attention that would have to be obeyed here."""
 
 
 class AttentionError(Exception):
     """The model's attention cannot run packed calls."""
+
+
+def switch(model: Any, kind: str = "auto") -> None:
+    """Give a model, or the DeepSpeed engine around it, the attention of packed calls.
+
+    Args:
+        kind: `learner.attention`.
+
+    Raises: AttentionError if the model cannot be switched.
+    """
+    bare = bare_model(model)
+    [name] = [name for name, found in KINDS.items() if found == kind]
+    bare.set_attn_implementation(name)
+    if bare.config._attn_implementation != name:  # noqa: SLF001 - refused with a warning only
+        raise AttentionError(
+            f"{type(bare).__name__} cannot be given another attention: it computes its own, by "
+            "code that knows no packed sequences; take a model of another architecture"
+        )
 
 
 def packed_attention(
@@ -38,19 +66,33 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     ragged: Call | None = None,
+    kind: str = "auto",
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **named: Any,
 ) -> tuple[Tensor, None]:
     """The attention function `darts`: output of shape (1, P, H, D), and no weights.
 
+    Args:
+        sliding_window: of the layer: keys that a query sees, its own included.
+        softcap: scores are softcap * tanh(score / softcap).
+
     Raises: AttentionError if the layer's attention is of a kind that is not built here.
     """
-    if ragged is None:
-        return sdpa_attention_forward(
-            module, query_1HPD, key_1NPD, value_1NPD, attention_mask, dropout, scaling, **named
+    eager = kind == "eager" or (kind == "auto" and softcap is not None)
+    if softcap is not None and not eager:
+        raise AttentionError(
+            f"layer {module.layer_idx} caps its scores (softcap {softcap:g}), which sdpa cannot: "
+            "set learner.attention: auto"
         )
+    if ragged is None:
+        return _padded(
+            module, query_1HPD, key_1NPD, value_1NPD, attention_mask, dropout, scaling, softcap,
+            eager=eager, **named,
+        )  # fmt: skip
     if unknown := [name for name in _CHANGES_ATTENTION if named.get(name) is not None]:
         raise AttentionError(f"layer {module.layer_idx} needs {unknown[0]}: packed calls have none")
-    ragged.layers.add(module.layer_idx)
+    ragged.windows[module.layer_idx] = sliding_window
     query_PHD = query_1HPD[0].transpose(0, 1)
     keys_RND, values_RND = key_1NPD[0].transpose(0, 1), value_1NPD[0].transpose(0, 1)
     if ragged.pool is not None:
@@ -58,19 +100,106 @@ def packed_attention(
         keys_RND, values_RND = ragged.pool.write(
             module.layer_idx, ragged.writes_P, keys_RND, values_RND
         )
+    scale = scaling_of(query_PHD, scaling)
     outputs: list[Tensor] = []
     for bucket in ragged.buckets:
-        found_BHCD = scaled_dot_product_attention(
+        compute = eager_scores if eager else fused_scores
+        found_BHCD = compute(
             _gathered(query_PHD, bucket.tokens_BC, bucket.segments),
             _gathered(keys_RND, bucket.rows_BK, bucket.segments),
             _gathered(values_RND, bucket.rows_BK, bucket.segments),
-            attn_mask=bucket.mask_B1CK.to(query_PHD.dtype),
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=True,  # half the time of repeating the keys and values first
+            bucket.mask(sliding_window, query_PHD.dtype),
+            dropout,
+            scale,
+            softcap,
         )
         outputs.append(found_BHCD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, ragged.outputs_P).unsqueeze(0), None
+
+
+def scaling_of(queries: Tensor, given: float | None) -> float:
+    """What scores are multiplied by; the usual one where a layer names none."""
+    return queries.shape[-1] ** -0.5 if given is None else given
+
+
+def fused_scores(
+    query_BHCD: Tensor,
+    key_BNKD: Tensor,
+    value_BNKD: Tensor,
+    mask_B1CK: Tensor,
+    dropout: float,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention by torch's fused kernels: shape (B, H, C, D)."""
+    assert softcap is None
+    grouped = query_BHCD.shape[1] != key_BNKD.shape[1]
+    if grouped and query_BHCD.is_cuda:
+        # With a mask and grouped heads the GPU's fused kernels are out: the plain one takes
+        # B x H x C x K of memory.
+        repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
+        key_BNKD = key_BNKD.repeat_interleave(repeats, dim=1)
+        value_BNKD = value_BNKD.repeat_interleave(repeats, dim=1)
+        grouped = False
+    return scaled_dot_product_attention(
+        query_BHCD,
+        key_BNKD,
+        value_BNKD,
+        attn_mask=mask_B1CK,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=grouped,  # on a CPU half the time of repeating the keys and values first
+    )
+
+
+def eager_scores(
+    query_BHCD: Tensor,
+    key_BNKD: Tensor,
+    value_BNKD: Tensor,
+    mask_B1CK: Tensor,
+    dropout: float,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention by matrix products, softmax in float32: shape (B, H, C, D)."""
+    repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
+    key_BHKD = key_BNKD.repeat_interleave(repeats, dim=1)
+    value_BHKD = value_BNKD.repeat_interleave(repeats, dim=1)
+    scores_BHCK = query_BHCD @ key_BHKD.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores_BHCK = softcap * torch.tanh(scores_BHCK / softcap)
+    shares_BHCK = (scores_BHCK + mask_B1CK).softmax(-1, dtype=torch.float32).to(query_BHCD.dtype)
+    return torch.dropout(shares_BHCK, dropout, train=dropout > 0) @ value_BHKD
+
+
+def _padded(
+    module: Any,
+    query_BHTD: Tensor,
+    key_BNTD: Tensor,
+    value_BNTD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    *,
+    eager: bool,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """A padded batch of stock transformers: output of shape (B, T, H, D)."""
+    if not eager:
+        return sdpa_attention_forward(
+            module, query_BHTD, key_BNTD, value_BNTD, attention_mask, dropout, scaling, **named
+        )
+    if attention_mask is None:  # sdpa's mask function leaves out what is causal and no more
+        shape = (query_BHTD.shape[2], key_BNTD.shape[2])
+        attention_mask = torch.ones(shape, dtype=torch.bool, device=query_BHTD.device).tril(
+            shape[1] - shape[0]
+        )
+    mask = torch.zeros_like(attention_mask, dtype=query_BHTD.dtype)
+    mask = mask.masked_fill_(~attention_mask, float("-inf"))
+    scale = scaling_of(query_BHTD, scaling)
+    found_BHTD = eager_scores(query_BHTD, key_BNTD, value_BNTD, mask, dropout, scale, softcap)
+    return found_BHTD.transpose(1, 2).contiguous(), None
 
 
 def _gathered(rows: Tensor, index: Tensor, segments: int) -> Tensor:
@@ -88,7 +217,7 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
 
     Args:
         model: a transformers causal LM, or the DeepSpeed engine around it. It is
-            switched to the attention `darts` at its first call.
+            switched to the attention `darts` at its first call, unless it was before.
         tokens_P: packed token ids.
         call: where they belong.
         last: at least 1.
@@ -96,10 +225,8 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
     Raises: AttentionError if the model cannot be switched, or not all its layers took part.
     """
     bare = bare_model(model)
-    if bare.config._attn_implementation != NAME:  # noqa: SLF001 - its only name
-        bare.set_attn_implementation(NAME)
-        if bare.config._attn_implementation != NAME:  # noqa: SLF001 - refused with a warning only
-            raise AttentionError(f"{type(bare).__name__} cannot be given another attention")
+    if bare.config._attn_implementation not in KINDS:  # noqa: SLF001 - its only name
+        switch(bare)
     logits_1PV = model(
         input_ids=tokens_P.unsqueeze(0),
         position_ids=call.positions_1P,
@@ -109,14 +236,15 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
         logits_to_keep=last,
         ragged=call,
     ).logits
-    if len(call.layers) != bare.config.num_hidden_layers:
+    if len(call.windows) != bare.config.num_hidden_layers:
         raise AttentionError(
-            f"{type(bare).__name__}: {len(call.layers)} of {bare.config.num_hidden_layers} layers "
-            "took part in a packed call; its attention must be transformers' own"
+            f"{type(bare).__name__}: {len(call.windows)} of {bare.config.num_hidden_layers} layers "
+            "took part in a packed call; the others compute attention by code of their own"
         )
     return logits_1PV[0]
 
 
-AttentionInterface.register(NAME, packed_attention)
-# Without a mask function padded batches of the same model would get no mask, silently.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+for _name, _kind in KINDS.items():
+    AttentionInterface.register(_name, partial(packed_attention, kind=_kind))
+    # Without a mask function padded batches of the same model would get no mask, silently.
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -6,20 +6,26 @@ group; restores from a checkpoint. Imported late: it takes seconds.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as chatter
 
-from learner import saving, zero
+from learner import carrying, lora, saving, zero
 from learner.accumulate import StepGradient
 from learner.ahead import Ahead, Stream
+from learner.attention import AttentionError
 from learner.passes import Passes
+from learner.proof import prove
 from learner.streamer import Streamer
 from learner.updates import HeldStep, needs_old
 from pipeline import plugins
@@ -37,33 +43,51 @@ class Parts:
     passes: Passes
     ahead: Ahead
     restored: saving.Restored
+    carrier: carrying.Carrier
     vocabulary: int
     """Rows of the embedding."""
     special: frozenset[int]
     """Ids of EOS and padding."""
 
 
-def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
-    """Load, join the other ranks, restore. Raises ValueError if the reference does not fit."""
+def build(config: Config, resume: Path | None, local_rank: int, own: Path | None = None) -> Parts:
+    """Join the other ranks, load, restore. Raises ValueError if the reference does not fit.
+
+    Args:
+        resume: a checkpoint, or None.
+        own: of a rank that is apart (`carrying`), where it keeps files meanwhile.
+    """
     section = config.learner
     if section.threads:
         torch.set_num_threads(section.threads)
     torch.manual_seed(config.seed)
     device = zero.device_of(local_rank)
     chatter.disable_progress_bar()
-    model = load(Path(config.model) if resume is None else resume / saving.MODEL, device)
+    zero.join_ranks()
+    carrier = carrying.meet(own, device)
+    with carrier.restoring(resume, saving.needed) as checkpoint:
+        return _build(config, checkpoint, device, carrier)
+
+
+def _build(
+    config: Config, resume: Path | None, device: torch.device, carrier: carrying.Carrier
+) -> Parts:
+    section = config.learner
+    model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
     reference: Any = None
-    if section.reference:
+    if section.reference == "start" and section.lora is not None:
+        reference = lora.Base(model)
+    elif section.reference:
         source = config.model if section.reference == "start" else section.reference
-        reference = load(Path(source), device).eval().requires_grad_(False)
+        reference = load(Path(source), device, section.dtype).requires_grad_(False)
+        prove(reference, section.attention)
         if (rows := vocabulary_of(reference)[0]) != vocabulary:
             raise ValueError(
                 f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
                 "it needs the same vocabulary"
             )
-    zero.join_ranks()
-    trainer = zero.Zero(model, section)
+    trainer = zero.Zero(model, section, config.step.count)
     restored = saving.Restored(-1, 0) if resume is None else saving.load(trainer, resume)
     cls = plugins.find("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, plugins.options_type(cls)))
@@ -84,6 +108,7 @@ def build(config: Config, resume: Path | None, local_rank: int) -> Parts:
         passes=passes,
         ahead=Ahead([stream for stream in (old_stream, reference_stream) if stream is not None]),
         restored=restored,
+        carrier=carrier,
         vocabulary=vocabulary,
         special=frozenset(special),
     )
@@ -113,14 +138,56 @@ def step_of(passes: Passes, section: LearnerSection) -> StepGradient | HeldStep:
     return StepGradient(passes, old=needs_old(section))
 
 
-def load(source: Path, device: torch.device) -> Any:
-    """The model of a directory, on the device."""
+def load_trained(config: Config, resume: Path | None, device: torch.device) -> Any:
+    """The model that is trained, proved to run packed calls; with LoRA the base and its adapters.
+
+    Raises: AttentionError or LoraError if it cannot be trained as the configuration asks.
+    """
+    section = config.learner
+    base = Path(config.model)
+    whole = section.lora is None and resume is not None
+    model = load(resume / saving.MODEL if whole and resume else base, device, section.dtype)
+    if section.lora is not None:
+        lora.attach(model, section.lora, base)
+        if resume is not None:
+            lora.load(model, resume / lora.ADAPTER)
+    prove(model, section.attention)
+    if section.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
+
+
+def load(source: Path, device: torch.device, dtype: str = "float32") -> Any:
+    """The model of a directory, on the device. `dtype`: `learner.dtype`."""
     log.info("loading %s", source)
-    # float32 everywhere: bfloat16 is ten times slower on a CPU, and drifts from the engine.
     model: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, trust_remote_code=False
+        source, dtype=getattr(torch, dtype), trust_remote_code=False
     )
-    return model.to(device)
+    return model.to(device).eval()
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Keep the layers' inputs only, and compute the layers again in backward.
+
+    transformers does so in training mode alone, and that would switch dropout on.
+    Raises AttentionError for a model without layers that can be computed again.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise AttentionError(
+            f"{type(model).__name__} cannot compute its layers again: set "
+            "learner.gradient_checkpointing: false"
+        )
+    for layer in layers:
+        layer.forward = functools.partial(_checkpointed, layer.forward)  # type: ignore[method-assign]
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **named)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def vocabulary_of(model: Any) -> tuple[int, set[int]]:

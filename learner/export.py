@@ -1,11 +1,14 @@
-"""A checkpoint -> a directory that transformers and vLLM load. Imports no torch."""
+"""A checkpoint -> a directory that transformers and vLLM load. Imports torch for adapters only."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 NEEDED = ("config.json", "model.safetensors", "tokenizer_config.json")
+ADAPTER = "adapter"
 
 
 class ExportError(Exception):
@@ -13,17 +16,54 @@ class ExportError(Exception):
 
 
 def export(checkpoint: Path, out: Path) -> Path:
-    """Copy the model of a checkpoint to `out`, which must not exist or be empty."""
-    model = checkpoint / "model"
+    """Write the model of a checkpoint to `out`, which must not exist or be empty.
+
+    Of a run with LoRA: the base model with the adapter merged into it, and the
+    adapter itself in `out`/adapter.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty directory; name another")
+    draft = out.parent / f".{out.name}.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    if (checkpoint / ADAPTER).is_dir():
+        _merged(checkpoint / ADAPTER, draft)
+    else:
+        _copied(checkpoint / "model", draft)
+    draft.replace(out)
+    return out
+
+
+def _copied(model: Path, draft: Path) -> None:
     missing = [name for name in NEEDED if not (model / name).is_file()]
     if missing:
         raise ExportError(
             f"{model}: no {', '.join(missing)}; name a checkpoint directory that holds model/"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists and is not an empty directory; name another")
-    draft = out.parent / f".{out.name}.part"
-    shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(model, draft)
-    draft.replace(out)
-    return out
+
+
+def _merged(adapter: Path, draft: Path) -> None:
+    base = Path(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+    if not (base / "config.json").is_file():
+        raise ExportError(
+            f"{adapter}: made for the model in {base}, which is not there (any more): put it back"
+        )
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from learner import lora
+    from learner.saving import companions
+    from learner.weights import checkpoint_tensors
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+    dtype = model.dtype
+    lora.attach(model.to(torch.float32), lora.section_of(adapter), base)
+    lora.load(model, adapter)
+    draft.mkdir()
+    for path in companions(base):
+        shutil.copyfile(path, draft / path.name)
+    save_file(checkpoint_tensors(model, dtype), draft / "model.safetensors", {"format": "pt"})
+    shutil.copytree(adapter, draft / ADAPTER)

@@ -9,7 +9,7 @@ for members' tokens only, in float32, divided by the temperature that the
 engine sampled with.
 
 Axes: B members, T tokens of the longest response, P packed tokens, N response
-tokens (the last of the packed ones), V vocabulary.
+tokens (the last of the packed ones).
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.attention import packed_logits
+from learner.head import packed_logprobs
 from learner.losses import LossBatch
 from learner.ragged import Call, Rows, Segment, build
 from pipeline.messages import Ints, TrainGroup, TrainMember, floats, ints
 from pipeline.packing import pack
 
-_ROWS = 512  # of logits at once
 TokenIds = Sequence[int] | Ints
 Forward = Callable[..., Any]
 """A transformers causal LM, or the DeepSpeed engine around it."""
@@ -50,8 +49,10 @@ class MicroBatch:
     """Members that go through the model in one call."""
 
     packed: Packed
+    sampled_N: Tensor | None
+    """Indices of the response tokens that were sampled, where a rollout appended others."""
     places_N: Tensor
-    """Where in a flat (B, T) each response token stands."""
+    """Where in a flat (B, T) each sampled response token stands."""
     behaviour_BT: Tensor
     mask_BT: Tensor
     advantages_B: Tensor
@@ -66,8 +67,8 @@ def trained_members(group: TrainGroup) -> list[TrainMember]:
 
 
 def counted_tokens(group: TrainGroup) -> float:
-    """This group's part of the normaliser: member weight times response tokens."""
-    return sum(member.weight * (len(member.response) // 4) for member in group.members)
+    """This group's part of the normaliser: member weight times sampled response tokens."""
+    return sum(member.weight * member.sampled for member in group.members)
 
 
 def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
@@ -92,6 +93,7 @@ def _assemble(
     rows, longest = len(members), max(len(response) for response in responses)
     behaviour = np.zeros((rows, longest), dtype=np.float32)
     mask = np.zeros_like(behaviour)
+    held = np.zeros(mask.shape, dtype=np.bool_)
     for row, (member, response) in enumerate(zip(members, responses, strict=True)):
         logprobs = floats(member.behaviour)
         if len(response) != len(logprobs):
@@ -101,11 +103,16 @@ def _assemble(
             )
         behaviour[row, : len(response)] = logprobs
         mask[row, : len(response)] = 1.0
+        held[row, : len(response)] = True
+        for first, count in member.appended:
+            mask[row, first : first + count] = 0.0
+    appended = any(member.appended for member in members)
     packed = pack_whole(
         [(prompt, [ints(member.response) for member in found]) for prompt, found in parts], device
     )
     return MicroBatch(
         packed=packed,
+        sampled_N=torch.from_numpy(mask[held].nonzero()[0]).to(device) if appended else None,
         places_N=torch.from_numpy(mask.reshape(-1).nonzero()[0]).to(device),
         behaviour_BT=torch.from_numpy(behaviour).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
@@ -147,50 +154,30 @@ def pack_whole(
 
 def logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
     """Logprob of each response token given all before it, nats: shape (N,)."""
-    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
-    return token_logprobs(logits_NV, packed.taken_N, temperature)
-
-
-def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
-    """Logprobs of the tokens taken, at a temperature, computed in float32.
-
-    Args:
-        logits: shape (..., V).
-        taken: token ids, shape (...).
-    """
-    scaled = logits.float()
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
-
-
-@torch.no_grad()
-def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
-    found: list[Tensor] = []
-    for part_NV in logits_NV.split(_ROWS):  # a large vocabulary is not held twice
-        logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
-        found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
-    return torch.cat(found)
+    return packed_logprobs(model, packed.tokens_P, packed.call, packed.taken_N, temperature)[0]
 
 
 def loss_batch(
     model: Forward, batch: MicroBatch, temperature: float, *, entropy: bool = False
 ) -> LossBatch:
-    """The forward pass of one micro-batch, as a loss wants it; 0 where a row has no token.
+    """The forward pass of one micro-batch, as a loss wants it; 0 where no token was sampled.
 
     The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
     """
     packed = batch.packed
-    logits_NV = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
+    logprobs_N, entropy_N = packed_logprobs(
+        model, packed.tokens_P, packed.call, packed.taken_N, temperature, entropy=entropy
+    )
 
     def placed(values_N: Tensor) -> Tensor:
+        if batch.sampled_N is not None:
+            values_N = values_N[batch.sampled_N]
         flat = values_N.new_zeros(batch.mask_BT.numel()).index_copy(0, batch.places_N, values_N)
         return flat.view_as(batch.mask_BT)
 
-    logprobs_BT = placed(token_logprobs(logits_NV, packed.taken_N, temperature))
+    logprobs_BT = placed(logprobs_N)
     return LossBatch(
-        entropy_BT=placed(entropies(logits_NV, temperature)) if entropy else None,
+        entropy_BT=None if entropy_N is None else placed(entropy_N),
         logprobs_BT=logprobs_BT,
         old_logprobs_BT=logprobs_BT.detach(),
         behaviour_BT=batch.behaviour_BT,

@@ -14,7 +14,7 @@ from torch import Tensor
 from learner.forward import Forward, MicroBatch, loss_batch
 
 ByTrajectory = dict[int, Tensor]
-"""Trajectory -> logprob of each of its response tokens, nats, shape (tokens,)."""
+"""Trajectory -> logprob of each of its sampled response tokens, nats, shape (tokens,)."""
 
 
 @torch.no_grad()
@@ -35,7 +35,8 @@ def member_logprobs(
 def laid_out(
     known: Mapping[int, Tensor], trajectories: Sequence[int], mask_BT: Tensor, padding_BT: Tensor
 ) -> Tensor:
-    """The members' values at their response tokens, `padding_BT` elsewhere: shape (B, T)."""
+    """The members' values at their sampled tokens, `padding_BT` elsewhere: shape (B, T)."""
     found_BT = padding_BT.detach().clone()
-    found_BT[mask_BT > 0] = torch.cat([known[trajectory] for trajectory in trajectories])
+    values = torch.cat([known[trajectory] for trajectory in trajectories])
+    found_BT[mask_BT > 0] = values.to(found_BT.device)  # streamed ones come from the CPU
     return found_BT

@@ -50,8 +50,31 @@ class Bucket:
     """Flat: packed token of each query."""
     rows_BK: Tensor
     """Flat: row of each key and value."""
-    mask_B1CK: Tensor
-    """0 where a query sees a key, -inf elsewhere."""
+    positions_BC: Tensor
+    """Of each query in its sequence; key k of a segment stands at position k."""
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(
+        default_factory=dict[tuple[int | None, torch.dtype], Tensor]
+    )
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """0 where a query sees a key, -inf elsewhere: shape (B, 1, C, K).
+
+        Args:
+            window: keys that a query sees, its own included; None: all before it.
+        """
+        found = self.masks.get((window, dtype))
+        if found is None:
+            keys = len(self.rows_BK) // self.segments
+            ahead_BCK = (
+                torch.arange(keys, device=self.rows_BK.device) - self.positions_BC[..., None]
+            )
+            hidden_BCK = ahead_BCK > 0
+            if window is not None:
+                hidden_BCK |= ahead_BCK <= -window
+            found = torch.zeros(hidden_BCK.shape, dtype=dtype, device=hidden_BCK.device)
+            found = found.masked_fill_(hidden_BCK, float("-inf")).unsqueeze(1)
+            self.masks[window, dtype] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +89,8 @@ class Call:
     """The table of rows; None: the call's own tokens."""
     writes_P: Tensor | None = None
     """Row of the pool that each packed token is written to."""
-    layers: set[int] = field(default_factory=set[int])
-    """Layers whose attention has seen this call."""
+    windows: dict[int, int | None] = field(default_factory=dict[int, int | None])
+    """Layers whose attention has seen this call -> their sliding window, None: no such."""
 
 
 def build(
@@ -100,17 +123,14 @@ def build(
         base += tokens.size
         # Rows of padding lie behind every position, so one comparison hides them too; a
         # query of padding sees some of them, which does no harm: nobody reads its output.
-        position_BC = torch.from_numpy(first + np.arange(queries)).to(device)
-        hidden_BCK = torch.arange(keys, device=device) > position_BC.unsqueeze(-1)
-        mask_BCK = torch.zeros(hidden_BCK.shape, device=device).masked_fill_(
-            hidden_BCK, float("-inf")
-        )
+        # It must see one, whatever the window: a softmax over nothing is NaN.
+        place_BC = np.minimum(first + np.arange(queries), keys - 1)
         buckets.append(
             Bucket(
                 segments=len(group),
                 tokens_BC=_index(tokens, device),
                 rows_BK=_index(rows, device),
-                mask_B1CK=mask_BCK.unsqueeze(1),
+                positions_BC=torch.from_numpy(place_BC).to(device),
             )
         )
     return Call(

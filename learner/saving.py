@@ -1,6 +1,7 @@
 """A learner's part of a checkpoint: the model for everybody, the optimizer for itself.
 
-    DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0)
+    DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0), or
+    DIRECTORY/adapter/               with LoRA: peft's format, without the base model (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
 
 Every file is fsynced here; the directories, and the commit by renaming
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import torch
 
+from learner import lora
 from learner.zero import Zero, ZeroError
 from pipeline.disk import SYSTEM, Disk, finish
 
@@ -42,7 +44,10 @@ def save(
     """Write this rank's part. `source`: the model directory that holds the tokenizer."""
     with zero.whole():  # first: rank 0 may fail to write, but never to take part
         if zero.rank == 0:
-            save_model(zero.module, source, directory / MODEL, disk)
+            if lora.is_attached(zero.module):
+                lora.save(zero.module, directory / lora.ADAPTER, disk)
+            else:
+                save_model(zero.module, source, directory / MODEL, disk)
     if zero.owns_state():
         state: dict[str, Any] = {
             "step": step,
@@ -82,6 +87,14 @@ def load(zero: Zero, directory: Path) -> Restored:
     zero.restore(state["state"])
     torch.set_rng_state(state["random"])
     return Restored(state["step"], state["version"])
+
+
+def needed(directory: Path, rank: int) -> list[Path]:
+    """What a rank reads of a checkpoint: all but the optimizers of others."""
+    own = optimizer_file(directory, rank)
+    own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0
+    others = set(directory.glob("optimizer-rank*.pt")) - {own}
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in others)
 
 
 def companions(model: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ Invariants: all rows are of one version of the weights (`clear` begins another),
 and a trajectory that does not fit is dropped as a whole, never in part.
 Knows no socket, no clock and no version number.
 
-Axes: P packed tokens of a call, N those of trajectories (the last ones), V vocabulary.
+Axes: P packed tokens of a call, N those of trajectories (the last ones).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.attention import bare_model, packed_logits
-from learner.forward import Forward, entropies, pack_whole, token_logprobs
+from learner.forward import Forward, pack_whole
+from learner.head import packed_logprobs
 from learner.pool import Pool, Rows
-from learner.ragged import Segment, build
+from learner.ragged import Call, Segment, build
 from pipeline.packing import pack
 
 Floats = NDArray[np.float32]
@@ -102,7 +103,7 @@ class Streamer:
         self._trajectories: dict[int, _Trajectory] = {}
         self._pool = Pool(
             layers=bare.config.num_hidden_layers,
-            heads=bare.config.num_key_value_heads,
+            heads=getattr(bare.config, "num_key_value_heads", None) or heads,
             head_dim=getattr(bare.config, "head_dim", None) or bare.config.hidden_size // heads,
             rows=kv_tokens,
             dtype=weight.dtype,
@@ -271,14 +272,14 @@ class Streamer:
             begin = len(sequence.rows) - count
             taken += sequence.tokens[begin + 1 : begin + count + 1]
         call = build(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
-        logits_NV = packed_logits(self._model, self._tensor(fed), call, max(1, len(taken)))
         if not chunks:  # only a part of a prompt
+            packed_logits(self._model, self._tensor(fed), call, 1)
             return []
         offsets = [
             (name, len(self._trajectories[name].sequence.rows) - count, count)
             for name, count in chunks
         ]
-        return self._scored(logits_NV, self._tensor(taken), offsets)
+        return self._scored(self._tensor(fed), call, self._tensor(taken), offsets)
 
     @torch.no_grad()
     def recompute(self, trajectories: Iterable[int], most_tokens: int) -> list[Scored]:
@@ -311,19 +312,23 @@ class Streamer:
                 ],
                 self._device,
             )
-            logits_NV = packed_logits(
-                self._model, packed.tokens_P, packed.call, len(packed.taken_N)
-            )
             offsets = [(name, 0, self.held(name)) for found in names for name in found]
-            scored += self._scored(logits_NV, packed.taken_N, offsets)
+            scored += self._scored(packed.tokens_P, packed.call, packed.taken_N, offsets)
         return scored
 
     def _scored(
-        self, logits_NV: Tensor, taken_N: Tensor, chunks: Sequence[tuple[int, int, int]]
+        self,
+        tokens_P: Tensor,
+        call: Call,
+        taken_N: Tensor,
+        chunks: Sequence[tuple[int, int, int]],
     ) -> list[Scored]:
-        """Cut a call's logprobs into (trajectory, offset, count) each."""
-        logprobs_N = token_logprobs(logits_NV, taken_N, self._temperature).cpu().numpy()
-        entropy_N = entropies(logits_NV, self._temperature).cpu().numpy() if self._entropy else None
+        """Run a call, and cut its logprobs into (trajectory, offset, count) each."""
+        found_N, entropies_N = packed_logprobs(
+            self._model, tokens_P, call, taken_N, self._temperature, entropy=self._entropy
+        )
+        logprobs_N = found_N.cpu().numpy()
+        entropy_N = None if entropies_N is None else entropies_N.cpu().numpy()
         scored: list[Scored] = []
         begin = 0
         for name, offset, count in chunks:

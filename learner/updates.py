@@ -39,6 +39,7 @@ class HeldStep:
         groups = [group for group in groups if group.group not in self._held]  # sent twice
         if not groups:
             return []
+        again = False
         try:
             for group in groups:
                 _check(group)
@@ -50,6 +51,8 @@ class HeldStep:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not self._passes.out_of_memory(error):
                 raise
+            again = True
+        if again:  # not while the error holds what the pass had allocated
             return self.add(groups)
         self._held.update((group.group, group) for group in groups)
         return trained(groups, {})

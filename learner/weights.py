@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner.forward import token_logprobs
+from learner import lora
+from learner.head import token_logprobs
 from pipeline.messages import Manifest
 from pipeline.private import make_private
 
@@ -54,15 +55,24 @@ def probe_logprobs(model: Any, probe: list[int]) -> dict[str, list[float]]:
     }
 
 
-def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
-    """Weights under their Hugging Face names; a tied head is left out, as they leave it."""
+def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Weights under their Hugging Face names; a tied head is left out, as they leave it.
+
+    Args:
+        dtype: that they are rounded to, adapters merged before; None: as they are.
+    """
     tensors = {name: p.detach() for name, p in model.named_parameters()}  # shared ones once
     known = {p.data_ptr() for p in tensors.values()}
     for name, value in model.state_dict().items():  # persistent buffers
         if name not in tensors and value.data_ptr() not in known:
             tensors[name] = value
+    if lora.is_attached(model):
+        tensors = lora.merged(model, tensors)
     named = revert_weight_conversion(model, tensors)
-    return {name: value.contiguous() for name, value in named.items()}
+    return {
+        name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
+        for name, value in named.items()
+    }
 
 
 def checksum(path: Path) -> str:
@@ -74,7 +84,9 @@ def checksum(path: Path) -> str:
 class WeightPublisher:
     """Writes versions into one directory, and removes those that nobody may want."""
 
-    def __init__(self, directory: Path, probe: list[int]) -> None:
+    def __init__(self, directory: Path, probe: list[int], dtype: torch.dtype | None = None) -> None:
+        """`dtype`: of the engines, which the weights are rounded to; None: as they are."""
+        self._dtype = dtype
         make_private(directory)
         self._directory = directory
         self._probe = probe
@@ -89,7 +101,9 @@ class WeightPublisher:
         draft = self._directory / f".v{version}-{os.getpid()}"
         draft.mkdir(mode=0o700)
         try:
-            save_file(checkpoint_tensors(model), draft / FILE, metadata={"format": "pt"})
+            save_file(
+                checkpoint_tensors(model, self._dtype), draft / FILE, metadata={"format": "pt"}
+            )
             size = (draft / FILE).stat().st_size
             digest = checksum(draft / FILE)
             if final.exists():  # of a learner before this one; readers keep what they mapped

@@ -7,6 +7,9 @@ everywhere; `managed_gradient_accumulation` off at stages 0 and 1, one
 `coalesce_grad_reduction()` for a whole step at 2 and 3. So gradients are whole
 on every rank, and reduced in `step()` alone.
 
+In bfloat16 DeepSpeed keeps float32 masters and optimizer state at stages 1 to 3;
+the sums over micro-batches are kept here (`learner.sums`).
+
 At stages 0 to 2 the ranks may run different numbers of micro-batches, but each
 at least one. At stage 3 (`in_rounds`) every forward and backward communicates:
 all ranks must run equally many passes, those without gradient included.
@@ -27,6 +30,8 @@ import torch
 from torch import Tensor
 
 from learner import buildlock
+from learner.rates import decay_groups, rate
+from learner.sums import GradientSums
 
 # All of this must be set before deepspeed is imported.
 if not torch.cuda.is_available():
@@ -40,6 +45,7 @@ import deepspeed  # noqa: E402
 import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
 
+from pipeline import deepspeedfile  # noqa: E402
 from pipeline.config import LearnerSection  # noqa: E402
 
 PERSISTENT_ELEMENTS = 10_000
@@ -53,7 +59,7 @@ class ZeroError(Exception):
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The device of this rank; on a GPU machine its own card (not run there yet)."""
+    """The device of this rank; on a GPU machine its own card."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -72,46 +78,63 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
+def settings(section: LearnerSection) -> dict[str, Any]:
+    """DeepSpeed's configuration: what darts decides, and what `learner.deepspeed` adds.
+
+    Raises: DeepSpeedFileError if that file does not fit.
+    """
+    theirs = deepspeedfile.read(section)
+    return {
+        **theirs,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": section.zero >= 2,
+        "gradient_clipping": section.clip_norm if section.zero else 0.0,
+        "zero_allow_untested_optimizer": True,
+        # An update that is left out without a word: whether it is finite is decided before.
+        "bf16": {"enabled": section.dtype == "bfloat16", "check_grad_overflow": False},
+        "zero_optimization": {
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            **theirs.get("zero_optimization", {}),
+            "stage": section.zero,
+            "overlap_comm": False,
+        },
+        "steps_per_print": None,
+    }
+
+
 class Zero:
     """A model, its optimizer, and the gradient of the step so far."""
 
-    def __init__(self, model: torch.nn.Module, section: LearnerSection) -> None:
+    def __init__(self, model: torch.nn.Module, section: LearnerSection, steps: int) -> None:
+        """`steps`: of the whole run; the schedule of the learning rate goes by it."""
         self._section = section
+        self._steps = steps
         self.in_rounds = section.zero == 3
         """Whether passes communicate, so that all ranks must run equally many."""
         self._unreduced: AbstractContextManager[None] | None = None  # stages 2, 3: open in a step
         self._norm = float("nan")
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.sums = GradientSums(self.parameters)
         optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=section.lr,
-            betas=section.betas,
-            weight_decay=section.weight_decay,
+            decay_groups(named, section), lr=section.lr, betas=section.betas, eps=section.eps
         )
         if section.zero == 0:
             # DeepSpeed clips here too, but keeps the norm to itself.
             optimizer.register_step_pre_hook(self._clip_reduced)
         model.eval()  # dropout would make the old logprobs another policy's
-        settings: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": section.zero >= 2,
-            "gradient_clipping": section.clip_norm if section.zero else 0.0,
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {
-                "stage": section.zero,
-                "overlap_comm": False,
-                "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            },
-            "steps_per_print": None,
-        }
-        self.engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[
-            0
-        ]
+        try:
+            found = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(section))
+        except ValueError as error:  # DeepSpeed's own checks, of keys below those that we know
+            if section.deepspeed:
+                raise ZeroError(f"{section.deepspeed}: {error}") from error
+            raise
+        self.engine: Any = found[0]
         self.engine.eval()
         self.world: int = comm.get_world_size()
         self.rank: int = comm.get_rank()
-        self.device = self._parameters[0].device
+        self.device = self.parameters[0].device
 
     @property
     def module(self) -> Any:
@@ -123,7 +146,7 @@ class Zero:
         collective that gathers all of them on every rank)."""
         if not self.in_rounds:
             return contextlib.nullcontext()
-        return deepspeed.zero.GatheredParameters(self._parameters)
+        return deepspeed.zero.GatheredParameters(self.parameters)
 
     def total(self, *values: float) -> list[float]:
         """Each value summed over the ranks (a collective)."""
@@ -150,15 +173,15 @@ class Zero:
             unreduced.__enter__()
             self._unreduced = unreduced
         self.engine.backward(loss, scale_wrt_gas=False)
+        self.sums.collect()
 
     def zero_gradients(self) -> None:
         """Forget everything accumulated since the last step."""
-        for p in self._parameters:  # stage 3's own way fails where a device has no streams
-            p.grad = None
+        self.sums.clear()  # first: stage 3's own way fails where a device has no streams
         self.engine.optimizer.zero_grad(set_to_none=True)
 
     def has_gradient(self) -> bool:
-        return any(p.grad is not None for p in self._parameters)
+        return bool(self.sums.found())
 
     def finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
         """Whether the reduced gradient is finite; the same answer on all ranks (a collective).
@@ -167,7 +190,7 @@ class Zero:
         before anything has been reduced. DeepSpeed protects no weight at stage 0.
         """
         norm = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = self.sums.found()
         if gradients:
             norms = torch._foreach_norm(gradients)  # noqa: SLF001 - its only name
             norm = torch.stack([one.double() for one in norms]).norm()
@@ -182,18 +205,21 @@ class Zero:
 
         Args:
             normaliser: N, over all ranks.
-            updates: steps applied before this one; the warm-up goes by it.
+            updates: steps applied before this one; the learning rate goes by it.
 
         Returns: `grad_norm` (before clipping) and `lr`.
         """
         if not normaliser > 0:
             raise ZeroError(f"the step's normaliser is {normaliser}: no token to learn from")
-        rate = warmed_up(self._section.lr, updates, self._section.warmup_steps)
+        learning_rate = rate(self._section, updates, self._steps)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
+        if self._section.dtype == "bfloat16":
+            with self.whole():  # a gradient is of its parameter's size
+                self.sums.hand_over()
         if self._section.zero == 0:
             # reduction averages over ranks; the loss is a sum over all of them
-            for p in self._parameters:
+            for p in self.parameters:
                 if p.grad is not None:
                     p.grad.mul_(self.world / normaliser)
             self.engine.step()
@@ -212,11 +238,11 @@ class Zero:
             self._norm = float("nan") if norm is None else float(norm)
         if not self.engine.was_step_applied():
             raise ZeroError("DeepSpeed did not apply a step whose gradient was finite")
-        return {"grad_norm": self._norm, "lr": rate}
+        return {"grad_norm": self._norm, "lr": learning_rate}
 
     def _clip_reduced(self, *_: Any) -> None:
         limit = self._section.clip_norm or float("inf")
-        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+        self._norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
 
     # --- checkpoints ------------------------------------------------------------------------
 
@@ -262,8 +288,3 @@ class Zero:
                 optimizer.single_partition_of_fp32_groups, state["masters"], strict=True
             ):
                 part.data.copy_(saved)
-
-
-def warmed_up(lr: float, updates: int, warmup_steps: int) -> float:
-    """Learning rate of the step after `updates` others: linear up to `lr`."""
-    return lr * min(1.0, (updates + 1) / max(1, warmup_steps))

@@ -38,7 +38,7 @@ def shifts(group: Group, advantages: Sequence[float]) -> dict[str, float]:
     chosen = [m.id in set(group.chosen) for m in members]
     found = {
         "reward": _shift([m.reward or 0.0 for m in members], chosen),
-        "tokens": _shift([float(m.held) for m in members], chosen),
+        "tokens": _shift([float(m.sampled) for m in members], chosen),
     }
     return found | ({"advantage": _shift(advantages, chosen)} if len(advantages) else {})
 

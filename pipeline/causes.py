@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.critical import Link, follow
-from pipeline.spans import Leg, Load, Scoring
+from pipeline.spans import Calling, Leg, Load, Scoring
 
 
 def leg_link(leg: Leg, now: float) -> Link:
@@ -37,3 +37,11 @@ def scoring_link(scoring: Scoring) -> Link:
     link = follow(scoring.link, "rewards", "waiting for a worker", scoring.begun, who)
     link = follow(link, "rewards", "scoring", scoring.ended, who)
     return follow(link, "stage", "reward on its way", scoring.heard, who)
+
+
+def calling_link(calling: Calling) -> Link:
+    """From the question what follows a turn to its answer."""
+    who = f"trajectory {calling.trajectory}, turn {calling.turn + 1}"
+    link = follow(calling.link, "rollouts", "waiting for a worker", calling.begun, who)
+    link = follow(link, "rollouts", "asking the rollout", calling.ended, who)
+    return follow(link, "stage", "what follows on its way", calling.heard, who)

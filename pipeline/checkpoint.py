@@ -134,9 +134,11 @@ def _seal(manifest: dict[str, Any]) -> str:
     return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def prune(checkpoints: Path, keep: int, disk: Disk = SYSTEM) -> None:
-    """Leave the newest `keep` (at least 2)."""
+def prune(checkpoints: Path, keep: int, disk: Disk = SYSTEM, best: Path | None = None) -> None:
+    """Leave the newest `keep` (at least 2), and the best one."""
     for victim in committed(checkpoints)[max(2, keep) :]:
+        if victim == best:
+            continue
         disk.rename(victim, victim.with_name(f"{_TRASH}{victim.name}-{secrets.token_hex(4)}"))
     sweep(checkpoints, disk)
 

@@ -24,18 +24,48 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     """Every option with its value, defaults included, once the configuration is loaded."""
 
 
+class Source(Section, frozen=True, kw_only=True):
+    path: str
+    """As `data.train`: a task, a file, a folder, or a pattern."""
+    weight: float = 1.0
+    """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
+    tag: str = ""
+    """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
+    prompt: str = ""
+    """As `data.prompt`, for this source; empty: that."""
+    answer: str = ""
+    """As `data.answer`, for this source; empty: that."""
+
+
 class Data(Section, frozen=True, kw_only=True):
-    train: str = "chain_sums"
-    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`), or a JSONL file with one
-    prompt a line."""
+    train: str | tuple[Source, ...] = "chain_sums"
+    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a
+    folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
+    list of these with weights."""
     held_out: str | int = 256
-    """Prompts for evaluation: a JSONL file, or this many of a task's held-out prompts."""
+    """Prompts for evaluation: as `train`, or this many of a task's held-out prompts."""
     prompt: str = "prompt"
-    """Field of a line that holds the prompt's text."""
-    answer: str = "answer"
-    """Field of a line that holds what the reward compares with."""
+    """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
+    answer: str = ""
+    """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
+    `reward_model.ground_truth` or `solution`, the first that a source has."""
     bad_lines: str = "stop"
     """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
+    chat: str = "auto"
+    """What goes through the chat template: `auto` messages, and no text; `always` text too, as
+    the user's message; `never` nothing, and messages are refused."""
+    chat_template: str = ""
+    """File with a chat template (Jinja). Empty: the model's own."""
+    chat_arguments: dict[str, Any] = {}
+    """Passed to the template by name: `{enable_thinking: false}`."""
+    system: str = ""
+    """System message put before messages that have none of their own."""
+    max_prompt_tokens: int = 0
+    """Longest prompt, tokens, after the template. 0: what the model takes, less
+    `sampling.max_tokens`."""
+    long_prompts: str = "stop"
+    """A longer prompt is: a bad line (`stop`); left out (`drop`) or, if it is text, shortened
+    from the left (`cut`), with a count."""
 
 
 class SamplingSection(Section, frozen=True, kw_only=True):
@@ -61,6 +91,18 @@ class GroupSection(Section, frozen=True, kw_only=True):
     """M: trajectories trained on per prompt."""
 
 
+class LoraSection(Section, frozen=True, kw_only=True):
+    rank: int = 16
+    """Of the adapters: each adds two matrices of so many rows and columns."""
+    alpha: float = 32.0
+    """The adapters' product counts alpha / rank times."""
+    dropout: float = 0.0
+    """Only 0: with dropout the learner's logprobs are not those of what the engines serve."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but
+    the output layer."""
+
+
 class LearnerSection(Section, frozen=True, kw_only=True):
     ranks: int = 1
     """Data-parallel learner processes."""
@@ -68,16 +110,40 @@ class LearnerSection(Section, frozen=True, kw_only=True):
     """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced
     gradient (each rank's own is whole until the step closes); 3 also the weights, and then
     everything but the reference model runs when the step closes, all ranks together."""
+    dtype: str = "float32"
+    """Of the weights that are trained: `float32`, or `bfloat16`, with float32 master weights,
+    gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
+    attention: str = "auto"
+    """What computes attention, by transformers' names: `sdpa`, `eager` (plain matrix products),
+    or `auto`: eager where a layer caps its scores, sdpa elsewhere."""
+    gradient_checkpointing: bool = False
+    """Keep the inputs of the layers only, and compute the layers again in backward: less memory,
+    about a third more time."""
+    lora: LoraSection | None = None
+    """Train low-rank adapters in place of the weights (needs `pip install 'darts-rl[lora]'`; `zero`
+    0 to 2). The engines serve them merged. Null: train all weights."""
+    deepspeed: str = ""
+    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes,
+    communication, logging). Empty: none."""
     lr: float = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's running means of the gradient and of its square."""
-    weight_decay: float = 0.0
-    """Of AdamW, on every parameter."""
-    clip_norm: float = 1.0
-    """Gradient norm above which the gradient is scaled down to it; 0: never."""
+    schedule: str = "constant"
+    """Of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the rest
+    of `step.count`, `linear` or by a half `cosine`."""
+    min_lr: float = 0.0
+    """Where `linear` and `cosine` end, as a share of `lr`."""
     warmup_steps: int = 5
     """Steps over which the learning rate rises linearly to `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
+    eps: float = 1.0e-8
+    """Of AdamW: added to the root of the running mean of the gradient's square."""
+    weight_decay: float = 0.0
+    """Of AdamW, on every parameter but those of `no_decay`."""
+    no_decay: tuple[str, ...] = ("bias", "norm")
+    """Parameters whose name holds one of these are not decayed."""
+    clip_norm: float = 1.0
+    """Gradient norm above which the gradient is scaled down to it; 0: never."""
     tokens_per_micro_batch: int = 4096
     """Tokens in one forward and backward; a group's prompt counts once."""
     overlap: str = "group"
@@ -118,7 +184,8 @@ class LearnerSection(Section, frozen=True, kw_only=True):
 
 class EngineSection(Section, frozen=True, kw_only=True):
     kind: str = "vllm"
-    """`vllm`, or `simulated` (lengths from a distribution; for tests of everything else)."""
+    """`vllm`; `transformers` (its continuous batching: starts in seconds, needs no vLLM, slower);
+    or `simulated` (lengths from a distribution; for tests of everything else)."""
     count: int = 1
     """Engine processes."""
     slots: int = 64
@@ -129,18 +196,37 @@ class EngineSection(Section, frozen=True, kw_only=True):
     chunk_tokens: int = 16
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: str = "float32"
-    """Of weights and computation in vLLM: float32, bfloat16, auto."""
+    """Of weights and computation in the engine: float32, bfloat16, auto."""
     cpu_cores: str = "auto"
-    """CPU only: cores for vLLM's threads ("0", "0-3"); `auto`: the first core for the
+    """CPU only: cores for the engine's threads ("0", "0-3"); `auto`: the first core for the
     engine when there are two or more, so that the learner keeps the others."""
     cpu_kv_gib: int = 1
     """CPU only: memory of the key/value cache, GiB."""
     gpu_memory: float = 0.5
-    """GPU only: share of the device memory that vLLM may take."""
+    """GPU only: share of the device memory that one engine may take, weights included."""
     tensor_parallel: int = 1
     """GPUs of one engine."""
+    vllm: dict[str, Any] = {}
+    """Arguments of vLLM's `AsyncEngineArgs`, by name, for what has no key here."""
+    transformers: dict[str, Any] = {}
+    """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
+    (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
     restarts: int = 5
-    """How often a dead engine is started again before the run stops."""
+    """How often a dead engine is started again, ever later, before the run stops. One that has run
+    for ten minutes begins to count anew."""
+
+
+class EvalFile(Section, frozen=True, kw_only=True):
+    """A set of `eval.sets`."""
+
+    path: str
+    """A file like that of `data.held_out`."""
+    prompts: int = 0
+    """At most so many of its prompts, the first ones; 0: all."""
+    samples: int = 0
+    """Responses for each of its prompts; 0: as `eval.samples` says."""
+    k: tuple[int, ...] = ()
+    """Of its pass@k; empty: as `eval.k` says, where that many are sampled, else `samples`."""
 
 
 class Evaluation(Section, frozen=True, kw_only=True):
@@ -148,6 +234,18 @@ class Evaluation(Section, frozen=True, kw_only=True):
     """Steps between evaluations; also before the first and after the last. 0: never."""
     samples: int = 4
     """Responses for each held-out prompt."""
+    k: tuple[int, ...] = ()
+    """Figures pass@k for these k, at most `samples`; empty: for `samples` alone."""
+    greedy: bool = False
+    """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
+    correct: float = 1.0
+    """Reward from which on a response counts as correct, for pass@k."""
+    sets: dict[str, str | EvalFile] = {}
+    """More to evaluate on: a name and its file, as in `{aime: aime.jsonl}`, or its keys, as in
+    `{aime: {path: aime.jsonl, samples: 16, k: [1, 16]}}`. Each has figures of its own."""
+    best: str = ""
+    """Figure whose best step keeps its checkpoint for good: `accuracy`, `greedy` or `pass@4` of
+    `data.held_out`, or `aime/accuracy` of a set. Higher is better. Empty: none."""
 
 
 class CheckpointSection(Section, frozen=True, kw_only=True):
@@ -171,7 +269,25 @@ class Watch(Section, frozen=True, kw_only=True):
     lost_s: float = 5.0
     """A peer that is silent for so long is lost."""
     join_s: float = 600.0
-    """How long engines and learner may take to join; then the run stops, naming who is missing."""
+    """How long engines and learner may take to join; then the run stops, naming who is missing.
+    Also how long it goes on without any engine."""
+    load_s: float = 300.0
+    """An engine that has not answered to new weights for so long is started again."""
+    abort_s: float = 30.0
+    """An engine that does not say for so long that an aborted leg has ended is started again."""
+    sampling_s: float = 120.0
+    """An engine that samples and sends nothing at all for so long is started again."""
+    still_s: float = 300.0
+    """A trajectory of which no token comes for so long is aborted and goes on elsewhere. Also: when
+    nothing has moved and nothing is under way for so long, the run stops and says whom it waits
+    for."""
+    reward_s: float = 180.0
+    """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
+    for count as missing; so do responses whose rollout does not answer."""
+    learner_s: float = 900.0
+    """A learner rank that owes an answer for so long ends the run, as one that dies does."""
+    checkpoint_s: float = 300.0
+    """A checkpoint that is not on disk after so long is given up; the next one is tried."""
     stop_s: float = 10.0
     """From Ctrl-C to the end of every process, a checkpoint included."""
     timing: bool = True
@@ -209,6 +325,12 @@ class Metrics(Section, frozen=True, kw_only=True):
     wandb: str = ""
     """Project of Weights & Biases that steps and evaluations are sent to (needs
     `pip install 'darts-rl[wandb]'`; WANDB_MODE=offline keeps them here). Empty: none."""
+    mlflow: str = ""
+    """Experiment of MLflow that they are sent to (needs `pip install 'darts-rl[mlflow]'`;
+    MLFLOW_TRACKING_URI says where it is). Empty: none."""
+    trackio: str = ""
+    """Project of trackio that they are written to (needs the package trackio, which asks for an
+    older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -228,6 +350,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: which candidates are trained on, and when a group ends."""
     batch: Plugin = Plugin(name="fifo")
     """Plug-in: which groups a step takes, and when it closes."""
+    rollout: Plugin = Plugin(name="single")
+    """Plug-in: what follows a turn of the model: a tool's answer, an environment, or nothing."""
     reward: Plugin = Plugin(name="exact")
     """Plug-in: what a response is worth."""
     advantage: Plugin = Plugin(name="grpo")

@@ -8,13 +8,13 @@ run: everybody joins, evaluation, step, publish, and again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
 from pipeline import waits
 from pipeline.core import Core, Seams, Settings
+from pipeline.crew import Crew
 from pipeline.evaluation import Evaluations
 from pipeline.events import (
     AnyCommand,
@@ -26,7 +26,6 @@ from pipeline.events import (
     Halt,
     LearnerJoined,
     LearnerLost,
-    Restart,
     RewardMissing,
     RewardReady,
     ShutDown,
@@ -36,23 +35,28 @@ from pipeline.events import (
     Tokens,
     Trained,
     TrainingFailed,
+    TurnAnswered,
+    TurnFailed,
+    Uncut,
+    Unjudge,
     VersionPublished,
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.groups import Stage, State
+from pipeline.groups import Stage
 from pipeline.intake import Intake
+from pipeline.limits import Action, Kind
 from pipeline.placement import Placement
 from pipeline.plugins import Ticked, WeightsPublished
 from pipeline.roster import Roster
 from pipeline.selection import Selection
 from pipeline.steps import Steps
+from pipeline.watchdog import Overdue, Watchdog
 
-MOST_REFUSALS = 3
-"""Loads of one version that an engine may fail before it is restarted."""
-
-
+MOST_FAILED_CUTS = 3
+"""Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""
 _AFTER_THE_CUT = (Checkpointed, LearnerLost, Halt, Tick)
+_ANSWERS = (Trained, TrainingFailed, StepApplied, StepRejected)
 
 
 class Phase(StrEnum):
@@ -94,21 +98,36 @@ class Coordinator:
             on_end=self.selection.ended,
             on_hopeless=self.selection.hopeless,
         )
+        self.crew = Crew(self.core, self.placement, self.intake)
         self.phase = Phase.STARTING
         self.learners: set[int] = set()
         self.cutting_since: float | None = None
         self.cut_step = -1  # of the newest one that was asked for
+        self._cuts_failed = 0  # in a row
         self.last_cut = False  # the one that is being written ends the run
         self.error = ""
         self.watch = waits.Watch()
+        self.watchdog = Watchdog(
+            self,
+            {
+                Action.RESTART: lambda o: self.crew.distrust(o.engine, o.line),
+                Action.REQUEUE: lambda o: self.crew.stalled(o.engine, o.trajectory, o.line),
+                Action.MISSING: self._missing,
+                Action.LOSE: lambda o: self._learner_lost(LearnerLost(rank=o.rank, why=o.line)),
+                Action.GIVE_UP: lambda _: self._uncut(),
+                Action.STOP: lambda o: self._halt(Halt(error=o.line)),
+            },
+        )
         self._handlers: dict[type, Callable[[Any], None]] = {
-            EngineJoined: self._engine_joined,
-            EngineLost: self._engine_lost,
-            Tokens: self._tokens,
-            WeightsServed: self._served,
-            WeightsRefused: self._refused,
-            RewardReady: lambda e: self.selection.rewarded(e.trajectory, e.value, e.parts, ""),
-            RewardMissing: lambda e: self.selection.rewarded(e.trajectory, None, {}, e.why),
+            EngineJoined: self.crew.joined,
+            EngineLost: self.crew.lost,
+            Tokens: self.crew.tokens,
+            WeightsServed: self.crew.served,
+            WeightsRefused: self.crew.refused,
+            RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
+            RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
+            TurnAnswered: self.intake.turns.answered,
+            TurnFailed: self.intake.turns.failed,
             LearnerJoined: lambda e: self.learners.add(e.rank),
             LearnerLost: self._learner_lost,
             VersionPublished: self._first_version,
@@ -130,6 +149,8 @@ class Coordinator:
         self.core.now = now
         if self.phase is Phase.HALTING and self.last_cut and not isinstance(event, _AFTER_THE_CUT):
             return []  # the run ends at its cut: what comes after it is done again by a resume
+        if isinstance(event, _ANSWERS):
+            self.watchdog.rank_answered(event.rank)
         self._handlers[type(event)](event)
         self._settle()
         return self.core.take_out()  # type: ignore[return-value]
@@ -149,7 +170,10 @@ class Coordinator:
                 return
             self._next()
         if self.phase is Phase.EVALUATING and self.evaluations.done:
-            self.evaluations.finish()
+            if self.evaluations.last_step != self.core.step:
+                self.evaluations.finish()
+            if not self._best_is_kept():
+                return
             self._next()
         if self.phase is Phase.TRAINING:
             self.steps.pump()
@@ -188,74 +212,22 @@ class Coordinator:
         self.phase = Phase.OVER
         self.core.emit(ShutDown(error=self.error))
 
-    # --- engines ------------------------------------------------------------------------
+    # --- rewards ------------------------------------------------------------------------
 
-    def _engine_joined(self, event: EngineJoined) -> None:
-        if event.engine in self.placement.engines:
-            self._lose(event.engine)
-        self.placement.join(event.engine, event.epoch, event.slots, event.latency)
-        self.core.report(
-            "engine",
-            engine=event.engine,
-            epoch=event.epoch,
-            slots=event.slots,
-            latency=[list(point) for point in event.latency],
-        )
+    def _rewarded(
+        self, trajectory: int, value: float | None, parts: dict[str, float], why: str
+    ) -> None:
+        self.watchdog.reward_answered()
+        self.selection.rewarded(trajectory, value, parts, why)
 
-    def _engine_lost(self, event: EngineLost) -> None:
-        if event.engine in self.placement.engines:
-            moved = self._lose(event.engine)
-            self.core.report(
-                "warning",
-                text=f"engine {event.engine} lost ({event.why}); "
-                f"{moved} trajectories go on elsewhere",
-            )
-
-    def _lose(self, engine: str) -> int:
-        running = self.placement.lose(engine)
-        for trajectory in running:
-            if trajectory.state is not State.RUNNING:
-                continue  # the end of one before it made the selector discard this one
-            if not self.intake.end_if_complete(trajectory):
-                self.placement.requeue(trajectory)
-        return len(running)
-
-    def _tokens(self, event: Tokens) -> None:
-        why = self.intake.frame(event)
-        if why:
-            self._engine_lost(EngineLost(engine=event.engine, why=why))
-            self.core.emit(Restart(peer=event.engine, why=why))
-
-    def _served(self, event: WeightsServed) -> None:
-        engine = self.placement.engines.get(event.engine)
-        if engine is None or event.version != engine.loading:
+    def _missing(self, overdue: Overdue) -> None:
+        """Its reward, or what its rollout would say, is not waited for any more."""
+        if overdue.kind is Kind.ROLLOUT:
+            self.intake.turns.give_up(overdue.trajectory, overdue.line)
             return
-        if not math.isfinite(event.gap) or event.gap > self.core.settings.gap_limit:
-            self._refused(
-                WeightsRefused(
-                    engine=event.engine,
-                    version=event.version,
-                    why=f"probe differs by {event.gap:.2g} nats, "
-                    f"limit {self.core.settings.gap_limit:.2g}",
-                )
-            )
-            return
-        self.placement.admit(engine)
-        self.core.report("served", engine=event.engine, version=event.version, gap=event.gap)
-
-    def _refused(self, event: WeightsRefused) -> None:
-        engine = self.placement.engines.get(event.engine)
-        if engine is None or event.version != engine.loading:
-            return
-        engine.refusals += 1
-        self.core.report(
-            "warning", text=f"engine {event.engine}, version {event.version}: {event.why}"
-        )
-        if engine.refusals < MOST_REFUSALS:
-            self.placement.serve(engine)
-        else:
-            self._engine_lost(EngineLost(engine=event.engine, why="it cannot load the weights"))
-            self.core.emit(Restart(peer=event.engine, why="it cannot load the weights"))
+        self.core.report("warning", text=overdue.line)
+        self.core.emit(Unjudge(trajectory=overdue.trajectory))
+        self.selection.rewarded(overdue.trajectory, None, {}, "its reward never came")
 
     # --- the learner --------------------------------------------------------------------
 
@@ -299,14 +271,32 @@ class Coordinator:
                 text=f"no checkpoint at step {core.step}: the one before is still being written",
             )
 
+    def _best_is_kept(self) -> bool:
+        """The best step so far (`eval.best`) gets a checkpoint, whenever others are due. False:
+        once the one before is written."""
+        if self.core.step in (0, self.cut_step) or not self.evaluations.newest_is_best:
+            return True
+        if self.cutting_since is not None:
+            return False
+        self._cut()
+        return True
+
     def _cut(self) -> None:
         self.cutting_since, self.cut_step = self.core.now, self.core.step
         self.core.emit(Cut(step=self.core.step, version=self.core.version))
 
+    def _uncut(self) -> None:
+        assert self.cutting_since is not None
+        self.core.emit(Uncut(seconds=round(self.core.now - self.cutting_since, 1)))
+
     def _checkpointed(self, event: Checkpointed) -> None:
         self.cutting_since = None
+        self._cuts_failed = self._cuts_failed + 1 if event.error else 0
         if event.error:
             self.core.report("warning", text=f"no checkpoint at step {event.step}: {event.error}")
+        if self._cuts_failed >= MOST_FAILED_CUTS:
+            many = f"{self._cuts_failed} checkpoints in a row failed"
+            self._halt(Halt(error=f"{many}; the last: {event.error}"))
         if self.phase is Phase.CLOSED and event.step < self.core.step:
             self._cut()  # the last one had to wait for this one
         elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.last_cut):
@@ -366,9 +356,9 @@ class Coordinator:
             for group in self.core.train_groups(Stage.OPEN):
                 if group.stage is Stage.OPEN:
                     self.selection.ask(group, Ticked())
-        line = self.watch.overdue(self)
-        if line:
+        if line := self.watch.overdue(self):
             self.core.report("wait", text=line)
+        self.watchdog.tick()
 
     def _evaluated(self, group: Any) -> None:
         self.evaluations.add(group)

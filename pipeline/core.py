@@ -11,14 +11,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline.events import Command, EndLegs, Report
+from pipeline.events import Command, EndLegs, Report, UnaskRollout
 from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
+from pipeline.limits import Limits
 from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
 from pipeline.tally import Tally
+from pipeline.views import SourceView
+
+
+class EvalSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of the held-out prompts, with figures of their own."""
+
+    name: str  # empty: data.held_out
+    first: int  # index of its first prompt
+    count: int  # prompts
+    samples: int  # for each prompt
+    k: tuple[int, ...] = ()  # of pass@k
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,19 +47,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     overlap: str  # token | group | off
     stream: bool = False  # hints for the learner's cached forward
     prompts: int  # in the training set
+    sources: tuple[SourceView, ...] = ()  # of it, where there are several
     held_out: int  # prompts evaluated on
     held_out_tags: tuple[str, ...] = ()  # kind of each, '' for none; () where none has one
     eval_every: int
     eval_samples: int
+    eval_sets: tuple[EvalSet, ...] = ()  # (): all held-out prompts are one
+    eval_greedy: bool = False
+    eval_correct: float = 1.0  # a reward from which on a response is correct
+    eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
+    limits: Limits = Limits()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps; the bias account
     audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
+    turns: int = 0  # calls of the rollout for one response; 0: a response is one turn
+    turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
 
@@ -109,6 +129,7 @@ class Core:
         self.tally = Tally()  # of the training groups among them
         self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
+        self.calling: dict[int, float] = {}  # trajectory -> when its rollout was asked
         self.next_group = 0
         self.next_trajectory = 0
         self.step = 0  # steps done
@@ -122,6 +143,11 @@ class Core:
 
     def report(self, what: str, **fields: object) -> None:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
+
+    def unask(self, trajectory: int) -> None:
+        """What its rollout would answer is not wanted any more; unknown ones are ignored."""
+        if self.calling.pop(trajectory, None) is not None:
+            self.emit(UnaskRollout(trajectory=trajectory))
 
     def end_on_engine(self, engine: str, trajectory: int, leg: int) -> None:
         """Have the engine stop a leg; gathered into one message an engine and event."""

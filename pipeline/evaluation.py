@@ -1,11 +1,17 @@
-"""Evaluation: held-out prompts, sampled between a publish and the next step's prompts."""
+"""Evaluation: held-out prompts, sampled between a publish and the next step's prompts.
+
+All of one policy version: a response is placed only on an engine that has proved the newest
+version, and the learner makes no other before the evaluation has ended (`other_version` counts
+what would break this). The figures of each set are `SetTally`'s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipeline.core import Core
-from pipeline.figures import length_figures
+from pipeline.core import Core, EvalSet
+from pipeline.figures import length_figures, pass_at
 from pipeline.groups import Group, State
 from pipeline.roster import Roster
 
@@ -15,13 +21,9 @@ class Evaluations:
         self._core = core
         self.last_step = -1  # step at which the last one was finished
         self.history: list[dict[str, float]] = []
-        self._open = 0
-        self._rewards: list[float] = []
-        self._by_tag: dict[str, list[float]] = {}  # rewards by kind of prompt
-        self._lengths_by_tag: dict[str, list[int]] = {}
-        self._lengths: list[int] = []
-        self._truncated = 0
-        self._missing = 0
+        self._open = self._begun = 0  # groups
+        self._tallies: list[SetTally] = []
+        self._other_version = 0
         self._since = 0.0
         self.numbers_before = (0, 0)  # of the next group and trajectory, when it began
 
@@ -33,35 +35,35 @@ class Evaluations:
 
     def begin(self, roster: Roster) -> None:
         settings = self._core.settings
-        self._rewards, self._lengths, self._truncated, self._missing = [], [], 0, 0
-        tags = sorted(set(settings.held_out_tags) - {""})
-        self._by_tag, self._lengths_by_tag = {tag: [] for tag in tags}, {tag: [] for tag in tags}
-        self._since = self._core.now
+        self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
+        self._since, self._other_version = self._core.now, 0
         self.numbers_before = (self._core.next_group, self._core.next_trajectory)
-        self._open = settings.held_out
-        for prompt in range(settings.held_out):
-            roster.open(
-                "eval", prompt, 0, settings.eval_samples, settings.max_tokens, settings.eval_samples
-            )
+        self._open = 0
+        for tally in self._tallies:
+            for prompt in tally.prompts:
+                count = tally.of.samples
+                roster.open("eval", prompt, 0, count, settings.max_tokens, count)
+                self._open += 1
+                if settings.eval_greedy:
+                    roster.open("eval", prompt, 0, 1, settings.max_tokens, 1, greedy=True)
+                    self._open += 1
+        self._begun = self._open
+
+    def _sets(self) -> tuple[EvalSet, ...]:
+        settings = self._core.settings
+        samples = settings.eval_samples
+        whole = EvalSet(name="", first=0, count=settings.held_out, samples=samples, k=(samples,))
+        return settings.eval_sets or (whole,)
 
     def add(self, group: Group) -> None:
         """All samples of a held-out prompt are scored."""
         self._open -= 1
         tags = self._core.settings.held_out_tags
         tag = tags[group.prompt] if tags else ""
-        for member in group.members:
-            if member.state is State.ABORTED:
-                continue
-            self._lengths.append(member.held)
-            self._truncated += member.state is State.TRUNCATED
-            if tag:
-                self._lengths_by_tag[tag].append(member.held)
-            if member.reward is None:
-                self._missing += 1
-            else:
-                self._rewards.append(member.reward)
-                if tag:
-                    self._by_tag[tag].append(member.reward)
+        [tally] = [tally for tally in self._tallies if group.prompt in tally.prompts]
+        tally.add(group, tag)
+        version = [self._core.version]
+        self._other_version += sum(m.versions not in ([], version) for m in group.members)
 
     @property
     def done(self) -> bool:
@@ -74,28 +76,97 @@ class Evaluations:
     @property
     def untouched(self) -> bool:
         """Whether one has begun of which nothing has ended."""
-        return 0 < self._open == self._core.settings.held_out
+        return 0 < self._open == self._begun
 
     def finish(self) -> None:
-        count = max(1, len(self._lengths))
+        found = {tally.of.name: tally.figures() for tally in self._tallies}
+        # Without prompts of `data.held_out` the first set stands for the run.
         figures: dict[str, float] = {
-            "accuracy": sum(self._rewards) / max(1, len(self._rewards)),
-            **length_figures(self._lengths),
-            "truncated": self._truncated / count,
-            "samples": len(self._lengths),
-            "missing": self._missing,
+            **(found.get("") or next(iter(found.values()))),
+            "other_version": self._other_version,
             "seconds": self._core.now - self._since,
         }
+        sets = {name: figures for name, figures in found.items() if name}
         self.last_step = self._core.step
-        self.history.append({"step": self._core.step, **figures})
+        named = {f"{s}/{k}": value for s, of in sets.items() for k, value in of.items()}
+        self.history.append({"step": self._core.step, **figures, **named})
+        by_tag: dict[str, Any] = {}
+        for tally in self._tallies:
+            if not tally.of.name:
+                by_tag = {"by_tag": _means(tally.by_tag), "tokens_by_tag": _means(tally.tokens)}
         self._core.report(
             "eval",
             **figures,
-            by_tag=_means(self._by_tag),
-            tokens_by_tag=_means(self._lengths_by_tag),
+            **by_tag,
+            **({"sets": sets} if sets else {}),
             version=self._core.version,
         )
 
+    def ranked(self) -> list[int]:
+        """Steps by `eval.best`, the best first; of equal ones the earlier. Without step 0, at
+        which nothing is trained, and empty where nothing is asked for."""
+        key = self._core.settings.eval_best
+        known = [found for found in self.history if key in found and found["step"] > 0]
+        return [int(f["step"]) for f in sorted(known, key=lambda f: -f[key])] if key else []
+
+    @property
+    def newest_is_best(self) -> bool:
+        return self.ranked()[:1] == [self.last_step]
+
+
+class SetTally:
+    """What became of one set in one evaluation.
+
+    Args:
+        correct: reward from which on a response counts as correct.
+    """
+
+    def __init__(self, of: EvalSet, correct: float) -> None:
+        self.of, self._correct = of, correct
+        self.prompts = range(of.first, of.first + of.count)
+        self.by_tag: dict[str, list[float]] = {}  # rewards by kind of prompt
+        self.tokens: dict[str, list[float]] = {}
+        self._rewards: list[list[float]] = []  # of each prompt
+        self._lengths: list[int] = []
+        self._greedy: list[float] = []
+        self._truncated = self._missing = 0
+
+    def add(self, group: Group, tag: str) -> None:
+        rewards = [m.reward for m in group.members if m.reward is not None]
+        if group.greedy:
+            self._greedy += rewards
+            return
+        self._rewards.append(rewards)
+        ended = [m for m in group.members if m.state is not State.ABORTED]
+        self._lengths += [m.sampled for m in ended]
+        self._truncated += sum(m.state is State.TRUNCATED for m in ended)
+        self._missing += sum(m.reward is None for m in ended)
+        if tag:
+            self.by_tag.setdefault(tag, []).extend(rewards)
+            self.tokens.setdefault(tag, []).extend(float(m.sampled) for m in ended)
+
+    def figures(self) -> dict[str, float]:
+        """`accuracy` is avg@k: the mean reward of k samples a prompt. Prompts of which fewer than
+        k samples have a reward are left out of pass@k."""
+        every = [reward for rewards in self._rewards for reward in rewards]
+        found: dict[str, float] = {
+            "accuracy": _mean(every),
+            **length_figures(self._lengths),
+            "truncated": self._truncated / max(1, len(self._lengths)),
+            "samples": len(self._lengths),
+            "missing": self._missing,
+        }
+        right = [(len(r), sum(value >= self._correct for value in r)) for r in self._rewards]
+        for k in self.of.k:
+            found[f"pass@{k}"] = _mean([pass_at(k, n, c) for n, c in right if n >= k])
+        if self._greedy:
+            found["greedy"] = _mean(self._greedy)
+        return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
 
 def _means(by_tag: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {tag: sum(found) / max(1, len(found)) for tag, found in by_tag.items()}
+    return {tag: _mean(found) for tag, found in sorted(by_tag.items())}

@@ -73,6 +73,25 @@ class RewardMissing(Event, frozen=True, kw_only=True):
     why: str
 
 
+class TurnAnswered(Event, frozen=True, kw_only=True):
+    """What follows a turn."""
+
+    trajectory: int
+    turn: int
+    over: bool  # nothing: the response is complete
+    tokens: bytes = b""  # int32, to be appended
+    memory: Any = None
+    times: tuple[float, float] | None = None  # when a worker began and ended
+
+
+class TurnFailed(Event, frozen=True, kw_only=True):
+    """The rollout did not say what follows: the member is missing, never a wrong one."""
+
+    trajectory: int
+    turn: int
+    why: str
+
+
 class LearnerJoined(Event, frozen=True, kw_only=True):
     rank: int
 
@@ -147,6 +166,7 @@ class Place(Command, frozen=True, kw_only=True):
     max_tokens: int
     seed: int
     since: float = 0.0  # when it began to wait for a slot
+    greedy: bool = False  # at temperature 0
 
 
 class EndLegs(Command, frozen=True, kw_only=True):
@@ -163,10 +183,34 @@ class Judge(Command, frozen=True, kw_only=True):
     trajectory: int
     tokens: bytes
     finish: str  # stop | length
+    appended: tuple[tuple[int, int], ...] = ()  # (first, count) of tokens that were not sampled
+    step: int = 0  # steps done
+    steps: int = 0  # of the run
 
 
 class Unjudge(Command, frozen=True, kw_only=True):
     """The reward is not wanted any more."""
+
+    trajectory: int
+
+
+class AskRollout(Command, frozen=True, kw_only=True):
+    """A turn is over; answered by TurnAnswered or TurnFailed."""
+
+    kind: str
+    prompt: int
+    group: int
+    trajectory: int
+    turn: int  # from 0
+    tokens: bytes  # of the response
+    appended: tuple[tuple[int, int], ...]
+    finish: str  # stop | length
+    left: int  # tokens that the response may still have
+    memory: Any = None
+
+
+class UnaskRollout(Command, frozen=True, kw_only=True):
+    """The answer is not wanted any more: the call is ended."""
 
     trajectory: int
 
@@ -224,6 +268,12 @@ class Cut(Command, frozen=True, kw_only=True):
     version: int
 
 
+class Uncut(Command, frozen=True, kw_only=True):
+    """The checkpoint that is being written takes too long; answered by Checkpointed, as a cut."""
+
+    seconds: float  # since it was asked for
+
+
 class Restart(Command, frozen=True, kw_only=True):
     """The peer is not to be trusted any more: end its process, start another."""
 
@@ -250,6 +300,8 @@ AnyEvent = (
     | WeightsRefused
     | RewardReady
     | RewardMissing
+    | TurnAnswered
+    | TurnFailed
     | LearnerJoined
     | LearnerLost
     | VersionPublished
@@ -266,6 +318,8 @@ AnyCommand = (
     | EndLegs
     | Judge
     | Unjudge
+    | AskRollout
+    | UnaskRollout
     | Train
     | Forget
     | Hint
@@ -273,6 +327,7 @@ AnyCommand = (
     | FinishStep
     | Serve
     | Cut
+    | Uncut
     | Restart
     | Report
     | ShutDown

@@ -7,6 +7,7 @@ Pure. Speed that was bought by training on less, or on shorter, text shows in
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,29 @@ def length_figures(lengths: Sequence[int]) -> dict[str, float]:
     }
 
 
+def pass_at(k: int, samples: int, correct: int) -> float:
+    """pass@k of one prompt, unbiased: the chance that k of its samples, drawn without putting
+    any back, hold a correct one.
+
+        1 - C(n - c, k) / C(n, k)    for n samples, c of them correct, 1 <= k <= n
+
+    Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
+
+    >>> pass_at(1, samples=4, correct=1), pass_at(2, samples=4, correct=1)
+    (0.25, 0.5)
+    """
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def part_means(parts: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Each part of the rewards, mean over the responses that have it.
+
+    >>> part_means({"math": (3.0, 4)})
+    {'math': 0.75}
+    """
+    return {name: total / count for name, (total, count) in sorted(parts.items())}
+
+
 def token_figures(sampled: int, trained: int) -> dict[str, float | None]:
     """Response tokens of a step; what is sampled for each token trained on, None without any."""
     return {
@@ -49,7 +73,7 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     depths: list[float] = []
     lengths: list[int] = []
     for group in groups:
-        held = {m.id: m.held for m in group.members if m.state in ENDED}
+        held = {m.id: m.sampled for m in group.members if m.state in ENDED}
         chosen = [held[i] for i in group.chosen]
         depths.append(max(chosen) / max(1.0, statistics.median(held.values())))
         lengths += chosen
@@ -58,6 +82,17 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     return {
         "depth": sum(depths) / len(depths),
         "trained_tokens_mean": sum(lengths) / len(lengths),
+    }
+
+
+def rollout_figures(core: Core, turns_before: int, appended_before: int) -> dict[str, float]:
+    """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
+    no figure of tokens sampled or trained; nothing without a rollout."""
+    if not core.settings.turns:
+        return {}
+    return {
+        "turns": core.ledger.turns - turns_before,
+        "tokens_appended": core.ledger.appended - appended_before,
     }
 
 
@@ -81,6 +116,7 @@ def step_figures(core: Core, roster: Roster, since: float) -> dict[str, Any]:
         "groups": dict(roster.fates),
         "samples": len(roster.lengths),
         "reward": sum(roster.rewards) / max(1, len(roster.rewards)),
+        **({"parts": part_means(roster.parts)} if roster.parts else {}),
         **length_figures(roster.lengths),
         "seconds": core.now - since,
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},

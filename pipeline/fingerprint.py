@@ -9,52 +9,93 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import xxhash
 
 from pipeline import configrules, plugins
-from pipeline.config import Config, Plugin
+from pipeline.config import Config, Data, Plugin
+from pipeline.datafiles import files_of
 
 Fingerprint = dict[str, str]
 
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
+    *("learner.schedule", "learner.min_lr", "learner.attention", "learner.gradient_checkpointing"),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
-_BY_CONTENT = ("model", "data.train", "data.held_out")
+_DATA = ("data.train", "data.held_out")
+_BY_CONTENT = ("model", *_DATA, "data.chat_template", "learner.deepspeed")
 """Settings that name files: what is in them counts, not where they lie."""
-_FILES = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "generation_config.json")}
+_FILES = {
+    "model": ("config.json",),
+    "tokenizer": ("tokenizer.json", "generation_config.json"),
+    "chat template": ("chat_template.jinja", "tokenizer_config.json"),
+}
+_BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
-_RANKS, _ZERO = "learner.ranks", "learner.zero"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:
-    """Of this configuration and the files that it names, as they are now. Raises OSError."""
+    """Of this configuration and the files that it names, as they are now.
+
+    Raises OSError, or DataError if a source has no file.
+    """
     found = {
         key: _text(value)
         for key, value in _flat(_as_written(config))
-        if not key.startswith(FREE) and key not in _BY_CONTENT
+        if not key.startswith((*FREE, f"{_LORA}.")) and key not in _BY_CONTENT
     }
+    found[_LORA] = _text(config.learner.lora)  # whole: absent is different from any
     directory = Path(config.model)
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
         found[_OF_FILES + what] = _checksum(paths)
-    for key, source in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
-        if isinstance(source, str) and source not in configrules.tasks():
-            found[key] = _checksum([Path(source)])
-        else:
-            found[key] = _text(source)
-    return found
+    template = config.data.chat_template
+    found["data.chat_template"] = _checksum([Path(template)]) if template else _text(template)
+    found["learner.deepspeed"] = _checksum([Path(p) for p in [config.learner.deepspeed] if p])
+    return found | dict(_of_data(config.data))
 
 
-def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> list[str]:
+def _of_data(data: Data) -> Iterator[tuple[str, str]]:
+    """Of each source its files' content; names only where there are several, for their order."""
+    if isinstance(data.train, str):
+        yield from _of_source("data.train", data.train, "train")
+    else:
+        yield "data.train", f"{len(data.train)} sources"
+        for number, source in enumerate(data.train):
+            key = f"data.train.{number}"
+            settings: dict[str, Any] = msgspec.to_builtins(source)
+            yield from ((f"{key}.{k}", _text(v)) for k, v in settings.items() if k != "path")
+            yield from _of_source(key, source.path, "train")
+    if isinstance(data.held_out, str):
+        yield from _of_source("data.held_out", data.held_out, "held_out")
+    else:
+        yield "data.held_out", _text(data.held_out)
+
+
+def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
+    files = [] if path in configrules.tasks() else files_of(path, split)
+    if not files:
+        yield key, _text(path)
+    elif len(files) == 1:
+        yield key, _checksum(files)
+    else:
+        yield key, _text([file.name for file in files])
+        yield from ((f"{key} {file.name}", _checksum([file])) for file in files)
+
+
+def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str) -> list[str]:
     """A line each for what does not fit, with both values and the cure; empty: it fits.
 
-    >>> differences({"group.size": "8"}, {"group.size": "4"}, Path("runs/a"))
+    Args:
+        settings: where those of now are from.
+
+    >>> differences({"group.size": "8"}, {"group.size": "4"}, "runs/a/config.yaml")
     ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
     """
     whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
@@ -63,9 +104,11 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
         before, after = saved[key], now[key]
         if before == after or (key == _RANKS and whole_state):
             continue
-        cure = f"put it back in {run}/config.yaml"
+        cure = f"put it back in {settings}"
         if key.startswith(_OF_FILES):
-            cure = f"put them back, or name the right model in {run}/config.yaml"
+            cure = f"put them back, or name the right model in {settings}"
+        elif key.startswith(_DATA):
+            cure = f"put the data back as it was, here or in {settings}"
         elif key in (_RANKS, _ZERO):
             cure += " (above ZeRO 0 each rank has its own part of the optimizer's state)"
         lines.append(f"{key}: {before} in the checkpoint, {after} now: {cure}")
@@ -73,7 +116,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
 
 
 def _as_written(config: Config) -> dict[str, Any]:
-    """Builtins in which a plug-in's options have the names that its user knows."""
+    """Section -> key -> value; a plug-in's options under the name that its user knows."""
     found: dict[str, Any] = msgspec.to_builtins(config)
     for seam in plugins.PACKAGES:
         plugin: Plugin = getattr(config, seam)
@@ -85,16 +128,21 @@ def _text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value. What a key itself holds, a dictionary for instance, stays whole: an
+    entry that one side lacks is then a difference."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            inner = cast(dict[str, Any], value)
+            yield from ((f"{name}.{key}", entry) for key, entry in inner.items())
         else:
-            yield prefix + name, value
+            yield name, value
 
 
 def _checksum(paths: list[Path]) -> str:
     digest = xxhash.xxh3_64()
     for path in paths:
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()

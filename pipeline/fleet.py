@@ -17,6 +17,9 @@ from pipeline.latency import Meter
 _SPARE = 64
 """Entries of the heap, beyond two for each engine, after which it is made anew."""
 
+Leg = tuple[int, int]
+"""Trajectory, and number of its leg."""
+
 
 class EngineRecord(msgspec.Struct, kw_only=True):
     """What is known of one engine in its present epoch."""
@@ -28,10 +31,20 @@ class EngineRecord(msgspec.Struct, kw_only=True):
     sampled: int = 0  # by its own last in-band count
     version: int = -1  # proved; -1: none yet
     loading: int = -1  # asked to load, not yet proved
-    loading_since: float = 0.0
+    loading_since: float = 0.0  # that version
     refusals: int = 0
-    legs: set[tuple[int, int]] = msgspec.field(default_factory=set[tuple[int, int]])
+    # leg -> when its newest token came, in the engine's own time
+    legs: dict[Leg, float] = msgspec.field(default_factory=dict[Leg, float])
+    ending: dict[Leg, float] = msgspec.field(default_factory=dict[Leg, float])  # -> told when
+    moved: float = 0.0  # when anything came of a leg, in its own time
+    began_to_load: float = 0.0  # since when it has not served
+    owes_since: float = 0.0  # since when it has not answered to a load
+    held_up_s: float = 0.0  # by loads that are over
     meter: Meter = msgspec.field(default_factory=Meter)
+
+    def own_time(self, now: float) -> float:
+        """Seconds without those in which it loaded: nothing else is due of it then."""
+        return (self.began_to_load if self.loading >= 0 else now) - self.held_up_s
 
 
 class Fleet:
@@ -71,21 +84,24 @@ class Fleet:
             self.idle -= engine.slots - len(engine.legs)
             self._below -= self._below_of(engine)
 
-    def start(self, engine: EngineRecord, leg: tuple[int, int]) -> None:
+    def start(self, engine: EngineRecord, leg: Leg, now: float) -> None:
         """A leg takes a slot of a serving engine."""
         self._below -= self._below_of(engine)
-        engine.legs.add(leg)
+        if not engine.legs:
+            engine.moved = engine.own_time(now)
+        engine.legs[leg] = engine.own_time(now)
         self._below += self._below_of(engine)
         self.idle -= 1
         self._offer(engine)
 
-    def end(self, engine: EngineRecord, leg: tuple[int, int]) -> None:
+    def end(self, engine: EngineRecord, leg: Leg) -> None:
         """A leg's slot is free again, of whatever engine."""
+        engine.ending.pop(leg, None)
         if self.serving.get(engine.name) is not engine:
-            engine.legs.remove(leg)
+            del engine.legs[leg]
             return
         self._below -= self._below_of(engine)
-        engine.legs.remove(leg)
+        del engine.legs[leg]
         self._below += self._below_of(engine)
         self.idle += 1
         self._offer(engine)

@@ -27,7 +27,8 @@ class Gather:
         match command:
             case Place(engine=engine, kind=kind, prompt=prompt):
                 tokens = self._data[kind][prompt].tokens
-                request = request_of(command, tokens, self._temperature)
+                temperature = 0.0 if command.greedy else self._temperature
+                request = request_of(command, tokens, temperature)
                 self._requests.setdefault(engine, []).append(request)
             case Hint(rank=rank):
                 chunk = HintChunk(command.group, command.trajectory, command.offset, command.tokens)

@@ -8,6 +8,7 @@ Structs, so a checkpoint holds them as they are.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    CALLING = "calling"  # its turn is over, the rollout says what follows
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -40,6 +42,8 @@ class Cause(StrEnum):
     SHELVED = "shelved"
     RESUMED = "resumed"
     LEG_LOST = "leg lost"
+    TURN_OVER = "turn over"
+    CONTINUED = "continued"
 
 
 TRANSITIONS: dict[State, dict[Cause, State]] = {
@@ -56,6 +60,14 @@ TRANSITIONS: dict[State, dict[Cause, State]] = {
         Cause.DISCARDED: State.ABORTED,
         Cause.SHELVED: State.PARKED,
         Cause.LEG_LOST: State.QUEUED,  # keeps its tokens; the next leg resumes it
+        Cause.TURN_OVER: State.CALLING,
+    },
+    State.CALLING: {
+        Cause.CONTINUED: State.QUEUED,  # with what the rollout appended
+        Cause.ENDED: State.FINISHED,
+        Cause.HIT_LIMIT: State.TRUNCATED,
+        Cause.STOPPED: State.TRUNCATED,
+        Cause.DISCARDED: State.ABORTED,
     },
     State.PARKED: {
         Cause.RESUMED: State.QUEUED,
@@ -68,7 +80,7 @@ TRANSITIONS: dict[State, dict[Cause, State]] = {
 }
 
 ENDED = frozenset({State.FINISHED, State.TRUNCATED})
-UNENDED = frozenset({State.QUEUED, State.RUNNING, State.PARKED})
+UNENDED = frozenset({State.QUEUED, State.RUNNING, State.CALLING, State.PARKED})
 
 
 class Trajectory(msgspec.Struct, kw_only=True):
@@ -83,10 +95,18 @@ class Trajectory(msgspec.Struct, kw_only=True):
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
-    logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32
+    logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32; 0 where appended
+    appended: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
+    """(first, count) of response tokens that a rollout appended: the model sampled the others."""
+    appended_tokens: int = 0  # in all
+    turns: int = 0  # of the model that are over, and of which the rollout was told
+    turn_began: int = 0  # tokens held when the turn at hand began
+    turn_finish: str = ""  # how the last one ended: stop | length
+    memory: Any = None  # what the rollout wants to be reminded of
+    limited: bool = False  # ended by a limit: tokens, or calls of the rollout
     logprob_sum: float = 0.0
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
-    parked_until: str = ""  # "slot" | "published" while parked
+    parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     hinted: int = 0  # response tokens that a learner rank has been told of
     scored: bool = False  # reward known or failed
@@ -96,18 +116,25 @@ class Trajectory(msgspec.Struct, kw_only=True):
 
     @property
     def held(self) -> int:
-        """Response tokens held."""
+        """Response tokens held, appended ones included."""
         return len(self.tokens) // 4
 
     @property
+    def sampled(self) -> int:
+        """Response tokens held that the model sampled: its length, to whoever decides."""
+        return len(self.tokens) // 4 - self.appended_tokens
+
+    @property
     def last_token(self) -> int:
-        """The newest token, -1 if none is held."""
-        return int.from_bytes(self.tokens[-4:], "little", signed=True) if self.tokens else -1
+        """The newest token, -1 if none is held, or if it was appended."""
+        if not self.tokens or (self.appended and sum(self.appended[-1]) == self.held):
+            return -1
+        return int.from_bytes(self.tokens[-4:], "little", signed=True)
 
     @property
     def confidence(self) -> float:
-        """Mean behaviour logprob, nats per token."""
-        return self.logprob_sum / self.held if self.tokens else 0.0
+        """Mean behaviour logprob, nats per sampled token."""
+        return self.logprob_sum / self.sampled if self.sampled else 0.0
 
     @property
     def reward_failed(self) -> bool:
@@ -178,6 +205,7 @@ class Group(msgspec.Struct, kw_only=True):
     sent: bool = False  # TrainGroup has gone out
     trained_tokens: float = -1.0  # reported by the rank; -1: not yet
     why: str = ""
+    greedy: bool = False  # sampled at temperature 0
 
     def member(self, trajectory: int) -> Trajectory | None:
         """The member of that id, or None if it is none of this group."""
@@ -188,7 +216,7 @@ class Group(msgspec.Struct, kw_only=True):
 
     @property
     def unended(self) -> bool:
-        """Whether a member is still queued, running or parked."""
+        """Whether a member has not ended yet."""
         return any(member.state in UNENDED for member in self.members)
 
     def in_order_of_arrival(self) -> list[Trajectory]:

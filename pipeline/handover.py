@@ -20,6 +20,7 @@ def train_command(group: Group, step: int) -> Train:
                 trajectory=i,
                 response=bytes(m.tokens),
                 behaviour=bytes(m.logprobs),
+                appended=tuple(m.appended),
                 reward=m.reward or 0.0,
                 advantage=advantage,
                 weight=weight,

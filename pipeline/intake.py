@@ -17,6 +17,7 @@ from pipeline.events import Tokens
 from pipeline.fleet import EngineRecord
 from pipeline.groups import Cause, State, Trajectory
 from pipeline.placement import Placement
+from pipeline.turns import Turns
 
 MOST_ERRORS = 3
 """Legs of one trajectory that engines may spoil before the member is given up."""
@@ -34,11 +35,12 @@ class Intake:
         listens: Callable[[], bool],
         on_growth: Callable[[Trajectory, int], None],
         on_end: Callable[[Trajectory], None],
-        on_hopeless: Callable[[Trajectory], None],
+        on_hopeless: Callable[[Trajectory, str], None],
     ) -> None:
         self._core, self._placement = core, placement
         self._listens, self._on_growth = listens, on_growth
         self._on_end, self._on_hopeless = on_end, on_hopeless
+        self.turns = Turns(core, placement, on_end=self._end, on_hopeless=on_hopeless)
 
     def frame(self, event: Tokens) -> str:
         """Apply one frame. Returns '' or why the engine must be counted as lost."""
@@ -72,6 +74,11 @@ class Intake:
         tokens, logprobs = event.tokens, event.logprobs
         grown = 0  # tokens that are not in the books yet
         start = end = 0
+        if event.chunks:
+            engine.moved = moved = engine.own_time(core.now)
+            for chunk in event.chunks:
+                if (leg := (chunk.trajectory, chunk.leg)) in engine.legs:
+                    engine.legs[leg] = moved
         for chunk, total in zip(event.chunks, self._sums(event), strict=True):
             count, finish = chunk.count, chunk.finish
             start, end = end, end + 4 * count
@@ -129,10 +136,8 @@ class Intake:
         self._core.ledger.sample(count, "aborted")
 
     def _finish(self, trajectory: Trajectory, finish: str) -> None:
-        if finish == "stop":
-            self._end(trajectory, Cause.ENDED)
-        elif finish == "length":
-            self._end(trajectory, Cause.HIT_LIMIT)
+        if finish in ("stop", "length"):
+            self.turns.ended(trajectory, finish)
         else:  # 'abort' or 'error' without our asking
             self._failed(trajectory)
 
@@ -140,9 +145,14 @@ class Intake:
         """Its leg ended by the engine's fault."""
         trajectory.errors += 1
         if trajectory.errors >= MOST_ERRORS:
-            self._on_hopeless(trajectory)
+            self._on_hopeless(trajectory, "errors of engines")
         else:
             self._resume(trajectory)
+
+    def stalled(self, trajectory: Trajectory) -> None:
+        """Its engine sends nothing of it: the leg is over, whatever the engine says to that."""
+        self._placement.end_leg(trajectory)
+        self._failed(trajectory)
 
     def _resume(self, trajectory: Trajectory) -> None:
         """Its leg is over; another goes on from the tokens held, unless they are complete."""
@@ -150,16 +160,15 @@ class Intake:
             self._placement.requeue(trajectory)
 
     def end_if_complete(self, trajectory: Trajectory) -> bool:
-        """End a running one whose last token is a stop token, or which holds its maximum."""
-        if trajectory.last_token in self._core.settings.stop_tokens:
-            self._end(trajectory, Cause.ENDED)
-        elif trajectory.held >= trajectory.max_tokens:
-            self._end(trajectory, Cause.HIT_LIMIT)
-        else:
-            return False
-        return True
+        """End the turn of a running one whose last token is a stop token, or which holds its
+        maximum."""
+        finish = self.turns.finish_of(trajectory)
+        if finish:
+            self.turns.ended(trajectory, finish)
+        return bool(finish)
 
     def _end(self, trajectory: Trajectory, cause: Cause) -> None:
         trajectory.advance(cause, self._core.now)
         trajectory.engine = ""
+        trajectory.limited = cause is Cause.HIT_LIMIT
         self._on_end(trajectory)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pipeline.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.messages import ints
 from pipeline.prompts import Dataset
-from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
 from pipeline.text import Tokenizer
+from pipeline.turning import pieces_of
 from pipeline.views import Sampled
 
 log = logging.getLogger("stage")
@@ -53,6 +54,8 @@ class Judging:
             if trajectory not in self._wanted or (task is not None and task.cancelling()):
                 raise
             self._answer(RewardMissing(trajectory=trajectory, why="reward workers started anew"))
+        except NoOpinion as silence:
+            self._answer(RewardMissing(trajectory=trajectory, why=str(silence)))
         except RewardFailed as failure:
             log.warning("trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback)
             self._answer(RewardMissing(trajectory=trajectory, why=failure.why))
@@ -77,12 +80,17 @@ class Judging:
 
     def _sample(self, command: Judge) -> Sampled:
         item = self._data[command.kind][command.prompt]
-        tokens = ints(command.tokens)
+        ids = ints(command.tokens).tolist()
         return Sampled(
             prompt=item.prompt,
-            response=self._tokenizer.decode(tokens.tolist()),
+            response=self._tokenizer.decode(ids),
             finish=command.finish,
-            tokens=len(tokens),
+            tokens=len(ids) - sum(count for _, count in command.appended),
             answer=item.answer,
             columns=item.columns,
+            messages=item.messages,
+            ids=ids,
+            step=command.step,
+            steps=command.steps,
+            pieces=pieces_of(ids, command.appended, self._tokenizer) if command.appended else (),
         )

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-_IPC_LIMIT = 107  # bytes of a Unix socket path
+IPC_LIMIT = 107  # bytes of a Unix socket path
 _Z85 = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{40}$")]  # 32 bytes
 
 
@@ -77,8 +77,8 @@ _File = TypeVar("_File", Entrance, Ticket)
 def addresses(directory: Path) -> tuple[str, str]:
     """Control and data address below `directory`. Raises TransportError if too long."""
     found = [f"ipc://{directory}/{name}" for name in ("control", "data")]
-    if len(os.fsencode(found[0])) - len("ipc://") > _IPC_LIMIT:
-        raise TransportError(f"{directory}: longer than a Unix socket path may be ({_IPC_LIMIT})")
+    if len(os.fsencode(found[0])) - len("ipc://") > IPC_LIMIT:
+        raise TransportError(f"{directory}: longer than a Unix socket path may be ({IPC_LIMIT})")
     return found[0], found[1]
 
 

@@ -42,6 +42,11 @@ watches. A launcher's children end with it, whatever their stage does."""
 SILENT_S = 4.0
 """An engine of another machine then takes the connection for cut: sooner than the stage, which
 would tell it to end (`watch.lost_s`)."""
+DEAF = 70
+"""Exit status of a process that did not hear that it was to end."""
+DEAF_S = 20.0
+"""A process that was told to end for a fault, and has not closed its link after so long, hangs: it
+is ended from here. For parts that no launcher watches, or not this closely."""
 DENIED_S = 30.0
 """A peer that nobody lets in for so long gives up: its key may only be a little early."""
 
@@ -117,6 +122,7 @@ class Link:
 
     Args:
         stage: the directory of its sockets, a key file, or what stands in one.
+        deaf_s: patience with a process that was told to end, for a fault, and does not.
     """
 
     def __init__(
@@ -126,13 +132,14 @@ class Link:
         receive: Callable[[ToPeer], None],
         *,
         heartbeat_s: float = 1.0,
+        deaf_s: float = DEAF_S,
     ) -> None:
         self._ticket = stage if isinstance(stage, Ticket) else ticket_of(stage)
         self._join = join
         # A learner's work is in its connection: a cut is waited for (`nodes.patience_s`).
         self._rejoins = self._ticket.keys is not None and join.role == "engine"
         self._receive = receive
-        self._heartbeat_s = heartbeat_s
+        self._heartbeat_s, self._deaf_s = heartbeat_s, deaf_s
         self._outbox: deque[tuple[bool, list[bytes]]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()  # once closed, its number may be another file's
@@ -142,6 +149,7 @@ class Link:
         self._activity, self._budget_s = "starting", 600.0
         self._welcomed = self._told_to_end = False
         self._denied_at = 0.0  # since when nobody lets us in; 0.0: somebody may
+        self._faulted_at = 0.0  # when it was told to end for a fault; 0.0: never
         self._thread = threading.Thread(target=self._run, name=f"link-{join.name}", daemon=True)
 
     def start(self) -> None:
@@ -243,6 +251,8 @@ class Link:
     def _useless(self, connection: _Connection, now: float) -> bool:
         """Whether to leave this connection for a new one. Gives up where that is no use either."""
         silent_s = now - connection.heard
+        if self._faulted_at and now - self._faulted_at > self._deaf_s:
+            os._exit(DEAF)
         if connection.refused:
             self._denied_at = self._denied_at or now
             if now - self._denied_at > DENIED_S:
@@ -276,6 +286,8 @@ class Link:
         if isinstance(message, Welcome | Refused):
             connection.welcome = message if isinstance(message, Welcome) else None
             self._welcomed = connection.welcome is not None
+        if isinstance(message, Shutdown) and message.why:
+            self._faulted_at = self._faulted_at or connection.heard
         if isinstance(message, Alive):
             connection.alive, connection.alive_at = message, connection.heard
         else:

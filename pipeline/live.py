@@ -8,6 +8,7 @@ workers, the clock on the wall) is filled in by `pipeline.livefeed`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.groups import Group, Stage
+from pipeline.limits import RULES, Action, Limits, limit_s
 from pipeline.waits import Wait, waits
 
 if TYPE_CHECKING:
     from pipeline.coordinator import Coordinator
 
-LONGEST_WAITS = 4
+LONGEST_WAITS = 12
 """Waits that are told."""
 MOST_MEMBERS = 512
 """Members of each stage whose waits are looked at: with 65,536 open groups of 12 the whole of
@@ -54,6 +56,11 @@ class WaitNow(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: float
     what: str
+    kind: str = ""
+    by: str = ""  # who can end it
+    still_s: float = 0.0  # since anything moved that counts for its limit
+    limit_s: float = 0.0  # of that; 0: none
+    then: str = ""  # what the run does past the limit
 
 
 class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +95,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     newest_eval: dict[str, float] = {}
     waits: tuple[WaitNow, ...] = ()  # the longest first, of each group one
     peers: tuple[PeerNow, ...] = ()
+    acted: dict[str, int] = {}  # waits past their limit that were acted on, by kind
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 
 
@@ -120,6 +128,7 @@ def live(coordinator: Coordinator, training_seconds: float) -> Live:
         newest_step=_some(coordinator.steps.report.newest, _OF_A_STEP),
         newest_eval=_some(history[-1], _OF_AN_EVALUATION) if history else {},
         waits=_longest_waits(coordinator),
+        acted=dict(coordinator.watchdog.acted),
         refused={"epoch": core.ledger.frames_refused, "late": core.ledger.chunks_late},
     )
 
@@ -139,8 +148,21 @@ def _longest_waits(coordinator: Coordinator) -> tuple[WaitNow, ...]:
         found.setdefault(wait.group if wait.group >= 0 else -1 - number, wait)
         if len(found) == LONGEST_WAITS:
             break
-    now = coordinator.core.now
-    return tuple(WaitNow(seconds=round(now - w.since, 2), what=w.what) for w in found.values())
+    limits, now = coordinator.core.settings.limits, coordinator.core.now
+    return tuple(_told(wait, limits, now) for wait in found.values())
+
+
+def _told(wait: Wait, limits: Limits, now: float) -> WaitNow:
+    rule, limit = RULES[wait.kind], limit_s(wait.kind, limits)
+    return WaitNow(
+        seconds=round(now - wait.since, 2),
+        what=wait.what,
+        kind=wait.kind.value,
+        by=rule.by,
+        still_s=round(wait.still_s(now), 2),
+        limit_s=limit if limit < math.inf else 0.0,
+        then=(rule.action if limit < math.inf else Action.NONE).value,
+    )
 
 
 def _oldest(groups: Any) -> Iterator[Group]:

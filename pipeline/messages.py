@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -273,11 +273,18 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
 
     trajectory: Count
     response: bytes  # int32
-    behaviour: bytes  # float32, logprob of each response token when it was sampled
+    behaviour: bytes  # float32, logprob of each response token when it was sampled; else 0
+    appended: tuple[tuple[Count, Count], ...] = ()
+    """(first, count) of response tokens that were not sampled: context, never trained on."""
     reward: float
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+
+    @property
+    def sampled(self) -> int:
+        """Response tokens that the model sampled."""
+        return len(self.response) // 4 - sum(count for _, count in self.appended)
 
 
 class TrainGroup(Message, frozen=True, kw_only=True):

@@ -60,11 +60,6 @@ class Peers:
     def with_role(self, role: str) -> list[Peer]:
         return [p for p in self.by_identity.values() if p.join.role == role]
 
-    def missing(self, ranks: int) -> list[str]:
-        """Learner ranks that have not joined, in words."""
-        here = {p.join.rank for p in self.with_role("learner")}
-        return [f"learner rank {rank}" for rank in range(ranks) if rank not in here]
-
     def enter(self, identity: bytes, join: Join, now: float) -> Peer:
         """A new process; its epoch is one more than its predecessor's."""
         epoch = self._epochs.get(join.name, -1) + 1

@@ -1,7 +1,7 @@
 """Engines, their slots, and who gets a free one.
 
-Order: legs of lost engines; parked, oldest version first; queued members,
-oldest group first. A slot is taken when a leg is placed and free again when
+Order: legs of lost engines; those whose next turn begins; parked, oldest version
+first; queued members, oldest group first. A slot is taken when a leg is placed and free again when
 the leg's finish has arrived in band (or the engine is lost): a leg that was
 told to end still holds its slot until then.
 """
@@ -18,7 +18,7 @@ from pipeline.groups import Cause, State, Trajectory
 from pipeline.latency import Latency
 from pipeline.occupancy import Occupancy
 
-LOST, PARKED, QUEUED = range(3)
+LOST, CONTINUED, PARKED, QUEUED = range(4)
 """Order of the waiting: lower goes first."""
 
 
@@ -48,13 +48,17 @@ class Placement:
 
     def serve(self, engine: EngineRecord) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
-        engine.loading, engine.loading_since = self._core.version, self._core.now
+        now = self._core.now
+        if engine.loading < 0:
+            engine.began_to_load = engine.owes_since = now
+        engine.loading, engine.loading_since = self._core.version, now
         self._loading.pop(engine.name, None)
         self._loading[engine.name] = engine
         self._core.emit(Serve(engine=engine.name, version=self._core.version))
 
     def admit(self, engine: EngineRecord) -> None:
         """It has proved the version that it was asked to load."""
+        engine.held_up_s += self._core.now - engine.began_to_load
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
         self._loading.pop(engine.name, None)
         if engine.version == self._core.version:
@@ -70,6 +74,14 @@ class Placement:
         self.reported += engine.sampled
         found = ((self._core.trajectories.get(i), leg) for i, leg in sorted(engine.legs))
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
+
+    def leg_moved(self, trajectory: Trajectory) -> float:
+        """When the newest token of a running one came, as if its engine had not loaded since."""
+        engine = self.engines.get(trajectory.engine)
+        moved = engine and engine.legs.get((trajectory.id, trajectory.leg))
+        if engine is None or moved is None:
+            return trajectory.since
+        return self._core.now - (engine.own_time(self._core.now) - moved)
 
     @property
     def total_reported(self) -> int:
@@ -100,22 +112,40 @@ class Placement:
         trajectory.engine = ""
         self.enqueue(trajectory, LOST)
 
+    def go_on(self, trajectory: Trajectory) -> None:
+        """Its rollout has answered: the next leg samples its next turn."""
+        trajectory.advance(Cause.CONTINUED, self._core.now)
+        if trajectory.parked_until:
+            self.park(trajectory, trajectory.parked_until)
+        else:
+            trajectory.leg += 1
+            self.enqueue(trajectory, CONTINUED)
+
     def park(self, trajectory: Trajectory, until: str) -> None:
+        """Off its engine, with its tokens. One whose rollout is being asked holds no slot: it is
+        parked when that has answered."""
+        if trajectory.state is State.CALLING:
+            trajectory.parked_until = until
+            return
         if trajectory.state is State.RUNNING:
             self.end_leg(trajectory)
         trajectory.advance(Cause.SHELVED, self._core.now)
         trajectory.leg += 1
         trajectory.parked_until = until
-        self._core.ledger.move(trajectory.held, "open", "parked")
+        self._core.ledger.move(trajectory.sampled, "open", "parked")
         if until == "slot":
             self.enqueue(trajectory, PARKED)
 
     def published(self) -> None:
         """New weights: what was parked until now may go on; every engine loads them."""
         for trajectory in self._core.trajectories.values():
-            if trajectory.state is State.PARKED and trajectory.parked_until == "published":
+            if trajectory.parked_until != "published":
+                continue
+            if trajectory.state is State.PARKED:
                 trajectory.parked_until = "slot"
                 self.enqueue(trajectory, PARKED)
+            elif trajectory.state is State.CALLING:
+                trajectory.parked_until = ""  # what it was to wait for has come
         version = self._core.version
         self.fleet.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():
@@ -124,7 +154,10 @@ class Placement:
 
     def end_leg(self, trajectory: Trajectory) -> None:
         """Stop the running leg at the tokens held; what it still sends is late."""
-        self._core.end_on_engine(trajectory.engine, trajectory.id, trajectory.leg)
+        engine, leg = self.engines.get(trajectory.engine), (trajectory.id, trajectory.leg)
+        if engine is not None and leg in engine.legs:
+            engine.ending[leg] = engine.own_time(self._core.now)
+        self._core.end_on_engine(trajectory.engine, *leg)
         trajectory.engine = ""
 
     def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
@@ -173,11 +206,12 @@ class Placement:
         core, queued = self._core, trajectory.since
         if trajectory.state is State.PARKED:
             trajectory.advance(Cause.RESUMED, core.now)
-            core.ledger.move(trajectory.held, "parked", "open")
+            trajectory.parked_until = ""
+            core.ledger.move(trajectory.sampled, "parked", "open")
         group = core.groups[trajectory.group]
         trajectory.advance(Cause.PLACED, core.now)
         trajectory.engine = engine.name
-        self.fleet.start(engine, (trajectory.id, trajectory.leg))
+        self.fleet.start(engine, (trajectory.id, trajectory.leg), core.now)
         self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(
@@ -188,11 +222,17 @@ class Placement:
                 trajectory=trajectory.id,
                 leg=trajectory.leg,
                 prefix=bytes(trajectory.tokens),
-                max_tokens=trajectory.max_tokens - trajectory.held,
+                max_tokens=self._room(trajectory),
                 seed=core.seed_of(group, trajectory),
                 since=queued,
+                greedy=group.greedy,
             )
         )
+
+    def _room(self, trajectory: Trajectory) -> int:
+        """Tokens that its next leg may sample: what the response and the turn have left."""
+        room, limit = trajectory.max_tokens - trajectory.held, self._core.settings.turn_tokens
+        return min(room, limit - trajectory.held + trajectory.turn_began) if limit else room
 
     def _runs(self, trajectory: Trajectory, leg: int) -> bool:
         return trajectory.state is State.RUNNING and trajectory.leg == leg

@@ -46,6 +46,7 @@ class Planning:
                     need=core.settings.need,
                     first=first,
                     dataset=core.settings.prompts,
+                    sources=core.settings.sources,
                     outstanding=roster.outstanding.keys(),
                     deferred=tuple(prompt for prompt, _ in deferred),
                 )

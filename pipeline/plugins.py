@@ -18,12 +18,21 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
-from pipeline.verbs import Advantages, Allotment, AnyVerb, BatchVerb, NoSignal, Plan, Score
+from pipeline.verbs import (
+    Advantages,
+    Allotment,
+    AnyVerb,
+    Append,
+    BatchVerb,
+    NoSignal,
+    Plan,
+    Score,
+)
 from pipeline.views import (
     BatchView,
     BudgetView,
@@ -33,6 +42,7 @@ from pipeline.views import (
     PlanView,
     PromptView,
     Sampled,
+    Turn,
 )
 
 PACKAGES = {
@@ -40,6 +50,7 @@ PACKAGES = {
     "budget": "pipeline.budgets",
     "selector": "pipeline.selectors",
     "batch": "pipeline.batches",
+    "rollout": "pipeline.rollouts",
     "reward": "pipeline.rewards",
     "advantage": "pipeline.advantages",
     "loss": "learner.losses",
@@ -51,6 +62,7 @@ ENTRY_POINTS = {
     "budget": "darts.budgets",
     "selector": "darts.selectors",
     "batch": "darts.batches",
+    "rollout": "darts.rollouts",
     "reward": "darts.rewards",
     "advantage": "darts.advantages",
     "loss": "darts.losses",
@@ -126,6 +138,9 @@ class Selector(Protocol):
 
 
 class PromptOrder(Protocol):
+    """May also have a property `epochs: dict[str, float]`, how often each source has been gone
+    through, reported with each step."""
+
     def plan(self, view: PlanView) -> Plan:
         """Up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
         ...
@@ -158,16 +173,30 @@ class Advantage(Protocol):
 
 
 class Reward(Protocol):
+    """May also offer `score_all(samples)`, which returns one result for each (a number, a Score,
+    an exception, or None for no opinion), and `complaint(sample) -> str`, asked before a run
+    what is wrong with an answer of the data ('': nothing)."""
+
     def score(self, sample: Sampled) -> float | Score: ...
 
 
-class RewardOptions(Options, frozen=True, kw_only=True):
-    """Options that every reward has: they guard the worker processes."""
+class Rollout(Protocol):
+    """Asked when a turn of the model is over. May be async. A class with a true `idle` is never
+    asked: responses are of one turn, and no worker process starts."""
+
+    def turn(self, turn: Turn) -> str | Append | Awaitable[str | Append | None] | None:
+        """What follows: text or tokens that are appended, after which the model goes on; None
+        when the response is complete."""
+        ...
+
+
+class WorkerOptions(Options, frozen=True, kw_only=True):
+    """Options of every plug-in that runs in worker processes: they guard these."""
 
     limit_s: float = 10.0
-    """Seconds one call may take; then its worker is killed and the member is missing."""
+    """Seconds one call may take; then its worker is killed and the call has failed."""
     workers: int = 1
-    """Worker processes."""
+    """Worker processes; each has one call at a time."""
     fail_share: float = 0.2
     """Stop the run when more than this share of the last 50 calls failed."""
     memory_gib: float = 8.0
@@ -178,6 +207,9 @@ class RewardOptions(Options, frozen=True, kw_only=True):
     """Longest file that a worker may write, MiB; 0: no limit."""
     open_files: int = 256
     """Files that a worker may have open at once; 0: no limit."""
+    processes: int = 64
+    """Processes that a worker and what it has started may be at once; then they are all killed.
+    0: no limit."""
     env: tuple[str, ...] = ()
     """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
     and the like, and values with a login in them, are taken out of their environment."""
@@ -189,11 +221,48 @@ class RewardOptions(Options, frozen=True, kw_only=True):
             yield f"workers is {self.workers}, expected at least 1"
         if not 0 <= self.fail_share <= 1:
             yield f"fail_share is {self.fail_share}, expected from 0 to 1"
-        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16}
+        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16, "processes": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value < low and value != 0:
                 yield f"{name} is {value}, expected at least {low}, or 0 for no limit"
+
+
+class RewardOptions(WorkerOptions, frozen=True, kw_only=True):
+    """Options that every reward has."""
+
+    batch: int = 1
+    """Responses that are given to one call, if so many wait; `limit_s` and `cpu_s` are of the
+    whole call. If it fails as a whole, each is asked about alone."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        if self.batch < 1:
+            yield f"batch is {self.batch}, expected at least 1"
+
+
+class RolloutOptions(WorkerOptions, frozen=True, kw_only=True):
+    """Options that every rollout has, but `single`."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end a turn, beside the model's own stop tokens; they stay in the response."""
+    turns: int = 8
+    """Calls for one response at most; a turn that ends after them ends the response."""
+    turn_tokens: int = 0
+    """Tokens that one turn may sample; 0: what `sampling.max_tokens` leaves. That limit is of
+    the whole response, appended tokens included."""
+    failure_text: str = ""
+    """Appended when a call fails or takes too long, and the model goes on; empty: the response
+    is missing from its group, as one whose reward failed."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        if "" in self.stop:
+            yield "stop holds an empty text, which would end every turn at its first token"
+        if self.turns < 1:
+            yield f"turns is {self.turns}, expected at least 1; `rollout: single` has no calls"
+        if self.turn_tokens < 0:
+            yield f"turn_tokens is {self.turn_tokens}, expected at least 1, or 0 for no limit"
 
 
 # --- registry ---------------------------------------------------------------------------------
@@ -278,6 +347,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "budget": ("allot", "top_up"),
     "selector": ("decide",),
     "batch": ("decide",),
+    "rollout": ("turn",),
     "reward": ("score",),
     "advantage": ("advantages",),
     "loss": ("loss",),
@@ -298,6 +368,13 @@ def _checked(seam: str, name: str, found: object) -> type[Any]:
 def options_type(cls: type[Any]) -> type[Options]:
     """The plug-in's Options; the empty one if it declares none."""
     return getattr(cls, "Options", Options)
+
+
+def needs_answer(reward: type[Any], options: Options) -> bool:
+    """Whether a reward compares with the data's answer: its `needs_answer`, True or asked with
+    its options."""
+    needs = getattr(reward, "needs_answer", False)
+    return bool(needs(options) if callable(needs) else needs)
 
 
 class Stateless:

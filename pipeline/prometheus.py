@@ -71,6 +71,7 @@ _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 # nested figures -> (name, its label, help)
 _LABELLED: dict[str, tuple[str, str, str]] = {
     "groups": ("groups", "fate", "groups that ended, by fate and reason"),
+    "parts": ("reward_part", "part", "mean of each part of the rewards"),
     "by_tag": ("tag_accuracy_ratio", "tag", "accuracy by kind of prompt"),
     "tokens_by_tag": ("tag_response_mean_tokens", "tag", "mean length by kind of prompt"),
 }

@@ -1,55 +1,80 @@
-"""A task of the house, or a JSONL file -> prompts with their token ids.
+"""Tasks of the house, files and folders -> prompts with their token ids.
 
-Every line is checked before anything starts: a bad one is named by file and
+Every row is checked before anything starts: a bad one is named by file and
 line, and stops the run or is skipped and counted. Invariant: each item of a
-`Dataset` can be sampled from (not empty, and a response fits behind it). Must
-not know groups, order or rewards.
+`Dataset` can be sampled from (not empty, and a response fits behind it), and the
+same files give the same items in the same order. Must not know groups, order or
+rewards.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from pipeline import configrules
-from pipeline.config import Data
+from pipeline.chat import Chat
+from pipeline.config import Data, Source
+from pipeline.datafiles import DataError, Row, field_of, kind_of, rows_of
 from pipeline.text import Tokenizer
+from pipeline.views import SourceView
+
+__all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
 
 TASK_PROMPTS = 20_000
 """Prompts that a task gives for training: more than a run of an hour asks for."""
 
+ANSWERS = ("answer", "reward_model.ground_truth", "solution")
+"""Fields that are looked for where no answer is named: darts' own and TRL's, verl's, TRL's."""
+
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
-_LINE_BYTES = 64 << 20  # a longer one is no prompt
-
-
-class DataError(Exception):
-    """Prompts cannot be used; the text names every bad line, up to twenty."""
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt."""
 
-    prompt: str
+    prompt: str  # as the model reads it, after the chat template
     tokens: bytes  # int32
-    answer: str  # what the reward compares with
-    columns: dict[str, Any]  # the line as it was, for rewards that read more of it
+    answer: str  # what the reward compares with; "" where the data has none
+    columns: dict[str, Any]  # the row as it was, for rewards that read more of it
     tag: str = ""  # a kind of prompt, for budgets ("terms=3")
+    where: str = ""  # file and line
+    messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
+
+
+class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one source."""
+
+    name: str
+    first: int  # index of its first prompt
+    count: int
+    weight: float
+    answer: str  # the field that was taken; "" if there is none
+    sought: bool = False  # no field was named
+    dropped: int = 0  # longer than allowed
+    cut: int = 0  # shortened to what is allowed
 
 
 class Dataset:
     """Prompts by index, and what was left out."""
 
-    def __init__(self, name: str, items: Sequence[Item], skipped: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        items: Sequence[Item],
+        skipped: Sequence[str] = (),
+        sources: Sequence[LoadedSource] = (),
+    ) -> None:
         self.name = name
         self.items = tuple(items)
         self.skipped = tuple(skipped)
         """One line for each bad line that was skipped."""
+        self.sources = tuple(sources)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -57,14 +82,31 @@ class Dataset:
     def __getitem__(self, index: int) -> Item:
         return self.items[index]
 
+    @property
+    def shares(self) -> tuple[SourceView, ...]:
+        """Where several sources lie, for the order of prompts; () of one alone."""
+        if len(self.sources) < 2:
+            return ()
+        return tuple(SourceView(s.first, s.count, s.weight) for s in self.sources)
+
     def summary(self) -> str:
         """For the log.
 
         >>> Dataset("train.jsonl", []).summary()
         'train.jsonl: 0 prompts'
         """
-        text = f"{self.name}: {len(self)} prompts"
-        return f"{text}, {len(self.skipped)} bad lines skipped" if self.skipped else text
+        notes = [f"{self.name}: {len(self)} prompts"]
+        if self.skipped:
+            notes.append(f"{len(self.skipped)} bad lines skipped")
+        for what, count in (
+            ("too long and left out", sum(source.dropped for source in self.sources)),
+            ("cut", sum(source.cut for source in self.sources)),
+        ):
+            notes += [f"{count} {what}"] if count else []
+        sought = (source.answer or "none" for source in self.sources if source.sought)
+        if answers := " and ".join(dict.fromkeys(sought)):
+            notes.append(f"answer: {answers}")
+        return ", ".join(notes)
 
 
 def load_train(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
@@ -75,131 +117,205 @@ def load_train(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
         tokenizer: of the model to train.
         max_tokens: limit of a response; prompt and response must fit the model.
     """
-    return _load(data.train, "train", TASK_PROMPTS, data, tokenizer, max_tokens)
+    sources = (Source(path=data.train),) if isinstance(data.train, str) else data.train
+    return _Loading(data, tokenizer, max_tokens).dataset(sources, "train", TASK_PROMPTS)
 
 
 def load_held_out(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
     """Prompts to evaluate on, the same for every seed. Raises DataError."""
+    loading = _Loading(data, tokenizer, max_tokens)
     if isinstance(data.held_out, str):
-        return _load(data.held_out, "held_out", 0, data, tokenizer, max_tokens)
-    if data.held_out == 0:
+        return loading.dataset((Source(path=data.held_out),), "held_out", 0)
+    if data.held_out == 0 or not isinstance(data.train, str):
         return Dataset("no held-out prompts", [])
-    return _load(data.train, "held_out", data.held_out, data, tokenizer, max_tokens)
+    return loading.dataset((Source(path=data.train),), "held_out", data.held_out)
 
 
-def _load(
-    source: str, split: str, count: int, data: Data, tokenizer: Tokenizer, max_tokens: int
-) -> Dataset:
-    problems: list[str] = []
-    if source in configrules.tasks():
-        task = importlib.import_module(f"pipeline.tasks.{source}")
-        name = f"{source} ({split.replace('_', ' ')})"
-        rows = _task_rows(name, task.generate(split, count))
-        data = Data(train=source)  # a task's fields have the house's names
-    else:
-        name = source
-        rows = _file_rows(Path(source), problems)
-    items = list(_items(rows, data, tokenizer, max_tokens, problems))
-    if problems and data.bad_lines == "stop":
-        more = len(problems) - _SHOWN
-        tail = [f"and {more} more"] if more > 0 else []
-        cure = "mend them, or leave them out with data.bad_lines: skip"
-        raise DataError("\n".join([*problems[:_SHOWN], *tail, cure]))
-    if not items:
-        reason = f"; first: {problems[0]}" if problems else ""
-        raise DataError(f"{name}: no usable prompt{reason}")
-    return Dataset(name, items, problems)
+class _Prepared(msgspec.Struct):
+    """A row that may become an item."""
+
+    where: str
+    row: dict[str, Any]
+    given: Any  # the prompt as it stands in the row
+    prompt: str
+    templated: bool
+    answer: str
 
 
-Row = tuple[str, dict[str, Any]]  # where, the line
+class _Loading:
+    """Reads the sources of one data set; collects complaints about rows."""
 
+    def __init__(self, data: Data, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
+        self._chat = Chat(tokenizer.directory, data)
+        self._problems: list[str] = []
+        self._dropped = self._cut = 0  # of the source being read
 
-def _task_rows(name: str, generated: Sequence[Any]) -> Iterator[Row]:
-    for index, item in enumerate(generated):
-        yield f"{name} {index}", dict(item)
-
-
-def _file_rows(path: Path, problems: list[str]) -> Iterator[Row]:
-    decoder = msgspec.json.Decoder()
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
-                if len(line) == _LINE_BYTES:
-                    raise DataError(f"{path}:{number}: a line of more than {_LINE_BYTES} bytes")
-                if not line.strip():
-                    continue
-                try:
-                    row = decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    problems.append(f"{path}:{number}: not JSON: {error}")
-                    continue
-                if not isinstance(row, dict):
-                    kind = _kind(row)
-                    problems.append(f"{path}:{number}: found {kind}, expected an object")
-                    continue
-                yield f"{path}:{number}", cast(dict[str, Any], row)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-
-
-def _items(
-    rows: Iterator[Row], data: Data, tokenizer: Tokenizer, max_tokens: int, problems: list[str]
-) -> Iterator[Item]:
-    """Usable rows as items; the tokenizer is asked for many at once."""
-    batch: list[tuple[str, dict[str, Any], str, str]] = []
-    for where, row in rows:
-        prompt, answer = row.get(data.prompt), row.get(data.answer)
-        complaint = _complaint(row, data)
-        if complaint:
-            problems.append(f"{where}: {complaint}")
-            continue
-        batch.append((where, row, str(prompt), str(answer)))
-        if len(batch) == _BATCH:
-            yield from _encoded(batch, tokenizer, max_tokens, problems)
-            batch.clear()
-    yield from _encoded(batch, tokenizer, max_tokens, problems)
-
-
-def _complaint(row: dict[str, Any], data: Data) -> str:
-    for key, field, kinds, rule in (
-        ("data.prompt", data.prompt, (str,), "text"),
-        ("data.answer", data.answer, (str, int, float), "text or a number"),
-    ):
-        if field not in row:
-            fields = ", ".join(row) or "none"
-            return f"no field {field!r} ({key}); fields: {fields[:200]}"
-        value = row[field]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            return f"{field} is {_kind(value)}, expected {rule}"
-    return "" if row[data.prompt] else f"{data.prompt} is empty"
-
-
-def _encoded(
-    batch: Sequence[tuple[str, dict[str, Any], str, str]],
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    problems: list[str],
-) -> Iterator[Item]:
-    prompts = [prompt for _, _, prompt, _ in batch]
-    try:
-        encoded: list[list[int] | str] = [*tokenizer.encode_all(prompts)]
-    except ValueError:  # some one of them: find out which
-        encoded = [_ids_or_complaint(prompt, tokenizer) for prompt in prompts]
-    limit = tokenizer.max_model_tokens
-    for (where, row, prompt, answer), ids in zip(batch, encoded, strict=True):
-        if isinstance(ids, str):
-            problems.append(f"{where}: prompt {ids}")
-        elif not ids:
-            problems.append(f"{where}: prompt has no token")
-        elif limit and len(ids) + max_tokens > limit:
-            problems.append(
-                f"{where}: prompt of {len(ids)} tokens and sampling.max_tokens {max_tokens} "
-                f"are {len(ids) + max_tokens}, the model takes {limit}"
+    def dataset(self, sources: Sequence[Source], split: str, count: int) -> Dataset:
+        """All of the sources, one after another. `count`: prompts of a task."""
+        items: list[Item] = []
+        loaded: list[LoadedSource] = []
+        empty = ""
+        for source in sources:
+            first, before = len(items), len(self._problems)
+            self._dropped = self._cut = 0
+            name, rows = self._rows(source.path, split, count)
+            fields = _Fields(source, self._data)
+            items += self._items(rows, fields, source.tag)
+            if len(items) == first and not empty:
+                why = [*self._problems[before : before + 1], *self._told_dropped()]
+                empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
+            loaded.append(
+                LoadedSource(
+                    name=name,
+                    first=first,
+                    count=len(items) - first,
+                    weight=source.weight,
+                    answer=fields.answer or "",
+                    sought=fields.sought,
+                    dropped=self._dropped,
+                    cut=self._cut,
+                )
             )
-        else:
-            tokens = np.asarray(ids, dtype="<i4").tobytes()
-            tag = f"terms={row['terms']}" if isinstance(row.get("terms"), int) else ""
-            yield Item(prompt=prompt, tokens=tokens, answer=answer, columns=row, tag=tag)
+        if self._problems and self._data.bad_lines == "stop":
+            more = len(self._problems) - _SHOWN
+            tail = [f"and {more} more"] if more > 0 else []
+            cure = "mend them, or leave them out with data.bad_lines: skip"
+            raise DataError("\n".join([*self._problems[:_SHOWN], *tail, cure]))
+        if empty:
+            raise DataError(f"{empty}; expected at least one, mend the file or name another")
+        return Dataset(", ".join(source.name for source in loaded), items, self._problems, loaded)
+
+    def _told_dropped(self) -> list[str]:
+        return [f"all {self._dropped} are too long"] if self._dropped else []
+
+    def _rows(self, path: str, split: str, count: int) -> tuple[str, Iterator[Row]]:
+        if path in configrules.tasks():
+            task = importlib.import_module(f"pipeline.tasks.{path}")
+            name = f"{path} ({split.replace('_', ' ')})"
+            given = task.generate(split, count or TASK_PROMPTS)
+            return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
+        return path, rows_of(path, split, self._problems.append)
+
+    def _items(self, rows: Iterator[Row], fields: _Fields, tag: str) -> Iterator[Item]:
+        """Usable rows as items; the tokenizer is asked for many at once."""
+        batch: list[_Prepared] = []
+        for where, row in rows:
+            try:
+                batch.append(self._prepared(where, row, fields))
+            except ValueError as error:
+                self._problems.append(f"{where}: {error}")
+                continue
+            if len(batch) == _BATCH:
+                yield from self._encoded(batch, tag)
+                batch.clear()
+        yield from self._encoded(batch, tag)
+
+    def _prepared(self, where: str, row: dict[str, Any], fields: _Fields) -> _Prepared:
+        """Raises ValueError, a complaint about the row."""
+        prompt, answer = fields.of(row)
+        try:
+            text, templated = self._chat.text(prompt)
+        except ValueError as error:
+            raise ValueError(f"{fields.prompt} {error}") from error
+        if not text:
+            raise ValueError(f"{fields.prompt} is empty, expected text")
+        return _Prepared(where, row, prompt, text, templated, answer)
+
+    def _encoded(self, batch: Sequence[_Prepared], tag: str) -> Iterator[Item]:
+        prompts = [prepared.prompt for prepared in batch]
+        try:
+            encoded: list[list[int] | str] = [*self._tokenizer.encode_all(prompts)]
+        except ValueError:  # some one of them: find out which
+            encoded = [_ids_or_complaint(prompt, self._tokenizer) for prompt in prompts]
+        for prepared, ids in zip(batch, encoded, strict=True):
+            if isinstance(ids, list):
+                ids = self._fitting(prepared, ids)
+            if isinstance(ids, str):
+                self._problems.append(f"{prepared.where}: prompt {ids}")
+            elif ids:
+                terms = prepared.row.get("terms")
+                own = f"terms={terms}" if isinstance(terms, int) else ""
+                yield Item(
+                    prompt=prepared.prompt,
+                    tokens=np.asarray(ids, dtype="<i4").tobytes(),
+                    answer=prepared.answer,
+                    columns=prepared.row,
+                    tag=tag or own,
+                    where=prepared.where,
+                    messages=prepared.given if isinstance(prepared.given, list) else (),
+                )
+
+    def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
+        """The ids to sample behind; [] to leave it out, or a complaint."""
+        if not ids:
+            return "has no token, expected one at least"
+        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._tokenizer.bos:
+            return (
+                "begins with the beginning-of-sequence token twice: the chat template writes it "
+                "already; take it out of the text"
+            )
+        wanted, model = self._data.max_prompt_tokens, self._tokenizer.max_model_tokens
+        room = model - self._max_tokens if model else wanted
+        limit = min(wanted, room) if wanted else room
+        if not (wanted or model) or len(ids) <= limit:
+            return ids
+        if self._data.long_prompts == "drop":
+            self._dropped += 1
+            return []
+        if self._data.long_prompts == "cut" and limit > 0:
+            if prepared.templated:
+                return (
+                    f"of {len(ids)} tokens is longer than {limit}, and what a chat template wrote "
+                    "is not cut; set data.long_prompts: drop"
+                )
+            self._cut += 1
+            prepared.prompt = self._tokenizer.decode(ids[-limit:])
+            return ids[-limit:]
+        cure = "leave such out with data.long_prompts: drop"
+        if limit == wanted:
+            return f"of {len(ids)} tokens, but data.max_prompt_tokens is {wanted}; {cure}"
+        return (
+            f"of {len(ids)} tokens and sampling.max_tokens {self._max_tokens} "
+            f"are {len(ids) + self._max_tokens}, the model takes {model}; {cure}"
+        )
+
+
+class _Fields:
+    """Which fields of a source's rows are prompt and answer."""
+
+    def __init__(self, source: Source, data: Data) -> None:
+        task = source.path in configrules.tasks()  # its fields have the house's names
+        self.prompt = "prompt" if task else source.prompt or data.prompt
+        named = "answer" if task else source.answer or data.answer
+        self.sought = not named
+        self.answer: str | None = named or None
+        """None until a row has been seen; "" if it had none of those looked for."""
+
+    def of(self, row: dict[str, Any]) -> tuple[Any, str]:
+        """Prompt and answer. Raises ValueError, a complaint."""
+        there, prompt = field_of(row, self.prompt)
+        if not there:
+            raise ValueError(_missing(row, "data.prompt", self.prompt))
+        if self.answer is None:
+            given = (name for name in ANSWERS if field_of(row, name)[1] is not None)
+            self.answer = next(given, "")
+        if not self.answer:
+            return prompt, ""
+        there, answer = field_of(row, self.answer)
+        if not there:
+            raise ValueError(_missing(row, "data.answer", self.answer))
+        if isinstance(answer, list | dict) and self.answer == "reward_model.ground_truth":
+            # verl hands on whatever its reward function takes; that one reads it from the row
+            return prompt, msgspec.json.encode(answer).decode()
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+            raise ValueError(f"{self.answer} is {kind_of(answer)}, expected text or a number")
+        return prompt, str(answer)
+
+
+def _missing(row: dict[str, Any], key: str, field: str) -> str:
+    fields = ", ".join(row) or "none"
+    return f"no field {field!r} ({key}); fields: {fields[:200]}; name one of these"
 
 
 def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
@@ -207,16 +323,3 @@ def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
         return tokenizer.encode(prompt)
     except ValueError as error:
         return str(error)
-
-
-_KINDS: dict[type[Any], str] = {
-    type(None): "null",
-    dict: "an object",
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-}
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "a number")

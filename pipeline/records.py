@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import xxhash
 
 from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent
+from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.messages import Span
 from pipeline.runfolder import RunFolder
@@ -62,7 +63,8 @@ class Records:
         self._tracer = Tracer(first, first + trace_steps - 1) if timed else None
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
-        self._files: dict[Path, BinaryIO] = {}
+        self._files: dict[Path, Lines] = {}
+        self._full: set[Path] = set()  # files that were told to be so
         self._samples: dict[str, str] = {}  # prompt -> what is written of it
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
@@ -129,25 +131,44 @@ class Records:
             del self._samples[max(self._samples, key=_checksum)]
 
     def _write_samples(self, step: int) -> None:
-        (self._run.samples / f"step-{step:06d}.txt").write_text(
-            "".join(self._samples[prompt] for prompt in sorted(self._samples))
-        )
+        text = "".join(self._samples[prompt] for prompt in sorted(self._samples))
         self._samples = {}
+        try:
+            (self._run.samples / f"step-{step:06d}.txt").write_text(text)
+        except OSError as error:
+            log.warning("no samples of step %d: %s", step, error)
 
     def _line(self, path: Path, fields: dict[str, Any]) -> None:
         if path not in self._files:
-            self._files[path] = open(path, "ab")  # noqa: SIM115  closed by close()
+            self._files[path] = Lines(path)
         self._files[path].write(msgspec.json.encode(fields) + b"\n")
 
-    def flush(self) -> None:
-        for file in self._files.values():
+    def flush(self) -> list[str]:
+        """What a person should hear of it: a disk that is full, or has room again."""
+        said: list[str] = []
+        for path, file in self._files.items():
             file.flush()
+            if bool(file.full) == (path in self._full):
+                continue
+            if file.full:
+                self._full.add(path)
+                said.append(f"{path}: {file.full}; its lines wait in memory for room")
+            else:
+                self._full.discard(path)
+                left_out = f", {file.lost} lines were left out" if file.lost else ""
+                said.append(f"{path}: there is room again{left_out}")
+        return said
 
     def sizes(self) -> dict[str, int]:
-        """Length of each JSONL file now, for the checkpoint."""
-        self.flush()
-        paths = (self._run.metrics, self._run.decisions)
-        return {p.name: p.stat().st_size for p in paths if p.exists()}
+        """Length of each JSONL file now, for the checkpoint: of its whole lines on the disk."""
+        found: dict[str, int] = {}
+        for path in (self._run.metrics, self._run.decisions):
+            if (file := self._files.get(path)) is not None:
+                file.flush()
+                found[path.name] = file.size
+            elif path.exists():
+                found[path.name] = path.stat().st_size
+        return found
 
     @staticmethod
     def cut(run: RunFolder, sizes: Mapping[str, int]) -> None:
@@ -167,6 +188,7 @@ class Records:
         self._trackers.live(now)
 
     def result(self, fields: dict[str, Any]) -> None:
+        """The run is over. Raises OSError: without it, it is not."""
         temporary = self._run.result.with_suffix(".tmp")
         temporary.write_text(json.dumps(fields, indent=1) + "\n")
         temporary.rename(self._run.result)
@@ -181,6 +203,8 @@ class Records:
         try:
             self._write_trace(over=True)
         finally:
-            for file in self._files.values():
+            for path, file in self._files.items():
                 file.close()
+                if file.lost:
+                    log.error("%s: %d lines found no room", path, file.lost)
             self._files = {}

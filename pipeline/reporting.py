@@ -70,6 +70,7 @@ class StepReport:
         if self._sums:
             means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger
+        epochs = getattr(core.seams.prompts, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,
@@ -77,6 +78,7 @@ class StepReport:
             **token_figures(
                 ledger.sampled - sampled_before, ledger.accounts["trained"] - trained_before
             ),
+            **({"epochs": epochs} if epochs else {}),
             **figures,
             **self._placement.occupancy.figures(core.now),
             **({"audit": bias} if bias else {}),

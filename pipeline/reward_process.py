@@ -1,4 +1,4 @@
-"""One reward worker, seen from the stage: started, asked, listened to, and never left behind.
+"""One worker of a pool, seen from the stage: started, asked, listened to, and never left behind.
 
 Each is a fresh interpreter with a session of its own, an environment without secrets, no
 descriptor but its channel and its output, and an empty directory to work in.
@@ -21,7 +21,7 @@ from collections.abc import Collection
 import msgspec
 
 from pipeline.config import Plugin
-from pipeline.confinement import MARK, Limits, end_family, scrubbed
+from pipeline.confinement import MARK, Limits, end_family, family, scrubbed, tasks
 from pipeline.printable import printable
 from pipeline.private import UMASK
 from pipeline.reward_wire import (
@@ -37,6 +37,7 @@ log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10
 """Of what one call prints so much is logged, and the rest is read and forgotten."""
 _END_S = 2.0  # from the end of its channel to that of its process
+_COUNT_S = 0.1  # between two looks at how many processes a call has started
 
 
 class Died(Exception):
@@ -44,16 +45,23 @@ class Died(Exception):
 
 
 class WorkerProcess:
-    """Made by `start`; then `ask` one thing at a time; then `close`."""
+    """Made by `start`; then `ask` one thing at a time; then `close`.
+
+    Args:
+        most: processes that it and what it has started may be; 0: any.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
         mark: str,
+        most: int,
         channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         output: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        seam: str,
     ) -> None:
-        self._process, self._mark = process, mark
+        self._process, self._mark, self._seam = process, mark, seam
+        self._most, self._too_many = most, False
         self._reader, self._writer = channel
         self._printed = 0
         self._writers = (channel[1], output[1])
@@ -62,6 +70,7 @@ class WorkerProcess:
     async def ask(self, frame: bytes) -> Answer:
         """Its answer. Raises Died."""
         self._printed = 0
+        counting = asyncio.ensure_future(self._count())
         try:
             self._writer.write(frame)
             await self._writer.drain()
@@ -73,9 +82,26 @@ class WorkerProcess:
             raise Died(await self._how()) from error
         except msgspec.DecodeError as error:
             raise Died(f"it answered what is no answer: {error}") from error
+        finally:
+            counting.cancel()
+
+    async def _count(self) -> None:
+        """Kill it when there are too many of it. The system's own limit is for all that the user
+        runs, and none for root."""
+        before = tasks()
+        while self._most and not self._too_many:
+            await asyncio.sleep(_COUNT_S)
+            if (now := tasks()) - before >= self._most:
+                before = now
+                self._too_many = len(await asyncio.to_thread(family, self._mark)) > self._most
+        if self._too_many:
+            self.kill()
+            await asyncio.to_thread(end_family, self._mark)  # they hold its channel open
 
     async def _how(self) -> str:
         """How the process ended."""
+        if self._too_many:
+            return f"killed, for it had started more than {self._most} processes"
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = await asyncio.to_thread(self._process.wait, _END_S)
             return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -90,7 +116,8 @@ class WorkerProcess:
                 if room > 0:
                     text = printable(printed[:room].decode(errors="replace"))
                     more = " (and more, which is not logged)" if len(printed) > room else ""
-                    log.info("reward worker %d: %s%s", self._process.pid, text.rstrip(), more)
+                    who = f"{self._seam} worker {self._process.pid}"
+                    log.info("%s: %s%s", who, text.rstrip(), more)
 
     def kill(self) -> None:
         """At once, with its process group; `close` sees to the rest."""
@@ -135,13 +162,19 @@ def _spawn(
 
 
 async def start(
-    plugin: Plugin, limits: Limits, directory: str, keep: Collection[str]
+    seam: str,
+    plugin: Plugin,
+    limits: Limits,
+    directory: str,
+    keep: Collection[str],
+    most: int,
 ) -> tuple[WorkerProcess, Answer]:
     """A worker, and what it says of building the plug-in. Raises Died.
 
     Args:
         directory: of the pool; the worker has one of its own below it.
         keep: variables of the environment that it is given although they look like secrets.
+        most: processes that it and what it has started may be; 0: any.
     """
     work = tempfile.mkdtemp(dir=directory)
     mark = secrets.token_hex(8)
@@ -149,11 +182,13 @@ async def start(
     worker = WorkerProcess(
         process,
         mark,
+        most,
         await asyncio.open_connection(sock=channel),
         await asyncio.open_connection(sock=output),
+        seam,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid())))
+        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), seam)))
     except BaseException:
         worker.kill()
         await worker.close()

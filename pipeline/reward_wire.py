@@ -1,4 +1,4 @@
-"""What the stage and its reward workers say to each other: JSON with its length before it.
+"""What the stage and its workers say to each other: JSON with its length before it.
 
 JSON, since a data set may hold integers that msgpack has no room for. Never pickled:
 a worker runs other people's code, and what it answers is only ever one of `Answer`.
@@ -6,6 +6,7 @@ a worker runs other people's code, and what it answers is only ever one of `Answ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.printable import printable
-from pipeline.views import Sampled
+from pipeline.views import Sampled, Turn
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20
@@ -27,12 +28,19 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     directory: str  # to work in
     parent: int
+    seam: str = "reward"  # that the plug-in is of: reward | rollout
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score this; the fields of a `Sampled`."""
+    """Score these, together; each has the fields of a `Sampled`, or for a rollout of a `Turn`."""
 
-    sample: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+class Check(msgspec.Struct, frozen=True, tag=True):
+    """Look at the answers of these, which nobody has responded to."""
+
+    samples: list[dict[str, Any]]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -42,8 +50,19 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Done(msgspec.Struct, frozen=True, tag=True):
     value: float
     parts: dict[str, float]
-    begun: float  # this machine's monotonic clock
-    ended: float
+
+
+class Abstained(msgspec.Struct, frozen=True, tag=True):
+    """The reward has no opinion on this response."""
+
+
+class Follows(msgspec.Struct, frozen=True, tag=True):
+    """What a rollout answered: that the response is `over`, or what is appended."""
+
+    over: bool
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    memory: Any = None
 
 
 class Failure(msgspec.Struct, frozen=True, tag=True):
@@ -51,22 +70,41 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     traceback: str
 
 
-Answer = Ready | Done | Failure
+class Scores(msgspec.Struct, frozen=True, tag=True):
+    """Of a call, one for each of its samples."""
+
+    found: list[Done | Abstained | Follows | Failure]
+    begun: float  # this machine's monotonic clock
+    ended: float
+
+
+class Checked(msgspec.Struct, frozen=True, tag=True):
+    """A complaint for each sample, '' for none; nothing at all if the plug-in checks none."""
+
+    complaints: list[str]
+
+
+Order = Setup | Call | Check
+Answer = Ready | Scores | Checked | Failure
 _answers = msgspec.json.Decoder(Answer)
-_orders = msgspec.json.Decoder(Setup | Call)
+_orders = msgspec.json.Decoder(Order)
 _encoder = msgspec.json.Encoder()
 
 
-def framed(message: Setup | Call | Answer) -> bytes:
+def framed(message: Order | Answer) -> bytes:
     content = _encoder.encode(message)
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 
-def call(sample: Sampled) -> Call:
-    return Call(msgspec.structs.asdict(sample))
+def call(samples: Sequence[Sampled | Turn]) -> Call:
+    return Call([msgspec.structs.asdict(sample) for sample in samples])
 
 
-def order(content: bytes) -> Setup | Call:
+def check(samples: Sequence[Sampled]) -> Check:
+    return Check([msgspec.structs.asdict(sample) for sample in samples])
+
+
+def order(content: bytes) -> Order:
     """Of the stage, to its worker."""
     return _orders.decode(content)
 
@@ -75,6 +113,13 @@ def answer(content: bytes) -> Answer:
     """Of a worker. Raises msgspec.DecodeError if it is none."""
     found = _answers.decode(content)
     if isinstance(found, Failure):
-        why, trace = found.why[:_WHY_CHARACTERS], found.traceback[-_TRACE_CHARACTERS:]
-        return Failure(printable(why), printable(trace))
+        return _printable(found)
+    if isinstance(found, Scores):
+        every = [_printable(f) if isinstance(f, Failure) else f for f in found.found]
+        return msgspec.structs.replace(found, found=every)
     return found
+
+
+def _printable(failure: Failure) -> Failure:
+    why, trace = failure.why[:_WHY_CHARACTERS], failure.traceback[-_TRACE_CHARACTERS:]
+    return Failure(printable(why), printable(trace))

@@ -1,4 +1,4 @@
-"""`python -m pipeline.reward_worker DESCRIPTOR`: one reward plug-in, called again and again.
+"""`python -m pipeline.reward_worker DESCRIPTOR`: a reward or rollout, called again and again.
 
 A process of its own, for user code. Told over a socket what to build and what it may use
 (`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
@@ -9,36 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
+import operator
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import msgspec
 
 from pipeline import plugins
 from pipeline.confinement import confine, die_with, limit_call
+from pipeline.reward_results import Outcome, outcomes, writable
 from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
+    Abstained,
     Answer,
     Call,
+    Check,
+    Checked,
     Done,
     Failure,
+    Follows,
+    Order,
     Ready,
+    Scores,
     Setup,
     framed,
     order,
 )
-from pipeline.verbs import Score
-from pipeline.views import Sampled
+from pipeline.verbs import Append
+from pipeline.views import Sampled, Turn
 
 
-def _next(stream: BinaryIO) -> Setup | Call | None:
+def _next(stream: BinaryIO) -> Order | None:
     """None: the stage is gone."""
     length = stream.read(LENGTH_BYTES)
     if len(length) < LENGTH_BYTES:
@@ -47,34 +53,72 @@ def _next(stream: BinaryIO) -> Setup | Call | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = plugins.find("reward", setup.plugin.name)
+    cls = plugins.find(setup.seam, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, plugins.options_type(cls)))
 
 
-def _score(reward: Any, sample: Sampled) -> Answer:
+def _scores(reward: Any, call: Call) -> Scores:
     begun = time.monotonic()  # this machine's clock, as the stage's
+    found = outcomes(reward, [Sampled(**sample) for sample in call.samples])
+    return Scores([_verdict(outcome) for outcome in found], begun, time.monotonic())
+
+
+def _verdict(outcome: Outcome) -> Done | Abstained | Failure:
+    if isinstance(outcome, Exception):
+        return _failure(outcome)
+    return Abstained() if outcome is None else Done(outcome.value, outcome.parts)
+
+
+def _turns(rollout: Any, call: Call, runner: asyncio.Runner) -> Scores:
+    """One loop for all calls, so that what a rollout keeps open stays usable."""
+    begun = time.monotonic()
+    found = [_follows(rollout, Turn(**turn), runner) for turn in call.samples]
+    return Scores([*found], begun, time.monotonic())
+
+
+def _follows(rollout: Any, turn: Turn, runner: asyncio.Runner) -> Follows | Failure:
     try:
-        result = reward.score(sample)
+        result = rollout.turn(turn)
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
-        value, parts = checked(result)
+            result = runner.run(_awaited(result))
+        return checked(result)
     except Exception as error:
         return _failure(error)
-    return Done(value, parts, begun, time.monotonic())
+
+
+def checked(result: object) -> Follows:
+    """What a rollout returned. Raises TypeError or ValueError if that is no answer."""
+    if result is None:
+        return Follows(over=True)
+    found = Append(text=result) if isinstance(result, str) else result
+    if not isinstance(found, Append):
+        raise TypeError(
+            f"returned {type(result).__name__} {result!r:.80}, expected text, Append or None"
+        )
+    if found.text and len(found.tokens):
+        raise ValueError("returned an Append with text and tokens, expected one of them")
+    tokens = tuple(operator.index(token) for token in found.tokens)
+    memory = msgspec.json.decode(msgspec.json.encode(found.memory))  # or it says what it cannot
+    return Follows(over=False, text=writable(found.text), tokens=tokens, memory=memory)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
 
 
+def _check(reward: Any, check: Check) -> Answer:
+    """What the reward has against answers, before anything is sampled."""
+    if not hasattr(reward, "complaint"):
+        return Checked([])
+    try:
+        return Checked([writable(reward.complaint(Sampled(**found))) for found in check.samples])
+    except Exception as error:
+        return _failure(error)
+
+
 def _failure(error: BaseException) -> Failure:
     why = f"{type(error).__name__}: {error}"
-    return Failure(_writable(why), _writable("".join(traceback.format_exception(error))))
-
-
-def _writable(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON cannot hold."""
-    return text.encode(errors="backslashreplace").decode()
+    return Failure(writable(why), writable("".join(traceback.format_exception(error))))
 
 
 def _frame(answer: Answer) -> bytes:
@@ -82,38 +126,20 @@ def _frame(answer: Answer) -> bytes:
     if len(frame) <= MAX_ANSWER_BYTES:
         return frame
     if isinstance(answer, Failure):
-        kept = MAX_ANSWER_BYTES // 16  # a character is up to six bytes of JSON
-        return framed(Failure(answer.why[:kept], answer.traceback[-kept:]))
-    return framed(Failure(f"returned {len(frame)} bytes of numbers", ""))
+        return framed(_short(answer, 1))
+    if isinstance(answer, Scores):
+        count = len(answer.found)
+        found = [_short(f, count) if isinstance(f, Failure) else f for f in answer.found]
+        if len(frame := framed(msgspec.structs.replace(answer, found=found))) <= MAX_ANSWER_BYTES:
+            return frame
+    why = f"returned {len(frame)} bytes of numbers, at most {MAX_ANSWER_BYTES} are read"
+    return framed(Failure(why, ""))
 
 
-def checked(result: object) -> tuple[float, dict[str, float]]:
-    """A reward's answer as a finite number with parts. Raises ValueError or TypeError.
-
-    A dict is verl's: "score" is the reward, its other finite numbers are parts.
-    """
-    parts: Mapping[Any, Any] = {}
-    if isinstance(result, Score):
-        result, parts = result.value, result.parts
-    elif isinstance(result, dict):
-        given = cast(dict[Any, Any], result)
-        if "score" not in given:
-            raise ValueError(f"returned a dict without 'score': {', '.join(map(str, given))}")
-        result, parts = given["score"], {k: v for k, v in given.items() if k != "score"}
-    value = _number(result)
-    if value is None:
-        raise TypeError(f"returned {type(result).__name__} {result!r:.80}, expected a number")
-    if not math.isfinite(value):
-        raise ValueError(f"returned {value}, expected a finite number")
-    numbers = {_writable(str(key)): _number(part) for key, part in parts.items()}
-    return value, {k: n for k, n in numbers.items() if n is not None and math.isfinite(n)}
-
-
-def _number(value: object) -> float | None:
-    """Numbers, booleans and what offers __float__ (numpy, one-element tensors); text does not."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        return None
-    return float(cast(float, value))
+def _short(failure: Failure, count: int) -> Failure:
+    """One of so many that go together."""
+    kept = MAX_ANSWER_BYTES // 16 // count  # a character is up to six bytes of JSON
+    return Failure(failure.why[:kept], failure.traceback[-kept:])
 
 
 def main() -> None:
@@ -126,15 +152,22 @@ def main() -> None:
     die_with(setup.parent)
     confine(setup.limits)
     try:
-        reward = _build(setup)
+        plugin = _build(setup)
     except BaseException as error:  # SystemExit of user code, too
         channel.sendall(_frame(_failure(error)))
         return
     os.chdir(setup.directory)  # now: what is imported by relative paths has been found
     channel.sendall(_frame(Ready()))
-    while isinstance(message := _next(stream), Call):
-        limit_call(setup.limits.cpu_s, time.process_time())
-        channel.sendall(_frame(_score(reward, Sampled(**message.sample))))
+    with asyncio.Runner() as runner:
+        while isinstance(message := _next(stream), Call | Check):
+            limit_call(setup.limits.cpu_s, time.process_time())
+            if isinstance(message, Check):
+                found = _check(plugin, message)
+            elif setup.seam == "rollout":
+                found = _turns(plugin, message, runner)
+            else:
+                found = _scores(plugin, message)
+            channel.sendall(_frame(found))
 
 
 if __name__ == "__main__":

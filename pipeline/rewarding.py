@@ -1,45 +1,55 @@
-"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own.
+"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own; and the
+pool of workers that rollouts are asked in, too.
 
 User code never runs in the stage: what raises, hangs, crashes or answers nonsense
 is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
 killed with whatever it had started. A crash is tried once more, since it may have
-been the neighbour's memory; an exception or a timeout is not. No worker outlives
-the process that made the pool.
+been the neighbour's memory; an exception or a timeout is not. Responses that were
+asked about together when that happened are each asked about alone. No worker
+outlives the process that made the pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline import plugins, reward_process
+from pipeline import leftovers, plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
+from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
 from pipeline.reward_process import Died, WorkerProcess
-from pipeline.reward_wire import Done, Failure, call, framed
-from pipeline.views import Sampled
+from pipeline.reward_wire import (
+    Abstained,
+    Answer,
+    Checked,
+    Done,
+    Failure,
+    Follows,
+    Scores,
+    call,
+    check,
+    framed,
+)
+from pipeline.views import Sampled, Turn
 
 WINDOW = 50
 """Calls over which the share of failures is taken."""
 MIN_CALLS = 10
 """No verdict on the share of failures before so many calls."""
+SPARE_S = 0.2
+"""A call that nobody waits for any more may go on so long: to start another worker takes longer."""
 WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
-
-
-class RewardFailed(Exception):
-    """One trajectory has no reward; `traceback` is the user code's, where there is one."""
-
-    def __init__(self, why: str, traceback: str = "") -> None:
-        super().__init__(why)
-        self.why = why
-        self.traceback = traceback
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,40 +61,48 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     failed: int  # of those
 
 
-class Scored(msgspec.Struct, frozen=True):
-    """A reward, and when its worker began and ended, seconds of the monotonic clock."""
+class WorkerPool:
+    """Asks one plug-in of a seam; used from one event loop, as an async context manager.
 
-    value: float
-    parts: dict[str, float]
-    times: tuple[float, float]
+    Args:
+        most: workers, where the options want more; 0: as they say.
+    """
 
+    seam: ClassVar[str]
 
-class RewardPool:
-    """Scores samples with one plug-in; used from one event loop, as an async context manager."""
-
-    def __init__(self, plugin: Plugin) -> None:
+    def __init__(self, plugin: Plugin, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
         self._plugin = plugin
         self._options = self._guards(plugin)
-        self._directory = tempfile.TemporaryDirectory(prefix="darts-rewards-")
-        self._turn = asyncio.Semaphore(self._options.workers)
+        self.workers = min(self._options.workers, most or self._options.workers)
+        """Processes that answer."""
+        options = self._options
+        self._batch = options.batch if isinstance(options, plugins.RewardOptions) else 1
+        name = leftovers.name_of(os.getpid(), f"{self.seam}s-")
+        self._directory = tempfile.TemporaryDirectory(prefix=name)
+        leftovers.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._calls: dict[int, asyncio.Task[Scored]] = {}
-        self._in_flight = 0
+        self._jobs: dict[int, Job] = {}  # by trajectory
+        self._waiting: deque[Job] = deque()
+        self._calls: dict[asyncio.Task[None], list[Job]] = {}  # one for each busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
-    @staticmethod
-    def _guards(plugin: Plugin) -> plugins.RewardOptions:
-        cls = plugins.find("reward", plugin.name)
-        options = msgspec.convert(plugin.options, plugins.options_type(cls))
-        if isinstance(options, plugins.RewardOptions):
+    @classmethod
+    def _guards(cls, plugin: Plugin) -> plugins.WorkerOptions:
+        found = plugins.find(cls.seam, plugin.name)
+        options = msgspec.convert(plugin.options, plugins.options_type(found))
+        if isinstance(options, plugins.WorkerOptions):
             return options
-        return plugins.RewardOptions()  # a plug-in without options of its own is guarded too
+        return plugins.WorkerOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -98,7 +116,7 @@ class RewardPool:
     async def start(self) -> None:
         """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
         found = await asyncio.gather(
-            *(self._start_one() for _ in range(self._options.workers)), return_exceptions=True
+            *(self._start_one() for _ in range(self.workers)), return_exceptions=True
         )
         for worker in found:
             if isinstance(worker, WorkerProcess):
@@ -107,40 +125,43 @@ class RewardPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
-        """The reward of one sample. Raises RewardFailed; CancelledError after `cancel`."""
-        task = asyncio.ensure_future(self._call(sample))
+    async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
+        """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
+        after `cancel`."""
+        job = Job(sample)
         if trajectory is not None:
-            self._calls[trajectory] = task
+            self._jobs[trajectory] = job
+        self._waiting.append(job)
+        self._pump()
         try:
-            score = await task
+            found = await job.answer
         except RewardFailed as error:
             self._ends.append(True)
             self._last = error
             raise
+        except NoOpinion:
+            self._ends.append(False)
+            raise
         finally:
-            task.cancel()  # when it was this call that was cancelled
             if trajectory is not None:
-                self._calls.pop(trajectory, None)
+                self._jobs.pop(trajectory, None)
+            if job.answer.cancelled():
+                self._unwanted(job)
         self._ends.append(False)
-        return score
+        return found
 
     def cancel(self, trajectory: int) -> None:
-        """Its score is not needed any more; a running call is killed. Unknown ones are ignored."""
-        task = self._calls.get(trajectory)
-        if task is not None:
-            task.cancel()
-
-    @property
-    def workers(self) -> int:
-        """Processes that score."""
-        return self._options.workers
+        """Its answer is not needed any more; a running call is killed unless it ends within
+        `SPARE_S` or others are in it. Unknown ones are ignored."""
+        job = self._jobs.get(trajectory)
+        if job is not None:
+            job.answer.cancel()
 
     def statistics(self) -> Figures:
-        running = min(self._in_flight, self._options.workers)
+        jobs = [job for call in self._calls.values() for job in call]
         return Figures(
-            queued=self._in_flight - running,
-            running=running,
+            queued=sum(not job.answer.done() for job in self._waiting),
+            running=sum(not job.answer.done() for job in jobs),
             called=len(self._ends),
             failed=sum(self._ends),
         )
@@ -153,14 +174,17 @@ class RewardPool:
             return None
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
-            f"reward {self._plugin.name!r} failed in {failed} of the last {called} calls, over "
-            f"reward.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"{self._who} failed in {failed} of the last {called} calls, over "
+            f"{self.seam}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
     async def close(self) -> None:
         """Kill every worker and what it started; repeatable."""
-        calls = list(self._calls.values())
+        calls = list(self._calls)
+        for job in (*self._waiting, *(job for jobs in self._calls.values() for job in jobs)):
+            job.answer.cancel()
+        self._waiting.clear()
         for task in calls:
             task.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -169,46 +193,108 @@ class RewardPool:
         await asyncio.gather(*self._endings)
         self._directory.cleanup()
 
-    # --- one call -------------------------------------------------------------------------
+    # --- calls ----------------------------------------------------------------------------
 
-    async def _call(self, sample: Sampled) -> Scored:
-        frame = framed(call(sample))
-        self._in_flight += 1
+    def _pump(self) -> None:
+        """Give what waits to workers that have nothing to do."""
+        while self._waiting and len(self._calls) < self.workers:
+            task = asyncio.ensure_future(self._carry_out(jobs := self._next()))
+            self._calls[task] = jobs
+            task.add_done_callback(self._ended)
+
+    def _next(self) -> list[Job]:
+        """What is asked about together: the oldest, and others that may go with it."""
+        jobs = [self._waiting.popleft()]
+        while (
+            self._waiting
+            and len(jobs) < self._batch
+            and not jobs[0].alone
+            and not self._waiting[0].alone
+        ):
+            jobs.append(self._waiting.popleft())
+        return jobs
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._calls[task]
+        self._pump()
+
+    def _unwanted(self, job: Job) -> None:
+        """Nobody waits for it; a call that nobody waits for at all is killed."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        for task, jobs in self._calls.items():
+            if job in jobs and all(other.answer.done() for other in jobs):
+                asyncio.get_running_loop().call_later(SPARE_S, task.cancel)
+
+    async def _carry_out(self, jobs: list[Job]) -> None:
+        """One call of a worker; every job hears what it came to, or waits again alone."""
         try:
-            try:
-                return await self._ask(frame)
-            except Died:
-                return await self._ask(frame)  # once more, then it is its own fault
-        except Died as error:
-            raise RewardFailed(f"its worker died twice: {error}") from error
-        finally:
-            self._in_flight -= 1
+            scores = await self._ask(jobs)
+            for job, found in zip(jobs, scores.found, strict=True):
+                self._tell(job, found, (scores.begun, scores.ended))
+        except (Died, TimeoutError, RewardFailed, ValueError) as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    job.alone = True
+                self._waiting.extendleft(j for j in reversed(jobs) if not j.answer.done())
+                return
+            [job] = jobs
+            if isinstance(error, Died) and not (job.died or job.answer.done()):
+                job.died = True  # once more, then it is its own fault
+                self._waiting.appendleft(job)
+            elif isinstance(error, Died):
+                job.fail(_chained(RewardFailed(f"its worker died twice: {error}"), error))
+            elif isinstance(error, TimeoutError):
+                why = f"took longer than limit_s {self._options.limit_s:g}"
+                job.fail(_chained(RewardFailed(why), error))
+            else:
+                job.fail(error)
 
-    async def _ask(self, frame: bytes) -> Scored:
-        async with self._turn:
-            worker = self._idle.pop() if self._idle else await self._start_one()
-            asked, limit_s = time.monotonic(), self._options.limit_s
-            try:
-                async with asyncio.timeout(limit_s):
-                    found = await worker.ask(frame)
-            except TimeoutError as error:
-                self._discard(worker)
-                raise RewardFailed(f"took longer than limit_s {limit_s:g}") from error
-            except BaseException:  # it has died, or nobody waits for it any more
-                self._discard(worker)
-                raise
-            self._idle.append(worker)
-        if isinstance(found, Failure):
-            raise RewardFailed(found.why, found.traceback)
-        if not isinstance(found, Done):
-            raise RewardFailed("its worker answered that it is ready")
+    def _tell(
+        self,
+        job: Job,
+        found: Done | Abstained | Follows | Failure,
+        times: tuple[float, float],
+    ) -> None:
+        if job.answer.done():
+            return  # cancelled meanwhile
+        if isinstance(found, Done):
+            job.answer.set_result(Scored(found.value, found.parts, times))
+        elif isinstance(found, Follows):
+            job.answer.set_result(Followed(found, times))
+        elif isinstance(found, Failure):
+            job.fail(RewardFailed(found.why, found.traceback))
+        else:
+            job.fail(NoOpinion(f"{self._who} has no opinion on it"))
+
+    async def _ask(self, jobs: list[Job]) -> Scores:
+        """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
+        frame = framed(call([job.sample for job in jobs]))
+        worker = self._idle.pop() if self._idle else await self._start_one()
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(self._options.limit_s):
+                found = await worker.ask(frame)
+            if not isinstance(found, Scores) or len(found.found) != len(jobs):
+                raise self._nonsense(found)
+        except BaseException:  # it took too long, has died, or nobody waits for it any more
+            self._discard(worker)
+            raise
+        self._idle.append(worker)
         # It is believed what it measured as far as that lies within the call.
         ended = min(max(found.ended, asked), time.monotonic())
-        return Scored(found.value, found.parts, (min(max(found.begun, asked), ended), ended))
+        begun = min(max(found.begun, asked), ended)
+        return msgspec.structs.replace(found, begun=begun, ended=ended)
+
+    def _nonsense(self, answer: Answer) -> RewardFailed:
+        """For an answer that is not what was asked for."""
+        if isinstance(answer, Failure):
+            return RewardFailed(answer.why, answer.traceback)
+        return RewardFailed(f"its worker answered {type(answer).__name__}, not what was asked")
 
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
-        name, options = self._plugin.name, self._options
+        options = self._options
         limits = Limits(
             memory_gib=options.memory_gib,
             cpu_s=options.cpu_s,
@@ -218,21 +304,67 @@ class RewardPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await reward_process.start(
-                    self._plugin, limits, self._directory.name, options.env
+                    self.seam,
+                    self._plugin,
+                    limits,
+                    self._directory.name,
+                    options.env,
+                    options.processes,
                 )
         except TimeoutError as error:
-            raise RewardFailed(f"reward {name!r} was not built within {WARM_UP_S:g} s") from error
+            raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error
         except Died as error:
             raise RewardFailed(
-                f"reward {name!r}: its worker died while building it ({error})"
+                f"{self._who}: its worker died while building it ({error})"
             ) from error
         if isinstance(answer, Failure):
             self._discard(worker)
-            raise RewardFailed(f"reward {name!r}: {answer.why}", answer.traceback)
+            raise RewardFailed(f"{self._who}: {answer.why}", answer.traceback)
         return worker
+
+    @property
+    def _who(self) -> str:
+        return f"{self.seam} {self._plugin.name!r}"
 
     def _discard(self, worker: WorkerProcess) -> None:
         worker.kill()
         ending = asyncio.ensure_future(worker.close())
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
+
+
+class RewardPool(WorkerPool):
+    """Scores samples with one reward."""
+
+    seam = "reward"
+
+    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
+        """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
+        `cancel`."""
+        found = await self.ask(sample, trajectory)
+        if not isinstance(found, Scored):
+            raise RewardFailed("its worker answered what is no score")
+        return found
+
+    async def check(self, samples: Sequence[Sampled]) -> list[str]:
+        """What the plug-in has against the answers of these, which nobody has responded to: a
+        text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
+
+        For use between `start` and the first `score`.
+        """
+        worker = self._idle[0]
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                answer = await worker.ask(framed(check(samples)))
+        except (TimeoutError, Died) as error:
+            self._discard(self._idle.pop(0))
+            why = str(error) or f"took longer than {WARM_UP_S:g} s"
+            raise RewardFailed(f"{self._who}, checking answers: {why}") from error
+        if isinstance(answer, Checked):
+            return answer.complaints
+        raise self._nonsense(answer)
+
+
+def _chained(error: RewardFailed, cause: Exception) -> RewardFailed:
+    error.__cause__ = cause
+    return error

@@ -8,7 +8,7 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pipeline.core import Core, asking
 from pipeline.events import Forget, Judge, Unjudge
@@ -27,16 +27,26 @@ class Roster:
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
-        self.lengths: list[int] = []  # response tokens of members ended in this step
+        self.judging: dict[int, float] = {}  # trajectory -> when its reward was asked for
+        self.lengths: list[int] = []  # sampled tokens of members ended in this step
         self.rewards: list[float] = []  # of members scored in this step
+        self.parts: dict[str, tuple[float, int]] = {}  # of those: sum and count, by name
         self.fates: dict[str, int] = {}  # groups ended in this step, by reason
 
     # --- opening ------------------------------------------------------------------------
 
     def open(
-        self, kind: str, prompt: int, attempt: int, candidates: int, max_tokens: int, size: int
+        self,
+        kind: str,
+        prompt: int,
+        attempt: int,
+        candidates: int,
+        max_tokens: int,
+        size: int,
+        *,
+        greedy: bool = False,
     ) -> Group:
-        """A new group with its first candidates."""
+        """A new group with its first candidates; `greedy`: sampled at temperature 0."""
         core = self._core
         group = Group(
             id=core.next_group,
@@ -47,6 +57,7 @@ class Roster:
             size=size,
             max_tokens=max_tokens,
             since=core.now,
+            greedy=greedy,
         )
         core.next_group += 1
         core.enter(group)
@@ -74,6 +85,7 @@ class Roster:
 
     def judge(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member."""
+        self.judging[trajectory.id] = self._core.now
         self._core.emit(
             Judge(
                 kind=group.kind,
@@ -82,8 +94,18 @@ class Roster:
                 trajectory=trajectory.id,
                 tokens=bytes(trajectory.tokens),
                 finish="stop" if trajectory.state is State.FINISHED else "length",
+                appended=tuple(trajectory.appended),
+                step=self._core.step,
+                steps=self._core.settings.steps,
             )
         )
+
+    def scored(self, reward: float, parts: Mapping[str, float]) -> None:
+        """A member's reward is known."""
+        self.rewards.append(reward)
+        for name, value in parts.items():
+            total, count = self.parts.get(name, (0.0, 0))
+            self.parts[name] = (total + value, count + 1)
 
     # --- the end ------------------------------------------------------------------------
 
@@ -106,11 +128,12 @@ class Roster:
                 [
                     member.id,
                     member.state.value,
-                    member.held,
+                    member.sampled,
                     round(member.confidence, 4),
                     member.reward,
                     member.id in trained,
                     member.versions,
+                    *([member.turns, member.appended_tokens] if member.turns else ()),
                 ]
             )
         del core.groups[group.id]
@@ -146,12 +169,12 @@ class Roster:
         tell = getattr(budget, "ended", None)
         if tell is None:
             return
-        held = [m for m in group.members if m.held]
+        held = [m for m in group.members if m.sampled]
         view = EndedView(
             prompt=group.prompt,
             tokens=self._core.prompt_tokens[group.prompt],
             tag=self._core.tag(group.prompt),
-            lengths=tuple(m.held for m in held),
+            lengths=tuple(m.sampled for m in held),
             censored=tuple(m.state is not State.FINISHED for m in held),
         )
         with asking(budget, "budget"):
@@ -177,17 +200,19 @@ class Roster:
         """An unended member leaves: its tokens are waste and counted so."""
         if member.state is State.RUNNING and member.engine:
             self._placement.end_leg(member)
+        self._core.unask(member.id)
         source = "parked" if member.state is State.PARKED else "open"
         self.hints.gone(self._core.groups[member.group], member)
         member.advance(Cause.DISCARDED, self._core.now)
-        self._core.ledger.move(member.held, source, account)
+        self._core.ledger.move(member.sampled, source, account)
         del self._core.trajectories[member.id]
 
     def forget(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         if not member.scored:
+            self.judging.pop(member.id, None)
             self._core.emit(Unjudge(trajectory=member.id))
-        self._core.ledger.move(member.held, "open", account, why)
+        self._core.ledger.move(member.sampled, "open", account, why)
         if account == "trained" and member.state is State.TRUNCATED:
-            self._core.ledger.truncated += member.held
+            self._core.ledger.truncated += member.sampled
         del self._core.trajectories[member.id]

@@ -37,6 +37,7 @@ class RunFolder:
         self.trace = self.path / "trace.json"
         self.live = self.path / "live.json"
         self.wandb_id = self.path / "wandb-id"
+        self.mlflow_id = self.path / "mlflow-id"
         self.decisions = self.path / "decisions.jsonl"
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"

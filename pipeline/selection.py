@@ -34,13 +34,14 @@ from pipeline.verbs import (
 from pipeline.views import GroupView, MemberView, Outcome
 
 _NOTHING = Wants()
+PARKABLE = (State.RUNNING, State.QUEUED, State.CALLING)
 _NAMES = {state: state.value for state in State}
 UNDECIDED = "every member has ended and the selector left it open"
 
 
 def member_view(member: Trajectory) -> MemberView:
     """As the selector sees it: asked for each member at every question."""
-    state, tokens, reward = member.state, member.held, member.reward
+    state, tokens, reward = member.state, member.sampled, member.reward
     return MemberView(
         id=member.id,
         state=_NAMES[state],
@@ -50,7 +51,7 @@ def member_view(member: Trajectory) -> MemberView:
         reward_failed=reward is None and member.scored,
         parts=member.parts,
         versions=tuple(member.versions),
-        hit_limit=state is State.TRUNCATED and tokens >= member.max_tokens,
+        hit_limit=state is State.TRUNCATED and member.limited,
     )
 
 
@@ -86,7 +87,7 @@ class Selection:
         """A running member has new tokens."""
         self._roster.hints.grown(trajectory)
         every = self.wants.every
-        if every and before // every != trajectory.held // every:
+        if every and before // every != trajectory.sampled // every:
             group = self._core.groups[trajectory.group]
             if group.kind == "train" and group.stage is Stage.OPEN:
                 self.ask(group, Every(trajectory.id))
@@ -99,16 +100,16 @@ class Selection:
         self._roster.hints.grown(trajectory)
         self._roster.judge(group, trajectory)
         if group.kind == "train":
-            self._roster.lengths.append(trajectory.held)
+            self._roster.lengths.append(trajectory.sampled)
             if trajectory.state is State.FINISHED:
-                core.statistics.finished(trajectory.confidence, trajectory.held)
+                core.statistics.finished(trajectory.confidence, trajectory.sampled)
             if group.stage is Stage.OPEN:
                 self.ask(group, Finish(trajectory.id))
 
-    def hopeless(self, trajectory: Trajectory) -> None:
-        """Engines keep failing on it: the group goes on without it."""
+    def hopeless(self, trajectory: Trajectory, why: str) -> None:
+        """Nobody can continue it: the group goes on without it."""
         group = self._core.groups[trajectory.group]
-        self._core.report("warning", text=f"trajectory {trajectory.id}: given up after errors")
+        self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
         self._roster.discard(trajectory, "failed")
         if group.stage is Stage.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
@@ -122,6 +123,7 @@ class Selection:
         trajectory = core.trajectories.get(trajectory_id)
         if trajectory is None or trajectory.scored:
             return  # not wanted any more
+        self._roster.judging.pop(trajectory_id, None)
         trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
         trajectory.reward_why = why
         group = core.groups[trajectory.group]
@@ -130,7 +132,7 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._roster.rewards.append(value)
+            self._roster.scored(value, parts)
         if group.stage is Stage.CHOSEN:
             self._ready_if_scored(group)
         elif group.stage is Stage.OPEN:
@@ -230,7 +232,7 @@ class Selection:
                 members = self._members(group, verb)
                 if until not in ("slot", "published"):
                     raise self._fault(group, verb, "until is 'slot' or 'published'")
-                if any(m.state not in (State.RUNNING, State.QUEUED) for m in members):
+                if any(m.state not in PARKABLE for m in members):
                     raise self._fault(group, verb, "only running and queued members can be parked")
                 for member in members:
                     self._placement.park(member, until)
@@ -274,16 +276,17 @@ class Selection:
 
     def _stop(self, group: Group, verb: Stop) -> None:
         members = self._members(group, verb)
-        if any(m.state not in UNENDED or not m.held for m in members):
+        if any(m.state not in UNENDED or not m.sampled for m in members):
             raise self._fault(group, verb, "only unended members that hold tokens can be stopped")
         for member in members:
             if member.state is State.RUNNING:
                 self._placement.end_leg(member)
+            self._core.unask(member.id)
             if member.state is State.PARKED:
-                self._core.ledger.move(member.held, "parked", "open")
+                self._core.ledger.move(member.sampled, "parked", "open")
             member.advance(Cause.STOPPED, self._core.now)
             group.arrivals.append(member.id)
-            self._roster.lengths.append(member.held)
+            self._roster.lengths.append(member.sampled)
             self._roster.judge(group, member)
             self._stopped.append(member.id)
 
@@ -314,7 +317,7 @@ class Selection:
         return [
             Outcome(
                 reward=m.reward,
-                tokens=m.held,
+                tokens=m.sampled,
                 truncated=m.state is State.TRUNCATED,
                 weight=weights.get(i, 1.0),
                 max_tokens=group.max_tokens,

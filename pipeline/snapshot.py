@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator import Coordinator
-from pipeline.events import AnyCommand, Judge
+from pipeline.events import AnyCommand, AskRollout, Judge
 from pipeline.groups import ENDED, Group, Stage, State
 from pipeline.ledger import Ledger
 from pipeline.placement import LOST, PARKED, QUEUED
@@ -46,6 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     open_step: StepState
     lengths: list[int]
     rewards: list[float]
+    parts: dict[str, tuple[float, int]] = {}
     fates: dict[str, int]
     last_evaluation: int
     evaluations: list[dict[str, int | float]]
@@ -87,7 +88,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         if group.kind == "eval":
             for member in group.members:
                 if member.state is not State.ABORTED:
-                    ledger.move(member.held, "open", "eval")
+                    ledger.move(member.sampled, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
     next_group, next_trajectory = _next_numbers(coordinator)
@@ -110,6 +111,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         ),
         lengths=list(roster.lengths),
         rewards=list(roster.rewards),
+        parts=dict(roster.parts),
         fates=dict(roster.fates),
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
@@ -143,7 +145,8 @@ def _state_of(seam: str, plugin: Any) -> Any:
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
-    """Fill a fresh coordinator. Returns what must be asked again (rewards not yet known)."""
+    """Fill a fresh coordinator. Returns what must be asked again: rewards and rollouts that
+    had not answered."""
     if snapshot.format != FORMAT:
         raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")
     core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
@@ -156,6 +159,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     roster.issued = snapshot.issued
     roster.ended_trained, roster.ended_dropped = snapshot.trained, snapshot.dropped
     roster.lengths, roster.rewards = snapshot.lengths, snapshot.rewards
+    roster.parts = snapshot.parts
     roster.fates = snapshot.fates
     steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
     coordinator.evaluations.last_step = snapshot.last_evaluation
@@ -179,11 +183,13 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
                 coordinator.placement.enqueue(member, LOST if member.held else QUEUED)
             elif member.state is State.PARKED and member.parked_until == "slot":
                 coordinator.placement.enqueue(member, PARKED)
+            elif member.state is State.CALLING:
+                coordinator.intake.turns.ask(member)
             elif member.state in ENDED and not member.scored:
                 roster.judge(group, member)
     check_prompts(coordinator)
     if core.ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {core.ledger.imbalance} tokens")
     asked = core.take_out()
-    assert all(isinstance(command, Judge) for command in asked)
+    assert all(isinstance(command, Judge | AskRollout) for command in asked)
     return asked  # type: ignore[return-value]

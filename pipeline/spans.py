@@ -49,6 +49,21 @@ class Scoring(msgspec.Struct, kw_only=True):
     link: Link | None = None
 
 
+class Calling(msgspec.Struct, kw_only=True):
+    """A rollout that was asked what follows a turn."""
+
+    trajectory: int
+    kind: str  # train | eval
+    turn: int
+    asked: float
+    begun: float = 0.0  # a worker had it
+    ended: float = 0.0
+    heard: float = 0.0
+    appended: int = 0  # tokens
+    why: str = ""  # it failed
+    link: Link | None = None
+
+
 class Work(msgspec.Struct, kw_only=True):
     """What a learner rank did in one go."""
 
@@ -103,6 +118,7 @@ class StepRecord(msgspec.Struct, kw_only=True):
     end: float = 0.0
     legs: list[Leg] = []
     scorings: list[Scoring] = []
+    callings: list[Calling] = []
     works: list[Work] = []
     loads: list[Load] = []
     handovers: list[Handover] = []

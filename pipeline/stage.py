@@ -21,21 +21,20 @@ from typing import Any
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
 from pipeline.codec import decode_tokens, sender_of
-from pipeline.coordinator import Phase
+from pipeline.configfile import rollout_options
 from pipeline.core import PluginFault
 from pipeline.door import Door
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    AskRollout,
     Cut,
     EndLegs,
-    EngineLost,
     FinishStep,
     Forget,
     Halt,
     Hint,
     Judge,
-    LearnerLost,
     Place,
     Report,
     Restart,
@@ -43,12 +42,15 @@ from pipeline.events import (
     ShutDown,
     Tick,
     Train,
+    UnaskRollout,
+    Uncut,
     Unhint,
     Unjudge,
 )
 from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.livefeed import LiveFeed
+from pipeline.losses import Losses
 from pipeline.messages import (
     Abort,
     Alive,
@@ -67,11 +69,11 @@ from pipeline.messages import (
     TrainGroup,
     WireError,
 )
-from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers
+from pipeline.peers import Peers
 from pipeline.records import Records
 from pipeline.rewarding import RewardPool
-from pipeline.saving import Saver
+from pipeline.saving import Saver, size_of
+from pipeline.turning import RolloutPool, Turning
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25
@@ -82,14 +84,19 @@ class Stage:
     """`run()` until the coordinator shuts down; returns the run's error ('' when none)."""
 
     def __init__(
-        self, parts: Parts, pool: RewardPool, tell_launcher: Callable[[dict[str, Any]], None]
+        self,
+        parts: Parts,
+        pool: RewardPool,
+        tell_launcher: Callable[[dict[str, Any]], None],
+        rollouts: RolloutPool | None = None,
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers(parts.silence_s)
-        self._outbox = Outbox(parts.hub, self._peers, self._lose)
-        self._door = Door(parts, self._peers, self._outbox, self._lose, tell_launcher)
+        self._losses = Losses(self.coordinator, parts.hub, self._peers, self.tell, tell_launcher)
+        self._outbox = self._losses.outbox
+        self._door = Door(parts, self._peers, self._outbox, self._losses.lose, tell_launcher)
         self._records = Records(
             parts.run,
             parts.resumed_step,
@@ -109,14 +116,15 @@ class Stage:
             parts.config.learner.ranks,
             done=self.tell,
             made_for=fingerprint.take(parts.config),
+            least=size_of(Path(parts.config.model), "*.safetensors"),
         )
         show = self._records.sample
         self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
+        options = rollout_options(self._config)
+        self._turning = Turning(rollouts, parts.tokenizer, parts.data, self.tell, options)
         self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
-        self._begun = time.monotonic()
-        self._joined: float | None = None
         self._training_s = 0.0
 
     # --- the loops ----------------------------------------------------------------------
@@ -137,6 +145,7 @@ class Stage:
             for task in (pending := {*loops, over, *self._tasks}):
                 task.cancel()
             await asyncio.wait(pending)
+            await self._turning.close()
             faulthandler.cancel_dump_traceback_later()
             self._farewell()
         return self.error
@@ -154,7 +163,7 @@ class Stage:
             try:
                 identity, message = await self._hub.receive_control()
             except WireError as error:
-                self._refused("control", self._peers.by_identity.get(error.sender), error)
+                self._losses.refused("control", self._peers.by_identity.get(error.sender), error)
                 continue
             self._message(identity, message)
 
@@ -164,10 +173,10 @@ class Stage:
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
-                self._refused("tokens", self._door.sender(key, sender_of(parts)), error)
+                self._losses.refused("tokens", self._door.sender(key, sender_of(parts)), error)
                 continue
             if why := self._door.objection(key, header):
-                self._refused("tokens", None, why)
+                self._losses.refused("tokens", None, why)
                 continue
             peer = self._peers.named(header.engine)
             offset = peer.clock.offset if peer is not None else 0.0
@@ -184,33 +193,14 @@ class Stage:
                 self._peers.grace(late)
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
-            for peer in self._peers.silent(now):
-                self._restart(peer.name, f"silent for {now - peer.heard:.1f} s")
-            for peer in self._peers.stuck(now):
-                why = f"{peer.activity!r} has stood still for {now - peer.moved:.0f} s"
-                self._restart(peer.name, why)
-            self._saver.check(now)
-            self._check_joined(now)
-            if line := self._peers.refusals.line(now):
-                log.warning("%s", line)
+            self._losses.look(now)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
-                self._records.flush()
+                for text in self._records.flush():
+                    self._tell_launcher({"say": text})
                 self.tell(Tick())
                 self._feed.show(self._training_s)
-
-    def _check_joined(self, now: float) -> None:
-        """Everybody has to be here within `watch.join_s` of the start."""
-        if self._joined is not None:
-            return
-        if self.coordinator.phase is not Phase.STARTING:
-            self._joined = now
-        elif now - self._begun > self._config.watch.join_s:
-            missing = self._peers.missing(self._config.learner.ranks)
-            if not self.coordinator.placement.serving():
-                missing.append("an engine that serves the weights")
-            self.halt(f"after {now - self._begun:.0f} s still missing: {', '.join(missing)}")
 
     # --- events in, commands out --------------------------------------------------------
 
@@ -266,6 +256,10 @@ class Stage:
                 task.add_done_callback(self._tasks.discard)
             case Unjudge(trajectory=trajectory):
                 self._judging.cancel(trajectory)
+            case AskRollout():
+                self._turning.ask(command)
+            case UnaskRollout(trajectory=trajectory):
+                self._turning.cancel(trajectory)
             case Train(rank=rank, step=step, group=group, prompt=prompt, members=members):
                 tokens = self.parts.data["train"][prompt].tokens
                 message = TrainGroup(step=step, group=group, prompt=tokens, members=members)
@@ -281,8 +275,10 @@ class Stage:
                 self._outbox.to(engine, LoadWeights(manifest=manifest))
             case Cut(step=step, version=version):
                 self._save(step, version)
+            case Uncut(seconds=seconds):
+                self._saver.give_up(seconds)
             case Restart(peer=name, why=why):
-                self._restart(name, why)
+                self._losses.restart(name, why)
             case Report(what=what, fields=fields):
                 self._report(what, fields)
             case ShutDown(error=error):
@@ -302,40 +298,9 @@ class Stage:
 
     # --- peers --------------------------------------------------------------------------
 
-    def _lose(self, peer: Peer, why: str) -> None:
-        """Its process is not to be trusted any more; what it held goes on elsewhere."""
-        if peer.identity not in self._peers.by_identity:
-            return
-        self._peers.leave(peer)
-        self._hub.forget(peer.identity)
-        log.warning("%s lost: %s", peer.name, why)
-        if peer.join.role == "engine":
-            self.tell(EngineLost(engine=peer.name, why=why))
-        else:
-            self.tell(LearnerLost(rank=peer.join.rank, why=why))
-
     def dead(self, name: str, why: str) -> None:
         """The launcher has seen the process end."""
-        peer = self._peers.named(name)
-        if peer is not None:
-            self._lose(peer, why)
-        elif name.startswith("l") and self.coordinator.phase is not Phase.OVER:
-            self.tell(LearnerLost(rank=int(name[1:] or 0), why=why))
-
-    def _restart(self, name: str, why: str) -> None:
-        """Count it as lost, and have its process ended (a launcher starts another)."""
-        peer = self._peers.named(name)
-        if peer is not None:
-            self._outbox.last_word(peer.identity, Shutdown(why=why))
-            self._lose(peer, why)
-        self._tell_launcher({"restart": name, "why": why})
-
-    def _refused(self, what: str, peer: Peer | None, why: object) -> None:
-        """A frame is not believed. Who sends many such is not believed at all any more."""
-        name = peer.name if peer is not None else ""
-        learns = peer is not None and peer.join.role == "learner"  # or its step would never end
-        if self._peers.refusals.note(what, name, str(why), time.monotonic()) or learns:
-            self._restart(name, f"its frames are not to be believed; the last: {why}")
+        self._losses.dead(name, why)
 
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
@@ -349,7 +314,7 @@ class Stage:
         peer.heard = now
         weights, newest = str(self.parts.weights), self.coordinator.core.version
         if why := translate.out_of_place(peer.join, message, weights, newest):
-            self._refused("role", peer, why)
+            self._losses.refused("role", peer, why)
             return
         match message:
             case Heartbeat():
@@ -388,7 +353,10 @@ class Stage:
     def _farewell(self) -> None:
         """The result, and the end of every peer."""
         if not self.error and not self.coordinator.unfinished:
-            self._records.result(self.coordinator.outcome(self._training_s))
+            try:
+                self._records.result(self.coordinator.outcome(self._training_s))
+            except OSError as error:
+                self._fail(f"all steps are done, but not the result: {error}", error)
         if imbalance := self.coordinator.core.ledger.imbalance:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._feed.show(self._training_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -21,18 +22,19 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, snapshot, trackers
+from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
 from pipeline.printable import printable
-from pipeline.prompts import DataError, load_held_out, load_train
+from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
 from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.transport import Hub
+from pipeline.turning import pool as rollout_pool
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0
@@ -94,8 +96,8 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
-    for data in (train, held_out):
+    held_out = evalsets.load(config, tokenizer)
+    for data in (train, held_out.data):
         log.info("%s", data.summary())
         for line in data.skipped:
             log.warning("skipped: %s", line)
@@ -107,7 +109,7 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
         hub=Hub(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
         coordinator=coordinator,
         tokenizer=tokenizer,
-        data={"train": train, "eval": held_out},
+        data={"train": train, "eval": held_out.data},
         incarnation=run.next_incarnation(),
         weights=args.weights,
         resumed_step=-1,
@@ -118,7 +120,11 @@ async def serve(args: argparse.Namespace) -> str:
     run = RunFolder(args.run)
     pipe = ControlPipe(args.control)
     parts = build(args, run)
-    async with RewardPool(parts.config.reward) as pool:
+    async with contextlib.AsyncExitStack() as workers:
+        pool = await workers.enter_async_context(RewardPool(parts.config.reward))
+        rollouts = rollout_pool(parts.config)
+        if rollouts is not None:
+            await workers.enter_async_context(rollouts)
         saved = None
         if args.resume:
             saved = (checkpoint.load_state(args.resume), checkpoint.verify(args.resume))
@@ -126,7 +132,7 @@ async def serve(args: argparse.Namespace) -> str:
             Records.cut(run, saved[1]["records"])
         parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
         parts.hub.open()
-        stage = Stage(parts, pool, pipe.say)
+        stage = Stage(parts, pool, pipe.say, rollouts)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
         for number in (signal.SIGTERM, signal.SIGHUP):

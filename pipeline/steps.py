@@ -13,7 +13,7 @@ import msgspec
 from pipeline import staleness
 from pipeline.core import Core, PluginFault, asking
 from pipeline.events import FinishStep, StepApplied, StepRejected, Trained, TrainingFailed
-from pipeline.figures import learner_bubble, trained_figures
+from pipeline.figures import learner_bubble, rollout_figures, trained_figures
 from pipeline.groups import ENDED, Group, Stage, State, Trajectory
 from pipeline.handover import train_command
 from pipeline.placement import Placement
@@ -42,6 +42,8 @@ class StepState(msgspec.Struct, kw_only=True):
     since: float = 0.0
     sampled_before: int = 0  # tokens in the ledger when it opened
     trained_before: int = 0
+    appended_before: int = 0
+    turns_before: int = 0
 
 
 class Steps:
@@ -73,6 +75,8 @@ class Steps:
             since=core.now,
             sampled_before=core.ledger.sampled,
             trained_before=core.ledger.accounts["trained"],
+            appended_before=core.ledger.appended,
+            turns_before=core.ledger.turns,
         )
         if core.settings.max_staleness:
             for group in core.train_groups(Stage.OPEN, Stage.CHOSEN, Stage.READY):
@@ -83,7 +87,7 @@ class Steps:
         self.report.begin()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
         roster = self._roster
-        roster.lengths, roster.rewards, roster.fates = [], [], {}
+        roster.lengths, roster.rewards, roster.parts, roster.fates = [], [], {}, {}
         self._plan()
         self.pump()
 
@@ -288,9 +292,10 @@ class Steps:
         return self._moving is None
 
     def _moves(self, member: Trajectory) -> bool:
-        """It runs or is being scored, for an open group that it has not left."""
+        """It runs, or its rollout or reward is asked, for an open group that it has not left."""
         core = self._core
-        if member.state is not State.RUNNING and (member.scored or member.state not in ENDED):
+        goes_on = member.state in (State.RUNNING, State.CALLING)
+        if not goes_on and (member.scored or member.state not in ENDED):
             return False
         group = core.groups.get(member.group)
         here = core.trajectories.get(member.id) is member
@@ -361,6 +366,13 @@ class Steps:
         self._answered[event.rank] = event
         return len(self._answered) == self._core.settings.ranks
 
+    def owed_by(self, rank: int) -> bool:
+        """Whether the rank has been asked for something and has not answered."""
+        if self.finishing:
+            return rank not in self._answered
+        unsent = sum(group.rank == rank for group in self._unsent)
+        return self._core.tally.at_rank.get(rank, 0) > unsent
+
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
         self._core.report(
@@ -374,8 +386,9 @@ class Steps:
 
     def _report_step(self, figures: dict[str, float], learner: dict[str, float]) -> None:
         state = self.state
+        rollouts = rollout_figures(self._core, state.turns_before, state.appended_before)
         self.report.write(
-            figures,
+            rollouts | figures,
             learner,
             opened=state.opened,
             since=state.since,

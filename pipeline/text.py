@@ -34,7 +34,7 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         refuse_code(directory)
-        config = _json(directory / "config.json")
+        config = read_json(directory / "config.json")
         # models of several parts keep the language model's figures one level down
         inner = config.get("text_config")
         text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
@@ -43,21 +43,24 @@ class Tokenizer:
         self.max_model_tokens = _count(text.get("max_position_embeddings"))
         """Prompt and response together; 0: not known."""
         generation = directory / "generation_config.json"
-        extra = _json(generation) if generation.is_file() else {}
+        extra = read_json(generation) if generation.is_file() else {}
         self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
         """Sampling one of these ends a response."""
+        self.bos = frozenset(_ids(text.get("bos_token_id")))
+        """Begins a text, for models that have one; a prompt's own text or template writes it."""
         pads = _ids(text.get("pad_token_id"))
         self.pad = pads[0] if pads else min(self.eos, default=0)
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
-                f"{path}: no such file; save the tokenizer with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                f"{path}: no such file, and prompts become tokens by it; save the tokenizer with "
+                "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path}: not a tokenizer: {error}") from error
+            cure = "expected what the package tokenizers writes; save it again"
+            raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
@@ -70,18 +73,20 @@ class Tokenizer:
         if largest >= self.vocabulary:
             raise ModelError(
                 f"{where}: the tokenizer knows ids up to {largest}, the model has "
-                f"{self.vocabulary} (config.json: vocab_size); they are not of one model"
+                f"{self.vocabulary} (config.json: vocab_size); they are not of one model, take "
+                "both from one"
             )
         if not self.eos:
             raise ModelError(
                 f"{where}: no end-of-sequence token: neither config.json nor "
-                "generation_config.json has eos_token_id, so no response could end"
+                "generation_config.json has eos_token_id, so no response could end; name it in "
+                "generation_config.json"
             )
         for eos in sorted(self.eos):
             if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
                 raise ModelError(
                     f"{where}: eos_token_id {eos} is not a token of the tokenizer "
-                    f"(model: {self.vocabulary} ids)"
+                    f"(model: {self.vocabulary} ids); name one that is in generation_config.json"
                 )
 
     def encode(self, text: str) -> list[int]:
@@ -112,7 +117,7 @@ def refuse_code(directory: Path) -> None:
     """Raise ModelError if the model's files name Python code that comes with it."""
     for name in _NAMING_CODE:
         path = directory / name
-        named = _code(_json(path)) if path.is_file() else []
+        named = _code(read_json(path)) if path.is_file() else []
         if named:
             raise ModelError(
                 f"{path}: auto_map names code that comes with the model ({', '.join(named)}), and "
@@ -138,15 +143,19 @@ def _texts(entry: Any) -> list[str]:
     return [str(entry)] if entry else []
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the model's files. Raises ModelError if it is no JSON object."""
     try:
         found = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
+        cure = "expected an object; save it again"
+        raise ModelError(f"{path}: not JSON: {error}; {cure}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: found a {type(found).__name__}, expected an object")
+        raise ModelError(
+            f"{path}: found a {type(found).__name__}, expected an object; save it again"
+        )
     return found
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pipeline.causes import leg_link, load_link, scoring_link
+from pipeline.causes import calling_link, leg_link, load_link, scoring_link
 from pipeline.critical import Link, critical_path, follow
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    AskRollout,
     EngineJoined,
     EngineLost,
     FinishStep,
@@ -32,13 +33,16 @@ from pipeline.events import (
     Train,
     Trained,
     TrainingFailed,
+    TurnAnswered,
+    TurnFailed,
+    UnaskRollout,
     Unjudge,
     WeightsRefused,
     WeightsServed,
 )
 from pipeline.messages import Span
 from pipeline.ranks import Ranks
-from pipeline.spans import Decision, Handover, Leg, Load, Scoring, StepRecord
+from pipeline.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
 
 
 class Timeline:
@@ -52,6 +56,7 @@ class Timeline:
         self._over: dict[int, dict[str, Any]] = {}  # group is over, the leg still ends
         self._running: dict[int, int] = {}  # trajectory -> its legs that run
         self._scorings: dict[int, Scoring] = {}
+        self._callings: dict[int, Calling] = {}
         self._loads: dict[str, Load] = {}
         self._ranks = Ranks()
         self._decided: list[Link] = []  # of this step, whose past is cut off when it is over
@@ -70,6 +75,8 @@ class Timeline:
             WeightsRefused: self._served,
             RewardReady: self._rewarded,
             RewardMissing: self._rewarded,
+            TurnAnswered: self._turn_answered,
+            TurnFailed: self._turn_answered,
             Trained: self._trained,
             TrainingFailed: self._trained,
             StepApplied: self._applied,
@@ -79,6 +86,8 @@ class Timeline:
             Place: self._place,
             Serve: self._serve,
             Judge: self._judge,
+            AskRollout: self._ask_rollout,
+            UnaskRollout: lambda c: self._callings.pop(c.trajectory, None),
             Unjudge: lambda c: self._unjudged(c.trajectory),
             Train: self._train,
             FinishStep: self._finish,
@@ -192,6 +201,21 @@ class Timeline:
     def _unjudged(self, trajectory: int) -> Scoring | None:
         return self._scorings.pop(trajectory, None)
 
+    def _turn_answered(self, event: TurnAnswered | TurnFailed) -> None:
+        calling = self._callings.get(event.trajectory)
+        if calling is None or calling.turn != event.turn:
+            return
+        del self._callings[event.trajectory]
+        calling.begun, calling.ended = calling.asked, self._now
+        calling.heard = self._now
+        if isinstance(event, TurnFailed):
+            calling.why = event.why
+        else:
+            calling.begun, calling.ended = event.times or (calling.asked, self._now)
+            calling.appended = len(event.tokens) // 4
+        self._record.callings.append(calling)
+        self._answer = calling_link(calling)
+
     def _trained(self, event: Trained | TrainingFailed) -> None:
         handover = self._ranks.trained(self._record.works, event, self._now)
         if handover is not None:
@@ -228,6 +252,16 @@ class Timeline:
         self._scorings[trajectory] = Scoring(
             trajectory=trajectory,
             kind=command.kind,
+            asked=self._done,
+            link=self._why((trajectory,)),
+        )
+
+    def _ask_rollout(self, command: AskRollout) -> None:
+        trajectory = command.trajectory
+        self._callings[trajectory] = Calling(
+            trajectory=trajectory,
+            kind=command.kind,
+            turn=command.turn,
             asked=self._done,
             link=self._why((trajectory,)),
         )
@@ -310,7 +344,7 @@ class Timeline:
             self._ended.setdefault(trajectory, []).append(leg)
 
     def _group_over(self, fields: dict[str, Any]) -> None:
-        for trajectory, state, held, _, reward, trained, _ in fields["members"]:
+        for trajectory, state, held, _, reward, trained, *_ in fields["members"]:
             fate = "trained" if trained else "aborted" if state == "aborted" else "redundant"
             if fields["fate"] not in ("trained", "evaluated"):
                 fate = fields["fate"]

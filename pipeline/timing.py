@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.critical import NOT_KNOWN
 from pipeline.messages import PUBLISH
-from pipeline.spans import Handover, Leg, StepRecord
+from pipeline.spans import Calling, Handover, Leg, StepRecord
 
 PERCENTILES = (50, 95, 99)
 LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))
@@ -31,6 +31,8 @@ MEANINGS = {
     "decision_s": "an event at the stage to its commands sent, where something was decided",
     "reward_wait_s": "a reward asked to begun",
     "reward_s": "a reward begun to ended",
+    "turn_wait_s": "a turn that is over, told to the rollout, to begun (rollout)",
+    "turn_s": "a rollout's answer begun to ended (rollout)",
     "group_s": "a group's first candidate queued to the group's going to the learner",
     "learner_wait_s": "a group at the rank to its pass",
     "last_token_to_trained_s": "a group's last token heard to its gradient heard",
@@ -59,7 +61,7 @@ def figures(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
         "explained_share": explained_s / seconds if seconds > 0 else 1.0,
         "percentiles": known,
         "engines": by_engine(legs),
-        "lives": lives(legs, record.handovers),
+        "lives": lives(legs, record.handovers, record.callings),
         "stragglers": stragglers(record),
     }
     if reward_workers and seconds > 0:
@@ -90,6 +92,7 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
     received = [h for h in handovers if h.received]
     last = _last_legs(record)
     scorings = [s for s in record.scorings if s.kind == "train"]
+    callings = [c for c in record.callings if c.kind == "train"]
     decided = {d.at: d.seconds for d in record.decisions if d.at >= record.since}
     publishes = [w for w in record.works if w.what == PUBLISH]
     found = {
@@ -101,6 +104,8 @@ def samples(record: StepRecord, legs: Iterable[Leg]) -> dict[str, list[float]]:
         "decision_s": list(decided.values()),
         "reward_wait_s": [s.begun - s.asked for s in scorings],
         "reward_s": [s.ended - s.begun for s in scorings],
+        "turn_wait_s": [c.begun - c.asked for c in callings],
+        "turn_s": [c.ended - c.begun for c in callings],
         "group_s": _group_times(record),
         "group_to_learner_s": [h.received - h.sent for h in received],
         "learner_wait_s": [h.begun - h.received for h in received],
@@ -136,7 +141,9 @@ def by_engine(legs: Iterable[Leg]) -> dict[str, dict[str, float]]:
     return table
 
 
-def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, Any]]:
+def lives(
+    legs: Sequence[Leg], handovers: Iterable[Handover], callings: Iterable[Calling] = ()
+) -> list[dict[str, Any]]:
     """Where trajectories spent their time, by percentile group of their response length: the mean
     seconds of each phase; one that a trajectory did not come to counts as none."""
     mine: dict[int, list[Leg]] = {}
@@ -145,6 +152,10 @@ def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, 
     if not mine:
         return []
     taken = {t: h for h in handovers for t in h.trajectories}
+    asked_s: dict[int, float] = {}  # of its rollout
+    for calling in callings:
+        seconds = max(0.0, calling.heard - calling.asked)
+        asked_s[calling.trajectory] = asked_s.get(calling.trajectory, 0.0) + seconds
     order = sorted(mine, key=lambda trajectory: mine[trajectory][0].length)
     found: list[dict[str, Any]] = []
     for low, high in LENGTHS:
@@ -153,7 +164,7 @@ def lives(legs: Sequence[Leg], handovers: Iterable[Handover]) -> list[dict[str, 
             continue
         sums: dict[str, float] = {}
         for trajectory in chosen:
-            _add_phases(sums, mine[trajectory], taken.get(trajectory))
+            _add_phases(sums, mine[trajectory], taken.get(trajectory), asked_s.get(trajectory, 0.0))
         lengths = [mine[trajectory][0].length for trajectory in chosen]
         found.append(
             {
@@ -170,7 +181,9 @@ def _rank(percent: int, count: int) -> int:
     return round(percent / 100 * count)
 
 
-def _add_phases(sums: dict[str, float], legs: Sequence[Leg], handover: Handover | None) -> None:
+def _add_phases(
+    sums: dict[str, float], legs: Sequence[Leg], handover: Handover | None, asked_s: float
+) -> None:
     """One trajectory's seconds of each phase, on top of those of others."""
 
     def add(name: str, start: float, end: float) -> None:
@@ -182,6 +195,8 @@ def _add_phases(sums: dict[str, float], legs: Sequence[Leg], handover: Handover 
         add("to the first token", leg.placed, first)
         add("decoding", first, last)
         add("tokens to the stage", last, leg.heard)
+    if asked_s:
+        add("waiting for the rollout", 0.0, asked_s)
     if handover is not None:
         begun = handover.begun or handover.sent
         add("waiting for its group", max(leg.heard for leg in legs), handover.sent)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.events import AnyCommand, AnyEvent
-from pipeline.spans import Handover, Leg, Load, Scoring, StepRecord, Work
+from pipeline.spans import Calling, Handover, Leg, Load, Scoring, StepRecord, Work
 from pipeline.timeline import Timeline
 
-STAGE, REWARDS, PATH, LEARNER, ENGINE = 1, 2, 3, 100, 1000
+STAGE, REWARDS, PATH, ROLLOUTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
 """Process numbers; a learner rank's and an engine's number is added."""
 STEPS_ROW, DECISIONS_ROW, TAKEN_ROW = 1, 2, 3  # of the stage
 WEIGHTS_ROW = 0  # of an engine; slots follow
@@ -88,7 +88,10 @@ class _Document:
         scorings = [s for record in self._records for s in record.scorings]
         for row, scoring in _rows(scorings, lambda s: (s.begun, s.ended)):
             self._scoring(row, scoring)
-        self._out += self._counters(scorings)
+        callings = [c for record in self._records for c in record.callings]
+        for row, calling in _rows(callings, lambda c: (c.begun, c.ended)):
+            self._calling(row, calling)
+        self._out += self._counters(scorings, callings)
         return {"displayTimeUnit": "ms", "traceEvents": [*self._names(), *self._out]}
 
     # --- lanes --------------------------------------------------------------------------
@@ -178,14 +181,22 @@ class _Document:
         args["waited_s"] = round(scoring.begun - scoring.asked, 6)
         self._span(REWARDS, row, "reward", scoring.begun, scoring.ended, args)
 
-    def _counters(self, scorings: list[Scoring]) -> Iterator[Json]:
-        """How many waited for a slot, ran, and waited for a reward worker."""
+    def _calling(self, row: int, calling: Calling) -> None:
+        args: Json = {"trajectory": calling.trajectory, "turn": calling.turn + 1}
+        args |= {"appended": calling.appended, "failed": calling.why or None}
+        args["waited_s"] = round(calling.begun - calling.asked, 6)
+        self._span(ROLLOUTS, row, "rollout", calling.begun, calling.ended, args)
+
+    def _counters(self, scorings: list[Scoring], callings: list[Calling]) -> Iterator[Json]:
+        """How many waited for a slot, ran, and waited for a worker or a rollout."""
         legs = [leg for record in self._records for leg in record.legs]
         waits = [
             ("waiting for a slot", [(leg.queued or leg.placed, leg.placed) for leg in legs]),
             ("running", [_in_slot(leg) for leg in legs]),
             ("waiting for a reward worker", [(s.asked, s.begun) for s in scorings]),
         ]
+        if callings:
+            waits.append(("waiting for the rollout", [(c.asked, c.ended) for c in callings]))
         for name, spans in waits:
             changes: dict[int, int] = defaultdict(int)
             for start, end in spans:
@@ -247,6 +258,8 @@ class _Document:
 
     def _names(self) -> Iterator[Json]:
         processes = {PATH: "critical path", STAGE: "stage", REWARDS: "rewards"}
+        if any(span["pid"] == ROLLOUTS for span in self._out):
+            processes[ROLLOUTS] = "rollouts"
         processes |= {LEARNER + rank: f"learner rank {rank}" for rank in sorted(self._ranks)}
         processes |= {ENGINE + number: f"engine {name}" for name, number in self._engines.items()}
         for order, (process, name) in enumerate(processes.items()):
@@ -264,7 +277,7 @@ class _Document:
                 rows[process, row] = f"slot {row}" if row != WEIGHTS_ROW else "weights"
             elif process >= LEARNER:
                 rows[process, row] = "work"
-            elif process == REWARDS:
+            elif process in (REWARDS, ROLLOUTS):
                 rows[process, row] = f"worker {row}"
         for (process, row), name in sorted(rows.items()):
             yield _name("thread_name", process, row, name=name)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside its own files: TensorBoard, Prometheus, W&B.
+"""Where the numbers of a run go beside its own files: TensorBoard, Prometheus, W&B and others.
 
 A tracker gets the flattened figures of every step and evaluation, and what the
 run does now once a second. `complaints` says before anything is started what a
@@ -83,11 +83,13 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def complaints(section: Metrics) -> Iterator[str]:
     """What the section asks for and cannot have here, one line each."""
-    if section.wandb and importlib.util.find_spec("wandb") is None:
-        yield (
-            f"metrics.wandb: found {section.wandb!r}, but the package wandb is not installed: "
-            "pip install 'darts-rl[wandb]', or leave metrics.wandb empty"
-        )
+    asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
+    for package, project in asked.items():
+        if project and importlib.util.find_spec(package) is None:
+            yield (
+                f"metrics.{package}: found {project!r}, but the package {package} is not "
+                f"installed: pip install 'darts-rl[{package}]', or leave metrics.{package} empty"
+            )
     if section.prometheus_port and (why := port_in_use(section.prometheus_port)):
         yield port_complaint(section.prometheus_port, why)
 
@@ -109,6 +111,12 @@ def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracke
             found.append(Prometheus(section.prometheus_port))
         if section.wandb:
             found.append(WeightsAndBiases(section.wandb, run, config))
+        if section.mlflow:
+            from pipeline.tracker_mlflow import Mlflow
+
+            found.append(Mlflow(section.mlflow, run, config))
+        if section.trackio:
+            found.append(Trackio(section.trackio, run, config))
     except BaseException:
         for tracker in found:
             tracker.close()
@@ -195,3 +203,35 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class Trackio:
+    """A run of trackio, named as the run's folder; a resume goes on with it."""
+
+    def __init__(self, project: str, run: RunFolder, config: Config) -> None:
+        try:
+            trackio: Any = importlib.import_module("trackio")  # an extra
+        except ImportError as error:
+            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+        self._trackio = trackio
+        try:
+            trackio.init(
+                project=project,
+                name=run.path.name,
+                resume="allow",
+                config=msgspec.to_builtins(config),
+            )
+        except Exception as error:  # it has no class of its own for them
+            raise TrackerError(
+                f"metrics.trackio: {type(error).__name__}: {error}; or leave it empty"
+            ) from error
+
+    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
+        self._trackio.log(named, step=step)
+
+    def live(self, now: Live) -> None:
+        """Nothing: its curves are over steps."""
+
+    def close(self) -> None:
+        self._trackio.finish()

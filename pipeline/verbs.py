@@ -6,6 +6,8 @@ with an error that names the plug-in, the group and the verb.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +129,15 @@ class NoSignal(msgspec.Struct, frozen=True):
     """The group teaches nothing: dropped and replaced."""
 
     why: str
+
+
+class Append(msgspec.Struct, frozen=True):
+    """What a rollout adds to a response: trained on as context, never as the model's own."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()  # instead of a text
+    memory: Any = None
+    """Kept with the response and shown at its next turn; what JSON can hold."""
 
 
 class Score(msgspec.Struct, frozen=True):

@@ -7,27 +7,27 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Set
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Protocol
 
 import msgspec
 
 ENDED = ("finished", "truncated")
-UNENDED = ("queued", "running", "parked")
+UNENDED = ("queued", "running", "calling", "parked")
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     """One trajectory of a group."""
 
     id: int
-    state: str  # queued running parked finished truncated aborted
-    tokens: int  # response tokens held
+    state: str  # queued running calling parked finished truncated aborted
+    tokens: int  # response tokens held that the model sampled
     confidence: float  # mean behaviour logprob, nats per token; 0.0 while no token is held
     reward: float | None = None  # None: not known yet, or failed
     reward_failed: bool = False
     parts: Mapping[str, float] = {}
     versions: tuple[int, ...] = ()  # policy versions that sampled it, oldest first
-    hit_limit: bool = False  # truncated because it reached max_tokens (not by `Stop`)
+    hit_limit: bool = False  # truncated by a limit, of tokens or turns (not by `Stop`)
 
 
 class Statistics(Protocol):
@@ -77,7 +77,8 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unended(self) -> tuple[MemberView, ...]:
-        """Queued, running and parked: members of a lost engine are here, not gone."""
+        """Queued, running, calling (its rollout is asked) and parked: members of a lost engine
+        are here, not gone."""
         return tuple(m for m in self.members if m.state in UNENDED)
 
     def rng(self, key: str) -> random.Random:
@@ -102,6 +103,14 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
 
 
+class SourceView(msgspec.Struct, frozen=True):
+    """One of several sources of prompts: `count` prompts from index `first` on."""
+
+    first: int
+    count: int
+    weight: float  # prompts of it for each one of a source with weight 1
+
+
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """What the prompts seam is asked: up to `want` prompts. Holds during the question:
     `outstanding` is too large to be copied for each."""
@@ -111,6 +120,7 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     need: int = 0  # groups that the step trains on
     first: bool = False  # the first plan of the step
     dataset: int  # number of prompts in the data set
+    sources: tuple[SourceView, ...] = ()  # where it has several; together the whole data set
     outstanding: Set[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
 
@@ -180,6 +190,35 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     response: str  # decoded, without special tokens
     finish: str  # 'stop' | 'length'
-    tokens: int
+    tokens: int  # sampled ones
     answer: str
     columns: Mapping[str, object]  # the data set's line
+    pieces: Sequence[tuple[str, bool]] = ()
+    """(text, whether the model sampled it), one after another; () where nothing was appended."""
+    messages: Sequence[Mapping[str, Any]] = ()  # the prompt, where the data set has messages
+    ids: Sequence[int] = ()  # token ids of the response, the one that ended it included
+    step: int = 0  # steps done when it was judged
+    steps: int = 0  # of the run
+
+    @property
+    def sampled(self) -> str:
+        """The part of the response that the model wrote."""
+        if not self.pieces:
+            return self.response
+        return "".join(text for text, sampled in self.pieces if sampled)
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn of the model that is over, for the rollout seam (inside a worker)."""
+
+    prompt: str
+    response: str  # all turns so far and what was appended, without special tokens
+    text: str  # of this turn: what was sampled since the last append
+    number: int  # of this turn, from 0
+    finish: str  # 'stop': a stop token or text | 'length': `turn_tokens`
+    left: int  # tokens that the response may still have, appended ones included
+    answer: str
+    columns: Mapping[str, object]  # the data set's line
+    pieces: Sequence[tuple[str, bool]] = ()  # see `Sampled`
+    ids: Sequence[int] = ()  # token ids of the response
+    memory: Any = None  # of the last `Append`

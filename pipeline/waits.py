@@ -2,76 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.groups import Group, Stage, State
+from pipeline.fleet import EngineRecord
+from pipeline.groups import Group, Stage, State, Trajectory
+from pipeline.limits import Kind
 
 if TYPE_CHECKING:
     from pipeline.coordinator import Coordinator
 
 
 class Wait(msgspec.Struct, frozen=True):
+    kind: Kind
     what: str  # whole sentence without a full stop
     since: float
     group: int = -1  # that waits; -1: it is none
+    still_since: float = -1.0  # when anything moved that counts for its limit; -1: never
+
+    def still_s(self, now: float) -> float:
+        """Seconds that count for its limit."""
+        return now - max(self.since, self.still_since)
 
 
 def waits(coordinator: Coordinator, groups: Iterable[Group] | None = None) -> list[Wait]:
-    """Everything the run waits for now, the longest wait first.
+    """Everything the run waits for now, the longest wait first; last those that hold slots only.
 
     Args:
         groups: look at these only; at every live one by default, which costs as much as
             there are members.
     """
-    core = coordinator.core
-    found: list[Wait] = []
+    found = [*_of_the_run(coordinator)]
+    for group in coordinator.core.groups.values() if groups is None else groups:
+        found += _of_a_group(coordinator, group)
+    found.sort(key=lambda wait: wait.since)
+    for engine in coordinator.placement.engines.values():
+        found += _of_an_engine(coordinator.core.now, engine)
+    return found
+
+
+def _of_the_run(coordinator: Coordinator) -> Iterator[Wait]:
+    core, started = coordinator.core, coordinator.watch.started
     for engine in coordinator.placement.engines.values():
         if engine.loading >= 0:
             what = f"engine {engine.name} to load and prove version {engine.loading}"
-            found.append(Wait(what, engine.loading_since))
-    missing = sorted(set(range(core.settings.ranks)) - coordinator.learners)
+            yield Wait(Kind.LOAD, what, engine.loading_since, still_since=engine.owes_since)
     if coordinator.phase == "starting":
+        missing = sorted(set(range(core.settings.ranks)) - coordinator.learners)
         if missing:
-            found.append(Wait(f"learner ranks {missing} to join", coordinator.watch.started))
+            yield Wait(Kind.JOIN, f"learner ranks {missing} to join", started)
         elif core.version < 0:
-            found.append(Wait("learner rank 0 to publish", coordinator.watch.started))
+            yield Wait(Kind.JOIN, "learner rank 0 to publish", started)
     if not coordinator.placement.engines and coordinator.phase != "over":
-        since = max(coordinator.watch.started, coordinator.placement.last_loss)
-        found.append(Wait("an engine to join", since))
+        kind = Kind.JOIN if coordinator.phase == "starting" else Kind.NO_ENGINE
+        yield Wait(kind, "an engine to join", max(started, coordinator.placement.last_loss))
     if coordinator.cutting_since is not None:
-        found.append(Wait(f"the checkpoint of step {core.step}", coordinator.cutting_since))
+        what = f"the checkpoint of step {core.step}"
+        yield Wait(Kind.CHECKPOINT, what, coordinator.cutting_since)
     if coordinator.steps.finishing:
-        found.append(
-            Wait(f"step {core.step + 1}: the optimizer step", coordinator.watch.progressed)
-        )
-    serves = bool(coordinator.placement.serving())
-    for group in core.groups.values() if groups is None else groups:
-        prefix = f"step {core.step + 1} waits for {group.kind} group {group.id}, which waits for "
-        if group.stage is Stage.TAKEN and group.trained_tokens < 0 and group.sent:
-            what = f"learner rank {group.rank} to train on it"
-            found.append(Wait(prefix + what, group.since, group.id))
-        if group.stage is Stage.READY:
-            batch = type(core.seams.batch).__name__
-            found.append(Wait(f"{prefix}batch rule {batch} to take it", group.since, group.id))
-        for member in group.members if group.stage in (Stage.OPEN, Stage.CHOSEN) else ():
-            if member.state is State.RUNNING and group.stage is Stage.OPEN:
-                what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
-            elif member.state is State.QUEUED and group.stage is Stage.OPEN:
-                if not serves:
-                    continue  # the engine is what it waits for, named above
-                what = f"trajectory {member.id}, queued for a slot"
-            elif member.state is State.PARKED and group.stage is Stage.OPEN:
-                until = "a slot" if member.parked_until == "slot" else "the next publish"
-                what = f"trajectory {member.id}, parked until {until}"
-            elif member.state in (State.FINISHED, State.TRUNCATED) and not member.scored:
-                what = f"the reward of trajectory {member.id}"
-            else:
-                continue
-            found.append(Wait(prefix + what, member.since, group.id))
-    return sorted(found, key=lambda wait: wait.since)
+        what = f"step {core.step + 1}: the optimizer step"
+        since = coordinator.watch.progressed
+        answered = coordinator.watchdog.oldest_debt()
+        yield Wait(Kind.LEARNER, what, since, still_since=answered)
+
+
+def _of_an_engine(now: float, engine: EngineRecord) -> Iterator[Wait]:
+    """What it does not say, while it does not load."""
+    if engine.loading >= 0:
+        return
+    time = engine.own_time(now)
+    if engine.ending:
+        what = f"engine {engine.name} to end {len(engine.ending)} legs"
+        yield Wait(Kind.ABORT, what, now - (time - next(iter(engine.ending.values()))))
+    if engine.legs:
+        what = f"engine {engine.name} to send anything of {len(engine.legs)} legs"
+        yield Wait(Kind.ENGINE, what, now - (time - engine.moved))
+
+
+def _of_a_group(coordinator: Coordinator, group: Group) -> Iterator[Wait]:
+    """It waits for its rank, for the batch rule, or for its members."""
+    core = coordinator.core
+    prefix = f"step {core.step + 1} waits for {group.kind} group {group.id}, which waits for "
+    if group.stage is Stage.TAKEN and group.trained_tokens < 0 and group.sent:
+        what = f"{prefix}learner rank {group.rank} to train on it"
+        answered = coordinator.watchdog.owing_since(group.rank)
+        yield Wait(Kind.LEARNER, what, group.since, group.id, answered)
+    if group.stage is Stage.READY:
+        what = f"{prefix}batch rule {type(core.seams.batch).__name__} to take it"
+        yield Wait(Kind.RULE, what, group.since, group.id, coordinator.watch.progressed)
+    for member in group.members if group.stage in (Stage.OPEN, Stage.CHOSEN) else ():
+        found = _of_a_member(coordinator, group, member)
+        if found is not None:
+            kind, what, moved = found
+            yield Wait(kind, prefix + what, member.since, group.id, moved)
+
+
+def _of_a_member(
+    coordinator: Coordinator, group: Group, member: Trajectory
+) -> tuple[Kind, str, float] | None:
+    """Kind and words of what it waits for, and when anything of that moved last."""
+    placement, is_open = coordinator.placement, group.stage is Stage.OPEN
+    if member.state is State.RUNNING and is_open:
+        what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
+        return Kind.TRAJECTORY, what, placement.leg_moved(member)
+    if member.state is State.CALLING and is_open:
+        what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
+        return Kind.ROLLOUT, what, coordinator.intake.turns.heard
+    if member.state is State.QUEUED and is_open:
+        if not placement.serving():
+            return None  # the engine is what it waits for, named by itself
+        return Kind.SLOT, f"trajectory {member.id}, queued for a slot", -1.0
+    if member.state is State.PARKED and is_open:
+        until = "a slot" if member.parked_until == "slot" else "the next publish"
+        return Kind.PARKED, f"trajectory {member.id}, parked until {until}", -1.0
+    if member.state in (State.FINISHED, State.TRUNCATED) and not member.scored:
+        answered = coordinator.watchdog.rewarded
+        return Kind.REWARD, f"the reward of trajectory {member.id}", answered
+    return None
 
 
 class Watch:
@@ -100,6 +149,6 @@ class Watch:
             what = (
                 f"nobody that it knows of, {coordinator.phase}: {', '.join(stages) or 'no group'}"
             )
-            found = [Wait(what, self.progressed)]
+            found = [Wait(Kind.RULE, what, self.progressed)]
         self._said = core.now
         return f"waiting {core.now - found[0].since:.0f} s for {found[0].what}"

@@ -1,4 +1,4 @@
-"""YAML text -> a tree in which every value still knows where it was written.
+"""YAML text -> a tree in which every value still knows where it was written, and back to text.
 
 Reads the plain part of YAML with the scalars of YAML 1.2 (`1e-3` is a number,
 `off` is the word off, `010` is ten), because 1.1's surprises do not belong in a
@@ -9,8 +9,9 @@ Collects problems as lines; never builds an object from a tag; knows no setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import yaml
 
@@ -34,7 +35,7 @@ _TAGS = {
 
 @dataclass(frozen=True)
 class Leaf:
-    """A scalar, or a list of plain values."""
+    """A scalar."""
 
     where: str  # "configs/quickstart.yaml:31", or the override
     value: object
@@ -49,7 +50,15 @@ class Branch:
     entries: dict[str, Tree] = field(default_factory=dict[str, "Tree"])
 
 
-Tree = Leaf | Branch
+@dataclass(frozen=True)
+class Series:
+    """A list; `entries` are its items by position, "0", "1", ..., and may be changed likewise."""
+
+    where: str
+    entries: dict[str, Tree] = field(default_factory=dict[str, "Tree"])
+
+
+Tree = Leaf | Branch | Series
 
 
 def scalar(text: str) -> object:
@@ -74,6 +83,8 @@ def plain(tree: Tree) -> object:
     """The values alone."""
     if isinstance(tree, Leaf):
         return tree.value
+    if isinstance(tree, Series):
+        return [plain(entry) for entry in tree.entries.values()]
     return {key: plain(entry) for key, entry in tree.entries.items()}
 
 
@@ -127,7 +138,8 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self._branch(node, where, depth)
         if isinstance(node, yaml.SequenceNode):
-            return Leaf(where, [plain(self.tree(item, depth + 1)) for item in node.value])
+            items = [self.tree(item, depth + 1) for item in node.value]
+            return Series(where, {str(index): item for index, item in enumerate(items)})
         text = str(node.value)
         if node.tag not in _TAGS:
             self._problem(f"{where}: tag {node.tag!r}: tags are not read, write the plain value")
@@ -151,13 +163,26 @@ class _Reader:
                 self._problem(f"{at}: {key}: given twice, first at {first}; remove one")
                 continue
             # the key's line, not the value's: that is where one looks
-            branch.entries[key] = (
-                Branch(at, value.entries)
-                if isinstance(value, Branch)
-                else Leaf(at, value.value, value.text)
-            )
+            branch.entries[key] = replace(value, where=at)
         return branch
 
     def _problem(self, line: str) -> None:
         if line not in self._problems:
             self._problems.append(line)
+
+
+def write(values: Mapping[str, Any]) -> str:
+    """Plain values as a document that `parse` reads as the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that would be read as something else by the rules of `scalar`."""
+
+
+def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent)

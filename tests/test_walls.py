@@ -16,8 +16,8 @@ HEAVY = ("torch", "vllm", "deepspeed", "transformers")
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
 DECIDES = """coordinator core selection roster steps placement intake evaluation figures
     occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
-    planning hints audit staleness reporting handover latency cores trace fleet tally live
-    timeline timing spans causes critical ranks"""
+    crew limits watchdog planning hints audit staleness reporting handover latency cores trace fleet
+    tally live timeline timing spans causes critical ranks turns"""
 SANS_IO = sorted(
     [
         *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),
@@ -53,6 +53,7 @@ FROM_PIPELINE = {
         "config",
         "configfile",
         "cores",
+        "deepspeedfile",
         "disk",
         "messages",
         "link",

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launch.bench.namespaces import Machines, Started, two_machines, why_not
 from launch.jsonl import lines
 
-CUT_S = 10.0
 RESTARTS = 3
-STEPS, PROMPTS = 60, 12
+PROMPTS = 12
 _LIMIT_S = 400.0
 _SETTINGS = [
     "engine.kind=simulated",
@@ -35,7 +36,6 @@ _SETTINGS = [
     "learner.ranks=2",
     "learner.zero=1",
     "engine.count=2",
-    f"step.count={STEPS}",
     f"step.prompts={PROMPTS}",
     "group.size=4",
     "eval.every=0",
@@ -54,16 +54,26 @@ class Row:
     twice: int  # response tokens whose first sampling was undone
 
 
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a job is, and where its fault is; a test's is smaller."""
+
+    steps: int = 60
+    before: int = 8  # steps before the fault
+    cut_s: float = 10.0
+
+
 class Job:
     """One run on both machines."""
 
-    def __init__(self, machines: Machines, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, machines: Machines, folder: Path, stack: ExitStack, scale: Scale) -> None:
         self.machines, self.run, self._stack = machines, folder / "run", stack
+        self.scale = scale
         self.parts = [self.start(0), self.start(1)]
 
     def start(self, machine: int) -> Started:
         """One machine's torchrun."""
         arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
+        arguments.append(f"step.count={self.scale.steps}")
         command = self.machines.torchrun(machine, 2, arguments, RESTARTS)
         log = self.run.parent / f"machine{machine}.log"
         return self._stack.enter_context(Started(command, log))
@@ -109,7 +119,7 @@ class Job:
 def _cut(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
     lost = job.told("e1 lost")
     job.machines.cut()
-    healed = time.monotonic() + CUT_S
+    healed = time.monotonic() + job.scale.cut_s
 
     def heal() -> None:
         time.sleep(max(0.0, healed - time.monotonic()))
@@ -140,19 +150,22 @@ def _kill_torchrun(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
     return lost, again
 
 
-FAULTS = {
-    f"link cut for {CUT_S:.0f} s": _cut,
+Fault = Callable[[Job], tuple[Callable[[], bool], Callable[[], None]]]
+"""Brings it about; whether it has been noticed, and what mends it."""
+FAULTS: dict[str, Fault] = {
+    f"link cut for {Scale().cut_s:.0f} s": _cut,
     "engine killed": _kill_engine,
     "learner rank killed": _kill_learner,
     "a machine's torchrun killed, started again": _kill_torchrun,
 }
 
 
-def carry_out(fault: str, machines: Machines, folder: Path) -> Row:
+def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None = None) -> Row:
     """One job with one fault in its middle. Raises AssertionError if anything was lost."""
+    scale = scale or Scale()
     with ExitStack() as stack:
-        job = Job(machines, folder, stack)
-        job.until(lambda: job.steps() >= 8)
+        job = Job(machines, folder, stack, scale)
+        job.until(lambda: job.steps() >= scale.before)
         incarnation = job.incarnation()
         lost, mend = FAULTS[fault](job)
         detect_s = job.until(lost)
@@ -171,7 +184,7 @@ def carry_out(fault: str, machines: Machines, folder: Path) -> Row:
         for part in job.parts:
             if part.wait(_LIMIT_S) != 0:
                 raise AssertionError(part.text[-3000:])
-        check(job.run)
+        check(job.run, scale.steps)
     return Row(fault, detect_s, recover_s, restarted, max(0, twice))
 
 
@@ -184,14 +197,14 @@ def records(path: Path, what: str) -> list[dict[str, Any]]:
     return list(lines(path, {what: dict}, bad)) if path.exists() else []
 
 
-def check(run: Path) -> None:
+def check(run: Path, steps: int) -> None:
     """Books balanced, every prompt trained on once. Raises AssertionError."""
     result = json.loads((run / "result.json").read_text())
     if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
         raise AssertionError(f"{run}: the books do not balance")
     groups = records(run / "decisions.jsonl", "group")
     trained = Counter(line["prompt"] for line in groups if line["fate"] == "trained")
-    if sorted(trained.values()) != [1] * (STEPS * PROMPTS):
+    if sorted(trained.values()) != [1] * (steps * PROMPTS):
         raise AssertionError(f"{run}: a prompt was lost or trained on twice")
 
 

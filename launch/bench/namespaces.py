@@ -1,7 +1,8 @@
 """Two machines on this one: network namespaces with a cable between them (needs root).
 
 Each has its own interfaces, addresses and ports, and no way to the other but
-the cable, which can be cut. Processes, files and the kernel's clock are shared.
+the cable, which can be cut. Processes, the kernel's clock and files are shared,
+but for directories that the second machine is given others in the place of.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +29,14 @@ def _ip(*arguments: str) -> None:
 
 
 class Machines:
-    """Both, and the cable. Made by `two_machines`."""
+    """Both, and the cable. Made by `two_machines`.
 
-    def __init__(self) -> None:
+    Args:
+        own: a directory -> the one that the second machine has in its place.
+    """
+
+    def __init__(self, own: Mapping[Path, Path] | None = None) -> None:
+        self._own = own or {}
         self.names = [f"darts-{os.getpid()}-{side}" for side in "ab"]
         self._ends = [f"d{os.getpid()}{side}" for side in "ab"]  # 15 characters at most
 
@@ -55,12 +61,27 @@ class Machines:
     def heal(self) -> None:
         _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
 
+    def block(self, machine: int, port: int) -> None:
+        """No way from this machine to that port of another, as behind a firewall."""
+        rule = ["rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(port), "prohibit"]
+        _ip("-n", self.names[machine], *rule)
+
     def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
         """To be run on one of them."""
-        return ["ip", "netns", "exec", self.names[machine], *arguments]
+        command = list(arguments)
+        for path, other in self._own.items() if machine == 1 else ():
+            # The program ip has given it mounts of its own.
+            bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+            command = ["sh", "-c", bind, "sh", str(other), str(path), *command]
+        return ["ip", "netns", "exec", self.names[machine], *command]
 
     def torchrun(
-        self, machine: int, ranks: int, arguments: Sequence[str], restarts: int = 0
+        self,
+        machine: int,
+        ranks: int,
+        arguments: Sequence[str],
+        restarts: int = 0,
+        module: str = "launch.torchrun",
     ) -> list[str]:
         """One machine's line."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
@@ -71,7 +92,7 @@ class Machines:
             f"--rdzv-conf=is_host={int(machine == 0)}",
             f"--local-addr={ADDRESSES[machine]}",
         ]
-        return self.command(machine, [*command, "-m", "launch.torchrun", *arguments])
+        return self.command(machine, [*command, "-m", module, *arguments])
 
 
 def environment() -> dict[str, str]:
@@ -98,8 +119,8 @@ def why_not() -> str:
 
 
 @contextmanager
-def two_machines() -> Iterator[Machines]:
-    machines = Machines()
+def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
+    machines = Machines(own)
     machines.make()
     try:
         yield machines

@@ -22,7 +22,7 @@ from engines.base import Sampling
 from engines.model_files import read_model_facts
 from engines.process import die_with_parent, end_group, lead_own_group
 from engines.vllm import async_llm, sampling_params
-from pipeline import assembly
+from pipeline import assembly, evalsets
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.events import (
@@ -34,7 +34,7 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.messages import ints
-from pipeline.prompts import load_held_out, load_train
+from pipeline.prompts import load_train
 from pipeline.text import Tokenizer
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
@@ -60,7 +60,7 @@ def requests_of(config: Config) -> list[Sampling]:
     """
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = load_held_out(config.data, tokenizer, config.sampling.max_tokens)
+    held_out = evalsets.load(config, tokenizer)
     coordinator = assembly.coordinator(config, tokenizer, train, held_out)
     beginning: list[AnyEvent] = [
         *(LearnerJoined(rank=rank) for rank in range(config.learner.ranks)),

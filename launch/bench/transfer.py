@@ -28,9 +28,9 @@ import xxhash
 from engines.fetching import FetchingReceiver
 from engines.weights import FILE, WeightReceiver
 from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
-from launch.local import SHARED_MEMORY
 from pipeline.guard import new_pair
 from pipeline.keys import Bearer, Entrance, Ticket, read_private, write_private
+from pipeline.leftovers import SHARED_MEMORY
 from pipeline.messages import Manifest
 from pipeline.transport import Hub
 

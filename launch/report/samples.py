@@ -54,14 +54,15 @@ def held_out(say: Say) -> Prompts:
 
 
 def _read(config: Path, say: Say) -> Sequence[str]:
+    from pipeline import evalsets
     from pipeline.configfile import ConfigError, load
-    from pipeline.prompts import DataError, load_held_out
+    from pipeline.prompts import DataError
     from pipeline.text import ModelError, Tokenizer
 
     try:
         loaded = load(config, ())
         tokenizer = Tokenizer(Path(loaded.model))
-        data = load_held_out(loaded.data, tokenizer, loaded.sampling.max_tokens)
+        data = evalsets.load(loaded, tokenizer).data
     except (ConfigError, DataError, ModelError) as error:
         say(f"{config}: samples are shown without their prompts told apart: {error}")
         return []

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.coordinator import Coordinator
 from pipeline.events import Train
+from pipeline.limits import Limits
 from pipeline.simulation.costs import (
     DEVICES,
     SHAPES,
@@ -160,7 +161,9 @@ def simulate(
     numbers = assembly.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks)
+    # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
+    # is one turn: what a rollout would say to it is not known.
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Limits(), turns=0)
     coordinator = Coordinator(numbers, assembly.seams(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

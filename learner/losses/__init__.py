@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossBatch:
-    """One micro-batch, right-padded; padding is finite and masked."""
+    """One micro-batch, right-padded; padding and what was appended are finite and masked."""
 
     logprobs_BT: Tensor
     """Of the tokens taken, under the weights being trained; the only one with a gradient."""
@@ -28,7 +28,7 @@ class LossBatch:
     """As the engine reported them when it sampled the tokens."""
     advantages_B: Tensor
     mask_BT: Tensor
-    """1.0 at response tokens, 0.0 elsewhere."""
+    """1.0 at response tokens that the model sampled, 0.0 elsewhere (what a rollout appended)."""
     weights_B: Tensor
     """Loss weight of each member."""
     importance_BT: Tensor

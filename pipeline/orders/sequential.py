@@ -1,4 +1,4 @@
-"""Prompt order `sequential`: the data set's order, epoch after epoch."""
+"""Prompt order `sequential`: each source in its own order, epoch after epoch."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Sequential(Walk):
         del seed  # every order is given one
 
 
-def _as_it_is(epoch: int, dataset: int) -> Sequence[int]:
-    return range(dataset)
+def _as_it_is(source: int, epoch: int, count: int) -> Sequence[int]:
+    return range(count)

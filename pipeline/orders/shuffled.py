@@ -1,4 +1,4 @@
-"""Prompt order `shuffled`: another order each epoch, the same for the same seed."""
+"""Prompt order `shuffled`: another order each epoch of a source, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Shuffled(Walk):
         super().__init__(options or OrderOptions(), self._permutation_of)
         self._seed = seed
 
-    def _permutation_of(self, epoch: int, dataset: int) -> Sequence[int]:
-        order = list(range(dataset))
-        random.Random(f"{self._seed}/shuffled/{epoch}").shuffle(order)
+    def _permutation_of(self, source: int, epoch: int, count: int) -> Sequence[int]:
+        order = list(range(count))
+        drawn = f"{self._seed}/shuffled/{epoch}" + (f"/{source}" if source else "")
+        random.Random(drawn).shuffle(order)
         return order

@@ -44,6 +44,11 @@ class TailBatching:
         self._walk = Shuffled(options, seed=seed)
         self._long = False  # the open step is a long round
 
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Of the walk."""
+        return self._walk.epochs
+
     def plan(self, view: PlanView) -> Plan:
         """Up to `view.want` prompts of the walk, or up to `view.need` of the long queue.
 

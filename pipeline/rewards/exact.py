@@ -19,6 +19,7 @@ class ExactOptions(RewardOptions, frozen=True, kw_only=True):
 @register("reward", "exact")
 class Exact:
     Options = ExactOptions
+    needs_answer = True
 
     def __init__(self, options: ExactOptions | None = None) -> None:
         self._marker = (options or ExactOptions()).marker

@@ -135,6 +135,13 @@ class ModelledEngine:
         ended = [self.legs[key] for key in keys if key in self.legs]
         return self._frame([(leg, self._count(leg), "abort") for leg in ended], stop)
 
+    def forget(self, now: float) -> None:
+        """One of its requests is gone, without a word."""
+        self.advance(now)
+        if self.legs:
+            leg = self.legs.pop(next(iter(self.legs)))
+            self._cached -= leg.context + self._progress - leg.begun
+
     def load(self, now: float, version: int, stop: frozenset[int]) -> Tokens:
         """Take a new version: what runs was sampled by the old one up to here, and waits."""
         self.advance(now)

@@ -1,16 +1,17 @@
 """Many small runs with faults, each from a seed: what may never be is looked for in all.
 
-Three modes. `chaos`: faults to the end, and an engine may die once too often; the books hold
+Four modes. `chaos`: faults to the end, and an engine may die once too often; the books hold
 at every event, and the run ends, done or for a reason that has happened to it. `heal`: faults
 for a while, then none; every step is done. `dead`: at some moment nothing that dies comes
-back, and engines or learner die; the run stops and says why.
+back, and engines or learner die; the run stops and says why. `hang`: as `heal`, and engines,
+rewards, learner and disk also stop to answer without an end; limits of waits bring it over that.
 A seed that fails is played again with fewer faults, as few as still fail, and its log printed.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -20,10 +21,12 @@ import msgspec
 from pipeline import plugins
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
+from pipeline.limits import Limits
 from pipeline.simulation.costs import EngineCost, LearnerCost
-from pipeline.simulation.faults import Fault, Faulty, Memory, Rules, What, plan
+from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.invariants import Violation
 from pipeline.simulation.machines import Machines
+from pipeline.simulation.plans import Fault, What, plan
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 
@@ -32,6 +35,7 @@ class Mode(StrEnum):
     CHAOS = "chaos"
     HEAL = "heal"
     DEAD = "dead"
+    HANG = "hang"
 
 
 MODES = tuple(Mode)
@@ -43,6 +47,19 @@ _LONG_S = 20.0
 """Longer than most of these runs."""
 _MOST = 2
 """Candidates that the budgets below give at most, in group sizes."""
+
+
+SHORT = Limits(
+    join_s=40.0,
+    load_s=4.0,
+    abort_s=2.0,
+    sampling_s=3.0,
+    still_s=2.5,
+    reward_s=3.0,
+    learner_s=8.0,
+    checkpoint_s=2.0,
+)
+"""For runs of seconds."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +137,7 @@ def world(seed: int, mode: Mode) -> World:
     )
     until = _LONG_S if mode is Mode.CHAOS else rng.uniform(0.5, 4.0)
     many = rng.randint(8, 40) if mode is Mode.CHAOS else rng.randint(1, 8)
-    faults = plan(rng, many, until, engines)
+    faults = plan(rng, many, until, engines, hangs=mode is Mode.HANG)
     rules = Rules(most=_MOST * size)
     if mode is Mode.CHAOS:
         rules = Rules(most=_MOST * size, restarts=rng.choice((2, 5, 1000)))
@@ -129,6 +146,8 @@ def world(seed: int, mode: Mode) -> World:
         last = [What.LEARNER_DIES] if rng.random() < 0.3 else [What.ENGINE_DIES] * engines
         faults += [Fault(at=until, what=what, target=n) for n, what in enumerate(last)]
         settings = msgspec.structs.replace(settings, steps=1000)  # it is not done before
+    if mode is Mode.HANG:
+        settings = msgspec.structs.replace(settings, limits=SHORT)
     return World(
         settings=settings,
         machines=machines,
@@ -208,6 +227,15 @@ def recorded(seed: int, mode: Mode) -> list[str]:
     here = world(seed, mode)
     _live(here, here.faults, mode, log, [])
     return list(log)
+
+
+def acted(seed: int, mode: Mode, limits: Limits) -> Counter[str]:
+    """How often these limits were acted on in a seed, by kind of wait. Raises what is found."""
+    here, life = world(seed, mode), list[Faulty]()
+    settings = msgspec.structs.replace(here.settings, limits=limits)
+    here = msgspec.structs.replace(here, settings=settings)
+    _live(here, here.faults, mode, deque(), life)
+    return sum((one.coordinator.watchdog.acted for one in life), Counter[str]())
 
 
 def _live(

@@ -1,17 +1,15 @@
 """What goes wrong in virtual time, and what a launcher does about it.
 
-A plan is a list of faults, each at a moment, so that any part of it can be played alone.
-Frames are lost, doubled or late; engines die, come back, grow slow, refuse weights or
-prove wrong ones; rewards fail; losses and steps are not finite; the learner or the stage
-dies, and the run goes on from its last checkpoint.
+The faults are those of a plan (`plans`). Frames are lost, doubled or late; engines die, come
+back, grow slow, refuse weights or prove wrong ones; rewards fail; losses and steps are not
+finite; the learner or the stage dies, and the run goes on from its last checkpoint. Engines,
+rewards, learner and disk may also stop to answer, and nobody says so.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -34,6 +32,7 @@ from pipeline.events import (
     Tokens,
     Train,
     TrainingFailed,
+    Uncut,
     WeightsRefused,
     WeightsServed,
 )
@@ -42,38 +41,8 @@ from pipeline.simulation.invariants import Violation, check, check_budget, check
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
+from pipeline.simulation.plans import DISTRUST, Fault, What
 from pipeline.simulation.workload import Workload
-
-
-class What(StrEnum):
-    ENGINE_DIES = "engine dies"
-    ENGINE_SLOW = "engine slow"
-    FRAME_LOST = "frame lost"
-    FRAME_DOUBLED = "frame doubled"
-    FRAME_LATE = "frame late"  # those behind it come first: a gap
-    LOAD_REFUSED = "weights refused"
-    LOAD_WRONG = "weights wrong"
-    REWARD_FAILS = "reward fails"
-    REWARD_LATE = "reward late"
-    ANSWER_DOUBLED = "answer doubled"  # of a reward worker or the learner
-    LOSS_NOT_FINITE = "loss not finite"
-    STEP_NOT_FINITE = "step not finite"
-    LEARNER_DIES = "learner dies"
-    STAGE_DIES = "stage dies"
-
-
-_DISTRUST = (What.FRAME_LOST, What.FRAME_LATE, What.LOAD_REFUSED, What.LOAD_WRONG)
-"""After these the coordinator itself has an engine started again."""
-
-
-class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    at: float  # seconds
-    what: What
-    target: int = 0  # of the engines
-    amount: float = 0.0  # seconds late, or times slower
-
-    def __str__(self) -> str:
-        return f"{self.at:.3f} s: {self.what} (e{self.target}, {self.amount:.2g})"
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +87,7 @@ class Faulty(Simulation):
         self._trained, self._fates = Counter(memory.trained), Counter(memory.fates)
         self._armed: Counter[tuple[What, str]] = Counter()
         self._late: dict[str, float] = {}
+        self._hung: set[ModelledEngine] = set()
         self._cutting: tuple[snapshot.Snapshot, Counter[int], Counter[int]] | None = None
         self._idle = (*self._idle, self._heartbeat, self._strike)
         self._struck_ever: set[What] = set()
@@ -170,7 +140,8 @@ class Faulty(Simulation):
     def _tick(self) -> None:
         if not self.fallen:
             super()._tick()
-        for engine in list(self.engines.values()):  # what shows that a frame before it was lost
+        for engine in [e for e in self.engines.values() if e not in self._hung]:
+            # what shows that a frame before it was lost
             frame = engine.flush(self.now, self._stop)
             deliver = self.hear if frame.chunks else self._heartbeat
             self.soon(deliver, engine, frame)
@@ -194,6 +165,14 @@ class Faulty(Simulation):
                     engine.advance(self.now)
                     engine.slow = max(1.0, fault.amount)
                     self._await(engine)
+            case What.ENGINE_HANGS:
+                self._hung |= {e for e in self.engines.values() if e.name == name}
+            case What.REQUEST_FORGOTTEN:
+                if name in self.engines:
+                    self.engines[name].forget(self.now)
+                    self._await(self.engines[name])
+            case What.LEARNER_HANGS:
+                self.learners.clear()  # its ranks hear nothing, and nobody says that they died
             case What.LEARNER_DIES:
                 self.learners.clear()
                 self.soon(self.tell, LearnerLost(rank=0, why="killed"))
@@ -201,7 +180,14 @@ class Faulty(Simulation):
                 self.fallen = "the stage died"
             case What.FRAME_LATE:
                 self._late[name] = fault.amount
-            case What.FRAME_LOST | What.FRAME_DOUBLED | What.LOAD_REFUSED | What.LOAD_WRONG:
+            case (
+                What.FRAME_LOST
+                | What.FRAME_DOUBLED
+                | What.LOAD_REFUSED
+                | What.LOAD_WRONG
+                | What.LOAD_HANGS
+                | What.ABORT_IGNORED
+            ):
                 self._armed[fault.what, name] += 1
             case _:
                 self._armed[fault.what, ""] += 1
@@ -213,6 +199,14 @@ class Faulty(Simulation):
         self._armed[what, name] -= 1
         self._log(self.now, f"  hit: {what} {name}")
         return True
+
+    def alive(self, engine: ModelledEngine | None) -> bool:
+        """One that hangs hears nothing and says nothing."""
+        return super().alive(engine) and engine not in self._hung
+
+    def _end(self, engine: ModelledEngine, legs: Sequence[tuple[int, int]]) -> None:
+        if self.alive(engine) and not self._struck(What.ABORT_IGNORED, engine.name):
+            super()._end(engine, legs)
 
     def _engine_dies(self, name: str) -> None:
         engine = self.engines.pop(name, None)
@@ -259,6 +253,8 @@ class Faulty(Simulation):
         if self._struck(What.LOAD_REFUSED, engine.name):
             refused = WeightsRefused(engine=engine.name, version=version, why="checksum")
             self.soon(self.tell, refused)
+        elif self._struck(What.LOAD_HANGS, engine.name):
+            pass
         elif self._struck(What.LOAD_WRONG, engine.name):
             self.soon(self.tell, WeightsServed(engine=engine.name, version=version, gap=0.5))
         else:
@@ -270,6 +266,8 @@ class Faulty(Simulation):
         if self._struck(What.REWARD_FAILS):
             del self._wanted[trajectory]
             self.tell(RewardMissing(trajectory=trajectory, why="it raised"))
+        elif self._struck(What.REWARD_LOST):
+            pass
         elif self._struck(What.REWARD_LATE):
             self.at(self.now + 1.0, self._scored, trajectory, serial, value)
         else:
@@ -305,7 +303,14 @@ class Faulty(Simulation):
         taken = snapshot.take(self.coordinator)
         copy = msgspec.msgpack.decode(msgspec.msgpack.encode(taken), type=snapshot.Snapshot)
         self._cutting = (copy, Counter(self._trained), Counter(self._fates))
-        self.at(self.now + self.machines.save_s, self._saved, command.step)
+        if not self._struck(What.SAVE_HANGS):
+            self.at(self.now + self.machines.save_s, self._saved, command.step)
+
+    def _uncut(self, command: Uncut) -> None:
+        if self._cutting is not None:
+            step, self._cutting = self._cutting[0].step, None
+            error = f"no answer within {command.seconds:.0f} s"
+            self.soon(self.tell, Checkpointed(step=step, error=error))
 
     def _saved(self, step: int) -> None:
         if self.fallen or self._cutting is None:
@@ -320,8 +325,9 @@ class Faulty(Simulation):
         """Whether the run's last words name something that has happened to it."""
         error = self.over.error if self.over is not None else self.fallen
         reasons = {
-            "(engine.restarts)": {What.ENGINE_DIES, *_DISTRUST},
-            "learner rank": {What.LEARNER_DIES},
+            "(engine.restarts)": {What.ENGINE_DIES, *DISTRUST},
+            "learner rank": {What.LEARNER_DIES, What.LEARNER_HANGS},
+            "checkpoints in a row failed": {What.SAVE_HANGS},
             "three steps in a row were skipped": {What.STEP_NOT_FINITE, What.LOSS_NOT_FINITE},
             "the stage died": {What.STAGE_DIES},
         }
@@ -354,23 +360,3 @@ def describe(event: AnyEvent) -> str:
                 if name not in ("metrics", "latency", "parts")
             )
             return f"{type(event).__name__} {fields}"
-
-
-def plan(rng: random.Random, count: int, until: float, engines: int) -> list[Fault]:
-    """So many faults at random moments up to `until` seconds; the common ones more often."""
-    common = [
-        *([What.ENGINE_DIES, What.FRAME_LOST, What.FRAME_DOUBLED, What.FRAME_LATE] * 3),
-        *([What.ENGINE_SLOW, What.REWARD_FAILS, What.LOAD_REFUSED, What.LOAD_WRONG] * 2),
-        *([What.REWARD_LATE, What.ANSWER_DOUBLED] * 2),
-        *(What.LOSS_NOT_FINITE, What.STEP_NOT_FINITE, What.LEARNER_DIES, What.STAGE_DIES),
-    ]
-    found = [
-        Fault(
-            at=rng.uniform(0.0, until),
-            what=rng.choice(common),
-            target=rng.randrange(engines),
-            amount=rng.uniform(0.01, 3.0),
-        )
-        for _ in range(count)
-    ]
-    return sorted(found, key=lambda fault: fault.at)

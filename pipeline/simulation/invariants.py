@@ -33,9 +33,9 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     _hold(core.ledger.sampled == placement.total_reported, "engines count other tokens")
     _hold(min(core.ledger.accounts.values()) >= 0, "an account is below zero")
     live = [m for g in core.groups.values() for m in g.members if m.state is not State.ABORTED]
-    parked = sum(m.held for m in live if m.state is State.PARKED)
+    parked = sum(m.sampled for m in live if m.state is State.PARKED)
     _hold(core.ledger.accounts["parked"] == parked, "parked tokens are not those counted")
-    held = sum(m.held for m in live) - parked
+    held = sum(m.sampled for m in live) - parked
     _hold(core.ledger.accounts["open"] == held, "open tokens are not those counted")
     _hold({m.id for m in live} == set(core.trajectories), "a trajectory is lost")
     for engine in placement.engines.values():

@@ -34,11 +34,13 @@ from pipeline.events import (
     Tokens,
     Train,
     Trained,
+    Uncut,
     Unhint,
     Unjudge,
     VersionPublished,
     WeightsServed,
 )
+from pipeline.limits import longest_s
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.machines import Machines
@@ -171,8 +173,12 @@ class Simulation:
         self.tell(Tick())
         self.at(self.now + self.machines.tick_s, self._tick)
         self._quiet = 0 if self.pending or self.over else self._quiet + 1
-        if self._quiet * self.machines.tick_s > self.coordinator.core.settings.warn_s + _PATIENCE_S:
+        settings = self.coordinator.core.settings
+        quiet_s = self._quiet * self.machines.tick_s - settings.warn_s - _PATIENCE_S
+        if quiet_s > 0:
             found = waits(self.coordinator)
+            if quiet_s < longest_s((wait.kind for wait in found), settings.limits):
+                return  # the watchdog may end it
             what = found[0].what if found else f"nobody, {self.coordinator.phase}"
             raise StandsStill(f"waits for what nothing can end: {what}")
 
@@ -195,12 +201,16 @@ class Simulation:
                     self.soon(self._to_learner, learner, command)
             case Cut():
                 self._cut(command)
+            case Uncut():
+                self._uncut(command)
             case Restart():
                 self._restart(command)
             case Report():
                 self._report(command)
             case ShutDown():
                 self.over = command
+            case _:
+                raise AssertionError(f"{command}: responses are modelled as one turn")
 
     def _report(self, command: Report) -> None:
         if command.what == "group":
@@ -225,6 +235,9 @@ class Simulation:
         if self._wanted.get(trajectory) == serial:
             del self._wanted[trajectory]
             self.tell(RewardReady(trajectory=trajectory, value=value))
+
+    def _uncut(self, command: Uncut) -> None:
+        """Here a checkpoint ends by itself."""
 
     def _cut(self, command: Cut) -> None:
         self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
@@ -350,7 +363,7 @@ class Simulation:
 
     def trained(self, learner: ModelledLearner, command: Train) -> None:
         """A rank has run forward and backward of a group."""
-        tokens = sum(m.weight * (len(m.response) // 4) for m in command.members)
+        tokens = sum(m.weight * m.sampled for m in command.members)
         self.soon(
             self.tell,
             Trained(
@@ -381,8 +394,6 @@ class Simulation:
     def close_step(self) -> Mapping[int, Mapping[str, float]]:
         """Each rank's figures of the step."""
         return {rank: learner.close_step() for rank, learner in sorted(self.learners.items())}
-
-    # --- figures ------------------------------------------------------------------------
 
     def of(self, what: str) -> list[dict[str, Any]]:
         """Reports of one kind: step, eval, budget, warning, wait."""

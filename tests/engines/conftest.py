@@ -1,4 +1,4 @@
-"""One real vLLM engine for the whole session: it takes half a minute to start."""
+"""One real engine of each kind for the whole session: vLLM takes half a minute to start."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from engines.base import Engine
 from engines.vllm import VllmEngine
 from pipeline.config import EngineSection
 
@@ -19,7 +20,21 @@ def model_directory() -> Path:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vllm_engine() -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(str(MODEL), EngineSection(slots=16, chunk_tokens=8))
+    engine = VllmEngine(
+        str(MODEL), EngineSection(slots=16, chunk_tokens=8, vllm={"enable_prefix_caching": True})
+    )
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def transformers_engine() -> AsyncIterator[Engine]:
+    from engines.transformers import TransformersEngine  # seconds, and not every test wants it
+
+    engine = TransformersEngine(
+        str(MODEL), EngineSection(kind="transformers", slots=16, chunk_tokens=8)
+    )
     await engine.start()
     yield engine
     await engine.close()

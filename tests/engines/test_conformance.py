@@ -25,7 +25,11 @@ async def simulated_engine() -> AsyncIterator[Engine]:
 
 
 @pytest.fixture(
-    params=["simulated", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])]
+    params=[
+        "simulated",
+        "transformers",
+        pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow]),
+    ]
 )
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(f"{request.param}_engine")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from engines.flush import Flusher
+from engines.flush import MOST_CHUNKS, Flusher
 from pipeline.codec import decode_tokens, encode
-from pipeline.messages import ChunkHead, TokenBatch
+from pipeline.messages import ChunkHead, LegTimes, TokenBatch
 
 A, B = (7, 0), (9, 2)
 
@@ -98,3 +98,39 @@ def test_every_token_that_left_is_counted_those_of_aborted_legs_too():
 def test_tokens_without_their_logprobs_are_refused():
     with pytest.raises(ValueError, match="2 tokens with 1 logprobs"):
         flusher_of().add(A, [5, 6], [-1.0], 1)
+
+
+def test_what_does_not_fit_a_frame_leaves_in_several_that_the_stage_takes():
+    """The largest numbers that the wire allows: a header has a limit of its own."""
+    legs, far = 2 * MOST_CHUNKS + 5, 2**52
+    flusher = Flusher(8)
+    for leg in range(legs):
+        flusher.begin((far + leg, 2**31), 2**31)
+        flusher.add((far + leg, 2**31), [3], [-0.5], far, "abort")
+    counts: list[int] = []
+    while (frame := flusher.take()) is not None:
+        times = tuple(LegTimes(c.trajectory, c.leg, 0.1, 0.2, 0.3) for c in frame.chunks)
+        header = TokenBatch(
+            engine="e" * 64,
+            incarnation=far,
+            epoch=far,
+            sequence=far,
+            sampled=flusher.taken,
+            sent_at_s=0.1,
+            chunks=frame.chunks,
+            times=times,
+        )
+        decode_tokens([encode(header), frame.tokens, frame.logprobs], 24)
+        counts.append(len(frame.chunks))
+    assert counts == [MOST_CHUNKS, MOST_CHUNKS, 5]
+    assert flusher.taken == legs
+
+
+def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engines.flush.MOST_TOKENS", 10)
+    flusher = flusher_of(chunk_tokens=100)
+    for start in (0, 6, 12):
+        add(flusher, A, list(range(start, start + 6)), version=start)
+    add(flusher, A, [1], version=12, end="stop")
+    frames = [heads(flusher) for _ in range(4)]
+    assert [[chunk.count for chunk in frame] for frame in frames] == [[6], [6], [6, 1], []]

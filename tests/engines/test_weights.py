@@ -7,7 +7,7 @@ import pytest
 import xxhash
 
 from engines.base import EngineError
-from engines.serving import gap
+from engines.proving import gap
 from engines.weights import WeightReceiver, WeightsError
 from pipeline.messages import Manifest
 

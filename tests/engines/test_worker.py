@@ -16,7 +16,8 @@ import psutil
 import pytest
 import xxhash
 
-from engines.serving import LOAD_STAGES
+from engines.flush import MOST_CHUNKS
+from engines.proving import LOAD_STAGES
 from pipeline.codec import decode_tokens
 from pipeline.messages import (
     Abort,
@@ -253,6 +254,25 @@ async def test_weights_that_do_not_match_their_checksum_are_reported_and_not_loa
         stage.generate(request_of(1))
         await stage.until_ended((1, 0))
         assert stage.ended[1, 0].version == 1
+
+
+@pytest.mark.fault("a batch of tokens over the frame limit", part="wire", by="process")
+async def test_more_ends_at_once_than_a_frame_takes_arrive_in_several(tmp_path: Path):
+    """Promise: 20,000 legs that end in one moment would be a header over its limit: the engine
+    splits it, and every leg ends once, with its times, and without a gap.
+    Bound: 60 s.
+    """
+    async with stage_of(tmp_path, "simulated") as stage:
+        await stage.load(1)
+        legs = 20_000
+        for start in range(0, legs, 4000):
+            stage.generate(*(request_of(i, tokens=400) for i in range(start, start + 4000)))
+        await stage.until_ended((0, 0), within_s=60)  # all have been taken in before
+        stage.hub.send(stage.identity, Abort(legs=tuple((i, 0) for i in range(legs))))
+        await stage.until_ended(*((i, 0) for i in range(legs)), within_s=60)
+        assert max(len(frame.chunks) for frame in stage.frames) == MOST_CHUNKS
+        assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))
+        assert sum(len(frame.times) for frame in stage.frames) == legs
 
 
 @pytest.mark.fault("a request reaches an engine without weights", part="engines", by="process")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -44,14 +45,22 @@ def _heed_ctrl_c() -> None:
 
 
 class Job:
-    """One `darts train`; a context manager that leaves nothing running."""
+    """One `darts train`; a context manager that leaves nothing running.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    Args:
+        path: where its processes find modules of the test's own.
+        module: what is run; `launch.cli` is `darts`.
+    """
+
+    def __init__(
+        self, arguments: list[str], log: Path, path: Path = ROOT, module: str = "launch.cli"
+    ) -> None:
         self.log = log
         self._file = log.open("wb")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        modules = os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))
+        environment = {**os.environ, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -119,8 +128,11 @@ class Job:
         return found[0]
 
 
-def train(run: Path, log: Path, *overrides: str) -> Job:
-    return Job(["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides], log)
+def train(
+    run: Path, log: Path, *overrides: str, path: Path = ROOT, module: str = "launch.cli"
+) -> Job:
+    arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
+    return Job(arguments, log, path, module)
 
 
 def lines(path: Path, what: str) -> list[dict[str, Any]]:
@@ -168,3 +180,9 @@ def shared_memory() -> set[str]:
 
 def broken_reward(sample: Any) -> float:
     raise ValueError("this reward is broken")
+
+
+async def slow_tool(turn: Any) -> str | None:
+    """A rollout: something to add to the first two turns, after a while."""
+    await asyncio.sleep(0.1)
+    return "=16;" if turn.number < 2 else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -24,10 +25,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint
+from pipeline import checkpoint, leftovers
 from pipeline.plugins import SelectorEvent, Stateless, Wants
-from pipeline.verbs import AnyVerb, Finalize
-from pipeline.views import GroupView
+from pipeline.verbs import AnyVerb, BatchVerb, Close, Finalize, Take
+from pipeline.views import BatchView, GroupView
 from tests.launch.jobs import SIMULATED, Job, lines, steps_done, train
 
 SETTINGS = [
@@ -55,6 +56,16 @@ class InOrder(Stateless):
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
         if not group.unended:
             yield Finalize(ids=tuple(sorted(m.id for m in group.ended)), why="all, in order")
+
+
+class AllTogether(Stateless):
+    """Batch rule: all groups of the step at once, in the order of their numbers, so that each goes
+    to the same learner rank in every run."""
+
+    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+        if len(view.ready) >= view.need:
+            yield Take(groups=tuple(sorted(view.ready)))
+            yield Close()
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,10 @@ def groups_of(run: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(directory: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    optimizer = torch.load(directory / "optimizer-rank0.pt", weights_only=True)
-    return load_file(directory / "model" / "model.safetensors"), _leaves(optimizer)
+    """Of a checkpoint: the model's, and all that is in the files of its ranks' optimizers."""
+    paths = sorted(directory.glob("optimizer-rank*.pt"))
+    optimizers = [torch.load(path, weights_only=True) for path in paths]
+    return load_file(directory / "model" / "model.safetensors"), _leaves(optimizers)
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -151,12 +164,20 @@ def differences(run: Path, truth: Truth) -> list[str]:
     return found
 
 
+def left_by(pids: set[int]) -> set[Path]:
+    """Directories of these processes in memory and in the temporary directory."""
+    bases = (leftovers.SHARED_MEMORY, Path(tempfile.gettempdir()))
+    found = [path for base in bases for path in base.glob(f"darts-{os.getuid()}-*")]
+    return {path for path in found if int(path.name.split("-")[2]) in pids}
+
+
 class Killer:
     """Runs that are killed at moments drawn from a seed, until it has been `times`."""
 
     def __init__(self, folder: Path, truth: Truth, times: int, seed: int) -> None:
         self.folder, self.truth, self.times = folder, truth, times
         self.kills: list[Kill] = []
+        self.left: set[Path] = set()  # outside of its folder, by those that were killed
         self.ends: list[list[str]] = []  # of each run that came to its end: what differs
         self._rng = random.Random(seed)
         self._runs = self._lives = 0
@@ -208,6 +229,7 @@ class Killer:
         for process in (*job.family.values(), job.process):
             process.kill()
         assert job.left() == []
+        self.left |= left_by({job.process.pid, *job.family})
         self.kills.append(_seen(self._runs, phase, moment, run))
         return True
 

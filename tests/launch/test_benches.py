@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench import benches, overlap, show, tracing, trl_peer
+from launch.bench import benches, gpu, gpu_model, overlap, show, tracing, trl_peer, two_machines
 from launch.bench.overlap import Steps
 
 
@@ -136,3 +136,61 @@ def test_a_ratio_of_tracing_is_taken_within_each_repetition() -> None:
     assert told["timing"]["ratio"] == pytest.approx(1.05)
     assert told["timing"]["own_share"] == pytest.approx(0.01)
     assert benches.tracing(told)[2].startswith("| off | 1.5000 | 1.000 | 0.00% |")
+
+
+def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() -> None:
+    """A step of 4 s: 2 generation, 0.5 load, 0.5 optimizer and publish, so 1 of 3 after."""
+    more = {"tokens_sampled": 800, "tokens_trained": 400, "bubble_engine": 0.25}
+    parts = {"backward_s": 3.0, "optimizer_s": 0.3, "publish_s": 0.2, "mismatch": 0.01}
+    lines = [step_line(v, 10.0 * v, **parts) | more for v in range(3)]
+    lines += [{"what": "served", "version": v, "time": 10.0 * v - 9.5} for v in (1, 2)]
+    found = gpu.figures(lines)
+    assert found.hidden_share == pytest.approx(2 / 3)
+    assert (found.steps, found.tokens_per_s, found.trained_per_s) == (2, 200.0, 100.0)
+
+
+def test_what_a_gpu_run_lost_is_told_beside_what_it_found() -> None:
+    point = {"running": 8, "step_s": 0.02, "tokens_per_s": 400.0}
+    engine = {"about": {"device": "cuda"}, "start_s": 5.0, "points": [point]}
+    engine |= {"load_s": 0.4, "gap": 1e-3, "peak_gib": 9.0}
+    parts = {
+        "engine": {"error": "", "found": engine},
+        "group": {"error": "not done within 110 s"},
+    }
+    told = gpu.table({"parts": parts})
+    assert "| 8 | 20.00 | 400 |" in told
+    assert "group: not done within 110 s" in told
+
+
+def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path: Path) -> None:
+    hangs = ["http.server", "0", "--bind", "127.0.0.1"]
+    assert "not done within 1 s" in gpu.run(hangs, tmp_path / "log", 1.0)
+    assert "status 2" in gpu.run(["launch.bench.gpu_model"], tmp_path / "log", 30.0)
+
+
+def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:
+    one = [{"x": [0.0, 4.0]}, {"x": [2.0, 2.0]}]
+    near, far = [{"x": [1.0, 4.0]}, {"x": [2.0, 2.0]}], [{"x": [9.0, 9.0]}, {"x": [9.0, 9.0]}]
+    [row] = two_machines.compare(one, near)
+    assert (row.one, row.two, row.between_ways, row.between_seeds) == (2.0, 2.25, 0.25, 1.75)
+    assert two_machines.table([row])[-1] == "| x | 2 | 2.25 | 0.25 | 1.75 | 0.14 |"
+    assert two_machines.compare(one, far)[0].ratio == 7.0
+    assert two_machines.compare(far, [{"x": [8.0, 9.0]}, *far[1:]])[0].ratio == 1.0
+    run = tmp_path / "metrics.jsonl"
+    step = {"what": "step", "reward": 0.5, "tokens_mean": 30.0, "learner": {"grad_norm": 0.1}}
+    lines = [step, {"what": "eval", "accuracy": 0.7, "tokens_mean": 31.0}]
+    run.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert two_machines.curves(tmp_path) == {
+        "reward": [0.5],
+        "response tokens": [30.0],
+        "gradient norm": [0.1],
+        "held-out accuracy": [0.7],
+        "held-out tokens": [31.0],
+    }
+
+
+def test_the_padded_tokenizer_has_a_word_for_every_id() -> None:
+    source = json.loads((gpu_model.TOKENIZER / "tokenizer.json").read_text())
+    words = gpu_model.padded_tokenizer(source, 40)["model"]["vocab"]
+    assert sorted(words.values()) == list(range(40))
+    assert {word: words[word] for word in source["model"]["vocab"]} == source["model"]["vocab"]

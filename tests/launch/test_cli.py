@@ -47,8 +47,8 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
 def test_help_names_every_command() -> None:
     result = darts("--help")
     assert result.exit_code == 0
-    commands = """train eval export engine learner plugins top explain profile report simulate
-        doctor bench"""
+    commands = """train eval export engine learner plugins top status explain profile report
+        simulate doctor bench data"""
     for command in commands.split():
         assert f"  {command} " in result.output
 

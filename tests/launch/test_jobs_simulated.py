@@ -22,6 +22,7 @@ from tests.launch.jobs import (
     Job,
     check_timing,
     lines,
+    shared_memory,
     steps_done,
     train,
     trained_prompts,
@@ -154,6 +155,32 @@ def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     assert trained_prompts(run) == trained_prompts(undisturbed)
 
 
+@pytest.mark.fault("the stage alone is killed", part="stage", by="process")
+def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """Promise: the run ends with status 1, says so with the command to resume by, and leaves
+    neither process nor sockets nor weights in memory; resumed, it trains on the same prompts as a
+    run that nothing happened to.
+    Bound: it ends within 30 s.
+    """
+    run = tmp_path / "killed"
+    with train(run, tmp_path / "killed.log", *SIMULATED) as job:
+        job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
+        sockets = Path((run / "address").read_text().strip())
+        job.child("pipeline.stage_main").send_signal(signal.SIGKILL)
+        assert job.wait(30) == 1
+        assert "the stage ended (killed by SIGKILL)" in job.text
+        assert f"darts train --resume {run}" in job.text
+        assert not job.left()
+        assert not sockets.exists()
+        assert not [n for n in shared_memory() if f"-{job.process.pid}-" in n]
+    with Job(["train", "--resume", str(run)], tmp_path / "resumed.log") as job:
+        assert job.wait() == 0, job.text
+    assert json.loads((run / "result.json").read_text())["steps"] == 6
+    assert trained_prompts(run) == trained_prompts(undisturbed)
+
+
 @pytest.mark.fault("Ctrl-C in mid-step", part="people", by="process")
 def test_ctrl_c_cuts_a_checkpoint_in_mid_step_and_resume_goes_on_from_it(
     undisturbed: Path, tmp_path: Path
@@ -215,3 +242,39 @@ def test_engine_and_learner_started_by_hand_join_a_stage_that_runs_alone(tmp_pat
             assert engine.wait(20) == 0, engine.text
             assert learner.wait(20) == 0, learner.text
     assert json.loads((run / "result.json").read_text())["steps"] == 2
+
+
+@pytest.mark.fault("an engine is killed while a tool runs", part="engines", by="process")
+def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_are_not_trained(
+    tmp_path: Path,
+) -> None:
+    """Promise: calls go on, later turns run on the engine that comes back, the accounts add up to
+    what engines report, and what the tool appended is in none of them.
+    Bound: the run ends with all its steps.
+    """
+    run = tmp_path / "tool"
+    tool = (
+        "rollout.python.function=tests.launch.jobs:slow_tool",
+        "rollout.python.workers=2",
+        *("learner.overlap=token", "learner.updates=2", "step.count=3", "checkpoint.every=3"),
+    )
+    with train(run, tmp_path / "tool.log", *SIMULATED, *tool) as job:
+        job.until(lambda: steps_done(run) >= 1)
+        job.child("engines.worker").send_signal(signal.SIGKILL)
+        assert job.wait() == 0, job.text
+        assert "engine e0 lost" in job.text
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 3
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"]
+    steps = lines(run / "metrics.jsonl", "step")
+    assert all(step["tokens_appended"] >= 4 and step["turns"] > 0 for step in steps)
+    trained = [
+        member
+        for group in lines(run / "decisions.jsonl", "group")
+        if group["fate"] == "trained"
+        for member in group["members"]
+        if member[5]
+    ]
+    assert sum(member[2] for member in trained) == result["tokens"]["trained"]
+    assert any(member[7:] == [3, 8] for member in trained), "nobody had all its turns"
+    assert "turn_s" in lines(run / "metrics.jsonl", "timing")[-1]["percentiles"]

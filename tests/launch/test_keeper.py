@@ -53,7 +53,7 @@ def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> No
 def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "scratch", lambda owner, name: tmp_path)
+    monkeypatch.setattr(keeper, "shared_directory", lambda owner, name: tmp_path)
     ticket = Ticket(
         control="c",
         data="d",

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.configfile import load
+from pipeline.leftovers import sweep
 from pipeline.runfolder import RunFolder
 from tests.launch.jobs import Job, lines, trained_prompts
 from tests.launch.kill_often import Killer, differences, table, undisturbed
@@ -30,7 +31,8 @@ def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weigh
     """`python -m tests.launch.kill_often` does it as often as one likes.
 
     Promise: resumed each time, the run ends with the prompts, responses and weights of one that was
-    never killed; with nothing to go on from, it says so with status 5.
+    never killed; with nothing to go on from, it says so with status 5; what they have left in
+    memory and in the temporary directory is gone.
     Bound: each run ends within 300 s.
     """
     killer.go()
@@ -38,6 +40,9 @@ def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weigh
     assert len(killer.kills) == 3
     assert killer.ends
     assert not any(killer.ends), killer.ends
+    sweep()  # as a start does; after the last kill there was none
+    assert killer.left
+    assert [path for path in killer.left if path.exists()] == []
     # and a difference would be seen
     others = {name: weight + 1e-6 for name, weight in killer.truth.weights.items()}
     truth = replace(killer.truth, weights=others, groups=killer.truth.groups[1:])

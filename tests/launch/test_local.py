@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,41 +11,17 @@ from typing import Any
 import pytest
 
 from launch import local
-from launch.processes import end_all
+from launch.processes import end_all, engine_environment
+from pipeline import leftovers
 from pipeline.configfile import load
 from pipeline.runfolder import RunFolder
 from tests.launch.jobs import ROOT
 
 
-def dead_pid() -> int:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
-
-
-@pytest.mark.fault("a killed run leaves weights in shared memory", part="disk", by="file")
-def test_weights_of_dead_runs_are_swept_and_those_of_live_ones_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Promise: the sweep removes them; those of live runs and of other users stay.
-    Bound: at the next sweep.
-    """
-    monkeypatch.setattr(local, "SHARED_MEMORY", tmp_path)
-    dead = tmp_path / f"darts-{os.getuid()}-{dead_pid()}-ab12-old"
-    foreign = tmp_path / f"darts-{os.getuid() + 1}-{dead_pid()}-ab12-old"
-    for directory in (dead, foreign):
-        directory.mkdir()
-    live = local.weights_directory(RunFolder(tmp_path / "run"), need_bytes=1)
-    assert stat.S_IMODE(live.stat().st_mode) == 0o700
-    assert local.sweep() == [dead]
-    assert live.exists()
-    assert foreign.exists()
-
-
 def test_weights_go_below_the_run_when_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "none")
     run = RunFolder(tmp_path / "run")
     run.create()
     assert local.weights_directory(run, need_bytes=1).parent == run.path
@@ -90,3 +63,50 @@ def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Pat
     assert told[0].startswith("the stage has been silent for 1 s; where it stands: ")
     assert told[0].endswith("stage.log")
     assert len(told) <= 3, "once a limit, not at every look"
+
+
+def test_sockets_of_vllm_lie_where_the_run_removes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
+    try:
+        place = launcher.children["e0"].environment["VLLM_RPC_BASE_PATH"]
+        assert place == str(launcher.sockets)
+        assert "VLLM_RPC_BASE_PATH" not in launcher.children["l0"].environment
+    finally:
+        shutil.rmtree(launcher.weights)
+        shutil.rmtree(launcher.sockets)
+        launcher._ours.close()
+        launcher._theirs.close()
+    assert engine_environment(Path("/" + "x" * 71)) == {}, "too long for a socket below it"
+
+
+def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up')"
+    stage = launcher.children["stage"]
+    stage.command = ["timeit", "-n", "1", "-s", f"{deaf}; import time; time.sleep(60)", "pass"]
+    try:
+        stage.start()
+        while not stage.tail():
+            time.sleep(0.05)
+        for _ in range(2):
+            launcher._interrupt(signal.SIGINT, None)
+        time.sleep(0.3)
+        assert stage.running
+        launcher._interrupt(signal.SIGINT, None)
+        deadline = time.monotonic() + 10
+        while stage.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert stage.ended() == "killed by SIGKILL"
+    finally:
+        end_all([stage], 0.0)
+        shutil.rmtree(launcher.weights)
+        shutil.rmtree(launcher.sockets)
+        launcher._ours.close()
+        launcher._theirs.close()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from launch.local import sweep
 from launch.meeting import Hello
-from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site, scratch
+from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site
 from pipeline.config import Config, EngineSection, LearnerSection, Nodes
 from pipeline.guard import new_pair
 from pipeline.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
+from pipeline.leftovers import shared_directory
 from pipeline.runfolder import RunFolder
 
 TWO = Config(
@@ -113,24 +114,20 @@ def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
         os.close(int(path.rpartition("/")[2]))
 
 
-def test_a_scratch_directory_is_swept_when_its_owner_is_gone() -> None:
-    mine, gone = scratch(os.getpid(), "test"), scratch(2**22 + 1, "test")  # no such process
-    try:
-        leave_there(mine, Ticket(control="c", data="d"), "model: m")
-        _, stage, _, config = left_there(mine)
-        assert ticket_of(Path(stage)).control == "c"
-        assert Path(config).read_text() == "model: m"
-        assert gone in sweep()
-        assert mine.is_dir()
-    finally:
-        for path in mine.iterdir():
-            path.unlink()
-        mine.rmdir()
-
-
 def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
     wide = msgspec.structs.replace(TWO, nodes=Nodes(interface="0.0.0.0"))
     assert Plan.make(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
     nowhere = msgspec.structs.replace(TWO, nodes=Nodes(interface="eth99"))
     with pytest.raises(TransportError, match="eth99"):
         Plan.make(nowhere, node_of(2))
+
+
+def test_what_is_left_in_a_scratch_directory_is_found_there() -> None:
+    mine = shared_directory(os.getpid(), "test")
+    try:
+        leave_there(mine, Ticket(control="c", data="d"), "model: m")
+        _, stage, _, config = left_there(mine)
+        assert ticket_of(Path(stage)).control == "c"
+        assert Path(config).read_text() == "model: m"
+    finally:
+        shutil.rmtree(mine)

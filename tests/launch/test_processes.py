@@ -85,6 +85,18 @@ def test_an_end_is_collected_once_and_starts_are_counted(program: Callable[[str]
     assert child.tail() == "hello\nhello", "its log goes on"
 
 
+def test_a_child_that_has_run_for_long_begins_to_count_anew(
+    program: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = program("pass")
+    for proved_s, starts in ((600.0, 1), (600.0, 2), (0.0, 1)):
+        monkeypatch.setattr("launch.processes.PROVED_S", proved_s)
+        child.start()
+        until(child.ended)
+        child.collect()
+        assert child.starts == starts
+
+
 def test_the_tail_of_a_log_is_its_last_lines(program: Callable[[str], Child]) -> None:
     child = program("print(*range(100), sep='\\n')")
     assert child.tail() == ""

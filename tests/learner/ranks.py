@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 24
 TEMPERATURE = 0.7
 SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
+RUN_STEPS = 6
+"""`step.count` that the schedules end at."""
 SEVERAL: dict[str, Any] = {"updates": 2, "epochs": 2, "importance": "mask", "importance_cap": 2.5}
 SEVERAL_LOSS: dict[str, Any] = {"clip_low": 0.02, "clip_high": 0.03, "kl": 0.2}
 """Several updates against a reference model, with narrow clips that act within one batch."""
@@ -92,8 +94,13 @@ def make_model(directory: Path, scale: float = 4.0, seed: int = 3) -> Path:
     return directory
 
 
-def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
-    """What each rank wrote down. Raises RuntimeError with the output of a rank that failed."""
+def run_ranks(
+    model: Path, out: Path, world: int, program: str = "tests.learner.ranks"
+) -> list[dict[str, Any]]:
+    """What each rank of a program wrote down.
+
+    Raises RuntimeError with the output of a rank that failed.
+    """
     import torch
 
     out.mkdir(parents=True)
@@ -112,7 +119,7 @@ def run_ranks(model: Path, out: Path, world: int) -> list[dict[str, Any]]:
         with (out / f"rank{rank}.log").open("w") as log:
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.learner.ranks", str(model), str(out)],
+                    [sys.executable, "-m", program, str(model), str(out)],
                     cwd=ROOT,
                     env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=log,
@@ -138,16 +145,22 @@ class Rank:
     """One engine at one ZeRO stage, and what happened to it.
 
     `settings`: of the learner's section; with a `kl` in `loss` the reference model
-    beside MODEL is loaded.
+    beside MODEL is loaded. `adapter`: of a checkpoint, for `lora`.
     """
 
     def __init__(
-        self, model: Path, zero: int, loss: dict[str, Any] | None = None, **settings: Any
+        self,
+        model: Path,
+        zero: int,
+        loss: dict[str, Any] | None = None,
+        adapter: Path | None = None,
+        **settings: Any,
     ) -> None:
         import msgspec
         import torch
 
-        from learner.building import load, step_of
+        from learner import lora
+        from learner.building import checkpoint_layers, load, step_of
         from learner.losses.dapo import Dapo, DapoOptions
         from learner.passes import Passes
         from learner.zero import Zero
@@ -155,7 +168,14 @@ class Rank:
         section = msgspec.structs.replace(SECTION, zero=zero, **settings)
         options, device = DapoOptions(**(loss or {})), torch.device("cpu")
         reference = load(model.parent / "reference", device).eval() if options.kl else None
-        self.zero = Zero(load(model, device), section)
+        net = load(model, device, section.dtype)
+        if section.lora is not None:
+            lora.attach(net, section.lora, model)
+            if adapter is not None:
+                lora.load(net, adapter)
+        if section.gradient_checkpointing:
+            checkpoint_layers(net)
+        self.zero = Zero(net, section, RUN_STEPS)
         self.gradient = step_of(
             Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
             section,
@@ -194,9 +214,10 @@ class Rank:
     def local_gradient(self) -> Any:
         import torch
 
+        sums = [self.zero.sums.of(at) for at in range(len(self.zero.parameters))]
         parts = [
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.detach().flatten()
-            for p in self.zero.module.parameters()
+            torch.zeros_like(p).flatten() if found is None else found.detach().flatten()
+            for p, found in zip(self.zero.parameters, sums, strict=True)
         ]
         return torch.cat(parts)
 
@@ -216,7 +237,7 @@ class Rank:
         return torch.cat(
             [
                 (states[p]["exp_avg"] if states else whole(p, "exp_avg")).detach().flatten()
-                for p in self.zero.module.parameters()
+                for p in self.zero.parameters
             ]
         )
 
@@ -239,7 +260,7 @@ def streamed(model: Path, zero: int, rank: int, world: int, **options: Any) -> d
         if number == 0 and zero < 3:
             found["gradient"], found["computed"] = actor.local_gradient(), actor.computed
         assert actor.close(groups, counted)
-        if number == 0:
+        if number == 0 and "weight_decay" not in options:  # DeepSpeed finds one group's only
             found["momentum"] = actor.momentum(zero)
     return {**found, "weights": actor.weights(), "norms": [m["grad_norm"] for m in actor.metrics]}
 
@@ -359,16 +380,20 @@ def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     return {"weights": actor.weights()}
 
 
-def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[str, Any]:
+def resumed(
+    model: Path, zero: int, rank: int, world: int, out: Path, **settings: Any
+) -> dict[str, Any]:
     """Save in the middle of the third step; finish it here, and again from the checkpoint."""
+    from learner.lora import ADAPTER
     from learner.saving import MODEL, load, save
 
-    actor = Rank(model, zero)
+    actor = Rank(model, zero, **settings)
     for groups in STEPS[:2]:
         assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
     mine = shares(STEPS[2], rank, world, lazy=False)
     counted = actor.add(mine[:1])
-    checkpoint = out / f"checkpoint-{zero}"
+    kind = "".join(f"-{name}" for name in settings)
+    checkpoint = out / f"checkpoint-{zero}{kind}"
     checkpoint.mkdir(exist_ok=True)  # as the stage does, for all ranks
     save(actor.zero, model, checkpoint, 2, actor.updates)
     counted += actor.add(mine[1:])
@@ -376,7 +401,11 @@ def resumed(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[st
     import torch.distributed
 
     torch.distributed.barrier()  # rank 0 writes the model
-    again = Rank(checkpoint / MODEL, zero)
+    adapter = checkpoint / ADAPTER
+    if adapter.is_dir():
+        again = Rank(model, zero, adapter=adapter, **settings)
+    else:
+        again = Rank(checkpoint / MODEL, zero, **settings)
     restored = load(again.zero, checkpoint)
     again.updates = restored.version
     assert again.close(STEPS[2], again.add(mine))

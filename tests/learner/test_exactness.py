@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from learner.forward import micro_batches
 from learner.old import member_logprobs
+from learner.rates import rate
 from learner.split import mini_batches
 from learner.weights import FILE
-from learner.zero import warmed_up
 from pipeline.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (
+    RUN_STEPS,
     SECTION,
     SEVERAL,
     SEVERAL_LOSS,
@@ -137,7 +138,7 @@ class Plain:
         for groups, old in zip(parts, olds, strict=True):
             self.gradient(groups, old)
             for settings in self.optimizer.param_groups:
-                settings["lr"] = warmed_up(SECTION.lr, self.version, SECTION.warmup_steps)
+                settings["lr"] = rate(SECTION, self.version, RUN_STEPS)
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), SECTION.clip_norm)
             self.norms.append(float(norm))
             assert self.norms[-1] > SECTION.clip_norm, "the case must clip"

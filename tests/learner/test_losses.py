@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.forward import token_logprobs
+from learner.head import token_logprobs
 from learner.importance import importance
 from learner.losses import LossBatch
 from learner.losses.dapo import Dapo, DapoOptions, Estimator, divergence

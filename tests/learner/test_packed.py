@@ -13,8 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from learner.attention import NAME, AttentionError, packed_logits
@@ -168,25 +166,6 @@ def test_behaviour_of_another_length_is_refused_by_trajectory():
 
 
 # --- models that cannot --------------------------------------------------------------------
-
-
-def test_model_with_a_sliding_window_is_refused():
-    window = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=24,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            use_sliding_window=True,
-            sliding_window=4,
-            max_window_layers=0,
-        )
-    )
-    with pytest.raises(AttentionError, match="layer 0 needs sliding_window"):
-        logprobs(window, pack_whole([([5], [[6]])], CPU), 1.0)
 
 
 def test_model_with_an_attention_of_its_own_is_refused():

@@ -45,6 +45,8 @@ def by_response(sample: Sampled) -> Any:
             with open(rest, "w") as file:
                 file.write(f"{child.pid} {os.getpid()}")
             time.sleep(600)
+        case "sleep":
+            time.sleep(float(rest))
         case "nan":
             return float("nan")
         case "inf":
@@ -84,6 +86,32 @@ def of_verl(data_source: str, solution_str: str, ground_truth: str, extra_info: 
 
 def of_something_else(first: str, second: str) -> float:
     return 0.0
+
+
+def together(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    """Tells how many it was called with; some responses are bad for all that go with them."""
+    if "raise" in completions:
+        raise ValueError("one of these")
+    if "exit" in completions:
+        os._exit(3)
+    if "hang" in completions:
+        time.sleep(600)
+    return [None if text == "none" else float(len(completions)) for text in completions]
+
+
+class Picky:
+    """A reward plug-in that can use no answer but numbers."""
+
+    def complaint(self, sample: Sampled) -> str:
+        if sample.answer == "raise":
+            raise ValueError("no such unit")
+        return "" if sample.answer.isdigit() else f"found {sample.answer!r}, expected digits"
+
+    def score(self, sample: Sampled) -> float:
+        return 0.0
+
+    def __init__(self, options: object = None) -> None:
+        del options
 
 
 class FailsToBuild:

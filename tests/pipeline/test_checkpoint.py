@@ -329,6 +329,17 @@ def test_prune_leaves_the_newest_and_never_fewer_than_two(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000004"]
 
 
+def test_prune_leaves_the_best_however_old_it_is(tmp_path: Path, states: list[Snapshot]) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, states[-1], step)
+    checkpoint.prune(tmp_path, 2, best=tmp_path / "step-000001")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-000001",
+        "step-000003",
+        "step-000004",
+    ]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path, states: list[Snapshot]) -> None:
     save(tmp_path, states[-1], 2, "a")
     save(tmp_path, states[-1], 2, "b")

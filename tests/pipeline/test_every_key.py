@@ -12,28 +12,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from pipeline import plugins
-from pipeline.config import Config, Section
-from pipeline.configfile import documentation
+from pipeline.configdocs import documentation, sections
 from pipeline.core import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only describes or checks a setting is no reader of it.
-DESCRIBES = {"config.py", "configfile.py", "configrules.py", "docs.py", "listing.py"}
+DESCRIBES = {
+    *("config.py", "configdocs.py", "configpaths.py", "configrules.py"),
+    *("docs.py", "listing.py"),
+}
 SOURCES = [
     ast.parse(path.read_text())
     for package in ("pipeline", "engines", "learner", "launch")
     for path in sorted((ROOT / package).rglob("*.py"))
     if path.name not in DESCRIBES
 ]
-SECTIONS: dict[str, type[Section]] = {
-    item.name: item.type
-    for item in msgspec.structs.fields(Config)
-    if isinstance(item.type, type) and issubclass(item.type, Section)
-}
+SECTIONS = sections()
 
 
 def last_name(node: ast.AST | None) -> str:
@@ -87,11 +84,12 @@ def spread(tree: ast.Module, known: set[str], section: str = "") -> set[str]:
 
 
 def is_section(node: ast.expr, section: str) -> bool:
-    """`config.section`, whoever holds the config."""
+    """`config.section`, whoever holds the config; of a section in another, whoever holds that."""
+    outer, _, name = section.rpartition(".")
     return (
         isinstance(node, ast.Attribute)
-        and node.attr == section
-        and last_name(node.value) in ("config", "_config", "loaded")
+        and node.attr == name
+        and (outer != "" or last_name(node.value) in ("config", "_config", "loaded"))
     )
 
 
@@ -189,7 +187,11 @@ def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: 
 
 def option_is_read(cls: type[Any], field: str) -> bool:
     """Read from an instance named `options` or `_options`, outside of `problems`."""
-    base = cls is plugins.RewardOptions  # the pool reads what guards its workers
+    base = cls in (
+        plugins.WorkerOptions,
+        plugins.RewardOptions,
+        plugins.RolloutOptions,
+    )  # the core's
     trees = SOURCES if base else [ast.parse(Path(inspect.getfile(cls)).read_text())]
     return any(
         isinstance(node, ast.Attribute)

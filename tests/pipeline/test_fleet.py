@@ -54,7 +54,7 @@ def test_after_whatever_engines_do_the_books_are_those_of_a_recount(
             leg += 1
             free = fleet.emptiest()
             if free is not None:
-                fleet.start(free, (leg, 0))
+                fleet.start(free, (leg, 0), 0.0)
         elif engine is not None and action == "dismiss":
             fleet.dismiss(engine)
             if number % 2:
@@ -70,7 +70,7 @@ def test_the_emptiest_engine_comes_first_and_ties_go_by_name() -> None:
         fleet.admit(EngineRecord(name=name, epoch=0, slots=slots))
     order = []
     while (engine := fleet.emptiest()) is not None:
-        fleet.start(engine, (len(order), 0))
+        fleet.start(engine, (len(order), 0), 0.0)
         order.append(engine.name)
     assert order == ["e1", "e2", "e2", "e1", "e2", "e2"]
 
@@ -91,7 +91,7 @@ def test_entries_that_are_void_do_not_pile_up() -> None:
         fleet.admit(engine)
     for turn in range(5000):
         engine = engines[turn % 8]
-        fleet.start(engine, (turn, 0))
+        fleet.start(engine, (turn, 0), 0.0)
         fleet.end(engine, (turn, 0))
     assert len(fleet._free) < 100
 
@@ -100,7 +100,7 @@ def test_entries_that_are_void_do_not_pile_up() -> None:
 
 
 def forgetful_end(self: Fleet, engine: EngineRecord, leg: tuple[int, int]) -> None:
-    engine.legs.remove(leg)
+    del engine.legs[leg]
 
 
 def silent_offer(self: Fleet, engine: EngineRecord) -> None:

@@ -77,7 +77,7 @@ def test_of_each_group_the_longest_wait_is_told_and_of_all_the_longest_few() -> 
     assert [w.seconds for w in waits] == sorted((w.seconds for w in waits), reverse=True)
     assert all(wait.seconds > 60 for wait in waits)
     named = [wait.what.split("group ")[1].split(",")[0] for wait in waits]
-    assert named == ["0", "1", "2", "3"]
+    assert named == [str(number) for number in range(LONGEST_WAITS)]
 
 
 def test_waits_are_looked_for_in_the_oldest_groups_only() -> None:

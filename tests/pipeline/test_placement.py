@@ -115,7 +115,7 @@ def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
 @pytest.mark.fault("an engine answers an abort late", part="engines", by="direct")
 def test_a_slot_is_free_only_when_the_finish_has_arrived_in_band() -> None:
     """Promise: its slot is not given away before the answer has come.
-    Bound: until the answer; nothing hurries it.
+    Bound: until the answer, or the engine is started again (`watch.abort_s`).
     """
     bench = Bench(candidates=3)
     bench.begin(slots=2)

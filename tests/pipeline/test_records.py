@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.events import Place, Report, Tick
+from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.records import SAMPLES_SHOWN, Records
 from pipeline.runfolder import RunFolder
@@ -167,3 +170,71 @@ def test_a_resumed_run_that_ends_before_its_first_step_leaves_the_old_trace(run:
     records.saw(0.0, Tick(), [], 0.0)
     records.close()
     assert run.trace.read_text() == "the old one"
+
+
+@contextmanager
+def files_of(most: int) -> Iterator[None]:
+    """No file of this process grows past so many bytes: as on a full disk, the write that meets the
+    limit is cut short, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.fault("no room for metrics, decisions or logs for a while", part="disk", by="file")
+def test_lines_wait_for_room_and_none_is_cut_in_two(run: RunFolder, records: Records) -> None:
+    """Promise: told once; lines wait in memory and are on file, whole and in their order, when
+    there is room again; a checkpoint in between counts the whole ones alone.
+    Bound: at the next flush.
+    """
+    for step in range(2):
+        records.write("wait", {"step": step})
+    assert records.flush() == []
+    whole = records.sizes()["metrics.jsonl"]
+    with files_of(whole + 10):
+        records.write("wait", {"step": 2})
+        [told] = records.flush()
+        assert "metrics.jsonl: File too large; its lines wait in memory for room" in told
+        assert records.flush() == []
+        assert run.metrics.stat().st_size == whole + 10, "a part of the line is there"
+        assert records.sizes() == {"metrics.jsonl": whole}
+    records.write("wait", {"step": 3})
+    [told] = records.flush()
+    assert told.endswith("there is room again")
+    assert [line["step"] for line in lines(run.metrics)] == [0, 1, 2, 3]
+    assert records.sizes() == {"metrics.jsonl": run.metrics.stat().st_size}
+
+
+def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lines.MOST_KEPT", 100)
+    file = Lines(run.metrics)
+    file.write(b"1\n")
+    with files_of(1):
+        file.flush()
+        for _ in range(10):
+            file.write(b"x" * 49 + b"\n")
+        file.flush()
+        assert (file.full, file.lost) == ("File too large", 9)
+    file.close()
+    assert run.metrics.read_bytes() == b"1\n" + b"x" * 49 + b"\n"
+    assert file.lost == 9
+    full = run.path / "full"
+    full.symlink_to("/dev/full")
+    file = Lines(full)
+    file.write(b"1\n")
+    file.close()
+    assert (file.full, file.lost) == ("No space left on device", 1)
+
+
+def test_samples_that_find_no_room_end_no_run(
+    run: RunFolder, records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run.samples / "step-000003.txt").symlink_to("/dev/full")
+    records.sample("1+1=", "2", 1.0)
+    records.write("eval", {"step": 3, "accuracy": 0.5})
+    assert "no samples of step 3: [Errno 28] No space left on device" in caplog.text

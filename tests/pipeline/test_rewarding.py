@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Plugin
-from pipeline.reward_worker import checked
-from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.reward_results import checked
+from pipeline.rewarding import Figures, RewardFailed, RewardPool, Scored
 from pipeline.testing import sample_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -112,6 +112,57 @@ async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
         assert await eventually(lambda: not runs(worker) and not runs(child))
         assert (pool.statistics().called, pool.statistics().running) == (0, 0)
         assert (await pool.score(sample_of("fine"))).value == 1.0
+
+
+async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
+    async with RewardPool(python("together", batch=4, limit_s=2.0, fail_share=1.0)) as pool:
+
+        async def of(*responses: str) -> list[object]:
+            calls = [pool.score(sample_of(response)) for response in responses]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            return [f.value if isinstance(f, Scored) else str(f) for f in found]
+
+        # the first finds an idle worker; the others wait for it
+        assert await of(*"abcdef") == [1.0, 4.0, 4.0, 4.0, 4.0, 1.0]
+        assert await of("a", "b", "none", "c") == [
+            1.0, 3.0, "reward 'python' has no opinion on it", 3.0
+        ]  # fmt: skip
+        assert pool.statistics().failed == 0
+        for bad, why in (
+            ("raise", "ValueError: one of these"),
+            ("exit", "its worker died twice: exit code 3"),
+            ("hang", "took longer than limit_s 2"),
+        ):
+            assert await of("a", "b", bad, "c") == [1.0, 1.0, why, 1.0], bad
+        assert pool.statistics() == Figures(queued=0, running=0, called=22, failed=3)
+
+
+async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses():
+    async with RewardPool(python("by_response", batch=3)) as pool:
+        first = asyncio.ensure_future(pool.score(sample_of("sleep 0.3")))
+        names = ("sleep 0.1", "fine", "sleep 0.2")
+        calls = [
+            asyncio.ensure_future(pool.score(sample_of(n), trajectory=i))
+            for i, n in enumerate(names)
+        ]
+        await first
+        assert await eventually(lambda: pool.statistics().running == 3)
+        pool.cancel(0)
+        assert pool.statistics().running == 2
+        assert [(await call).value for call in calls[1:]] == [1.0, 1.0]
+        with pytest.raises(asyncio.CancelledError):
+            await calls[0]
+
+
+async def test_a_plugin_is_asked_what_is_wrong_with_the_answers_before_a_run():
+    plugin = Plugin(name="tests.pipeline.reward_functions:Picky")
+    async with RewardPool(plugin) as pool:
+        answers = [sample_of("", answer=answer) for answer in ("3", "three")]
+        assert await pool.check(answers) == ["", "found 'three', expected digits"]
+        with pytest.raises(RewardFailed, match="no such unit"):
+            await pool.check([sample_of("", answer="raise")])
+    async with RewardPool(Plugin(name="exact")) as pool:
+        assert await pool.check(answers) == [], "it checks none"
 
 
 async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline import snapshot
 from pipeline.coordinator import Phase
+from pipeline.core import EvalSet
 from pipeline.events import (
     Checkpointed,
     Cut,
@@ -17,6 +19,7 @@ from pipeline.events import (
     LearnerJoined,
     Place,
     Report,
+    RewardMissing,
     RewardReady,
     ShutDown,
     StepApplied,
@@ -266,3 +269,83 @@ def test_halt_in_an_evaluation_leaves_it_out_and_it_begins_again() -> None:
     snapshot.restore(again.coordinator, saved, 0.0)
     commands = again.begin()
     assert [c.kind for c in only(commands, Place)] == ["eval", "eval"]
+
+
+AIME = EvalSet(name="aime", first=1, count=2, samples=2, k=(1, 2))
+SETS = (EvalSet(name="", first=0, count=1, samples=1, k=(1,)), AIME)
+
+
+def test_each_set_has_its_own_samples_figures_and_greedy_ones() -> None:
+    bench = Bench(steps=0, held_out=3, eval_every=1, eval_sets=SETS, eval_greedy=True)
+    places = only(bench.begin(slots=20), Place)
+    assert [(p.prompt, p.greedy) for p in places] == [
+        (0, False), (0, True),
+        (1, False), (1, False), (1, True), (2, False), (2, False), (2, True),
+    ]  # fmt: skip
+    rewards = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.5]
+    for place, value in zip(places, rewards, strict=True):
+        bench.tokens(place.trajectory, 2, "stop")
+        bench.reward(place.trajectory, value)
+    [found] = evaluations(bench)
+    assert (found["accuracy"], found["pass@1"], found["greedy"]) == (1.0, 1.0, 0.0)
+    aime = found["sets"]["aime"]
+    assert (aime["accuracy"], aime["pass@1"], aime["pass@2"]) == (0.25, 0.25, 0.5)
+    assert (aime["greedy"], aime["samples"], found["other_version"]) == (0.75, 4, 0)
+    assert bench.over is not None
+
+
+def test_a_response_counts_as_correct_from_a_reward_on_and_missing_ones_do_not_count() -> None:
+    sets = (msgspec.structs.replace(AIME, first=0, count=2, samples=3, k=(2,)),)
+    bench = Bench(steps=0, held_out=2, eval_every=1, eval_sets=sets, eval_correct=0.5)
+    bench.begin(slots=20)
+    for trajectory, value in enumerate((0.5, 0.4, 0.0, 0.9, None, None)):
+        bench.tokens(trajectory, 2, "stop")
+        if value is None:
+            bench.handle(RewardMissing(trajectory=trajectory, why="it failed"))
+        else:
+            bench.reward(trajectory, value)
+    [found] = evaluations(bench)
+    assert found["sets"]["aime"]["pass@2"] == pytest.approx(2 / 3), "the second has one sample left"
+    assert (found["accuracy"], found["missing"]) == (0.45, 2), "the first set stands for the run"
+
+
+def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -> None:
+    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="accuracy")
+    bench.begin(slots=30)
+    evaluate(bench, 1.0)  # nothing is trained yet: never the best
+    cuts: list[int] = []
+    for value in (0.25, 0.5, 0.5, 0.75):
+        group = next(g for g in bench.core.groups.values() if g.kind == "train")
+        bench.learn(bench.train_one(group.id))
+        bench.serve()
+        if value == 0.5 and len(cuts) == 1:  # the disk is slow
+            evaluate(bench, value)
+            assert bench.coordinator.phase is Phase.EVALUATING
+            bench.handle(Checkpointed(step=1))
+        else:
+            evaluate(bench, value)
+        new = [c.step for c in only(bench.everything, Cut)][len(cuts) :]
+        cuts += new
+        if new and new != [1]:
+            bench.handle(Checkpointed(step=new[-1]))
+    assert cuts == [1, 2, 4], "of equal ones the earlier is kept"
+    assert bench.coordinator.evaluations.ranked() == [4, 2, 3, 1]
+    assert bench.over == ShutDown(error="")
+
+
+def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None:
+    bench = Bench(steps=2)
+    bench.begin()
+    first, second = [m.id for m in bench.core.groups[0].members][:2]
+    for trajectory, parts in ((first, {"math": 1.0, "brief": 0.5}), (second, {"math": 0.0})):
+        bench.tokens(trajectory, 3, "stop")
+        value = sum(parts.values())
+        bench.handle(RewardReady(trajectory=trajectory, value=value, parts=parts))
+    saved = snapshot.take(bench.coordinator)
+    assert saved.parts == {"math": (1.0, 2), "brief": (0.5, 1)}
+    other = Bench(steps=2)
+    snapshot.restore(other.coordinator, saved, 0.0)
+    assert other.coordinator.roster.parts == saved.parts
+    bench.learn(bench.ask(0, Finalize((first, second))))
+    [step] = [r.fields for r in only(bench.everything, Report) if r.what == "step"]
+    assert step["parts"] == {"brief": 0.5, "math": 0.5}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline import checkpoint, saving
@@ -31,9 +33,9 @@ class Bureau:
         self.bench.handle(Halt())
         self.ended: list[Checkpointed] = []
         self._over = asyncio.Event()
-        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self._done, {"seed": "0"})
+        self.saver = Saver(self.bench.coordinator, folder, 3, ranks, self.note, {"seed": "0"})
 
-    def _done(self, event: Checkpointed) -> None:
+    def note(self, event: Checkpointed) -> None:
         self.ended.append(event)
         self._over.set()
 
@@ -85,17 +87,83 @@ async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) 
 )
 async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     """Promise: the checkpoint is given up, the rank is named, and nothing of it is left.
-    Bound: `LIMIT_S` (300 s; the test moves the clock).
+    Bound: when the coordinator says so, after `watch.checkpoint_s`.
     """
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     bureau.saver.rank_saved(Path(save.directory), 0, "")
-    bureau.saver.check(0.0)
-    assert bureau.ended == []
-    bureau.saver.check(float("inf"))
+    bureau.saver.give_up(300.0)
     [ended] = bureau.ended
-    assert ended.error == f"no answer from ranks [1] within {saving.LIMIT_S:.0f} s"
+    assert ended.error == "no answer from ranks [1] within 300 s"
     assert list(tmp_path.iterdir()) == []
+    bureau.saver.give_up(300.0)  # none is being written
+    assert bureau.ended == [ended]
+
+
+async def test_a_disk_that_does_not_answer_ends_the_wait_and_what_comes_late_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, done, commit = threading.Event(), threading.Event(), checkpoint.commit
+
+    def late(*arguments: Any) -> Path:
+        answer.wait(20)
+        committed = commit(*arguments)
+        done.set()
+        return committed
+
+    monkeypatch.setattr(checkpoint, "commit", late)
+    bureau = Bureau(tmp_path, ranks=1)
+    bureau.saver.rank_saved(Path(bureau.begin().directory), 0, "")
+    bureau.saver.give_up(300.0)
+    assert bureau.ended == [Checkpointed(step=0, error="the disk has not taken it within 300 s")]
+    answer.set()
+    await asyncio.to_thread(done.wait, 20)
+    checkpoint.verify(checkpoint.committed(tmp_path)[0])
+    await asyncio.sleep(0.1)
+    assert len(bureau.ended) == 1, "nobody waits for it any more"
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("less room on the disk than a checkpoint takes", part="disk", by="file")
+async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
+    tmp_path: Path,
+) -> None:
+    """Promise: no rank is asked and nothing is written; the warning says how many bytes it needs
+    and how many are free, the older checkpoint stays, and the next one is written once there is
+    room.
+    Bound: at the cut.
+    """
+    bureau = Bureau(tmp_path, ranks=1)
+    free = [1000]
+    saver = bureau.saver = Saver(
+        bureau.bench.coordinator,
+        tmp_path / "checkpoints",
+        *(3, 1, bureau.note, {"seed": "0"}),
+        least=1001,
+        free=lambda directory: free[0],
+    )
+    assert saver.begin(0, 0, ABOUT) is None
+    refused = (await bureau.end()).error
+    assert f"it needs 1001 bytes, 1000 are free in {tmp_path}" in refused
+    assert list(tmp_path.iterdir()) == []
+    free[0] = 1001
+    assert (await saved(bureau, b"x" * 100_000)).error == ""
+    needed = int(1.2 * saving.size_of(tmp_path / "checkpoints" / "step-000000"))
+    assert needed > 120_000
+    free[0] = needed - 1
+    bureau.bench.core.step = 1
+    assert saver.begin(1, 1, ABOUT) is None
+    refused = (await bureau.end()).error
+    assert f"it needs {needed} bytes, {needed - 1} are free" in refused
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000000"]
+    free[0] = needed
+    assert (await saved(bureau, b"x" * 100_000)).error == ""
+
+
+async def test_free_bytes_are_those_of_the_disk_that_checkpoints_are_on(small_disk: Path) -> None:
+    assert 0 < saving.free_bytes(small_disk) <= SMALL
 
 
 @pytest.mark.fault("the ledger is off when a checkpoint is due", part="checkpoints", by="file")
@@ -191,3 +259,21 @@ async def test_state_that_cannot_be_encoded_names_the_plugin(
     [ended] = bureau.ended
     assert ended.error.startswith("the state of selector Scripted: ")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_best_step_that_has_a_checkpoint_is_never_pruned(tmp_path: Path) -> None:
+    bureau = Bureau(tmp_path, ranks=1)
+    core = bureau.bench.core
+    core.settings = msgspec.structs.replace(core.settings, eval_best="accuracy")
+    figures = {2: 0.5, 3: 0.9, 4: 0.5, 5: 0.1, 6: 0.2, 7: 0.95, 8: 0.3}
+    for step, accuracy in figures.items():
+        bureau.bench.coordinator.evaluations.history.append({"step": step, "accuracy": accuracy})
+        if step == 7:
+            continue  # the best of all, but its checkpoint failed
+        core.step = step
+        save = bureau.saver.begin(step, step, ABOUT)
+        assert save is not None
+        bureau.saver.rank_saved(Path(save.directory), 0, "")
+        assert (await bureau.end()).error == ""
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [checkpoint.name_of(step) for step in (3, 5, 6, 8)]

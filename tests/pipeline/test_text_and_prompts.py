@@ -133,7 +133,7 @@ def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path, tokenizer: To
     path.write_text('{"prompt": 1}\n')
     with pytest.raises(DataError, match=r"no usable prompt; first: .*:1: prompt is a number"):
         load_held_out(Data(held_out=str(path), bad_lines="skip"), tokenizer, 128)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         load_train(Data(train=str(tmp_path / "none.jsonl")), tokenizer, 128)
 
 
@@ -144,7 +144,7 @@ def test_a_line_without_an_end_is_not_read_to_it(
     """Promise: it is refused by its number, unread past the limit.
     Bound: while it is loaded.
     """
-    monkeypatch.setattr("pipeline.prompts._LINE_BYTES", 100)
+    monkeypatch.setattr("pipeline.datafiles._LINE_BYTES", 100)
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "' + "1" * 1000)
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 100 bytes"):

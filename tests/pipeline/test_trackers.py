@@ -1,7 +1,7 @@
 """Where numbers go beside the run's files: what is sent, and what is said when it cannot be.
 
-wandb itself is not installed here: its adapter is tested with a stand-in module that
-records the calls. Prometheus is read over HTTP.
+wandb and trackio are not installed here: their adapters are tested with stand-in modules that
+record the calls. MLflow writes into a real store of files. Prometheus is read over HTTP.
 """
 
 from __future__ import annotations
@@ -305,3 +305,120 @@ def test_without_the_package_the_key_and_the_extra_are_named(
     assert "pip install 'darts-rl[wandb]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
         trackers.start(config_of(wandb="sums"), run)
+
+
+# --- MLflow -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A client of a store of files, which mlflow-skinny can write; servers are the usual way."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/store")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"file://{tmp_path}/store")
+
+
+def test_mlflow_has_the_settings_and_the_figures_over_steps_and_a_resume_goes_on(
+    run: RunFolder, mlflow: Any
+) -> None:
+    config = config_of(mlflow="sums")
+    for resumed_step, step in ((-1, 3), (3, 4)):
+        records = Records(run, trackers=trackers.start(config, run, resumed_step))
+        records.write("step", {**STEP, "step": step})
+        records.write("eval", {"step": step, "accuracy": 0.5, "pass@4": 0.75})
+        records.live(NOW)
+        records.close()
+    [experiment] = [e for e in mlflow.search_experiments() if e.name == "sums"]
+    [found] = mlflow.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("r", "FINISHED")
+    assert found.data.params["step.prompts"] == "16"
+    assert found.data.metrics["step/learner/loss"] == -0.1
+    assert found.data.metrics["eval/pass_4"] == 0.75
+    history = mlflow.get_metric_history(found.info.run_id, "step/reward")
+    assert [(m.step, m.value) for m in history] == [(3, 0.5), (4, 0.5)]
+
+
+def test_mlflow_that_fails_in_a_run_is_left_out_and_ends_nothing(
+    run: RunFolder, mlflow: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    [tracker] = started = trackers.start(config_of(mlflow="sums"), run)
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tracker, "_client", mlflow)
+    monkeypatch.setattr(mlflow, "log_batch", refuse)
+    every = trackers.Trackers(started)
+    every.figures("step", 1, {"reward": 0.5})
+    tracker._thread.shutdown(wait=True)  # type: ignore[attr-defined]
+    every.figures("step", 2, {"reward": 0.5})
+    assert "Mlflow failed and gets no more figures" in caplog.text
+    assert "no space left on device" in caplog.text
+    every.figures("step", 3, {"reward": 0.5})
+    every.close()
+    assert caplog.text.count("Mlflow failed") == 1
+
+
+def test_what_mlflow_refuses_is_an_error_that_names_key_and_cure(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    with pytest.raises(trackers.TrackerError) as caught:
+        trackers.start(config_of(mlflow="sums"), run)
+    assert str(caught.value).startswith("metrics.mlflow: ")
+    assert "set MLFLOW_TRACKING_URI to a server" in str(caught.value)
+
+
+# --- trackio ----------------------------------------------------------------------------
+
+
+class TrackioStandIn(ModuleType):
+    """`trackio` as far as the adapter uses it; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.inits: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, Mapping[str, Any]]] = []
+        self.finished = 0
+
+    def init(self, **given: Any) -> None:
+        self.inits.append(given)
+
+    def log(self, numbers: Mapping[str, Any], step: int) -> None:
+        self.logged.append((step, numbers))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_trackio_gets_the_runs_name_and_figures_over_steps(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = TrackioStandIn()
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    records = Records(run, trackers=trackers.start(config_of(trackio="sums"), run))
+    records.write("step", STEP)
+    records.live(NOW)
+    records.close()
+    [init] = module.inits
+    assert (init["project"], init["name"], init["resume"]) == ("sums", "r", "allow")
+    [(step, numbers)] = module.logged
+    assert (step, numbers["step/reward"], numbers["step/learner/loss"]) == (3, 0.5, -0.1)
+    assert module.finished == 1
+
+
+@pytest.mark.parametrize("package", ["mlflow", "trackio"])
+def test_a_tracker_without_its_package_is_told_of_before_anything_starts(
+    run: RunFolder, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    [complaint] = trackers.complaints(config_of(**{package: "sums"}).metrics)
+    assert complaint.startswith(f"metrics.{package}: found 'sums'")
+    assert f"pip install 'darts-rl[{package}]'" in complaint
+    with pytest.raises(trackers.TrackerError, match="pip install"):
+        trackers.start(config_of(**{package: "sums"}), run)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import queue
 import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -343,3 +344,41 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
         hub.close()
 
     asyncio.run(everything())
+
+
+DEAF_PEER = """
+import sys, time
+from pathlib import Path
+from pipeline.link import Link
+from pipeline.messages import PROTOCOL, Join
+join = Join(protocol=PROTOCOL, role="engine", name="e0", slots=1)
+Link(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, deaf_s=0.5).start()
+time.sleep(60)
+"""
+
+
+@pytest.mark.fault(
+    "a peer whose loop hangs is told to end, and no launcher watches it", part="peers", by="process"
+)
+async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_link(
+    hub: Hub,
+) -> None:
+    """Promise: its connection's thread ends the process, if there was a reason to end it.
+    Bound: `DEAF_S` (20 s, here 0.5 s) after the word.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DEAF_PEER, str(hub.directory)
+    )
+    try:
+        identity, _ = await heard(hub, lambda m: isinstance(m, Join))
+        hub.send(identity, WELCOME)
+        hub.send(identity, Shutdown(why=""))
+        await asyncio.sleep(1.0)
+        assert process.returncode is None, "no fault: it may take its time"
+        hub.send(identity, Shutdown(why="it stands still"))
+        async with asyncio.timeout(SECONDS):
+            assert await process.wait() == links.DEAF
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

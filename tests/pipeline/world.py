@@ -19,6 +19,7 @@ from pipeline.core import Seams, Settings
 from pipeline.events import (
     AnyCommand,
     AnyEvent,
+    AskRollout,
     Checkpointed,
     Cut,
     EndLegs,
@@ -44,6 +45,10 @@ from pipeline.events import (
     Train,
     Trained,
     TrainingFailed,
+    TurnAnswered,
+    TurnFailed,
+    UnaskRollout,
+    Uncut,
     Unhint,
     Unjudge,
     VersionPublished,
@@ -54,6 +59,7 @@ from pipeline.messages import ChunkHead
 from pipeline.simulation.invariants import check
 
 EOS = 1
+APPENDED = 7  # by a rollout: no engine samples it
 
 
 def settings_of(**changes: Any) -> Settings:
@@ -189,6 +195,7 @@ class World:
         self.log: list[AnyEvent] = []
         self.commands: list[AnyCommand] = []
         self.rewards: dict[int, Judge] = {}
+        self.questions: dict[int, AskRollout] = {}
         self.learner: dict[int, list[Any]] = {r: [] for r in range(self.settings.ranks)}
         self.version = 0
         # what happened after the cut that a run goes on from has not happened to it
@@ -225,6 +232,10 @@ class World:
                 self.rewards[command.trajectory] = command
             case Unjudge():
                 self.rewards.pop(command.trajectory, None)
+            case AskRollout():
+                self.questions[command.trajectory] = command
+            case UnaskRollout():
+                self.questions.pop(command.trajectory, None)
             case Train():
                 self._assert_young(command)
                 self.learner[command.rank].append(command)
@@ -252,13 +263,16 @@ class World:
                 self.reports.append(command)
             case ShutDown():
                 self.over = command
-            case Hint() | Unhint():
-                pass  # read from `commands` by the tests of hints
+            case Hint() | Unhint() | Uncut():
+                pass  # no cut lasts here; hints are read from `commands` by the tests of hints
 
     def _assert_young(self, command: Train) -> None:
         core = self.coordinator.core
         group = core.groups[command.group]
         for member in command.members:
+            response = np.frombuffer(member.response, "<i4")
+            appended = [i for first, count in member.appended for i in range(first, first + count)]
+            assert np.flatnonzero(response == APPENDED).tolist() == appended
             found = group.member(member.trajectory)
             assert found is not None
             oldest = core.version - self.settings.max_staleness
@@ -294,6 +308,7 @@ class World:
         rng = self.rng
         choices: list[str] = ["tick"] + ["sample", "frame"] * 3
         choices += ["reward"] * 2 if self.rewards else []
+        choices += ["rollout"] * 2 if self.questions else []
         choices += ["learn"] * 2 if any(self.learner.values()) else []
         choices += ["load"] if self.loads else []
         choices += ["join"] if self.away else []
@@ -326,6 +341,17 @@ class World:
         else:
             self.tell(RewardReady(trajectory=trajectory, value=float(self.rng.random() < 0.5)))
 
+    def _rollout(self, chaos: bool) -> None:
+        asked = self.questions.pop(self.rng.choice(list(self.questions)))
+        trajectory, turn = asked.trajectory, asked.turn
+        if chaos and self.rng.random() < self.reward_faults:
+            self.tell(TurnFailed(trajectory=trajectory, turn=turn, why="it raised"))
+        elif self.rng.random() < 0.3:
+            self.tell(TurnAnswered(trajectory=trajectory, turn=turn, over=True))
+        else:
+            tokens = np.full(self.rng.randint(0, 4), APPENDED, "<i4").tobytes()
+            self.tell(TurnAnswered(trajectory=trajectory, turn=turn, over=False, tokens=tokens))
+
     def _learn(self, chaos: bool) -> None:
         rank = self.rng.choice([r for r, queue in self.learner.items() if queue])
         command = self.learner[rank][0]
@@ -335,7 +361,7 @@ class World:
             if chaos and self.rng.random() < self.learner_faults:
                 self.tell(TrainingFailed(rank=rank, group=command.group, why="loss is nan"))
                 return
-            tokens = sum(m.weight * len(m.response) / 4 for m in command.members)
+            tokens = sum(m.weight * m.sampled for m in command.members)
             self.tell(Trained(rank=rank, group=command.group, tokens=tokens))
             return
         if all(queue and isinstance(queue[0], FinishStep) for queue in self.learner.values()):

@@ -61,6 +61,13 @@ def by_response(sample: Sampled) -> Any:
         case "spin":
             while True:
                 pass
+        case "fork":
+            for _ in range(2000):  # without end, but for the machine that a failing test runs on
+                if os.fork() == 0:
+                    os.setsid()
+                    time.sleep(60)
+                    os._exit(0)
+            time.sleep(60)
         case "return":
             return "x" * (100 << 20)
         case "parts":

@@ -158,7 +158,7 @@ def test_an_engine_cannot_touch_the_legs_of_another() -> None:
     theirs = next(t for t in bench.core.trajectories.values() if t.engine == "e1")
     bench.tokens(theirs.id, 3, "stop", engine="e0")
     assert (theirs.state, theirs.held) == (State.RUNNING, 0)
-    assert bench.coordinator.placement.engines["e1"].legs == {(theirs.id, 0)}
+    assert set(bench.coordinator.placement.engines["e1"].legs) == {(theirs.id, 0)}
     assert bench.accounts == {"aborted": 3}
 
 

@@ -16,9 +16,10 @@ import pytest
 
 from engines.weights import FILE, WeightReceiver, WeightsError
 from launch.cli import _joined
-from launch.local import SHARED_MEMORY, weights_directory
+from launch.local import weights_directory
 from launch.processes import Child
 from pipeline.keys import TransportError
+from pipeline.leftovers import SHARED_MEMORY
 from pipeline.messages import Manifest
 from pipeline.private import is_ours, make_private
 from pipeline.runfolder import RunFolder

@@ -43,7 +43,7 @@ NASTY: dict[str, str] = {
     "a;rm -rf b": "run peer manifest config",
     "`id`": "run peer manifest config",
     "a:b": "run peer manifest config",
-    "*": "run peer manifest config",
+    "*": "run peer manifest",  # a pattern, of data
     LONG: "run peer manifest config",
     f"a/{LONG}": "run peer manifest config",
     "r\u00fcn": "run peer manifest config",

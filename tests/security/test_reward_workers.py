@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.config import Plugin
-from pipeline.confinement import scrubbed
+from pipeline.confinement import MARK, scrubbed
 from pipeline.plugins import RewardOptions
 from pipeline.reward_process import OUTPUT_BYTES
 from pipeline.rewarding import RewardFailed, RewardPool
@@ -20,6 +22,7 @@ from pipeline.testing import sample_of
 from tests.pipeline.test_rewarding import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)
+TEST = "PYTEST_CURRENT_TEST"  # pytest's own variable
 SECRETS = {
     "HF_TOKEN": "hf_123",
     "HUGGING_FACE_HUB_TOKEN": "hf_123",
@@ -125,6 +128,32 @@ async def test_a_call_that_spins_is_killed_by_its_cpu_seconds() -> None:
             await pool.score(sample_of("spin"))
 
 
+@pytest.mark.fault("a reward that forks without end", part="rewards", by="process")
+async def test_a_call_that_forks_without_end_is_killed_with_all_that_it_has_started() -> None:
+    """Promise: the call fails with the reason, every one of them ends, in whichever session it is,
+    and the next call is served.
+    Bound: `processes` (here 16) and a tenth of a second; 20 s for their ends.
+    """
+    async with RewardPool(plugin(processes=16)) as pool:
+        with pytest.raises(RewardFailed, match="it had started more than 16 processes"):
+            await pool.score(sample_of("fork"))
+        assert (await pool.score(sample_of("fine"))).value == 1.0
+        [worker] = pool._idle
+        assert await eventually(lambda: len(forked()) == 1, 20)
+        assert forked()[0].pid == worker._process.pid
+
+
+def forked() -> list[psutil.Process]:
+    """The workers of this test and what they have started, whoever is its parent now."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            theirs = process.environ()
+            if MARK in theirs and theirs.get(TEST) == os.environ[TEST]:
+                found.append(process)
+    return found
+
+
 @pytest.mark.fault("a reward prints 200 MiB", part="rewards", by="process")
 async def test_of_what_a_call_prints_the_first_part_is_logged_and_memory_stays_flat(
     pool: RewardPool, caplog: pytest.LogCaptureFixture
@@ -169,7 +198,9 @@ async def test_a_reward_that_imports_torch_works_under_the_default_limits() -> N
         assert (await pool.score(sample_of("x"))).value == 3.0
 
 
-@pytest.mark.parametrize("name,value", [("memory_gib", 0.1), ("cpu_s", -1), ("open_files", 3)])
+@pytest.mark.parametrize(
+    "name,value", [("memory_gib", 0.1), ("cpu_s", -1), ("open_files", 3), ("processes", -1)]
+)
 def test_a_limit_that_leaves_no_room_is_a_problem_of_the_configuration(
     name: str, value: Any
 ) -> None:

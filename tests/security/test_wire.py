@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import zmq
 
-from pipeline import assembly, guard
+from pipeline import assembly, evalsets, guard
 from pipeline.codec import MAX_REPORT_BYTES, decode_tokens, encode
 from pipeline.config import Plugin
 from pipeline.configfile import load
@@ -35,7 +35,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
-from pipeline.prompts import load_held_out, load_train
+from pipeline.prompts import load_train
 from pipeline.rewarding import RewardPool
 from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
@@ -228,15 +228,15 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
     run.create()
     (weights := folder / "weights").mkdir()
     tokenizer = Tokenizer(Path(config.model))
-    limit = config.sampling.max_tokens
-    train, held_out = (read(config.data, tokenizer, limit) for read in (load_train, load_held_out))
+    train = load_train(config.data, tokenizer, config.sampling.max_tokens)
+    held_out = evalsets.load(config, tokenizer)
     parts = Parts(
         config=config,
         run=run,
         hub=Hub(folder / "s"),
         coordinator=assembly.coordinator(config, tokenizer, train, held_out),
         tokenizer=tokenizer,
-        data={"train": train, "eval": held_out},
+        data={"train": train, "eval": held_out.data},
         incarnation=1,
         weights=weights,
         resumed_step=-1,

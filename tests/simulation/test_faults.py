@@ -18,7 +18,8 @@ from pipeline.ledger import Ledger
 from pipeline.placement import Placement
 from pipeline.selection import Selection
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world
-from pipeline.simulation.faults import Faulty, What
+from pipeline.simulation.faults import Faulty
+from pipeline.simulation.plans import HANGS, What
 from pipeline.steps import Steps
 
 SEEDS = 1000
@@ -108,6 +109,8 @@ def test_faults_go_on_to_the_end_in_chaos_and_end_in_heal():
 
 def test_every_kind_of_fault_is_in_some_plan():
     kinds = {fault.what for seed in range(200) for fault in world(seed, Mode.CHAOS).faults}
+    assert kinds == set(What) - set(HANGS)
+    kinds = {fault.what for seed in range(200) for fault in world(seed, Mode.HANG).faults}
     assert kinds == set(What)
 
 

@@ -1,4 +1,4 @@
-"""vLLM's numbers against a plain forward of transformers, before and after new weights.
+"""Engines' numbers against a plain forward of transformers, before and after new weights.
 
 Shapes: T tokens of prompt and response, V vocabulary.
 """
@@ -15,15 +15,21 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from engines.base import Delta, Sampling
-from engines.vllm import VllmEngine
+from engines.base import Delta, Engine, Sampling
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = [5, 6, 7, 8]
 PROBE = [2 + (7 * i) % 22 for i in range(40)]
 LIMIT = 1e-3
 _ids, _versions = count(), count(10)
+
+
+@pytest.fixture(
+    params=["transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])]
+)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return request.getfixturevalue(f"{request.param}_engine")
 
 
 def model_of(directory: Path, noise: float = 0.0) -> Any:
@@ -53,7 +59,7 @@ def logprobs_of(model: Any, tokens: Sequence[int], temperature: float) -> list[f
 
 
 async def sample(
-    engine: VllmEngine, temperature: float, seeds: range, started: asyncio.Event | None = None
+    engine: Engine, temperature: float, seeds: range, started: asyncio.Event | None = None
 ) -> list[list[Delta]]:
     """Responses of all seeds at once; `started` is set when one has come to its second delta."""
 
@@ -91,7 +97,7 @@ def largest_gap(models: dict[int | None, Any], deltas: list[Delta], temperature:
     return gap
 
 
-async def load(engine: VllmEngine, directory: str) -> int:
+async def load(engine: Engine, directory: str) -> int:
     version = next(_versions)
     await engine.load_weights(directory, version)
     return version
@@ -99,19 +105,19 @@ async def load(engine: VllmEngine, directory: str) -> int:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_sampled_logprobs_are_those_of_transformers_before_and_after_new_weights(
-    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+    engine: Engine, model_directory: Path, tmp_path: Path, temperature: float
 ):
     for noise in (0.0, 0.3):
         model = model_of(model_directory, noise)
-        version = await load(vllm_engine, publish(model, tmp_path))
-        for deltas in await sample(vllm_engine, temperature, range(12)):
+        version = await load(engine, publish(model, tmp_path))
+        for deltas in await sample(engine, temperature, range(12)):
             assert {delta.version for delta in deltas} == {version}
             assert largest_gap({version: model}, deltas, temperature) < LIMIT
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_a_response_that_meets_new_weights_is_cut_where_they_came_and_exact_on_both_sides(
-    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+    engine: Engine, model_directory: Path, tmp_path: Path, temperature: float
 ):
     models: dict[int | None, Any] = {}
     directories: list[str] = []
@@ -121,11 +127,11 @@ async def test_a_response_that_meets_new_weights_is_cut_where_they_came_and_exac
     mixed: list[list[Delta]] = []
     responses: list[list[Delta]] = []
     for _ in range(3):  # a machine that stands still for a second misses the moment
-        models[await load(vllm_engine, directories[0])] = model_of(model_directory, 0.0)
+        models[await load(engine, directories[0])] = model_of(model_directory, 0.0)
         started = asyncio.Event()
-        running = asyncio.create_task(sample(vllm_engine, temperature, range(100, 116), started))
+        running = asyncio.create_task(sample(engine, temperature, range(100, 116), started))
         await started.wait()
-        models[await load(vllm_engine, directories[1])] = model_of(model_directory, 0.3)
+        models[await load(engine, directories[1])] = model_of(model_directory, 0.3)
         responses = await running
         mixed = [r for r in responses if len({delta.version for delta in r}) == 2]
         if mixed:
@@ -137,11 +143,11 @@ async def test_a_response_that_meets_new_weights_is_cut_where_they_came_and_exac
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_the_probe_is_exact_and_finds_stale_weights(
-    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path, temperature: float
+    engine: Engine, model_directory: Path, tmp_path: Path, temperature: float
 ):
     old, new = model_of(model_directory), model_of(model_directory, 0.3)
-    await load(vllm_engine, publish(new, tmp_path))
-    found = await vllm_engine.logprobs(PROBE, temperature)
+    await load(engine, publish(new, tmp_path))
+    found = await engine.logprobs(PROBE, temperature)
     answered = [i for i, logprob in enumerate(found) if not math.isnan(logprob)]
     assert len(found) == len(PROBE) - 1
     assert len(answered) >= 8
@@ -151,14 +157,14 @@ async def test_the_probe_is_exact_and_finds_stale_weights(
 
 
 async def test_the_probe_is_exact_while_every_slot_is_taken(
-    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path
+    engine: Engine, model_directory: Path, tmp_path: Path
 ):
     model = model_of(model_directory, 0.3)
-    version = await load(vllm_engine, publish(model, tmp_path))
+    version = await load(engine, publish(model, tmp_path))
     started = asyncio.Event()
-    running = asyncio.create_task(sample(vllm_engine, 1.0, range(200, 216), started))
+    running = asyncio.create_task(sample(engine, 1.0, range(200, 216), started))
     await started.wait()
-    found = await vllm_engine.logprobs(PROBE, 0.7)
+    found = await engine.logprobs(PROBE, 0.7)
     assert not running.done()
     expected = logprobs_of(model, PROBE, 0.7)
     gaps = [abs(a - b) for a, b in zip(found, expected, strict=True) if not math.isnan(a)]
@@ -168,7 +174,7 @@ async def test_the_probe_is_exact_while_every_slot_is_taken(
 
 
 async def test_new_weights_may_come_with_more_tokens_in_flight_than_one_prefill_takes(
-    vllm_engine: VllmEngine, model_directory: Path, tmp_path: Path
+    engine: Engine, model_directory: Path, tmp_path: Path
 ):
     directory = publish(model_of(model_directory), tmp_path)
     held = dict.fromkeys(range(16), 0)
@@ -184,7 +190,7 @@ async def test_new_weights_may_come_with_more_tokens_in_flight_than_one_prefill_
             ignore_stop=True,
         )
         finish = ""
-        async for delta in vllm_engine.generate(sampling):
+        async for delta in engine.generate(sampling):
             held[number] += len(delta.tokens)
             if min(held.values()) > 400:
                 many.set()
@@ -193,6 +199,6 @@ async def test_new_weights_may_come_with_more_tokens_in_flight_than_one_prefill_
 
     running = [asyncio.create_task(one(number)) for number in held]
     await many.wait()
-    await load(vllm_engine, directory)
+    await load(engine, directory)
     assert not any(task.done() for task in running)
     assert await asyncio.gather(*running) == ["length"] * 16

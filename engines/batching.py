@@ -1,0 +1,238 @@
+"""transformers' continuous batching and its model, behind the few things an engine needs of it.
+
+All names of the library that are its own are used here and in `engines.drawing`
+and `engines.attention`, for 5.17 and 5.19. Invariant: the model is never written
+to while it computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
+from transformers.utils import logging as chatter
+
+from engines import attention
+from engines.base import EngineError
+from engines.drawing import Draw, Drawing
+from pipeline.config import EngineSection
+from pipeline.cores import CoresError, engine_cores
+
+log = logging.getLogger("engines.batching")
+
+BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
+"""Tokens of one forward pass at most. The mask of the attention `sdpa` is that times the cache."""
+_STATIC = (
+    *("use_cuda_graph", "q_padding_interval_size", "kv_padding_interval_size"),
+    *("default_compile_level", "varlen_compile_config", "decode_compile_config"),
+)
+"""Arguments that ask for captured graphs, or for compiled code."""
+_STOP_S = 10.0  # for the library's thread: it ends between two forward passes
+_GIB = 1 << 30
+_FIELDS = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+
+
+class Batching:
+    """The model, and the thread in which the library samples from it.
+
+    Args:
+        directory: a Hugging Face model.
+        section: settings of the engines.
+        requests: that may run at once, probes included.
+        router: hears of new tokens, in the library's thread.
+
+    Raises: EngineError if the settings do not fit the machine.
+    """
+
+    def __init__(
+        self, directory: str, section: EngineSection, requests: int, seed: int, router: OutputRouter
+    ) -> None:
+        chatter.disable_progress_bar()
+        chatter.set_verbosity_error()
+        # It warns of each request that is cancelled before it has a block.
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self._section = section
+        self._forward = threading.Lock()  # held while the model computes, or is written to
+        self._cores: Sequence[int] = ()  # that the library's thread is still to be kept to
+        if device.type == "cpu":
+            try:
+                self._cores = engine_cores(section.cpu_cores, os.sched_getaffinity(0))
+            except CoresError as error:
+                raise EngineError(str(error)) from error
+            torch.set_num_threads(len(self._cores))
+        given = dict(section.transformers)
+        asked = given.pop("attn_implementation", "")
+        newer = "auto_switch_to_flash" in _FIELDS
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=section.dtype if section.dtype == "auto" else getattr(torch, section.dtype),
+            trust_remote_code=False,
+            attn_implementation=_named(asked or "sdpa", newer),
+        )
+        self._model = model.to(device).eval().requires_grad_(False)
+        settings: dict[str, Any] = {
+            "return_logprobs": True,
+            "max_requests_per_batch": requests,
+            "max_batch_tokens": max(BATCH_TOKENS[device.type], requests),
+            "max_memory_percent": self._memory_share(device),
+            # A block of old weights would be found by its tokens after a load.
+            "allow_block_sharing": False,
+            "seed": seed,
+            **given,
+        }
+        if newer:
+            settings["auto_switch_to_flash"] = False
+        self._manager: Any = self._model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=True, max_new_tokens=1, eos_token_id=-1),
+            continuous_batching_config=ContinuousBatchingConfig(**settings),
+        )
+        static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
+        if not asked and not static and attention.fits(self._model.config):
+            self._model.set_attn_implementation(attention.NAME)
+        drawing = Drawing()
+        self._manager.output_router = router
+        self._manager.logit_processor = drawing.processors()
+        # Made before the warm-up, so that a graph is captured as it will sample.
+        processor = self._manager._create_batch_processor()  # noqa: SLF001
+        self._manager.batch_processor = processor
+        processor.model_runner._sample = drawing.sample  # noqa: SLF001
+        step = processor._generation_step  # noqa: SLF001
+
+        def alone(model: Any) -> None:
+            with self._forward:
+                self._pin()
+                step(model)
+
+        processor._generation_step = alone  # noqa: SLF001
+        self._manager.warmup()
+        self._manager.start()
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Where and how the model computes."""
+        return {
+            "device": self._model.device.type,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": str(self._model.config._attn_implementation),  # noqa: SLF001
+        }
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the cache holds."""
+        config = self._manager.continuous_batching_config
+        page = config.page_size if "page_size" in _FIELDS else config.block_size
+        return int(config.num_blocks) * int(page)
+
+    def add(
+        self,
+        name: str,
+        tokens: list[int],
+        max_tokens: int,
+        stops: Sequence[int],
+        temperature: float,
+        draw: Draw,
+    ) -> bool:
+        """Hand in a request; False if no more are taken."""
+        taken = self._manager.add_request(
+            tokens,
+            request_id=name,
+            max_new_tokens=max_tokens,
+            streaming=True,
+            eos_token_id=list(stops) or -1,
+            temperature=temperature,
+            draw=draw,
+        )
+        return taken is not None
+
+    def cancel(self, name: str) -> None:
+        """Its slot is free at the next forward pass. Lost if it overtakes its request."""
+        self._manager.cancel_request(name)
+
+    def failure(self) -> str:
+        """Why the library's thread has ended; '' while it runs."""
+        if self._manager.is_running():
+            return ""
+        why = self._manager.background_thread_status.fatal_error
+        return f"the thread of transformers' continuous batching has ended: {why}"
+
+    def copy(self, file: Path) -> None:
+        """Write the file's tensors over those served. Raises ValueError if they do not fit."""
+        started = time.monotonic()
+        with self._forward, torch.no_grad(), safe_open(file, framework="pt") as tensors:
+            self._synchronize()
+            names = set(tensors.keys())
+            own: dict[str, torch.Tensor] = dict(self._model.named_parameters())  # tied ones once
+            if missing := sorted(own.keys() - names):
+                raise ValueError(
+                    f"{file} has no {missing[0]} ({len(missing)} of {len(own)} missing): models "
+                    "whose files name tensors otherwise than their modules (mixtures of experts) "
+                    "need engine.kind vllm"
+                )
+            own |= {k: v for k, v in self._model.state_dict().items() if k in names}  # buffers
+            for name, parameter in own.items():
+                found = tensors.get_tensor(name)
+                if found.shape != parameter.shape:
+                    raise ValueError(
+                        f"{file}: {name} has shape {tuple(found.shape)}, the model's has "
+                        f"{tuple(parameter.shape)}"
+                    )
+                parameter.copy_(found)
+            self._synchronize()
+        log.info("%s loaded in %.3f s", file, time.monotonic() - started)
+
+    def close(self) -> None:
+        """End the thread and give the memory back."""
+        if self._manager.is_running():
+            self._manager.stop(block=True, timeout=_STOP_S, hard_stop=True)
+        self._manager.destroy()
+        del self._manager, self._model
+        gc.collect()  # the library's parts know each other in rings, with the cache among them
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _memory_share(self, device: torch.device) -> float:
+        """Of the memory that the library counts as free: all it may use beside the weights."""
+        if device.type == "cpu":
+            memory = psutil.virtual_memory()
+            free = memory.total - psutil.Process().memory_info().rss
+            return min(1.0, self._section.cpu_kv_gib * _GIB / free)
+        free, total = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_reserved(device)
+        wanted = self._section.gpu_memory * total - used
+        if not 0 < wanted <= free:
+            raise EngineError(
+                f"engine.gpu_memory {self._section.gpu_memory} of {total / _GIB:.1f} GiB, less the "
+                f"weights' {used / _GIB:.1f}, leaves {wanted / _GIB:.1f} GiB for the cache, but "
+                f"{free / _GIB:.1f} are free: set it lower, or free the GPU"
+            )
+        return wanted / (total - used)
+
+    def _pin(self) -> None:
+        """On a CPU: the thread that computes keeps to the engine's cores."""
+        if self._cores:
+            os.sched_setaffinity(threading.get_native_id(), self._cores)
+            self._cores = ()
+
+    def _synchronize(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _named(asked: str, newer: bool) -> str:
+    """An attention as continuous batching takes it: 5.17 wants `paged|sdpa`, later ones `sdpa`."""
+    paged = {"eager": "paged|eager", "sdpa": "sdpa" if newer else "paged|sdpa"}
+    return paged.get(asked, asked)

@@ -1,0 +1,278 @@
+"""One GPU shared by engine and learner: `python -m launch.bench.gpu --out DIR [--tiny]`.
+
+Turns nothing but this repository into figures: a model of Qwen2.5-0.5B's shape
+with random weights (`launch.bench.gpu_model`), the transformers engine alone
+(`launch.bench.gpu_engine`), then the whole pipeline through `darts train`, with
+`learner.overlap` group and off. Every part is a process under a time limit, and
+one that fails or hangs leaves the others standing: a GPU is lent by the minute.
+Writes DIR/gpu.json and prints a table. `--tiny` is the same on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import yaml
+
+from launch.bench.overlap import means
+from pipeline.config import LearnerSection
+from pipeline.views import Sampled
+
+LIMITS_S = {"model": 60.0, "engine": 90.0, "group": 110.0, "off": 110.0}
+"""Of each part."""
+ALL_S = 300.0
+_GRACE_S = 12.0  # from Ctrl-C to the end of a run: `watch.stop_s` and a little
+_POLL_S = 0.5
+
+
+def coin(sample: Sampled) -> float:
+    """A reward that random responses of one prompt do not share."""
+    return float(zlib.crc32(sample.response.encode()) % 2)
+
+
+def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
+    """The run: the quickstart's task with the size of a GPU, or of two cores."""
+    knows_dtype = "dtype" in LearnerSection.__struct_fields__
+    learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "entropy": False}
+    if knows_dtype and not tiny:
+        learner |= {"dtype": "bfloat16", "zero": 1}
+    if not tiny:
+        learner["tokens_per_micro_batch"] = 8192
+    engine = {
+        "kind": "transformers",
+        "slots": 16 if tiny else 256,
+        "dtype": "float32" if tiny else "bfloat16",
+        "gpu_memory": 0.35,
+        "restarts": 0,
+    }
+    return {
+        "model": str(model.resolve()),
+        "data": {"held_out": 0},
+        "sampling": {"max_tokens": 64 if tiny else 384},
+        "step": {"count": steps, "prompts": 4 if tiny else 16},
+        "group": {"size": 4 if tiny else 8},
+        "reward": {"python": {"function": "launch.bench.gpu:coin"}},
+        "learner": learner,
+        "engine": engine,
+        "eval": {"every": 0},
+        "checkpoint": {"every": 0},
+        "watch": {"join_s": 90.0},
+        "metrics": {"tensorboard": False},
+    }
+
+
+class Memory(threading.Thread):
+    """The most device memory of each process and of all, by nvidia-smi; nothing without it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="memory", daemon=True)
+        self.most_mib: dict[str, int] = {}
+        self._over = threading.Event()
+        self._tool = shutil.which("nvidia-smi")
+
+    def run(self) -> None:
+        while self._tool and not self._over.wait(_POLL_S):
+            for line in self._ask("gpu", "memory.used"):
+                self._note("all", line)
+            for line in self._ask("compute-apps", "pid,used_memory"):
+                pid, _, used = line.partition(",")
+                self._note(_role(int(pid)), used)
+
+    def stop(self) -> dict[str, int]:
+        self._over.set()
+        self.join()
+        return self.most_mib
+
+    def _ask(self, about: str, what: str) -> list[str]:
+        command = [str(self._tool), f"--query-{about}={what}", "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.splitlines()
+
+    def _note(self, name: str, used: str) -> None:
+        if used.strip().isdigit():  # "[N/A]" where a container hides it
+            self.most_mib[name] = max(int(used), self.most_mib.get(name, 0))
+
+
+def _role(pid: int) -> str:
+    """What a process of a run is, by its command line."""
+    with contextlib.suppress(psutil.Error):
+        words = " ".join(psutil.Process(pid).cmdline())
+        for module, role in (("engines.worker", "engine"), ("learner.actor", "learner")):
+            if module in words:
+                return role
+    return "other"
+
+
+def run(command: Sequence[str], log: Path, limit_s: float) -> str:
+    """Run a module under a time limit; '' or what went wrong."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"not done within {limit_s:.0f} s; see {log}"
+    return f"status {status}; see {log}" if status else ""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """Means over the steps of one run but its first, seconds."""
+
+    steps: int
+    step_s: float
+    generation_s: float
+    learning_s: float  # forward and backward
+    optimizer_s: float
+    publish_s: float
+    load_s: float  # of the new weights, and their proof
+    hidden_share: float  # of forward and backward, that behind generation
+    tokens_per_s: float  # sampled
+    trained_per_s: float  # tokens
+    engine_idle: float  # share of the slots' seconds within generation
+    mismatch: float  # of the learner's to the engine's logprobs, nats
+
+
+def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
+    """Of the lines of a run's metrics. Raises ValueError below two steps."""
+    found = means(lines)
+    steps = [line for line in lines if line["what"] == "step"][1:]
+    after_s = found.step - found.generation - found.load - found.optimizer - found.publish
+    hidden = 1.0 - after_s / found.learning if found.learning else 0.0
+    seconds = sum(line["seconds"] for line in steps)
+    return Run(
+        steps=len(steps),
+        step_s=found.step,
+        generation_s=found.generation,
+        learning_s=found.learning,
+        optimizer_s=found.optimizer,
+        publish_s=found.publish,
+        load_s=found.load,
+        hidden_share=min(1.0, max(0.0, hidden)),
+        tokens_per_s=sum(line["tokens_sampled"] for line in steps) / seconds,
+        trained_per_s=sum(line["tokens_trained"] for line in steps) / seconds,
+        engine_idle=statistics.fmean(line["bubble_engine"] for line in steps),
+        mismatch=statistics.fmean(line["learner"].get("mismatch", 0.0) for line in steps),
+    )
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """What was found, to read."""
+    lines: list[str] = []
+    if engine := found["parts"].get("engine", {}).get("found"):
+        about = ", ".join(f"{key} {value}" for key, value in engine["about"].items())
+        lines += [f"engine alone ({about}; ready in {engine['start_s']:.1f} s)", ""]
+        lines += ["| sequences | ms a step | tokens/s |", "|---|---|---|"]
+        lines += [
+            f"| {p['running']} | {1e3 * p['step_s']:.2f} | {p['tokens_per_s']:.0f} |"
+            for p in engine["points"]
+        ]
+        lines += [
+            "",
+            f"weights loaded in flight in {engine['load_s']:.2f} s",
+            f"largest gap to a plain forward {engine['gap']:.2e} nats",
+            f"torch took {engine['peak_gib']:.1f} GiB",
+            "",
+        ]
+    names = [name for name in ("group", "off") if found["parts"].get(name, {}).get("found")]
+    if names:
+        lines += [f"| a step | {' | '.join(f'overlap {name}' for name in names)} |"]
+        lines += ["|---" * (1 + len(names)) + "|"]
+        for field in Run.__struct_fields__:
+            values = [found["parts"][name]["found"][field] for name in names]
+            lines += [f"| {field} | {' | '.join(f'{value:.3g}' for value in values)} |"]
+        for name in names:
+            memory = found["parts"][name]["memory_mib"]
+            lines += [f"| most memory, MiB, {name} | {memory or 'no nvidia-smi'} |"]
+    for name, part in found["parts"].items():
+        lines += [f"{name}: {part['error']}"] if part["error"] else []
+    return lines
+
+
+def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str, Any]:
+    """Every part in turn; what fails is noted and left out."""
+    found: dict[str, Any] = {"tiny": tiny, "parts": {}}
+    started, model = time.monotonic(), out / "model"
+
+    def part(name: str, command: Sequence[str]) -> dict[str, Any]:
+        left_s = ALL_S - (time.monotonic() - started)
+        memory, begun = Memory(), time.monotonic()
+        memory.start()
+        error = run(command, out / f"{name}.log", max(1.0, min(LIMITS_S[name], left_s)))
+        told = {"error": error, "seconds": time.monotonic() - begun, "memory_mib": memory.stop()}
+        print(f"{name}: {told['seconds']:.0f} s {error}", flush=True)
+        found["parts"][name] = told
+        (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        return told
+
+    shape = ["--tiny", "--mean-tokens", "32", "--dtype", "float32"] if tiny else []
+    part("model", ["launch.bench.gpu_model", "--out", str(model), *shape])
+    for name in parts:
+        config = out / f"{name}.yaml"
+        overlap = "group" if name == "engine" else name
+        config.write_text(yaml.safe_dump(configuration(model, overlap, tiny, steps)))
+        if name == "engine":
+            file = out / "engine.json"
+            told = part(
+                name, ["launch.bench.gpu_engine", "--config", str(config), "--out", str(file)]
+            )
+            if file.exists():
+                told["found"] = json.loads(file.read_text())
+            continue
+        folder = out / f"run-{name}"
+        told = part(name, ["launch.cli", "train", str(config), "--out", str(folder)])
+        metrics = folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        try:
+            told["found"] = msgspec.to_builtins(figures([json.loads(line) for line in lines]))
+        except ValueError as error:
+            told["error"] = told["error"] or str(error)
+    (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, for a CPU")
+    parser.add_argument("--steps", type=int, default=6, help="of each run; two or more")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("engine", "group", "off"), default=("engine", "group", "off")
+    )
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True)
+    found = measure(given.out, given.tiny, given.steps, given.parts)
+    print("\n".join(["", *table(found)]))
+    return int(any(part["error"] for part in found["parts"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The transformers engine alone: `python -m launch.bench.gpu_engine --config CONFIG --out FILE`.
+
+Seconds of a decode step and tokens per second by running sequences, the time of
+a load of weights with requests in flight, and how far its logprobs are from a
+plain forward of the same model: JSON. A process of its own, so that its memory is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engines import profile
+from engines.base import EngineInfo, Sampling
+from engines.transformers import TransformersEngine
+from pipeline.config import Config
+from pipeline.configfile import load
+
+SHORT, LONG = 8, 72
+"""New tokens of a request in the two batches whose difference is the decode steps' time."""
+PROBE_TOKENS = 48
+PROMPT = [2, 3, 4, 5, 6, 7, 8, 9]
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    running: int  # sequences
+    step_s: float  # of a decode step
+    tokens_per_s: float
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured."""
+
+    about: dict[str, str]
+    start_s: float
+    points: list[Point]
+    load_s: float  # of new weights, with `slots` requests in flight
+    gap: float  # largest of sampled tokens' logprobs to a plain forward's, nats
+    peak_gib: float  # of the device's memory that torch has taken; 0: no GPU
+
+
+def counts(slots: int) -> list[int]:
+    """1, 2, 4, ... up to the slots.
+
+    >>> counts(20)
+    [1, 2, 4, 8, 16, 20]
+    """
+    return sorted({slots, *(2**power for power in range(slots.bit_length()) if 2**power <= slots)})
+
+
+async def measure(config: Config) -> Found:
+    """All of it, on one engine."""
+    started = time.monotonic()
+    engine = TransformersEngine(config.model, config.engine, config.seed)
+    info = await engine.start()
+    start_s = time.monotonic() - started
+    try:
+        points: list[Point] = []
+        for running in counts(info.slots):
+            await profile.batch(engine, info, running, SHORT)  # what happens once is no step
+            short = await profile.batch(engine, info, running, SHORT)
+            step_s = (await profile.batch(engine, info, running, LONG) - short) / (LONG - SHORT)
+            points.append(Point(running=running, step_s=step_s, tokens_per_s=running / step_s))
+            print(f"{running:4} sequences: {1e3 * step_s:7.2f} ms a step", flush=True)
+        return Found(
+            about=info.about,
+            start_s=start_s,
+            points=points,
+            load_s=await load_in_flight(engine, info, config.model),
+            gap=await gap(engine, config),
+            peak_gib=peak_gib(),
+        )
+    finally:
+        await engine.close()
+
+
+async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: str) -> float:
+    """Seconds of a load of the same weights while all slots run."""
+    running = asyncio.create_task(profile.batch(engine, info, info.slots, LONG))
+    await asyncio.sleep(0.2)
+    started = time.monotonic()
+    await engine.load_weights(model, 1)
+    took_s = time.monotonic() - started
+    await running
+    return took_s
+
+
+async def gap(engine: TransformersEngine, config: Config) -> float:
+    """Largest difference of a response's logprobs to those of a plain forward."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens: list[int] = []
+    found: list[float] = []
+    asked = Sampling(
+        id="gap", tokens=PROMPT, max_tokens=PROBE_TOKENS, temperature=1.0, seed=1, ignore_stop=True
+    )
+    async for delta in engine.generate(asked):
+        tokens += delta.tokens
+        found += delta.logprobs
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, config.engine.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        config.model, dtype=kind, trust_remote_code=False
+    )
+    model.to(device)
+    with torch.no_grad():
+        ids_T = torch.tensor([*PROMPT, *tokens], device=device)
+        logprobs_TV = model(ids_T[None]).logits[0].float().log_softmax(-1)
+    first = len(PROMPT) - 1
+    expected_T = logprobs_TV[first:-1].gather(-1, ids_T[first + 1 :, None]).squeeze(-1)
+    return float((expected_T.cpu() - torch.tensor(found)).abs().max())
+
+
+def peak_gib() -> float:
+    import torch
+
+    return torch.cuda.max_memory_reserved() / (1 << 30) if torch.cuda.is_available() else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_engine")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    import uvloop
+
+    found = uvloop.run(measure(load(given.config)))
+    given.out.write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main()

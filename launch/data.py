@@ -1,0 +1,173 @@
+"""`darts data check`: prompts as a run would read them, counted, before a run.
+
+Reads files and tokenizer, starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.options import Overrides, fail, load_config
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.datareport import DataReport, Lengths
+    from pipeline.prompts import Dataset
+
+data = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
+
+_BAR = 40  # characters of the longest bar
+_WIDE = 100  # columns where nobody looks
+
+
+@data.command()
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(help="a configuration (.yaml), or data: a file, a folder, a pattern"),
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        Path | None, typer.Option(help="whose tokenizer and chat template; needed with data alone")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Count prompts, lengths and faults, and show the first prompt as the model reads it.
+
+    Status 0: a run would start with it; 1: bad lines would stop it; 2: nothing can be read.
+
+    darts data check configs/quickstart.yaml
+
+    darts data check 'my_data/*.parquet' --model my_model data.prompt=question
+    """
+    import msgspec
+
+    from pipeline import datareport
+
+    config = _config(what, overrides or [], model)
+    train, held_out = _read(config)
+    reports = {"training": datareport.report_of(train)}
+    if len(held_out):
+        reports["held_out"] = datareport.report_of(held_out)
+    leaked = datareport.shared(train, held_out)
+    faults = sum(report.faults for report in reports.values())
+    stops = bool(faults) and config.data.bad_lines == "stop"
+    if as_json:
+        found = {**msgspec.to_builtins(reports), "in_both": leaked, "would_start": not stops}
+        typer.echo(msgspec.json.encode(found).decode())
+    else:
+        _show(reports, leaked, stops)
+    raise typer.Exit(int(stops))
+
+
+def _config(what: str, overrides: list[str], model: Path | None) -> Config:
+    """Of a file; or the defaults with this data alone."""
+    own = [f"model={model}"] if model is not None else []
+    if what.endswith((".yaml", ".yml")):
+        return load_config(Path(what), [*own, *overrides])
+    if model is None:
+        fail(f"{what}: name the model that is to read it: --model DIR", 2)
+    import json
+
+    alone = [f"data.train={json.dumps(what)}", "data.held_out=0", "eval.every=0"]
+    return load_config(Path(os.devnull), [*own, *alone, *overrides])
+
+
+def _read(config: Config) -> tuple[Dataset, Dataset]:
+    """Both data sets with their bad lines beside them."""
+    import msgspec
+
+    from pipeline import assembly, evalsets
+    from pipeline.prompts import DataError, load_train
+    from pipeline.text import ModelError, Tokenizer
+
+    lenient = msgspec.structs.replace(
+        config, data=msgspec.structs.replace(config.data, bad_lines="skip")
+    )
+    try:
+        tokenizer = Tokenizer(Path(config.model))
+        train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
+        held_out = evalsets.load(lenient, tokenizer).data
+        assembly.check_answers(config, train, held_out)
+    except (ModelError, DataError) as error:
+        fail(error, 2)
+    return train, held_out
+
+
+def _show(reports: dict[str, DataReport], leaked: int, stops: bool) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from pipeline.printable import printable
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = int(os.environ.get("COLUMNS", _WIDE))
+    for name, report in reports.items():
+        console.print(f"{name.replace('_', ' ')}: {report.prompts} prompts", style="bold")
+        console.print(_table(report))
+        for line in _bars(report.lengths):
+            console.print(line)
+        for line in _words(report):
+            console.print(Text(printable(line)), soft_wrap=True)
+    if leaked:
+        console.print(f"{leaked} held-out prompts are trained on as well")
+    if stops:
+        console.print(
+            "a run would stop here: mend the bad lines, or leave them out with data.bad_lines=skip"
+        )
+
+
+def _table(report: DataReport) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="", pad_edge=False)
+    table.add_column("source", overflow="fold")
+    for column in ("prompts", "weight", "answer", "kinds", "min", "median", "p95", "max"):
+        table.add_column(column, justify="left" if column in ("answer", "kinds") else "right")
+    for source in report.sources:
+        kinds = [f"{tag or '-'} {count}" for tag, count in sorted(source.tags.items())]
+        lengths = source.lengths
+        table.add_row(
+            Text(source.name),
+            str(source.prompts),
+            f"{source.weight:g}",
+            Text(source.answer or "none"),
+            Text("\n".join(kinds)),
+            str(lengths.min),
+            f"{lengths.median:g}",
+            f"{lengths.p95:g}",
+            str(lengths.max),
+        )
+    return table
+
+
+def _bars(lengths: Lengths) -> Iterator[str]:
+    """The histogram, a line a bin."""
+    most = max(count for _, _, count in lengths.histogram)
+    width = len(str(lengths.max))
+    for start, end, count in lengths.histogram:
+        bar = "#" * round(_BAR * count / most)
+        yield f"  {start:>{width}} to {end:>{width}} tokens  {count:>7}  {bar}"
+
+
+def _words(report: DataReport) -> Iterator[str]:
+    for source in report.sources:
+        if source.too_long or source.cut:
+            yield f"{source.name}: {source.too_long} too long and left out, {source.cut} cut"
+    if report.duplicates:
+        yield f"{report.duplicates} prompts stood before already:"
+        yield from (f"  {where} as {before}" for where, before in report.first_duplicates)
+    if report.faults:
+        yield f"{report.faults} bad lines:"
+        yield from (f"  {line}" for line in report.first_faults)
+    first = report.first
+    answer = f"answer {first.answer!r}" if first.answer else "no answer"
+    yield f"first prompt ({first.where}), {first.tokens} tokens, {answer}:"
+    yield from (f"  | {line}" for line in first.text.split("\n"))

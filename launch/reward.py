@@ -1,0 +1,212 @@
+"""`darts reward try`: what a configuration's reward makes of given responses, and in what time.
+
+The responses go through the very workers of a run, with their limits; what user code
+raises is shown with its traceback. No model is loaded, no engine started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from launch.options import CONFIG_HELP, Overrides, fail, load_config
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.views import Sampled
+
+reward = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
+_SHOWN = 60  # characters of a response
+
+
+@reward.command("try")
+def try_(
+    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
+    samples: Annotated[
+        Path,
+        typer.Option(
+            help="JSONL with prompt, response and answer in each line (other fields are columns); "
+            "or a run's folder: the samples of its newest evaluation"
+        ),
+    ],
+    overrides: Overrides = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Score given responses with the reward of a configuration: score, parts, time of each call.
+
+    darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
+    """
+    from pipeline.plugins import PluginError
+    from pipeline.rewarding import RewardFailed
+
+    loaded = load_config(config, overrides)
+    try:
+        read = _of_run(samples, loaded) if samples.is_dir() else _of_file(samples, loaded)
+        given = list(read)[:limit]
+        if not given:
+            raise ValueError(f"{samples}: no samples")
+        found = asyncio.run(_tried(loaded, given))
+    except (OSError, ValueError, PluginError) as error:
+        fail(error, 2)
+    except RewardFailed as error:
+        fail(f"{error.why}\n{error.traceback}".rstrip(), 2)
+    typer.echo(json.dumps(_document(found)) if as_json else "\n".join(_lines(given, found)))
+    if any("error" in one for one in found):
+        raise typer.Exit(1)
+
+
+async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[dict[str, Any]]:
+    """For each sample its place, and its score, or why it has none."""
+    from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
+
+    async with RewardPool(config.reward) as pool:
+
+        async def one(where: str, sample: Sampled) -> dict[str, Any]:
+            try:
+                scored = await pool.score(sample)
+            except NoOpinion as silence:
+                return {"where": where, "score": None, "why": str(silence)}
+            except RewardFailed as failed:
+                return {"where": where, "error": failed.why, "traceback": failed.traceback}
+            seconds = scored.times[1] - scored.times[0]
+            return {
+                "where": where,
+                "score": scored.value,
+                "parts": scored.parts,
+                "seconds": round(seconds, 6),
+            }
+
+        return list(await asyncio.gather(*(one(where, sample) for where, sample in given)))
+
+
+# --- samples ------------------------------------------------------------------------------
+
+
+def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
+    """Raises ValueError that names file and line."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{where}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: found {type(row).__name__}, expected an object")
+            yield where, _sample(where, cast(dict[str, Any], row), config)
+
+
+def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
+    from pipeline.views import Sampled
+
+    response = row.get("response")
+    if not isinstance(response, str):
+        found = f"fields: {', '.join(row)}" if response is None else f"found {response!r:.80}"
+        raise ValueError(f"{where}: response: {found}; expected the text of a response")
+    prompt: Any = row.get("prompt", row.get(config.data.prompt, ""))
+    messages: list[Any] = cast(list[Any], prompt) if isinstance(prompt, list) else []
+    finish = row.get("finish", "stop")
+    if finish not in ("stop", "length"):
+        raise ValueError(f"{where}: finish: found {finish!r:.80}, expected stop or length")
+    return Sampled(
+        prompt="" if messages else str(prompt),
+        response=response,
+        finish=finish,
+        tokens=0,  # none is known
+        answer=str(row.get("answer", row.get(config.data.answer, ""))),
+        columns={name: value for name, value in row.items() if name not in ("response", "finish")},
+        messages=messages,
+    )
+
+
+def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
+    """Of its newest evaluation: the file has prompt and response as one text, the data the rest.
+    Raises ValueError."""
+    from launch.report.samples import entries
+    from pipeline import evalsets
+    from pipeline.prompts import DataError
+    from pipeline.text import ModelError, Tokenizer
+    from pipeline.views import Sampled
+
+    files = sorted((path / "samples").glob("step-*.txt"))
+    if not files:
+        raise ValueError(
+            f"{path}: no samples/step-*.txt in it: no run, or it has not evaluated yet"
+        )
+    try:
+        data = evalsets.load(config, Tokenizer(Path(config.model))).data
+    except (DataError, ModelError) as error:
+        raise ValueError(str(error)) from error
+    items = {item.prompt: item for item in data.items}
+    for number, entry in enumerate(entries(files[-1].read_text(), list(items)), start=1):
+        item = items.get(entry.prompt)
+        if item is not None:
+            yield (
+                f"{files[-1]}: {number}",
+                Sampled(
+                    prompt=item.prompt,
+                    response=entry.response,
+                    finish="stop",  # the file does not say
+                    tokens=0,
+                    answer=item.answer,
+                    columns=item.columns,
+                ),
+            )
+
+
+# --- what is shown ------------------------------------------------------------------------
+
+
+def _summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    scores = [one["score"] for one in found if one.get("score") is not None]
+    seconds = [one["seconds"] for one in found if "seconds" in one]
+    return {
+        "samples": len(found),
+        "scored": len(scores),
+        "failed": sum("error" in one for one in found),
+        "mean": statistics.fmean(scores) if scores else None,
+        "seconds_median": statistics.median(seconds) if seconds else None,
+        "seconds_max": max(seconds, default=None),
+    }
+
+
+def _document(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"summary": _summary(found), "samples": found}
+
+
+def _lines(given: Sequence[tuple[str, Sampled]], found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    from pipeline.printable import printable
+
+    yield f"{'score':>8} {'ms':>8}  response"
+    for (where, sample), one in zip(given, found, strict=True):
+        if "error" in one:
+            yield f"{'failed':>8} {'':>8}  {where}: {printable(one['error'])}"
+            if one["traceback"]:
+                yield printable(one["traceback"]).rstrip()
+            continue
+        response = printable(sample.response.replace("\n", " "))
+        short = response if len(response) <= _SHOWN else f"{response[: _SHOWN - 3]}..."
+        if one["score"] is None:
+            yield f"{'none':>8} {'':>8}  {short}  ({one['why']})"
+            continue
+        parts = " ".join(f"{name}={value:g}" for name, value in one["parts"].items())
+        note = f"  [{parts}]" if parts else ""
+        yield f"{one['score']:>8.3f} {one['seconds'] * 1000:>8.1f}  {short}{note}"
+    sums = _summary(found)
+    mean = "" if sums["mean"] is None else f", mean {sums['mean']:.3f}"
+    times = ""
+    if sums["seconds_median"] is not None:
+        times = (
+            f"; a call took {sums['seconds_median'] * 1000:.1f} ms (median), "
+            f"{sums['seconds_max'] * 1000:.1f} ms at most"
+        )
+    yield f"{sums['scored']} of {sums['samples']} scored{mean}, {sums['failed']} failed{times}"

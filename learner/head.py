@@ -1,0 +1,120 @@
+"""Logprobs of a packed call without the logits of all its tokens at once.
+
+With a vocabulary of 150,000 the logits of 4,096 tokens take 2.4 GiB in float32,
+and several times that in backward. Where they would be large the model runs
+without its output layer, and that runs part by part behind it, its logits
+thrown away and computed again in backward. So the values are those of the
+whole call, in the same order of operations.
+
+Axes: P packed tokens, N those whose next token is known (the last ones), R of
+one part, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from learner.attention import bare_model, packed_logits
+from learner.ragged import Call
+
+LARGEST_LOGITS = 1 << 26
+"""Values of the logits that one part may have: 256 MiB in float32. A call with fewer is whole."""
+_ENTROPY_ROWS = 512
+
+
+def packed_logprobs(
+    model: Any,
+    tokens_P: Tensor,
+    call: Call,
+    taken_N: Tensor,
+    temperature: float,
+    *,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Logprobs of the tokens taken given all before them, nats, and entropies (detached).
+
+    Args:
+        model: a transformers causal LM, or the DeepSpeed engine around it.
+    """
+    bare = bare_model(model)
+    output = bare.get_output_embeddings()
+    rows = max(1, LARGEST_LOGITS // output.weight.shape[0]) if _parts_allowed(bare) else 0
+    if not rows or len(taken_N) <= rows:
+        logits_NV = packed_logits(model, tokens_P, call, len(taken_N))
+        return _scored(logits_NV, taken_N, temperature, entropy=entropy)
+
+    def part(hidden_RH: Tensor, taken_R: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _scored(output(hidden_RH), taken_R, temperature, entropy=entropy)
+
+    hidden_NH = packed_hidden(model, tokens_P, call, len(taken_N))
+    found = [
+        checkpoint(part, hidden_RH, taken_R, use_reentrant=False, preserve_rng_state=False)
+        for hidden_RH, taken_R in zip(hidden_NH.split(rows), taken_N.split(rows), strict=True)
+    ]
+    logprobs_N = torch.cat([logprobs_R for logprobs_R, _ in found])
+    return logprobs_N, torch.cat([entropy_R for _, entropy_R in found]) if entropy else None
+
+
+def packed_hidden(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor:
+    """What the output layer would have got for the `last` packed tokens: shape (last, H)."""
+    kept: list[Tensor] = []
+
+    def divert(_module: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+        kept.append(given[0])
+        return (given[0][:, :0],)
+
+    handle = bare_model(model).get_output_embeddings().register_forward_pre_hook(divert)
+    try:
+        nothing = packed_logits(model, tokens_P, call, last)
+    finally:
+        handle.remove()
+    [hidden_1NH] = kept
+    # DeepSpeed begins its backward where the gradient reaches what the model returned.
+    return hidden_1NH[0] + nothing.sum().to(hidden_1NH.dtype)
+
+
+@torch.no_grad()
+def output_is_last(model: Any, tokens_P: Tensor, call: Call, logits_NV: Tensor) -> bool:
+    """Whether the logits of a call are what the output layer made: no cap, no scale after it."""
+    hidden_NH = packed_hidden(model, tokens_P, call, len(logits_NV))
+    return torch.equal(bare_model(model).get_output_embeddings()(hidden_NH), logits_NV)
+
+
+def _parts_allowed(bare: Any) -> bool:
+    """Proved for this model at its start, and its output layer is whole (ZeRO 3 shares it out)."""
+    whole = not hasattr(bare.get_output_embeddings().weight, "ds_id")
+    return whole and getattr(bare, "darts_output_is_last", False)
+
+
+def _scored(
+    logits_NV: Tensor, taken_N: Tensor, temperature: float, *, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    logprobs_N = token_logprobs(logits_NV, taken_N, temperature)
+    return logprobs_N, entropies(logits_NV, temperature) if entropy else None
+
+
+def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
+    """Logprobs of the tokens taken, at a temperature, computed in float32.
+
+    Args:
+        logits: shape (..., V).
+        taken: token ids, shape (...).
+    """
+    scaled = logits.float()
+    if temperature != 1.0:
+        scaled = scaled / temperature
+    return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+@torch.no_grad()
+def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
+    found: list[Tensor] = []
+    for part_NV in logits_NV.split(_ENTROPY_ROWS):  # a large vocabulary is not held twice
+        logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
+        found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
+    return torch.cat(found)

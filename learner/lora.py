@@ -1,0 +1,182 @@
+"""LoRA adapters through peft: trained alone, merged for the engines, small in a checkpoint.
+
+The adapters sit inside the model (peft's layers in the places of its linear
+ones), so packed calls, caches and DeepSpeed see a model like any other. The
+engines get W + scaling B A, computed in float32 beside the training copy and
+rounded once. Invariant: what is published loads under the names of the base
+model; no weight of the training copy is ever merged into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.config import LoraSection
+from pipeline.disk import SYSTEM, Disk, finish
+
+ADAPTER = "adapter"
+"""Directory of a checkpoint that holds the adapter, as peft reads it."""
+ALL_LINEAR = "all-linear"
+SETTINGS = "adapter_config.json"
+_FILE = "adapter_model.safetensors"
+_NAME = "default"
+_PREFIX = "base_model.model."
+"""Before every name in peft's files."""
+
+
+class LoraError(ValueError):
+    """The adapters do not fit the model."""
+
+
+def attach(model: Any, section: LoraSection, base: Path) -> None:
+    """Put new adapters into a model; from then on they alone have a gradient.
+
+    Args:
+        base: the model's directory, noted in the adapter's settings.
+
+    Raises: LoraError if a target is missing, or cannot be merged for the engines.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear
+
+    targets = ALL_LINEAR if section.targets == (ALL_LINEAR,) else list(section.targets)
+    settings = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]
+        lora_dropout=section.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base),
+    )
+    tied = model.get_input_embeddings().weight
+    try:
+        inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    except ValueError as error:
+        raise LoraError(f"learner.lora.targets: {type(model).__name__}: {error}") from error
+    for name, layer in _adapted(model):
+        if not isinstance(layer, Linear):
+            raise LoraError(
+                f"learner.lora.targets: {name} is a {type(layer.base_layer).__name__}, which is "
+                "not merged for the engines: name linear layers"
+            )
+        if layer.base_layer.weight is tied:
+            raise LoraError(
+                f"learner.lora.targets: {name} shares its weights with the embedding, which an "
+                "adapter would part: leave it out"
+            )
+    model.darts_adapter = settings
+
+
+def is_attached(model: Any) -> bool:
+    """Whether this model has adapters."""
+    return hasattr(model, "darts_adapter")
+
+
+@torch.no_grad()
+def merged(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters by name -> those of the base model, adapters added in float32.
+
+    Args:
+        tensors: of the model with its adapters; they stay as they are.
+    """
+    found = {
+        name.replace(".base_layer.", "."): value
+        for name, value in tensors.items()
+        if not _is_adapters(name)
+    }
+    for name, layer in _adapted(model):
+        up, down = layer.lora_B[_NAME].weight, layer.lora_A[_NAME].weight
+        delta = (up.float() @ down.float()) * layer.scaling[_NAME]
+        if layer.fan_in_fan_out:  # GPT-2's layers hold their weights the other way round
+            delta = delta.T
+        weight = layer.base_layer.weight
+        found[f"{name}.weight"] = weight.float() + delta
+    return found
+
+
+class Base:
+    """The model as it was before its adapters, without a copy: a frozen reference."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, **named: Any) -> Any:
+        with _without_adapters(self._model):
+            return self._model(**named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@contextlib.contextmanager
+def _without_adapters(model: Any) -> Generator[None]:
+    layers = [layer for _, layer in _adapted(model)]
+    for layer in layers:
+        layer._disable_adapters = True  # noqa: SLF001 - its setter freezes the adapters too
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False  # noqa: SLF001
+
+
+def save(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
+    """The adapter in peft's format, into a new directory."""
+    disk.mkdir(directory)
+    tensors = {
+        _PREFIX + name.replace(f".{_NAME}.", "."): p.detach().contiguous()
+        for name, p in model.named_parameters()
+        if _is_adapters(name)
+    }
+    save_file(tensors, directory / _FILE, metadata={"format": "pt"})
+    model.darts_adapter.save_pretrained(directory)
+    for path in sorted(directory.iterdir()):
+        finish(disk, path)
+
+
+@torch.no_grad()
+def load(model: Any, directory: Path) -> None:
+    """Fill the adapters of a model from `save`. Raises LoraError if they are not the same ones."""
+    saved = load_file(directory / _FILE)
+    own = {
+        _PREFIX + name.replace(f".{_NAME}.", "."): p
+        for name, p in model.named_parameters()
+        if _is_adapters(name)
+    }
+    if different := sorted(saved.keys() ^ own.keys()):
+        raise LoraError(
+            f"{directory / _FILE}: {different[0]} is in the file or in the model, not in both: "
+            "resume with the learner.lora that it was written with"
+        )
+    for name, p in own.items():
+        p.copy_(saved[name])
+
+
+def section_of(directory: Path) -> LoraSection:
+    """The settings that an adapter was made with."""
+    found = json.loads((directory / SETTINGS).read_text())
+    targets = found["target_modules"]
+    return LoraSection(
+        rank=found["r"],
+        alpha=found["lora_alpha"],
+        targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+    )
+
+
+def _is_adapters(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            yield name, module

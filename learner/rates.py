@@ -1,0 +1,60 @@
+"""Learning rates by the number of steps applied, and which parameters are decayed.
+
+Pure: a resumed run goes on with the rate that it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import LearnerSection
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+
+def rate(section: LearnerSection, updates: int, steps: int) -> float:
+    """Learning rate of the step after `updates` others.
+
+    Linear up to `lr` over `warmup_steps`, then by the schedule: `min_lr` would be reached
+    one step after the last, so that every step moves.
+
+    Args:
+        steps: of the whole run (`step.count`).
+
+    >>> section = LearnerSection(lr=1.0, schedule="linear", warmup_steps=2, min_lr=0.2)
+    >>> [round(rate(section, updates, 5), 3) for updates in range(6)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    warmed_up = min(1.0, (updates + 1) / max(1, section.warmup_steps))
+    peak = max(0, section.warmup_steps - 1)
+    passed = min(1.0, max(0, updates - peak) / max(1, steps - peak))
+    match section.schedule:
+        case "linear":
+            share = 1 - passed
+        case "cosine":
+            share = (1 + math.cos(math.pi * passed)) / 2
+        case _:
+            return section.lr * warmed_up
+    return section.lr * warmed_up * (section.min_lr + (1 - section.min_lr) * share)
+
+
+def decay_groups(
+    named: Sequence[tuple[str, Parameter]], section: LearnerSection
+) -> list[dict[str, Any]]:
+    """The parameters as an optimizer takes them: those that are decayed, and the others.
+
+    One group where there is nothing to tell apart: its state is laid out as ever.
+    """
+
+    def spared(name: str) -> bool:
+        return any(part in name for part in section.no_decay)
+
+    kept = [p for name, p in named if spared(name)] if section.weight_decay else []
+    decayed = [p for name, p in named if not (kept and spared(name))]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": section.weight_decay}]
+    if kept:
+        groups.append({"params": kept, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

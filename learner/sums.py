@@ -1,0 +1,55 @@
+"""Gradients of a step, summed over its backward passes in float32.
+
+Float32 parameters sum by themselves, in `p.grad`. A bfloat16 one would lose
+what is smaller than 1/256 of its sum, and late groups with it: its gradients
+go into a float32 tensor beside it after each pass, and are rounded once, when
+the step takes them over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class GradientSums:
+    """What the passes since the last `clear` have added up to, on this rank."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._parameters = parameters
+        self._sums: dict[int, Tensor] = {}  # place of a parameter -> its sum, where not in p.grad
+
+    def collect(self) -> None:
+        """After each backward."""
+        for at, p in enumerate(self._parameters):
+            if p.grad is None or p.dtype == torch.float32:
+                continue
+            if at in self._sums:
+                self._sums[at].add_(p.grad)
+            else:
+                self._sums[at] = p.grad.float()
+            p.grad = None
+
+    def found(self) -> list[Tensor]:
+        """The sums there are."""
+        own = [p.grad for p in self._parameters if p.grad is not None]
+        return [*own, *self._sums.values()]
+
+    def of(self, at: int) -> Tensor | None:
+        """The sum of one parameter, by its place."""
+        return self._sums.get(at, self._parameters[at].grad)
+
+    def hand_over(self) -> None:
+        """Put every sum into `p.grad`, for the optimizer."""
+        for at, total in self._sums.items():
+            self._parameters[at].grad = total.to(self._parameters[at].dtype)
+        self._sums.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._sums.clear()
+        for p in self._parameters:
+            p.grad = None

@@ -1,0 +1,251 @@
+"""Prompts as a file gives them -> the text that the model reads: chat templates.
+
+Messages go through the model's chat template in Jinja's sandbox, with the extras that
+transformers' `apply_chat_template` has, so that the text is the same to the letter.
+Invariant: the template alone writes special tokens; encoding adds none. Must not know
+files of data, or tokens.
+Source: transformers 5.19, `utils/chat_template_utils.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.config import Data
+from pipeline.datafiles import DataError, kind_of
+from pipeline.text import read_json
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+_END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
+
+
+class Chat:
+    """Of one model and one `data` section; the template is looked for when first needed."""
+
+    def __init__(self, model: Path, data: Data) -> None:
+        self._model, self._data = model, data
+        self._render: Callable[..., str] | None = None
+        self._source = ""  # file of the template, for messages
+
+    def text(self, prompt: object) -> tuple[str, bool]:
+        """(what the model reads, whether a template made it).
+
+        Raises ValueError, a complaint about this prompt; DataError if none can be templated.
+        """
+        data = self._data
+        if isinstance(prompt, str):
+            if data.chat != "always":
+                if data.system and prompt:
+                    raise ValueError(
+                        "is text, where data.system has no place; set data.chat: always, or leave "
+                        "data.system out"
+                    )
+                return prompt, False
+            if not prompt:
+                return "", False
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list):
+            raise ValueError(f"is {kind_of(prompt)}, expected text or a list of messages")
+        if data.chat == "never":
+            raise ValueError(
+                "is a list, and data.chat is never: expected text; set data.chat: auto for messages"
+            )
+        messages = _checked(cast(list[Any], prompt))
+        if data.system and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": data.system}, *messages]
+        return self._templated(messages), True
+
+    def _templated(self, messages: list[dict[str, Any]]) -> str:
+        if self._render is None:
+            self._render = self._found()
+        arguments: dict[str, Any] = {
+            "add_generation_prompt": messages[-1]["role"] != "assistant",
+            **self._data.chat_arguments,
+        }
+        goes_on = arguments.pop("continue_final_message", messages[-1]["role"] == "assistant")
+        if goes_on and not arguments["add_generation_prompt"]:
+            return self._going_on(messages, arguments)
+        return self._rendered(messages, arguments)
+
+    def _going_on(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
+        """The text up to the end of the last message, which the model goes on with."""
+        content = messages[-1].get("content")
+        if not isinstance(content, str):
+            raise ValueError("ends with a message that is no text, so it cannot be gone on with")
+        marked = [*messages[:-1], {**messages[-1], "content": f"{content}{_END} "}]
+        before, mark, after = self._rendered(marked, arguments).rpartition(_END)
+        if not mark:
+            raise ValueError(
+                f"ends with the assistant's message, which {self._source} leaves out of the text; "
+                "end it with the user's, or set data.chat_arguments: {add_generation_prompt: true}"
+            )
+        return before if after.startswith(" ") else before.rstrip()  # a template that trims
+
+    def _rendered(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
+        assert self._render is not None
+        try:
+            return self._render(messages=messages, **arguments)
+        except Exception as error:  # whatever the template does with what it is given
+            raise ValueError(
+                f"is refused by {self._source}{_line(error)}: {_said(error)}; mend the messages, "
+                "or name another template with data.chat_template"
+            ) from error
+
+    def _found(self) -> Callable[..., str]:
+        """The template, compiled. Raises DataError if there is none or it is not one."""
+        template = self._written()
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        extras: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": _now}
+        environment.globals.update(extras)
+        try:
+            compiled = environment.from_string(template)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"{self._source}:{error.lineno}: not a chat template: {error.message}; expected "
+                "Jinja, as transformers reads it; mend it, or name another with data.chat_template"
+            ) from error
+        tokens = _special_tokens(self._model)
+
+        def render(**given: Any) -> str:
+            return compiled.render(**{"tools": None, "documents": None, **tokens, **given})
+
+        return render
+
+    def _written(self) -> str:
+        """Its text: of the setting, of its own file, or of tokenizer_config.json."""
+        own = self._model / "chat_template.jinja"
+        path = Path(self._data.chat_template) if self._data.chat_template else own
+        if self._data.chat_template or own.is_file():
+            self._source = str(path)
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+                raise DataError(
+                    f"{path}: cannot be read: {why}; expected a chat template in UTF-8, save it so"
+                ) from error
+        config = self._model / "tokenizer_config.json"
+        found = read_json(config).get("chat_template") if config.is_file() else None
+        if isinstance(found, list):  # several by name
+            named = [item for item in cast(list[Any], found) if isinstance(item, dict)]
+            by_name = {item.get("name"): item.get("template") for item in named}
+            found = by_name.get("default")
+        if not isinstance(found, str):
+            raise DataError(
+                f"{self._model}: no chat template in chat_template.jinja or tokenizer_config.json, "
+                "and a prompt is to go through one; name a file with data.chat_template, or give "
+                "prompts as text with data.chat: auto"
+            )
+        self._source = f"{config} (chat_template)"
+        return found
+
+
+def _checked(messages: list[Any]) -> list[dict[str, Any]]:
+    """The messages without fields that are null. Raises ValueError naming the first bad one."""
+    if not messages:
+        raise ValueError("is an empty list, expected messages")
+    checked: list[dict[str, Any]] = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(
+                f"is a list with {kind_of(message)} at [{number}], expected a message, "
+                '{"role": ..., "content": ...}'
+            )
+        given = cast(dict[str, Any], message)
+        role, content = given.get("role"), given.get("content")
+        if role not in ROLES:
+            raise ValueError(
+                f"has the role {role!r:.60} at [{number}], expected one of {', '.join(ROLES)}"
+            )
+        if content is None and not given.get("tool_calls"):
+            raise ValueError(f"has no content at [{number}], expected text")
+        if isinstance(content, list):
+            kinds = {_part(part) for part in cast(list[Any], content)} - {"text"}
+            if kinds:
+                raise ValueError(
+                    f"has {', '.join(sorted(kinds))} in the content at [{number}], expected text "
+                    "alone; leave the prompt out"
+                )
+        elif content is not None and not isinstance(content, str):
+            raise ValueError(f"has {kind_of(content)} as content at [{number}], expected text")
+        # columns of a table have every field in every row; templates ask whether one is there
+        checked.append({key: value for key, value in given.items() if value is not None})
+    return checked
+
+
+def _part(part: object) -> str:
+    kind = cast(dict[str, Any], part).get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else kind_of(part)
+
+
+def _special_tokens(model: Path) -> dict[str, str]:
+    """bos_token and the like, by the names that templates use."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = model / name
+        given = read_json(path) if path.is_file() else {}
+        for key in _SPECIAL:
+            value = given.get(key)
+            value = cast(dict[str, Any], value).get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+def _line(error: Exception) -> str:
+    """Line of the template that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, jinja2.TemplateError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what the assistant wrote; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes what HTML would read."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005  # as the template's author means it

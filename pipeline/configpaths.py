@@ -1,0 +1,103 @@
+"""Paths of a configuration -> absolute ones of what is there.
+
+A relative path is looked for in the current directory, then in the one above the
+folder of the configuration's file. What is not there is a complaint with its key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import configrules
+from pipeline.config import Config, EvalFile
+from pipeline.datafiles import is_pattern
+from pipeline.places import look_for
+
+
+def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:
+    """The configuration with every path absolute.
+
+    Args:
+        file: the configuration's own.
+        problem: told of each complaint: key, text.
+    """
+    finder = _Finder(file, problem)
+    model, learner = config.model, config.learner
+    if model:
+        model = finder.found("model", model, "no such directory", Path.is_dir)
+    if model and not (Path(model) / "config.json").is_file():
+        problem(
+            "model",
+            f"{model} holds no config.json: not a Hugging Face model; name a "
+            "directory of save_pretrained",
+        )
+    changed: dict[str, Any] = {}
+    train, held_out = config.data.train, config.data.held_out
+    if isinstance(train, str):
+        changed["train"] = finder.data("data.train", train)
+    else:
+        changed["train"] = tuple(
+            msgspec.structs.replace(source, path=finder.data(f"data.train.{n}.path", source.path))
+            for n, source in enumerate(train)
+        )
+    if isinstance(held_out, str):
+        changed["held_out"] = finder.data("data.held_out", held_out)
+    if config.data.chat_template:
+        given = config.data.chat_template
+        changed["chat_template"] = finder.found("data.chat_template", given, "no such file")
+    data = msgspec.structs.replace(config.data, **changed)
+    sets: dict[str, str | EvalFile] = {}
+    for name, given in config.eval.sets.items():
+        path = given if isinstance(given, str) else given.path
+        path = finder.data(f"eval.sets.{name}", path)
+        sets[name] = path if isinstance(given, str) else msgspec.structs.replace(given, path=path)
+    evaluation = msgspec.structs.replace(config.eval, sets=sets)
+    if learner.reference not in ("", "start"):
+        rule = "neither start nor a directory"
+        reference = finder.found("learner.reference", learner.reference, rule, Path.is_dir)
+        learner = msgspec.structs.replace(learner, reference=reference)
+    if learner.deepspeed:
+        settings = finder.found("learner.deepspeed", learner.deepspeed, "no such file")
+        learner = msgspec.structs.replace(learner, deepspeed=settings)
+    return msgspec.structs.replace(config, model=model, data=data, learner=learner, eval=evaluation)
+
+
+class _Finder:
+    """Looks from the current directory, and beside the folder of the configuration's file."""
+
+    def __init__(self, file: Path, problem: Callable[[str, str], None]) -> None:
+        self._bases = [Path.cwd(), file.resolve().parent.parent]
+        self._problem = problem
+
+    def found(
+        self, key: str, given: str, rule: str, fits: Callable[[Path], bool] = Path.is_file
+    ) -> str:
+        """Its absolute path; "" if it is not there, which has been said."""
+        found, why = look_for(given, self._bases, fits)
+        if not found:
+            self._problem(key, f"found {given!r:.500}: {rule}; {why:.500}; mend the path")
+        return found
+
+    def data(self, key: str, given: str) -> str:
+        """A task's name as it is, or the absolute path of a file, a folder or a pattern."""
+        tasks = configrules.tasks()
+        if given in tasks:
+            return given
+        for base in self._bases if is_pattern(given) else ():
+            pattern = str(base / Path(given).expanduser())
+            if next(glob.iglob(pattern, recursive=True), None) is not None:
+                return pattern
+        near = difflib.get_close_matches(given, tasks, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        rule = f"neither a task of the house ({', '.join(tasks)}){hint} nor a file, a folder or a "
+        return self.found(key, given, f"{rule}pattern that fits one", _file_or_folder)
+
+
+def _file_or_folder(path: Path) -> bool:
+    return path.is_file() or path.is_dir()

@@ -1,0 +1,111 @@
+"""Engines as the coordinator hears of them: they join, prove weights, send tokens, and are lost.
+
+Turns their events into moves of placement and intake. An engine that is not to be
+believed is lost at once, and its process is to be ended; what it held goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.core import Core
+from pipeline.events import (
+    EngineJoined,
+    EngineLost,
+    Restart,
+    Tokens,
+    WeightsRefused,
+    WeightsServed,
+)
+from pipeline.fleet import EngineRecord
+from pipeline.groups import State
+from pipeline.intake import Intake
+from pipeline.placement import Placement
+
+MOST_REFUSALS = 3
+"""Loads of one version that an engine may fail before it is restarted."""
+
+
+class Crew:
+    def __init__(self, core: Core, placement: Placement, intake: Intake) -> None:
+        self._core, self._placement, self._intake = core, placement, intake
+
+    def joined(self, event: EngineJoined) -> None:
+        if event.engine in self._placement.engines:
+            self._lose(event.engine)
+        self._placement.join(event.engine, event.epoch, event.slots, event.latency)
+        self._core.report(
+            "engine",
+            engine=event.engine,
+            epoch=event.epoch,
+            slots=event.slots,
+            latency=[list(point) for point in event.latency],
+        )
+
+    def lost(self, event: EngineLost) -> None:
+        if event.engine in self._placement.engines:
+            moved = self._lose(event.engine)
+            self._core.report(
+                "warning",
+                text=f"engine {event.engine} lost ({event.why}); "
+                f"{moved} trajectories go on elsewhere",
+            )
+
+    def distrust(self, engine: str, why: str) -> None:
+        """It is lost, and its process is to be ended."""
+        self.lost(EngineLost(engine=engine, why=why))
+        self._core.emit(Restart(peer=engine, why=why))
+
+    def tokens(self, event: Tokens) -> None:
+        if why := self._intake.frame(event):
+            self.distrust(event.engine, why)
+
+    def stalled(self, engine: str, trajectory: int, line: str) -> None:
+        """Nothing comes of this trajectory there: it goes on elsewhere."""
+        running = self._core.trajectories.get(trajectory)
+        if running is not None and running.engine == engine:
+            self._core.report("warning", text=line)
+            self._intake.stalled(running)
+
+    def served(self, event: WeightsServed) -> None:
+        engine = self._answer_to_a_load(event)
+        if engine is None:
+            return
+        if not math.isfinite(event.gap) or event.gap > self._core.settings.gap_limit:
+            self._failed_to_load(
+                engine,
+                f"probe differs by {event.gap:.2g} nats, limit {self._core.settings.gap_limit:.2g}",
+            )
+            return
+        self._placement.admit(engine)
+        self._core.report("served", engine=event.engine, version=event.version, gap=event.gap)
+
+    def refused(self, event: WeightsRefused) -> None:
+        engine = self._answer_to_a_load(event)
+        if engine is not None:
+            self._failed_to_load(engine, event.why)
+
+    def _lose(self, engine: str) -> int:
+        running = self._placement.lose(engine)
+        for trajectory in running:
+            if trajectory.state is not State.RUNNING:
+                continue  # the end of one before it made the selector discard this one
+            if not self._intake.end_if_complete(trajectory):
+                self._placement.requeue(trajectory)
+        return len(running)
+
+    def _answer_to_a_load(self, event: WeightsServed | WeightsRefused) -> EngineRecord | None:
+        """The engine, if this is about the version that it was asked for last."""
+        engine = self._placement.engines.get(event.engine)
+        if engine is None:
+            return None
+        engine.owes_since = self._core.now  # of an older version: it works, all the same
+        return engine if event.version == engine.loading else None
+
+    def _failed_to_load(self, engine: EngineRecord, why: str) -> None:
+        engine.refusals += 1
+        self._core.report("warning", text=f"engine {engine.name}, version {engine.loading}: {why}")
+        if engine.refusals < MOST_REFUSALS:
+            self._placement.serve(engine)
+        else:
+            self.distrust(engine.name, "it cannot load the weights")

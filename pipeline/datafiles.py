@@ -1,0 +1,232 @@
+"""Files, folders and patterns -> rows, each with the place where it stands.
+
+JSONL and parquet are told by content; a folder is one of `datasets`' `save_to_disk`, or
+holds such files. Rows are read in the order of the files' names and never all at once.
+A place is `train.jsonl:17`, lines from 1, or `train.parquet[17]`, rows from 0. Must not
+know which fields are prompts.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+Row = tuple[str, dict[str, Any]]  # place, fields
+
+_LINE_BYTES = 64 << 20  # a longer one is no prompt
+_ROWS = 1024  # of a columnar file, at once
+_ENDINGS = (".jsonl", ".json", ".parquet")
+_SPLITS = {"train": "train", "held_out": "test"}  # taken of a folder with several
+_PARQUET = b"PAR1"
+_ARROW = "an Arrow file; name the folder that datasets' save_to_disk wrote, not a file in it"
+_FOREIGN = {
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it",
+    b"ARROW1": _ARROW,
+    b"\xff\xff\xff\xff": _ARROW,
+    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+}
+_BOM = b"\xef\xbb\xbf"  # of UTF-8; some editors write it
+
+
+class DataError(Exception):
+    """Prompts cannot be used; the text names every bad line, up to twenty."""
+
+
+def is_pattern(source: str) -> bool:
+    return glob.has_magic(source)
+
+
+def files_of(source: str, split: str = "train") -> list[Path]:
+    """Every file that `rows_of` reads, in its order. Raises DataError if there is none.
+
+    Args:
+        source: a file, a folder, or a pattern.
+        split: "train" or "held_out"; of a saved folder with several splits the one taken.
+    """
+    path = Path(source)
+    if is_pattern(source) and not path.exists():
+        found = sorted(Path(name) for name in glob.glob(source, recursive=True))
+        found = [path for path in found if path.is_file()]
+    elif path.is_dir():
+        saved = _saved(path, split)
+        inside = (saved or path).iterdir()
+        endings = (".arrow",) if saved else _ENDINGS
+        found = sorted(item for item in inside if item.suffix in endings and item.is_file())
+    elif path.is_file():
+        found = [path]
+    else:
+        raise DataError(f"{source}: no such file, folder or pattern")
+    if not found:
+        raise DataError(
+            f"{source}: found no file, expected {', '.join(_ENDINGS)} in it; name another"
+        )
+    return found
+
+
+def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator[Row]:
+    """Rows of a source. Raises DataError if a file cannot be read at all.
+
+    Args:
+        problem: told of each line that is no row.
+    """
+    path = Path(source)
+    saved = _saved(path, split) if path.is_dir() else None
+    if saved is not None:
+        yield from _saved_rows(saved)
+        return
+    for file in files_of(source, split):
+        try:
+            with file.open("rb") as opened:
+                start = opened.read(8)
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from error
+        for magic, what in _FOREIGN.items():
+            if start.startswith(magic):
+                raise DataError(f"{file}: found {what}; expected JSONL or parquet")
+        yield from _parquet(file) if start.startswith(_PARQUET) else _jsonl(file, problem)
+
+
+def _jsonl(path: Path, problem: Callable[[str], None]) -> Iterator[Row]:
+    decoder = msgspec.json.Decoder()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES), b""), start=1):
+                if len(line) == _LINE_BYTES:
+                    raise DataError(
+                        f"{path}:{number}: a line of more than {_LINE_BYTES} bytes; expected one "
+                        "prompt a line"
+                    )
+                line = line.removeprefix(_BOM) if number == 1 else line
+                if not line.strip():
+                    continue
+                try:
+                    row = decoder.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                    if number == 1 and line.lstrip().startswith(b"["):
+                        raise DataError(_list_of_all(path)) from None
+                    problem(f"{path}:{number}: not JSON: {error}; expected one object a line")
+                    continue
+                if not isinstance(row, dict):
+                    if (
+                        number == 1
+                        and isinstance(row, list)
+                        and any(isinstance(item, dict) for item in cast(list[Any], row))
+                    ):
+                        raise DataError(_list_of_all(path))
+                    problem(f"{path}:{number}: found {kind_of(row)}, expected an object")
+                    continue
+                yield f"{path}:{number}", cast(dict[str, Any], row)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def _list_of_all(path: Path) -> str:
+    cure = f"jq -c '.[]' {path.name} > {path.stem}.jsonl"
+    return f"{path}:1: found one list of everything, expected one object a line: {cure}"
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    index = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{path}[{index}]", row
+                    index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        where = f"{path}[{index}]" if index else str(path)
+        raise DataError(
+            f"{where}: not to be read as parquet: {error}; expected a whole file, write it again"
+        ) from error
+
+
+# --- folders of save_to_disk ---------------------------------------------------------------------
+
+
+def _saved(path: Path, split: str) -> Path | None:
+    """The folder of one split that `save_to_disk` wrote; None if this is no such folder."""
+    if (path / "state.json").is_file():
+        return path
+    listed = path / "dataset_dict.json"
+    if not listed.is_file():
+        return None
+    try:
+        splits = msgspec.json.decode(listed.read_bytes(), type=dict[str, list[str]])["splits"]
+    except (OSError, msgspec.DecodeError, KeyError) as error:
+        why = f"not as save_to_disk writes it: {error}; save it again"
+        raise DataError(f"{listed}: {why}") from error
+    chosen = splits[0] if len(splits) == 1 else _SPLITS[split]
+    if chosen not in splits:
+        raise DataError(
+            f"{path}: holds the splits {', '.join(splits)}, and none is {chosen!r}; name one, as "
+            f"in {path / splits[0] if splits else path / 'train'}"
+        )
+    return path / chosen
+
+
+def _saved_rows(folder: Path) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{folder}: written by datasets' save_to_disk, and the package datasets is not here: "
+            "pip install 'darts-rl[datasets]', or save it with to_parquet"
+        ) from None
+    try:
+        saved: Any = datasets.load_from_disk(str(folder))
+        for index, row in enumerate(saved.with_format(None)):
+            yield f"{folder}[{index}]", cast(dict[str, Any], row)
+    except DataError:
+        raise
+    except Exception as error:  # of Arrow, of the file system, or of a feature that it decodes
+        raise DataError(
+            f"{folder}: datasets cannot read it: {type(error).__name__}: {error}; save it again"
+        ) from error
+
+
+# --- values --------------------------------------------------------------------------------------
+
+_KINDS: dict[type[Any], str] = {
+    type(None): "null",
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the user's words."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def field_of(row: dict[str, Any], name: str) -> tuple[bool, Any]:
+    """(whether it is there, the value) of a field; `a.b` is b inside of a, or a field so named.
+
+    >>> field_of({"reward_model": {"ground_truth": "4"}}, "reward_model.ground_truth")
+    (True, '4')
+    """
+    if name in row:
+        return True, row[name]
+    first, dot, rest = name.partition(".")
+    inner = row.get(first)
+    return (
+        field_of(cast(dict[str, Any], inner), rest)
+        if dot and isinstance(inner, dict)
+        else (
+            False,
+            None,
+        )
+    )

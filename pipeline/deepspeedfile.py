@@ -1,0 +1,177 @@
+"""A JSON file in DeepSpeed's format -> what of it is passed on, or every reason why not.
+
+`learner.deepspeed` names it. Keys that darts decides are refused with the setting
+to use, those that would change what is computed with the reason; what says the
+same as the setting, or "auto", is let pass. Unknown keys at the top are refused
+(DeepSpeed would ignore them), those below them are DeepSpeed's to check.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.config import LearnerSection
+
+OURS: dict[str, str] = {
+    "train_batch_size": "step.prompts and group.size",
+    "train_micro_batch_size_per_gpu": "learner.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "learner.tokens_per_micro_batch: groups are summed as they come",
+    "managed_gradient_accumulation": "nothing: learner.zero decides it",
+    "optimizer": "learner.lr, betas, eps and weight_decay (AdamW)",
+    "scheduler": "learner.schedule, warmup_steps and min_lr",
+    "gradient_clipping": "learner.clip_norm",
+    "fp16": "learner.dtype: bfloat16; losses are not scaled",
+    "amp": "learner.dtype: bfloat16",
+    "bfloat16": "learner.dtype: bfloat16",
+    "torch_autocast": "learner.dtype: bfloat16",
+    "data_types": "learner.dtype; gradients are summed in float32",
+    "activation_checkpointing": "learner.gradient_checkpointing",
+    "zero_allow_untested_optimizer": "nothing: it is set",
+    "steps_per_print": "nothing: metrics.jsonl has a line a step",
+    "tensorboard": "metrics.tensorboard",
+    "wandb": "metrics.wandb",
+    "prescale_gradients": "nothing: sums over tokens are divided once, by those of the step",
+    "gradient_predivide_factor": "nothing: sums over tokens are divided once, by those of the step",
+}
+"""Key -> what to use in darts."""
+REFUSED: dict[str, str] = {
+    "sparse_gradients": "the gradient is checked before it is applied, as a dense one",
+    "data_efficiency": "which prompts come, and how often, is the pipeline's to decide",
+    "curriculum_learning": "which prompts come, and how often, is the pipeline's to decide",
+    "compression_training": "compressed weights could not be published to the engines",
+    "pipeline": "the learner's ranks are data-parallel",
+    "tensor_parallel": "the learner's ranks are data-parallel",
+    "sequence_parallel_size": "the learner's ranks are data-parallel",
+    "autotuning": "it starts runs of its own",
+    "elasticity": "the number of ranks is learner.ranks",
+    "checkpoint": "checkpoints are written by darts",
+    "hybrid_engine": "the engines are processes of their own",
+    "compile": "its passes were not tried with packed calls",
+}
+"""Key -> why it cannot be had."""
+PASSED = (
+    *(
+        "zero_optimization",
+        "bf16",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+    ),
+    *("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
+    *(
+        "csv_monitor",
+        "comet",
+        "aio",
+        "nebula",
+        "disable_allgather",
+        "use_data_before_expert_parallel_",
+    ),
+)
+"""Keys that are DeepSpeed's own business."""
+_ZERO_OURS: dict[str, str] = {
+    "overlap_comm": "it is off: gradients are reduced once, when the step closes",
+    "offload_optimizer": "its optimizers on the CPU were not tried with sums over a step",
+    "offload_param": "weights on the CPU were not tried with sums over a step",
+    "cpu_offload": "its optimizers on the CPU were not tried with sums over a step",
+    "zero_quantized_weights": "rounded weights would not be those that the engines are given",
+    "zero_quantized_gradients": "the step's gradient is to be exact",
+    "zero_quantized_nontrainable_weights": "rounded weights would not be those of the engines",
+    "zenflow": "late updates of a part of the weights belong to no policy version",
+}
+"""Keys of `zero_optimization` -> why they cannot be had; false and null are let pass."""
+
+
+class DeepSpeedFileError(Exception):
+    """The file does not fit; `problems` has a line for each reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def read(section: LearnerSection) -> dict[str, Any]:
+    """What to add to DeepSpeed's settings; {} without a file. Raises DeepSpeedFileError."""
+    if not section.deepspeed:
+        return {}
+    path = Path(section.deepspeed)
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise DeepSpeedFileError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except msgspec.DecodeError as error:
+        raise DeepSpeedFileError([f"{path}: not JSON: {error}"]) from error
+    if not isinstance(found, dict):
+        raise DeepSpeedFileError([f"{path}: found a {type(found).__name__}, expected an object"])
+    if problems := [f"{path}: {problem}" for problem in complaints(found, section)]:
+        raise DeepSpeedFileError(problems)
+    return passed(found)
+
+
+def complaints(given: dict[str, Any], section: LearnerSection) -> Iterator[str]:
+    """A line each for what cannot be passed on: key, finding, reason, cure."""
+    for key, value in given.items():
+        if _silent(value):
+            continue
+        if key in OURS:
+            yield f"{key}: darts decides it; use {OURS[key]}"
+        elif key in REFUSED:
+            yield f"{key}: {REFUSED[key]}; take it out"
+        elif key == "bf16":
+            yield from _bf16(value, section)
+        elif key == "zero_optimization":
+            yield from _zero(value, section)
+        elif key not in PASSED:
+            known = [*OURS, *REFUSED, *PASSED]
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield f"{key}: no key of DeepSpeed{hint}"
+
+
+def passed(given: dict[str, Any]) -> dict[str, Any]:
+    """The part that is handed on, of a file without complaints."""
+    kept = {key: value for key, value in given.items() if key in PASSED and key != "bf16"}
+    zero = kept.get("zero_optimization")
+    if isinstance(zero, dict):
+        own = (*_ZERO_OURS, "stage")
+        kept["zero_optimization"] = {
+            key: value for key, value in zero.items() if key not in own and value != "auto"
+        }
+    return {key: value for key, value in kept.items() if value != "auto"}
+
+
+def _silent(value: Any) -> bool:
+    """Whether this says nothing: "auto" and all that transformers fills in, or switched off."""
+    if isinstance(value, dict):
+        if value.get("enabled") in (False, "auto"):
+            return True
+        return bool(value) and all(_silent(inner) for inner in value.values())
+    return value in ("auto", None)
+
+
+def _bf16(value: Any, section: LearnerSection) -> Iterator[str]:
+    on = isinstance(value, dict) and value.get("enabled") is True
+    if on and section.dtype != "bfloat16":
+        yield "bf16: enabled, but learner.dtype is float32; set learner.dtype: bfloat16"
+    elif not on:
+        yield f"bf16: found {value!r:.100}, expected an object with enabled"
+
+
+def _zero(value: Any, section: LearnerSection) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"zero_optimization: found {value!r:.100}, expected an object"
+        return
+    stage = value.get("stage", section.zero)
+    if stage not in (section.zero, "auto"):
+        yield (
+            f"zero_optimization.stage: found {stage!r}, but learner.zero is {section.zero}; "
+            f"set learner.zero: {stage}"
+        )
+    for key, reason in _ZERO_OURS.items():
+        found = value.get(key)
+        device = found.get("device") if isinstance(found, dict) else None
+        if found not in (None, False, "auto") and device != "none":
+            yield f"zero_optimization.{key}: {reason}; take it out"

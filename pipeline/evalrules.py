@@ -1,0 +1,50 @@
+"""The section `eval` -> complaints: sets, pass@k, and the figure that names the best step."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+
+from pipeline.config import Config
+
+_SET = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, complaint) for what does not fit."""
+    section = config.eval
+    figures: list[str] = []
+    if config.data.held_out != 0:
+        figures += _figures("", section.samples, section.k, greedy=section.greedy)
+    if over := [k for k in section.k if k > section.samples]:
+        rule = f"expected at most eval.samples, {section.samples}"
+        yield "eval.k", f"found {max(over)}, {rule}: take a smaller k, or more samples"
+    for name, given in section.sets.items():
+        key = f"eval.sets.{name}"
+        if not _SET.fullmatch(name):
+            yield key, f"found the name {name!r}, expected letters, digits, '_', '.' and '-'"
+        samples, k = section.samples, section.k
+        if not isinstance(given, str):
+            samples = given.samples or samples
+            k = given.k or (k if samples == section.samples else ())
+            for field, value in (("samples", given.samples), ("prompts", given.prompts)):
+                if value < 0:
+                    yield f"{key}.{field}", f"found {value}, expected at least 0"
+            if bad := [k for k in given.k if not 1 <= k <= samples]:
+                yield f"{key}.k", f"found {bad[0]}, expected from 1 to its samples, {samples}"
+        figures += _figures(f"{name}/", samples, k, greedy=section.greedy)
+    if section.best and section.best not in figures:
+        near = difflib.get_close_matches(section.best, figures, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield (
+            "eval.best",
+            f"found {section.best!r}, expected one of {', '.join(figures) or 'none'}{hint}",
+        )
+    if section.best and not section.every:
+        yield "eval.best", f"found {section.best!r}, but eval.every is 0: nothing is evaluated"
+
+
+def _figures(prefix: str, samples: int, k: tuple[int, ...], *, greedy: bool) -> list[str]:
+    names = ["accuracy", *(f"pass@{one}" for one in k or (samples,)), *(["greedy"] * greedy)]
+    return [prefix + name for name in names]

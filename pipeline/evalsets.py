@@ -1,0 +1,63 @@
+"""Every held-out prompt of a run as one data set, and which of them are which set.
+
+First those of `data.held_out`, then those of `eval.sets` in their order: prompts are known by one
+index, and a set by a range of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from pipeline.config import Config, EvalFile, Evaluation
+from pipeline.core import EvalSet
+from pipeline.prompts import Dataset, LoadedSource, load_held_out
+from pipeline.text import Tokenizer
+
+
+class HeldOut(msgspec.Struct, frozen=True):
+    data: Dataset
+    sets: tuple[EvalSet, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
+    """All that the run evaluates on. Raises DataError."""
+    parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
+    for name, given in config.eval.sets.items():
+        file: EvalFile = _file(given)
+        data = msgspec.structs.replace(config.data, held_out=file.path)
+        found = load_held_out(data, tokenizer, config.sampling.max_tokens)
+        items = found.items[: file.prompts or None]
+        parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
+    return together(parts, config.eval)
+
+
+def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldOut:
+    """Args: parts: sets by name, '' for `data.held_out`; empty ones are left out."""
+    sets: list[EvalSet] = []
+    sources: list[LoadedSource] = []
+    first = 0
+    for name, data in parts:
+        given: EvalFile = _file(section.sets[name]) if name else EvalFile(path="")
+        samples = given.samples or section.samples
+        k = given.k or (section.k if samples == section.samples else ()) or (samples,)
+        if len(data):
+            sets.append(EvalSet(name=name, first=first, count=len(data), samples=samples, k=k))
+        for source in data.sources:  # a set may take the first of its prompts alone
+            count = min(source.count, len(data) - source.first)
+            where = {"first": first + source.first, "count": count}
+            sources.append(msgspec.structs.replace(source, **where))
+        first += len(data)
+    items = [item for _, data in parts for item in data.items]
+    skipped = [line for _, data in parts for line in data.skipped]
+    names = [data.name for _, data in parts if len(data)]
+    name = ", ".join(names) or parts[0][1].name
+    return HeldOut(Dataset(name, items, skipped, sources), tuple(sets))
+
+
+def _file(given: str | EvalFile) -> EvalFile:
+    return EvalFile(path=given) if isinstance(given, str) else given

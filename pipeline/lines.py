@@ -1,0 +1,56 @@
+"""Lines at the end of a file, whole and in their order, also where the disk is full for a while.
+
+What finds no room is kept and written later; only past `MOST_KEPT` are new lines left out, and
+counted. A line that is half on the disk goes on where it broke off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MOST_KEPT = 16 << 20
+"""Bytes that wait for room, of each file: about 40,000 groups of eight."""
+_AT_ONCE = 64 << 10
+"""Bytes after which lines do not wait for `flush`."""
+
+
+class Lines:
+    """Appends to one file; opened at its first line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        self._waiting = bytearray()
+        self._end = self._file.tell()
+        self.size = self._end
+        """Of the file up to its last whole line, bytes."""
+        self.lost = 0
+        """Lines left out."""
+        self.full = ""
+        """Why lines wait for room; '': they do not."""
+
+    def write(self, line: bytes) -> None:
+        """One line, with its end."""
+        if self.full and len(self._waiting) + len(line) > MOST_KEPT:
+            self.lost += 1
+            return
+        self._waiting += line
+        if len(self._waiting) >= _AT_ONCE and not self.full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room; `full` tells."""
+        self.full = ""
+        try:
+            while self._waiting:
+                written = self._file.write(self._waiting) or 0
+                self.size = max(self.size, self._end + self._waiting.rfind(b"\n", 0, written) + 1)
+                self._end += written
+                del self._waiting[:written]
+        except OSError as error:
+            self.full = error.strerror or str(error)
+
+    def close(self) -> None:
+        """The last try; what finds no room now is lost."""
+        self.flush()
+        self.lost += self._waiting.count(b"\n")
+        self._file.close()

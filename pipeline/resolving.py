@@ -1,0 +1,109 @@
+"""A tree of settings -> a checked `Config`, with a line for every problem in it.
+
+One pass: values by their types, plug-ins with their options, ranges and pairs,
+then the paths. What does not fit is reported and stands at its default, so that
+all is checked in one go.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import configpaths, configrules, plugins
+from pipeline.config import Config, Plugin
+from pipeline.configdocs import default_of, did_you_mean
+from pipeline.configvalues import Values, shown
+from pipeline.yamltree import Branch, Leaf, Tree, plain
+
+
+class Resolver:
+    """Of one file; `problems` grows by a line for each complaint."""
+
+    def __init__(self, tree: Branch, path: Path, problems: list[str]) -> None:
+        self._tree = tree
+        self._path = path
+        self._problems = problems
+        self._values = Values(self._problem)
+
+    def config(self) -> Config:
+        """The whole configuration; worth something only if no problem was found."""
+        seams = tuple(plugins.PACKAGES)
+        values = self._values.fields(Config, self._tree, "", leave=seams)
+        group_size = values.get("group", default_of(Config, "group")).size
+        for seam in seams:
+            given = self._tree.entries.get(seam)
+            values[seam] = self._plugin(seam, given or default_of(Config, seam), group_size)
+        if "model" not in values:
+            if not self._values.given("model"):
+                self._problem("model", "missing: the directory of a Hugging Face causal LM")
+            values["model"] = ""
+        config = Config(**values)
+        for key, problem in configrules.problems(config):
+            self._problem(key, problem)
+        return configpaths.resolved(config, self._path, self._problem)
+
+    def _problem(self, key: str, text: str, where: str = "") -> None:
+        place = where or self._values.place(key) or str(self._path)
+        self._problems.append(f"{place}: {key}: {text}")
+
+    def _plugin(self, seam: str, given: Tree | Plugin, group_size: int) -> Plugin:
+        options: Branch | None = None
+        if isinstance(given, Plugin):
+            name = given.name
+        elif isinstance(given, Leaf) and isinstance(given.value, str):
+            name = given.value
+        elif isinstance(given, Branch) and len(given.entries) == 1:
+            [(name, inner)] = given.entries.items()
+            options = inner if isinstance(inner, Branch) else None
+            if not isinstance(inner, Branch) and plain(inner) is not None:
+                self._problem(
+                    seam, f"found {shown(inner)} for {name}, expected its options, "
+                    f"as in {seam}: {{{name}: {{option: value}}}}"
+                )  # fmt: skip
+                return default_of(Config, seam)
+        else:
+            found = f"{len(given.entries)} names" if isinstance(given, Branch) else shown(given)
+            self._problem(
+                seam, f"found {found}, expected a name, or one name with its options, "
+                f"as in {seam}: {{name: {{option: value}}}}"
+            )  # fmt: skip
+            return default_of(Config, seam)
+        try:
+            struct = plugins.options_type(plugins.find(seam, name))
+        except plugins.PluginError as error:
+            self._problem(seam, str(error))
+            return default_of(Config, seam)
+        return self._options(f"{seam}.{name}", name, struct, options, seam, group_size)
+
+    def _options(
+        self, key: str, name: str, struct: type[plugins.Options], given: Branch | None,
+        seam: str, group_size: int,
+    ) -> Plugin:  # fmt: skip
+        before = len(self._problems)
+        known = {item.name: item for item in msgspec.structs.fields(struct)}
+        values: dict[str, Any] = {}
+        for option, entry in (given.entries if given else {}).items():
+            if option not in known:
+                hint = did_you_mean(option, known) or (
+                    f"; options: {', '.join(known)}" if known else f"; {name} has none"
+                )
+                self._problem(f"{key}.{option}", f"unknown option{hint}", entry.where)
+                continue
+            value = self._values.value(f"{key}.{option}", entry, known[option].type)
+            if value is not msgspec.UNSET:
+                values[option] = value
+        for option, item in known.items():
+            if item.required and option not in values and len(self._problems) == before:
+                self._problem(key, f"needs the option {option}")
+        if len(self._problems) > before:
+            return Plugin(name=name)
+        options = struct(**values)
+        for text in options.problems(group_size):
+            about = f"{key}.{text.split(' ', 1)[0]}"
+            places = (about, seam, "group.size")
+            told = (self._values.place(place) for place in places if self._values.given(place))
+            self._problem(key, text, next(told, ""))
+        return Plugin(name=name, options=msgspec.to_builtins(options))

@@ -1,0 +1,60 @@
+"""What a run's reward has against its data, told before anything starts.
+
+Workers are started as a run would start them: what fails to build, a server that does not
+answer, and gold answers that cannot be graded against are found in seconds, not in hours.
+"""
+
+from __future__ import annotations
+
+from pipeline import plugins
+from pipeline.config import Plugin
+from pipeline.prompts import Dataset, Item
+from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.views import Sampled
+
+LOOKED_AT = 200
+"""Answers of each data set that are looked at, evenly spread over it."""
+_SHOWN = 20  # complaints listed
+
+
+def has_checks(plugin: Plugin) -> bool:
+    """Whether the plug-in has anything to say before a run. Raises PluginError."""
+    return hasattr(plugins.find("reward", plugin.name), "complaint")
+
+
+async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
+    """A line for each answer that the reward cannot use, and one for a reward that cannot start."""
+    items = [item for found in data for item in _spread(found)]
+    try:
+        async with RewardPool(plugin, most=1) as pool:
+            found = await pool.check([_unanswered(item) for item in items])
+    except RewardFailed as error:
+        own = plugin.name not in plugins.house_names("reward")  # the user's code: show where
+        return [f"{error.why}\n{error.traceback}".rstrip() if own else error.why]
+    key = f"reward.{plugin.name}"
+    lines = [f"{i.where}: answer: {t} ({key})" for i, t in zip(items, found, strict=False) if t]
+    if not lines:
+        return []
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    cure = (
+        f"{len(lines)} of {len(items)} answers looked at: mend them, leave them out, or take "
+        "another reward"
+    )
+    return [*lines[:_SHOWN], *more, cure]
+
+
+def _spread(data: Dataset) -> list[Item]:
+    step = max(1, len(data) // LOOKED_AT)
+    return list(data.items[::step][:LOOKED_AT])
+
+
+def _unanswered(item: Item) -> Sampled:
+    return Sampled(
+        prompt=item.prompt,
+        response="",
+        finish="stop",
+        tokens=0,
+        answer=item.answer,
+        columns=item.columns,
+        messages=item.messages,
+    )

@@ -1,0 +1,64 @@
+"""What the learner will need, looked at before anything starts.
+
+Reads the model's config.json and DeepSpeed's file, and looks for packages; loads
+no model. What only the loaded model shows, the learner proves at its start.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline import deepspeedfile
+from pipeline.config import Config
+
+OWN_ATTENTION = {
+    **dict.fromkeys(("bloom", "mpt", "falcon"), "their attention is code of their own, with ALiBi"),
+    **dict.fromkeys(
+        ("gptj", "gpt_neo", "codegen", "stablelm", "nemotron", "persimmon"),
+        "their attention is code of their own",
+    ),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"), "they have no attention"),
+    "gpt_oss": "its attention has sinks",
+}
+"""model_type -> why packed calls cannot run it (seen with transformers 5.19)."""
+_KINDS = ("full_attention", "sliding_attention")
+_CURE = "take a model of another architecture (Qwen, Llama, Mistral, Gemma, Phi, OLMo, GPT-2, ...)"
+
+
+def complaints(config: Config) -> Iterator[str]:
+    """Why this model or these settings of the learner cannot be trained, one line each."""
+    section = config.learner
+    path = Path(config.model) / "config.json"
+    for problem in of_model(msgspec.json.decode(path.read_bytes())):
+        yield f"{path}: {problem}"
+    if section.lora is not None and importlib.util.find_spec("peft") is None:
+        yield (
+            "learner.lora: the package peft is not installed: pip install 'darts-rl[lora]', or "
+            "leave learner.lora out"
+        )
+    try:
+        deepspeedfile.read(section)
+    except deepspeedfile.DeepSpeedFileError as error:
+        yield from error.problems
+
+
+def of_model(settings: dict[str, Any]) -> Iterator[str]:
+    """Why a model with this config.json cannot be trained."""
+    inner = settings.get("text_config")
+    text: dict[str, Any] = {**settings, **inner} if isinstance(inner, dict) else settings
+    kind = text.get("model_type", "")
+    if text.get("is_encoder_decoder"):
+        yield f"{kind} is an encoder and a decoder, not a causal language model"
+    if "quantization_config" in text:
+        yield "its weights are quantised, which cannot be trained; name the unquantised model"
+    if kind in OWN_ATTENTION:
+        yield f"models of type {kind} cannot be trained: {OWN_ATTENTION[kind]}; {_CURE}"
+    if other := sorted({*(text.get("layer_types") or ())} - {*_KINDS}):
+        yield f"layers of kind {other[0]} cannot be trained, only {', '.join(_KINDS)}; {_CURE}"
+    if text.get("attention_chunk_size"):
+        yield f"attention in chunks (attention_chunk_size) cannot be trained; {_CURE}"

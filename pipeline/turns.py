@@ -1,0 +1,123 @@
+"""Turns of a response: when one is over, the rollout says what follows.
+
+Turns the end of a turn into a question, and its answer into appended tokens and a
+next leg, or the end of the response. The question holds all that the answer may
+depend on, so it can be asked again after a resume. Appended tokens count against
+the response's limit, and in no account of the ledger: nobody sampled them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.core import Core
+from pipeline.events import AskRollout, TurnAnswered, TurnFailed
+from pipeline.groups import Cause, State, Trajectory
+from pipeline.placement import Placement
+
+
+class Turns:
+    """`on_end(trajectory, cause)` ends one; `on_hopeless(trajectory, why)` gives one up."""
+
+    def __init__(
+        self,
+        core: Core,
+        placement: Placement,
+        on_end: Callable[[Trajectory, Cause], None],
+        on_hopeless: Callable[[Trajectory, str], None],
+    ) -> None:
+        self._core, self._placement = core, placement
+        self._on_end, self._on_hopeless = on_end, on_hopeless
+        self.heard = 0.0  # when one answered last, of whichever trajectory
+
+    def ended(self, trajectory: Trajectory, finish: str) -> None:
+        """The model has stopped by itself (`stop`), or where a limit stopped it (`length`)."""
+        full = trajectory.held >= trajectory.max_tokens
+        if self._core.settings.turns > trajectory.turns and not (full and finish == "length"):
+            self._over(trajectory, finish)
+        elif finish == "stop" and (not trajectory.turns or self._stop_token(trajectory)):
+            self._on_end(trajectory, Cause.ENDED)
+        else:  # a stop text after the last call, too: what it asks for never comes
+            self._on_end(trajectory, Cause.HIT_LIMIT)
+
+    def finish_of(self, trajectory: Trajectory) -> str:
+        """How the turn has ended that the tokens held complete; '' if they complete none."""
+        limit = self._core.settings.turn_tokens
+        if self._stop_token(trajectory):
+            return "stop"
+        full = trajectory.held >= trajectory.max_tokens
+        spent = limit and trajectory.held - trajectory.turn_began >= limit
+        return "length" if full or spent else ""
+
+    def answered(self, event: TurnAnswered) -> None:
+        trajectory = self._asked(event.trajectory, event.turn)
+        if trajectory is None:
+            return  # not wanted any more
+        count = len(event.tokens) // 4
+        if event.over or not (count or not self._stop_token(trajectory)):
+            self._on_end(trajectory, Cause.ENDED)  # nothing follows a stop token by itself
+        elif trajectory.held + count >= trajectory.max_tokens:
+            self._on_end(trajectory, Cause.HIT_LIMIT)  # no room for what the model would say to it
+        else:
+            trajectory.memory = event.memory
+            self._append(trajectory, event.tokens, count)
+            self._placement.go_on(trajectory)
+
+    def failed(self, event: TurnFailed) -> None:
+        trajectory = self._asked(event.trajectory, event.turn)
+        if trajectory is not None:
+            self._on_hopeless(trajectory, event.why)
+
+    def ask(self, trajectory: Trajectory) -> None:
+        """Put the question of one that is `calling`, for the first time or again."""
+        self._core.calling[trajectory.id] = self._core.now
+        group = self._core.groups[trajectory.group]
+        self._core.emit(
+            AskRollout(
+                kind=group.kind,
+                prompt=group.prompt,
+                group=group.id,
+                trajectory=trajectory.id,
+                turn=trajectory.turns - 1,
+                tokens=bytes(trajectory.tokens),
+                appended=tuple(trajectory.appended),
+                finish=trajectory.turn_finish,
+                left=trajectory.max_tokens - trajectory.held,
+                memory=trajectory.memory,
+            )
+        )
+
+    def give_up(self, trajectory: int, why: str) -> None:
+        """Nobody answers: as if the call had failed."""
+        found = self._core.trajectories.get(trajectory)
+        self._core.unask(trajectory)
+        if found is not None:
+            self.failed(TurnFailed(trajectory=trajectory, turn=found.turns - 1, why=why))
+
+    def _over(self, trajectory: Trajectory, finish: str) -> None:
+        trajectory.advance(Cause.TURN_OVER, self._core.now)
+        trajectory.engine, trajectory.parked_until = "", ""
+        trajectory.turns += 1
+        trajectory.turn_finish = finish
+        self._core.ledger.turns += 1
+        self.ask(trajectory)
+
+    def _append(self, trajectory: Trajectory, tokens: bytes, count: int) -> None:
+        if count:
+            trajectory.appended.append((trajectory.held, count))
+            trajectory.appended_tokens += count
+            trajectory.tokens += tokens
+            trajectory.logprobs += bytes(len(tokens))
+            self._core.ledger.appended += count
+        trajectory.turn_began = trajectory.held
+
+    def _asked(self, trajectory: int, turn: int) -> Trajectory | None:
+        self.heard = self._core.now
+        found = self._core.trajectories.get(trajectory)
+        if found is None or found.state is not State.CALLING or found.turns - 1 != turn:
+            return None
+        self._core.calling.pop(trajectory, None)
+        return found
+
+    def _stop_token(self, trajectory: Trajectory) -> bool:
+        return trajectory.last_token in self._core.settings.stop_tokens

@@ -1,0 +1,103 @@
+"""`learner.deepspeed`: what is DeepSpeed's goes through, what is ours is refused with the cure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import LearnerSection
+from pipeline.deepspeedfile import (
+    OURS,
+    PASSED,
+    REFUSED,
+    DeepSpeedFileError,
+    complaints,
+    passed,
+    read,
+)
+
+AUTO: dict[str, Any] = {
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": False, "loss_scale": 0},
+    "optimizer": {"type": "auto", "params": {"lr": "auto", "weight_decay": "auto"}},
+    "scheduler": {"params": {"warmup_min_lr": "auto"}},
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": {"device": "none"},
+        "overlap_comm": False,
+        "reduce_bucket_size": 5000,
+        "allgather_bucket_size": "auto",
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+"""As transformers' and TRL's examples have it."""
+
+
+def test_file_of_a_trainer_that_fills_in_auto_is_taken():
+    section = LearnerSection(zero=2)
+    assert list(complaints(AUTO, section)) == []
+    assert passed(AUTO) == {
+        "zero_optimization": {"reduce_bucket_size": 5000},
+        "wall_clock_breakdown": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "given,expected",
+    [
+        ({"train_batch_size": 64}, "train_batch_size: darts decides it; use step.prompts"),
+        ({"gradient_accumulation_steps": 4}, "use learner.tokens_per_micro_batch"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, "use learner.lr, betas"),
+        ({"scheduler": {"type": "WarmupLR"}}, "use learner.schedule"),
+        ({"gradient_clipping": 1.0}, "use learner.clip_norm"),
+        ({"fp16": {"enabled": True}}, "use learner.dtype: bfloat16"),
+        ({"bf16": {"enabled": True}}, "bf16: enabled, but learner.dtype is float32"),
+        ({"zero_optimization": {"stage": 3}}, "found 3, but learner.zero is 2; set"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer: its optimizers on the CPU",
+        ),
+        ({"zero_optimization": {"overlap_comm": True}}, "reduced once, when the step closes"),
+        ({"zero_optimization": 2}, "zero_optimization: found 2, expected an object"),
+        ({"compression_training": {"x": 1}}, "could not be published to the engines; take it out"),
+        ({"zero_optimisation": {}}, "no key of DeepSpeed; did you mean zero_optimization?"),
+    ],
+)  # fmt: skip
+def test_what_is_not_passed_on_is_named_with_its_reason(given: dict[str, Any], expected: str):
+    [problem] = complaints(given, LearnerSection(zero=2))
+    assert expected in problem
+    assert problem.startswith(next(iter(given)))
+
+
+def test_bf16_that_says_the_same_as_the_dtype_is_taken():
+    section = LearnerSection(zero=2, dtype="bfloat16")
+    assert list(complaints({"bf16": {"enabled": True}}, section)) == []
+
+
+def test_all_problems_of_a_file_come_in_one_go_with_its_name(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"train_batch_size": 8, "amp": {"enabled": True}, "x": 1}))
+    with pytest.raises(DeepSpeedFileError) as found:
+        read(LearnerSection(deepspeed=str(path)))
+    assert [line.split(": ")[:2] for line in found.value.problems] == [
+        [str(path), key] for key in ("train_batch_size", "amp", "x")
+    ]
+
+
+@pytest.mark.parametrize("text,expected", [("{", "not JSON"), ("[]", "found a list")])
+def test_file_that_holds_no_object_is_refused(tmp_path: Path, text: str, expected: str):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    with pytest.raises(DeepSpeedFileError, match=expected):
+        read(LearnerSection(deepspeed=str(path)))
+
+
+def test_no_key_is_in_two_tables():
+    assert len({*OURS, *REFUSED, *PASSED}) == len(OURS) + len(REFUSED) + len(PASSED)

@@ -1,0 +1,39 @@
+"""Held-out sets: what the configuration asks for, as ranges of one data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import evalsets
+from pipeline.configfile import load
+from pipeline.core import EvalSet
+from pipeline.text import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_sets_are_ranges_behind_the_held_out_prompts(tmp_path: Path, held_out: int) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n' * 3)
+    train = "chain_sums" if held_out else file
+    config = load(
+        ROOT / "configs" / "quickstart.yaml",
+        [
+            f"data.train={train}",
+            f"data.held_out={held_out}",
+            "eval.k=[1, 4]",
+            f"eval.sets={{all: {file}, few: {{path: {file}, prompts: 2, samples: 8, k: [8]}}}}",
+            "eval.best=few/pass@8",
+        ],
+    )
+    found = evalsets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    assert len(found) == held_out + 5
+    own = EvalSet(name="", first=0, count=2, samples=4, k=(1, 4))
+    assert found.sets == (
+        *((own,) if held_out else ()),
+        EvalSet(name="all", first=held_out, count=3, samples=4, k=(1, 4)),
+        EvalSet(name="few", first=held_out + 3, count=2, samples=8, k=(8,)),
+    )

@@ -1,0 +1,47 @@
+"""Arguments of the engines' own libraries: claims about `pipeline.passthrough`."""
+
+import pytest
+
+from pipeline.config import EngineSection
+from pipeline.passthrough import OWNED, arguments, problems
+
+
+def complaints(**given: object) -> dict[str, str]:
+    return dict(problems(EngineSection(**given)))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"transformers": {"page_size": 64, "use_cuda_graph": False, "attn_implementation": "sdpa"}},
+        {"vllm": {"enable_prefix_caching": True, "max_model_len": 512, "kv_cache_dtype": "fp8"}},
+    ],
+)
+def test_what_the_installed_library_knows_passes(given: dict[str, object]):
+    assert complaints(**given) == {}
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest():
+    found = complaints(vllm={"max_num_batched_token": 1}, transformers={"pagesize": 1})
+    assert found["engine.vllm.max_num_batched_token"].endswith("mean max_num_batched_tokens?")
+    assert found["engine.transformers.pagesize"].endswith("did you mean page_size?")
+
+
+def test_what_darts_sets_is_refused_with_the_key_that_sets_it():
+    found = complaints(vllm={"tensor_parallel_size": 2}, transformers={"seed": 1})
+    assert found["engine.vllm.tensor_parallel_size"] == "darts sets it: set engine.tensor_parallel"
+    assert found["engine.transformers.seed"] == "darts sets it: set seed"
+
+
+@pytest.mark.parametrize("library", list(OWNED))
+def test_what_is_refused_as_set_is_an_argument_of_the_library(library: str):
+    assert OWNED[library].keys() <= arguments(library)
+
+
+def test_without_the_library_names_are_left_to_the_engine(monkeypatch: pytest.MonkeyPatch):
+    def absent(name: str) -> None:
+        del name
+
+    monkeypatch.setattr("importlib.util.find_spec", absent)
+    assert complaints(vllm={"whatever": 1}) == {}
+    assert "set engine.slots" in complaints(vllm={"max_num_seqs": 8})["engine.vllm.max_num_seqs"]
