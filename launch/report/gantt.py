@@ -107,7 +107,7 @@ def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> An
 def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
     """Bars by fate, and decisions as points."""
     items: list[LegendItem] = []
-    bars, moments = ColumnDataSource(picture.bars), ColumnDataSource(picture.moments)
+    bars, moments = ColumnDataSource(dict(picture.bars)), ColumnDataSource(dict(picture.moments))
     present = set(picture.bars["kind"])
     for kind, colour in _COLOURS.items():
         if kind not in present:
@@ -140,7 +140,7 @@ def _parts(
 ) -> list[LegendItem]:
     """The parts of critical paths, in a row at the top; all without a look of their own are one
     in the legend."""
-    parts = ColumnDataSource(picture.parts)
+    parts = ColumnDataSource(dict(picture.parts))
     named: dict[str, list[Any]] = {}
     present = set(picture.parts["what"])
     for what, look in looks.items():
@@ -167,7 +167,7 @@ def _key(made: Any, **look: Any) -> Any:
 
 def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:
     """The critical path as a line over the bars, and the straggler."""
-    path = ColumnDataSource(picture.path)
+    path = ColumnDataSource(dict(picture.path))
 
     def view() -> CDSView:  # one for each glyph: a view knows how long its source is
         return CDSView(filter=pick)
@@ -178,11 +178,11 @@ def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:
         for colour, width in ((_HALO, 6), (_LINE, 2.5))
     ]  # fmt: skip
     made.text(
-        "x", "y", "text", source=ColumnDataSource(picture.named), view=view(), x_offset=5,
+        "x", "y", "text", source=ColumnDataSource(dict(picture.named)), view=view(), x_offset=5,
         text_baseline="middle", text_color=_LINE, text_font_size="11px",
         background_fill_color=_HALO, background_fill_alpha=0.7, padding=2,
     )  # fmt: skip
-    late = ColumnDataSource(picture.late)
+    late = ColumnDataSource(dict(picture.late))
     made.scatter("x", "y", source=late, view=view(), marker="inverted_triangle", size=13,
                  fill_color=_LINE, line_color=_HALO, line_width=2)  # fmt: skip
     made.text(

@@ -41,7 +41,7 @@ def section(runs: Sequence[Run]) -> Section:
                 columns[fate].append(tokens)
     whole = sum(sum(columns[fate]) for fate in FATES) or 1
     kinds = [fate for fate in FATES if sum(columns[fate]) > _COUNTED * whole]
-    source = ColumnDataSource(columns)
+    source = ColumnDataSource(dict(columns))
     choice, view = chosen(known)
     bars = plot("Tokens sampled, by fate", "steps", "tokens")
     stacked(bars, source, view, kinds, FATES)

@@ -210,7 +210,7 @@ def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         line: list[Any] = []
         for learner in LEARNERS:
             here = [c for c in cells if c["method"] == method and c["learner"] == learner]
-            source = {
+            source: dict[str, Any] = {
                 "tail": [str(c["tail"]) for c in here],
                 "engines": [str(c["engines"]) for c in here],
                 "x": [c["speed_up"] for c in here],
