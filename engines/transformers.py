@@ -25,11 +25,9 @@ from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.batching import Batching
 from engines.drawing import NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
+from engines.proving import PROBES, one_by_one
 from engines.weights import FILE
 from pipeline.config import EngineSection
-
-PROBES = 16
-"""Positions that `logprobs` answers; twice as many requests fit beyond the slots."""
 
 
 class _Router(OutputRouter):
@@ -166,14 +164,9 @@ class TransformersEngine:
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         """By the path that samples: each position is asked for one token, which is told."""
-        positions = spread(len(tokens) - 1, PROBES)
-        found = await asyncio.gather(
-            *(self._logprob(tokens[: i + 1], tokens[i + 1], temperature) for i in positions)
+        return await one_by_one(
+            tokens, lambda before, token: self._logprob(before, token, temperature)
         )
-        answer = [math.nan] * (len(tokens) - 1)
-        for position, logprob in zip(positions, found, strict=True):
-            answer[position] = logprob
-        return answer
 
     def failure(self) -> str:
         return self._batching.failure() if self._batching is not None else ""
@@ -280,14 +273,3 @@ class TransformersEngine:
             for logprob in delta.logprobs:
                 return logprob
         return math.nan
-
-
-def spread(count: int, at_most: int) -> list[int]:
-    """Up to `at_most` of 0..count-1, evenly, both ends included.
-
-    >>> spread(9, 3)
-    [0, 4, 8]
-    """
-    if count <= at_most:
-        return list(range(count))
-    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]
