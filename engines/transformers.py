@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.batching import Batching
-from engines.drawing import NOT_FORCED, Draw
+from engines.drawing import LIKELIEST, NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
 from engines.proving import PROBES, one_by_one
 from engines.weights import FILE
@@ -203,6 +203,8 @@ class TransformersEngine:
         """Hand a request to the library, with the tokens that it has."""
         assert self._batching is not None
         sampling, done = request.sampling, len(request.tokens)
+        greedy = not sampling.temperature and request.forced == NOT_FORCED
+        forced = LIKELIEST if greedy else request.forced
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
@@ -211,8 +213,8 @@ class TransformersEngine:
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
             self._stops(sampling),
-            float(sampling.temperature),
-            Draw(sampling.seed, position=done, forced=request.forced),
+            float(sampling.temperature) or 1.0,
+            Draw(sampling.seed, position=done, forced=forced),
         ):
             request.error = "the library takes no more requests"
             request.news.set()
