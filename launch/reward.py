@@ -131,7 +131,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
 
 
 def _first_of(row: dict[str, Any], *names: str) -> Any:
-    """Value of the first of these fields that the row has, as a data set's are named; '' of none."""
+    """Value of the first of these fields that the row has, named as a data set's; '' of none."""
     from pipeline.datafiles import field_of
 
     found = (field_of(row, name)[1] for name in names if name)
