@@ -66,11 +66,9 @@ class StopTexts:
                 yield delta
                 before = [*before, *delta.tokens][-self._window :]
                 continue
-            yield Delta(delta.tokens[:kept], delta.logprobs[:kept], "stop", delta.version)
-            if not delta.finish:
+            if not delta.finish:  # now: who hears of a finish asks for nothing after it
                 await engine.abort([sampling.id])
-                async for _ in deltas:  # until the engine has let go of the request
-                    pass
+            yield Delta(delta.tokens[:kept], delta.logprobs[:kept], "stop", delta.version)
             return
 
     def _holds(self, tokens: Sequence[int]) -> bool:

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from learner.pool import Pool, Rows
 
-BUCKET_PRICE = 4096
-"""Query-key pairs that one more bucket is worth: the fixed cost of its attention.
+BUCKET_PRICE = {"cpu": 4096, "cuda": 1 << 18}
+"""Query-key pairs that one more bucket is worth on a device: the fixed cost of its attention.
 
 Measured on one CPU core, 4 heads of 32: about 0.2 ms of forward and backward,
-where a pair takes 45 ns. Larger models lose little by it.
+where a pair takes 45 ns. Larger models lose little by it. On a GPU a bucket
+costs the launches of some dozens of kernels in every layer, a pair next to
+nothing: `launch.bench.gpu_learner` has the times.
 """
 
 
@@ -106,7 +108,8 @@ def build(
     outputs = np.zeros(total, dtype=np.int64)
     buckets: list[Bucket] = []
     base = 0
-    for chosen in in_buckets([(len(s.tokens), len(s.rows)) for s in segments]):
+    price = BUCKET_PRICE.get(device.type, BUCKET_PRICE["cuda"])
+    for chosen in in_buckets([(len(s.tokens), len(s.rows)) for s in segments], price):
         group = [segments[index] for index in chosen]
         queries = max(len(segment.tokens) for segment in group)
         keys = max(len(segment.rows) for segment in group)
@@ -142,7 +145,9 @@ def build(
     )
 
 
-def in_buckets(sizes: Sequence[tuple[int, int]], price: int = BUCKET_PRICE) -> list[list[int]]:
+def in_buckets(
+    sizes: Sequence[tuple[int, int]], price: int = BUCKET_PRICE["cpu"]
+) -> list[list[int]]:
     """Indices of segments, cut into runs of similar (queries, keys), the largest first.
 
     A run ends when its padding is worth more pairs than `price`: so all runs

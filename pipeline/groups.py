@@ -219,6 +219,10 @@ class Group(msgspec.Struct, kw_only=True):
         """Whether a member has not ended yet."""
         return any(member.state in UNENDED for member in self.members)
 
+    def wants_reward(self, member: Trajectory) -> bool:
+        """Whether anything follows from the reward of an ended member."""
+        return self.stage is Stage.OPEN or self.audited or member.id in self.chosen
+
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""
         by_id = {m.id: m for m in self.members}

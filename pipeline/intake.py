@@ -24,9 +24,9 @@ MOST_ERRORS = 3
 
 
 class Intake:
-    """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, before)`
-    when it has grown and goes on and somebody `listens()`, `on_hopeless(trajectory)` when
-    engines keep failing on it."""
+    """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, count)`
+    when it has grown by so many tokens and goes on and somebody `listens()`,
+    `on_hopeless(trajectory, why)` when engines keep failing on it."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Intake:
             elif count and listens:
                 core.ledger.sample(grown, "open")
                 grown = 0
-                self._on_growth(trajectory, chunk.offset)
+                self._on_growth(trajectory, count)
         core.ledger.sample(grown, "open")
 
     @staticmethod

@@ -43,7 +43,8 @@ class Lines:
         try:
             while self._waiting:
                 written = self._file.write(self._waiting) or 0
-                self.size = max(self.size, self._end + self._waiting.rfind(b"\n", 0, written) + 1)
+                if whole := self._waiting.rfind(b"\n", 0, written) + 1:
+                    self.size = self._end + whole
                 self._end += written
                 del self._waiting[:written]
         except OSError as error:

@@ -100,6 +100,11 @@ class Roster:
             )
         )
 
+    def unjudge(self, trajectory: Trajectory) -> None:
+        """Its reward is not wanted any more, if it was still to come."""
+        if self.judging.pop(trajectory.id, None) is not None:
+            self._core.emit(Unjudge(trajectory=trajectory.id))
+
     def scored(self, reward: float, parts: Mapping[str, float]) -> None:
         """A member's reward is known."""
         self.rewards.append(reward)
@@ -209,9 +214,7 @@ class Roster:
 
     def forget(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
-        if not member.scored:
-            self.judging.pop(member.id, None)
-            self._core.emit(Unjudge(trajectory=member.id))
+        self.unjudge(member)
         self._core.ledger.move(member.sampled, "open", account, why)
         if account == "trained" and member.state is State.TRUNCATED:
             self._core.ledger.truncated += member.sampled

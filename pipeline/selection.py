@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline import audit, staleness
 from pipeline.core import Core, PluginFault, asking
-from pipeline.events import Unjudge
 from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
 from pipeline.placement import Placement
 from pipeline.plugins import Every, Finish, Rewarded, SelectorEvent, Wants
@@ -83,11 +82,11 @@ class Selection:
 
     # --- what happens to members --------------------------------------------------------
 
-    def grown(self, trajectory: Trajectory, before: int) -> None:
-        """A running member has new tokens."""
+    def grown(self, trajectory: Trajectory, count: int) -> None:
+        """A running member has so many new tokens."""
         self._roster.hints.grown(trajectory)
-        every = self.wants.every
-        if every and before // every != trajectory.sampled // every:
+        every, sampled = self.wants.every, trajectory.sampled
+        if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
             if group.kind == "train" and group.stage is Stage.OPEN:
                 self.ask(group, Every(trajectory.id))
@@ -306,8 +305,8 @@ class Selection:
         self._core.advance(group, Stage.CHOSEN, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
-            if member.id not in verb.ids and not member.scored and not group.audited:
-                self._core.emit(Unjudge(trajectory=member.id))
+            if not group.wants_reward(member):
+                self._roster.unjudge(member)
         self._ready_if_scored(group)
 
     # --- rewards become advantages ------------------------------------------------------

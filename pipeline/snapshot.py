@@ -185,7 +185,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
                 coordinator.placement.enqueue(member, PARKED)
             elif member.state is State.CALLING:
                 coordinator.intake.turns.ask(member)
-            elif member.state in ENDED and not member.scored:
+            elif member.state in ENDED and not member.scored and group.wants_reward(member):
                 roster.judge(group, member)
     check_prompts(coordinator)
     if core.ledger.imbalance:

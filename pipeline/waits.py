@@ -103,7 +103,7 @@ def _of_a_member(
     coordinator: Coordinator, group: Group, member: Trajectory
 ) -> tuple[Kind, str, float] | None:
     """Kind and words of what it waits for, and when anything of that moved last."""
-    placement, is_open = coordinator.placement, group.stage is Stage.OPEN
+    placement, is_open = coordinator.placement, group.stage is Stage.OPEN or group.audited
     if member.state is State.RUNNING and is_open:
         what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
         return Kind.TRAJECTORY, what, placement.leg_moved(member)
@@ -117,7 +117,7 @@ def _of_a_member(
     if member.state is State.PARKED and is_open:
         until = "a slot" if member.parked_until == "slot" else "the next publish"
         return Kind.PARKED, f"trajectory {member.id}, parked until {until}", -1.0
-    if member.state in (State.FINISHED, State.TRUNCATED) and not member.scored:
+    if member.id in coordinator.roster.judging:
         answered = coordinator.watchdog.rewarded
         return Kind.REWARD, f"the reward of trajectory {member.id}", answered
     return None

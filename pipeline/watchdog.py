@@ -182,7 +182,7 @@ class Watchdog:
             still = now - max(asked, turns.heard)
             if not self._past(Kind.ROLLOUT, still):
                 return
-            line = f"trajectory {trajectory}: no rollout has answered for {still:.0f} s"
+            line = f"no rollout has answered for {still:.0f} s"
             yield Overdue(kind=Kind.ROLLOUT, line=line, trajectory=trajectory)
 
     def _note_debts(self, now: float) -> None:

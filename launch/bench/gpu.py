@@ -2,8 +2,10 @@
 
 Turns nothing but this repository into figures: a model of Qwen2.5-0.5B's shape
 with random weights (`launch.bench.gpu_model`), the transformers engine alone
-(`launch.bench.gpu_engine`), then the whole pipeline through `darts train`, with
-`learner.overlap` group and off. Every part is a process under a time limit, and
+(`launch.bench.gpu_engine`), the learner alone (`launch.bench.gpu_learner`), then
+the whole pipeline through `darts train`, with `learner.overlap` group and off.
+Part `graphs`, by name only: the engine with the library's own attention and
+captured CUDA graphs. Every part is a process under a time limit, and
 one that fails or hangs leaves the others standing: a GPU is lent by the minute.
 Writes DIR/gpu.json and prints a table. `--tiny` is the same on a CPU.
 """
@@ -34,9 +36,23 @@ from launch.bench.overlap import means
 from pipeline.config import LearnerSection
 from pipeline.views import Sampled
 
-LIMITS_S = {"model": 60.0, "engine": 90.0, "group": 110.0, "off": 110.0}
+LIMITS_S = {
+    "model": 60.0,
+    "engine": 90.0,
+    "graphs": 60.0,
+    "learner": 60.0,
+    "group": 110.0,
+    "off": 110.0,
+}
 """Of each part."""
 ALL_S = 300.0
+ALONE = {
+    "engine": "launch.bench.gpu_engine",
+    "graphs": "launch.bench.gpu_engine",
+    "learner": "launch.bench.gpu_learner",
+}
+RUNS = ("group", "off")
+GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
 _GRACE_S = 12.0  # from Ctrl-C to the end of a run: `watch.stop_s` and a little
 _POLL_S = 0.5
 
@@ -68,6 +84,9 @@ def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str
         "step": {"count": steps, "prompts": 4 if tiny else 16},
         "group": {"size": 4 if tiny else 8},
         "reward": {"python": {"function": "launch.bench.gpu:coin"}},
+        # Groups end one by one: with the default most end together at the step's barrier, and
+        # there is little to run their passes beside.
+        "selector": "first_m",
         "learner": learner,
         "engine": engine,
         "eval": {"every": 0},
@@ -185,7 +204,10 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
 def table(found: Mapping[str, Any]) -> list[str]:
     """What was found, to read."""
     lines: list[str] = []
-    if engine := found["parts"].get("engine", {}).get("found"):
+    for part in ("engine", "graphs"):
+        engine = found["parts"].get(part, {}).get("found")
+        if not engine:
+            continue
         about = ", ".join(f"{key} {value}" for key, value in engine["about"].items())
         lines += [f"engine alone ({about}; ready in {engine['start_s']:.1f} s)", ""]
         lines += ["| sequences | ms a step | tokens/s |", "|---|---|---|"]
@@ -200,7 +222,16 @@ def table(found: Mapping[str, Any]) -> list[str]:
             f"torch took {engine['peak_gib']:.1f} GiB",
             "",
         ]
-    names = [name for name in ("group", "off") if found["parts"].get(name, {}).get("found")]
+    if learner := found["parts"].get("learner", {}).get("found"):
+        lines += [f"learner alone: {learner['tokens']} tokens of responses, "]
+        lines[-1] += f"{learner['micro_batches']} micro-batches"
+        lines += ["", "| price of a bucket | buckets | s | GiB |", "|---|---|---|---|"]
+        lines += [
+            f"| {p['price']} | {p['buckets']} | {p['seconds']:.3f} | {p['peak_gib']:.1f} |"
+            for p in learner["points"]
+        ]
+        lines += [""]
+    names = [name for name in RUNS if found["parts"].get(name, {}).get("found")]
     if names:
         lines += [f"| a step | {' | '.join(f'overlap {name}' for name in names)} |"]
         lines += ["|---" * (1 + len(names)) + "|"]
@@ -235,13 +266,13 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
     part("model", ["launch.bench.gpu_model", "--out", str(model), *shape])
     for name in parts:
         config = out / f"{name}.yaml"
-        overlap = "group" if name == "engine" else name
-        config.write_text(yaml.safe_dump(configuration(model, overlap, tiny, steps)))
-        if name == "engine":
-            file = out / "engine.json"
-            told = part(
-                name, ["launch.bench.gpu_engine", "--config", str(config), "--out", str(file)]
-            )
+        settings = configuration(model, name if name in RUNS else "group", tiny, steps)
+        if name == "graphs":
+            settings["engine"]["transformers"] = GRAPHS
+        config.write_text(yaml.safe_dump(settings))
+        if module := ALONE.get(name):
+            file = out / f"{name}.json"
+            told = part(name, [module, "--config", str(config), "--out", str(file)])
             if file.exists():
                 told["found"] = json.loads(file.read_text())
             continue
@@ -265,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, for a CPU")
     parser.add_argument("--steps", type=int, default=6, help="of each run; two or more")
     parser.add_argument(
-        "--parts", nargs="+", choices=("engine", "group", "off"), default=("engine", "group", "off")
+        "--parts", nargs="+", choices=(*ALONE, *RUNS), default=("engine", "learner", *RUNS)
     )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True)

@@ -53,15 +53,15 @@ def counts(slots: int) -> list[int]:
     return sorted({slots, *(2**power for power in range(slots.bit_length()) if 2**power <= slots)})
 
 
-async def measure(config: Config) -> Found:
-    """All of it, on one engine."""
+async def measure(config: Config, running_most: int) -> Found:
+    """All of it, on one engine; decode steps up to so many sequences."""
     started = time.monotonic()
     engine = TransformersEngine(config.model, config.engine, config.seed)
     info = await engine.start()
     start_s = time.monotonic() - started
     try:
         points: list[Point] = []
-        for running in counts(info.slots):
+        for running in counts(min(info.slots, running_most)):
             await profile.batch(engine, info, running, SHORT)  # what happens once is no step
             short = await profile.batch(engine, info, running, SHORT)
             step_s = (await profile.batch(engine, info, running, LONG) - short) / (LONG - SHORT)
@@ -127,10 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_engine")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=1 << 16, help="sequences at once")
     given = parser.parse_args()
     import uvloop
 
-    found = uvloop.run(measure(load(given.config)))
+    found = uvloop.run(measure(load(given.config), given.most))
     given.out.write_bytes(msgspec.json.encode(found))
 
 

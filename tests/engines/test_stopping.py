@@ -91,6 +91,15 @@ async def test_engines_are_told_the_tokens_that_hold_a_stop_text(model: str):
     assert engine.asked[0].stop_tokens == (CLOSE, X_CLOSE)
 
 
+async def test_who_goes_away_at_the_finish_leaves_no_request_behind(model: str):
+    engine = Fake([A, OPEN, T, CLOSE, A, A], 1)
+    deltas = StopTexts(model, ["</t>"]).until(engine, sampling_of(A))  # type: ignore[arg-type]
+    async for delta in deltas:
+        if delta.finish:
+            break
+    assert engine.aborted == ["r"]
+
+
 async def test_an_engine_that_ends_by_itself_at_the_stop_text_is_not_aborted(model: str):
     engine = Fake([A, EQUALS], 2)
     tokens, finish = await found(StopTexts(model, ["="]), engine, sampling_of(A))

@@ -7,6 +7,7 @@ import pytest
 from pipeline import audit
 from pipeline.events import EndLegs, Report, Train
 from pipeline.verbs import Finalize
+from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -38,6 +39,18 @@ def test_everyone_is_sampled_to_the_end_and_the_choice_is_trained_on() -> None:
     assert shifts["reward_shift"] == pytest.approx(0.5 - 0.25)
     # Had all four been trained on, their advantages would be those of rewards 1, 0, 0, 0.
     assert shifts["advantage_shift"] > 0
+
+
+def test_a_choice_that_waits_for_others_to_end_says_for_whom() -> None:
+    bench = Bench(need=1, candidates=3, audit_every=1)
+    bench.begin()
+    bench.tokens(0, 2, "stop")
+    bench.tokens(1, 4, "stop")
+    bench.ask(0, Finalize((0, 1)))
+    bench.reward(0, 1.0)
+    bench.reward(1, 0.0)
+    [wait] = [wait for wait in waits(bench.coordinator) if wait.group == 0]
+    assert wait.what.endswith("which waits for trajectory 2, running on e0, 0 tokens")
 
 
 def test_other_steps_end_what_was_not_chosen() -> None:

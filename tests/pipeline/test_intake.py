@@ -223,7 +223,7 @@ def test_a_leg_that_the_engine_ends_by_itself_is_resumed_and_given_up_after_thre
     assert placed(commands) == []
     assert 0 not in bench.core.trajectories
     assert bench.accounts == {"failed": 6}
-    assert bench.warnings() == ["trajectory 0: given up after errors"]
+    assert bench.warnings() == ["trajectory 0: given up after errors of engines"]
 
 
 def test_a_group_whose_every_member_was_given_up_is_dropped_and_replaced(bench: Bench) -> None:

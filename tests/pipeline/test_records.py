@@ -231,6 +231,21 @@ def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
     assert (file.full, file.lost) == ("No space left on device", 1)
 
 
+def test_a_line_that_finds_room_in_three_pieces_is_no_whole_one_before_the_last(
+    run: RunFolder,
+) -> None:
+    file = Lines(run.metrics)
+    file.write(b"1\n")
+    file.flush()
+    file.write(b"x" * 49 + b"\n")
+    for room in (12, 22):
+        with files_of(room):
+            file.flush()
+        assert (run.metrics.stat().st_size, file.size) == (room, 2)
+    file.close()
+    assert file.size == 52
+
+
 def test_samples_that_find_no_room_end_no_run(
     run: RunFolder, records: Records, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline import snapshot
 from pipeline.core import PluginFault
 from pipeline.events import (
     EndLegs,
@@ -362,3 +363,14 @@ def test_an_advantage_that_does_not_fit_is_refused_by_name(
     bench.reward(0, 1.0)
     with pytest.raises(PluginFault, match="advantage Answers, group 0: "):
         bench.reward(1, 0.0)
+
+
+def test_a_resume_asks_for_no_reward_that_was_taken_back() -> None:
+    bench = Bench(candidates=4)
+    bench.begin()
+    for trajectory in (0, 1, 2):
+        bench.tokens(trajectory, 3, "stop")
+    bench.ask(0, Finalize((0, 1)))
+    saved = snapshot.take(bench.coordinator)
+    again = snapshot.restore(Bench(candidates=4).coordinator, saved, 0.0)
+    assert [judge.trajectory for judge in only(again, Judge)] == [0, 1]

@@ -29,7 +29,7 @@ from pipeline.timeline import Timeline
 from pipeline.timing import figures
 from pipeline.verbs import Abort, Finalize, Park, Stop
 from pipeline.waits import waits
-from tests.pipeline.bench import EOS, Bench, only, placed
+from tests.pipeline.bench import EOS, Bench, Scripted, only, placed
 
 APPENDED = 7
 
@@ -207,6 +207,17 @@ def test_a_parked_member_finishes_its_call_and_waits_with_what_it_was_told():
     assert not placed(answer(bench, 0, 4))
     member = bench.member(0)
     assert (member.state, member.held, bench.accounts["parked"]) == (State.PARKED, 7, 3)
+
+
+def test_a_selector_hears_of_every_so_many_sampled_tokens_whatever_was_appended():
+    bench = bench_of(selector=Scripted(every=4, tick=False))
+    bench.tokens(0, 3, "stop")
+    answer(bench, 0, 6)
+    bench.selector.seen.clear()
+    for _ in range(6):
+        bench.tokens(0, 1)
+    heard = [next(m.tokens for m in view.members if m.id == 0) for view, _ in bench.selector.seen]
+    assert heard == [4, 8]
 
 
 def test_a_failed_call_leaves_the_group_smaller_never_wrong():

@@ -19,15 +19,18 @@ from pipeline.events import (
     Tick,
     Train,
     Trained,
+    UnaskRollout,
     Uncut,
     Unjudge,
     VersionPublished,
     WeightsServed,
 )
+from pipeline.groups import State
 from pipeline.limits import RULES, Action, Kind, Limits, limit_s
 from pipeline.simulation.explore import SHORT, Mode, acted
 from pipeline.verbs import Abort, BatchVerb, Finalize
 from pipeline.views import BatchView
+from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 
 LIMITS = Limits(
@@ -191,6 +194,36 @@ def test_a_reward_that_never_comes_is_missing_never_zero() -> None:
     [train] = only(bench.everything, Train)
     assert [(m.trajectory, m.reward) for m in train.members] == [(1, 1.0), (2, 0.0)]
     assert bench.member(0).reward_why == "its reward never came"
+
+
+def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> None:
+    bench = Bench(limits=Limits(reward_s=LIMITS.reward_s), candidates=4)
+    bench.begin()
+    bench.tokens(2, 5, "stop")
+    [train] = only(bench.train_one(0), Train)
+    assert only(bench.everything, Unjudge) == [Unjudge(trajectory=2)]
+    assert [wait for wait in waits(bench.coordinator) if wait.kind is Kind.REWARD] == []
+    pass_time(bench, 20)
+    assert not bench.warnings()
+    bench.learn([train])
+    assert (bench.accounts["redundant"], bench.accounts.get("failed")) == (5, None)
+    assert only(bench.everything, Unjudge) == [Unjudge(trajectory=2)]
+
+
+@pytest.mark.fault("a rollout never answers", part="rewards", by="direct")
+def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> None:
+    """Promise: the question is taken back, the member is missing from its group, and the group
+    goes on without it.
+    Bound: `watch.reward_s` without an answer of any rollout (here 15 s).
+    """
+    bench = bench_of(turns=3)
+    bench.begin()
+    bench.tokens(0, 3, "stop")
+    assert "UnaskRollout" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
+    pass_time(bench, 2)
+    assert only(bench.everything, UnaskRollout) == [UnaskRollout(trajectory=0)]
+    assert bench.warnings() == ["trajectory 0: given up after no rollout has answered for 15 s"]
+    assert [m.id for m in bench.group(0).members if m.state is not State.ABORTED] == [1, 2]
 
 
 def test_rewards_that_come_are_progress_for_those_in_the_queue() -> None:

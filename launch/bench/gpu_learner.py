@@ -1,0 +1,114 @@
+"""One pass of the learner alone: `python -m launch.bench.gpu_learner --config CONFIG --out FILE`.
+
+Seconds of forward and backward over one step's groups, on the device that the
+learner would take, by what a bucket of `learner.ragged` is worth. Lengths are
+geometric. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import torch
+from transformers import AutoModelForCausalLM
+
+from launch.bench.packed import group_of
+from learner import ragged
+from learner.attention import switch
+from learner.forward import logprobs, micro_batches
+from pipeline.config import Config
+from pipeline.configfile import load
+from pipeline.messages import TrainGroup
+
+PRICES = tuple(1 << power for power in (12, 15, 18, 21))
+"""Query-key pairs; the first is a CPU's."""
+REPEATS = 3  # the last counts
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to cut segments into buckets."""
+
+    price: int
+    buckets: int  # of all micro-batches
+    seconds: float  # forward and backward of the step's groups
+    peak_gib: float  # of the device's memory; 0: no GPU
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    tokens: int  # of the responses
+    micro_batches: int
+    points: list[Point]
+
+
+def groups_of(config: Config, mean: float, rng: random.Random) -> list[TrainGroup]:
+    """A step's groups, with random tokens below 100."""
+    most = config.sampling.max_tokens
+
+    def tokens() -> list[int]:
+        return [rng.randrange(100) for _ in range(min(most, 1 + int(rng.expovariate(1 / mean))))]
+
+    return [
+        group_of(number, [1] * 8, [tokens() for _ in range(config.group.size)])
+        for number in range(config.step.prompts)
+    ]
+
+
+def measure(config: Config, mean: float) -> Found:
+    """All prices, one after another, on the same groups."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    model: Any = cast(Any, AutoModelForCausalLM).from_pretrained(
+        config.model, dtype=getattr(torch, config.learner.dtype), trust_remote_code=False
+    )
+    model.to(device)
+    switch(model, config.learner.attention)
+    model.darts_output_is_last = True  # as the learner's proof finds for this shape
+    groups = groups_of(config, mean, random.Random(0))
+    points: list[Point] = []
+    batches = micro_batches(groups, config.learner.tokens_per_micro_batch, device)
+    for price in PRICES:
+        ragged.BUCKET_PRICE[device.type] = price
+        batches = micro_batches(groups, config.learner.tokens_per_micro_batch, device)
+        seconds = 0.0
+        for _ in range(REPEATS):
+            _synchronize(reset=True)
+            started = time.monotonic()
+            for batch in batches:
+                found: Any = logprobs(model, batch.packed, 1.0)
+                found.sum().backward()
+            _synchronize()
+            seconds = time.monotonic() - started
+            model.zero_grad(set_to_none=True)
+        buckets = sum(len(batch.packed.call.buckets) for batch in batches)
+        peak = torch.cuda.max_memory_allocated() / (1 << 30) if torch.cuda.is_available() else 0.0
+        points.append(Point(price=price, buckets=buckets, seconds=seconds, peak_gib=peak))
+        print(f"price {price:8}: {buckets:4} buckets, {seconds:.3f} s, {peak:.1f} GiB", flush=True)
+    sampled = sum(len(member.response) // 4 for group in groups for member in group.members)
+    return Found(tokens=sampled, micro_batches=len(batches), points=points)
+
+
+def _synchronize(reset: bool = False) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        if reset:
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_learner")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--mean-tokens", type=float, default=72.0, help="of a response")
+    given = parser.parse_args()
+    found = measure(load(given.config), given.mean_tokens)
+    given.out.write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main()
