@@ -122,10 +122,35 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
         response=response,
         finish=finish,
         tokens=0,  # none is known
-        answer=str(row.get("answer", row.get(config.data.answer, ""))),
+        answer=_answer(where, row, config),
         columns={name: value for name, value in row.items() if name not in ("response", "finish")},
         messages=messages,
     )
+
+
+def _answer(where: str, row: dict[str, Any], config: Config) -> str:
+    """As the data of a run would have it. Raises ValueError if the reward wants one."""
+    import msgspec
+
+    from pipeline import plugins
+    from pipeline.configfile import plugin_class
+    from pipeline.datafiles import field_of
+    from pipeline.prompts import ANSWERS
+
+    names = list(dict.fromkeys(filter(None, (ANSWERS[0], config.data.answer, *ANSWERS))))
+    values = (field_of(row, name)[1] for name in names)
+    answer = next((value for value in values if value is not None), None)
+    if answer is not None:
+        # verl's may be whatever its reward function takes
+        whole = isinstance(answer, list | dict)
+        return msgspec.json.encode(answer).decode() if whole else str(answer)
+    if plugins.needs_answer(*plugin_class("reward", config.reward)):
+        raise ValueError(
+            f"{where}: answer: none of the fields {', '.join(names)}, and the reward "
+            f"{config.reward.name} compares with an answer; add one, or name its field with "
+            "data.answer"
+        )
+    return ""
 
 
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:

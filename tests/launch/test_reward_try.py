@@ -69,6 +69,10 @@ def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> No
         ),
         ([{"response": 3}], "response: found 3; expected the text of a response"),
         ([{"response": "a", "finish": "eos"}], "finish: found 'eos', expected stop or length"),
+        (
+            [{"response": "a", "gold": "3"}],
+            "1: answer: none of the fields answer, reward_model.ground_truth, solution, and the",
+        ),
     ],
 )
 def test_samples_that_do_not_fit_are_named_by_file_and_line(
@@ -77,6 +81,21 @@ def test_samples_that_do_not_fit_are_named_by_file_and_line(
     result = of(tmp_path, rows)
     assert result.exit_code == 2
     assert says in result.output
+
+
+@pytest.mark.parametrize(
+    "row, settings",
+    [
+        ({"reward_model": {"ground_truth": "3"}}, ()),
+        ({"extra_info": {"gold": 3}}, ("data.answer=extra_info.gold",)),
+    ],
+)
+def test_the_answer_is_found_where_a_run_finds_it(
+    tmp_path: Path, row: dict[str, Any], settings: tuple[str, ...]
+) -> None:
+    result = of(tmp_path, [{"prompt": "1+2=", "response": "#3", **row}], "--json", *settings)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["summary"]["mean"] == 1.0
 
 
 def test_the_samples_of_a_run_are_scored_with_the_answers_of_its_data(tmp_path: Path) -> None:
