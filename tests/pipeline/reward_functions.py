@@ -76,6 +76,11 @@ def of_trl(
     return [float(len(p) + len(c) + t) for p, c, t in zip(prompts, completions, terms, strict=True)]
 
 
+def of_messages(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    assert [prompt[-1]["role"] for prompt in prompts] == ["user"]
+    return [float(completion[0]["content"] == "#3") for completion in completions]
+
+
 def of_verl(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
     return {
         "score": solution_str == ground_truth,

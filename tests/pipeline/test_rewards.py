@@ -278,6 +278,8 @@ async def test_answers_that_a_reward_cannot_use_are_named_by_file_and_line():
         f"my.jsonl:1: answer: found 'five', expected digits (reward.{picky})",
         "2 of 3 answers looked at: mend them, leave them out, or take another reward",
     ]
+    [last, _] = await rewardcheck.complaints(plugin, [data(*["3"] * 398, "four")])
+    assert last.startswith("my.jsonl:399: answer: found 'four'")  # of 399 not the first 200
     refused = Plugin(name="http", options={"url": "http://127.0.0.1:9/score", "pause_s": 0.0})
     [line] = await rewardcheck.complaints(refused, [data("3")])
     assert line.startswith("reward 'http': ServerError: http://127.0.0.1:9/score: ")
