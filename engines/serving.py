@@ -22,6 +22,7 @@ from engines.saying import say
 from engines.stopping import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from pipeline.clocks import boot_id
+from pipeline.config import Watch
 from pipeline.messages import (
     PROTOCOL,
     Abort,
@@ -43,7 +44,6 @@ from pipeline.messages import (
 )
 
 HEARTBEAT_S = 1.0
-SAMPLING_S, LOADING_S = 60.0, 300.0  # how long each may stand still
 _END_S = 2.0  # for the last chunks of the aborted legs
 _Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
 
@@ -81,6 +81,7 @@ class Worker:
     Args:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
+        watch: how long sampling and loading may stand still.
         receiver: how new weights come; by default they are files of this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
     """
@@ -93,6 +94,7 @@ class Worker:
         *,
         name: str,
         chunk_tokens: int,
+        watch: Watch | None = None,
         receiver: Receiver | None = None,
         stops: StopTexts | None = None,
     ) -> None:
@@ -114,6 +116,7 @@ class Worker:
             ),
             self._receive,
         )
+        self._watch = watch or Watch()
         self._receiver = receiver or WeightReceiver()
         self._stops = stops
         self._epoch: Epoch | None = None
@@ -302,9 +305,9 @@ class Worker:
 
     def _declare(self) -> None:
         if self._loading:
-            self._link.working("loading weights", LOADING_S)
+            self._link.working("loading weights", self._watch.load_s)
         elif self._epoch is not None and self._epoch.legs:
-            self._link.working("sampling", SAMPLING_S)
+            self._link.working("sampling", self._watch.sampling_s)
         else:
             self._link.working("idle", 0.0)
 

@@ -81,6 +81,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         lambda join, receive: Link(ticket, join, receive),
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
+        watch=config.watch,
         receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
         stops=stops,
     )

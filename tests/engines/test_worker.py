@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
@@ -18,7 +18,10 @@ import xxhash
 
 from engines.flush import MOST_CHUNKS
 from engines.proving import LOAD_STAGES
+from engines.serving import Worker
+from engines.simulated import SimulatedEngine
 from pipeline.codec import decode_tokens
+from pipeline.config import Watch
 from pipeline.messages import (
     Abort,
     Alive,
@@ -32,6 +35,7 @@ from pipeline.messages import (
     Shutdown,
     Spans,
     TokenBatch,
+    ToPeer,
     WeightsFailed,
     WeightsLoaded,
     Welcome,
@@ -343,3 +347,41 @@ async def test_no_process_of_vllm_outlives_a_killed_worker(tmp_path: Path):
         async with asyncio.timeout(5):
             while members(stage.process.pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+
+class Declared:
+    """A link that notes how long each activity may stand still."""
+
+    def __init__(self) -> None:
+        self.budgets: dict[str, float] = {}
+
+    def start(self) -> None: ...
+    def send(self, message: FromPeer) -> None: ...
+    def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None: ...
+    def close(self) -> None: ...
+
+    def working(self, activity: str, budget_s: float) -> None:
+        self.budgets[activity] = budget_s
+
+
+async def test_work_may_stand_still_for_as_long_as_the_configuration_says():
+    engine, link = SimulatedEngine(slots=2, vocabulary=VOCABULARY), Declared()
+    heard: list[Callable[[ToPeer], None]] = []
+
+    def connect(join: Join, receive: Callable[[ToPeer], None]) -> Declared:
+        heard.append(receive)
+        return link
+
+    watch = Watch(load_s=700.0, sampling_s=200.0)
+    info = await engine.start()
+    worker = Worker(engine, info, connect, name="e0", chunk_tokens=8, watch=watch)
+    for message in (
+        Welcome(incarnation=1, epoch=1, weights_directory=""),
+        Generate(requests=(request_of(1),)),
+        LoadWeights(manifest=manifest_of(1)),
+        Generate(requests=(request_of(2),)),
+        Shutdown(why=""),
+    ):
+        heard[0](message)
+    assert await worker.run() == 0
+    assert link.budgets == {"idle": 0.0, "sampling": 200.0, "loading weights": 700.0}
