@@ -106,6 +106,8 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
+    from pipeline import plugins
+    from pipeline.configfile import plugin_class
     from pipeline.prompts import ANSWERS
     from pipeline.views import Sampled
 
@@ -114,11 +116,18 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
         found = f"fields: {', '.join(row)}" if response is None else f"found {response!r:.80}"
         raise ValueError(f"{where}: response: {found}; expected the text of a response")
     prompt = _first_of(row, "prompt", config.data.prompt)
-    answer = _first_of(row, "answer", config.data.answer, *ANSWERS)
+    names = list(dict.fromkeys(("answer", config.data.answer, *ANSWERS)))
+    answer = _first_of(row, *names)
     messages: list[Any] = cast(list[Any], prompt) if isinstance(prompt, list) else []
     finish = row.get("finish", "stop")
     if finish not in ("stop", "length"):
         raise ValueError(f"{where}: finish: found {finish!r:.80}, expected stop or length")
+    if answer == "" and plugins.needs_answer(*plugin_class("reward", config.reward)):
+        raise ValueError(
+            f"{where}: answer: none of the fields {', '.join(filter(None, names))}, and the reward "
+            f"{config.reward.name} compares with an answer; add one, or name its field with "
+            "data.answer"
+        )
     return Sampled(
         prompt="" if messages else str(prompt),
         response=response,

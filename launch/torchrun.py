@@ -42,6 +42,7 @@ from launch.view import TerminalView
 from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.datafiles import DataError
 from pipeline.guard import new_pair
 from pipeline.keys import Ticket, TransportError
 from pipeline.private import UMASK
@@ -243,6 +244,7 @@ def main() -> int:
         PlacementError,
         RunError,
         TransportError,
+        DataError,
         checkpoint.CheckpointError,
         OSError,
     ) as error:

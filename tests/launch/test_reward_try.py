@@ -84,6 +84,10 @@ def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> No
         ),
         ([{"response": 3}], "response: found 3; expected the text of a response"),
         ([{"response": "a", "finish": "eos"}], "finish: found 'eos', expected stop or length"),
+        (
+            [{"response": "a", "gold": "3"}],
+            "1: answer: none of the fields answer, reward_model.ground_truth, solution, and the",
+        ),
     ],
 )
 def test_samples_that_do_not_fit_are_named_by_file_and_line(
