@@ -18,7 +18,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     tokens: Sequence[int]  # prompt and the response tokens already held
     max_tokens: int  # new tokens at most, >= 1
-    temperature: float
+    temperature: float  # 0: the likeliest token, with its logprob at temperature 1
     seed: int
     stop_tokens: tuple[int, ...] = ()
     """These end it too, beside the model's own; an engine that cannot may go on past them."""

@@ -69,6 +69,19 @@ async def slow_but_async(sample: Sampled) -> float:
     return 0.25
 
 
+_loops: set[Any] = set()
+
+
+async def loops_each(solution_str: str) -> float:
+    """How many event loops it has been called in: what is kept open belongs to the first."""
+    _loops.add(asyncio.get_running_loop())
+    return float(len(_loops))
+
+
+async def loops_together(completions: list[str]) -> list[float]:
+    return [await loops_each(completion) for completion in completions]
+
+
 def of_trl(
     prompts: list[str], completions: list[str], terms: list[int], **columns: Any
 ) -> list[float]:

@@ -191,6 +191,12 @@ async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are()
         assert (await pool.score(sample)).value == 0.25
 
 
+@pytest.mark.parametrize("function", ["loops_each", "loops_together"])
+async def test_async_functions_are_called_in_one_event_loop(function: str):
+    async with RewardPool(python(function, workers=1)) as pool:
+        assert [(await pool.score(sample_of(""))).value for _ in range(2)] == [1.0, 1.0]
+
+
 @pytest.mark.fault("a reward plug-in fails to build", part="rewards", by="process")
 async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
     """Promise: it is an error at the start that names the plug-in and what it said.
