@@ -44,6 +44,7 @@ from pipeline.messages import (
 )
 
 HEARTBEAT_S = 1.0
+_SPARE_S = 10.0  # beyond the stage's limits: it acts first, and names the work
 _END_S = 2.0  # for the last chunks of the aborted legs
 _Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
 
@@ -81,7 +82,7 @@ class Worker:
     Args:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
-        watch: how long sampling and loading may stand still.
+        watch: how long the stage lets sampling and loading stand still.
         receiver: how new weights come; by default they are files of this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
     """
@@ -305,9 +306,9 @@ class Worker:
 
     def _declare(self) -> None:
         if self._loading:
-            self._link.working("loading weights", self._watch.load_s)
+            self._link.working("loading weights", self._watch.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._link.working("sampling", self._watch.sampling_s)
+            self._link.working("sampling", self._watch.sampling_s + _SPARE_S)
         else:
             self._link.working("idle", 0.0)
 

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("learner")
 
+STEP_LIMIT_S = 300.0
+"""How long one piece of work may take before the stage calls this rank stuck."""
 GATHER_S = 0.05
 """Few hinted tokens wait so long for more of them."""
 LEAST_TOKENS = 256
@@ -154,7 +156,7 @@ class Actor:
                 return
             except queue.Empty:
                 pass  # few tokens, but nothing else comes
-        self._link.working("logprobs", self._config.watch.learner_s)
+        self._link.working("logprobs", STEP_LIMIT_S)
         started = time.monotonic()
         with self._passes.timed():
             self._ahead.work()
@@ -166,7 +168,7 @@ class Actor:
 
         match work:
             case Train(groups=groups):
-                self._link.working("backward", self._config.watch.learner_s)
+                self._link.working("backward", STEP_LIMIT_S)
                 started = time.monotonic()
                 reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
@@ -214,7 +216,7 @@ class Actor:
         zero = self._zero
         if self._publisher is None and not zero.in_rounds:
             return None
-        self._link.working("publishing weights", self._config.watch.learner_s)
+        self._link.working("publishing weights", STEP_LIMIT_S)
         logprobs = probe_logprobs(zero.module, self._probe)
         with zero.whole():
             if self._publisher is None:
@@ -222,7 +224,7 @@ class Actor:
             return self._publisher.publish(zero.module, self._version, logprobs)
 
     def _close(self, close: CloseStep) -> None:
-        self._link.working("optimizer step", self._config.watch.learner_s)
+        self._link.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
         self._diary.did(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
@@ -261,8 +263,7 @@ class Actor:
     def _save(self, order: Save) -> None:
         from learner import saving
 
-        watch = self._config.watch  # a late checkpoint is given up, its rank is not
-        self._link.working("writing a checkpoint", max(watch.learner_s, watch.checkpoint_s))
+        self._link.working("writing a checkpoint", STEP_LIMIT_S)
         started = time.monotonic()
         error = ""
         if order.version != self._version:

@@ -364,7 +364,7 @@ class Declared:
         self.budgets[activity] = budget_s
 
 
-async def test_work_may_stand_still_for_as_long_as_the_configuration_says():
+async def test_work_may_stand_still_for_a_little_longer_than_the_stage_lets_it():
     engine, link = SimulatedEngine(slots=2, vocabulary=VOCABULARY), Declared()
     heard: list[Callable[[ToPeer], None]] = []
 
@@ -384,4 +384,4 @@ async def test_work_may_stand_still_for_as_long_as_the_configuration_says():
     ):
         heard[0](message)
     assert await worker.run() == 0
-    assert link.budgets == {"idle": 0.0, "sampling": 200.0, "loading weights": 700.0}
+    assert link.budgets == {"idle": 0.0, "sampling": 210.0, "loading weights": 710.0}
