@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.batching import Batching
-from engines.drawing import NOT_FORCED, Draw
+from engines.drawing import MOST_LIKELY, NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
 from engines.weights import FILE
 from pipeline.config import EngineSection
@@ -210,6 +210,7 @@ class TransformersEngine:
         """Hand a request to the library, with the tokens that it has."""
         assert self._batching is not None
         sampling, done = request.sampling, len(request.tokens)
+        greedy = sampling.temperature == 0 and request.forced == NOT_FORCED
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
@@ -218,8 +219,8 @@ class TransformersEngine:
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
             self._stops(sampling),
-            float(sampling.temperature),
-            Draw(sampling.seed, position=done, forced=request.forced),
+            float(sampling.temperature) or 1.0,  # what its logprobs are of, as vLLM has it
+            Draw(sampling.seed, position=done, forced=MOST_LIKELY if greedy else request.forced),
         ):
             request.error = "the library takes no more requests"
             request.news.set()

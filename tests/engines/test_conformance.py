@@ -1,6 +1,7 @@
 """What every engine keeps to: the same claims about each of them."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from itertools import count
 
@@ -89,6 +90,13 @@ async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(engin
     assert tokens_of(one) == tokens_of(again)
     others = [tokens_of(await deltas_of(engine, seed=seed)) for seed in (6, 7, 8)]
     assert any(other != tokens_of(one) for other in others)
+
+
+async def test_at_temperature_0_every_seed_gives_the_same_tokens(engine: Engine):
+    one, other = [await deltas_of(engine, seed=seed, temperature=0.0) for seed in (5, 6)]
+    assert tokens_of(one) == tokens_of(other)
+    logprobs = [logprob for delta in one for logprob in delta.logprobs]
+    assert all(math.isfinite(logprob) and logprob <= 1e-6 for logprob in logprobs)
 
 
 async def test_a_response_can_be_continued_after_a_prefix(engine: Engine):
