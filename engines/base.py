@@ -18,7 +18,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     tokens: Sequence[int]  # prompt and the response tokens already held
     max_tokens: int  # new tokens at most, >= 1
-    temperature: float  # 0: the most likely tokens
+    temperature: float  # 0: the likeliest token, with its logprob at temperature 1
     seed: int
     stop_tokens: tuple[int, ...] = ()
     """These end it too, beside the model's own; an engine that cannot may go on past them."""
@@ -29,7 +29,7 @@ class Delta(msgspec.Struct, frozen=True):
     """New tokens of one request, all sampled with one version of the weights."""
 
     tokens: Sequence[int]
-    logprobs: Sequence[float]  # nats, of what was sampled from; at temperature 0, of 1
+    logprobs: Sequence[float]  # nats, of the distribution that was sampled from
     finish: str = ""  # '' | 'stop' | 'length' | 'abort'; the finish rides on the last token
     version: int | None = None  # None: the version that the worker loaded last
 

@@ -28,8 +28,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 _ROWS = 64  # requests whose float64 sums are held at once: V may be 150,000
 _HALF = 31  # bits of a row of the int32 tensor; its sign stays free
 _MASK = (1 << 64) - 1
-NOT_FORCED = -1
-MOST_LIKELY = -2  # temperature 0: no draw
+NOT_FORCED, LIKELIEST = -1, -2
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ class Draw:
     position: int = 0
     """Response tokens before the next one."""
     forced: int = NOT_FORCED
-    """Take this token whatever is drawn: a probe wants its logprob. Or one of the above."""
+    """Take this token whatever is drawn: a probe wants its logprob. `LIKELIEST`: that one."""
     low: int = 0
     """The lower half of the newest number."""
 
@@ -129,14 +128,14 @@ def drawn(
     Args:
         scores_NV: logits, float32.
         high_N, low_N: halves of the 62 random bits of each request.
-        forced_N: a token to take instead, `NOT_FORCED`, or `MOST_LIKELY`.
+        forced_N: a token to take instead, or `NOT_FORCED`, or `LIKELIEST`.
 
     >>> even = torch.zeros(3, 4)
     >>> half, end = torch.tensor([0, 1 << 30, (1 << 31) - 1], dtype=torch.int32), torch.zeros(3)
     >>> drawn(even, half, end.int(), torch.tensor([-1, -1, 0]))[0].tolist()
     [0, 2, 0]
-    >>> drawn(torch.tensor([[0.0, 2.0, 1.0]]), end[:1], end[:1], torch.tensor([MOST_LIKELY]))[0]
-    tensor([1])
+    >>> drawn(torch.eye(3), end.int(), end.int(), torch.full((3,), LIKELIEST))[0].tolist()
+    [0, 1, 2]
     """
     logprobs_NV = scores_NV.log_softmax(-1)
     unit_N1 = ((high_N.double() * 2**_HALF + low_N.double()) * 2.0 ** (-2 * _HALF)).unsqueeze(-1)
@@ -146,6 +145,6 @@ def drawn(
         # Scaled by the sum as it is, so that rounding never points past the last token.
         found.append(torch.searchsorted(sums_NV, unit_part_N1 * sums_NV[:, -1:], right=True))
     tokens_N = torch.cat(found).squeeze(-1).clamp_(max=scores_NV.size(-1) - 1)
-    tokens_N = torch.where(forced_N == MOST_LIKELY, scores_NV.argmax(-1), tokens_N)
+    tokens_N = torch.where(forced_N == LIKELIEST, logprobs_NV.argmax(-1), tokens_N)
     tokens_N = torch.where(forced_N >= 0, forced_N.to(tokens_N.dtype), tokens_N)
     return tokens_N, logprobs_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)

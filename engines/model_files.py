@@ -22,9 +22,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _File(msgspec.Struct):
-    vocab_size: int = 0
-    max_position_embeddings: int = 0
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
     eos_token_id: int | list[int] | None = None
+    text_config: _File | None = None  # of a model of several parts: its language model
 
 
 def _read(path: Path) -> _File:
@@ -39,17 +40,18 @@ def _read(path: Path) -> _File:
 def read_model_facts(directory: str) -> ModelFacts:
     """Facts of the model in `directory`. Raises EngineError if it is none, or has no EOS."""
     config = _read(Path(directory) / "config.json")
+    text = config.text_config or config
     generation = Path(directory) / "generation_config.json"
-    ends: list[int] = []
-    for source in (_read(generation) if generation.is_file() else _File(), config):
-        eos = source.eos_token_id
+    vocabulary, ends = text.vocab_size or config.vocab_size or 0, list[int]()
+    more = _read(generation).eos_token_id if generation.is_file() else None
+    for eos in (more, config.eos_token_id if text.eos_token_id is None else text.eos_token_id):
         ends += [] if eos is None else [eos] if isinstance(eos, int) else eos
-    if config.vocab_size <= 0:
+    if vocabulary <= 0:
         raise EngineError(f"{directory}/config.json: no vocab_size; expected a causal LM")
     if not ends:
         raise EngineError(f"{directory}: no eos_token_id in its config: no response could end")
     return ModelFacts(
-        vocabulary=config.vocab_size,
+        vocabulary=vocabulary,
         stop_tokens=tuple(dict.fromkeys(ends)),
-        max_model_tokens=config.max_position_embeddings,
+        max_model_tokens=text.max_position_embeddings or config.max_position_embeddings or 0,
     )

@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections.abc import Awaitable, Callable, Sequence
 
 from engines.base import Engine, EngineError
 from pipeline.messages import Manifest, Span, Spans
 
-_PROBES = 8  # positions that a probe must compare
+PROBES = 16
+"""Positions of a probe that an engine answers one by one. It has room for twice as many requests
+beyond the slots, for the probe's two temperatures side by side: it never waits for a free one."""
+_FEWEST = 8  # positions that a probe must compare
 LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
@@ -52,10 +56,37 @@ def gap(found: list[float], expected: list[float], temperature: str) -> float:
     differences = [
         abs(one - other) for one, other in zip(found, expected, strict=True) if not math.isnan(one)
     ]
-    if len(differences) < min(_PROBES, len(expected)) or not differences:
+    if len(differences) < min(_FEWEST, len(expected)) or not differences:
         raise EngineError(
             f"the probe at temperature {temperature} compares {len(differences)} of "
-            f"{len(expected)} positions; at least {_PROBES} are needed"
+            f"{len(expected)} positions; at least {_FEWEST} are needed"
         )
     # NaN in `expected` is no proof, and `max` may overlook it.
     return math.inf if any(map(math.isnan, differences)) else max(differences)
+
+
+async def one_by_one(
+    tokens: Sequence[int], ask: Callable[[Sequence[int], int], Awaitable[float]]
+) -> list[float]:
+    """What `Engine.logprobs` answers, of at most `PROBES` positions; NaN at the others.
+
+    Args:
+        ask: logprob of a token after those before it.
+    """
+    positions = spread(len(tokens) - 1, PROBES)
+    found = await asyncio.gather(*(ask(tokens[: i + 1], tokens[i + 1]) for i in positions))
+    answer = [math.nan] * (len(tokens) - 1)
+    for position, logprob in zip(positions, found, strict=True):
+        answer[position] = logprob
+    return answer
+
+
+def spread(count: int, at_most: int) -> list[int]:
+    """Up to `at_most` of 0..count-1, evenly, both ends included.
+
+    >>> spread(9, 3)
+    [0, 4, 8]
+    """
+    if count <= at_most:
+        return list(range(count))
+    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]

@@ -116,8 +116,7 @@ class SimulatedEngine:
         return limit > 0 and len(sampling.tokens) + sampling.max_tokens > limit
 
     async def _run(self, sampling: Sampling, aborted: asyncio.Event) -> AsyncIterator[Delta]:
-        seed = sampling.seed if sampling.temperature else 0
-        draw = np.random.default_rng((self._seed, seed))
+        draw = np.random.default_rng((self._seed, sampling.seed))
         wanted = max(1, round(draw.lognormal(self._mu, self._sigma)))
         total = min(wanted, sampling.max_tokens)
         tokens = draw.integers(self._first_token, self._info.vocabulary, total).tolist()

@@ -23,13 +23,11 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.batching import Batching
-from engines.drawing import MOST_LIKELY, NOT_FORCED, Draw
+from engines.drawing import LIKELIEST, NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
+from engines.proving import PROBES, one_by_one
 from engines.weights import FILE
 from pipeline.config import EngineSection
-
-PROBES = 16
-"""Positions that `logprobs` answers; twice as many requests fit beyond the slots."""
 
 
 class _Router(OutputRouter):
@@ -166,14 +164,9 @@ class TransformersEngine:
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         """By the path that samples: each position is asked for one token, which is told."""
-        positions = spread(len(tokens) - 1, PROBES)
-        found = await asyncio.gather(
-            *(self._logprob(tokens[: i + 1], tokens[i + 1], temperature) for i in positions)
+        return await one_by_one(
+            tokens, lambda before, token: self._logprob(before, token, temperature)
         )
-        answer = [math.nan] * (len(tokens) - 1)
-        for position, logprob in zip(positions, found, strict=True):
-            answer[position] = logprob
-        return answer
 
     def failure(self) -> str:
         return self._batching.failure() if self._batching is not None else ""
@@ -210,7 +203,8 @@ class TransformersEngine:
         """Hand a request to the library, with the tokens that it has."""
         assert self._batching is not None
         sampling, done = request.sampling, len(request.tokens)
-        greedy = sampling.temperature == 0 and request.forced == NOT_FORCED
+        greedy = not sampling.temperature and request.forced == NOT_FORCED
+        forced = LIKELIEST if greedy else request.forced
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
@@ -219,8 +213,8 @@ class TransformersEngine:
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
             self._stops(sampling),
-            float(sampling.temperature) or 1.0,  # what its logprobs are of, as vLLM has it
-            Draw(sampling.seed, position=done, forced=MOST_LIKELY if greedy else request.forced),
+            float(sampling.temperature) or 1.0,
+            Draw(sampling.seed, position=done, forced=forced),
         ):
             request.error = "the library takes no more requests"
             request.news.set()
@@ -281,14 +275,3 @@ class TransformersEngine:
             for logprob in delta.logprobs:
                 return logprob
         return math.nan
-
-
-def spread(count: int, at_most: int) -> list[int]:
-    """Up to `at_most` of 0..count-1, evenly, both ends included.
-
-    >>> spread(9, 3)
-    [0, 4, 8]
-    """
-    if count <= at_most:
-        return list(range(count))
-    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]

@@ -17,12 +17,10 @@ from typing import Any
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_files import ModelFacts, read_model_facts
+from engines.proving import PROBES, one_by_one
 from pipeline.config import EngineSection
 from pipeline.cores import engine_cores
 
-PROBES = 16
-"""Positions that `logprobs` answers. vLLM gets twice as many sequences beyond the slots, for
-the probe's two temperatures side by side: it never waits for a free one."""
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for
 
 
@@ -118,14 +116,9 @@ class VllmEngine:
                 raise EngineError(f"vLLM cannot load {directory}: {error}") from error
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
-        positions = _spread(len(tokens) - 1, PROBES)
-        found = await asyncio.gather(
-            *(self._logprob(tokens[: i + 1], tokens[i + 1], temperature) for i in positions)
+        return await one_by_one(
+            tokens, lambda before, token: self._logprob(before, token, temperature)
         )
-        answer = [math.nan] * (len(tokens) - 1)
-        for position, logprob in zip(positions, found, strict=True):
-            answer[position] = logprob
-        return answer
 
     def failure(self) -> str:
         return "vLLM's core process has died" if self._llm.errored else ""
@@ -316,14 +309,3 @@ def _cut(
         for version, first, last in pieces
     ]
     return deltas or [Delta((), (), finish)]
-
-
-def _spread(count: int, at_most: int) -> list[int]:
-    """Up to `at_most` of 0..count-1, evenly, both ends included.
-
-    >>> _spread(9, 3)
-    [0, 4, 8]
-    """
-    if count <= at_most:
-        return list(range(count))
-    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]

@@ -74,7 +74,11 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
         fail(f"{what}: name the model that is to read it: --model DIR", 2)
     import json
 
-    alone = [f"data.train={json.dumps(what)}", "data.held_out=0", "eval.every=0"]
+    alone = [
+        f"data.train={json.dumps(what, ensure_ascii=False)}",
+        "data.held_out=0",
+        "eval.every=0",
+    ]
     return load_config(Path(os.devnull), [*own, *alone, *overrides])
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch import gpus
 from launch.memory import MemoryWatch, own_groups
 from launch.processes import (
     Child,
@@ -143,9 +144,11 @@ class Launcher:
         for rank in self._roles.ranks:
             command = ["learner.actor", *common, *learner_arguments(rank, ranks, resume)]
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
+        machine, each = gpus.of_machine(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
             command = ["engines.worker", *common, "--name", f"e{number}"]
-            add(f"e{number}", command, base | engine_environment(self.sockets))
+            cards = gpus.for_engine(machine, ranks, number, each)
+            add(f"e{number}", command, base | engine_environment(self.sockets) | cards)
         return children
 
     # --- the run ------------------------------------------------------------------------

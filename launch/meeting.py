@@ -55,6 +55,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     control: str
     data: str
     weights: str  # '': weights are files on this machine
+    learners: int = 0  # learner ranks on this rank's machine, which are its first
     server: str  # the stage's public key; '': one machine, no keys
     refused: str = ""  # why this rank cannot take part
 

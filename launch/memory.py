@@ -69,7 +69,7 @@ class MemoryWatch:
         if kills is None or before is None:
             text = "; the kernel does that when memory runs out"
         elif kills > before:
-            self._kills = kills
+            self._kills = before + 1  # another of our processes may ask for its own
             text = "; the kernel has killed it for its memory, which is over the limit"
         else:
             return "; not for its memory: the kernel counts no such kill"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,8 @@ class Plan:
         except PlacementError as error:
             refused = str(error)
         found: dict[int, Place] = {}
+        nodes = {0: self.node.number, **{rank: hello.node for rank, hello in hellos.items()}}
+        learners = Counter(nodes[r] for r, name in enumerate(names) if name.startswith("l"))
         for rank, hello in hellos.items():
             here = hello.node == self.node.number
             ipc, ipc_data = addresses(self.sockets)
@@ -172,6 +175,7 @@ class Plan:
                 control=ipc if here else self.seen(self.control),
                 data=ipc_data if here else self.seen(self.data),
                 weights="" if here else self.seen(self.weights),
+                learners=learners[hello.node],
                 server=self.server.public if self.keyed else "",
                 refused=why,
             )

@@ -106,26 +106,45 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
+    from pipeline import plugins
+    from pipeline.configfile import plugin_class
+    from pipeline.prompts import ANSWERS
     from pipeline.views import Sampled
 
     response = row.get("response")
     if not isinstance(response, str):
         found = f"fields: {', '.join(row)}" if response is None else f"found {response!r:.80}"
         raise ValueError(f"{where}: response: {found}; expected the text of a response")
-    prompt: Any = row.get("prompt", row.get(config.data.prompt, ""))
+    prompt = _first_of(row, "prompt", config.data.prompt)
+    names = list(dict.fromkeys(("answer", config.data.answer, *ANSWERS)))
+    answer = _first_of(row, *names)
     messages: list[Any] = cast(list[Any], prompt) if isinstance(prompt, list) else []
     finish = row.get("finish", "stop")
     if finish not in ("stop", "length"):
         raise ValueError(f"{where}: finish: found {finish!r:.80}, expected stop or length")
+    if answer == "" and plugins.needs_answer(*plugin_class("reward", config.reward)):
+        raise ValueError(
+            f"{where}: answer: none of the fields {', '.join(filter(None, names))}, and the reward "
+            f"{config.reward.name} compares with an answer; add one, or name its field with "
+            "data.answer"
+        )
     return Sampled(
         prompt="" if messages else str(prompt),
         response=response,
         finish=finish,
         tokens=0,  # none is known
-        answer=str(row.get("answer", row.get(config.data.answer, ""))),
+        answer=answer if isinstance(answer, str) else json.dumps(answer),
         columns={name: value for name, value in row.items() if name not in ("response", "finish")},
         messages=messages,
     )
+
+
+def _first_of(row: dict[str, Any], *names: str) -> Any:
+    """Value of the first of these fields that the row has, named as a data set's; '' of none."""
+    from pipeline.datafiles import field_of
+
+    found = (field_of(row, name)[1] for name in names if name)
+    return next((value for value in found if value is not None), "")
 
 
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
@@ -159,6 +178,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
                     tokens=0,
                     answer=item.answer,
                     columns=item.columns,
+                    messages=item.messages,
                 ),
             )
 

@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch import home
+from launch import gpus, home
 from launch.local import Launcher, Roles
 from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.network import interface_towards
@@ -42,6 +42,7 @@ from launch.view import TerminalView
 from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
+from pipeline.datafiles import DataError
 from pipeline.guard import new_pair
 from pipeline.keys import Ticket, TransportError
 from pipeline.private import UMASK
@@ -185,6 +186,12 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
     if place.name.startswith("e"):
+        environment |= gpus.for_engine(
+            gpus.of_machine(environment),
+            place.learners,
+            node.local_rank - place.learners,
+            config.engine.tensor_parallel,
+        )
         own = node.scratch(place.name)
         leave_there(own, ticket, dump(config))
         command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
@@ -237,6 +244,7 @@ def main() -> int:
         PlacementError,
         RunError,
         TransportError,
+        DataError,
         checkpoint.CheckpointError,
         OSError,
     ) as error:

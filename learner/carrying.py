@@ -120,10 +120,14 @@ class Carrier:
 
     @contextlib.contextmanager
     def _emptied(self) -> Iterator[Path]:
-        """The own directory, without what an earlier process has left; gone afterwards."""
+        """The own directory, without what an earlier process has left; gone afterwards.
+
+        Where it cannot be made, whoever writes there fails, and takes part to the end.
+        """
         assert self._own is not None
         shutil.rmtree(self._own, ignore_errors=True)
-        self._own.mkdir(mode=0o700, parents=True)
+        with contextlib.suppress(OSError):
+            self._own.mkdir(mode=0o700, parents=True)
         try:
             yield self._own
         finally:
@@ -142,11 +146,14 @@ class Carrier:
         return msgspec.msgpack.decode(self._piece(sender, int(size.item())), type=_Parcel)
 
     def _send(self, to: int, base: Path, paths: Sequence[Path]) -> None:
-        names = [path.relative_to(base).as_posix() for path in paths]
-        files = [
-            _File(name, path.stat().st_size, _checksum(path))
-            for name, path in zip(names, paths, strict=True)
-        ]
+        try:
+            files = [
+                _File(path.relative_to(base).as_posix(), path.stat().st_size, _checksum(path))
+                for path in paths
+            ]
+        except OSError as failure:
+            self._tell(to, _Parcel(error=f"{type(failure).__name__}: {failure}"))
+            raise
         self._tell(to, _Parcel(tuple(files)))
         for path in paths:
             with path.open("rb") as file:

@@ -62,7 +62,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     dtype = model.dtype
     lora.attach(model.to(torch.float32), lora.section_of(adapter), base)
     lora.load(model, adapter)
-    draft.mkdir()
+    draft.mkdir(parents=True)
     for path in companions(base):
         shutil.copyfile(path, draft / path.name)
     save_file(checkpoint_tensors(model, dtype), draft / "model.safetensors", {"format": "pt"})

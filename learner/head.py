@@ -85,8 +85,10 @@ def output_is_last(model: Any, tokens_P: Tensor, call: Call, logits_NV: Tensor) 
 
 
 def _parts_allowed(bare: Any) -> bool:
-    """Proved for this model at its start, and its output layer is whole (ZeRO 3 shares it out)."""
-    whole = not hasattr(bare.get_output_embeddings().weight, "ds_id")
+    """Proved for this model at its start, and its output layer stands for itself: ZeRO 3 shares it
+    out, and adapters of it are switched off for a reference inside of the model's call only."""
+    output = bare.get_output_embeddings()
+    whole = not hasattr(output.weight, "ds_id") and not hasattr(output, "lora_A")
     return whole and getattr(bare, "darts_output_is_last", False)
 
 

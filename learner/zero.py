@@ -59,8 +59,13 @@ class ZeroError(Exception):
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The device of this rank; on a GPU machine its own card."""
+    """The device of this rank; on a GPU machine its own card. Raises ZeroError without one."""
     if torch.cuda.is_available():
+        if local_rank >= (found := torch.cuda.device_count()):
+            raise ZeroError(
+                f"this is learner rank {local_rank} of its machine, which has {found} GPU(s): each "
+                "rank needs its own; set learner.ranks lower"
+            )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("cpu")

@@ -150,8 +150,10 @@ def seams(config: Config) -> Seams:
 def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: HeldOut
 ) -> Coordinator:
-    """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants."""
+    """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants,
+    PluginError if the model has no tokens for what a rollout may append."""
     check_answers(config, train, held_out.data)
+    _check_failure_text(config, tokenizer)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
     numbers = settings(
@@ -164,6 +166,18 @@ def coordinator(
         eval_sets=held_out.sets,
     )
     return Coordinator(numbers, seams(config), lengths, tags)
+
+
+def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:
+    options = rollout_options(config)
+    text = options.failure_text if options else ""
+    try:
+        tokenizer.encode(text)
+    except ValueError as error:
+        raise plugins.PluginError(
+            f"rollout.{config.rollout.name}.failure_text: found {text!r:.80}, which {error}; take "
+            "characters that the model's tokenizer has"
+        ) from error
 
 
 def check_answers(config: Config, *data: Dataset) -> None:

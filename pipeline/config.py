@@ -43,7 +43,8 @@ class Data(Section, frozen=True, kw_only=True):
     folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
     list of these with weights."""
     held_out: str | int = 256
-    """Prompts for evaluation: as `train`, or this many of a task's held-out prompts."""
+    """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
+    the task that is trained on."""
     prompt: str = "prompt"
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
     answer: str = ""
@@ -220,9 +221,9 @@ class EvalFile(Section, frozen=True, kw_only=True):
     """A set of `eval.sets`."""
 
     path: str
-    """A file like that of `data.held_out`."""
+    """A file, a folder, a pattern or a task, as for `data.held_out`."""
     prompts: int = 0
-    """At most so many of its prompts, the first ones; 0: all."""
+    """At most so many of its prompts, the first ones; 0: all, of a task 256."""
     samples: int = 0
     """Responses for each of its prompts; 0: as `eval.samples` says."""
     k: tuple[int, ...] = ()

@@ -199,6 +199,10 @@ def _pairs(config: Config) -> Iterator[tuple[str, str]]:
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"
         yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
+    if config.engine.kind == "transformers" and config.engine.tensor_parallel > 1:
+        found = f"found {config.engine.tensor_parallel}, but engine.kind is transformers"
+        cure = "set it to 1, or engine.kind: vllm"
+        yield "engine.tensor_parallel", f"{found}, which computes on one GPU: {cure}"
     yield from evalrules.problems(config)
     if config.eval.every:
         if config.data.held_out == 0 and not config.eval.sets:

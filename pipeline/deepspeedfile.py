@@ -1,8 +1,8 @@
 """A JSON file in DeepSpeed's format -> what of it is passed on, or every reason why not.
 
 `learner.deepspeed` names it. Keys that darts decides are refused with the setting
-to use, those that would change what is computed with the reason; what says the
-same as the setting, or "auto", is let pass. Unknown keys at the top are refused
+to use, those that would change what is computed with the reason; the stage of
+`learner.zero`, "auto" and what is switched off are let pass. Unknown keys at the top are refused
 (DeepSpeed would ignore them), those below them are DeepSpeed's to check.
 """
 
@@ -35,11 +35,11 @@ OURS: dict[str, str] = {
     "steps_per_print": "nothing: metrics.jsonl has a line a step",
     "tensorboard": "metrics.tensorboard",
     "wandb": "metrics.wandb",
-    "prescale_gradients": "nothing: sums over tokens are divided once, by those of the step",
-    "gradient_predivide_factor": "nothing: sums over tokens are divided once, by those of the step",
 }
 """Key -> what to use in darts."""
 REFUSED: dict[str, str] = {
+    "prescale_gradients": "sums over tokens are divided once, by those of the step",
+    "gradient_predivide_factor": "sums over tokens are divided once, by those of the step",
     "sparse_gradients": "the gradient is checked before it is applied, as a dense one",
     "data_efficiency": "which prompts come, and how often, is the pipeline's to decide",
     "curriculum_learning": "which prompts come, and how often, is the pipeline's to decide",
@@ -114,7 +114,7 @@ def read(section: LearnerSection) -> dict[str, Any]:
 def complaints(given: dict[str, Any], section: LearnerSection) -> Iterator[str]:
     """A line each for what cannot be passed on: key, finding, reason, cure."""
     for key, value in given.items():
-        if _silent(value):
+        if _silent(value) or (key in REFUSED and value is False):
             continue
         if key in OURS:
             yield f"{key}: darts decides it; use {OURS[key]}"
@@ -127,8 +127,8 @@ def complaints(given: dict[str, Any], section: LearnerSection) -> Iterator[str]:
         elif key not in PASSED:
             known = [*OURS, *REFUSED, *PASSED]
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield f"{key}: no key of DeepSpeed{hint}"
+            hint = f"did you mean {near[0]}?" if near else "take it out"
+            yield f"{key}: no key of DeepSpeed that is known here; {hint}"
 
 
 def passed(given: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def passed(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(zero, dict):
         own = (*_ZERO_OURS, "stage")
         kept["zero_optimization"] = {
-            key: value for key, value in zero.items() if key not in own and value != "auto"
+            key: value for key, value in zero.items() if key not in own and not _silent(value)
         }
-    return {key: value for key, value in kept.items() if value != "auto"}
+    return {key: value for key, value in kept.items() if value not in ("auto", None)}
 
 
 def _silent(value: Any) -> bool:
@@ -158,6 +158,8 @@ def _bf16(value: Any, section: LearnerSection) -> Iterator[str]:
         yield "bf16: enabled, but learner.dtype is float32; set learner.dtype: bfloat16"
     elif not on:
         yield f"bf16: found {value!r:.100}, expected an object with enabled"
+    elif more := sorted(key for key, inner in value.items() if key != "enabled" and inner):
+        yield f"bf16.{more[0]}: how bfloat16 is trained is darts' to decide; take it out"
 
 
 def _zero(value: Any, section: LearnerSection) -> Iterator[str]:

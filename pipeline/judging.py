@@ -53,7 +53,7 @@ class Judging:
             task = asyncio.current_task()
             if trajectory not in self._wanted or (task is not None and task.cancelling()):
                 raise
-            self._answer(RewardMissing(trajectory=trajectory, why="reward workers started anew"))
+            self._answer(RewardMissing(trajectory=trajectory, why="the reward workers have ended"))
         except NoOpinion as silence:
             self._answer(RewardMissing(trajectory=trajectory, why=str(silence)))
         except RewardFailed as failure:

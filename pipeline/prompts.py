@@ -27,6 +27,8 @@ __all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
 
 TASK_PROMPTS = 20_000
 """Prompts that a task gives for training: more than a run of an hour asks for."""
+TASK_HELD_OUT = 256
+"""Prompts that a task named as a held-out set gives: `data.held_out`'s own default."""
 
 ANSWERS = ("answer", "reward_model.ground_truth", "solution")
 """Fields that are looked for where no answer is named: darts' own and TRL's, verl's, TRL's."""
@@ -122,11 +124,14 @@ def load_train(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
 
 
 def load_held_out(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
-    """Prompts to evaluate on, the same for every seed. Raises DataError."""
+    """Prompts to evaluate on, the same for every seed; a number is of a task's alone.
+
+    Raises DataError.
+    """
     loading = _Loading(data, tokenizer, max_tokens)
     if isinstance(data.held_out, str):
-        return loading.dataset((Source(path=data.held_out),), "held_out", 0)
-    if data.held_out == 0 or not isinstance(data.train, str):
+        return loading.dataset((Source(path=data.held_out),), "held_out", TASK_HELD_OUT)
+    if data.held_out == 0 or data.train not in configrules.tasks():
         return Dataset("no held-out prompts", [])
     return loading.dataset((Source(path=data.train),), "held_out", data.held_out)
 
@@ -193,7 +198,7 @@ class _Loading:
         if path in configrules.tasks():
             task = importlib.import_module(f"pipeline.tasks.{path}")
             name = f"{path} ({split.replace('_', ' ')})"
-            given = task.generate(split, count or TASK_PROMPTS)
+            given = task.generate(split, count)
             return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
         return path, rows_of(path, split, self._problems.append)
 

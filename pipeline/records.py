@@ -172,7 +172,8 @@ class Records:
 
     @staticmethod
     def cut(run: RunFolder, sizes: Mapping[str, int]) -> None:
-        """Forget what was written after a checkpoint."""
+        """Forget what was written after a checkpoint; a run that goes on is not done any more."""
+        run.result.unlink(missing_ok=True)
         for path in (run.metrics, run.decisions):
             if path.exists():
                 os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))

@@ -7,6 +7,7 @@ others. A batch that fails as a whole is asked again one by one, so that a bad r
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -44,9 +45,17 @@ def _outcome(ask: Callable[[], Any]) -> Outcome:
         return error
 
 
+@functools.cache
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner()
+
+
 def awaited(result: Any) -> Any:
-    """The result itself, or what it comes to where it is a coroutine."""
-    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+    """The result itself, or what it comes to where it is a coroutine.
+
+    One event loop for all calls: what user code keeps open, a client for instance, stays usable.
+    """
+    return _runner().run(_awaited(result)) if inspect.isawaitable(result) else result
 
 
 async def _awaited(result: Any) -> Any:

@@ -7,8 +7,6 @@ it imports is found as it was by the stage.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import operator
 import os
 import socket
@@ -21,7 +19,7 @@ import msgspec
 
 from pipeline import plugins
 from pipeline.confinement import confine, die_with, limit_call
-from pipeline.reward_results import Outcome, outcomes, writable
+from pipeline.reward_results import Outcome, awaited, outcomes, writable
 from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
@@ -69,19 +67,15 @@ def _verdict(outcome: Outcome) -> Done | Abstained | Failure:
     return Abstained() if outcome is None else Done(outcome.value, outcome.parts)
 
 
-def _turns(rollout: Any, call: Call, runner: asyncio.Runner) -> Scores:
-    """One loop for all calls, so that what a rollout keeps open stays usable."""
+def _turns(rollout: Any, call: Call) -> Scores:
     begun = time.monotonic()
-    found = [_follows(rollout, Turn(**turn), runner) for turn in call.samples]
+    found = [_follows(rollout, Turn(**turn)) for turn in call.samples]
     return Scores([*found], begun, time.monotonic())
 
 
-def _follows(rollout: Any, turn: Turn, runner: asyncio.Runner) -> Follows | Failure:
+def _follows(rollout: Any, turn: Turn) -> Follows | Failure:
     try:
-        result = rollout.turn(turn)
-        if inspect.isawaitable(result):
-            result = runner.run(_awaited(result))
-        return checked(result)
+        return checked(awaited(rollout.turn(turn)))
     except Exception as error:
         return _failure(error)
 
@@ -100,10 +94,6 @@ def checked(result: object) -> Follows:
     tokens = tuple(operator.index(token) for token in found.tokens)
     memory = msgspec.json.decode(msgspec.json.encode(found.memory))  # or it says what it cannot
     return Follows(over=False, text=writable(found.text), tokens=tokens, memory=memory)
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
 
 
 def _check(reward: Any, check: Check) -> Answer:
@@ -158,16 +148,15 @@ def main() -> None:
         return
     os.chdir(setup.directory)  # now: what is imported by relative paths has been found
     channel.sendall(_frame(Ready()))
-    with asyncio.Runner() as runner:
-        while isinstance(message := _next(stream), Call | Check):
-            limit_call(setup.limits.cpu_s, time.process_time())
-            if isinstance(message, Check):
-                found = _check(plugin, message)
-            elif setup.seam == "rollout":
-                found = _turns(plugin, message, runner)
-            else:
-                found = _scores(plugin, message)
-            channel.sendall(_frame(found))
+    while isinstance(message := _next(stream), Call | Check):
+        limit_call(setup.limits.cpu_s, time.process_time())
+        if isinstance(message, Check):
+            found = _check(plugin, message)
+        elif setup.seam == "rollout":
+            found = _turns(plugin, message)
+        else:
+            found = _scores(plugin, message)
+        channel.sendall(_frame(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.views import Sampled
 
 LOOKED_AT = 200
-"""Answers of each data set that are looked at, evenly spread over it."""
+"""Answers of each data set that are looked at, at most, evenly spread over it."""
 _SHOWN = 20  # complaints listed
 
 
@@ -44,8 +44,7 @@ async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
 
 
 def _spread(data: Dataset) -> list[Item]:
-    step = max(1, len(data) // LOOKED_AT)
-    return list(data.items[::step][:LOOKED_AT])
+    return list(data.items[:: max(1, -(-len(data) // LOOKED_AT))])
 
 
 def _unanswered(item: Item) -> Sampled:

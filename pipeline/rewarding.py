@@ -232,7 +232,7 @@ class WorkerPool:
             scores = await self._ask(jobs)
             for job, found in zip(jobs, scores.found, strict=True):
                 self._tell(job, found, (scores.begun, scores.ended))
-        except (Died, TimeoutError, RewardFailed, ValueError) as error:
+        except Exception as error:  # whatever it is, everyone who waits hears of it
             if len(jobs) > 1:
                 for job in jobs:
                     job.alone = True
@@ -247,8 +247,11 @@ class WorkerPool:
             elif isinstance(error, TimeoutError):
                 why = f"took longer than limit_s {self._options.limit_s:g}"
                 job.fail(_chained(RewardFailed(why), error))
-            else:
+            elif isinstance(error, RewardFailed):
                 job.fail(error)
+            else:  # a column that JSON cannot hold, no descriptor or memory for a worker
+                why = f"cannot be asked about: {type(error).__name__}: {error}"
+                job.fail(_chained(RewardFailed(why), error))
 
     def _tell(
         self,
@@ -356,7 +359,7 @@ class RewardPool(WorkerPool):
         try:
             async with asyncio.timeout(WARM_UP_S):
                 answer = await worker.ask(framed(check(samples)))
-        except (TimeoutError, Died) as error:
+        except (TimeoutError, Died, TypeError) as error:  # a column that JSON cannot hold, too
             self._discard(self._idle.pop(0))
             why = str(error) or f"took longer than {WARM_UP_S:g} s"
             raise RewardFailed(f"{self._who}, checking answers: {why}") from error

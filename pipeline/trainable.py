@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline import deepspeedfile
 from pipeline.config import Config
+from pipeline.text import ModelError, read_json
 
 OWN_ATTENTION = {
     **dict.fromkeys(("bloom", "mpt", "falcon"), "their attention is code of their own, with ALiBi"),
@@ -34,8 +33,12 @@ def complaints(config: Config) -> Iterator[str]:
     """Why this model or these settings of the learner cannot be trained, one line each."""
     section = config.learner
     path = Path(config.model) / "config.json"
-    for problem in of_model(msgspec.json.decode(path.read_bytes())):
-        yield f"{path}: {problem}"
+    try:
+        settings = read_json(path)
+    except ModelError as error:
+        yield str(error)
+    else:
+        yield from (f"{path}: {problem}" for problem in of_model(settings))
     if section.lora is not None and importlib.util.find_spec("peft") is None:
         yield (
             "learner.lora: the package peft is not installed: pip install 'darts-rl[lora]', or "

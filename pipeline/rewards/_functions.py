@@ -8,6 +8,7 @@ called for each.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -105,7 +106,7 @@ class Function:
                 found.append(error)
         waiting = [index for index, result in enumerate(found) if inspect.isawaitable(result)]
         if waiting:
-            ended = asyncio.run(_gathered([found[index] for index in waiting]))
+            ended = awaited(_gathered([found[index] for index in waiting]))
             for index, result in zip(waiting, ended, strict=True):
                 found[index] = _given(result)
         return found
@@ -226,6 +227,13 @@ def _module(place: str) -> ModuleType:
     path = Path(place).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    return _executed(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _executed(path: Path, changed_ns: int) -> ModuleType:
+    """Once for all functions of the file: what it loads may be large."""
+    del changed_ns
     spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
     assert spec is not None  # it ends in .py
     assert spec.loader is not None

@@ -48,6 +48,12 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
             _hold(known, f"trajectory {member.id} runs nowhere")
         arrived = member.id in core.groups[member.group].arrivals
         _hold((member.state in ENDED) == arrived, f"arrival of trajectory {member.id}")
+        asked = not member.scored and arrived and core.groups[member.group].wants_reward(member)
+        judged = member.id in coordinator.roster.judging
+        _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
+    calling = {m.id for m in live if m.state is State.CALLING}
+    _hold(calling == core.calling.keys(), "a rollout is waited for, or not")
+    _hold(coordinator.roster.judging.keys() <= core.trajectories.keys(), "a reward is left behind")
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
     check_tally(core)

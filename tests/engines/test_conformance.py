@@ -92,11 +92,14 @@ async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(engin
     assert any(other != tokens_of(one) for other in others)
 
 
-async def test_at_temperature_0_every_seed_gives_the_same_tokens(engine: Engine):
-    one, other = [await deltas_of(engine, seed=seed, temperature=0.0) for seed in (5, 6)]
+async def test_at_temperature_0_each_token_is_the_likeliest_whatever_the_seed(engine: Engine):
+    if not engine.has_model:
+        pytest.skip("nothing is likely to an engine without a model")
+    changes: dict[str, object] = {"temperature": 0.0, "max_tokens": 12}
+    one, other = await deltas_of(engine, seed=5, **changes), await deltas_of(engine, **changes)
     assert tokens_of(one) == tokens_of(other)
     logprobs = [logprob for delta in one for logprob in delta.logprobs]
-    assert all(math.isfinite(logprob) and logprob <= 1e-6 for logprob in logprobs)
+    assert all(-math.log(24) <= logprob <= 1e-3 for logprob in logprobs), "of 24 tokens"
 
 
 async def test_a_response_can_be_continued_after_a_prefix(engine: Engine):

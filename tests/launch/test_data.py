@@ -40,6 +40,11 @@ def test_a_file_is_counted_by_kind_and_length_and_its_first_prompt_shown(file: P
     assert found[-1] == "| 1+1="
 
 
+def test_a_path_may_hold_any_letter(file: Path):
+    named = file.rename(file.with_name("Summe \N{PARTY POPPER} ä.jsonl"))
+    assert check(str(named), "--model", str(MODEL)).exit_code == 0
+
+
 def test_bad_lines_are_listed_and_the_status_says_that_a_run_would_stop(file: Path):
     with file.open("a") as opened:
         opened.write('{"answer": "2"}\n[]\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,14 @@ def hello_of(number: str, key: str = "k") -> Hello:
 
 
 def place_of(round_: str, **changes: str) -> Place:
-    fields = {"name": "e0", "run": "/r", "resume": "", "host": "h", "control": "c", "data": "d"}
+    fields: dict[str, Any] = {
+        "name": "e0",
+        "run": "/r",
+        "resume": "",
+        "host": "h",
+        "control": "c",
+        "data": "d",
+    }
     fields |= {"weights": "", "server": ""} | changes
     return Place(round=round_, port=1, **fields)
 

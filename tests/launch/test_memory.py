@@ -60,6 +60,13 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
     assert "(killed by SIGKILL); not for its memory: the kernel counts no such kill" in second
 
 
+def test_two_that_are_killed_for_memory_at_once_are_both_told_so(tmp_path: Path) -> None:
+    watch = MemoryWatch([group_of(tmp_path, 3)])
+    group_of(tmp_path, 5)
+    said = [watch.why(KILLED, GIB) for _ in range(3)]
+    assert ["has killed it for its memory" in text for text in said] == [True, True, False]
+
+
 @pytest.mark.fault("a process meets its limit of address space", part="everything", by="process")
 def test_a_process_over_its_own_limit_ends_with_a_memory_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -98,6 +105,7 @@ def test_a_child_that_we_have_killed_was_not_killed_for_its_memory(tmp_path: Pat
     until(lambda: child.tail())
     assert peak_bytes(child.pid) > 1 << 20
     child.end(signal.SIGKILL)
+    child.end(signal.SIGTERM)  # it may not be gone yet when all are asked to leave
     until(child.ended)
     assert child.why(child.ended() or "", MemoryWatch([])) == ""
 

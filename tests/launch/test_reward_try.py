@@ -47,6 +47,21 @@ def test_scores_parts_and_times_of_each_response(tmp_path: Path) -> None:
     assert "1 of 1 scored, mean 0.500, 0 failed; a call took" in text
 
 
+@pytest.mark.parametrize(
+    "row, key",
+    [
+        ({"reward_model": {"ground_truth": "3"}}, ""),  # verl's layout
+        ({"meta": {"gold": 3}}, "meta.gold"),
+    ],
+)
+def test_answers_lie_where_those_of_a_data_set_may(
+    tmp_path: Path, row: dict[str, Any], key: str
+) -> None:
+    result = of(tmp_path, [{"response": "#3", **row}], "--json", f'data.answer="{key}"')
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["summary"]["mean"] == 1.0
+
+
 def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> None:
     function = "reward.python.function=tests.pipeline.reward_functions:by_response"
     rows = [{"response": "fine"}, {"response": "raise"}]
@@ -71,6 +86,10 @@ def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> No
         ),
         ([{"response": 3}], "response: found 3; expected the text of a response"),
         ([{"response": "a", "finish": "eos"}], "finish: found 'eos', expected stop or length"),
+        (
+            [{"response": "a", "gold": "3"}],
+            "1: answer: none of the fields answer, reward_model.ground_truth, solution, and the",
+        ),
     ],
 )
 def test_samples_that_do_not_fit_are_named_by_file_and_line(
@@ -89,6 +108,23 @@ def test_the_samples_of_a_run_are_scored_with_the_answers_of_its_data(tmp_path: 
     right = f"[0.0] {item['prompt']}#{item['answer']}\n"
     (tmp_path / "samples" / "step-000003.txt").write_text(right)
     command = ["reward", "try", CONFIG, "--samples", str(tmp_path), "data.held_out=8", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["summary"]["mean"] == 1.0
+
+
+def test_a_runs_reward_gets_messages_where_its_prompts_are(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "1+2="}
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": [message], "answer": "3"}) + "\n")
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step-000003.txt").write_text("[0.0] 1+2=#3\n")
+    options = [
+        "data.held_out=" + str(tmp_path / "asked.jsonl"),
+        "data.chat_template=" + str(tmp_path / "chat.jinja"),
+        "reward.python.function=tests.pipeline.reward_functions:of_messages",
+    ]
+    command = ["reward", "try", CONFIG, "--samples", str(tmp_path), "--json", *options]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["summary"]["mean"] == 1.0

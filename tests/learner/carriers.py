@@ -111,6 +111,11 @@ def main() -> None:
     full.full = rank == 0
     saves("full")
     full.full = False
+    if own is not None and rank == 2:
+        own.write_bytes(b"where the directory would be")
+    saves("nowhere")
+    if own is not None and rank == 2:
+        own.unlink()
     saves("again")
     restores("restored", folder / "again")
     with carrier.restoring(None, needed) as nothing:

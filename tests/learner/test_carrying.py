@@ -39,7 +39,8 @@ def test_parts_of_ranks_that_are_apart_are_in_rank_0s_checkpoint_when_it_has_lef
     by="process",
 )
 def test_a_failure_of_one_rank_is_named_and_the_next_checkpoint_is_whole(met: Met) -> None:
-    """The rank itself fails; rank 0 does; rank 0's disk has no room for what came.
+    """The rank itself fails; rank 0 does; rank 0's disk has no room for what came; the rank has no
+    place to write to.
 
     Promise: the checkpoint is an error of a rank that says whose part is missing and why; nobody
     waits for bytes that do not come, and the next one is whole.
@@ -63,6 +64,12 @@ def test_a_failure_of_one_rank_is_named_and_the_next_checkpoint_is_whole(met: Me
         "",
     ]
     assert (folder / "full" / "optimizer-rank2.pt").read_bytes() == part(2)
+    nowhere = f"NotADirectoryError: [Errno 20] Not a directory: '{folder}/own2/optimizer-rank2.pt'"
+    assert [found["nowhere"] for found in ranks] == [
+        f"CarryingError: the part of rank 2: {nowhere}",
+        "",
+        nowhere,
+    ]
     assert [found["again"] for found in ranks] == ["", "", ""]
     assert (folder / "again" / "optimizer-rank1.pt").read_bytes() == part(1)
 

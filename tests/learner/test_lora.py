@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from learner import lora
+from learner import head, lora
 from learner.building import load
 from learner.export import export
 from learner.forward import logprobs, pack_whole
+from learner.proof import prove
 from learner.weights import WeightPublisher, checkpoint_tensors
 from pipeline.config import LoraSection
 from tests.learner.ranks import VOCABULARY, make_model
@@ -98,6 +99,23 @@ def test_reference_start_is_the_model_without_its_adapters_and_no_copy(base: Pat
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
 
 
+def test_reference_start_has_no_adapter_of_the_output_layer_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(1)
+    shape = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
+    plain = found(load(tmp_path / "gpt2", CPU))
+    model = adapted(tmp_path / "gpt2", LoraSection(rank=2, targets=("lm_head",)))
+    prove(model, "auto")
+    monkeypatch.setattr(head, "LARGEST_LOGITS", 2 * VOCABULARY)  # in parts, as a large one's are
+    assert float((found(lora.Base(model)) - plain).abs().max()) < 1e-5
+    assert float((found(model) - plain).abs().max()) > 0.1
+
+
 def test_checkpoint_holds_the_adapter_alone_and_peft_reads_it(base: Path, tmp_path: Path):
     from peft import PeftModel
 
@@ -117,7 +135,7 @@ def test_export_writes_the_merged_model_and_the_adapter(base: Path, tmp_path: Pa
     model = adapted(base)
     (tmp_path / "checkpoint").mkdir()
     lora.save(model, tmp_path / "checkpoint" / "adapter")
-    out = export(tmp_path / "checkpoint", tmp_path / "out")
+    out = export(tmp_path / "checkpoint", tmp_path / "new" / "out")
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert float((found(merged) - found(model)).abs().max()) < 1e-5
     assert (out / "adapter" / "adapter_config.json").is_file()

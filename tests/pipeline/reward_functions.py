@@ -69,11 +69,29 @@ async def slow_but_async(sample: Sampled) -> float:
     return 0.25
 
 
+_loops: set[Any] = set()
+
+
+async def loops_each(solution_str: str) -> float:
+    """How many event loops it has been called in: what is kept open belongs to the first."""
+    _loops.add(asyncio.get_running_loop())
+    return float(len(_loops))
+
+
+async def loops_together(completions: list[str]) -> list[float]:
+    return [await loops_each(completion) for completion in completions]
+
+
 def of_trl(
     prompts: list[str], completions: list[str], terms: list[int], **columns: Any
 ) -> list[float]:
     assert "prompt" not in columns
     return [float(len(p) + len(c) + t) for p, c, t in zip(prompts, completions, terms, strict=True)]
+
+
+def of_messages(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    assert [prompt[-1]["role"] for prompt in prompts] == ["user"]
+    return [float(completion[0]["content"] == "#3") for completion in completions]
 
 
 def of_verl(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:

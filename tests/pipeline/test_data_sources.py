@@ -84,6 +84,15 @@ def test_a_saved_data_set_is_read_by_its_split(tmp_path: Path):
     assert files_of(str(both))[0].suffix == ".arrow"
 
 
+def test_a_file_to_train_on_is_never_read_as_the_held_out_prompts(
+    tmp_path: Path, tokenizer: Tokenizer
+):
+    splits: Any = {name: datasets.Dataset.from_list(sums(1)) for name in ("train", "validation")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))  # without a split "test"
+    for path in (lines(tmp_path / "a.jsonl", sums(1, 2)), tmp_path / "saved"):
+        assert len(load_held_out(Data(train=str(path)), tokenizer, 64)) == 0
+
+
 def test_a_saved_data_set_without_the_package_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -36,6 +36,7 @@ AUTO: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
     "wall_clock_breakdown": False,
+    "prescale_gradients": False,
 }
 """As transformers' and TRL's examples have it."""
 
@@ -66,8 +67,9 @@ def test_file_of_a_trainer_that_fills_in_auto_is_taken():
         ),
         ({"zero_optimization": {"overlap_comm": True}}, "reduced once, when the step closes"),
         ({"zero_optimization": 2}, "zero_optimization: found 2, expected an object"),
+        ({"use_node_local_storage": False}, "no key of DeepSpeed that is known here; take it"),
         ({"compression_training": {"x": 1}}, "could not be published to the engines; take it out"),
-        ({"zero_optimisation": {}}, "no key of DeepSpeed; did you mean zero_optimization?"),
+        ({"zero_optimisation": {}}, "known here; did you mean zero_optimization?"),
     ],
 )  # fmt: skip
 def test_what_is_not_passed_on_is_named_with_its_reason(given: dict[str, Any], expected: str):
@@ -101,3 +103,20 @@ def test_file_that_holds_no_object_is_refused(tmp_path: Path, text: str, expecte
 
 def test_no_key_is_in_two_tables():
     assert len({*OURS, *REFUSED, *PASSED}) == len(OURS) + len(REFUSED) + len(PASSED)
+
+
+def test_nothing_of_a_null_is_passed_on(tmp_path: Path):
+    (tmp_path / "ds.json").write_text(
+        '{"zero_optimization": null, "aio": null, "wall_clock_breakdown": false}'
+    )
+    found = read(LearnerSection(deepspeed=str(tmp_path / "ds.json")))
+    assert found == {"wall_clock_breakdown": False}
+    assert passed({"zero_optimization": {"reduce_bucket_size": None}})["zero_optimization"] == {}
+
+
+def test_what_else_bf16_says_is_refused_for_it_would_do_nothing():
+    given = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}
+    [problem] = complaints(given, LearnerSection(dtype="bfloat16", zero=1))
+    assert problem.startswith("bf16.bf16_master_weights_and_grads: ")
+    off = {"bf16": {"enabled": True, "immediate_grad_update": False}}
+    assert list(complaints(off, LearnerSection(dtype="bfloat16", zero=1))) == []

@@ -14,6 +14,13 @@ from pipeline.text import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_a_task_as_a_set_gives_its_first_256_prompts_or_as_many_as_are_asked_for() -> None:
+    sets = "eval.sets={some: deep_sums, more: {path: deep_sums, prompts: 300}}"
+    config = load(ROOT / "configs" / "quickstart.yaml", ["data.held_out=mixed_sums", sets])
+    found = evalsets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    assert [(of.name, of.count) for of in found.sets] == [("", 256), ("some", 256), ("more", 300)]
+
+
 @pytest.mark.parametrize("held_out", [0, 2])
 def test_sets_are_ranges_behind_the_held_out_prompts(tmp_path: Path, held_out: int) -> None:
     file = tmp_path / "sums.jsonl"

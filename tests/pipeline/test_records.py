@@ -82,6 +82,12 @@ def test_a_resume_forgets_what_was_written_after_the_checkpoint(run: RunFolder) 
     assert [line["step"] for line in lines(run.decisions)] == [0]
 
 
+def test_a_run_that_goes_on_after_its_end_is_not_done_any_more(run: RunFolder) -> None:
+    run.result.write_text('{"steps": 3}')
+    Records.cut(run, {})
+    assert not run.result.exists()
+
+
 def test_a_file_that_the_checkpoint_did_not_know_is_emptied(run: RunFolder) -> None:
     run.decisions.write_text('{"step": 3}\n')
     Records.cut(run, {})

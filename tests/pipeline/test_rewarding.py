@@ -137,6 +137,19 @@ async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
         assert pool.statistics() == Figures(queued=0, running=0, called=22, failed=3)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_alone(batch: int):
+    odd = sample_of("none", columns={"image": object()})  # as a column of pictures is decoded
+    async with RewardPool(python("together", batch=batch, workers=1)) as pool:
+        asked = [pool.score(sample) for sample in (odd, sample_of("fine"))]
+        async with asyncio.timeout(20.0):
+            failed, scored = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(failed, RewardFailed)
+        assert "cannot be asked about: TypeError: Encoding objects of type object" in failed.why
+        assert isinstance(scored, Scored)
+        assert pool.statistics() == Figures(queued=0, running=0, called=2, failed=1)
+
+
 async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses():
     async with RewardPool(python("by_response", batch=3)) as pool:
         first = asyncio.ensure_future(pool.score(sample_of("sleep 0.3")))
@@ -176,6 +189,12 @@ async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are()
         assert 0 < score.times[0] <= score.times[1] <= time.monotonic()
     async with RewardPool(python("slow_but_async")) as pool:
         assert (await pool.score(sample)).value == 0.25
+
+
+@pytest.mark.parametrize("function", ["loops_each", "loops_together"])
+async def test_async_functions_are_called_in_one_event_loop(function: str):
+    async with RewardPool(python(function, workers=1)) as pool:
+        assert [(await pool.score(sample_of(""))).value for _ in range(2)] == [1.0, 1.0]
 
 
 @pytest.mark.fault("a reward plug-in fails to build", part="rewards", by="process")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from pipeline.config import Plugin
 from pipeline.configfile import ConfigError, load
 from pipeline.prompts import Dataset, Item
 from pipeline.reward_results import Outcome, outcomes
+from pipeline.rewards.python import Python, PythonOptions
 from pipeline.testing import sample_of
 from pipeline.verbs import Score
 from pipeline.views import Sampled
@@ -166,6 +168,22 @@ def test_verl_functions_take_arguments_of_the_configuration_and_fail_alone():
     assert asked(HERE + "compute_async", *samples[::2]) == [Score(1.0), Score(0.0)]
 
 
+def test_a_file_is_executed_once_for_all_its_functions_and_anew_when_it_changes(tmp_path: Path):
+    path, log = tmp_path / "heavy.py", tmp_path / "log"
+    path.write_text(
+        f"with open({str(log)!r}, 'a') as log: log.write('x')\n"
+        "def one(sample): return 1\n"
+        "def two(sample): return 2\n"
+    )
+    options = PythonOptions(function=(f"{path}:one", f"{path}:two"))
+    assert list(options.problems(8)) == []
+    assert outcomes(Python(options), [sample_of("")])[0] == Score(3.0, {"one": 1.0, "two": 2.0})
+    assert log.read_text() == "x"
+    os.utime(path, ns=(0, 0))
+    assert list(options.problems(8)) == []
+    assert log.read_text() == "xx"
+
+
 def test_a_file_is_named_as_verl_names_it(tmp_path: Path):
     path = tmp_path / "my_reward.py"
     path.write_text(
@@ -289,6 +307,8 @@ async def test_answers_that_a_reward_cannot_use_are_named_by_file_and_line():
         f"my.jsonl:1: answer: found 'five', expected digits (reward.{picky})",
         "2 of 3 answers looked at: mend them, leave them out, or take another reward",
     ]
+    [last, _] = await rewardcheck.complaints(plugin, [data(*["3"] * 398, "four")])
+    assert last.startswith("my.jsonl:399: answer: found 'four'")  # of 399 not the first 200
     refused = Plugin(name="http", options={"url": "http://127.0.0.1:9/score", "pause_s": 0.0})
     [line] = await rewardcheck.complaints(refused, [data("3")])
     assert line.startswith("reward 'http': ServerError: http://127.0.0.1:9/score: ")

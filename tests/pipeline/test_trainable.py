@@ -60,3 +60,10 @@ def test_problems_of_deepspeeds_file_are_among_them(tmp_path: Path):
     config = config_of(tmp_path, {"model_type": "qwen3"}, deepspeed=str(path))
     [problem] = complaints(config)
     assert problem.startswith(f"{path}: train_batch_size")
+
+
+def test_a_damaged_config_is_named_as_any_other_problem(tmp_path: Path):
+    config = config_of(tmp_path, {})
+    (tmp_path / "config.json").write_text("{")
+    [problem] = complaints(config)
+    assert problem.startswith(f"{tmp_path / 'config.json'}: not JSON: ")
