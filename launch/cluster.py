@@ -32,6 +32,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     config: str  # checksum
     model: str  # checksum; '': there is none at that path
     model_bytes: int
+    weights_bytes: int  # of a version as engines get it
     shm_free: int  # bytes in /dev/shm
     disk_free: int  # bytes, where checkpoints would lie
     ports: dict[str, int]  # for what -> the port it listens at
@@ -103,10 +104,10 @@ def _of_a_machine(f: Facts, config: Config) -> Iterator[str]:
         yield f"machine {f.node}: cannot listen for {what}: {why}; choose another nodes.port"
     if not f.model:
         yield f"machine {f.node}: {config.model}: no model there; it has to be at the same path"
-    if f.shm_free < 2 * f.model_bytes:
+    if f.shm_free < 2 * f.weights_bytes:
         yield (
             f"machine {f.node}: {_size(f.shm_free)} free in /dev/shm, two versions of the weights "
-            f"take {_size(2 * f.model_bytes)}; make room there, or mount it larger"
+            f"take {_size(2 * f.weights_bytes)}; make room there, or mount it larger"
         )
     if f.node == 0 and config.checkpoint.every and f.disk_free < f.model_bytes:
         yield (

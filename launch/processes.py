@@ -145,7 +145,7 @@ class Child:
 
     def end(self, number: int) -> None:
         """Signal the child's whole session."""
-        self._killed = number == signal.SIGKILL
+        self._killed = self._killed or number == signal.SIGKILL
         for process in self.family():
             _signal(process, number)
 

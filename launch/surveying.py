@@ -34,6 +34,7 @@ from launch.train import versions
 from pipeline.clocks import PeerClock
 from pipeline.config import Config
 from pipeline.leftovers import SHARED_MEMORY
+from pipeline.text import ModelError, read_json
 
 KNOCK_S = 3.0
 """A port that has not answered by then is not reached."""
@@ -97,6 +98,7 @@ def open_store(place: Place, limit_s: float) -> Store:
 def facts_of(place: Place, config: Config, ports: dict[str, int], taken: dict[str, str]) -> Facts:
     """What can be told without asking anybody."""
     model = Path(config.model)
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     shm = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path.cwd()
     return Facts(
         node=place.node,
@@ -106,7 +108,8 @@ def facts_of(place: Place, config: Config, ports: dict[str, int], taken: dict[st
         versions=versions() | {"darts": _sources()},
         config=digest_of(config),
         model=_model_checksum(model),
-        model_bytes=sum(path.stat().st_size for path in model.glob("*.safetensors")),
+        model_bytes=size,
+        weights_bytes=size * (2 if _widened(config) else 1),
         shm_free=shutil.disk_usage(shm).free,
         disk_free=shutil.disk_usage(Path.cwd()).free,
         ports=ports,
@@ -139,6 +142,17 @@ def _model_checksum(model: Path) -> str:
             file.seek(max(0, path.stat().st_size - _SAMPLE))
             digest.update(file.read())
     return digest.hexdigest()
+
+
+def _widened(config: Config) -> bool:
+    """Whether engines get float32 of a model whose file has 16 bits a weight."""
+    published = config.learner.dtype if config.engine.dtype == "auto" else config.engine.dtype
+    try:
+        settings = read_json(Path(config.model) / "config.json")
+    except ModelError:  # that there is none is told as such
+        return False
+    stored = settings.get("dtype") or settings.get("torch_dtype")
+    return published == "float32" and stored in ("bfloat16", "float16")
 
 
 def _address(place: Place, config: Config) -> str:

@@ -33,7 +33,6 @@ import psutil
 import yaml
 
 from launch.bench.overlap import means
-from pipeline.config import LearnerSection
 from pipeline.views import Sampled
 
 LIMITS_S = {
@@ -64,12 +63,9 @@ def coin(sample: Sampled) -> float:
 
 def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
     """The run: the quickstart's task with the size of a GPU, or of two cores."""
-    knows_dtype = "dtype" in LearnerSection.__struct_fields__
     learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "entropy": False}
-    if knows_dtype and not tiny:
-        learner |= {"dtype": "bfloat16", "zero": 1}
     if not tiny:
-        learner["tokens_per_micro_batch"] = 8192
+        learner |= {"dtype": "bfloat16", "zero": 1, "tokens_per_micro_batch": 8192}
     engine = {
         "kind": "transformers",
         "slots": 16 if tiny else 256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from launch.cli import app
 from launch.cluster import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table
 from launch.local import LOOPBACK, free_port
 from launch.meeting import Seal
-from launch.surveying import Listeners, Place, SurveyError, knock, survey
+from launch.surveying import Listeners, Place, SurveyError, facts_of, knock, survey
 from pipeline.configfile import load
 
 CONFIG = Path("configs/quickstart.yaml")
@@ -32,6 +33,7 @@ FIRST = Facts(
     config="c" * 16,
     model="m" * 16,
     model_bytes=GIB,
+    weights_bytes=GIB,
     shm_free=8 * GIB,
     disk_free=80 * GIB,
     ports={what: 40000 + n for n, what in enumerate(STAGE_PORTS)} | {ANY_PORT: 50000},
@@ -162,6 +164,27 @@ def test_a_port_where_nobody_or_somebody_else_listens_is_not_reached(listening: 
     stranger = msgspec.structs.replace(loopback(listening), node=7)
     why = knock(0, stranger, ANY_PORT, listening.ports[ANY_PORT]).why
     assert why == "machine 1 answers there"
+
+
+@pytest.mark.parametrize(
+    "stored, settings, times",
+    [
+        ("bfloat16", [], 2),
+        ("float32", [], 1),
+        ("bfloat16", ["engine.dtype=bfloat16"], 1),
+        ("bfloat16", ["engine.dtype=auto"], 2),
+        ("bfloat16", ["engine.dtype=auto", "learner.dtype=bfloat16", "learner.zero=1"], 1),
+    ],
+)
+def test_room_for_weights_is_that_of_what_engines_get_not_of_the_file(
+    tmp_path: Path, stored: str, settings: list[str], times: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": stored}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    config = load(CONFIG, [f"model={tmp_path}", *settings])
+    place = Place(node=0, machines=1, head=LOOPBACK, port=1, ranks=0, torchrun=False)
+    facts = facts_of(place, config, {}, {})
+    assert (facts.model_bytes, facts.weights_bytes) == (1000, 1000 * times)
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -105,6 +105,7 @@ def test_a_child_that_we_have_killed_was_not_killed_for_its_memory(tmp_path: Pat
     until(lambda: child.tail())
     assert peak_bytes(child.pid) > 1 << 20
     child.end(signal.SIGKILL)
+    child.end(signal.SIGTERM)  # it may not be gone yet when all are asked to leave
     until(child.ended)
     assert child.why(child.ended() or "", MemoryWatch([])) == ""
 
