@@ -19,6 +19,8 @@ from pipeline.trackers import flat
 def best_checkpoint(path: Path) -> tuple[Path, str]:
     """The checkpoint and what it was best in, in words. Raises ValueError or ConfigError."""
     run = RunFolder(path)
+    if not run.config.exists():
+        raise ValueError(f"{path}: no run: it has no {run.config.name}")
     key = load(run.config).eval.best
     if not key:
         raise ValueError(

@@ -98,7 +98,8 @@ def train(
 
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
-            fail("--resume takes the run's folder and nothing else", 2)
+            what = "what may change (docs/run-folder.md) is changed in its config.yaml"
+            fail(f"--resume takes the run's folder and nothing else; {what}", 2)
         raise typer.Exit(resume_run(resume))
     if config is None:
         fail("a configuration is missing: darts train configs/quickstart.yaml", 2)

@@ -168,10 +168,17 @@ def _words(report: DataReport) -> Iterator[str]:
     if report.duplicates:
         yield f"{report.duplicates} prompts stood before already:"
         yield from (f"  {where} as {before}" for where, before in report.first_duplicates)
+        yield from _and_more(report.duplicates - len(report.first_duplicates))
     if report.faults:
         yield f"{report.faults} bad lines:"
         yield from (f"  {line}" for line in report.first_faults)
+        yield from _and_more(report.faults - len(report.first_faults))
     first = report.first
     answer = f"answer {first.answer!r}" if first.answer else "no answer"
     yield f"first prompt ({first.where}), {first.tokens} tokens, {answer}:"
     yield from (f"  | {line}" for line in first.text.split("\n"))
+
+
+def _and_more(count: int) -> Iterator[str]:
+    if count > 0:
+        yield f"  and {count} more"

@@ -34,6 +34,7 @@ from pipeline.runfolder import RunFolder
 
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.1
+_IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
 _LOOK_S = 1.0
 
@@ -218,6 +219,8 @@ class Launcher:
         while self.error and not self._interrupts and time.monotonic() < deadline:
             for child in self.children.values():
                 how = None if child.name == "stage" else child.collect()
+                if how == _IN_ORDER:
+                    continue  # it left because it was told to
                 if how is not None:
                     text = f"{child.name} ended ({how}){child.why(how, self._memory)}"
                     self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})

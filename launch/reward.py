@@ -207,10 +207,12 @@ def _lines(given: Sequence[tuple[str, Sampled]], found: Sequence[dict[str, Any]]
     from pipeline.printable import printable
 
     yield f"{'score':>8} {'ms':>8}  response"
+    traced: set[str] = set()
     for (where, sample), one in zip(given, found, strict=True):
         if "error" in one:
             yield f"{'failed':>8} {'':>8}  {where}: {printable(one['error'])}"
-            if one["traceback"]:
+            if one["traceback"] and one["traceback"] not in traced:
+                traced.add(one["traceback"])
                 yield printable(one["traceback"]).rstrip()
             continue
         response = printable(sample.response.replace("\n", " "))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import msgspec
@@ -70,7 +71,7 @@ class TerminalView:
             f"evaluation at step {found['step']}: accuracy {found['accuracy']:.3f}, tokens mean "
             f"{found['tokens_mean']:.1f} p95 {found['tokens_p95']} max {found['tokens_max']}, "
             f"{found['samples']} samples in {found['seconds']:.1f} s"
-        )
+        ) + "".join(f"\n  {line}" for line in _further(found))
 
     def _status(self, now: Live) -> None:
         elapsed = clock(time.monotonic() - self._started)
@@ -123,3 +124,14 @@ def table(result: dict[str, Any], steps: int) -> str:
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")
     lines += [f"  {name:22}{tokens:>10}{tokens / total:>10.1%}" for name, tokens in used.items()]
     return "\n".join(lines)
+
+
+def _further(found: dict[str, Any]) -> Iterator[str]:
+    """Figures of an evaluation that were asked for: pass@k, greedy ones, sets by name."""
+    own = [f"{key} {found[key]:.3f}" for key in found if key == "greedy" or "pass@" in key]
+    if own:
+        yield ", ".join(own)
+    for name, figures in found.get("sets", {}).items():
+        more = _further(figures)
+        accuracy = f"accuracy {figures['accuracy']:.3f}" if "accuracy" in figures else "no figures"
+        yield ", ".join([f"{name}: {accuracy}", *more])

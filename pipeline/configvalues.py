@@ -161,6 +161,9 @@ def _named(kind: Any) -> str:
         return f"names with the keys of a section each {keys}" if held else "names with values"
     if held and get_origin(kind) in (tuple, list):
         return f"a list of sections {keys}"
+    if get_origin(kind) in (tuple, list) and kind not in _NAMES:
+        names = [_named(each) for each in _kinds(_held(kind))]
+        return f"a list, of {' or '.join(names)} each" if all(names) else ""
     return "the keys of a section" if held else _NAMES.get(kind, "")
 
 

@@ -325,7 +325,10 @@ def find(seam: str, name: str) -> type[Any]:
         try:
             found = getattr(importlib.import_module(module_name), attribute)
         except Exception as error:  # whatever somebody else's module does when imported
-            raise PluginError(f"{seam} {name!r}: {type(error).__name__}: {error}") from error
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
+                what += " (of the directory you are in: set PYTHONPATH=.)"
+            raise PluginError(f"{seam} {name!r}: {what}") from error
         return _checked(seam, name, found)
     if name in house_names(seam):
         importlib.import_module(f"{PACKAGES[seam]}.{name}")

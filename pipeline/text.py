@@ -99,8 +99,19 @@ class Tokenizer:
         try:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"cannot be written in the tokenizer's alphabet: {error}") from error
+            raise ValueError(f"cannot be written {self._alphabet(texts)}: {error}") from error
         return [encoding.ids for encoding in found]
+
+    def _alphabet(self, texts: Sequence[str]) -> str:
+        """What of the texts the tokenizer has no token for, as far as single characters tell."""
+        wrong: list[str] = []
+        for character in sorted(set("".join(texts))):
+            try:
+                self._tokenizer.encode(character, add_special_tokens=False)
+            except Exception:
+                wrong.append(character)
+        few = f" (it lacks {''.join(wrong[:40])!r})" if wrong else ""
+        return f"in the tokenizer's alphabet{few}"
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without special tokens; ids that name no token are left out."""

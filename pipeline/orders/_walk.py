@@ -91,12 +91,13 @@ class _Cursor:
             "epoch": self.epoch,
             "position": self.position,
             "given": self.given,
+            "count": self._count,
             "waiting": list(self.waiting),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
-        self.given = int(state["given"])
+        self.given, self._count = int(state["given"]), int(state.get("count", 1))
         self.waiting = deque(int(prompt) for prompt in state["waiting"])
 
 

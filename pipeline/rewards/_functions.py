@@ -26,6 +26,7 @@ from pipeline.verbs import Score
 from pipeline.views import Sampled
 
 _TRL = ("prompts", "completions", "completion_ids", "completions_ids")
+_GIVEN = (*_TRL, "trainer_state", "log_extra", "log_metric")  # whatever the columns are
 _VERL = "solution_str"
 _VERL_NAME = "compute_score"  # where a file is named without a function
 
@@ -53,6 +54,11 @@ class Function:
         parameters = inspect.signature(self._function).parameters
         self._known = set(parameters)
         self._everything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._needed = [
+            name
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
         self._ask = self._kind(parameters)
         unknown = [given for given in arguments if given not in self._known]
         if unknown and not self._everything:
@@ -109,11 +115,21 @@ class Function:
         """TRL's: one call, a list of rewards, and figures noted beside them."""
         notes = _Notes(len(samples))
         arguments = _trl(samples) | {"log_extra": notes.extra, "log_metric": notes.metric}
+        self._complain(arguments)
         found = awaited(self._function(**self._fitting(arguments)))
         results: list[Any] = found.tolist() if hasattr(found, "tolist") else list(found)
         if len(results) != len(samples):
             raise ValueError(f"returned {len(results)} rewards for {len(samples)} completions")
         return [notes.added(index, result) for index, result in enumerate(results)]
+
+    def _complain(self, arguments: Mapping[str, Any]) -> None:
+        """Raises ValueError if a column that the function needs is not in the data."""
+        missing = [n for n in self._needed if n not in arguments and n not in self._arguments]
+        if missing:
+            raise ValueError(
+                f"{self.name} needs {', '.join(missing)}: no column of this data, which has "
+                f"{', '.join(name for name in arguments if name not in _GIVEN) or 'none'}"
+            )
 
 
 class _Notes:

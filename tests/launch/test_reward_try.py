@@ -65,11 +65,13 @@ def test_answers_lie_where_those_of_a_data_set_may(
 def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> None:
     function = "reward.python.function=tests.pipeline.reward_functions:by_response"
     rows = [{"response": "fine"}, {"response": "raise"}]
-    result = of(tmp_path, rows, function)
+    result = of(tmp_path, [*rows, rows[1]], function)
     assert result.exit_code == 1
+    assert result.stdout.count("Traceback") == 1, "the same one once"
+    assert "samples.jsonl:3: ValueError: no such unit" in result.stdout
     assert "samples.jsonl:2: ValueError: no such unit" in result.stdout
     assert "reward_functions.py" in result.stdout
-    assert "1 of 2 scored, mean 1.000, 1 failed" in result.stdout
+    assert "1 of 3 scored, mean 1.000, 2 failed" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_an_evaluation_is_one_line() -> None:
         "evaluation at step 20: accuracy 0.938, tokens mean 21.5 p95 40 max 64, "
         "1024 samples in 3.2 s\n"
     )
+    sets = {"aime": {"accuracy": 0.25, "pass@2": 0.5}, "empty": {"samples": 0}}
+    more = shown({"eval": {**found, "pass@1": 0.9375, "greedy": 0.95, "sets": sets}})
+    assert more.splitlines()[1:] == [
+        "  pass@1 0.938, greedy 0.950",
+        "  aime: accuracy 0.250, pass@2 0.500",
+        "  empty: no figures",
+    ]
 
 
 def test_off_a_terminal_a_phase_is_said_once_and_nothing_is_erased() -> None:

@@ -47,7 +47,8 @@ def problems(path: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_configuration_loads_and_dumps_to_the_same(path: Path, tmp_path: Path):
-    config = load(path)
+    own = ["model=models/chain-sums", "data.train=chain_sums", "data.held_out=8"]
+    config = load(path, own if path.name.startswith("qwen") else [])  # not shipped with them
     again = tmp_path / "again.yaml"
     again.write_text(dump(config))
     assert load(again) == config

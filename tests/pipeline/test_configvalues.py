@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from pipeline.config import Section
-from pipeline.configvalues import Values
+from pipeline.configvalues import Misfit, Values, converted
 from pipeline.overrides import apply
-from pipeline.yamltree import Branch, parse, write
+from pipeline.yamltree import Branch, Leaf, parse, write
 
 
 class Source(Section, frozen=True, kw_only=True):
@@ -126,3 +126,16 @@ def test_an_override_of_a_place_that_a_list_lacks_is_named():
         "override data.train.2.path=x: data.train: found '2' for a place in a list of 2, "
         "expected a number from 0 to 1"
     )
+
+
+@pytest.mark.parametrize(
+    "type_, rule",
+    [
+        (tuple[int, ...], "a list, of a whole number each"),
+        (tuple[str | dict[str, Any], ...], "a list, of text or names with values each"),
+        (tuple[float, float], "a list of two numbers"),
+    ],
+)
+def test_what_is_no_list_is_told_of_in_words(type_: Any, rule: str):
+    with pytest.raises(Misfit, match=f"^found 4, expected {rule}$"):
+        converted(Leaf("here", 4, "4"), type_)

@@ -141,6 +141,17 @@ def test_trl_functions_are_called_once_with_columns_state_and_loggers():
     ]
 
 
+def needs_gold(completions: list[str], gold: list[str]) -> list[float]:
+    return [float(c == g) for c, g in zip(completions, gold, strict=True)]
+
+
+def test_a_column_that_a_trl_function_needs_and_the_data_lacks_is_named():
+    [error] = asked(HERE + "needs_gold", sample_of("#3", columns={"answer": "#3"}))
+    said = "needs_gold needs gold: no column of this data, which has answer"
+    assert str(error).startswith(said)
+    assert asked(HERE + "needs_gold", sample_of("#3", columns={"gold": "#3"})) == [Score(1.0)]
+
+
 def test_trl_functions_get_messages_where_the_prompt_was_messages_and_token_ids():
     sample = msgspec.structs.replace(sample_of("#3"), messages=MESSAGES, ids=[5, 6, 7])
     assert asked(HERE + "content", sample) == [Score(1.0)]

@@ -41,7 +41,7 @@ def test_a_text_comes_back_and_special_tokens_do_not(tokenizer: Tokenizer):
 
 
 def test_a_text_outside_of_the_alphabet_is_refused(tokenizer: Tokenizer):
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match=r"cannot be written .*lacks ' ahistw'"):
         tokenizer.encode("what is 7+9?")
 
 
