@@ -10,7 +10,7 @@ from pathlib import Path
 
 MOST_KEPT = 16 << 20
 """Bytes that wait for room, of each file: about 40,000 groups of eight."""
-_AT_ONCE = 64 << 10
+_AT_ONCE = 8 << 10
 """Bytes after which lines do not wait for `flush`."""
 
 

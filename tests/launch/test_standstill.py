@@ -120,6 +120,8 @@ def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
         going.job.until(lambda: going.serves("guest"), 60)
         guest.process.send_signal(signal.SIGTERM)
         assert guest.wait(15) == 0
+        # The stage has heard of it before the next test stops the stage.
+        going.job.until(lambda: "guest" not in {e["name"] for e in going.live["engines"]}, 20)
 
 
 @pytest.mark.fault("the stage is stopped (SIGSTOP) and goes on", part="stage", by="process")
