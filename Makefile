@@ -66,7 +66,7 @@ test-fast: env  ## the tests of what decides: no engine, socket or worker proces
 	  --ignore tests/pipeline/test_rewarding.py --ignore tests/pipeline/test_transport.py $(PYTEST_FLAGS)
 
 .PHONY: test-multinode
-test-multinode: env  ## real vLLM and DeepSpeed on two network namespaces (root; some minutes)
+test-multinode: env  ## jobs over two network namespaces, real vLLM too (root; ten minutes)
 	@DARTS_MULTINODE=1 $(BIN)/python -m pytest tests/launch/test_nodes.py -v $(PYTEST_FLAGS)
 
 .PHONY: docs

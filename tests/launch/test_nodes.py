@@ -32,6 +32,9 @@ from tests.launch.kill_often import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
 """Two ranks a machine: l0 e0 and l1 e1."""
+MINUTES = pytest.mark.skipif(
+    "DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode"
+)
 
 
 @pytest.fixture
@@ -146,6 +149,7 @@ ORDERED = [
 """Two learner ranks whose every sum has one order."""
 
 
+@MINUTES
 @pytest.mark.fault(
     "a learner rank dies on a machine without the run's folder", part="network", by="process"
 )
@@ -208,6 +212,7 @@ def test_a_cut_link_loses_an_engine_for_its_time_and_no_prompt(
     assert "e1 joined, epoch 1" in (tmp_path / "run" / "logs" / "stage.log").read_text()
 
 
+@MINUTES
 @pytest.mark.fault("a machine's torchrun is killed and started again", part="network", by="process")
 def test_a_machine_that_is_gone_and_comes_back_goes_on_from_the_checkpoint(
     machines: Machines, tmp_path: Path
@@ -224,7 +229,7 @@ def test_a_machine_that_is_gone_and_comes_back_goes_on_from_the_checkpoint(
     assert row.recover_s < 120
 
 
-@pytest.mark.skipif("DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode")
+@MINUTES
 def test_real_vllm_and_deepspeed_learn_the_quickstart_task_on_two_machines(
     machines: Machines, tmp_path: Path
 ) -> None:
