@@ -21,7 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = [5, 6, 7, 8]
 PROBE = [2 + (7 * i) % 22 for i in range(40)]
-LIMIT = 1e-3
+LIMIT = 5e-5
+"""Nats, float32. Two engines that are so near to a plain forward are within 1e-4 of each other."""
 _ids, _versions = count(), count(10)
 
 
