@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from learner.ragged import Call
@@ -138,8 +138,8 @@ def fused_scores(
         # With a mask and grouped heads the GPU's fused kernels are out: the plain one takes
         # B x H x C x K of memory.
         repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
-        key_BNKD = key_BNKD.repeat_interleave(repeats, dim=1)
-        value_BNKD = value_BNKD.repeat_interleave(repeats, dim=1)
+        key_BNKD = repeat_kv(key_BNKD, repeats)
+        value_BNKD = repeat_kv(value_BNKD, repeats)
         grouped = False
     return scaled_dot_product_attention(
         query_BHCD,
@@ -163,8 +163,8 @@ def eager_scores(
 ) -> Tensor:
     """Attention by matrix products, softmax in float32: shape (B, H, C, D)."""
     repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
-    key_BHKD = key_BNKD.repeat_interleave(repeats, dim=1)
-    value_BHKD = value_BNKD.repeat_interleave(repeats, dim=1)
+    key_BHKD = repeat_kv(key_BNKD, repeats)
+    value_BHKD = repeat_kv(value_BNKD, repeats)
     scores_BHCK = query_BHCD @ key_BHKD.transpose(2, 3) * scaling
     if softcap is not None:
         scores_BHCK = softcap * torch.tanh(scores_BHCK / softcap)

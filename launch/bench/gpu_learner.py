@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from launch.bench.packed import group_of
 from learner import ragged
 from learner.attention import switch
-from learner.forward import logprobs, micro_batches
+from learner.forward import MicroBatch, logprobs, micro_batches
 from pipeline.config import Config
 from pipeline.configfile import load
 from pipeline.messages import TrainGroup
@@ -70,7 +70,7 @@ def measure(config: Config, mean: float) -> Found:
     model.darts_output_is_last = True  # as the learner's proof finds for this shape
     groups = groups_of(config, mean, random.Random(0))
     points: list[Point] = []
-    batches = micro_batches(groups, config.learner.tokens_per_micro_batch, device)
+    batches: list[MicroBatch] = []
     for price in PRICES:
         ragged.BUCKET_PRICE[device.type] = price
         batches = micro_batches(groups, config.learner.tokens_per_micro_batch, device)
