@@ -29,7 +29,7 @@ from engines import attention
 from engines.base import EngineError
 from engines.drawing import Draw, Drawing
 from pipeline.config import EngineSection
-from pipeline.cores import CoresError, engine_cores
+from pipeline.system.cpu_cores import CoresError, engine_cores
 
 log = logging.getLogger("engines.batching")
 

@@ -20,7 +20,7 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.chunks import fetch
 from pipeline.keys import Ticket, TransportError
 from pipeline.messages import Manifest
-from pipeline.private import make_private
+from pipeline.system.private_dirs import make_private
 
 PATIENCE_S = 60.0
 """Without a single piece for so long the version counts as not received."""

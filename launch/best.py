@@ -12,7 +12,7 @@ from typing import Any
 from launch.jsonl import lines
 from pipeline import checkpoint
 from pipeline.configfile import load
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.trackers import flat
 
 

@@ -147,7 +147,7 @@ def export(
     from launch.train import export_run
     from pipeline.checkpoint import CheckpointError
     from pipeline.configfile import ConfigError
-    from pipeline.runfolder import RunError
+    from pipeline.system.run_folder import RunError
 
     try:
         if best:
@@ -161,7 +161,7 @@ def export(
 def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
-    from pipeline.private import UMASK
+    from pipeline.system.private_dirs import UMASK
 
     os.umask(UMASK)
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
@@ -169,7 +169,7 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
 
 def _joined(join: Path) -> list[str]:
     """Sockets and configuration of a running job, from its folder."""
-    from pipeline.private import is_ours
+    from pipeline.system.private_dirs import is_ours
 
     address = join / "address"
     if not address.is_file():

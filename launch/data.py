@@ -107,7 +107,7 @@ def _show(reports: dict[str, DataReport], leaked: int, stops: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from launch.local import free_port
 from launch.train import versions
-from pipeline.leftovers import SHARED_MEMORY, sweep
+from pipeline.system.temp_dirs import SHARED_MEMORY, sweep
 
 Finding = tuple[bool, str]  # fine?, what was found (and the cure)
 

@@ -17,7 +17,7 @@ from launch.options import RUN_HELP, fail, run_folder
 if TYPE_CHECKING:
     from launch.decisions import Ended, Line, Opened, Story
     from launch.stepfacts import StepFacts
-    from pipeline.runfolder import RunFolder
+    from pipeline.system.run_folder import RunFolder
 
 
 def explain(
@@ -47,7 +47,7 @@ def explain(
     import msgspec
 
     from launch import decisions
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     folder = run_folder(run)
     number = _number(group)

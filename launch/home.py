@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.runfolder import RunError, RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 
 _ROUND = "round"
 _NOTE = "elsewhere"

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.live import EngineNow, Live, PeerNow
-from pipeline.printable import printable
+from pipeline.system.terminal_text import printable
 
 POINTS = 40
 """Steps of a sparkline."""

@@ -28,9 +28,9 @@ from launch.processes import (
     learner_arguments,
     learner_environment,
 )
-from pipeline import leftovers
 from pipeline.config import Config
-from pipeline.runfolder import RunFolder
+from pipeline.system import temp_dirs
+from pipeline.system.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.1
@@ -65,10 +65,10 @@ class Site:
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
     """A new 0700 directory in memory for two versions of the weights, or below the run."""
-    base = leftovers.SHARED_MEMORY
+    base = temp_dirs.SHARED_MEMORY
     if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
         base = run.path
-    return leftovers.own_directory(run.path.name, base)
+    return temp_dirs.own_directory(run.path.name, base)
 
 
 def free_port(host: str = LOOPBACK) -> int:
@@ -100,10 +100,10 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        leftovers.sweep(run.path)  # weights, where memory was short
+        temp_dirs.sweep(run.path)  # weights, where memory was short
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
-            sockets=leftovers.own_directory("run"), host=LOOPBACK, port=free_port()
+            sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
         self.error: str | None = None  # said by the stage at its end

@@ -29,8 +29,8 @@ from pipeline.keys import (
     addresses,
     write_private,
 )
-from pipeline.leftovers import own_directory, shared_directory
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.temp_dirs import own_directory, shared_directory
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks

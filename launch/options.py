@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.runfolder import RunFolder
+    from pipeline.system.run_folder import RunFolder
 
 Overrides = Annotated[
     list[str] | None,
@@ -19,7 +19,7 @@ RUN_HELP = "a run's folder"
 
 
 def fail(text: object, status: int = 1) -> NoReturn:
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     typer.echo(f"darts: {printable(str(text))}", err=True)
     raise typer.Exit(status)
@@ -38,7 +38,7 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
 
 def run_folder(path: Path) -> RunFolder:
     """The folder of a run, running or not; ends with a clear line if it is none."""
-    from pipeline.runfolder import RunError, RunFolder
+    from pipeline.system.run_folder import RunError, RunFolder
 
     try:
         run = RunFolder(path.absolute())

@@ -21,7 +21,7 @@ import psutil
 
 from launch.memory import MemoryWatch, peak_bytes
 from pipeline.keys import IPC_LIMIT
-from pipeline.private import UMASK
+from pipeline.system.private_dirs import UMASK
 
 PROVED_S = 600.0
 """A process that has run for so long is one that can run."""

@@ -72,7 +72,7 @@ def profile(
 
 def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | None) -> Path:
     from launch.train import start_run
-    from pipeline.runfolder import new_name
+    from pipeline.system.run_folder import new_name
 
     if steps < 1:
         fail(f"--steps {steps}: at least 1", 2)

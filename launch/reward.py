@@ -204,7 +204,7 @@ def _document(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(given: Sequence[tuple[str, Sampled]], found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     yield f"{'score':>8} {'ms':>8}  response"
     traced: set[str] = set()

@@ -33,7 +33,7 @@ def status(
     """
     import json
 
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     folder = run_folder(run)
     now, note, word = _look(Watched(folder, run), started=folder.live.exists())

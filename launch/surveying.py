@@ -33,7 +33,7 @@ from launch.node import Node, digest_of
 from launch.train import versions
 from pipeline.clocks import PeerClock
 from pipeline.config import Config
-from pipeline.leftovers import SHARED_MEMORY
+from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.text import ModelError, read_json
 
 KNOCK_S = 3.0

@@ -18,7 +18,7 @@ from launch.options import RUN_HELP, fail, run_folder
 if TYPE_CHECKING:
     from launch.live_view import Ending, History
     from pipeline.live import Live
-    from pipeline.runfolder import RunFolder
+    from pipeline.system.run_folder import RunFolder
 
 OLD_S = 5.0
 """A run writes every second: what is older is said to be old."""

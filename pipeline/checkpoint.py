@@ -25,8 +25,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from pipeline.disk import OTHERS_WRITE, SYSTEM, Disk, remove, write
 from pipeline.snapshot import Snapshot
+from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove, write
 
 STATE = "coordinator.msgpack"
 MANIFEST = "MANIFEST.json"

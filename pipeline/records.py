@@ -24,7 +24,7 @@ from pipeline.events import AnyCommand, AnyEvent
 from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.messages import Span
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from pipeline.trace import Tracer
 from pipeline.trackers import Tracker, Trackers, flat
 

@@ -22,8 +22,6 @@ import msgspec
 
 from pipeline.config import Plugin
 from pipeline.confinement import MARK, Limits, end_family, family, scrubbed, tasks
-from pipeline.printable import printable
-from pipeline.private import UMASK
 from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
@@ -32,6 +30,8 @@ from pipeline.reward_wire import (
     answer,
     framed,
 )
+from pipeline.system.private_dirs import UMASK
+from pipeline.system.terminal_text import printable
 
 log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10

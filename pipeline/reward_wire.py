@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
-from pipeline.printable import printable
+from pipeline.system.terminal_text import printable
 from pipeline.views import Sampled, Turn
 
 LENGTH_BYTES = 4

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline import leftovers, plugins, reward_process
+from pipeline import plugins, reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
@@ -40,6 +40,7 @@ from pipeline.reward_wire import (
     check,
     framed,
 )
+from pipeline.system import temp_dirs
 from pipeline.views import Sampled, Turn
 
 WINDOW = 50
@@ -78,9 +79,9 @@ class WorkerPool:
         """Processes that answer."""
         options = self._options
         self._batch = options.batch if isinstance(options, plugins.RewardOptions) else 1
-        name = leftovers.name_of(os.getpid(), f"{self.seam}s-")
+        name = temp_dirs.name_of(os.getpid(), f"{self.seam}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
-        leftovers.sign(Path(self._directory.name), os.getpid())
+        temp_dirs.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, Job] = {}  # by trajectory

@@ -26,12 +26,12 @@ from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
 from pipeline.configfile import ConfigError, load
 from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
-from pipeline.printable import printable
 from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
-from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.terminal_text import printable
 from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.transport import Hub
 from pipeline.turning import pool as rollout_pool

@@ -19,7 +19,7 @@ import msgspec
 from pipeline.config import Config
 from pipeline.live import Live
 from pipeline.ports import TrackerError
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_./ -]+")

@@ -22,7 +22,7 @@ import msgspec
 from pipeline.config import Config, Metrics
 from pipeline.live import Live
 from pipeline.ports import TrackerError, port_complaint, port_in_use
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
 _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")

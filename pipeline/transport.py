@@ -24,7 +24,7 @@ from pipeline.codec import decode_from_peer, encode
 from pipeline.guard import Guard, socket_options
 from pipeline.keys import Entrance, TransportError, addresses, complaint
 from pipeline.messages import FromPeer, Join, Refused, ToPeer, WireError
-from pipeline.private import make_private
+from pipeline.system.private_dirs import make_private
 
 SEQUENCE = struct.Struct("<Q")
 _BULK_THREAD = 1 << 1  # of the two that carry bytes: weights keep no token waiting

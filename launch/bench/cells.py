@@ -21,7 +21,7 @@ from launch.processes import Child, clean_environment, end_all
 from launch.report.figures import StepFigures, step_figures
 from launch.report.lines import EvalLine, StepLine, curve
 from pipeline.configfile import dump, load
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 STOP_S = 15.0
 """From Ctrl-C to the end of a cell's processes; `watch.stop_s` is 10 by default."""

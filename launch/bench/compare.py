@@ -23,7 +23,7 @@ from launch.bench.cells import Cell, CellError, Figures
 from launch.bench.methods import METHODS, QUICK, SETS
 from launch.train import about
 from pipeline.configfile import ConfigError, load
-from pipeline.runfolder import RunError
+from pipeline.system.run_folder import RunError
 
 TARGET = 0.75
 """Held-out accuracy of configs/bench.yaml; the warm start has .39, `sync` .66 after 60 steps."""

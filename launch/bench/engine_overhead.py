@@ -30,7 +30,7 @@ from launch.processes import Child, clean_environment, end_all
 from launch.train import identify
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 CONFIG = Path("configs/quickstart.yaml")
 SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")  # steps and nothing beside them

@@ -25,7 +25,7 @@ from engines.profile import Points, batch, measure
 from engines.worker import build
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.cores import engine_cores
+from pipeline.system.cpu_cores import engine_cores
 
 _REPEATS = 5
 _DECODED = 64

@@ -30,8 +30,8 @@ from engines.weights import FILE, WeightReceiver
 from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
 from pipeline.guard import new_pair
 from pipeline.keys import Bearer, Entrance, Ticket, read_private, write_private
-from pipeline.leftovers import SHARED_MEMORY
 from pipeline.messages import Manifest
+from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.transport import Hub
 
 _PORTS = (41001, 41002, 41003)

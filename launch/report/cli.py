@@ -28,13 +28,13 @@ def report(
     """
     import importlib.util
 
-    from pipeline.printable import printable
+    from pipeline.system.terminal_text import printable
 
     begun = time.monotonic()
     if importlib.util.find_spec("bokeh") is None:
         fail("the plots need bokeh: pip install 'darts-rl[report]'", 2)
     from launch.report.build import build
-    from pipeline.runfolder import RunError
+    from pipeline.system.run_folder import RunError
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if not path.absolute().parent.is_dir() and path.parent not in runs:

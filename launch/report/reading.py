@@ -17,7 +17,7 @@ import numpy.typing as npt
 from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
 from pipeline.checkpoint import MANIFEST
-from pipeline.runfolder import RunError, RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.yamltree import parse, plain
 
 Ints = npt.NDArray[np.int32]

@@ -26,10 +26,10 @@ from launch.bench.engine_profile import EngineProfile
 from launch.simulate.scenario import simulate
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.runfolder import RunFolder
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Recorded
+from pipeline.system.run_folder import RunFolder
 
 _PROMPT = 20  # tokens; a request costs what the profile says, however they are counted
 _REWARD_S = 5e-3

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint, leftovers
+from pipeline import checkpoint
 from pipeline.plugins import SelectorEvent, Stateless, Wants
+from pipeline.system import temp_dirs
 from pipeline.verbs import AnyVerb, BatchVerb, Close, Finalize, Take
 from pipeline.views import BatchView, GroupView
 from tests.launch.jobs import SIMULATED, Job, lines, steps_done, train
@@ -166,7 +167,7 @@ def differences(run: Path, truth: Truth) -> list[str]:
 
 def left_by(pids: set[int]) -> set[Path]:
     """Directories of these processes in memory and in the temporary directory."""
-    bases = (leftovers.SHARED_MEMORY, Path(tempfile.gettempdir()))
+    bases = (temp_dirs.SHARED_MEMORY, Path(tempfile.gettempdir()))
     found = [path for base in bases for path in base.glob(f"darts-{os.getuid()}-*")]
     return {path for path in found if int(path.name.split("-")[2]) in pids}
 

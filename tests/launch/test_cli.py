@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from launch.cli import app
 from pipeline.configfile import load
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -149,7 +149,7 @@ def test_resume_of_what_is_no_run_exits_2_with_a_sentence(folder: str) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1])); run.create(); run.hold()
 print("held", flush=True); time.sleep(60)
 """

@@ -11,7 +11,7 @@ import pytest
 from launch import home, torchrun
 from pipeline import checkpoint
 from pipeline.configfile import dump, load
-from pipeline.runfolder import RunError, RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 from tests.launch.test_resume import Halted, state
 
 __all__ = ["state"]

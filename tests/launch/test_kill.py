@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.configfile import load
-from pipeline.leftovers import sweep
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.temp_dirs import sweep
 from tests.launch.jobs import Job, lines, trained_prompts
 from tests.launch.kill_often import Killer, differences, table, undisturbed
 

@@ -12,16 +12,16 @@ import pytest
 
 from launch import local
 from launch.processes import end_all, engine_environment
-from pipeline import leftovers
 from pipeline.configfile import load
-from pipeline.runfolder import RunFolder
+from pipeline.system import temp_dirs
+from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs import ROOT
 
 
 def test_weights_go_below_the_run_when_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path / "none")
     run = RunFolder(tmp_path / "run")
     run.create()
     assert local.weights_directory(run, need_bytes=1).parent == run.path
@@ -68,7 +68,7 @@ def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Pat
 def test_sockets_of_vllm_lie_where_the_run_removes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path)
     run = RunFolder(tmp_path / "run")
     run.create()
     launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())

@@ -15,8 +15,8 @@ from launch.node import Node, Plan, hand_over, leave_there, left_there, make_sit
 from pipeline.config import Config, EngineSection, LearnerSection, Nodes
 from pipeline.guard import new_pair
 from pipeline.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
-from pipeline.leftovers import shared_directory
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.temp_dirs import shared_directory
 
 TWO = Config(
     model="m",

@@ -13,8 +13,8 @@ from launch.train import identify, resume_run
 from pipeline import checkpoint, fingerprint
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.disk import SYSTEM, write
-from pipeline.runfolder import RunFolder
+from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs import ROOT
 from tests.pipeline.world import World, seams_of, settings_of
 

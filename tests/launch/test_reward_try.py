@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from launch.best import best_checkpoint
 from launch.cli import app
 from pipeline import checkpoint
-from pipeline.disk import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline.world import World, seams_of, settings_of
 
 CONFIG = "configs/quickstart.yaml"

@@ -15,7 +15,7 @@ from launch.cli import app
 from pipeline.events import Tick
 from pipeline.limits import Action, Limits
 from pipeline.live import Live, PeerNow, live
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 from tests.pipeline.bench import Bench
 
 

@@ -21,7 +21,7 @@ from launch.cli import app
 from launch.live_view import History, frame, sparkline
 from launch.top import OLD_S
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 WHOM = "trajectory 90, queued for a slot"
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"

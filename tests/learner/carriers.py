@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.disk import System
+from pipeline.system.durable_files import System
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 3
@@ -66,7 +66,7 @@ def main() -> None:
     import torch.distributed
 
     from learner.carrying import meet
-    from pipeline import disk
+    from pipeline.system import durable_files
 
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     full = FullForOne()
@@ -86,8 +86,8 @@ def main() -> None:
                     raise OSError(errno.EIO, "the disk is broken")
                 if rank == 0:
                     (place / "model").mkdir()
-                    disk.write(full, place / "model" / "model.safetensors", b"weights")
-                disk.write(full, place / f"optimizer-rank{rank}.pt", part(rank))
+                    durable_files.write(full, place / "model" / "model.safetensors", b"weights")
+                durable_files.write(full, place / f"optimizer-rank{rank}.pt", part(rank))
             met[situation] = ""
         except Exception as error:
             met[situation] = f"{type(error).__name__}: {error}"

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.saving import MODEL, optimizer_file, save_model, save_optimizer
 from pipeline import checkpoint
-from pipeline.disk import Disk
 from pipeline.snapshot import Snapshot
+from pipeline.system.durable_files import Disk
 from tests.learner.ranks import ROOT
 from tests.pipeline.crashes import COMMITTED, Quick, Recorder, forgotten, small_disk, states, wrong
 from tests.pipeline.world import World, seams_of, settings_of

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.disk import System
+from pipeline.system.durable_files import System
 
 COMMITTED = "committed "
 """Begins the mark of a checkpoint that was reported as committed; its content follows."""

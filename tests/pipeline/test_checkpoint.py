@@ -15,8 +15,8 @@ import pytest
 
 from pipeline import checkpoint, snapshot
 from pipeline.checkpoint import CheckpointError
-from pipeline.disk import SYSTEM, write
 from pipeline.snapshot import Snapshot
+from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline.world import World, seams_of, settings_of
 
 ABOUT: dict[str, Any] = {"records": {"metrics.jsonl": 12}, "training_seconds": 1.5}

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.disk import Disk, write
 from pipeline.snapshot import Snapshot
+from pipeline.system.durable_files import Disk, write
 from tests.pipeline.crashes import (
     COMMITTED,
     Quick,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cores import CoresError, engine_cores
+from pipeline.system.cpu_cores import CoresError, engine_cores
 
 
 def test_auto_is_the_first_core_that_may_be_used() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import leftovers
-from pipeline.leftovers import name_of, own_directory, shared_directory, sweep
+from pipeline.system import temp_dirs
+from pipeline.system.temp_dirs import name_of, own_directory, shared_directory, sweep
 
 NOBODY = 65534
 LEAVER = """
 import sys, time, socket
 from pathlib import Path
-from pipeline.leftovers import own_directory
+from pipeline.system.temp_dirs import own_directory
 made = own_directory("run", Path(sys.argv[1]))
 listening = socket.socket(socket.AF_UNIX)
 listening.bind(str(made / "control"))
@@ -31,7 +31,7 @@ time.sleep(60)
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Both where memory is shared and where what is temporary goes."""
-    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

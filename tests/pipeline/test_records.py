@@ -15,7 +15,7 @@ from pipeline.events import Place, Report, Tick
 from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.records import SAMPLES_SHOWN, Records
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runfolder import RunError, RunFolder, new_name
+from pipeline.system.run_folder import RunError, RunFolder, new_name
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.runfolder import RunFolder
+from pipeline.system.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]))
 run.create()
 run.hold()

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from pipeline import checkpoint, saving
-from pipeline.disk import SYSTEM, write
 from pipeline.events import Checkpointed, Halt
 from pipeline.messages import Save
 from pipeline.saving import Saver
+from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline import crashes
 from tests.pipeline.bench import Bench
 

@@ -23,8 +23,8 @@ from pipeline.config import Config, Metrics
 from pipeline.ledger import ACCOUNTS
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
 from pipeline.records import Records
-from pipeline.runfolder import RunFolder
 from pipeline.spans import StepRecord
+from pipeline.system.run_folder import RunFolder
 
 STEP: dict[str, Any] = {
     "step": 3,

@@ -19,10 +19,10 @@ from launch.cli import _joined
 from launch.local import weights_directory
 from launch.processes import Child
 from pipeline.keys import TransportError
-from pipeline.leftovers import SHARED_MEMORY
 from pipeline.messages import Manifest
-from pipeline.private import is_ours, make_private
-from pipeline.runfolder import RunFolder
+from pipeline.system.private_dirs import is_ours, make_private
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.transport import Hub
 
 NOBODY = 65534

@@ -20,10 +20,10 @@ from launch.report.reading import read
 from launch.report.samples import entries
 from launch.view import TerminalView
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
-from pipeline.printable import printable
 from pipeline.records import Records
-from pipeline.runfolder import RunFolder
 from pipeline.stage_main import PlainFormatter
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.terminal_text import printable
 from tests.launch.report.folders import Made
 
 MARKUP = '</script><script>alert("mine")</script><img src=x onerror="alert(1)">&<!--'

@@ -15,7 +15,7 @@ from pipeline.checkpoint import CheckpointError, verify
 from pipeline.codec import decode_from_peer, encode
 from pipeline.configfile import ConfigError, load
 from pipeline.messages import Join, WireError
-from pipeline.runfolder import RunError, RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "x" * 5000

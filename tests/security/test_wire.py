@@ -37,8 +37,8 @@ from pipeline.messages import (
 )
 from pipeline.prompts import load_train
 from pipeline.rewarding import RewardPool
-from pipeline.runfolder import RunFolder
 from pipeline.stage import Parts, Stage
+from pipeline.system.run_folder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.transport import Hub
 from tests.pipeline.test_messages import batch

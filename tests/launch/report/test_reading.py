@@ -14,7 +14,7 @@ from launch.report.reading import read
 from launch.report.ridges import medians
 from launch.report.samples import Sample, entries
 from launch.report.waste import grown
-from pipeline.runfolder import RunError
+from pipeline.system.run_folder import RunError
 from tests.launch.report.folders import Made
 
 

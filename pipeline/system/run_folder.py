@@ -15,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from pipeline.disk import SYSTEM
+from pipeline.system.durable_files import SYSTEM
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.private import is_ours, make_private
+from pipeline.system.private_dirs import is_ours, make_private
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
 _OWNER = ".owner"

@@ -1,0 +1,4 @@
+"""What the operating system gives: cores, durable files, private and temporary directories.
+
+The lowest room: it imports nothing else of darts.
+"""
