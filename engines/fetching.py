@@ -17,10 +17,10 @@ import xxhash
 
 from engines.saying import say
 from engines.weights import FILE, WeightReceiver, WeightsError
-from pipeline.chunks import fetch
-from pipeline.keys import Ticket, TransportError
-from pipeline.messages import Manifest
 from pipeline.system.private_dirs import make_private
+from pipeline.wire.keys import Ticket, TransportError
+from pipeline.wire.messages import Manifest
+from pipeline.wire.weight_transfer import fetch
 
 PATIENCE_S = 60.0
 """Without a single piece for so long the version counts as not received."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.messages import ChunkHead
+from pipeline.wire.messages import ChunkHead
 
 Key = tuple[int, int]  # (trajectory, leg)
 MOST_CHUNKS = 8192

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from engines.base import Engine, EngineError
-from pipeline.messages import Manifest, Span, Spans
+from pipeline.wire.messages import Manifest, Span, Spans
 
 PROBES = 16
 """Positions of a probe that an engine answers one by one. It has room for twice as many requests

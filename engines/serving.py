@@ -21,9 +21,9 @@ from engines.proving import load_spans, prove
 from engines.saying import say
 from engines.stopping import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
-from pipeline.clocks import boot_id
 from pipeline.config import Watch
-from pipeline.messages import (
+from pipeline.wire.clock_sync import boot_id
+from pipeline.wire.messages import (
     PROTOCOL,
     Abort,
     FromPeer,
@@ -50,7 +50,7 @@ _Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
 
 
 class Sender(Protocol):
-    """What the worker needs of `pipeline.transport.Link`."""
+    """What the worker needs of `pipeline.wire.server.Link`."""
 
     def start(self) -> None: ...
     def send(self, message: FromPeer) -> None: ...

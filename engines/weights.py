@@ -13,7 +13,7 @@ from typing import Protocol
 
 import xxhash
 
-from pipeline.messages import Manifest
+from pipeline.wire.messages import Manifest
 
 FILE = "model.safetensors"
 _READ_BYTES = 8 << 20

@@ -21,7 +21,7 @@ from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
 from engines.saying import say
 from pipeline.config import Config
-from pipeline.keys import TransportError, ticket_of
+from pipeline.wire.keys import TransportError, ticket_of
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
     die_with_parent()
@@ -61,7 +61,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.serving import Worker
     from engines.stopping import StopTexts
     from pipeline.configfile import rollout_options
-    from pipeline.link import Link
+    from pipeline.wire.client import Link
 
     try:
         ticket = ticket_of(stage)

@@ -204,7 +204,7 @@ def engine(
         os.environ |= engine_environment(Path(arguments[1]))
         _part("engines.worker", [*arguments, "--name", name])
     from launch.keeper import guest_arguments
-    from pipeline.keys import TransportError
+    from pipeline.wire.keys import TransportError
 
     try:
         arguments = guest_arguments(key, name)
@@ -275,7 +275,7 @@ def doctor(
 
         raise typer.Exit(examine())
     from launch.surveying import SurveyError, take_part
-    from pipeline.keys import TransportError
+    from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)
     try:

@@ -22,8 +22,8 @@ from launch.memory import MemoryWatch, own_groups
 from launch.node import CONFIG, leave_there, left_there
 from launch.processes import Child, clean_environment, end_all, engine_environment
 from pipeline.configfile import load
-from pipeline.keys import Ticket, read_private
 from pipeline.system.temp_dirs import shared_directory, sweep
+from pipeline.wire.keys import Ticket, read_private
 
 _POLL_S = 0.2
 _MOST_S = 60.0

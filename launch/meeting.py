@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from pipeline.keys import Bearer, KeyPair
+from pipeline.wire.keys import Bearer, KeyPair
 
 POLL_S = 0.1
 

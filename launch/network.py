@@ -6,7 +6,7 @@ import socket
 
 import psutil
 
-from pipeline.keys import TransportError
+from pipeline.wire.keys import TransportError
 
 
 def own_address(interface: str, towards: str) -> str:

@@ -21,16 +21,16 @@ from launch.network import own_address
 from launch.placing import PlacementError, roles
 from pipeline.config import Config
 from pipeline.configfile import dump
-from pipeline.guard import new_pair
-from pipeline.keys import (
+from pipeline.system.run_folder import RunFolder
+from pipeline.system.temp_dirs import own_directory, shared_directory
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import (
     Entrance,
     KeyPair,
     Ticket,
     addresses,
     write_private,
 )
-from pipeline.system.run_folder import RunFolder
-from pipeline.system.temp_dirs import own_directory, shared_directory
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from launch.memory import MemoryWatch, peak_bytes
-from pipeline.keys import IPC_LIMIT
 from pipeline.system.private_dirs import UMASK
+from pipeline.wire.keys import IPC_LIMIT
 
 PROVED_S = 600.0
 """A process that has run for so long is one that can run."""

@@ -31,10 +31,10 @@ from launch.meeting import POLL_S, Seal, Store
 from launch.network import interface_towards, own_address
 from launch.node import Node, digest_of
 from launch.train import versions
-from pipeline.clocks import PeerClock
 from pipeline.config import Config
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.text import ModelError, read_json
+from pipeline.wire.clock_sync import PeerClock
 
 KNOCK_S = 3.0
 """A port that has not answered by then is not reached."""

@@ -43,11 +43,11 @@ from pipeline import checkpoint, trackers, trainable
 from pipeline.config import Config
 from pipeline.configfile import ConfigError, dump, load
 from pipeline.datafiles import DataError
-from pipeline.guard import new_pair
-from pipeline.keys import Ticket, TransportError
 from pipeline.records import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.run_folder import RunError, RunFolder, new_name
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Ticket, TransportError
 
 _STORE_S = 300.0
 

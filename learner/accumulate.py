@@ -15,7 +15,7 @@ import torch
 
 from learner.forward import counted_tokens
 from learner.passes import NotFinite, Passes
-from pipeline.messages import CloseStep, GroupFailed, GroupTrained, TrainGroup
+from pipeline.wire.messages import CloseStep, GroupFailed, GroupTrained, TrainGroup
 
 log = logging.getLogger(__name__)
 Report = GroupTrained | GroupFailed

@@ -25,10 +25,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learner.diary import Diary
-from pipeline.clocks import boot_id
 from pipeline.config import Config
-from pipeline.link import Link
-from pipeline.messages import (
+from pipeline.system.cpu_cores import CoresError, engine_cores
+from pipeline.wire.client import Link
+from pipeline.wire.clock_sync import boot_id
+from pipeline.wire.messages import (
     CLOSE,
     CLOSE_WITH_PASSES,
     FORWARD_BACKWARD,
@@ -51,7 +52,6 @@ from pipeline.messages import (
     TrainGroup,
     Welcome,
 )
-from pipeline.system.cpu_cores import CoresError, engine_cores
 
 if TYPE_CHECKING:
     from learner.building import Parts

@@ -16,7 +16,7 @@ import torch
 from learner.forward import trained_members
 from learner.old import ByTrajectory
 from learner.streamer import Floats, Scored, Streamer
-from pipeline.messages import Hints, TrainGroup, TrainMember, ints
+from pipeline.wire.messages import Hints, TrainGroup, TrainMember, ints
 
 CALL_TOKENS = 1024
 """Of one call: larger ones take longer for each token on a CPU, and keep a group waiting."""

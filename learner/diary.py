@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.messages import CloseStep, ForgetGroup, Hints, Span, Spans, ToPeer, TrainGroup
+from pipeline.wire.messages import CloseStep, ForgetGroup, Hints, Span, Spans, ToPeer, TrainGroup
 
 _ONE_PIECE_S = 0.001  # work of one kind with shorter gaps is one span
 _HINTS = 4096  # arrivals of hints that are told of at a time; the newest

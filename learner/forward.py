@@ -26,8 +26,8 @@ from torch import Tensor
 from learner.head import packed_logprobs
 from learner.losses import LossBatch
 from learner.ragged import Call, Rows, Segment, build
-from pipeline.messages import Ints, TrainGroup, TrainMember, floats, ints
 from pipeline.packing import pack
+from pipeline.wire.messages import Ints, TrainGroup, TrainMember, floats, ints
 
 TokenIds = Sequence[int] | Ints
 Forward = Callable[..., Any]

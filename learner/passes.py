@@ -24,7 +24,7 @@ from learner.losses import Loss
 from learner.old import ByTrajectory, laid_out, member_logprobs
 from learner.zero import Zero
 from pipeline.config import LearnerSection
-from pipeline.messages import TrainGroup
+from pipeline.wire.messages import TrainGroup
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, float]

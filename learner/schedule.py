@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.messages import (
+from pipeline.wire.messages import (
     CloseStep,
     ForgetGroup,
     Refused,

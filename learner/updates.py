@@ -20,7 +20,7 @@ from learner.forward import counted_tokens
 from learner.passes import Metrics, NotFinite, Passes, merge
 from learner.split import mini_batches
 from pipeline.config import LearnerSection
-from pipeline.messages import CloseStep, TrainGroup
+from pipeline.wire.messages import CloseStep, TrainGroup
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from learner import lora
 from learner.head import token_logprobs
-from pipeline.messages import Manifest
 from pipeline.system.private_dirs import make_private
+from pipeline.wire.messages import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.system.run_folder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
-from pipeline.transport import Hub
 from pipeline.views import SourceView
+from pipeline.wire.server import Hub
 
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline.assembly import Parts
 from pipeline.events import EngineJoined, LearnerJoined
-from pipeline.messages import Join, Refused, TokenBatch, Welcome
 from pipeline.outbox import Outbox
 from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
 from pipeline.translate import engine_joined
+from pipeline.wire.messages import Join, Refused, TokenBatch, Welcome
 
 log = logging.getLogger("stage")
 

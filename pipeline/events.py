@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.messages import ChunkHead, LegTimes, TrainMember
+from pipeline.wire.messages import ChunkHead, LegTimes, TrainMember
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from pipeline.events import AnyCommand, Hint, Place, Unhint
-from pipeline.messages import Generate, HintChunk, Hints, Request
 from pipeline.outbox import Outbox
 from pipeline.prompts import Dataset
 from pipeline.translate import request_of
+from pipeline.wire.messages import Generate, HintChunk, Hints, Request
 
 
 class Gather:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.events import Train
 from pipeline.groups import Group, State
-from pipeline.messages import TrainMember
+from pipeline.wire.messages import TrainMember
 
 
 def train_command(group: Group, step: int) -> Train:

@@ -13,10 +13,10 @@ from typing import Any
 
 from pipeline.coordinator import Coordinator, Phase
 from pipeline.events import EngineLost, LearnerLost
-from pipeline.messages import Shutdown
 from pipeline.outbox import Outbox
 from pipeline.peers import Peer, Peers
-from pipeline.transport import Hub
+from pipeline.wire.messages import Shutdown
+from pipeline.wire.server import Hub
 
 log = logging.getLogger("stage")
 

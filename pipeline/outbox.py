@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from pipeline.messages import ToPeer
 from pipeline.peers import Peer, Peers
-from pipeline.transport import Hub, Unreachable
+from pipeline.wire.messages import ToPeer
+from pipeline.wire.server import Hub, Unreachable
 
 
 class Outbox:

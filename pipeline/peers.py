@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.clocks import PeerClock, boot_id
 from pipeline.latency import Latency
-from pipeline.messages import PROTOCOL, Heartbeat, Join
 from pipeline.refusals import Refusals
+from pipeline.wire.clock_sync import PeerClock, boot_id
+from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 
 MOST_PEERS = 4096
 """Connected at once; more are refused."""

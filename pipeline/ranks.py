@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from pipeline.critical import Link, follow
 from pipeline.events import StepApplied, StepRejected, Trained, TrainingFailed
-from pipeline.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 from pipeline.spans import Handover, Work
+from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 
 _CLOSES = (CLOSE, CLOSE_WITH_PASSES)
 

@@ -23,10 +23,10 @@ from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent
 from pipeline.lines import Lines
 from pipeline.live import Live
-from pipeline.messages import Span
 from pipeline.system.run_folder import RunFolder
 from pipeline.trace import Tracer
 from pipeline.trackers import Tracker, Trackers, flat
+from pipeline.wire.messages import Span
 
 log = logging.getLogger("stage")
 

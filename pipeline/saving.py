@@ -13,7 +13,7 @@ from pipeline import checkpoint, snapshot
 from pipeline.coordinator import Coordinator
 from pipeline.events import Checkpointed
 from pipeline.fingerprint import Fingerprint
-from pipeline.messages import Save
+from pipeline.wire.messages import Save
 
 log = logging.getLogger("stage")
 _MARGIN = 1.2  # by which a checkpoint may be larger than the one before it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline.critical import Link, Segment
-from pipeline.messages import Span
+from pipeline.wire.messages import Span
 
 UNKNOWN = "open"
 """The fate of what had none when the run, or what is kept of it, ended."""

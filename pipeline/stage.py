@@ -20,7 +20,6 @@ from typing import Any
 
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
-from pipeline.codec import decode_tokens, sender_of
 from pipeline.configfile import rollout_options
 from pipeline.core import PluginFault
 from pipeline.door import Door
@@ -51,7 +50,13 @@ from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.livefeed import LiveFeed
 from pipeline.losses import Losses
-from pipeline.messages import (
+from pipeline.peers import Peers
+from pipeline.records import Records
+from pipeline.rewarding import RewardPool
+from pipeline.saving import Saver, size_of
+from pipeline.turning import RolloutPool, Turning
+from pipeline.wire.codec import decode_tokens, sender_of
+from pipeline.wire.messages import (
     Abort,
     Alive,
     CloseStep,
@@ -69,11 +74,6 @@ from pipeline.messages import (
     TrainGroup,
     WireError,
 )
-from pipeline.peers import Peers
-from pipeline.records import Records
-from pipeline.rewarding import RewardPool
-from pipeline.saving import Saver, size_of
-from pipeline.turning import RolloutPool, Turning
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25

@@ -24,7 +24,6 @@ import uvloop
 
 from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
 from pipeline.configfile import ConfigError, load
-from pipeline.keys import Entrance, TransportError, read_private
 from pipeline.plugins import PluginError
 from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
@@ -33,8 +32,9 @@ from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from pipeline.text import ModelError, Tokenizer, refuse_code
-from pipeline.transport import Hub
 from pipeline.turning import pool as rollout_pool
+from pipeline.wire.keys import Entrance, TransportError, read_private
+from pipeline.wire.server import Hub
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0

@@ -40,9 +40,9 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.messages import Span
 from pipeline.ranks import Ranks
 from pipeline.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
+from pipeline.wire.messages import Span
 
 
 class Timeline:

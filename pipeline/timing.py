@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.critical import NOT_KNOWN
-from pipeline.messages import PUBLISH
 from pipeline.spans import Calling, Handover, Leg, StepRecord
+from pipeline.wire.messages import PUBLISH
 
 PERCENTILES = (50, 95, 99)
 LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))

@@ -17,7 +17,7 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.messages import (
+from pipeline.wire.messages import (
     Floats,
     FromPeer,
     GroupFailed,

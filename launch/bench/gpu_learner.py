@@ -24,7 +24,7 @@ from learner.attention import switch
 from learner.forward import MicroBatch, logprobs, micro_batches
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.messages import TrainGroup
+from pipeline.wire.messages import TrainGroup
 
 PRICES = tuple(1 << power for power in (12, 15, 18, 21))
 """Query-key pairs; the first is a CPU's."""

@@ -28,8 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from learner.forward import logprobs, micro_batches
 from learner.head import token_logprobs
-from pipeline.messages import TrainGroup, TrainMember, ints
 from pipeline.tasks import chain_sums
+from pipeline.wire.messages import TrainGroup, TrainMember, ints
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 MEMBERS = 8

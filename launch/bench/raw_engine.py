@@ -33,9 +33,9 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
-from pipeline.messages import ints
 from pipeline.prompts import load_train
 from pipeline.text import Tokenizer
+from pipeline.wire.messages import ints
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
     die_with_parent()

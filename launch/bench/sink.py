@@ -18,8 +18,9 @@ import msgspec
 from learner.actor import keep_off_the_engines_cores
 from pipeline.config import Config
 from pipeline.configfile import load
-from pipeline.link import Link
-from pipeline.messages import (
+from pipeline.text import Tokenizer
+from pipeline.wire.client import Link
+from pipeline.wire.messages import (
     PROTOCOL,
     CloseStep,
     GroupTrained,
@@ -33,7 +34,6 @@ from pipeline.messages import (
     TrainGroup,
     Welcome,
 )
-from pipeline.text import Tokenizer
 
 
 class Sink:

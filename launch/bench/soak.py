@@ -31,9 +31,9 @@ import psutil
 from launch.bench.flatness import Row, Series, row, table, verdict
 from launch.bench.namespaces import Started
 from launch.jsonl import lines
-from pipeline.link import Link
-from pipeline.messages import Join, TokenBatch
 from pipeline.system.temp_dirs import SHARED_MEMORY
+from pipeline.wire.client import Link
+from pipeline.wire.messages import Join, TokenBatch
 
 SAMPLE_S = 2.0
 PAUSE_S = (3.0, 9.0)

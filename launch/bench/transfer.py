@@ -28,11 +28,11 @@ import xxhash
 from engines.fetching import FetchingReceiver
 from engines.weights import FILE, WeightReceiver
 from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
-from pipeline.guard import new_pair
-from pipeline.keys import Bearer, Entrance, Ticket, read_private, write_private
-from pipeline.messages import Manifest
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.transport import Hub
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Bearer, Entrance, Ticket, read_private, write_private
+from pipeline.wire.messages import Manifest
+from pipeline.wire.server import Hub
 
 _PORTS = (41001, 41002, 41003)
 _BLOCK = 1 << 24

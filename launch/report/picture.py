@@ -15,7 +15,7 @@ from launch.report.lines import Segment
 from launch.report.spans import Bar, Traced, TracedStep
 from launch.report.stragglers import Life, Place, lives, placed
 from launch.report.told import account
-from pipeline.messages import CLOSE, CLOSE_WITH_PASSES
+from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES
 
 _BARS = 60_000
 """On the page, about 6 MB; further steps are left out, and said to be."""

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from pipeline.events import Place, Tokens
-from pipeline.messages import ChunkHead
 from pipeline.simulation.costs import EngineCost
 from pipeline.simulation.workload import Response
+from pipeline.wire.messages import ChunkHead
 
 _ROUNDING = 1e-6  # tokens: progress is a sum of many small numbers
 _NEVER = math.inf

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engines.flush import MOST_CHUNKS, Flusher
-from pipeline.codec import decode_tokens, encode
-from pipeline.messages import ChunkHead, LegTimes, TokenBatch
+from pipeline.wire.codec import decode_tokens, encode
+from pipeline.wire.messages import ChunkHead, LegTimes, TokenBatch
 
 A, B = (7, 0), (9, 2)
 

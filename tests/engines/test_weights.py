@@ -9,7 +9,7 @@ import xxhash
 from engines.base import EngineError
 from engines.proving import gap
 from engines.weights import WeightReceiver, WeightsError
-from pipeline.messages import Manifest
+from pipeline.wire.messages import Manifest
 
 
 def manifest_of(directory: Path, content: bytes, **changes: object) -> Manifest:

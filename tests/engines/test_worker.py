@@ -20,9 +20,9 @@ from engines.flush import MOST_CHUNKS
 from engines.proving import LOAD_STAGES
 from engines.serving import Worker
 from engines.simulated import SimulatedEngine
-from pipeline.codec import decode_tokens
 from pipeline.config import Watch
-from pipeline.messages import (
+from pipeline.wire.codec import decode_tokens
+from pipeline.wire.messages import (
     Abort,
     Alive,
     ChunkHead,
@@ -40,7 +40,7 @@ from pipeline.messages import (
     WeightsLoaded,
     Welcome,
 )
-from pipeline.transport import Hub, Unreachable
+from pipeline.wire.server import Hub, Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chain-sums"

@@ -12,8 +12,8 @@ from launch import keeper
 from launch.keeper import guest_arguments, keep
 from launch.node import CONFIG
 from launch.processes import Child, end_all
-from pipeline.guard import new_pair
-from pipeline.keys import Ticket, TransportError, ticket_of, write_private
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Ticket, TransportError, ticket_of, write_private
 
 ENDS_WELL, FAILS = ["this"], ["json.tool"]  # modules that do so at once
 

@@ -11,8 +11,8 @@ import pytest
 
 from launch.meeting import Hello, MeetingError, Place, Seal, allowed, attend, join
 from launch.placing import PlacementError, roles
-from pipeline.guard import new_pair
-from pipeline.keys import Bearer
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Bearer
 
 OPEN = Seal(b"")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from launch.network import interface_towards, own_address
-from pipeline.keys import TransportError
+from pipeline.wire.keys import TransportError
 
 
 def test_an_interface_an_address_or_what_torchrun_says_names_the_address():

@@ -13,10 +13,10 @@ import pytest
 from launch.meeting import Hello
 from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site
 from pipeline.config import Config, EngineSection, LearnerSection, Nodes
-from pipeline.guard import new_pair
-from pipeline.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
 
 TWO = Config(
     model="m",

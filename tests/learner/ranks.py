@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import LearnerSection
-from pipeline.messages import CloseStep, TrainGroup, TrainMember
+from pipeline.wire.messages import CloseStep, TrainGroup, TrainMember
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 24

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.export import ExportError, export
 from learner.weights import checksum
-from pipeline.messages import (
+from pipeline.wire.messages import (
     CloseStep,
     FromPeer,
     GroupTrained,
@@ -33,7 +33,7 @@ from pipeline.messages import (
     ToPeer,
     Welcome,
 )
-from pipeline.transport import Hub
+from pipeline.wire.server import Hub
 from tests.learner.ranks import ROOT, STEPS, group_of
 
 pytestmark = pytest.mark.timeout(480)

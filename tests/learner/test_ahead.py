@@ -15,7 +15,7 @@ from learner.ahead import Ahead, Stream
 from learner.forward import micro_batches
 from learner.old import member_logprobs
 from learner.streamer import Streamer
-from pipeline.messages import HintChunk, Hints, TrainGroup, TrainMember
+from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 TEMPERATURE = 0.7

@@ -16,7 +16,7 @@ from learner.importance import importance
 from learner.losses.dapo import Dapo
 from learner.old import laid_out, member_logprobs
 from learner.streamer import Streamer
-from pipeline.messages import HintChunk, Hints, TrainGroup, TrainMember, floats, ints
+from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember, floats, ints
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 TEMPERATURE = 0.7

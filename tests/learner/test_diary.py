@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from learner.diary import Diary
-from pipeline.messages import CloseStep, ForgetGroup, Hints, TrainGroup
+from pipeline.wire.messages import CloseStep, ForgetGroup, Hints, TrainGroup
 
 
 def group(number: int) -> TrainGroup:

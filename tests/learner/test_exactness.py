@@ -21,7 +21,7 @@ from learner.old import member_logprobs
 from learner.rates import rate
 from learner.split import mini_batches
 from learner.weights import FILE
-from pipeline.messages import TrainGroup, floats, ints
+from pipeline.wire.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (
     RUN_STEPS,
     SECTION,

@@ -18,7 +18,7 @@ from transformers import (
 from learner.attention import NAME, AttentionError, packed_logits
 from learner.forward import logprobs, loss_batch, micro_batches, pack_whole
 from learner.ragged import in_buckets
-from pipeline.messages import TrainGroup, TrainMember, ints
+from pipeline.wire.messages import TrainGroup, TrainMember, ints
 from tests.learner.ranks import group_of, make_model
 
 CPU = torch.device("cpu")

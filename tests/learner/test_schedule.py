@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learner.schedule import Schedule, ScheduleError, Train, tokens_of
-from pipeline.messages import (
+from pipeline.wire.messages import (
     CloseStep,
     ForgetGroup,
     Generate,

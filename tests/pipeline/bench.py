@@ -37,12 +37,12 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.groups import Group, Trajectory
-from pipeline.messages import ChunkHead
 from pipeline.orders.sequential import Sequential
 from pipeline.plugins import SelectorEvent, Wants
 from pipeline.simulation.invariants import check
 from pipeline.verbs import Allotment, AnyVerb, Finalize
 from pipeline.views import BudgetView, GroupView, OpenView, PromptView
+from pipeline.wire.messages import ChunkHead
 from tests.pipeline.world import settings_of
 
 EOS = 1

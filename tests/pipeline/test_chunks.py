@@ -12,12 +12,12 @@ import xxhash
 
 from engines.fetching import FetchingReceiver
 from engines.weights import WeightsError
-from pipeline import chunks
-from pipeline.chunks import FILE, PIECE_BYTES, fetch
-from pipeline.guard import new_pair
-from pipeline.keys import Bearer, Entrance, Ticket, TransportError
-from pipeline.messages import Manifest
-from pipeline.transport import Hub
+from pipeline.wire import weight_transfer
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import Bearer, Entrance, Ticket, TransportError
+from pipeline.wire.messages import Manifest
+from pipeline.wire.server import Hub
+from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch
 from tests.pipeline.test_guard import free_endpoints
 
 SERVER, E0, STRANGER = new_pair(), new_pair(), new_pair()
@@ -86,7 +86,7 @@ async def test_weights_are_for_bearers_of_a_key(
     """Promise: nothing is sent, and the error names the reason.
     Bound: the patience of the fetch (here 1 s).
     """
-    monkeypatch.setattr(chunks, "RETRY_S", 0.3)
+    monkeypatch.setattr(weight_transfer, "RETRY_S", 0.3)
     other = Ticket(
         control=ticket.control,
         data=ticket.data,

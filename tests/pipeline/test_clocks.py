@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from random import Random
 
-from pipeline.clocks import PeerClock, boot_id
-from pipeline.messages import LegTimes, Span
 from pipeline.translate import span_here, times_here, way
+from pipeline.wire.clock_sync import PeerClock, boot_id
+from pipeline.wire.messages import LegTimes, Span
 
 
 def test_within_one_boot_the_clocks_are_one():

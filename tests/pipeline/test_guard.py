@@ -15,11 +15,12 @@ import msgspec
 import pytest
 import zmq
 
-from pipeline import guard as guards
-from pipeline import link as links
-from pipeline.codec import encode
-from pipeline.guard import new_pair
-from pipeline.keys import (
+from pipeline.wire import client as links
+from pipeline.wire import curve_auth as guards
+from pipeline.wire.client import Link
+from pipeline.wire.codec import encode
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import (
     Bearer,
     Entrance,
     Ticket,
@@ -28,9 +29,8 @@ from pipeline.keys import (
     read_private,
     write_private,
 )
-from pipeline.link import Link
-from pipeline.messages import Alive, Join, Refused, TokenBatch, ToPeer, Welcome, WireError
-from pipeline.transport import Hub
+from pipeline.wire.messages import Alive, Join, Refused, TokenBatch, ToPeer, Welcome, WireError
+from pipeline.wire.server import Hub
 
 SECONDS = 20.0
 WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import codec, messages
-from pipeline.codec import decode_from_peer, decode_to_peer, decode_tokens, encode
-from pipeline.messages import (
+from pipeline.wire import codec, messages
+from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, encode
+from pipeline.wire.messages import (
     Abort,
     Alive,
     ChunkHead,

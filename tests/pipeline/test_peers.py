@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.messages import PROTOCOL, Heartbeat, Join
 from pipeline.peers import Peer, Peers, complaint
+from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 
 
 def join(**changes: Any) -> Join:

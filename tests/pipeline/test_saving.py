@@ -14,9 +14,9 @@ import pytest
 
 from pipeline import checkpoint, saving
 from pipeline.events import Checkpointed, Halt
-from pipeline.messages import Save
 from pipeline.saving import Saver
 from pipeline.system.durable_files import SYSTEM, write
+from pipeline.wire.messages import Save
 from tests.pipeline import crashes
 from tests.pipeline.bench import Bench
 

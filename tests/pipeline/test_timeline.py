@@ -24,9 +24,9 @@ from pipeline.events import (
     Trained,
     WeightsServed,
 )
-from pipeline.messages import ChunkHead, LegTimes, Span, TrainMember
 from pipeline.spans import StepRecord
 from pipeline.timeline import Timeline
+from pipeline.wire.messages import ChunkHead, LegTimes, Span, TrainMember
 from tests.pipeline.world import World, seams_of, settings_of
 
 

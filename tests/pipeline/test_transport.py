@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import zmq
 
-from pipeline import link as links
-from pipeline.codec import decode_tokens, encode
-from pipeline.keys import TransportError, addresses
-from pipeline.link import Link
-from pipeline.messages import (
+from pipeline.wire import client as links
+from pipeline.wire.client import Link
+from pipeline.wire.codec import decode_tokens, encode
+from pipeline.wire.keys import TransportError, addresses
+from pipeline.wire.messages import (
     Alive,
     ChunkHead,
     FromPeer,
@@ -34,7 +34,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
-from pipeline.transport import Hub, Unreachable
+from pipeline.wire.server import Hub, Unreachable
 
 JOIN = Join(protocol=1, role="engine", name="e0", slots=4)
 WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
@@ -349,8 +349,8 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
 DEAF_PEER = """
 import sys, time
 from pathlib import Path
-from pipeline.link import Link
-from pipeline.messages import PROTOCOL, Join
+from pipeline.wire.client import Link
+from pipeline.wire.messages import PROTOCOL, Join
 join = Join(protocol=PROTOCOL, role="engine", name="e0", slots=1)
 Link(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, deaf_s=0.5).start()
 time.sleep(60)

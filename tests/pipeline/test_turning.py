@@ -14,7 +14,6 @@ import pytest
 
 from pipeline.config import Plugin
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
-from pipeline.messages import ints
 from pipeline.plugins import RolloutOptions
 from pipeline.prompts import Dataset
 from pipeline.rollouts.calculator import Calculator
@@ -22,6 +21,7 @@ from pipeline.text import Tokenizer
 from pipeline.turning import RolloutPool, Turning, pieces_of
 from pipeline.verbs import Append
 from pipeline.views import Turn
+from pipeline.wire.messages import ints
 from tests.pipeline.test_rewarding import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)

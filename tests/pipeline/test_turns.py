@@ -24,11 +24,11 @@ from pipeline.events import (
     UnaskRollout,
 )
 from pipeline.groups import State
-from pipeline.messages import floats, ints
 from pipeline.timeline import Timeline
 from pipeline.timing import figures
 from pipeline.verbs import Abort, Finalize, Park, Stop
 from pipeline.waits import waits
+from pipeline.wire.messages import floats, ints
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed
 
 APPENDED = 7

@@ -55,8 +55,8 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.messages import ChunkHead
 from pipeline.simulation.invariants import check
+from pipeline.wire.messages import ChunkHead
 
 EOS = 1
 APPENDED = 7  # by a rollout: no engine samples it

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.codec import encode
+from pipeline.wire.codec import encode
 from tests.pipeline.test_messages import FROM_PEER, GOOD, TO_PEER
 
 VOCABULARY = 24

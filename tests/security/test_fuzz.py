@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.codec import decode_from_peer, decode_to_peer, decode_tokens, sender_of
-from pipeline.messages import WireError
+from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, sender_of
+from pipeline.wire.messages import WireError
 from tests.security import mutants
 from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
 

@@ -15,7 +15,13 @@ import pytest
 from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent, Judge, Report, Restart, Serve, Tick, WeightsServed
 from pipeline.groups import State
-from pipeline.messages import (
+from pipeline.peers import Peers
+from pipeline.refusals import MOST, WITHIN_S, Refusals
+from pipeline.selectors.first_m import FirstM
+from pipeline.spans import StepRecord
+from pipeline.trace import Tracer
+from pipeline.translate import event_of, out_of_place, span_here, tokens_event
+from pipeline.wire.messages import (
     CLOSE,
     FORWARD_BACKWARD,
     ChunkHead,
@@ -30,12 +36,6 @@ from pipeline.messages import (
     TokenBatch,
     WeightsLoaded,
 )
-from pipeline.peers import Peers
-from pipeline.refusals import MOST, WITHIN_S, Refusals
-from pipeline.selectors.first_m import FirstM
-from pipeline.spans import StepRecord
-from pipeline.trace import Tracer
-from pipeline.translate import event_of, out_of_place, span_here, tokens_event
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.test_messages import batch
 

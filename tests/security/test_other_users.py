@@ -18,12 +18,12 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from launch.cli import _joined
 from launch.local import weights_directory
 from launch.processes import Child
-from pipeline.keys import TransportError
-from pipeline.messages import Manifest
 from pipeline.system.private_dirs import is_ours, make_private
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.transport import Hub
+from pipeline.wire.keys import TransportError
+from pipeline.wire.messages import Manifest
+from pipeline.wire.server import Hub
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError, verify
-from pipeline.codec import decode_from_peer, encode
 from pipeline.configfile import ConfigError, load
-from pipeline.messages import Join, WireError
 from pipeline.system.run_folder import RunError, RunFolder
+from pipeline.wire.codec import decode_from_peer, encode
+from pipeline.wire.messages import Join, WireError
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "x" * 5000

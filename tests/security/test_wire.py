@@ -15,13 +15,19 @@ import msgspec
 import pytest
 import zmq
 
-from pipeline import assembly, evalsets, guard
-from pipeline.codec import MAX_REPORT_BYTES, decode_tokens, encode
+from pipeline import assembly, evalsets
 from pipeline.config import Plugin
 from pipeline.configfile import load
-from pipeline.keys import addresses
-from pipeline.link import Link
-from pipeline.messages import (
+from pipeline.prompts import load_train
+from pipeline.rewarding import RewardPool
+from pipeline.stage import Parts, Stage
+from pipeline.system.run_folder import RunFolder
+from pipeline.text import Tokenizer
+from pipeline.wire import curve_auth
+from pipeline.wire.client import Link
+from pipeline.wire.codec import MAX_REPORT_BYTES, decode_tokens, encode
+from pipeline.wire.keys import addresses
+from pipeline.wire.messages import (
     PROTOCOL,
     GroupTrained,
     Heartbeat,
@@ -35,12 +41,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
-from pipeline.prompts import load_train
-from pipeline.rewarding import RewardPool
-from pipeline.stage import Parts, Stage
-from pipeline.system.run_folder import RunFolder
-from pipeline.text import Tokenizer
-from pipeline.transport import Hub
+from pipeline.wire.server import Hub
 from tests.pipeline.test_messages import batch
 from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
 
@@ -152,7 +153,7 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
     """Promise: it never arrives, and the frames of the good peer do.
     Bound: 30 s.
     """
-    monkeypatch.setattr(guard, "MAX_DATA_BYTES", 1 << 16)
+    monkeypatch.setattr(curve_auth, "MAX_DATA_BYTES", 1 << 16)
     hub = Hub(tmp_path / "s")
     hub.open()
     with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):

@@ -17,9 +17,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from pipeline.guard import refusal, show_ticket, socket_options, watch
-from pipeline.keys import Ticket, TransportError
-from pipeline.messages import Count
+from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
+from pipeline.wire.keys import Ticket, TransportError
+from pipeline.wire.messages import Count
 
 FILE = "model.safetensors"
 PIECE_BYTES = 4 << 20

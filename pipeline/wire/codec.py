@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.messages import (
+from pipeline.wire.messages import (
     FINISHES,
     Floats,
     FromPeer,

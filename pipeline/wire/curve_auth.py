@@ -17,8 +17,8 @@ import zmq.asyncio
 from zmq.auth.base import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
-from pipeline.codec import MAX_DATA_BYTES
-from pipeline.keys import Bearer, Entrance, KeyPair, Ticket
+from pipeline.wire.codec import MAX_DATA_BYTES
+from pipeline.wire.keys import Bearer, Entrance, KeyPair, Ticket
 
 HANDSHAKE_MS = 5000
 """A connection that has not proved its key by then is closed."""

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import zmq
 
-from pipeline.codec import decode_to_peer, encode
-from pipeline.guard import refusal, show_ticket, socket_options, watch
-from pipeline.keys import Ticket, ticket_of
-from pipeline.messages import (
+from pipeline.wire.codec import decode_to_peer, encode
+from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
+from pipeline.wire.keys import Ticket, ticket_of
+from pipeline.wire.messages import (
     Alive,
     FromPeer,
     Heartbeat,
@@ -34,7 +34,7 @@ from pipeline.messages import (
     Welcome,
     WireError,
 )
-from pipeline.transport import SEQUENCE
+from pipeline.wire.server import SEQUENCE
 
 ORPHAN_S = 120.0
 """A peer that has not heard of its stage for so long shuts itself down: for parts that no launcher

@@ -19,12 +19,12 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from pipeline.chunks import Pieces
-from pipeline.codec import decode_from_peer, encode
-from pipeline.guard import Guard, socket_options
-from pipeline.keys import Entrance, TransportError, addresses, complaint
-from pipeline.messages import FromPeer, Join, Refused, ToPeer, WireError
 from pipeline.system.private_dirs import make_private
+from pipeline.wire.codec import decode_from_peer, encode
+from pipeline.wire.curve_auth import Guard, socket_options
+from pipeline.wire.keys import Entrance, TransportError, addresses, complaint
+from pipeline.wire.messages import FromPeer, Join, Refused, ToPeer, WireError
+from pipeline.wire.weight_transfer import Pieces
 
 SEQUENCE = struct.Struct("<Q")
 _BULK_THREAD = 1 << 1  # of the two that carry bytes: weights keep no token waiting
