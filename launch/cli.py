@@ -39,7 +39,7 @@ def _check(config: Any) -> list[str]:
     import asyncio
 
     from pipeline import assembly, evalsets, rewardcheck, trainable
-    from pipeline.plugins import PluginError
+    from pipeline.plugins.registry import PluginError
     from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints

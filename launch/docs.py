@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline import plugins
 from pipeline.config import Config, Plugin
 from pipeline.configdocs import default_of, documentation, option_documentation, sections
 from pipeline.configrules import CHOICES, RULES
 from pipeline.groups import GROUP_TRANSITIONS, TRANSITIONS
+from pipeline.plugins import registry
 
 _MADE = "<!-- made by `python -m launch.docs`; do not edit -->"
 
@@ -73,7 +73,7 @@ def _summary(cls: type[Any]) -> str:
 
 
 def _options(seam: str, name: str) -> Iterator[tuple[str, str, str]]:
-    struct = plugins.options_type(plugins.find(seam, name))
+    struct = registry.options_type(registry.find(seam, name))
     for field, meaning in option_documentation(struct).items():
         yield f"{seam}.{name}.{field}", _value(default_of(struct, field)), meaning
 
@@ -102,10 +102,10 @@ def configuration_page() -> str:
         "`selector.dual_end.longest=2` on the command line), or as `package.module:Class`.",
         "",
     ]
-    for seam in plugins.PACKAGES:
+    for seam in registry.PACKAGES:
         lines += [f"### {seam}", ""]
-        for name in plugins.house_names(seam):
-            lines += [f"`{name}`: {_summary(plugins.find(seam, name))}", ""]
+        for name in registry.house_names(seam):
+            lines += [f"`{name}`: {_summary(registry.find(seam, name))}", ""]
             rows = list(_options(seam, name))
             lines += [*_table(iter(rows)), ""] if rows else []
     return "\n".join(lines).rstrip() + "\n"

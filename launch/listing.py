@@ -7,20 +7,20 @@ from typing import Any
 
 import msgspec
 
-from pipeline import plugins
 from pipeline.configdocs import option_documentation
+from pipeline.plugins import registry
 
 
 def plugin_lines() -> Iterator[str]:
     """For people. Installed plug-ins are listed by their metadata only, not imported."""
-    for seam in plugins.PACKAGES:
+    for seam in registry.PACKAGES:
         yield f"{seam}:"
-        for name in plugins.house_names(seam):
-            cls = plugins.find(seam, name)
+        for name in registry.house_names(seam):
+            cls = registry.find(seam, name)
             summary = (cls.__doc__ or _module_doc(cls)).strip().splitlines()[0]
             yield f"  {name:20} {summary}"
-            yield from _options(plugins.options_type(cls))
-        for name, point in plugins.entry_points(seam).items():
+            yield from _options(registry.options_type(cls))
+        for name, point in registry.entry_points(seam).items():
             source = point.dist.name if point.dist else point.value
             yield f"  {name:20} installed: {source} ({point.value})"
     yield "By name in the configuration (selector: dual_end), or as package.module:Class."
@@ -32,7 +32,7 @@ def _module_doc(cls: type[Any]) -> str:
     return sys.modules[cls.__module__].__doc__ or ""
 
 
-def _options(options: type[plugins.Options]) -> Iterator[str]:
+def _options(options: type[registry.Options]) -> Iterator[str]:
     meanings = option_documentation(options)
     for field in msgspec.structs.fields(options):
         meaning = " ".join(meanings.get(field.name, "").split())

@@ -19,7 +19,7 @@ from launch.options import CONFIG_HELP, Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.views import Sampled
+    from pipeline.plugins.views import Sampled
 
 reward = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
 _SHOWN = 60  # characters of a response
@@ -43,7 +43,7 @@ def try_(
 
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
-    from pipeline.plugins import PluginError
+    from pipeline.plugins.registry import PluginError
     from pipeline.rewarding import RewardFailed
 
     loaded = load_config(config, overrides)
@@ -106,10 +106,10 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
-    from pipeline import plugins
     from pipeline.configfile import plugin_class
+    from pipeline.plugins import registry
+    from pipeline.plugins.views import Sampled
     from pipeline.prompts import ANSWERS
-    from pipeline.views import Sampled
 
     response = row.get("response")
     if not isinstance(response, str):
@@ -122,7 +122,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
     finish = row.get("finish", "stop")
     if finish not in ("stop", "length"):
         raise ValueError(f"{where}: finish: found {finish!r:.80}, expected stop or length")
-    if answer == "" and plugins.needs_answer(*plugin_class("reward", config.reward)):
+    if answer == "" and registry.needs_answer(*plugin_class("reward", config.reward)):
         raise ValueError(
             f"{where}: answer: none of the fields {', '.join(filter(None, names))}, and the reward "
             f"{config.reward.name} compares with an answer; add one, or name its field with "
@@ -152,9 +152,9 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     Raises ValueError."""
     from launch.report.samples import entries
     from pipeline import evalsets
+    from pipeline.plugins.views import Sampled
     from pipeline.prompts import DataError
     from pipeline.text import ModelError, Tokenizer
-    from pipeline.views import Sampled
 
     files = sorted((path / "samples").glob("step-*.txt"))
     if not files:

@@ -28,8 +28,8 @@ from learner.passes import Passes
 from learner.proof import prove
 from learner.streamer import Streamer
 from learner.updates import HeldStep, needs_old
-from pipeline import plugins
 from pipeline.config import Config, LearnerSection
+from pipeline.plugins import registry
 
 log = logging.getLogger("learner")
 
@@ -89,8 +89,8 @@ def _build(
             )
     trainer = zero.Zero(model, section, config.step.count)
     restored = saving.Restored(-1, 0) if resume is None else saving.load(trainer, resume)
-    cls = plugins.find("loss", config.loss.name)
-    loss = cls(msgspec.convert(config.loss.options, plugins.options_type(cls)))
+    cls = registry.find("loss", config.loss.name)
+    loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
     old_stream, reference_stream = streams(section, trainer, reference, temperature)
     passes = Passes(

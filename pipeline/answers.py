@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.core import Core, PluginFault
 from pipeline.groups import Stage
-from pipeline.verbs import Allotment, Plan
+from pipeline.plugins.actions import Allotment, Plan
 
 
 def check_plan(core: Core, plan: Plan, want: int, outstanding: Collection[int]) -> None:

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import plugins
 from pipeline.config import Config, LearnerSection
 from pipeline.configfile import plugin_class, rollout_options
 from pipeline.coordinator import Coordinator
 from pipeline.core import EvalSet, Seams, Settings
 from pipeline.evalsets import HeldOut
 from pipeline.limits import Limits
-from pipeline.plugins import RewardOptions
+from pipeline.plugins import registry
+from pipeline.plugins.registry import RewardOptions
+from pipeline.plugins.views import SourceView
 from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.system.run_folder import RunFolder
 from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
-from pipeline.views import SourceView
 from pipeline.wire.server import Hub
 
 GAP_LIMIT_FLOAT32 = 1e-3
@@ -174,7 +174,7 @@ def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:
     try:
         tokenizer.encode(text)
     except ValueError as error:
-        raise plugins.PluginError(
+        raise registry.PluginError(
             f"rollout.{config.rollout.name}.failure_text: found {text!r:.80}, which {error}; take "
             "characters that the model's tokenizer has"
         ) from error
@@ -182,7 +182,7 @@ def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:
 
 def check_answers(config: Config, *data: Dataset) -> None:
     """A reward that compares with an answer would give every response the same without one."""
-    if not plugins.needs_answer(*plugin_class("reward", config.reward)):
+    if not registry.needs_answer(*plugin_class("reward", config.reward)):
         return
     for source in (source for dataset in data for source in dataset.sources):
         if not source.answer:

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from pipeline import overrides as changes
-from pipeline import plugins
 from pipeline.config import Config, Plugin
 from pipeline.configvalues import shown
+from pipeline.plugins import registry
 from pipeline.resolving import Resolver
 from pipeline.yamltree import MAX_CHARACTERS, Branch, parse, write
 
@@ -52,25 +52,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def dump(config: Config) -> str:
     """The configuration as YAML with every value written out; `load` gives the same back."""
     builtin: dict[str, Any] = msgspec.to_builtins(config)
-    for seam in plugins.PACKAGES:
+    for seam in registry.PACKAGES:
         plugin: Plugin = getattr(config, seam)
         builtin[seam] = {plugin.name: builtin[seam]["options"]} if plugin.options else plugin.name
     return write(builtin)
 
 
-def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], plugins.Options]:
+def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], registry.Options]:
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
-    found = plugins.find(seam, plugin.name)
-    return found, msgspec.convert(plugin.options, plugins.options_type(found))
+    found = registry.find(seam, plugin.name)
+    return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 
-def rollout_options(config: Config) -> plugins.RolloutOptions | None:
+def rollout_options(config: Config) -> registry.RolloutOptions | None:
     """Of a loaded configuration's rollout; None: a response is one turn, and nobody is asked."""
     found, options = plugin_class("rollout", config.rollout)
     if getattr(found, "idle", False):
         return None
     # a plug-in without options of its own is asked as any other
-    return options if isinstance(options, plugins.RolloutOptions) else plugins.RolloutOptions()
+    return options if isinstance(options, registry.RolloutOptions) else registry.RolloutOptions()
 
 
 def _read(path: Path, problems: list[str]) -> Branch:

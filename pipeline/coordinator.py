@@ -47,7 +47,7 @@ from pipeline.groups import Stage
 from pipeline.intake import Intake
 from pipeline.limits import Action, Kind
 from pipeline.placement import Placement
-from pipeline.plugins import Ticked, WeightsPublished
+from pipeline.plugins.registry import Ticked, WeightsPublished
 from pipeline.roster import Roster
 from pipeline.selection import Selection
 from pipeline.steps import Steps

@@ -16,11 +16,11 @@ from pipeline.groups import Group, Stage, Trajectory
 from pipeline.latency import Latency
 from pipeline.ledger import Ledger
 from pipeline.limits import Limits
-from pipeline.plugins import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.registry import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.views import SourceView
 from pipeline.staleness import Due
 from pipeline.statistics import RunningStatistics
 from pipeline.tally import Tally
-from pipeline.views import SourceView
 
 
 class EvalSet(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,9 +14,10 @@ from typing import Any, cast
 import msgspec
 import xxhash
 
-from pipeline import configrules, plugins
+from pipeline import configrules
 from pipeline.config import Config, Data, Plugin
 from pipeline.datafiles import files_of
+from pipeline.plugins import registry
 
 Fingerprint = dict[str, str]
 
@@ -118,7 +119,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str)
 def _as_written(config: Config) -> dict[str, Any]:
     """Section -> key -> value; a plug-in's options under the name that its user knows."""
     found: dict[str, Any] = msgspec.to_builtins(config)
-    for seam in plugins.PACKAGES:
+    for seam in registry.PACKAGES:
         plugin: Plugin = getattr(config, seam)
         found |= {seam: plugin.name, f"{seam}.{plugin.name}": found[seam]["options"]}
     return found

@@ -6,8 +6,8 @@ import asyncio
 
 import msgspec
 
+from pipeline.plugins.views import Sampled, Turn
 from pipeline.reward_wire import Follows
-from pipeline.views import Sampled, Turn
 
 
 class RewardFailed(Exception):

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable
 
 from pipeline.events import Halt, Judge, RewardMissing, RewardReady
+from pipeline.plugins.views import Sampled
 from pipeline.prompts import Dataset
 from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
 from pipeline.text import Tokenizer
 from pipeline.turning import pieces_of
-from pipeline.views import Sampled
 from pipeline.wire.messages import ints
 
 log = logging.getLogger("stage")

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline import plugins
 from pipeline.config import Config
 from pipeline.configdocs import default_of, near_key
+from pipeline.plugins import registry
 from pipeline.yamltree import Branch, Leaf, Series, Tree, parse, scalar
 
 
@@ -32,7 +32,7 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
         value = parse(text, lambda _: where, problems)
         if value is None:
             return
-    if path[0] in plugins.PACKAGES:
+    if path[0] in registry.PACKAGES:
         path = _plugin_path(tree, path)
     branch: Branch | Series = tree
     for depth, step in enumerate(path):
@@ -50,7 +50,7 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
             branch = inner
     old = branch.entries.get(path[-1])
     if isinstance(value, Branch) and isinstance(old, Branch) and len(path) == 1:
-        if path[0] not in plugins.PACKAGES:
+        if path[0] not in registry.PACKAGES:
             old.entries.update(value.entries)  # a section: the keys that are named
             return
     branch.entries[path[-1]] = value

@@ -10,9 +10,9 @@ from pipeline.answers import check_allotments, check_plan, check_top_up
 from pipeline.core import Core, asking
 from pipeline.groups import UNENDED, Group, Stage, State
 from pipeline.placement import Placement
+from pipeline.plugins.actions import Allotment
+from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView
 from pipeline.roster import Roster
-from pipeline.verbs import Allotment
-from pipeline.views import BudgetView, OpenView, PlanView, PromptView
 
 _FEW = 32
 """Open groups up to which top-up is asked for at every change."""

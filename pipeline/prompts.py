@@ -20,8 +20,8 @@ from pipeline import configrules
 from pipeline.chat import Chat
 from pipeline.config import Data, Source
 from pipeline.datafiles import DataError, Row, field_of, kind_of, rows_of
+from pipeline.plugins.views import SourceView
 from pipeline.text import Tokenizer
-from pipeline.views import SourceView
 
 __all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
 

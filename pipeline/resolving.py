@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline import configpaths, configrules, plugins
+from pipeline import configpaths, configrules
 from pipeline.config import Config, Plugin
 from pipeline.configdocs import default_of, did_you_mean
 from pipeline.configvalues import Values, shown
+from pipeline.plugins import registry
 from pipeline.yamltree import Branch, Leaf, Tree, plain
 
 
@@ -30,7 +31,7 @@ class Resolver:
 
     def config(self) -> Config:
         """The whole configuration; worth something only if no problem was found."""
-        seams = tuple(plugins.PACKAGES)
+        seams = tuple(registry.PACKAGES)
         values = self._values.fields(Config, self._tree, "", leave=seams)
         group_size = values.get("group", default_of(Config, "group")).size
         for seam in seams:
@@ -72,14 +73,14 @@ class Resolver:
             )  # fmt: skip
             return default_of(Config, seam)
         try:
-            struct = plugins.options_type(plugins.find(seam, name))
-        except plugins.PluginError as error:
+            struct = registry.options_type(registry.find(seam, name))
+        except registry.PluginError as error:
             self._problem(seam, str(error))
             return default_of(Config, seam)
         return self._options(f"{seam}.{name}", name, struct, options, seam, group_size)
 
     def _options(
-        self, key: str, name: str, struct: type[plugins.Options], given: Branch | None,
+        self, key: str, name: str, struct: type[registry.Options], given: Branch | None,
         seam: str, group_size: int,
     ) -> Plugin:  # fmt: skip
         before = len(self._problems)

@@ -13,8 +13,8 @@ import msgspec
 
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
+from pipeline.plugins.views import Sampled, Turn
 from pipeline.system.terminal_text import printable
-from pipeline.views import Sampled, Turn
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20

@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from pipeline import plugins
 from pipeline.confinement import confine, die_with, limit_call
-from pipeline.reward_results import Outcome, awaited, outcomes, writable
+from pipeline.plugins import registry
+from pipeline.plugins.actions import Append
+from pipeline.plugins.rewards._results import Outcome, awaited, outcomes, writable
+from pipeline.plugins.views import Sampled, Turn
 from pipeline.reward_wire import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
@@ -38,8 +40,6 @@ from pipeline.reward_wire import (
     framed,
     order,
 )
-from pipeline.verbs import Append
-from pipeline.views import Sampled, Turn
 
 
 def _next(stream: BinaryIO) -> Order | None:
@@ -51,8 +51,8 @@ def _next(stream: BinaryIO) -> Order | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = plugins.find(setup.seam, setup.plugin.name)
-    return cls(msgspec.convert(setup.plugin.options, plugins.options_type(cls)))
+    cls = registry.find(setup.seam, setup.plugin.name)
+    return cls(msgspec.convert(setup.plugin.options, registry.options_type(cls)))
 
 
 def _scores(reward: Any, call: Call) -> Scores:

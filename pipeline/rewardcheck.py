@@ -6,11 +6,11 @@ answer, and gold answers that cannot be graded against are found in seconds, not
 
 from __future__ import annotations
 
-from pipeline import plugins
 from pipeline.config import Plugin
+from pipeline.plugins import registry
+from pipeline.plugins.views import Sampled
 from pipeline.prompts import Dataset, Item
 from pipeline.rewarding import RewardFailed, RewardPool
-from pipeline.views import Sampled
 
 LOOKED_AT = 200
 """Answers of each data set that are looked at, at most, evenly spread over it."""
@@ -19,7 +19,7 @@ _SHOWN = 20  # complaints listed
 
 def has_checks(plugin: Plugin) -> bool:
     """Whether the plug-in has anything to say before a run. Raises PluginError."""
-    return hasattr(plugins.find("reward", plugin.name), "complaint")
+    return hasattr(registry.find("reward", plugin.name), "complaint")
 
 
 async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
@@ -29,7 +29,7 @@ async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
         async with RewardPool(plugin, most=1) as pool:
             found = await pool.check([_unanswered(item) for item in items])
     except RewardFailed as error:
-        own = plugin.name not in plugins.house_names("reward")  # the user's code: show where
+        own = plugin.name not in registry.house_names("reward")  # the user's code: show where
         return [f"{error.why}\n{error.traceback}".rstrip() if own else error.why]
     key = f"reward.{plugin.name}"
     lines = [f"{i.where}: answer: {t} ({key})" for i, t in zip(items, found, strict=False) if t]

@@ -23,10 +23,12 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline import plugins, reward_process
+from pipeline import reward_process
 from pipeline.config import Plugin
 from pipeline.confinement import Limits
 from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
+from pipeline.plugins import registry
+from pipeline.plugins.views import Sampled, Turn
 from pipeline.reward_process import Died, WorkerProcess
 from pipeline.reward_wire import (
     Abstained,
@@ -41,7 +43,6 @@ from pipeline.reward_wire import (
     framed,
 )
 from pipeline.system import temp_dirs
-from pipeline.views import Sampled, Turn
 
 WINDOW = 50
 """Calls over which the share of failures is taken."""
@@ -78,7 +79,7 @@ class WorkerPool:
         self.workers = min(self._options.workers, most or self._options.workers)
         """Processes that answer."""
         options = self._options
-        self._batch = options.batch if isinstance(options, plugins.RewardOptions) else 1
+        self._batch = options.batch if isinstance(options, registry.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.seam}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
         temp_dirs.sign(Path(self._directory.name), os.getpid())
@@ -91,12 +92,12 @@ class WorkerPool:
         self._last: RewardFailed | None = None
 
     @classmethod
-    def _guards(cls, plugin: Plugin) -> plugins.WorkerOptions:
-        found = plugins.find(cls.seam, plugin.name)
-        options = msgspec.convert(plugin.options, plugins.options_type(found))
-        if isinstance(options, plugins.WorkerOptions):
+    def _guards(cls, plugin: Plugin) -> registry.WorkerOptions:
+        found = registry.find(cls.seam, plugin.name)
+        options = msgspec.convert(plugin.options, registry.options_type(found))
+        if isinstance(options, registry.WorkerOptions):
             return options
-        return plugins.WorkerOptions()  # a plug-in without options of its own is guarded too
+        return registry.WorkerOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
         try:

@@ -15,7 +15,7 @@ from pipeline.events import Forget, Judge, Unjudge
 from pipeline.groups import UNENDED, Cause, Group, Stage, State, Trajectory
 from pipeline.hints import Hints
 from pipeline.placement import Placement
-from pipeline.views import EndedView
+from pipeline.plugins.views import EndedView
 
 
 class Roster:

@@ -15,9 +15,7 @@ from pipeline import audit, staleness
 from pipeline.core import Core, PluginFault, asking
 from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
 from pipeline.placement import Placement
-from pipeline.plugins import Every, Finish, Rewarded, SelectorEvent, Wants
-from pipeline.roster import Roster
-from pipeline.verbs import (
+from pipeline.plugins.actions import (
     Abort,
     Advantages,
     AnyVerb,
@@ -30,7 +28,9 @@ from pipeline.verbs import (
     Sample,
     Stop,
 )
-from pipeline.views import GroupView, MemberView, Outcome
+from pipeline.plugins.registry import Every, Finish, Rewarded, SelectorEvent, Wants
+from pipeline.plugins.views import GroupView, MemberView, Outcome
+from pipeline.roster import Roster
 
 _NOTHING = Wants()
 PARKABLE = (State.RUNNING, State.QUEUED, State.CALLING)

@@ -24,7 +24,7 @@ import uvloop
 
 from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
 from pipeline.configfile import ConfigError, load
-from pipeline.plugins import PluginError
+from pipeline.plugins.registry import PluginError
 from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool

@@ -41,7 +41,7 @@ class StatisticsState(msgspec.Struct, frozen=True):
 
 
 class RunningStatistics:
-    """Implements `pipeline.views.Statistics`."""
+    """Implements `pipeline.plugins.views.Statistics`."""
 
     def __init__(self, state: StatisticsState | None = None) -> None:
         state = state or StatisticsState()

@@ -18,12 +18,12 @@ from pipeline.groups import ENDED, Group, Stage, State, Trajectory
 from pipeline.handover import train_command
 from pipeline.placement import Placement
 from pipeline.planning import Planning
-from pipeline.plugins import Barrier, Relaxed
+from pipeline.plugins.actions import BatchVerb, Close, Relax, Take
+from pipeline.plugins.registry import Barrier, Relaxed
+from pipeline.plugins.views import BatchView
 from pipeline.reporting import StepReport
 from pipeline.roster import Roster
 from pipeline.selection import Selection
-from pipeline.verbs import BatchVerb, Close, Relax, Take
-from pipeline.views import BatchView
 
 MOST_SKIPPED = 3
 """Steps skipped in a row after which the run stops."""

@@ -12,12 +12,12 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.configfile import rollout_options
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
-from pipeline.plugins import RolloutOptions
+from pipeline.plugins.registry import RolloutOptions
+from pipeline.plugins.views import Turn
 from pipeline.prompts import Dataset
 from pipeline.reward_wire import Follows
 from pipeline.rewarding import Followed, RewardFailed, WorkerPool
 from pipeline.text import Tokenizer
-from pipeline.views import Turn
 from pipeline.wire.messages import ints
 
 log = logging.getLogger("stage")

@@ -33,7 +33,7 @@ import psutil
 import yaml
 
 from launch.bench.overlap import means
-from pipeline.views import Sampled
+from pipeline.plugins.views import Sampled
 
 LIMITS_S = {
     "model": 60.0,

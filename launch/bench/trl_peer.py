@@ -35,10 +35,10 @@ from launch.bench.methods import Method
 from launch.bench.plain_loop import HELD_OUT, Policy, evaluate
 from pipeline.config import Config
 from pipeline.configfile import load
+from pipeline.plugins.rewards.exact import Exact
+from pipeline.plugins.views import Sampled
 from pipeline.prompts import load_train
-from pipeline.rewards.exact import Exact
 from pipeline.text import Tokenizer
-from pipeline.views import Sampled
 
 CONFIG = Path("configs/quickstart.yaml")
 

@@ -1,6 +1,6 @@
 """The loss seam: what a loss is given, and what it must answer.
 
-A loss is a plug-in like any other (`pipeline.plugins.register("loss", NAME)`).
+A loss is a plug-in like any other (`pipeline.plugins.registry.register("loss", NAME)`).
 Its module must not import torch: the configuration is checked in processes
 that never load it, and tensor methods suffice.
 

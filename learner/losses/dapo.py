@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.losses import LossBatch
-from pipeline import plugins
-from pipeline.plugins import register
+from pipeline.plugins import registry
+from pipeline.plugins.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Estimator = Literal["k1", "k2", "k3"]
 
 
-class DapoOptions(plugins.Options, frozen=True, kw_only=True):
+class DapoOptions(registry.Options, frozen=True, kw_only=True):
     """Options of the `dapo` loss."""
 
     clip_low: float = 0.2

@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline import plugins
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
 from pipeline.limits import Limits
+from pipeline.plugins import registry
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.invariants import Violation
@@ -163,8 +163,8 @@ def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Se
 
     def drawn(seam: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
         name, options = rng.choice(choices)
-        cls = plugins.find(seam, name)
-        return lambda: cls(plugins.options_type(cls)(**options), **extra)
+        cls = registry.find(seam, name)
+        return lambda: cls(registry.options_type(cls)(**options), **extra)
 
     selectors = [
         ("all", {}),

@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import checkpoint
-from pipeline.plugins import SelectorEvent, Stateless, Wants
+from pipeline.plugins.actions import AnyVerb, BatchVerb, Close, Finalize, Take
+from pipeline.plugins.registry import SelectorEvent, Stateless, Wants
+from pipeline.plugins.views import BatchView, GroupView
 from pipeline.system import temp_dirs
-from pipeline.verbs import AnyVerb, BatchVerb, Close, Finalize, Take
-from pipeline.views import BatchView, GroupView
 from tests.launch.jobs import SIMULATED, Job, lines, steps_done, train
 
 SETTINGS = [

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from pipeline.advantages.grpo import Grpo, GrpoOptions
-from pipeline.batches.fifo import Fifo
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams
 from pipeline.events import (
@@ -37,11 +35,13 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.groups import Group, Trajectory
-from pipeline.orders.sequential import Sequential
-from pipeline.plugins import SelectorEvent, Wants
+from pipeline.plugins.actions import Allotment, AnyVerb, Finalize
+from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
+from pipeline.plugins.batch_rules.fifo import Fifo
+from pipeline.plugins.prompt_orders.sequential import Sequential
+from pipeline.plugins.registry import SelectorEvent, Wants
+from pipeline.plugins.views import BudgetView, GroupView, OpenView, PromptView
 from pipeline.simulation.invariants import check
-from pipeline.verbs import Allotment, AnyVerb, Finalize
-from pipeline.views import BudgetView, GroupView, OpenView, PromptView
 from pipeline.wire.messages import ChunkHead
 from tests.pipeline.world import settings_of
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import Any
 
-from pipeline.views import Sampled
+from pipeline.plugins.views import Sampled
 
 
 class UnpicklableError(Exception):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.budgets._allocation import (
+from pipeline.plugins.budgets._allocation import (
     BudgetError,
     Floats,
     allocate,

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import audit
 from pipeline.events import EndLegs, Report, Train
-from pipeline.verbs import Finalize
+from pipeline.plugins.actions import Finalize
 from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of

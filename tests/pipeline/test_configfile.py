@@ -12,10 +12,11 @@ from typing import get_origin
 import msgspec
 import pytest
 
-from pipeline import configdocs, configrules, plugins
+from pipeline import configdocs, configrules
 from pipeline.config import Config, Plugin
 from pipeline.configfile import ConfigError, dump, load, plugin_class
-from pipeline.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.plugins import registry
+from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.yamltree import scalar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,9 +68,9 @@ def test_quickstart_names_every_setting_with_its_default():
 def load_default(model: str) -> Config:
     config = Config(model=model)
     options: dict[str, Plugin] = {}
-    for seam in plugins.PACKAGES:
+    for seam in registry.PACKAGES:
         name = getattr(config, seam).name
-        struct = plugins.options_type(plugins.find(seam, name))
+        struct = registry.options_type(registry.find(seam, name))
         options[seam] = Plugin(name=name, options=msgspec.to_builtins(struct()))
     return msgspec.structs.replace(config, **options)
 
@@ -80,18 +81,18 @@ def test_every_key_of_every_section_is_documented():
     keys = {
         f"{name}.{key}"
         for name, section in builtin.items()
-        if isinstance(section, dict) and name not in plugins.PACKAGES
+        if isinstance(section, dict) and name not in registry.PACKAGES
         for key in section
-    } | {"model", "seed", *plugins.PACKAGES}
+    } | {"model", "seed", *registry.PACKAGES}
     assert {key for key in documented if key.count(".") < 2} == keys
     assert [key for key, text in documented.items() if not text] == []
     assert documented["step.prompts"] == "Groups trained on in one step."
 
 
-@pytest.mark.parametrize("seam", plugins.PACKAGES)
+@pytest.mark.parametrize("seam", registry.PACKAGES)
 def test_every_option_of_the_house_is_documented(seam: str):
-    for name in plugins.house_names(seam):
-        struct = plugins.options_type(plugins.find(seam, name))
+    for name in registry.house_names(seam):
+        struct = registry.options_type(registry.find(seam, name))
         for option, text in configdocs.option_documentation(struct).items():
             assert text, f"{seam}.{name}.{option}"
 
@@ -99,7 +100,7 @@ def test_every_option_of_the_house_is_documented(seam: str):
 def test_every_number_has_a_range_and_every_word_its_choices():
     checked = {*configrules.RULES, *configrules.CHOICES, *of_several_values()}
     free = {"model", "learner.reference", "learner.deepspeed", "data.chat_template"}  # found or not
-    free |= {*plugins.PACKAGES}
+    free |= {*registry.PACKAGES}
     free |= {"data.system", "data.train.*.tag"}  # any text
     free |= {
         "eval.correct",
@@ -223,7 +224,7 @@ def test_an_overrides_problem_names_the_override(write):
 
 def test_a_plugin_can_be_named_by_module_and_class(write):
     path = write("")
-    name = "pipeline.selectors.dual_end:DualEnd"
+    name = "pipeline.plugins.selectors.dual_end:DualEnd"
     config = load(path, [f"selector={name}"])
     options = {"longest": 1, "long_wait": "step", "prune_at": 0.0}
     assert config.selector == Plugin(name=name, options=options)
@@ -232,7 +233,7 @@ def test_a_plugin_can_be_named_by_module_and_class(write):
     again = Path("configs/b.yaml")
     again.write_text(dump(config))
     assert load(again) == config
-    assert "no attribute 'Nope'" in problems(path, "selector=pipeline.verbs:Nope")[0]
+    assert "no attribute 'Nope'" in problems(path, "selector=pipeline.plugins.actions:Nope")[0]
 
 
 def test_words_that_yaml_1_1_would_turn_are_read_as_written(write):

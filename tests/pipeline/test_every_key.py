@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import plugins
 from pipeline.configdocs import documentation, sections
 from pipeline.core import Settings
+from pipeline.plugins import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only describes or checks a setting is no reader of it.
@@ -171,14 +171,14 @@ def _renamed(tree: ast.Module) -> ast.Module:
     return ast.fix_missing_locations(Rename().visit(ast.parse(ast.unparse(tree))))
 
 
-HOUSE = [(seam, name) for seam in plugins.PACKAGES for name in plugins.house_names(seam)]
+HOUSE = [(seam, name) for seam in registry.PACKAGES for name in registry.house_names(seam)]
 
 
 @pytest.mark.parametrize("seam, name", HOUSE)
 def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: str):
-    options = plugins.options_type(plugins.find(seam, name))
+    options = registry.options_type(registry.find(seam, name))
     for cls in options.__mro__:
-        if not issubclass(cls, plugins.Options) or cls is plugins.Options:
+        if not issubclass(cls, registry.Options) or cls is registry.Options:
             continue
         own = inspect.get_annotations(cls)
         unread = [field for field in own if not option_is_read(cls, field)]
@@ -188,9 +188,9 @@ def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: 
 def option_is_read(cls: type[Any], field: str) -> bool:
     """Read from an instance named `options` or `_options`, outside of `problems`."""
     base = cls in (
-        plugins.WorkerOptions,
-        plugins.RewardOptions,
-        plugins.RolloutOptions,
+        registry.WorkerOptions,
+        registry.RewardOptions,
+        registry.RolloutOptions,
     )  # the core's
     trees = SOURCES if base else [ast.parse(Path(inspect.getfile(cls)).read_text())]
     return any(

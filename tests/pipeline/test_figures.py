@@ -10,7 +10,7 @@ from pipeline.events import RewardReady, StepApplied, Trained
 from pipeline.figures import learner_bubble, length_figures, token_figures, trained_figures
 from pipeline.groups import Group, Stage, State, Trajectory
 from pipeline.occupancy import Occupancy
-from pipeline.verbs import Finalize
+from pipeline.plugins.actions import Finalize
 from tests.pipeline.bench import Bench, Report, Train, only
 
 

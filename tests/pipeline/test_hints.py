@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.events import Hint, Train, Unhint
-from pipeline.verbs import Abort, Finalize
+from pipeline.plugins.actions import Abort, Finalize
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of
 

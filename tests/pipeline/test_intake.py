@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.events import EndLegs, EngineLost, Judge, Restart
 from pipeline.groups import State
-from pipeline.plugins import Every, Finish
-from pipeline.verbs import Abort, Finalize, Park, Stop
+from pipeline.plugins.actions import Abort, Finalize, Park, Stop
+from pipeline.plugins.registry import Every, Finish
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed
 
 

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import plugins
-from pipeline.budgets._censored import fit, lognormal, moments
-from pipeline.budgets._utility import Lengths, Utility
-from pipeline.budgets.length_variance import LengthVariance, LengthVarianceOptions
 from pipeline.latency import Latency
-from pipeline.verbs import Allotment
-from pipeline.views import BudgetView, EndedView, OpenView, PromptView
+from pipeline.plugins import registry
+from pipeline.plugins.actions import Allotment
+from pipeline.plugins.budgets._censored import fit, lognormal, moments
+from pipeline.plugins.budgets._utility import Lengths, Utility
+from pipeline.plugins.budgets.length_variance import LengthVariance, LengthVarianceOptions
+from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 from tests.pipeline.world import World, seams_of, settings_of
 
 CURVE = Latency(((1, 0.010), (32, 0.012), (64, 0.020)))
@@ -345,5 +345,5 @@ def test_settings_that_cannot_be_are_told_with_their_rule(
 
 
 def test_it_is_found_by_name_with_its_options():
-    assert plugins.find("budget", "length_variance") is LengthVariance
-    assert plugins.options_type(LengthVariance) is LengthVarianceOptions
+    assert registry.find("budget", "length_variance") is LengthVariance
+    assert registry.options_type(LengthVariance) is LengthVarianceOptions

@@ -13,12 +13,12 @@ import pytest
 from pipeline import fingerprint, snapshot
 from pipeline.config import Config, Data, Source
 from pipeline.core import Seams
-from pipeline.orders._walk import OrderOptions
-from pipeline.orders.sequential import Sequential
-from pipeline.orders.shuffled import Shuffled
-from pipeline.orders.tail_batching import TailBatching
-from pipeline.verbs import Plan
-from pipeline.views import PlanView, SourceView
+from pipeline.plugins.actions import Plan
+from pipeline.plugins.prompt_orders._walk import OrderOptions
+from pipeline.plugins.prompt_orders.sequential import Sequential
+from pipeline.plugins.prompt_orders.shuffled import Shuffled
+from pipeline.plugins.prompt_orders.tail_batching import TailBatching
+from pipeline.plugins.views import PlanView, SourceView
 from tests.pipeline.world import World, seams_of, settings_of
 
 SOURCES = (SourceView(0, 30, 2.0), SourceView(30, 7, 1.0), SourceView(37, 100, 0.5))

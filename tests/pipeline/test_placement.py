@@ -17,7 +17,7 @@ from pipeline.events import (
     WeightsServed,
 )
 from pipeline.groups import State
-from pipeline.verbs import Abort, Park, Sample, Stop
+from pipeline.plugins.actions import Abort, Park, Sample, Stop
 from tests.pipeline.bench import Bench, only, placed
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Plugin
-from pipeline.reward_results import checked
+from pipeline.plugins.rewards._results import checked
+from pipeline.plugins.testing import sample_of
 from pipeline.rewarding import Figures, RewardFailed, RewardPool, Scored
-from pipeline.testing import sample_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -219,7 +219,7 @@ def test_no_worker_outlives_a_killed_parent():
         "import asyncio\n"
         "from pipeline.config import Plugin\n"
         "from pipeline.rewarding import RewardPool\n"
-        "from pipeline.testing import sample_of\n"
+        "from pipeline.plugins.testing import sample_of\n"
         "async def main():\n"
         "    pool = RewardPool(Plugin(name='python', options={'function':"
         " 'tests.pipeline.reward_functions:by_response'}))\n"

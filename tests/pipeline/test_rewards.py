@@ -14,26 +14,27 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import plugins, rewardcheck
+from pipeline import rewardcheck
 from pipeline.config import Plugin
 from pipeline.configfile import ConfigError, load
+from pipeline.plugins import registry
+from pipeline.plugins.actions import Score
+from pipeline.plugins.rewards._results import Outcome, outcomes
+from pipeline.plugins.rewards.python import Python, PythonOptions
+from pipeline.plugins.testing import sample_of
+from pipeline.plugins.views import Sampled
 from pipeline.prompts import Dataset, Item
-from pipeline.reward_results import Outcome, outcomes
-from pipeline.rewards.python import Python, PythonOptions
-from pipeline.testing import sample_of
-from pipeline.verbs import Score
-from pipeline.views import Sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def reward(name: str, **options: Any) -> Any:
-    cls = plugins.find("reward", name)
-    return cls(msgspec.convert(options, plugins.options_type(cls)))
+    cls = registry.find("reward", name)
+    return cls(msgspec.convert(options, registry.options_type(cls)))
 
 
 def problems(name: str, **options: Any) -> list[str]:
-    struct = plugins.options_type(plugins.find("reward", name))
+    struct = registry.options_type(registry.find("reward", name))
     return list(msgspec.convert(options, struct).problems(8))
 
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batches.quorum import Quorum, QuorumOptions
 from pipeline.events import Judge, Train
-from pipeline.orders.tail_batching import TailBatching, TailBatchingOptions
-from pipeline.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
-from pipeline.selectors.dual_end import DualEnd, DualEndOptions
-from pipeline.verbs import Close, Plan, Relax, Take
-from pipeline.views import BatchView, PlanView
+from pipeline.plugins.actions import Close, Plan, Relax, Take
+from pipeline.plugins.batch_rules.quorum import Quorum, QuorumOptions
+from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatchingOptions
+from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
+from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.plugins.views import BatchView, PlanView
 from tests.pipeline.world import World, seams_of, settings_of
 
 # --- quorum ----------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from pipeline.events import (
     VersionPublished,
 )
 from pipeline.groups import Stage
-from pipeline.verbs import Finalize, Plan
-from pipeline.views import PlanView
+from pipeline.plugins.actions import Finalize, Plan
+from pipeline.plugins.views import PlanView
 from tests.pipeline.bench import Bench, only
 
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import plugins
-from pipeline.advantages.grpo import Grpo, GrpoOptions, overlong_penalty
-from pipeline.batches.fifo import Fifo
-from pipeline.budgets.uniform import Uniform, UniformOptions
 from pipeline.latency import Latency
-from pipeline.orders._walk import OrderOptions, Walk
-from pipeline.orders.sequential import Sequential
-from pipeline.orders.shuffled import Shuffled
-from pipeline.rewards.exact import Exact, ExactOptions
-from pipeline.rewards.python import Python, PythonOptions
-from pipeline.testing import outcomes_of, sample_of
-from pipeline.verbs import Advantages, Close, NoSignal, Take
-from pipeline.views import BatchView, BudgetView, PlanView, PromptView
+from pipeline.plugins import registry
+from pipeline.plugins.actions import Advantages, Close, NoSignal, Take
+from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions, overlong_penalty
+from pipeline.plugins.batch_rules.fifo import Fifo
+from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
+from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
+from pipeline.plugins.prompt_orders.sequential import Sequential
+from pipeline.plugins.prompt_orders.shuffled import Shuffled
+from pipeline.plugins.rewards.exact import Exact, ExactOptions
+from pipeline.plugins.rewards.python import Python, PythonOptions
+from pipeline.plugins.testing import outcomes_of, sample_of
+from pipeline.plugins.views import BatchView, BudgetView, PlanView, PromptView
 
 OF_TRL = "tests.pipeline.reward_functions:of_trl"
 
@@ -252,12 +252,12 @@ def test_python_reward_reads_verls_nested_ground_truth():
     assert found == {"score": True, "length": 1, "source": "sums"}
 
 
-@pytest.mark.parametrize("seam", plugins.PACKAGES)
+@pytest.mark.parametrize("seam", registry.PACKAGES)
 def test_every_plugin_of_the_house_is_found_and_takes_its_options(seam: str):
     needed: dict[str, Any] = {"python": {"function": OF_TRL}, "sum": {"of": ("exact",)}}
-    for name in plugins.house_names(seam):
+    for name in registry.house_names(seam):
         if name == "http":
             continue  # asks its server when it is built
-        cls = plugins.find(seam, name)
-        options = plugins.options_type(cls)
+        cls = registry.find(seam, name)
+        options = registry.options_type(cls)
         assert cls(options(**needed.get(name, {})))

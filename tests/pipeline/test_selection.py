@@ -18,8 +18,7 @@ from pipeline.events import (
     Unjudge,
 )
 from pipeline.groups import Stage, State
-from pipeline.plugins import Rewarded
-from pipeline.verbs import (
+from pipeline.plugins.actions import (
     Abort,
     Advantages,
     AnyVerb,
@@ -32,6 +31,7 @@ from pipeline.verbs import (
     Sample,
     Stop,
 )
+from pipeline.plugins.registry import Rewarded
 from tests.pipeline.bench import Bench, Scripted, only, placed
 
 

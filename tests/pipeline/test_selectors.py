@@ -6,22 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import plugins
-from pipeline.plugins import Barrier, Finish, Relaxed, SelectorEvent, Ticked
-from pipeline.selectors.all import All
-from pipeline.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
-from pipeline.selectors.dual_end import DualEnd, DualEndOptions
-from pipeline.selectors.first_m import FirstM
-from pipeline.selectors.shortest import Shortest
-from pipeline.testing import Recent, group_of, illegal
-from pipeline.verbs import AnyVerb, Drop, Enough, Finalize, Stop
-from pipeline.views import GroupView
+from pipeline.plugins import registry
+from pipeline.plugins.actions import AnyVerb, Drop, Enough, Finalize, Stop
+from pipeline.plugins.registry import Barrier, Finish, Relaxed, SelectorEvent, Ticked
+from pipeline.plugins.selectors.all import All
+from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
+from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.plugins.selectors.first_m import FirstM
+from pipeline.plugins.selectors.shortest import Shortest
+from pipeline.plugins.testing import Recent, group_of, illegal
+from pipeline.plugins.views import GroupView
 
 EVENT = Finish(trajectory=1)
 
 
 def decide(
-    selector: plugins.Selector, group: GroupView, event: SelectorEvent = EVENT
+    selector: registry.Selector, group: GroupView, event: SelectorEvent = EVENT
 ) -> list[AnyVerb]:
     return list(selector.decide(group, event))
 
@@ -258,8 +258,8 @@ def test_concise_confident_names_every_option_out_of_range():
 
 # --- every selector --------------------------------------------------------------------------
 
-EVERY: list[plugins.Selector] = [
-    *(plugins.find("selector", name)() for name in plugins.house_names("selector")),
+EVERY: list[registry.Selector] = [
+    *(registry.find("selector", name)() for name in registry.house_names("selector")),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
     DualEnd(DualEndOptions(prune_at=1.5)),
@@ -269,7 +269,7 @@ EVERY: list[plugins.Selector] = [
 
 
 def test_the_house_has_the_selectors_that_the_documents_name():
-    assert plugins.house_names("selector") == [
+    assert registry.house_names("selector") == [
         "all",
         "concise_confident",
         "dual_end",
@@ -303,7 +303,7 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups(), event=st.sampled_from([EVENT, Barrier(), Relaxed(), Ticked()]))
 def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
-    selector: plugins.Selector, group: GroupView, event: SelectorEvent
+    selector: registry.Selector, group: GroupView, event: SelectorEvent
 ):
     verbs = decide(selector, group, event)
     assert len(verbs) <= 1 + isinstance(verbs[0] if verbs else None, Stop)
@@ -321,7 +321,7 @@ def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups(ended=True), event=st.sampled_from([EVENT, Barrier(), Relaxed()]))
 def test_a_group_whose_members_have_all_ended_is_always_decided(
-    selector: plugins.Selector, group: GroupView, event: SelectorEvent
+    selector: registry.Selector, group: GroupView, event: SelectorEvent
 ):
     [verb] = decide(selector, group, event)
     assert isinstance(verb, Finalize | Drop)
@@ -332,7 +332,7 @@ def test_a_group_whose_members_have_all_ended_is_always_decided(
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups())
 def test_a_group_that_is_enough_is_finalized_at_the_barrier(
-    selector: plugins.Selector, group: GroupView
+    selector: registry.Selector, group: GroupView
 ):
     if any(isinstance(verb, Enough) for verb in decide(selector, group)):
         [verb] = decide(selector, group, Barrier())

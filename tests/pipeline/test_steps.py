@@ -24,8 +24,7 @@ from pipeline.events import (
     TrainingFailed,
 )
 from pipeline.groups import Stage
-from pipeline.plugins import Barrier, Relaxed, SelectorEvent, Wants, WeightsPublished
-from pipeline.verbs import (
+from pipeline.plugins.actions import (
     Allotment,
     AnyVerb,
     BatchVerb,
@@ -37,7 +36,8 @@ from pipeline.verbs import (
     Relax,
     Take,
 )
-from pipeline.views import BatchView, GroupView, PlanView
+from pipeline.plugins.registry import Barrier, Relaxed, SelectorEvent, Wants, WeightsPublished
+from pipeline.plugins.views import BatchView, GroupView, PlanView
 from tests.pipeline.bench import Bench, Candidates, Scripted, only
 
 

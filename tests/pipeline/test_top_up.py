@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.budgets._top_up import BudgetOptions, fewest_finished
-from pipeline.budgets.uniform import Uniform, UniformOptions
 from pipeline.core import PluginFault
 from pipeline.events import Tick
-from pipeline.views import OpenView
+from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
+from pipeline.plugins.views import OpenView
 from tests.pipeline.bench import Bench
 from tests.pipeline.world import World, seams_of, settings_of
 

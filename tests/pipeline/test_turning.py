@@ -14,13 +14,13 @@ import pytest
 
 from pipeline.config import Plugin
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
-from pipeline.plugins import RolloutOptions
+from pipeline.plugins.actions import Append
+from pipeline.plugins.environments.calculator import Calculator
+from pipeline.plugins.registry import RolloutOptions
+from pipeline.plugins.views import Turn
 from pipeline.prompts import Dataset
-from pipeline.rollouts.calculator import Calculator
 from pipeline.text import Tokenizer
 from pipeline.turning import RolloutPool, Turning, pieces_of
-from pipeline.verbs import Append
-from pipeline.views import Turn
 from pipeline.wire.messages import ints
 from tests.pipeline.test_rewarding import eventually, runs
 

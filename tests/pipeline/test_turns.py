@@ -24,9 +24,9 @@ from pipeline.events import (
     UnaskRollout,
 )
 from pipeline.groups import State
+from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.timeline import Timeline
 from pipeline.timing import figures
-from pipeline.verbs import Abort, Finalize, Park, Stop
 from pipeline.waits import waits
 from pipeline.wire.messages import floats, ints
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed

@@ -15,8 +15,8 @@ from pipeline.events import (
     Trained,
     VersionPublished,
 )
-from pipeline.verbs import BatchVerb, Enough, Finalize, Park
-from pipeline.views import BatchView
+from pipeline.plugins.actions import BatchVerb, Enough, Finalize, Park
+from pipeline.plugins.views import BatchView
 from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 

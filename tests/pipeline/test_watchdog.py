@@ -27,9 +27,9 @@ from pipeline.events import (
 )
 from pipeline.groups import State
 from pipeline.limits import RULES, Action, Kind, Limits, limit_s
+from pipeline.plugins.actions import Abort, BatchVerb, Finalize
+from pipeline.plugins.views import BatchView
 from pipeline.simulation.explore import SHORT, Mode, acted
-from pipeline.verbs import Abort, BatchVerb, Finalize
-from pipeline.views import BatchView
 from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import plugins, snapshot
+from pipeline import snapshot
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
 from pipeline.events import (
@@ -55,6 +55,7 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
+from pipeline.plugins import registry
 from pipeline.simulation.invariants import check
 from pipeline.wire.messages import ChunkHead
 
@@ -93,9 +94,9 @@ def seams_of(
     **options: Any,
 ) -> Seams:
     def make(seam: str, name: str, **given: Any) -> Any:
-        cls = plugins.find(seam, name)
+        cls = registry.find(seam, name)
         extra = {"seed": seed} if seam == "prompts" else {}
-        return cls(plugins.options_type(cls)(**given), **extra)
+        return cls(registry.options_type(cls)(**given), **extra)
 
     return Seams(
         prompts=make("prompts", "shuffled"),

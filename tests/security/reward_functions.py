@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.views import Sampled
+from pipeline.plugins.views import Sampled
 
 STUBBORN = """
 import os, signal, sys, time

@@ -16,8 +16,8 @@ from pipeline import timing
 from pipeline.events import AnyCommand, AnyEvent, Judge, Report, Restart, Serve, Tick, WeightsServed
 from pipeline.groups import State
 from pipeline.peers import Peers
+from pipeline.plugins.selectors.first_m import FirstM
 from pipeline.refusals import MOST, WITHIN_S, Refusals
-from pipeline.selectors.first_m import FirstM
 from pipeline.spans import StepRecord
 from pipeline.trace import Tracer
 from pipeline.translate import event_of, out_of_place, span_here, tokens_event

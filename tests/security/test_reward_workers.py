@@ -15,10 +15,10 @@ import pytest
 
 from pipeline.config import Plugin
 from pipeline.confinement import MARK, scrubbed
-from pipeline.plugins import RewardOptions
+from pipeline.plugins.registry import RewardOptions
+from pipeline.plugins.testing import sample_of
 from pipeline.reward_process import OUTPUT_BYTES
 from pipeline.rewarding import RewardFailed, RewardPool
-from pipeline.testing import sample_of
 from tests.pipeline.test_rewarding import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from launch.simulate.exploring import explain, explore
-from pipeline.budgets import uniform
 from pipeline.coordinator import Coordinator
 from pipeline.groups import Cause, Trajectory
 from pipeline.ledger import Ledger
 from pipeline.placement import Placement
+from pipeline.plugins.budgets import uniform
 from pipeline.selection import Selection
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world
 from pipeline.simulation.faults import Faulty

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import plugins, snapshot
+from pipeline import snapshot
 from pipeline.coordinator import Coordinator
 from pipeline.core import Seams, Settings
 from pipeline.events import AnyEvent, Cut, Report
+from pipeline.plugins import registry
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
@@ -70,7 +71,7 @@ OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
 PLUGINS = [
     (seam, name, options)
     for seam in BASE
-    for name in plugins.house_names(seam)
+    for name in registry.house_names(seam)
     for options in OPTIONS.get((seam, name), [{}])
 ]
 
@@ -78,10 +79,10 @@ PLUGINS = [
 def coordinator_with(seam: str, name: str, options: dict[str, Any]) -> Coordinator:
     made: dict[str, Any] = {}
     for each, (usual, usual_options) in BASE.items():
-        cls = plugins.find(each, name if each == seam else usual)
+        cls = registry.find(each, name if each == seam else usual)
         given = options if each == seam else usual_options
         extra = {"seed": SETTINGS.seed} if each == "prompts" else {}
-        made[each] = cls(plugins.options_type(cls)(**given), **extra)
+        made[each] = cls(registry.options_type(cls)(**given), **extra)
     lengths = [3 + prompt % 4 for prompt in range(SETTINGS.prompts)]
     return Coordinator(SETTINGS, Seams(**made), lengths, ["a", "b"] * (SETTINGS.prompts // 2))
 

@@ -1,0 +1,41 @@
+"""Budget `uniform`: every prompt gets the same number of candidates.
+
+M' = redundancy x M, rounded to the nearest whole number, halves up, never below M.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from pipeline.plugins.actions import Allotment
+from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.registry import register
+from pipeline.plugins.views import BudgetView, OpenView, PromptView
+
+
+class UniformOptions(BudgetOptions, frozen=True, kw_only=True):
+    """Options of the `uniform` budget."""
+
+    redundancy: float = 1.5
+    """Candidates sampled for each trajectory trained on; 1: no spare."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        if not 1 <= self.redundancy <= 64:
+            yield f"redundancy is {self.redundancy}, expected from 1 to 64"
+
+
+@register("budget", "uniform")
+class Uniform:
+    Options = UniformOptions
+
+    def __init__(self, options: UniformOptions | None = None) -> None:
+        self._options = options or UniformOptions()
+
+    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+        candidates = max(view.size, math.floor(self._options.redundancy * view.size + 0.5))
+        return [Allotment(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        return fewest_finished(groups, idle, self._options)

@@ -1,0 +1,15 @@
+"""Rollout `single`: a response is one turn of the model. Asks nobody, costs nothing."""
+
+from __future__ import annotations
+
+from pipeline.plugins.registry import Stateless, register
+from pipeline.plugins.views import Turn
+
+
+@register("rollout", "single")
+class Single(Stateless):
+    idle = True
+
+    def turn(self, turn: Turn) -> None:
+        """The response is complete."""
+        del turn

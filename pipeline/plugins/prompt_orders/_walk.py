@@ -1,0 +1,163 @@
+"""The cursor that the orders share: one epoch after another, nothing lost or repeated.
+
+Invariant: within an epoch of a source every prompt of it is planned once. A prompt that
+is outstanding when its turn comes waits; the next epoch begins only when none waits.
+Deferred prompts come first and belong to the epoch that planned them.
+
+Several sources each have epochs of their own. Which one gives the next prompt follows
+from how many each has given, by weight (Sainte-Lague: the smallest (given + 1/2) / weight,
+ties to the earlier): without randomness, and at any length as near to the weights as
+whole prompts allow. A source that has none to give now catches up later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.plugins import registry
+from pipeline.plugins.actions import Plan
+from pipeline.plugins.views import PlanView, SourceView
+
+
+class OrderOptions(registry.Options, frozen=True, kw_only=True):
+    """Options of every order."""
+
+    epochs: int = 0
+    """How often the data set is gone through, each of several sources for itself; then the run
+    ends. 0: as often as needed."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        if self.epochs < 0:
+            yield f"epochs is {self.epochs}, expected at least 0"
+
+
+Permutation = Callable[[int, int, int], Sequence[int]]
+"""(source, epoch, prompts of the source) -> their order."""
+
+
+class _Cursor:
+    """Where the walk through one source stands."""
+
+    def __init__(self, number: int, epochs: int, permutation: Permutation) -> None:
+        self._number, self._epochs, self._permutation = number, epochs, permutation
+        self.epoch = 0
+        self.position = 0
+        self.given = 0
+        self._count = 1  # prompts of the source, once it is known
+        self.waiting: deque[int] = deque()  # skipped in this epoch, oldest first
+        self._known: tuple[tuple[int, int], Sequence[int]] | None = None
+
+    @property
+    def passes(self) -> float:
+        """Epochs, with the part of the one under way."""
+        return self.epoch + self.position / self._count
+
+    def ready(self, source: SourceView, free: Callable[[int], bool]) -> Iterator[int]:
+        """Prompts that can be planned now, one by one; each that is given out is used up."""
+        self._count = max(1, source.count)
+        for prompt in list(self.waiting):
+            if free(prompt):
+                self.waiting.remove(prompt)
+                yield prompt
+        while self._more(source.count):
+            prompt = source.first + self._order(source.count)[self.position]
+            self.position += 1
+            if free(prompt):
+                yield prompt
+            else:
+                self.waiting.append(prompt)
+
+    def _more(self, count: int) -> bool:
+        """Whether there is a position to look at; begins the next epoch when one has ended."""
+        if self.position < count:
+            return not self._epochs or self.epoch < self._epochs
+        if self.waiting or not count:
+            return False
+        if self._epochs and self.epoch + 1 >= self._epochs:
+            return False
+        self.epoch, self.position = self.epoch + 1, 0
+        return True
+
+    def _order(self, count: int) -> Sequence[int]:
+        key = (self.epoch, count)
+        if self._known is None or self._known[0] != key:
+            self._known = (key, self._permutation(self._number, *key))
+        return self._known[1]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "given": self.given,
+            "count": self._count,
+            "waiting": list(self.waiting),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self.given, self._count = int(state["given"]), int(state.get("count", 1))
+        self.waiting = deque(int(prompt) for prompt in state["waiting"])
+
+
+class Walk:
+    """Plans prompts in the order that `permutation` gives."""
+
+    def __init__(self, options: OrderOptions, permutation: Permutation) -> None:
+        self._epochs = options.epochs
+        self._permutation = permutation
+        self._cursors: list[_Cursor] = []
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source, by its number, has been gone through by now."""
+        return {str(n): round(cursor.passes, 4) for n, cursor in enumerate(self._cursors)}
+
+    def plan(self, view: PlanView) -> Plan:
+        """Up to `view.want` prompts, none of them outstanding, none twice."""
+        planned: dict[int, None] = {}
+
+        def free(prompt: int) -> bool:
+            known = prompt < view.dataset  # it may have shrunk before a resume
+            return known and prompt not in view.outstanding and prompt not in planned
+
+        for prompt in view.deferred:
+            if len(planned) < view.want and free(prompt):
+                planned[prompt] = None
+        sources = view.sources or (SourceView(0, view.dataset, 1.0),)
+        while len(self._cursors) < len(sources):
+            self._cursors.append(_Cursor(len(self._cursors), self._epochs, self._permutation))
+        giving = {
+            number: cursor.ready(source, free)
+            for number, (cursor, source) in enumerate(zip(self._cursors, sources, strict=True))
+        }
+        while giving and len(planned) < view.want:
+            number = min(
+                giving, key=lambda n: ((self._cursors[n].given + 0.5) / sources[n].weight, n)
+            )
+            prompt = next(giving[number], None)
+            if prompt is None:
+                del giving[number]
+            else:
+                planned[prompt] = None
+                self._cursors[number].given += 1
+        return Plan(prompts=tuple(planned))
+
+    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
+        """These orders learn nothing from results."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the walk stands in each source; the order itself follows from the seed."""
+        return {"version": 2, "sources": [cursor.state() for cursor in self._cursors]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`. Raises ValueError if another version wrote it."""
+        if state.get("version") != 2:
+            raise ValueError(f"state of a prompt order: version {state.get('version')}, not 2")
+        self._cursors = [
+            _Cursor(number, self._epochs, self._permutation)
+            for number in range(len(state["sources"]))
+        ]
+        for cursor, saved in zip(self._cursors, state["sources"], strict=True):
+            cursor.restore(saved)

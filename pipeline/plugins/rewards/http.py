@@ -1,0 +1,175 @@
+"""Reward `http`: a server is asked for the rewards, many responses in one request.
+
+POST of `{"samples": [{"prompt", "response", "answer", "finish", "tokens", "columns"}, ...]}`;
+the answer is `{"scores": [...]}` with a number for each, or an object with "score" (its other
+numbers are parts), an object with "error", or null for no opinion. Before a run it is
+asked for no samples at all, so that a server that is not there, or answers otherwise, is told
+of early. At most `workers` requests are under way, each of at most `batch` responses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import httpx
+import msgspec
+
+from pipeline.plugins.registry import RewardOptions, register
+from pipeline.plugins.views import Sampled
+
+_SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")
+_AGAIN = frozenset({429, 500, 502, 503, 504})  # it may be better in a moment
+_ANSWER_BYTES = 16 << 20
+
+
+class ServerError(Exception):
+    """The reward server could not be asked, or answered what is no answer; the text names it."""
+
+
+class HttpOptions(RewardOptions, frozen=True, kw_only=True):
+    """Options of the `http` reward."""
+
+    url: str
+    """Where to POST: http://host:port/path."""
+    timeout_s: float = 2.0
+    """Seconds that one request may take."""
+    tries: int = 3
+    """Requests for one call: again after no connection, no answer in time, or a status of 429, 500,
+    502, 503 or 504."""
+    pause_s: float = 0.25
+    """Pause before the second of them; each later one is twice as long."""
+    bearer_env: str = ""
+    """Variable that holds a token to be sent as `Authorization: Bearer ...`; name it in `env` too.
+    Empty: none is sent."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            yield f"url is {self.url!r}: {error}; expected http://host:port/path"
+        else:
+            if url.scheme not in ("http", "https") or not url.host:
+                yield f"url is {self.url!r}, expected http://host:port/path"
+        if not self.timeout_s > 0:
+            yield f"timeout_s is {self.timeout_s}, expected above 0"
+        if self.tries < 1:
+            yield f"tries is {self.tries}, expected at least 1"
+        if self.pause_s < 0:
+            yield f"pause_s is {self.pause_s}, expected at least 0"
+        longest = self.tries * self.timeout_s + sum(_pauses(self.tries, self.pause_s))
+        if longest > self.limit_s:
+            yield (
+                f"limit_s is {self.limit_s:g}, but {self.tries} tries of {self.timeout_s:g} s with "
+                f"their pauses may take {longest:g} s: raise limit_s, or lower timeout_s or tries"
+            )
+        if self.bearer_env and self.bearer_env not in self.env:
+            yield f"bearer_env is {self.bearer_env!r}, but workers do not see it: add it to env"
+        elif self.bearer_env and not os.environ.get(self.bearer_env):
+            yield f"bearer_env is {self.bearer_env!r}, a variable that is not set here"
+
+
+@register("reward", "http")
+class Http:
+    Options = HttpOptions
+
+    def __init__(self, options: HttpOptions) -> None:
+        """Raises ServerError if the server is not there, or answers something else."""
+        self._options = options
+        headers = {"Content-Type": "application/json"}
+        if options.bearer_env:
+            headers["Authorization"] = f"Bearer {os.environ[options.bearer_env]}"
+        self._client = httpx.Client(headers=headers, timeout=options.timeout_s)
+        self.score_all([])
+
+    def complaint(self, sample: Sampled) -> str:
+        """Nothing: that this was built says that the server answers."""
+        del sample
+        return ""
+
+    def score(self, sample: Sampled) -> Any:
+        [result] = self.score_all([sample])
+        return result
+
+    def score_all(self, samples: Sequence[Sampled]) -> list[Any]:
+        sent = [{name: getattr(sample, name) for name in _SENT} for sample in samples]
+        content = self._asked(msgspec.json.encode({"samples": sent}))
+        return [_result(found) for found in self._scores(content, len(samples))]
+
+    def _asked(self, body: bytes) -> bytes:
+        """The answer's content, after as many tries as it takes. Raises ServerError."""
+        pauses = _pauses(self._options.tries, self._options.pause_s)
+        for pause_s in (*pauses, None):
+            try:
+                return self._once(body)
+            except (httpx.TransportError, _Again) as error:
+                if pause_s is None:
+                    why = str(error) or type(error).__name__
+                    raise ServerError(
+                        f"{self._options.url}: {why} (after {self._options.tries} tries); "
+                        "start the server, or mend reward.http.url"
+                    ) from error
+                time.sleep(pause_s)
+        raise AssertionError("the last pause is None")
+
+    def _once(self, body: bytes) -> bytes:
+        # The timeout of httpx is between two bytes: a server that drips is cut off here.
+        deadline = time.monotonic() + self._options.timeout_s
+        with self._client.stream("POST", self._options.url, content=body) as answer:
+            content = bytearray()
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) > _ANSWER_BYTES:
+                    raise ServerError(
+                        f"{self._options.url}: an answer of more than {_ANSWER_BYTES} bytes"
+                    )
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("timed out")
+            if answer.status_code in _AGAIN:
+                raise _Again(_status(answer.status_code, content))
+            if answer.status_code != httpx.codes.OK:
+                raise ServerError(f"{self._options.url}: {_status(answer.status_code, content)}")
+        return bytes(content)
+
+    def _scores(self, content: bytes, count: int) -> list[Any]:
+        """Raises ServerError unless it is `{"scores": [...]}` with so many entries."""
+        url, rule = self._options.url, 'expected {"scores": [...]}'
+        try:
+            answer = msgspec.json.decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ServerError(f"{url}: not JSON: {error}; {rule}") from error
+        fields = cast(dict[str, Any], answer) if isinstance(answer, dict) else {}
+        scores: Any = fields.get("scores")
+        if not isinstance(scores, list):
+            raise ServerError(f"{url}: answered {answer!r:.200}; {rule}")
+        found = cast(list[Any], scores)
+        if len(found) != count:
+            raise ServerError(f"{url}: {len(found)} scores for {count} samples; {rule}, one each")
+        return found
+
+
+class _Again(Exception):
+    """A status after which one may ask again."""
+
+
+def _status(status: int, content: bytes | bytearray) -> str:
+    return f"status {status}: {content[:200].decode(errors='replace')}"
+
+
+def _pauses(tries: int, first_s: float) -> list[float]:
+    """Between so many tries, seconds.
+
+    >>> _pauses(4, 0.25)
+    [0.25, 0.5, 1.0]
+    """
+    return [first_s * 2**index for index in range(tries - 1)]
+
+
+def _result(found: Any) -> Any:
+    if isinstance(found, dict) and "error" in found and "score" not in found:
+        entry = cast(Mapping[str, Any], found)
+        return ServerError(f"the server says: {entry['error']!s:.500}")
+    return found

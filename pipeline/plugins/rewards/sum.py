@@ -1,0 +1,128 @@
+"""Reward `sum`: a weighted sum of other rewards, each a part of it.
+
+A response that one of them fails on, or has no opinion on, has no sum either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.plugins import registry
+from pipeline.plugins.registry import PluginError, RewardOptions, register
+from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
+from pipeline.plugins.views import Sampled
+
+_EXAMPLE = "[{math: {}, weight: 1}, {python: {function: my_rewards:brief}, weight: 0.2}]"
+_GUARDS = frozenset(RewardOptions.__struct_fields__)
+
+
+class SumOptions(RewardOptions, frozen=True, kw_only=True):
+    """Options of the `sum` reward."""
+
+    of: tuple[str | dict[str, Any], ...]
+    """Each a reward with its options, and `weight` (1) and `name` (the reward's own) of the part.
+    What guards the workers (`limit_s`, `workers`, ...) is the sum's own, not the parts'."""
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        yield from super().problems(group_size)
+        if not self.of:
+            yield f"of is empty, expected rewards, as in {_EXAMPLE}"
+        names: set[str] = set()
+        for index, given in enumerate(self.of):
+            try:
+                part = _Part(given)
+            except ValueError as error:
+                yield f"of [{index}]: {error}"
+                continue
+            for text in part.options.problems(group_size):
+                yield f"of [{index}] {part.plugin}: {text}"
+            if part.name in names:
+                yield f"of [{index}]: there is a part {part.name!r} already; give this one a `name`"
+            names.add(part.name)
+
+
+class _Part:
+    """One entry of `of`. Raises ValueError with what does not fit."""
+
+    def __init__(self, given: str | dict[str, Any]) -> None:
+        entry = {given: None} if isinstance(given, str) else dict(given)
+        weight, name = entry.pop("weight", 1.0), entry.pop("name", None)
+        if len(entry) != 1:
+            raise ValueError(
+                f"found {', '.join(entry) or 'nothing'}, expected one reward, as in {_EXAMPLE}"
+            )
+        [(self.plugin, options)] = entry.items()
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ValueError(f"weight is {weight!r}, expected a number")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight is {weight}, expected a finite number")
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ValueError(f"name is {name!r}, expected text")
+        self.weight, self.name = float(weight), name or self.plugin
+        if self.plugin == "sum":
+            raise ValueError("a sum in a sum; put its parts beside the others")
+        try:
+            self.cls = registry.find("reward", self.plugin)
+        except PluginError as error:
+            raise ValueError(str(error)) from error
+        self.options = self._converted(options)
+
+    def _converted(self, options: Any) -> registry.Options:
+        struct = registry.options_type(self.cls)
+        given: dict[str, Any] = {} if options is None else options
+        if not isinstance(given, dict):
+            raise ValueError(f"found {given!r:.60} for {self.plugin}, expected its options")
+        if guards := sorted(_GUARDS & given.keys()):
+            cure = f"the sum has its own; set reward.sum.{guards[0]}"
+            raise ValueError(f"{self.plugin}: {', '.join(guards)}: {cure}")
+        known = [name for name in struct.__struct_fields__ if name not in _GUARDS]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
+                raise ValueError(f"{self.plugin}.{name}: unknown option; {hint}")
+        try:
+            return msgspec.convert(given, struct)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{self.plugin}: {error}") from error
+
+
+@register("reward", "sum")
+class Sum:
+    Options = SumOptions
+
+    @staticmethod
+    def needs_answer(options: SumOptions) -> bool:
+        """Whether one of its parts does."""
+        return any(registry.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
+
+    def __init__(self, options: SumOptions) -> None:
+        parts = [_Part(given) for given in options.of]
+        self._rewards = {part.name: part.cls(part.options) for part in parts}
+        self._weights = {part.name: part.weight for part in parts}
+
+    def score(self, sample: Sampled) -> Outcome:
+        [result] = self.score_all([sample])
+        return result
+
+    def score_all(self, samples: Sequence[Sampled]) -> list[Outcome]:
+        found = {name: outcomes(reward, samples) for name, reward in self._rewards.items()}
+        return [
+            weighted({n: of[i] for n, of in found.items()}, self._weights, without=False)
+            for i in range(len(samples))
+        ]
+
+    def complaint(self, sample: Sampled) -> str:
+        """The first part's that has one."""
+        for name, reward in self._rewards.items():
+            text = reward.complaint(sample) if hasattr(reward, "complaint") else ""
+            if not sample.answer and getattr(reward, "needs_answer", False):
+                text = text or "there is none, and it compares with one"
+            if text:
+                return f"{name}: {text}"
+        return ""

@@ -1,0 +1,25 @@
+"""Selector `first_m`: train on the first M candidates to finish, abort the rest.
+
+Turns a view of one group into at most one verb; remembers nothing between calls.
+Source: tail pruning, arXiv 2605.30859.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.plugins.actions import AnyVerb
+from pipeline.plugins.registry import SelectorEvent, Stateless, Wants, register
+from pipeline.plugins.selectors._choosing import filled, finalize, usable
+from pipeline.plugins.views import GroupView
+
+
+@register("selector", "first_m")
+class FirstM(Stateless):
+    wants = Wants()
+
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+        enough = len(usable(group)) >= group.size
+        if not enough and group.unended:  # a lost engine's members are queued, not gone
+            return
+        yield finalize(filled(group), "first M" if enough else "all that ended")

@@ -1,0 +1,31 @@
+"""Selector `shortest`: wait for every candidate, train on the M shortest.
+
+Truncated ones are taken only when fewer than M others exist; ties go by arrival.
+At the barrier the M shortest finished by then are taken, where there are as many.
+Remembers nothing between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.plugins.actions import AnyVerb
+from pipeline.plugins.registry import Barrier, SelectorEvent, Stateless, Wants, register
+from pipeline.plugins.selectors._choosing import filled, finalize, shortest_first, usable
+from pipeline.plugins.views import GroupView
+
+
+@register("selector", "shortest")
+class Shortest(Stateless):
+    wants = Wants()
+
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+        members = shortest_first(usable(group))
+        enough = len(members) >= group.size
+        if group.unended and not (enough and isinstance(event, Barrier)):
+            return
+        if enough:
+            by = "of those finished at the barrier" if group.unended else "of all"
+            yield finalize(members[: group.size], f"{group.size} shortest {by}")
+        else:
+            yield finalize(filled(group), "all that ended")

@@ -1,0 +1,173 @@
+"""Builders of views, for the tests of plug-ins: a group in one line.
+
+Turns plain dicts of id -> tokens into the views that the core would show, in the
+order of arrival in which they are written. Used by the house's own tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from pipeline.plugins.actions import Abort, AnyVerb, Finalize, Park, Sample, Stop
+from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
+
+
+class Recent(msgspec.Struct, frozen=True, kw_only=True):
+    """Statistics of a run so far, given as plain lists."""
+
+    confidences: Sequence[float] = ()
+    lengths: Sequence[float] = ()
+    rewards: Sequence[float] = ()
+
+    def confidence_quantile(self, q: float, at_least: int = 64) -> float | None:
+        return _quantile(self.confidences, q, at_least)
+
+    def length_quantile(self, q: float, at_least: int = 64) -> float | None:
+        return _quantile(self.lengths, q, at_least)
+
+    def pass_rate(self) -> float | None:
+        return float(np.mean(self.rewards)) if self.rewards else None
+
+
+def _quantile(values: Sequence[float], q: float, at_least: int) -> float | None:
+    if len(values) < max(1, at_least):
+        return None
+    return float(np.quantile(np.asarray(values), q))
+
+
+def group_of(
+    *,
+    size: int,
+    finished: Mapping[int, int] | None = None,
+    truncated: Mapping[int, int] | None = None,
+    running: Mapping[int, int] | None = None,
+    queued: Mapping[int, int] | None = None,
+    parked: Mapping[int, int] | None = None,
+    rewards: Mapping[int, float] | None = None,
+    failed: Collection[int] = (),
+    confidence: Mapping[int, float] | None = None,
+    statistics: Recent | None = None,
+    max_tokens: int = 1024,
+    now: float = 0.0,
+    seed: int = 0,
+    budget: int | None = None,
+) -> GroupView:
+    """A group in the middle of its life.
+
+    Args:
+        size: M.
+        finished, truncated, running, queued, parked: member id -> tokens held; ended
+            members arrived in the order written, finished ones before truncated ones.
+        rewards: member id -> reward, where it is known.
+        failed: ids of members whose reward failed.
+        confidence: member id -> nats per token; others are at -0.5.
+        statistics: figures across groups; empty ones (no quantile yet) if not given.
+        budget: M'; as many as there are members if not given.
+    """
+    members: list[MemberView] = []
+    for state, given in (
+        ("finished", finished),
+        ("truncated", truncated),
+        ("running", running),
+        ("queued", queued),
+        ("parked", parked),
+    ):
+        for id_, tokens in (given or {}).items():
+            members.append(
+                MemberView(
+                    id=id_,
+                    state=state,
+                    tokens=tokens,
+                    confidence=(confidence or {}).get(id_, -0.5) if tokens else 0.0,
+                    reward=(rewards or {}).get(id_),
+                    reward_failed=id_ in failed,
+                    hit_limit=state == "truncated" and tokens >= max_tokens,
+                )
+            )
+    ids = [member.id for member in members]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"a member is given in two states: {sorted(ids)}")
+    return GroupView(
+        id=1,
+        prompt=1,
+        size=size,
+        budget=len(members) if budget is None else budget,
+        step=1,
+        now=now,
+        members=tuple(members),
+        statistics=statistics or Recent(),
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+
+
+def outcomes_of(
+    rewards: Sequence[float],
+    *,
+    tokens: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    max_tokens: int = 1024,
+) -> list[Outcome]:
+    """Chosen members for an advantage: by default 10 tokens and weight 1 each."""
+    return [
+        Outcome(
+            reward=reward,
+            tokens=tokens[index] if tokens else 10,
+            truncated=bool(tokens) and (tokens or ())[index] >= max_tokens,
+            weight=weights[index] if weights else 1.0,
+            max_tokens=max_tokens,
+        )
+        for index, reward in enumerate(rewards)
+    ]
+
+
+def sample_of(
+    response: str,
+    *,
+    answer: str = "",
+    prompt: str = "",
+    finish: str = "stop",
+    columns: Mapping[str, object] | None = None,
+) -> Sampled:
+    """An ended trajectory for a reward; a token a character."""
+    return Sampled(
+        prompt=prompt,
+        response=response,
+        finish=finish,
+        tokens=len(response),
+        answer=answer,
+        columns=columns or {},
+    )
+
+
+def illegal(group: GroupView, verbs: Iterable[AnyVerb]) -> list[str]:
+    """Why the core would refuse these verbs; empty: it would not."""
+    members = {member.id: member for member in group.members}
+    unended = {member.id: member for member in group.unended}
+    reasons: list[str] = []
+    for verb in verbs:
+        if isinstance(verb, Sample) and verb.n < 1:
+            reasons.append(f"{verb}: n is at least 1")
+        if not isinstance(verb, Abort | Stop | Park | Finalize):
+            continue
+        if len(set(verb.ids)) < len(verb.ids):
+            reasons.append(f"{verb}: an id is given twice")
+        unknown = [id_ for id_ in verb.ids if id_ not in members]
+        if unknown:
+            reasons.append(f"{verb}: no such members {unknown}")
+        if isinstance(verb, Stop):
+            if any(i not in unended or not unended[i].tokens for i in verb.ids):
+                reasons.append(f"{verb}: a member has ended, or holds no token")
+            for id_ in verb.ids:
+                unended.pop(id_, None)  # so that a later Finalize may name it
+        if isinstance(verb, Finalize):
+            if len(verb.ids) < 2:
+                reasons.append(f"{verb}: two members or more")
+            if any(i in unended for i in verb.ids):
+                reasons.append(f"{verb}: a member has not ended")
+            if verb.weights is not None and len(verb.weights) != len(verb.ids):
+                reasons.append(f"{verb}: as many weights as ids")
+    return reasons

@@ -1,0 +1,224 @@
+"""What a plug-in sees: read-only snapshots of a group, a step, a prompt.
+
+Built by the core (and by `pipeline.plugins.testing` for tests); a plug-in never holds
+the core's own objects, so it cannot change them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Protocol
+
+import msgspec
+
+ENDED = ("finished", "truncated")
+UNENDED = ("queued", "running", "calling", "parked")
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """One trajectory of a group."""
+
+    id: int
+    state: str  # queued running calling parked finished truncated aborted
+    tokens: int  # response tokens held that the model sampled
+    confidence: float  # mean behaviour logprob, nats per token; 0.0 while no token is held
+    reward: float | None = None  # None: not known yet, or failed
+    reward_failed: bool = False
+    parts: Mapping[str, float] = {}
+    versions: tuple[int, ...] = ()  # policy versions that sampled it, oldest first
+    hit_limit: bool = False  # truncated by a limit, of tokens or turns (not by `Stop`)
+
+
+class Statistics(Protocol):
+    """Running figures across all groups, updated in event order."""
+
+    def confidence_quantile(self, q: float, at_least: int = 64) -> float | None:
+        """The q-quantile of the last 512 finished members' confidence; None before `at_least`."""
+        ...
+
+    def length_quantile(self, q: float, at_least: int = 64) -> float | None:
+        """The same of response lengths, tokens."""
+        ...
+
+    def pass_rate(self) -> float | None:
+        """Mean reward of the last 512 scored members."""
+        ...
+
+
+class GroupView(msgspec.Struct, frozen=True, kw_only=True):
+    """One group, for a selector. Members in order of arrival: ended ones in the
+    order in which they ended, then the others by id. Aborted ones are left out."""
+
+    id: int
+    prompt: int
+    size: int  # M: members wanted (smaller after `Relax`)
+    budget: int  # M': members sampled so far, aborted ones included
+    step: int
+    now: float  # seconds, the stage's monotonic clock
+    members: tuple[MemberView, ...]
+    statistics: Statistics
+    seed: int = 0
+    max_tokens: int = 0
+
+    @property
+    def finished(self) -> tuple[MemberView, ...]:
+        """Ended with a stop token."""
+        return tuple(m for m in self.members if m.state == "finished")
+
+    @property
+    def truncated(self) -> tuple[MemberView, ...]:
+        """Ended at their limit, or by `Stop`."""
+        return tuple(m for m in self.members if m.state == "truncated")
+
+    @property
+    def ended(self) -> tuple[MemberView, ...]:
+        return tuple(m for m in self.members if m.state in ENDED)
+
+    @property
+    def unended(self) -> tuple[MemberView, ...]:
+        """Queued, running, calling (its rollout is asked) and parked: members of a lost engine
+        are here, not gone."""
+        return tuple(m for m in self.members if m.state in UNENDED)
+
+    def rng(self, key: str) -> random.Random:
+        """Randomness that depends on seed, group and key alone, so a replay is exact."""
+        return random.Random(f"{self.seed}/{self.id}/{key}")
+
+
+class BatchView(msgspec.Struct, frozen=True, kw_only=True):
+    """The open step, for the batch seam. Group ids in the order of becoming so."""
+
+    step: int
+    need: int  # groups wanted
+    taken: int
+    ready: tuple[int, ...]
+    chosen: int  # selection made, rewards on their way
+    enough: int  # could close now, still open
+    open: int  # open and not enough
+    size: int  # M as of now
+    group_size: int  # M by config
+    closing: bool  # the barrier has been raised
+    ahead: int = 0  # steps that generation may be ahead of this one
+    due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
+
+
+class SourceView(msgspec.Struct, frozen=True):
+    """One of several sources of prompts: `count` prompts from index `first` on."""
+
+    first: int
+    count: int
+    weight: float  # prompts of it for each one of a source with weight 1
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the prompts seam is asked: up to `want` prompts. Holds during the question:
+    `outstanding` is too large to be copied for each."""
+
+    step: int
+    want: int
+    need: int = 0  # groups that the step trains on
+    first: bool = False  # the first plan of the step
+    dataset: int  # number of prompts in the data set
+    sources: tuple[SourceView, ...] = ()  # where it has several; together the whole data set
+    outstanding: Set[int]  # prompts open now: never plan one of them
+    deferred: tuple[int, ...]  # given back, oldest first
+
+
+class PromptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, for the budget seam."""
+
+    prompt: int
+    tokens: int  # length of the prompt
+    tag: str = ""  # its kind, as the data set names it
+
+
+class Costs(Protocol):
+    """What a token costs, as the engines measured it."""
+
+    def seconds(self, running: float) -> float:
+        """Seconds per token of one sequence while `running` run on its engine."""
+        ...
+
+
+class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the budget seam spends: the step and the engines as they are now."""
+
+    step: int
+    size: int  # M
+    max_tokens: int  # limit of a response by config
+    need: int  # groups of a step
+    engines: int  # that serve now, at least 1
+    slots: int  # of all of them
+    latency: Costs
+
+
+class EndedView(msgspec.Struct, frozen=True, kw_only=True):
+    """One group that has ended, for the budget seam."""
+
+    prompt: int
+    tokens: int  # length of the prompt
+    tag: str
+    lengths: tuple[int, ...]  # response tokens of every candidate that held any
+    censored: tuple[bool, ...]  # True: aborted or truncated, its length is a lower bound
+
+
+class OpenView(msgspec.Struct, frozen=True, kw_only=True):
+    """One open group, for top-up."""
+
+    id: int
+    size: int  # M as of now
+    sampled: int  # candidates so far
+    finished: int  # with a stop token
+    unended: int
+    enough: bool
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One chosen member, for the advantage seam."""
+
+    reward: float
+    tokens: int
+    truncated: bool
+    weight: float  # from Finalize
+    max_tokens: int  # limit of its response
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """One ended trajectory, for the reward seam (inside a reward worker)."""
+
+    prompt: str
+    response: str  # decoded, without special tokens
+    finish: str  # 'stop' | 'length'
+    tokens: int  # sampled ones
+    answer: str
+    columns: Mapping[str, object]  # the data set's line
+    pieces: Sequence[tuple[str, bool]] = ()
+    """(text, whether the model sampled it), one after another; () where nothing was appended."""
+    messages: Sequence[Mapping[str, Any]] = ()  # the prompt, where the data set has messages
+    ids: Sequence[int] = ()  # token ids of the response, the one that ended it included
+    step: int = 0  # steps done when it was judged
+    steps: int = 0  # of the run
+
+    @property
+    def sampled(self) -> str:
+        """The part of the response that the model wrote."""
+        if not self.pieces:
+            return self.response
+        return "".join(text for text, sampled in self.pieces if sampled)
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn of the model that is over, for the rollout seam (inside a worker)."""
+
+    prompt: str
+    response: str  # all turns so far and what was appended, without special tokens
+    text: str  # of this turn: what was sampled since the last append
+    number: int  # of this turn, from 0
+    finish: str  # 'stop': a stop token or text | 'length': `turn_tokens`
+    left: int  # tokens that the response may still have, appended ones included
+    answer: str
+    columns: Mapping[str, object]  # the data set's line
+    pieces: Sequence[tuple[str, bool]] = ()  # see `Sampled`
+    ids: Sequence[int] = ()  # token ids of the response
+    memory: Any = None  # of the last `Append`
