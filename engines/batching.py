@@ -28,7 +28,7 @@ from transformers.utils import logging as chatter
 from engines import attention
 from engines.base import EngineError
 from engines.drawing import Draw, Drawing
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import CoresError, engine_cores
 
 log = logging.getLogger("engines.batching")

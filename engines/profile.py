@@ -20,7 +20,7 @@ import msgspec
 
 from engines.base import Engine, EngineInfo, Sampling
 from engines.saying import say
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 
 SHORT, LONG = 8, 40
 """New tokens of a request in the two batches."""

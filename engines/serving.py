@@ -21,7 +21,7 @@ from engines.proving import load_spans, prove
 from engines.saying import say
 from engines.stopping import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
-from pipeline.config import Watch
+from pipeline.config.schema import Watch
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     PROTOCOL,

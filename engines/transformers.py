@@ -27,7 +27,7 @@ from engines.drawing import LIKELIEST, NOT_FORCED, Draw
 from engines.model_files import ModelFacts, read_model_facts
 from engines.proving import PROBES, one_by_one
 from engines.weights import FILE
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 
 
 class _Router(OutputRouter):

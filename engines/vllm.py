@@ -18,7 +18,7 @@ from typing import Any
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_files import ModelFacts, read_model_facts
 from engines.proving import PROBES, one_by_one
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import engine_cores
 
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for

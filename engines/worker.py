@@ -20,7 +20,7 @@ import msgspec
 from engines.base import Engine, EngineError
 from engines.process import die_with_parent, end_group, lead_own_group
 from engines.saying import say
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.wire.keys import TransportError, ticket_of
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
@@ -60,7 +60,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.profile import latency
     from engines.serving import Worker
     from engines.stopping import StopTexts
-    from pipeline.configfile import rollout_options
+    from pipeline.config.load import rollout_options
     from pipeline.wire.client import Link
 
     try:
@@ -109,7 +109,7 @@ def main() -> None:
     lead_own_group()
     import uvloop
 
-    from pipeline.configfile import ConfigError, load
+    from pipeline.config.load import ConfigError, load
 
     status = 1
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 SLOW = 1.5
 """An engine whose tokens take so many times as long as those of the others is named."""

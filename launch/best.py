@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.jsonl import lines
 from pipeline import checkpoint
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
 from pipeline.trackers import flat
 

@@ -106,7 +106,7 @@ def train(
     loaded = load_config(config, overrides)
     lines = _check(loaded)
     if dry_run:
-        from pipeline.configfile import dump
+        from pipeline.config.load import dump
 
         typer.echo(dump(loaded) + "\n" + "\n".join(lines) + "\nnothing was started")
         return
@@ -146,7 +146,7 @@ def export(
     from launch.best import best_checkpoint
     from launch.train import export_run
     from pipeline.checkpoint import CheckpointError
-    from pipeline.configfile import ConfigError
+    from pipeline.config.load import ConfigError
     from pipeline.system.run_folder import RunError
 
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from launch.placing import PlacementError, roles
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 STAGE_PORTS = ("control", "tokens", "weights", "meeting of learner ranks")
 """Of the first machine, in the order of `nodes.port`."""

@@ -15,7 +15,7 @@ import typer
 from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.schema import Config
     from pipeline.datareport import DataReport, Lengths
     from pipeline.prompts import Dataset
 

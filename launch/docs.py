@@ -1,6 +1,6 @@
 """`python -m launch.docs`: the pages of docs/ that are made from the source.
 
-docs/configuration.md from the docstrings of `pipeline.config` and of the
+docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
 plug-ins' options; docs/states.md from the tables of `pipeline.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import Config, Plugin
-from pipeline.configdocs import default_of, documentation, option_documentation, sections
-from pipeline.configrules import CHOICES, RULES
+from pipeline.config.docs import default_of, documentation, option_documentation, sections
+from pipeline.config.rules import CHOICES, RULES
+from pipeline.config.schema import Config, Plugin
 from pipeline.groups import GROUP_TRANSITIONS, TRANSITIONS
 from pipeline.plugins import registry
 

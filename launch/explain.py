@@ -129,7 +129,7 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
 def _prompt_text(run: RunFolder, told: Story) -> str:
     """Of the data set that the configuration names; '' if that cannot be read (any more)."""
     from pipeline import evalsets
-    from pipeline.configfile import ConfigError, load
+    from pipeline.config.load import ConfigError, load
     from pipeline.prompts import DataError, load_train
     from pipeline.text import ModelError, Tokenizer
 

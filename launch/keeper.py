@@ -21,7 +21,7 @@ from pathlib import Path
 from launch.memory import MemoryWatch, own_groups
 from launch.node import CONFIG, leave_there, left_there
 from launch.processes import Child, clean_environment, end_all, engine_environment
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
 from pipeline.wire.keys import Ticket, read_private
 

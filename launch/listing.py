@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.configdocs import option_documentation
+from pipeline.config.docs import option_documentation
 from pipeline.plugins import registry
 
 

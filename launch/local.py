@@ -28,7 +28,7 @@ from launch.processes import (
     learner_arguments,
     learner_environment,
 )
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.system import temp_dirs
 from pipeline.system.run_folder import RunFolder
 

@@ -19,8 +19,8 @@ from launch.local import LOOPBACK, Site, free_ports
 from launch.meeting import Hello, Place, allowed
 from launch.network import own_address
 from launch.placing import PlacementError, roles
-from pipeline.config import Config
-from pipeline.configfile import dump
+from pipeline.config.load import dump
+from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
 from pipeline.wire.curve_auth import new_pair

@@ -26,7 +26,7 @@ def fail(text: object, status: int = 1) -> NoReturn:
 
 
 def load_config(config: Path, overrides: list[str] | None) -> Any:
-    from pipeline.configfile import ConfigError, load
+    from pipeline.config.load import ConfigError, load
 
     try:
         return load(config, overrides or ())

@@ -13,7 +13,7 @@ from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from launch.report.lines import Lives, TimingLine
-    from pipeline.config import Config
+    from pipeline.config.schema import Config
 
 STEPS = 5
 _ROWS = 8  # of the critical path's table; the rest is one row

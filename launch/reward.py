@@ -18,7 +18,7 @@ import typer
 from launch.options import CONFIG_HELP, Overrides, fail, load_config
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.schema import Config
     from pipeline.plugins.views import Sampled
 
 reward = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
@@ -106,7 +106,7 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
-    from pipeline.configfile import plugin_class
+    from pipeline.config.load import plugin_class
     from pipeline.plugins import registry
     from pipeline.plugins.views import Sampled
     from pipeline.prompts import ANSWERS

@@ -31,7 +31,7 @@ from launch.meeting import POLL_S, Seal, Store
 from launch.network import interface_towards, own_address
 from launch.node import Node, digest_of
 from launch.train import versions
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.text import ModelError, read_json
 from pipeline.wire.clock_sync import PeerClock

@@ -106,7 +106,7 @@ class Watched:
     @functools.cached_property
     def _planned(self) -> int:
         """Steps that the configuration asks for; 0 if it cannot be read (any more)."""
-        from pipeline.configfile import ConfigError, load
+        from pipeline.config.load import ConfigError, load
 
         try:
             return load(self._run.config).step.count

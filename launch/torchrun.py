@@ -40,8 +40,8 @@ from launch.processes import (
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
 from pipeline import checkpoint, trackers, trainable
-from pipeline.config import Config
-from pipeline.configfile import ConfigError, dump, load
+from pipeline.config.load import ConfigError, dump, load
+from pipeline.config.schema import Config
 from pipeline.datafiles import DataError
 from pipeline.records import Records
 from pipeline.system.private_dirs import UMASK

@@ -16,8 +16,8 @@ from typing import Any
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
 from pipeline import checkpoint, fingerprint, trackers, trainable
-from pipeline.config import Config
-from pipeline.configfile import ConfigError, dump, load
+from pipeline.config.load import ConfigError, dump, load
+from pipeline.config.schema import Config
 from pipeline.datafiles import DataError
 from pipeline.system.durable_files import SYSTEM, finish
 from pipeline.system.run_folder import RunError, RunFolder, new_name

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learner.diary import Diary
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
 from pipeline.wire.client import Link
 from pipeline.wire.clock_sync import boot_id
@@ -336,7 +336,7 @@ def main() -> None:
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(given.rank), str(given.world)
     os.environ.setdefault("LOCAL_RANK", str(given.rank))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a directory
-    from pipeline.configfile import load
+    from pipeline.config.load import load
 
     config = load(given.config)
     import torch

@@ -28,7 +28,7 @@ from learner.passes import Passes
 from learner.proof import prove
 from learner.streamer import Streamer
 from learner.updates import HeldStep, needs_old
-from pipeline.config import Config, LearnerSection
+from pipeline.config.schema import Config, LearnerSection
 from pipeline.plugins import registry
 
 log = logging.getLogger("learner")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.config import LoraSection
+from pipeline.config.schema import LoraSection
 from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 ADAPTER = "adapter"

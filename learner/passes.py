@@ -23,7 +23,7 @@ from learner.importance import importance
 from learner.losses import Loss
 from learner.old import ByTrajectory, laid_out, member_logprobs
 from learner.zero import Zero
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import TrainGroup
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

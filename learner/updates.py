@@ -19,7 +19,7 @@ from learner.accumulate import Report, failed, trained
 from learner.forward import counted_tokens
 from learner.passes import Metrics, NotFinite, Passes, merge
 from learner.split import mini_batches
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import CloseStep, TrainGroup
 
 log = logging.getLogger(__name__)

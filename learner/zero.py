@@ -45,8 +45,8 @@ import deepspeed  # noqa: E402
 import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
 
-from pipeline import deepspeedfile  # noqa: E402
-from pipeline.config import LearnerSection  # noqa: E402
+from pipeline.config import deepspeed_json
+from pipeline.config.schema import LearnerSection  # noqa: E402
 
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3: parameters up to this size (norms, biases) stay whole on every rank."""
@@ -88,7 +88,7 @@ def settings(section: LearnerSection) -> dict[str, Any]:
 
     Raises: DeepSpeedFileError if that file does not fit.
     """
-    theirs = deepspeedfile.read(section)
+    theirs = deepspeed_json.read(section)
     return {
         **theirs,
         "train_micro_batch_size_per_gpu": 1,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, LearnerSection
-from pipeline.configfile import plugin_class, rollout_options
+from pipeline.config.load import plugin_class, rollout_options
+from pipeline.config.schema import Config, LearnerSection
 from pipeline.coordinator import Coordinator
 from pipeline.core import EvalSet, Seams, Settings
 from pipeline.evalsets import HeldOut

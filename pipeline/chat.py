@@ -22,7 +22,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.config import Data
+from pipeline.config.schema import Data
 from pipeline.datafiles import DataError, kind_of
 from pipeline.text import read_json
 

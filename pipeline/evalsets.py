@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline import configrules
-from pipeline.config import Config, EvalFile, Evaluation
+from pipeline.config import rules
+from pipeline.config.schema import Config, EvalFile, Evaluation
 from pipeline.core import EvalSet
 from pipeline.prompts import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.text import Tokenizer
@@ -31,7 +31,7 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
     for name, given in config.eval.sets.items():
         file: EvalFile = _file(given)
         data = msgspec.structs.replace(config.data, held_out=file.path)
-        if file.path in configrules.tasks():
+        if file.path in rules.tasks():
             count = file.prompts or TASK_HELD_OUT
             data = msgspec.structs.replace(config.data, train=file.path, held_out=count)
         found = load_held_out(data, tokenizer, config.sampling.max_tokens)

@@ -14,8 +14,8 @@ from typing import Any, cast
 import msgspec
 import xxhash
 
-from pipeline import configrules
-from pipeline.config import Config, Data, Plugin
+from pipeline.config import rules
+from pipeline.config.schema import Config, Data, Plugin
 from pipeline.datafiles import files_of
 from pipeline.plugins import registry
 
@@ -80,7 +80,7 @@ def _of_data(data: Data) -> Iterator[tuple[str, str]]:
 
 
 def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
-    files = [] if path in configrules.tasks() else files_of(path, split)
+    files = [] if path in rules.tasks() else files_of(path, split)
     if not files:
         yield key, _text(path)
     elif len(files) == 1:

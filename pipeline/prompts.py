@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline import configrules
 from pipeline.chat import Chat
-from pipeline.config import Data, Source
+from pipeline.config import rules
+from pipeline.config.schema import Data, Source
 from pipeline.datafiles import DataError, Row, field_of, kind_of, rows_of
 from pipeline.plugins.views import SourceView
 from pipeline.text import Tokenizer
@@ -131,7 +131,7 @@ def load_held_out(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
     loading = _Loading(data, tokenizer, max_tokens)
     if isinstance(data.held_out, str):
         return loading.dataset((Source(path=data.held_out),), "held_out", TASK_HELD_OUT)
-    if data.held_out == 0 or data.train not in configrules.tasks():
+    if data.held_out == 0 or data.train not in rules.tasks():
         return Dataset("no held-out prompts", [])
     return loading.dataset((Source(path=data.train),), "held_out", data.held_out)
 
@@ -195,7 +195,7 @@ class _Loading:
         return [f"all {self._dropped} are too long"] if self._dropped else []
 
     def _rows(self, path: str, split: str, count: int) -> tuple[str, Iterator[Row]]:
-        if path in configrules.tasks():
+        if path in rules.tasks():
             task = importlib.import_module(f"pipeline.tasks.{path}")
             name = f"{path} ({split.replace('_', ' ')})"
             given = task.generate(split, count)
@@ -290,7 +290,7 @@ class _Fields:
     """Which fields of a source's rows are prompt and answer."""
 
     def __init__(self, source: Source, data: Data) -> None:
-        task = source.path in configrules.tasks()  # its fields have the house's names
+        task = source.path in rules.tasks()  # its fields have the house's names
         self.prompt = "prompt" if task else source.prompt or data.prompt
         named = "answer" if task else source.answer or data.answer
         self.sought = not named

@@ -20,7 +20,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.confinement import MARK, Limits, end_family, family, scrubbed, tasks
 from pipeline.reward_wire import (
     LENGTH_BYTES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.confinement import Limits
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system.terminal_text import printable

@@ -6,7 +6,7 @@ answer, and gold answers that cannot be graded against are found in seconds, not
 
 from __future__ import annotations
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.plugins import registry
 from pipeline.plugins.views import Sampled
 from pipeline.prompts import Dataset, Item

@@ -24,7 +24,7 @@ from typing import ClassVar, Self
 import msgspec
 
 from pipeline import reward_process
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.confinement import Limits
 from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
 from pipeline.plugins import registry

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import fingerprint, snapshot, translate
 from pipeline.assembly import Parts
-from pipeline.configfile import rollout_options
+from pipeline.config.load import rollout_options
 from pipeline.core import PluginFault
 from pipeline.door import Door
 from pipeline.events import (

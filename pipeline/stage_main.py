@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 
 from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
-from pipeline.configfile import ConfigError, load
+from pipeline.config.load import ConfigError, load
 from pipeline.plugins.registry import PluginError
 from pipeline.prompts import DataError, load_train
 from pipeline.records import Records

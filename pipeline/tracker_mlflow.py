@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.live import Live
 from pipeline.ports import TrackerError
 from pipeline.system.run_folder import RunFolder

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pipeline.config import Config, Metrics
+from pipeline.config.schema import Config, Metrics
 from pipeline.live import Live
 from pipeline.ports import TrackerError, port_complaint, port_in_use
 from pipeline.system.run_folder import RunFolder

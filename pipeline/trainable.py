@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import deepspeedfile
-from pipeline.config import Config
+from pipeline.config import deepspeed_json
+from pipeline.config.schema import Config
 from pipeline.text import ModelError, read_json
 
 OWN_ATTENTION = {
@@ -45,8 +45,8 @@ def complaints(config: Config) -> Iterator[str]:
             "leave learner.lora out"
         )
     try:
-        deepspeedfile.read(section)
-    except deepspeedfile.DeepSpeedFileError as error:
+        deepspeed_json.read(section)
+    except deepspeed_json.DeepSpeedFileError as error:
         yield from error.problems
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.config import Config
-from pipeline.configfile import rollout_options
+from pipeline.config.load import rollout_options
+from pipeline.config.schema import Config
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn

@@ -141,7 +141,7 @@ def test_importing_a_command_or_the_head_of_a_process_stays_light(module: str):
 
 
 def test_checking_a_configuration_loads_no_torch():
-    code = "pipeline.configfile; pipeline.configfile.load(__import__('pathlib').Path("
+    code = "pipeline.config.load; pipeline.config.load.load(__import__('pathlib').Path("
     assert loaded_by(code + "'configs/quickstart.yaml'))") & set(HEAVY) == set()
 
 

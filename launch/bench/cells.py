@@ -20,7 +20,7 @@ from launch.bench.methods import Method
 from launch.processes import Child, clean_environment, end_all
 from launch.report.figures import StepFigures, step_figures
 from launch.report.lines import EvalLine, StepLine, curve
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
 
 STOP_S = 15.0

@@ -22,7 +22,7 @@ from launch.bench import plots, tables
 from launch.bench.cells import Cell, CellError, Figures
 from launch.bench.methods import METHODS, QUICK, SETS
 from launch.train import about
-from pipeline.configfile import ConfigError, load
+from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError
 
 TARGET = 0.75

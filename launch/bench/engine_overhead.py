@@ -28,8 +28,8 @@ from launch.bench.raw_engine import Span
 from launch.local import Launcher
 from launch.processes import Child, clean_environment, end_all
 from launch.train import identify
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
 
 CONFIG = Path("configs/quickstart.yaml")

@@ -23,8 +23,8 @@ import msgspec
 from engines.process import end_group, lead_own_group
 from engines.profile import Points, batch, measure
 from engines.worker import build
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import engine_cores
 
 _REPEATS = 5

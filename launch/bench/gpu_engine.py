@@ -18,8 +18,8 @@ import msgspec
 from engines import profile
 from engines.base import EngineInfo, Sampling
 from engines.transformers import TransformersEngine
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 
 SHORT, LONG = 8, 72
 """New tokens of a request in the two batches whose difference is the decode steps' time."""

@@ -22,8 +22,8 @@ from launch.bench.packed import group_of
 from learner import ragged
 from learner.attention import switch
 from learner.forward import MicroBatch, logprobs, micro_batches
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.wire.messages import TrainGroup
 
 PRICES = tuple(1 << power for power in (12, 15, 18, 21))

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.engine_overhead import SHORT, metrics_of
-from pipeline.configfile import load
+from pipeline.config.load import load
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")
 

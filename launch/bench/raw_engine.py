@@ -23,8 +23,8 @@ from engines.model_files import read_model_facts
 from engines.process import die_with_parent, end_group, lead_own_group
 from engines.vllm import async_llm, sampling_params
 from pipeline import assembly, evalsets
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.events import (
     AnyEvent,
     EngineJoined,

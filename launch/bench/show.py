@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.benches import BENCHES, PEER
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 
 CONFIG = "configs/quickstart.yaml"
 

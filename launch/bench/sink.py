@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from learner.actor import keep_off_the_engines_cores
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.text import Tokenizer
 from pipeline.wire.client import Link
 from pipeline.wire.messages import (

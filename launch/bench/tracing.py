@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.engine_overhead import SHORT, metrics_of
-from pipeline.configfile import load
+from pipeline.config.load import load
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)
 WAYS = {

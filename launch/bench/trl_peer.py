@@ -33,8 +33,8 @@ import torch
 from launch.bench.cells import Cell
 from launch.bench.methods import Method
 from launch.bench.plain_loop import HELD_OUT, Policy, evaluate
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.plugins.rewards.exact import Exact
 from pipeline.plugins.views import Sampled
 from pipeline.prompts import load_train

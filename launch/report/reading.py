@@ -17,8 +17,8 @@ import numpy.typing as npt
 from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
 from pipeline.checkpoint import MANIFEST
+from pipeline.config.yaml_tree import parse, plain
 from pipeline.system.run_folder import RunError, RunFolder
-from pipeline.yamltree import parse, plain
 
 Ints = npt.NDArray[np.int32]
 Say = Callable[[str], None]

@@ -55,7 +55,7 @@ def held_out(say: Say) -> Prompts:
 
 def _read(config: Path, say: Say) -> Sequence[str]:
     from pipeline import evalsets
-    from pipeline.configfile import ConfigError, load
+    from pipeline.config.load import ConfigError, load
     from pipeline.prompts import DataError
     from pipeline.text import ModelError, Tokenizer
 

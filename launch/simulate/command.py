@@ -21,7 +21,7 @@ from launch.simulate.scenario import (
     teacher,
     worth,
 )
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.core import PluginFault
 from pipeline.events import AnyCommand, AnyEvent, Report
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world

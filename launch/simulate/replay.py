@@ -24,8 +24,8 @@ import msgspec
 
 from launch.bench.engine_profile import EngineProfile
 from launch.simulate.scenario import simulate
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Recorded

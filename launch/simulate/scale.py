@@ -15,7 +15,7 @@ import msgspec
 from launch.simulate import CONFIG
 from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline import assembly
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.coordinator import Coordinator
 from pipeline.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
 from pipeline.simulation.costs import DEVICES, SHAPES, engine_cost, learner_cost

@@ -16,8 +16,8 @@ import msgspec
 
 from launch.simulate import CONFIG
 from pipeline import assembly
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.coordinator import Coordinator
 from pipeline.events import Train
 from pipeline.limits import Limits

@@ -1,0 +1,1 @@
+"""Whatever a user may replace: interfaces, registry, actions, views, and the built-in methods."""

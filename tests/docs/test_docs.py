@@ -11,7 +11,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 from launch import docs
-from pipeline.configfile import load
+from pipeline.config.load import load
 from tests.pipeline.world import World, seams_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]

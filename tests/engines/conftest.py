@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from engines.base import Engine
 from engines.vllm import VllmEngine
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 

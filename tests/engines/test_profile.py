@@ -11,7 +11,7 @@ import pytest
 from engines import profile
 from engines.base import Delta, Sampling
 from engines.simulated import SimulatedEngine
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 
 
 class Counting(SimulatedEngine):

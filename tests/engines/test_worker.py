@@ -20,7 +20,7 @@ from engines.flush import MOST_CHUNKS
 from engines.proving import LOAD_STAGES
 from engines.serving import Worker
 from engines.simulated import SimulatedEngine
-from pipeline.config import Watch
+from pipeline.config.schema import Watch
 from pipeline.wire.codec import decode_tokens
 from pipeline.wire.messages import (
     Abort,

@@ -17,7 +17,7 @@ from launch.bench.compare import Comparison, compare, quick_comparison
 from launch.bench.methods import BASELINE, METHODS, QUICK, SETS, Method, named
 from launch.report.bands import band
 from launch.report.lines import EvalLine
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 from tests.launch.jobs import ROOT, SIMULATED, Job
 
 CONFIG = ROOT / "configs" / "bench.yaml"

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent.parent

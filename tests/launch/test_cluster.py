@@ -20,7 +20,7 @@ from launch.cluster import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems,
 from launch.local import LOOPBACK, free_port
 from launch.meeting import Seal
 from launch.surveying import Listeners, Place, SurveyError, facts_of, knock, survey
-from pipeline.configfile import load
+from pipeline.config.load import load
 
 CONFIG = Path("configs/quickstart.yaml")
 GIB = 2**30

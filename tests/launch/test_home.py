@@ -10,7 +10,7 @@ import pytest
 
 from launch import home, torchrun
 from pipeline import checkpoint
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunError, RunFolder
 from tests.launch.test_resume import Halted, state
 

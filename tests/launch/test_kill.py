@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import sweep
 from tests.launch.jobs import Job, lines, trained_prompts

@@ -12,7 +12,7 @@ import pytest
 
 from launch import local
 from launch.processes import end_all, engine_environment
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.system import temp_dirs
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs import ROOT

@@ -12,7 +12,7 @@ import pytest
 
 from launch.meeting import Hello
 from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site
-from pipeline.config import Config, EngineSection, LearnerSection, Nodes
+from pipeline.config.schema import Config, EngineSection, LearnerSection, Nodes
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory
 from pipeline.wire.curve_auth import new_pair

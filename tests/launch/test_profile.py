@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from launch.advice import Facts, advice
 from launch.cli import app
 from launch.profile import document, read, summary
-from pipeline.configfile import load
+from pipeline.config.load import load
 from tests.launch.jobs import QUICK, ROOT, SIMULATED, Job
 
 CONFIG = load(ROOT / "configs/quickstart.yaml")

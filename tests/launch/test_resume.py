@@ -11,8 +11,8 @@ import pytest
 from launch import train
 from launch.train import identify, resume_run
 from pipeline import checkpoint, fingerprint
-from pipeline.config import Config
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.system.durable_files import SYSTEM, write
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs import ROOT

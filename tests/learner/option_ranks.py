@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import LoraSection
+from pipeline.config.schema import LoraSection
 from tests.learner.ranks import STEPS, Rank, resumed, shares, streamed
 
 BF16: dict[str, Any] = {"dtype": "bfloat16"}

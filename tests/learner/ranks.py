@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import CloseStep, TrainGroup, TrainMember
 
 ROOT = Path(__file__).resolve().parents[2]

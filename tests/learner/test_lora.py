@@ -16,7 +16,7 @@ from learner.export import export
 from learner.forward import logprobs, pack_whole
 from learner.proof import prove
 from learner.weights import WeightPublisher, checkpoint_tensors
-from pipeline.config import LoraSection
+from pipeline.config.schema import LoraSection
 from tests.learner.ranks import VOCABULARY, make_model
 
 CPU = torch.device("cpu")

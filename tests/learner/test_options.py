@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learner.rates import rate
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 from tests.learner.option_ranks import DECAYED
 from tests.learner.ranks import RUN_STEPS, SECTION, make_model, run_ranks
 from tests.learner.test_exactness import Plain, groups_of, relative, same_update

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from pipeline.chat import Chat
-from pipeline.config import Data
+from pipeline.config.schema import Data
 from pipeline.datafiles import DataError
 
 CHATML = """

@@ -12,12 +12,12 @@ from typing import get_origin
 import msgspec
 import pytest
 
-from pipeline import configdocs, configrules
-from pipeline.config import Config, Plugin
-from pipeline.configfile import ConfigError, dump, load, plugin_class
+from pipeline.config import docs, rules
+from pipeline.config.load import ConfigError, dump, load, plugin_class
+from pipeline.config.schema import Config, Plugin
+from pipeline.config.yaml_tree import scalar
 from pipeline.plugins import registry
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
-from pipeline.yamltree import scalar
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_quickstart_names_every_setting_with_its_default():
     default = load_default(config.model)
     assert config == default
     text = QUICKSTART.read_text()
-    for key in configdocs.documentation():
+    for key in docs.documentation():
         if key.count(".") < 2:  # a section that may be absent is
             assert key.rsplit(".", 1)[-1] in text, key
 
@@ -76,7 +76,7 @@ def load_default(model: str) -> Config:
 
 
 def test_every_key_of_every_section_is_documented():
-    documented = configdocs.documentation()
+    documented = docs.documentation()
     builtin = msgspec.to_builtins(Config(model="m"))
     keys = {
         f"{name}.{key}"
@@ -93,12 +93,12 @@ def test_every_key_of_every_section_is_documented():
 def test_every_option_of_the_house_is_documented(seam: str):
     for name in registry.house_names(seam):
         struct = registry.options_type(registry.find(seam, name))
-        for option, text in configdocs.option_documentation(struct).items():
+        for option, text in docs.option_documentation(struct).items():
             assert text, f"{seam}.{name}.{option}"
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():
-    checked = {*configrules.RULES, *configrules.CHOICES, *of_several_values()}
+    checked = {*rules.RULES, *rules.CHOICES, *of_several_values()}
     free = {"model", "learner.reference", "learner.deepspeed", "data.chat_template"}  # found or not
     free |= {*registry.PACKAGES}
     free |= {"data.system", "data.train.*.tag"}  # any text
@@ -107,14 +107,14 @@ def test_every_number_has_a_range_and_every_word_its_choices():
         "eval.best",
         *(f"eval.sets.*.{k}" for k in ("path", "prompts", "samples", "k")),
     }
-    assert set(configdocs.documentation()) - checked - free == set()
+    assert set(docs.documentation()) - checked - free == set()
 
 
 def of_several_values() -> Iterator[str]:
     """Keys that hold sections or names with values: what is in them is checked, or free."""
-    for prefix, struct in {"": Config, **configdocs.sections()}.items():
+    for prefix, struct in {"": Config, **docs.sections()}.items():
         for item in msgspec.structs.fields(struct):
-            if any(configdocs.sections_in(item.type)) or get_origin(item.type) is dict:
+            if any(docs.sections_in(item.type)) or get_origin(item.type) is dict:
                 yield f"{prefix}.{item.name}".lstrip(".")
 
 
@@ -304,7 +304,7 @@ def test_a_file_to_train_on_needs_held_out_prompts_of_its_own(write):
 
 def test_loading_a_configuration_loads_neither_torch_nor_vllm_nor_deepspeed():
     script = (
-        "import sys; from pathlib import Path; from pipeline.configfile import load; "
+        "import sys; from pathlib import Path; from pipeline.config.load import load; "
         f"load(Path({str(QUICKSTART)!r})); "
         "print([m for m in ('torch', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
     )

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.config import Section
-from pipeline.configvalues import Misfit, Values, converted
-from pipeline.overrides import apply
-from pipeline.yamltree import Branch, Leaf, parse, write
+from pipeline.config.overrides import apply
+from pipeline.config.schema import Section
+from pipeline.config.values import Misfit, Values, converted
+from pipeline.config.yaml_tree import Branch, Leaf, parse, write
 
 
 class Source(Section, frozen=True, kw_only=True):

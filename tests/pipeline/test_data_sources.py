@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.config import Data, Source
+from pipeline.config.schema import Data, Source
 from pipeline.datafiles import DataError, files_of, rows_of
 from pipeline.prompts import Dataset, load_held_out, load_train
 from pipeline.text import Tokenizer

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import LearnerSection
-from pipeline.deepspeedfile import (
+from pipeline.config.deepspeed_json import (
     OURS,
     PASSED,
     REFUSED,
@@ -18,6 +17,7 @@ from pipeline.deepspeedfile import (
     passed,
     read,
 )
+from pipeline.config.schema import LearnerSection
 
 AUTO: dict[str, Any] = {
     "bf16": {"enabled": "auto"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import evalsets
-from pipeline.configfile import load
+from pipeline.config.load import load
 from pipeline.core import EvalSet
 from pipeline.text import Tokenizer
 

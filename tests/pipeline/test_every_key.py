@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.configdocs import documentation, sections
+from pipeline.config.docs import documentation, sections
 from pipeline.core import Settings
 from pipeline.plugins import registry
 

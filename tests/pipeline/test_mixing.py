@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pipeline import fingerprint, snapshot
-from pipeline.config import Config, Data, Source
+from pipeline.config.schema import Config, Data, Source
 from pipeline.core import Seams
 from pipeline.plugins.actions import Plan
 from pipeline.plugins.prompt_orders._walk import OrderOptions

@@ -1,9 +1,9 @@
-"""Arguments of the engines' own libraries: claims about `pipeline.passthrough`."""
+"""Arguments of the engines' own libraries: claims about `pipeline.config.engine_arguments`."""
 
 import pytest
 
-from pipeline.config import EngineSection
-from pipeline.passthrough import OWNED, arguments, problems
+from pipeline.config.engine_arguments import OWNED, arguments, problems
+from pipeline.config.schema import EngineSection
 
 
 def complaints(**given: object) -> dict[str, str]:

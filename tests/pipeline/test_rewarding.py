@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.plugins.rewards._results import checked
 from pipeline.plugins.testing import sample_of
 from pipeline.rewarding import Figures, RewardFailed, RewardPool, Scored
@@ -217,7 +217,7 @@ def test_no_worker_outlives_a_killed_parent():
     """
     script = (
         "import asyncio\n"
-        "from pipeline.config import Plugin\n"
+        "from pipeline.config.schema import Plugin\n"
         "from pipeline.rewarding import RewardPool\n"
         "from pipeline.plugins.testing import sample_of\n"
         "async def main():\n"

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from pipeline import rewardcheck
-from pipeline.config import Plugin
-from pipeline.configfile import ConfigError, load
+from pipeline.config.load import ConfigError, load
+from pipeline.config.schema import Plugin
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Score
 from pipeline.plugins.rewards._results import Outcome, outcomes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Data
+from pipeline.config.schema import Data
 from pipeline.prompts import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
 from pipeline.text import ModelError, Tokenizer, check
 

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import timing, trackers
-from pipeline.config import Config, Metrics
+from pipeline.config.schema import Config, Metrics
 from pipeline.ledger import ACCOUNTS
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
 from pipeline.records import Records

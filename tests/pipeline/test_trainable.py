@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, LearnerSection, LoraSection
+from pipeline.config.schema import Config, LearnerSection, LoraSection
 from pipeline.trainable import complaints, of_model
 
 

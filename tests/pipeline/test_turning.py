@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError, verify
-from pipeline.configfile import ConfigError, load
+from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.wire.codec import decode_from_peer, encode
 from pipeline.wire.messages import Join, WireError

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.config import Plugin
+from pipeline.config.schema import Plugin
 from pipeline.confinement import MARK, scrubbed
 from pipeline.plugins.registry import RewardOptions
 from pipeline.plugins.testing import sample_of

@@ -16,8 +16,8 @@ import pytest
 import zmq
 
 from pipeline import assembly, evalsets
-from pipeline.config import Plugin
-from pipeline.configfile import load
+from pipeline.config.load import load
+from pipeline.config.schema import Plugin
 from pipeline.prompts import load_train
 from pipeline.rewarding import RewardPool
 from pipeline.stage import Parts, Stage

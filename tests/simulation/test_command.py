@@ -14,7 +14,7 @@ from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import CONFIG, expected, ours, paper, replay, scale, show
 from launch.simulate.scenario import Scenario
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 from pipeline.simulation.costs import EngineCost
 from pipeline.simulation.workload import Lengths
 

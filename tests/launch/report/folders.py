@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.configfile import dump, load
+from pipeline.config.load import dump, load
 from tests.launch.jobs import ROOT
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -17,7 +17,7 @@ from launch.report.told import account
 from launch.simulate import CONFIG
 from launch.simulate.command import one
 from launch.simulate.scenario import Scenario
-from pipeline.configfile import load
+from pipeline.config.load import load
 from tests.launch.report.folders import Made
 
 

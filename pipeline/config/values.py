@@ -16,9 +16,9 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import msgspec
 
-from pipeline.config import Section
-from pipeline.configdocs import did_you_mean, is_section, near_key, sections_in
-from pipeline.yamltree import Branch, Leaf, Series, Tree, plain
+from pipeline.config.docs import did_you_mean, is_section, near_key, sections_in
+from pipeline.config.schema import Section
+from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, plain
 
 _NAMES: dict[object, str] = {
     int: "a whole number",

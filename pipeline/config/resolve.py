@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline import configpaths, configrules
-from pipeline.config import Config, Plugin
-from pipeline.configdocs import default_of, did_you_mean
-from pipeline.configvalues import Values, shown
+from pipeline.config import paths, rules
+from pipeline.config.docs import default_of, did_you_mean
+from pipeline.config.schema import Config, Plugin
+from pipeline.config.values import Values, shown
+from pipeline.config.yaml_tree import Branch, Leaf, Tree, plain
 from pipeline.plugins import registry
-from pipeline.yamltree import Branch, Leaf, Tree, plain
 
 
 class Resolver:
@@ -42,9 +42,9 @@ class Resolver:
                 self._problem("model", "missing: the directory of a Hugging Face causal LM")
             values["model"] = ""
         config = Config(**values)
-        for key, problem in configrules.problems(config):
+        for key, problem in rules.problems(config):
             self._problem(key, problem)
-        return configpaths.resolved(config, self._path, self._problem)
+        return paths.resolved(config, self._path, self._problem)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:
         place = where or self._values.place(key) or str(self._path)

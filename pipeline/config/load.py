@@ -15,12 +15,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline import overrides as changes
-from pipeline.config import Config, Plugin
-from pipeline.configvalues import shown
+from pipeline.config import overrides as changes
+from pipeline.config.resolve import Resolver
+from pipeline.config.schema import Config, Plugin
+from pipeline.config.values import shown
+from pipeline.config.yaml_tree import MAX_CHARACTERS, Branch, parse, write
 from pipeline.plugins import registry
-from pipeline.resolving import Resolver
-from pipeline.yamltree import MAX_CHARACTERS, Branch, parse, write
 
 
 class ConfigError(Exception):

@@ -16,11 +16,11 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from pipeline.config import Config, Section
+from pipeline.config.schema import Config, Section
 
 
 def documentation() -> dict[str, str]:
-    """Dotted key -> what its docstring in `pipeline.config` says, in the file's order."""
+    """Dotted key -> what its docstring in `pipeline.config.schema` says, in the file's order."""
     return dict(_documented("", Config))
 
 

@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config import EngineSection
+from pipeline.config.schema import EngineSection
 
 OWNED: dict[str, dict[str, str]] = {
     "vllm": {

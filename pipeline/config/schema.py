@@ -1,7 +1,7 @@
 """Every setting, one frozen Struct a section, with its meaning, unit and default.
 
 A part of darts receives its own section, never the whole configuration.
-Reading files, overrides and checks are in `pipeline.configfile`. A plug-in
+Reading files, overrides and checks are in `pipeline.config.load`. A plug-in
 seam holds the plug-in's name and its options, already checked.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import LearnerSection
+from pipeline.config.schema import LearnerSection
 
 OURS: dict[str, str] = {
     "train_batch_size": "step.prompts and group.size",

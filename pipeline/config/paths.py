@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline import configrules
-from pipeline.config import Config, EvalFile
+from pipeline.config import rules
+from pipeline.config.places import look_for
+from pipeline.config.schema import Config, EvalFile
 from pipeline.datafiles import is_pattern
-from pipeline.places import look_for
 
 
 def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:
@@ -86,7 +86,7 @@ class _Finder:
 
     def data(self, key: str, given: str) -> str:
         """A task's name as it is, or the absolute path of a file, a folder or a pattern."""
-        tasks = configrules.tasks()
+        tasks = rules.tasks()
         if given in tasks:
             return given
         for base in self._bases if is_pattern(given) else ():

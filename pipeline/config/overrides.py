@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.config import Config
-from pipeline.configdocs import default_of, near_key
+from pipeline.config.docs import default_of, near_key
+from pipeline.config.schema import Config
+from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, parse, scalar
 from pipeline.plugins import registry
-from pipeline.yamltree import Branch, Leaf, Series, Tree, parse, scalar
 
 
 def apply(tree: Branch, override: str, problems: list[str]) -> None:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 _SET = re.compile(r"[A-Za-z0-9_.-]+")
 

@@ -1,7 +1,7 @@
 """A typed `Config` -> complaints about its values: ranges, choices, and pairs that clash.
 
 Pure, but for listing the tasks of the house and the arguments of installed
-engines. Says what was found, the rule and the cure; `pipeline.configfile` adds
+engines. Says what was found, the rule and the cure; `pipeline.config.load` adds
 where it was written.
 """
 
@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from pipeline import evalrules, passthrough
-from pipeline.config import Config, Data, LearnerSection
+from pipeline.config import engine_arguments, eval_rules
+from pipeline.config.schema import Config, Data, LearnerSection
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
@@ -173,7 +173,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
             if not fits(value):
                 yield key, f"found {value!r}, expected {rule}"
     yield from _pairs(config)
-    yield from passthrough.problems(config.engine)
+    yield from engine_arguments.problems(config.engine)
 
 
 def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
@@ -203,7 +203,7 @@ def _pairs(config: Config) -> Iterator[tuple[str, str]]:
         found = f"found {config.engine.tensor_parallel}, but engine.kind is transformers"
         cure = "set it to 1, or engine.kind: vllm"
         yield "engine.tensor_parallel", f"{found}, which computes on one GPU: {cure}"
-    yield from evalrules.problems(config)
+    yield from eval_rules.problems(config)
     if config.eval.every:
         if config.data.held_out == 0 and not config.eval.sets:
             yield "data.held_out", "found 0, but eval.every asks for evaluations; or eval.every: 0"
