@@ -38,10 +38,11 @@ def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
     import asyncio
 
-    from pipeline import assembly, evalsets, rewardcheck, trainable
+    from pipeline import assembly, rewardcheck, trainable
+    from pipeline.data import eval_sets
+    from pipeline.data.dataset import DataError, load_train
+    from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
     from pipeline.plugins.registry import PluginError
-    from pipeline.prompts import DataError, load_train
-    from pipeline.text import ModelError, Tokenizer, refuse_code
     from pipeline.trackers import complaints
 
     try:
@@ -49,7 +50,7 @@ def _check(config: Any) -> list[str]:
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = evalsets.load(config, tokenizer)
+        held_out = eval_sets.load(config, tokenizer)
         assembly.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)

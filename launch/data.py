@@ -16,8 +16,8 @@ from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
+    from pipeline.data.dataset import Dataset
     from pipeline.datareport import DataReport, Lengths
-    from pipeline.prompts import Dataset
 
 data = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -86,9 +86,10 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     """Both data sets with their bad lines beside them."""
     import msgspec
 
-    from pipeline import assembly, evalsets
-    from pipeline.prompts import DataError, load_train
-    from pipeline.text import ModelError, Tokenizer
+    from pipeline import assembly
+    from pipeline.data import eval_sets
+    from pipeline.data.dataset import DataError, load_train
+    from pipeline.data.tokenizer import ModelError, Tokenizer
 
     lenient = msgspec.structs.replace(
         config, data=msgspec.structs.replace(config.data, bad_lines="skip")
@@ -96,7 +97,7 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     try:
         tokenizer = Tokenizer(Path(config.model))
         train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
-        held_out = evalsets.load(lenient, tokenizer).data
+        held_out = eval_sets.load(lenient, tokenizer).data
         assembly.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         fail(error, 2)

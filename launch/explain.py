@@ -128,17 +128,17 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
 
 def _prompt_text(run: RunFolder, told: Story) -> str:
     """Of the data set that the configuration names; '' if that cannot be read (any more)."""
-    from pipeline import evalsets
     from pipeline.config.load import ConfigError, load
-    from pipeline.prompts import DataError, load_train
-    from pipeline.text import ModelError, Tokenizer
+    from pipeline.data import eval_sets
+    from pipeline.data.dataset import DataError, load_train
+    from pipeline.data.tokenizer import ModelError, Tokenizer
 
     evaluated = told.ended is not None and told.ended.kind == "eval"
     try:
         config = load(run.config)
         tokenizer = Tokenizer(Path(config.model))
         if evaluated:
-            data = evalsets.load(config, tokenizer).data
+            data = eval_sets.load(config, tokenizer).data
         else:
             data = load_train(config.data, tokenizer, config.sampling.max_tokens)
         return data[told.prompt].prompt

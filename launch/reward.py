@@ -107,9 +107,9 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
     from pipeline.config.load import plugin_class
+    from pipeline.data.dataset import ANSWERS
     from pipeline.plugins import registry
     from pipeline.plugins.views import Sampled
-    from pipeline.prompts import ANSWERS
 
     response = row.get("response")
     if not isinstance(response, str):
@@ -141,7 +141,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
 
 def _first_of(row: dict[str, Any], *names: str) -> Any:
     """Value of the first of these fields that the row has, named as a data set's; '' of none."""
-    from pipeline.datafiles import field_of
+    from pipeline.data.files import field_of
 
     found = (field_of(row, name)[1] for name in names if name)
     return next((value for value in found if value is not None), "")
@@ -151,10 +151,10 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     """Of its newest evaluation: the file has prompt and response as one text, the data the rest.
     Raises ValueError."""
     from launch.report.samples import entries
-    from pipeline import evalsets
+    from pipeline.data import eval_sets
+    from pipeline.data.dataset import DataError
+    from pipeline.data.tokenizer import ModelError, Tokenizer
     from pipeline.plugins.views import Sampled
-    from pipeline.prompts import DataError
-    from pipeline.text import ModelError, Tokenizer
 
     files = sorted((path / "samples").glob("step-*.txt"))
     if not files:
@@ -162,7 +162,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
             f"{path}: no samples/step-*.txt in it: no run, or it has not evaluated yet"
         )
     try:
-        data = evalsets.load(config, Tokenizer(Path(config.model))).data
+        data = eval_sets.load(config, Tokenizer(Path(config.model))).data
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
     items = {item.prompt: item for item in data.items}

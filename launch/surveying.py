@@ -32,8 +32,8 @@ from launch.network import interface_towards, own_address
 from launch.node import Node, digest_of
 from launch.train import versions
 from pipeline.config.schema import Config
+from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.text import ModelError, read_json
 from pipeline.wire.clock_sync import PeerClock
 
 KNOCK_S = 3.0

@@ -42,7 +42,7 @@ from launch.view import TerminalView
 from pipeline import checkpoint, trackers, trainable
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
-from pipeline.datafiles import DataError
+from pipeline.data.files import DataError
 from pipeline.records import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.run_folder import RunError, RunFolder, new_name

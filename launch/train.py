@@ -18,7 +18,7 @@ from launch.view import TerminalView, table
 from pipeline import checkpoint, fingerprint, trackers, trainable
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
-from pipeline.datafiles import DataError
+from pipeline.data.files import DataError
 from pipeline.system.durable_files import SYSTEM, finish
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable

@@ -10,14 +10,14 @@ from pipeline.config.load import plugin_class, rollout_options
 from pipeline.config.schema import Config, LearnerSection
 from pipeline.coordinator import Coordinator
 from pipeline.core import EvalSet, Seams, Settings
-from pipeline.evalsets import HeldOut
+from pipeline.data.dataset import ANSWERS, DataError, Dataset
+from pipeline.data.eval_sets import HeldOut
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.limits import Limits
 from pipeline.plugins import registry
 from pipeline.plugins.registry import RewardOptions
 from pipeline.plugins.views import SourceView
-from pipeline.prompts import ANSWERS, DataError, Dataset
 from pipeline.system.run_folder import RunFolder
-from pipeline.text import Tokenizer
 from pipeline.trackers import Tracker
 from pipeline.wire.server import Hub
 

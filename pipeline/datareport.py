@@ -10,7 +10,7 @@ from collections import Counter
 import msgspec
 import numpy as np
 
-from pipeline.prompts import Dataset, Item
+from pipeline.data.dataset import Dataset, Item
 
 FAULTS = 20
 """Bad lines that are listed; the others are counted."""

@@ -16,7 +16,7 @@ import xxhash
 
 from pipeline.config import rules
 from pipeline.config.schema import Config, Data, Plugin
-from pipeline.datafiles import files_of
+from pipeline.data.files import files_of
 from pipeline.plugins import registry
 
 Fingerprint = dict[str, str]

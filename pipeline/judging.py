@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from pipeline.data.dataset import Dataset
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.plugins.views import Sampled
-from pipeline.prompts import Dataset
 from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
-from pipeline.text import Tokenizer
 from pipeline.turning import pieces_of
 from pipeline.wire.messages import ints
 

@@ -7,9 +7,9 @@ answer, and gold answers that cannot be graded against are found in seconds, not
 from __future__ import annotations
 
 from pipeline.config.schema import Plugin
+from pipeline.data.dataset import Dataset, Item
 from pipeline.plugins import registry
 from pipeline.plugins.views import Sampled
-from pipeline.prompts import Dataset, Item
 from pipeline.rewarding import RewardFailed, RewardPool
 
 LOOKED_AT = 200

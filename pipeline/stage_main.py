@@ -22,16 +22,17 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, evalsets, snapshot, trackers
+from pipeline import assembly, checkpoint, snapshot, trackers
 from pipeline.config.load import ConfigError, load
+from pipeline.data import eval_sets
+from pipeline.data.dataset import DataError, load_train
+from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
 from pipeline.plugins.registry import PluginError
-from pipeline.prompts import DataError, load_train
 from pipeline.records import Records
 from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
-from pipeline.text import ModelError, Tokenizer, refuse_code
 from pipeline.turning import pool as rollout_pool
 from pipeline.wire.keys import Entrance, TransportError, read_private
 from pipeline.wire.server import Hub
@@ -96,7 +97,7 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = evalsets.load(config, tokenizer)
+    held_out = eval_sets.load(config, tokenizer)
     for data in (train, held_out.data):
         log.info("%s", data.summary())
         for line in data.skipped:

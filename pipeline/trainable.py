@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import deepspeed_json
 from pipeline.config.schema import Config
-from pipeline.text import ModelError, read_json
+from pipeline.data.tokenizer import ModelError, read_json
 
 OWN_ATTENTION = {
     **dict.fromkeys(("bloom", "mpt", "falcon"), "their attention is code of their own, with ALiBi"),

@@ -11,13 +11,13 @@ import numpy as np
 
 from pipeline.config.load import rollout_options
 from pipeline.config.schema import Config
+from pipeline.data.dataset import Dataset
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
-from pipeline.prompts import Dataset
 from pipeline.reward_wire import Follows
 from pipeline.rewarding import Followed, RewardFailed, WorkerPool
-from pipeline.text import Tokenizer
 from pipeline.wire.messages import ints
 
 log = logging.getLogger("stage")

@@ -18,7 +18,7 @@ import msgspec
 from learner.actor import keep_off_the_engines_cores
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.text import Tokenizer
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.wire.client import Link
 from pipeline.wire.messages import (
     PROTOCOL,

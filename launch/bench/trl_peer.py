@@ -35,10 +35,10 @@ from launch.bench.methods import Method
 from launch.bench.plain_loop import HELD_OUT, Policy, evaluate
 from pipeline.config.load import load
 from pipeline.config.schema import Config
+from pipeline.data.dataset import load_train
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.rewards.exact import Exact
 from pipeline.plugins.views import Sampled
-from pipeline.prompts import load_train
-from pipeline.text import Tokenizer
 
 CONFIG = Path("configs/quickstart.yaml")
 

@@ -54,15 +54,15 @@ def held_out(say: Say) -> Prompts:
 
 
 def _read(config: Path, say: Say) -> Sequence[str]:
-    from pipeline import evalsets
     from pipeline.config.load import ConfigError, load
-    from pipeline.prompts import DataError
-    from pipeline.text import ModelError, Tokenizer
+    from pipeline.data import eval_sets
+    from pipeline.data.dataset import DataError
+    from pipeline.data.tokenizer import ModelError, Tokenizer
 
     try:
         loaded = load(config, ())
         tokenizer = Tokenizer(Path(loaded.model))
-        data = evalsets.load(loaded, tokenizer).data
+        data = eval_sets.load(loaded, tokenizer).data
     except (ConfigError, DataError, ModelError) as error:
         say(f"{config}: samples are shown without their prompts told apart: {error}")
         return []

@@ -17,7 +17,7 @@ import msgspec
 from pipeline.config import rules
 from pipeline.config.places import look_for
 from pipeline.config.schema import Config, EvalFile
-from pipeline.datafiles import is_pattern
+from pipeline.data.files import is_pattern
 
 
 def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:

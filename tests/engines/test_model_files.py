@@ -10,7 +10,7 @@ import pytest
 
 from engines.base import EngineError
 from engines.model_files import read_model_facts
-from pipeline.text import Tokenizer
+from pipeline.data.tokenizer import Tokenizer
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pipeline.chat import Chat
 from pipeline.config.schema import Data
-from pipeline.datafiles import DataError
+from pipeline.data.chat_template import Chat
+from pipeline.data.files import DataError
 
 CHATML = """
 {%- for message in messages %}

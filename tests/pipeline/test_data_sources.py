@@ -13,9 +13,9 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.config.schema import Data, Source
-from pipeline.datafiles import DataError, files_of, rows_of
-from pipeline.prompts import Dataset, load_held_out, load_train
-from pipeline.text import Tokenizer
+from pipeline.data.dataset import Dataset, load_held_out, load_train
+from pipeline.data.files import DataError, files_of, rows_of
+from pipeline.data.tokenizer import Tokenizer
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evalsets
 from pipeline.config.load import load
 from pipeline.core import EvalSet
-from pipeline.text import Tokenizer
+from pipeline.data import eval_sets
+from pipeline.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_task_as_a_set_gives_its_first_256_prompts_or_as_many_as_are_asked_for() -> None:
     sets = "eval.sets={some: deep_sums, more: {path: deep_sums, prompts: 300}}"
     config = load(ROOT / "configs" / "quickstart.yaml", ["data.held_out=mixed_sums", sets])
-    found = evalsets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    found = eval_sets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
     assert [(of.name, of.count) for of in found.sets] == [("", 256), ("some", 256), ("more", 300)]
 
 
@@ -36,7 +36,7 @@ def test_sets_are_ranges_behind_the_held_out_prompts(tmp_path: Path, held_out: i
             "eval.best=few/pass@8",
         ],
     )
-    found = evalsets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    found = eval_sets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
     assert len(found) == held_out + 5
     own = EvalSet(name="", first=0, count=2, samples=4, k=(1, 4))
     assert found.sets == (

@@ -17,13 +17,13 @@ import pytest
 from pipeline import rewardcheck
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Plugin
+from pipeline.data.dataset import Dataset, Item
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Score
 from pipeline.plugins.rewards._results import Outcome, outcomes
 from pipeline.plugins.rewards.python import Python, PythonOptions
 from pipeline.plugins.testing import sample_of
 from pipeline.plugins.views import Sampled
-from pipeline.prompts import Dataset, Item
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Data
-from pipeline.prompts import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
-from pipeline.text import ModelError, Tokenizer, check
+from pipeline.data.dataset import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
+from pipeline.data.tokenizer import ModelError, Tokenizer, check
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 
@@ -144,7 +144,7 @@ def test_a_line_without_an_end_is_not_read_to_it(
     """Promise: it is refused by its number, unread past the limit.
     Bound: while it is loaded.
     """
-    monkeypatch.setattr("pipeline.datafiles._LINE_BYTES", 100)
+    monkeypatch.setattr("pipeline.data.files._LINE_BYTES", 100)
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "' + "1" * 1000)
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 100 bytes"):

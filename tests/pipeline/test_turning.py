@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Plugin
+from pipeline.data.dataset import Dataset
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
-from pipeline.prompts import Dataset
-from pipeline.text import Tokenizer
 from pipeline.turning import RolloutPool, Turning, pieces_of
 from pipeline.wire.messages import ints
 from tests.pipeline.test_rewarding import eventually, runs

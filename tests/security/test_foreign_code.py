@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
-from pipeline.text import ModelError, Tokenizer, refuse_code
+from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chain-sums"

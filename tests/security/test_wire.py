@@ -15,14 +15,15 @@ import msgspec
 import pytest
 import zmq
 
-from pipeline import assembly, evalsets
+from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Plugin
-from pipeline.prompts import load_train
+from pipeline.data import eval_sets
+from pipeline.data.dataset import load_train
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.rewarding import RewardPool
 from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
-from pipeline.text import Tokenizer
 from pipeline.wire import curve_auth
 from pipeline.wire.client import Link
 from pipeline.wire.codec import MAX_REPORT_BYTES, decode_tokens, encode
@@ -230,7 +231,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
     (weights := folder / "weights").mkdir()
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = evalsets.load(config, tokenizer)
+    held_out = eval_sets.load(config, tokenizer)
     parts = Parts(
         config=config,
         run=run,

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.chat import Chat
 from pipeline.config import rules
 from pipeline.config.schema import Data, Source
-from pipeline.datafiles import DataError, Row, field_of, kind_of, rows_of
+from pipeline.data.chat_template import Chat
+from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import SourceView
-from pipeline.text import Tokenizer
 
 __all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
 

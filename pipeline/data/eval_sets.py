@@ -13,8 +13,8 @@ import msgspec
 from pipeline.config import rules
 from pipeline.config.schema import Config, EvalFile, Evaluation
 from pipeline.core import EvalSet
-from pipeline.prompts import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
-from pipeline.text import Tokenizer
+from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
+from pipeline.data.tokenizer import Tokenizer
 
 
 class HeldOut(msgspec.Struct, frozen=True):

@@ -23,8 +23,8 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.schema import Data
-from pipeline.datafiles import DataError, kind_of
-from pipeline.text import read_json
+from pipeline.data.files import DataError, kind_of
+from pipeline.data.tokenizer import read_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")

@@ -1,0 +1,1 @@
+"""Prompts: files and tasks become rows, rows become prompts with token ids."""
