@@ -44,7 +44,7 @@ def try_(
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
     from pipeline.plugins.registry import PluginError
-    from pipeline.rewarding import RewardFailed
+    from pipeline.workers.pool import RewardFailed
 
     loaded = load_config(config, overrides)
     try:
@@ -64,7 +64,7 @@ def try_(
 
 async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[dict[str, Any]]:
     """For each sample its place, and its score, or why it has none."""
-    from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
+    from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
     async with RewardPool(config.reward) as pool:
 

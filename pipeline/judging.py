@@ -10,9 +10,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.plugins.views import Sampled
-from pipeline.rewarding import NoOpinion, RewardFailed, RewardPool
 from pipeline.turning import pieces_of
 from pipeline.wire.messages import ints
+from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
 log = logging.getLogger("stage")
 

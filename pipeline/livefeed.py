@@ -16,7 +16,7 @@ from pipeline.coordinator import Coordinator
 from pipeline.live import Live, PeerNow, live
 from pipeline.peers import Peers
 from pipeline.records import Records
-from pipeline.rewarding import RewardPool
+from pipeline.workers.pool import RewardPool
 
 
 class LiveFeed:

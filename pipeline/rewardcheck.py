@@ -10,7 +10,7 @@ from pipeline.config.schema import Plugin
 from pipeline.data.dataset import Dataset, Item
 from pipeline.plugins import registry
 from pipeline.plugins.views import Sampled
-from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.workers.pool import RewardFailed, RewardPool
 
 LOOKED_AT = 200
 """Answers of each data set that are looked at, at most, evenly spread over it."""

@@ -52,7 +52,6 @@ from pipeline.livefeed import LiveFeed
 from pipeline.losses import Losses
 from pipeline.peers import Peers
 from pipeline.records import Records
-from pipeline.rewarding import RewardPool
 from pipeline.saving import Saver, size_of
 from pipeline.turning import RolloutPool, Turning
 from pipeline.wire.codec import decode_tokens, sender_of
@@ -74,6 +73,7 @@ from pipeline.wire.messages import (
     TrainGroup,
     WireError,
 )
+from pipeline.workers.pool import RewardPool
 
 log = logging.getLogger("stage")
 _POLL_S = 0.25

@@ -29,13 +29,13 @@ from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
 from pipeline.plugins.registry import PluginError
 from pipeline.records import Records
-from pipeline.rewarding import RewardFailed, RewardPool
 from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from pipeline.turning import pool as rollout_pool
 from pipeline.wire.keys import Entrance, TransportError, read_private
 from pipeline.wire.server import Hub
+from pipeline.workers.pool import RewardFailed, RewardPool
 
 log = logging.getLogger("stage")
 _LAST_WORD_S = 5.0

@@ -16,9 +16,9 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
-from pipeline.reward_wire import Follows
-from pipeline.rewarding import Followed, RewardFailed, WorkerPool
 from pipeline.wire.messages import ints
+from pipeline.workers.pool import Followed, RewardFailed, WorkerPool
+from pipeline.workers.protocol import Follows
 
 log = logging.getLogger("stage")
 

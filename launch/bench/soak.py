@@ -229,7 +229,7 @@ def _role(command: list[str]) -> str:
     roles = {
         "pipeline.stage_main": "stage",
         "learner.actor": "learner",
-        "pipeline.reward_worker": "reward worker",
+        "pipeline.workers": "reward worker",
         "launch.cli": "launcher",
     }
     return next((name for module, name in roles.items() if module in words), "")

@@ -16,7 +16,7 @@ import pytest
 from pipeline.config.schema import Plugin
 from pipeline.plugins.rewards._results import checked
 from pipeline.plugins.testing import sample_of
-from pipeline.rewarding import Figures, RewardFailed, RewardPool, Scored
+from pipeline.workers.pool import Figures, RewardFailed, RewardPool, Scored
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -218,7 +218,7 @@ def test_no_worker_outlives_a_killed_parent():
     script = (
         "import asyncio\n"
         "from pipeline.config.schema import Plugin\n"
-        "from pipeline.rewarding import RewardPool\n"
+        "from pipeline.workers.pool import RewardPool\n"
         "from pipeline.plugins.testing import sample_of\n"
         "async def main():\n"
         "    pool = RewardPool(Plugin(name='python', options={'function':"

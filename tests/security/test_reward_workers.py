@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from pipeline.config.schema import Plugin
-from pipeline.confinement import MARK, scrubbed
 from pipeline.plugins.registry import RewardOptions
 from pipeline.plugins.testing import sample_of
-from pipeline.reward_process import OUTPUT_BYTES
-from pipeline.rewarding import RewardFailed, RewardPool
+from pipeline.workers.pool import RewardFailed, RewardPool
+from pipeline.workers.process import OUTPUT_BYTES
+from pipeline.workers.resource_limits import MARK, scrubbed
 from tests.pipeline.test_rewarding import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)

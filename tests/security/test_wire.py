@@ -21,7 +21,6 @@ from pipeline.config.schema import Plugin
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.rewarding import RewardPool
 from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire import curve_auth
@@ -43,6 +42,7 @@ from pipeline.wire.messages import (
     WireError,
 )
 from pipeline.wire.server import Hub
+from pipeline.workers.pool import RewardPool
 from tests.pipeline.test_messages import batch
 from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
 

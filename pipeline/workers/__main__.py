@@ -1,4 +1,4 @@
-"""`python -m pipeline.reward_worker DESCRIPTOR`: a reward or rollout, called again and again.
+"""`python -m pipeline.workers DESCRIPTOR`: a reward or rollout, called again and again.
 
 A process of its own, for user code. Told over a socket what to build and what it may use
 (`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
@@ -17,12 +17,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from pipeline.confinement import confine, die_with, limit_call
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Append
 from pipeline.plugins.rewards._results import Outcome, awaited, outcomes, writable
 from pipeline.plugins.views import Sampled, Turn
-from pipeline.reward_wire import (
+from pipeline.workers.protocol import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
     Abstained,
@@ -40,6 +39,7 @@ from pipeline.reward_wire import (
     framed,
     order,
 )
+from pipeline.workers.resource_limits import confine, die_with, limit_call
 
 
 def _next(stream: BinaryIO) -> Order | None:

@@ -23,14 +23,14 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline import reward_process
 from pipeline.config.schema import Plugin
-from pipeline.confinement import Limits
-from pipeline.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
 from pipeline.plugins import registry
 from pipeline.plugins.views import Sampled, Turn
-from pipeline.reward_process import Died, WorkerProcess
-from pipeline.reward_wire import (
+from pipeline.system import temp_dirs
+from pipeline.workers import process
+from pipeline.workers.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
+from pipeline.workers.process import Died, WorkerProcess
+from pipeline.workers.protocol import (
     Abstained,
     Answer,
     Checked,
@@ -42,7 +42,7 @@ from pipeline.reward_wire import (
     check,
     framed,
 )
-from pipeline.system import temp_dirs
+from pipeline.workers.resource_limits import Limits
 
 WINDOW = 50
 """Calls over which the share of failures is taken."""
@@ -308,7 +308,7 @@ class WorkerPool:
         )
         try:
             async with asyncio.timeout(WARM_UP_S):
-                worker, answer = await reward_process.start(
+                worker, answer = await process.start(
                     self.seam,
                     self._plugin,
                     limits,

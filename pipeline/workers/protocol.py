@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from pipeline.config.schema import Plugin
-from pipeline.confinement import Limits
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system.terminal_text import printable
+from pipeline.workers.resource_limits import Limits
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20

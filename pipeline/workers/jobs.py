@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from pipeline.plugins.views import Sampled, Turn
-from pipeline.reward_wire import Follows
+from pipeline.workers.protocol import Follows
 
 
 class RewardFailed(Exception):

@@ -21,8 +21,9 @@ from collections.abc import Collection
 import msgspec
 
 from pipeline.config.schema import Plugin
-from pipeline.confinement import MARK, Limits, end_family, family, scrubbed, tasks
-from pipeline.reward_wire import (
+from pipeline.system.private_dirs import UMASK
+from pipeline.system.terminal_text import printable
+from pipeline.workers.protocol import (
     LENGTH_BYTES,
     MAX_ANSWER_BYTES,
     Answer,
@@ -30,8 +31,7 @@ from pipeline.reward_wire import (
     answer,
     framed,
 )
-from pipeline.system.private_dirs import UMASK
-from pipeline.system.terminal_text import printable
+from pipeline.workers.resource_limits import MARK, Limits, end_family, family, scrubbed, tasks
 
 log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10
@@ -149,7 +149,7 @@ def _spawn(
     (ours, theirs), (output, their_output) = socket.socketpair(), socket.socketpair()
     with theirs, their_output:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "pipeline.reward_worker", str(theirs.fileno())],
+            [sys.executable, "-u", "-m", "pipeline.workers", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=their_output.fileno(),
             stderr=their_output.fileno(),

@@ -1,0 +1,4 @@
+"""Worker processes that run users' code: rewards and environments.
+
+`pool` serves calls to the stage, `process` holds one worker, `__main__` is what runs in it.
+"""
