@@ -1,7 +1,7 @@
 """`python -m launch.docs`: the pages of docs/ that are made from the source.
 
 docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
-plug-ins' options; docs/states.md from the tables of `pipeline.groups`.
+plug-ins' options; docs/states.md from the tables of `pipeline.coordinator.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -20,7 +20,7 @@ import msgspec
 from pipeline.config.docs import default_of, documentation, option_documentation, sections
 from pipeline.config.rules import CHOICES, RULES
 from pipeline.config.schema import Config, Plugin
-from pipeline.groups import GROUP_TRANSITIONS, TRANSITIONS
+from pipeline.coordinator.groups import GROUP_TRANSITIONS, TRANSITIONS
 from pipeline.plugins import registry
 
 _MADE = "<!-- made by `python -m launch.docs`; do not edit -->"
@@ -118,7 +118,7 @@ def states_page() -> str:
         "",
         _MADE,
         "",
-        "Drawn from the tables in `pipeline/groups.py`. A move that is not in them raises and",
+        "Drawn from the tables in `pipeline/coordinator/groups.py`. A move that is not in them raises and",
         "changes nothing.",
         "",
         "## A trajectory",

@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.config.load import plugin_class, rollout_options
 from pipeline.config.schema import Config, LearnerSection
-from pipeline.coordinator import Coordinator
-from pipeline.core import EvalSet, Seams, Settings
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.state import EvalSet, Seams, Settings
+from pipeline.coordinator.timeouts import Limits
 from pipeline.data.dataset import ANSWERS, DataError, Dataset
 from pipeline.data.eval_sets import HeldOut
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.limits import Limits
 from pipeline.plugins import registry
 from pipeline.plugins.registry import RewardOptions
 from pipeline.plugins.views import SourceView

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from pipeline.snapshot import Snapshot
+from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove, write
 
 STATE = "coordinator.msgpack"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.assembly import Parts
-from pipeline.events import EngineJoined, LearnerJoined
+from pipeline.coordinator.events import EngineJoined, LearnerJoined
 from pipeline.outbox import Outbox
 from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
 from pipeline.translate import engine_joined

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from pipeline.coordinator.events import AnyCommand, Hint, Place, Unhint
 from pipeline.data.dataset import Dataset
-from pipeline.events import AnyCommand, Hint, Place, Unhint
 from pipeline.outbox import Outbox
 from pipeline.translate import request_of
 from pipeline.wire.messages import Generate, HintChunk, Hints, Request

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from pipeline.coordinator.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.plugins.views import Sampled
 from pipeline.turning import pieces_of
 from pipeline.wire.messages import ints

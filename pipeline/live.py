@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.groups import Group, Stage
-from pipeline.limits import RULES, Action, Limits, limit_s
-from pipeline.waits import Wait, waits
+from pipeline.coordinator.groups import Group, Stage
+from pipeline.coordinator.timeouts import RULES, Action, Limits, limit_s
+from pipeline.coordinator.waits import Wait, waits
 
 if TYPE_CHECKING:
-    from pipeline.coordinator import Coordinator
+    from pipeline.coordinator.coordinator import Coordinator
 
 LONGEST_WAITS = 12
 """Waits that are told."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.coordinator import Coordinator
+from pipeline.coordinator.coordinator import Coordinator
 from pipeline.live import Live, PeerNow, live
 from pipeline.peers import Peers
 from pipeline.records import Records

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.coordinator import Coordinator, Phase
-from pipeline.events import EngineLost, LearnerLost
+from pipeline.coordinator.coordinator import Coordinator, Phase
+from pipeline.coordinator.events import EngineLost, LearnerLost
 from pipeline.outbox import Outbox
 from pipeline.peers import Peer, Peers
 from pipeline.wire.messages import Shutdown

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.latency import Latency
+from pipeline.coordinator.latency_model import Latency
 from pipeline.refusals import Refusals
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join

@@ -14,8 +14,8 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from pipeline.coordinator import Phase
-from pipeline.ledger import FINAL
+from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.token_ledger import FINAL
 from pipeline.live import Live
 from pipeline.ports import LOOPBACK, TrackerError, port_complaint
 from pipeline.timing import MEANINGS

@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from pipeline import timing
-from pipeline.events import AnyCommand, AnyEvent
+from pipeline.coordinator.events import AnyCommand, AnyEvent
 from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.system.run_folder import RunFolder

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.events import Checkpointed
+from pipeline import checkpoint
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import Checkpointed
 from pipeline.fingerprint import Fingerprint
 from pipeline.wire.messages import Save
 

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import fingerprint, snapshot, translate
+from pipeline import fingerprint, translate
 from pipeline.assembly import Parts
 from pipeline.config.load import rollout_options
-from pipeline.core import PluginFault
-from pipeline.door import Door
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     AskRollout,
@@ -46,6 +45,8 @@ from pipeline.events import (
     Unhint,
     Unjudge,
 )
+from pipeline.coordinator.state import PluginFault
+from pipeline.door import Door
 from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.livefeed import LiveFeed

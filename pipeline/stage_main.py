@@ -22,8 +22,9 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, snapshot, trackers
+from pipeline import assembly, checkpoint, trackers
 from pipeline.config.load import ConfigError, load
+from pipeline.coordinator import snapshot
 from pipeline.data import eval_sets
 from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pipeline.causes import calling_link, leg_link, load_link, scoring_link
-from pipeline.critical import Link, critical_path, follow
-from pipeline.events import (
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     AskRollout,
@@ -40,6 +39,7 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
+from pipeline.critical import Link, critical_path, follow
 from pipeline.ranks import Ranks
 from pipeline.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
 from pipeline.wire.messages import Span

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.events import AnyCommand, AnyEvent
+from pipeline.coordinator.events import AnyCommand, AnyEvent
 from pipeline.spans import Calling, Handover, Leg, Load, Scoring, StepRecord, Work
 from pipeline.timeline import Timeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.events import (
+from pipeline.coordinator.events import (
     AnyEvent,
     EngineJoined,
     Place,

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.config.load import rollout_options
 from pipeline.config.schema import Config
+from pipeline.coordinator.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
 from pipeline.wire.messages import ints

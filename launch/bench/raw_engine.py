@@ -25,10 +25,7 @@ from engines.vllm import async_llm, sampling_params
 from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.data import eval_sets
-from pipeline.data.dataset import load_train
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.events import (
+from pipeline.coordinator.events import (
     AnyEvent,
     EngineJoined,
     LearnerJoined,
@@ -36,6 +33,9 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
+from pipeline.data import eval_sets
+from pipeline.data.dataset import load_train
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.wire.messages import ints
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned

@@ -22,8 +22,8 @@ from launch.simulate.scenario import (
     worth,
 )
 from pipeline.config.schema import Config
-from pipeline.core import PluginFault
-from pipeline.events import AnyCommand, AnyEvent, Report
+from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
+from pipeline.coordinator.state import PluginFault
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, StandsStill
 from pipeline.simulation.policy import Policy

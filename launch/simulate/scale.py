@@ -16,8 +16,8 @@ from launch.simulate import CONFIG
 from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline import assembly
 from pipeline.config.load import load
-from pipeline.coordinator import Coordinator
-from pipeline.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
 from pipeline.simulation.costs import DEVICES, SHAPES, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines

@@ -18,9 +18,9 @@ from launch.simulate import CONFIG
 from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.coordinator import Coordinator
-from pipeline.events import Train
-from pipeline.limits import Limits
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import Train
+from pipeline.coordinator.timeouts import Limits
 from pipeline.simulation.costs import (
     DEVICES,
     SHAPES,

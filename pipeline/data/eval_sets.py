@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.config import rules
 from pipeline.config.schema import Config, EvalFile, Evaluation
-from pipeline.core import EvalSet
+from pipeline.coordinator.state import EvalSet
 from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.data.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.latency import Latency
+from pipeline.coordinator.latency_model import Latency
 
 _STEP_S = 6e-3
 """Launch, sampling and scheduling of a decode step on a GPU."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from pipeline.events import Place, Tokens
+from pipeline.coordinator.events import Place, Tokens
 from pipeline.simulation.costs import EngineCost
 from pipeline.simulation.workload import Response
 from pipeline.wire.messages import ChunkHead

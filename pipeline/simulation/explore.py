@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.coordinator import Coordinator
-from pipeline.core import Seams, Settings
-from pipeline.limits import Limits
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.state import Seams, Settings
+from pipeline.coordinator.timeouts import Limits
 from pipeline.plugins import registry
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.faults import Faulty, Memory, Rules

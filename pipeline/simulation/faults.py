@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline import snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import (
     AnyEvent,
     Checkpointed,
     Cut,

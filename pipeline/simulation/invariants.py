@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from pipeline import snapshot, staleness
-from pipeline.coordinator import Coordinator
-from pipeline.core import Core
-from pipeline.events import Train
-from pipeline.groups import ENDED, Stage, State
-from pipeline.placement import Placement
-from pipeline.tally import PLACES
+from pipeline.coordinator import snapshot, staleness
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import Train
+from pipeline.coordinator.group_index import PLACES
+from pipeline.coordinator.groups import ENDED, Stage, State
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core
 
 
 class Violation(AssertionError):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pipeline.events import Hint, Train
+from pipeline.coordinator.events import Hint, Train
 from pipeline.simulation.costs import LearnerCost
 
 

@@ -10,8 +10,8 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from pipeline.coordinator import Coordinator
-from pipeline.events import (
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     Checkpointed,
@@ -40,12 +40,12 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
-from pipeline.limits import longest_s
+from pipeline.coordinator.timeouts import longest_s
+from pipeline.coordinator.waits import waits
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Request, Response, Workload
-from pipeline.waits import waits
 
 _PATIENCE_S = 4.0
 """Beyond `watch.warn_s`, until which engines that load are waited for."""

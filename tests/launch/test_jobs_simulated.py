@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
-from pipeline.ledger import ACCOUNTS
+from pipeline.coordinator.token_ledger import ACCOUNTS
 from pipeline.trace import ENGINE, LEARNER, PATH, REWARDS, STAGE, WEIGHTS_ROW
 from tests.launch.jobs import (
     QUICK,

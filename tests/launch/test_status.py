@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from pipeline.events import Tick
-from pipeline.limits import Action, Limits
+from pipeline.coordinator.events import Tick
+from pipeline.coordinator.timeouts import Action, Limits
 from pipeline.live import Live, PeerNow, live
 from pipeline.system.run_folder import RunFolder
 from tests.pipeline.bench import Bench

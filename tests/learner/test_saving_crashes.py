@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.saving import MODEL, optimizer_file, save_model, save_optimizer
 from pipeline import checkpoint
-from pipeline.snapshot import Snapshot
+from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk
 from tests.learner.ranks import ROOT
 from tests.pipeline.crashes import COMMITTED, Quick, Recorder, forgotten, small_disk, states, wrong

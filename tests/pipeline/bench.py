@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from pipeline.coordinator import Coordinator
-from pipeline.core import Seams
-from pipeline.events import (
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     EngineJoined,
@@ -34,7 +33,8 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
-from pipeline.groups import Group, Trajectory
+from pipeline.coordinator.groups import Group, Trajectory
+from pipeline.coordinator.state import Seams
 from pipeline.plugins.actions import Allotment, AnyVerb, Finalize
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo

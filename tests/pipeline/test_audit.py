@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import audit
-from pipeline.events import EndLegs, Report, Train
+from pipeline.coordinator import selection_bias
+from pipeline.coordinator.events import EndLegs, Report, Train
+from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Finalize
-from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -17,7 +17,7 @@ from tests.pipeline.world import World, seams_of, settings_of
     [(0, 0, False), (0, 1, True), (48, 50, False), (49, 50, True), (99, 50, True)],
 )
 def test_the_last_step_of_each_stretch_is_audited(step: int, every: int, expected: bool) -> None:
-    assert audit.due(step, every) is expected
+    assert selection_bias.due(step, every) is expected
 
 
 def test_everyone_is_sampled_to_the_end_and_the_choice_is_trained_on() -> None:

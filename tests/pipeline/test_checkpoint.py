@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import checkpoint, snapshot
+from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.snapshot import Snapshot
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline.world import World, seams_of, settings_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.snapshot import Snapshot
+from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk, write
 from tests.pipeline.crashes import (
     COMMITTED,

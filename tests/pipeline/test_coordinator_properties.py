@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.events import Tokens
-from pipeline.groups import Cause, Group, IllegalTransition, Stage, Trajectory
-from pipeline.intake import Intake
-from pipeline.ledger import Ledger
-from pipeline.placement import Placement
-from pipeline.roster import Roster
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import Tokens
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import Cause, Group, IllegalTransition, Stage, Trajectory
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.token_ingest import Intake
+from pipeline.coordinator.token_ledger import Ledger
 from tests.pipeline.world import World, seams_of, settings_of
 
 SELECTORS = ["all", "first_m", "shortest", "dual_end", "concise_confident"]

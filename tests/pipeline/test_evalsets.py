@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load
-from pipeline.core import EvalSet
+from pipeline.coordinator.state import EvalSet
 from pipeline.data import eval_sets
 from pipeline.data.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.docs import documentation, sections
-from pipeline.core import Settings
+from pipeline.coordinator.state import Settings
 from pipeline.plugins import registry
 
 ROOT = Path(__file__).resolve().parents[2]

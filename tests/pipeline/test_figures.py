@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.events import RewardReady, StepApplied, Trained
-from pipeline.figures import learner_bubble, length_figures, token_figures, trained_figures
-from pipeline.groups import Group, Stage, State, Trajectory
-from pipeline.occupancy import Occupancy
+from pipeline.coordinator.events import RewardReady, StepApplied, Trained
+from pipeline.coordinator.groups import Group, Stage, State, Trajectory
+from pipeline.coordinator.slot_usage import Occupancy
+from pipeline.coordinator.step_metrics import (
+    learner_bubble,
+    length_figures,
+    token_figures,
+    trained_figures,
+)
 from pipeline.plugins.actions import Finalize
 from tests.pipeline.bench import Bench, Report, Train, only
 

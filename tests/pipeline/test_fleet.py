@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fleet import EngineRecord, Fleet
+from pipeline.coordinator.engine_pool import EngineRecord, Fleet
 from tests.pipeline.test_coordinator_properties import _find
 
 NAMES = ["e0", "e1", "e2", "e3"]

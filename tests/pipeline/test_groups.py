@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.groups import (
+from pipeline.coordinator.groups import (
     ENDED,
     GROUP_TRANSITIONS,
     TRANSITIONS,

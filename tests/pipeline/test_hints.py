@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from pipeline.events import Hint, Train, Unhint
+from pipeline.coordinator.events import Hint, Train, Unhint
 from pipeline.plugins.actions import Abort, Finalize
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.events import EndLegs, EngineLost, Judge, Restart
-from pipeline.groups import State
+from pipeline.coordinator.events import EndLegs, EngineLost, Judge, Restart
+from pipeline.coordinator.groups import State
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.plugins.registry import Every, Finish
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed

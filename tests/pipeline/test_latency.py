@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.latency import FLAT, Latency, Meter
+from pipeline.coordinator.latency_model import FLAT, Latency, Meter
 
 CURVE = ((1, 0.010), (32, 0.012), (64, 0.020))
 

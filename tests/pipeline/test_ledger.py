@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.ledger import ACCOUNTS, FINAL, Ledger
+from pipeline.coordinator.token_ledger import ACCOUNTS, FINAL, Ledger
 
 
 def test_new_tokens_are_counted_once_and_balance() -> None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.latency import Latency
+from pipeline.coordinator.latency_model import Latency
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Allotment
 from pipeline.plugins.budgets._censored import fit, lognormal, moments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline import live as live_module
-from pipeline.events import Tick, Trained, VersionPublished
+from pipeline.coordinator.events import Tick, Trained, VersionPublished
 from pipeline.live import LONGEST_WAITS, MOST_MEMBERS, Live, live
 from tests.pipeline.bench import Bench
 from tests.pipeline.world import World, settings_of

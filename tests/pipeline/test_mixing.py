@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import fingerprint, snapshot
+from pipeline import fingerprint
 from pipeline.config.schema import Config, Data, Source
-from pipeline.core import Seams
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.state import Seams
 from pipeline.plugins.actions import Plan
 from pipeline.plugins.prompt_orders._walk import OrderOptions
 from pipeline.plugins.prompt_orders.sequential import Sequential

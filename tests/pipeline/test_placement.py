@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.events import (
+from pipeline.coordinator.events import (
     EndLegs,
     EngineJoined,
     EngineLost,
@@ -16,7 +16,7 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.groups import State
+from pipeline.coordinator.groups import State
 from pipeline.plugins.actions import Abort, Park, Sample, Stop
 from tests.pipeline.bench import Bench, only, placed
 

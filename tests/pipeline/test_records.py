@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.events import Place, Report, Tick
+from pipeline.coordinator.events import Place, Report, Tick
 from pipeline.lines import Lines
 from pipeline.live import Live
 from pipeline.records import SAMPLES_SHOWN, Records

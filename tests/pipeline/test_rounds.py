@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.events import Judge, Train
+from pipeline.coordinator.events import Judge, Train
 from pipeline.plugins.actions import Close, Plan, Relax, Take
 from pipeline.plugins.batch_rules.quorum import Quorum, QuorumOptions
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatchingOptions

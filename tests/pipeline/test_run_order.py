@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import snapshot
-from pipeline.coordinator import Phase
-from pipeline.core import EvalSet
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.events import (
     Checkpointed,
     Cut,
     Halt,
@@ -28,7 +27,8 @@ from pipeline.events import (
     Trained,
     VersionPublished,
 )
-from pipeline.groups import Stage
+from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.state import EvalSet
 from pipeline.plugins.actions import Finalize, Plan
 from pipeline.plugins.views import PlanView
 from tests.pipeline.bench import Bench, only

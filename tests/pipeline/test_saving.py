@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from pipeline import checkpoint, saving
-from pipeline.events import Checkpointed, Halt
+from pipeline.coordinator.events import Checkpointed, Halt
 from pipeline.saving import Saver
 from pipeline.system.durable_files import SYSTEM, write
 from pipeline.wire.messages import Save

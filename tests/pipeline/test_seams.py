@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.latency import Latency
+from pipeline.coordinator.latency_model import Latency
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Advantages, Close, NoSignal, Take
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions, overlong_penalty

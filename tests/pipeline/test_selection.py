@@ -8,16 +8,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import snapshot
-from pipeline.core import PluginFault
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.events import (
     EndLegs,
     Judge,
     RewardMissing,
     Train,
     Unjudge,
 )
-from pipeline.groups import Stage, State
+from pipeline.coordinator.groups import Stage, State
+from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Abort,
     Advantages,

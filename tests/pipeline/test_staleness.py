@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.events import FinishStep, Place, StepApplied, Trained
+from pipeline.coordinator.events import FinishStep, Place, StepApplied, Trained
 from tests.pipeline.bench import Bench, only
 from tests.pipeline.world import World, seams_of, settings_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pipeline.statistics import WINDOW, RunningStatistics, Window
+from pipeline.coordinator.running_stats import WINDOW, RunningStatistics, Window
 
 
 def test_quantiles_are_none_before_enough_values() -> None:

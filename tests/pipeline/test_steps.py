@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.coordinator import Phase
-from pipeline.core import PluginFault
-from pipeline.events import (
+from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.events import (
     Checkpointed,
     Cut,
     FinishStep,
@@ -23,7 +22,8 @@ from pipeline.events import (
     Trained,
     TrainingFailed,
 )
-from pipeline.groups import Stage
+from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Allotment,
     AnyVerb,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import staleness
-from pipeline.core import Core
-from pipeline.groups import Group, Stage
-from pipeline.tally import PLACES, Tally, place_of
+from pipeline.coordinator import staleness
+from pipeline.coordinator.group_index import PLACES, Tally, place_of
+from pipeline.coordinator.groups import Group, Stage
+from pipeline.coordinator.state import Core
 from tests.pipeline.world import World, seams_of, settings_of
 
 

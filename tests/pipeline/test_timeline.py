@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from pipeline import timing
-from pipeline.critical import NOT_KNOWN
-from pipeline.events import (
+from pipeline.coordinator.events import (
     AnyEvent,
     FinishStep,
     Judge,
@@ -24,6 +23,7 @@ from pipeline.events import (
     Trained,
     WeightsServed,
 )
+from pipeline.critical import NOT_KNOWN
 from pipeline.spans import StepRecord
 from pipeline.timeline import Timeline
 from pipeline.wire.messages import ChunkHead, LegTimes, Span, TrainMember

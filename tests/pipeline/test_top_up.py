@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.core import PluginFault
-from pipeline.events import Tick
+from pipeline.coordinator.events import Tick
+from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
 from pipeline.plugins.views import OpenView

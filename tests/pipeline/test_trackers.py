@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import timing, trackers
 from pipeline.config.schema import Config, Metrics
-from pipeline.ledger import ACCOUNTS
+from pipeline.coordinator.token_ledger import ACCOUNTS
 from pipeline.live import EngineNow, Live, PeerNow, WaitNow
 from pipeline.records import Records
 from pipeline.spans import StepRecord

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Plugin
+from pipeline.coordinator.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
 from pipeline.plugins.registry import RolloutOptions

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     AskRollout,
@@ -23,11 +23,11 @@ from pipeline.events import (
     TurnFailed,
     UnaskRollout,
 )
-from pipeline.groups import State
+from pipeline.coordinator.groups import State
+from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.timeline import Timeline
 from pipeline.timing import figures
-from pipeline.waits import waits
 from pipeline.wire.messages import floats, ints
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed
 

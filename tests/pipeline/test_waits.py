@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from pipeline.events import (
+from pipeline.coordinator.events import (
     EngineLost,
     Halt,
     LearnerJoined,
@@ -15,9 +15,9 @@ from pipeline.events import (
     Trained,
     VersionPublished,
 )
+from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import BatchVerb, Enough, Finalize, Park
 from pipeline.plugins.views import BatchView
-from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from pipeline.events import (
+from pipeline.coordinator.events import (
     Checkpointed,
     Cut,
     EndLegs,
@@ -25,12 +25,12 @@ from pipeline.events import (
     VersionPublished,
     WeightsServed,
 )
-from pipeline.groups import State
-from pipeline.limits import RULES, Action, Kind, Limits, limit_s
+from pipeline.coordinator.groups import State
+from pipeline.coordinator.timeouts import RULES, Action, Kind, Limits, limit_s
+from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchVerb, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.explore import SHORT, Mode, acted
-from pipeline.waits import waits
 from tests.pipeline.bench import Bench, only
 
 LIMITS = Limits(

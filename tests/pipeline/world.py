@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.core import Seams, Settings
-from pipeline.events import (
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     AskRollout,
@@ -55,6 +54,7 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
+from pipeline.coordinator.state import Seams, Settings
 from pipeline.plugins import registry
 from pipeline.simulation.invariants import check
 from pipeline.wire.messages import ChunkHead

@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 
 from pipeline import timing
-from pipeline.events import AnyCommand, AnyEvent, Judge, Report, Restart, Serve, Tick, WeightsServed
-from pipeline.groups import State
+from pipeline.coordinator.events import (
+    AnyCommand,
+    AnyEvent,
+    Judge,
+    Report,
+    Restart,
+    Serve,
+    Tick,
+    WeightsServed,
+)
+from pipeline.coordinator.groups import State
 from pipeline.peers import Peers
 from pipeline.plugins.selectors.first_m import FirstM
 from pipeline.refusals import MOST, WITHIN_S, Refusals

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.events import Place, Tokens
+from pipeline.coordinator.events import Place, Tokens
 from pipeline.simulation.costs import DEVICES, SHAPES, EngineCost, engine_cost
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.workload import Response

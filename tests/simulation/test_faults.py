@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from launch.simulate.exploring import explain, explore
-from pipeline.coordinator import Coordinator
-from pipeline.groups import Cause, Trajectory
-from pipeline.ledger import Ledger
-from pipeline.placement import Placement
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.groups import Cause, Trajectory
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.selection import Selection
+from pipeline.coordinator.token_ledger import Ledger
+from pipeline.coordinator.training_step import Steps
 from pipeline.plugins.budgets import uniform
-from pipeline.selection import Selection
 from pipeline.simulation.explore import MODES, Mode, play, shrink, world
 from pipeline.simulation.faults import Faulty
 from pipeline.simulation.plans import HANGS, What
-from pipeline.steps import Steps
 
 SEEDS = 1000
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from launch.simulate import expected
 from launch.simulate.expected import small
 from launch.simulate.ours import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
-from pipeline.events import EngineLost
+from pipeline.coordinator.events import EngineLost
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.machines import Machines

@@ -8,17 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import snapshot
-from pipeline.coordinator import Coordinator
-from pipeline.core import Seams, Settings
-from pipeline.events import AnyEvent, Cut, Report
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import AnyEvent, Cut, Report
+from pipeline.coordinator.snapshot import Snapshot
+from pipeline.coordinator.state import Seams, Settings
 from pipeline.plugins import registry
 from pipeline.simulation.costs import EngineCost, LearnerCost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
-from pipeline.snapshot import Snapshot
 
 STEPS, SIZE, STOP = 6, 4, 1
 SETTINGS = Settings(

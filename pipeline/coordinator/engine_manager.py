@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.core import Core
-from pipeline.events import (
+from pipeline.coordinator.engine_pool import EngineRecord
+from pipeline.coordinator.events import (
     EngineJoined,
     EngineLost,
     Restart,
@@ -17,10 +17,10 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.fleet import EngineRecord
-from pipeline.groups import State
-from pipeline.intake import Intake
-from pipeline.placement import Placement
+from pipeline.coordinator.groups import State
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core
+from pipeline.coordinator.token_ingest import Intake
 
 MOST_REFUSALS = 3
 """Loads of one version that an engine may fail before it is restarted."""

@@ -1,6 +1,6 @@
 """No wait lasts for ever: what has stood still past its limit is found, and the run acts.
 
-Once a tick: a coordinator -> `Overdue` waits, by the table in `pipeline.limits`; the
+Once a tick: a coordinator -> `Overdue` waits, by the table in `pipeline.coordinator.timeouts`; the
 coordinator carries each row's action out. Costs the same with 65,536 open groups as with
 a hundred: it looks at engines, at the oldest reward, at ranks, and at the legs of an
 engine only once one of them may be due. Invariant: whatever is waited for has a row, or
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.fleet import EngineRecord, Leg
-from pipeline.limits import RULES, Action, Kind, limit_s
-from pipeline.waits import waits
+from pipeline.coordinator.engine_pool import EngineRecord, Leg
+from pipeline.coordinator.timeouts import RULES, Action, Kind, limit_s
+from pipeline.coordinator.waits import waits
 
 if TYPE_CHECKING:
-    from pipeline.coordinator import Coordinator
+    from pipeline.coordinator.coordinator import Coordinator
 
 _LATE_S = 5.0
 """A tick so much later than the one before: the stage itself stood still, nobody else is to

@@ -11,12 +11,12 @@ from __future__ import annotations
 import heapq
 import math
 
-from pipeline.core import Core
-from pipeline.events import Place, Serve
-from pipeline.fleet import EngineRecord, Fleet
-from pipeline.groups import Cause, State, Trajectory
-from pipeline.latency import Latency
-from pipeline.occupancy import Occupancy
+from pipeline.coordinator.engine_pool import EngineRecord, Fleet
+from pipeline.coordinator.events import Place, Serve
+from pipeline.coordinator.groups import Cause, State, Trajectory
+from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.slot_usage import Occupancy
+from pipeline.coordinator.state import Core
 
 LOST, CONTINUED, PARKED, QUEUED = range(4)
 """Order of the waiting: lower goes first."""

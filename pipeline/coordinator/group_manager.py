@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from pipeline.core import Core, asking
-from pipeline.events import Forget, Judge, Unjudge
-from pipeline.groups import UNENDED, Cause, Group, Stage, State, Trajectory
-from pipeline.hints import Hints
-from pipeline.placement import Placement
+from pipeline.coordinator.events import Forget, Judge, Unjudge
+from pipeline.coordinator.groups import UNENDED, Cause, Group, Stage, State, Trajectory
+from pipeline.coordinator.learner_feed import Hints
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core, asking
 from pipeline.plugins.views import EndedView
 
 

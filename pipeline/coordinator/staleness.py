@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.groups import Group, Stage, State
+from pipeline.coordinator.groups import Group, Stage, State
 
 if TYPE_CHECKING:
-    from pipeline.core import Core
+    from pipeline.coordinator.state import Core
 
 BEFORE_TAKING = (Stage.OPEN, Stage.CHOSEN, Stage.READY)
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.core import Core
-from pipeline.events import Tokens
-from pipeline.fleet import EngineRecord
-from pipeline.groups import Cause, State, Trajectory
-from pipeline.placement import Placement
-from pipeline.turns import Turns
+from pipeline.coordinator.engine_pool import EngineRecord
+from pipeline.coordinator.events import Tokens
+from pipeline.coordinator.groups import Cause, State, Trajectory
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core
+from pipeline.coordinator.turns import Turns
 
 MOST_ERRORS = 3
 """Legs of one trajectory that engines may spoil before the member is given up."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.core import Core, EvalSet
-from pipeline.figures import length_figures, pass_at
-from pipeline.groups import Group, State
-from pipeline.roster import Roster
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import Group, State
+from pipeline.coordinator.state import Core, EvalSet
+from pipeline.coordinator.step_metrics import length_figures, pass_at
 
 
 class Evaluations:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pipeline.latency import Meter
+from pipeline.coordinator.latency_model import Meter
 
 _SPARE = 64
 """Entries of the heap, beyond two for each engine, after which it is made anew."""

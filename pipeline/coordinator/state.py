@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline.events import Command, EndLegs, Report, UnaskRollout
-from pipeline.groups import Group, Stage, Trajectory
-from pipeline.latency import Latency
-from pipeline.ledger import Ledger
-from pipeline.limits import Limits
+from pipeline.coordinator.events import Command, EndLegs, Report, UnaskRollout
+from pipeline.coordinator.group_index import Tally
+from pipeline.coordinator.groups import Group, Stage, Trajectory
+from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.running_stats import RunningStatistics
+from pipeline.coordinator.staleness import Due
+from pipeline.coordinator.timeouts import Limits
+from pipeline.coordinator.token_ledger import Ledger
 from pipeline.plugins.registry import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.plugins.views import SourceView
-from pipeline.staleness import Due
-from pipeline.statistics import RunningStatistics
-from pipeline.tally import Tally
 
 
 class EvalSet(msgspec.Struct, frozen=True, kw_only=True):

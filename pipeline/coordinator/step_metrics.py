@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.core import Core
-from pipeline.groups import ENDED, Group
-from pipeline.roster import Roster
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import ENDED, Group
+from pipeline.coordinator.state import Core
 
 LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""

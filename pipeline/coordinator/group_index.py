@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from pipeline.groups import Group, Stage
+from pipeline.coordinator.groups import Group, Stage
 
 PLACES = {
     "open": Stage.OPEN,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.groups import ENDED, Group, Trajectory
+from pipeline.coordinator.groups import ENDED, Group, Trajectory
 
 
 def due(step: int, every: int) -> bool:

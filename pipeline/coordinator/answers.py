@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.core import Core, PluginFault
-from pipeline.groups import Stage
+from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.state import Core, PluginFault
 from pipeline.plugins.actions import Allotment, Plan
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.fleet import EngineRecord
-from pipeline.groups import Group, Stage, State, Trajectory
-from pipeline.limits import Kind
+from pipeline.coordinator.engine_pool import EngineRecord
+from pipeline.coordinator.groups import Group, Stage, State, Trajectory
+from pipeline.coordinator.timeouts import Kind
 
 if TYPE_CHECKING:
-    from pipeline.coordinator import Coordinator
+    from pipeline.coordinator.coordinator import Coordinator
 
 
 class Wait(msgspec.Struct, frozen=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.core import Core
-from pipeline.figures import step_figures, token_figures
-from pipeline.placement import Placement
-from pipeline.roster import Roster
-from pipeline.selection import Selection
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.selection import Selection
+from pipeline.coordinator.state import Core
+from pipeline.coordinator.step_metrics import step_figures, token_figures
 
 
 class StepReport:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline import audit, staleness
-from pipeline.core import Core, PluginFault, asking
-from pipeline.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
-from pipeline.placement import Placement
+from pipeline.coordinator import selection_bias, staleness
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core, PluginFault, asking
 from pipeline.plugins.actions import (
     Abort,
     Advantages,
@@ -30,7 +31,6 @@ from pipeline.plugins.actions import (
 )
 from pipeline.plugins.registry import Every, Finish, Rewarded, SelectorEvent, Wants
 from pipeline.plugins.views import GroupView, MemberView, Outcome
-from pipeline.roster import Roster
 
 _NOTHING = Wants()
 PARKABLE = (State.RUNNING, State.QUEUED, State.CALLING)
@@ -68,7 +68,7 @@ class Selection:
     ) -> None:
         self._core, self._placement, self._roster = core, placement, roster
         self._on_change, self._on_evaluated = on_change, on_evaluated
-        self.account = audit.Account()
+        self.account = selection_bias.Account()
         self._stopped: list[int] = []  # by verbs of the answer at hand
 
     @property
@@ -349,7 +349,9 @@ class Selection:
 
     def _ready_if_scored(self, group: Group) -> None:
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
-        if any(not m.scored for m in members) or (group.audited and not audit.settled(group)):
+        if any(not m.scored for m in members) or (
+            group.audited and not selection_bias.settled(group)
+        ):
             return
         if self._core.version < 0:
             return  # resumed, and the learner has yet to say which version it goes on from
@@ -387,10 +389,10 @@ class Selection:
     @property
     def audited(self) -> bool:
         """Whether the open step is sampled to its end."""
-        return audit.due(self._core.step, self._core.settings.audit_every)
+        return selection_bias.due(self._core.step, self._core.settings.audit_every)
 
     def _audit(self, group: Group) -> None:
-        everyone = audit.whole(group)
+        everyone = selection_bias.whole(group)
         answer = self._advantages(group, self._outcomes(group, [m.id for m in everyone]))
         values = [] if isinstance(answer, NoSignal) else [float(a) for a in answer.values]
-        self.account.add(audit.shifts(group, values))
+        self.account.add(selection_bias.shifts(group, values))

@@ -6,13 +6,13 @@ candidates of open ones. Knows nothing of taking, training or closing.
 
 from __future__ import annotations
 
-from pipeline.answers import check_allotments, check_plan, check_top_up
-from pipeline.core import Core, asking
-from pipeline.groups import UNENDED, Group, Stage, State
-from pipeline.placement import Placement
+from pipeline.coordinator.answers import check_allotments, check_plan, check_top_up
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import UNENDED, Group, Stage, State
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core, asking
 from pipeline.plugins.actions import Allotment
 from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView
-from pipeline.roster import Roster
 
 _FEW = 32
 """Open groups up to which top-up is asked for at every change."""

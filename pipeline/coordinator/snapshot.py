@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from pipeline.coordinator import Coordinator
-from pipeline.events import AnyCommand, AskRollout, Judge
-from pipeline.groups import ENDED, Group, Stage, State
-from pipeline.ledger import Ledger
-from pipeline.placement import LOST, PARKED, QUEUED
-from pipeline.statistics import RunningStatistics, StatisticsState
-from pipeline.steps import StepState
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.events import AnyCommand, AskRollout, Judge
+from pipeline.coordinator.groups import ENDED, Group, Stage, State
+from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
+from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
+from pipeline.coordinator.token_ledger import Ledger
+from pipeline.coordinator.training_step import StepState
 
 FORMAT = 1
 

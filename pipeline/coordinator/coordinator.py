@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pipeline import waits
-from pipeline.core import Core, Seams, Settings
-from pipeline.crew import Crew
-from pipeline.evaluation import Evaluations
-from pipeline.events import (
+from pipeline.coordinator import waits
+from pipeline.coordinator.engine_manager import Crew
+from pipeline.coordinator.evaluation import Evaluations
+from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     Checkpointed,
@@ -43,15 +42,16 @@ from pipeline.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.groups import Stage
-from pipeline.intake import Intake
-from pipeline.limits import Action, Kind
-from pipeline.placement import Placement
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.selection import Selection
+from pipeline.coordinator.state import Core, Seams, Settings
+from pipeline.coordinator.timeouts import Action, Kind
+from pipeline.coordinator.token_ingest import Intake
+from pipeline.coordinator.training_step import Steps
+from pipeline.coordinator.watchdog import Overdue, Watchdog
 from pipeline.plugins.registry import Ticked, WeightsPublished
-from pipeline.roster import Roster
-from pipeline.selection import Selection
-from pipeline.steps import Steps
-from pipeline.watchdog import Overdue, Watchdog
 
 MOST_FAILED_CUTS = 3
 """Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""

@@ -8,9 +8,9 @@ it computes when the group comes.
 
 from __future__ import annotations
 
-from pipeline.core import Core
-from pipeline.events import Hint, Unhint
-from pipeline.groups import Group, Trajectory
+from pipeline.coordinator.events import Hint, Unhint
+from pipeline.coordinator.groups import Group, Trajectory
+from pipeline.coordinator.state import Core
 
 
 class Hints:

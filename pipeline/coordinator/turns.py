@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.core import Core
-from pipeline.events import AskRollout, TurnAnswered, TurnFailed
-from pipeline.groups import Cause, State, Trajectory
-from pipeline.placement import Placement
+from pipeline.coordinator.events import AskRollout, TurnAnswered, TurnFailed
+from pipeline.coordinator.groups import Cause, State, Trajectory
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.state import Core
 
 
 class Turns:

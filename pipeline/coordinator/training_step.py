@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline import staleness
-from pipeline.core import Core, PluginFault, asking
-from pipeline.events import FinishStep, StepApplied, StepRejected, Trained, TrainingFailed
-from pipeline.figures import learner_bubble, rollout_figures, trained_figures
-from pipeline.groups import ENDED, Group, Stage, State, Trajectory
-from pipeline.handover import train_command
-from pipeline.placement import Placement
-from pipeline.planning import Planning
+from pipeline.coordinator import staleness
+from pipeline.coordinator.events import (
+    FinishStep,
+    StepApplied,
+    StepRejected,
+    Trained,
+    TrainingFailed,
+)
+from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.groups import ENDED, Group, Stage, State, Trajectory
+from pipeline.coordinator.handover import train_command
+from pipeline.coordinator.prompt_planner import Planning
+from pipeline.coordinator.reporting import StepReport
+from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.selection import Selection
+from pipeline.coordinator.state import Core, PluginFault, asking
+from pipeline.coordinator.step_metrics import learner_bubble, rollout_figures, trained_figures
 from pipeline.plugins.actions import BatchVerb, Close, Relax, Take
 from pipeline.plugins.registry import Barrier, Relaxed
 from pipeline.plugins.views import BatchView
-from pipeline.reporting import StepReport
-from pipeline.roster import Roster
-from pipeline.selection import Selection
 
 MOST_SKIPPED = 3
 """Steps skipped in a row after which the run stops."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.events import Train
-from pipeline.groups import Group, State
+from pipeline.coordinator.events import Train
+from pipeline.coordinator.groups import Group, State
 from pipeline.wire.messages import TrainMember
 
 

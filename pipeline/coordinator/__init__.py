@@ -1,0 +1,4 @@
+"""What decides: (event, now) -> commands, without socket, clock, file or unseeded randomness.
+
+Start at `coordinator.py`; `events.py` lists all that goes in and comes out.
+"""
