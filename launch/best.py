@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.jsonl import lines
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
 from pipeline.trackers import flat
@@ -34,10 +34,10 @@ def best_checkpoint(path: Path) -> tuple[Path, str]:
         if value is not None:
             found[line["step"]] = value
     for step in sorted(found, key=lambda step: (-found[step], step)):
-        directory = run.checkpoints / checkpoint.name_of(step)
+        directory = run.checkpoints / store.name_of(step)
         if step > 0 and directory.is_dir():
-            checkpoint.check_owner(directory)
-            checkpoint.verify(directory)
+            store.check_owner(directory)
+            store.verify(directory)
             return directory, f"{key} {found[step]:.3f} at step {step}"
     raise ValueError(f"{run.path}: none of the {len(found)} steps with {key} has a checkpoint")
 

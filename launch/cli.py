@@ -146,7 +146,7 @@ def export(
     """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
     from launch.best import best_checkpoint
     from launch.train import export_run
-    from pipeline.checkpoint import CheckpointError
+    from pipeline.checkpoint.store import CheckpointError
     from pipeline.config.load import ConfigError
     from pipeline.system.run_folder import RunError
 

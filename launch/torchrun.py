@@ -39,7 +39,8 @@ from launch.processes import (
 )
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
-from pipeline import checkpoint, trackers, trainable
+from pipeline import trackers, trainable
+from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
@@ -112,7 +113,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
-    resume, manifest, complaints = checkpoint.newest(run.checkpoints)
+    resume, manifest, complaints = store.newest(run.checkpoints)
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
     check_fits(resume, manifest, config, f"{given} or the settings of this command")
@@ -245,7 +246,7 @@ def main() -> int:
         RunError,
         TransportError,
         DataError,
-        checkpoint.CheckpointError,
+        store.CheckpointError,
         OSError,
     ) as error:
         raise SystemExit(f"darts: {error}") from None

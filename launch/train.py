@@ -15,7 +15,8 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import checkpoint, fingerprint, trackers, trainable
+from pipeline import trackers, trainable
+from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
@@ -119,7 +120,7 @@ def check_fits(
     """
     now = fingerprint.take(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
-        raise checkpoint.Refused("\n".join([f"{directory} was not written for this:", *found]))
+        raise store.Refused("\n".join([f"{directory} was not written for this:", *found]))
 
 
 def resume_run(path: Path) -> int:
@@ -130,14 +131,14 @@ def resume_run(path: Path) -> int:
         if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
-        directory, manifest, complaints = checkpoint.newest(run.checkpoints)
+        directory, manifest, complaints = store.newest(run.checkpoints)
         for line in complaints:
             _say(f"damaged, not used: {line}")
         check_fits(directory, manifest, config, run.config)
-    except (RunError, ConfigError, DataError, checkpoint.CheckpointError, OSError) as error:
+    except (RunError, ConfigError, DataError, store.CheckpointError, OSError) as error:
         _say(error)
-        none = isinstance(error, checkpoint.CheckpointError)
-        return 5 if none and not isinstance(error, checkpoint.Refused) else 2
+        none = isinstance(error, store.CheckpointError)
+        return 5 if none and not isinstance(error, store.Refused) else 2
     _say(f"resuming {run.path} at step {manifest['step']}")
     return _carry_out(config, run, directory)
 
@@ -176,10 +177,10 @@ def export_run(run: Path, directory: Path) -> str:
     if directory.exists():
         raise ValueError(f"{directory}: exists already")
     source = run
-    if not (run / checkpoint.MANIFEST).exists():
+    if not (run / store.MANIFEST).exists():
         try:
-            source = checkpoint.look(run / "checkpoints")
-        except checkpoint.CheckpointError as error:
+            source = store.look(run / "checkpoints")
+        except store.CheckpointError as error:
             raise ValueError(str(error)) from error
     export(source, directory)
     return f"{source} -> {directory}"

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import fingerprint, translate
+from pipeline import translate
 from pipeline.assembly import Parts
+from pipeline.checkpoint import fingerprint
+from pipeline.checkpoint.saver import Saver, size_of
 from pipeline.config.load import rollout_options
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.events import (
@@ -53,7 +55,6 @@ from pipeline.livefeed import LiveFeed
 from pipeline.losses import Losses
 from pipeline.peers import Peers
 from pipeline.records import Records
-from pipeline.saving import Saver, size_of
 from pipeline.turning import RolloutPool, Turning
 from pipeline.wire.codec import decode_tokens, sender_of
 from pipeline.wire.messages import (

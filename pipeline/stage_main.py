@@ -22,7 +22,8 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, checkpoint, trackers
+from pipeline import assembly, trackers
+from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, load
 from pipeline.coordinator import snapshot
 from pipeline.data import eval_sets
@@ -129,7 +130,7 @@ async def serve(args: argparse.Namespace) -> str:
             await workers.enter_async_context(rollouts)
         saved = None
         if args.resume:
-            saved = (checkpoint.load_state(args.resume), checkpoint.verify(args.resume))
+            saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
             Records.cut(run, saved[1]["records"])
         parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
@@ -169,7 +170,7 @@ def main() -> None:
         PluginError,
         RewardFailed,
         TransportError,
-        checkpoint.CheckpointError,
+        store.CheckpointError,
         snapshot.SnapshotError,
         trackers.TrackerError,
     ) as problem:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from launch.jsonl import lines
 from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
-from pipeline.checkpoint import MANIFEST
+from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
 from pipeline.system.run_folder import RunError, RunFolder
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from pipeline.plugins.actions import AnyVerb, BatchVerb, Close, Finalize, Take
 from pipeline.plugins.registry import SelectorEvent, Stateless, Wants
 from pipeline.plugins.views import BatchView, GroupView
@@ -137,7 +137,7 @@ def undisturbed(folder: Path) -> Truth:
         job.until(lambda: trains(run, begun))
         start_s = time.time() - begun
         assert job.wait() == 0, job.text
-    weights, optimizer = weights_of(checkpoint.look(run / "checkpoints"))
+    weights, optimizer = weights_of(store.look(run / "checkpoints"))
     return Truth(groups_of(run), weights, optimizer, start_s, time.time() - begun - start_s)
 
 
@@ -150,7 +150,7 @@ def differences(run: Path, truth: Truth) -> list[str]:
         found.append(f"prompts trained on: {times}")
     elif groups != truth.groups:
         found.append("responses trained on")
-    weights, optimizer = weights_of(checkpoint.look(run / "checkpoints"))
+    weights, optimizer = weights_of(store.look(run / "checkpoints"))
     assert weights.keys() == truth.weights.keys()
     far = max(float((weights[n] - truth.weights[n]).abs().max()) for n in weights)
     if not all(torch.equal(weights[n], truth.weights[n]) for n in weights):
@@ -243,7 +243,7 @@ class Killer:
 
 def _seen(number: int, phase: str, seconds: float, run: Path) -> Kill:
     checkpoints = run / "checkpoints"
-    kept = [int(path.name[5:]) for path in checkpoint.committed(checkpoints)]
+    kept = [int(path.name[5:]) for path in store.committed(checkpoints)]
     hidden = sorted(p.name for p in checkpoints.glob(".*"))
     left = tuple(name.split("-")[0] for name in hidden)
     return Kill(number, phase, seconds, steps_done(run), max(kept, default=-1), left)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import home, torchrun
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunError, RunFolder
 from tests.launch.test_resume import Halted, state
@@ -80,7 +80,7 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("zero, goes_on", [(0, True), (1, False), (3, False)])
 def test_another_number_of_ranks_under_torchrun_goes_on_at_zero_0_and_is_refused_by_name_above(
-    tmp_path: Path, state: checkpoint.Snapshot, zero: int, goes_on: bool
+    tmp_path: Path, state: store.Snapshot, zero: int, goes_on: bool
 ) -> None:
     halted = Halted(tmp_path, state, f"learner.zero={zero}", "learner.ranks=2")
     before = halted.run.config.read_text()
@@ -94,7 +94,7 @@ def test_another_number_of_ranks_under_torchrun_goes_on_at_zero_0_and_is_refused
         said = (
             r"learner\.ranks: 2 in the checkpoint, 3 now: put it back in mine\.yaml or the settings"
         )
-        with pytest.raises(checkpoint.Refused, match=said):
+        with pytest.raises(store.Refused, match=said):
             torchrun._resume_point(other, MINE, halted.run)
         assert halted.run.config.read_text() == before
         assert halted.directory.is_dir()

@@ -18,7 +18,7 @@ import pytest
 
 from launch.bench import faults
 from launch.bench.namespaces import Machines, Started, two_machines, why_not
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from tests.launch.jobs import QUICK, SIMULATED, lines, shared_memory, train, trained_prompts
 from tests.launch.kill_often import (
     SETTINGS,
@@ -167,7 +167,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
         pytest.skip(reason)
     with train(tmp_path / "one", tmp_path / "one.log", *ORDERED) as job:
         assert job.wait() == 0, job.text
-    weights, optimizer = weights_of(checkpoint.look(tmp_path / "one" / "checkpoints"))
+    weights, optimizer = weights_of(store.look(tmp_path / "one" / "checkpoints"))
     truth = Truth(groups_of(tmp_path / "one"), weights, optimizer, 0.0, 0.0)
     first, second = tmp_path / "runs", tmp_path / "other"
     first.mkdir()
@@ -179,7 +179,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
             stack.enter_context(start(machines, machine, run, overrides, restarts=1, logs=tmp_path))
             for machine in (0, 1)
         ]
-        until(jobs, lambda: len(checkpoint.committed(run / "checkpoints")) >= 2)
+        until(jobs, lambda: len(store.committed(run / "checkpoints")) >= 2)
         jobs[1].part("learner.actor").kill()
         for job in jobs:
             assert job.wait(240) == 0, job.text

@@ -10,7 +10,7 @@ import pytest
 
 from launch import train
 from launch.train import identify, resume_run
-from pipeline import checkpoint, fingerprint
+from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.durable_files import SYSTEM, write
@@ -20,7 +20,7 @@ from tests.pipeline.world import World, seams_of, settings_of
 
 
 @pytest.fixture(scope="module")
-def state() -> checkpoint.Snapshot:
+def state() -> store.Snapshot:
     world = World(3, settings_of(), seams_of("first_m"))
     world.start()
     world.run()
@@ -30,7 +30,7 @@ def state() -> checkpoint.Snapshot:
 class Halted:
     """A run with a checkpoint, of a copy of the quickstart's model; nothing of it runs."""
 
-    def __init__(self, folder: Path, state: checkpoint.Snapshot, *overrides: str) -> None:
+    def __init__(self, folder: Path, state: store.Snapshot, *overrides: str) -> None:
         self.model, self.data = folder / "model", folder / "train.jsonl"
         shutil.copytree(ROOT / "models" / "chain-sums", self.model)
         self.data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
@@ -39,10 +39,10 @@ class Halted:
         self.run = RunFolder(folder / "run")
         self.run.create()
         identify(self.run, self.config())
-        directory = checkpoint.begin(self.run.checkpoints, state.step)
+        directory = store.begin(self.run.checkpoints, state.step)
         write(SYSTEM, directory / "optimizer-rank0.pt", b"momentum")
         about: dict[str, Any] = {"made_for": fingerprint.take(self.config())}
-        self.directory = checkpoint.commit(directory, state, about)
+        self.directory = store.commit(directory, state, about)
 
     def config(self, *overrides: str) -> Config:
         return load(ROOT / "configs" / "quickstart.yaml", [*self.overrides, *overrides])
@@ -84,7 +84,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
 )
 def test_other_settings_are_refused_by_name(
     tmp_path: Path,
-    state: checkpoint.Snapshot,
+    state: store.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
     edit: str,
@@ -110,7 +110,7 @@ def test_other_settings_are_refused_by_name(
     ["step.count=90", "engine.count=2", "checkpoint.every=5", "learner.lr=1e-5", "watch.warn_s=9"],
 )
 def test_settings_that_say_only_how_it_goes_on_may_change(
-    tmp_path: Path, state: checkpoint.Snapshot, started: list[Path | None], edit: str
+    tmp_path: Path, state: store.Snapshot, started: list[Path | None], edit: str
 ) -> None:
     halted = Halted(tmp_path, state)
     assert halted.edited(edit) == 0
@@ -121,7 +121,7 @@ def test_settings_that_say_only_how_it_goes_on_may_change(
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_another_tokenizer_or_model_is_refused_by_name(
     tmp_path: Path,
-    state: checkpoint.Snapshot,
+    state: store.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
     name: str,
@@ -141,7 +141,7 @@ def test_another_tokenizer_or_model_is_refused_by_name(
 @pytest.mark.fault("an edited data set at a resume", part="checkpoints", by="file")
 def test_an_edited_data_set_is_refused_and_one_that_was_moved_is_not(
     tmp_path: Path,
-    state: checkpoint.Snapshot,
+    state: store.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -161,7 +161,7 @@ def test_an_edited_data_set_is_refused_and_one_that_was_moved_is_not(
 @pytest.mark.parametrize("zero, status", [(0, 0), (1, 2), (2, 2), (3, 2)])
 def test_another_number_of_ranks_goes_on_where_each_has_the_whole_state_else_is_refused(
     tmp_path: Path,
-    state: checkpoint.Snapshot,
+    state: store.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
     zero: int,
@@ -181,7 +181,7 @@ def test_another_number_of_ranks_goes_on_where_each_has_the_whole_state_else_is_
 
 def test_damage_is_named_and_the_one_before_is_used(
     tmp_path: Path,
-    state: checkpoint.Snapshot,
+    state: store.Snapshot,
     started: list[Path | None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -192,7 +192,7 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert halted.edited() == 0
     assert f"damaged, not used: {newer}/optimizer-rank0.pt" in capsys.readouterr().err
     assert started == [halted.directory]
-    (halted.directory / checkpoint.MANIFEST).unlink()
+    (halted.directory / store.MANIFEST).unlink()
     assert halted.edited() == 5
     text = capsys.readouterr().err
     assert "MANIFEST.json" in text

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from launch.best import best_checkpoint
 from launch.cli import app
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -150,11 +150,11 @@ def run_of(tmp_path: Path, best: str, *steps: int) -> Path:
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     for step in steps:
-        directory = checkpoint.begin(run / "checkpoints", step)
+        directory = store.begin(run / "checkpoints", step)
         SYSTEM.mkdir(directory / "model")
         for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
             write(SYSTEM, directory / "model" / name, str(step).encode())
-        checkpoint.commit(directory, msgspec.structs.replace(world.cuts[-1], step=step), {})
+        store.commit(directory, msgspec.structs.replace(world.cuts[-1], step=step), {})
     return run
 
 

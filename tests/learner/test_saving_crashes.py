@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.saving import MODEL, optimizer_file, save_model, save_optimizer
-from pipeline import checkpoint
+from pipeline.checkpoint import store
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk
 from tests.learner.ranks import ROOT
@@ -49,18 +49,18 @@ def tiny() -> Qwen3ForCausalLM:
 def save(folder: Path, state: Snapshot, step: int, content: str, disk: Disk) -> None:
     """One rank at ZeRO 0, and the stage."""
     checkpoints = folder / "checkpoints"
-    directory = checkpoint.begin(checkpoints, step, disk)
+    directory = store.begin(checkpoints, step, disk)
     save_model(tiny(), SOURCE, directory / MODEL, disk)
     save_optimizer({"step": torch.ones(8) * step}, optimizer_file(directory, 0), disk)
     about = {"content": content}
-    checkpoint.commit(directory, msgspec.structs.replace(state, step=step), about, disk)
+    store.commit(directory, msgspec.structs.replace(state, step=step), about, disk)
     if isinstance(disk, Recorder):
         disk.mark(COMMITTED + content)
-    checkpoint.prune(checkpoints, 2, disk)
+    store.prune(checkpoints, 2, disk)
 
 
 def content_of(directory: Path) -> str:
-    return json.loads((directory / checkpoint.MANIFEST).read_bytes())["content"]
+    return json.loads((directory / store.MANIFEST).read_bytes())["content"]
 
 
 @pytest.mark.fault(

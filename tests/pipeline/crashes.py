@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointError
+from pipeline.checkpoint import store
+from pipeline.checkpoint.store import CheckpointError
 from pipeline.system.durable_files import System
 
 COMMITTED = "committed "
@@ -302,9 +302,9 @@ def wrong(found: State, folder: Path, allowed: str, content_of: Callable[[Path],
     said = [text.removeprefix(COMMITTED) for text in found.said]
     allowed = allowed[max((allowed.index(content) for content in said), default=0) :]
     try:
-        for directory in checkpoint.committed(checkpoints):
-            checkpoint.verify(directory)
-        directory, _, complaints = checkpoint.newest(checkpoints, Quick())
+        for directory in store.committed(checkpoints):
+            store.verify(directory)
+        directory, _, complaints = store.newest(checkpoints, Quick())
     except CheckpointError as error:
         return "" if allowed[0] == "-" and "no whole" in str(error) else str(error)
     content = content_of(directory)

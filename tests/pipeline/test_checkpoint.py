@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointError
+from pipeline.checkpoint import store
+from pipeline.checkpoint.store import CheckpointError
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import SYSTEM, write
@@ -38,11 +38,11 @@ def states() -> list[Snapshot]:
 
 def save(checkpoints: Path, state: Snapshot, step: int | None = None, content: str = "w") -> Path:
     state = msgspec.structs.replace(state, step=state.step if step is None else step)
-    directory = checkpoint.begin(checkpoints, state.step)
+    directory = store.begin(checkpoints, state.step)
     SYSTEM.mkdir(directory / "model")
     write(SYSTEM, directory / "model" / "weights", content.encode() * 1000)
     write(SYSTEM, directory / "optimizer-0", b"momentum")
-    return checkpoint.commit(directory, state, ABOUT)
+    return store.commit(directory, state, ABOUT)
 
 
 def content_of(directory: Path) -> str:
@@ -53,10 +53,10 @@ def test_what_was_committed_verifies_and_loads_equal(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
     directory = save(tmp_path, states[-1])
-    manifest = checkpoint.verify(directory)
+    manifest = store.verify(directory)
     assert (manifest["step"], manifest["training_seconds"]) == (states[-1].step, 1.5)
     assert set(manifest["files"]) == {"coordinator.msgpack", "model/weights", "optimizer-0"}
-    assert checkpoint.load_state(directory) == states[-1]
+    assert store.load_state(directory) == states[-1]
 
 
 @pytest.mark.parametrize("selector", ["all", "first_m", "concise_confident", "dual_end"])
@@ -77,7 +77,7 @@ def test_saved_loaded_and_saved_again_it_is_the_same_bytes(selector: str) -> Non
 def test_the_newest_whole_one_is_found(tmp_path: Path, states: list[Snapshot]) -> None:
     for step in (2, 10, 9):
         save(tmp_path, states[-1], step)
-    directory, manifest, complaints = checkpoint.newest(tmp_path)
+    directory, manifest, complaints = store.newest(tmp_path)
     assert (directory.name, manifest["step"], complaints) == ("step-000010", 10, [])
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_file_falls_back_loudly_to_the_one_before(
     """
     save(tmp_path, states[-1], 1)
     damage(save(tmp_path, states[-1], 2) / name, how)
-    directory, _, complaints = checkpoint.newest(tmp_path)
+    directory, _, complaints = store.newest(tmp_path)
     assert directory.name == "step-000001"
     [complaint] = complaints
     assert f"step-000002/{name}" in complaint
@@ -130,13 +130,13 @@ def test_a_damaged_file_falls_back_loudly_to_the_one_before(
 
 
 def test_no_bit_of_the_manifest_can_flip_unseen(tmp_path: Path, states: list[Snapshot]) -> None:
-    manifest = save(tmp_path, states[-1]) / checkpoint.MANIFEST
+    manifest = save(tmp_path, states[-1]) / store.MANIFEST
     content = manifest.read_bytes()
     meant = json.loads(content)
     for at in range(0, len(content), 3):
         manifest.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
         try:
-            read = checkpoint.verify(manifest.parent)
+            read = store.verify(manifest.parent)
         except CheckpointError:
             continue
         assert read == meant, f"byte {at}"
@@ -146,17 +146,17 @@ def test_without_a_whole_one_it_is_an_error_never_a_new_beginning(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        checkpoint.newest(tmp_path)
+        store.newest(tmp_path)
     damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
     with pytest.raises(CheckpointError, match="no whole checkpoint\n.*optimizer-0: missing"):
-        checkpoint.newest(tmp_path)
+        store.newest(tmp_path)
 
 
 def test_the_same_step_can_be_damaged_twice(tmp_path: Path, states: list[Snapshot]) -> None:
     save(tmp_path, states[-1], 1)
     for _ in range(2):
         damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
-        assert checkpoint.newest(tmp_path)[0].name == "step-000001"
+        assert store.newest(tmp_path)[0].name == "step-000001"
     kept = sorted(p.name for p in tmp_path.glob("corrupt-*"))
     assert kept == ["corrupt-step-000002", "corrupt-step-000002-2"]
 
@@ -180,7 +180,7 @@ def test_what_the_manifest_does_not_know_is_damage(
         extra.symlink_to(directory / "optimizer-0")
     else:
         write(SYSTEM, extra, b"import os")
-    found, _, [complaint] = checkpoint.newest(tmp_path)
+    found, _, [complaint] = store.newest(tmp_path)
     assert found.name == "step-000001"
     assert complaint.startswith(f"{extra}: ")
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_a_link_is_damage(tmp_path: Path, states: list[Snap
     directory = save(tmp_path / "c", states[-1], 2)
     directory.rename(tmp_path / "elsewhere")
     directory.symlink_to(tmp_path / "elsewhere")
-    found, _, [complaint] = checkpoint.newest(tmp_path / "c")
+    found, _, [complaint] = store.newest(tmp_path / "c")
     assert found.name == "step-000001"
     assert "step-000002: is a symbolic link" in complaint
 
@@ -203,10 +203,10 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_begun_anew(
     anew.
     Bound: before anything is loaded.
     """
-    for step, name in ((1, "optimizer-0"), (2, "model/weights"), (3, checkpoint.MANIFEST)):
+    for step, name in ((1, "optimizer-0"), (2, "model/weights"), (3, store.MANIFEST)):
         damage(save(tmp_path, states[-1], step) / name, "flip 50")
     with pytest.raises(CheckpointError) as found:
-        checkpoint.newest(tmp_path)
+        store.newest(tmp_path)
     text = str(found.value)
     assert "step-000003/MANIFEST.json" in text
     assert "step-000002/model/weights" in text
@@ -214,7 +214,7 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_begun_anew(
     aside = "set aside: corrupt-step-000001, corrupt-step-000002, corrupt-step-000003"
     assert aside in text
     with pytest.raises(CheckpointError, match=aside):  # the second time too
-        checkpoint.newest(tmp_path)
+        store.newest(tmp_path)
 
 
 # --- whose it is -------------------------------------------------------------------------------
@@ -233,10 +233,10 @@ def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     save(tmp_path / "c", states[-1], 1)
     path = tmp_path / "c" / name
     path.chmod(path.stat().st_mode | mode)
-    with pytest.raises(checkpoint.Refused, match=rf"others may write it.*chmod -R go-w {tmp_path}"):
-        checkpoint.newest(tmp_path / "c")
+    with pytest.raises(store.Refused, match=rf"others may write it.*chmod -R go-w {tmp_path}"):
+        store.newest(tmp_path / "c")
     path.chmod(path.stat().st_mode & ~0o022)
-    assert checkpoint.newest(tmp_path / "c")[0].name == "step-000001"
+    assert store.newest(tmp_path / "c")[0].name == "step-000001"
 
 
 @pytest.mark.fault("a file of a checkpoint belongs to somebody else", part="checkpoints", by="file")
@@ -249,8 +249,8 @@ def test_what_belongs_to_somebody_else_is_refused_with_the_cure(
     """
     optimizer = save(tmp_path, states[-1], 1) / "optimizer-0"
     os.chown(optimizer, 65534, -1)
-    with pytest.raises(checkpoint.Refused, match=r"optimizer-0: belongs to user 65534.*chown -R 0"):
-        checkpoint.newest(tmp_path)
+    with pytest.raises(store.Refused, match=r"optimizer-0: belongs to user 65534.*chown -R 0"):
+        store.newest(tmp_path)
 
 
 def test_a_loose_umask_makes_no_checkpoint_that_is_refused(
@@ -258,29 +258,29 @@ def test_a_loose_umask_makes_no_checkpoint_that_is_refused(
 ) -> None:
     before = os.umask(0)
     try:
-        directory = checkpoint.begin(tmp_path / "c", 1)
+        directory = store.begin(tmp_path / "c", 1)
         write(SYSTEM, directory / "optimizer-0", b"momentum")
-        checkpoint.commit(directory, msgspec.structs.replace(states[-1], step=1), ABOUT)
+        store.commit(directory, msgspec.structs.replace(states[-1], step=1), ABOUT)
     finally:
         os.umask(before)
-    assert checkpoint.newest(tmp_path / "c")[0].name == "step-000001"
+    assert store.newest(tmp_path / "c")[0].name == "step-000001"
 
 
 def test_looking_at_a_live_run_changes_nothing(tmp_path: Path, states: list[Snapshot]) -> None:
     save(tmp_path, states[-1], 1)
     damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
-    directory = checkpoint.begin(tmp_path, 3)
+    directory = store.begin(tmp_path, 3)
     before = sorted(tmp_path.rglob("*"))
-    assert checkpoint.look(tmp_path).name == "step-000001"
+    assert store.look(tmp_path).name == "step-000001"
     assert sorted(tmp_path.rglob("*")) == before
     # in the moment between the renames of a replacement
     (tmp_path / "step-000001").rename(tmp_path / ".old-step-000001")
-    assert checkpoint.look(tmp_path).name == ".old-step-000001"
+    assert store.look(tmp_path).name == ".old-step-000001"
     assert directory.is_dir()
     for left in tmp_path.glob(".old-*"):
         damage(left / "optimizer-0", "deleted")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        checkpoint.look(tmp_path)
+        store.look(tmp_path)
 
 
 # --- other manifests ---------------------------------------------------------------------------
@@ -294,12 +294,12 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snaps
     directory = save(tmp_path / "c", states[-1])
     secret = tmp_path / "secret"
     secret.write_text("x")
-    manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes())
-    manifest["files"]["../../secret"] = [1, checkpoint.checksum(secret)]
-    manifest["checksum"] = checkpoint._seal(manifest)
-    (directory / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((directory / store.MANIFEST).read_bytes())
+    manifest["files"]["../../secret"] = [1, store.checksum(secret)]
+    manifest["checksum"] = store._seal(manifest)
+    (directory / store.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="secret is outside of it"):
-        checkpoint.verify(directory)
+        store.verify(directory)
 
 
 @pytest.mark.fault("a checkpoint of another format", part="checkpoints", by="file")
@@ -308,11 +308,11 @@ def test_another_format_is_refused_by_number(tmp_path: Path, states: list[Snapsh
     Bound: before anything is loaded.
     """
     directory = save(tmp_path, states[-1])
-    manifest = json.loads((directory / checkpoint.MANIFEST).read_bytes()) | {"format": 99}
-    manifest["checksum"] = checkpoint._seal(manifest)
-    (directory / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((directory / store.MANIFEST).read_bytes()) | {"format": 99}
+    manifest["checksum"] = store._seal(manifest)
+    (directory / store.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="format 99, this darts reads 2"):
-        checkpoint.verify(directory)
+        store.verify(directory)
 
 
 def test_prune_leaves_the_newest_and_never_fewer_than_two(
@@ -320,20 +320,20 @@ def test_prune_leaves_the_newest_and_never_fewer_than_two(
 ) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, states[-1], step)
-    checkpoint.prune(tmp_path, 3)
+    store.prune(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step-000002",
         "step-000003",
         "step-000004",
     ]
-    checkpoint.prune(tmp_path, 1)
+    store.prune(tmp_path, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000004"]
 
 
 def test_prune_leaves_the_best_however_old_it_is(tmp_path: Path, states: list[Snapshot]) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, states[-1], step)
-    checkpoint.prune(tmp_path, 2, best=tmp_path / "step-000001")
+    store.prune(tmp_path, 2, best=tmp_path / "step-000001")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step-000001",
         "step-000003",
@@ -344,7 +344,7 @@ def test_prune_leaves_the_best_however_old_it_is(tmp_path: Path, states: list[Sn
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path, states: list[Snapshot]) -> None:
     save(tmp_path, states[-1], 2, "a")
     save(tmp_path, states[-1], 2, "b")
-    assert content_of(checkpoint.newest(tmp_path)[0]) == "b"
+    assert content_of(store.newest(tmp_path)[0]) == "b"
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
 
 

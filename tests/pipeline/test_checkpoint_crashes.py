@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointError
+from pipeline.checkpoint import store
+from pipeline.checkpoint.store import CheckpointError
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk, write
 from tests.pipeline.crashes import (
@@ -36,14 +36,14 @@ def state() -> Snapshot:
 def save(folder: Path, state: Snapshot, step: int, content: str, disk: Disk) -> None:
     """As stage and ranks do, and the pruning after it. `content` tells one from another."""
     checkpoints = folder / "checkpoints"
-    directory = checkpoint.begin(checkpoints, step, disk)
+    directory = store.begin(checkpoints, step, disk)
     disk.mkdir(directory / "model")
     write(disk, directory / "model" / "weights", content.encode() * 8)
     write(disk, directory / "optimizer", b"momentum")
-    checkpoint.commit(directory, msgspec.structs.replace(state, step=step), {}, disk)
+    store.commit(directory, msgspec.structs.replace(state, step=step), {}, disk)
     if isinstance(disk, Recorder):
         disk.mark(COMMITTED + content)
-    checkpoint.prune(checkpoints, 2, disk)
+    store.prune(checkpoints, 2, disk)
 
 
 def content_of(directory: Path) -> str:
@@ -110,7 +110,7 @@ def test_a_crash_at_any_moment_leaves_exactly_the_old_or_the_new(
         why = wrong(found, folder, allowed, content_of)
         assert why == "", f"{why}\nafter a crash that leaves {sorted(found.files)}"
         save(folder, state, 4, "z", Quick())  # and the run goes on from there
-        assert content_of(checkpoint.newest(folder / "checkpoints")[0]) == "z"
+        assert content_of(store.newest(folder / "checkpoints")[0]) == "z"
     print(f"{scenario.__name__}: {len(recorder.log)} operations, {number + 1} states")
     assert number > 50
 
@@ -128,7 +128,7 @@ def test_a_crash_of_the_resume_that_tidies_up_after_a_crash_changes_nothing(
     for number, found in enumerate(states(recorder)):
         found.put(folder := tmp_path / str(number))
         resume = Recorder(folder)
-        checkpoint.newest(folder / "checkpoints", resume)
+        store.newest(folder / "checkpoints", resume)
         for second in states(resume) if resume.log else ():
             again += 1
             second = State(second.files, found.said)

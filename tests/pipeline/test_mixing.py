@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import fingerprint
+from pipeline.checkpoint import fingerprint
 from pipeline.config.schema import Config, Data, Source
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.state import Seams

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import checkpoint, saving
+from pipeline.checkpoint import saver, store
+from pipeline.checkpoint.saver import Saver
 from pipeline.coordinator.events import Checkpointed, Halt
-from pipeline.saving import Saver
 from pipeline.system.durable_files import SYSTEM, write
 from pipeline.wire.messages import Save
 from tests.pipeline import crashes
@@ -61,10 +61,10 @@ async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
     assert bureau.ended == []
     bureau.saver.rank_saved(directory, 1, "")
     assert await bureau.end() == Checkpointed(step=0)
-    found, manifest, _ = checkpoint.newest(tmp_path)
+    found, manifest, _ = store.newest(tmp_path)
     assert found.name == "step-000000"
     assert manifest["plugins"]["selector"] == "Scripted"
-    [group] = checkpoint.load_state(found).groups
+    [group] = store.load_state(found).groups
     assert [m.held for m in group.members] == [4, 0, 0]
 
 
@@ -103,7 +103,7 @@ async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
 async def test_a_disk_that_does_not_answer_ends_the_wait_and_what_comes_late_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, done, commit = threading.Event(), threading.Event(), checkpoint.commit
+    answer, done, commit = threading.Event(), threading.Event(), store.commit
 
     def late(*arguments: Any) -> Path:
         answer.wait(20)
@@ -111,14 +111,14 @@ async def test_a_disk_that_does_not_answer_ends_the_wait_and_what_comes_late_is_
         done.set()
         return committed
 
-    monkeypatch.setattr(checkpoint, "commit", late)
+    monkeypatch.setattr(store, "commit", late)
     bureau = Bureau(tmp_path, ranks=1)
     bureau.saver.rank_saved(Path(bureau.begin().directory), 0, "")
     bureau.saver.give_up(300.0)
     assert bureau.ended == [Checkpointed(step=0, error="the disk has not taken it within 300 s")]
     answer.set()
     await asyncio.to_thread(done.wait, 20)
-    checkpoint.verify(checkpoint.committed(tmp_path)[0])
+    store.verify(store.committed(tmp_path)[0])
     await asyncio.sleep(0.1)
     assert len(bureau.ended) == 1, "nobody waits for it any more"
 
@@ -150,7 +150,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
     assert list(tmp_path.iterdir()) == []
     free[0] = 1001
     assert (await saved(bureau, b"x" * 100_000)).error == ""
-    needed = int(1.2 * saving.size_of(tmp_path / "checkpoints" / "step-000000"))
+    needed = int(1.2 * saver.size_of(tmp_path / "checkpoints" / "step-000000"))
     assert needed > 120_000
     free[0] = needed - 1
     bureau.bench.core.step = 1
@@ -163,7 +163,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
 
 
 async def test_free_bytes_are_those_of_the_disk_that_checkpoints_are_on(small_disk: Path) -> None:
-    assert 0 < saving.free_bytes(small_disk) <= SMALL
+    assert 0 < saver.free_bytes(small_disk) <= SMALL
 
 
 @pytest.mark.fault("the ledger is off when a checkpoint is due", part="checkpoints", by="file")
@@ -229,9 +229,9 @@ async def test_a_full_disk_is_told_the_old_one_stays_and_the_next_one_is_written
         failed = await saved(bureau, b"x" * 2 * SMALL)
         assert re.search("No space left|File too large", failed.error)
         assert [p.name for p in small_disk.iterdir()] == ["step-000001"]
-        assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
+        assert (store.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
     assert await saved(bureau, b"new") == Checkpointed(step=1 + step)
-    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"new"
+    assert (store.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"new"
 
 
 @pytest.mark.fault("the disk is full for the stage's part of a checkpoint", part="disk", by="file")
@@ -247,7 +247,7 @@ async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
     failed = await saved(bureau, b"fits")
     assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
     assert [p.name for p in small_disk.iterdir()] == ["step-000000"]
-    assert (checkpoint.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
+    assert (store.newest(small_disk)[0] / "optimizer-0").read_bytes() == b"old"
 
 
 async def test_state_that_cannot_be_encoded_names_the_plugin(
@@ -276,4 +276,4 @@ async def test_the_best_step_that_has_a_checkpoint_is_never_pruned(tmp_path: Pat
         bureau.saver.rank_saved(Path(save.directory), 0, "")
         assert (await bureau.end()).error == ""
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [checkpoint.name_of(step) for step in (3, 5, 6, 8)]
+    assert left == [store.name_of(step) for step in (3, 5, 6, 8)]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointError, verify
+from pipeline.checkpoint import store
+from pipeline.checkpoint.store import CheckpointError, verify
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.wire.codec import decode_from_peer, encode
@@ -70,9 +70,9 @@ def as_peer(folder: Path, name: str) -> None:
 
 def as_manifest(folder: Path, name: str) -> None:
     """An entry of a manifest that its author has sealed."""
-    manifest: dict[str, Any] = {"format": checkpoint.FORMAT, "files": {name: [1, "0"]}}
-    manifest["checksum"] = checkpoint._seal(manifest)
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    manifest: dict[str, Any] = {"format": store.FORMAT, "files": {name: [1, "0"]}}
+    manifest["checksum"] = store._seal(manifest)
+    (folder / store.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
         verify(folder)
 
@@ -113,9 +113,9 @@ def test_a_nasty_name_is_refused_wherever_it_would_become_a_path(
 
 @pytest.mark.parametrize("files", [None, 3, "x", [], ["x"], {"x": None}, {"x": [1]}, {"x": {}}])
 def test_a_manifest_of_another_shape_is_a_damaged_one(tmp_path: Path, files: Any) -> None:
-    manifest: dict[str, Any] = {"format": checkpoint.FORMAT, "files": files}
-    manifest["checksum"] = checkpoint._seal(manifest)
-    (tmp_path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    manifest: dict[str, Any] = {"format": store.FORMAT, "files": files}
+    manifest["checksum"] = store._seal(manifest)
+    (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
     (tmp_path / "x").write_text("x")
     with pytest.raises(CheckpointError):
         verify(tmp_path)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint
+from pipeline.checkpoint import store
+from pipeline.checkpoint.fingerprint import Fingerprint
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import Checkpointed
-from pipeline.fingerprint import Fingerprint
 from pipeline.wire.messages import Save
 
 log = logging.getLogger("stage")
@@ -72,7 +72,7 @@ class Saver:
         try:
             self._check_room()
             self._state = snapshot.take(self._coordinator)
-            self._directory = checkpoint.begin(self._checkpoints, step)
+            self._directory = store.begin(self._checkpoints, step)
         except (snapshot.SnapshotError, NoRoom, OSError) as error:
             self._done(Checkpointed(step=step, error=str(error)))
             return None
@@ -83,7 +83,7 @@ class Saver:
 
     def _check_room(self) -> None:
         """Nothing is begun that cannot be ended. Raises NoRoom, or OSError."""
-        older = checkpoint.committed(self._checkpoints)
+        older = store.committed(self._checkpoints)
         needed = int(_MARGIN * size_of(older[0])) if older else self._least
         there = next(p for p in (self._checkpoints, *self._checkpoints.parents) if p.is_dir())
         if (free := self._free(there)) < needed:
@@ -122,15 +122,15 @@ class Saver:
     def _best(self) -> Path | None:
         """The checkpoint of the best step that has one: what was the best stays until the
         checkpoint of the better one is whole."""
-        names = map(checkpoint.name_of, self._coordinator.evaluations.ranked())
+        names = map(store.name_of, self._coordinator.evaluations.ranked())
         paths = (self._checkpoints / name for name in names)
         return next((path for path in paths if path.is_dir()), None)
 
     async def _commit(self, directory: Path, state: snapshot.Snapshot) -> None:
         error = ""
         try:
-            await asyncio.to_thread(checkpoint.commit, directory, state, self._about)
-        except (checkpoint.CheckpointError, OSError) as failure:
+            await asyncio.to_thread(store.commit, directory, state, self._about)
+        except (store.CheckpointError, OSError) as failure:
             error = str(failure)
         if directory != self._directory:
             log.warning("a checkpoint that was given up: %s", error or "is on disk after all")
@@ -140,7 +140,7 @@ class Saver:
             return
         try:
             best = self._best()
-            await asyncio.to_thread(checkpoint.prune, self._checkpoints, self._keep, best=best)
+            await asyncio.to_thread(store.prune, self._checkpoints, self._keep, best=best)
         except OSError as error:  # the new one is there all the same
             log.warning("older checkpoints than the newest %d stay: %s", self._keep, error)
         self._end("")
@@ -148,7 +148,7 @@ class Saver:
     def _end(self, error: str) -> None:
         assert self._directory is not None
         if error:
-            checkpoint.abandon(self._directory)
+            store.abandon(self._directory)
         self._over(error)
 
     def _over(self, error: str) -> None:
