@@ -12,8 +12,8 @@ from typing import Any
 from launch.jsonl import lines
 from pipeline.checkpoint import store
 from pipeline.config.load import load
+from pipeline.observability.trackers import flat
 from pipeline.system.run_folder import RunFolder
-from pipeline.trackers import flat
 
 
 def best_checkpoint(path: Path) -> tuple[Path, str]:

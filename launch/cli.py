@@ -42,8 +42,8 @@ def _check(config: Any) -> list[str]:
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
+    from pipeline.observability.trackers import complaints
     from pipeline.plugins.registry import PluginError
-    from pipeline.trackers import complaints
 
     try:
         tokenizer = Tokenizer(Path(config.model))

@@ -1,6 +1,6 @@
 """One frame of a run as a panel: for `darts top`, and for `darts train` on a terminal.
 
-Turns what the run does now (`pipeline.live.Live`) and its newest steps into
+Turns what the run does now (`pipeline.observability.live_status.Live`) and its newest steps into
 something that rich can print, for any width. Reads no file and no clock.
 """
 
@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.live import EngineNow, Live, PeerNow
+from pipeline.observability.live_status import EngineNow, Live, PeerNow
 from pipeline.system.terminal_text import printable
 
 POINTS = 40

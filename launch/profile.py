@@ -110,7 +110,7 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
 def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
     from launch.advice import Facts, advice, paces
-    from pipeline.critical import by_kind
+    from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
     whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
@@ -128,7 +128,7 @@ def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
 
 def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     """The printed answer."""
-    from pipeline.critical import by_kind
+    from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
     mean_s = sum(timing.seconds for timing in warm) / len(warm)

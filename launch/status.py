@@ -15,7 +15,7 @@ from launch.options import RUN_HELP, run_folder
 from launch.top import Watched
 
 if TYPE_CHECKING:
-    from pipeline.live import Live, PeerNow, WaitNow
+    from pipeline.observability.live_status import Live, PeerNow, WaitNow
 
 NOT_WELL = 1
 """Exit status where the run neither goes on nor is done."""

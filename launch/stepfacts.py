@@ -9,7 +9,7 @@ import msgspec
 
 from launch.jsonl import lines
 from launch.report.lines import Straggler, TimingLine
-from pipeline.critical import Segment
+from pipeline.observability.critical_path import Segment
 
 
 class _Step(msgspec.Struct, frozen=True, kw_only=True):

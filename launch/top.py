@@ -17,7 +17,7 @@ from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
     from launch.live_view import Ending, History
-    from pipeline.live import Live
+    from pipeline.observability.live_status import Live
     from pipeline.system.run_folder import RunFolder
 
 OLD_S = 5.0
@@ -89,7 +89,7 @@ class Watched:
         """Of `live.json`; of a run that has none (yet), what its other files tell."""
         import msgspec
 
-        from pipeline.live import Live
+        from pipeline.observability.live_status import Live
 
         try:
             return msgspec.json.decode(self._run.live.read_bytes(), type=Live)

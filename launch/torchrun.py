@@ -39,12 +39,13 @@ from launch.processes import (
 )
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
-from pipeline import trackers, trainable
+from pipeline import trainable
 from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
-from pipeline.records import Records
+from pipeline.observability import trackers
+from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.wire.curve_auth import new_pair

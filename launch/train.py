@@ -15,11 +15,12 @@ from typing import Any
 
 from launch.local import Launcher, Roles
 from launch.view import TerminalView, table
-from pipeline import trackers, trainable
+from pipeline import trainable
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
+from pipeline.observability import trackers
 from pipeline.system.durable_files import SYSTEM, finish
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable

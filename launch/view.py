@@ -17,7 +17,7 @@ from rich.live import Live as LivePanel
 from rich.text import Text
 
 from launch.live_view import History, clock, count, frame
-from pipeline.live import Live
+from pipeline.observability.live_status import Live
 from pipeline.system.terminal_text import printable
 
 _ECHO = len("^C^C")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from launch.decisions import Candidate, Decided, Ended, Opened, Story
 from launch.report.lines import Straggler
 from launch.stepfacts import StepFacts
-from pipeline.critical import by_kind
+from pipeline.observability.critical_path import by_kind
 
 KINDS_TOLD = 4
 """Kinds of wait of a critical path."""

@@ -14,11 +14,11 @@ from pipeline.coordinator.timeouts import Limits
 from pipeline.data.dataset import ANSWERS, DataError, Dataset
 from pipeline.data.eval_sets import HeldOut
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.observability.trackers import Tracker
 from pipeline.plugins import registry
 from pipeline.plugins.registry import RewardOptions
 from pipeline.plugins.views import SourceView
 from pipeline.system.run_folder import RunFolder
-from pipeline.trackers import Tracker
 from pipeline.wire.server import Hub
 
 GAP_LIMIT_FLOAT32 = 1e-3

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.live import Live, PeerNow, live
+from pipeline.observability.live_status import Live, PeerNow, live
+from pipeline.observability.recorder import Records
 from pipeline.peers import Peers
-from pipeline.records import Records
 from pipeline.workers.pool import RewardPool
 
 

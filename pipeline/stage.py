@@ -53,8 +53,8 @@ from pipeline.gather import Gather
 from pipeline.judging import Judging
 from pipeline.livefeed import LiveFeed
 from pipeline.losses import Losses
+from pipeline.observability.recorder import Records
 from pipeline.peers import Peers
-from pipeline.records import Records
 from pipeline.turning import RolloutPool, Turning
 from pipeline.wire.codec import decode_tokens, sender_of
 from pipeline.wire.messages import (

@@ -22,15 +22,16 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly, trackers
+from pipeline import assembly
 from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, load
 from pipeline.coordinator import snapshot
 from pipeline.data import eval_sets
 from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
+from pipeline.observability import trackers
+from pipeline.observability.recorder import Records
 from pipeline.plugins.registry import PluginError
-from pipeline.records import Records
 from pipeline.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable

@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from typing import Any
 
-from pipeline.trace import STAGE
+from pipeline.observability.chrome_trace import STAGE
 
 Rows = dict[tuple[int, int], list[dict[str, Any]]]
 

@@ -12,7 +12,7 @@ from launch.report.lacking import lacks_timing
 from launch.report.lines import TimingLine
 from launch.report.reading import Run
 from launch.report.section import Section, seconds, table
-from pipeline.timing import MEANINGS
+from pipeline.observability.timing import MEANINGS
 
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
          "change")  # fmt: skip

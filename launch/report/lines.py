@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.critical import Segment
+from pipeline.observability.critical_path import Segment
 
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):

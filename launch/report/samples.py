@@ -32,7 +32,9 @@ def entries(text: str, prompts: Sequence[str]) -> list[Sample]:
     parts = _ENTRY.split(text)[1:]
     found: list[Sample] = []
     for reward, written in zip(parts[::2], parts[1::2], strict=True):
-        whole = written.replace("\n\\[", "\n[")  # as `pipeline.records` keeps them apart
+        whole = written.replace(
+            "\n\\[", "\n["
+        )  # as `pipeline.observability.recorder` keeps them apart
         prompt = max((p for p in prompts if whole.startswith(p)), key=len, default="")
         response = whole[len(prompt) :].removesuffix("\n")
         found.append(Sample(reward=reward, prompt=prompt, response=response))

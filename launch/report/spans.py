@@ -1,6 +1,6 @@
 """A trace of a run -> the bars of each traced step, on rows, with times from the step's start.
 
-The inverse of `pipeline.trace`, as far as a picture needs it: spans of a name that is not
+The inverse of `pipeline.observability.chrome_trace`, as far as a picture needs it: spans of a name that is not
 known are kept, as neither a fate nor anything else. Pure.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from launch.report.palette import FATES
-from pipeline.trace import PATH
+from pipeline.observability.chrome_trace import PATH
 
 OTHER, EVALUATION = "other work", "evaluation"
 _THICK = 18

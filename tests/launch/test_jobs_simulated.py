@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from pipeline.coordinator.token_ledger import ACCOUNTS
-from pipeline.trace import ENGINE, LEARNER, PATH, REWARDS, STAGE, WEIGHTS_ROW
+from pipeline.observability.chrome_trace import ENGINE, LEARNER, PATH, REWARDS, STAGE, WEIGHTS_ROW
 from tests.launch.jobs import (
     QUICK,
     ROOT,

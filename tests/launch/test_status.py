@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from pipeline.coordinator.events import Tick
 from pipeline.coordinator.timeouts import Action, Limits
-from pipeline.live import Live, PeerNow, live
+from pipeline.observability.live_status import Live, PeerNow, live
 from pipeline.system.run_folder import RunFolder
 from tests.pipeline.bench import Bench
 

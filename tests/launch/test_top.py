@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from launch.cli import app
 from launch.live_view import History, frame, sparkline
 from launch.top import OLD_S
-from pipeline.live import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.system.run_folder import RunFolder
 
 WHOM = "trajectory 90, queued for a slot"

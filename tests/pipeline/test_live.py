@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline import live as live_module
 from pipeline.coordinator.events import Tick, Trained, VersionPublished
-from pipeline.live import LONGEST_WAITS, MOST_MEMBERS, Live, live
+from pipeline.observability import live_status as live_module
+from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, Live, live
 from tests.pipeline.bench import Bench
 from tests.pipeline.world import World, settings_of
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.coordinator.events import Place, Report, Tick
-from pipeline.lines import Lines
-from pipeline.live import Live
-from pipeline.records import SAMPLES_SHOWN, Records
+from pipeline.observability.jsonl_writer import Lines
+from pipeline.observability.live_status import Live
+from pipeline.observability.recorder import SAMPLES_SHOWN, Records
 from pipeline.system.run_folder import RunFolder
 
 
@@ -217,7 +217,7 @@ def test_lines_wait_for_room_and_none_is_cut_in_two(run: RunFolder, records: Rec
 def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.lines.MOST_KEPT", 100)
+    monkeypatch.setattr("pipeline.observability.jsonl_writer.MOST_KEPT", 100)
     file = Lines(run.metrics)
     file.write(b"1\n")
     with files_of(1):

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import timing
 from pipeline.coordinator.events import (
     AnyEvent,
     FinishStep,
@@ -23,9 +22,10 @@ from pipeline.coordinator.events import (
     Trained,
     WeightsServed,
 )
-from pipeline.critical import NOT_KNOWN
-from pipeline.spans import StepRecord
-from pipeline.timeline import Timeline
+from pipeline.observability import timing
+from pipeline.observability.critical_path import NOT_KNOWN
+from pipeline.observability.spans import StepRecord
+from pipeline.observability.timeline import Timeline
 from pipeline.wire.messages import ChunkHead, LegTimes, Span, TrainMember
 from tests.pipeline.world import World, seams_of, settings_of
 

@@ -18,12 +18,12 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import timing, trackers
 from pipeline.config.schema import Config, Metrics
 from pipeline.coordinator.token_ledger import ACCOUNTS
-from pipeline.live import EngineNow, Live, PeerNow, WaitNow
-from pipeline.records import Records
-from pipeline.spans import StepRecord
+from pipeline.observability import timing, trackers
+from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.recorder import Records
+from pipeline.observability.spans import StepRecord
 from pipeline.system.run_folder import RunFolder
 
 STEP: dict[str, Any] = {

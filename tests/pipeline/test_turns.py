@@ -25,9 +25,9 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.groups import State
 from pipeline.coordinator.waits import waits
+from pipeline.observability.timeline import Timeline
+from pipeline.observability.timing import figures
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
-from pipeline.timeline import Timeline
-from pipeline.timing import figures
 from pipeline.wire.messages import floats, ints
 from tests.pipeline.bench import EOS, Bench, Scripted, only, placed
 

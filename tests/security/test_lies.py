@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import timing
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
@@ -24,11 +23,12 @@ from pipeline.coordinator.events import (
     WeightsServed,
 )
 from pipeline.coordinator.groups import State
+from pipeline.observability import timing
+from pipeline.observability.chrome_trace import Tracer
+from pipeline.observability.spans import StepRecord
 from pipeline.peers import Peers
 from pipeline.plugins.selectors.first_m import FirstM
 from pipeline.refusals import MOST, WITHIN_S, Refusals
-from pipeline.spans import StepRecord
-from pipeline.trace import Tracer
 from pipeline.translate import event_of, out_of_place, span_here, tokens_event
 from pipeline.wire.messages import (
     CLOSE,

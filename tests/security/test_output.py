@@ -19,8 +19,8 @@ from launch.report.build import build
 from launch.report.reading import read
 from launch.report.samples import entries
 from launch.view import TerminalView
-from pipeline.live import EngineNow, Live, PeerNow, WaitNow
-from pipeline.records import Records
+from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.recorder import Records
 from pipeline.stage_main import PlainFormatter
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable

@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 import xxhash
 
-from pipeline import timing
 from pipeline.coordinator.events import AnyCommand, AnyEvent
-from pipeline.lines import Lines
-from pipeline.live import Live
+from pipeline.observability import timing
+from pipeline.observability.chrome_trace import Tracer
+from pipeline.observability.jsonl_writer import Lines
+from pipeline.observability.live_status import Live
+from pipeline.observability.trackers import Tracker, Trackers, flat
 from pipeline.system.run_folder import RunFolder
-from pipeline.trace import Tracer
-from pipeline.trackers import Tracker, Trackers, flat
 from pipeline.wire.messages import Span
 
 log = logging.getLogger("stage")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.coordinator.events import StepApplied, StepRejected, Trained, TrainingFailed
-from pipeline.critical import Link, follow
-from pipeline.spans import Handover, Work
+from pipeline.observability.critical_path import Link, follow
+from pipeline.observability.spans import Handover, Work
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 
 _CLOSES = (CLOSE, CLOSE_WITH_PASSES)

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from pipeline.config.schema import Config
-from pipeline.live import Live
-from pipeline.ports import TrackerError
+from pipeline.observability.live_status import Live
+from pipeline.observability.ports import TrackerError
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import msgspec
 
 from pipeline.config.schema import Config, Metrics
-from pipeline.live import Live
-from pipeline.ports import TrackerError, port_complaint, port_in_use
+from pipeline.observability.live_status import Live
+from pipeline.observability.ports import TrackerError, port_complaint, port_in_use
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -106,13 +106,13 @@ def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracke
         if section.tensorboard:
             found.append(TensorBoard(run, resumed_step))
         if section.prometheus_port:
-            from pipeline.prometheus import Prometheus
+            from pipeline.observability.prometheus import Prometheus
 
             found.append(Prometheus(section.prometheus_port))
         if section.wandb:
             found.append(WeightsAndBiases(section.wandb, run, config))
         if section.mlflow:
-            from pipeline.tracker_mlflow import Mlflow
+            from pipeline.observability.mlflow import Mlflow
 
             found.append(Mlflow(section.mlflow, run, config))
         if section.trackio:

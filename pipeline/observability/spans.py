@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.critical import Link, Segment
+from pipeline.observability.critical_path import Link, Segment
 from pipeline.wire.messages import Span
 
 UNKNOWN = "open"

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pipeline.causes import calling_link, leg_link, load_link, scoring_link
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
@@ -39,9 +38,10 @@ from pipeline.coordinator.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.critical import Link, critical_path, follow
-from pipeline.ranks import Ranks
-from pipeline.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
+from pipeline.observability.causes import calling_link, leg_link, load_link, scoring_link
+from pipeline.observability.critical_path import Link, critical_path, follow
+from pipeline.observability.learner_timeline import Ranks
+from pipeline.observability.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
 from pipeline.wire.messages import Span
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.critical import NOT_KNOWN
-from pipeline.spans import Calling, Handover, Leg, StepRecord
+from pipeline.observability.critical_path import NOT_KNOWN
+from pipeline.observability.spans import Calling, Handover, Leg, StepRecord
 from pipeline.wire.messages import PUBLISH
 
 PERCENTILES = (50, 95, 99)

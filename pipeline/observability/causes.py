@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.critical import Link, follow
-from pipeline.spans import Calling, Leg, Load, Scoring
+from pipeline.observability.critical_path import Link, follow
+from pipeline.observability.spans import Calling, Leg, Load, Scoring
 
 
 def leg_link(leg: Leg, now: float) -> Link:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.coordinator.events import AnyCommand, AnyEvent
-from pipeline.spans import Calling, Handover, Leg, Load, Scoring, StepRecord, Work
-from pipeline.timeline import Timeline
+from pipeline.observability.spans import Calling, Handover, Leg, Load, Scoring, StepRecord, Work
+from pipeline.observability.timeline import Timeline
 
 STAGE, REWARDS, PATH, ROLLOUTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
 """Process numbers; a learner rank's and an engine's number is added."""

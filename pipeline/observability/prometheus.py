@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from pipeline.coordinator.coordinator import Phase
 from pipeline.coordinator.token_ledger import FINAL
-from pipeline.live import Live
-from pipeline.ports import LOOPBACK, TrackerError, port_complaint
-from pipeline.timing import MEANINGS
+from pipeline.observability.live_status import Live
+from pipeline.observability.ports import LOOPBACK, TrackerError, port_complaint
+from pipeline.observability.timing import MEANINGS
 
 # figure of a step or an evaluation -> (name without what it is of, unit last; help)
 _FIGURES: dict[str, tuple[str, str]] = {

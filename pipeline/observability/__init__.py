@@ -1,0 +1,1 @@
+"""What a run writes for people: records, timelines, traces, trackers, live status."""
