@@ -98,8 +98,8 @@ def simulate(
     """
     from launch.simulate import command
     from launch.simulate.scenario import Scenario
-    from pipeline.simulation.costs import DEVICES, SHAPES
-    from pipeline.simulation.explore import MODES, Mode
+    from pipeline.simulation.fuzz import MODES, Mode
+    from pipeline.simulation.hardware import DEVICES, SHAPES
     from pipeline.simulation.workload import Lengths
 
     for name, value, known in (

@@ -25,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.coordinator.state import PluginFault
 from pipeline.observability.chrome_trace import Tracer
-from pipeline.simulation.explore import MODES, Mode, play, shrink, world
+from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Parametric

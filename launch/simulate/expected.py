@@ -15,7 +15,7 @@ import msgspec
 
 from launch.simulate.ours import METHODS, SYNC
 from launch.simulate.scenario import Figures, Scenario, run
-from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.workload import Lengths
 
 AGREES = 0.1

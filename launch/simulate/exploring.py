@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from pipeline.simulation.explore import MODES, Mode, Outcome, play, shrink, world
+from pipeline.simulation.fuzz import MODES, Mode, Outcome, play, shrink, world
 
 _SHOWN = 3
 _CHUNK = 20

@@ -18,7 +18,7 @@ from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
-from pipeline.simulation.costs import DEVICES, SHAPES, engine_cost, learner_cost
+from pipeline.simulation.hardware import DEVICES, SHAPES, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy

@@ -21,7 +21,7 @@ from pipeline.config.schema import Config
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import Train
 from pipeline.coordinator.timeouts import Limits
-from pipeline.simulation.costs import (
+from pipeline.simulation.hardware import (
     DEVICES,
     SHAPES,
     EngineCost,

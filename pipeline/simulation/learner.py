@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from pipeline.coordinator.events import Hint, Train
-from pipeline.simulation.costs import LearnerCost
+from pipeline.simulation.hardware import LearnerCost
 
 
 class Job(msgspec.Struct, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from pipeline.coordinator.timeouts import RULES, Action, Kind, Limits, limit_s
 from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchVerb, Finalize
 from pipeline.plugins.views import BatchView
-from pipeline.simulation.explore import SHORT, Mode, acted
+from pipeline.simulation.fuzz import SHORT, Mode, acted
 from tests.pipeline.bench import Bench, only
 
 LIMITS = Limits(

@@ -15,7 +15,7 @@ from launch.cli import app
 from launch.simulate import CONFIG, expected, ours, paper, replay, scale, show
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
-from pipeline.simulation.costs import EngineCost
+from pipeline.simulation.hardware import EngineCost
 from pipeline.simulation.workload import Lengths
 
 SMALL = ("step.count=2", "step.prompts=4", "engine.count=2", "sampling.max_tokens=512")

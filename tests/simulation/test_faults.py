@@ -18,9 +18,9 @@ from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.token_ledger import Ledger
 from pipeline.coordinator.training_step import Steps
 from pipeline.plugins.budgets import uniform
-from pipeline.simulation.explore import MODES, Mode, play, shrink, world
+from pipeline.simulation.fault_plan import HANGS, What
 from pipeline.simulation.faults import Faulty
-from pipeline.simulation.plans import HANGS, What
+from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 
 SEEDS = 1000
 ROOT = Path(__file__).resolve().parents[2]

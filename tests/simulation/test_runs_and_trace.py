@@ -16,7 +16,7 @@ from launch.simulate.ours import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
 from pipeline.coordinator.events import EngineLost
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
-from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy

@@ -14,7 +14,7 @@ from pipeline.coordinator.events import AnyEvent, Cut, Report
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.coordinator.state import Seams, Settings
 from pipeline.plugins import registry
-from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy

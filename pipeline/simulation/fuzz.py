@@ -22,11 +22,11 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Seams, Settings
 from pipeline.coordinator.timeouts import Limits
 from pipeline.plugins import registry
-from pipeline.simulation.costs import EngineCost, LearnerCost
+from pipeline.simulation.fault_plan import Fault, What, plan
 from pipeline.simulation.faults import Faulty, Memory, Rules
+from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.invariants import Violation
 from pipeline.simulation.machines import Machines
-from pipeline.simulation.plans import Fault, What, plan
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 
