@@ -38,12 +38,13 @@ def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
     import asyncio
 
-    from pipeline import assembly, rewardcheck, trainable
+    from pipeline import rewardcheck, trainable
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
     from pipeline.observability.trackers import complaints
     from pipeline.plugins.registry import PluginError
+    from pipeline.stage import build
 
     try:
         tokenizer = Tokenizer(Path(config.model))
@@ -51,7 +52,7 @@ def _check(config: Any) -> list[str]:
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
         held_out = eval_sets.load(config, tokenizer)
-        assembly.coordinator(config, tokenizer, train, held_out)
+        build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
     if problems := [*trainable.complaints(config), *complaints(config.metrics)]:

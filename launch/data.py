@@ -86,10 +86,10 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     """Both data sets with their bad lines beside them."""
     import msgspec
 
-    from pipeline import assembly
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
+    from pipeline.stage import build
 
     lenient = msgspec.structs.replace(
         config, data=msgspec.structs.replace(config.data, bad_lines="skip")
@@ -98,7 +98,7 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
         tokenizer = Tokenizer(Path(config.model))
         train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
         held_out = eval_sets.load(lenient, tokenizer).data
-        assembly.check_answers(config, train, held_out)
+        build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         fail(error, 2)
     return train, held_out

@@ -130,7 +130,7 @@ class Launcher:
         common = ["--stage", str(site.ticket or site.sockets), "--config", str(run.config)]
         if self._roles.stage:
             command = [
-                "pipeline.stage_main",
+                "pipeline.stage",
                 "--run",
                 str(run.path),
                 "--sockets",

@@ -128,7 +128,7 @@ def test_importing_all_that_decides_leaves_torch_vllm_and_deepspeed_unloaded():
 @pytest.mark.parametrize(
     "module",
     [
-        "pipeline.stage_main",
+        "pipeline.stage",
         "launch.cli",
         "launch.train",
         "launch.torchrun",

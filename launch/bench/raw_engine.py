@@ -22,7 +22,6 @@ from engines.base import Sampling
 from engines.model_files import read_model_facts
 from engines.process import die_with_parent, end_group, lead_own_group
 from engines.vllm import async_llm, sampling_params
-from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import (
@@ -36,6 +35,7 @@ from pipeline.coordinator.events import (
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.stage import build
 from pipeline.wire.messages import ints
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
@@ -62,7 +62,7 @@ def requests_of(config: Config) -> list[Sampling]:
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
     held_out = eval_sets.load(config, tokenizer)
-    coordinator = assembly.coordinator(config, tokenizer, train, held_out)
+    coordinator = build.coordinator(config, tokenizer, train, held_out)
     beginning: list[AnyEvent] = [
         *(LearnerJoined(rank=rank) for rank in range(config.learner.ranks)),
         VersionPublished(version=0),

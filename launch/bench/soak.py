@@ -124,7 +124,7 @@ class Soak:
         return "engine stopped for too long"
 
     def _stop_stage(self, now: float) -> str:
-        stage = self.job.part("pipeline.stage_main")
+        stage = self.job.part("pipeline.stage")
         self._stop(stage, self.draw.uniform(0.5, LOST_S / 2), now)
         return "stage reads nothing for a while"
 
@@ -227,7 +227,7 @@ def _role(command: list[str]) -> str:
     if "engines.worker" in words:
         return command[command.index("--name") + 1]
     roles = {
-        "pipeline.stage_main": "stage",
+        "pipeline.stage": "stage",
         "learner.actor": "learner",
         "pipeline.workers": "reward worker",
         "launch.cli": "launcher",

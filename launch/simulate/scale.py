@@ -14,7 +14,6 @@ import msgspec
 
 from launch.simulate import CONFIG
 from launch.simulate.scenario import PROMPT_TOKENS, STOP
-from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
@@ -23,6 +22,7 @@ from pipeline.simulation.loop import Simulation
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
+from pipeline.stage import build
 
 ENGINES = (8, 128, 1024)
 SLOTS = 256
@@ -126,7 +126,7 @@ def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
     )
     tokens = (PROMPT_TOKENS,) * prompts
     coordinator = Timed(
-        assembly.settings(config, prompts=prompts, stop_tokens=STOP), assembly.seams(config), tokens
+        build.settings(config, prompts=prompts, stop_tokens=STOP), build.seams(config), tokens
     )
     workload = Parametric(Lengths(median=1200, between=0.45, within=0.8), Policy(0.0))
     simulation = Simulation(coordinator, machines, workload, tokens)

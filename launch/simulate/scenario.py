@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from launch.simulate import CONFIG
-from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.coordinator import Coordinator
@@ -33,6 +32,7 @@ from pipeline.simulation.loop import Learns, Observer, Simulation
 from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Lesson, Policy
 from pipeline.simulation.workload import Lengths, Parametric, Workload
+from pipeline.stage import build
 
 PROMPTS = 17_000
 """Of the data set; as many as DAPO-MATH has."""
@@ -158,13 +158,13 @@ def simulate(
     prompt_tokens: Sequence[int] = (PROMPT_TOKENS,) * PROMPTS,
 ) -> Simulation:
     """A run that has begun; `run()` plays it."""
-    numbers = assembly.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
+    numbers = build.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
     # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
     # is one turn: what a rollout would say to it is not known.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Limits(), turns=0)
-    coordinator = Coordinator(numbers, assembly.seams(config), prompt_tokens)
+    coordinator = Coordinator(numbers, build.seams(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation

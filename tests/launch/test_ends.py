@@ -49,7 +49,7 @@ def test_a_third_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
     """
     with train(tmp_path / "run", tmp_path / "log", *SIMULATED) as job:
         job.until(lambda: parts(job) >= 3, 60)
-        job.child("pipeline.stage_main").suspend()
+        job.child("pipeline.stage").suspend()
         for _ in range(3):
             job.process.send_signal(signal.SIGINT)
             time.sleep(0.2)

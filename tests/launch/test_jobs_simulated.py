@@ -168,7 +168,7 @@ def test_a_killed_stage_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     with train(run, tmp_path / "killed.log", *SIMULATED) as job:
         job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
         sockets = Path((run / "address").read_text().strip())
-        job.child("pipeline.stage_main").send_signal(signal.SIGKILL)
+        job.child("pipeline.stage").send_signal(signal.SIGKILL)
         assert job.wait(30) == 1
         assert "the stage ended (killed by SIGKILL)" in job.text
         assert f"darts train --resume {run}" in job.text

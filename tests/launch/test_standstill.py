@@ -131,7 +131,7 @@ def test_a_stopped_stage_blames_nobody_and_goes_on(going: Going) -> None:
     Bound: told after `watch.warn_s` (here 2 s); stopped for longer than `watch.lost_s` (3 s).
     """
     before = going.said
-    stage = going.process("pipeline.stage_main")
+    stage = going.process("pipeline.stage")
     stage.suspend()
     time.sleep(LOST_S + 1.5)
     stage.resume()
@@ -149,7 +149,7 @@ def test_a_slow_stage_makes_no_engine_grow_and_loses_no_frame(going: Going) -> N
     Bound: the stage runs for a tenth of 5 s.
     """
     before, engine = going.said, going.process("engines.worker", "e0")
-    grown, stage = -engine.memory_info().rss, going.process("pipeline.stage_main")
+    grown, stage = -engine.memory_info().rss, going.process("pipeline.stage")
     for _ in range(10):
         stage.suspend()
         time.sleep(0.45)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from pipeline.translate import span_here, times_here, way
+from pipeline.stage.translate import span_here, times_here, way
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import LegTimes, Span
 

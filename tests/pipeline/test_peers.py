@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.peers import Peer, Peers, complaint
+from pipeline.stage.peers import Peer, Peers, complaint
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 
 

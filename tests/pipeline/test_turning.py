@@ -20,7 +20,7 @@ from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
 from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
-from pipeline.turning import RolloutPool, Turning, pieces_of
+from pipeline.stage.environment_calls import RolloutPool, Turning, pieces_of
 from pipeline.wire.messages import ints
 from tests.pipeline.test_rewarding import eventually, runs
 

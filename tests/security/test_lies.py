@@ -26,10 +26,10 @@ from pipeline.coordinator.groups import State
 from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.spans import StepRecord
-from pipeline.peers import Peers
 from pipeline.plugins.selectors.first_m import FirstM
-from pipeline.refusals import MOST, WITHIN_S, Refusals
-from pipeline.translate import event_of, out_of_place, span_here, tokens_event
+from pipeline.stage.peers import Peers
+from pipeline.stage.rejected_frames import MOST, WITHIN_S, Refusals
+from pipeline.stage.translate import event_of, out_of_place, span_here, tokens_event
 from pipeline.wire.messages import (
     CLOSE,
     FORWARD_BACKWARD,

@@ -21,7 +21,7 @@ from launch.report.samples import entries
 from launch.view import TerminalView
 from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.observability.recorder import Records
-from pipeline.stage_main import PlainFormatter
+from pipeline.stage.__main__ import PlainFormatter
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from tests.launch.report.folders import Made

@@ -15,13 +15,13 @@ import msgspec
 import pytest
 import zmq
 
-from pipeline import assembly
 from pipeline.config.load import load
 from pipeline.config.schema import Plugin
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.stage import Parts, Stage
+from pipeline.stage import build
+from pipeline.stage.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire import curve_auth
 from pipeline.wire.client import Link
@@ -236,7 +236,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
         config=config,
         run=run,
         hub=Hub(folder / "s"),
-        coordinator=assembly.coordinator(config, tokenizer, train, held_out),
+        coordinator=build.coordinator(config, tokenizer, train, held_out),
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
         incarnation=1,

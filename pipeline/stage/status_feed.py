@@ -15,7 +15,7 @@ import msgspec
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.observability.live_status import Live, PeerNow, live
 from pipeline.observability.recorder import Records
-from pipeline.peers import Peers
+from pipeline.stage.peers import Peers
 from pipeline.workers.pool import RewardPool
 
 

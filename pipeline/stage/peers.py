@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.coordinator.latency_model import Latency
-from pipeline.refusals import Refusals
+from pipeline.stage.rejected_frames import Refusals
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 

@@ -10,7 +10,7 @@ from pipeline.coordinator.events import Halt, Judge, RewardMissing, RewardReady
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import Sampled
-from pipeline.turning import pieces_of
+from pipeline.stage.environment_calls import pieces_of
 from pipeline.wire.messages import ints
 from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import translate
-from pipeline.assembly import Parts
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
 from pipeline.config.load import rollout_options
@@ -48,14 +46,16 @@ from pipeline.coordinator.events import (
     Unjudge,
 )
 from pipeline.coordinator.state import PluginFault
-from pipeline.door import Door
-from pipeline.gather import Gather
-from pipeline.judging import Judging
-from pipeline.livefeed import LiveFeed
-from pipeline.losses import Losses
 from pipeline.observability.recorder import Records
-from pipeline.peers import Peers
-from pipeline.turning import RolloutPool, Turning
+from pipeline.stage import translate
+from pipeline.stage.admission import Door
+from pipeline.stage.build import Parts
+from pipeline.stage.environment_calls import RolloutPool, Turning
+from pipeline.stage.gather import Gather
+from pipeline.stage.peer_failures import Losses
+from pipeline.stage.peers import Peers
+from pipeline.stage.scoring import Judging
+from pipeline.stage.status_feed import LiveFeed
 from pipeline.wire.codec import decode_tokens, sender_of
 from pipeline.wire.messages import (
     Abort,

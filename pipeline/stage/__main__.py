@@ -1,4 +1,4 @@
-"""`python -m pipeline.stage_main`: build the stage of a run and serve until its end.
+"""`python -m pipeline.stage`: build the stage of a run and serve until its end.
 
 Started by a launcher, which holds the run's lock and passes a control pipe:
 JSON lines in (`halt`, `dead`), JSON lines out (`live`, `say`, `step`, `eval`,
@@ -22,7 +22,6 @@ from typing import Any
 
 import uvloop
 
-from pipeline import assembly
 from pipeline.checkpoint import store
 from pipeline.config.load import ConfigError, load
 from pipeline.coordinator import snapshot
@@ -32,10 +31,11 @@ from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
 from pipeline.observability import trackers
 from pipeline.observability.recorder import Records
 from pipeline.plugins.registry import PluginError
-from pipeline.stage import Parts, Stage
+from pipeline.stage import build
+from pipeline.stage.environment_calls import pool as rollout_pool
+from pipeline.stage.stage import Parts, Stage
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
-from pipeline.turning import pool as rollout_pool
 from pipeline.wire.keys import Entrance, TransportError, read_private
 from pipeline.wire.server import Hub
 from pipeline.workers.pool import RewardFailed, RewardPool
@@ -105,7 +105,7 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
         log.info("%s", data.summary())
         for line in data.skipped:
             log.warning("skipped: %s", line)
-    coordinator = assembly.coordinator(config, tokenizer, train, held_out)
+    coordinator = build.coordinator(config, tokenizer, train, held_out)
     entrance = read_private(args.entrance, Entrance) if args.entrance else None
     return Parts(
         config=config,

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.coordinator.coordinator import Coordinator, Phase
 from pipeline.coordinator.events import EngineLost, LearnerLost
-from pipeline.outbox import Outbox
-from pipeline.peers import Peer, Peers
+from pipeline.stage.outbox import Outbox
+from pipeline.stage.peers import Peer, Peers
 from pipeline.wire.messages import Shutdown
 from pipeline.wire.server import Hub
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.assembly import Parts
 from pipeline.coordinator.events import EngineJoined, LearnerJoined
-from pipeline.outbox import Outbox
-from pipeline.peers import MOST_PEERS, Peer, Peers, complaint
-from pipeline.translate import engine_joined
+from pipeline.stage.build import Parts
+from pipeline.stage.outbox import Outbox
+from pipeline.stage.peers import MOST_PEERS, Peer, Peers, complaint
+from pipeline.stage.translate import engine_joined
 from pipeline.wire.messages import Join, Refused, TokenBatch, Welcome
 
 log = logging.getLogger("stage")

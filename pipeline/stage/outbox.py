@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from pipeline.peers import Peer, Peers
+from pipeline.stage.peers import Peer, Peers
 from pipeline.wire.messages import ToPeer
 from pipeline.wire.server import Hub, Unreachable
 

@@ -6,8 +6,8 @@ import time
 
 from pipeline.coordinator.events import AnyCommand, Hint, Place, Unhint
 from pipeline.data.dataset import Dataset
-from pipeline.outbox import Outbox
-from pipeline.translate import request_of
+from pipeline.stage.outbox import Outbox
+from pipeline.stage.translate import request_of
 from pipeline.wire.messages import Generate, HintChunk, Hints, Request
 
 

@@ -30,7 +30,7 @@ temperature 0.7; one wrong layer shows 9 and more there, a wrong temperature 6."
 
 @dataclass(slots=True)
 class Parts:
-    """What the stage is made of; built by `pipeline.stage_main`."""
+    """What the stage is made of; built by `pipeline.stage`."""
 
     config: Config
     run: RunFolder

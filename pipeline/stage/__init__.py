@@ -1,0 +1,1 @@
+"""The stage process: sockets, clock and files around the coordinator."""
