@@ -40,7 +40,7 @@ from launch.processes import (
 from launch.train import check_fits, identify, rewrite, say_outcome
 from launch.view import TerminalView
 from pipeline import trainable
-from pipeline.checkpoint import store
+from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
@@ -114,7 +114,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
         Records.cut(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
-    resume, manifest, complaints = store.newest(run.checkpoints)
+    resume, manifest, complaints = newest(run.checkpoints)
     for line in complaints:
         print(f"darts: damaged, not used: {line}", flush=True)
     check_fits(resume, manifest, config, f"{given} or the settings of this command")
@@ -247,7 +247,7 @@ def main() -> int:
         RunError,
         TransportError,
         DataError,
-        store.CheckpointError,
+        CheckpointError,
         OSError,
     ) as error:
         raise SystemExit(f"darts: {error}") from None

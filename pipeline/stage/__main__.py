@@ -93,7 +93,7 @@ class ControlPipe:
             writer.close()
 
 
-def build(args: argparse.Namespace, run: RunFolder) -> Parts:
+def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     """Read everything that the stage needs. Raises the errors of the parts."""
     config = load(run.config)
     tokenizer = Tokenizer(Path(config.model))
@@ -123,7 +123,7 @@ def build(args: argparse.Namespace, run: RunFolder) -> Parts:
 async def serve(args: argparse.Namespace) -> str:
     run = RunFolder(args.run)
     pipe = ControlPipe(args.control)
-    parts = build(args, run)
+    parts = assemble(args, run)
     async with contextlib.AsyncExitStack() as workers:
         pool = await workers.enter_async_context(RewardPool(parts.config.reward))
         rollouts = rollout_pool(parts.config)
