@@ -4,7 +4,7 @@
 
 Leads a process group of its own and lets none of it live on: whoever ends this
 process ends vLLM's too, even with `kill -9`. What it serves is in
-`engines.serving`.
+`engines.server`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from engines.base import Engine, EngineError
-from engines.process import die_with_parent, end_group, lead_own_group
+from engines.process_group import die_with_parent, end_group, lead_own_group
 from engines.saying import say
 from pipeline.config.schema import Config
 from pipeline.wire.keys import TransportError, ticket_of
@@ -31,16 +31,16 @@ def build(config: Config) -> Engine:
     """The engine that the configuration names. Raises EngineError."""
     section = config.engine
     if section.kind == "vllm":
-        from engines.vllm import VllmEngine
+        from engines.backends.vllm import VllmEngine
 
         return VllmEngine(config.model, section, config.seed)
     if section.kind == "transformers":
-        from engines.transformers import TransformersEngine
+        from engines.backends.transformers import TransformersEngine
 
         return TransformersEngine(config.model, section, config.seed)
     if section.kind == "simulated":
-        from engines.model_files import read_model_facts
-        from engines.simulated import SimulatedEngine
+        from engines.backends.simulated import SimulatedEngine
+        from engines.model_facts import read_model_facts
 
         facts = read_model_facts(config.model)
         return SimulatedEngine(
@@ -56,10 +56,10 @@ def build(config: Config) -> Engine:
 
 async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:
     """Start the engine, join the stage, serve until told to stop; the exit status."""
-    from engines.fetching import FetchingReceiver
-    from engines.profile import latency
-    from engines.serving import Worker
-    from engines.stopping import StopTexts
+    from engines.latency_profile import latency
+    from engines.server import Worker
+    from engines.stop_strings import StopTexts
+    from engines.weights_fetch import FetchingReceiver
     from pipeline.config.load import rollout_options
     from pipeline.wire.client import Link
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from engines.process import end_group, lead_own_group
-from engines.profile import Points, batch, measure
+from engines.latency_profile import Points, batch, measure
+from engines.process_group import end_group, lead_own_group
 from engines.worker import build
 from pipeline.config.load import load
 from pipeline.config.schema import Config

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from engines import profile
+from engines import latency_profile
+from engines.backends.transformers import TransformersEngine
 from engines.base import EngineInfo, Sampling
-from engines.transformers import TransformersEngine
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 
@@ -62,9 +62,13 @@ async def measure(config: Config, running_most: int) -> Found:
     try:
         points: list[Point] = []
         for running in counts(min(info.slots, running_most)):
-            await profile.batch(engine, info, running, SHORT)  # what happens once is no step
-            short = await profile.batch(engine, info, running, SHORT)
-            step_s = (await profile.batch(engine, info, running, LONG) - short) / (LONG - SHORT)
+            await latency_profile.batch(
+                engine, info, running, SHORT
+            )  # what happens once is no step
+            short = await latency_profile.batch(engine, info, running, SHORT)
+            step_s = (await latency_profile.batch(engine, info, running, LONG) - short) / (
+                LONG - SHORT
+            )
             points.append(Point(running=running, step_s=step_s, tokens_per_s=running / step_s))
             print(f"{running:4} sequences: {1e3 * step_s:7.2f} ms a step", flush=True)
         return Found(
@@ -81,7 +85,7 @@ async def measure(config: Config, running_most: int) -> Found:
 
 async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: str) -> float:
     """Seconds of a load of the same weights while all slots run."""
-    running = asyncio.create_task(profile.batch(engine, info, info.slots, LONG))
+    running = asyncio.create_task(latency_profile.batch(engine, info, info.slots, LONG))
     await asyncio.sleep(0.2)
     started = time.monotonic()
     await engine.load_weights(model, 1)

@@ -5,7 +5,7 @@
 Turns a configuration into the requests of its first step (the coordinator says which),
 streams them with `engine.slots` in flight, and writes tokens and seconds as JSON. A process of
 its own, since vLLM is imported with its environment set. Engine and sampling settings are those
-of `engines.vllm`: only what darts adds around them is missing.
+of `engines.backends.vllm`: only what darts adds around them is missing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from engines.backends.vllm import async_llm, sampling_params
 from engines.base import Sampling
-from engines.model_files import read_model_facts
-from engines.process import die_with_parent, end_group, lead_own_group
-from engines.vllm import async_llm, sampling_params
+from engines.model_facts import read_model_facts
+from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import (

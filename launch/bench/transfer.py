@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 import xxhash
 
-from engines.fetching import FetchingReceiver
 from engines.weights import FILE, WeightReceiver
+from engines.weights_fetch import FetchingReceiver
 from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.curve_auth import new_pair

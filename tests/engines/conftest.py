@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from engines.backends.vllm import VllmEngine
 from engines.base import Engine
-from engines.vllm import VllmEngine
 from pipeline.config.schema import EngineSection
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
@@ -30,7 +30,9 @@ async def vllm_engine() -> AsyncIterator[VllmEngine]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def transformers_engine() -> AsyncIterator[Engine]:
-    from engines.transformers import TransformersEngine  # seconds, and not every test wants it
+    from engines.backends.transformers import (
+        TransformersEngine,  # seconds, and not every test wants it
+    )
 
     engine = TransformersEngine(
         str(MODEL), EngineSection(kind="transformers", slots=16, chunk_tokens=8)

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
+from engines.backends.simulated import SimulatedEngine
 from engines.base import Delta, Engine, Sampling
-from engines.simulated import SimulatedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

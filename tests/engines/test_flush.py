@@ -1,9 +1,9 @@
-"""Chunks that are due: claims about `engines.flush`."""
+"""Chunks that are due: claims about `engines.chunker`."""
 
 import numpy as np
 import pytest
 
-from engines.flush import MOST_CHUNKS, Flusher
+from engines.chunker import MOST_CHUNKS, Flusher
 from pipeline.wire.codec import decode_tokens, encode
 from pipeline.wire.messages import ChunkHead, LegTimes, TokenBatch
 
@@ -127,7 +127,7 @@ def test_what_does_not_fit_a_frame_leaves_in_several_that_the_stage_takes():
 
 
 def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engines.flush.MOST_TOKENS", 10)
+    monkeypatch.setattr("engines.chunker.MOST_TOKENS", 10)
     flusher = flusher_of(chunk_tokens=100)
     for start in (0, 6, 12):
         add(flusher, A, list(range(start, start + 6)), version=start)

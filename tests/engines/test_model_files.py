@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import EngineError
-from engines.model_files import read_model_facts
+from engines.model_facts import read_model_facts
 from pipeline.data.tokenizer import Tokenizer
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"

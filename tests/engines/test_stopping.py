@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import WordLevel
 
+from engines.backends.vllm import VllmEngine
 from engines.base import Delta, Sampling
-from engines.stopping import StopTexts
-from engines.vllm import VllmEngine
+from engines.stop_strings import StopTexts
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 WORDS = ["a", "<", "/t", ">", "x>", "=", "Ã", "©"]

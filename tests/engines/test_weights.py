@@ -7,8 +7,8 @@ import pytest
 import xxhash
 
 from engines.base import EngineError
-from engines.proving import gap
 from engines.weights import WeightReceiver, WeightsError
+from engines.weights_probe import gap
 from pipeline.wire.messages import Manifest
 
 

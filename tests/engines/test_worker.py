@@ -16,10 +16,10 @@ import psutil
 import pytest
 import xxhash
 
-from engines.flush import MOST_CHUNKS
-from engines.proving import LOAD_STAGES
-from engines.serving import Worker
-from engines.simulated import SimulatedEngine
+from engines.backends.simulated import SimulatedEngine
+from engines.chunker import MOST_CHUNKS
+from engines.server import Worker
+from engines.weights_probe import LOAD_STAGES
 from pipeline.config.schema import Watch
 from pipeline.wire.codec import decode_tokens
 from pipeline.wire.messages import (

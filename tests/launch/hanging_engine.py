@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import engines.simulated
+import engines.backends.simulated
 import launch.processes
 from engines import worker
 from engines.base import Delta, Sampling
@@ -22,7 +22,7 @@ MARK = "hung"
 _REQUESTS = 10
 
 
-class HangingEngine(engines.simulated.SimulatedEngine):
+class HangingEngine(engines.backends.simulated.SimulatedEngine):
     _begun = 0
 
     async def generate(self, sampling: Sampling) -> AsyncIterator[Delta]:
@@ -50,5 +50,5 @@ if __name__ == "__main__":
         launch.local.Child = _Child
         app()
     else:
-        engines.simulated.SimulatedEngine = HangingEngine
+        engines.backends.simulated.SimulatedEngine = HangingEngine
         worker.main()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from engines.fetching import FetchingReceiver
 from engines.weights import WeightsError
+from engines.weights_fetch import FetchingReceiver
 from pipeline.wire import weight_transfer
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import Bearer, Entrance, Ticket, TransportError

@@ -1,6 +1,6 @@
 """transformers as an engine: its continuous batching in a thread, deltas of one version out.
 
-Keeps vLLM's three promises (`engines.vllm`): logprobs are of the distribution
+Keeps vLLM's three promises (`engines.backends.vllm`): logprobs are of the distribution
 that was sampled from, a delta has one version of the weights, and after `close`
 nothing is left. The model is a module of this process. New weights withdraw
 every request from the library, are copied in place between two forward passes,
@@ -21,12 +21,12 @@ from typing import Any
 import transformers
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 
+from engines.backends.transformers_batching import Batching
+from engines.backends.transformers_sampling import LIKELIEST, NOT_FORCED, Draw
 from engines.base import Delta, EngineError, EngineInfo, Sampling
-from engines.batching import Batching
-from engines.drawing import LIKELIEST, NOT_FORCED, Draw
-from engines.model_files import ModelFacts, read_model_facts
-from engines.proving import PROBES, one_by_one
+from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights import FILE
+from engines.weights_probe import PROBES, one_by_one
 from pipeline.config.schema import EngineSection
 
 

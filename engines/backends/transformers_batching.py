@@ -1,7 +1,7 @@
 """transformers' continuous batching and its model, behind the few things an engine needs of it.
 
-All names of the library that are its own are used here and in `engines.drawing`
-and `engines.attention`, for 5.17 and 5.19. Invariant: the model is never written
+All names of the library that are its own are used here and in `engines.backends.transformers_sampling`
+and `engines.backends.transformers_attention`, for 5.17 and 5.19. Invariant: the model is never written
 to while it computes.
 """
 
@@ -25,13 +25,13 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.utils import logging as chatter
 
-from engines import attention
+from engines.backends import transformers_attention
+from engines.backends.transformers_sampling import Draw, Drawing
 from engines.base import EngineError
-from engines.drawing import Draw, Drawing
 from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import CoresError, engine_cores
 
-log = logging.getLogger("engines.batching")
+log = logging.getLogger("engines.backends.transformers_batching")
 
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
 """Tokens of one forward pass at most. The mask of the attention `sdpa` is that times the cache."""
@@ -101,8 +101,8 @@ class Batching:
             continuous_batching_config=ContinuousBatchingConfig(**settings),
         )
         static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
-        if not asked and not static and attention.fits(self._model.config):
-            self._model.set_attn_implementation(attention.NAME)
+        if not asked and not static and transformers_attention.fits(self._model.config):
+            self._model.set_attn_implementation(transformers_attention.NAME)
         drawing = Drawing()
         self._manager.output_router = router
         self._manager.logit_processor = drawing.processors()

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from typing import Any
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
-from engines.model_files import ModelFacts, read_model_facts
-from engines.proving import PROBES, one_by_one
+from engines.model_facts import ModelFacts, read_model_facts
+from engines.weights_probe import PROBES, one_by_one
 from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import engine_cores
 
@@ -202,7 +202,7 @@ def async_llm(model: str, section: EngineSection, seed: int) -> Any:
         logprobs_mode="processed_logprobs",
         stream_interval=min(8, section.chunk_tokens),
         seed=seed,
-        worker_extension_cls="engines.vllm_extension.Reload",
+        worker_extension_cls="engines.backends.vllm_extension.Reload",
         **options,
     )
     if not on_cpu:

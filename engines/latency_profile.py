@@ -26,7 +26,7 @@ SHORT, LONG = 8, 40
 """New tokens of a request in the two batches."""
 _PROMPT_TOKENS = 16
 _LAYOUT = 2
-"""Of the engine's processes and settings in `engines.vllm`: a new number measures anew."""
+"""Of the engine's processes and settings in `engines.backends.vllm`: a new number measures anew."""
 
 Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling
-from engines.flush import Flusher, Frame, Key
-from engines.proving import load_spans, prove
+from engines.chunker import Flusher, Frame, Key
 from engines.saying import say
-from engines.stopping import StopTexts
+from engines.stop_strings import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
+from engines.weights_probe import load_spans, prove
 from pipeline.config.schema import Watch
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
