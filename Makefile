@@ -23,7 +23,7 @@ SOAK_FLAGS ?=
 export PYTHON
 # torch asks for ninja on PATH at every load of an extension: the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Compiled extensions belong to the environment, see learner/buildlock.py.
+# Compiled extensions belong to the environment, see learner/deepspeed/build_lock.py.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 # Nothing here asks a model hub for anything.
 export HF_HUB_OFFLINE ?= 1

@@ -229,7 +229,7 @@ def learner(
     arguments = _joined(join)
     ranks = load_config(join / "config.yaml", None).learner.ranks
     os.environ |= learner_environment(rank, ranks, port)
-    _part("learner.actor", [*arguments, *learner_arguments(rank, ranks, "")])
+    _part("learner.learner_rank", [*arguments, *learner_arguments(rank, ranks, "")])
 
 
 @app.command()

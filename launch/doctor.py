@@ -50,7 +50,7 @@ def _accelerator() -> Finding:
 
 
 def _build_lock() -> Finding:
-    from learner.buildlock import clear_stale_lock, torch_extensions_dir
+    from learner.deepspeed.build_lock import clear_stale_lock, torch_extensions_dir
 
     cleared = clear_stale_lock()
     place = torch_extensions_dir()

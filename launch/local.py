@@ -142,7 +142,7 @@ class Launcher:
             add("stage", command, base)
         ranks, resume = config.learner.ranks, str(self._resume or "")
         for rank in self._roles.ranks:
-            command = ["learner.actor", *common, *learner_arguments(rank, ranks, resume)]
+            command = ["learner.learner_rank", *common, *learner_arguments(rank, ranks, resume)]
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
         machine, each = gpus.of_machine(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):

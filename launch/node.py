@@ -94,7 +94,7 @@ def hand_over(ticket: Ticket, config: str) -> list[str]:
 
 
 def left_there(directory: Path) -> list[str]:
-    """The same as arguments of `engines.worker` and `learner.actor`."""
+    """The same as arguments of `engines.worker` and `learner.learner_rank`."""
     return ["--stage", str(directory / _KEY), "--config", str(directory / CONFIG)]
 
 

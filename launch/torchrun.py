@@ -211,7 +211,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _replace("learner.actor", [*hand_over(ticket, dump(config)), *arguments], environment)
+    _replace("learner.learner_rank", [*hand_over(ticket, dump(config)), *arguments], environment)
 
 
 def main() -> int:

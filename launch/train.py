@@ -173,7 +173,7 @@ def _carry_out(
 
 def export_run(run: Path, directory: Path) -> str:
     """Write a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
-    from learner.export import export
+    from learner.checkpoint.export import export
 
     if directory.exists():
         raise ValueError(f"{directory}: exists already")

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from learner import lora
-from learner.head import token_logprobs
+from learner.forward.lm_head import token_logprobs
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.messages import Manifest
 

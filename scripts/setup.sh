@@ -58,7 +58,7 @@ install --no-build-isolation --editable .
 if [ "$kind" = cpu ]; then
     step "DeepSpeed's shared-memory op: compiled here, once, so that no run has to wait for it"
     TORCH_EXTENSIONS_DIR="$(cd "$venv" && pwd)/torch_extensions" \
-        "$venv/bin/python" -m learner.shm_op
+        "$venv/bin/python" -m learner.deepspeed.shm_op
 fi
 
 step "first import of torch, transformers, vllm, deepspeed"

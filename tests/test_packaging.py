@@ -84,7 +84,7 @@ def test_installed_wheel_imports_without_the_tree(wheel: Path, tmp_path: Path):
     run(sys.executable, "-m", "pip", *install, str(wheel))
     code = (
         f"import sys; sys.path.insert(0, {target!r})\n"
-        "import pipeline.wire.messages, pipeline.plugins.selectors, learner.buildlock\n"
+        "import pipeline.wire.messages, pipeline.plugins.selectors, learner.deepspeed.build_lock\n"
         "print(pipeline.__file__)"
     )
     assert run(sys.executable, "-I", "-c", code, cwd=tmp_path).startswith(target)

@@ -133,7 +133,7 @@ def test_importing_all_that_decides_leaves_torch_vllm_and_deepspeed_unloaded():
         "launch.train",
         "launch.torchrun",
         "engines.worker",
-        "learner.actor",
+        "learner.learner_rank",
     ],
 )
 def test_importing_a_command_or_the_head_of_a_process_stays_light(module: str):

@@ -34,7 +34,7 @@ _SETTINGS = [
     "reward.python.function=tests.launch.jobs:length_reward",
     "nodes.learners=spread",
     "learner.ranks=2",
-    "learner.zero=1",
+    "learner.deepspeed.engine=1",
     "engine.count=2",
     f"step.prompts={PROMPTS}",
     "group.size=4",
@@ -136,7 +136,7 @@ def _kill_engine(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
 
 def _kill_learner(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
     lost = job.told("l1 lost", "learner rank 1", "over")
-    job.parts[1].part("learner.actor").kill()
+    job.parts[1].part("learner.learner_rank").kill()
     return lost, lambda: None
 
 

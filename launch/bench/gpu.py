@@ -128,7 +128,7 @@ def _role(pid: int) -> str:
     """What a process of a run is, by its command line."""
     with contextlib.suppress(psutil.Error):
         words = " ".join(psutil.Process(pid).cmdline())
-        for module, role in (("engines.worker", "engine"), ("learner.actor", "learner")):
+        for module, role in (("engines.worker", "engine"), ("learner.learner_rank", "learner")):
             if module in words:
                 return role
     return "other"

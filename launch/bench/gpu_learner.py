@@ -1,7 +1,7 @@
 """One pass of the learner alone: `python -m launch.bench.gpu_learner --config CONFIG --out FILE`.
 
 Seconds of forward and backward over one step's groups, on the device that the
-learner would take, by what a bucket of `learner.ragged` is worth. Lengths are
+learner would take, by what a bucket of `learner.forward.packed_call` is worth. Lengths are
 geometric. Prints a table and writes JSON.
 """
 
@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launch.bench.packed import group_of
-from learner import ragged
-from learner.attention import switch
-from learner.forward import MicroBatch, logprobs, micro_batches
+from learner.forward import packed_call
+from learner.forward.micro_batches import MicroBatch, logprobs, micro_batches
+from learner.forward.packed_attention import switch
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.wire.messages import TrainGroup
@@ -72,7 +72,7 @@ def measure(config: Config, mean: float) -> Found:
     points: list[Point] = []
     batches: list[MicroBatch] = []
     for price in PRICES:
-        ragged.BUCKET_PRICE[device.type] = price
+        packed_call.BUCKET_PRICE[device.type] = price
         batches = micro_batches(groups, config.learner.tokens_per_micro_batch, device)
         seconds = 0.0
         for _ in range(REPEATS):

@@ -26,8 +26,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from learner.forward import logprobs, micro_batches
-from learner.head import token_logprobs
+from learner.forward.lm_head import token_logprobs
+from learner.forward.micro_batches import logprobs, micro_batches
 from pipeline.tasks import chain_sums
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from learner.actor import keep_off_the_engines_cores
+from learner.learner_rank import keep_off_the_engines_cores
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import Tokenizer

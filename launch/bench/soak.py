@@ -129,7 +129,7 @@ class Soak:
         return "stage reads nothing for a while"
 
     def _stop_learner(self, now: float) -> str:
-        learner = self.job.part("learner.actor")
+        learner = self.job.part("learner.learner_rank")
         self._stop(learner, self.draw.uniform(0.5, LOST_S / 4), now)
         return "learner stopped, thawed in time"
 
@@ -228,7 +228,7 @@ def _role(command: list[str]) -> str:
         return command[command.index("--name") + 1]
     roles = {
         "pipeline.stage": "stage",
-        "learner.actor": "learner",
+        "learner.learner_rank": "learner",
         "pipeline.workers": "reward worker",
         "launch.cli": "launcher",
     }

@@ -24,7 +24,12 @@ Fingerprint = dict[str, str]
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
-    *("learner.schedule", "learner.min_lr", "learner.attention", "learner.gradient_checkpointing"),
+    *(
+        "learner.schedule",
+        "learner.min_lr",
+        "learner.forward.packed_attention",
+        "learner.gradient_checkpointing",
+    ),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
 """Settings, or beginnings of their names, that a resume may have otherwise."""
@@ -38,7 +43,7 @@ _FILES = {
 }
 _BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
-_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.deepspeed.engine", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:

@@ -173,7 +173,11 @@ def test_a_port_where_nobody_or_somebody_else_listens_is_not_reached(listening: 
         ("float32", [], 1),
         ("bfloat16", ["engine.dtype=bfloat16"], 1),
         ("bfloat16", ["engine.dtype=auto"], 2),
-        ("bfloat16", ["engine.dtype=auto", "learner.dtype=bfloat16", "learner.zero=1"], 1),
+        (
+            "bfloat16",
+            ["engine.dtype=auto", "learner.dtype=bfloat16", "learner.deepspeed.engine=1"],
+            1,
+        ),
     ],
 )
 def test_room_for_weights_is_that_of_what_engines_get_not_of_the_file(

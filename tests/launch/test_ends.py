@@ -81,7 +81,11 @@ def test_ranks_that_wait_for_each_other_for_ever_are_found_stuck(tmp_path: Path)
     says what has stood still.
     Bound: the step's limit (`STEP_LIMIT_S`, 300 s, here 4 s), and 180 s from the start.
     """
-    settings = ["loss=tests.launch.losses:Hanging", "learner.ranks=2", "learner.updates=2"]
+    settings = [
+        "loss=tests.launch.losses:Hanging",
+        "learner.ranks=2",
+        "learner.step.multi_update=2",
+    ]
     with train(tmp_path / "run", tmp_path / "log", *SIMULATED, *settings) as job:
         assert job.wait(180) == 1
         assert "'optimizer step' has stood still for " in job.text

@@ -102,11 +102,11 @@ def test_the_critical_path_of_every_step_adds_up_to_its_time(undisturbed: Path) 
 
 EVERYTHING = [
     "learner.overlap=token",
-    "learner.updates=2",
+    "learner.step.multi_update=2",
     "learner.epochs=2",
     "learner.reference=start",
     "loss.dapo.kl=0.01",
-    "learner.importance=truncate",
+    "learner.step.importance_weights=truncate",
     "learner.max_staleness=1",
     "budget.length_variance.top_up=fewest",
     "batch.quorum.size=3",
@@ -144,7 +144,7 @@ def test_a_killed_learner_ends_the_run_and_resume_skips_and_repeats_no_prompt(
     run = tmp_path / "killed"
     with train(run, tmp_path / "killed.log", *SIMULATED) as job:
         job.until(lambda: (run / "checkpoints" / "step-000002").exists() and steps_done(run) >= 3)
-        job.child("learner.actor").send_signal(signal.SIGKILL)
+        job.child("learner.learner_rank").send_signal(signal.SIGKILL)
         assert job.wait(60) == 1
         assert "l0 ended (killed by SIGKILL)" in job.text
         assert f"darts train --resume {run}" in job.text
@@ -207,7 +207,7 @@ def test_torchrun_gives_roles_by_rank_with_two_learners_and_zero_1(tmp_path: Pat
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3"]
     command += ["--master-port=29611", "-m", "launch.torchrun", "configs/quickstart.yaml"]
     command += ["--out", str(run), *QUICK, *SIMULATED]
-    command += ["learner.ranks=2", "learner.zero=1", "step.count=2"]
+    command += ["learner.ranks=2", "learner.deepspeed.engine=1", "step.count=2"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -256,7 +256,12 @@ def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_ar
     tool = (
         "rollout.python.function=tests.launch.jobs:slow_tool",
         "rollout.python.workers=2",
-        *("learner.overlap=token", "learner.updates=2", "step.count=3", "checkpoint.every=3"),
+        *(
+            "learner.overlap=token",
+            "learner.step.multi_update=2",
+            "step.count=3",
+            "checkpoint.every=3",
+        ),
     )
     with train(run, tmp_path / "tool.log", *SIMULATED, *tool) as job:
         job.until(lambda: steps_done(run) >= 1)

@@ -30,7 +30,7 @@ from tests.launch.kill_often import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
+SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.deepspeed.engine=1", "engine.count=2"]
 """Two ranks a machine: l0 e0 and l1 e1."""
 MINUTES = pytest.mark.skipif(
     "DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode"
@@ -143,7 +143,7 @@ ORDERED = [
     *SETTINGS,
     f"batch={AllTogether.__module__}:{AllTogether.__name__}",
     "learner.ranks=2",
-    "learner.zero=1",
+    "learner.deepspeed.engine=1",
     "engine.count=2",
 ]
 """Two learner ranks whose every sum has one order."""
@@ -180,7 +180,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
             for machine in (0, 1)
         ]
         until(jobs, lambda: len(store.committed(run / "checkpoints")) >= 2)
-        jobs[1].part("learner.actor").kill()
+        jobs[1].part("learner.learner_rank").kill()
         for job in jobs:
             assert job.wait(240) == 0, job.text
     check_books(run, 6, 4)

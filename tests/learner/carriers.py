@@ -65,7 +65,7 @@ def main() -> None:
     import torch
     import torch.distributed
 
-    from learner.carrying import meet
+    from learner.checkpoint.transfer import meet
     from pipeline.system import durable_files
 
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])

@@ -46,8 +46,8 @@ def adapters(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    from learner import zero as deep
-    from learner.zero import join_ranks, leave_ranks
+    from learner.deepspeed import engine as deep
+    from learner.deepspeed.engine import join_ranks, leave_ranks
 
     deep.PERSISTENT_ELEMENTS = 100  # as in tests.learner.ranks
     model, out = Path(sys.argv[1]), Path(sys.argv[2])

@@ -160,10 +160,10 @@ class Rank:
         import torch
 
         from learner import lora
-        from learner.building import checkpoint_layers, load, step_of
+        from learner.build import checkpoint_layers, load, step_of
+        from learner.deepspeed.engine import Zero
         from learner.losses.dapo import Dapo, DapoOptions
-        from learner.passes import Passes
-        from learner.zero import Zero
+        from learner.step.passes import Passes
 
         section = msgspec.structs.replace(SECTION, zero=zero, **settings)
         options, device = DapoOptions(**(loss or {})), torch.device("cpu")
@@ -384,8 +384,8 @@ def resumed(
     model: Path, zero: int, rank: int, world: int, out: Path, **settings: Any
 ) -> dict[str, Any]:
     """Save in the middle of the third step; finish it here, and again from the checkpoint."""
+    from learner.checkpoint.save import MODEL, load, save
     from learner.lora import ADAPTER
-    from learner.saving import MODEL, load, save
 
     actor = Rank(model, zero, **settings)
     for groups in STEPS[:2]:
@@ -420,8 +420,8 @@ def resumed(
 def main() -> None:
     import torch
 
-    from learner import zero as deep
-    from learner.zero import join_ranks, leave_ranks
+    from learner.deepspeed import engine as deep
+    from learner.deepspeed.engine import join_ranks, leave_ranks
 
     deep.PERSISTENT_ELEMENTS = 100  # the tiny model's matrices are shared out, its norms are not
     model, out = Path(sys.argv[1]), Path(sys.argv[2])

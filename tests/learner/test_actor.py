@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.export import ExportError, export
+from learner.checkpoint.export import ExportError, export
 from learner.weights import checksum
 from pipeline.wire.messages import (
     CloseStep,
@@ -58,7 +58,7 @@ class Stage:
             port = str(probe.getsockname()[1])
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         for rank in range(world):
-            command = ["-m", "learner.actor", "--stage", str(self.hub.directory)]
+            command = ["-m", "learner.learner_rank", "--stage", str(self.hub.directory)]
             command += ["--config", str(self.config), "--rank", str(rank), "--world", str(world)]
             process = subprocess.Popen([sys.executable, *command, *more], cwd=ROOT, env=environment)
             self.ranks.append(process)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.ahead import Ahead, Stream
-from learner.forward import micro_batches
-from learner.old import member_logprobs
-from learner.streamer import Streamer
+from learner.forward.micro_batches import micro_batches
+from learner.streaming.cached_forward import Streamer
+from learner.streaming.fixed_logprobs import member_logprobs
+from learner.streaming.logprob_stream import Ahead, Stream
 from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"

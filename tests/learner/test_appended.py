@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.ahead import Stream
-from learner.forward import counted_tokens, loss_batch, micro_batches
-from learner.importance import importance
+from learner.forward.micro_batches import counted_tokens, loss_batch, micro_batches
 from learner.losses.dapo import Dapo
-from learner.old import laid_out, member_logprobs
-from learner.streamer import Streamer
+from learner.step.importance_weights import importance
+from learner.streaming.cached_forward import Streamer
+from learner.streaming.fixed_logprobs import laid_out, member_logprobs
+from learner.streaming.logprob_stream import Stream
 from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember, floats, ints
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from learner.buildlock import clear_stale_lock, torch_extensions_dir, use_torch_extensions_dir
+from learner.deepspeed.build_lock import (
+    clear_stale_lock,
+    torch_extensions_dir,
+    use_torch_extensions_dir,
+)
 
 
 def lock_in(folder: Path) -> Path:
@@ -61,6 +65,8 @@ def test_extensions_live_in_the_environment_unless_told_otherwise(monkeypatch, t
 
 
 def test_importing_buildlock_leaves_torch_unloaded():
-    code = "import sys, learner.buildlock; print({'torch', 'deepspeed'} & set(sys.modules))"
+    code = (
+        "import sys, learner.deepspeed.build_lock; print({'torch', 'deepspeed'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stderr

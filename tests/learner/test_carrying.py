@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from learner.carrying import Carrier, CarryingError
-from learner.saving import needed
+from learner.checkpoint.save import needed
+from learner.checkpoint.transfer import Carrier, CarryingError
 from tests.learner.carriers import PART_BYTES, part, run_carriers
 
 Met = tuple[Path, list[dict[str, Any]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from learner.diary import Diary
+from learner.work_log import Diary
 from pipeline.wire.messages import CloseStep, ForgetGroup, Hints, TrainGroup
 
 

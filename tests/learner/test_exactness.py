@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.forward import micro_batches
-from learner.old import member_logprobs
-from learner.rates import rate
-from learner.split import mini_batches
+from learner.deepspeed.lr_schedule import rate
+from learner.forward.micro_batches import micro_batches
+from learner.step.mini_batches import mini_batches
+from learner.streaming.fixed_logprobs import member_logprobs
 from learner.weights import FILE
 from pipeline.wire.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (

@@ -9,12 +9,12 @@ import torch
 import transformers as hf
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from learner.attention import AttentionError, packed_logits, switch
-from learner.building import checkpoint_layers
-from learner.forward import pack_whole
-from learner.head import packed_logprobs, token_logprobs
-from learner.proof import prove
-from learner.streamer import Streamer
+from learner.build import checkpoint_layers
+from learner.forward.lm_head import packed_logprobs, token_logprobs
+from learner.forward.micro_batches import pack_whole
+from learner.forward.packed_attention import AttentionError, packed_logits, switch
+from learner.forward.packing_check import prove
+from learner.streaming.cached_forward import Streamer
 
 CPU = torch.device("cpu")
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
@@ -164,7 +164,7 @@ def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradien
     expected = alone(model)
     expected_gradient = gradient(model, expected)
     prove(model, "auto")
-    monkeypatch.setattr("learner.head.LARGEST_LOGITS", 10 * SHAPE["vocab_size"])
+    monkeypatch.setattr("learner.forward.lm_head.LARGEST_LOGITS", 10 * SHAPE["vocab_size"])
     rows: list[int] = []
     model.get_output_embeddings().register_forward_hook(
         lambda _module, _given, found: rows.append(found.shape[-2])
@@ -186,7 +186,9 @@ def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradien
 
 
 def test_capped_scores_are_refused_for_sdpa_with_the_cure():
-    with pytest.raises(AttentionError, match="caps its scores.*set learner.attention: auto"):
+    with pytest.raises(
+        AttentionError, match="caps its scores.*set learner.forward.packed_attention: auto"
+    ):
         prove(model_of(FAMILIES["Gemma 2"]), "sdpa")
 
 
@@ -218,7 +220,7 @@ def test_window_that_only_a_mask_knows_is_refused():
 def test_bfloat16_passes_the_proof_and_a_wrong_model_does_not(monkeypatch: pytest.MonkeyPatch):
     prove(model_of(FAMILIES["Qwen2"], torch.bfloat16), "auto")
     wrong = model_of(FAMILIES["Mistral"], torch.bfloat16)
-    monkeypatch.setattr("learner.ragged.Bucket.mask", without_window)
+    monkeypatch.setattr("learner.forward.packed_call.Bucket.mask", without_window)
     with pytest.raises(AttentionError, match="nats from its own"):
         prove(wrong, "auto")
 

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from learner import head, lora
-from learner.building import load
-from learner.export import export
-from learner.forward import logprobs, pack_whole
-from learner.proof import prove
+from learner import lora
+from learner.build import load
+from learner.checkpoint.export import export
+from learner.forward import lm_head
+from learner.forward.micro_batches import logprobs, pack_whole
+from learner.forward.packing_check import prove
 from learner.weights import WeightPublisher, checkpoint_tensors
 from pipeline.config.schema import LoraSection
 from tests.learner.ranks import VOCABULARY, make_model
@@ -111,7 +112,7 @@ def test_reference_start_has_no_adapter_of_the_output_layer_either(
     plain = found(load(tmp_path / "gpt2", CPU))
     model = adapted(tmp_path / "gpt2", LoraSection(rank=2, targets=("lm_head",)))
     prove(model, "auto")
-    monkeypatch.setattr(head, "LARGEST_LOGITS", 2 * VOCABULARY)  # in parts, as a large one's are
+    monkeypatch.setattr(lm_head, "LARGEST_LOGITS", 2 * VOCABULARY)  # in parts, as a large one's are
     assert float((found(lora.Base(model)) - plain).abs().max()) < 1e-5
     assert float((found(model) - plain).abs().max()) > 0.1
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from learner.head import token_logprobs
-from learner.importance import importance
+from learner.forward.lm_head import token_logprobs
 from learner.losses import LossBatch
 from learner.losses.dapo import Dapo, DapoOptions, Estimator, divergence
+from learner.step.importance_weights import importance
 
 
 def batch_of(

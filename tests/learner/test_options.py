@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from learner.rates import rate
+from learner.deepspeed.lr_schedule import rate
 from pipeline.config.schema import LearnerSection
 from tests.learner.option_ranks import DECAYED
 from tests.learner.ranks import RUN_STEPS, SECTION, make_model, run_ranks

@@ -15,9 +15,9 @@ from transformers import (
     BloomForCausalLM,
 )
 
-from learner.attention import NAME, AttentionError, packed_logits
-from learner.forward import logprobs, loss_batch, micro_batches, pack_whole
-from learner.ragged import in_buckets
+from learner.forward.micro_batches import logprobs, loss_batch, micro_batches, pack_whole
+from learner.forward.packed_attention import NAME, AttentionError, packed_logits
+from learner.forward.packed_call import in_buckets
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
 from tests.learner.ranks import group_of, make_model
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from learner.saving import MODEL, optimizer_file, save_model, save_optimizer
+from learner.checkpoint.save import MODEL, optimizer_file, save_model, save_optimizer
 from pipeline.checkpoint import store
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import Disk

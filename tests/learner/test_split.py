@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from learner.split import mini_batches
+from learner.step.mini_batches import mini_batches
 from tests.learner.ranks import ROOT
 
 GROUPS = (11, 3, 7, 5, 2, 13, 17)
@@ -37,6 +37,6 @@ def test_fewer_groups_than_updates_make_no_empty_mini_batch():
 
 def test_another_process_splits_alike():
     call = f"mini_batches({GROUPS}, updates=2, epochs=3, step=4)"
-    code = f"from learner.split import mini_batches; print({call})"
+    code = f"from learner.step.mini_batches import mini_batches; print({call})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(mini_batches(GROUPS, updates=2, epochs=3, step=4))

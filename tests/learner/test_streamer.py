@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.pool import Pool, PoolFull
-from learner.streamer import Scored, Streamer, StreamError
+from learner.forward.kv_pool import Pool, PoolFull
+from learner.streaming.cached_forward import Scored, Streamer, StreamError
 from tests.learner.ranks import VOCABULARY, make_model
 
 TEMPERATURE = 0.7

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pipeline.packing import Part, pack
+from learner.forward.packing import Part, pack
 
 
 def test_every_member_comes_once_and_no_micro_batch_is_over_the_cap() -> None:

@@ -69,7 +69,7 @@ LOAD = """
 import sys, torch
 from pathlib import Path
 from transformers import AutoTokenizer
-from learner.building import load
+from learner.build import load
 for model in sys.argv[1:]:
     for read in (
         lambda: load(Path(model), torch.device("cpu")),

@@ -20,7 +20,7 @@ import msgspec
 import torch
 
 from learner import lora
-from learner.zero import Zero, ZeroError
+from learner.deepspeed.engine import Zero, ZeroError
 from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 MODEL = "model"
@@ -81,7 +81,7 @@ def load(zero: Zero, directory: Path) -> Restored:
     if not path.is_file():
         raise ZeroError(
             f"{path} is missing: the checkpoint was written by fewer ranks or at another ZeRO "
-            "stage; resume with the same learner.ranks and learner.zero"
+            "stage; resume with the same learner.ranks and learner.deepspeed.engine"
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     zero.restore(state["state"])

@@ -1,7 +1,7 @@
 """Groups -> logprobs that stay fixed while weights move: old ones, and the reference model's.
 
 Computed without gradient when a group arrives, kept by trajectory, and laid
-over the micro-batches of any later split. Axes as in `learner.forward`.
+over the micro-batches of any later split. Axes as in `learner.forward.micro_batches`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from learner.forward import Forward, MicroBatch, loss_batch
+from learner.forward.micro_batches import Forward, MicroBatch, loss_batch
 
 ByTrajectory = dict[int, Tensor]
 """Trajectory -> logprob of each of its sampled response tokens, nats, shape (tokens,)."""

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.head import packed_logprobs
+from learner.forward.lm_head import packed_logprobs
+from learner.forward.packed_call import Call, Rows, Segment, build
+from learner.forward.packing import pack
 from learner.losses import LossBatch
-from learner.ragged import Call, Rows, Segment, build
-from pipeline.packing import pack
 from pipeline.wire.messages import Ints, TrainGroup, TrainMember, floats, ints
 
 TokenIds = Sequence[int] | Ints

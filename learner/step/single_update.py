@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from learner.forward import counted_tokens
-from learner.passes import NotFinite, Passes
+from learner.forward.micro_batches import counted_tokens
+from learner.step.passes import NotFinite, Passes
 from pipeline.wire.messages import CloseStep, GroupFailed, GroupTrained, TrainGroup
 
 log = logging.getLogger(__name__)

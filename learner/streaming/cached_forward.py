@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.attention import bare_model, packed_logits
-from learner.forward import Forward, pack_whole
-from learner.head import packed_logprobs
-from learner.pool import Pool, Rows
-from learner.ragged import Call, Segment, build
-from pipeline.packing import pack
+from learner.forward.kv_pool import Pool, Rows
+from learner.forward.lm_head import packed_logprobs
+from learner.forward.micro_batches import Forward, pack_whole
+from learner.forward.packed_attention import bare_model, packed_logits
+from learner.forward.packed_call import Call, Segment, build
+from learner.forward.packing import pack
 
 Floats = NDArray[np.float32]
 

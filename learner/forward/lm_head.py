@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from learner.attention import bare_model, packed_logits
-from learner.ragged import Call
+from learner.forward.packed_attention import bare_model, packed_logits
+from learner.forward.packed_call import Call
 
 LARGEST_LOGITS = 1 << 26
 """Values of the logits that one part may have: 256 MiB in float32. A call with fewer is whole."""

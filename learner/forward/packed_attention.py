@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from learner.ragged import Call
+from learner.forward.packed_call import Call
 
 NAME = "darts"
 KINDS = {
@@ -43,7 +43,7 @@ def switch(model: Any, kind: str = "auto") -> None:
     """Give a model, or the DeepSpeed engine around it, the attention of packed calls.
 
     Args:
-        kind: `learner.attention`.
+        kind: `learner.forward.packed_attention`.
 
     Raises: AttentionError if the model cannot be switched.
     """
@@ -83,7 +83,7 @@ def packed_attention(
     if softcap is not None and not eager:
         raise AttentionError(
             f"layer {module.layer_idx} caps its scores (softcap {softcap:g}), which sdpa cannot: "
-            "set learner.attention: auto"
+            "set learner.forward.packed_attention: auto"
         )
     if ragged is None:
         return _padded(

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from learner.attention import AttentionError, packed_logits, switch
-from learner.forward import pack_whole
-from learner.head import output_is_last, token_logprobs
+from learner.forward.lm_head import output_is_last, token_logprobs
+from learner.forward.micro_batches import pack_whole
+from learner.forward.packed_attention import AttentionError, packed_logits, switch
 
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Mean difference of the logprobs, nats. Float32: 5e-7 over 25 architectures of random, sharpened
@@ -28,7 +28,7 @@ def prove(model: Any, kind: str) -> None:
     """Switch a transformers causal LM to packed calls, and compare.
 
     Args:
-        kind: `learner.attention`.
+        kind: `learner.forward.packed_attention`.
 
     Raises: AttentionError, with what this model does that packed calls cannot.
     """

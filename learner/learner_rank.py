@@ -1,6 +1,6 @@
 """A learner rank: one queue in, one schedule, one gradient.
 
-    python -m learner.actor --stage SOCKETS --config RUN/config.yaml --rank R --world W
+    python -m learner.learner_rank --stage SOCKETS --config RUN/config.yaml --rank R --world W
 
 The link's thread fills the queue; the main thread does what `Schedule` says and
 answers. MASTER_ADDR and MASTER_PORT are the launcher's. All ranks are one
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from learner.diary import Diary
+from learner.work_log import Diary
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
 from pipeline.wire.client import Link
@@ -54,7 +54,7 @@ from pipeline.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from learner.building import Parts
+    from learner.build import Parts
     from learner.weights import WeightPublisher
 
 log = logging.getLogger("learner")
@@ -73,7 +73,7 @@ class Actor:
     """Carries out the schedule's work for one rank."""
 
     def __init__(self, config: Config, parts: Parts, stage: Path) -> None:
-        from learner.building import about
+        from learner.build import about
         from learner.schedule import Schedule
         from learner.weights import probe_tokens
 
@@ -261,7 +261,7 @@ class Actor:
         return {"logprob_s": total_s, "logprob_hidden_s": hidden_s, "ahead_s": ahead_s}
 
     def _save(self, order: Save) -> None:
-        from learner import saving
+        from learner.checkpoint import save
 
         self._link.working("writing a checkpoint", STEP_LIMIT_S)
         started = time.monotonic()
@@ -271,7 +271,7 @@ class Actor:
         else:
             try:
                 with self._carrier.saving(Path(order.directory)) as directory:
-                    saving.save(
+                    save.save(
                         self._zero, Path(self._config.model), directory, order.step, order.version
                     )
             except Exception as failure:  # a full disk ends no run: the checkpoint is discarded
@@ -308,7 +308,7 @@ def die_loudly() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="learner.actor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="learner.learner_rank", description=__doc__)
     parser.add_argument(
         "--stage", type=Path, required=True, help="directory of its sockets, or a key file"
     )
@@ -343,7 +343,7 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         keep_off_the_engines_cores(config)
-    from learner.building import build
+    from learner.build import build
 
     parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
     actor = Actor(config, parts, given.stage)

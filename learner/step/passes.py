@@ -17,12 +17,19 @@ from collections.abc import Generator, Iterable, Sequence
 import msgspec
 import torch
 
-from learner.ahead import Stream
-from learner.forward import Forward, MicroBatch, logprobs, loss_batch, micro_batches, pack_whole
-from learner.importance import importance
+from learner.deepspeed.engine import Zero
+from learner.forward.micro_batches import (
+    Forward,
+    MicroBatch,
+    logprobs,
+    loss_batch,
+    micro_batches,
+    pack_whole,
+)
 from learner.losses import Loss
-from learner.old import ByTrajectory, laid_out, member_logprobs
-from learner.zero import Zero
+from learner.step.importance_weights import importance
+from learner.streaming.fixed_logprobs import ByTrajectory, laid_out, member_logprobs
+from learner.streaming.logprob_stream import Stream
 from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import TrainGroup
 

@@ -20,14 +20,16 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as chatter
 
-from learner import carrying, lora, saving, zero
-from learner.accumulate import StepGradient
-from learner.ahead import Ahead, Stream
-from learner.attention import AttentionError
-from learner.passes import Passes
-from learner.proof import prove
-from learner.streamer import Streamer
-from learner.updates import HeldStep, needs_old
+from learner import lora
+from learner.checkpoint import save, transfer
+from learner.deepspeed import engine
+from learner.forward.packed_attention import AttentionError
+from learner.forward.packing_check import prove
+from learner.step.multi_update import HeldStep, needs_old
+from learner.step.passes import Passes
+from learner.step.single_update import StepGradient
+from learner.streaming.cached_forward import Streamer
+from learner.streaming.logprob_stream import Ahead, Stream
 from pipeline.config.schema import Config, LearnerSection
 from pipeline.plugins import registry
 
@@ -38,12 +40,12 @@ log = logging.getLogger("learner")
 class Parts:
     """What one rank works with."""
 
-    zero: zero.Zero
+    engine: engine.Zero
     gradient: StepGradient | HeldStep
     passes: Passes
     ahead: Ahead
-    restored: saving.Restored
-    carrier: carrying.Carrier
+    restored: save.Restored
+    carrier: transfer.Carrier
     vocabulary: int
     """Rows of the embedding."""
     special: frozenset[int]
@@ -61,16 +63,16 @@ def build(config: Config, resume: Path | None, local_rank: int, own: Path | None
     if section.threads:
         torch.set_num_threads(section.threads)
     torch.manual_seed(config.seed)
-    device = zero.device_of(local_rank)
+    device = engine.device_of(local_rank)
     chatter.disable_progress_bar()
-    zero.join_ranks()
-    carrier = carrying.meet(own, device)
-    with carrier.restoring(resume, saving.needed) as checkpoint:
+    engine.join_ranks()
+    carrier = transfer.meet(own, device)
+    with carrier.restoring(resume, save.needed) as checkpoint:
         return _build(config, checkpoint, device, carrier)
 
 
 def _build(
-    config: Config, resume: Path | None, device: torch.device, carrier: carrying.Carrier
+    config: Config, resume: Path | None, device: torch.device, carrier: transfer.Carrier
 ) -> Parts:
     section = config.learner
     model = load_trained(config, resume, device)
@@ -87,8 +89,8 @@ def _build(
                 f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
                 "it needs the same vocabulary"
             )
-    trainer = zero.Zero(model, section, config.step.count)
-    restored = saving.Restored(-1, 0) if resume is None else saving.load(trainer, resume)
+    trainer = engine.Zero(model, section, config.step.count)
+    restored = save.Restored(-1, 0) if resume is None else save.load(trainer, resume)
     cls = registry.find("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
@@ -115,7 +117,7 @@ def _build(
 
 
 def streams(
-    section: LearnerSection, trainer: zero.Zero, reference: Any, temperature: float
+    section: LearnerSection, trainer: engine.Zero, reference: Any, temperature: float
 ) -> tuple[Stream | None, Stream | None]:
     """The cached forwards of `overlap: token`: of the own weights, and of the reference model.
 
@@ -146,7 +148,7 @@ def load_trained(config: Config, resume: Path | None, device: torch.device) -> A
     section = config.learner
     base = Path(config.model)
     whole = section.lora is None and resume is not None
-    model = load(resume / saving.MODEL if whole and resume else base, device, section.dtype)
+    model = load(resume / save.MODEL if whole and resume else base, device, section.dtype)
     if section.lora is not None:
         lora.attach(model, section.lora, base)
         if resume is not None:

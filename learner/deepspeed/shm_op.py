@@ -1,6 +1,6 @@
 """Set-up step: compile DeepSpeed's shared-memory op now, so that no run waits for it later.
 
-`python -m learner.shm_op` clears a stale build lock, compiles `deepspeed_shm_comm` into
+`python -m learner.deepspeed.shm_op` clears a stale build lock, compiles `deepspeed_shm_comm` into
 `torch_extensions_dir()` (about a minute, once; a second call only loads it), and prints a
 line every few seconds meanwhile. A run on GPUs does not need the op.
 """
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from learner.buildlock import clear_stale_lock, use_torch_extensions_dir
+from learner.deepspeed.build_lock import clear_stale_lock, use_torch_extensions_dir
 
 _REPORT_EVERY_S = 10.0
 

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
-from learner.accumulate import Report, failed, trained
-from learner.forward import counted_tokens
-from learner.passes import Metrics, NotFinite, Passes, merge
-from learner.split import mini_batches
+from learner.forward.micro_batches import counted_tokens
+from learner.step.mini_batches import mini_batches
+from learner.step.passes import Metrics, NotFinite, Passes, merge
+from learner.step.single_update import Report, failed, trained
 from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import CloseStep, TrainGroup
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.pool import Pool, Rows
+from learner.forward.kv_pool import Pool, Rows
 
 BUCKET_PRICE = {"cpu": 4096, "cuda": 1 << 21}
 """Query-key pairs that one more bucket is worth on a device: the fixed cost of its attention.

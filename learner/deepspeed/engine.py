@@ -8,7 +8,7 @@ everywhere; `managed_gradient_accumulation` off at stages 0 and 1, one
 on every rank, and reduced in `step()` alone.
 
 In bfloat16 DeepSpeed keeps float32 masters and optimizer state at stages 1 to 3;
-the sums over micro-batches are kept here (`learner.sums`).
+the sums over micro-batches are kept here (`learner.deepspeed.gradient_sums`).
 
 At stages 0 to 2 the ranks may run different numbers of micro-batches, but each
 at least one. At stage 3 (`in_rounds`) every forward and backward communicates:
@@ -29,14 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner import buildlock
-from learner.rates import decay_groups, rate
-from learner.sums import GradientSums
+from learner.deepspeed import build_lock
+from learner.deepspeed.gradient_sums import GradientSums
+from learner.deepspeed.lr_schedule import decay_groups, rate
 
 # All of this must be set before deepspeed is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-buildlock.use_torch_extensions_dir()
+build_lock.use_torch_extensions_dir()
 if shutil.which("ninja") is None:  # a virtual environment that was not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -73,7 +73,7 @@ def device_of(local_rank: int) -> torch.device:
 
 def join_ranks() -> None:
     """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE."""
-    buildlock.clear_stale_lock()
+    build_lock.clear_stale_lock()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
@@ -276,7 +276,7 @@ class Zero:
         if state["zero"] != zero or (zero > 0 and state["world"] != world):
             raise ZeroError(
                 f"the checkpoint was written at ZeRO {state['zero']} by {state['world']} ranks, "
-                f"but learner.zero is {zero} with {world}: resume with the same"
+                f"but learner.deepspeed.engine is {zero} with {world}: resume with the same"
             )
         optimizer = self.engine.optimizer
         if zero == 0:

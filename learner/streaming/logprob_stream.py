@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from learner.forward import trained_members
-from learner.old import ByTrajectory
-from learner.streamer import Floats, Scored, Streamer
+from learner.forward.micro_batches import trained_members
+from learner.streaming.cached_forward import Floats, Scored, Streamer
+from learner.streaming.fixed_logprobs import ByTrajectory
 from pipeline.wire.messages import Hints, TrainGroup, TrainMember, ints
 
 CALL_TOKENS = 1024

@@ -55,7 +55,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from learner import lora
-    from learner.saving import companions
+    from learner.checkpoint.save import companions
     from learner.weights import checkpoint_tensors
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)

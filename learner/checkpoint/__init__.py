@@ -1,0 +1,1 @@
+"""The learner's part of a checkpoint: saved, sent between machines, exported."""

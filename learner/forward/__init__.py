@@ -1,0 +1,1 @@
+"""Groups -> micro-batches -> packed passes -> logprobs."""

@@ -1,0 +1,1 @@
+"""One optimizer step: passes over groups, gradients kept until the step closes."""

@@ -1,0 +1,1 @@
+"""Logprobs of tokens while their trajectories still grow: the cached, chunked forward."""
