@@ -8,15 +8,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from launch.data import data
-from launch.explain import explain
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
-from launch.profile import profile
+from launch.commands.data import data
+from launch.commands.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.commands.profile import profile
+from launch.commands.reward import reward
+from launch.explain.command import explain
+from launch.monitor.status import status
+from launch.monitor.top import top
 from launch.report.cli import report
-from launch.reward import reward
 from launch.simulate.cli import simulate
-from launch.status import status
-from launch.top import top
 
 app = typer.Typer(
     name="darts",
@@ -38,7 +38,7 @@ def _check(config: Any) -> list[str]:
     """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
     import asyncio
 
-    from pipeline import rewardcheck, trainable
+    from launch.preflight import learner, rewards
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
@@ -55,10 +55,10 @@ def _check(config: Any) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         fail(error, 2)
-    if problems := [*trainable.complaints(config), *complaints(config.metrics)]:
+    if problems := [*learner.complaints(config), *complaints(config.metrics)]:
         fail("\n".join(problems), 2)
-    if rewardcheck.has_checks(config.reward):
-        if problems := asyncio.run(rewardcheck.complaints(config.reward, [train, held_out.data])):
+    if rewards.has_checks(config.reward):
+        if problems := asyncio.run(rewards.complaints(config.reward, [train, held_out.data])):
             fail("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
@@ -96,7 +96,7 @@ def train(
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
     """
-    from launch.train import resume_run, start_run
+    from launch.commands.train import resume_run, start_run
 
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
@@ -127,7 +127,7 @@ def evaluate(
 
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
-    from launch.train import start_run
+    from launch.commands.train import start_run
 
     loaded = load_config(config, [*(overrides or []), "step.count=0"])
     if not loaded.eval.every:
@@ -145,8 +145,8 @@ def export(
     ] = False,
 ) -> None:
     """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
-    from launch.best import best_checkpoint
-    from launch.train import export_run
+    from launch.commands.best_checkpoint import best_checkpoint
+    from launch.commands.train import export_run
     from pipeline.checkpoint.store import CheckpointError
     from pipeline.config.load import ConfigError
     from pipeline.system.run_folder import RunError
@@ -198,7 +198,7 @@ def engine(
     """
     import os
 
-    from launch.processes import engine_environment
+    from launch.launcher.processes import engine_environment
 
     key = join if join.is_file() else join / "join.key"
     if not key.is_file():
@@ -224,7 +224,7 @@ def learner(
     """One learner rank for a job that was started with --stage-only."""
     import os
 
-    from launch.processes import learner_arguments, learner_environment
+    from launch.launcher.processes import learner_arguments, learner_environment
 
     arguments = _joined(join)
     ranks = load_config(join / "config.yaml", None).learner.ranks
@@ -235,7 +235,7 @@ def learner(
 @app.command()
 def plugins() -> None:
     """What can be plugged in at each seam, with its options."""
-    from launch.listing import plugin_lines
+    from launch.commands.plugins import plugin_lines
 
     typer.echo("\n".join(plugin_lines()))
 
@@ -273,10 +273,10 @@ def doctor(
     differs; the exit status says whether a run would start (docs/nodes.md).
     """
     if cluster is None:
-        from launch.doctor import examine
+        from launch.doctor.machine import examine
 
         raise typer.Exit(examine())
-    from launch.surveying import SurveyError, take_part
+    from launch.doctor.cluster_probe import SurveyError, take_part
     from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)

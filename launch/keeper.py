@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from launch.memory import MemoryWatch, own_groups
+from launch.launcher.oom import MemoryWatch, own_groups
+from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
 from launch.node import CONFIG, leave_there, left_there
-from launch.processes import Child, clean_environment, end_all, engine_environment
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
 from pipeline.wire.keys import Ticket, read_private

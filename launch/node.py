@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch.local import LOOPBACK, Site, free_ports
+from launch.launcher.local import LOOPBACK, Site, free_ports
 from launch.meeting import Hello, Place, allowed
 from launch.network import own_address
 from launch.placing import PlacementError, roles

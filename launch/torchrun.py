@@ -25,21 +25,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch import gpus, home
-from launch.local import Launcher, Roles
-from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
-from launch.network import interface_towards
-from launch.node import Node, Plan, digest_of, hand_over, leave_there, make_site
-from launch.placing import PlacementError
-from launch.processes import (
+from launch import home
+from launch.commands.train import check_fits, identify, rewrite, say_outcome
+from launch.launcher import gpus
+from launch.launcher.local import Launcher, Roles
+from launch.launcher.processes import (
     clean_environment,
     die_with_parent,
     learner_arguments,
     learner_environment,
 )
-from launch.train import check_fits, identify, rewrite, say_outcome
-from launch.view import TerminalView
-from pipeline import trainable
+from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
+from launch.monitor.terminal import TerminalView
+from launch.network import interface_towards
+from launch.node import Node, Plan, digest_of, hand_over, leave_there, make_site
+from launch.placing import PlacementError
+from launch.preflight import learner
 from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -127,7 +128,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
+    if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)

@@ -130,7 +130,7 @@ def test_importing_all_that_decides_leaves_torch_vllm_and_deepspeed_unloaded():
     [
         "pipeline.stage",
         "launch.cli",
-        "launch.train",
+        "launch.commands.train",
         "launch.torchrun",
         "engines.worker",
         "learner.learner_rank",

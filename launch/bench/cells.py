@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from launch.bench.methods import Method
-from launch.processes import Child, clean_environment, end_all
+from launch.launcher.processes import Child, clean_environment, end_all
 from launch.report.figures import StepFigures, step_figures
-from launch.report.lines import EvalLine, StepLine, curve
+from launch.run_files.records import EvalLine, StepLine, curve
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
 

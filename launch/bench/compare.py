@@ -21,7 +21,7 @@ import msgspec
 from launch.bench import plots, tables
 from launch.bench.cells import Cell, CellError, Figures
 from launch.bench.methods import METHODS, QUICK, SETS
-from launch.train import about
+from launch.commands.train import about
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError
 

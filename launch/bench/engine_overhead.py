@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 
 from launch.bench.raw_engine import Span
-from launch.local import Launcher
-from launch.processes import Child, clean_environment, end_all
-from launch.train import identify
+from launch.commands.train import identify
+from launch.launcher.local import Launcher
+from launch.launcher.processes import Child, clean_environment, end_all
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.namespaces import Machines, Started, two_machines, why_not
-from launch.jsonl import lines
+from launch.run_files.jsonl import lines
 
 RESTARTS = 3
 PROMPTS = 12

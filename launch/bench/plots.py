@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from launch.report.bands import band
-from launch.report.lines import EvalLine
 from launch.report.palette import COLOURS
+from launch.run_files.records import EvalLine
 
 Curves = Mapping[str, Sequence[Sequence[EvalLine]]]
 """Method -> finished seed -> its evaluations."""

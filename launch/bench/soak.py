@@ -30,7 +30,7 @@ import psutil
 
 from launch.bench.flatness import Row, Series, row, table, verdict
 from launch.bench.namespaces import Started
-from launch.jsonl import lines
+from launch.run_files.jsonl import lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.client import Link
 from pipeline.wire.messages import Join, TokenBatch

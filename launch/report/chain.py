@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from launch.report.lines import Segment
+from launch.run_files.records import Segment
 
 _TRAJECTORY = re.compile(r"trajectory (\d+)")
 _ENGINE = "engine "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from launch.report.lines import StepLine
+from launch.run_files.records import StepLine
 
 
 class StepFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from launch.report.figures import weighted
 from launch.report.lacking import lacks_timing
-from launch.report.lines import TimingLine
 from launch.report.reading import Run
 from launch.report.section import Section, seconds, table
+from launch.run_files.records import TimingLine
 from pipeline.observability.timing import MEANINGS
 
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from launch.jsonl import lines
-from launch.report.lines import EvalLine, GroupLine, StepLine, TimingLine, curve
+from launch.run_files.jsonl import lines
+from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, curve
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
 from pipeline.system.run_folder import RunError, RunFolder

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from launch.report.chain import trajectory_of
-from launch.report.lines import Segment
 from launch.report.spans import EVALUATION, Bar, Lane, Row, TracedStep
+from launch.run_files.records import Segment
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,11 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource
 
-from launch.report.lines import StepLine
 from launch.report.palette import FATES
 from launch.report.reading import Run
 from launch.report.section import Section
 from launch.report.style import chosen, legend, plot, stacked
+from launch.run_files.records import StepLine
 
 _COUNTED = 1e-3
 """Smallest share of all tokens that a fate has to have for a place in the legend."""

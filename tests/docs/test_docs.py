@@ -10,7 +10,7 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-from launch import docs
+from launch.docs import pages
 from pipeline.config.load import load
 from tests.pipeline.world import World, seams_of, settings_of
 
@@ -83,7 +83,7 @@ def test_teaching_selector_and_the_packaged_one_say_the_same():
         assert line in page
 
 
-@pytest.mark.parametrize("name", docs.PAGES)
+@pytest.mark.parametrize("name", pages.PAGES)
 def test_pages_made_from_the_source_are_up_to_date(name: str):
     written = (ROOT / "docs" / name).read_text()
-    assert written == docs.PAGES[name](), "run: python -m launch.docs"
+    assert written == pages.PAGES[name](), "run: python -m launch.docs.pages"

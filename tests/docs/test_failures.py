@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launch import failures
-from launch.failures import Row, page, problems, rows
+from launch.docs import failures
+from launch.docs.failures import Row, page, problems, rows
 
 GOOD = Row(
     fault="engine killed",
@@ -24,7 +24,7 @@ MARK = '@pytest.mark.fault("engine killed", part="engines", by="process")\n'
 def test_page_is_up_to_date_and_no_row_lacks_anything() -> None:
     found = rows()
     assert list(problems(found)) == []
-    assert failures.PAGE.read_text() == page(found), "run: python -m launch.failures"
+    assert failures.PAGE.read_text() == page(found), "run: python -m launch.docs.failures"
 
 
 def row_of(folder: Path, text: str) -> list[Row]:

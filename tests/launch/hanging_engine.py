@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import engines.backends.simulated
-import launch.processes
+import launch.launcher.processes
 from engines import worker
 from engines.base import Delta, Sampling
 
@@ -35,7 +35,7 @@ class HangingEngine(engines.backends.simulated.SimulatedEngine):
             yield delta
 
 
-class _Child(launch.processes.Child):
+class _Child(launch.launcher.processes.Child):
     def __init__(self, name: str, command: list[str], log: Path, env: dict[str, str]) -> None:
         if command[0] == "engines.worker":
             command = ["tests.launch.hanging_engine", *command[1:]]
@@ -44,10 +44,10 @@ class _Child(launch.processes.Child):
 
 if __name__ == "__main__":
     if sys.argv[1] == "train":
-        import launch.local
+        import launch.launcher.local
         from launch.cli import app
 
-        launch.local.Child = _Child
+        launch.launcher.local.Child = _Child
         app()
     else:
         engines.backends.simulated.SimulatedEngine = HangingEngine

@@ -16,7 +16,7 @@ from launch.bench.cells import Cell, CellError, Figures
 from launch.bench.compare import Comparison, compare, quick_comparison
 from launch.bench.methods import BASELINE, METHODS, QUICK, SETS, Method, named
 from launch.report.bands import band
-from launch.report.lines import EvalLine
+from launch.run_files.records import EvalLine
 from pipeline.config.load import dump, load
 from tests.launch.jobs import ROOT, SIMULATED, Job
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from launch.bench.namespaces import Machines, Started, two_machines, why_not
 from launch.cli import app
-from launch.cluster import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table
-from launch.local import LOOPBACK, free_port
+from launch.doctor.cluster_probe import Listeners, Place, SurveyError, facts_of, knock, survey
+from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table
+from launch.launcher.local import LOOPBACK, free_port
 from launch.meeting import Seal
-from launch.surveying import Listeners, Place, SurveyError, facts_of, knock, survey
 from pipeline.config.load import load
 
 CONFIG = Path("configs/quickstart.yaml")

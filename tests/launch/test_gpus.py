@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import gpus
+from launch.launcher import gpus
 
 
 def test_gpus_are_those_of_the_environment_else_the_devices_that_there_are(tmp_path: Path):

@@ -10,8 +10,8 @@ import pytest
 
 from launch import keeper
 from launch.keeper import guest_arguments, keep
+from launch.launcher.processes import Child, end_all
 from launch.node import CONFIG
-from launch.processes import Child, end_all
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import Ticket, TransportError, ticket_of, write_private
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launch import local
-from launch.processes import end_all, engine_environment
+from launch.launcher import local
+from launch.launcher.processes import end_all, engine_environment
 from pipeline.config.load import load
 from pipeline.system import temp_dirs
 from pipeline.system.run_folder import RunFolder

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch.keeper import keep
-from launch.memory import KILLED, MemoryWatch, own_groups, peak_bytes
-from launch.processes import Child, clean_environment
+from launch.launcher.oom import KILLED, MemoryWatch, own_groups, peak_bytes
+from launch.launcher.processes import Child, clean_environment
 from tests.launch.test_processes import until
 
 GIB = 1 << 30

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.processes import Child, clean_environment, end_all
+from launch.launcher.processes import Child, clean_environment, end_all
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -90,7 +90,7 @@ def test_a_child_that_has_run_for_long_begins_to_count_anew(
 ) -> None:
     child = program("pass")
     for proved_s, starts in ((600.0, 1), (600.0, 2), (0.0, 1)):
-        monkeypatch.setattr("launch.processes.PROVED_S", proved_s)
+        monkeypatch.setattr("launch.launcher.processes.PROVED_S", proved_s)
         child.start()
         until(child.ended)
         child.collect()
@@ -172,7 +172,7 @@ def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     """
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from launch.processes import Child, clean_environment\n"
+        "from launch.launcher.processes import Child, clean_environment\n"
         "environment = clean_environment() | {'PYTHONPATH': sys.argv[1]}\n"
         "child = Child('c', ['sleeper'], Path(sys.argv[1], 'log'), environment)\n"
         "child.start()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch.advice import Facts, advice
 from launch.cli import app
-from launch.profile import document, read, summary
+from launch.commands.profile import document, read, summary
+from launch.commands.profile_advice import Facts, advice
 from pipeline.config.load import load
 from tests.launch.jobs import QUICK, ROOT, SIMULATED, Job
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launch import train
-from launch.train import identify, resume_run
+from launch.commands import train
+from launch.commands.train import identify, resume_run
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import load
 from pipeline.config.schema import Config

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from launch.best import best_checkpoint
 from launch.cli import app
+from launch.commands.best_checkpoint import best_checkpoint
 from pipeline.checkpoint import store
 from pipeline.system.durable_files import SYSTEM, write
 from tests.pipeline.world import World, seams_of, settings_of

@@ -18,8 +18,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.live_view import History, frame, sparkline
-from launch.top import OLD_S
+from launch.monitor.panel import History, frame, sparkline
+from launch.monitor.top import OLD_S
 from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.system.run_folder import RunFolder
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launch.live_view import clock, count
-from launch.view import TerminalView, table
+from launch.monitor.panel import clock, count
+from launch.monitor.terminal import TerminalView, table
 
 STEP: dict[str, Any] = {
     "step": 0,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from launch.preflight.learner import complaints, of_model
 from pipeline.config.schema import Config, LearnerSection, LoraSection
-from pipeline.trainable import complaints, of_model
 
 
 def config_of(directory: Path, model: dict[str, Any], **learner: Any) -> Config:

@@ -16,8 +16,8 @@ import pytest
 
 from engines.weights import FILE, WeightReceiver, WeightsError
 from launch.cli import _joined
-from launch.local import weights_directory
-from launch.processes import Child
+from launch.launcher.local import weights_directory
+from launch.launcher.processes import Child
 from pipeline.system.private_dirs import is_ours, make_private
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import SHARED_MEMORY

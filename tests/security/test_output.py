@@ -14,11 +14,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.live_view import History, frame
+from launch.monitor.panel import History, frame
+from launch.monitor.terminal import TerminalView
 from launch.report.build import build
 from launch.report.reading import read
 from launch.report.samples import entries
-from launch.view import TerminalView
 from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.observability.recorder import Records
 from pipeline.stage.__main__ import PlainFormatter

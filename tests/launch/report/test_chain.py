@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from launch.report.chain import chain
-from launch.report.lines import Segment
 from launch.report.picture import Picture
 from launch.report.spans import Row, Traced, TracedStep
 from launch.report.stragglers import Life
 from launch.report.told import account
+from launch.run_files.records import Segment
 
 ROW = Row(y=1.0, height=1.0)
 STEP = TracedStep(number=3, seconds=2.0, bars=[], moments=[])

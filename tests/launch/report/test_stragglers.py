@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch.report.chain import chain
-from launch.report.lines import Segment
 from launch.report.reading import read
 from launch.report.spans import EVALUATION, OTHER, Traced, traced
 from launch.report.stragglers import lives, placed
 from launch.report.told import account
+from launch.run_files.records import Segment
 from launch.simulate import CONFIG
 from launch.simulate.command import one
 from launch.simulate.scenario import Scenario

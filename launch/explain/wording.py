@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from launch.decisions import Candidate, Decided, Ended, Opened, Story
-from launch.report.lines import Straggler
-from launch.stepfacts import StepFacts
+from launch.explain.decisions import Candidate, Decided, Ended, Opened, Story
+from launch.run_files.records import Straggler
+from launch.run_files.step_facts import StepFacts
 from pipeline.observability.critical_path import by_kind
 
 KINDS_TOLD = 4

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch.jsonl import lines
+from launch.run_files.jsonl import lines
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):

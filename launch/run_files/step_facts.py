@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from launch.jsonl import lines
-from launch.report.lines import Straggler, TimingLine
+from launch.run_files.jsonl import lines
+from launch.run_files.records import Straggler, TimingLine
 from pipeline.observability.critical_path import Segment
 
 

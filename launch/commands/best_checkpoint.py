@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.jsonl import lines
+from launch.run_files.jsonl import lines
 from pipeline.checkpoint import store
 from pipeline.config.load import load
 from pipeline.observability.trackers import flat

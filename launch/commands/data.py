@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.commands.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
+    from launch.commands.data_report import DataReport, Lengths
     from pipeline.config.schema import Config
     from pipeline.data.dataset import Dataset
-    from pipeline.datareport import DataReport, Lengths
 
 data = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,14 +47,14 @@ def check(
     """
     import msgspec
 
-    from pipeline import datareport
+    from launch.commands import data_report
 
     config = _config(what, overrides or [], model)
     train, held_out = _read(config)
-    reports = {"training": datareport.report_of(train)}
+    reports = {"training": data_report.report_of(train)}
     if len(held_out):
-        reports["held_out"] = datareport.report_of(held_out)
-    leaked = datareport.shared(train, held_out)
+        reports["held_out"] = data_report.report_of(held_out)
+    leaked = data_report.shared(train, held_out)
     faults = sum(report.faults for report in reports.values())
     stops = bool(faults) and config.data.bad_lines == "stop"
     if as_json:

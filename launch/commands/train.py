@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.local import Launcher, Roles
-from launch.view import TerminalView, table
-from pipeline import trainable
+from launch.launcher.local import Launcher, Roles
+from launch.monitor.terminal import TerminalView, table
+from launch.preflight import learner
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -129,7 +129,7 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
-        if problems := [*trainable.complaints(config), *trackers.complaints(config.metrics)]:
+        if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = store.newest(run.checkpoints)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live as LivePanel
 from rich.text import Text
 
-from launch.live_view import History, clock, count, frame
+from launch.monitor.panel import History, clock, count, frame
 from pipeline.observability.live_status import Live
 from pipeline.system.terminal_text import printable
 

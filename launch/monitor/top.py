@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, fail, run_folder
+from launch.commands.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
-    from launch.live_view import Ending, History
+    from launch.monitor.panel import Ending, History
     from pipeline.observability.live_status import Live
     from pipeline.system.run_folder import RunFolder
 
@@ -64,7 +64,7 @@ class Watched:
     """
 
     def __init__(self, run: RunFolder, said: Path) -> None:
-        from launch.live_view import History
+        from launch.monitor.panel import History
 
         self._run, self._said = run, said
         self._history: History = History()
@@ -72,7 +72,7 @@ class Watched:
         self.over = False  # the newest frame is the last one that there will be
 
     def frame(self, width: int) -> Any:
-        from launch.live_view import frame
+        from launch.monitor.panel import frame
 
         now, note, ending = self.look()
         return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
@@ -115,7 +115,7 @@ class Watched:
 
     def _state(self, now: Live) -> tuple[str, Ending | None]:
         """In words, and how it ended if it did. The lock is asked for only when the news is old."""
-        from launch.live_view import Ending
+        from launch.monitor.panel import Ending
 
         age = time.time() - now.time
         told = f"{age:.0f} s old" if age < 120 else time.strftime(
@@ -148,7 +148,7 @@ class Watched:
         """What is new since the last time; a resume cuts the file, then it is read anew."""
         import msgspec
 
-        from launch.live_view import History
+        from launch.monitor.panel import History
 
         path = self._run.metrics
         size = path.stat().st_size if path.exists() else 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.memory import MemoryWatch, peak_bytes
+from launch.launcher.oom import MemoryWatch, peak_bytes
 from pipeline.system.private_dirs import UMASK
 from pipeline.wire.keys import IPC_LIMIT
 

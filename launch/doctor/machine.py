@@ -8,8 +8,8 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from launch.local import free_port
-from launch.train import versions
+from launch.commands.train import versions
+from launch.launcher.local import free_port
 from pipeline.system.temp_dirs import SHARED_MEMORY, sweep
 
 Finding = tuple[bool, str]  # fine?, what was found (and the cure)

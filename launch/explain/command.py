@@ -1,6 +1,6 @@
 """`darts explain`: why a group ended as it did, and which groups cost most.
 
-Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.wording` puts it into
+Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.explain.wording` puts it into
 words. Decides nothing and needs nothing but the folder.
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, fail, run_folder
+from launch.commands.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
-    from launch.decisions import Ended, Line, Opened, Story
-    from launch.stepfacts import StepFacts
+    from launch.explain.decisions import Ended, Line, Opened, Story
+    from launch.run_files.step_facts import StepFacts
     from pipeline.system.run_folder import RunFolder
 
 
@@ -46,7 +46,7 @@ def explain(
     """
     import msgspec
 
-    from launch import decisions
+    from launch.explain import decisions
     from pipeline.system.terminal_text import printable
 
     folder = run_folder(run)
@@ -89,7 +89,7 @@ def _ignore(text: str) -> None:
 
 
 def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
-    from launch import decisions
+    from launch.explain import decisions
 
     path = run.decisions
     if not path.exists() or not path.stat().st_size:
@@ -101,7 +101,7 @@ def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
 
 
 def _one(run: RunFolder, told: Story) -> tuple[Any, Iterator[str]]:
-    from launch.wording import told_in_words
+    from launch.explain.wording import told_in_words
 
     text = _prompt_text(run, told)
     first = next((line.step for line in told.lines), -1)
@@ -109,7 +109,7 @@ def _one(run: RunFolder, told: Story) -> tuple[Any, Iterator[str]]:
 
 
 def _many(run: RunFolder, groups: list[Ended], step: int | None) -> tuple[Any, Iterator[str]]:
-    from launch.wording import costs_in_words, step_in_words
+    from launch.explain.wording import costs_in_words, step_in_words
 
     def words() -> Iterator[str]:
         facts = None if step is None else _facts(run, step)
@@ -121,7 +121,7 @@ def _many(run: RunFolder, groups: list[Ended], step: int | None) -> tuple[Any, I
 
 
 def _facts(run: RunFolder, step: int) -> StepFacts | None:
-    from launch.stepfacts import step_facts
+    from launch.run_files.step_facts import step_facts
 
     return step_facts(run.metrics, step, _complain)
 
@@ -200,7 +200,7 @@ def _as_opened(opened: Opened) -> dict[str, Any]:
 
 
 def _candidate(told: Story, ended: Ended, number: int) -> dict[str, Any]:
-    from launch.wording import fate_of
+    from launch.explain.wording import fate_of
 
     member = ended.members[number]
     fate, why = fate_of(member, told, ended)

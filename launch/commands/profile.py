@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.commands.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
-    from launch.report.lines import Lives, TimingLine
+    from launch.run_files.records import Lives, TimingLine
     from pipeline.config.schema import Config
 
 STEPS = 5
@@ -71,7 +71,7 @@ def profile(
 
 
 def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | None) -> Path:
-    from launch.train import start_run
+    from launch.commands.train import start_run
     from pipeline.system.run_folder import new_name
 
     if steps < 1:
@@ -90,8 +90,8 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
 
 def read(run: Path) -> list[TimingLine]:
     """The timing lines of a run. Ends the command with a word if there are none."""
-    from launch.jsonl import lines
-    from launch.report.lines import TimingLine
+    from launch.run_files.jsonl import lines
+    from launch.run_files.records import TimingLine
 
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -109,7 +109,7 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
 
 def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
-    from launch.advice import Facts, advice, paces
+    from launch.commands.profile_advice import Facts, advice, paces
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
@@ -163,7 +163,7 @@ def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
 
 def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
     """Percentile groups of response length, over all steps."""
-    from launch.report.lines import Lives
+    from launch.run_files.records import Lives
 
     groups: dict[str, list[Lives]] = {}
     for timing in timings:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch import gpus
-from launch.memory import MemoryWatch, own_groups
-from launch.processes import (
+from launch.launcher import gpus
+from launch.launcher.oom import MemoryWatch, own_groups
+from launch.launcher.processes import (
     Child,
     clean_environment,
     end_all,

@@ -1,4 +1,4 @@
-"""`python -m launch.docs`: the pages of docs/ that are made from the source.
+"""`python -m launch.docs.pages`: the pages of docs/ that are made from the source.
 
 docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
 plug-ins' options; docs/states.md from the tables of `pipeline.coordinator.groups`.
@@ -23,7 +23,7 @@ from pipeline.config.schema import Config, Plugin
 from pipeline.coordinator.groups import GROUP_TRANSITIONS, TRANSITIONS
 from pipeline.plugins import registry
 
-_MADE = "<!-- made by `python -m launch.docs`; do not edit -->"
+_MADE = "<!-- made by `python -m launch.docs.pages`; do not edit -->"
 
 
 def _cell(text: str) -> str:

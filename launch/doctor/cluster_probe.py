@@ -24,13 +24,13 @@ from typing import Any, TypeVar
 import msgspec
 import xxhash
 
-from launch import cluster
-from launch.cluster import ANY_PORT, STAGE_PORTS, Facts, Probe
-from launch.local import free_port
+from launch.commands.train import versions
+from launch.doctor import cluster_report
+from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe
+from launch.launcher.local import free_port
 from launch.meeting import POLL_S, Seal, Store
 from launch.network import interface_towards, own_address
 from launch.node import Node, digest_of
-from launch.train import versions
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
@@ -363,7 +363,7 @@ def _conclude(
     reached = board.hear("reached", _Reached, here)
     probes = [probe for found in reached.values() for probe in found.probes]
     known = [facts[node] for node in here]
-    found = list(cluster.problems(known, probes, place.machines, config))
+    found = list(cluster_report.problems(known, probes, place.machines, config))
     board.say("verdict", _Verdict(found))
     for line in _told(known, probes, found):
         say(line)
@@ -372,9 +372,9 @@ def _conclude(
 
 
 def _told(facts: Sequence[Facts], probes: Sequence[Probe], found: Sequence[str]) -> Iterator[str]:
-    yield from cluster.table(facts, probes)
+    yield from cluster_report.table(facts, probes)
     yield ""
-    yield from (f"note  {line}" for line in cluster.notes(probes))
+    yield from (f"note  {line}" for line in cluster_report.notes(probes))
     yield from (f"BAD   {line}" for line in found)
     yield _word(found)
 

@@ -1,4 +1,4 @@
-"""`python -m launch.failures`: docs/failures.md, from what the tests say of themselves.
+"""`python -m launch.docs.failures`: docs/failures.md, from what the tests say of themselves.
 
 A test that shows what happens when something breaks is marked
 
@@ -141,7 +141,7 @@ def page(found: list[Row]) -> str:
     lines = [
         "# What happens when something breaks",
         "",
-        "<!-- made by `python -m launch.failures` from the tests' docstrings; do not edit -->",
+        "<!-- made by `python -m launch.docs.failures` from the tests' docstrings; do not edit -->",
         "",
         f"{len(found)} faults, each with its promise and the test that shows it; {hands_on} of",
         "them with a real process, socket or file. A bound is what the test asserts, on two cores:",

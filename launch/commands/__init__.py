@@ -1,0 +1,1 @@
+"""Commands of `darts` that are one file each."""

@@ -1,0 +1,1 @@
+"""Makes pages of the documentation from the source and the tests."""

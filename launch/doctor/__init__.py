@@ -1,0 +1,1 @@
+"""`darts doctor`: whether this machine, or every machine of a job, can run darts."""

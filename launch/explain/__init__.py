@@ -1,0 +1,1 @@
+"""`darts explain`: why each group was chosen, dropped or stopped, in words."""

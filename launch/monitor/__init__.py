@@ -1,0 +1,1 @@
+"""Views of a running job: `darts top`, `darts status`, and the panel of `darts train`."""

@@ -1,0 +1,1 @@
+"""Checks before a run starts: what would fail later is refused now."""

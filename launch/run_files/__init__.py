@@ -1,0 +1,1 @@
+"""Reads what a run has written: lines of JSON and figures of steps."""
