@@ -205,14 +205,14 @@ def engine(
         arguments = _joined(join)
         os.environ |= engine_environment(Path(arguments[1]))
         _part("engines.worker", [*arguments, "--name", name])
-    from launch.keeper import guest_arguments
+    from launch.torchrun.engine_supervisor import guest_arguments
     from pipeline.wire.keys import TransportError
 
     try:
         arguments = guest_arguments(key, name)
     except TransportError as error:
         fail(error, 2)
-    _part("launch.keeper", arguments)
+    _part("launch.torchrun.engine_supervisor", arguments)
 
 
 @app.command()

@@ -28,9 +28,9 @@ from launch.commands.train import versions
 from launch.doctor import cluster_report
 from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe
 from launch.launcher.local import free_port
-from launch.meeting import POLL_S, Seal, Store
-from launch.network import interface_towards, own_address
-from launch.node import Node, digest_of
+from launch.torchrun.network import interface_towards, own_address
+from launch.torchrun.node import Node, digest_of
+from launch.torchrun.rendezvous import POLL_S, Seal, Store
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from launch.placing import PlacementError, roles
+from launch.torchrun.roles import PlacementError, roles
 from pipeline.config.schema import Config
 
 STAGE_PORTS = ("control", "tokens", "weights", "meeting of learner ranks")

@@ -19,7 +19,7 @@ from launch.cli import app
 from launch.doctor.cluster_probe import Listeners, Place, SurveyError, facts_of, knock, survey
 from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table
 from launch.launcher.local import LOOPBACK, free_port
-from launch.meeting import Seal
+from launch.torchrun.rendezvous import Seal
 from pipeline.config.load import load
 
 CONFIG = Path("configs/quickstart.yaml")

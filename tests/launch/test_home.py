@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import home, torchrun
+from launch.torchrun import __main__ as torchrun
+from launch.torchrun import run_location
 from pipeline.checkpoint import store
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunError, RunFolder
@@ -39,13 +40,13 @@ def folder_of(path: Path) -> RunFolder:
 
 def test_a_folder_of_the_same_name_is_not_the_runs(tmp_path: Path) -> None:
     run, namesake = folder_of(tmp_path / "a" / "run"), folder_of(tmp_path / "b" / "run")
-    home.claim(run.path, "round-1")
-    assert home.shared(run.path, "round-1")
-    assert not home.shared(namesake.path, "round-1")
-    home.claim(namesake.path, "round-0")
-    assert not home.shared(namesake.path, "round-1"), "of an earlier round"
-    home.leave(run.path)
-    assert not home.shared(run.path, "round-1")
+    run_location.claim(run.path, "round-1")
+    assert run_location.shared(run.path, "round-1")
+    assert not run_location.shared(namesake.path, "round-1")
+    run_location.claim(namesake.path, "round-0")
+    assert not run_location.shared(namesake.path, "round-1"), "of an earlier round"
+    run_location.leave(run.path)
+    assert not run_location.shared(run.path, "round-1")
 
 
 @pytest.mark.fault(
@@ -56,15 +57,17 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     Bound: before anything starts.
     """
     run = folder_of(tmp_path / "run")
-    home.check(run)
-    home.note(run.path, "10.0.0.1")
+    run_location.check(run)
+    run_location.note(run.path, "10.0.0.1")
     args = argparse.Namespace(out=run.path, config=MINE)
     config = load(Path("configs/quickstart.yaml"))
     with pytest.raises(RunError, match=r"a run whose folder is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
     run.release()
     run.config.write_text("model: m\n")
-    home.check(run)  # a machine that shares it, seen too early: it is the run's all the same
+    run_location.check(
+        run
+    )  # a machine that shares it, seen too early: it is the run's all the same
 
 
 def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> None:

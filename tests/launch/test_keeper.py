@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import keeper
-from launch.keeper import guest_arguments, keep
 from launch.launcher.processes import Child, end_all
-from launch.node import CONFIG
+from launch.torchrun import engine_supervisor
+from launch.torchrun.engine_supervisor import guest_arguments, keep
+from launch.torchrun.node import CONFIG
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import Ticket, TransportError, ticket_of, write_private
 
@@ -53,7 +53,7 @@ def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> No
 def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "shared_directory", lambda owner, name: tmp_path)
+    monkeypatch.setattr(engine_supervisor, "shared_directory", lambda owner, name: tmp_path)
     ticket = Ticket(
         control="c",
         data="d",

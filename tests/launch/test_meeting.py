@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launch.meeting import Hello, MeetingError, Place, Seal, allowed, attend, join
-from launch.placing import PlacementError, roles
+from launch.torchrun.rendezvous import Hello, MeetingError, Place, Seal, allowed, attend, join
+from launch.torchrun.roles import PlacementError, roles
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import Bearer
 

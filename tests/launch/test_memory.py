@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.keeper import keep
 from launch.launcher.oom import KILLED, MemoryWatch, own_groups, peak_bytes
 from launch.launcher.processes import Child, clean_environment
+from launch.torchrun.engine_supervisor import keep
 from tests.launch.test_processes import until
 
 GIB = 1 << 30
@@ -47,7 +47,7 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
     Bound: at its end.
     """
     group = group_of(tmp_path / "group", 4, version)
-    monkeypatch.setattr("launch.keeper.own_groups", lambda: [group])
+    monkeypatch.setattr("launch.torchrun.engine_supervisor.own_groups", lambda: [group])
     (tmp_path / "hungry.py").write_text(HUNGRY.format(counts=str(group / COUNTS[version])))
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
     child = Child("e0", ["hungry"], tmp_path / "log", environment)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.network import interface_towards, own_address
+from launch.torchrun.network import interface_towards, own_address
 from pipeline.wire.keys import TransportError
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launch.meeting import Hello
-from launch.node import Node, Plan, hand_over, leave_there, left_there, make_site
+from launch.torchrun.node import Node, Plan, hand_over, leave_there, left_there, make_site
+from launch.torchrun.rendezvous import Hello
 from pipeline.config.schema import Config, EngineSection, LearnerSection, Nodes
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from launch.launcher.local import LOOPBACK, Site, free_ports
-from launch.meeting import Hello, Place, allowed
-from launch.network import own_address
-from launch.placing import PlacementError, roles
+from launch.torchrun.network import own_address
+from launch.torchrun.rendezvous import Hello, Place, allowed
+from launch.torchrun.roles import PlacementError, roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder

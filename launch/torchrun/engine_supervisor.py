@@ -1,6 +1,6 @@
 """Keeps one engine running beside a job that is started elsewhere.
 
-    python -m launch.keeper --scratch DIR --name e0 --logs DIR [--weights DIR]
+    python -m launch.torchrun.engine_supervisor --scratch DIR --name e0 --logs DIR [--weights DIR]
 
 Under torchrun every engine's rank becomes one: an engine that dies is started
 again here, and torchrun, which would restart the whole job, does not hear of
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
-from launch.node import CONFIG, leave_there, left_there
+from launch.torchrun.node import CONFIG, leave_there, left_there
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
 from pipeline.wire.keys import Ticket, read_private

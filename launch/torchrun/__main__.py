@@ -25,7 +25,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch import home
 from launch.commands.train import check_fits, identify, rewrite, say_outcome
 from launch.launcher import gpus
 from launch.launcher.local import Launcher, Roles
@@ -35,12 +34,13 @@ from launch.launcher.processes import (
     learner_arguments,
     learner_environment,
 )
-from launch.meeting import Hello, MeetingError, Place, Seal, attend, join
 from launch.monitor.terminal import TerminalView
-from launch.network import interface_towards
-from launch.node import Node, Plan, digest_of, hand_over, leave_there, make_site
-from launch.placing import PlacementError
 from launch.preflight import learner
+from launch.torchrun import run_location
+from launch.torchrun.network import interface_towards
+from launch.torchrun.node import Node, Plan, digest_of, hand_over, leave_there, make_site
+from launch.torchrun.rendezvous import Hello, MeetingError, Place, Seal, attend, join
+from launch.torchrun.roles import PlacementError
 from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -83,7 +83,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.create()
     run.hold()
-    home.check(run)
+    run_location.check(run)
     if run.result.exists():
         done = json.loads(run.result.read_text())["steps"]
         if done >= config.step.count:
@@ -134,7 +134,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     resume = _resume_point(config, args.config, run)
     plan = Plan.make(config, node)
     digest = digest_of(config)
-    home.claim(run.path, plan.round)
+    run_location.claim(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
         return plan.places(hellos, run.path, resume, digest)
@@ -156,7 +156,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     finally:
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
-        home.leave(run.path)
+        run_location.leave(run.path)
         run.release()
     say_outcome(run, config, status, launcher.error)
     return status
@@ -182,9 +182,9 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     )
     run = Path(place.run)
     logs = node.logs(run)
-    shared = home.shared(run, place.round)
+    shared = run_location.shared(run, place.round)
     if not shared:
-        home.note(run, place.host)
+        run_location.note(run, place.host)
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
@@ -200,7 +200,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
         if place.weights:
             command += ["--weights", str(node.scratch("weights"))]
-        _replace("launch.keeper", command, environment)
+        _replace("launch.torchrun.engine_supervisor", command, environment)
     log = logs / f"{place.name}.log"
     print(f"darts: {place.name} on machine {node.number}; log: {log}", flush=True)
     rank = int(place.name[1:])

@@ -1,0 +1,1 @@
+"""Runs under torchrun: roles by rank, rendezvous, keys, and engines that are restarted."""
