@@ -233,7 +233,7 @@ def test_rule_for_what_decides_sees_an_offence(code: str):
 
 # (file, use) -> why it is safe.
 ALLOWED: dict[tuple[str, str], str] = {
-    ("launch/simulate/exploring.py", "multiprocessing"): "own children, of a command that reads "
+    ("launch/simulate/fuzz.py", "multiprocessing"): "own children, of a command that reads "
     "nothing from anybody: seeds go in, outcomes of the simulation come out",
 }
 UNSAFE_MODULES = (

@@ -150,7 +150,7 @@ def _first_of(row: dict[str, Any], *names: str) -> Any:
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     """Of its newest evaluation: the file has prompt and response as one text, the data the rest.
     Raises ValueError."""
-    from launch.report.samples import entries
+    from launch.report.sections.samples import entries
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError
     from pipeline.data.tokenizer import ModelError, Tokenizer

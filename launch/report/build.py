@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.report import (
+from launch.report.page import render
+from launch.report.read_run import Say, read
+from launch.report.run_names import lines
+from launch.report.sections import (
     budgets,
     comparison,
+    critical_path,
     curves,
     gantt,
     latency,
-    ridges,
+    length_distribution,
     samples,
-    seconds,
     waste,
-)  # fmt: skip
-from launch.report.naming import lines
-from launch.report.page import render
-from launch.report.reading import Say, read
+)
 
 
 def build(paths: Sequence[Path], say: Say) -> str:
@@ -35,13 +35,13 @@ def build(paths: Sequence[Path], say: Say) -> str:
 
     runs = [read(path, told) for path in dict.fromkeys(path.absolute() for path in paths)]
     named = lines(runs)
-    looks = seconds.looks(runs)
+    looks = critical_path.looks(runs)
     sections = [
         comparison.head(named),
         curves.section(named),
-        ridges.section(named),
+        length_distribution.section(named),
         gantt.section(runs, looks),
-        seconds.section(runs, looks),
+        critical_path.section(runs, looks),
         latency.section(runs),
         waste.section(runs),
         budgets.section(runs),

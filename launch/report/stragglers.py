@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from launch.report.chain import trajectory_of
 from launch.report.spans import EVALUATION, Bar, Lane, Row, TracedStep
+from launch.report.straggler_path import trajectory_of
 from launch.run_files.records import Segment
 
 

@@ -19,9 +19,9 @@ from bokeh.models import (
 from bokeh.models.filters import GroupFilter
 from bokeh.plotting import figure
 
-from launch.report.naming import Line
 from launch.report.palette import Look
-from launch.report.reading import Run
+from launch.report.read_run import Run
+from launch.report.run_names import Line
 
 INK = "#7a7a7a"
 _GRID_ALPHA = 0.25

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.simulate.exploring import Found, explain, explore
+from launch.simulate.fuzz import Found, explain, explore
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
@@ -132,21 +132,21 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
 
 def preset(name: str, out: Path | None) -> int:
     """The tables of one preset, and its JSON."""
-    from launch.simulate import ours, paper, scale
+    from launch.simulate import methods_at_scale, published, scale
 
     if name == "paper":
-        document = paper.reproduce(_say)
-        print(paper.table(document))
+        document = published.reproduce(_say)
+        print(published.table(document))
     elif name == "ours":
-        rows = ours.scale_table(_say)
-        print(ours.markdown(rows))
+        rows = methods_at_scale.scale_table(_say)
+        print(methods_at_scale.markdown(rows))
         document = {"rows": [msgspec.structs.asdict(row) for row in rows]}
     elif name == "map":
-        cells = ours.heat_map(_say)
-        print(ours.map_markdown(cells))
+        cells = methods_at_scale.heat_map(_say)
+        print(methods_at_scale.map_markdown(cells))
         document = {"cells": cells}
         if out is not None:
-            ours.map_page(cells, out.with_suffix(".html"))
+            methods_at_scale.map_page(cells, out.with_suffix(".html"))
     else:
         costs = scale.all_sizes(_say)
         print(scale.table(costs))

@@ -21,7 +21,7 @@ import msgspec
 
 from launch.bench.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate import expected, ours, paper, replay, scale
+from launch.simulate import early_estimates, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run
 
 _RUNS = {
@@ -62,11 +62,11 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
 def _knees(say: Say) -> list[dict[str, Any]]:
     """Top-up beyond the knee, where an engine has four times as many requests as its knee."""
     scenario = Scenario(engines=8, steps=20)
-    base, _ = run(scenario, ours.SYNC)
+    base, _ = run(scenario, methods_at_scale.SYNC)
     rows: list[dict[str, Any]] = []
     for knee in _KNEES:
-        own, _ = run(scenario, (*ours.METHODS["top_up"], f"engine.knee={knee}"))
-        row = ours.row(f"knee {knee}", scenario, base, own)
+        own, _ = run(scenario, (*methods_at_scale.METHODS["top_up"], f"engine.knee={knee}"))
+        row = methods_at_scale.row(f"knee {knee}", scenario, base, own)
         say(f"knee {knee}: {row.speed_up:.2f}x")
         rows.append(msgspec.structs.asdict(row))
     return rows
@@ -75,10 +75,10 @@ def _knees(say: Say) -> list[dict[str, Any]]:
 def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
     """What is made, by name."""
     return {
-        "expected": lambda: expected.confirm(say),
-        "paper": lambda: paper.reproduce(say),
-        "ours": lambda: [msgspec.structs.asdict(row) for row in ours.scale_table(say)],
-        "map": lambda: ours.heat_map(say),
+        "expected": lambda: early_estimates.confirm(say),
+        "paper": lambda: published.reproduce(say),
+        "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
+        "map": lambda: methods_at_scale.heat_map(say),
         "knee": lambda: _knees(say),
         "scale": lambda: scale.document(scale.all_sizes(say)),
         "replay": lambda: _replays(folder, say),
@@ -87,8 +87,8 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
 
 def page(made: dict[str, Any]) -> str:
     """docs/simulated.md of what was made."""
-    rows = [ours.Row(**row) for row in made["ours"]]
-    knees = [ours.Row(**row) for row in made["knee"]]
+    rows = [methods_at_scale.Row(**row) for row in made["ours"]]
+    knees = [methods_at_scale.Row(**row) for row in made["knee"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
     replays = [replay.Replay(**row) for row in made["replay"]]
     fitted = ", ".join(
@@ -104,20 +104,20 @@ def page(made: dict[str, Any]) -> str:
             "Speed-up over synchronous rollout. One constant is fitted on one cell of each",
             f"publication ({fitted}).",
             "`waiting`: dual-end selection word by word, each group waits for its longest.\n",
-            paper.table(made["paper"]),
+            published.table(made["paper"]),
             "\n## Ours at published scale\n",
             "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",
             "the tokens trained on, of those of synchronous rollout. `load`: responses an engine",
             "and step. `bound of step`: what all slots full, or the learner, would take, over the",
             "step.\n",
-            ours.markdown(rows),
+            methods_at_scale.markdown(rows),
             "\n## Top-up beyond the knee, 128 requests an engine\n",
             "`engine.knee=N`; 0 is the measured one.\n",
-            ours.markdown(knees),
+            methods_at_scale.markdown(knees),
             "\n## Which method wins where\n",
             "Speed-up over synchronous rollout; `tail`: deviation of log length within a prompt;",
             "the best on-policy method in bold. 7B on H20, 128 prompts x 8.\n",
-            ours.map_markdown(made["map"]),
+            methods_at_scale.map_markdown(made["map"]),
             "## What the coordinator costs\n",
             "Inside `Coordinator.handle`, one core; 256 slots an engine, all in use, chunks of 32",
             "tokens, responses of 1,800 on average. `decision`: an ended response, with its",
@@ -129,10 +129,10 @@ def page(made: dict[str, Any]) -> str:
             "loads.\n",
             replay.table(replays),
             "\n## What a throw-away model said\n",
-            "`launch/simulate/expected.py`; those of the small engine are tests. Not repeated:",
+            "`launch/simulate/early_estimates.py`; those of the small engine are tests. Not repeated:",
             "orders by length, a window after the K-th, fixed costs of a step, lengths shortened",
             "by hand, 32 prompts a step.\n",
-            expected.table(made["expected"]),
+            early_estimates.table(made["expected"]),
             "",
         ]
     )
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
         made[name] = json.loads(file.read_text())
     if options.only is None:
-        ours.map_page(made["map"], options.folder / "map.html")
+        methods_at_scale.map_page(made["map"], options.folder / "map.html")
         options.page.write_text(page(made))
         print(options.page)
 

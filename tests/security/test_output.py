@@ -17,8 +17,8 @@ from launch.cli import app
 from launch.monitor.panel import History, frame
 from launch.monitor.terminal import TerminalView
 from launch.report.build import build
-from launch.report.reading import read
-from launch.report.samples import entries
+from launch.report.read_run import read
+from launch.report.sections.samples import entries
 from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.observability.recorder import Records
 from pipeline.stage.__main__ import PlainFormatter

@@ -12,7 +12,15 @@ from typer.testing import CliRunner, Result
 
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
-from launch.simulate import CONFIG, expected, ours, paper, replay, scale, show
+from launch.simulate import (
+    CONFIG,
+    early_estimates,
+    methods_at_scale,
+    published,
+    replay,
+    scale,
+    show,
+)
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
 from pipeline.simulation.hardware import EngineCost
@@ -95,23 +103,23 @@ def test_cells_of_the_paper_have_both_columns_and_their_error():
         msgspec.structs.replace(
             cell, scenario=msgspec.structs.replace(QUICK, streamed=cell.scenario.streamed)
         )
-        for cell in paper.cells()
+        for cell in published.cells()
         if cell.name.startswith("ablation") or cell.by_tokens
     ]
     said: list[str] = []
-    document = paper.reproduce(said.append, cells, constants={"DARTS": 0.5, "APRIL": 60.0})
+    document = published.reproduce(said.append, cells, constants={"DARTS": 0.5, "APRIL": 60.0})
     assert len(said) == len(document["cells"]) == 5
     for row, cell in zip(document["cells"], cells, strict=True):
         assert row["name"] == cell.name and row["published"] == cell.published
         assert row["simulated"] > 0 and row["simulated_without_shaping"] > 0
         assert row["error"] == pytest.approx(row["simulated"] / row["published"] - 1)
     assert [row["fitted"] for row in document["cells"]].count(True) == 2
-    lines = paper.table(document).splitlines()
+    lines = published.table(document).splitlines()
     assert len(lines) == 2 + 5 and "(fitted)" in lines[3]
 
 
 def test_every_published_figure_is_a_cell():
-    by_name = {cell.name: cell.published for cell in paper.cells()}
+    by_name = {cell.name: cell.published for cell in published.cells()}
     assert len(by_name) == 20
     ablation = ("streaming", "plus sampling", "plus allocation")
     assert [by_name[f"ablation 14B: {name}"] for name in ablation] == [1.09, 1.40, 1.63]
@@ -122,33 +130,35 @@ def test_every_published_figure_is_a_cell():
 
 
 def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.1 + x)
-    assert paper.fit("DARTS", lambda line: None) == pytest.approx(0.3, abs=0.01)
-    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.0)
-    assert paper.fit("DARTS", lambda line: None) == pytest.approx(0.45, abs=0.01), "the nearest"
-    monkeypatch.setattr(paper, "speed_up", lambda cell, reading, rate, x: 1.0 + 1000 / x)
-    assert paper.fit("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), "falls with x"
+    monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.1 + x)
+    assert published.fit("DARTS", lambda line: None) == pytest.approx(0.3, abs=0.01)
+    monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.0)
+    assert published.fit("DARTS", lambda line: None) == pytest.approx(0.45, abs=0.01), "the nearest"
+    monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.0 + 1000 / x)
+    assert published.fit("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), (
+        "falls with x"
+    )
 
 
 def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
-    rows = ours.compare(QUICK, ["first_m", "top_up_deferred"], lambda line: None)
+    rows = methods_at_scale.compare(QUICK, ["first_m", "top_up_deferred"], lambda line: None)
     sync, first, _ = rows
     assert (sync.method, sync.speed_up, sync.trained) == ("sync", 1.0, 1.0)
     assert first.trained < 1.0 and first.per_token == pytest.approx(first.speed_up * first.trained)
     assert all(0 < row.bound < 1 for row in rows)
-    assert len(ours.markdown(rows).splitlines()) == 2 + 3
+    assert len(methods_at_scale.markdown(rows).splitlines()) == 2 + 3
 
 
 def test_the_heat_map_is_a_table_and_a_page(tmp_path: Path):
     cells = [
         {"method": m, "tail": t, "engines": e, "learner": r, "speed_up": 1.0 + t / e}
-        for m in ours.MAP for t in ours.TAILS for e in ours.ENGINES for r in ours.LEARNERS
+        for m in methods_at_scale.MAP for t in methods_at_scale.TAILS for e in methods_at_scale.ENGINES for r in methods_at_scale.LEARNERS
     ]  # fmt: skip
-    text = ours.map_markdown(cells)
-    assert text.count("| 0.3 | 4 |") == len(ours.LEARNERS)
-    ours.map_page(cells, tmp_path / "map.html")
+    text = methods_at_scale.map_markdown(cells)
+    assert text.count("| 0.3 | 4 |") == len(methods_at_scale.LEARNERS)
+    methods_at_scale.map_page(cells, tmp_path / "map.html")
     page = (tmp_path / "map.html").read_text()
-    assert page.count("learner x 0.25") >= len(ours.MAP)
+    assert page.count("learner x 0.25") >= len(methods_at_scale.MAP)
     assert "<script src=" not in page and "<link " not in page, "it needs no network"
 
 
@@ -202,7 +212,7 @@ PROFILE = EngineProfile(latency=((1, 0.01), (64, 0.01)), request_s=0.0, beside=1
 
 
 def test_the_page_is_made_of_every_part():
-    row = ours.compare(QUICK, [], lambda line: None)[0]
+    row = methods_at_scale.compare(QUICK, [], lambda line: None)[0]
     cell = {"name": "a", "published": 1.0, "simulated": 1.1, "error": 0.1, "fitted": True,
             "simulated_without_shaping": 1.0}  # fmt: skip
     statement = {"statement": "s", "said": 1.0, "found": 1.2, "agrees": False, "depth": 1.0,
@@ -215,7 +225,7 @@ def test_the_page_is_made_of_every_part():
         "ours": [msgspec.structs.asdict(row)],
         "knee": [msgspec.structs.asdict(row)],
         "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
-                for m in ours.MAP],
+                for m in methods_at_scale.MAP],
         "scale": scale.document([cost]),
         "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
                     "generation_predicted": 0.6}],
@@ -227,6 +237,6 @@ def test_the_page_is_made_of_every_part():
 
 
 def test_the_small_engine_of_the_expectations_is_what_they_were_made_with():
-    assert expected.small().engine == EngineCost(
+    assert early_estimates.small().engine == EngineCost(
         points=((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launch.simulate.exploring import explain, explore
+from launch.simulate.fuzz import explain, explore
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.groups import Cause, Trajectory
 from pipeline.coordinator.scheduler import Placement

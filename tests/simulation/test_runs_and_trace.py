@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.simulate import expected
-from launch.simulate.expected import small
-from launch.simulate.ours import METHODS, SYNC, bound_seconds
+from launch.simulate import early_estimates
+from launch.simulate.early_estimates import small
+from launch.simulate.methods_at_scale import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
 from pipeline.coordinator.events import EngineLost
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
@@ -76,8 +76,8 @@ def test_without_overlap_a_step_is_generation_then_learning_then_the_publish():
         load_s = TINY.engine_cost().load_s if step["step"] else 0.0  # it opens with a load
         serial = cost.step_s + cost.publish_s + load_s
         messages = 20 * TINY.machines().delay_s
-        expected = step["generation_s"] + learning + serial
-        assert expected - 1e-9 <= step["seconds"] <= expected + messages
+        early_estimates = step["generation_s"] + learning + serial
+        assert early_estimates - 1e-9 <= step["seconds"] <= early_estimates + messages
 
 
 def test_forwards_of_hinted_tokens_are_hidden_behind_generation():
@@ -153,13 +153,15 @@ def test_ranks_share_the_learners_gpus(ranks: int):
 # --- statements about selection that hold, on one small engine ---------------------------------
 
 
-@pytest.mark.parametrize("method,overrides,said", [(m, o, s[0]) for m, o, s in expected.SAID])
+@pytest.mark.parametrize(
+    "method,overrides,said", [(m, o, s[0]) for m, o, s in early_estimates.SAID]
+)
 def test_what_was_expected_of_one_small_engine_holds(
     method: str, overrides: tuple[str, ...], said: float
 ):
     scenario = msgspec.structs.replace(small(), steps=60)
     base, _ = run(scenario, SYNC)
-    own, _ = run(scenario, expected.fitting(scenario, overrides))
+    own, _ = run(scenario, early_estimates.fitting(scenario, overrides))
     assert base.step_s / own.step_s == pytest.approx(said, rel=0.15), method
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from launch.report.chain import chain
-from launch.report.picture import Picture
+from launch.report.captions import account
 from launch.report.spans import Row, Traced, TracedStep
+from launch.report.straggler_path import chain
 from launch.report.stragglers import Life
-from launch.report.told import account
+from launch.report.trace_columns import Picture
 from launch.run_files.records import Segment
 
 ROW = Row(y=1.0, height=1.0)

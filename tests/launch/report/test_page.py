@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from launch.cli import app
 from launch.report.build import build
-from launch.report.latency import MEANINGS
+from launch.report.sections.latency import MEANINGS
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs import ROOT
 from tests.launch.report.folders import Made

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from launch.report.bands import band
-from launch.report.naming import lines
-from launch.report.reading import read
-from launch.report.ridges import medians
-from launch.report.samples import Sample, entries
-from launch.report.waste import grown
+from launch.report.read_run import read
+from launch.report.run_names import lines
+from launch.report.sections.length_distribution import medians
+from launch.report.sections.samples import Sample, entries
+from launch.report.sections.waste import grown
 from launch.run_files.records import StepLine
 from pipeline.system.run_folder import RunError
 from tests.launch.report.folders import Made

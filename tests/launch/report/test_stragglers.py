@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.report.chain import chain
-from launch.report.reading import read
+from launch.report.captions import account
+from launch.report.read_run import read
 from launch.report.spans import EVALUATION, OTHER, Traced, traced
+from launch.report.straggler_path import chain
 from launch.report.stragglers import lives, placed
-from launch.report.told import account
 from launch.run_files.records import Segment
 from launch.simulate import CONFIG
 from launch.simulate.command import one

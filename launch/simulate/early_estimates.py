@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from launch.simulate.ours import METHODS, SYNC
+from launch.simulate.methods_at_scale import METHODS, SYNC
 from launch.simulate.scenario import Figures, Scenario, run
 from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.workload import Lengths

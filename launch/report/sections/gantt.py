@@ -13,13 +13,13 @@ from bokeh.models import CDSView, ColumnDataSource, CustomJS, HoverTool, Legend,
 from bokeh.models.filters import GroupFilter
 from markupsafe import Markup
 
-from launch.report.lacking import lacks_timing, lacks_trace
+from launch.report.missing_data import lacks_timing, lacks_trace
 from launch.report.palette import FATES, REST, Look
-from launch.report.picture import Picture
-from launch.report.reading import Run
+from launch.report.read_run import Run
 from launch.report.section import Section
 from launch.report.spans import EVALUATION, OTHER, traced
 from launch.report.style import INK, above, filled, plot, select
+from launch.report.trace_columns import Picture
 
 _COLOURS = {
     **{fate: colour for fate, (colour, _) in FATES.items()},

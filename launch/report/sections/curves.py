@@ -9,9 +9,9 @@ from bokeh.models import HoverTool
 from markupsafe import Markup
 
 from launch.report.bands import band
-from launch.report.naming import Line
 from launch.report.palette import COLOURS
-from launch.report.reading import Run
+from launch.report.read_run import Run
+from launch.report.run_names import Line
 from launch.report.section import Section
 from launch.report.style import plot
 from launch.run_files.records import StepLine

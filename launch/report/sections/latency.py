@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from launch.report.figures import weighted
-from launch.report.lacking import lacks_timing
-from launch.report.reading import Run
+from launch.report.missing_data import lacks_timing
+from launch.report.read_run import Run
 from launch.report.section import Section, seconds, table
 from launch.run_files.records import TimingLine
 from pipeline.observability.timing import MEANINGS

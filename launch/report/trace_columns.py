@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.chain import chain
+from launch.report.captions import account
 from launch.report.spans import Bar, Traced, TracedStep
+from launch.report.straggler_path import chain
 from launch.report.stragglers import Life, Place, lives, placed
-from launch.report.told import account
 from launch.run_files.records import Segment
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from launch.simulate.ours import SYNC
+from launch.simulate.methods_at_scale import SYNC
 from launch.simulate.scenario import Scenario, run
 from pipeline.simulation.workload import Lengths
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from markupsafe import Markup
 
-from launch.report.reading import Run, Say
+from launch.report.read_run import Run, Say
 from launch.report.section import Section
 
 _ENTRY = re.compile(r"^\[(-?\d+(?:\.\d+)?(?:e[-+]\d+)?|None)\] ", re.MULTILINE)

@@ -8,9 +8,9 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource
 
-from launch.report.lacking import lacks_timing
+from launch.report.missing_data import lacks_timing
 from launch.report.palette import PARTS, REST, Look
-from launch.report.reading import Run
+from launch.report.read_run import Run
 from launch.report.section import Section
 from launch.report.style import chosen, legend, plot, stacked
 

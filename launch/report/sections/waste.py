@@ -9,7 +9,7 @@ from typing import Any
 from bokeh.models import ColumnDataSource
 
 from launch.report.palette import FATES
-from launch.report.reading import Run
+from launch.report.read_run import Run
 from launch.report.section import Section
 from launch.report.style import chosen, legend, plot, stacked
 from launch.run_files.records import StepLine

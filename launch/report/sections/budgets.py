@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 
-from launch.report.reading import Members, Run
-from launch.report.ridges import Floats
+from launch.report.read_run import Members, Run
 from launch.report.section import Section
+from launch.report.sections.length_distribution import Floats
 from launch.report.style import INK, chosen, plot
 
 _POINTS = 6000  # on the page, all runs together: more are neither seen nor quick

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import msgspec
 from markupsafe import Markup
 
-from launch.report.chain import Chain, Kinds
 from launch.report.section import seconds, table
 from launch.report.spans import TracedStep
+from launch.report.straggler_path import Chain, Kinds
 from launch.report.stragglers import Life
 
 _LISTED = 8  # trajectories below the sentence, more if the path has more

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from launch.report.reading import Run
+from launch.report.read_run import Run
 
 _SHOWN = 3  # settings in a name
 _SEED = re.compile(r"[-_.](s|seed)?[-_.]?\d+$")  # at the end of a folder's name

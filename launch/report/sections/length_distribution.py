@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from bokeh.models import ColumnDataSource, NumeralTickFormatter
 
-from launch.report.naming import Line
-from launch.report.reading import Ints, Members
+from launch.report.read_run import Ints, Members
+from launch.report.run_names import Line
 from launch.report.section import Section
 from launch.report.style import INK, chosen_line, plot
 

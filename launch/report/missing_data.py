@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.report.reading import Run
+from launch.report.read_run import Run
 
 
 def lacks_timing(runs: Sequence[Run]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.report.figures import StepFigures, step_figures
-from launch.report.naming import Line
-from launch.report.reading import Run
+from launch.report.read_run import Run
+from launch.report.run_names import Line
 from launch.report.section import Section, number, seconds, table
 
 _HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
