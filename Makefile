@@ -89,11 +89,11 @@ format: env  ## apply ruff's fixes and format
 
 .PHONY: show
 show: env  ## measure, and make the tables of the docs (takes its time)
-	@$(BIN)/python -m launch.bench.show
+	@$(BIN)/python -m launch.bench.developer.show
 
 .PHONY: soak
 soak: env  ## twenty minutes of random faults: does anything grow? (SOAK_FLAGS="--minutes 3")
-	@$(BIN)/python -m launch.bench.soak $(SOAK_FLAGS)
+	@$(BIN)/python -m launch.bench.developer.soak $(SOAK_FLAGS)
 
 .PHONY: simulate
 simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)

@@ -315,9 +315,9 @@ def compare(
 
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
     """
-    from launch.bench.compare import QUICK_TARGET, TARGET, Comparison, quick_comparison
-    from launch.bench.compare import compare as carry_out
-    from launch.bench.methods import METHODS, SETS, named
+    from launch.bench.compare.command import QUICK_TARGET, TARGET, Comparison, quick_comparison
+    from launch.bench.compare.command import compare as carry_out
+    from launch.bench.compare.methods import METHODS, SETS, named
 
     if show_methods:
         for method in METHODS.values():

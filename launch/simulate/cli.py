@@ -81,7 +81,7 @@ def simulate(
         Path | None, typer.Option(help="with --replay: of launch.bench.engine_profile")
     ] = None,
     overhead: Annotated[
-        Path | None, typer.Option(help="with --replay: of launch.bench.engine_overhead")
+        Path | None, typer.Option(help="with --replay: of launch.bench.developer.engine_overhead")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="write a trace of the run, for ui.perfetto.dev")

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.methods import BASELINE
-from launch.bench.methods import METHODS as BENCH
+from launch.bench.compare.methods import BASELINE
+from launch.bench.compare.methods import METHODS as BENCH
 from launch.simulate.scenario import PROMPT_TOKENS, Figures, Scenario, run
 from pipeline.simulation.workload import Lengths
 

@@ -1,7 +1,7 @@
 """A real run in virtual time: its recorded responses, its engine's latency, its learner's pace.
 
     python -m launch.bench.engine_profile --out profile.json
-    python -m launch.bench.engine_overhead --out overhead.json
+    python -m launch.bench.developer.engine_overhead --out overhead.json
     darts simulate --replay runs/a --profile profile.json --overhead overhead.json
 
 From the profile: what decoding and requests cost the engine alone; from the overhead: what of

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.engine_overhead import SHORT
+from launch.bench.developer.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
 from launch.simulate import early_estimates, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run
@@ -46,7 +46,7 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
 
     profile, overhead = folder / "profile.json", folder / "overhead.json"
     have(profile, "launch.bench.engine_profile", "--out", str(profile))
-    have(overhead, "launch.bench.engine_overhead", "--out", str(overhead))
+    have(overhead, "launch.bench.developer.engine_overhead", "--out", str(overhead))
     engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
     found: list[dict[str, Any]] = []
     for name, overrides in _RUNS.items():

@@ -30,7 +30,7 @@ Measured on one CPU core, 4 heads of 32: about 0.2 ms of forward and backward,
 where a pair takes 45 ns. Larger models lose little by it. On a GPU a bucket
 costs the launches of some dozens of kernels in every layer, a pair next to
 nothing: on an H200 a step of 10,000 tokens took a 0.5 B model .55 s with a
-CPU's price, .26 s with this one (`launch.bench.gpu_learner`).
+CPU's price, .26 s with this one (`launch.bench.gpu.learner`).
 """
 
 

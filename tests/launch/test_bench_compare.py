@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench import plots, tables
-from launch.bench.cells import Cell, CellError, Figures
-from launch.bench.compare import Comparison, compare, quick_comparison
-from launch.bench.methods import BASELINE, METHODS, QUICK, SETS, Method, named
+from launch.bench.compare import plots, tables
+from launch.bench.compare.cells import Cell, CellError, Figures
+from launch.bench.compare.command import Comparison, compare, quick_comparison
+from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, named
 from launch.report.bands import band
 from launch.run_files.records import EvalLine
 from pipeline.config.load import dump, load

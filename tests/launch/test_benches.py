@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench import benches, gpu, gpu_model, overlap, show, tracing, trl_peer, two_machines
-from launch.bench.overlap import Steps
+from launch.bench.developer import benches, overlap, show, tracing, trl_peer, two_machines
+from launch.bench.developer.overlap import Steps
+from launch.bench.gpu import model, run
 
 
 def step_line(version: int, time: float, **learner: float) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() 
     parts = {"backward_s": 3.0, "optimizer_s": 0.3, "publish_s": 0.2, "mismatch": 0.01}
     lines = [step_line(v, 10.0 * v, **parts) | more for v in range(3)]
     lines += [{"what": "served", "version": v, "time": 10.0 * v - 9.5} for v in (1, 2)]
-    found = gpu.figures(lines)
+    found = run.figures(lines)
     assert found.hidden_share == pytest.approx(2 / 3)
     assert (found.steps, found.tokens_per_s, found.trained_per_s) == (2, 200.0, 100.0)
 
@@ -157,15 +158,15 @@ def test_what_a_gpu_run_lost_is_told_beside_what_it_found() -> None:
         "engine": {"error": "", "found": engine},
         "group": {"error": "not done within 110 s"},
     }
-    told = gpu.table({"parts": parts})
+    told = run.table({"parts": parts})
     assert "| 8 | 20.00 | 400 |" in told
     assert "group: not done within 110 s" in told
 
 
 def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path: Path) -> None:
     hangs = ["http.server", "0", "--bind", "127.0.0.1"]
-    assert "not done within 1 s" in gpu.run(hangs, tmp_path / "log", 1.0)
-    assert "status 2" in gpu.run(["launch.bench.gpu_model"], tmp_path / "log", 30.0)
+    assert "not done within 1 s" in run.run(hangs, tmp_path / "log", 1.0)
+    assert "status 2" in run.run(["launch.bench.gpu.model"], tmp_path / "log", 30.0)
 
 
 def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> No
 
 
 def test_the_padded_tokenizer_has_a_word_for_every_id() -> None:
-    source = json.loads((gpu_model.TOKENIZER / "tokenizer.json").read_text())
-    words = gpu_model.padded_tokenizer(source, 40)["model"]["vocab"]
+    source = json.loads((model.TOKENIZER / "tokenizer.json").read_text())
+    words = model.padded_tokenizer(source, 40)["model"]["vocab"]
     assert sorted(words.values()) == list(range(40))
     assert {word: words[word] for word in source["model"]["vocab"]} == source["model"]["vocab"]

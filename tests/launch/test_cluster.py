@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from launch.bench.namespaces import Machines, Started, two_machines, why_not
+from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from launch.cli import app
 from launch.doctor.cluster_probe import Listeners, Place, SurveyError, facts_of, knock, survey
 from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table

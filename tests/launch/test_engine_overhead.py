@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench.engine_overhead import configuration, summary, through_the_pipeline
-from launch.bench.raw_engine import Span, requests_of
+from launch.bench.developer.engine_overhead import configuration, summary, through_the_pipeline
+from launch.bench.developer.raw_engine import Span, requests_of
 
 
 def test_requests_of_a_step_are_groups_of_one_prompt_each_member_with_its_own_seed() -> None:

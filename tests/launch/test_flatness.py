@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from launch.bench.flatness import ALLOWED, Series, row, slope, table, verdict
+from launch.bench.developer.flatness import ALLOWED, Series, row, slope, table, verdict
 
 
 def series_of(values: list[float], unit: str = "MiB") -> Series:

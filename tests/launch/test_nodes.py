@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from launch.bench import faults
-from launch.bench.namespaces import Machines, Started, two_machines, why_not
+from launch.bench.developer import faults
+from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from pipeline.checkpoint import store
 from tests.launch.jobs import QUICK, SIMULATED, lines, shared_memory, train, trained_prompts
 from tests.launch.kill_often import (

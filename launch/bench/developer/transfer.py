@@ -1,6 +1,6 @@
 """Weights from machine to machine against a copy of the same file, in one run.
 
-    python -m launch.bench.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
+    python -m launch.bench.developer.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
 
 Random bfloat16 parameters, published on one network namespace and fetched on
 another as an engine does it: TCP, CURVE, checked against the manifest. Beside
@@ -27,7 +27,13 @@ import xxhash
 
 from engines.weights import FILE, WeightReceiver
 from engines.weights_fetch import FetchingReceiver
-from launch.bench.namespaces import ADDRESSES, Machines, environment, two_machines, why_not
+from launch.bench.developer.namespaces import (
+    ADDRESSES,
+    Machines,
+    environment,
+    two_machines,
+    why_not,
+)
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import Bearer, Entrance, Ticket, read_private, write_private
@@ -98,7 +104,7 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
     manifest = publish(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, ticket = write_keys(folder)
-    module = [sys.executable, "-m", "launch.bench.transfer"]
+    module = [sys.executable, "-m", "launch.bench.developer.transfer"]
     serving = subprocess.Popen(
         machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
         env=environment(),

@@ -1,4 +1,4 @@
-"""The transformers engine alone: `python -m launch.bench.gpu_engine --config CONFIG --out FILE`.
+"""The transformers engine alone: `python -m launch.bench.gpu.engine --config CONFIG --out FILE`.
 
 Seconds of a decode step and tokens per second by running sequences, the time of
 a load of weights with requests in flight, and how far its logprobs are from a
@@ -128,7 +128,7 @@ def peak_gib() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_engine")
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.engine")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--most", type=int, default=1 << 16, help="sequences at once")

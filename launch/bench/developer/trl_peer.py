@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer on the quickstart's model and task, beside darts on the same machine.
 
     pip install 'darts-rl[bench]'
-    python -m launch.bench.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
+    python -m launch.bench.developer.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
 
 Both train with the quickstart's recipe: group size, learning rate, loss, limits, and as many
 prompts a step of the same data, shuffled by the seed, each in its own way. TRL samples with
@@ -30,9 +30,9 @@ from typing import Any
 import msgspec
 import torch
 
-from launch.bench.cells import Cell
-from launch.bench.methods import Method
-from launch.bench.plain_loop import HELD_OUT, Policy, evaluate
+from launch.bench.compare.cells import Cell
+from launch.bench.compare.methods import Method
+from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train

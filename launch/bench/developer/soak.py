@@ -1,6 +1,6 @@
 """A long run under random faults: does anything grow that should not?
 
-    python -m launch.bench.soak [--minutes 20] [--seed 0] [--out FILE]
+    python -m launch.bench.developer.soak [--minutes 20] [--seed 0] [--out FILE]
 
 `darts train` with two simulated engines and a real learner. All the while engines are killed,
 stopped and thawed, the stage reads slowly or not at all, frames are corrupted, and rewards raise,
@@ -28,8 +28,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from launch.bench.flatness import Row, Series, row, table, verdict
-from launch.bench.namespaces import Started
+from launch.bench.developer.flatness import Row, Series, row, table, verdict
+from launch.bench.developer.namespaces import Started
 from launch.run_files.jsonl import lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.client import Link
@@ -45,7 +45,7 @@ SETTINGS = [
     "engine.kind=simulated",
     "engine.count=2",
     "engine.restarts=1000000",
-    f"reward.python.function={__name__}:reward".replace("__main__", "launch.bench.soak"),
+    f"reward.python.function={__name__}:reward".replace("__main__", "launch.bench.developer.soak"),
     "reward.python.limit_s=2",
     "reward.python.workers=2",
     "reward.python.fail_share=0.5",

@@ -1,4 +1,4 @@
-"""What it costs to know where time goes: `python -m launch.bench.tracing [--out FILE]`.
+"""What it costs to know where time goes: `python -m launch.bench.developer.tracing [--out FILE]`.
 
 The same steps three ways, interleaved, each run in fresh processes: `off` (`watch.timing=false`),
 `timing` (latency figures and critical paths), `trace` (and every step in the trace). All candidates
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.bench.engine_overhead import SHORT, metrics_of
+from launch.bench.developer.engine_overhead import SHORT, metrics_of
 from pipeline.config.load import load
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)

@@ -1,4 +1,4 @@
-"""One pass of the learner alone: `python -m launch.bench.gpu_learner --config CONFIG --out FILE`.
+"""One pass of the learner alone: `python -m launch.bench.gpu.learner --config CONFIG --out FILE`.
 
 Seconds of forward and backward over one step's groups, on the device that the
 learner would take, by what a bucket of `learner.forward.packed_call` is worth. Lengths are
@@ -18,7 +18,7 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
-from launch.bench.packed import group_of
+from launch.bench.developer.packed import group_of
 from learner.forward import packed_call
 from learner.forward.micro_batches import MicroBatch, logprobs, micro_batches
 from learner.forward.packed_attention import switch
@@ -101,7 +101,7 @@ def _synchronize(reset: bool = False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_learner")
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.learner")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mean-tokens", type=float, default=72.0, help="of a response")

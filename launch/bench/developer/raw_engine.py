@@ -1,6 +1,6 @@
 """vLLM alone: what a step of darts asks of its engine, asked of `AsyncLLM` directly.
 
-    python -m launch.bench.raw_engine --config CONFIG --out FILE
+    python -m launch.bench.developer.raw_engine --config CONFIG --out FILE
 
 Turns a configuration into the requests of its first step (the coordinator says which),
 streams them with `engine.slots` in flight, and writes tokens and seconds as JSON. A process of
@@ -111,7 +111,7 @@ async def measure(config: Config, requests: Sequence[Sampling]) -> Span:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.raw_engine")
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.raw_engine")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

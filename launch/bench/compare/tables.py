@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from launch.bench.cells import Figures
-from launch.bench.methods import BASELINE
+from launch.bench.compare.cells import Figures
+from launch.bench.compare.methods import BASELINE
 
 FIGURES = Figures.__struct_fields__
 RATIOS = ("step_seconds", "seconds_to_target")

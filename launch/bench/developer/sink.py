@@ -1,6 +1,6 @@
 """A learner that learns nothing: the pipeline without the time and the core of training.
 
-    python -m launch.bench.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
+    python -m launch.bench.developer.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
 
 Speaks the learner's side of the wire: publishes the start weights, calls every group
 trained and every step done at once, and lets each version after the first be the same file.
@@ -96,7 +96,7 @@ class Sink:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.sink")
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.sink")
     parser.add_argument("--stage", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--rank", type=int, choices=[0], required=True)

@@ -1,6 +1,6 @@
 """What a job over two machines does when something breaks: a table, one fault a row.
 
-    python -m launch.bench.faults [--only NAME] [--out FILE]
+    python -m launch.bench.developer.faults [--only NAME] [--out FILE]
 
 Two network namespaces, one torchrun in each, simulated engines and a real
 learner. Each row is a job of its own, which must end with every prompt trained
@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.namespaces import Machines, Started, two_machines, why_not
+from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from launch.run_files.jsonl import lines
 
 RESTARTS = 3

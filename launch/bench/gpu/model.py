@@ -1,6 +1,6 @@
 """A model of Qwen2.5-0.5B's shape with random weights.
 
-    python -m launch.bench.gpu_model --out DIR
+    python -m launch.bench.gpu.model --out DIR
 
 Nothing is downloaded: weights are drawn, and the tokenizer is the quickstart's,
 padded to the shape's vocabulary with words that no prompt has. So many tokens
@@ -78,7 +78,7 @@ def make(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu_model")
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true", help="a shape that a CPU computes")
     parser.add_argument("--mean-tokens", type=int, default=128, help="of a response")

@@ -1,7 +1,7 @@
 """`make show`: the tables of the documents, measured here, one job after another.
 
 Runs the quickstart with three seeds, every selector of the house once and again with
-audits, then the programs of `launch.bench.benches`, and writes `docs/measured.md` from
+audits, then the programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from
 their own files. Takes its time (about a minute and a half a job on two cores); a job
 whose result is there is not run again, so an interrupted show goes on where it was.
 `--only NAME` runs one. A comparison (`darts bench compare --folder RUNS/compare`) takes
@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.benches import BENCHES, PEER
+from launch.bench.developer.benches import BENCHES, PEER
 from pipeline.config.load import dump, load
 
 CONFIG = "configs/quickstart.yaml"
@@ -118,7 +118,7 @@ def bias_row(name: str, r: dict[str, Any]) -> str:
 
 
 INTRODUCTION = (
-    "Written by `make show` (`launch/bench/show.py`) from the runs' own files: held-out accuracy "
+    "Written by `make show` (`launch/bench/developer/show.py`) from the runs' own files: held-out accuracy "
     "and lengths of {config}, 256 prompts x 4 samples; tokens without evaluation. One machine, "
     "{cores} cores, no GPU, one job at a time."
 )

@@ -1,6 +1,6 @@
 """Metrics of jobs over two machines against those of one machine, seed by seed.
 
-    python -m launch.bench.two_machines [--seeds N] [--folder DIR] [--out FILE] [key=value ...]
+    python -m launch.bench.developer.two_machines [--seeds N] [--folder DIR] [--out FILE] [key=value ...]
 
 The same task, ranks and engines: by `darts train`, and by a torchrun in each of
 two network namespaces (needs root). A live run is not reproducible to the bit.
@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.bench.faults import records
-from launch.bench.namespaces import Started, two_machines, why_not
+from launch.bench.developer.faults import records
+from launch.bench.developer.namespaces import Started, two_machines, why_not
 
 RANKS = (3, 2)  # of torchrun on each machine: l0 l1 e0, and l2 e1
 WAYS = ("one", "two")

@@ -18,9 +18,9 @@ from typing import Any
 import filelock
 import msgspec
 
-from launch.bench import plots, tables
-from launch.bench.cells import Cell, CellError, Figures
-from launch.bench.methods import METHODS, QUICK, SETS
+from launch.bench.compare import plots, tables
+from launch.bench.compare.cells import Cell, CellError, Figures
+from launch.bench.compare.methods import METHODS, QUICK, SETS
 from launch.commands.train import about
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError

@@ -1,4 +1,4 @@
-"""What overlap hides: `python -m launch.bench.overlap [--study NAME] [--out FILE]`.
+"""What overlap hides: `python -m launch.bench.developer.overlap [--study NAME] [--out FILE]`.
 
 `backward`: steps of the quickstart's task, large ones, three ways: `sink` generates and learns
 nothing, `off` learns when generation has ended, `group` while other groups are generated. The
@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.engine_overhead import SHORT, metrics_of
+from launch.bench.developer.engine_overhead import SHORT, metrics_of
 from pipeline.config.load import load
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")

@@ -1,11 +1,11 @@
 """What darts costs its engine: tokens per second through the pipeline against vLLM alone.
 
-    python -m launch.bench.engine_overhead [--requests 2048] [--repeats 3] [--out FILE]
+    python -m launch.bench.developer.engine_overhead [--requests 2048] [--repeats 3] [--out FILE]
 
 The same requests three ways, one after another and all of it `--repeats` times, each
-in fresh processes: `raw` is `AsyncLLM` streaming (`launch.bench.raw_engine`), `sink`
+in fresh processes: `raw` is `AsyncLLM` streaming (`launch.bench.developer.raw_engine`), `sink`
 engine worker, sockets, stage and rewards with a learner that does nothing
-(`launch.bench.sink`), `learner` the same with the real one training beside it. vLLM's
+(`launch.bench.developer.sink`), `learner` the same with the real one training beside it. vLLM's
 threads have the first core in all of them. Seconds run from the first request to the
 end of the last.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.raw_engine import Span
+from launch.bench.developer.raw_engine import Span
 from launch.commands.train import identify
 from launch.launcher.local import Launcher
 from launch.launcher.processes import Child, clean_environment, end_all
@@ -85,7 +85,7 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
         identify(run, config)
         launcher = Launcher(config, run, Complaints())
         if learner == "sink":
-            launcher.children["l0"].command[0] = "launch.bench.sink"
+            launcher.children["l0"].command[0] = "launch.bench.developer.sink"
         if launcher.run():
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
@@ -105,7 +105,7 @@ def raw(config: Config, path: Path) -> Span:
     run.create()
     identify(run, config)
     out = path / "span.json"
-    command = ["launch.bench.raw_engine", "--config", str(run.config), "--out", str(out)]
+    command = ["launch.bench.developer.raw_engine", "--config", str(run.config), "--out", str(out)]
     child = Child("raw", command, run.logs / "raw.log", clean_environment())
     deadline = time.monotonic() + RAW_LIMIT_S
     child.start()

@@ -1,4 +1,4 @@
-"""Packed, prefix-shared passes against padded batches: `python -m launch.bench.packed`.
+"""Packed, prefix-shared passes against padded batches: `python -m launch.bench.developer.packed`.
 
 Turns groups of responses into a table of times on one thread: the learner's own
 packed path, and a reference that pads length-sorted sequences as plain trainers

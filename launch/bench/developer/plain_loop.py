@@ -1,4 +1,4 @@
-"""GRPO without darts: `python -m launch.bench.plain_loop [--steps 60] [--seed 0]`.
+"""GRPO without darts: `python -m launch.bench.developer.plain_loop [--steps 60] [--seed 0]`.
 
 Turns the warm-start model into a trained one, in one process: sample everything, wait
 for the slowest, train, repeat. No streaming, no vLLM, no DeepSpeed. It proves that the
@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from launch.bench.sampler import Response, sample
+from launch.bench.developer.sampler import Response, sample
 from pipeline.tasks import chain_sums
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
@@ -169,7 +169,9 @@ def train_step(
 
 def main() -> None:
     """Train and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.plain_loop", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.bench.developer.plain_loop", description=__doc__
+    )
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

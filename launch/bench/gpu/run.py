@@ -1,8 +1,8 @@
-"""One GPU shared by engine and learner: `python -m launch.bench.gpu --out DIR [--tiny]`.
+"""One GPU shared by engine and learner: `python -m launch.bench.gpu.run --out DIR [--tiny]`.
 
 Turns nothing but this repository into figures: a model of Qwen2.5-0.5B's shape
-with random weights (`launch.bench.gpu_model`), the transformers engine alone
-(`launch.bench.gpu_engine`), the learner alone (`launch.bench.gpu_learner`), then
+with random weights (`launch.bench.gpu.model`), the transformers engine alone
+(`launch.bench.gpu.engine`), the learner alone (`launch.bench.gpu.learner`), then
 the whole pipeline through `darts train`, with `learner.overlap` group and off.
 Part `graphs`, by name only: the engine with the library's own attention and
 captured CUDA graphs. Every part is a process under a time limit, and
@@ -32,7 +32,7 @@ import msgspec
 import psutil
 import yaml
 
-from launch.bench.overlap import means
+from launch.bench.developer.overlap import means
 from pipeline.plugins.views import Sampled
 
 LIMITS_S = {
@@ -46,9 +46,9 @@ LIMITS_S = {
 """Of each part."""
 ALL_S = 300.0
 ALONE = {
-    "engine": "launch.bench.gpu_engine",
-    "graphs": "launch.bench.gpu_engine",
-    "learner": "launch.bench.gpu_learner",
+    "engine": "launch.bench.gpu.engine",
+    "graphs": "launch.bench.gpu.engine",
+    "learner": "launch.bench.gpu.learner",
 }
 RUNS = ("group", "off")
 GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
@@ -79,7 +79,7 @@ def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str
         "sampling": {"max_tokens": 64 if tiny else 384},
         "step": {"count": steps, "prompts": 4 if tiny else 16},
         "group": {"size": 4 if tiny else 8},
-        "reward": {"python": {"function": "launch.bench.gpu:coin"}},
+        "reward": {"python": {"function": "launch.bench.gpu.run:coin"}},
         # Groups end one by one: with the default most end together at the step's barrier, and
         # there is little to run their passes beside.
         "selector": "first_m",
@@ -259,7 +259,7 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
         return told
 
     shape = ["--tiny", "--mean-tokens", "32", "--dtype", "float32"] if tiny else []
-    part("model", ["launch.bench.gpu_model", "--out", str(model), *shape])
+    part("model", ["launch.bench.gpu.model", "--out", str(model), *shape])
     for name in parts:
         config = out / f"{name}.yaml"
         settings = configuration(model, name if name in RUNS else "group", tiny, steps)

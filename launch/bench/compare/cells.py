@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.methods import Method
+from launch.bench.compare.methods import Method
 from launch.launcher.processes import Child, clean_environment, end_all
 from launch.report.figures import StepFigures, step_figures
 from launch.run_files.records import EvalLine, StepLine, curve

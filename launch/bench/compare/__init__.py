@@ -1,0 +1,1 @@
+"""`darts bench compare`: methods side by side, as one table."""

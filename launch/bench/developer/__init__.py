@@ -1,0 +1,1 @@
+"""Measurements for developers of darts; not part of the wheel."""
