@@ -40,7 +40,7 @@ log = logging.getLogger("learner")
 class Parts:
     """What one rank works with."""
 
-    engine: engine.Zero
+    zero: engine.Zero
     gradient: StepGradient | HeldStep
     passes: Passes
     ahead: Ahead

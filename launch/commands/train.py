@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 def _revision() -> str:
     """git revision of this source tree, '' outside of one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

@@ -150,7 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    folder = Path(__file__).resolve().parent.parent / "docs"
+    folder = Path(__file__).resolve().parents[2] / "docs"
     stale = 0
     for name, make in PAGES.items():
         path, text = folder / name, make()

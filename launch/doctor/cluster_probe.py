@@ -120,7 +120,7 @@ def facts_of(place: Place, config: Config, ports: dict[str, int], taken: dict[st
 def _sources() -> str:
     """Checksum of darts' own modules: installed or not, edited or not."""
     digest = xxhash.xxh3_64()
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     for package in ("pipeline", "engines", "learner", "launch"):
         for path in sorted((root / package).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())

@@ -76,8 +76,8 @@ def test_without_overlap_a_step_is_generation_then_learning_then_the_publish():
         load_s = TINY.engine_cost().load_s if step["step"] else 0.0  # it opens with a load
         serial = cost.step_s + cost.publish_s + load_s
         messages = 20 * TINY.machines().delay_s
-        early_estimates = step["generation_s"] + learning + serial
-        assert early_estimates - 1e-9 <= step["seconds"] <= early_estimates + messages
+        expected = step["generation_s"] + learning + serial
+        assert expected - 1e-9 <= step["seconds"] <= early_estimates + messages
 
 
 def test_forwards_of_hinted_tokens_are_hidden_behind_generation():

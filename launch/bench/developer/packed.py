@@ -31,7 +31,7 @@ from learner.forward.micro_batches import logprobs, micro_batches
 from pipeline.tasks import chain_sums
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
 MEMBERS = 8
 MAX_TOKENS = 128
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from launch.bench.developer.sampler import Response, sample
 from pipeline.tasks import chain_sums
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
 
 MAX_TOKENS = 128
 PROMPTS, GROUP_SIZE = 16, 8
