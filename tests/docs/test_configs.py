@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "simulate.yaml"
 ]

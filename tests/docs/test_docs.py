@@ -12,9 +12,9 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 from launch.docs import pages
 from pipeline.config.load import load
+from tests.paths import ROOT
 from tests.pipeline.world import World, seams_of, settings_of
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that a reader is to replace by his own.
 OWN = re.compile(r"CONFIG|NAME|my_selectors|selector[=.]quickest|my_data|\.\.\.")

@@ -9,7 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 DOCS = ROOT / "docs"
 # Two string literals side by side are one text: `"a " f"b"`.
 _SPLIT = re.compile(r'"\s*\n?\s*f?"')

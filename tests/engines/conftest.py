@@ -9,8 +9,7 @@ import pytest_asyncio
 from engines.backends.vllm import VllmEngine
 from engines.base import Engine
 from pipeline.config.schema import EngineSection
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ import pytest
 from engines.base import EngineError
 from engines.model_facts import read_model_facts
 from pipeline.data.tokenizer import Tokenizer
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from tokenizers.models import WordLevel
 from engines.backends.vllm import VllmEngine
 from engines.base import Delta, Sampling
 from engines.stop_strings import StopTexts
+from tests.paths import MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 WORDS = ["a", "<", "/t", ">", "x>", "=", "Ã", "©"]
 """The last two are the bytes of "é", as byte-level tokenizers write them."""
 A, OPEN, T, CLOSE, X_CLOSE, EQUALS, BYTE_1, BYTE_2 = range(len(WORDS))

@@ -41,8 +41,8 @@ from pipeline.wire.messages import (
     Welcome,
 )
 from pipeline.wire.server import Hub, Unreachable
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chain-sums"
 VOCABULARY = 24
 _M = TypeVar("_M", bound=FromPeer)

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.paths import ROOT
+
 QUICK = [
     "step.count=6",
     "step.prompts=4",

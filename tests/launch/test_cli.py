@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
 

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "models" / "chain-sums"
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 

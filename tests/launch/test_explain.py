@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 def darts(*arguments: str) -> Result:

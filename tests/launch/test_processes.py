@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from launch.launcher.processes import Child, clean_environment, end_all
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.paths import ROOT
 
 
 def until(what: Callable[[], object], seconds: float = 20.0) -> None:

@@ -22,9 +22,9 @@ from launch.monitor.panel import History, frame, sparkline
 from launch.monitor.top import OLD_S
 from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
 from pipeline.system.run_folder import RunFolder
+from tests.paths import MODEL
 
 WHOM = "trajectory 90, queued for a slot"
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 NOW = Live(
     phase="training",
     step=3,

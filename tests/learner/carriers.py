@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.system.durable_files import System
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLD = 3
 PART_BYTES = 9_000_000
 """Two whole pieces and a part of one."""

@@ -20,8 +20,8 @@ import numpy as np
 
 from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import CloseStep, TrainGroup, TrainMember
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 24
 TEMPERATURE = 0.7
 SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)

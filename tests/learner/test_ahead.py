@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from learner.streaming.cached_forward import Streamer
 from learner.streaming.fixed_logprobs import member_logprobs
 from learner.streaming.logprob_stream import Ahead, Stream
 from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember
+from tests.paths import MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 TEMPERATURE = 0.7
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from learner.streaming.cached_forward import Streamer
 from learner.streaming.fixed_logprobs import laid_out, member_logprobs
 from learner.streaming.logprob_stream import Stream
 from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember, floats, ints
+from tests.paths import MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 TEMPERATURE = 0.7
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
+from tests.paths import MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 DATA = "data: {train: a.jsonl, held_out: a.jsonl%s}\n"
 GOOD = {"prompt": "1+1=", "answer": "2"}
 MEND = "mend them, or leave them out with data.bad_lines: skip"

@@ -18,8 +18,8 @@ from pipeline.config.schema import Config, Plugin
 from pipeline.config.yaml_tree import scalar
 from pipeline.plugins import registry
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 

@@ -16,8 +16,7 @@ from pipeline.config.schema import Data, Source
 from pipeline.data.dataset import Dataset, load_held_out, load_train
 from pipeline.data.files import DataError, files_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from pipeline.config.load import load
 from pipeline.coordinator.state import EvalSet
 from pipeline.data import eval_sets
 from pipeline.data.tokenizer import Tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def test_a_task_as_a_set_gives_its_first_256_prompts_or_as_many_as_are_asked_for() -> None:

@@ -17,8 +17,8 @@ import pytest
 from pipeline.config.docs import documentation, sections
 from pipeline.coordinator.state import Settings
 from pipeline.plugins import registry
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # What only describes or checks a setting is no reader of it.
 DESCRIBES = {
     *("config.py", "configdocs.py", "configpaths.py", "configrules.py"),

@@ -24,8 +24,7 @@ from pipeline.plugins.rewards._results import Outcome, outcomes
 from pipeline.plugins.rewards.python import Python, PythonOptions
 from pipeline.plugins.testing import sample_of
 from pipeline.plugins.views import Sampled
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def reward(name: str, **options: Any) -> Any:

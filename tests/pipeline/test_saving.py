@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.checkpoint import saver, store
-from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint import store
+from pipeline.checkpoint.saver import Saver, free_bytes, size_of
 from pipeline.coordinator.events import Checkpointed, Halt
 from pipeline.system.durable_files import SYSTEM, write
 from pipeline.wire.messages import Save
@@ -150,7 +150,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
     assert list(tmp_path.iterdir()) == []
     free[0] = 1001
     assert (await saved(bureau, b"x" * 100_000)).error == ""
-    needed = int(1.2 * saver.size_of(tmp_path / "checkpoints" / "step-000000"))
+    needed = int(1.2 * size_of(tmp_path / "checkpoints" / "step-000000"))
     assert needed > 120_000
     free[0] = needed - 1
     bureau.bench.core.step = 1
@@ -163,7 +163,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
 
 
 async def test_free_bytes_are_those_of_the_disk_that_checkpoints_are_on(small_disk: Path) -> None:
-    assert 0 < saver.free_bytes(small_disk) <= SMALL
+    assert 0 < free_bytes(small_disk) <= SMALL
 
 
 @pytest.mark.fault("the ledger is off when a checkpoint is due", part="checkpoints", by="file")

@@ -12,8 +12,7 @@ import pytest
 from pipeline.config.schema import Data
 from pipeline.data.dataset import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, check
-
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 @pytest.fixture(scope="module")

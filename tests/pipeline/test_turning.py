@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from pipeline.plugins.registry import RolloutOptions
 from pipeline.plugins.views import Turn
 from pipeline.stage.environment_calls import RolloutPool, Turning, pieces_of
 from pipeline.wire.messages import ints
+from tests.paths import MODEL
 from tests.pipeline.test_rewarding import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)
-MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 PROMPT = "7+9+2="
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 SOURCE = Path(__file__).parent / "darts_example_selector"
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 

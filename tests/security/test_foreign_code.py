@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chain-sums"
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 

@@ -16,8 +16,8 @@ from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError, RunFolder
 from pipeline.wire.codec import decode_from_peer, encode
 from pipeline.wire.messages import Join, WireError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = "x" * 5000
 # name -> of these: run, peer, manifest, config
 NASTY: dict[str, str] = {

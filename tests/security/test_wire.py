@@ -43,10 +43,10 @@ from pipeline.wire.messages import (
 )
 from pipeline.wire.server import Hub
 from pipeline.workers.pool import RewardPool
+from tests.paths import ROOT
 from tests.pipeline.test_messages import batch
 from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 2000
 SECONDS = 30.0
 NONE = (b"", b"")

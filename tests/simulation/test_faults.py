@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +20,9 @@ from pipeline.plugins.budgets import uniform
 from pipeline.simulation.fault_plan import HANGS, What
 from pipeline.simulation.faults import Faulty
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
+from tests.paths import ROOT
 
 SEEDS = 1000
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.fault(

@@ -1,14 +1,12 @@
 """The chain-sums task: its items, its splits, its traces, its tokenizer."""
 
 from collections import Counter
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from pipeline.tasks import chain_sums
-
-MODEL = Path(__file__).parents[2] / "models" / "chain-sums"
+from tests.paths import MODEL
 
 
 def terms_of(prompt: str) -> list[int]:
