@@ -63,11 +63,11 @@ test: env  ## everything that CI runs: lint, types, all tests
 test-fast: env  ## the tests of what decides: no engine, socket or worker process; half a minute
 	@echo '==> pytest tests/pipeline'
 	@$(BIN)/python -m pytest tests/pipeline -m 'not slow' \
-	  --ignore tests/pipeline/test_rewarding.py --ignore tests/pipeline/test_transport.py $(PYTEST_FLAGS)
+	  --ignore tests/pipeline/workers/test_pool.py --ignore tests/pipeline/wire/test_server.py $(PYTEST_FLAGS)
 
 .PHONY: test-multinode
 test-multinode: env  ## jobs over two network namespaces, real vLLM too (root; ten minutes)
-	@DARTS_MULTINODE=1 $(BIN)/python -m pytest tests/launch/test_nodes.py -v $(PYTEST_FLAGS)
+	@DARTS_MULTINODE=1 $(BIN)/python -m pytest tests/launch/torchrun/test_two_machines.py -v $(PYTEST_FLAGS)
 
 .PHONY: docs
 docs: env  ## the documents as a site, in site/index.html; fails at a broken link

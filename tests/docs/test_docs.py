@@ -13,7 +13,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from launch.docs import pages
 from pipeline.config.load import load
 from tests.paths import ROOT
-from tests.pipeline.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that a reader is to replace by his own.
@@ -75,7 +75,7 @@ def test_make_targets_that_a_page_names_exist(page: Path):
 
 
 def test_teaching_selector_and_the_packaged_one_say_the_same():
-    packaged = ROOT / "tests/plugins/darts_example_selector/src/darts_example_selector"
+    packaged = ROOT / "tests/pipeline/plugins/darts_example_selector/src/darts_example_selector"
     in_package = (packaged / "__init__.py").read_text()
     page = (ROOT / "docs" / "selectors.md").read_text()
     for line in ("the {len(ids)} quickest of {len(ended)}", "Options of the `quickest` selector."):

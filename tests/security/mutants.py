@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pipeline.wire.codec import encode
-from tests.pipeline.test_messages import FROM_PEER, GOOD, TO_PEER
+from tests.pipeline.wire.test_messages import FROM_PEER, GOOD, TO_PEER
 
 VOCABULARY = 24
 REPORTS = [encode(message) for message in FROM_PEER]

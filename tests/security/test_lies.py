@@ -45,8 +45,8 @@ from pipeline.wire.messages import (
     TokenBatch,
     WeightsLoaded,
 )
-from tests.pipeline.bench import Bench, only
-from tests.pipeline.test_messages import batch
+from tests.pipeline.coordinator.bench import Bench, only
+from tests.pipeline.wire.test_messages import batch
 
 ENGINE = Join(protocol=2, role="engine", name="e0", slots=4)
 LEARNER = Join(protocol=2, role="learner", name="l0")

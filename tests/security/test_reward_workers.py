@@ -19,7 +19,7 @@ from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import RewardFailed, RewardPool
 from pipeline.workers.process import OUTPUT_BYTES
 from pipeline.workers.resource_limits import MARK, scrubbed
-from tests.pipeline.test_rewarding import eventually, runs
+from tests.pipeline.workers.test_pool import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)
 TEST = "PYTEST_CURRENT_TEST"  # pytest's own variable

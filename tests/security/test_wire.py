@@ -44,7 +44,7 @@ from pipeline.wire.messages import (
 from pipeline.wire.server import Hub
 from pipeline.workers.pool import RewardPool
 from tests.paths import ROOT
-from tests.pipeline.test_messages import batch
+from tests.pipeline.wire.test_messages import batch
 from tests.security.mutants import COMMANDS, REPORTS, VOCABULARY, mutant, mutant_parts
 
 FRAMES = 2000

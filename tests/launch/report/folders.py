@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.load import dump, load
-from tests.launch.jobs import ROOT
+from tests.launch.jobs.jobs import ROOT
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 TOKEN_S = 0.01

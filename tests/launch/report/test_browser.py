@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launch.report.build import build
-from tests.launch.jobs import ROOT
+from tests.launch.jobs.jobs import ROOT
 from tests.launch.report.folders import Made
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -13,7 +13,7 @@ from launch.cli import app
 from launch.report.build import build
 from launch.report.sections.latency import MEANINGS
 from pipeline.system.run_folder import RunFolder
-from tests.launch.jobs import ROOT
+from tests.launch.jobs.jobs import ROOT
 from tests.launch.report.folders import Made
 
 MEGABYTE = 1e6

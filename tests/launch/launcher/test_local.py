@@ -1,0 +1,112 @@
+"""What the launcher keeps in memory, and what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.launcher import local
+from launch.launcher.processes import end_all, engine_environment
+from pipeline.config.load import load
+from pipeline.system import temp_dirs
+from pipeline.system.run_folder import RunFolder
+from tests.launch.jobs.jobs import ROOT
+
+
+def test_weights_go_below_the_run_when_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path / "none")
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    assert local.weights_directory(run, need_bytes=1).parent == run.path
+
+
+class Heard:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def heard(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.fault("the stage's process lives and says nothing", part="stage", by="process")
+def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Path) -> None:
+    """Promise: the launcher says so, with the log to look into, once a limit.
+    Bound: `watch.warn_s` (here 1 s).
+    """
+    run, view = RunFolder(tmp_path / "run"), Heard()
+    run.create()
+    config = load(ROOT / "configs" / "quickstart.yaml", ["watch.warn_s=1"])
+    launcher = local.Launcher(config, run, view)
+    said = "import time; print('up'); time.sleep(60)"
+    stage = launcher.children["stage"]
+    stage.command = ["timeit", "-n", "1", "-s", said, "pass"]  # alive, and without a word
+    pipe = launcher._theirs
+    pipe.sendall(b'{"live": {}}\n')
+    stage.start()
+    launcher._deadline = time.monotonic() + 3.0
+    launcher._serve()
+    end_all([stage], 0.0)
+    launcher._ours.close()
+    pipe.close()
+    shutil.rmtree(launcher.weights)
+    shutil.rmtree(launcher.sockets)
+    told = [line["say"] for line in view.lines if "say" in line]
+    assert told[0].startswith("the stage has been silent for 1 s; where it stands: ")
+    assert told[0].endswith("stage.log")
+    assert len(told) <= 3, "once a limit, not at every look"
+
+
+def test_sockets_of_vllm_lie_where_the_run_removes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path)
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
+    try:
+        place = launcher.children["e0"].environment["VLLM_RPC_BASE_PATH"]
+        assert place == str(launcher.sockets)
+        assert "VLLM_RPC_BASE_PATH" not in launcher.children["l0"].environment
+    finally:
+        shutil.rmtree(launcher.weights)
+        shutil.rmtree(launcher.sockets)
+        launcher._ours.close()
+        launcher._theirs.close()
+    assert engine_environment(Path("/" + "x" * 71)) == {}, "too long for a socket below it"
+
+
+def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up')"
+    stage = launcher.children["stage"]
+    stage.command = ["timeit", "-n", "1", "-s", f"{deaf}; import time; time.sleep(60)", "pass"]
+    try:
+        stage.start()
+        while not stage.tail():
+            time.sleep(0.05)
+        for _ in range(2):
+            launcher._interrupt(signal.SIGINT, None)
+        time.sleep(0.3)
+        assert stage.running
+        launcher._interrupt(signal.SIGINT, None)
+        deadline = time.monotonic() + 10
+        while stage.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert stage.ended() == "killed by SIGKILL"
+    finally:
+        end_all([stage], 0.0)
+        shutil.rmtree(launcher.weights)
+        shutil.rmtree(launcher.sockets)
+        launcher._ours.close()
+        launcher._theirs.close()

@@ -1,0 +1,351 @@
+"""The order of a run around its steps: halts, checkpoints, resumes, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline.coordinator import snapshot
+from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.events import (
+    Checkpointed,
+    Cut,
+    Halt,
+    Judge,
+    LearnerJoined,
+    Place,
+    Report,
+    RewardMissing,
+    RewardReady,
+    ShutDown,
+    StepApplied,
+    Tick,
+    Train,
+    Trained,
+    VersionPublished,
+)
+from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.state import EvalSet
+from pipeline.plugins.actions import Finalize, Plan
+from pipeline.plugins.views import PlanView
+from tests.pipeline.coordinator.bench import Bench, only
+
+
+def finish_of(bench: Bench, rank: int = 0) -> list[Any]:
+    step = bench.core.step
+    return bench.handle(StepApplied(rank=rank, step=step, version=step + 1))
+
+
+# --- halt and checkpoints ---------------------------------------------------------------------
+
+
+class Nothing:
+    """Prompts: there are none."""
+
+    def plan(self, view: PlanView) -> Plan:
+        return Plan(())
+
+    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
+        pass
+
+
+def halted(bench: Bench, error: str = "") -> list[Any]:
+    return bench.handle(Halt(error=error))
+
+
+def test_halt_ends_legs_at_the_tokens_held_cuts_and_ends() -> None:
+    bench = Bench()
+    bench.begin()
+    bench.tokens(0, 4)
+    commands = halted(bench, "disk full")
+    assert [type(c) for c in commands if isinstance(c, Cut | Place)] == [Cut]
+    assert bench.over is None
+    bench.tokens(0, 2, "abort", leg=0, offset=4)
+    bench.handle(Checkpointed(step=0))
+    assert bench.over == ShutDown(error="disk full")
+    assert bench.accounts["open"] == 4
+
+
+def test_halt_inside_the_optimizer_step_waits_for_it() -> None:
+    bench = Bench(steps=5)
+    bench.begin()
+    bench.train_one(0)
+    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    assert only(halted(bench), Cut) == []
+    [cut] = only(finish_of(bench), Cut)
+    assert (cut.step, cut.version) == (1, 1)
+    bench.handle(Checkpointed(step=1))
+    assert bench.over == ShutDown(error="")
+
+
+def test_halt_while_another_checkpoint_is_written_cuts_once_more_after_it() -> None:
+    bench = Bench(steps=5, checkpoint_every=1)
+    bench.begin()
+    bench.learn(bench.train_one(0))
+    assert len(only(bench.everything, Cut)) == 1
+    bench.serve()
+    assert only(halted(bench), Cut) == []
+    assert len(only(bench.handle(Checkpointed(step=1)), Cut)) == 1
+    assert bench.over is None
+    bench.handle(Checkpointed(step=1))
+    assert bench.over == ShutDown(error="")
+
+
+def test_halt_before_everything_has_joined_ends_without_a_cut() -> None:
+    bench = Bench(ranks=2)
+    bench.handle(LearnerJoined(rank=0))
+    bench.handle(VersionPublished(version=0))
+    commands = halted(bench, "learner rank 1 is missing")
+    assert only(commands, Cut) == [], "rank 1 would never write its part"
+    assert bench.over == ShutDown(error="learner rank 1 is missing")
+
+
+def test_a_second_halt_changes_nothing() -> None:
+    bench = Bench()
+    bench.begin()
+    halted(bench)
+    assert halted(bench, "late") == []
+
+
+def test_checkpoints_follow_every_nth_step_and_the_last() -> None:
+    bench = Bench(steps=3, checkpoint_every=2)
+    bench.begin(slots=30)
+    for _ in range(3):
+        bench.learn(bench.train_one(next(iter(bench.core.groups))))
+        for cut in only(bench.everything[-6:], Cut):
+            bench.handle(Checkpointed(step=cut.step))
+        bench.serve()
+    assert [c.step for c in only(bench.everything, Cut)] == [2, 3]
+    assert bench.over == ShutDown(error="")
+
+
+def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_left_out() -> None:
+    bench = Bench(steps=3, checkpoint_every=1)
+    bench.begin(slots=30)
+    for _ in range(3):
+        bench.learn(bench.train_one(next(iter(bench.core.groups))))
+        bench.serve()
+    assert [c.step for c in only(bench.everything, Cut)] == [1]
+    assert "no checkpoint at step 2: the one before is still being written" in bench.warnings()
+    assert bench.over is None
+    [last] = only(bench.handle(Checkpointed(step=1)), Cut)
+    assert last.step == 3
+    bench.handle(Checkpointed(step=3))
+    assert bench.over == ShutDown(error="")
+
+
+def test_a_last_step_that_is_empty_is_in_a_checkpoint_too() -> None:
+    bench = Bench(seams={"prompts": Nothing()}, steps=1, checkpoint_every=5)
+    bench.begin()
+    [cut] = only(bench.everything, Cut)
+    assert cut.step == 1
+    bench.handle(Checkpointed(step=1))
+    assert bench.over == ShutDown(error="")
+
+
+def test_a_checkpoint_that_fails_is_a_warning_and_the_run_goes_on() -> None:
+    bench = Bench(steps=2, checkpoint_every=1)
+    bench.begin(slots=30)
+    bench.learn(bench.train_one(0))
+    bench.handle(Checkpointed(step=1, error="no space left"))
+    assert "no checkpoint at step 1: no space left" in bench.warnings()
+    assert bench.coordinator.phase is Phase.TRAINING
+
+
+def test_rewards_that_come_before_a_resumed_learner_make_no_group_stale() -> None:
+    bench = Bench()
+    bench.begin(version=3)
+    bench.tokens(0, 3, "stop")
+    bench.tokens(1, 4, "stop")
+    bench.ask(0, Finalize((0, 1)))
+    halted(bench)
+    saved = snapshot.take(bench.coordinator)
+
+    again = Bench()
+    asked = snapshot.restore(again.coordinator, saved, 0.0)
+    assert [c.trajectory for c in only(asked, Judge)] == [0, 1]
+    for trajectory in (0, 1):
+        again.coordinator.handle(RewardReady(trajectory=trajectory, value=float(trajectory)), 1.0)
+    assert again.group(0).stage is Stage.CHOSEN
+    commands = again.begin(version=3)
+    assert [t.group for t in only(commands, Train)] == [0]
+
+
+def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
+    bench = Bench(need=2)
+    bench.begin(slots=20)
+    bench.train_one(0)
+    halted(bench)
+    again = Bench(need=2)
+    snapshot.restore(again.coordinator, snapshot.take(bench.coordinator), 0.0)
+    assert again.group(0).stage is Stage.READY
+    assert [t.group for t in only(again.begin(slots=20), Train)] == [0]
+
+
+def test_a_state_that_does_not_add_up_is_refused() -> None:
+    bench = Bench()
+    bench.begin()
+    bench.coordinator.roster.issued += 1
+    with pytest.raises(snapshot.SnapshotError, match="2 prompts issued"):
+        snapshot.take(bench.coordinator)
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+def evaluate(bench: Bench, value: float) -> None:
+    for group in [g for g in bench.core.groups.values() if g.kind == "eval"]:
+        for member in list(group.members):
+            bench.tokens(member.id, 4, "stop")
+            bench.reward(member.id, value)
+
+
+def evaluations(bench: Bench) -> list[dict[str, Any]]:
+    return [r.fields for r in only(bench.everything, Report) if r.what == "eval"]
+
+
+def test_the_run_is_evaluated_before_the_first_and_after_the_last_step() -> None:
+    bench = Bench(held_out=2, eval_samples=2, eval_every=10)
+    bench.begin(slots=20)
+    assert bench.coordinator.phase is Phase.EVALUATING
+    assert {c.kind for c in only(bench.everything, Place)} == {"eval"}
+    evaluate(bench, 0.0)
+    group = next(iter(bench.core.groups))
+    assert bench.group(group).kind == "train"
+    bench.learn(bench.train_one(group))
+    assert bench.over is None
+    bench.serve()
+    evaluate(bench, 1.0)
+    assert [(e["step"], e["accuracy"], e["samples"]) for e in evaluations(bench)] == [
+        (0, 0.0, 4),
+        (1, 1.0, 4),
+    ]
+    assert bench.over == ShutDown(error="")
+    assert bench.accounts["eval"] == 32
+
+
+def test_a_missing_reward_of_an_evaluation_is_counted_not_zero() -> None:
+    bench = Bench(held_out=1, eval_samples=2, eval_every=1, steps=0)
+    bench.begin()
+    bench.tokens(0, 4, "stop")
+    bench.tokens(1, 24, "length")
+    bench.reward(0, 1.0)
+    bench.coordinator.selection.rewarded(1, None, {}, "it raised")
+    bench.handle(Tick())
+    [found] = evaluations(bench)
+    assert (found["accuracy"], found["missing"], found["truncated"]) == (1.0, 1, 0.5)
+
+
+def test_a_run_of_zero_steps_only_evaluates() -> None:
+    bench = Bench(held_out=1, eval_samples=1, eval_every=1, steps=0)
+    bench.begin()
+    evaluate(bench, 1.0)
+    assert bench.over == ShutDown(error="")
+    assert not only(bench.everything, Train)
+
+
+def test_evaluation_prompts_are_sampled_anew_at_every_step() -> None:
+    bench = Bench(held_out=1, eval_samples=1, eval_every=1)
+    bench.begin(slots=20)
+    evaluate(bench, 1.0)
+    bench.learn(bench.train_one(next(iter(bench.core.groups))))
+    bench.serve()
+    seeds = [c.seed for c in only(bench.everything, Place) if c.kind == "eval"]
+    assert len(seeds) == len(set(seeds)) == 2
+
+
+def test_halt_in_an_evaluation_leaves_it_out_and_it_begins_again() -> None:
+    bench = Bench(held_out=1, eval_samples=2, eval_every=1)
+    bench.begin()
+    bench.tokens(0, 4, "stop")
+    halted(bench)
+    saved = snapshot.take(bench.coordinator)
+    assert saved.groups == []
+    assert saved.ledger.accounts["eval"] == 4
+    again = Bench(held_out=1, eval_samples=2, eval_every=1)
+    snapshot.restore(again.coordinator, saved, 0.0)
+    commands = again.begin()
+    assert [c.kind for c in only(commands, Place)] == ["eval", "eval"]
+
+
+AIME = EvalSet(name="aime", first=1, count=2, samples=2, k=(1, 2))
+SETS = (EvalSet(name="", first=0, count=1, samples=1, k=(1,)), AIME)
+
+
+def test_each_set_has_its_own_samples_figures_and_greedy_ones() -> None:
+    bench = Bench(steps=0, held_out=3, eval_every=1, eval_sets=SETS, eval_greedy=True)
+    places = only(bench.begin(slots=20), Place)
+    assert [(p.prompt, p.greedy) for p in places] == [
+        (0, False), (0, True),
+        (1, False), (1, False), (1, True), (2, False), (2, False), (2, True),
+    ]  # fmt: skip
+    rewards = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.5]
+    for place, value in zip(places, rewards, strict=True):
+        bench.tokens(place.trajectory, 2, "stop")
+        bench.reward(place.trajectory, value)
+    [found] = evaluations(bench)
+    assert (found["accuracy"], found["pass@1"], found["greedy"]) == (1.0, 1.0, 0.0)
+    aime = found["sets"]["aime"]
+    assert (aime["accuracy"], aime["pass@1"], aime["pass@2"]) == (0.25, 0.25, 0.5)
+    assert (aime["greedy"], aime["samples"], found["other_version"]) == (0.75, 4, 0)
+    assert bench.over is not None
+
+
+def test_a_response_counts_as_correct_from_a_reward_on_and_missing_ones_do_not_count() -> None:
+    sets = (msgspec.structs.replace(AIME, first=0, count=2, samples=3, k=(2,)),)
+    bench = Bench(steps=0, held_out=2, eval_every=1, eval_sets=sets, eval_correct=0.5)
+    bench.begin(slots=20)
+    for trajectory, value in enumerate((0.5, 0.4, 0.0, 0.9, None, None)):
+        bench.tokens(trajectory, 2, "stop")
+        if value is None:
+            bench.handle(RewardMissing(trajectory=trajectory, why="it failed"))
+        else:
+            bench.reward(trajectory, value)
+    [found] = evaluations(bench)
+    assert found["sets"]["aime"]["pass@2"] == pytest.approx(2 / 3), "the second has one sample left"
+    assert (found["accuracy"], found["missing"]) == (0.45, 2), "the first set stands for the run"
+
+
+def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -> None:
+    bench = Bench(steps=4, held_out=1, eval_every=1, eval_samples=1, eval_best="accuracy")
+    bench.begin(slots=30)
+    evaluate(bench, 1.0)  # nothing is trained yet: never the best
+    cuts: list[int] = []
+    for value in (0.25, 0.5, 0.5, 0.75):
+        group = next(g for g in bench.core.groups.values() if g.kind == "train")
+        bench.learn(bench.train_one(group.id))
+        bench.serve()
+        if value == 0.5 and len(cuts) == 1:  # the disk is slow
+            evaluate(bench, value)
+            assert bench.coordinator.phase is Phase.EVALUATING
+            bench.handle(Checkpointed(step=1))
+        else:
+            evaluate(bench, value)
+        new = [c.step for c in only(bench.everything, Cut)][len(cuts) :]
+        cuts += new
+        if new and new != [1]:
+            bench.handle(Checkpointed(step=new[-1]))
+    assert cuts == [1, 2, 4], "of equal ones the earlier is kept"
+    assert bench.coordinator.evaluations.ranked() == [4, 2, 3, 1]
+    assert bench.over == ShutDown(error="")
+
+
+def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None:
+    bench = Bench(steps=2)
+    bench.begin()
+    first, second = [m.id for m in bench.core.groups[0].members][:2]
+    for trajectory, parts in ((first, {"math": 1.0, "brief": 0.5}), (second, {"math": 0.0})):
+        bench.tokens(trajectory, 3, "stop")
+        value = sum(parts.values())
+        bench.handle(RewardReady(trajectory=trajectory, value=value, parts=parts))
+    saved = snapshot.take(bench.coordinator)
+    assert saved.parts == {"math": (1.0, 2), "brief": (0.5, 1)}
+    other = Bench(steps=2)
+    snapshot.restore(other.coordinator, saved, 0.0)
+    assert other.coordinator.roster.parts == saved.parts
+    bench.learn(bench.ask(0, Finalize((first, second))))
+    [step] = [r.fields for r in only(bench.everything, Report) if r.what == "step"]
+    assert step["parts"] == {"brief": 0.5, "math": 0.5}

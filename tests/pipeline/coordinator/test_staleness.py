@@ -1,0 +1,71 @@
+"""Bounded asynchrony: generation runs ahead by k steps, and no token is older than that."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.coordinator.events import FinishStep, Place, StepApplied, Trained
+from tests.pipeline.coordinator.bench import Bench, only
+from tests.pipeline.coordinator.world import World, seams_of, settings_of
+
+
+def test_the_next_steps_prompts_go_out_before_the_update() -> None:
+    bench = Bench(need=1, steps=3, prompts=9, max_staleness=1)
+    placed = only(bench.begin(slots=20), Place)
+    assert {p.prompt for p in placed} == {0, 1}, "two steps of one group"
+    bench.train_one(0)
+    commands = bench.handle(Trained(rank=0, group=0, tokens=5.0))
+    assert only(commands, FinishStep), "the step does not wait for the groups of the next one"
+    assert bench.group(1).stage == "open"
+
+
+def test_a_group_that_would_become_too_old_is_waited_for() -> None:
+    bench = Bench(need=1, steps=4, prompts=9, max_staleness=1)
+    bench.begin(slots=40)
+    bench.tokens(3, 2)  # group 1 holds a token of version 0
+    bench.train_one(0)
+    bench.handle(Trained(rank=0, group=0, tokens=5.0))
+    bench.handle(StepApplied(rank=0, step=0, version=1))
+    bench.serve()
+    late = max(bench.core.groups)
+    assert late > 1
+    commands = bench.train_one(late)  # a younger group is there first
+    commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
+    assert not only(commands, FinishStep), "group 1 could not be trained on after version 2"
+
+
+def test_or_dropped_where_that_is_asked_for() -> None:
+    bench = Bench(need=1, steps=4, prompts=9, max_staleness=1, stale="drop")
+    bench.begin(slots=40)
+    bench.tokens(3, 2)
+    bench.train_one(0)
+    bench.handle(Trained(rank=0, group=0, tokens=5.0))
+    bench.handle(StepApplied(rank=0, step=0, version=1))
+    bench.serve()
+    late = max(bench.core.groups)
+    commands = bench.train_one(late)
+    commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
+    assert only(commands, FinishStep)
+    bench.handle(StepApplied(rank=0, step=1, version=2))
+    assert bench.fate(1) == ("dropped", "stale")
+
+
+@pytest.mark.parametrize("stale", ["wait", "drop"])
+@pytest.mark.parametrize("selector", ["all", "first_m", "dual_end"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_runs_ahead_end_and_balance_whatever_happens(selector: str, k: int, stale: str) -> None:
+    ages: list[float] = []
+    for seed in range(10):
+        settings = settings_of(
+            seed=seed, steps=5, max_staleness=k, stale=stale, ranks=1 + seed % 2, stream=True
+        )
+        seams = seams_of(selector, seed=seed, top_up="fewest")
+        world = World(seed, settings, seams, faults=0.05, learner_faults=0.02)
+        world.start()
+        world.run()  # asserts that no token trained on is older than k
+        assert world.over is not None and world.over.error == ""
+        core = world.coordinator.core
+        assert core.step == 5 and not core.groups and not core.trajectories
+        steps = [report.fields for report in world.reports if report.what == "step"]
+        ages += [fields["staleness_max"] for fields in steps if "staleness_max" in fields]
+    assert 0 < max(ages) <= k

@@ -1,0 +1,184 @@
+"""The figures of steps and evaluations: what makes speed comparable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.coordinator.events import RewardReady, StepApplied, Trained
+from pipeline.coordinator.groups import Group, Stage, State, Trajectory
+from pipeline.coordinator.slot_usage import Occupancy
+from pipeline.coordinator.step_metrics import (
+    learner_bubble,
+    length_figures,
+    token_figures,
+    trained_figures,
+)
+from pipeline.plugins.actions import Finalize
+from tests.pipeline.coordinator.bench import Bench, Report, Train, only
+
+
+def group_of(lengths: dict[int, int], chosen: list[int], running: dict[int, int]) -> Group:
+    members = [
+        Trajectory(id=i, group=0, member=i, max_tokens=99, state=state, tokens=bytearray(4 * held))
+        for state, found in ((State.FINISHED, lengths), (State.ABORTED, running))
+        for i, held in found.items()
+    ]
+    return Group(
+        id=0, kind="train", prompt=0, attempt=0, step=0, size=2, max_tokens=99,
+        members=members, chosen=chosen,
+    )  # fmt: skip
+
+
+def steps_of(bench: Bench) -> list[dict[str, Any]]:
+    return [r.fields for r in only(bench.everything, Report) if r.what == "step"]
+
+
+# --- pure ---------------------------------------------------------------------------------------
+
+
+def test_lengths_of_nothing_are_zeros() -> None:
+    assert length_figures([]) == {"tokens_mean": 0.0, "tokens_p95": 0, "tokens_max": 0}
+    assert length_figures(list(range(100)))["tokens_p95"] == 95
+
+
+def test_depth_is_the_longest_trained_on_over_the_median_of_the_ended() -> None:
+    deep = group_of({0: 10, 1: 20, 2: 60}, chosen=[0, 2], running={3: 500})
+    shallow = group_of({0: 10, 1: 20, 2: 60}, chosen=[0, 1], running={})
+    assert trained_figures([deep, shallow]) == {
+        "depth": (60 / 20 + 20 / 20) / 2,
+        "trained_tokens_mean": (10 + 60 + 10 + 20) / 4,
+    }
+    assert trained_figures([]) == {}
+
+
+def test_a_step_without_trained_tokens_has_no_ratio() -> None:
+    assert token_figures(30, 20)["sampled_per_trained"] == 1.5
+    assert token_figures(30, 0)["sampled_per_trained"] is None
+
+
+def test_the_learner_bubble_is_what_is_left_of_the_step_mean_over_ranks() -> None:
+    first = {"backward_s": 0.7, "ahead_s": 0.3, "optimizer_s": 0.5, "publish_s": 0.5, "loss": 9.0}
+    second = {"backward_s": 3.0, "optimizer_s": 0.5}
+    found = learner_bubble([first, second], seconds=4.0)
+    assert found == {"bubble_learner": pytest.approx(1 - (2.0 + 3.5) / 8.0)}
+    assert learner_bubble([], seconds=4.0) == {}
+
+
+# --- slots over time ----------------------------------------------------------------------------
+
+
+def test_the_bubble_counts_idle_slots_from_the_first_placement_to_the_last_end() -> None:
+    seen = Occupancy()
+    seen.change(0.0, slots=2)
+    seen.open(5.0)
+    seen.change(10.0, busy=2)
+    seen.change(11.0, busy=-1)
+    seen.change(14.0, busy=-1)
+    assert seen.figures(20.0) == {
+        "generation_s": 4.0,
+        "bubble_engine": pytest.approx(1 - (2 * 1 + 1 * 3) / (2 * 4)),
+    }
+
+
+def test_an_idle_stretch_between_two_placements_is_a_bubble() -> None:
+    seen = Occupancy()
+    seen.change(0.0, slots=1)
+    seen.open(0.0)
+    for start in (1.0, 4.0):
+        seen.change(start, busy=1)
+        seen.change(start + 1.0, busy=-1)
+    assert seen.figures(9.0) == {"generation_s": 4.0, "bubble_engine": 0.5}
+
+
+def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
+    seen = Occupancy()
+    seen.change(0.0, slots=4)
+    seen.change(0.0, slots=4)
+    seen.open(0.0)
+    seen.change(0.0, busy=8)
+    seen.change(1.0, busy=-4, slots=-4)
+    seen.change(3.0, busy=-4)
+    assert seen.figures(3.0) == {"generation_s": 3.0, "bubble_engine": 0.0}
+
+
+def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
+    seen = Occupancy()
+    seen.change(0.0, slots=2)
+    seen.open(0.0)
+    seen.change(1.0, busy=1)
+    assert seen.figures(3.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+    seen.open(4.0)
+    assert seen.figures(6.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+
+
+def test_a_step_without_any_placement_has_no_bubble() -> None:
+    seen = Occupancy()
+    seen.change(0.0, slots=2)
+    seen.open(0.0)
+    assert seen.figures(3.0) == {"generation_s": 0.0}
+
+
+# --- in a run -----------------------------------------------------------------------------------
+
+
+def test_a_step_reports_tokens_depth_and_bubbles_of_itself_alone() -> None:
+    bench = Bench(steps=2, candidates=3)
+    bench.begin(slots=3)
+    for step in range(2):
+        group = next(iter(bench.core.groups))
+        short, long, other = [m.id for m in bench.group(group).members]
+        bench.tokens(short, 2, "stop")
+        bench.tokens(long, 6, "stop")
+        bench.tokens(other, 4)
+        bench.ask(group, Finalize((short, long)))
+        bench.tokens(other, 0, "abort")
+        bench.reward(short, 1.0)
+        commands = bench.reward(long, 0.0)
+        [train] = only(commands, Train)
+        bench.handle(Trained(rank=0, group=train.group, tokens=8.0))
+        metrics = {"backward_s": 0.01, "optimizer_s": 0.02}
+        bench.handle(StepApplied(rank=0, step=step, version=step + 1, metrics=metrics))
+        if step == 0:
+            bench.serve()
+    for found in steps_of(bench):
+        assert (found["tokens_sampled"], found["tokens_trained"]) == (12, 8)
+        assert found["sampled_per_trained"] == 1.5
+        assert found["depth"] == 6 / 4
+        assert found["trained_tokens_mean"] == 4.0
+        assert 0.0 < found["bubble_engine"] < 1.0
+        assert 0.0 < found["generation_s"] < found["seconds"]
+        assert found["bubble_learner"] == pytest.approx(1 - 0.03 / found["seconds"])
+
+
+def test_slots_in_use_are_those_that_hold_a_leg_whatever_happens_to_engines() -> None:
+    bench = Bench(candidates=6, need=2, prompts=9)
+    bench.begin(engines=2, slots=4)
+    seen = bench.coordinator.placement.occupancy
+
+    def held() -> tuple[int, int]:
+        engines = bench.coordinator.placement.engines.values()
+        return sum(len(e.legs) for e in engines), sum(e.slots for e in engines)
+
+    assert (seen.busy, seen.slots) == held() == (8, 8)
+    bench.join("e1", slots=3)  # a new process of that name
+    assert (seen.busy, seen.slots) == held() == (7, 7)
+    bench.tokens(0, 3, "stop")
+    bench.tokens(0, 3, "stop", leg=0, offset=0)  # told twice
+    assert (seen.busy, seen.slots) == held() == (7, 7)
+    assert bench.group(0).stage is Stage.OPEN
+
+
+def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:
+    tags = ("terms=2", "terms=6", "terms=6")
+    bench = Bench(held_out=3, held_out_tags=tags, eval_samples=1, eval_every=1, steps=0)
+    bench.begin()
+    for group, value in zip(list(bench.core.groups.values()), (1.0, 1.0, 0.0), strict=True):
+        [member] = group.members
+        bench.tokens(member.id, 2, "stop")
+        bench.handle(RewardReady(trajectory=member.id, value=value))
+    [found] = [r.fields for r in only(bench.everything, Report) if r.what == "eval"]
+    assert found["by_tag"] == {"terms=2": 1.0, "terms=6": 0.5}
+    assert found["tokens_by_tag"] == {"terms=2": 2.0, "terms=6": 2.0}
+    assert found["accuracy"] == pytest.approx(2 / 3)

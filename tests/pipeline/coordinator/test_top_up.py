@@ -1,0 +1,118 @@
+"""Idle slots get new candidates of open groups: below the knee, and only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.coordinator.events import Tick
+from pipeline.coordinator.state import PluginFault
+from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
+from pipeline.plugins.views import OpenView
+from tests.pipeline.coordinator.bench import Bench
+from tests.pipeline.coordinator.world import World, seams_of, settings_of
+
+
+def view(
+    group: int, *, sampled: int = 4, finished: int = 0, unended: int = 4, enough: bool = False
+) -> OpenView:
+    return OpenView(
+        id=group, size=4, sampled=sampled, finished=finished, unended=unended, enough=enough
+    )
+
+
+ON = BudgetOptions(top_up="fewest", most=2.0)
+
+
+def test_the_group_with_the_fewest_finished_comes_first_then_the_fewest_unended() -> None:
+    groups = [view(1, finished=2), view(2, finished=1, unended=3), view(3, finished=1, unended=1)]
+    assert fewest_finished(groups, 1, ON) == [(3, 1)]
+    assert fewest_finished(groups, 4, ON) == [(2, 1), (3, 3)]
+
+
+def test_enough_full_and_switched_off_get_none() -> None:
+    assert fewest_finished([view(1, enough=True), view(2, sampled=8)], 5, ON) == []
+    assert fewest_finished([view(1, sampled=7)], 5, ON) == [(1, 1)]
+    assert fewest_finished([view(1)], 5, BudgetOptions()) == []
+
+
+def budget(most: float = 2.0) -> Uniform:
+    return Uniform(UniformOptions(redundancy=1.0, top_up="fewest", most=most))
+
+
+def test_idle_slots_are_filled_up_to_the_knee() -> None:
+    bench = Bench(seams={"budget": budget()}, need=1, prompts=5, size=4, knee=6)
+    bench.begin(slots=20)
+    assert bench.group(0).sampled == 6, "4 candidates and 2 more: the knee is at 6"
+    bench.tokens(0, 3, "stop")
+    assert bench.group(0).sampled == 7
+
+
+def test_a_closing_step_gets_none() -> None:
+    bench = Bench(seams={"budget": budget(most=4.0)}, need=1, prompts=5, size=2, knee=3)
+    bench.begin(slots=20)
+    assert bench.group(0).sampled == 3
+    bench.train_one(0)
+    assert all(g.stage != "open" for g in bench.core.groups.values())
+
+
+class Greedy(Uniform):
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        return [(groups[0].id, idle + 1)]
+
+
+def test_more_than_is_idle_is_refused_by_name() -> None:
+    bench = Bench(seams={"budget": Greedy()}, need=1, prompts=5, knee=9)
+    with pytest.raises(PluginFault, match="budget Greedy: top-up"):
+        bench.begin(slots=20)
+
+
+class Counting(Uniform):
+    asked = 0
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        self.asked += 1
+        return []
+
+
+@pytest.mark.parametrize("groups,changes", [(32, 1), (64, 2), (100, 3)])
+def test_of_many_open_groups_it_is_asked_the_less_often(groups: int, changes: int) -> None:
+    counting = Counting(UniformOptions(redundancy=1.0))
+    bench = Bench(seams={"budget": counting}, need=groups, prompts=groups, knee=999)
+    bench.begin(slots=999)
+    assert counting.asked == 1
+    for trajectory in range(2 * changes):  # each frees a slot, and no group is complete
+        assert counting.asked == 1 + trajectory // changes
+        bench.tokens(2 * trajectory, 3, "stop")
+    assert counting.asked == 3
+    bench.tokens(2 * 40 + 1, 1)
+    assert counting.asked == 3, "nothing has changed"
+
+
+def test_at_a_tick_it_is_asked_if_anything_has_changed() -> None:
+    counting = Counting(UniformOptions(redundancy=1.0))
+    bench = Bench(seams={"budget": counting}, need=100, prompts=100, knee=999)
+    bench.begin(slots=999)
+    bench.handle(Tick())
+    assert counting.asked == 1
+    bench.tokens(0, 3, "stop")
+    assert counting.asked == 2, "at the first change after a tick"
+    bench.tokens(2, 3, "stop")
+    assert counting.asked == 2
+    bench.handle(Tick())
+    assert counting.asked == 3
+
+
+@pytest.mark.parametrize("selector", ["first_m", "dual_end", "concise_confident", "all"])
+def test_runs_with_top_up_end_and_balance(selector: str) -> None:
+    topped = 0
+    for seed in range(12):
+        seams = seams_of(selector, seed=seed, redundancy=1.0, top_up="fewest")
+        world = World(seed, settings_of(seed=seed, knee=6), seams, faults=0.1)
+        world.start()
+        world.run()
+        assert world.over is not None and world.over.error == ""
+        topped += sum("top-up" in report.fields.get("why", "") for report in world.reports)
+    assert topped > 0
