@@ -53,8 +53,8 @@ def advice(lane: str, what: str, facts: Facts) -> str:
         return f"a rank that has less to do beside training; {ranks}"
     return {
         "old and reference logprobs": f"learner.overlap=token streams them; {ranks}",
-        "optimizer step": f"{ranks}, learner.deepspeed.engine",
-        "passes and optimizer steps": f"fewer learner.step.multi_update and epochs, {ranks}",
+        "optimizer step": f"{ranks}, learner.zero",
+        "passes and optimizer steps": f"fewer learner.updates and epochs, {ranks}",
         "publishing weights": "a faster disk for the weights",
         "tokens on their way": f"larger chunks (engine.chunk_tokens={engine.chunk_tokens} now), or "
         "a core for the stage",

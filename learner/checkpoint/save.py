@@ -81,7 +81,7 @@ def load(zero: Zero, directory: Path) -> Restored:
     if not path.is_file():
         raise ZeroError(
             f"{path} is missing: the checkpoint was written by fewer ranks or at another ZeRO "
-            "stage; resume with the same learner.ranks and learner.deepspeed.engine"
+            "stage; resume with the same learner.ranks and learner.zero"
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     zero.restore(state["state"])

@@ -276,7 +276,7 @@ class Zero:
         if state["zero"] != zero or (zero > 0 and state["world"] != world):
             raise ZeroError(
                 f"the checkpoint was written at ZeRO {state['zero']} by {state['world']} ranks, "
-                f"but learner.deepspeed.engine is {zero} with {world}: resume with the same"
+                f"but learner.zero is {zero} with {world}: resume with the same"
             )
         optimizer = self.engine.optimizer
         if zero == 0:

@@ -43,7 +43,7 @@ def switch(model: Any, kind: str = "auto") -> None:
     """Give a model, or the DeepSpeed engine around it, the attention of packed calls.
 
     Args:
-        kind: `learner.forward.packed_attention`.
+        kind: `learner.attention`.
 
     Raises: AttentionError if the model cannot be switched.
     """
@@ -83,7 +83,7 @@ def packed_attention(
     if softcap is not None and not eager:
         raise AttentionError(
             f"layer {module.layer_idx} caps its scores (softcap {softcap:g}), which sdpa cannot: "
-            "set learner.forward.packed_attention: auto"
+            "set learner.attention: auto"
         )
     if ragged is None:
         return _padded(

@@ -28,7 +28,7 @@ def prove(model: Any, kind: str) -> None:
     """Switch a transformers causal LM to packed calls, and compare.
 
     Args:
-        kind: `learner.forward.packed_attention`.
+        kind: `learner.attention`.
 
     Raises: AttentionError, with what this model does that packed calls cannot.
     """

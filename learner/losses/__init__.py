@@ -32,7 +32,7 @@ class LossBatch:
     weights_B: Tensor
     """Loss weight of each member."""
     importance_BT: Tensor
-    """Importance weight of old over behaviour, by `learner.step.importance_weights`; 1.0 when off."""
+    """Importance weight of old over behaviour, by `learner.importance`; 1.0 when off."""
     reference_BT: Tensor | None = None
     """Under the reference model; None without `learner.reference`."""
     entropy_BT: Tensor | None = None

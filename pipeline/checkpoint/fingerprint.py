@@ -27,7 +27,7 @@ FREE = (
     *(
         "learner.schedule",
         "learner.min_lr",
-        "learner.forward.packed_attention",
+        "learner.attention",
         "learner.gradient_checkpointing",
     ),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
@@ -43,7 +43,7 @@ _FILES = {
 }
 _BLOCK = 1 << 20  # bytes of a file read at once
 _OF_FILES = "files of the "
-_RANKS, _ZERO, _LORA = "learner.ranks", "learner.deepspeed.engine", "learner.lora"
+_RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
 def take(config: Config) -> Fingerprint:

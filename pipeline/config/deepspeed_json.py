@@ -2,7 +2,7 @@
 
 `learner.deepspeed` names it. Keys that darts decides are refused with the setting
 to use, those that would change what is computed with the reason; the stage of
-`learner.deepspeed.engine`, "auto" and what is switched off are let pass. Unknown keys at the top are refused
+`learner.zero`, "auto" and what is switched off are let pass. Unknown keys at the top are refused
 (DeepSpeed would ignore them), those below them are DeepSpeed's to check.
 """
 
@@ -21,7 +21,7 @@ OURS: dict[str, str] = {
     "train_batch_size": "step.prompts and group.size",
     "train_micro_batch_size_per_gpu": "learner.tokens_per_micro_batch",
     "gradient_accumulation_steps": "learner.tokens_per_micro_batch: groups are summed as they come",
-    "managed_gradient_accumulation": "nothing: learner.deepspeed.engine decides it",
+    "managed_gradient_accumulation": "nothing: learner.zero decides it",
     "optimizer": "learner.lr, betas, eps and weight_decay (AdamW)",
     "scheduler": "learner.schedule, warmup_steps and min_lr",
     "gradient_clipping": "learner.clip_norm",
@@ -169,8 +169,8 @@ def _zero(value: Any, section: LearnerSection) -> Iterator[str]:
     stage = value.get("stage", section.zero)
     if stage not in (section.zero, "auto"):
         yield (
-            f"zero_optimization.stage: found {stage!r}, but learner.deepspeed.engine is {section.zero}; "
-            f"set learner.deepspeed.engine: {stage}"
+            f"zero_optimization.stage: found {stage!r}, but learner.zero is {section.zero}; "
+            f"set learner.zero: {stage}"
         )
     for key, reason in _ZERO_OURS.items():
         found = value.get(key)

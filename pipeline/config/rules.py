@@ -24,12 +24,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.chat": ("auto", "always", "never"),
     "data.long_prompts": ("stop", "drop", "cut"),
     "learner.dtype": ("float32", "bfloat16"),
-    "learner.forward.packed_attention": ("auto", "sdpa", "eager", *_OTHER_KERNELS),
+    "learner.attention": ("auto", "sdpa", "eager", *_OTHER_KERNELS),
     "learner.schedule": ("constant", "linear", "cosine"),
     "learner.overlap": ("off", "group", "token"),
     "learner.stale": ("wait", "drop"),
     "learner.old_logprobs": ("auto", "always"),
-    "learner.step.importance_weights": ("off", "truncate", "mask"),
+    "learner.importance": ("off", "truncate", "mask"),
     "engine.kind": ("vllm", "transformers", "simulated"),
     "nodes.learners": ("first", "spread"),
     "engine.dtype": ("float32", "bfloat16", "auto"),
@@ -92,8 +92,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learner.clip_norm": _at_least(0),
     "learner.warmup_steps": _at_least(0),
     "learner.tokens_per_micro_batch": _at_least(1),
-    "learner.deepspeed.engine": (lambda value: 0 <= value <= 3, "a stage from 0 to 3"),
-    "learner.step.multi_update": _at_least(1),
+    "learner.zero": (lambda value: 0 <= value <= 3, "a stage from 0 to 3"),
+    "learner.updates": _at_least(1),
     "learner.epochs": _at_least(1),
     "learner.importance_cap": _at_least(1),
     "learner.kv_tokens": _at_least(1),
@@ -180,21 +180,21 @@ def _learner(section: LearnerSection) -> Iterator[tuple[str, str]]:
     if section.attention in _OTHER_KERNELS:
         why = "the learner's calls share a prompt's keys among its responses, which that function"
         cure = "of transformers cannot read; auto takes torch's own fused kernels"
-        yield "learner.forward.packed_attention", f"found {section.attention!r}: {why} {cure}"
+        yield "learner.attention", f"found {section.attention!r}: {why} {cure}"
     if section.dtype == "bfloat16" and section.zero == 0:
         why = "learner.dtype is bfloat16: DeepSpeed keeps float32 master weights at ZeRO 1 to 3"
         cure = "1 takes no more memory on one rank, and less on several"
-        yield "learner.deepspeed.engine", f"found 0, but {why}; {cure}"
+        yield "learner.zero", f"found 0, but {why}; {cure}"
     if section.lora is not None and section.zero == 3:
         why = "learner.lora is set: adapters are merged with whole weights"
-        yield "learner.deepspeed.engine", f"found 3, but {why}; take 0 to 2"
+        yield "learner.zero", f"found 3, but {why}; take 0 to 2"
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, str]]:
     yield from _learner(config.learner)
     if config.learner.updates > config.step.prompts >= 1:
         cure = f"at most step.prompts, {config.step.prompts}: a mini-batch needs a group"
-        yield "learner.step.multi_update", f"found {config.learner.updates}, expected {cure}"
+        yield "learner.updates", f"found {config.learner.updates}, expected {cure}"
     kl = config.loss.options.get("kl", 0.0)
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"

@@ -83,13 +83,13 @@ def test_all_problems_of_a_configuration_come_at_once_with_exit_2() -> None:
         "train",
         QUICKSTART,
         "step.prompts=0",
-        "learner.deepspeed.engine=7",
+        "learner.zero=7",
         "selektor=dual_end",
         "reward=exakt",
     )
     assert result.exit_code == 2
     assert "4 problem(s) in the configuration" in result.output
-    for key in ("step.prompts", "learner.deepspeed.engine", "selektor", "reward"):
+    for key in ("step.prompts", "learner.zero", "selektor", "reward"):
         assert key in result.output
 
 

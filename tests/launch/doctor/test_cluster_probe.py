@@ -175,7 +175,7 @@ def test_a_port_where_nobody_or_somebody_else_listens_is_not_reached(listening: 
         ("bfloat16", ["engine.dtype=auto"], 2),
         (
             "bfloat16",
-            ["engine.dtype=auto", "learner.dtype=bfloat16", "learner.deepspeed.engine=1"],
+            ["engine.dtype=auto", "learner.dtype=bfloat16", "learner.zero=1"],
             1,
         ),
     ],

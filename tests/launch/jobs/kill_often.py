@@ -36,7 +36,7 @@ SETTINGS = [
     *SIMULATED,
     f"selector={__name__}:InOrder".replace("__main__", "tests.launch.jobs.kill_often"),
     "budget.uniform.redundancy=1.0",
-    "learner.step.multi_update=2",
+    "learner.updates=2",
     "learner.tokens_per_micro_batch=1",
     "checkpoint.every=1",
     "metrics.tensorboard=false",

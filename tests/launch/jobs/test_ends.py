@@ -84,7 +84,7 @@ def test_ranks_that_wait_for_each_other_for_ever_are_found_stuck(tmp_path: Path)
     settings = [
         "loss=tests.launch.jobs.losses:Hanging",
         "learner.ranks=2",
-        "learner.step.multi_update=2",
+        "learner.updates=2",
     ]
     with train(tmp_path / "run", tmp_path / "log", *SIMULATED, *settings) as job:
         assert job.wait(180) == 1

@@ -102,11 +102,11 @@ def test_the_critical_path_of_every_step_adds_up_to_its_time(undisturbed: Path) 
 
 EVERYTHING = [
     "learner.overlap=token",
-    "learner.step.multi_update=2",
+    "learner.updates=2",
     "learner.epochs=2",
     "learner.reference=start",
     "loss.dapo.kl=0.01",
-    "learner.step.importance_weights=truncate",
+    "learner.importance=truncate",
     "learner.max_staleness=1",
     "budget.length_variance.top_up=fewest",
     "batch.quorum.size=3",
@@ -207,7 +207,7 @@ def test_torchrun_gives_roles_by_rank_with_two_learners_and_zero_1(tmp_path: Pat
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3"]
     command += ["--master-port=29611", "-m", "launch.torchrun", "configs/quickstart.yaml"]
     command += ["--out", str(run), *QUICK, *SIMULATED]
-    command += ["learner.ranks=2", "learner.deepspeed.engine=1", "step.count=2"]
+    command += ["learner.ranks=2", "learner.zero=1", "step.count=2"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -258,7 +258,7 @@ def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_ar
         "rollout.python.workers=2",
         *(
             "learner.overlap=token",
-            "learner.step.multi_update=2",
+            "learner.updates=2",
             "step.count=3",
             "checkpoint.every=3",
         ),

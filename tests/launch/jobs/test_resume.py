@@ -79,7 +79,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
         ("selector=shortest", 'selector: "dual_end" in the checkpoint, "shortest" now'),
         ("selector.dual_end.longest=2", "selector.dual_end.longest: 1 in the checkpoint, 2 now"),
         ("learner.betas=[0.9, 0.99]", "learner.betas: [0.9,0.95] in the checkpoint, [0.9,0.99]"),
-        ("learner.deepspeed.engine=1", "learner.deepspeed.engine: 0 in the checkpoint, 1 now"),
+        ("learner.zero=1", "learner.zero: 0 in the checkpoint, 1 now"),
     ],
 )
 def test_other_settings_are_refused_by_name(
@@ -170,7 +170,7 @@ def test_another_number_of_ranks_goes_on_where_each_has_the_whole_state_else_is_
     """Promise: status 2 with both numbers and the reason; at ZeRO 0 it goes on.
     Bound: before anything starts.
     """
-    halted = Halted(tmp_path, state, f"learner.deepspeed.engine={zero}", "learner.ranks=2")
+    halted = Halted(tmp_path, state, f"learner.zero={zero}", "learner.ranks=2")
     assert halted.edited("learner.ranks=3") == status
     assert started == [halted.directory] * (not status)
     if status:

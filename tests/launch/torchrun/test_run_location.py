@@ -85,7 +85,7 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> N
 def test_another_number_of_ranks_under_torchrun_goes_on_at_zero_0_and_is_refused_by_name_above(
     tmp_path: Path, state: store.Snapshot, zero: int, goes_on: bool
 ) -> None:
-    halted = Halted(tmp_path, state, f"learner.deepspeed.engine={zero}", "learner.ranks=2")
+    halted = Halted(tmp_path, state, f"learner.zero={zero}", "learner.ranks=2")
     before = halted.run.config.read_text()
     assert torchrun._resume_point(halted.config(), MINE, halted.run) == halted.directory
     other = halted.config("learner.ranks=3")

@@ -30,7 +30,7 @@ from tests.launch.jobs.kill_often import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.deepspeed.engine=1", "engine.count=2"]
+SMALL = ["nodes.learners=spread", "learner.ranks=2", "learner.zero=1", "engine.count=2"]
 """Two ranks a machine: l0 e0 and l1 e1."""
 MINUTES = pytest.mark.skipif(
     "DARTS_MULTINODE" not in os.environ, reason="minutes: make test-multinode"
@@ -143,7 +143,7 @@ ORDERED = [
     *SETTINGS,
     f"batch={AllTogether.__module__}:{AllTogether.__name__}",
     "learner.ranks=2",
-    "learner.deepspeed.engine=1",
+    "learner.zero=1",
     "engine.count=2",
 ]
 """Two learner ranks whose every sum has one order."""

@@ -186,9 +186,7 @@ def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradien
 
 
 def test_capped_scores_are_refused_for_sdpa_with_the_cure():
-    with pytest.raises(
-        AttentionError, match="caps its scores.*set learner.forward.packed_attention: auto"
-    ):
+    with pytest.raises(AttentionError, match="caps its scores.*set learner.attention: auto"):
         prove(model_of(FAMILIES["Gemma 2"]), "sdpa")
 
 

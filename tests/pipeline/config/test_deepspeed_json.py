@@ -60,7 +60,7 @@ def test_file_of_a_trainer_that_fills_in_auto_is_taken():
         ({"gradient_clipping": 1.0}, "use learner.clip_norm"),
         ({"fp16": {"enabled": True}}, "use learner.dtype: bfloat16"),
         ({"bf16": {"enabled": True}}, "bf16: enabled, but learner.dtype is float32"),
-        ({"zero_optimization": {"stage": 3}}, "found 3, but learner.deepspeed.engine is 2; set"),
+        ({"zero_optimization": {"stage": 3}}, "found 3, but learner.zero is 2; set"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
             "zero_optimization.offload_optimizer: its optimizers on the CPU",

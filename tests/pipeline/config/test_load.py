@@ -149,7 +149,7 @@ def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
             "found 'skipp', expected one of stop, skip; did you mean skip?"
         ),
         "configs/a.yaml:10: sampling.temperature: found 0.0, expected above 0",
-        "configs/a.yaml:3: learner.deepspeed.engine: found 4, expected a stage from 0 to 3",
+        "configs/a.yaml:3: learner.zero: found 4, expected a stage from 0 to 3",
     ]
 
 
@@ -174,8 +174,8 @@ def test_reference_is_start_or_a_directory_that_exists(write, tmp_path: Path):
 
 
 def test_more_updates_than_groups_of_a_step_are_refused(write):
-    [line] = problems(write("step: {prompts: 4}\n"), "learner.step.multi_update=5")
-    assert "learner.step.multi_update: found 5, expected at most step.prompts, 4" in line
+    [line] = problems(write("step: {prompts: 4}\n"), "learner.updates=5")
+    assert "learner.updates: found 5, expected at most step.prompts, 4" in line
 
 
 def test_overrides_reach_keys_plugins_and_options_and_later_ones_win(write):
@@ -317,13 +317,13 @@ def test_loading_a_configuration_loads_neither_torch_nor_vllm_nor_deepspeed():
 @pytest.mark.parametrize(
     "learner,expected",
     [
-        ("{dtype: bfloat16}", "learner.deepspeed.engine: found 0, but learner.dtype is bfloat16"),
-        ("{attention: flash_attention_2}", "learner.forward.packed_attention: found 'flash_attention_2': the"),
+        ("{dtype: bfloat16}", "learner.zero: found 0, but learner.dtype is bfloat16"),
+        ("{attention: flash_attention_2}", "learner.attention: found 'flash_attention_2': the"),
         ("{lora: {dropout: 0.1}}", "learner.lora.dropout: found 0.1, expected 0: with dropout"),
         ("{lora: {rank: 0}}", "learner.lora.rank: found 0, expected at least 1"),
         ("{lora: {targets: []}}", "learner.lora.targets: found (), expected names of linear"),
         ("{lora: {use_dora: true}}", "learner.lora.use_dora: unknown key"),
-        ("{zero: 3, lora: {rank: 4}}", "learner.deepspeed.engine: found 3, but learner.lora is set"),
+        ("{zero: 3, lora: {rank: 4}}", "learner.zero: found 3, but learner.lora is set"),
         ("{deepspeed: nowhere.json}", "learner.deepspeed: found 'nowhere.json': no such file"),
     ],
 )  # fmt: skip

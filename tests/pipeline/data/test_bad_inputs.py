@@ -256,7 +256,7 @@ KEYED = [
         "seed: 1\nseed: 2\n"),
     Bad("a word for a number", "c.yaml:2: step.prompts", "found 'many'", "expected a whole number",
         KEYS, "step: {prompts: many}\n"),
-    Bad("a number out of range", "c.yaml:2: learner.deepspeed.engine", "found 4", "a stage from 0 to 3", KEYS,
+    Bad("a number out of range", "c.yaml:2: learner.zero", "found 4", "a stage from 0 to 3", KEYS,
         "learner: {zero: 4}\n"),
     Bad("two GPUs for an engine of one", "c.yaml:2: engine.tensor_parallel", "found 2",
         "engine.kind is transformers", "set it to 1, or engine.kind: vllm",

@@ -64,8 +64,8 @@ def test_seeds_that_once_failed(seed: int, mode: Mode, what: str):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_seed_is_the_same_run_every_time(mode: Mode):
     code = (
-        "from pipeline.simulation import explore\n"
-        "log = explore.recorded(SEED, explore.Mode('MODE'))\n"
+        "from pipeline.simulation import fuzz\n"
+        "log = fuzz.recorded(SEED, fuzz.Mode('MODE'))\n"
         "import hashlib; print(hashlib.sha256('\\n'.join(log).encode()).hexdigest(), len(log))"
     )
     for seed in (1, 2):
