@@ -9,12 +9,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from launch.commands.data import data
-from launch.commands.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.commands.profile import profile
 from launch.commands.reward import reward
 from launch.explain.command import explain
 from launch.monitor.status import status
 from launch.monitor.top import top
+from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.report.cli import report
 from launch.simulate.cli import simulate
 

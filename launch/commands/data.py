@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.options import Overrides, fail, load_config
+from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from launch.commands.data_report import DataReport, Lengths

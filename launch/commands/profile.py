@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from launch.commands.options import Overrides, fail, load_config
+from launch.options import Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from launch.run_files.records import Lives, TimingLine

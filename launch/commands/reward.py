@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from launch.commands.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.options import CONFIG_HELP, Overrides, fail, load_config
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config

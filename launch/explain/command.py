@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.options import RUN_HELP, fail, run_folder
+from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
     from launch.explain.decisions import Ended, Line, Opened, Story

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.options import RUN_HELP, run_folder
 from launch.monitor.top import Watched
+from launch.options import RUN_HELP, run_folder
 
 if TYPE_CHECKING:
     from pipeline.observability.live_status import Live, PeerNow, WaitNow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.commands.options import RUN_HELP, fail, run_folder
+from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
     from launch.monitor.panel import Ending, History

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import fail
+from launch.options import fail
 
 _MEGABYTE = 1e6
 

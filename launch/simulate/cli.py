@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.options import CONFIG_HELP, Overrides, fail, load_config
 from launch.simulate import CONFIG
 
 _RUN = "config overrides shape device tensor_parallel learner_gpus median between within rate"
