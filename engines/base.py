@@ -6,6 +6,8 @@ engine only samples. All methods run on the worker's event loop.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -87,3 +89,9 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Stop, and leave no process or memory behind."""
         ...
+
+
+def say(line: str) -> None:
+    """One line on stderr, at once."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

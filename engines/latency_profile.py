@@ -18,8 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineInfo, Sampling
-from engines.saying import say
+from engines.base import Engine, EngineInfo, Sampling, say
 from pipeline.config.schema import EngineSection
 
 SHORT, LONG = 8, 40

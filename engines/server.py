@@ -15,9 +15,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from engines.base import Engine, EngineError, EngineInfo, Sampling
+from engines.base import Engine, EngineError, EngineInfo, Sampling, say
 from engines.chunker import Flusher, Frame, Key
-from engines.saying import say
 from engines.stop_strings import StopTexts
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import load_spans, prove

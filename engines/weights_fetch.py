@@ -15,7 +15,7 @@ import filelock
 import msgspec
 import xxhash
 
-from engines.saying import say
+from engines.base import say
 from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.keys import Ticket, TransportError

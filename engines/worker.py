@@ -17,9 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineError
+from engines.base import Engine, EngineError, say
 from engines.process_group import die_with_parent, end_group, lead_own_group
-from engines.saying import say
 from pipeline.config.schema import Config
 from pipeline.wire.keys import TransportError, ticket_of
 

@@ -1,8 +1,8 @@
 """transformers' continuous batching and its model, behind the few things an engine needs of it.
 
-All names of the library that are its own are used here and in `engines.backends.transformers_sampling`
-and `engines.backends.transformers_attention`, for 5.17 and 5.19. Invariant: the model is never written
-to while it computes.
+Private names of the library are used here, in `transformers_sampling` and in
+`transformers_attention` only, for 5.17 and 5.19. Invariant: the model is never written to while it
+computes.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.docs import option_documentation
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 
 
 def plugin_lines() -> Iterator[str]:
@@ -32,7 +32,7 @@ def _module_doc(cls: type[Any]) -> str:
     return sys.modules[cls.__module__].__doc__ or ""
 
 
-def _options(options: type[registry.Options]) -> Iterator[str]:
+def _options(options: type[interfaces.Options]) -> Iterator[str]:
     meanings = option_documentation(options)
     for field in msgspec.structs.fields(options):
         meaning = " ".join(meanings.get(field.name, "").split())

@@ -1,7 +1,7 @@
 """`darts explain`: why a group ended as it did, and which groups cost most.
 
-Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.explain.wording` puts it into
-words. Decides nothing and needs nothing but the folder.
+Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.explain.wording`
+puts it into words. Decides nothing and needs nothing but the folder.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def engine_environment(directory: Path) -> dict[str, str]:
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
-    """Of `learner.learner_rank`, beside sockets and configuration; `resume`: a checkpoint, or ''."""
+    """Arguments of `learner.learner_rank` beside its sockets; `resume`: a checkpoint, or ''."""
     arguments = ["--rank", str(rank), "--world", str(ranks)]
     return [*arguments, "--resume", resume] if resume else arguments
 

@@ -1,7 +1,7 @@
 """A trace of a run -> the bars of each traced step, on rows, with times from the step's start.
 
-The inverse of `pipeline.observability.chrome_trace`, as far as a picture needs it: spans of a name that is not
-known are kept, as neither a fate nor anything else. Pure.
+The inverse of `pipeline.observability.chrome_trace`, as far as a picture needs it: spans of a
+name that is not known are kept, as neither a fate nor anything else. Pure.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ from launch.bench.engine_profile import EngineProfile
 from launch.simulate.scenario import simulate
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.simulation.hardware import EngineCost, LearnerCost
-from pipeline.simulation.machines import Machines
+from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.workload import Recorded
 from pipeline.system.run_folder import RunFolder
 

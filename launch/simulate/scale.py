@@ -17,9 +17,8 @@ from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
-from pipeline.simulation.hardware import DEVICES, SHAPES, engine_cost, learner_cost
+from pipeline.simulation.hardware import DEVICES, SHAPES, Machines, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 from pipeline.stage import build

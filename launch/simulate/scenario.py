@@ -25,11 +25,11 @@ from pipeline.simulation.hardware import (
     SHAPES,
     EngineCost,
     LearnerCost,
+    Machines,
     engine_cost,
     learner_cost,
 )
 from pipeline.simulation.loop import Learns, Observer, Simulation
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Lesson, Policy
 from pipeline.simulation.workload import Lengths, Parametric, Workload
 from pipeline.stage import build

@@ -21,7 +21,8 @@ in responses of very uneven length. The task and the traces it learned from are 
 
 on a CPU, in some minutes; nothing was downloaded. Other versions of torch round differently, so
 a model made again behaves alike but is not equal to the bit.
-`tests/launch/warm_start/test_warm_model.py` holds the properties that the rest of the project relies on.
+`tests/launch/warm_start/test_warm_model.py` holds the properties that the rest of the project
+relies on.
 """
 
 

@@ -45,7 +45,7 @@ import deepspeed  # noqa: E402
 import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
 
-from pipeline.config import deepspeed_json
+from pipeline.config import deepspeed_json  # noqa: E402
 from pipeline.config.schema import LearnerSection  # noqa: E402
 
 PERSISTENT_ELEMENTS = 10_000

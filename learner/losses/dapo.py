@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.losses import LossBatch
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.registry import register
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Estimator = Literal["k1", "k2", "k3"]
 
 
-class DapoOptions(registry.Options, frozen=True, kw_only=True):
+class DapoOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `dapo` loss."""
 
     clip_low: float = 0.2

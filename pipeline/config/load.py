@@ -20,7 +20,7 @@ from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.values import shown
 from pipeline.config.yaml_tree import MAX_CHARACTERS, Branch, parse, write
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 
 
 class ConfigError(Exception):
@@ -58,19 +58,21 @@ def dump(config: Config) -> str:
     return write(builtin)
 
 
-def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], registry.Options]:
+def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
     found = registry.find(seam, plugin.name)
     return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 
-def rollout_options(config: Config) -> registry.RolloutOptions | None:
+def rollout_options(config: Config) -> interfaces.RolloutOptions | None:
     """Of a loaded configuration's rollout; None: a response is one turn, and nobody is asked."""
     found, options = plugin_class("rollout", config.rollout)
     if getattr(found, "idle", False):
         return None
     # a plug-in without options of its own is asked as any other
-    return options if isinstance(options, registry.RolloutOptions) else registry.RolloutOptions()
+    return (
+        options if isinstance(options, interfaces.RolloutOptions) else interfaces.RolloutOptions()
+    )
 
 
 def _read(path: Path, problems: list[str]) -> Branch:

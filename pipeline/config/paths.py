@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pipeline.config import rules
-from pipeline.config.places import look_for
 from pipeline.config.schema import Config, EvalFile
-from pipeline.data.files import is_pattern
 
 
 def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:
@@ -101,3 +99,30 @@ class _Finder:
 
 def _file_or_folder(path: Path) -> bool:
     return path.is_file() or path.is_dir()
+
+
+def look_for(given: str, bases: Iterable[Path], fits: Callable[[Path], bool]) -> tuple[str, str]:
+    """(absolute path without links, "") of the first that is there and fits, or ("", why none is).
+
+    Args:
+        fits: `Path.is_file` or `Path.is_dir`: a device or a pipe is neither, and has no end.
+    """
+    if not given:
+        return "", "it is empty"
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # "~somebody", whom nobody knows
+        return "", str(error)
+    tried = dict.fromkeys(base / path for base in bases)
+    for candidate in tried:
+        try:
+            if fits(candidate):
+                return str(candidate.resolve()), ""
+        except (OSError, ValueError):  # longer than any path, or with a NUL in it
+            continue
+    return "", f"looked for {' and '.join(map(str, tried))}"
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a path of the configuration is a glob pattern."""
+    return glob.has_magic(source)

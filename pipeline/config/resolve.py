@@ -17,7 +17,7 @@ from pipeline.config.docs import default_of, did_you_mean
 from pipeline.config.schema import Config, Plugin
 from pipeline.config.values import Values, shown
 from pipeline.config.yaml_tree import Branch, Leaf, Tree, plain
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 
 
 class Resolver:
@@ -80,7 +80,7 @@ class Resolver:
         return self._options(f"{seam}.{name}", name, struct, options, seam, group_size)
 
     def _options(
-        self, key: str, name: str, struct: type[registry.Options], given: Branch | None,
+        self, key: str, name: str, struct: type[interfaces.Options], given: Branch | None,
         seam: str, group_size: int,
     ) -> Plugin:  # fmt: skip
         before = len(self._problems)

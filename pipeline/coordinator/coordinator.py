@@ -51,7 +51,7 @@ from pipeline.coordinator.timeouts import Action, Kind
 from pipeline.coordinator.token_ingest import Intake
 from pipeline.coordinator.training_step import Steps
 from pipeline.coordinator.watchdog import Overdue, Watchdog
-from pipeline.plugins.registry import Ticked, WeightsPublished
+from pipeline.plugins.interfaces import Ticked, WeightsPublished
 
 MOST_FAILED_CUTS = 3
 """Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.coordinator.group_manager import Roster
 from pipeline.coordinator.groups import Group, State
-from pipeline.coordinator.state import Core, EvalSet
+from pipeline.coordinator.state import Core
 from pipeline.coordinator.step_metrics import length_figures, pass_at
+from pipeline.plugins.views import EvalSet
 
 
 class Evaluations:

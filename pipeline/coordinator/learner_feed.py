@@ -8,9 +8,10 @@ it computes when the group comes.
 
 from __future__ import annotations
 
-from pipeline.coordinator.events import Hint, Unhint
-from pipeline.coordinator.groups import Group, Trajectory
+from pipeline.coordinator.events import Hint, Train, Unhint
+from pipeline.coordinator.groups import Group, State, Trajectory
 from pipeline.coordinator.state import Core
+from pipeline.wire.messages import TrainMember
 
 
 class Hints:
@@ -54,3 +55,30 @@ class Hints:
             member.hinted = 0
         if hinted:
             self._core.emit(Unhint(rank=group.rank, trajectories=tuple(m.id for m in hinted)))
+
+
+def train_command(group: Group, step: int) -> Train:
+    """A taken group with all that a rank needs to train on it."""
+    members = [(i, group.member(i)) for i in group.chosen]
+    return Train(
+        rank=group.rank,
+        step=step,
+        group=group.id,
+        prompt=group.prompt,
+        members=tuple(
+            TrainMember(
+                trajectory=i,
+                response=bytes(m.tokens),
+                behaviour=bytes(m.logprobs),
+                appended=tuple(m.appended),
+                reward=m.reward or 0.0,
+                advantage=advantage,
+                weight=weight,
+                truncated=m.state is State.TRUNCATED,
+            )
+            for (i, m), advantage, weight in zip(
+                members, group.advantages, group.weights, strict=True
+            )
+            if m is not None
+        ),
+    )

@@ -29,7 +29,7 @@ from pipeline.plugins.actions import (
     Sample,
     Stop,
 )
-from pipeline.plugins.registry import Every, Finish, Rewarded, SelectorEvent, Wants
+from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent, Wants
 from pipeline.plugins.views import GroupView, MemberView, Outcome
 
 _NOTHING = Wants()

@@ -19,18 +19,8 @@ from pipeline.coordinator.running_stats import RunningStatistics
 from pipeline.coordinator.staleness import Due
 from pipeline.coordinator.timeouts import Limits
 from pipeline.coordinator.token_ledger import Ledger
-from pipeline.plugins.registry import Advantage, Batch, Budget, PromptOrder, Selector
-from pipeline.plugins.views import SourceView
-
-
-class EvalSet(msgspec.Struct, frozen=True, kw_only=True):
-    """Some of the held-out prompts, with figures of their own."""
-
-    name: str  # empty: data.held_out
-    first: int  # index of its first prompt
-    count: int  # prompts
-    samples: int  # for each prompt
-    k: tuple[int, ...] = ()  # of pass@k
+from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.views import EvalSet, SourceView
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,15 +20,19 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.group_manager import Roster
 from pipeline.coordinator.groups import ENDED, Group, Stage, State, Trajectory
-from pipeline.coordinator.handover import train_command
+from pipeline.coordinator.learner_feed import train_command
 from pipeline.coordinator.prompt_planner import Planning
-from pipeline.coordinator.reporting import StepReport
 from pipeline.coordinator.scheduler import Placement
 from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import Core, PluginFault, asking
-from pipeline.coordinator.step_metrics import learner_bubble, rollout_figures, trained_figures
+from pipeline.coordinator.step_metrics import (
+    StepReport,
+    learner_bubble,
+    rollout_figures,
+    trained_figures,
+)
 from pipeline.plugins.actions import BatchVerb, Close, Relax, Take
-from pipeline.plugins.registry import Barrier, Relaxed
+from pipeline.plugins.interfaces import Barrier, Relaxed
 from pipeline.plugins.views import BatchView
 
 MOST_SKIPPED = 3

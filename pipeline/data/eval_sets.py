@@ -12,9 +12,9 @@ import msgspec
 
 from pipeline.config import rules
 from pipeline.config.schema import Config, EvalFile, Evaluation
-from pipeline.coordinator.state import EvalSet
 from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.plugins.views import EvalSet
 
 
 class HeldOut(msgspec.Struct, frozen=True):

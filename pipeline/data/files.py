@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import msgspec
 
+from pipeline.config.paths import is_pattern
+
 Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer one is no prompt
@@ -37,10 +39,6 @@ _BOM = b"\xef\xbb\xbf"  # of UTF-8; some editors write it
 
 class DataError(Exception):
     """Prompts cannot be used; the text names every bad line, up to twenty."""
-
-
-def is_pattern(source: str) -> bool:
-    return glob.has_magic(source)
 
 
 def files_of(source: str, split: str = "train") -> list[Path]:

@@ -18,7 +18,7 @@ import msgspec
 
 from pipeline.config.schema import Config
 from pipeline.observability.live_status import Live
-from pipeline.observability.ports import TrackerError
+from pipeline.observability.prometheus import TrackerError
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")

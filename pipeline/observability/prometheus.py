@@ -8,6 +8,7 @@ is asked for, in the server's thread, from values that are replaced as a whole.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator, Mapping
 
 import prometheus_client
@@ -17,8 +18,34 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from pipeline.coordinator.coordinator import Phase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import Live
-from pipeline.observability.ports import LOOPBACK, TrackerError, port_complaint
 from pipeline.observability.timing import MEANINGS
+
+LOOPBACK = "127.0.0.1"
+
+
+class TrackerError(Exception):
+    """A tracker that the configuration asks for cannot be used; names its key and the cure."""
+
+
+def port_complaint(port: int, why: object) -> str:
+    """What a user is told of it."""
+    return (
+        f"metrics.prometheus_port: cannot listen on {LOOPBACK}:{port}: {why}; "
+        "choose another port, or 0 for none"
+    )
+
+
+def port_in_use(port: int) -> str:
+    """Why nobody can listen there; '' if the port is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((LOOPBACK, port))
+            probe.listen()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
 
 # figure of a step or an evaluation -> (name without what it is of, unit last; help)
 _FIGURES: dict[str, tuple[str, str]] = {

@@ -38,10 +38,21 @@ from pipeline.coordinator.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.observability.causes import calling_link, leg_link, load_link, scoring_link
 from pipeline.observability.critical_path import Link, critical_path, follow
 from pipeline.observability.learner_timeline import Ranks
-from pipeline.observability.spans import Calling, Decision, Handover, Leg, Load, Scoring, StepRecord
+from pipeline.observability.spans import (
+    Calling,
+    Decision,
+    Handover,
+    Leg,
+    Load,
+    Scoring,
+    StepRecord,
+    calling_link,
+    leg_link,
+    load_link,
+    scoring_link,
+)
 from pipeline.wire.messages import Span
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from pipeline.config.schema import Config, Metrics
 from pipeline.observability.live_status import Live
-from pipeline.observability.ports import TrackerError, port_complaint, port_in_use
+from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")

@@ -222,3 +222,13 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     pieces: Sequence[tuple[str, bool]] = ()  # see `Sampled`
     ids: Sequence[int] = ()  # token ids of the response
     memory: Any = None  # of the last `Append`
+
+
+class EvalSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of the held-out prompts, with figures of their own."""
+
+    name: str  # empty: data.held_out
+    first: int  # index of its first prompt
+    count: int  # prompts
+    samples: int  # for each prompt
+    k: tuple[int, ...] = ()  # of pass@k

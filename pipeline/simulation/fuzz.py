@@ -24,9 +24,8 @@ from pipeline.coordinator.timeouts import Limits
 from pipeline.plugins import registry
 from pipeline.simulation.fault_plan import Fault, What, plan
 from pipeline.simulation.faults import Faulty, Memory, Rules
-from pipeline.simulation.hardware import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.invariants import Violation
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 

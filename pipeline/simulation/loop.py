@@ -43,8 +43,8 @@ from pipeline.coordinator.events import (
 from pipeline.coordinator.timeouts import longest_s
 from pipeline.coordinator.waits import waits
 from pipeline.simulation.engine import ModelledEngine
+from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.workload import Request, Response, Workload
 
 _PATIENCE_S = 4.0

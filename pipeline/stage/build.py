@@ -9,15 +9,15 @@ from typing import Any
 from pipeline.config.load import plugin_class, rollout_options
 from pipeline.config.schema import Config, LearnerSection
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.state import EvalSet, Seams, Settings
+from pipeline.coordinator.state import Seams, Settings
 from pipeline.coordinator.timeouts import Limits
 from pipeline.data.dataset import ANSWERS, DataError, Dataset
 from pipeline.data.eval_sets import HeldOut
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.observability.trackers import Tracker
 from pipeline.plugins import registry
-from pipeline.plugins.registry import RewardOptions
-from pipeline.plugins.views import SourceView
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire.server import Hub
 

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.coordinator.events import AskRollout, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.plugins.registry import RolloutOptions
+from pipeline.plugins.interfaces import RolloutOptions
 from pipeline.plugins.views import Turn
 from pipeline.wire.messages import ints
 from pipeline.workers.pool import Followed, RewardFailed, WorkerPool

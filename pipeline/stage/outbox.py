@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
+from pipeline.coordinator.events import AnyCommand, Hint, Place, Unhint
+from pipeline.data.dataset import Dataset
 from pipeline.stage.peers import Peer, Peers
-from pipeline.wire.messages import ToPeer
+from pipeline.stage.translate import request_of
+from pipeline.wire.messages import Generate, HintChunk, Hints, Request, ToPeer
 from pipeline.wire.server import Hub, Unreachable
 
 
@@ -45,3 +49,50 @@ class Outbox:
         """To one that is to end: if it is gone already, so much the better."""
         with contextlib.suppress(Unreachable):
             self._hub.send(identity, message)
+
+
+class Gather:
+    """Of one answer of the coordinator: `add` what fits; hints go before the rest of the
+    answer (a group may be trained on in it), requests after it."""
+
+    def __init__(self, data: dict[str, Dataset], temperature: float) -> None:
+        self._data, self._temperature = data, temperature
+        self._requests: dict[str, list[Request]] = {}
+        self._chunks: dict[int, list[HintChunk]] = {}
+        self._gone: dict[int, list[int]] = {}
+        self._prompts: dict[int, dict[int, bytes]] = {}
+
+    def add(self, command: AnyCommand) -> bool:
+        """Whether the command was taken."""
+        match command:
+            case Place(engine=engine, kind=kind, prompt=prompt):
+                tokens = self._data[kind][prompt].tokens
+                temperature = 0.0 if command.greedy else self._temperature
+                request = request_of(command, tokens, temperature)
+                self._requests.setdefault(engine, []).append(request)
+            case Hint(rank=rank):
+                chunk = HintChunk(command.group, command.trajectory, command.offset, command.tokens)
+                self._chunks.setdefault(rank, []).append(chunk)
+                prompt = self._data["train"][command.prompt].tokens
+                self._prompts.setdefault(rank, {})[command.group] = prompt
+            case Unhint(rank=rank, trajectories=trajectories):
+                self._gone.setdefault(rank, []).extend(trajectories)
+            case _:
+                return False
+        return True
+
+    def send_requests(self, outbox: Outbox) -> None:
+        for engine, requests in self._requests.items():
+            outbox.to(engine, Generate(requests=tuple(requests)))
+
+    def send_hints(self, outbox: Outbox) -> None:
+        for rank in sorted({*self._chunks, *self._gone}):
+            outbox.to_rank(
+                rank,
+                Hints(
+                    prompts=self._prompts.get(rank, {}),
+                    chunks=tuple(self._chunks.get(rank, ())),
+                    gone=tuple(self._gone.get(rank, ())),
+                    sent_at_s=time.monotonic(),
+                ),
+            )

@@ -51,7 +51,7 @@ from pipeline.stage import translate
 from pipeline.stage.admission import Door
 from pipeline.stage.build import Parts
 from pipeline.stage.environment_calls import RolloutPool, Turning
-from pipeline.stage.gather import Gather
+from pipeline.stage.outbox import Gather
 from pipeline.stage.peer_failures import Losses
 from pipeline.stage.peers import Peers
 from pipeline.stage.scoring import Judging

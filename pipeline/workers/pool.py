@@ -24,7 +24,7 @@ from typing import ClassVar, Self
 import msgspec
 
 from pipeline.config.schema import Plugin
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system import temp_dirs
 from pipeline.workers import process
@@ -79,7 +79,7 @@ class WorkerPool:
         self.workers = min(self._options.workers, most or self._options.workers)
         """Processes that answer."""
         options = self._options
-        self._batch = options.batch if isinstance(options, registry.RewardOptions) else 1
+        self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.seam}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
         temp_dirs.sign(Path(self._directory.name), os.getpid())
@@ -92,12 +92,12 @@ class WorkerPool:
         self._last: RewardFailed | None = None
 
     @classmethod
-    def _guards(cls, plugin: Plugin) -> registry.WorkerOptions:
+    def _guards(cls, plugin: Plugin) -> interfaces.WorkerOptions:
         found = registry.find(cls.seam, plugin.name)
         options = msgspec.convert(plugin.options, registry.options_type(found))
-        if isinstance(options, registry.WorkerOptions):
+        if isinstance(options, interfaces.WorkerOptions):
             return options
-        return registry.WorkerOptions()  # a plug-in without options of its own is guarded too
+        return interfaces.WorkerOptions()  # a plug-in without options of its own is guarded too
 
     async def __aenter__(self) -> Self:
         try:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.config.schema import Plugin
-from pipeline.plugins.registry import RewardOptions
+from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import RewardFailed, RewardPool
 from pipeline.workers.process import OUTPUT_BYTES

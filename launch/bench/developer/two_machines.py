@@ -1,6 +1,7 @@
 """Metrics of jobs over two machines against those of one machine, seed by seed.
 
-    python -m launch.bench.developer.two_machines [--seeds N] [--folder DIR] [--out FILE] [key=value ...]
+    python -m launch.bench.developer.two_machines [--seeds N] [--folder DIR] [--out FILE]
+        [key=value ...]
 
 The same task, ranks and engines: by `darts train`, and by a torchrun in each of
 two network namespaces (needs root). A live run is not reproducible to the bit.

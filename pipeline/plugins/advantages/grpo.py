@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Advantages, NoSignal
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Outcome
@@ -22,7 +22,7 @@ from pipeline.plugins.views import Outcome
 _EPSILON = 1e-6  # verl's and TRL's order of magnitude; only guards a division
 
 
-class GrpoOptions(registry.Options, frozen=True, kw_only=True):
+class GrpoOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `grpo` advantage."""
 
     divide_by_deviation: bool = False

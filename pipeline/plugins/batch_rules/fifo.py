@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from itertools import islice
 
 from pipeline.plugins.actions import BatchVerb, Close, Take
-from pipeline.plugins.registry import Stateless, register
+from pipeline.plugins.interfaces import Stateless
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import BatchView
 
 

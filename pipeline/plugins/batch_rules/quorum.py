@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import BatchVerb, Relax
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BatchView
 
 
-class QuorumOptions(registry.Options, frozen=True, kw_only=True):
+class QuorumOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `quorum` batch rule."""
 
     share: float = 0.9

@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.views import OpenView
 
 
-class BudgetOptions(registry.Options, frozen=True, kw_only=True):
+class BudgetOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options that every budget has."""
 
     top_up: Literal["none", "fewest"] = "none"

@@ -12,7 +12,8 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 
-from pipeline.plugins.registry import RolloutOptions, register
+from pipeline.plugins.interfaces import RolloutOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import Turn
 
 _EXPRESSION = re.compile(r"[-+*/.()\d ]+\Z")

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plugins.registry import RolloutOptions, register
+from pipeline.plugins.interfaces import RolloutOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.rewards._functions import imported
 from pipeline.plugins.views import Turn
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.plugins.registry import Stateless, register
+from pipeline.plugins.interfaces import Stateless
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import Turn
 
 

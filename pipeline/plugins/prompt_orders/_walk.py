@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Plan
 from pipeline.plugins.views import PlanView, SourceView
 
 
-class OrderOptions(registry.Options, frozen=True, kw_only=True):
+class OrderOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of every order."""
 
     epochs: int = 0

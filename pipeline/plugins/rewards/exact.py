@@ -5,7 +5,8 @@ A response that did not end by itself is wrong: its answer may be cut.
 
 from __future__ import annotations
 
-from pipeline.plugins.registry import RewardOptions, register
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
 
 

@@ -17,7 +17,8 @@ from typing import Any, cast
 import httpx
 import msgspec
 
-from pipeline.plugins.registry import RewardOptions, register
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
 
 _SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")

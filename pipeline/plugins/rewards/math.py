@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plugins.registry import RewardOptions, register
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
 
 GRADED = ("boxed", "whole")

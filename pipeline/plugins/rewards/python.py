@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.plugins.registry import RewardOptions, register
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.registry import register
 from pipeline.plugins.rewards._functions import Function
 from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
 from pipeline.plugins.views import Sampled

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.plugins import registry
-from pipeline.plugins.registry import PluginError, RewardOptions, register
+from pipeline.plugins import interfaces, registry
+from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.registry import PluginError, register
 from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
 from pipeline.plugins.views import Sampled
 
@@ -72,7 +73,7 @@ class _Part:
             raise ValueError(str(error)) from error
         self.options = self._converted(options)
 
-    def _converted(self, options: Any) -> registry.Options:
+    def _converted(self, options: Any) -> interfaces.Options:
         struct = registry.options_type(self.cls)
         given: dict[str, Any] = {} if options is None else options
         if not isinstance(given, dict):

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyVerb, Enough, Stop
-from pipeline.plugins.registry import Barrier, SelectorEvent, Wants, register
+from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
+from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
     both_ends,
     filled,
@@ -30,7 +31,7 @@ from pipeline.plugins.selectors._choosing import (
 from pipeline.plugins.views import GroupView, MemberView
 
 
-class ConciseConfidentOptions(registry.Options, frozen=True, kw_only=True):
+class ConciseConfidentOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `concise_confident` selector."""
 
     longest: int = 1

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyVerb, Enough
-from pipeline.plugins.registry import Barrier, SelectorEvent, Wants, register
+from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
+from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
 from pipeline.plugins.views import GroupView
 
 
-class DualEndOptions(registry.Options, frozen=True, kw_only=True):
+class DualEndOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `dual_end` selector."""
 
     longest: int = 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.plugins.actions import AnyVerb
-from pipeline.plugins.registry import SelectorEvent, Stateless, Wants, register
+from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
+from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import filled, finalize, usable
 from pipeline.plugins.views import GroupView
 

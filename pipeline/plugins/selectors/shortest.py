@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.plugins.actions import AnyVerb
-from pipeline.plugins.registry import Barrier, SelectorEvent, Stateless, Wants, register
+from pipeline.plugins.interfaces import Barrier, SelectorEvent, Stateless, Wants
+from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import filled, finalize, shortest_first, usable
 from pipeline.plugins.views import GroupView
 

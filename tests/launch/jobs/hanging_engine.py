@@ -1,7 +1,8 @@
-"""`python -m tests.launch.jobs.hanging_engine ...`: `engines.worker` with a simulated engine whose loop
-hangs for ever in its tenth request, once in a run and in the engine e0 alone; the thread of its
-connection, and with it its heartbeats, goes on. `python -m tests.launch.jobs.hanging_engine train ...`
-is `darts train ...` with such engines.
+"""An engine worker whose loop hangs for ever in its tenth request.
+
+`python -m tests.launch.jobs.hanging_engine ...` is `engines.worker` with such a simulated engine,
+once in a run and in the engine e0 alone; the thread of its connection, and with it its heartbeats,
+goes on. `python -m tests.launch.jobs.hanging_engine train ...` is `darts train ...` with such engines.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint import store
 from pipeline.plugins.actions import AnyVerb, BatchVerb, Close, Finalize, Take
-from pipeline.plugins.registry import SelectorEvent, Stateless, Wants
+from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.views import BatchView, GroupView
 from pipeline.system import temp_dirs
 from tests.launch.jobs.jobs import SIMULATED, Job, lines, steps_done, train

@@ -1,5 +1,5 @@
-"""`python -m tests.launch.jobs.slow_engine ...`: `engines.worker` with a simulated engine that takes
-ten times as long for each token."""
+"""`python -m tests.launch.jobs.slow_engine ...`: `engines.worker` with a simulated engine that
+takes ten times as long for each token."""
 
 from __future__ import annotations
 

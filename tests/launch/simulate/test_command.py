@@ -152,8 +152,11 @@ def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
 def test_the_heat_map_is_a_table_and_a_page(tmp_path: Path):
     cells = [
         {"method": m, "tail": t, "engines": e, "learner": r, "speed_up": 1.0 + t / e}
-        for m in methods_at_scale.MAP for t in methods_at_scale.TAILS for e in methods_at_scale.ENGINES for r in methods_at_scale.LEARNERS
-    ]  # fmt: skip
+        for m in methods_at_scale.MAP
+        for t in methods_at_scale.TAILS
+        for e in methods_at_scale.ENGINES
+        for r in methods_at_scale.LEARNERS
+    ]
     text = methods_at_scale.map_markdown(cells)
     assert text.count("| 0.3 | 4 |") == len(methods_at_scale.LEARNERS)
     methods_at_scale.map_page(cells, tmp_path / "map.html")

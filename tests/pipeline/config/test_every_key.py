@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.config.docs import documentation, sections
 from pipeline.coordinator.state import Settings
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 from tests.paths import ROOT
 
 # What only describes or checks a setting is no reader of it.
@@ -178,7 +178,7 @@ HOUSE = [(seam, name) for seam in registry.PACKAGES for name in registry.house_n
 def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: str):
     options = registry.options_type(registry.find(seam, name))
     for cls in options.__mro__:
-        if not issubclass(cls, registry.Options) or cls is registry.Options:
+        if not issubclass(cls, interfaces.Options) or cls is interfaces.Options:
             continue
         own = inspect.get_annotations(cls)
         unread = [field for field in own if not option_is_read(cls, field)]
@@ -188,9 +188,9 @@ def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: 
 def option_is_read(cls: type[Any], field: str) -> bool:
     """Read from an instance named `options` or `_options`, outside of `problems`."""
     base = cls in (
-        registry.WorkerOptions,
-        registry.RewardOptions,
-        registry.RolloutOptions,
+        interfaces.WorkerOptions,
+        interfaces.RewardOptions,
+        interfaces.RolloutOptions,
     )  # the core's
     trees = SOURCES if base else [ast.parse(Path(inspect.getfile(cls)).read_text())]
     return any(

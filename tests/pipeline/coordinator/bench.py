@@ -38,8 +38,8 @@ from pipeline.coordinator.state import Seams
 from pipeline.plugins.actions import Allotment, AnyVerb, Finalize
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo
+from pipeline.plugins.interfaces import SelectorEvent, Wants
 from pipeline.plugins.prompt_orders.sequential import Sequential
-from pipeline.plugins.registry import SelectorEvent, Wants
 from pipeline.plugins.views import BudgetView, GroupView, OpenView, PromptView
 from pipeline.simulation.invariants import check
 from pipeline.wire.messages import ChunkHead

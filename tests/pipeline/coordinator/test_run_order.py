@@ -28,9 +28,8 @@ from pipeline.coordinator.events import (
     VersionPublished,
 )
 from pipeline.coordinator.groups import Stage
-from pipeline.coordinator.state import EvalSet
 from pipeline.plugins.actions import Finalize, Plan
-from pipeline.plugins.views import PlanView
+from pipeline.plugins.views import EvalSet, PlanView
 from tests.pipeline.coordinator.bench import Bench, only
 
 

@@ -31,7 +31,7 @@ from pipeline.plugins.actions import (
     Sample,
     Stop,
 )
-from pipeline.plugins.registry import Rewarded
+from pipeline.plugins.interfaces import Rewarded
 from tests.pipeline.coordinator.bench import Bench, Scripted, only, placed
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline.coordinator.events import EndLegs, EngineLost, Judge, Restart
 from pipeline.coordinator.groups import State
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
-from pipeline.plugins.registry import Every, Finish
+from pipeline.plugins.interfaces import Every, Finish
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed
 
 

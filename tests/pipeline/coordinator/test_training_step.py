@@ -36,7 +36,7 @@ from pipeline.plugins.actions import (
     Relax,
     Take,
 )
-from pipeline.plugins.registry import Barrier, Relaxed, SelectorEvent, Wants, WeightsPublished
+from pipeline.plugins.interfaces import Barrier, Relaxed, SelectorEvent, Wants, WeightsPublished
 from pipeline.plugins.views import BatchView, GroupView, PlanView
 from tests.pipeline.coordinator.bench import Bench, Candidates, Scripted, only
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load
-from pipeline.coordinator.state import EvalSet
 from pipeline.data import eval_sets
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.plugins.views import EvalSet
 from tests.paths import ROOT
 
 

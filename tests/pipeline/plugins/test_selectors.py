@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces, registry
 from pipeline.plugins.actions import AnyVerb, Drop, Enough, Finalize, Stop
-from pipeline.plugins.registry import Barrier, Finish, Relaxed, SelectorEvent, Ticked
+from pipeline.plugins.interfaces import Barrier, Finish, Relaxed, SelectorEvent, Ticked
 from pipeline.plugins.selectors.all import All
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
@@ -21,7 +21,7 @@ EVENT = Finish(trajectory=1)
 
 
 def decide(
-    selector: registry.Selector, group: GroupView, event: SelectorEvent = EVENT
+    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
 ) -> list[AnyVerb]:
     return list(selector.decide(group, event))
 
@@ -258,7 +258,7 @@ def test_concise_confident_names_every_option_out_of_range():
 
 # --- every selector --------------------------------------------------------------------------
 
-EVERY: list[registry.Selector] = [
+EVERY: list[interfaces.Selector] = [
     *(registry.find("selector", name)() for name in registry.house_names("selector")),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
@@ -303,7 +303,7 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups(), event=st.sampled_from([EVENT, Barrier(), Relaxed(), Ticked()]))
 def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
-    selector: registry.Selector, group: GroupView, event: SelectorEvent
+    selector: interfaces.Selector, group: GroupView, event: SelectorEvent
 ):
     verbs = decide(selector, group, event)
     assert len(verbs) <= 1 + isinstance(verbs[0] if verbs else None, Stop)
@@ -321,7 +321,7 @@ def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups(ended=True), event=st.sampled_from([EVENT, Barrier(), Relaxed()]))
 def test_a_group_whose_members_have_all_ended_is_always_decided(
-    selector: registry.Selector, group: GroupView, event: SelectorEvent
+    selector: interfaces.Selector, group: GroupView, event: SelectorEvent
 ):
     [verb] = decide(selector, group, event)
     assert isinstance(verb, Finalize | Drop)
@@ -332,7 +332,7 @@ def test_a_group_whose_members_have_all_ended_is_always_decided(
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
 @given(group=groups())
 def test_a_group_that_is_enough_is_finalized_at_the_barrier(
-    selector: registry.Selector, group: GroupView
+    selector: interfaces.Selector, group: GroupView
 ):
     if any(isinstance(verb, Enough) for verb in decide(selector, group)):
         [verb] = decide(selector, group, Barrier())

@@ -16,9 +16,8 @@ from launch.simulate.methods_at_scale import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
 from pipeline.coordinator.events import EngineLost
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
-from pipeline.simulation.hardware import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation, StandsStill
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 from tests.traces import arrows, checked_spans

@@ -14,9 +14,8 @@ from pipeline.coordinator.events import AnyEvent, Cut, Report
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.coordinator.state import Seams, Settings
 from pipeline.plugins import registry
-from pipeline.simulation.hardware import EngineCost, LearnerCost
+from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation
-from pipeline.simulation.machines import Machines
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
 

@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
-from pipeline.plugins.registry import RolloutOptions
+from pipeline.plugins.interfaces import RolloutOptions
 from pipeline.plugins.views import Turn
 from pipeline.stage.environment_calls import RolloutPool, Turning, pieces_of
 from pipeline.wire.messages import ints

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.plugins import registry
+from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyVerb, Drop, Finalize
-from pipeline.plugins.registry import Barrier, SelectorEvent, Wants
+from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.views import GroupView
 
 
-class QuickestOptions(registry.Options, frozen=True, kw_only=True):
+class QuickestOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `quickest` selector."""
 
     spare: int = 0
