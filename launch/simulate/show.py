@@ -129,8 +129,8 @@ def page(made: dict[str, Any]) -> str:
             "loads.\n",
             replay.table(replays),
             "\n## What a throw-away model said\n",
-            "`launch/simulate/early_estimates.py`; those of the small engine are tests. Not "
-            "repeated:",
+            "`launch/simulate/early_estimates.py`; those of the small engine are tests.",
+            "Not repeated:",
             "orders by length, a window after the K-th, fixed costs of a step, lengths shortened",
             "by hand, 32 prompts a step.\n",
             early_estimates.table(made["expected"]),

@@ -119,8 +119,8 @@ def bias_row(name: str, r: dict[str, Any]) -> str:
 
 INTRODUCTION = (
     "Written by `make show` (`launch/bench/developer/show.py`) from the runs' own files: held-out "
-    "accuracy and lengths of {config}, 256 prompts x 4 samples; tokens without evaluation. One machine, "
-    "{cores} cores, no GPU, one job at a time."
+    "accuracy and lengths of {config}, 256 prompts x 4 samples; tokens without evaluation. "
+    "One machine, {cores} cores, no GPU, one job at a time."
 )
 
 

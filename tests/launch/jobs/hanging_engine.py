@@ -2,7 +2,8 @@
 
 `python -m tests.launch.jobs.hanging_engine ...` is `engines.worker` with such a simulated engine,
 once in a run and in the engine e0 alone; the thread of its connection, and with it its heartbeats,
-goes on. `python -m tests.launch.jobs.hanging_engine train ...` is `darts train ...` with such engines.
+goes on. `python -m tests.launch.jobs.hanging_engine train ...` is `darts train ...` with such
+engines.
 """
 
 from __future__ import annotations
