@@ -91,7 +91,7 @@ class Engine(Protocol):
         ...
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """One line on stderr, at once."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineInfo, Sampling, say
+from engines.base import Engine, EngineInfo, Sampling, log_line
 from pipeline.config.schema import EngineSection
 
 SHORT, LONG = 8, 40
@@ -45,7 +45,7 @@ async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineS
         temporary.write_bytes(msgspec.json.encode(points))
         temporary.rename(file)
     except OSError as error:  # no home, or none that may be written
-        say(f"the latency profile is not kept: {error}")
+        log_line(f"the latency profile is not kept: {error}")
     return points
 
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from engines.base import Engine, EngineError, EngineInfo, Sampling, say
+from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
 from engines.chunker import Flusher, Frame, Key
-from engines.stop_strings import StopTexts
+from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import load_spans, prove
 from pipeline.config.schema import Watch
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     PROTOCOL,
-    Abort,
+    AbortLegs,
     FromPeer,
     Generate,
     Join,
@@ -96,7 +96,7 @@ class Worker:
         chunk_tokens: int,
         watch: Watch | None = None,
         receiver: Receiver | None = None,
-        stops: StopTexts | None = None,
+        stops: StopStrings | None = None,
     ) -> None:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
@@ -144,7 +144,7 @@ class Worker:
             self._ended.set_result(status)
 
     def log(self, line: str) -> None:
-        say(f"{self._name}: {line}")
+        log_line(f"{self._name}: {line}")
 
     def _receive(self, message: ToPeer) -> None:
         """Hand over from the link's thread."""
@@ -162,7 +162,7 @@ class Worker:
                 case Generate():
                     for request in message.requests:
                         self._begin(request)
-                case Abort():
+                case AbortLegs():
                     await self._abort(message.legs)
                 case LoadWeights():
                     self._loading += 1

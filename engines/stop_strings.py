@@ -21,7 +21,7 @@ _SLACK = 4
 _BROKEN = "\ufffd"  # stands for bytes that are no character yet
 
 
-class StopTexts:
+class StopStrings:
     """What ends a turn. Raises EngineError if the model's tokenizer cannot be read.
 
     Args:

@@ -15,10 +15,10 @@ import filelock
 import msgspec
 import xxhash
 
-from engines.base import say
+from engines.base import log_line
 from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.system.private_dirs import make_private
-from pipeline.wire.keys import Ticket, TransportError
+from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.weight_transfer import fetch
 
@@ -36,7 +36,7 @@ class FetchingReceiver:
         directory: of this machine's engines alone; made 0700. Raises PermissionError.
     """
 
-    def __init__(self, ticket: Ticket, directory: Path) -> None:
+    def __init__(self, ticket: PeerKeys, directory: Path) -> None:
         make_private(directory)
         self._ticket, self._directory = ticket, directory
         self._files = WeightReceiver()
@@ -89,7 +89,7 @@ class FetchingReceiver:
         took_s = time.monotonic() - started
         self.fetched_bytes += manifest.bytes
         size = f"{manifest.bytes / 1e6:.1f} MB"
-        say(f"version {manifest.version}: fetched {size} in {took_s:.2f} s")
+        log_line(f"version {manifest.version}: fetched {size} in {took_s:.2f} s")
 
     def _prune(self, newest: Path) -> None:
         """The newest two by time: a learner that was restarted counts from its checkpoint."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineError, say
+from engines.base import Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
 from pipeline.wire.keys import TransportError, ticket_of
@@ -57,27 +57,27 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     """Start the engine, join the stage, serve until told to stop; the exit status."""
     from engines.latency_profile import latency
     from engines.server import Worker
-    from engines.stop_strings import StopTexts
+    from engines.stop_strings import StopStrings
     from engines.weights_fetch import FetchingReceiver
     from pipeline.config.load import rollout_options
-    from pipeline.wire.client import Link
+    from pipeline.wire.client import StageClient
 
     try:
         ticket = ticket_of(stage)
         engine = build(config)
         options = rollout_options(config)
-        stops = StopTexts(config.model, options.stop) if options and options.stop else None
+        stops = StopStrings(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
             points = await latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
     except (EngineError, TransportError) as error:
-        say(f"{name}: {error}")
+        log_line(f"{name}: {error}")
         return 1
     worker = Worker(
         engine,
         info,
-        lambda join, receive: Link(ticket, join, receive),
+        lambda join, receive: StageClient(ticket, join, receive),
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         watch=config.watch,
@@ -115,7 +115,7 @@ def main() -> None:
         arguments = (options.stage, load(options.config), options.name, options.weights)
         status = uvloop.run(serve(*arguments))
     except ConfigError as error:
-        say(f"{options.name}: {error}")
+        log_line(f"{options.name}: {error}")
     finally:
         end_group()
     sys.exit(status)

@@ -45,7 +45,7 @@ class Parts:
     passes: Passes
     ahead: Ahead
     restored: save.Restored
-    carrier: transfer.Carrier
+    carrier: transfer.CheckpointTransfer
     vocabulary: int
     """Rows of the embedding."""
     special: frozenset[int]
@@ -72,7 +72,7 @@ def build(config: Config, resume: Path | None, local_rank: int, own: Path | None
 
 
 def _build(
-    config: Config, resume: Path | None, device: torch.device, carrier: transfer.Carrier
+    config: Config, resume: Path | None, device: torch.device, carrier: transfer.CheckpointTransfer
 ) -> Parts:
     section = config.learner
     model = load_trained(config, resume, device)

@@ -24,10 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from learner.work_log import Diary
+from learner.work_log import WorkLog
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     CLOSE,
@@ -38,7 +38,6 @@ from pipeline.wire.messages import (
     PUBLISH,
     CloseStep,
     ForgetGroup,
-    Hints,
     Join,
     Manifest,
     Published,
@@ -48,6 +47,7 @@ from pipeline.wire.messages import (
     Shutdown,
     StepDone,
     StepSkipped,
+    StreamedTokens,
     ToPeer,
     TrainGroup,
     Welcome,
@@ -69,7 +69,7 @@ LEAVE_S = 5.0
 """From being asked to leave to leaving without being ready (stuck in a collective)."""
 
 
-class Actor:
+class LearnerRank:
     """Carries out the schedule's work for one rank."""
 
     def __init__(self, config: Config, parts: Parts, stage: Path) -> None:
@@ -88,7 +88,7 @@ class Actor:
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of what was hinted
         self._last_group = 0.0  # when the step's newest group came
-        self._diary = Diary()
+        self._diary = WorkLog()
         # With several updates the passes of training wait for the close.
         self._several = config.learner.updates * config.learner.epochs > 1
         self._publisher: WeightPublisher | None = None
@@ -105,7 +105,7 @@ class Actor:
             boot=boot_id(),
             about=about(zero.device),
         )
-        self._link = Link(stage, join, self.receive)
+        self._link = StageClient(stage, join, self.receive)
 
     def receive(self, message: ToPeer) -> None:
         """Any thread: queue a message of the stage."""
@@ -141,7 +141,7 @@ class Actor:
             self._link.close()
 
     def _take_in(self, message: ToPeer) -> None:
-        if isinstance(message, Hints):
+        if isinstance(message, StreamedTokens):
             self._ahead.hint(message)
         else:
             self._schedule.put(message)
@@ -346,7 +346,7 @@ def main() -> None:
     from learner.build import build
 
     parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
-    actor = Actor(config, parts, given.stage)
+    actor = LearnerRank(config, parts, given.stage)
     running.append(actor)
     code = actor.run()
     sys.stdout.flush()
@@ -354,7 +354,7 @@ def main() -> None:
     os._exit(code)  # not sys.exit: waiting for other ranks at exit may last for ever
 
 
-running: list[Actor] = []
+running: list[LearnerRank] = []
 """The actor once it is built: before that SIGTERM has nothing to finish."""
 
 

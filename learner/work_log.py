@@ -10,13 +10,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from pipeline.wire.messages import CloseStep, ForgetGroup, Hints, Span, Spans, ToPeer, TrainGroup
+from pipeline.wire.messages import (
+    CloseStep,
+    ForgetGroup,
+    Span,
+    Spans,
+    StreamedTokens,
+    ToPeer,
+    TrainGroup,
+)
 
 _ONE_PIECE_S = 0.001  # work of one kind with shorter gaps is one span
 _HINTS = 4096  # arrivals of hints that are told of at a time; the newest
 
 
-class Diary:
+class WorkLog:
     """Spans since the last `take`; orders that have come and are not carried out yet."""
 
     def __init__(self) -> None:
@@ -31,7 +39,7 @@ class Diary:
                 self._came[type(message), number] = time.monotonic()
             case ForgetGroup(group=number):
                 self._came.pop((TrainGroup, number), None)
-            case Hints(sent_at_s=sent_at_s):
+            case StreamedTokens(sent_at_s=sent_at_s):
                 self._hints.append((sent_at_s, time.monotonic()))
             case _:
                 pass

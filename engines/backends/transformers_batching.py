@@ -26,7 +26,7 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.utils import logging as chatter
 
 from engines.backends import transformers_attention
-from engines.backends.transformers_sampling import Draw, Drawing
+from engines.backends.transformers_sampling import Draw, TokenSampling
 from engines.base import EngineError
 from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import CoresError, engine_cores
@@ -103,7 +103,7 @@ class Batching:
         static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
         if not asked and not static and transformers_attention.fits(self._model.config):
             self._model.set_attn_implementation(transformers_attention.NAME)
-        drawing = Drawing()
+        drawing = TokenSampling()
         self._manager.output_router = router
         self._manager.logit_processor = drawing.processors()
         # Made before the warm-up, so that a graph is captured as it will sample.

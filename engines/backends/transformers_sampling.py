@@ -87,7 +87,7 @@ class _Row(ContinuousBatchingLogitsProcessor):
         return scores
 
 
-class Drawing:
+class TokenSampling:
     """The logits processors of an engine, and what draws in their place."""
 
     def __init__(self) -> None:

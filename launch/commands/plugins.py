@@ -15,7 +15,7 @@ def plugin_lines() -> Iterator[str]:
     """For people. Installed plug-ins are listed by their metadata only, not imported."""
     for seam in registry.PACKAGES:
         yield f"{seam}:"
-        for name in registry.house_names(seam):
+        for name in registry.builtin_names(seam):
             cls = registry.find(seam, name)
             summary = (cls.__doc__ or _module_doc(cls)).strip().splitlines()[0]
             yield f"  {name:20} {summary}"

@@ -104,7 +104,7 @@ def configuration_page() -> str:
     ]
     for seam in registry.PACKAGES:
         lines += [f"### {seam}", ""]
-        for name in registry.house_names(seam):
+        for name in registry.builtin_names(seam):
             lines += [f"`{name}`: {_summary(registry.find(seam, name))}", ""]
             rows = list(_options(seam, name))
             lines += [*_table(iter(rows)), ""] if rows else []

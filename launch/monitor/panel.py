@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.observability.live_status import EngineNow, Live, PeerNow
+from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus
 from pipeline.system.terminal_text import printable
 
 POINTS = 40
@@ -128,7 +128,7 @@ class _Legible:
 
 def frame(
     name: str,
-    now: Live,
+    now: RunStatus,
     history: History,
     *,
     width: int,
@@ -165,7 +165,7 @@ def frame(
     )
 
 
-def _place(now: Live, ending: Ending | None) -> str:
+def _place(now: RunStatus, ending: Ending | None) -> str:
     """Steps are counted from 1: the one under way, or how many are done."""
     if ending is None and now.phase == "training" and now.step < now.steps:
         return f"step {now.step + 1} of {now.steps}"
@@ -185,7 +185,7 @@ def _newest(history: History) -> Text:
 # --- the parts --------------------------------------------------------------------------
 
 
-def _learning(now: Live, history: History, width: int) -> Table:
+def _learning(now: RunStatus, history: History, width: int) -> Table:
     """Two columns of figures with their sparklines."""
     step = {**now.newest_step, **(history.steps[-1] if history.steps else {})}
     found = {**now.newest_eval, **(history.evals[-1] if history.evals else {})}
@@ -223,7 +223,7 @@ def _curve(lines: Iterable[Mapping[str, Any]], name: str, width: int) -> str:
     return sparkline([line[name] for line in lines if line.get(name) is not None], width)
 
 
-def _processes(now: Live, width: int) -> Table:
+def _processes(now: RunStatus, width: int) -> Table:
     """Engines with the slots in use, then the learner ranks, with what each says it does."""
     peers = {peer.name: peer for peer in now.peers}
     engines = sorted(now.engines, key=_use)[:_ENGINES_SHOWN]
@@ -251,17 +251,17 @@ def _processes(now: Live, width: int) -> Table:
     return table
 
 
-def _use(engine: EngineNow) -> float:
+def _use(engine: EngineStatus) -> float:
     return engine.running / max(1, engine.slots)
 
 
-def _weights(engine: EngineNow) -> str:
+def _weights(engine: EngineStatus) -> str:
     if engine.loading >= 0:
         return f"loading version {engine.loading}"
     return f"version {engine.version}" if engine.version >= 0 else "no weights yet"
 
 
-def _learns(peer: PeerNow, now: Live) -> str:
+def _learns(peer: PeerStatus, now: RunStatus) -> str:
     """A rank that has got groups since it said that it was idle is not idle any more."""
     groups = now.at_rank.get(peer.name.removeprefix("l"), 0)
     if not groups:
@@ -286,7 +286,7 @@ def _bar(share: float, width: int) -> Text:
     return Text("█" * full, "green").append("░" * (width - full), "bright_black")
 
 
-def _rest(now: Live, ending: Ending | None) -> Table:
+def _rest(now: RunStatus, ending: Ending | None) -> Table:
     """Queues, where the tokens went, and who waits for whom; of a run that has ended, what next."""
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="bright_black")
@@ -325,7 +325,7 @@ def _for_whom(what: str) -> str:
     return f"{'held-out ' if kind == 'eval' else ''}group {group} ({why})"
 
 
-def _ledger(now: Live) -> Text:
+def _ledger(now: RunStatus) -> Text:
     total = max(1, sum(now.ledger.values()))
     text = Text(f"{count(now.sampled)} tokens")
     for account, colour in _ACCOUNTS.items():

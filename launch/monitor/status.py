@@ -15,7 +15,7 @@ from launch.monitor.top import Watched
 from launch.options import RUN_HELP, run_folder
 
 if TYPE_CHECKING:
-    from pipeline.observability.live_status import Live, PeerNow, WaitNow
+    from pipeline.observability.live_status import PeerStatus, RunStatus, WaitStatus
 
 NOT_WELL = 1
 """Exit status where the run neither goes on nor is done."""
@@ -45,7 +45,7 @@ def status(
     raise typer.Exit(0 if word in ("starting", "running", "done") else NOT_WELL)
 
 
-def _look(watched: Watched, started: bool) -> tuple[Live, str, str]:
+def _look(watched: Watched, started: bool) -> tuple[RunStatus, str, str]:
     """What the run does now, in words, and in one: running, starting, silent, done, stopped,
     ended, or never started."""
     now, note, ending = watched.look()
@@ -56,7 +56,7 @@ def _look(watched: Watched, started: bool) -> tuple[Live, str, str]:
     return now, note, "silent" if note.startswith("NO NEWS") else "running"
 
 
-def document(run: Path, now: Live, note: str, word: str) -> dict[str, Any]:
+def document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
     """All of it, for programs."""
     import msgspec
 
@@ -73,7 +73,7 @@ def document(run: Path, now: Live, note: str, word: str) -> dict[str, Any]:
     }
 
 
-def lines(run: Path, now: Live, note: str, word: str) -> Iterator[str]:
+def lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
     """For people."""
     if word == "never started":
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"
@@ -99,7 +99,7 @@ def lines(run: Path, now: Live, note: str, word: str) -> Iterator[str]:
         yield f"acted on so far: {counts}"
 
 
-def _of_a_wait(wait: WaitNow) -> Iterator[str]:
+def _of_a_wait(wait: WaitStatus) -> Iterator[str]:
     yield f"{wait.seconds:8.1f} s  {wait.what}"
     if wait.limit_s:
         until = f"nothing has moved for {wait.still_s:.1f} of {wait.limit_s:g} s"
@@ -108,7 +108,7 @@ def _of_a_wait(wait: WaitNow) -> Iterator[str]:
         yield f"{'':12}{wait.by} can end it; no limit: {wait.then}"
 
 
-def _of_a_peer(peer: PeerNow) -> str:
+def _of_a_peer(peer: PeerStatus) -> str:
     return (
         f"{peer.name:>10}  {peer.role}, {peer.activity!r}, heard of {peer.heard_s:.1f} s ago, "
         f"moved {peer.still_s:.1f} s ago"

@@ -17,7 +17,7 @@ from rich.live import Live as LivePanel
 from rich.text import Text
 
 from launch.monitor.panel import History, clock, count, frame
-from pipeline.observability.live_status import Live
+from pipeline.observability.live_status import RunStatus
 from pipeline.system.terminal_text import printable
 
 _ECHO = len("^C^C")
@@ -51,7 +51,7 @@ class TerminalView:
         elif "say" in line:
             self._print(f"  ! {line['say']}")
         elif "live" in line:
-            self._status(msgspec.convert(line["live"], Live))
+            self._status(msgspec.convert(line["live"], RunStatus))
 
     def _step(self, step: dict[str, Any]) -> str:
         left = self._history.left_s(self._steps) or 0.0
@@ -73,7 +73,7 @@ class TerminalView:
             f"{found['samples']} samples in {found['seconds']:.1f} s"
         ) + "".join(f"\n  {line}" for line in _further(found))
 
-    def _status(self, now: Live) -> None:
+    def _status(self, now: RunStatus) -> None:
         elapsed = clock(time.monotonic() - self._started)
         if self._console is None or self._panel is None:
             if now.phase != self._phase:

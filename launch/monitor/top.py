@@ -17,7 +17,7 @@ from launch.options import RUN_HELP, fail, run_folder
 
 if TYPE_CHECKING:
     from launch.monitor.panel import Ending, History
-    from pipeline.observability.live_status import Live
+    from pipeline.observability.live_status import RunStatus
     from pipeline.system.run_folder import RunFolder
 
 OLD_S = 5.0
@@ -77,7 +77,7 @@ class Watched:
         now, note, ending = self.look()
         return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
 
-    def look(self) -> tuple[Live, str, Ending | None]:
+    def look(self) -> tuple[RunStatus, str, Ending | None]:
         """What it does now, in words, and how it ended if it did."""
         self._read_metrics()
         now = self._live()
@@ -85,14 +85,14 @@ class Watched:
         self.over = ending is not None
         return now, note, ending
 
-    def _live(self) -> Live:
+    def _live(self) -> RunStatus:
         """Of `live.json`; of a run that has none (yet), what its other files tell."""
         import msgspec
 
-        from pipeline.observability.live_status import Live
+        from pipeline.observability.live_status import RunStatus
 
         try:
-            return msgspec.json.decode(self._run.live.read_bytes(), type=Live)
+            return msgspec.json.decode(self._run.live.read_bytes(), type=RunStatus)
         except FileNotFoundError:
             pass
         except msgspec.DecodeError as error:
@@ -101,7 +101,7 @@ class Watched:
         done = steps[-1]["step"] + 1 if steps else 0
         ledger = dict(steps[-1]["ledger"]) if steps else {}
         sampled = ledger.pop("sampled", 0)
-        return Live(step=done, steps=self._planned or done, sampled=sampled, ledger=ledger)
+        return RunStatus(step=done, steps=self._planned or done, sampled=sampled, ledger=ledger)
 
     @functools.cached_property
     def _planned(self) -> int:
@@ -113,7 +113,7 @@ class Watched:
         except ConfigError:
             return 0
 
-    def _state(self, now: Live) -> tuple[str, Ending | None]:
+    def _state(self, now: RunStatus) -> tuple[str, Ending | None]:
         """In words, and how it ended if it did. The lock is asked for only when the news is old."""
         from launch.monitor.panel import Ending
 

@@ -29,7 +29,7 @@ async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
         async with RewardPool(plugin, most=1) as pool:
             found = await pool.check([_unanswered(item) for item in items])
     except RewardFailed as error:
-        own = plugin.name not in registry.house_names("reward")  # the user's code: show where
+        own = plugin.name not in registry.builtin_names("reward")  # the user's code: show where
         return [f"{error.why}\n{error.traceback}".rstrip() if own else error.why]
     key = f"reward.{plugin.name}"
     lines = [f"{i.where}: answer: {t} ({key})" for i, t in zip(items, found, strict=False) if t]

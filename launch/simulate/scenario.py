@@ -18,8 +18,8 @@ from launch.simulate import CONFIG
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import Train
-from pipeline.coordinator.timeouts import Limits
+from pipeline.coordinator.events import TrainGroup
+from pipeline.coordinator.timeouts import Timeouts
 from pipeline.simulation.hardware import (
     DEVICES,
     SHAPES,
@@ -163,7 +163,7 @@ def simulate(
         numbers = msgspec.structs.replace(numbers, stream=True)
     # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
     # is one turn: what a rollout would say to it is not known.
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Limits(), turns=0)
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
     coordinator = Coordinator(numbers, build.seams(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
@@ -173,7 +173,7 @@ def simulate(
 def teacher(workload: Parametric) -> Learns:
     """Moves the workload's policy by what was trained on."""
 
-    def learn(before: int, after: int, groups: Sequence[Train]) -> None:
+    def learn(before: int, after: int, groups: Sequence[TrainGroup]) -> None:
         lessons = (
             Lesson(
                 kind=workload.kind("train", group.prompt),

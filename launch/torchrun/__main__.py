@@ -50,7 +50,7 @@ from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Ticket, TransportError
+from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
 
@@ -173,7 +173,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
-    ticket = Ticket(
+    ticket = PeerKeys(
         control=place.control,
         data=place.data,
         weights=place.weights,

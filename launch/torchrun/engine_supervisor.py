@@ -23,7 +23,7 @@ from launch.launcher.processes import Child, clean_environment, end_all, engine_
 from launch.torchrun.node import CONFIG, leave_there, left_there
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
-from pipeline.wire.keys import Ticket, read_private
+from pipeline.wire.keys import PeerKeys, read_private
 
 _POLL_S = 0.2
 _MOST_S = 60.0
@@ -57,7 +57,7 @@ def guest_arguments(key: Path, name: str) -> list[str]:
 
     Raises: TransportError if it is none.
     """
-    ticket = read_private(key, Ticket)
+    ticket = read_private(key, PeerKeys)
     own = shared_directory(os.getpid(), name)  # `exec` keeps the id
     leave_there(own, ticket, ticket.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]

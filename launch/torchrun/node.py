@@ -25,9 +25,9 @@ from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import (
-    Entrance,
     KeyPair,
-    Ticket,
+    ListenKeys,
+    PeerKeys,
     addresses,
     write_private,
 )
@@ -76,13 +76,13 @@ class Node:
         return shared_directory(os.getppid(), name)
 
 
-def leave_there(directory: Path, ticket: Ticket, config: str) -> None:
+def leave_there(directory: Path, ticket: PeerKeys, config: str) -> None:
     """Write what a part of the run needs to take part."""
     write_private(directory / _KEY, ticket)
     (directory / CONFIG).write_text(config)
 
 
-def hand_over(ticket: Ticket, config: str) -> list[str]:
+def hand_over(ticket: PeerKeys, config: str) -> list[str]:
     """The same as files without a name, for what this process becomes: gone when that ends."""
     paths: list[str] = []
     for content in (msgspec.json.encode(ticket), config.encode()):
@@ -193,7 +193,7 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
     names = plan.names(hellos)
     keys = allowed(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
-    entrance = Entrance(
+    entrance = ListenKeys(
         control=plan.control,
         data=plan.data,
         weights=plan.weights,
@@ -201,8 +201,8 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
         allowed=keys,
     )
     control, data = addresses(plan.sockets)
-    ticket = Ticket(control=control, data=data, server=plan.server.public, keys=plan.own)
-    guest = Ticket(
+    ticket = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)
+    guest = PeerKeys(
         control=plan.seen(plan.control),
         data=plan.seen(plan.data),
         weights=plan.seen(plan.weights),

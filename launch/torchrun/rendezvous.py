@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from pipeline.wire.keys import Bearer, KeyPair
+from pipeline.wire.keys import KeyOwner, KeyPair
 
 POLL_S = 0.1
 
@@ -154,17 +154,17 @@ def join(store: Store, seal: Seal, rank: int, hello: Hello, limit_s: float) -> P
 
 def allowed(
     names: Mapping[int, str], hellos: Mapping[int, Hello], own: Mapping[str, KeyPair]
-) -> dict[str, Bearer]:
+) -> dict[str, KeyOwner]:
     """The stage's allow list: every rank's key, and the keys that rank 0 has made."""
     keys = {hello.key: names[rank] for rank, hello in hellos.items()}
     keys |= {pair.public: name for name, pair in own.items()}
     return {key: bearer_of(name) for key, name in keys.items()}
 
 
-def bearer_of(name: str) -> Bearer:
+def bearer_of(name: str) -> KeyOwner:
     """Of a role's name; of '' a guest, who may be any other engine.
 
     >>> bearer_of("l2")
     Bearer(role='learner', name='l2')
     """
-    return Bearer("learner" if name.startswith("l") else "engine", name)
+    return KeyOwner("learner" if name.startswith("l") else "engine", name)

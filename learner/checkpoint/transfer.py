@@ -26,7 +26,7 @@ PIECE_BYTES = 4 << 20
 """As of weights: what both ends hold of a file."""
 
 
-class CarryingError(Exception):
+class TransferError(Exception):
     """A part did not arrive; the message says whose, and why."""
 
 
@@ -36,14 +36,14 @@ class _File(msgspec.Struct, frozen=True, array_like=True):
     checksum: str  # xxh3_128
 
 
-class _Parcel(msgspec.Struct, frozen=True):
+class _FilePart(msgspec.Struct, frozen=True):
     """Precedes the files of one rank."""
 
     files: tuple[_File, ...] = ()
     error: str = ""  # why there are none
 
 
-class Carrier:
+class CheckpointTransfer:
     """All ranks make one together, and enter its contexts together (collectives).
 
     Args:
@@ -61,7 +61,7 @@ class Carrier:
         disk: Disk = SYSTEM,
     ) -> None:
         if apart[0]:
-            raise CarryingError("rank 0 is apart: it has to run beside the run's folder")
+            raise TransferError("rank 0 is apart: it has to run beside the run's folder")
         self._rank, self._own, self._device, self._disk = rank, own, device, disk
         self._apart = [number for number, lacks in enumerate(apart) if lacks]
 
@@ -81,7 +81,7 @@ class Carrier:
         elif self._rank in self._apart:
             with self._emptied() as place:
                 if problem := self._receive(0, place):
-                    raise CarryingError(f"{checkpoint}, from rank 0: {problem}")
+                    raise TransferError(f"{checkpoint}, from rank 0: {problem}")
                 yield place
         else:
             for rank in self._apart if self._rank == 0 else ():
@@ -99,7 +99,7 @@ class Carrier:
                 try:
                     yield place
                 except Exception as failure:
-                    self._tell(0, _Parcel(error=f"{type(failure).__name__}: {failure}"))
+                    self._tell(0, _FilePart(error=f"{type(failure).__name__}: {failure}"))
                     raise
                 self._send(0, place, [path for path in place.rglob("*") if path.is_file()])
             return
@@ -109,7 +109,7 @@ class Carrier:
             self._collect(None)
             raise
         if problems := self._collect(checkpoint):
-            raise CarryingError("; ".join(problems))
+            raise TransferError("; ".join(problems))
 
     def _collect(self, checkpoint: Path | None) -> list[str]:
         """Rank 0 takes the parts of all that are apart; None: they are of no use any more."""
@@ -135,15 +135,15 @@ class Carrier:
 
     # --- one rank to another ------------------------------------------------------------
 
-    def _tell(self, to: int, parcel: _Parcel) -> None:
+    def _tell(self, to: int, parcel: _FilePart) -> None:
         content = torch.frombuffer(bytearray(msgspec.msgpack.encode(parcel)), dtype=torch.uint8)
         torch.distributed.send(torch.tensor([len(content)], device=self._device), to)
         torch.distributed.send(content.to(self._device), to)
 
-    def _hear(self, sender: int) -> _Parcel:
+    def _hear(self, sender: int) -> _FilePart:
         size = torch.zeros(1, dtype=torch.int64, device=self._device)
         torch.distributed.recv(size, sender)
-        return msgspec.msgpack.decode(self._piece(sender, int(size.item())), type=_Parcel)
+        return msgspec.msgpack.decode(self._piece(sender, int(size.item())), type=_FilePart)
 
     def _send(self, to: int, base: Path, paths: Sequence[Path]) -> None:
         try:
@@ -152,9 +152,9 @@ class Carrier:
                 for path in paths
             ]
         except OSError as failure:
-            self._tell(to, _Parcel(error=f"{type(failure).__name__}: {failure}"))
+            self._tell(to, _FilePart(error=f"{type(failure).__name__}: {failure}"))
             raise
-        self._tell(to, _Parcel(tuple(files)))
+        self._tell(to, _FilePart(tuple(files)))
         for path in paths:
             with path.open("rb") as file:
                 while block := bytearray(file.read(PIECE_BYTES)):
@@ -211,7 +211,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> Carrier:
+def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> CheckpointTransfer:
     """This rank's carrier, after the ranks have joined (a collective).
 
     Args:
@@ -221,4 +221,4 @@ def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> Carrier
     said = [torch.zeros_like(mine) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(said, mine)
     apart = [bool(one.item()) for one in said]
-    return Carrier(torch.distributed.get_rank(), apart, own, device, disk)
+    return CheckpointTransfer(torch.distributed.get_rank(), apart, own, device, disk)

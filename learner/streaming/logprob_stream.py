@@ -16,7 +16,7 @@ import torch
 from learner.forward.micro_batches import trained_members
 from learner.streaming.cached_forward import Floats, Scored, Streamer
 from learner.streaming.fixed_logprobs import ByTrajectory
-from pipeline.wire.messages import Hints, TrainGroup, TrainMember, ints
+from pipeline.wire.messages import StreamedTokens, TrainGroup, TrainMember, ints
 
 CALL_TOKENS = 1024
 """Of one call: larger ones take longer for each token on a CPU, and keep a group waiting."""
@@ -35,7 +35,7 @@ class Stream:
         """Tokens that wait for a call."""
         return self._streamer.statistics()["pending"]
 
-    def hint(self, hints: Hints) -> None:
+    def hint(self, hints: StreamedTokens) -> None:
         for chunk in hints.chunks:
             # After a hole (a cache that was cleared in between) the group's coming fills it.
             if chunk.offset == self._streamer.held(chunk.trajectory):
@@ -110,7 +110,7 @@ class Ahead:
     def pending(self) -> int:
         return max((stream.pending for stream in self._streams), default=0)
 
-    def hint(self, hints: Hints) -> None:
+    def hint(self, hints: StreamedTokens) -> None:
         for stream in self._streams:
             stream.hint(hints)
 

@@ -13,13 +13,15 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.coordinator import waits
-from pipeline.coordinator.engine_manager import Crew
+from pipeline.coordinator.engine_manager import EngineManager
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.events import (
+    AbandonCheckpoint,
     AnyCommand,
     AnyEvent,
+    CancelReward,
+    Checkpoint,
     Checkpointed,
-    Cut,
     EngineJoined,
     EngineLost,
     Halt,
@@ -27,7 +29,7 @@ from pipeline.coordinator.events import (
     LearnerLost,
     RewardMissing,
     RewardReady,
-    ShutDown,
+    Shutdown,
     StepApplied,
     StepRejected,
     Tick,
@@ -36,20 +38,18 @@ from pipeline.coordinator.events import (
     TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    Uncut,
-    Unjudge,
     VersionPublished,
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import Stage
-from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import GroupState
+from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
-from pipeline.coordinator.state import Core, Seams, Settings
-from pipeline.coordinator.timeouts import Action, Kind
-from pipeline.coordinator.token_ingest import Intake
-from pipeline.coordinator.training_step import Steps
+from pipeline.coordinator.state import CoordinatorState, Plugins, Settings
+from pipeline.coordinator.timeouts import OverdueAction, WaitKind
+from pipeline.coordinator.token_ingest import TokenIngest
+from pipeline.coordinator.training_step import TrainingSteps
 from pipeline.coordinator.watchdog import Overdue, Watchdog
 from pipeline.plugins.interfaces import Ticked, WeightsPublished
 
@@ -74,14 +74,16 @@ class Coordinator:
     def __init__(
         self,
         settings: Settings,
-        seams: Seams,
+        seams: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
     ) -> None:
-        self.core = Core(settings, seams, prompt_tokens, tags)
-        self.placement = Placement(self.core)
+        self.core = CoordinatorState(settings, seams, prompt_tokens, tags)
+        self.placement = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)
-        self.roster = Roster(self.core, self.placement, on_change=lambda: self.steps.changed())  # noqa: PLW0108
+        self.roster = GroupManager(
+            self.core, self.placement, on_change=lambda: self.steps.changed()
+        )  # noqa: PLW0108
         self.selection = Selection(
             self.core,
             self.placement,
@@ -89,33 +91,35 @@ class Coordinator:
             on_change=lambda: self.steps.changed(),  # noqa: PLW0108  made below
             on_evaluated=self._evaluated,
         )
-        self.steps = Steps(self.core, self.placement, self.roster, self.selection)
-        self.intake = Intake(
+        self.steps = TrainingSteps(self.core, self.placement, self.roster, self.selection)
+        self.intake = TokenIngest(
             self.core,
             self.placement,
             listens=lambda: self.selection.listens,
             on_growth=self.selection.grown,
             on_end=self.selection.ended,
-            on_hopeless=self.selection.hopeless,
+            on_hopeless=self.selection.give_up,
         )
-        self.crew = Crew(self.core, self.placement, self.intake)
+        self.crew = EngineManager(self.core, self.placement, self.intake)
         self.phase = Phase.STARTING
         self.learners: set[int] = set()
         self.cutting_since: float | None = None
         self.cut_step = -1  # of the newest one that was asked for
         self._cuts_failed = 0  # in a row
-        self.last_cut = False  # the one that is being written ends the run
+        self.final_checkpoint = False  # the one that is being written ends the run
         self.error = ""
         self.watch = waits.Watch()
         self.watchdog = Watchdog(
             self,
             {
-                Action.RESTART: lambda o: self.crew.distrust(o.engine, o.line),
-                Action.REQUEUE: lambda o: self.crew.stalled(o.engine, o.trajectory, o.line),
-                Action.MISSING: self._missing,
-                Action.LOSE: lambda o: self._learner_lost(LearnerLost(rank=o.rank, why=o.line)),
-                Action.GIVE_UP: lambda _: self._uncut(),
-                Action.STOP: lambda o: self._halt(Halt(error=o.line)),
+                OverdueAction.RESTART: lambda o: self.crew.restart_engine(o.engine, o.line),
+                OverdueAction.REQUEUE: lambda o: self.crew.stalled(o.engine, o.trajectory, o.line),
+                OverdueAction.MISSING: self._missing,
+                OverdueAction.LOSE: lambda o: self._learner_lost(
+                    LearnerLost(rank=o.rank, why=o.line)
+                ),
+                OverdueAction.GIVE_UP: lambda _: self._uncut(),
+                OverdueAction.STOP: lambda o: self._halt(Halt(error=o.line)),
             },
         )
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -147,7 +151,11 @@ class Coordinator:
         cannot go on, its last checkpoint is good.
         """
         self.core.now = now
-        if self.phase is Phase.HALTING and self.last_cut and not isinstance(event, _AFTER_THE_CUT):
+        if (
+            self.phase is Phase.HALTING
+            and self.final_checkpoint
+            and not isinstance(event, _AFTER_THE_CUT)
+        ):
             return []  # the run ends at its cut: what comes after it is done again by a resume
         if isinstance(event, _ANSWERS):
             self.watchdog.rank_answered(event.rank)
@@ -176,15 +184,15 @@ class Coordinator:
                 return
             self._next()
         if self.phase is Phase.TRAINING:
-            self.steps.pump()
+            self.steps.advance()
             while not self.steps.state.is_open and self.phase is Phase.TRAINING:
-                if self.steps.hopeless:
+                if self.steps.too_many_skips:
                     self._halt(Halt(error="three steps in a row were skipped"))
                     self._cut_and_stop()
                     return
                 self._cut_if_due()
                 self._next()  # an empty or skipped step: no new version to wait for
-                self.steps.pump()
+                self.steps.advance()
         self.placement.place()
         if self.phase is Phase.TRAINING and self.steps.may_top_up:
             self.steps.planning.top_up()
@@ -210,7 +218,7 @@ class Coordinator:
         if self.phase is Phase.OVER:
             return
         self.phase = Phase.OVER
-        self.core.emit(ShutDown(error=self.error))
+        self.core.emit(Shutdown(error=self.error))
 
     # --- rewards ------------------------------------------------------------------------
 
@@ -222,11 +230,11 @@ class Coordinator:
 
     def _missing(self, overdue: Overdue) -> None:
         """Its reward, or what its rollout would say, is not waited for any more."""
-        if overdue.kind is Kind.ROLLOUT:
+        if overdue.kind is WaitKind.ROLLOUT:
             self.intake.turns.give_up(overdue.trajectory, overdue.line)
             return
         self.core.report("warning", text=overdue.line)
-        self.core.emit(Unjudge(trajectory=overdue.trajectory))
+        self.core.emit(CancelReward(trajectory=overdue.trajectory))
         self.selection.rewarded(overdue.trajectory, None, {}, "its reward never came")
 
     # --- the learner --------------------------------------------------------------------
@@ -244,7 +252,7 @@ class Coordinator:
         core.version = version
         self.placement.published()
         if self.selection.wants.published:
-            for group in core.train_groups(Stage.OPEN):
+            for group in core.train_groups(GroupState.OPEN):
                 self.selection.ask(group, WeightsPublished())
         if self.phase is Phase.TRAINING:  # at a halt another cut comes
             self._cut_if_due()
@@ -283,11 +291,11 @@ class Coordinator:
 
     def _cut(self) -> None:
         self.cutting_since, self.cut_step = self.core.now, self.core.step
-        self.core.emit(Cut(step=self.core.step, version=self.core.version))
+        self.core.emit(Checkpoint(step=self.core.step, version=self.core.version))
 
     def _uncut(self) -> None:
         assert self.cutting_since is not None
-        self.core.emit(Uncut(seconds=round(self.core.now - self.cutting_since, 1)))
+        self.core.emit(AbandonCheckpoint(seconds=round(self.core.now - self.cutting_since, 1)))
 
     def _checkpointed(self, event: Checkpointed) -> None:
         self.cutting_since = None
@@ -299,7 +307,7 @@ class Coordinator:
             self._halt(Halt(error=f"{many}; the last: {event.error}"))
         if self.phase is Phase.CLOSED and event.step < self.core.step:
             self._cut()  # the last one had to wait for this one
-        elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.last_cut):
+        elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.final_checkpoint):
             self._end()
 
     def _halt(self, event: Halt) -> None:
@@ -321,7 +329,7 @@ class Coordinator:
         if self.core.version < 0 or len(self.learners) < self.core.settings.ranks:
             self._end()  # nothing has begun, or a rank is not there to write its part
         else:
-            self.last_cut = True
+            self.final_checkpoint = True
             self._cut()
 
     def outcome(self, train_seconds: float) -> dict[str, Any]:
@@ -353,8 +361,8 @@ class Coordinator:
         del event
         self.steps.planning.tick()
         if self.selection.wants.tick and self.phase is Phase.TRAINING:
-            for group in self.core.train_groups(Stage.OPEN):
-                if group.stage is Stage.OPEN:
+            for group in self.core.train_groups(GroupState.OPEN):
+                if group.stage is GroupState.OPEN:
                     self.selection.ask(group, Ticked())
         if line := self.watch.overdue(self):
             self.core.report("wait", text=line)
@@ -362,4 +370,4 @@ class Coordinator:
 
     def _evaluated(self, group: Any) -> None:
         self.evaluations.add(group)
-        self.roster.end(group, Stage.EVALUATED)
+        self.roster.end(group, GroupState.EVALUATED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.coordinator.engine_pool import EngineRecord
+from pipeline.coordinator.engine_pool import EngineState
 from pipeline.coordinator.events import (
     EngineJoined,
     EngineLost,
@@ -17,17 +17,17 @@ from pipeline.coordinator.events import (
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.coordinator.groups import State
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core
-from pipeline.coordinator.token_ingest import Intake
+from pipeline.coordinator.groups import TrajectoryState
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState
+from pipeline.coordinator.token_ingest import TokenIngest
 
 MOST_REFUSALS = 3
 """Loads of one version that an engine may fail before it is restarted."""
 
 
-class Crew:
-    def __init__(self, core: Core, placement: Placement, intake: Intake) -> None:
+class EngineManager:
+    def __init__(self, core: CoordinatorState, placement: Scheduler, intake: TokenIngest) -> None:
         self._core, self._placement, self._intake = core, placement, intake
 
     def joined(self, event: EngineJoined) -> None:
@@ -51,14 +51,14 @@ class Crew:
                 f"{moved} trajectories go on elsewhere",
             )
 
-    def distrust(self, engine: str, why: str) -> None:
+    def restart_engine(self, engine: str, why: str) -> None:
         """It is lost, and its process is to be ended."""
         self.lost(EngineLost(engine=engine, why=why))
         self._core.emit(Restart(peer=engine, why=why))
 
     def tokens(self, event: Tokens) -> None:
-        if why := self._intake.frame(event):
-            self.distrust(event.engine, why)
+        if why := self._intake.ingest_frame(event):
+            self.restart_engine(event.engine, why)
 
     def stalled(self, engine: str, trajectory: int, line: str) -> None:
         """Nothing comes of this trajectory there: it goes on elsewhere."""
@@ -88,13 +88,13 @@ class Crew:
     def _lose(self, engine: str) -> int:
         running = self._placement.lose(engine)
         for trajectory in running:
-            if trajectory.state is not State.RUNNING:
+            if trajectory.state is not TrajectoryState.RUNNING:
                 continue  # the end of one before it made the selector discard this one
             if not self._intake.end_if_complete(trajectory):
                 self._placement.requeue(trajectory)
         return len(running)
 
-    def _answer_to_a_load(self, event: WeightsServed | WeightsRefused) -> EngineRecord | None:
+    def _answer_to_a_load(self, event: WeightsServed | WeightsRefused) -> EngineState | None:
         """The engine, if this is about the version that it was asked for last."""
         engine = self._placement.engines.get(event.engine)
         if engine is None:
@@ -102,10 +102,10 @@ class Crew:
         engine.owes_since = self._core.now  # of an older version: it works, all the same
         return engine if event.version == engine.loading else None
 
-    def _failed_to_load(self, engine: EngineRecord, why: str) -> None:
+    def _failed_to_load(self, engine: EngineState, why: str) -> None:
         engine.refusals += 1
         self._core.report("warning", text=f"engine {engine.name}, version {engine.loading}: {why}")
         if engine.refusals < MOST_REFUSALS:
             self._placement.serve(engine)
         else:
-            self.distrust(engine.name, "it cannot load the weights")
+            self.restart_engine(engine.name, "it cannot load the weights")

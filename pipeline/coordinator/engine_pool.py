@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pipeline.coordinator.latency_model import Meter
+from pipeline.coordinator.latency_model import LatencyMeter
 
 _SPARE = 64
 """Entries of the heap, beyond two for each engine, after which it is made anew."""
@@ -21,7 +21,7 @@ Leg = tuple[int, int]
 """Trajectory, and number of its leg."""
 
 
-class EngineRecord(msgspec.Struct, kw_only=True):
+class EngineState(msgspec.Struct, kw_only=True):
     """What is known of one engine in its present epoch."""
 
     name: str
@@ -40,18 +40,18 @@ class EngineRecord(msgspec.Struct, kw_only=True):
     began_to_load: float = 0.0  # since when it has not served
     owes_since: float = 0.0  # since when it has not answered to a load
     held_up_s: float = 0.0  # by loads that are over
-    meter: Meter = msgspec.field(default_factory=Meter)
+    meter: LatencyMeter = msgspec.field(default_factory=LatencyMeter)
 
     def own_time(self, now: float) -> float:
         """Seconds without those in which it loaded: nothing else is due of it then."""
         return (self.began_to_load if self.loading >= 0 else now) - self.held_up_s
 
 
-class Fleet:
+class EnginePool:
     """Engines that serve the current version."""
 
     def __init__(self) -> None:
-        self.serving: dict[str, EngineRecord] = {}
+        self.serving: dict[str, EngineState] = {}
         self.slots = 0
         self.idle = 0  # slots without a leg
         self._knee = 0  # that `_below` was counted for
@@ -59,7 +59,7 @@ class Fleet:
         # (share of slots in use, name); an entry is void once its engine's share is another
         self._free: list[tuple[float, str]] = []
 
-    def reset(self, serving: Iterable[EngineRecord]) -> None:
+    def reset(self, serving: Iterable[EngineState]) -> None:
         """These serve now, and no others."""
         self.serving = {engine.name: engine for engine in serving}
         self.slots = sum(engine.slots for engine in self.serving.values())
@@ -67,7 +67,7 @@ class Fleet:
         self._below = self._count_below()
         self._tidy()
 
-    def admit(self, engine: EngineRecord) -> None:
+    def admit(self, engine: EngineState) -> None:
         """It has proved the current version."""
         self.dismiss(engine)
         self.serving[engine.name] = engine
@@ -76,7 +76,7 @@ class Fleet:
         self._below += self._below_of(engine)
         self._offer(engine)
 
-    def dismiss(self, engine: EngineRecord) -> None:
+    def dismiss(self, engine: EngineState) -> None:
         """It is gone."""
         if self.serving.get(engine.name) is engine:
             del self.serving[engine.name]
@@ -84,7 +84,7 @@ class Fleet:
             self.idle -= engine.slots - len(engine.legs)
             self._below -= self._below_of(engine)
 
-    def start(self, engine: EngineRecord, leg: Leg, now: float) -> None:
+    def start(self, engine: EngineState, leg: Leg, now: float) -> None:
         """A leg takes a slot of a serving engine."""
         self._below -= self._below_of(engine)
         if not engine.legs:
@@ -94,7 +94,7 @@ class Fleet:
         self.idle -= 1
         self._offer(engine)
 
-    def end(self, engine: EngineRecord, leg: Leg) -> None:
+    def end(self, engine: EngineState, leg: Leg) -> None:
         """A leg's slot is free again, of whatever engine."""
         engine.ending.pop(leg, None)
         if self.serving.get(engine.name) is not engine:
@@ -113,7 +113,7 @@ class Fleet:
             self._below = self._count_below()
         return self._below
 
-    def emptiest(self) -> EngineRecord | None:
+    def emptiest(self) -> EngineState | None:
         """The engine with the smallest share of its slots in use, ties by name; None: all full."""
         while self._free:
             share, name = self._free[0]
@@ -124,13 +124,13 @@ class Fleet:
             heapq.heappop(self._free)
         return None
 
-    def _below_of(self, engine: EngineRecord) -> int:
+    def _below_of(self, engine: EngineState) -> int:
         return max(0, min(engine.slots, self._knee) - len(engine.legs))
 
     def _count_below(self) -> int:
         return sum(self._below_of(engine) for engine in self.serving.values())
 
-    def _offer(self, engine: EngineRecord) -> None:
+    def _offer(self, engine: EngineState) -> None:
         """Enter its share as of now, if it has a free slot."""
         if len(engine.legs) < engine.slots:
             heapq.heappush(self._free, (len(engine.legs) / engine.slots, engine.name))

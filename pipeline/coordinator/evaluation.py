@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import Group, State
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import Group, TrajectoryState
+from pipeline.coordinator.state import CoordinatorState
 from pipeline.coordinator.step_metrics import length_figures, pass_at
 from pipeline.plugins.views import EvalSet
 
 
 class Evaluations:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: CoordinatorState) -> None:
         self._core = core
         self.last_step = -1  # step at which the last one was finished
         self.history: list[dict[str, float]] = []
@@ -34,7 +34,7 @@ class Evaluations:
         step = self._core.step
         return bool(every) and self.last_step != step and (step % every == 0 or final)
 
-    def begin(self, roster: Roster) -> None:
+    def begin(self, roster: GroupManager) -> None:
         settings = self._core.settings
         self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
         self._since, self._other_version = self._core.now, 0
@@ -138,9 +138,9 @@ class SetTally:
             self._greedy += rewards
             return
         self._rewards.append(rewards)
-        ended = [m for m in group.members if m.state is not State.ABORTED]
+        ended = [m for m in group.members if m.state is not TrajectoryState.ABORTED]
         self._lengths += [m.sampled for m in ended]
-        self._truncated += sum(m.state is State.TRUNCATED for m in ended)
+        self._truncated += sum(m.state is TrajectoryState.TRUNCATED for m in ended)
         self._missing += sum(m.reward is None for m in ended)
         if tag:
             self.by_tag.setdefault(tag, []).extend(rewards)

@@ -154,7 +154,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base of the commands."""
 
 
-class Place(Command, frozen=True, kw_only=True):
+class Generate(Command, frozen=True, kw_only=True):
     """Start a leg on an engine; the stage adds the prompt's tokens."""
 
     engine: str
@@ -169,12 +169,12 @@ class Place(Command, frozen=True, kw_only=True):
     greedy: bool = False  # at temperature 0
 
 
-class EndLegs(Command, frozen=True, kw_only=True):
+class AbortLegs(Command, frozen=True, kw_only=True):
     engine: str
     legs: tuple[tuple[int, int], ...]
 
 
-class Judge(Command, frozen=True, kw_only=True):
+class RequestReward(Command, frozen=True, kw_only=True):
     """Score an ended trajectory; answered by RewardReady or RewardMissing."""
 
     kind: str
@@ -188,13 +188,13 @@ class Judge(Command, frozen=True, kw_only=True):
     steps: int = 0  # of the run
 
 
-class Unjudge(Command, frozen=True, kw_only=True):
+class CancelReward(Command, frozen=True, kw_only=True):
     """The reward is not wanted any more."""
 
     trajectory: int
 
 
-class AskRollout(Command, frozen=True, kw_only=True):
+class CallEnvironment(Command, frozen=True, kw_only=True):
     """A turn is over; answered by TurnAnswered or TurnFailed."""
 
     kind: str
@@ -209,13 +209,13 @@ class AskRollout(Command, frozen=True, kw_only=True):
     memory: Any = None
 
 
-class UnaskRollout(Command, frozen=True, kw_only=True):
+class CancelEnvironmentCall(Command, frozen=True, kw_only=True):
     """The answer is not wanted any more: the call is ended."""
 
     trajectory: int
 
 
-class Train(Command, frozen=True, kw_only=True):
+class TrainGroup(Command, frozen=True, kw_only=True):
     rank: int
     step: int
     group: int
@@ -223,7 +223,7 @@ class Train(Command, frozen=True, kw_only=True):
     members: tuple[TrainMember, ...]
 
 
-class Hint(Command, frozen=True, kw_only=True):
+class StreamTokens(Command, frozen=True, kw_only=True):
     """Tokens that a rank may run its forward over while their trajectory goes on."""
 
     rank: int
@@ -234,19 +234,19 @@ class Hint(Command, frozen=True, kw_only=True):
     tokens: bytes  # int32
 
 
-class Unhint(Command, frozen=True, kw_only=True):
+class DropStream(Command, frozen=True, kw_only=True):
     """These trajectories are of no use to the rank any more."""
 
     rank: int
     trajectories: tuple[int, ...]
 
 
-class Forget(Command, frozen=True, kw_only=True):
+class ForgetGroup(Command, frozen=True, kw_only=True):
     rank: int
     group: int
 
 
-class FinishStep(Command, frozen=True, kw_only=True):
+class CloseStep(Command, frozen=True, kw_only=True):
     """To every rank: all groups are in, scale by the normaliser and step."""
 
     step: int
@@ -254,21 +254,21 @@ class FinishStep(Command, frozen=True, kw_only=True):
     normaliser: float
 
 
-class Serve(Command, frozen=True, kw_only=True):
+class LoadWeights(Command, frozen=True, kw_only=True):
     """Have an engine load a version and prove it."""
 
     engine: str
     version: int
 
 
-class Cut(Command, frozen=True, kw_only=True):
+class Checkpoint(Command, frozen=True, kw_only=True):
     """Write a checkpoint of this very moment."""
 
     step: int
     version: int
 
 
-class Uncut(Command, frozen=True, kw_only=True):
+class AbandonCheckpoint(Command, frozen=True, kw_only=True):
     """The checkpoint that is being written takes too long; answered by Checkpointed, as a cut."""
 
     seconds: float  # since it was asked for
@@ -288,7 +288,7 @@ class Report(Command, frozen=True, kw_only=True):
     fields: dict[str, Any]
 
 
-class ShutDown(Command, frozen=True, kw_only=True):
+class Shutdown(Command, frozen=True, kw_only=True):
     error: str = ""
 
 
@@ -314,21 +314,21 @@ AnyEvent = (
     | Halt
 )
 AnyCommand = (
-    Place
-    | EndLegs
-    | Judge
-    | Unjudge
-    | AskRollout
-    | UnaskRollout
-    | Train
-    | Forget
-    | Hint
-    | Unhint
-    | FinishStep
-    | Serve
-    | Cut
-    | Uncut
+    Generate
+    | AbortLegs
+    | RequestReward
+    | CancelReward
+    | CallEnvironment
+    | CancelEnvironmentCall
+    | TrainGroup
+    | ForgetGroup
+    | StreamTokens
+    | DropStream
+    | CloseStep
+    | LoadWeights
+    | Checkpoint
+    | AbandonCheckpoint
     | Restart
     | Report
-    | ShutDown
+    | Shutdown
 )

@@ -10,24 +10,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from pipeline.coordinator.events import Forget, Judge, Unjudge
-from pipeline.coordinator.groups import UNENDED, Cause, Group, Stage, State, Trajectory
-from pipeline.coordinator.learner_feed import Hints
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core, asking
+from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
+from pipeline.coordinator.groups import (
+    UNENDED,
+    Group,
+    GroupState,
+    Trajectory,
+    TrajectoryEvent,
+    TrajectoryState,
+)
+from pipeline.coordinator.learner_feed import TokenStream
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState, plugin_guard
 from pipeline.plugins.views import EndedView
 
 
-class Roster:
+class GroupManager:
     """`on_change()`: a training group has ended."""
 
-    def __init__(self, core: Core, placement: Placement, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, core: CoordinatorState, placement: Scheduler, on_change: Callable[[], None]
+    ) -> None:
         self._core, self._placement, self._on_change = core, placement, on_change
-        self.hints = Hints(core)
+        self.hints = TokenStream(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
-        self.judging: dict[int, float] = {}  # trajectory -> when its reward was asked for
+        self.awaiting_reward: dict[int, float] = {}  # trajectory -> when its reward was asked for
         self.lengths: list[int] = []  # sampled tokens of members ended in this step
         self.rewards: list[float] = []  # of members scored in this step
         self.parts: dict[str, tuple[float, int]] = {}  # of those: sum and count, by name
@@ -83,27 +92,27 @@ class Roster:
             group.members.append(trajectory)
             self._placement.enqueue(trajectory)
 
-    def judge(self, group: Group, trajectory: Trajectory) -> None:
+    def request_reward(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member."""
-        self.judging[trajectory.id] = self._core.now
+        self.awaiting_reward[trajectory.id] = self._core.now
         self._core.emit(
-            Judge(
+            RequestReward(
                 kind=group.kind,
                 prompt=group.prompt,
                 group=group.id,
                 trajectory=trajectory.id,
                 tokens=bytes(trajectory.tokens),
-                finish="stop" if trajectory.state is State.FINISHED else "length",
+                finish="stop" if trajectory.state is TrajectoryState.FINISHED else "length",
                 appended=tuple(trajectory.appended),
                 step=self._core.step,
                 steps=self._core.settings.steps,
             )
         )
 
-    def unjudge(self, trajectory: Trajectory) -> None:
+    def cancel_reward(self, trajectory: Trajectory) -> None:
         """Its reward is not wanted any more, if it was still to come."""
-        if self.judging.pop(trajectory.id, None) is not None:
-            self._core.emit(Unjudge(trajectory=trajectory.id))
+        if self.awaiting_reward.pop(trajectory.id, None) is not None:
+            self._core.emit(CancelReward(trajectory=trajectory.id))
 
     def scored(self, reward: float, parts: Mapping[str, float]) -> None:
         """A member's reward is known."""
@@ -114,21 +123,21 @@ class Roster:
 
     # --- the end ------------------------------------------------------------------------
 
-    def end(self, group: Group, stage: Stage, why: str = "") -> None:
+    def end(self, group: Group, stage: GroupState, why: str = "") -> None:
         """Books are closed on every member; the prompt goes where it belongs."""
         core = self._core
-        if group.sent and stage is not Stage.TRAINED:
-            core.emit(Forget(rank=group.rank, group=group.id))
+        if group.sent and stage is not GroupState.TRAINED:
+            core.emit(ForgetGroup(rank=group.rank, group=group.id))
         self.hints.closed(group)
         core.advance(group, stage, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
         for member in group.members:
             if member.state in UNENDED:
-                self.discard(member, "aborted")
-            elif member.state is not State.ABORTED:
+                self.abort_member(member, "aborted")
+            elif member.state is not TrajectoryState.ABORTED:
                 fate = self._fate(group, member, trained.get(member.id, 0.0), why)
-                self.forget(member, fate, why)
+                self.close_member(member, fate, why)
             table.append(
                 [
                     member.id,
@@ -160,11 +169,11 @@ class Roster:
 
     @staticmethod
     def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:
-        if group.stage is Stage.EVALUATED:
+        if group.stage is GroupState.EVALUATED:
             return "eval"
         if member.reward_failed:
             return "failed"
-        if group.stage is Stage.TRAINED:
+        if group.stage is GroupState.TRAINED:
             return "trained" if weight > 0 else "redundant"
         return "stale" if why == "stale" else "dropped"
 
@@ -180,42 +189,42 @@ class Roster:
             tokens=self._core.prompt_tokens[group.prompt],
             tag=self._core.tag(group.prompt),
             lengths=tuple(m.sampled for m in held),
-            censored=tuple(m.state is not State.FINISHED for m in held),
+            censored=tuple(m.state is not TrajectoryState.FINISHED for m in held),
         )
-        with asking(budget, "budget"):
+        with plugin_guard(budget, "budget"):
             tell(view)
 
-    def _prompt_ended(self, group: Group, stage: Stage, why: str) -> None:
+    def _prompt_ended(self, group: Group, stage: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
-        label = stage.value if stage is Stage.TRAINED else f"{stage.value}: {why}"
+        label = stage.value if stage is GroupState.TRAINED else f"{stage.value}: {why}"
         self.fates[label] = self.fates.get(label, 0) + 1
-        if stage is Stage.DEFERRED:
+        if stage is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
             return
-        if stage is Stage.TRAINED:
+        if stage is GroupState.TRAINED:
             self.ended_trained += 1
         else:
             self.ended_dropped += 1
         rewards = [m.reward for m in group.members if m.reward is not None]
         prompts = self._core.seams.prompts
-        with asking(prompts, "prompts"):
+        with plugin_guard(prompts, "prompts"):
             prompts.ended(group.prompt, stage.value, rewards)
 
-    def discard(self, member: Trajectory, account: str) -> None:
+    def abort_member(self, member: Trajectory, account: str) -> None:
         """An unended member leaves: its tokens are waste and counted so."""
-        if member.state is State.RUNNING and member.engine:
+        if member.state is TrajectoryState.RUNNING and member.engine:
             self._placement.end_leg(member)
         self._core.unask(member.id)
-        source = "parked" if member.state is State.PARKED else "open"
+        source = "parked" if member.state is TrajectoryState.PARKED else "open"
         self.hints.gone(self._core.groups[member.group], member)
-        member.advance(Cause.DISCARDED, self._core.now)
+        member.advance(TrajectoryEvent.DISCARDED, self._core.now)
         self._core.ledger.move(member.sampled, source, account)
         del self._core.trajectories[member.id]
 
-    def forget(self, member: Trajectory, account: str, why: str = "") -> None:
+    def close_member(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
-        self.unjudge(member)
+        self.cancel_reward(member)
         self._core.ledger.move(member.sampled, "open", account, why)
-        if account == "trained" and member.state is State.TRUNCATED:
+        if account == "trained" and member.state is TrajectoryState.TRUNCATED:
             self._core.ledger.truncated += member.sampled
         del self._core.trajectories[member.id]

@@ -17,21 +17,21 @@ class IllegalTransition(Exception):
     """Our own logic is wrong; nothing was changed."""
 
 
-class State(StrEnum):
+class TrajectoryState(StrEnum):
     """Of a trajectory."""
 
     __hash__ = str.__hash__  # as its text, which it equals; that of Enum is much slower
 
     QUEUED = "queued"
     RUNNING = "running"
-    CALLING = "calling"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "calling"  # its turn is over, the rollout says what follows
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
     ABORTED = "aborted"
 
 
-class Cause(StrEnum):
+class TrajectoryEvent(StrEnum):
     __hash__ = str.__hash__
 
     PLACED = "placed"
@@ -46,41 +46,48 @@ class Cause(StrEnum):
     CONTINUED = "continued"
 
 
-TRANSITIONS: dict[State, dict[Cause, State]] = {
-    State.QUEUED: {
-        Cause.PLACED: State.RUNNING,
-        Cause.STOPPED: State.TRUNCATED,
-        Cause.DISCARDED: State.ABORTED,
-        Cause.SHELVED: State.PARKED,
+TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
+    TrajectoryState.QUEUED: {
+        TrajectoryEvent.PLACED: TrajectoryState.RUNNING,
+        TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
+        TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
+        TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
     },
-    State.RUNNING: {
-        Cause.ENDED: State.FINISHED,
-        Cause.HIT_LIMIT: State.TRUNCATED,
-        Cause.STOPPED: State.TRUNCATED,  # trainable: `Stop`, not `Abort`
-        Cause.DISCARDED: State.ABORTED,
-        Cause.SHELVED: State.PARKED,
-        Cause.LEG_LOST: State.QUEUED,  # keeps its tokens; the next leg resumes it
-        Cause.TURN_OVER: State.CALLING,
+    TrajectoryState.RUNNING: {
+        TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
+        TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
+        TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
+        TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
+        TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # keeps its tokens; the next leg resumes it
+        TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
-    State.CALLING: {
-        Cause.CONTINUED: State.QUEUED,  # with what the rollout appended
-        Cause.ENDED: State.FINISHED,
-        Cause.HIT_LIMIT: State.TRUNCATED,
-        Cause.STOPPED: State.TRUNCATED,
-        Cause.DISCARDED: State.ABORTED,
+    TrajectoryState.WAITING_ENV: {
+        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the rollout appended
+        TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
+        TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
+        TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
+        TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
     },
-    State.PARKED: {
-        Cause.RESUMED: State.QUEUED,
-        Cause.STOPPED: State.TRUNCATED,
-        Cause.DISCARDED: State.ABORTED,
+    TrajectoryState.PARKED: {
+        TrajectoryEvent.RESUMED: TrajectoryState.QUEUED,
+        TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
+        TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
     },
-    State.FINISHED: {},
-    State.TRUNCATED: {},
-    State.ABORTED: {},
+    TrajectoryState.FINISHED: {},
+    TrajectoryState.TRUNCATED: {},
+    TrajectoryState.ABORTED: {},
 }
 
-ENDED = frozenset({State.FINISHED, State.TRUNCATED})
-UNENDED = frozenset({State.QUEUED, State.RUNNING, State.CALLING, State.PARKED})
+ENDED = frozenset({TrajectoryState.FINISHED, TrajectoryState.TRUNCATED})
+UNENDED = frozenset(
+    {
+        TrajectoryState.QUEUED,
+        TrajectoryState.RUNNING,
+        TrajectoryState.WAITING_ENV,
+        TrajectoryState.PARKED,
+    }
+)
 
 
 class Trajectory(msgspec.Struct, kw_only=True):
@@ -90,7 +97,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     group: int
     member: int  # index in the group, from 0
     max_tokens: int
-    state: State = State.QUEUED
+    state: TrajectoryState = TrajectoryState.QUEUED
     since: float = 0.0  # when it entered `state`
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
@@ -140,7 +147,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     def reward_failed(self) -> bool:
         return self.scored and self.reward is None
 
-    def advance(self, cause: Cause, now: float) -> None:
+    def advance(self, cause: TrajectoryEvent, now: float) -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
         legal = TRANSITIONS[self.state]
         if cause not in legal:
@@ -151,7 +158,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
         self.state, self.since = legal[cause], now
 
 
-class Stage(StrEnum):
+class GroupState(StrEnum):
     """Of a group."""
 
     __hash__ = str.__hash__
@@ -166,16 +173,18 @@ class Stage(StrEnum):
     EVALUATED = "evaluated"
 
 
-GROUP_TRANSITIONS: dict[Stage, frozenset[Stage]] = {
-    Stage.OPEN: frozenset({Stage.CHOSEN, Stage.DEFERRED, Stage.DROPPED, Stage.EVALUATED}),
-    Stage.CHOSEN: frozenset({Stage.READY, Stage.DEFERRED, Stage.DROPPED}),
-    Stage.READY: frozenset({Stage.TAKEN, Stage.DEFERRED, Stage.DROPPED}),
+GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
+    GroupState.OPEN: frozenset(
+        {GroupState.CHOSEN, GroupState.DEFERRED, GroupState.DROPPED, GroupState.EVALUATED}
+    ),
+    GroupState.CHOSEN: frozenset({GroupState.READY, GroupState.DEFERRED, GroupState.DROPPED}),
+    GroupState.READY: frozenset({GroupState.TAKEN, GroupState.DEFERRED, GroupState.DROPPED}),
     # back to READY: rank lost, step run again, checkpoint cut
-    Stage.TAKEN: frozenset({Stage.TRAINED, Stage.READY, Stage.DROPPED}),
-    Stage.TRAINED: frozenset(),
-    Stage.DEFERRED: frozenset(),
-    Stage.DROPPED: frozenset(),
-    Stage.EVALUATED: frozenset(),
+    GroupState.TAKEN: frozenset({GroupState.TRAINED, GroupState.READY, GroupState.DROPPED}),
+    GroupState.TRAINED: frozenset(),
+    GroupState.DEFERRED: frozenset(),
+    GroupState.DROPPED: frozenset(),
+    GroupState.EVALUATED: frozenset(),
 }
 
 
@@ -189,7 +198,7 @@ class Group(msgspec.Struct, kw_only=True):
     step: int
     size: int  # M for this group
     max_tokens: int
-    stage: Stage = Stage.OPEN
+    stage: GroupState = GroupState.OPEN
     since: float = 0.0
     sampled: int = 0  # members so far, those that have left the group included
     members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
@@ -221,14 +230,14 @@ class Group(msgspec.Struct, kw_only=True):
 
     def wants_reward(self, member: Trajectory) -> bool:
         """Whether anything follows from the reward of an ended member."""
-        return self.stage is Stage.OPEN or self.audited or member.id in self.chosen
+        return self.stage is GroupState.OPEN or self.audited or member.id in self.chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""
         by_id = {m.id: m for m in self.members}
         return [by_id[i] for i in self.arrivals] + [m for m in self.members if m.state in UNENDED]
 
-    def advance(self, stage: Stage, now: float, why: str = "") -> None:
+    def advance(self, stage: GroupState, now: float, why: str = "") -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
         if stage not in GROUP_TRANSITIONS[self.stage]:
             legal = ", ".join(sorted(GROUP_TRANSITIONS[self.stage])) or "none"

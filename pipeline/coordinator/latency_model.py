@@ -22,7 +22,7 @@ _BLEND = 0.1
 """Weight of one window against what is known."""
 
 
-class Latency:
+class LatencyModel:
     """PTL of one kind of engine.
 
     Args:
@@ -94,7 +94,7 @@ class Latency:
         self._seconds = list(itertools.accumulate(self._seconds, max))
 
 
-class Meter:
+class LatencyMeter:
     """Windows of one engine's frames -> measurements of its latency."""
 
     def __init__(self) -> None:

@@ -8,14 +8,14 @@ it computes when the group comes.
 
 from __future__ import annotations
 
-from pipeline.coordinator.events import Hint, Train, Unhint
-from pipeline.coordinator.groups import Group, State, Trajectory
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.events import DropStream, StreamTokens, TrainGroup
+from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
+from pipeline.coordinator.state import CoordinatorState
 from pipeline.wire.messages import TrainMember
 
 
-class Hints:
-    def __init__(self, core: Core) -> None:
+class TokenStream:
+    def __init__(self, core: CoordinatorState) -> None:
         self._core = core
 
     def grown(self, trajectory: Trajectory) -> None:
@@ -32,7 +32,7 @@ class Hints:
             group.rank = group.id % core.settings.ranks
         start, trajectory.hinted = trajectory.hinted, trajectory.held
         core.emit(
-            Hint(
+            StreamTokens(
                 rank=group.rank,
                 group=group.id,
                 prompt=group.prompt,
@@ -46,7 +46,7 @@ class Hints:
         """It will never be trained on: its rows are free."""
         if trajectory.hinted:
             trajectory.hinted = 0
-            self._core.emit(Unhint(rank=group.rank, trajectories=(trajectory.id,)))
+            self._core.emit(DropStream(rank=group.rank, trajectories=(trajectory.id,)))
 
     def closed(self, group: Group) -> None:
         """The group has ended, with all that it still holds."""
@@ -54,13 +54,13 @@ class Hints:
         for member in hinted:
             member.hinted = 0
         if hinted:
-            self._core.emit(Unhint(rank=group.rank, trajectories=tuple(m.id for m in hinted)))
+            self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in hinted)))
 
 
-def train_command(group: Group, step: int) -> Train:
+def train_command(group: Group, step: int) -> TrainGroup:
     """A taken group with all that a rank needs to train on it."""
     members = [(i, group.member(i)) for i in group.chosen]
-    return Train(
+    return TrainGroup(
         rank=group.rank,
         step=step,
         group=group.id,
@@ -74,7 +74,7 @@ def train_command(group: Group, step: int) -> Train:
                 reward=m.reward or 0.0,
                 advantage=advantage,
                 weight=weight,
-                truncated=m.state is State.TRUNCATED,
+                truncated=m.state is TrajectoryState.TRUNCATED,
             )
             for (i, m), advantage, weight in zip(
                 members, group.advantages, group.weights, strict=True

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import UNENDED, Group, Stage, State
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core, PluginFault, asking
-from pipeline.plugins.actions import Allotment, Plan
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import UNENDED, Group, GroupState, TrajectoryState
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
+from pipeline.plugins.actions import Allocation, Plan
 from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView
 
 _FEW = 32
 """Open groups up to which top-up is asked for at every change."""
 
 
-class Planning:
-    def __init__(self, core: Core, placement: Placement, roster: Roster) -> None:
+class PromptPlanner:
+    def __init__(self, core: CoordinatorState, placement: Scheduler, roster: GroupManager) -> None:
         self._core, self._placement, self._roster = core, placement, roster
         self._topped: tuple[int, int, int] | None = None  # what was known at the last top-up
         self._seen: tuple[int, int, int] | None = None  # what was known when it was last due
@@ -39,7 +39,7 @@ class Planning:
         """
         core, roster = self._core, self._roster
         deferred = roster.deferred
-        with asking(core.seams.prompts, "prompts"):
+        with plugin_guard(core.seams.prompts, "prompts"):
             plan = core.seams.prompts.plan(
                 PlanView(
                     step=core.step,
@@ -60,23 +60,25 @@ class Planning:
         chosen = set(plan.prompts)
         roster.issued += sum(1 for p in plan.prompts if p not in attempts)
         roster.deferred = type(deferred)(d for d in deferred if d[0] not in chosen)
-        for prompt, allotment in zip(
-            plan.prompts, self._allotments(plan.prompts, size, speculate), strict=True
+        for prompt, allocation in zip(
+            plan.prompts, self._allocations(plan.prompts, size, speculate), strict=True
         ):
             roster.open(
                 "train",
                 prompt,
                 attempts.get(prompt, 0),
-                allotment.candidates,
-                min(allotment.max_tokens, core.settings.max_tokens),
+                allocation.candidates,
+                min(allocation.max_tokens, core.settings.max_tokens),
                 size,
             )
         return len(plan.prompts), speculate
 
-    def _allotments(self, prompts: tuple[int, ...], size: int, speculate: bool) -> list[Allotment]:
+    def _allocations(
+        self, prompts: tuple[int, ...], size: int, speculate: bool
+    ) -> list[Allocation]:
         core = self._core
         if not speculate:
-            return [Allotment(candidates=size, max_tokens=core.settings.max_tokens)] * len(prompts)
+            return [Allocation(candidates=size, max_tokens=core.settings.max_tokens)] * len(prompts)
         fleet = self._placement.fleet
         view = BudgetView(
             step=core.step,
@@ -91,16 +93,16 @@ class Planning:
             PromptView(prompt=p, tokens=core.prompt_tokens[p], tag=core.tag(p)) for p in prompts
         ]
         budget = core.seams.budget
-        with asking(budget, "budget"):
-            allotments = list(budget.allot(views, view))
-            check_allotments(core, allotments, len(views))
+        with plugin_guard(budget, "budget"):
+            allocations = list(budget.allocate(views, view))
+            check_allocations(core, allocations, len(views))
             figures = getattr(budget, "figures", dict[str, float])()
         counts: dict[str, int] = {}
-        for allotment in allotments:
-            counts[str(allotment.candidates)] = counts.get(str(allotment.candidates), 0) + 1
-        notes = [[p, a.candidates, a.note] for p, a in zip(prompts, allotments, strict=True)]
+        for allocation in allocations:
+            counts[str(allocation.candidates)] = counts.get(str(allocation.candidates), 0) + 1
+        notes = [[p, a.candidates, a.note] for p, a in zip(prompts, allocations, strict=True)]
         core.report("budget", candidates=counts, prompts=notes, **figures)
-        return allotments
+        return allocations
 
     def tick(self) -> None:
         """Top-up is to be asked for as soon as anything has changed since the last time."""
@@ -127,8 +129,8 @@ class Planning:
             return
         self._topped, self._changes = known, 0
         self._groups, self._ticked = core.next_group, False
-        groups = core.train_groups(Stage.OPEN)
-        with asking(core.seams.budget, "budget"):
+        groups = core.train_groups(GroupState.OPEN)
+        with plugin_guard(core.seams.budget, "budget"):
             given = core.seams.budget.top_up([self._view(group) for group in groups], idle)
             check_top_up(core, given, idle)
         for group, count in given:
@@ -146,7 +148,7 @@ class Planning:
     def _view(group: Group) -> OpenView:
         finished = unended = 0
         for member in group.members:
-            if member.state is State.FINISHED:
+            if member.state is TrajectoryState.FINISHED:
                 finished += 1
             elif member.state in UNENDED:
                 unended += 1
@@ -160,7 +162,7 @@ class Planning:
         )
 
 
-def check_plan(core: Core, plan: Plan, want: int, outstanding: Collection[int]) -> None:
+def check_plan(core: CoordinatorState, plan: Plan, want: int, outstanding: Collection[int]) -> None:
     """Raises PluginFault unless every prompt exists, is named once, and is not open."""
     prompts = plan.prompts
     if (
@@ -172,24 +174,26 @@ def check_plan(core: Core, plan: Plan, want: int, outstanding: Collection[int]) 
         raise PluginFault(f"prompts {name}: plan {prompts}: at most {want}, each once, none open")
 
 
-def check_allotments(core: Core, allotments: Sequence[Allotment], prompts: int) -> None:
+def check_allocations(
+    core: CoordinatorState, allocations: Sequence[Allocation], prompts: int
+) -> None:
     """Raises PluginFault unless each prompt has one, with candidates and tokens."""
     most = core.settings.most_candidates
-    if len(allotments) != prompts or any(
-        not 1 <= a.candidates <= most or a.max_tokens < 1 for a in allotments
+    if len(allocations) != prompts or any(
+        not 1 <= a.candidates <= most or a.max_tokens < 1 for a in allocations
     ):
         name = type(core.seams.budget).__name__
         raise PluginFault(
-            f"budget {name}: {allotments}: one for each of {prompts} prompts, 1 to {most} "
+            f"budget {name}: {allocations}: one for each of {prompts} prompts, 1 to {most} "
             "candidates, max_tokens at least 1"
         )
 
 
-def check_top_up(core: Core, given: Sequence[tuple[int, int]], idle: int) -> None:
+def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle: int) -> None:
     """Raises PluginFault unless it names open groups, once each, and no more than is idle."""
     groups = [core.groups.get(group) for group, _ in given]
     if (
-        any(g is None or g.kind != "train" or g.stage is not Stage.OPEN for g in groups)
+        any(g is None or g.kind != "train" or g.stage is not GroupState.OPEN for g in groups)
         or len({group for group, _ in given}) != len(given)
         or any(count < 1 for _, count in given)
         or sum(count for _, count in given) > idle

@@ -11,24 +11,24 @@ from __future__ import annotations
 import heapq
 import math
 
-from pipeline.coordinator.engine_pool import EngineRecord, Fleet
-from pipeline.coordinator.events import Place, Serve
-from pipeline.coordinator.groups import Cause, State, Trajectory
-from pipeline.coordinator.latency_model import Latency
-from pipeline.coordinator.slot_usage import Occupancy
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.engine_pool import EnginePool, EngineState
+from pipeline.coordinator.events import Generate, LoadWeights
+from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
+from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.coordinator.slot_usage import SlotUsage
+from pipeline.coordinator.state import CoordinatorState
 
 LOST, CONTINUED, PARKED, QUEUED = range(4)
 """Order of the waiting: lower goes first."""
 
 
-class Placement:
-    def __init__(self, core: Core) -> None:
+class Scheduler:
+    def __init__(self, core: CoordinatorState) -> None:
         self._core = core
-        self.engines: dict[str, EngineRecord] = {}
-        self.fleet = Fleet()
-        self.occupancy = Occupancy()
-        self._loading: dict[str, EngineRecord] = {}  # who began first comes first
+        self.engines: dict[str, EngineState] = {}
+        self.fleet = EnginePool()
+        self.occupancy = SlotUsage()
+        self._loading: dict[str, EngineState] = {}  # who began first comes first
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
         # (class, age, trajectory, leg); an entry whose leg has moved on is void
@@ -39,14 +39,14 @@ class Placement:
     def join(
         self, name: str, epoch: int, slots: int, latency: tuple[tuple[int, float], ...] = ()
     ) -> None:
-        self.engines[name] = EngineRecord(name=name, epoch=epoch, slots=slots)
+        self.engines[name] = EngineState(name=name, epoch=epoch, slots=slots)
         self.occupancy.change(self._core.now, slots=slots)
         if latency:
-            self._core.latency = Latency(latency)
+            self._core.latency = LatencyModel(latency)
         if self._core.version >= 0:
             self.serve(self.engines[name])
 
-    def serve(self, engine: EngineRecord) -> None:
+    def serve(self, engine: EngineState) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
         now = self._core.now
         if engine.loading < 0:
@@ -54,9 +54,9 @@ class Placement:
         engine.loading, engine.loading_since = self._core.version, now
         self._loading.pop(engine.name, None)
         self._loading[engine.name] = engine
-        self._core.emit(Serve(engine=engine.name, version=self._core.version))
+        self._core.emit(LoadWeights(engine=engine.name, version=self._core.version))
 
-    def admit(self, engine: EngineRecord) -> None:
+    def admit(self, engine: EngineState) -> None:
         """It has proved the version that it was asked to load."""
         engine.held_up_s += self._core.now - engine.began_to_load
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
@@ -88,7 +88,7 @@ class Placement:
         """Response tokens sampled, by the engines' own counts."""
         return self.reported + sum(e.sampled for e in self.engines.values())
 
-    def serving(self) -> list[EngineRecord]:
+    def serving(self) -> list[EngineState]:
         """Engines that have proved the current version."""
         return list(self.fleet.serving.values())
 
@@ -107,14 +107,14 @@ class Placement:
 
     def requeue(self, trajectory: Trajectory) -> None:
         """Its leg ended without an end: the next leg resumes it from the tokens held."""
-        trajectory.advance(Cause.LEG_LOST, self._core.now)
+        trajectory.advance(TrajectoryEvent.LEG_LOST, self._core.now)
         trajectory.leg += 1
         trajectory.engine = ""
         self.enqueue(trajectory, LOST)
 
     def go_on(self, trajectory: Trajectory) -> None:
         """Its rollout has answered: the next leg samples its next turn."""
-        trajectory.advance(Cause.CONTINUED, self._core.now)
+        trajectory.advance(TrajectoryEvent.CONTINUED, self._core.now)
         if trajectory.parked_until:
             self.park(trajectory, trajectory.parked_until)
         else:
@@ -124,12 +124,12 @@ class Placement:
     def park(self, trajectory: Trajectory, until: str) -> None:
         """Off its engine, with its tokens. One whose rollout is being asked holds no slot: it is
         parked when that has answered."""
-        if trajectory.state is State.CALLING:
+        if trajectory.state is TrajectoryState.WAITING_ENV:
             trajectory.parked_until = until
             return
-        if trajectory.state is State.RUNNING:
+        if trajectory.state is TrajectoryState.RUNNING:
             self.end_leg(trajectory)
-        trajectory.advance(Cause.SHELVED, self._core.now)
+        trajectory.advance(TrajectoryEvent.SHELVED, self._core.now)
         trajectory.leg += 1
         trajectory.parked_until = until
         self._core.ledger.move(trajectory.sampled, "open", "parked")
@@ -141,10 +141,10 @@ class Placement:
         for trajectory in self._core.trajectories.values():
             if trajectory.parked_until != "published":
                 continue
-            if trajectory.state is State.PARKED:
+            if trajectory.state is TrajectoryState.PARKED:
                 trajectory.parked_until = "slot"
                 self.enqueue(trajectory, PARKED)
-            elif trajectory.state is State.CALLING:
+            elif trajectory.state is TrajectoryState.WAITING_ENV:
                 trajectory.parked_until = ""  # what it was to wait for has come
         version = self._core.version
         self.fleet.reset(e for e in self.engines.values() if e.version == version >= 0)
@@ -160,7 +160,7 @@ class Placement:
         self._core.end_on_engine(trajectory.engine, *leg)
         trajectory.engine = ""
 
-    def released(self, engine: EngineRecord, trajectory: int, leg: int) -> None:
+    def released(self, engine: EngineState, trajectory: int, leg: int) -> None:
         if (trajectory, leg) in engine.legs:
             self.fleet.end(engine, (trajectory, leg))
             self.occupancy.change(self._core.now, busy=-1)
@@ -202,20 +202,20 @@ class Placement:
             return 1.0
         return min(1.0, (len(self._waiting) + self.occupancy.busy) / slots)
 
-    def _start(self, engine: EngineRecord, trajectory: Trajectory) -> None:
+    def _start(self, engine: EngineState, trajectory: Trajectory) -> None:
         core, queued = self._core, trajectory.since
-        if trajectory.state is State.PARKED:
-            trajectory.advance(Cause.RESUMED, core.now)
+        if trajectory.state is TrajectoryState.PARKED:
+            trajectory.advance(TrajectoryEvent.RESUMED, core.now)
             trajectory.parked_until = ""
             core.ledger.move(trajectory.sampled, "parked", "open")
         group = core.groups[trajectory.group]
-        trajectory.advance(Cause.PLACED, core.now)
+        trajectory.advance(TrajectoryEvent.PLACED, core.now)
         trajectory.engine = engine.name
         self.fleet.start(engine, (trajectory.id, trajectory.leg), core.now)
         self.occupancy.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(
-            Place(
+            Generate(
                 engine=engine.name,
                 kind=group.kind,
                 prompt=group.prompt,
@@ -235,12 +235,12 @@ class Placement:
         return min(room, limit - trajectory.held + trajectory.turn_began) if limit else room
 
     def _runs(self, trajectory: Trajectory, leg: int) -> bool:
-        return trajectory.state is State.RUNNING and trajectory.leg == leg
+        return trajectory.state is TrajectoryState.RUNNING and trajectory.leg == leg
 
     def _valid(self, entry: tuple[int, int, int, int]) -> bool:
         trajectory = self._core.trajectories.get(entry[2])
         if trajectory is None or trajectory.leg != entry[3]:
             return False
-        return trajectory.state is State.QUEUED or (
-            trajectory.state is State.PARKED and trajectory.parked_until == "slot"
+        return trajectory.state is TrajectoryState.QUEUED or (
+            trajectory.state is TrajectoryState.PARKED and trajectory.parked_until == "slot"
         )

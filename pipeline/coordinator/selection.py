@@ -12,10 +12,18 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.coordinator import selection_bias, staleness
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import ENDED, UNENDED, Cause, Group, Stage, State, Trajectory
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core, PluginFault, asking
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import (
+    ENDED,
+    UNENDED,
+    Group,
+    GroupState,
+    Trajectory,
+    TrajectoryEvent,
+    TrajectoryState,
+)
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import (
     Abort,
     Advantages,
@@ -33,8 +41,8 @@ from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent, 
 from pipeline.plugins.views import GroupView, MemberView, Outcome
 
 _NOTHING = Wants()
-PARKABLE = (State.RUNNING, State.QUEUED, State.CALLING)
-_NAMES = {state: state.value for state in State}
+PARKABLE = (TrajectoryState.RUNNING, TrajectoryState.QUEUED, TrajectoryState.WAITING_ENV)
+_NAMES = {state: state.value for state in TrajectoryState}
 UNDECIDED = "every member has ended and the selector left it open"
 
 
@@ -50,7 +58,7 @@ def member_view(member: Trajectory) -> MemberView:
         reward_failed=reward is None and member.scored,
         parts=member.parts,
         versions=tuple(member.versions),
-        hit_limit=state is State.TRUNCATED and member.limited,
+        hit_limit=state is TrajectoryState.TRUNCATED and member.limited,
     )
 
 
@@ -60,15 +68,15 @@ class Selection:
 
     def __init__(
         self,
-        core: Core,
-        placement: Placement,
-        roster: Roster,
+        core: CoordinatorState,
+        placement: Scheduler,
+        roster: GroupManager,
         on_change: Callable[[], None],
         on_evaluated: Callable[[Group], None],
     ) -> None:
         self._core, self._placement, self._roster = core, placement, roster
         self._on_change, self._on_evaluated = on_change, on_evaluated
-        self.account = selection_bias.Account()
+        self.account = selection_bias.SelectionBias()
         self._stopped: list[int] = []  # by verbs of the answer at hand
 
     @property
@@ -88,7 +96,7 @@ class Selection:
         every, sampled = self.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
-            if group.kind == "train" and group.stage is Stage.OPEN:
+            if group.kind == "train" and group.stage is GroupState.OPEN:
                 self.ask(group, Every(trajectory.id))
 
     def ended(self, trajectory: Trajectory) -> None:
@@ -97,20 +105,20 @@ class Selection:
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
         self._roster.hints.grown(trajectory)
-        self._roster.judge(group, trajectory)
+        self._roster.request_reward(group, trajectory)
         if group.kind == "train":
             self._roster.lengths.append(trajectory.sampled)
-            if trajectory.state is State.FINISHED:
+            if trajectory.state is TrajectoryState.FINISHED:
                 core.statistics.finished(trajectory.confidence, trajectory.sampled)
-            if group.stage is Stage.OPEN:
+            if group.stage is GroupState.OPEN:
                 self.ask(group, Finish(trajectory.id))
 
-    def hopeless(self, trajectory: Trajectory, why: str) -> None:
+    def give_up(self, trajectory: Trajectory, why: str) -> None:
         """Nobody can continue it: the group goes on without it."""
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
-        self._roster.discard(trajectory, "failed")
-        if group.stage is Stage.CHOSEN:  # audited: nothing else would end its wait
+        self._roster.abort_member(trajectory, "failed")
+        if group.stage is GroupState.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
         self._nudge(group)
 
@@ -122,7 +130,7 @@ class Selection:
         trajectory = core.trajectories.get(trajectory_id)
         if trajectory is None or trajectory.scored:
             return  # not wanted any more
-        self._roster.judging.pop(trajectory_id, None)
+        self._roster.awaiting_reward.pop(trajectory_id, None)
         trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
         trajectory.reward_why = why
         group = core.groups[trajectory.group]
@@ -132,22 +140,22 @@ class Selection:
         if value is not None:
             core.statistics.rewarded(value)
             self._roster.scored(value, parts)
-        if group.stage is Stage.CHOSEN:
+        if group.stage is GroupState.CHOSEN:
             self._ready_if_scored(group)
-        elif group.stage is Stage.OPEN:
+        elif group.stage is GroupState.OPEN:
             if self.wants.reward or value is None:
                 self.ask(group, Rewarded(trajectory_id))
-            if group.stage is Stage.OPEN and group.enough:
+            if group.stage is GroupState.OPEN and group.enough:
                 self._check_signal(group)
             self._nudge(group)
 
     def version_known(self) -> None:
         """A resumed learner has published: groups whose rewards came before it go on."""
-        for group in self._core.train_groups(Stage.CHOSEN):
+        for group in self._core.train_groups(GroupState.CHOSEN):
             self._ready_if_scored(group)
 
     def check_evaluated(self, group: Group) -> None:
-        if all(m.scored or m.state is State.ABORTED for m in group.members):
+        if all(m.scored or m.state is TrajectoryState.ABORTED for m in group.members):
             self._on_evaluated(group)
 
     # --- the selector -------------------------------------------------------------------
@@ -155,15 +163,15 @@ class Selection:
     def ask(self, group: Group, event: SelectorEvent) -> None:
         """One question to the selector; its verbs are carried out in their order."""
         selector = self._core.seams.selector
-        with asking(selector, "selector", group.id):
+        with plugin_guard(selector, "selector", group.id):
             verbs = list(selector.decide(self.view(group), event))
         for verb in verbs:
-            if group.stage is not Stage.OPEN:
+            if group.stage is not GroupState.OPEN:
                 raise self._fault(group, verb, f"the group is {group.stage} by an earlier verb")
             self._carry_out(group, verb)
         stopped, self._stopped = self._stopped, []
         for trajectory in stopped:
-            if group.stage is Stage.OPEN:  # what Stop has ended, the selector hears of too
+            if group.stage is GroupState.OPEN:  # what Stop has ended, the selector hears of too
                 self.ask(group, Finish(trajectory))
         self._nudge(group)
 
@@ -172,14 +180,14 @@ class Selection:
         if group.kind == "eval":
             self.check_evaluated(group)
         elif (
-            group.stage is Stage.OPEN
+            group.stage is GroupState.OPEN
             and not group.enough
             and not any(m.state in UNENDED for m in group.members)
             and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
         ):
             ended = [m for m in self._ended(group) if not m.reward_failed]
             few = f"{len(ended)} trajectories with a reward; an advantage needs two"
-            self._roster.end(group, Stage.DROPPED, few if len(ended) < 2 else UNDECIDED)
+            self._roster.end(group, GroupState.DROPPED, few if len(ended) < 2 else UNDECIDED)
 
     @staticmethod
     def _ended(group: Group) -> list[Trajectory]:
@@ -240,14 +248,14 @@ class Selection:
                 if group.enough:
                     return  # said before
                 group.enough = True
-                core.tally.note(group)
+                core.tally.update(group)
                 self._on_change()
             case Finalize():
                 self._finalize(group, verb)
             case Defer(why=why):
-                self._roster.end(group, Stage.DEFERRED, why or "deferred by the selector")
+                self._roster.end(group, GroupState.DEFERRED, why or "deferred by the selector")
             case Drop(why=why):
-                self._roster.end(group, Stage.DROPPED, why or "dropped by the selector")
+                self._roster.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:
                 raise self._fault(group, verb, "no verb of a selector")
         core.report(
@@ -263,30 +271,30 @@ class Selection:
 
     def _abort(self, group: Group, verb: Abort) -> None:
         members = self._members(group, verb)
-        if any(m.state is State.ABORTED for m in members):
+        if any(m.state is TrajectoryState.ABORTED for m in members):
             raise self._fault(group, verb, "a member is aborted already")
         for member in members:
             if member.state in ENDED:  # leaves the group all the same
                 group.arrivals.remove(member.id)
                 group.members.remove(member)
-                self._roster.forget(member, "aborted")
+                self._roster.close_member(member, "aborted")
             else:
-                self._roster.discard(member, "aborted")
+                self._roster.abort_member(member, "aborted")
 
     def _stop(self, group: Group, verb: Stop) -> None:
         members = self._members(group, verb)
         if any(m.state not in UNENDED or not m.sampled for m in members):
             raise self._fault(group, verb, "only unended members that hold tokens can be stopped")
         for member in members:
-            if member.state is State.RUNNING:
+            if member.state is TrajectoryState.RUNNING:
                 self._placement.end_leg(member)
             self._core.unask(member.id)
-            if member.state is State.PARKED:
+            if member.state is TrajectoryState.PARKED:
                 self._core.ledger.move(member.sampled, "parked", "open")
-            member.advance(Cause.STOPPED, self._core.now)
+            member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
             self._roster.lengths.append(member.sampled)
-            self._roster.judge(group, member)
+            self._roster.request_reward(group, member)
             self._stopped.append(member.id)
 
     def _finalize(self, group: Group, verb: Finalize) -> None:
@@ -301,12 +309,12 @@ class Selection:
         group.audited = self.audited  # then everybody goes on, to be compared
         for member in group.members:
             if member.state in UNENDED and not group.audited:
-                self._roster.discard(member, "aborted")
-        self._core.advance(group, Stage.CHOSEN, verb.why)
+                self._roster.abort_member(member, "aborted")
+        self._core.advance(group, GroupState.CHOSEN, verb.why)
         group.chosen, group.chosen_weights = list(verb.ids), list(weights)
         for member in self._ended(group):
             if not group.wants_reward(member):
-                self._roster.unjudge(member)
+                self._roster.cancel_reward(member)
         self._ready_if_scored(group)
 
     # --- rewards become advantages ------------------------------------------------------
@@ -317,7 +325,7 @@ class Selection:
             Outcome(
                 reward=m.reward,
                 tokens=m.sampled,
-                truncated=m.state is State.TRUNCATED,
+                truncated=m.state is TrajectoryState.TRUNCATED,
                 weight=weights.get(i, 1.0),
                 max_tokens=group.max_tokens,
             )
@@ -339,12 +347,12 @@ class Selection:
         )
         if dead != group.dead:
             group.dead = dead
-            self._core.tally.note(group)
+            self._core.tally.update(group)
             self._on_change()
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
         advantage = self._core.seams.advantage
-        with asking(advantage, "advantage", group.id):
+        with plugin_guard(advantage, "advantage", group.id):
             return advantage.advantages(outcomes)
 
     def _ready_if_scored(self, group: Group) -> None:
@@ -357,11 +365,11 @@ class Selection:
             return  # resumed, and the learner has yet to say which version it goes on from
         present = [m.id for m in members if m.reward is not None]
         if len(present) < 2:
-            self._roster.end(group, Stage.DROPPED, "fewer than two rewards")
+            self._roster.end(group, GroupState.DROPPED, "fewer than two rewards")
             return
         answer = self._advantages(group, self._outcomes(group, present))
         if isinstance(answer, NoSignal):
-            self._roster.end(group, Stage.DROPPED, answer.why)
+            self._roster.end(group, GroupState.DROPPED, answer.why)
             return
         for what, numbers in (("values", answer.values), ("weights", answer.weights)):
             if len(numbers) != len(present) or not np.all(np.isfinite(numbers)):
@@ -371,7 +379,7 @@ class Selection:
                     f"expected, one for each member, got {numbers}"
                 )
         if staleness.too_old(self._core, group):
-            self._roster.end(group, Stage.DROPPED, "stale")
+            self._roster.end(group, GroupState.DROPPED, "stale")
             return
         group.chosen_weights = [
             w for i, w in zip(group.chosen, group.chosen_weights, strict=True) if i in present
@@ -379,7 +387,7 @@ class Selection:
         group.chosen = present
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
-        self._core.advance(group, Stage.READY)
+        self._core.advance(group, GroupState.READY)
         if group.audited:
             self._audit(group)
         self._on_change()

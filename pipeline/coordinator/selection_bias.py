@@ -50,7 +50,7 @@ def _shift(values: Sequence[float], chosen: Sequence[bool]) -> float:
     return sum(kept) / len(kept) - sum(values) / len(values)
 
 
-class Account:
+class SelectionBias:
     """Shifts of the groups of one step; restarts with each."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ a change costs the same however many engines there are.
 from __future__ import annotations
 
 
-class Occupancy:
+class SlotUsage:
     """Slots in use over time, from the first placement of a step to its last end of a leg."""
 
     def __init__(self) -> None:

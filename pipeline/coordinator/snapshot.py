@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import AnyCommand, AskRollout, Judge
-from pipeline.coordinator.groups import ENDED, Group, Stage, State
+from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestReward
+from pipeline.coordinator.groups import ENDED, Group, GroupState, TrajectoryState
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
 from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
-from pipeline.coordinator.token_ledger import Ledger
+from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
 FORMAT = 1
@@ -40,7 +40,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     issued: int
     trained: int
     dropped: int
-    ledger: Ledger
+    ledger: TokenLedger
     reported: int  # tokens sampled by the engines' own counts
     statistics: StatisticsState
     open_step: StepState
@@ -71,11 +71,11 @@ def _settled(group: Group) -> Group:
     copy.since = 0.0
     for member in copy.members:
         member.since, member.hinted = 0.0, 0
-        if member.state is State.RUNNING:
-            member.state, member.leg, member.engine = State.QUEUED, member.leg + 1, ""
+        if member.state is TrajectoryState.RUNNING:
+            member.state, member.leg, member.engine = TrajectoryState.QUEUED, member.leg + 1, ""
     copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1
-    if copy.stage is Stage.TAKEN:
-        copy.stage = Stage.READY
+    if copy.stage is GroupState.TAKEN:
+        copy.stage = GroupState.READY
     return copy
 
 
@@ -83,11 +83,11 @@ def take(coordinator: Coordinator) -> Snapshot:
     """The state now. Raises SnapshotError if the books do not balance."""
     check_prompts(coordinator)
     core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
-    ledger = msgspec.msgpack.decode(msgspec.msgpack.encode(core.ledger), type=Ledger)
+    ledger = msgspec.msgpack.decode(msgspec.msgpack.encode(core.ledger), type=TokenLedger)
     for group in core.groups.values():
         if group.kind == "eval":
             for member in group.members:
-                if member.state is not State.ABORTED:
+                if member.state is not TrajectoryState.ABORTED:
                     ledger.move(member.sampled, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
@@ -176,20 +176,20 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
         roster.outstanding[group.prompt] = group.attempt
         for member in group.members:
             member.since = now
-            if member.state is State.ABORTED:
+            if member.state is TrajectoryState.ABORTED:
                 continue
             core.trajectories[member.id] = member
-            if member.state is State.QUEUED:
+            if member.state is TrajectoryState.QUEUED:
                 coordinator.placement.enqueue(member, LOST if member.held else QUEUED)
-            elif member.state is State.PARKED and member.parked_until == "slot":
+            elif member.state is TrajectoryState.PARKED and member.parked_until == "slot":
                 coordinator.placement.enqueue(member, PARKED)
-            elif member.state is State.CALLING:
+            elif member.state is TrajectoryState.WAITING_ENV:
                 coordinator.intake.turns.ask(member)
             elif member.state in ENDED and not member.scored and group.wants_reward(member):
-                roster.judge(group, member)
+                roster.request_reward(group, member)
     check_prompts(coordinator)
     if core.ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {core.ledger.imbalance} tokens")
     asked = core.take_out()
-    assert all(isinstance(command, Judge | AskRollout) for command in asked)
+    assert all(isinstance(command, RequestReward | CallEnvironment) for command in asked)
     return asked  # type: ignore[return-value]

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.coordinator.groups import Group, Stage, State
+from pipeline.coordinator.groups import Group, GroupState, TrajectoryState
 
 if TYPE_CHECKING:
-    from pipeline.coordinator.state import Core
+    from pipeline.coordinator.state import CoordinatorState
 
-BEFORE_TAKING = (Stage.OPEN, Stage.CHOSEN, Stage.READY)
+BEFORE_TAKING = (GroupState.OPEN, GroupState.CHOSEN, GroupState.READY)
 
 
-def ahead(core: Core) -> int:
+def ahead(core: CoordinatorState) -> int:
     """Steps that generation may be ahead of the open one."""
     return max(0, min(core.settings.max_staleness, core.settings.steps - 1 - core.step))
 
@@ -28,23 +28,27 @@ def versions(group: Group) -> list[int]:
     return [
         version
         for member in group.members
-        if (member.id in group.chosen if group.chosen else member.state is not State.ABORTED)
+        if (
+            member.id in group.chosen
+            if group.chosen
+            else member.state is not TrajectoryState.ABORTED
+        )
         for version in member.versions
     ]
 
 
-def too_old(core: Core, group: Group) -> bool:
+def too_old(core: CoordinatorState, group: Group) -> bool:
     """Whether it holds a token that may not be trained on any more (or of no known version)."""
     oldest = core.version - core.settings.max_staleness
     return any(not oldest <= version <= core.version for version in versions(group))
 
 
-def due(core: Core) -> list[Group]:
+def due(core: CoordinatorState) -> list[Group]:
     """Groups that would be too old after the next publish: now, or not at all. Oldest first."""
     return [group for group in core.train_groups(*BEFORE_TAKING) if is_due(core, group)]
 
 
-def is_due(core: Core, group: Group) -> bool:
+def is_due(core: CoordinatorState, group: Group) -> bool:
     """Whether one of its tokens is as old as it may be: after the next publish it is too old."""
     limit = core.version - core.settings.max_staleness
     return min(versions(group), default=limit + 1) <= limit
@@ -58,7 +62,7 @@ class Due:
     when members leave it or it is taken, which is seen when it is asked about.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: CoordinatorState) -> None:
         self._core = core
         self._version: int | None = None  # that the others hold for
         self._late: list[Group] = []  # all that are due, and some that no longer are
@@ -81,7 +85,7 @@ class Due:
     def ready(self) -> tuple[int, ...]:
         """Ids of groups that are due and can be taken, oldest first."""
         self._refresh()
-        self._ready = {i: g for i, g in self._ready.items() if g.stage is Stage.READY}
+        self._ready = {i: g for i, g in self._ready.items() if g.stage is GroupState.READY}
         return tuple(sorted(self._ready))
 
     def _refresh(self) -> None:
@@ -93,7 +97,7 @@ class Due:
     def _add(self, group: Group) -> None:
         if self._holds(group):
             self._late.append(group)
-            if group.stage is Stage.READY:
+            if group.stage is GroupState.READY:
                 self._ready[group.id] = group
 
     def _holds(self, group: Group) -> bool:
@@ -101,7 +105,7 @@ class Due:
         return known and is_due(self._core, group)
 
 
-def of_trained(core: Core, groups: list[Group]) -> dict[str, float]:
+def of_trained(core: CoordinatorState, groups: list[Group]) -> dict[str, float]:
     """Mean and largest age, in versions, of the oldest token of each member trained on."""
     ages = [
         core.version - member.versions[0]

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline.coordinator.events import Command, EndLegs, Report, UnaskRollout
-from pipeline.coordinator.group_index import Tally
-from pipeline.coordinator.groups import Group, Stage, Trajectory
-from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.events import AbortLegs, CancelEnvironmentCall, Command, Report
+from pipeline.coordinator.group_index import GroupIndex
+from pipeline.coordinator.groups import Group, GroupState, Trajectory
+from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.coordinator.running_stats import RunningStatistics
 from pipeline.coordinator.staleness import Due
-from pipeline.coordinator.timeouts import Limits
-from pipeline.coordinator.token_ledger import Ledger
+from pipeline.coordinator.timeouts import Timeouts
+from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.plugins.views import EvalSet, SourceView
 
@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every: int
     stop_tokens: frozenset[int]
     warn_s: float
-    limits: Limits = Limits()
+    limits: Timeouts = Timeouts()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps; the bias account
@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
 
-class Seams(msgspec.Struct, frozen=True, kw_only=True):
+class Plugins(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-ins that decide in this process."""
 
     prompts: PromptOrder
@@ -75,7 +75,7 @@ class PluginFault(Exception):
     """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
 
 
-class asking:  # noqa: N801  used as a function is
+class plugin_guard:  # noqa: N801  used as a function is
     """Whatever a plug-in raises is its fault, and is named so.
 
     Args:
@@ -98,13 +98,13 @@ class asking:  # noqa: N801  used as a function is
             raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
 
 
-class Core:
+class CoordinatorState:
     """Live state. Groups and trajectories leave it when they have ended."""
 
     def __init__(
         self,
         settings: Settings,
-        seams: Seams,
+        seams: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
     ) -> None:
@@ -112,11 +112,11 @@ class Core:
         self.seams = seams
         self.prompt_tokens = prompt_tokens  # length of each training prompt
         self._tags = tags  # kind of each, or nothing
-        self.latency = Latency()  # of all engines: they are of one kind
-        self.ledger = Ledger()
+        self.latency = LatencyModel()  # of all engines: they are of one kind
+        self.ledger = TokenLedger()
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
-        self.tally = Tally()  # of the training groups among them
+        self.tally = GroupIndex()  # of the training groups among them
         self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
         self.calling: dict[int, float] = {}  # trajectory -> when its rollout was asked
@@ -137,7 +137,7 @@ class Core:
     def unask(self, trajectory: int) -> None:
         """What its rollout would answer is not wanted any more; unknown ones are ignored."""
         if self.calling.pop(trajectory, None) is not None:
-            self.emit(UnaskRollout(trajectory=trajectory))
+            self.emit(CancelEnvironmentCall(trajectory=trajectory))
 
     def end_on_engine(self, engine: str, trajectory: int, leg: int) -> None:
         """Have the engine stop a leg; gathered into one message an engine and event."""
@@ -146,7 +146,7 @@ class Core:
     def take_out(self) -> list[Command]:
         """Everything emitted since the last call."""
         for engine, legs in self._endings.items():
-            self.out.append(EndLegs(engine=engine, legs=tuple(legs)))
+            self.out.append(AbortLegs(engine=engine, legs=tuple(legs)))
         self._endings = {}
         out, self.out = self.out, []
         return out
@@ -158,16 +158,16 @@ class Core:
     def enter(self, group: Group) -> None:
         """A group, new or of a checkpoint, is live from now on."""
         self.groups[group.id] = group
-        self.tally.note(group)
+        self.tally.update(group)
 
-    def advance(self, group: Group, stage: Stage, why: str = "") -> None:
+    def advance(self, group: Group, stage: GroupState, why: str = "") -> None:
         """Move a group along its table. Raises IllegalTransition and changes nothing."""
         group.advance(stage, self.now, why)
-        self.tally.note(group)
-        if stage is Stage.READY:
+        self.tally.update(group)
+        if stage is GroupState.READY:
             self.due.note(group)
 
-    def train_groups(self, *stages: Stage) -> list[Group]:
+    def train_groups(self, *stages: GroupState) -> list[Group]:
         """Live training groups in these stages, oldest first."""
         return self.tally.groups(*stages)
 

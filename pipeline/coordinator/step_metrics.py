@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.coordinator.group_manager import Roster
+from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import ENDED, Group
-from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.state import CoordinatorState
 
 LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""
@@ -87,7 +87,9 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_figures(core: Core, turns_before: int, appended_before: int) -> dict[str, float]:
+def rollout_figures(
+    core: CoordinatorState, turns_before: int, appended_before: int
+) -> dict[str, float]:
     """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
     no figure of tokens sampled or trained; nothing without a rollout."""
     if not core.settings.turns:
@@ -111,7 +113,7 @@ def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict
     return {"bubble_learner": 1.0 - work_s / (seconds * len(ranks))}
 
 
-def step_figures(core: Core, roster: Roster, since: float) -> dict[str, Any]:
+def step_figures(core: CoordinatorState, roster: GroupManager, since: float) -> dict[str, Any]:
     """What is reported of every step that has ended; lengths and rewards of all its candidates."""
     return {
         "version": core.version,
@@ -129,7 +131,11 @@ class StepReport:
     """Of the open step; `begin` forgets the one before."""
 
     def __init__(
-        self, core: Core, placement: Placement, roster: Roster, selection: Selection
+        self,
+        core: CoordinatorState,
+        placement: Scheduler,
+        roster: GroupManager,
+        selection: Selection,
     ) -> None:
         self._core, self._placement = core, placement
         self._roster, self._selection = roster, selection

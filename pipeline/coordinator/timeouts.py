@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, as `watch` of the configuration has them; infinite: never."""
 
     join_s: float = math.inf
@@ -26,7 +26,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_s: float = math.inf
 
 
-class Kind(StrEnum):
+class WaitKind(StrEnum):
     """Of a wait."""
 
     JOIN = "join"  # of learner and engines, at the start
@@ -44,7 +44,7 @@ class Kind(StrEnum):
     RULE = "rule"  # nothing is under way: only a plug-in could go on
 
 
-class Action(StrEnum):
+class OverdueAction(StrEnum):
     """What the run does; the words are what `darts status` says of it."""
 
     RESTART = "the engine is ended and started again; its work goes on elsewhere"
@@ -56,38 +56,40 @@ class Action(StrEnum):
     NONE = "nothing: what it waits for has a limit of its own"
 
 
-class Rule(msgspec.Struct, frozen=True):
+class TimeoutRule(msgspec.Struct, frozen=True):
     """A row: `setting` names the limit, '' for none."""
 
     setting: str
     by: str  # who can end the wait
-    action: Action
+    action: OverdueAction
 
 
-RULES: dict[Kind, Rule] = {
-    Kind.JOIN: Rule("join_s", "who is missing", Action.STOP),
-    Kind.NO_ENGINE: Rule("join_s", "whoever starts engines", Action.STOP),
-    Kind.LOAD: Rule("load_s", "the engine", Action.RESTART),
-    Kind.ABORT: Rule("abort_s", "the engine", Action.RESTART),
-    Kind.ENGINE: Rule("sampling_s", "the engine", Action.RESTART),
-    Kind.TRAJECTORY: Rule("still_s", "the engine", Action.REQUEUE),
-    Kind.SLOT: Rule("", "whoever holds a slot", Action.NONE),
-    Kind.PARKED: Rule("", "a free slot, or the step's end", Action.NONE),
-    Kind.REWARD: Rule("reward_s", "the reward workers", Action.MISSING),
-    Kind.ROLLOUT: Rule("reward_s", "the rollout's workers", Action.MISSING),
-    Kind.LEARNER: Rule("learner_s", "the rank", Action.LOSE),
-    Kind.CHECKPOINT: Rule("checkpoint_s", "the ranks and the disk", Action.GIVE_UP),
-    Kind.RULE: Rule("still_s", "the plug-in", Action.STOP),
+RULES: dict[WaitKind, TimeoutRule] = {
+    WaitKind.JOIN: TimeoutRule("join_s", "who is missing", OverdueAction.STOP),
+    WaitKind.NO_ENGINE: TimeoutRule("join_s", "whoever starts engines", OverdueAction.STOP),
+    WaitKind.LOAD: TimeoutRule("load_s", "the engine", OverdueAction.RESTART),
+    WaitKind.ABORT: TimeoutRule("abort_s", "the engine", OverdueAction.RESTART),
+    WaitKind.ENGINE: TimeoutRule("sampling_s", "the engine", OverdueAction.RESTART),
+    WaitKind.TRAJECTORY: TimeoutRule("still_s", "the engine", OverdueAction.REQUEUE),
+    WaitKind.SLOT: TimeoutRule("", "whoever holds a slot", OverdueAction.NONE),
+    WaitKind.PARKED: TimeoutRule("", "a free slot, or the step's end", OverdueAction.NONE),
+    WaitKind.REWARD: TimeoutRule("reward_s", "the reward workers", OverdueAction.MISSING),
+    WaitKind.ROLLOUT: TimeoutRule("reward_s", "the rollout's workers", OverdueAction.MISSING),
+    WaitKind.LEARNER: TimeoutRule("learner_s", "the rank", OverdueAction.LOSE),
+    WaitKind.CHECKPOINT: TimeoutRule(
+        "checkpoint_s", "the ranks and the disk", OverdueAction.GIVE_UP
+    ),
+    WaitKind.RULE: TimeoutRule("still_s", "the plug-in", OverdueAction.STOP),
 }
 
 
-def limit_s(kind: Kind, limits: Limits) -> float:
+def limit_s(kind: WaitKind, limits: Timeouts) -> float:
     """Seconds without a move after which the run acts; infinite: it does not."""
     setting = RULES[kind].setting
     return getattr(limits, setting) if setting else math.inf
 
 
-def longest_s(kinds: Iterable[Kind], limits: Limits) -> float:
+def longest_s(kinds: Iterable[WaitKind], limits: Timeouts) -> float:
     """The longest limit of these waits; 0: nobody is acted on to end one of them."""
-    found = (limit_s(kind, limits) for kind in kinds if kind is not Kind.RULE)
+    found = (limit_s(kind, limits) for kind in kinds if kind is not WaitKind.RULE)
     return max((limit for limit in found if limit < math.inf), default=0.0)

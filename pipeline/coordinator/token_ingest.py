@@ -12,26 +12,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.coordinator.engine_pool import EngineRecord
+from pipeline.coordinator.engine_pool import EngineState
 from pipeline.coordinator.events import Tokens
-from pipeline.coordinator.groups import Cause, State, Trajectory
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState
 from pipeline.coordinator.turns import Turns
 
 MOST_ERRORS = 3
 """Legs of one trajectory that engines may spoil before the member is given up."""
 
 
-class Intake:
+class TokenIngest:
     """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, count)`
     when it has grown by so many tokens and goes on and somebody `listens()`,
     `on_hopeless(trajectory, why)` when engines keep failing on it."""
 
     def __init__(
         self,
-        core: Core,
-        placement: Placement,
+        core: CoordinatorState,
+        placement: Scheduler,
         listens: Callable[[], bool],
         on_growth: Callable[[Trajectory, int], None],
         on_end: Callable[[Trajectory], None],
@@ -42,7 +42,7 @@ class Intake:
         self._on_end, self._on_hopeless = on_end, on_hopeless
         self.turns = Turns(core, placement, on_end=self._end, on_hopeless=on_hopeless)
 
-    def frame(self, event: Tokens) -> str:
+    def ingest_frame(self, event: Tokens) -> str:
         """Apply one frame. Returns '' or why the engine must be counted as lost."""
         core = self._core
         engine = self._placement.engines.get(event.engine)
@@ -67,7 +67,7 @@ class Intake:
         self._apply(engine, event)
         return ""
 
-    def _apply(self, engine: EngineRecord, event: Tokens) -> None:
+    def _apply(self, engine: EngineState, event: Tokens) -> None:
         """The chunks in their order. Whoever is called on the way finds the books balanced."""
         core = self._core
         trajectories, name, listens = core.trajectories, engine.name, self._listens()
@@ -87,7 +87,7 @@ class Intake:
             trajectory = trajectories.get(chunk.trajectory)
             if (
                 trajectory is None
-                or trajectory.state is not State.RUNNING
+                or trajectory.state is not TrajectoryState.RUNNING
                 or trajectory.leg != chunk.leg
                 or trajectory.engine != name
             ):
@@ -167,8 +167,8 @@ class Intake:
             self.turns.ended(trajectory, finish)
         return bool(finish)
 
-    def _end(self, trajectory: Trajectory, cause: Cause) -> None:
+    def _end(self, trajectory: Trajectory, cause: TrajectoryEvent) -> None:
         trajectory.advance(cause, self._core.now)
         trajectory.engine = ""
-        trajectory.limited = cause is Cause.HIT_LIMIT
+        trajectory.limited = cause is TrajectoryEvent.HIT_LIMIT
         self._on_end(trajectory)

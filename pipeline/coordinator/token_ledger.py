@@ -17,7 +17,7 @@ FINAL = ("trained", "redundant", "dropped", "aborted", "stale", "lost", "failed"
 ACCOUNTS = ("open", "parked", *FINAL)
 
 
-class Ledger(msgspec.Struct, kw_only=True):
+class TokenLedger(msgspec.Struct, kw_only=True):
     """Accounts in tokens, and counters beside them."""
 
     sampled: int = 0

@@ -12,19 +12,19 @@ import msgspec
 
 from pipeline.coordinator import staleness
 from pipeline.coordinator.events import (
-    FinishStep,
+    CloseStep,
     StepApplied,
     StepRejected,
     Trained,
     TrainingFailed,
 )
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import ENDED, Group, Stage, State, Trajectory
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
 from pipeline.coordinator.learner_feed import train_command
-from pipeline.coordinator.prompt_planner import Planning
-from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.prompt_planner import PromptPlanner
+from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
-from pipeline.coordinator.state import Core, PluginFault, asking
+from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.coordinator.step_metrics import (
     StepReport,
     learner_bubble,
@@ -56,19 +56,23 @@ class StepState(msgspec.Struct, kw_only=True):
     turns_before: int = 0
 
 
-class Steps:
+class TrainingSteps:
     def __init__(
-        self, core: Core, placement: Placement, roster: Roster, selection: Selection
+        self,
+        core: CoordinatorState,
+        placement: Scheduler,
+        roster: GroupManager,
+        selection: Selection,
     ) -> None:
         self._core, self._placement = core, placement
         self._roster, self._selection = roster, selection
-        self.planning = Planning(core, placement, roster)
+        self.planning = PromptPlanner(core, placement, roster)
         self.state = StepState()
-        self.dirty = False  # the batch seam is to be asked, or the close to be tried
-        self._hungry = False  # wants prompts as soon as slots are idle
+        self.needs_update = False  # the batch seam is to be asked, or the close to be tried
+        self._wants_prompts = False  # wants prompts as soon as slots are idle
         self.finishing = False  # FinishStep has gone out
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
-        self._moving: Trajectory | None = None  # of an open group, when it was last looked for
+        self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
         self._answered: dict[int, StepApplied | StepRejected] = {}
         self.report = StepReport(core, placement, roster, selection)
         self._nonfinite = 0
@@ -89,9 +93,9 @@ class Steps:
             turns_before=core.ledger.turns,
         )
         if core.settings.max_staleness:
-            for group in core.train_groups(Stage.OPEN, Stage.CHOSEN, Stage.READY):
+            for group in core.train_groups(GroupState.OPEN, GroupState.CHOSEN, GroupState.READY):
                 if staleness.too_old(core, group):
-                    self._roster.end(group, Stage.DROPPED, "stale")
+                    self._roster.end(group, GroupState.DROPPED, "stale")
         self._placement.occupancy.open(core.now)
         self.finishing, self._answered, self._nonfinite = False, {}, 0
         self.report.begin()
@@ -99,38 +103,38 @@ class Steps:
         roster = self._roster
         roster.lengths, roster.rewards, roster.parts, roster.fates = [], [], {}, {}
         self._plan()
-        self.pump()
+        self.advance()
 
     def restore(self, state: StepState) -> None:
         """Go on with the step that a checkpoint holds."""
         self.state = msgspec.structs.replace(state, skipped=0)  # a resume is a new try
-        self.dirty = True
+        self.needs_update = True
         self._rank_tokens = dict.fromkeys(range(self._core.settings.ranks), 0)
 
     def changed(self) -> None:
         """A group became enough, ready, dropped or deferred."""
-        self.dirty = True
+        self.needs_update = True
 
-    def pump(self) -> None:
+    def advance(self) -> None:
         """After every event: batch seam, new prompts, the close."""
         if self.finishing or not self.state.is_open:
             return
-        if self._hungry:
+        if self._wants_prompts:
             self._plan()
-        if not self.dirty:
+        if not self.needs_update:
             return  # a chunk that ended nothing costs nothing here
-        while self.dirty:
-            self.dirty = False
+        while self.needs_update:
+            self.needs_update = False
             self._ask_batch()
             self._plan()
-            if not self.dirty:
+            if not self.needs_update:
                 self._finish_if_all_trained()
 
     def _plan(self) -> None:
         """Open prompts while the step needs them and slots would otherwise idle."""
         core, state = self._core, self.state
         settings = core.settings
-        self._hungry = False
+        self._wants_prompts = False
         if state.exhausted:
             return
         active = core.tally.live
@@ -149,7 +153,7 @@ class Steps:
                 self._exhaust("it has opened as many prompts as step.tries allows")
             return
         if state.opened and (self._placement.waiting() or not self._placement.idle()):
-            self._hungry = True
+            self._wants_prompts = True
             return
         opened, state.speculate = self.planning.open(
             want, state.size, first=not state.opened, speculate=state.speculate
@@ -160,7 +164,7 @@ class Steps:
 
     def _exhaust(self, why: str) -> None:
         self.state.exhausted = True
-        self.dirty = True
+        self.needs_update = True
         self._core.report("warning", text=f"step {self._core.step + 1} closes smaller: {why}")
 
     @property
@@ -191,7 +195,7 @@ class Steps:
             ahead=staleness.ahead(core),
             due=core.due.ready if self._waits_for_due else (),
         )
-        with asking(core.seams.batch, "batch"):
+        with plugin_guard(core.seams.batch, "batch"):
             verbs = list(core.seams.batch.decide(view))
         for verb in verbs:
             self._carry_out(verb)
@@ -203,14 +207,14 @@ class Steps:
             case Take(groups=ids):
                 for group_id in ids:
                     group = core.groups.get(group_id)
-                    if group is None or group.stage is not Stage.READY:
+                    if group is None or group.stage is not GroupState.READY:
                         raise PluginFault(f"batch {name}: {verb}: group {group_id} is not ready")
                     self._take(group)
             case Relax(size=size):
                 if not 2 <= size <= core.settings.size:
                     raise PluginFault(f"batch {name}: {verb}: size is 2 to {core.settings.size}")
                 self.state.size = size
-                for group in core.train_groups(Stage.OPEN):
+                for group in core.train_groups(GroupState.OPEN):
                     if not group.enough:  # the others have their members already
                         group.size = size
                         self._selection.ask(group, Relaxed())
@@ -226,7 +230,7 @@ class Steps:
         if group.rank < 0:  # else the rank that was hinted of it
             group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
         self._rank_tokens[group.rank] += tokens
-        core.advance(group, Stage.TAKEN)
+        core.advance(group, GroupState.TAKEN)
         if core.settings.overlap == "off":
             self._unsent.append(group)
         else:
@@ -235,7 +239,7 @@ class Steps:
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
         group.sent, group.trained_tokens = True, -1.0
-        self._core.tally.note(group)
+        self._core.tally.update(group)
         self._core.emit(train_command(group, self._core.step))
 
     def _close(self) -> None:
@@ -243,13 +247,13 @@ class Steps:
         if self.state.closing:
             return
         self.state.closing = True
-        for group in self._core.train_groups(Stage.OPEN):
-            if group.stage is Stage.OPEN:
+        for group in self._core.train_groups(GroupState.OPEN):
+            if group.stage is GroupState.OPEN:
                 self._selection.ask(group, Barrier())
         if not staleness.ahead(self._core):  # else they are for the next step
-            for group in self._core.train_groups(Stage.OPEN):
-                self._roster.end(group, Stage.DEFERRED, "surplus")
-        self.dirty = True
+            for group in self._core.train_groups(GroupState.OPEN):
+                self._roster.end(group, GroupState.DEFERRED, "surplus")
+        self.needs_update = True
 
     @property
     def _waits_for_due(self) -> bool:
@@ -276,17 +280,17 @@ class Steps:
             self.send(group)
         self._unsent = []
         if core.tally.all_trained:
-            self._finish(core.train_groups(Stage.TAKEN))
+            self._finish(core.train_groups(GroupState.TAKEN))
 
     def _finish(self, taken: list[Group]) -> None:
         core = self._core
         total = sum(g.trained_tokens for g in taken)
         if total <= 0:
             for group in taken:
-                self._roster.end(group, Stage.DROPPED, "no weight")
+                self._roster.end(group, GroupState.DROPPED, "no weight")
             return
         self.finishing, self.report.normaliser = True, total
-        core.emit(FinishStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
+        core.emit(CloseStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
 
     def _stands_still(self) -> bool:
         """Nothing runs, waits or is being scored: every open member is parked until a publish.
@@ -296,20 +300,22 @@ class Steps:
         tally = self._core.tally
         if tally.counts["chosen"] or tally.counts["ready"] or self._placement.waiting():
             return False
-        if self._moving is None or not self._moves(self._moving):
-            members = (m for g in tally.in_any_order(Stage.OPEN) for m in g.members)
-            self._moving = next((m for m in members if self._moves(m)), None)
-        return self._moving is None
+        if self._last_active is None or not self._moves(self._last_active):
+            members = (m for g in tally.in_any_order(GroupState.OPEN) for m in g.members)
+            self._last_active = next((m for m in members if self._moves(m)), None)
+        return self._last_active is None
 
     def _moves(self, member: Trajectory) -> bool:
         """It runs, or its rollout or reward is asked, for an open group that it has not left."""
         core = self._core
-        goes_on = member.state in (State.RUNNING, State.CALLING)
+        goes_on = member.state in (TrajectoryState.RUNNING, TrajectoryState.WAITING_ENV)
         if not goes_on and (member.scored or member.state not in ENDED):
             return False
         group = core.groups.get(member.group)
         here = core.trajectories.get(member.id) is member
-        return here and group is not None and group.kind == "train" and group.stage is Stage.OPEN
+        return (
+            here and group is not None and group.kind == "train" and group.stage is GroupState.OPEN
+        )
 
     def _finish_empty(self) -> None:
         """Nothing to learn from: the step ends without an update."""
@@ -327,31 +333,31 @@ class Steps:
 
     def trained(self, event: Trained) -> None:
         group = self._core.groups.get(event.group)
-        if group is None or group.stage is not Stage.TAKEN or group.rank != event.rank:
+        if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
         group.trained_tokens = event.tokens
-        self._core.tally.note(group)
-        self.dirty = True
+        self._core.tally.update(group)
+        self.needs_update = True
         self.report.add(event.metrics)
 
     def failed(self, event: TrainingFailed) -> None:
         group = self._core.groups.get(event.group)
-        if group is None or group.stage is not Stage.TAKEN or group.rank != event.rank:
+        if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
         self._nonfinite += 1
         group.sent = False  # the rank has forgotten it already
         self._core.report("warning", text=f"group {group.id} dropped: {event.why}")
-        self._roster.end(group, Stage.DROPPED, "not finite")
+        self._roster.end(group, GroupState.DROPPED, "not finite")
 
     def applied(self, event: StepApplied) -> int | None:
         """All ranks have stepped: returns the new version, None while some are missing."""
         core = self._core
         if not self._gather(event):
             return None
-        taken = core.train_groups(Stage.TAKEN)
+        taken = core.train_groups(GroupState.TAKEN)
         figures = trained_figures(taken) | staleness.of_trained(core, taken)
         for group in taken:
-            self._roster.end(group, Stage.TRAINED)
+            self._roster.end(group, GroupState.TRAINED)
         self.state.is_open, self.state.skipped, self.finishing = False, 0, False
         ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepApplied)]
         figures |= learner_bubble(ranks, core.now - self.state.since)
@@ -363,10 +369,10 @@ class Steps:
         """All ranks refused the step: weights are as they were, the prompts come back."""
         if not self._gather(event):
             return
-        for group in self._core.train_groups(Stage.TAKEN):
+        for group in self._core.train_groups(GroupState.TAKEN):
             group.sent = False
-            self._core.advance(group, Stage.READY)
-            self._roster.end(group, Stage.DEFERRED, "step skipped")
+            self._core.advance(group, GroupState.READY)
+            self._roster.end(group, GroupState.DEFERRED, "step skipped")
         self.state.is_open, self.finishing = False, False
         self._skipped(event.why)
 
@@ -391,7 +397,7 @@ class Steps:
         )
 
     @property
-    def hopeless(self) -> bool:
+    def too_many_skips(self) -> bool:
         return self.state.skipped >= MOST_SKIPPED
 
     def _report_step(self, figures: dict[str, float], learner: dict[str, float]) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.coordinator.events import AskRollout, TurnAnswered, TurnFailed
-from pipeline.coordinator.groups import Cause, State, Trajectory
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.events import CallEnvironment, TurnAnswered, TurnFailed
+from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState
 
 
 class Turns:
@@ -21,9 +21,9 @@ class Turns:
 
     def __init__(
         self,
-        core: Core,
-        placement: Placement,
-        on_end: Callable[[Trajectory, Cause], None],
+        core: CoordinatorState,
+        placement: Scheduler,
+        on_end: Callable[[Trajectory, TrajectoryEvent], None],
         on_hopeless: Callable[[Trajectory, str], None],
     ) -> None:
         self._core, self._placement = core, placement
@@ -36,9 +36,9 @@ class Turns:
         if self._core.settings.turns > trajectory.turns and not (full and finish == "length"):
             self._over(trajectory, finish)
         elif finish == "stop" and (not trajectory.turns or self._stop_token(trajectory)):
-            self._on_end(trajectory, Cause.ENDED)
+            self._on_end(trajectory, TrajectoryEvent.ENDED)
         else:  # a stop text after the last call, too: what it asks for never comes
-            self._on_end(trajectory, Cause.HIT_LIMIT)
+            self._on_end(trajectory, TrajectoryEvent.HIT_LIMIT)
 
     def finish_of(self, trajectory: Trajectory) -> str:
         """How the turn has ended that the tokens held complete; '' if they complete none."""
@@ -55,9 +55,13 @@ class Turns:
             return  # not wanted any more
         count = len(event.tokens) // 4
         if event.over or not (count or not self._stop_token(trajectory)):
-            self._on_end(trajectory, Cause.ENDED)  # nothing follows a stop token by itself
+            self._on_end(
+                trajectory, TrajectoryEvent.ENDED
+            )  # nothing follows a stop token by itself
         elif trajectory.held + count >= trajectory.max_tokens:
-            self._on_end(trajectory, Cause.HIT_LIMIT)  # no room for what the model would say to it
+            self._on_end(
+                trajectory, TrajectoryEvent.HIT_LIMIT
+            )  # no room for what the model would say to it
         else:
             trajectory.memory = event.memory
             self._append(trajectory, event.tokens, count)
@@ -73,7 +77,7 @@ class Turns:
         self._core.calling[trajectory.id] = self._core.now
         group = self._core.groups[trajectory.group]
         self._core.emit(
-            AskRollout(
+            CallEnvironment(
                 kind=group.kind,
                 prompt=group.prompt,
                 group=group.id,
@@ -95,7 +99,7 @@ class Turns:
             self.failed(TurnFailed(trajectory=trajectory, turn=found.turns - 1, why=why))
 
     def _over(self, trajectory: Trajectory, finish: str) -> None:
-        trajectory.advance(Cause.TURN_OVER, self._core.now)
+        trajectory.advance(TrajectoryEvent.TURN_OVER, self._core.now)
         trajectory.engine, trajectory.parked_until = "", ""
         trajectory.turns += 1
         trajectory.turn_finish = finish
@@ -114,7 +118,11 @@ class Turns:
     def _asked(self, trajectory: int, turn: int) -> Trajectory | None:
         self.heard = self._core.now
         found = self._core.trajectories.get(trajectory)
-        if found is None or found.state is not State.CALLING or found.turns - 1 != turn:
+        if (
+            found is None
+            or found.state is not TrajectoryState.WAITING_ENV
+            or found.turns - 1 != turn
+        ):
             return None
         self._core.calling.pop(trajectory, None)
         return found

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.coordinator.engine_pool import EngineRecord
-from pipeline.coordinator.groups import Group, Stage, State, Trajectory
-from pipeline.coordinator.timeouts import Kind
+from pipeline.coordinator.engine_pool import EngineState
+from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
+from pipeline.coordinator.timeouts import WaitKind
 
 if TYPE_CHECKING:
     from pipeline.coordinator.coordinator import Coordinator
 
 
 class Wait(msgspec.Struct, frozen=True):
-    kind: Kind
+    kind: WaitKind
     what: str  # whole sentence without a full stop
     since: float
     group: int = -1  # that waits; -1: it is none
@@ -48,51 +48,51 @@ def _of_the_run(coordinator: Coordinator) -> Iterator[Wait]:
     for engine in coordinator.placement.engines.values():
         if engine.loading >= 0:
             what = f"engine {engine.name} to load and prove version {engine.loading}"
-            yield Wait(Kind.LOAD, what, engine.loading_since, still_since=engine.owes_since)
+            yield Wait(WaitKind.LOAD, what, engine.loading_since, still_since=engine.owes_since)
     if coordinator.phase == "starting":
         missing = sorted(set(range(core.settings.ranks)) - coordinator.learners)
         if missing:
-            yield Wait(Kind.JOIN, f"learner ranks {missing} to join", started)
+            yield Wait(WaitKind.JOIN, f"learner ranks {missing} to join", started)
         elif core.version < 0:
-            yield Wait(Kind.JOIN, "learner rank 0 to publish", started)
+            yield Wait(WaitKind.JOIN, "learner rank 0 to publish", started)
     if not coordinator.placement.engines and coordinator.phase != "over":
-        kind = Kind.JOIN if coordinator.phase == "starting" else Kind.NO_ENGINE
+        kind = WaitKind.JOIN if coordinator.phase == "starting" else WaitKind.NO_ENGINE
         yield Wait(kind, "an engine to join", max(started, coordinator.placement.last_loss))
     if coordinator.cutting_since is not None:
         what = f"the checkpoint of step {core.step}"
-        yield Wait(Kind.CHECKPOINT, what, coordinator.cutting_since)
+        yield Wait(WaitKind.CHECKPOINT, what, coordinator.cutting_since)
     if coordinator.steps.finishing:
         what = f"step {core.step + 1}: the optimizer step"
         since = coordinator.watch.progressed
         answered = coordinator.watchdog.oldest_debt()
-        yield Wait(Kind.LEARNER, what, since, still_since=answered)
+        yield Wait(WaitKind.LEARNER, what, since, still_since=answered)
 
 
-def _of_an_engine(now: float, engine: EngineRecord) -> Iterator[Wait]:
+def _of_an_engine(now: float, engine: EngineState) -> Iterator[Wait]:
     """What it does not say, while it does not load."""
     if engine.loading >= 0:
         return
     time = engine.own_time(now)
     if engine.ending:
         what = f"engine {engine.name} to end {len(engine.ending)} legs"
-        yield Wait(Kind.ABORT, what, now - (time - next(iter(engine.ending.values()))))
+        yield Wait(WaitKind.ABORT, what, now - (time - next(iter(engine.ending.values()))))
     if engine.legs:
         what = f"engine {engine.name} to send anything of {len(engine.legs)} legs"
-        yield Wait(Kind.ENGINE, what, now - (time - engine.moved))
+        yield Wait(WaitKind.ENGINE, what, now - (time - engine.moved))
 
 
 def _of_a_group(coordinator: Coordinator, group: Group) -> Iterator[Wait]:
     """It waits for its rank, for the batch rule, or for its members."""
     core = coordinator.core
     prefix = f"step {core.step + 1} waits for {group.kind} group {group.id}, which waits for "
-    if group.stage is Stage.TAKEN and group.trained_tokens < 0 and group.sent:
+    if group.stage is GroupState.TAKEN and group.trained_tokens < 0 and group.sent:
         what = f"{prefix}learner rank {group.rank} to train on it"
         answered = coordinator.watchdog.owing_since(group.rank)
-        yield Wait(Kind.LEARNER, what, group.since, group.id, answered)
-    if group.stage is Stage.READY:
+        yield Wait(WaitKind.LEARNER, what, group.since, group.id, answered)
+    if group.stage is GroupState.READY:
         what = f"{prefix}batch rule {type(core.seams.batch).__name__} to take it"
-        yield Wait(Kind.RULE, what, group.since, group.id, coordinator.watch.progressed)
-    for member in group.members if group.stage in (Stage.OPEN, Stage.CHOSEN) else ():
+        yield Wait(WaitKind.RULE, what, group.since, group.id, coordinator.watch.progressed)
+    for member in group.members if group.stage in (GroupState.OPEN, GroupState.CHOSEN) else ():
         found = _of_a_member(coordinator, group, member)
         if found is not None:
             kind, what, moved = found
@@ -101,25 +101,25 @@ def _of_a_group(coordinator: Coordinator, group: Group) -> Iterator[Wait]:
 
 def _of_a_member(
     coordinator: Coordinator, group: Group, member: Trajectory
-) -> tuple[Kind, str, float] | None:
+) -> tuple[WaitKind, str, float] | None:
     """Kind and words of what it waits for, and when anything of that moved last."""
-    placement, is_open = coordinator.placement, group.stage is Stage.OPEN or group.audited
-    if member.state is State.RUNNING and is_open:
+    placement, is_open = coordinator.placement, group.stage is GroupState.OPEN or group.audited
+    if member.state is TrajectoryState.RUNNING and is_open:
         what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
-        return Kind.TRAJECTORY, what, placement.leg_moved(member)
-    if member.state is State.CALLING and is_open:
+        return WaitKind.TRAJECTORY, what, placement.leg_moved(member)
+    if member.state is TrajectoryState.WAITING_ENV and is_open:
         what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
-        return Kind.ROLLOUT, what, coordinator.intake.turns.heard
-    if member.state is State.QUEUED and is_open:
+        return WaitKind.ROLLOUT, what, coordinator.intake.turns.heard
+    if member.state is TrajectoryState.QUEUED and is_open:
         if not placement.serving():
             return None  # the engine is what it waits for, named by itself
-        return Kind.SLOT, f"trajectory {member.id}, queued for a slot", -1.0
-    if member.state is State.PARKED and is_open:
+        return WaitKind.SLOT, f"trajectory {member.id}, queued for a slot", -1.0
+    if member.state is TrajectoryState.PARKED and is_open:
         until = "a slot" if member.parked_until == "slot" else "the next publish"
-        return Kind.PARKED, f"trajectory {member.id}, parked until {until}", -1.0
-    if member.id in coordinator.roster.judging:
+        return WaitKind.PARKED, f"trajectory {member.id}, parked until {until}", -1.0
+    if member.id in coordinator.roster.awaiting_reward:
         answered = coordinator.watchdog.rewarded
-        return Kind.REWARD, f"the reward of trajectory {member.id}", answered
+        return WaitKind.REWARD, f"the reward of trajectory {member.id}", answered
     return None
 
 
@@ -149,6 +149,6 @@ class Watch:
             what = (
                 f"nobody that it knows of, {coordinator.phase}: {', '.join(stages) or 'no group'}"
             )
-            found = [Wait(Kind.RULE, what, self.progressed)]
+            found = [Wait(WaitKind.RULE, what, self.progressed)]
         self._said = core.now
         return f"waiting {core.now - found[0].since:.0f} s for {found[0].what}"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.coordinator.engine_pool import EngineRecord, Leg
-from pipeline.coordinator.timeouts import RULES, Action, Kind, limit_s
+from pipeline.coordinator.engine_pool import EngineState, Leg
+from pipeline.coordinator.timeouts import RULES, OverdueAction, WaitKind, limit_s
 from pipeline.coordinator.waits import waits
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ blame for it, and nothing is done until as much time has passed again."""
 class Overdue(msgspec.Struct, frozen=True, kw_only=True):
     """A wait past its limit; the names of those that the action needs."""
 
-    kind: Kind
+    kind: WaitKind
     line: str
     engine: str = ""
     trajectory: int = -1
@@ -46,7 +46,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, coordinator: Coordinator, actions: Mapping[Action, Callable[[Overdue], None]]
+        self, coordinator: Coordinator, actions: Mapping[OverdueAction, Callable[[Overdue], None]]
     ) -> None:
         self._coordinator, self._actions = coordinator, actions
         self.acted: Counter[str] = Counter()
@@ -87,7 +87,7 @@ class Watchdog:
 
     # --- what is overdue ----------------------------------------------------------------
 
-    def _past(self, kind: Kind, seconds: float) -> bool:
+    def _past(self, kind: WaitKind, seconds: float) -> bool:
         return seconds > limit_s(kind, self._limits)
 
     def _overdue(self, now: float) -> Iterator[Overdue]:
@@ -99,27 +99,27 @@ class Watchdog:
         yield from self._rewards(now)
         yield from self._rollouts(now)
         for rank, since in self._owing.items():
-            if self._past(Kind.LEARNER, now - since):
+            if self._past(WaitKind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
-                yield Overdue(kind=Kind.LEARNER, line=line, rank=rank)
+                yield Overdue(kind=WaitKind.LEARNER, line=line, rank=rank)
         cutting = coordinator.cutting_since
-        if cutting is not None and self._past(Kind.CHECKPOINT, now - cutting):
-            yield Overdue(kind=Kind.CHECKPOINT, line="")
+        if cutting is not None and self._past(WaitKind.CHECKPOINT, now - cutting):
+            yield Overdue(kind=WaitKind.CHECKPOINT, line="")
         yield from self._standstill(now)
 
     def _starting(self, now: float) -> Iterator[Overdue]:
         coordinator = self._coordinator
         started = coordinator.watch.started
         if coordinator.phase == "starting":
-            if self._past(Kind.JOIN, now - started):
+            if self._past(WaitKind.JOIN, now - started):
                 missing = ", ".join(self._missing())
                 line = f"after {now - started:.0f} s still missing: {missing}"
-                yield Overdue(kind=Kind.JOIN, line=line)
+                yield Overdue(kind=WaitKind.JOIN, line=line)
         elif coordinator.phase in ("evaluating", "training"):
             since = max(started, coordinator.placement.last_loss)
-            if not coordinator.placement.engines and self._past(Kind.NO_ENGINE, now - since):
+            if not coordinator.placement.engines and self._past(WaitKind.NO_ENGINE, now - since):
                 line = f"no engine for {now - since:.0f} s: all are lost, and none has come back"
-                yield Overdue(kind=Kind.NO_ENGINE, line=line)
+                yield Overdue(kind=WaitKind.NO_ENGINE, line=line)
 
     def _missing(self) -> Iterator[str]:
         coordinator = self._coordinator
@@ -130,33 +130,33 @@ class Watchdog:
         elif not coordinator.placement.serving():
             yield "an engine that serves the weights"
 
-    def _of_engine(self, engine: EngineRecord, now: float) -> Iterator[Overdue]:
+    def _of_engine(self, engine: EngineState, now: float) -> Iterator[Overdue]:
         """Its load, its answers to aborts, anything at all, and each of its legs."""
         if engine.loading >= 0:
-            if self._past(Kind.LOAD, still := now - engine.owes_since):
+            if self._past(WaitKind.LOAD, still := now - engine.owes_since):
                 line = f"it has not served version {engine.loading} for {still:.0f} s"
-                yield Overdue(kind=Kind.LOAD, line=line, engine=engine.name)
+                yield Overdue(kind=WaitKind.LOAD, line=line, engine=engine.name)
             return  # nothing else is due meanwhile
         time = engine.own_time(now)
-        if engine.legs and self._past(Kind.ENGINE, still := time - engine.moved):
+        if engine.legs and self._past(WaitKind.ENGINE, still := time - engine.moved):
             line = f"it has sent nothing of {len(engine.legs)} legs for {still:.0f} s"
-            yield Overdue(kind=Kind.ENGINE, line=line, engine=engine.name)
-        elif engine.ending and self._past(Kind.ABORT, still := time - oldest_abort(engine)):
+            yield Overdue(kind=WaitKind.ENGINE, line=line, engine=engine.name)
+        elif engine.ending and self._past(WaitKind.ABORT, still := time - oldest_abort(engine)):
             of = ", ".join(f"{i}.{leg}" for i, leg in list(engine.ending)[:4])
             line = f"it has not answered for {still:.0f} s that legs have ended: {of}"
-            yield Overdue(kind=Kind.ABORT, line=line, engine=engine.name)
+            yield Overdue(kind=WaitKind.ABORT, line=line, engine=engine.name)
         else:
             for (trajectory, _), moved in self._still_legs(engine, time):
                 line = (
                     f"trajectory {trajectory}: no token of it has come from {engine.name} for "
                     f"{time - moved:.0f} s; it goes on elsewhere"
                 )
-                kind = Kind.TRAJECTORY
+                kind = WaitKind.TRAJECTORY
                 yield Overdue(kind=kind, line=line, engine=engine.name, trajectory=trajectory)
 
-    def _still_legs(self, engine: EngineRecord, time: float) -> list[tuple[Leg, float]]:
+    def _still_legs(self, engine: EngineState, time: float) -> list[tuple[Leg, float]]:
         """Those past their limit, when one may be: none was older when they were looked at."""
-        limit, key = limit_s(Kind.TRAJECTORY, self._limits), (engine.name, engine.epoch)
+        limit, key = limit_s(WaitKind.TRAJECTORY, self._limits), (engine.name, engine.epoch)
         if not engine.legs or time <= self._look.get(key, -math.inf):
             return []
         going = {leg: at for leg, at in engine.legs.items() if leg not in engine.ending}
@@ -168,22 +168,22 @@ class Watchdog:
 
     def _rewards(self, now: float) -> Iterator[Overdue]:
         """When none is answered any more, those that have been asked for long."""
-        for trajectory, asked in self._coordinator.roster.judging.items():
+        for trajectory, asked in self._coordinator.roster.awaiting_reward.items():
             still = now - max(asked, self.rewarded)
-            if not self._past(Kind.REWARD, still):
+            if not self._past(WaitKind.REWARD, still):
                 return  # those behind it were asked for later
             line = f"trajectory {trajectory}: no reward has come for {still:.0f} s; it is missing"
-            yield Overdue(kind=Kind.REWARD, line=line, trajectory=trajectory)
+            yield Overdue(kind=WaitKind.REWARD, line=line, trajectory=trajectory)
 
     def _rollouts(self, now: float) -> Iterator[Overdue]:
         """The same of rollouts."""
         turns = self._coordinator.intake.turns
         for trajectory, asked in self._coordinator.core.calling.items():
             still = now - max(asked, turns.heard)
-            if not self._past(Kind.ROLLOUT, still):
+            if not self._past(WaitKind.ROLLOUT, still):
                 return
             line = f"no rollout has answered for {still:.0f} s"
-            yield Overdue(kind=Kind.ROLLOUT, line=line, trajectory=trajectory)
+            yield Overdue(kind=WaitKind.ROLLOUT, line=line, trajectory=trajectory)
 
     def _note_debts(self, now: float) -> None:
         steps = self._coordinator.steps
@@ -199,10 +199,10 @@ class Watchdog:
         engines = coordinator.placement.engines.values()
         if (
             coordinator.phase not in ("evaluating", "training")
-            or not self._past(Kind.RULE, now - coordinator.watch.progressed)
+            or not self._past(WaitKind.RULE, now - coordinator.watch.progressed)
             or not engines
             or any(engine.legs or engine.loading >= 0 for engine in engines)
-            or coordinator.roster.judging
+            or coordinator.roster.awaiting_reward
             or coordinator.core.calling
             or self._owing
             or coordinator.cutting_since is not None
@@ -212,9 +212,9 @@ class Watchdog:
         what = found[0].what if found else "nobody that it knows of"
         still = now - coordinator.watch.progressed
         line = f"nothing has moved for {still:.0f} s, nothing is under way, and it waits for {what}"
-        yield Overdue(kind=Kind.RULE, line=line)
+        yield Overdue(kind=WaitKind.RULE, line=line)
 
 
-def oldest_abort(engine: EngineRecord) -> float:
+def oldest_abort(engine: EngineState) -> float:
     """When the one that is unanswered for longest was told, in the engine's own time."""
     return next(iter(engine.ending.values()))

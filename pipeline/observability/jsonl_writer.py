@@ -14,7 +14,7 @@ _AT_ONCE = 8 << 10
 """Bytes after which lines do not wait for `flush`."""
 
 
-class Lines:
+class JsonlWriter:
     """Appends to one file; opened at its first line."""
 
     def __init__(self, path: Path) -> None:

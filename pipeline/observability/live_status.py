@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.coordinator.groups import Group, Stage
-from pipeline.coordinator.timeouts import RULES, Action, Limits, limit_s
+from pipeline.coordinator.groups import Group, GroupState
+from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, limit_s
 from pipeline.coordinator.waits import Wait, waits
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _OF_A_STEP = (
 _OF_AN_EVALUATION = ("step", "accuracy", "tokens_mean", "tokens_p95", "seconds")
 
 
-class EngineNow(msgspec.Struct, frozen=True, kw_only=True):
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """An engine that has joined."""
 
     name: str
@@ -51,7 +51,7 @@ class EngineNow(msgspec.Struct, frozen=True, kw_only=True):
     loading: int = -1  # version that it loads and proves; -1: none
 
 
-class WaitNow(msgspec.Struct, frozen=True, kw_only=True):
+class WaitStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Who waits for whom."""
 
     seconds: float
@@ -63,7 +63,7 @@ class WaitNow(msgspec.Struct, frozen=True, kw_only=True):
     then: str = ""  # what the run does past the limit
 
 
-class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A process that is connected to the stage."""
 
     name: str
@@ -73,7 +73,7 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
     still_s: float  # since it last moved: another activity, or progress
 
 
-class Live(msgspec.Struct, frozen=True, kw_only=True):
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One moment of a run, as `live.json` has it; what is not known has its default."""
 
     time: float = 0.0  # of the clock on the wall, seconds since 1970
@@ -85,7 +85,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     sampled: int = 0  # response tokens
     evaluating: int = 0  # held-out prompts whose samples are not all scored
     ledger: dict[str, int] = {}  # tokens by account
-    engines: tuple[EngineNow, ...] = ()
+    engines: tuple[EngineStatus, ...] = ()
     queued: int = 0  # trajectories that wait for a slot; one that has left counts till its turn
     groups: dict[str, int] = {}  # live training groups: open, enough, dead, chosen, ready, taken
     at_rank: dict[str, int] = {}  # groups taken that a learner rank has not trained on yet
@@ -93,17 +93,17 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     rewards_running: int = 0
     newest_step: dict[str, float] = {}  # figures of the step done last, named as in metrics.jsonl
     newest_eval: dict[str, float] = {}
-    waits: tuple[WaitNow, ...] = ()  # the longest first, of each group one
-    peers: tuple[PeerNow, ...] = ()
+    waits: tuple[WaitStatus, ...] = ()  # the longest first, of each group one
+    peers: tuple[PeerStatus, ...] = ()
     acted: dict[str, int] = {}  # waits past their limit that were acted on, by kind
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 
 
-def live(coordinator: Coordinator, training_seconds: float) -> Live:
+def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     """The coordinator's part of what a run does now."""
     core, placement = coordinator.core, coordinator.placement
     history = coordinator.evaluations.history
-    return Live(
+    return RunStatus(
         phase=coordinator.phase.value,
         step=core.step,
         steps=core.settings.steps,
@@ -113,7 +113,7 @@ def live(coordinator: Coordinator, training_seconds: float) -> Live:
         evaluating=coordinator.evaluations.open,
         ledger=dict(core.ledger.accounts),
         engines=tuple(
-            EngineNow(
+            EngineStatus(
                 name=engine.name,
                 running=len(engine.legs),
                 slots=engine.slots,
@@ -137,11 +137,14 @@ def _some(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
     return {name: figures[name] for name in names if figures.get(name) is not None}
 
 
-def _longest_waits(coordinator: Coordinator) -> tuple[WaitNow, ...]:
+def _longest_waits(coordinator: Coordinator) -> tuple[WaitStatus, ...]:
     tally = coordinator.core.tally
-    stages = (tally.in_any_order(stage) for stage in (Stage.TAKEN, Stage.READY, Stage.CHOSEN))
+    stages = (
+        tally.in_any_order(stage)
+        for stage in (GroupState.TAKEN, GroupState.READY, GroupState.CHOSEN)
+    )
     evaluated = (g for g in coordinator.core.groups.values() if g.kind == "eval")
-    rest = evaluated if coordinator.evaluations.open else tally.in_any_order(Stage.OPEN)
+    rest = evaluated if coordinator.evaluations.open else tally.in_any_order(GroupState.OPEN)
     groups = chain(*(_oldest(found) for found in (*stages, rest)))
     found: dict[int, Wait] = {}
     for number, wait in enumerate(waits(coordinator, groups)):
@@ -152,16 +155,16 @@ def _longest_waits(coordinator: Coordinator) -> tuple[WaitNow, ...]:
     return tuple(_told(wait, limits, now) for wait in found.values())
 
 
-def _told(wait: Wait, limits: Limits, now: float) -> WaitNow:
+def _told(wait: Wait, limits: Timeouts, now: float) -> WaitStatus:
     rule, limit = RULES[wait.kind], limit_s(wait.kind, limits)
-    return WaitNow(
+    return WaitStatus(
         seconds=round(now - wait.since, 2),
         what=wait.what,
         kind=wait.kind.value,
         by=rule.by,
         still_s=round(wait.still_s(now), 2),
         limit_s=limit if limit < math.inf else 0.0,
-        then=(rule.action if limit < math.inf else Action.NONE).value,
+        then=(rule.action if limit < math.inf else OverdueAction.NONE).value,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.schema import Config
-from pipeline.observability.live_status import Live
+from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError
 from pipeline.system.run_folder import RunFolder
 
@@ -94,7 +94,7 @@ class Mlflow:
 
         self._newest = self._thread.submit(after)
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:

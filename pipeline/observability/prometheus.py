@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from pipeline.coordinator.coordinator import Phase
 from pipeline.coordinator.token_ledger import FINAL
-from pipeline.observability.live_status import Live
+from pipeline.observability.live_status import RunStatus
 from pipeline.observability.timing import MEANINGS
 
 LOOPBACK = "127.0.0.1"
@@ -113,7 +113,7 @@ class Prometheus(Collector):
     def __init__(self, port: int) -> None:
         """Raises TrackerError if the port is taken."""
         self._figures: dict[str, Mapping[str, float]] = {}
-        self._live: Live | None = None
+        self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
         try:
@@ -126,7 +126,7 @@ class Prometheus(Collector):
     def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         self._figures = {**self._figures, what: dict(numbers)}
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         self._live = now
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ def _gauge(name: str, text: str, values: Mapping[str, float], label: str) -> Met
     return found
 
 
-def _now(now: Live) -> Iterator[Metric]:
+def _now(now: RunStatus) -> Iterator[Metric]:
     """What the run does now, and where every sampled token went."""
     tokens = CounterMetricFamily(
         "darts_response_tokens", "sampled response tokens by where they went", labels=["fate"]

@@ -22,8 +22,8 @@ import xxhash
 from pipeline.coordinator.events import AnyCommand, AnyEvent
 from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
-from pipeline.observability.jsonl_writer import Lines
-from pipeline.observability.live_status import Live
+from pipeline.observability.jsonl_writer import JsonlWriter
+from pipeline.observability.live_status import RunStatus
 from pipeline.observability.trackers import Tracker, Trackers, flat
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire.messages import Span
@@ -63,7 +63,7 @@ class Records:
         self._tracer = Tracer(first, first + trace_steps - 1) if timed else None
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
-        self._files: dict[Path, Lines] = {}
+        self._files: dict[Path, JsonlWriter] = {}
         self._full: set[Path] = set()  # files that were told to be so
         self._samples: dict[str, str] = {}  # prompt -> what is written of it
 
@@ -140,7 +140,7 @@ class Records:
 
     def _line(self, path: Path, fields: dict[str, Any]) -> None:
         if path not in self._files:
-            self._files[path] = Lines(path)
+            self._files[path] = JsonlWriter(path)
         self._files[path].write(msgspec.json.encode(fields) + b"\n")
 
     def flush(self) -> list[str]:
@@ -178,7 +178,7 @@ class Records:
             if path.exists():
                 os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         """What the run does now; the file is replaced as a whole."""
         temporary = self._run.live.with_suffix(".tmp")
         try:

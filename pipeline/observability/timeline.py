@@ -14,27 +14,27 @@ from typing import Any
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
-    AskRollout,
+    CallEnvironment,
+    CancelEnvironmentCall,
+    CancelReward,
+    CloseStep,
     EngineJoined,
     EngineLost,
-    FinishStep,
-    Judge,
-    Place,
+    Generate,
+    LoadWeights,
     Report,
+    RequestReward,
     Restart,
     RewardMissing,
     RewardReady,
-    Serve,
     StepApplied,
     StepRejected,
     Tokens,
-    Train,
     Trained,
+    TrainGroup,
     TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    UnaskRollout,
-    Unjudge,
     WeightsRefused,
     WeightsServed,
 )
@@ -94,14 +94,14 @@ class Timeline:
             StepRejected: self._applied,
         }
         self._said: dict[type, Callable[[Any], object]] = {
-            Place: self._place,
-            Serve: self._serve,
-            Judge: self._judge,
-            AskRollout: self._ask_rollout,
-            UnaskRollout: lambda c: self._callings.pop(c.trajectory, None),
-            Unjudge: lambda c: self._unjudged(c.trajectory),
-            Train: self._train,
-            FinishStep: self._finish,
+            Generate: self._place,
+            LoadWeights: self._serve,
+            RequestReward: self._judge,
+            CallEnvironment: self._ask_rollout,
+            CancelEnvironmentCall: lambda c: self._callings.pop(c.trajectory, None),
+            CancelReward: lambda c: self._unjudged(c.trajectory),
+            TrainGroup: self._train,
+            CloseStep: self._finish,
             Restart: lambda c: self._lost(c.peer),
             Report: self._report,
         }
@@ -238,7 +238,7 @@ class Timeline:
 
     # --- orders -------------------------------------------------------------------------
 
-    def _place(self, command: Place) -> None:
+    def _place(self, command: Generate) -> None:
         self._legs[command.trajectory, command.leg] = Leg(
             engine=command.engine,
             trajectory=command.trajectory,
@@ -250,7 +250,7 @@ class Timeline:
         )
         self._running[command.trajectory] = self._running.get(command.trajectory, 0) + 1
 
-    def _serve(self, command: Serve) -> None:
+    def _serve(self, command: LoadWeights) -> None:
         self._loads[command.engine] = Load(
             engine=command.engine,
             version=command.version,
@@ -258,7 +258,7 @@ class Timeline:
             link=self._why(),
         )
 
-    def _judge(self, command: Judge) -> None:
+    def _judge(self, command: RequestReward) -> None:
         trajectory = command.trajectory
         self._scorings[trajectory] = Scoring(
             trajectory=trajectory,
@@ -267,7 +267,7 @@ class Timeline:
             link=self._why((trajectory,)),
         )
 
-    def _ask_rollout(self, command: AskRollout) -> None:
+    def _ask_rollout(self, command: CallEnvironment) -> None:
         trajectory = command.trajectory
         self._callings[trajectory] = Calling(
             trajectory=trajectory,
@@ -277,7 +277,7 @@ class Timeline:
             link=self._why((trajectory,)),
         )
 
-    def _train(self, command: Train) -> None:
+    def _train(self, command: TrainGroup) -> None:
         members = tuple(member.trajectory for member in command.members)
         self._ranks.asked(
             Handover(
@@ -289,7 +289,7 @@ class Timeline:
             )
         )
 
-    def _finish(self, command: FinishStep) -> None:
+    def _finish(self, command: CloseStep) -> None:
         del command
         self._ranks.closes(self._record.works, self._why())
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pipeline.config.schema import Config, Metrics
-from pipeline.observability.live_status import Live
+from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
 from pipeline.system.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ class Tracker(Protocol):
         """Numbers of a step or an evaluation (`what`), nested ones as `learner/loss`."""
         ...
 
-    def live(self, now: Live) -> None: ...
+    def live(self, now: RunStatus) -> None: ...
 
     def close(self) -> None: ...
 
@@ -49,7 +49,7 @@ class Trackers:
     def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         self._each(lambda tracker: tracker.figures(what, step, numbers))
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         self._each(lambda tracker: tracker.live(now))
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class TensorBoard:
         for name, value in numbers.items():
             self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ class WeightsAndBiases:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._run.log({"step": step, **named})
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class Trackio:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._trackio.log(named, step=step)
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:

@@ -110,7 +110,7 @@ class Plan(msgspec.Struct, frozen=True):
     them waited for (a long round)."""
 
 
-class Allotment(msgspec.Struct, frozen=True):
+class Allocation(msgspec.Struct, frozen=True):
     """What the budget seam gives one prompt."""
 
     candidates: int  # M', trajectories sampled at first

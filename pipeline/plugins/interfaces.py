@@ -15,7 +15,7 @@ import msgspec
 
 from pipeline.plugins.actions import (
     Advantages,
-    Allotment,
+    Allocation,
     AnyVerb,
     Append,
     BatchVerb,
@@ -113,8 +113,8 @@ class Budget(Protocol):
     """May also offer `ended(group: EndedView)`, told of every training group that ends, and
     `figures() -> dict`, logged with each plan."""
 
-    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
-        """One allotment a prompt."""
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
+        """One allocation a prompt."""
         ...
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:

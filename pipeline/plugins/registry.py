@@ -74,7 +74,7 @@ def register(seam: str, name: str) -> Callable[[_T], _T]:
     return enter
 
 
-def house_names(seam: str) -> list[str]:
+def builtin_names(seam: str) -> list[str]:
     """Names of the plug-ins that come with darts (no import of them)."""
     # find_spec, not import: learner.losses must not be loaded to be listed
     spec = importlib.util.find_spec(PACKAGES[seam])
@@ -99,7 +99,7 @@ def entry_points(seam: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 def names(seam: str) -> list[str]:
     """Every name that `find` knows, the house's first."""
-    house = house_names(seam)
+    house = builtin_names(seam)
     return house + [name for name in entry_points(seam) if name not in house]
 
 
@@ -115,7 +115,7 @@ def find(seam: str, name: str) -> type[Any]:
                 what += " (of the directory you are in: set PYTHONPATH=.)"
             raise PluginError(f"{seam} {name!r}: {what}") from error
         return _checked(seam, name, found)
-    if name in house_names(seam):
+    if name in builtin_names(seam):
         importlib.import_module(f"{PACKAGES[seam]}.{name}")
         return _checked(seam, name, _registered[seam, name])
     points = entry_points(seam)
@@ -132,7 +132,7 @@ def find(seam: str, name: str) -> type[Any]:
 
 _METHODS: dict[str, tuple[str, ...]] = {
     "prompts": ("plan", "ended"),
-    "budget": ("allot", "top_up"),
+    "budget": ("allocate", "top_up"),
     "selector": ("decide",),
     "batch": ("decide",),
     "rollout": ("turn",),

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from pipeline.coordinator.events import Place, Tokens
+from pipeline.coordinator.events import Generate, Tokens
 from pipeline.simulation.hardware import EngineCost
 from pipeline.simulation.workload import Response
 from pipeline.wire.messages import ChunkHead
@@ -102,7 +102,7 @@ class ModelledEngine:
 
     # --- requests -----------------------------------------------------------------------
 
-    def place(self, now: float, command: Place, prompt_tokens: int, response: Response) -> None:
+    def place(self, now: float, command: Generate, prompt_tokens: int, response: Response) -> None:
         """Start a leg. Raises ValueError if there is no slot, no weights, or nothing to sample."""
         key = (command.trajectory, command.leg)
         if key in self.legs or len(self.legs) >= self.slots or self.version < 0:

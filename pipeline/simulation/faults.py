@@ -17,9 +17,10 @@ import msgspec
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
+    AbandonCheckpoint,
     AnyEvent,
+    Checkpoint,
     Checkpointed,
-    Cut,
     EngineLost,
     Halt,
     LearnerLost,
@@ -30,9 +31,8 @@ from pipeline.coordinator.events import (
     StepRejected,
     Tick,
     Tokens,
-    Train,
+    TrainGroup,
     TrainingFailed,
-    Uncut,
     WeightsRefused,
     WeightsServed,
 )
@@ -124,7 +124,7 @@ class Faulty(Simulation):
         check_budget(self.coordinator, self._rules.most)
 
     def _carry_out(self, command: Any) -> None:
-        if isinstance(command, Train):
+        if isinstance(command, TrainGroup):
             check_train(self.coordinator, command)
         super()._carry_out(command)
 
@@ -278,7 +278,7 @@ class Faulty(Simulation):
         if self._struck(What.ANSWER_DOUBLED):
             self.tell(event)
 
-    def trained(self, learner: ModelledLearner, command: Train) -> None:
+    def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         if self._struck(What.LOSS_NOT_FINITE):
             learner.learned.pop(command.group)
             failed = TrainingFailed(rank=learner.rank, group=command.group, why="loss is nan")
@@ -299,14 +299,14 @@ class Faulty(Simulation):
 
     # --- checkpoints --------------------------------------------------------------------
 
-    def _cut(self, command: Cut) -> None:
+    def _cut(self, command: Checkpoint) -> None:
         taken = snapshot.take(self.coordinator)
         copy = msgspec.msgpack.decode(msgspec.msgpack.encode(taken), type=snapshot.Snapshot)
         self._cutting = (copy, Counter(self._trained), Counter(self._fates))
         if not self._struck(What.SAVE_HANGS):
             self.at(self.now + self.machines.save_s, self._saved, command.step)
 
-    def _uncut(self, command: Uncut) -> None:
+    def _uncut(self, command: AbandonCheckpoint) -> None:
         if self._cutting is not None:
             step, self._cutting = self._cutting[0].step, None
             error = f"no answer within {command.seconds:.0f} s"

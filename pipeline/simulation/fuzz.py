@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.state import Seams, Settings
-from pipeline.coordinator.timeouts import Limits
+from pipeline.coordinator.state import Plugins, Settings
+from pipeline.coordinator.timeouts import Timeouts
 from pipeline.plugins import registry
 from pipeline.simulation.fault_plan import Fault, What, plan
 from pipeline.simulation.faults import Faulty, Memory, Rules
@@ -48,7 +48,7 @@ _MOST = 2
 """Candidates that the budgets below give at most, in group sizes."""
 
 
-SHORT = Limits(
+SHORT = Timeouts(
     join_s=40.0,
     load_s=4.0,
     abort_s=2.0,
@@ -85,7 +85,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     machines: Machines
     rules: Rules
     faults: tuple[Fault, ...]
-    make: Callable[[], Seams]
+    make: Callable[[], Plugins]
     lengths: Lengths
 
 
@@ -157,7 +157,7 @@ def world(seed: int, mode: Mode) -> World:
     )
 
 
-def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Seams]:
+def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Plugins]:
     """A way to make the plug-ins anew; which ones is drawn once."""
 
     def drawn(seam: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
@@ -189,7 +189,7 @@ def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Se
     quorum = {"share": 0.5, "size": min(2, settings.size)}
     batch = drawn("batch", ("fifo", {}), ("quorum", quorum))
     advantage = drawn("advantage", ("grpo", {}), ("grpo", {"drop_equal": True}))
-    return lambda: Seams(
+    return lambda: Plugins(
         prompts=prompts(),
         budget=budget(),
         selector=selector(),
@@ -228,7 +228,7 @@ def recorded(seed: int, mode: Mode) -> list[str]:
     return list(log)
 
 
-def acted(seed: int, mode: Mode, limits: Limits) -> Counter[str]:
+def acted(seed: int, mode: Mode, limits: Timeouts) -> Counter[str]:
     """How often these limits were acted on in a seed, by kind of wait. Raises what is found."""
     here, life = world(seed, mode), list[Faulty]()
     settings = msgspec.structs.replace(here.settings, limits=limits)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.latency_model import LatencyModel
 
 _STEP_S = 6e-3
 """Launch, sampling and scheduling of a decode step on a GPU."""
@@ -31,12 +31,12 @@ class EngineCost(msgspec.Struct, frozen=True, kw_only=True):
 
     def table(self, slots: int) -> tuple[float, ...]:
         """`base(b)` for b = 0..slots, seconds."""
-        curve = Latency(self.points)
+        curve = LatencyModel(self.points)
         return (0.0, *(curve.seconds(b) for b in range(1, slots + 1)))
 
     def profile(self, slots: int) -> tuple[tuple[int, float], ...]:
         """(running, seconds per token) as an engine measures it at its start."""
-        curve = Latency(self.points)
+        curve = LatencyModel(self.points)
         running = sorted({1 << n for n in range(slots.bit_length())} | {slots})
         return tuple((b, curve.seconds(b) + self.kv_s * b * _SEEN_CONTEXT) for b in running)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from pipeline.coordinator import snapshot, staleness
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import Train
-from pipeline.coordinator.group_index import PLACES
-from pipeline.coordinator.groups import ENDED, Stage, State
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.events import TrainGroup
+from pipeline.coordinator.group_index import SUBSTATES
+from pipeline.coordinator.groups import ENDED, GroupState, TrajectoryState
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.state import CoordinatorState
 
 
 class Violation(AssertionError):
@@ -32,8 +32,10 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     _hold(core.ledger.imbalance == 0, "the ledger is off")
     _hold(core.ledger.sampled == placement.total_reported, "engines count other tokens")
     _hold(min(core.ledger.accounts.values()) >= 0, "an account is below zero")
-    live = [m for g in core.groups.values() for m in g.members if m.state is not State.ABORTED]
-    parked = sum(m.sampled for m in live if m.state is State.PARKED)
+    live = [
+        m for g in core.groups.values() for m in g.members if m.state is not TrajectoryState.ABORTED
+    ]
+    parked = sum(m.sampled for m in live if m.state is TrajectoryState.PARKED)
     _hold(core.ledger.accounts["parked"] == parked, "parked tokens are not those counted")
     held = sum(m.sampled for m in live) - parked
     _hold(core.ledger.accounts["open"] == held, "open tokens are not those counted")
@@ -42,50 +44,57 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         _hold(len(engine.legs) <= engine.slots, "a slot is oversubscribed")
     for member in live:
         _hold(member.held <= member.max_tokens, "a trajectory is longer than its limit")
-        if member.state is State.RUNNING:
+        if member.state is TrajectoryState.RUNNING:
             on = placement.engines.get(member.engine)
             known = on is not None and (member.id, member.leg) in on.legs
             _hold(known, f"trajectory {member.id} runs nowhere")
         arrived = member.id in core.groups[member.group].arrivals
         _hold((member.state in ENDED) == arrived, f"arrival of trajectory {member.id}")
         asked = not member.scored and arrived and core.groups[member.group].wants_reward(member)
-        judged = member.id in coordinator.roster.judging
+        judged = member.id in coordinator.roster.awaiting_reward
         _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
-    calling = {m.id for m in live if m.state is State.CALLING}
+    calling = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
     _hold(calling == core.calling.keys(), "a rollout is waited for, or not")
-    _hold(coordinator.roster.judging.keys() <= core.trajectories.keys(), "a reward is left behind")
+    _hold(
+        coordinator.roster.awaiting_reward.keys() <= core.trajectories.keys(),
+        "a reward is left behind",
+    )
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
     check_tally(core)
     check_fleet(core, placement)
 
 
-def check_tally(core: Core) -> None:
+def check_tally(core: CoordinatorState) -> None:
     """What is kept as groups move is what going over all of them would find."""
     groups = [g for g in core.groups.values() if g.kind == "train"]
-    counts = dict.fromkeys(PLACES, 0) | Counter(
-        ("dead" if g.dead else "enough") if g.stage is Stage.OPEN and g.enough else g.stage.value
+    counts = dict.fromkeys(SUBSTATES, 0) | Counter(
+        ("dead" if g.dead else "enough")
+        if g.stage is GroupState.OPEN and g.enough
+        else g.stage.value
         for g in groups
     )
     _hold(core.tally.counts == counts, "groups are counted wrong")
     _hold(core.tally.live == len(groups) - counts["dead"], "live groups are counted wrong")
-    for stage in set(PLACES.values()):
+    for stage in set(SUBSTATES.values()):
         here = [g for g in groups if g.stage is stage]
         _hold(core.train_groups(stage) == here, f"a group is {stage} and not found, or not {stage}")
         _hold(len(list(core.tally.in_any_order(stage))) == len(here), f"{stage}: not all are found")
-    ready = tuple(g.id for g in groups if g.stage is Stage.READY)
+    ready = tuple(g.id for g in groups if g.stage is GroupState.READY)
     _hold(core.tally.ready == ready, "ready groups are not those found")
-    untrained = Counter(g.rank for g in groups if g.stage is Stage.TAKEN and g.trained_tokens < 0)
+    untrained = Counter(
+        g.rank for g in groups if g.stage is GroupState.TAKEN and g.trained_tokens < 0
+    )
     _hold(core.tally.all_trained != bool(untrained), "all are trained on, or not")
     _hold(+Counter(core.tally.at_rank) == untrained, "groups are at another rank")
     if core.settings.max_staleness and core.version >= 0:
         due = staleness.due(core)
         _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")
-        ready = tuple(g.id for g in due if g.stage is Stage.READY)
+        ready = tuple(g.id for g in due if g.stage is GroupState.READY)
         _hold(core.due.ready == ready, "ready groups that are due are not those found")
 
 
-def check_fleet(core: Core, placement: Placement) -> None:
+def check_fleet(core: CoordinatorState, placement: Scheduler) -> None:
     """The same of engines."""
     fleet, engines = placement.fleet, placement.engines.values()
     serving = [e for e in engines if e.version == core.version >= 0]
@@ -103,7 +112,7 @@ def check_fleet(core: Core, placement: Placement) -> None:
     _hold(found == min(free, default=(0.0, ""))[1], "the emptiest engine is another")
 
 
-def check_train(coordinator: Coordinator, command: Train) -> None:
+def check_train(coordinator: Coordinator, command: TrainGroup) -> None:
     """Of a group that goes to the learner: each member once, no token too old.
 
     Raises: Violation.

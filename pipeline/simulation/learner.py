@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pipeline.coordinator.events import Hint, Train
+from pipeline.coordinator.events import StreamTokens, TrainGroup
 from pipeline.simulation.hardware import LearnerCost
 
 
@@ -20,7 +20,7 @@ class Job(msgspec.Struct, kw_only=True):
 
     group: int  # -1: the optimizer step
     seconds: float
-    command: Train | None = None
+    command: TrainGroup | None = None
 
 
 class ModelledLearner:
@@ -29,7 +29,7 @@ class ModelledLearner:
     def __init__(self, rank: int, cost: LearnerCost) -> None:
         self.rank, self._cost = rank, cost
         self.current: Job | None = None
-        self.learned: dict[int, Train] = {}  # groups of the open step, done or under way
+        self.learned: dict[int, TrainGroup] = {}  # groups of the open step, done or under way
         self._queue: deque[Job] = deque()
         self._hinted: deque[tuple[int, float]] = deque()  # (trajectory, seconds of forward)
         self._ahead: dict[int, float] = {}  # trajectory -> seconds of forward done
@@ -38,7 +38,7 @@ class ModelledLearner:
 
     # --- what it is asked ---------------------------------------------------------------
 
-    def train(self, now: float, command: Train) -> None:
+    def train(self, now: float, command: TrainGroup) -> None:
         self._think(now)
         tokens = sum(len(member.response) // 4 for member in command.members)
         forward_s = self._cost.forward_s * tokens
@@ -54,7 +54,7 @@ class ModelledLearner:
         self.learned.pop(group, None)
         self._queue = deque(job for job in self._queue if job.group != group)
 
-    def hint(self, now: float, command: Hint) -> None:
+    def hint(self, now: float, command: StreamTokens) -> None:
         self._think(now)
         seconds = self._cost.forward_s * (len(command.tokens) // 4)
         self._hinted.append((command.trajectory, seconds))

@@ -12,31 +12,31 @@ from typing import Any, Protocol
 
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
+    AbandonCheckpoint,
+    AbortLegs,
     AnyCommand,
     AnyEvent,
+    CancelReward,
+    Checkpoint,
     Checkpointed,
-    Cut,
-    EndLegs,
+    CloseStep,
+    DropStream,
     EngineJoined,
-    FinishStep,
-    Forget,
-    Hint,
-    Judge,
+    ForgetGroup,
+    Generate,
     LearnerJoined,
-    Place,
+    LoadWeights,
     Report,
+    RequestReward,
     Restart,
     RewardReady,
-    Serve,
-    ShutDown,
+    Shutdown,
     StepApplied,
+    StreamTokens,
     Tick,
     Tokens,
-    Train,
     Trained,
-    Uncut,
-    Unhint,
-    Unjudge,
+    TrainGroup,
     VersionPublished,
     WeightsServed,
 )
@@ -64,7 +64,7 @@ class Observer(Protocol):
 class Learns(Protocol):
     """Told of every step that was applied, before its version is published."""
 
-    def __call__(self, before: int, after: int, groups: Sequence[Train]) -> None: ...
+    def __call__(self, before: int, after: int, groups: Sequence[TrainGroup]) -> None: ...
 
 
 class Simulation:
@@ -87,7 +87,7 @@ class Simulation:
     ) -> None:
         self.coordinator, self.machines = coordinator, machines
         self.now = 0.0
-        self.over: ShutDown | None = None
+        self.over: Shutdown | None = None
         self.reports: list[dict[str, Any]] = []  # of steps, evaluations, budgets and warnings
         self.events = 0
         self.engines: dict[str, ModelledEngine] = {}
@@ -184,30 +184,30 @@ class Simulation:
 
     def _carry_out(self, command: AnyCommand) -> None:
         match command:
-            case Place():
+            case Generate():
                 self.soon(self._place, self.engines.get(command.engine), command)
-            case EndLegs():
+            case AbortLegs():
                 self.soon(self._end, self.engines.get(command.engine), command.legs)
-            case Serve():
+            case LoadWeights():
                 self.soon(self._load, self.engines.get(command.engine), command.version)
-            case Judge():
+            case RequestReward():
                 self._judge(command)
-            case Unjudge():
+            case CancelReward():
                 self._wanted.pop(command.trajectory, None)
-            case Train() | Forget() | Hint() | Unhint():
+            case TrainGroup() | ForgetGroup() | StreamTokens() | DropStream():
                 self.soon(self._to_learner, self.learners.get(command.rank), command)
-            case FinishStep():
+            case CloseStep():
                 for learner in self.learners.values():
                     self.soon(self._to_learner, learner, command)
-            case Cut():
+            case Checkpoint():
                 self._cut(command)
-            case Uncut():
+            case AbandonCheckpoint():
                 self._uncut(command)
             case Restart():
                 self._restart(command)
             case Report():
                 self._report(command)
-            case ShutDown():
+            case Shutdown():
                 self.over = command
             case _:
                 raise AssertionError(f"{command}: responses are modelled as one turn")
@@ -219,7 +219,7 @@ class Simulation:
         if command.what not in ("group", "decision"):
             self.reports.append({"what": command.what, "time": self.now, **command.fields})
 
-    def _judge(self, command: Judge) -> None:
+    def _judge(self, command: RequestReward) -> None:
         response = self._responses.get(command.trajectory)
         value = response.reward if response is not None and command.finish == "stop" else 0.0
         self._wanted[command.trajectory] = self._serial
@@ -236,10 +236,10 @@ class Simulation:
             del self._wanted[trajectory]
             self.tell(RewardReady(trajectory=trajectory, value=value))
 
-    def _uncut(self, command: Uncut) -> None:
+    def _uncut(self, command: AbandonCheckpoint) -> None:
         """Here a checkpoint ends by itself."""
 
-    def _cut(self, command: Cut) -> None:
+    def _cut(self, command: Checkpoint) -> None:
         self.at(self.now + self.machines.save_s, self.tell, Checkpointed(step=command.step))
 
     def _restart(self, command: Restart) -> None:
@@ -252,7 +252,7 @@ class Simulation:
     def alive(self, engine: ModelledEngine | None) -> bool:
         return engine is not None and self.engines.get(engine.name) is engine
 
-    def _response(self, command: Place) -> Response | None:
+    def _response(self, command: Generate) -> Response | None:
         known = self._responses.get(command.trajectory)
         if known is not None:
             return known
@@ -271,7 +271,7 @@ class Simulation:
         )
         return known
 
-    def _place(self, engine: ModelledEngine, command: Place) -> None:
+    def _place(self, engine: ModelledEngine, command: Generate) -> None:
         if not self.alive(engine):
             return
         response = self._response(command) or Response(tokens=1, reward=0.0, confidence=-1.0)
@@ -316,15 +316,15 @@ class Simulation:
         if learner is None or self.learners.get(learner.rank) is not learner:
             return
         match command:
-            case Train():
+            case TrainGroup():
                 learner.train(self.now, command)
-            case Forget():
+            case ForgetGroup():
                 learner.forget(self.now, command.group)
-            case Hint():
+            case StreamTokens():
                 learner.hint(self.now, command)
-            case Unhint():
+            case DropStream():
                 learner.unhint(self.now, command.trajectories)
-            case FinishStep():
+            case CloseStep():
                 learner.finish(self.now)
             case _:
                 raise AssertionError(f"{command} is not for a learner")
@@ -361,7 +361,7 @@ class Simulation:
                 self.optimized()
         self._go_on(learner)
 
-    def trained(self, learner: ModelledLearner, command: Train) -> None:
+    def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         """A rank has run forward and backward of a group."""
         tokens = sum(m.weight * m.sampled for m in command.members)
         self.soon(

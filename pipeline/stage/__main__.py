@@ -33,11 +33,11 @@ from pipeline.observability.recorder import Records
 from pipeline.plugins.registry import PluginError
 from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as rollout_pool
-from pipeline.stage.stage import Parts, Stage
+from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
-from pipeline.wire.keys import Entrance, TransportError, read_private
-from pipeline.wire.server import Hub
+from pipeline.wire.keys import ListenKeys, TransportError, read_private
+from pipeline.wire.server import StageServer
 from pipeline.workers.pool import RewardFailed, RewardPool
 
 log = logging.getLogger("stage")
@@ -76,7 +76,7 @@ class ControlPipe:
             except OSError:
                 self._socket = None  # the launcher is gone; `listen` sees the end of the pipe
 
-    async def listen(self, stage: Stage) -> None:
+    async def listen(self, stage: StageProcess) -> None:
         """Pass on what the launcher says; its end is a Ctrl-C."""
         if self._socket is None:
             return
@@ -106,11 +106,11 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
         for line in data.skipped:
             log.warning("skipped: %s", line)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
-    entrance = read_private(args.entrance, Entrance) if args.entrance else None
+    entrance = read_private(args.entrance, ListenKeys) if args.entrance else None
     return Parts(
         config=config,
         run=run,
-        hub=Hub(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
+        hub=StageServer(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
         coordinator=coordinator,
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
@@ -136,7 +136,7 @@ async def serve(args: argparse.Namespace) -> str:
             Records.cut(run, saved[1]["records"])
         parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
         parts.hub.open()
-        stage = Stage(parts, pool, pipe.say, rollouts)
+        stage = StageProcess(parts, pool, pipe.say, rollouts)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
         for number in (signal.SIGTERM, signal.SIGHUP):

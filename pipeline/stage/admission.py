@@ -16,7 +16,7 @@ from pipeline.wire.messages import Join, Refused, TokenBatch, Welcome
 log = logging.getLogger("stage")
 
 
-class Door:
+class Admission:
     """`lose(peer, why)`: its name belongs to a new process; `say`: to the launcher."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Door:
             problem = f"{MOST_PEERS} peers are connected already"
         if problem:
             log.error("%s refused: %s", join.name, problem)
-            self._outbox.last_word(identity, Refused(why=problem))
+            self._outbox.send_best_effort(identity, Refused(why=problem))
             self._say({"say": f"{join.name} refused: {problem}"})
             return None
         before = self._peers.named(join.name)

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.config.load import plugin_class, rollout_options
 from pipeline.config.schema import Config, LearnerSection
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.state import Seams, Settings
-from pipeline.coordinator.timeouts import Limits
+from pipeline.coordinator.state import Plugins, Settings
+from pipeline.coordinator.timeouts import Timeouts
 from pipeline.data.dataset import ANSWERS, DataError, Dataset
 from pipeline.data.eval_sets import HeldOut
 from pipeline.data.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ from pipeline.plugins import registry
 from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.system.run_folder import RunFolder
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU."""
@@ -34,7 +34,7 @@ class Parts:
 
     config: Config
     run: RunFolder
-    hub: Hub
+    hub: StageServer
     coordinator: Coordinator
     tokenizer: Tokenizer
     data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
@@ -106,13 +106,13 @@ def settings(
     )
 
 
-def limits(config: Config) -> Limits:
+def limits(config: Config) -> Timeouts:
     """How long each kind of wait may last."""
     watch, (_, options) = config.watch, plugin_class("reward", config.reward)
     guards = options if isinstance(options, RewardOptions) else RewardOptions()
     rollout = rollout_options(config)
     call_s = max(guards.limit_s, rollout.limit_s if rollout else 0.0)
-    return Limits(
+    return Timeouts(
         join_s=watch.join_s,
         load_s=watch.load_s,
         abort_s=watch.abort_s,
@@ -131,14 +131,14 @@ def streams(section: LearnerSection) -> bool:
     return section.overlap == "token" and (several or bool(section.reference))
 
 
-def seams(config: Config) -> Seams:
+def seams(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
 
     def make(seam: str, **extra: Any) -> Any:
         cls, options = plugin_class(seam, getattr(config, seam))
         return cls(options, **extra)
 
-    return Seams(
+    return Plugins(
         prompts=make("prompts", seed=config.seed),
         budget=make("budget"),
         selector=make("selector"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config.load import rollout_options
 from pipeline.config.schema import Config
-from pipeline.coordinator.events import AskRollout, Halt, TurnAnswered, TurnFailed
+from pipeline.coordinator.events import CallEnvironment, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.interfaces import RolloutOptions
@@ -23,7 +23,7 @@ from pipeline.workers.protocol import Follows
 log = logging.getLogger("stage")
 
 
-class RolloutPool(WorkerPool):
+class EnvironmentPool(WorkerPool):
     """Asks one rollout, in processes of its own."""
 
     seam: ClassVar[str] = "rollout"
@@ -36,15 +36,15 @@ class RolloutPool(WorkerPool):
         return found
 
 
-def pool(config: Config) -> RolloutPool | None:
+def pool(config: Config) -> EnvironmentPool | None:
     """The workers that the configuration asks for; None: a response is one turn.
 
     Raises PluginError if the plug-in is not found.
     """
-    return None if rollout_options(config) is None else RolloutPool(config.rollout)
+    return None if rollout_options(config) is None else EnvironmentPool(config.rollout)
 
 
-class Turning:
+class EnvironmentCalls:
     """Asks what the coordinator wants to know; `answer` hears what follows, or why not.
 
     Args:
@@ -54,7 +54,7 @@ class Turning:
 
     def __init__(
         self,
-        workers: RolloutPool | None,
+        workers: EnvironmentPool | None,
         tokenizer: Tokenizer,
         data: dict[str, Dataset],
         answer: Callable[[TurnAnswered | TurnFailed | Halt], None],
@@ -65,7 +65,7 @@ class Turning:
         self._failure = tokenizer.encode(options.failure_text) if options else []
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def ask(self, command: AskRollout) -> None:
+    def ask(self, command: CallEnvironment) -> None:
         """One question, in a task of its own."""
         task = asyncio.ensure_future(self._ask(command))
         self._tasks[command.trajectory] = task
@@ -88,7 +88,7 @@ class Turning:
         if self._tasks.get(trajectory) is task:
             del self._tasks[trajectory]
 
-    async def _ask(self, command: AskRollout) -> None:
+    async def _ask(self, command: CallEnvironment) -> None:
         assert self._workers is not None, "a question without a rollout"
         trajectory, turn = command.trajectory, command.turn
         try:
@@ -116,7 +116,7 @@ class Turning:
                 )
             )
 
-    def _failed(self, command: AskRollout, why: str) -> None:
+    def _failed(self, command: CallEnvironment, why: str) -> None:
         trajectory, turn = command.trajectory, command.turn
         if not self._failure:
             self._answer(TurnFailed(trajectory=trajectory, turn=turn, why=why))
@@ -141,7 +141,7 @@ class Turning:
             )
         return np.asarray(tokens, "<i4").tobytes()
 
-    def _turn(self, command: AskRollout) -> Turn:
+    def _turn(self, command: CallEnvironment) -> Turn:
         item = self._data[command.kind][command.prompt]
         ids = ints(command.tokens).tolist()
         pieces = pieces_of(ids, command.appended, self._tokenizer)

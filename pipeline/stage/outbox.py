@@ -6,18 +6,19 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from pipeline.coordinator.events import AnyCommand, Hint, Place, Unhint
+from pipeline.coordinator import events
+from pipeline.coordinator.events import AnyCommand, DropStream, StreamTokens
 from pipeline.data.dataset import Dataset
 from pipeline.stage.peers import Peer, Peers
 from pipeline.stage.translate import request_of
-from pipeline.wire.messages import Generate, HintChunk, Hints, Request, ToPeer
-from pipeline.wire.server import Hub, Unreachable
+from pipeline.wire.messages import Generate, Request, StreamedChunk, StreamedTokens, ToPeer
+from pipeline.wire.server import StageServer, Unreachable
 
 
 class Outbox:
     """`lost(peer, why)` is called for a peer that is gone."""
 
-    def __init__(self, hub: Hub, peers: Peers, lost: Callable[[Peer, str], None]) -> None:
+    def __init__(self, hub: StageServer, peers: Peers, lost: Callable[[Peer, str], None]) -> None:
         self._hub, self._peers, self._lost = hub, peers, lost
 
     def send(self, peer: Peer, message: ToPeer) -> None:
@@ -45,37 +46,39 @@ class Outbox:
         for peer in list(self._peers.by_identity.values()):
             self.send(peer, message)
 
-    def last_word(self, identity: bytes, message: ToPeer) -> None:
+    def send_best_effort(self, identity: bytes, message: ToPeer) -> None:
         """To one that is to end: if it is gone already, so much the better."""
         with contextlib.suppress(Unreachable):
             self._hub.send(identity, message)
 
 
-class Gather:
+class CommandBatch:
     """Of one answer of the coordinator: `add` what fits; hints go before the rest of the
     answer (a group may be trained on in it), requests after it."""
 
     def __init__(self, data: dict[str, Dataset], temperature: float) -> None:
         self._data, self._temperature = data, temperature
         self._requests: dict[str, list[Request]] = {}
-        self._chunks: dict[int, list[HintChunk]] = {}
+        self._chunks: dict[int, list[StreamedChunk]] = {}
         self._gone: dict[int, list[int]] = {}
         self._prompts: dict[int, dict[int, bytes]] = {}
 
     def add(self, command: AnyCommand) -> bool:
         """Whether the command was taken."""
         match command:
-            case Place(engine=engine, kind=kind, prompt=prompt):
+            case events.Generate(engine=engine, kind=kind, prompt=prompt):
                 tokens = self._data[kind][prompt].tokens
                 temperature = 0.0 if command.greedy else self._temperature
                 request = request_of(command, tokens, temperature)
                 self._requests.setdefault(engine, []).append(request)
-            case Hint(rank=rank):
-                chunk = HintChunk(command.group, command.trajectory, command.offset, command.tokens)
+            case StreamTokens(rank=rank):
+                chunk = StreamedChunk(
+                    command.group, command.trajectory, command.offset, command.tokens
+                )
                 self._chunks.setdefault(rank, []).append(chunk)
                 prompt = self._data["train"][command.prompt].tokens
                 self._prompts.setdefault(rank, {})[command.group] = prompt
-            case Unhint(rank=rank, trajectories=trajectories):
+            case DropStream(rank=rank, trajectories=trajectories):
                 self._gone.setdefault(rank, []).extend(trajectories)
             case _:
                 return False
@@ -89,7 +92,7 @@ class Gather:
         for rank in sorted({*self._chunks, *self._gone}):
             outbox.to_rank(
                 rank,
-                Hints(
+                StreamedTokens(
                     prompts=self._prompts.get(rank, {}),
                     chunks=tuple(self._chunks.get(rank, ())),
                     gone=tuple(self._gone.get(rank, ())),

@@ -16,18 +16,18 @@ from pipeline.coordinator.events import EngineLost, LearnerLost
 from pipeline.stage.outbox import Outbox
 from pipeline.stage.peers import Peer, Peers
 from pipeline.wire.messages import Shutdown
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 
 log = logging.getLogger("stage")
 
 
-class Losses:
+class PeerMonitor:
     """`tell`: hears of a loss; `say`: to the launcher, which ends processes and starts others."""
 
     def __init__(
         self,
         coordinator: Coordinator,
-        hub: Hub,
+        hub: StageServer,
         peers: Peers,
         tell: Callable[[EngineLost | LearnerLost], None],
         say: Callable[[dict[str, Any]], None],
@@ -70,7 +70,7 @@ class Losses:
         """Count it as lost, and have its process ended (a launcher starts another)."""
         peer = self._peers.named(name)
         if peer is not None:
-            self.outbox.last_word(peer.identity, Shutdown(why=why))
+            self.outbox.send_best_effort(peer.identity, Shutdown(why=why))
             self.lose(peer, why)
         self._say({"restart": name, "why": why})
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.coordinator.latency_model import Latency
-from pipeline.stage.rejected_frames import Refusals
+from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.stage.rejected_frames import RejectedFrames
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 
@@ -50,7 +50,7 @@ class Peers:
     def __init__(self, limits_s: Mapping[str, float]) -> None:
         self._limits_s = limits_s
         self.by_identity: dict[bytes, Peer] = {}
-        self.refusals = Refusals()
+        self.refusals = RejectedFrames()
         self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
 
@@ -89,7 +89,7 @@ class Peers:
         """Peers that are alive but stand still for longer than they said they might."""
         return [p for p in self.by_identity.values() if p.budget_s and now - p.moved > p.budget_s]
 
-    def grace(self, seconds: float) -> None:
+    def extend_deadlines(self, seconds: float) -> None:
         """The stage was late by so much: nobody else is to blame for it."""
         for peer in self.by_identity.values():
             peer.heard += seconds
@@ -122,7 +122,7 @@ def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longes
         return "it offers no slot"
     if join.latency:
         try:
-            Latency(join.latency)
+            LatencyModel(join.latency)
         except ValueError as error:
             return str(error)
     if join.role == "learner":

@@ -15,7 +15,7 @@ _TELL_S = 1.0
 _KNOWN = 1024  # senders that are told apart; those heard of longest ago are forgotten
 
 
-class Refusals:
+class RejectedFrames:
     """`counts`: by what was refused (`control`, `tokens`, `role`), since the start."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from pipeline.coordinator.events import Halt, Judge, RewardMissing, RewardReady
+from pipeline.coordinator.events import Halt, RequestReward, RewardMissing, RewardReady
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import Sampled
@@ -17,7 +17,7 @@ from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 log = logging.getLogger("stage")
 
 
-class Judging:
+class RewardRequests:
     """Scores what the coordinator wants scored; `answer` hears the reward, or that it failed.
 
     Args:
@@ -42,7 +42,7 @@ class Judging:
         self._wanted.discard(trajectory)
         self._pool.cancel(trajectory)
 
-    async def judge(self, command: Judge) -> None:
+    async def request(self, command: RequestReward) -> None:
         """One trajectory. A reward that fails leaves the member missing, never a zero."""
         trajectory = command.trajectory
         self._wanted.add(trajectory)
@@ -78,7 +78,7 @@ class Judging:
         finally:
             self._wanted.discard(trajectory)
 
-    def _sample(self, command: Judge) -> Sampled:
+    def _sample(self, command: RequestReward) -> Sampled:
         item = self._data[command.kind][command.prompt]
         ids = ints(command.tokens).tolist()
         return Sampled(

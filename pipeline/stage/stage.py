@@ -21,44 +21,22 @@ from typing import Any
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
 from pipeline.config.load import rollout_options
-from pipeline.coordinator import snapshot
-from pipeline.coordinator.events import (
-    AnyCommand,
-    AnyEvent,
-    AskRollout,
-    Cut,
-    EndLegs,
-    FinishStep,
-    Forget,
-    Halt,
-    Hint,
-    Judge,
-    Place,
-    Report,
-    Restart,
-    Serve,
-    ShutDown,
-    Tick,
-    Train,
-    UnaskRollout,
-    Uncut,
-    Unhint,
-    Unjudge,
-)
+from pipeline.coordinator import events, snapshot
+from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
 from pipeline.observability.recorder import Records
 from pipeline.stage import translate
-from pipeline.stage.admission import Door
+from pipeline.stage.admission import Admission
 from pipeline.stage.build import Parts
-from pipeline.stage.environment_calls import RolloutPool, Turning
-from pipeline.stage.outbox import Gather
-from pipeline.stage.peer_failures import Losses
+from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
+from pipeline.stage.outbox import CommandBatch
+from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
-from pipeline.stage.scoring import Judging
-from pipeline.stage.status_feed import LiveFeed
+from pipeline.stage.scoring import RewardRequests
+from pipeline.stage.status_feed import StatusFeed
 from pipeline.wire.codec import decode_tokens, sender_of
 from pipeline.wire.messages import (
-    Abort,
+    AbortLegs,
     Alive,
     CloseStep,
     ForgetGroup,
@@ -82,7 +60,7 @@ _POLL_S = 0.25
 _STALL_S = 8.0  # a stage that stands still for so long says in its log where its threads are
 
 
-class Stage:
+class StageProcess:
     """`run()` until the coordinator shuts down; returns the run's error ('' when none)."""
 
     def __init__(
@@ -90,15 +68,17 @@ class Stage:
         parts: Parts,
         pool: RewardPool,
         tell_launcher: Callable[[dict[str, Any]], None],
-        rollouts: RolloutPool | None = None,
+        rollouts: EnvironmentPool | None = None,
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
         self._hub, self._config = parts.hub, parts.config
         self._peers = Peers(parts.silence_s)
-        self._losses = Losses(self.coordinator, parts.hub, self._peers, self.tell, tell_launcher)
+        self._losses = PeerMonitor(
+            self.coordinator, parts.hub, self._peers, self.tell, tell_launcher
+        )
         self._outbox = self._losses.outbox
-        self._door = Door(parts, self._peers, self._outbox, self._losses.lose, tell_launcher)
+        self._door = Admission(parts, self._peers, self._outbox, self._losses.lose, tell_launcher)
         self._records = Records(
             parts.run,
             parts.resumed_step,
@@ -121,10 +101,12 @@ class Stage:
             least=size_of(Path(parts.config.model), "*.safetensors"),
         )
         show = self._records.sample
-        self._judging = Judging(pool, parts.tokenizer, parts.data, answer=self.tell, show=show)
+        self._judging = RewardRequests(
+            pool, parts.tokenizer, parts.data, answer=self.tell, show=show
+        )
         options = rollout_options(self._config)
-        self._turning = Turning(rollouts, parts.tokenizer, parts.data, self.tell, options)
-        self._feed = LiveFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
+        self._turning = EnvironmentCalls(rollouts, parts.tokenizer, parts.data, self.tell, options)
+        self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
         self._training_s = 0.0
@@ -192,7 +174,7 @@ class Stage:
             now = time.monotonic()
             late, last = now - last - _POLL_S, now
             if late > 1.0:
-                self._peers.grace(late)
+                self._peers.extend_deadlines(late)
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             self._losses.look(now)
@@ -220,7 +202,7 @@ class Stage:
             while self._events and not self._over.is_set():
                 heard, now = self._events.popleft(), time.monotonic()
                 commands = self.coordinator.handle(heard, now)
-                cut = any(isinstance(command, Cut) for command in commands)
+                cut = any(isinstance(command, events.Checkpoint) for command in commands)
                 if cut:  # the step's timing belongs into the checkpoint
                     self._records.saw(now, heard, commands, time.monotonic())
                 self._carry_out_all(commands)
@@ -241,7 +223,7 @@ class Stage:
 
     def _carry_out_all(self, commands: list[AnyCommand]) -> None:
         """In order; what goes to one peer in many pieces travels together."""
-        gather = Gather(self.parts.data, self._config.sampling.temperature)
+        gather = CommandBatch(self.parts.data, self._config.sampling.temperature)
         others = [command for command in commands if not gather.add(command)]
         gather.send_hints(self._outbox)
         for command in others:
@@ -250,43 +232,45 @@ class Stage:
 
     def _carry_out(self, command: AnyCommand) -> None:
         match command:
-            case EndLegs(engine=engine, legs=legs):
-                self._outbox.to(engine, Abort(legs=legs))
-            case Judge():
-                task = asyncio.ensure_future(self._judging.judge(command))
+            case events.AbortLegs(engine=engine, legs=legs):
+                self._outbox.to(engine, AbortLegs(legs=legs))
+            case events.RequestReward():
+                task = asyncio.ensure_future(self._judging.request(command))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            case Unjudge(trajectory=trajectory):
+            case events.CancelReward(trajectory=trajectory):
                 self._judging.cancel(trajectory)
-            case AskRollout():
+            case events.CallEnvironment():
                 self._turning.ask(command)
-            case UnaskRollout(trajectory=trajectory):
+            case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._turning.cancel(trajectory)
-            case Train(rank=rank, step=step, group=group, prompt=prompt, members=members):
+            case events.TrainGroup(
+                rank=rank, step=step, group=group, prompt=prompt, members=members
+            ):
                 tokens = self.parts.data["train"][prompt].tokens
                 message = TrainGroup(step=step, group=group, prompt=tokens, members=members)
                 self._outbox.to_rank(rank, message)
-            case Forget(rank=rank, group=group):
+            case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
-            case FinishStep(step=step, groups=groups, normaliser=normaliser):
+            case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
-            case Serve(engine=engine, version=version):
+            case events.LoadWeights(engine=engine, version=version):
                 if (manifest := self._manifests.get(version)) is None:
                     self._fail(f"the learner has published no version {version}", None)
                     return
                 self._outbox.to(engine, LoadWeights(manifest=manifest))
-            case Cut(step=step, version=version):
+            case events.Checkpoint(step=step, version=version):
                 self._save(step, version)
-            case Uncut(seconds=seconds):
+            case events.AbandonCheckpoint(seconds=seconds):
                 self._saver.give_up(seconds)
-            case Restart(peer=name, why=why):
+            case events.Restart(peer=name, why=why):
                 self._losses.restart(name, why)
-            case Report(what=what, fields=fields):
+            case events.Report(what=what, fields=fields):
                 self._report(what, fields)
-            case ShutDown(error=error):
+            case events.Shutdown(error=error):
                 self.error = error
                 self._over.set()
-            case Place() | Hint() | Unhint():
+            case events.Generate() | events.StreamTokens() | events.DropStream():
                 raise AssertionError("gathered above")
 
     def _report(self, what: str, fields: dict[str, Any]) -> None:
@@ -315,7 +299,7 @@ class Stage:
             return  # of a peer that was lost; it has been told to end
         peer.heard = now
         weights, newest = str(self.parts.weights), self.coordinator.core.version
-        if why := translate.out_of_place(peer.join, message, weights, newest):
+        if why := translate.role_violation(peer.join, message, weights, newest):
             self._losses.refused("role", peer, why)
             return
         match message:
@@ -323,8 +307,8 @@ class Stage:
                 self._peers.beat(peer, message, now)
                 return
             case Spans(spans=spans, hints=hints):
-                here = [translate.span_here(span, now, peer.clock.offset) for span in spans]
-                ways = [translate.way(*hint, now, peer.clock.offset) for hint in hints]
+                here = [translate.to_stage_clock(span, now, peer.clock.offset) for span in spans]
+                ways = [translate.transit_s(*hint, now, peer.clock.offset) for hint in hints]
                 self._records.did(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
@@ -364,6 +348,6 @@ class Stage:
         self._feed.show(self._training_s)
         self._records.close_files()
         for peer in list(self._peers.by_identity.values()):
-            self._outbox.last_word(peer.identity, Shutdown(why=self.error))
+            self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
         self._records.close()  # last: a tracker may take its time to send what is left

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.observability.live_status import Live, PeerNow, live
+from pipeline.observability.live_status import PeerStatus, RunStatus, live
 from pipeline.observability.recorder import Records
 from pipeline.stage.peers import Peers
 from pipeline.workers.pool import RewardPool
 
 
-class LiveFeed:
+class StatusFeed:
     def __init__(
         self,
         coordinator: Coordinator,
@@ -37,7 +37,7 @@ class LiveFeed:
         self._records.live(now)
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
-    def _whole(self, training_seconds: float, now: float) -> Live:
+    def _whole(self, training_seconds: float, now: float) -> RunStatus:
         rewards, known = self._pool.statistics(), live(self._coordinator, training_seconds)
         return msgspec.structs.replace(
             known,
@@ -46,7 +46,7 @@ class LiveFeed:
             rewards_running=rewards.running,
             refused={**known.refused, **self._peers.refusals.counts},
             peers=tuple(
-                PeerNow(
+                PeerStatus(
                     name=peer.name,
                     role=peer.join.role,
                     activity=peer.activity,

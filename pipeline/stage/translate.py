@@ -7,7 +7,7 @@ import math
 from pipeline.coordinator.events import (
     AnyEvent,
     EngineJoined,
-    Place,
+    Generate,
     StepApplied,
     StepRejected,
     Tokens,
@@ -47,7 +47,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
 """role -> the messages that it may send once it has joined."""
 
 
-def out_of_place(join: Join, message: FromPeer, weights: str, newest: int) -> str:
+def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> str:
     """Why this peer cannot mean this message; '' if it can.
 
     Args:
@@ -126,7 +126,7 @@ def tokens_event(
         tokens=tokens.tobytes(),
         logprobs=logprobs.tobytes(),
         sent_s=_past(header.sent_at_s + offset_s, now),
-        times=tuple(times_here(times, now, offset_s) for times in header.times),
+        times=tuple(leg_to_stage_clock(times, now, offset_s) for times in header.times),
     )
 
 
@@ -135,7 +135,7 @@ def _past(moment: float, now: float) -> float:
     return min(max(moment, 0.0), now)
 
 
-def times_here(times: LegTimes, now: float, offset_s: float) -> LegTimes:
+def leg_to_stage_clock(times: LegTimes, now: float, offset_s: float) -> LegTimes:
     """A leg's times in the stage's clock, in their order."""
     last = _past(times.last_s + offset_s, now)
     first = times.first_s and _past(times.first_s + offset_s, last)
@@ -143,7 +143,7 @@ def times_here(times: LegTimes, now: float, offset_s: float) -> LegTimes:
     return LegTimes(times.trajectory, times.leg, begun, first, last)
 
 
-def span_here(span: Span, now: float, offset_s: float) -> Span:
+def to_stage_clock(span: Span, now: float, offset_s: float) -> Span:
     """A peer's work in the stage's clock, in its order."""
     end = _past(span.end_s + offset_s, now)
     start = _past(span.start_s + offset_s, end)
@@ -151,12 +151,12 @@ def span_here(span: Span, now: float, offset_s: float) -> Span:
     return Span(span.what, start, end, span.of, asked)
 
 
-def way(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
+def transit_s(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
     """Seconds that a hint was on its way to a peer, by our clock and theirs."""
     return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 
-def request_of(command: Place, prompt: bytes, temperature: float) -> Request:
+def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
     """A leg with its prompt's tokens."""
     return Request(
         trajectory=command.trajectory,

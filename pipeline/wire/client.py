@@ -21,7 +21,7 @@ import zmq
 
 from pipeline.wire.codec import decode_to_peer, encode
 from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
-from pipeline.wire.keys import Ticket, ticket_of
+from pipeline.wire.keys import PeerKeys, ticket_of
 from pipeline.wire.messages import (
     Alive,
     FromPeer,
@@ -55,7 +55,7 @@ class _Connection:
     """One identity's sockets, from its first join on."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], ticket: Ticket, name: str, heard: float
+        self, context: zmq.Context[zmq.Socket[bytes]], ticket: PeerKeys, name: str, heard: float
     ) -> None:
         self.control, self._data = context.socket(zmq.DEALER), context.socket(zmq.PUSH)
         identity = f"{name}/{os.getpid()}/{secrets.token_hex(4)}"
@@ -116,7 +116,7 @@ def _command(frames: list[bytes], expected: int) -> ToPeer:
     return decode_to_peer(frames[1])
 
 
-class Link:
+class StageClient:
     """Joins until welcomed, sends heartbeats, and passes every message of the
     stage to `receive` (on this thread: hand over, do not work in it).
 
@@ -127,14 +127,14 @@ class Link:
 
     def __init__(
         self,
-        stage: Path | Ticket,
+        stage: Path | PeerKeys,
         join: Join,
         receive: Callable[[ToPeer], None],
         *,
         heartbeat_s: float = 1.0,
         deaf_s: float = DEAF_S,
     ) -> None:
-        self._ticket = stage if isinstance(stage, Ticket) else ticket_of(stage)
+        self._ticket = stage if isinstance(stage, PeerKeys) else ticket_of(stage)
         self._join = join
         # A learner's work is in its connection: a cut is waited for (`nodes.patience_s`).
         self._rejoins = self._ticket.keys is not None and join.role == "engine"

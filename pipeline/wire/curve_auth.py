@@ -18,7 +18,7 @@ from zmq.auth.base import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.wire.codec import MAX_DATA_BYTES
-from pipeline.wire.keys import Bearer, Entrance, KeyPair, Ticket
+from pipeline.wire.keys import KeyOwner, KeyPair, ListenKeys, PeerKeys
 
 HANDSHAKE_MS = 5000
 """A connection that has not proved its key by then is closed."""
@@ -47,7 +47,7 @@ def new_pair() -> KeyPair:
     return KeyPair(public=public.decode(), secret=secret.decode())
 
 
-def show_ticket(socket: Socket, ticket: Ticket) -> None:
+def show_ticket(socket: Socket, ticket: PeerKeys) -> None:
     """Before a peer's socket connects: its keys, and the key it expects there."""
     if ticket.keys is None or ticket.server is None:
         return
@@ -74,17 +74,17 @@ def refusal(monitor: Socket) -> str:
 class _Known:
     """The allow list, as pyzmq asks for it."""
 
-    def __init__(self, allowed: Mapping[str, Bearer]) -> None:
+    def __init__(self, allowed: Mapping[str, KeyOwner]) -> None:
         self._allowed = allowed
 
     def callback(self, domain: str, key: bytes) -> bool:
         return domain == _DOMAIN and key.decode() in self._allowed
 
 
-class Guard:
+class CurveAuth:
     """Lets the bearers of an entrance in, and nobody else. Made before the sockets bind."""
 
-    def __init__(self, context: zmq.asyncio.Context, entrance: Entrance) -> None:
+    def __init__(self, context: zmq.asyncio.Context, entrance: ListenKeys) -> None:
         self._entrance = entrance
         # The same context, whose sockets wait for nobody: they are read when the poller says so.
         self._plain: zmq.Context[Socket] = zmq.Context(context)

@@ -34,21 +34,21 @@ class KeyPair(msgspec.Struct, frozen=True, kw_only=True):
         return f"KeyPair(public={self.public!r})"  # the rest is nobody's to print
 
 
-class Bearer(msgspec.Struct, frozen=True, array_like=True):
+class KeyOwner(msgspec.Struct, frozen=True, array_like=True):
     """Whose a key is."""
 
     role: str  # "engine" | "learner"
     name: str = ""  # '': any name of that role that no other key has
 
 
-class Entrance(msgspec.Struct, frozen=True, kw_only=True):
+class ListenKeys(msgspec.Struct, frozen=True, kw_only=True):
     """The stage's side: where it listens beside its directory, and who may come in."""
 
     control: str
     data: str
     weights: str
     keys: KeyPair
-    allowed: dict[_Z85, Bearer]  # public key -> whose it is
+    allowed: dict[_Z85, KeyOwner]  # public key -> whose it is
 
     def admits(self, key: str, role: str, name: str) -> bool:
         """Whether the bearer of `key` may take part under this role and name."""
@@ -60,7 +60,7 @@ class Entrance(msgspec.Struct, frozen=True, kw_only=True):
         return all(name != other.name for other in self.allowed.values())
 
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+class PeerKeys(msgspec.Struct, frozen=True, kw_only=True):
     """A peer's side: how it reaches its stage."""
 
     control: str
@@ -71,7 +71,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     config: str = ""  # the run's configuration, for a guest who has no other way to it
 
 
-_File = TypeVar("_File", Entrance, Ticket)
+_File = TypeVar("_File", ListenKeys, PeerKeys)
 
 
 def addresses(directory: Path) -> tuple[str, str]:
@@ -82,15 +82,15 @@ def addresses(directory: Path) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def ticket_of(stage: Path) -> Ticket:
+def ticket_of(stage: Path) -> PeerKeys:
     """The way to a stage: a directory of sockets, or a key file. Raises TransportError."""
     if stage.is_file():
-        return read_private(stage, Ticket)
+        return read_private(stage, PeerKeys)
     control, data = addresses(stage)
-    return Ticket(control=control, data=data)
+    return PeerKeys(control=control, data=data)
 
 
-def write_private(path: Path, content: Entrance | Ticket) -> Path:
+def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
     """A file that only its owner may read; one that was there is replaced."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
     try:

@@ -258,7 +258,7 @@ class Generate(Message, frozen=True, kw_only=True):
     requests: tuple[Request, ...]
 
 
-class Abort(Message, frozen=True, kw_only=True):
+class AbortLegs(Message, frozen=True, kw_only=True):
     """End these legs; each is answered in band by its finish. Unknown ones are ignored."""
 
     legs: tuple[tuple[int, int], ...]  # (trajectory, leg)
@@ -296,7 +296,7 @@ class TrainGroup(Message, frozen=True, kw_only=True):
     members: tuple[TrainMember, ...]
 
 
-class HintChunk(msgspec.Struct, frozen=True, array_like=True):
+class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of a trajectory that may be trained on."""
 
     group: Count
@@ -306,11 +306,11 @@ class HintChunk(msgspec.Struct, frozen=True, array_like=True):
     tokens: bytes  # int32
 
 
-class Hints(Message, frozen=True, kw_only=True):
+class StreamedTokens(Message, frozen=True, kw_only=True):
     """For the cached forward: what its rank may compute ahead, and what it need not keep."""
 
     prompts: dict[int, bytes]  # int32, of every group named in `chunks`
-    chunks: tuple[HintChunk, ...] = ()
+    chunks: tuple[StreamedChunk, ...] = ()
     gone: tuple[int, ...] = ()  # trajectories
     sent_at_s: Seconds = 0.0  # the stage's monotonic clock
 
@@ -357,11 +357,11 @@ ToPeer = (
     | Refused
     | Alive
     | Generate
-    | Abort
+    | AbortLegs
     | LoadWeights
     | TrainGroup
     | ForgetGroup
-    | Hints
+    | StreamedTokens
     | CloseStep
     | Save
     | Shutdown

@@ -21,10 +21,10 @@ import zmq.asyncio
 
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.codec import decode_from_peer, encode
-from pipeline.wire.curve_auth import Guard, socket_options
-from pipeline.wire.keys import Entrance, TransportError, addresses, complaint
+from pipeline.wire.curve_auth import CurveAuth, socket_options
+from pipeline.wire.keys import ListenKeys, TransportError, addresses, complaint
 from pipeline.wire.messages import FromPeer, Join, Refused, ToPeer, WireError
-from pipeline.wire.weight_transfer import Pieces
+from pipeline.wire.weight_transfer import WeightServer
 
 SEQUENCE = struct.Struct("<Q")
 _BULK_THREAD = 1 << 1  # of the two that carry bytes: weights keep no token waiting
@@ -34,7 +34,7 @@ class Unreachable(TransportError):
     """The peer is gone (or has not joined)."""
 
 
-class Hub:
+class StageServer:
     """The stage's sockets. Use `open()`, then `receive_control` and `receive_tokens`.
 
     Args:
@@ -47,7 +47,7 @@ class Hub:
     def __init__(
         self,
         directory: Path,
-        entrance: Entrance | None = None,
+        entrance: ListenKeys | None = None,
         weights: Path | None = None,
         *,
         exposed: bool = False,
@@ -61,7 +61,7 @@ class Hub:
         self._pull = self._context.socket(zmq.PULL)
         self._bulk: zmq.asyncio.Socket | None = None
         self._weights = weights
-        self.guard: Guard | None = None
+        self.guard: CurveAuth | None = None
         self._sent: dict[bytes, int] = {}
         self._received: dict[bytes, int] = {}
         self._keys: dict[bytes, str] = {}  # identity -> key that it came with
@@ -89,8 +89,8 @@ class Hub:
             os.chmod(address.removeprefix("ipc://"), 0o600)
         self._bound = True
 
-    def _open_entrance(self, entrance: Entrance) -> None:
-        self.guard = Guard(self._context, entrance)
+    def _open_entrance(self, entrance: ListenKeys) -> None:
+        self.guard = CurveAuth(self._context, entrance)
         self._bulk = self._context.socket(zmq.ROUTER)
         socket_options(self._bulk)
         self._bulk.setsockopt(zmq.AFFINITY, _BULK_THREAD)
@@ -116,7 +116,7 @@ class Hub:
         """Let peers in and send them weights; for ever. Without it nobody gets in."""
         serving = [] if self.guard is None else [self.guard.serve()]
         if self._bulk is not None and self._weights is not None:
-            serving.append(Pieces(self._bulk, self._weights).serve())
+            serving.append(WeightServer(self._bulk, self._weights).serve())
         await asyncio.gather(*serving)
         await asyncio.Event().wait()  # this machine alone: nobody to attend to
 

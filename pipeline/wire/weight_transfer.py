@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
-from pipeline.wire.keys import Ticket, TransportError
+from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Count
 
 FILE = "model.safetensors"
@@ -50,7 +50,7 @@ _ask = msgspec.msgpack.Decoder(Ask)
 _piece = msgspec.msgpack.Decoder(Piece)
 
 
-class Pieces:
+class WeightServer:
     """Answers on the stage's socket for weights.
 
     Args:
@@ -97,7 +97,7 @@ class Pieces:
         return memoryview(self._maps[key])
 
 
-def fetch(ticket: Ticket, version: int, total: int, patience_s: float) -> Iterator[bytes]:
+def fetch(ticket: PeerKeys, version: int, total: int, patience_s: float) -> Iterator[bytes]:
     """The bytes of a version's file, in order.
 
     Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
@@ -123,7 +123,7 @@ class _Asking:
     """One connection, asking from `offset` on."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], ticket: Ticket, *place: int
+        self, context: zmq.Context[zmq.Socket[bytes]], ticket: PeerKeys, *place: int
     ) -> None:
         self._version, self._offset, self._total = place
         self._next = self._offset  # to be asked for

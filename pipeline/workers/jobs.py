@@ -38,7 +38,7 @@ class Followed(msgspec.Struct, frozen=True):
     times: tuple[float, float]
 
 
-class Job:
+class WorkerJob:
     """One sample that is asked about; `answer` hears what it came to, once."""
 
     def __init__(self, sample: Sampled | Turn) -> None:

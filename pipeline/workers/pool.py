@@ -28,7 +28,7 @@ from pipeline.plugins import interfaces, registry
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system import temp_dirs
 from pipeline.workers import process
-from pipeline.workers.jobs import Followed, Job, NoOpinion, RewardFailed, Scored
+from pipeline.workers.jobs import Followed, NoOpinion, RewardFailed, Scored, WorkerJob
 from pipeline.workers.process import Died, WorkerProcess
 from pipeline.workers.protocol import (
     Abstained,
@@ -42,7 +42,7 @@ from pipeline.workers.protocol import (
     check,
     framed,
 )
-from pipeline.workers.resource_limits import Limits
+from pipeline.workers.resource_limits import ResourceLimits
 
 WINDOW = 50
 """Calls over which the share of failures is taken."""
@@ -85,9 +85,9 @@ class WorkerPool:
         temp_dirs.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
-        self._jobs: dict[int, Job] = {}  # by trajectory
-        self._waiting: deque[Job] = deque()
-        self._calls: dict[asyncio.Task[None], list[Job]] = {}  # one for each busy worker
+        self._jobs: dict[int, WorkerJob] = {}  # by trajectory
+        self._waiting: deque[WorkerJob] = deque()
+        self._calls: dict[asyncio.Task[None], list[WorkerJob]] = {}  # one for each busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
@@ -130,7 +130,7 @@ class WorkerPool:
     async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
         """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
         after `cancel`."""
-        job = Job(sample)
+        job = WorkerJob(sample)
         if trajectory is not None:
             self._jobs[trajectory] = job
         self._waiting.append(job)
@@ -204,7 +204,7 @@ class WorkerPool:
             self._calls[task] = jobs
             task.add_done_callback(self._ended)
 
-    def _next(self) -> list[Job]:
+    def _next(self) -> list[WorkerJob]:
         """What is asked about together: the oldest, and others that may go with it."""
         jobs = [self._waiting.popleft()]
         while (
@@ -220,7 +220,7 @@ class WorkerPool:
         del self._calls[task]
         self._pump()
 
-    def _unwanted(self, job: Job) -> None:
+    def _unwanted(self, job: WorkerJob) -> None:
         """Nobody waits for it; a call that nobody waits for at all is killed."""
         if job in self._waiting:
             self._waiting.remove(job)
@@ -228,7 +228,7 @@ class WorkerPool:
             if job in jobs and all(other.answer.done() for other in jobs):
                 asyncio.get_running_loop().call_later(SPARE_S, task.cancel)
 
-    async def _carry_out(self, jobs: list[Job]) -> None:
+    async def _carry_out(self, jobs: list[WorkerJob]) -> None:
         """One call of a worker; every job hears what it came to, or waits again alone."""
         try:
             scores = await self._ask(jobs)
@@ -257,7 +257,7 @@ class WorkerPool:
 
     def _tell(
         self,
-        job: Job,
+        job: WorkerJob,
         found: Done | Abstained | Follows | Failure,
         times: tuple[float, float],
     ) -> None:
@@ -272,7 +272,7 @@ class WorkerPool:
         else:
             job.fail(NoOpinion(f"{self._who} has no opinion on it"))
 
-    async def _ask(self, jobs: list[Job]) -> Scores:
+    async def _ask(self, jobs: list[WorkerJob]) -> Scores:
         """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
         frame = framed(call([job.sample for job in jobs]))
         worker = self._idle.pop() if self._idle else await self._start_one()
@@ -300,7 +300,7 @@ class WorkerPool:
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
         options = self._options
-        limits = Limits(
+        limits = ResourceLimits(
             memory_gib=options.memory_gib,
             cpu_s=options.cpu_s,
             file_mib=options.file_mib,

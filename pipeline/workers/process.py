@@ -31,7 +31,14 @@ from pipeline.workers.protocol import (
     answer,
     framed,
 )
-from pipeline.workers.resource_limits import MARK, Limits, end_family, family, scrubbed, tasks
+from pipeline.workers.resource_limits import (
+    MARK,
+    ResourceLimits,
+    end_family,
+    family,
+    scrubbed,
+    tasks,
+)
 
 log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10
@@ -164,7 +171,7 @@ def _spawn(
 async def start(
     seam: str,
     plugin: Plugin,
-    limits: Limits,
+    limits: ResourceLimits,
     directory: str,
     keep: Collection[str],
     most: int,

@@ -14,7 +14,7 @@ import msgspec
 from pipeline.config.schema import Plugin
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system.terminal_text import printable
-from pipeline.workers.resource_limits import Limits
+from pipeline.workers.resource_limits import ResourceLimits
 
 LENGTH_BYTES = 4
 MAX_ANSWER_BYTES = 1 << 20
@@ -25,7 +25,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     """First to every worker: what to build, and what it may use."""
 
     plugin: Plugin
-    limits: Limits
+    limits: ResourceLimits
     directory: str  # to work in
     parent: int
     seam: str = "reward"  # that the plug-in is of: reward | rollout

@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _ROUNDS = 20  # of looking for what was started while the others were killed
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Of one process; 0: none."""
 
     memory_gib: float
@@ -60,7 +60,7 @@ def die_with(parent: int) -> None:
             os._exit(1)  # it died before the line above
 
 
-def confine(limits: Limits) -> None:
+def confine(limits: ResourceLimits) -> None:
     """Limit this process and all that it starts, for good; no set-user-id program helps it."""
     if sys.platform == "linux":
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)

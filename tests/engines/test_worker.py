@@ -23,7 +23,7 @@ from engines.weights_probe import LOAD_STAGES
 from pipeline.config.schema import Watch
 from pipeline.wire.codec import decode_tokens
 from pipeline.wire.messages import (
-    Abort,
+    AbortLegs,
     Alive,
     ChunkHead,
     FromPeer,
@@ -40,7 +40,7 @@ from pipeline.wire.messages import (
     WeightsLoaded,
     Welcome,
 )
-from pipeline.wire.server import Hub, Unreachable
+from pipeline.wire.server import StageServer, Unreachable
 from tests.paths import ROOT
 
 MODEL = ROOT / "models" / "chain-sums"
@@ -76,7 +76,7 @@ def request_of(trajectory: int, leg: int = 0, prefix: list[int] | None = None, t
 class Stage:
     """The few things of a stage that a worker sees."""
 
-    def __init__(self, hub: Hub, process: "Popen[bytes]") -> None:
+    def __init__(self, hub: StageServer, process: "Popen[bytes]") -> None:
         self.hub, self.process = hub, process
         self.identity = b""
         self.frames: list[TokenBatch] = []
@@ -158,7 +158,7 @@ def worker_of(tmp_path: Path, kind: str) -> "Iterator[Popen[bytes]]":
 @asynccontextmanager
 async def stage_of(tmp_path: Path, kind: str, within_s: float = 15.0) -> AsyncIterator[Stage]:
     """A worker that has joined and been welcomed."""
-    hub = Hub(tmp_path / "s")
+    hub = StageServer(tmp_path / "s")
     hub.open()
     with worker_of(tmp_path, kind) as process:
         stage = Stage(hub, process)
@@ -201,7 +201,7 @@ async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):
     async with stage_of(tmp_path, "simulated") as stage:
         await stage.load(1)
         stage.generate(request_of(1), request_of(2, tokens=400))
-        stage.hub.send(stage.identity, Abort(legs=((1, 0), (99, 0))))
+        stage.hub.send(stage.identity, AbortLegs(legs=((1, 0), (99, 0))))
         await stage.until_ended((1, 0), within_s=1)
         assert stage.ended[1, 0].finish == "abort"
         held = stage.tokens[1, 0]
@@ -272,7 +272,7 @@ async def test_more_ends_at_once_than_a_frame_takes_arrive_in_several(tmp_path: 
         for start in range(0, legs, 4000):
             stage.generate(*(request_of(i, tokens=400) for i in range(start, start + 4000)))
         await stage.until_ended((0, 0), within_s=60)  # all have been taken in before
-        stage.hub.send(stage.identity, Abort(legs=tuple((i, 0) for i in range(legs))))
+        stage.hub.send(stage.identity, AbortLegs(legs=tuple((i, 0) for i in range(legs))))
         await stage.until_ended(*((i, 0) for i in range(legs)), within_s=60)
         assert max(len(frame.chunks) for frame in stage.frames) == MOST_CHUNKS
         assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))

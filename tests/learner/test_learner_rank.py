@@ -33,7 +33,7 @@ from pipeline.wire.messages import (
     ToPeer,
     Welcome,
 )
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 from tests.learner.ranks import ROOT, STEPS, group_of
 
 pytestmark = pytest.mark.timeout(480)
@@ -48,7 +48,7 @@ class Stage:
         self.directory = directory
         self.config = directory / "config.yaml"
         self.config.write_text(f"model: {MODEL}\nlearner: {{zero: 3, ranks: 2}}\n")
-        self.hub = Hub(directory / "s")
+        self.hub = StageServer(directory / "s")
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.identities: dict[int, bytes] = {}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from learner.work_log import Diary
-from pipeline.wire.messages import CloseStep, ForgetGroup, Hints, TrainGroup
+from learner.work_log import WorkLog
+from pipeline.wire.messages import CloseStep, ForgetGroup, StreamedTokens, TrainGroup
 
 
 def group(number: int) -> TrainGroup:
@@ -13,7 +13,7 @@ def group(number: int) -> TrainGroup:
 
 
 def test_a_pass_names_its_groups_and_when_each_had_come() -> None:
-    diary = Diary()
+    diary = WorkLog()
     before = time.monotonic()
     diary.arrived(group(1))
     between = time.monotonic()
@@ -28,7 +28,7 @@ def test_a_pass_names_its_groups_and_when_each_had_come() -> None:
 
 
 def test_work_of_one_kind_without_a_gap_is_one_span() -> None:
-    diary = Diary()
+    diary = WorkLog()
     start = time.monotonic()
     for _ in range(3):
         diary.did("logprobs ahead", time.monotonic())
@@ -40,8 +40,8 @@ def test_work_of_one_kind_without_a_gap_is_one_span() -> None:
 
 
 def test_hints_are_told_with_both_clocks_and_what_is_forgotten_leaves_nothing() -> None:
-    diary = Diary()
-    diary.arrived(Hints(prompts={}, sent_at_s=123.0))
+    diary = WorkLog()
+    diary.arrived(StreamedTokens(prompts={}, sent_at_s=123.0))
     [(sent_s, came_s)] = diary.take().hints
     assert sent_s == 123.0 and came_s <= time.monotonic()
     diary.arrived(group(1))

@@ -15,21 +15,21 @@ import pytest
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
-    Judge,
+    LoadWeights,
     Report,
+    RequestReward,
     Restart,
-    Serve,
     Tick,
     WeightsServed,
 )
-from pipeline.coordinator.groups import State
+from pipeline.coordinator.groups import TrajectoryState
 from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.spans import StepRecord
 from pipeline.plugins.selectors.first_m import FirstM
 from pipeline.stage.peers import Peers
-from pipeline.stage.rejected_frames import MOST, WITHIN_S, Refusals
-from pipeline.stage.translate import event_of, out_of_place, span_here, tokens_event
+from pipeline.stage.rejected_frames import MOST, WITHIN_S, RejectedFrames
+from pipeline.stage.translate import event_of, role_violation, to_stage_clock, tokens_event
 from pipeline.wire.messages import (
     CLOSE,
     FORWARD_BACKWARD,
@@ -74,10 +74,10 @@ class Watched(Bench):
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         commands = super().handle(event)
         self.records += self.tracer.saw(self.now, event, commands)
-        for judge in only(commands, Judge):
+        for judge in only(commands, RequestReward):
             self.reward(judge.trajectory, self._rng.random())
         self.learn(commands)
-        for serve in only(commands, Serve):
+        for serve in only(commands, LoadWeights):
             self.handle(WeightsServed(engine=serve.engine, version=serve.version, gap=0.0))
         return commands
 
@@ -137,7 +137,7 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
         asked = tuple(rng.choices(MOMENTS, k=rng.randrange(4)))
         what = rng.choice((FORWARD_BACKWARD, CLOSE, "rest"))
         spans = [Span(what, moment, rng.choice(MOMENTS), groups, asked)]
-        here = [span_here(span, bench.now, offset) for span in spans]
+        here = [to_stage_clock(span, bench.now, offset) for span in spans]
         bench.tracer.timeline.worked(rank, here)
         bench.tracer.timeline.loaded("e1", here)
         bench.handle(Tick())
@@ -166,7 +166,7 @@ def test_an_engine_cannot_touch_the_legs_of_another() -> None:
     bench.begin(engines=2, slots=1)
     theirs = next(t for t in bench.core.trajectories.values() if t.engine == "e1")
     bench.tokens(theirs.id, 3, "stop", engine="e0")
-    assert (theirs.state, theirs.held) == (State.RUNNING, 0)
+    assert (theirs.state, theirs.held) == (TrajectoryState.RUNNING, 0)
     assert set(bench.coordinator.placement.engines["e1"].legs) == {(theirs.id, 0)}
     assert bench.accounts == {"aborted": 3}
 
@@ -246,7 +246,7 @@ def done(version: int = 1, given: Manifest | None = None) -> StepDone:
 def test_a_peer_says_only_what_its_role_and_the_run_allow(
     join: Join, message: Any, why: str
 ) -> None:
-    assert why in out_of_place(join, message, "/w", 0)
+    assert why in role_violation(join, message, "/w", 0)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_peer_says_only_what_its_role_and_the_run_allow(
     ],
 )
 def test_what_belongs_to_a_role_is_heard(join: Join, message: Any) -> None:
-    assert out_of_place(join, message, "/w", 0) == ""
+    assert role_violation(join, message, "/w", 0) == ""
 
 
 def test_clocks_of_peers_may_be_absurd_but_stay_numbers() -> None:
@@ -282,7 +282,7 @@ def test_ten_refused_frames_within_a_minute_are_too_many() -> None:
     longer time are not.
     Bound: the tenth frame.
     """
-    refusals = Refusals()
+    refusals = RejectedFrames()
     slow = [refusals.note("tokens", "e0", "bad", n * WITHIN_S / 5) for n in range(2 * MOST)]
     assert not any(slow)
     fast = [refusals.note("tokens", "e1", "bad", 500.0) for _ in range(MOST)]
@@ -292,7 +292,7 @@ def test_ten_refused_frames_within_a_minute_are_too_many() -> None:
 
 
 def test_refused_frames_are_told_of_once_a_second_with_their_number() -> None:
-    refusals = Refusals()
+    refusals = RejectedFrames()
     assert refusals.line(0.0) == ""
     for n in range(3):
         refusals.note("tokens", "e0", f"bad {n}", 0.0)
@@ -306,7 +306,7 @@ def test_refused_frames_are_told_of_once_a_second_with_their_number() -> None:
 
 
 def test_strangers_without_number_take_no_memory() -> None:
-    refusals = Refusals()
+    refusals = RejectedFrames()
     for number in range(5000):
         refusals.note("control", f"stranger {number}", "bad", 0.0)
     assert len(refusals._strikes) <= 1024

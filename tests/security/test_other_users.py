@@ -23,7 +23,7 @@ from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.keys import TransportError
 from pipeline.wire.messages import Manifest
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
@@ -63,7 +63,7 @@ async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> N
     """Promise: permission is denied, by the directory and by the socket files alone as well.
     Bound: at once.
     """
-    hub = Hub(open_place / "s")
+    hub = StageServer(open_place / "s")
     hub.open()
     for name in ("control", "data"):
         path = open_place / "s" / name
@@ -112,7 +112,7 @@ def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
     with pytest.raises(PermissionError, match="another user's, or a link"):
         make_private(tmp_path / "link")
-    hub = Hub(tmp_path / "link")
+    hub = StageServer(tmp_path / "link")
     with pytest.raises(TransportError, match="another user's, or a link"):
         hub.open()
     hub.close()
@@ -128,7 +128,7 @@ def test_a_directory_that_another_user_has_prepared_is_refused_everywhere(tmp_pa
     squatted = tmp_path / "s"
     squatted.mkdir()
     os.chown(squatted, NOBODY, NOBODY)
-    hub = Hub(squatted)
+    hub = StageServer(squatted)
     with pytest.raises(TransportError, match="another user's"):
         hub.open()
     hub.close()
@@ -163,7 +163,7 @@ async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     """Promise: it is refused; the first keeps its sockets, and can be followed when it has closed.
     Bound: at its start.
     """
-    first, second = Hub(tmp_path / "s"), Hub(tmp_path / "s")
+    first, second = StageServer(tmp_path / "s"), StageServer(tmp_path / "s")
     first.open()
     with pytest.raises(TransportError, match="another stage serves there"):
         second.open()
@@ -172,6 +172,6 @@ async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     with socket.socket(socket.AF_UNIX) as own:
         own.connect(str(tmp_path / "s" / "control"))
     first.close()
-    third = Hub(tmp_path / "s")
+    third = StageServer(tmp_path / "s")
     third.open()
     third.close()

@@ -19,7 +19,7 @@ from launch.monitor.terminal import TerminalView
 from launch.report.build import build
 from launch.report.read_run import read
 from launch.report.sections.samples import entries
-from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.observability.recorder import Records
 from pipeline.stage.__main__ import PlainFormatter
 from pipeline.system.run_folder import RunFolder
@@ -108,14 +108,14 @@ def test_a_terminal_gets_no_escape_sequence_of_a_stranger() -> None:
     out = io.StringIO()
     TerminalView(3, out).heard({"say": f"e0 lost: {ESCAPES}"})
     assert harmless(out.getvalue())
-    now = Live(
+    now = RunStatus(
         phase="training",
-        engines=(EngineNow(name="e0", running=1, slots=2),),
+        engines=(EngineStatus(name="e0", running=1, slots=2),),
         peers=tuple(
-            PeerNow(name=name, role=role, activity=f"[red]{ESCAPES}", heard_s=9.0, still_s=9.0)
+            PeerStatus(name=name, role=role, activity=f"[red]{ESCAPES}", heard_s=9.0, still_s=9.0)
             for name, role in (("e0", "engine"), ("l0", "learner"))
         ),
-        waits=(WaitNow(seconds=1.0, what=ESCAPES),),
+        waits=(WaitStatus(seconds=1.0, what=ESCAPES),),
     )
     console = Console(file=io.StringIO(), width=200)
     console.print(frame("run", now, History(), width=200, note=ESCAPES))

@@ -21,10 +21,10 @@ from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.stage import build
-from pipeline.stage.stage import Parts, Stage
+from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire import curve_auth
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.codec import MAX_REPORT_BYTES, decode_tokens, encode
 from pipeline.wire.keys import addresses
 from pipeline.wire.messages import (
@@ -41,7 +41,7 @@ from pipeline.wire.messages import (
     Welcome,
     WireError,
 )
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 from pipeline.workers.pool import RewardPool
 from tests.paths import ROOT
 from tests.pipeline.wire.test_messages import batch
@@ -61,7 +61,7 @@ class Peer:
 
     def __init__(self, directory: Path, join: Join) -> None:
         self.inbox: queue.Queue[ToPeer] = queue.Queue()
-        self.link = Link(directory, join, self.inbox.put, heartbeat_s=0.05)
+        self.link = StageClient(directory, join, self.inbox.put, heartbeat_s=0.05)
         self.link.start()
 
     async def get(self, kind: type[Any]) -> Any:
@@ -99,15 +99,17 @@ def raw(directory: Path, identity: bytes = b"stranger") -> Iterator[tuple[Any, A
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
-    hub = Hub(tmp_path / "s")
+async def hub(tmp_path: Path) -> AsyncIterator[StageServer]:
+    hub = StageServer(tmp_path / "s")
     hub.open()
     yield hub
     hub.close()
 
 
 @pytest.mark.fault("garbage at the stage's sockets", part="wire", by="socket")
-async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_on(hub: Hub) -> None:
+async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_on(
+    hub: StageServer,
+) -> None:
     """Promise: it is refused under the name of its sender alone, and every frame and heartbeat of
     the good peer beside it arrives.
     Bound: 30 s for each frame to come.
@@ -155,7 +157,7 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
     Bound: 30 s.
     """
     monkeypatch.setattr(curve_auth, "MAX_DATA_BYTES", 1 << 16)
-    hub = Hub(tmp_path / "s")
+    hub = StageServer(tmp_path / "s")
     hub.open()
     with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
         for _ in range(3):
@@ -171,7 +173,7 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
 
 
 @pytest.mark.fault("a control frame over its limit", part="wire", by="socket")
-async def test_a_control_frame_over_its_limit_is_refused_unread(hub: Hub) -> None:
+async def test_a_control_frame_over_its_limit_is_refused_unread(hub: StageServer) -> None:
     """Promise: it is refused unread.
     Bound: at that frame.
     """
@@ -215,7 +217,7 @@ async def test_a_peer_leaves_in_order_when_a_command_does_not_decode(tmp_path: P
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
+async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
     """A stage in this process, serving its sockets; engines and learner are played."""
     config = load(
         ROOT / "configs" / "quickstart.yaml",
@@ -235,7 +237,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
     parts = Parts(
         config=config,
         run=run,
-        hub=Hub(folder / "s"),
+        hub=StageServer(folder / "s"),
         coordinator=build.coordinator(config, tokenizer, train, held_out),
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
@@ -245,7 +247,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[Stage, Parts]]:
     )
     parts.hub.open()
     async with RewardPool(Plugin(name="exact")) as pool:
-        made = Stage(parts, pool, lambda line: None)
+        made = StageProcess(parts, pool, lambda line: None)
         serving = asyncio.create_task(made.run())
         yield made, parts
         made.halt("the test is over")

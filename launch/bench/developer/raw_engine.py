@@ -27,8 +27,8 @@ from pipeline.config.schema import Config
 from pipeline.coordinator.events import (
     AnyEvent,
     EngineJoined,
+    Generate,
     LearnerJoined,
-    Place,
     VersionPublished,
     WeightsServed,
 )
@@ -79,7 +79,7 @@ def requests_of(config: Config) -> list[Sampling]:
             seed=command.seed,
         )
         for command in commands
-        if isinstance(command, Place)
+        if isinstance(command, Generate)
     ]
 
 

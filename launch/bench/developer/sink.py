@@ -19,7 +19,7 @@ from learner.learner_rank import keep_off_the_engines_cores
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.messages import (
     PROTOCOL,
     CloseStep,
@@ -54,7 +54,7 @@ class Sink:
         self._manifest: Manifest | None = None
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
-        self._link = Link(stage, join, self._inbox.put)
+        self._link = StageClient(stage, join, self._inbox.put)
 
     def run(self) -> int:
         """Serve until told to leave; the exit status."""

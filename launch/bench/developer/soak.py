@@ -32,7 +32,7 @@ from launch.bench.developer.flatness import Row, Series, row, table, verdict
 from launch.bench.developer.namespaces import Started
 from launch.run_files.jsonl import lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.messages import Join, TokenBatch
 
 SAMPLE_S = 2.0
@@ -136,7 +136,7 @@ class Soak:
     def _corrupt(self, now: float) -> str:
         """A peer of another protocol, whose tokens are noise."""
         nobody = Join(protocol=0, role="engine", name="nobody", clock_s=now)
-        link = Link(self.sockets, nobody, lambda message: None)
+        link = StageClient(self.sockets, nobody, lambda message: None)
         link.start()
         header = TokenBatch(
             engine="nobody", incarnation=0, epoch=0, sequence=0, sampled=0, sent_at_s=now

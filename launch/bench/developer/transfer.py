@@ -36,9 +36,9 @@ from launch.bench.developer.namespaces import (
 )
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Bearer, Entrance, Ticket, read_private, write_private
+from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, read_private, write_private
 from pipeline.wire.messages import Manifest
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 
 _PORTS = (41001, 41002, 41003)
 _BLOCK = 1 << 24
@@ -68,7 +68,7 @@ def serve(keys: Path, weights: Path) -> None:
     """The stage's part, until it is killed."""
 
     async def attend() -> None:
-        hub = Hub(keys.parent / "sockets", read_private(keys, Entrance), weights)
+        hub = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
         hub.open()
         await hub.attend()
 
@@ -77,7 +77,7 @@ def serve(keys: Path, weights: Path) -> None:
 
 def fetch(keys: Path, manifest: Path, into: Path) -> None:
     """An engine's part; prints its seconds."""
-    receiver = FetchingReceiver(read_private(keys, Ticket), into)
+    receiver = FetchingReceiver(read_private(keys, PeerKeys), into)
     told = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
     started = time.monotonic()
     receiver.receive(told)
@@ -88,14 +88,16 @@ def write_keys(folder: Path) -> tuple[Path, Path]:
     """Key files of both sides."""
     control, data, weights = (f"tcp://{ADDRESSES[0]}:{port}" for port in _PORTS)
     server, client = new_pair(), new_pair()
-    entrance = Entrance(
+    entrance = ListenKeys(
         control=control,
         data=data,
         weights=weights,
         keys=server,
-        allowed={client.public: Bearer("engine", "e0")},
+        allowed={client.public: KeyOwner("engine", "e0")},
     )
-    ticket = Ticket(control=control, data=data, weights=weights, server=server.public, keys=client)
+    ticket = PeerKeys(
+        control=control, data=data, weights=weights, server=server.public, keys=client
+    )
     return write_private(folder / "stage.key", entrance), write_private(folder / "e0.key", ticket)
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pipeline.plugins.actions import Allotment
+from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._allocation import allocate, allocate_by_finish
 from pipeline.plugins.budgets._spread import Estimate, Spread
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
@@ -71,7 +71,7 @@ class LengthVariance:
         self._limit = 0  # of a response, tokens, as the last plan had it; 0: none made yet
         self._figures: dict[str, float] = {}
 
-    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         options = self._options
         self._limit = view.max_tokens
         high = most_candidates(options, view.size)
@@ -98,7 +98,7 @@ class LengthVariance:
             self._figures |= {"utility": choice.utility, "generation_s": choice.seconds}
         notes = [_note(e) for e in estimates] if estimates else ["sigma unknown"] * len(prompts)
         return [
-            Allotment(candidates=count, max_tokens=view.max_tokens, note=note)
+            Allocation(candidates=count, max_tokens=view.max_tokens, note=note)
             for count, note in zip(candidates.tolist(), notes, strict=True)
         ]
 

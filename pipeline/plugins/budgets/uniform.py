@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from pipeline.plugins.actions import Allotment
+from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
@@ -33,9 +33,9 @@ class Uniform:
     def __init__(self, options: UniformOptions | None = None) -> None:
         self._options = options or UniformOptions()
 
-    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         candidates = max(view.size, math.floor(self._options.redundancy * view.size + 0.5))
-        return [Allotment(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
+        return [Allocation(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
         return fewest_finished(groups, idle, self._options)

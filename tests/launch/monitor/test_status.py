@@ -13,22 +13,22 @@ from typer.testing import CliRunner, Result
 
 from launch.cli import app
 from pipeline.coordinator.events import Tick
-from pipeline.coordinator.timeouts import Action, Limits
-from pipeline.observability.live_status import Live, PeerNow, live
+from pipeline.coordinator.timeouts import OverdueAction, Timeouts
+from pipeline.observability.live_status import PeerStatus, RunStatus, live
 from pipeline.system.run_folder import RunFolder
 from tests.pipeline.coordinator.bench import Bench
 
 
-def waiting() -> Live:
+def waiting() -> RunStatus:
     """Of a run in which one engine samples and another loads."""
-    bench = Bench(candidates=2, limits=Limits(still_s=300.0, load_s=60.0))
+    bench = Bench(candidates=2, limits=Timeouts(still_s=300.0, load_s=60.0))
     bench.begin(engines=2, slots=1)
     bench.handle(Tick())
     bench.now += 8
     bench.tokens(0, 3)
     bench.now += 2
     bench.handle(Tick())
-    peer = PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.2, still_s=0.4)
+    peer = PeerStatus(name="e0", role="engine", activity="sampling", heard_s=0.2, still_s=0.4)
     return msgspec.structs.replace(
         live(bench.coordinator, 1.5), time=time.time(), peers=(peer,), acted={"abort": 2}
     )
@@ -46,7 +46,7 @@ def asked(run: RunFolder, *options: str) -> Result:
     return CliRunner().invoke(app, ["status", str(run.path), *options])
 
 
-def leave(run: RunFolder, now: Live, age_s: float = 0.0) -> None:
+def leave(run: RunFolder, now: RunStatus, age_s: float = 0.0) -> None:
     run.live.write_bytes(
         msgspec.json.encode(msgspec.structs.replace(now, time=time.time() - age_s))
     )
@@ -61,7 +61,10 @@ def test_every_wait_says_who_can_end_it_until_when_and_what_happens_then(run: Ru
     [at] = [n for n, line in enumerate(lines) if "trajectory 0, running on e0, 3 tokens" in line]
     assert lines[at].startswith("    10.1 s  step 1 waits for train group 0, which waits for ")
     limit = "nothing has moved for 2.0 of 300 s"
-    assert lines[at + 1].strip() == f"the engine can end it; {limit}; then {Action.REQUEUE.value}"
+    assert (
+        lines[at + 1].strip()
+        == f"the engine can end it; {limit}; then {OverdueAction.REQUEUE.value}"
+    )
     assert "e0  engine, 'sampling', heard of 0.2 s ago, moved 0.4 s ago" in told.output
     assert lines[-1] == "acted on so far: abort 2"
 
@@ -73,7 +76,7 @@ def test_json_has_the_same_for_programs(run: RunFolder) -> None:
     kinds = {wait["kind"]: wait for wait in found["waits"]}
     assert kinds["trajectory"]["limit_s"] == 300.0
     assert kinds["engine"]["limit_s"] == 0.0, "without a limit in this run"
-    assert kinds["engine"]["then"] == Action.NONE.value
+    assert kinds["engine"]["then"] == OverdueAction.NONE.value
     assert found["peers"][0]["name"] == "e0"
 
 

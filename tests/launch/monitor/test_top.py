@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from launch.cli import app
 from launch.monitor.panel import History, frame, sparkline
 from launch.monitor.top import OLD_S
-from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.system.run_folder import RunFolder
 from tests.paths import MODEL
 
 WHOM = "trajectory 90, queued for a slot"
-NOW = Live(
+NOW = RunStatus(
     phase="training",
     step=3,
     steps=60,
@@ -34,17 +34,19 @@ NOW = Live(
     queued=9,
     ledger={"trained": 750, "aborted": 250},
     engines=(
-        EngineNow(name="e0", running=64, slots=64, version=3),
-        EngineNow(name="e1", running=6, slots=64, version=2, loading=3),
+        EngineStatus(name="e0", running=64, slots=64, version=3),
+        EngineStatus(name="e1", running=6, slots=64, version=2, loading=3),
     ),
     groups={"open": 2, "enough": 0, "taken": 5},
     at_rank={"0": 4},
     rewards_queued=2,
     rewards_running=1,
-    waits=(WaitNow(seconds=4.25, what="step 4 waits for train group 8, which waits for " + WHOM),),
+    waits=(
+        WaitStatus(seconds=4.25, what="step 4 waits for train group 8, which waits for " + WHOM),
+    ),
     peers=(
-        PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.1, still_s=0.1),
-        PeerNow(name="l0", role="learner", activity="backward", heard_s=7.0, still_s=9.0),
+        PeerStatus(name="e0", role="engine", activity="sampling", heard_s=0.1, still_s=0.1),
+        PeerStatus(name="l0", role="learner", activity="backward", heard_s=7.0, still_s=9.0),
     ),
 )
 STEPS: list[dict[str, Any]] = [
@@ -61,7 +63,7 @@ STEPS: list[dict[str, Any]] = [
 ]
 
 
-def text_of(now: Live, history: History | None = None, width: int = 100) -> str:
+def text_of(now: RunStatus, history: History | None = None, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(frame("r", now, history or History(), width=width))
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -102,7 +104,7 @@ def test_a_frame_fits_the_terminal(width: int) -> None:
 
 
 def test_a_thousand_engines_take_few_lines_and_the_emptiest_are_shown() -> None:
-    engines = tuple(EngineNow(name=f"e{n}", running=n % 64, slots=64) for n in range(1024))
+    engines = tuple(EngineStatus(name=f"e{n}", running=n % 64, slots=64) for n in range(1024))
     text = text_of(msgspec.structs.replace(NOW, engines=engines, running=32_000))
     assert len(text.splitlines()) < 24
     assert "32000/65536" in text
@@ -218,7 +220,7 @@ def test_a_terminal_without_unicode_gets_ascii_bars(run: RunFolder) -> None:
 def test_ascii_is_as_wide_as_what_it_stands_for() -> None:
     bytes_ = io.BytesIO()
     console = Console(file=io.TextIOWrapper(bytes_, "ascii", write_through=True), width=100)
-    wait = WaitNow(seconds=1.0, what="learner rank 0 to publish " + "x" * 100)
+    wait = WaitStatus(seconds=1.0, what="learner rank 0 to publish " + "x" * 100)
     console.print(frame("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=100))
     text = bytes_.getvalue().decode()
     assert f"e0  {32 * '#'} 64/64" in text
@@ -228,7 +230,7 @@ def test_ascii_is_as_wide_as_what_it_stands_for() -> None:
 
 
 def rank(activity: str, groups: int, heard_s: float = 0.1) -> str:
-    peer = PeerNow(name="l0", role="learner", activity=activity, heard_s=heard_s, still_s=0.0)
+    peer = PeerStatus(name="l0", role="learner", activity=activity, heard_s=heard_s, still_s=0.0)
     text = text_of(msgspec.structs.replace(NOW, peers=(peer,), at_rank={"0": groups}))
     [line] = [line for line in text.splitlines() if line.startswith("│ l0")]
     return line.strip("│ ").removeprefix("l0").strip()
@@ -256,7 +258,7 @@ def test_a_rank_is_not_idle_with_groups_to_train_on(activity: str, groups: int, 
     ],
 )
 def test_a_wait_is_told_short(what: str, said: str) -> None:
-    waits = (WaitNow(seconds=1.0, what=what),)
+    waits = (WaitStatus(seconds=1.0, what=what),)
     assert f"1.0 s for {said} " in text_of(msgspec.structs.replace(NOW, waits=waits))
 
 

@@ -13,7 +13,7 @@ from launch.torchrun import engine_supervisor
 from launch.torchrun.engine_supervisor import guest_arguments, keep
 from launch.torchrun.node import CONFIG
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Ticket, TransportError, ticket_of, write_private
+from pipeline.wire.keys import PeerKeys, TransportError, ticket_of, write_private
 
 ENDS_WELL, FAILS = ["this"], ["json.tool"]  # modules that do so at once
 
@@ -54,7 +54,7 @@ def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_supervisor, "shared_directory", lambda owner, name: tmp_path)
-    ticket = Ticket(
+    ticket = PeerKeys(
         control="c",
         data="d",
         weights="w",

@@ -16,7 +16,14 @@ from pipeline.config.schema import Config, EngineSection, LearnerSection, Nodes
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Bearer, Entrance, Ticket, TransportError, read_private, ticket_of
+from pipeline.wire.keys import (
+    KeyOwner,
+    ListenKeys,
+    PeerKeys,
+    TransportError,
+    read_private,
+    ticket_of,
+)
 
 TWO = Config(
     model="m",
@@ -92,12 +99,12 @@ def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path
     site = make_site(plan, said, run, "model: m")
     assert site.entrance is not None
     assert site.ticket is not None
-    allowed = read_private(site.entrance, Entrance).allowed
-    assert allowed[said[2].key] == Bearer("learner", "l1")
-    assert allowed[plan.own.public] == Bearer("learner", "l0")
-    guest = read_private(run.path / "join.key", Ticket)
+    allowed = read_private(site.entrance, ListenKeys).allowed
+    assert allowed[said[2].key] == KeyOwner("learner", "l1")
+    assert allowed[plan.own.public] == KeyOwner("learner", "l0")
+    guest = read_private(run.path / "join.key", PeerKeys)
     assert guest.keys is not None
-    assert allowed[guest.keys.public] == Bearer("engine", "")
+    assert allowed[guest.keys.public] == KeyOwner("engine", "")
     assert guest.config == "model: m"
     for path in (site.entrance, site.ticket, run.path / "join.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -105,7 +112,7 @@ def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path
 
 
 def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
-    ticket = Ticket(control="c", data="d", server=new_pair().public, keys=new_pair())
+    ticket = PeerKeys(control="c", data="d", server=new_pair().public, keys=new_pair())
     _, stage, _, config = hand_over(ticket, "model: m")
     assert ticket_of(Path(stage)) == ticket
     assert Path(config).read_text() == "model: m"
@@ -125,7 +132,7 @@ def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
 def test_what_is_left_in_a_scratch_directory_is_found_there() -> None:
     mine = shared_directory(os.getpid(), "test")
     try:
-        leave_there(mine, Ticket(control="c", data="d"), "model: m")
+        leave_there(mine, PeerKeys(control="c", data="d"), "model: m")
         _, stage, _, config = left_there(mine)
         assert ticket_of(Path(stage)).control == "c"
         assert Path(config).read_text() == "model: m"

@@ -12,7 +12,7 @@ import pytest
 from launch.torchrun.rendezvous import Hello, MeetingError, Place, Seal, allowed, attend, join
 from launch.torchrun.roles import PlacementError, roles
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Bearer
+from pipeline.wire.keys import KeyOwner
 
 OPEN = Seal(b"")
 
@@ -132,10 +132,10 @@ def test_the_allow_list_has_every_ranks_key_and_rank_0s_own() -> None:
     names = {0: "l0", 1: "l1", 2: "e0"}
     found = allowed(names, {1: hello_of("a", "K1"), 2: hello_of("b", "K2")}, {"l0": own, "": guest})
     assert found == {
-        "K1": Bearer("learner", "l1"),
-        "K2": Bearer("engine", "e0"),
-        own.public: Bearer("learner", "l0"),
-        guest.public: Bearer("engine", ""),
+        "K1": KeyOwner("learner", "l1"),
+        "K2": KeyOwner("engine", "e0"),
+        own.public: KeyOwner("learner", "l0"),
+        guest.public: KeyOwner("engine", ""),
     }
 
 

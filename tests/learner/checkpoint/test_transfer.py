@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learner.checkpoint.save import needed
-from learner.checkpoint.transfer import Carrier, CarryingError
+from learner.checkpoint.transfer import CheckpointTransfer, TransferError
 from tests.learner.checkpoint.carriers import PART_BYTES, part, run_carriers
 
 Met = tuple[Path, list[dict[str, Any]]]
@@ -105,5 +105,5 @@ def test_a_rank_needs_the_model_and_its_own_optimizer_at_zero_0_that_of_rank_0(
 
 
 def test_rank_0_has_to_be_beside_the_runs_folder(tmp_path: Path) -> None:
-    with pytest.raises(CarryingError, match="rank 0 is apart"):
-        Carrier(0, [True, False], tmp_path, torch.device("cpu"))
+    with pytest.raises(TransferError, match="rank 0 is apart"):
+        CheckpointTransfer(0, [True, False], tmp_path, torch.device("cpu"))

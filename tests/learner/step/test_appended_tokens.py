@@ -15,7 +15,14 @@ from learner.step.importance_weights import importance
 from learner.streaming.cached_forward import Streamer
 from learner.streaming.fixed_logprobs import laid_out, member_logprobs
 from learner.streaming.logprob_stream import Stream
-from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember, floats, ints
+from pipeline.wire.messages import (
+    StreamedChunk,
+    StreamedTokens,
+    TrainGroup,
+    TrainMember,
+    floats,
+    ints,
+)
 from tests.paths import MODEL
 
 TEMPERATURE = 0.7
@@ -111,11 +118,11 @@ def test_logprobs_computed_ahead_and_weights_of_importance_leave_appended_tokens
     given = group()
     stream = Stream(Streamer(model, TEMPERATURE, kv_tokens=4096))
     chunks = tuple(
-        HintChunk(0, member.trajectory, at, member.response[4 * at : 4 * at + 20])
+        StreamedChunk(0, member.trajectory, at, member.response[4 * at : 4 * at + 20])
         for member in given.members
         for at in (0, 5)
     )
-    stream.hint(Hints(prompts={0: given.prompt}, chunks=chunks))
+    stream.hint(StreamedTokens(prompts={0: given.prompt}, chunks=chunks))
     while stream.pending:
         stream.work()
     ahead = stream.take([given])

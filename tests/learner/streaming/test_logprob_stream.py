@@ -14,7 +14,7 @@ from learner.forward.micro_batches import micro_batches
 from learner.streaming.cached_forward import Streamer
 from learner.streaming.fixed_logprobs import member_logprobs
 from learner.streaming.logprob_stream import Ahead, Stream
-from pipeline.wire.messages import HintChunk, Hints, TrainGroup, TrainMember
+from pipeline.wire.messages import StreamedChunk, StreamedTokens, TrainGroup, TrainMember
 from tests.paths import MODEL
 
 TEMPERATURE = 0.7
@@ -52,9 +52,9 @@ def group_of(rng: random.Random, number: int, members: int = 4) -> TrainGroup:
     return TrainGroup(step=0, group=number, prompt=prompt, members=found)
 
 
-def hints_of(rng: random.Random, groups: list[TrainGroup], share: float) -> list[Hints]:
+def hints_of(rng: random.Random, groups: list[TrainGroup], share: float) -> list[StreamedTokens]:
     """Chunks of random sizes, groups interleaved; of some trajectories only a beginning."""
-    chunks: list[tuple[float, HintChunk]] = []
+    chunks: list[tuple[float, StreamedChunk]] = []
     for group in groups:
         for member in group.members:
             total = len(member.response) // 4
@@ -63,12 +63,12 @@ def hints_of(rng: random.Random, groups: list[TrainGroup], share: float) -> list
                 count = min(rng.randint(1, 16), end - at)
                 tokens = member.response[4 * at : 4 * (at + count)]
                 when += rng.random()
-                chunks.append((when, HintChunk(group.group, member.trajectory, at, tokens)))
+                chunks.append((when, StreamedChunk(group.group, member.trajectory, at, tokens)))
                 at += count
     prompts = {group.group: group.prompt for group in groups}
     ordered = [chunk for _, chunk in sorted(chunks, key=lambda pair: pair[0])]
     return [
-        Hints(prompts=prompts, chunks=tuple(ordered[at : at + 5]))
+        StreamedTokens(prompts=prompts, chunks=tuple(ordered[at : at + 5]))
         for at in range(0, len(ordered), 5)
     ]
 
@@ -132,5 +132,5 @@ def test_trajectories_that_are_gone_leave_no_row_behind(model: Any) -> None:
         stream.work()
     assert streamer.statistics()["cached"] > 0
     stream.take(groups[:1])
-    stream.hint(Hints(prompts={}, gone=tuple(m.trajectory for m in groups[1].members)))
+    stream.hint(StreamedTokens(prompts={}, gone=tuple(m.trajectory for m in groups[1].members)))
     assert streamer.statistics()["cached"] == 0

@@ -91,7 +91,7 @@ def test_every_key_of_every_section_is_documented():
 
 @pytest.mark.parametrize("seam", registry.PACKAGES)
 def test_every_option_of_the_house_is_documented(seam: str):
-    for name in registry.house_names(seam):
+    for name in registry.builtin_names(seam):
         struct = registry.options_type(registry.find(seam, name))
         for option, text in docs.option_documentation(struct).items():
             assert text, f"{seam}.{name}.{option}"

@@ -18,24 +18,24 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
+    CloseStep,
     EngineJoined,
-    FinishStep,
+    Generate,
     LearnerJoined,
-    Place,
     Report,
     RewardReady,
-    ShutDown,
+    Shutdown,
     StepApplied,
     Tick,
     Tokens,
-    Train,
     Trained,
+    TrainGroup,
     VersionPublished,
     WeightsServed,
 )
 from pipeline.coordinator.groups import Group, Trajectory
-from pipeline.coordinator.state import Seams
-from pipeline.plugins.actions import Allotment, AnyVerb, Finalize
+from pipeline.coordinator.state import Plugins
+from pipeline.plugins.actions import Allocation, AnyVerb, Finalize
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.interfaces import SelectorEvent, Wants
@@ -71,8 +71,8 @@ class Candidates:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def allot(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allotment]:
-        return [Allotment(candidates=self.count, max_tokens=view.max_tokens) for _ in prompts]
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
+        return [Allocation(candidates=self.count, max_tokens=view.max_tokens) for _ in prompts]
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
         return []
@@ -98,7 +98,7 @@ class Bench:
         )
         self.settings = settings_of(**{**quiet, **changes})
         self.selector: Any = selector or Scripted()
-        own = Seams(
+        own = Plugins(
             prompts=Sequential(),
             budget=Candidates(candidates),
             selector=self.selector,
@@ -215,10 +215,10 @@ class Bench:
     def learn(self, commands: Iterable[AnyCommand]) -> list[AnyCommand]:
         """The learner answers every Train, and FinishStep with the next version."""
         before = len(self.everything)
-        for train in only(commands, Train):
+        for train in only(commands, TrainGroup):
             tokens = sum(m.weight * len(m.response) / 4 for m in train.members)
             self.handle(Trained(rank=train.rank, group=train.group, tokens=tokens))
-        for finish in only(self.everything[before:], FinishStep):
+        for finish in only(self.everything[before:], CloseStep):
             for rank in range(self.settings.ranks):
                 version = finish.step + 1
                 self.handle(StepApplied(rank=rank, step=finish.step, version=version))
@@ -251,8 +251,8 @@ class Bench:
         return [r.fields["text"] for r in reports if r.what == "warning"]
 
     @property
-    def over(self) -> ShutDown | None:
-        found = only(self.everything, ShutDown)
+    def over(self) -> Shutdown | None:
+        found = only(self.everything, Shutdown)
         return found[-1] if found else None
 
 
@@ -263,4 +263,4 @@ def only(commands: Iterable[AnyCommand], kind: type[T]) -> list[T]:
 
 def placed(commands: Iterable[AnyCommand]) -> list[tuple[int, int]]:
     """(trajectory, leg) of every Place, in order."""
-    return [(c.trajectory, c.leg) for c in only(commands, Place)]
+    return [(c.trajectory, c.leg) for c in only(commands, Generate)]

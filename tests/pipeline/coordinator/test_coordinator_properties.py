@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import Tokens
-from pipeline.coordinator.group_manager import Roster
-from pipeline.coordinator.groups import Cause, Group, IllegalTransition, Stage, Trajectory
-from pipeline.coordinator.scheduler import Placement
-from pipeline.coordinator.token_ingest import Intake
-from pipeline.coordinator.token_ledger import Ledger
+from pipeline.coordinator.group_manager import GroupManager
+from pipeline.coordinator.groups import (
+    Group,
+    GroupState,
+    IllegalTransition,
+    Trajectory,
+    TrajectoryEvent,
+)
+from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.token_ingest import TokenIngest
+from pipeline.coordinator.token_ledger import TokenLedger
 from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
 SELECTORS = ["all", "first_m", "shortest", "dual_end", "concise_confident"]
@@ -144,61 +150,61 @@ def _find(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Any) 
 
 
 def test_the_world_finds_a_ledger_that_loses_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    move = Ledger.move
+    move = TokenLedger.move
 
-    def losing(self: Ledger, tokens: int, source: str, target: str, why: str = "") -> None:
+    def losing(self: TokenLedger, tokens: int, source: str, target: str, why: str = "") -> None:
         move(self, tokens, source, target, why)
         self.accounts[target] -= target == "aborted" and tokens > 0
 
-    _find(monkeypatch, Ledger, "move", losing)
+    _find(monkeypatch, TokenLedger, "move", losing)
 
 
 def test_the_world_finds_a_placement_that_forgets_lost_legs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def forgetting(self: Placement, trajectory: Trajectory) -> None:
-        trajectory.advance(Cause.LEG_LOST, 0.0)
+    def forgetting(self: Scheduler, trajectory: Trajectory) -> None:
+        trajectory.advance(TrajectoryEvent.LEG_LOST, 0.0)
         trajectory.leg += 1
         trajectory.engine = ""
 
-    _find(monkeypatch, Placement, "requeue", forgetting)
+    _find(monkeypatch, Scheduler, "requeue", forgetting)
 
 
 def test_the_world_finds_a_slot_that_is_freed_before_its_finish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    end_leg = Placement.end_leg
+    end_leg = Scheduler.end_leg
 
-    def hasty(self: Placement, trajectory: Trajectory) -> None:
+    def hasty(self: Scheduler, trajectory: Trajectory) -> None:
         self.engines[trajectory.engine].legs.pop((trajectory.id, trajectory.leg), None)
         end_leg(self, trajectory)
 
-    _find(monkeypatch, Placement, "end_leg", hasty)
+    _find(monkeypatch, Scheduler, "end_leg", hasty)
 
 
 def test_the_world_finds_a_roster_that_forgets_a_deferred_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    end = Roster.end
+    end = GroupManager.end
 
-    def careless(self: Roster, group: Group, stage: Stage, why: str = "") -> None:
+    def careless(self: GroupManager, group: Group, stage: GroupState, why: str = "") -> None:
         end(self, group, stage, why)
         self.deferred.clear()
 
-    _find(monkeypatch, Roster, "end", careless)
+    _find(monkeypatch, GroupManager, "end", careless)
 
 
 def test_the_world_finds_an_intake_that_applies_late_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def trusting(self: Intake, event: Tokens) -> str:
+    def trusting(self: TokenIngest, event: Tokens) -> str:
         for chunk in event.chunks:
             member = self._core.trajectories.get(chunk.trajectory)
             if member is not None and chunk.count:
                 member.tokens += bytes(4 * chunk.count)
                 self._core.ledger.sample(chunk.count, "open")
             if member is not None and chunk.finish == "stop":
-                self._end(member, Cause.ENDED)
+                self._end(member, TrajectoryEvent.ENDED)
         return ""
 
-    _find(monkeypatch, Intake, "frame", trusting)
+    _find(monkeypatch, TokenIngest, "frame", trusting)

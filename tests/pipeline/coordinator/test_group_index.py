@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.coordinator import staleness
-from pipeline.coordinator.group_index import PLACES, Tally, place_of
-from pipeline.coordinator.groups import Group, Stage
-from pipeline.coordinator.state import Core
+from pipeline.coordinator.group_index import SUBSTATES, GroupIndex, substate_of
+from pipeline.coordinator.groups import Group, GroupState
+from pipeline.coordinator.state import CoordinatorState
 from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
 
@@ -17,65 +17,70 @@ def group(number: int, kind: str = "train") -> Group:
     return Group(id=number, kind=kind, prompt=number, attempt=0, step=0, size=2, max_tokens=8)
 
 
-def counted(tally: Tally) -> dict[str, int]:
+def counted(tally: GroupIndex) -> dict[str, int]:
     return {place: count for place, count in tally.counts.items() if count}
 
 
 def test_a_group_is_counted_where_it_stands_and_no_more_when_it_has_ended() -> None:
-    tally, one = Tally(), group(0)
-    tally.note(one)
+    tally, one = GroupIndex(), group(0)
+    tally.update(one)
     assert counted(tally) == {"open": 1}
     one.enough = True
-    tally.note(one)
+    tally.update(one)
     assert counted(tally) == {"enough": 1}
     one.dead = True
-    tally.note(one)
+    tally.update(one)
     assert counted(tally) == {"dead": 1}
     assert tally.live == 0, "another is opened for it"
     one.dead = False
-    for stage in (Stage.CHOSEN, Stage.READY, Stage.TAKEN):
+    for stage in (GroupState.CHOSEN, GroupState.READY, GroupState.TAKEN):
         one.advance(stage, 0.0)
-        tally.note(one)
+        tally.update(one)
         assert counted(tally) == {stage.value: 1}
         assert tally.groups(stage) == [one]
-    one.advance(Stage.TRAINED, 0.0)
-    tally.note(one)
+    one.advance(GroupState.TRAINED, 0.0)
+    tally.update(one)
     assert counted(tally) == {}
-    assert (tally.live, tally.groups(*PLACES.values())) == (0, [])
+    assert (tally.live, tally.groups(*SUBSTATES.values())) == (0, [])
 
 
 def test_groups_come_oldest_first_whatever_they_have_been_through() -> None:
-    tally, groups = Tally(), [group(number) for number in range(4)]
+    tally, groups = GroupIndex(), [group(number) for number in range(4)]
     for one in groups:
-        tally.note(one)
+        tally.update(one)
     for number in (2, 0, 3):
         groups[number].enough = number != 0
-        groups[number].advance(Stage.CHOSEN, 0.0)
-        tally.note(groups[number])
+        groups[number].advance(GroupState.CHOSEN, 0.0)
+        tally.update(groups[number])
     for number in (3, 2):
-        groups[number].advance(Stage.READY, 0.0)
-        tally.note(groups[number])
+        groups[number].advance(GroupState.READY, 0.0)
+        tally.update(groups[number])
     assert tally.ready == (2, 3)
-    assert [g.id for g in tally.groups(Stage.READY, Stage.CHOSEN, Stage.OPEN)] == [0, 1, 2, 3]
-    groups[2].advance(Stage.TAKEN, 0.0)
-    tally.note(groups[2])
+    assert [g.id for g in tally.groups(GroupState.READY, GroupState.CHOSEN, GroupState.OPEN)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    groups[2].advance(GroupState.TAKEN, 0.0)
+    tally.update(groups[2])
     assert tally.ready == (3,)
 
 
 def test_all_are_trained_when_no_taken_group_waits_for_its_rank() -> None:
-    tally, one = Tally(), group(0)
+    tally, one = GroupIndex(), group(0)
     assert tally.all_trained
-    one.stage = Stage.TAKEN
-    tally.note(one)
+    one.stage = GroupState.TAKEN
+    tally.update(one)
     assert not tally.all_trained
     one.trained_tokens = 0.0
-    tally.note(one)
+    tally.update(one)
     assert tally.all_trained
 
 
 def test_evaluation_groups_are_not_counted() -> None:
-    tally = Tally()
-    tally.note(group(0, "eval"))
+    tally = GroupIndex()
+    tally.update(group(0, "eval"))
     assert counted(tally) == {}
 
 
@@ -83,10 +88,10 @@ def test_evaluation_groups_are_not_counted() -> None:
 
 
 def forgets(place: str) -> Any:
-    note = Tally.note
+    note = GroupIndex.update
 
-    def forgetful(self: Tally, group: Group) -> None:
-        if place_of(group) != place:
+    def forgetful(self: GroupIndex, group: Group) -> None:
+        if substate_of(group) != place:
             note(self, group)
 
     return forgetful
@@ -109,15 +114,15 @@ def _noticed(worlds: dict[str, Any], selector: str, message: str) -> None:
 def test_the_world_finds_a_group_that_is_not_noted(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(Tally, "note", forgets(place))
+    monkeypatch.setattr(GroupIndex, "note", forgets(place))
     _noticed({}, "dual_end", "")
 
 
 def test_the_world_finds_a_group_that_moves_past_the_books(monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(self: Core, group: Group, stage: Stage, why: str = "") -> None:
+    def advance(self: CoordinatorState, group: Group, stage: GroupState, why: str = "") -> None:
         group.advance(stage, self.now, why)
 
-    monkeypatch.setattr(Core, "advance", advance)
+    monkeypatch.setattr(CoordinatorState, "advance", advance)
     _noticed({}, "first_m", "counted wrong")
 
 

@@ -13,20 +13,20 @@ from pipeline.coordinator.groups import (
     GROUP_TRANSITIONS,
     TRANSITIONS,
     UNENDED,
-    Cause,
     Group,
+    GroupState,
     IllegalTransition,
-    Stage,
-    State,
     Trajectory,
+    TrajectoryEvent,
+    TrajectoryState,
 )
 
 
-def trajectory_in(state: State) -> Trajectory:
+def trajectory_in(state: TrajectoryState) -> Trajectory:
     return Trajectory(id=7, group=3, member=0, max_tokens=8, state=state, since=1.0)
 
 
-def group_in(stage: Stage) -> Group:
+def group_in(stage: GroupState) -> Group:
     return Group(
         id=3,
         kind="train",
@@ -40,12 +40,14 @@ def group_in(stage: Stage) -> Group:
     )
 
 
-ILLEGAL = [(s, c) for s in State for c in Cause if c not in TRANSITIONS[s]]
-ILLEGAL_STAGES = [(a, b) for a in Stage for b in Stage if b not in GROUP_TRANSITIONS[a]]
+ILLEGAL = [(s, c) for s in TrajectoryState for c in TrajectoryEvent if c not in TRANSITIONS[s]]
+ILLEGAL_STAGES = [(a, b) for a in GroupState for b in GroupState if b not in GROUP_TRANSITIONS[a]]
 
 
 @pytest.mark.parametrize("state,cause", ILLEGAL, ids=lambda v: str(v))
-def test_illegal_transition_raises_and_changes_nothing(state: State, cause: Cause) -> None:
+def test_illegal_transition_raises_and_changes_nothing(
+    state: TrajectoryState, cause: TrajectoryEvent
+) -> None:
     trajectory = trajectory_in(state)
     before = msgspec.msgpack.encode(trajectory)
     with pytest.raises(IllegalTransition, match=f"trajectory 7: {cause} while {state}"):
@@ -54,7 +56,9 @@ def test_illegal_transition_raises_and_changes_nothing(state: State, cause: Caus
 
 
 @pytest.mark.parametrize("stage,target", ILLEGAL_STAGES, ids=lambda v: str(v))
-def test_illegal_group_transition_raises_and_changes_nothing(stage: Stage, target: Stage) -> None:
+def test_illegal_group_transition_raises_and_changes_nothing(
+    stage: GroupState, target: GroupState
+) -> None:
     group = group_in(stage)
     before = msgspec.msgpack.encode(group)
     with pytest.raises(IllegalTransition, match=f"group 3: to {target} while {stage}"):
@@ -82,27 +86,39 @@ def reachable(table: Mapping[Any, Any], start: Any) -> set[Any]:
 
 
 def test_every_state_is_in_the_table_and_can_be_reached() -> None:
-    assert set(TRANSITIONS) == set(State) == reachable(TRANSITIONS, State.QUEUED)
-    assert set(GROUP_TRANSITIONS) == set(Stage) == reachable(GROUP_TRANSITIONS, Stage.OPEN)
+    assert (
+        set(TRANSITIONS) == set(TrajectoryState) == reachable(TRANSITIONS, TrajectoryState.QUEUED)
+    )
+    assert (
+        set(GROUP_TRANSITIONS) == set(GroupState) == reachable(GROUP_TRANSITIONS, GroupState.OPEN)
+    )
 
 
 def test_every_cause_does_something() -> None:
-    assert {cause for causes in TRANSITIONS.values() for cause in causes} == set(Cause)
+    assert {cause for causes in TRANSITIONS.values() for cause in causes} == set(TrajectoryEvent)
 
 
 def test_states_are_ended_unended_or_aborted_and_only_ended_ones_are_final() -> None:
-    assert ENDED | UNENDED | {State.ABORTED} == set(State)
+    assert ENDED | UNENDED | {TrajectoryState.ABORTED} == set(TrajectoryState)
     assert not ENDED & UNENDED
-    assert {s for s in State if not TRANSITIONS[s]} == ENDED | {State.ABORTED}
+    assert {s for s in TrajectoryState if not TRANSITIONS[s]} == ENDED | {TrajectoryState.ABORTED}
 
 
 def test_trained_is_reached_from_taken_alone() -> None:
-    assert {s for s in Stage if Stage.TRAINED in GROUP_TRANSITIONS[s]} == {Stage.TAKEN}
+    assert {s for s in GroupState if GroupState.TRAINED in GROUP_TRANSITIONS[s]} == {
+        GroupState.TAKEN
+    }
 
 
 def test_members_are_shown_in_order_of_arrival_then_by_id_without_the_aborted() -> None:
-    group = group_in(Stage.OPEN)
-    states = [State.QUEUED, State.FINISHED, State.ABORTED, State.TRUNCATED, State.RUNNING]
+    group = group_in(GroupState.OPEN)
+    states = [
+        TrajectoryState.QUEUED,
+        TrajectoryState.FINISHED,
+        TrajectoryState.ABORTED,
+        TrajectoryState.TRUNCATED,
+        TrajectoryState.RUNNING,
+    ]
     group.members = [
         Trajectory(id=i, group=3, member=i, max_tokens=8, state=s) for i, s in enumerate(states)
     ]
@@ -111,7 +127,7 @@ def test_members_are_shown_in_order_of_arrival_then_by_id_without_the_aborted() 
 
 
 def test_tokens_held_last_token_and_confidence_follow_from_the_bytes() -> None:
-    trajectory = trajectory_in(State.RUNNING)
+    trajectory = trajectory_in(TrajectoryState.RUNNING)
     assert (trajectory.held, trajectory.last_token, trajectory.confidence) == (0, -1, 0.0)
     trajectory.tokens += (5).to_bytes(4, "little") + (70000).to_bytes(4, "little")
     trajectory.logprob_sum = -3.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.coordinator.latency_model import FLAT, Latency, Meter
+from pipeline.coordinator.latency_model import FLAT, LatencyMeter, LatencyModel
 
 CURVE = ((1, 0.010), (32, 0.012), (64, 0.020))
 
@@ -15,7 +15,7 @@ CURVE = ((1, 0.010), (32, 0.012), (64, 0.020))
     "running,seconds", [(0, 0.010), (1, 0.010), (32, 0.012), (48, 0.016), (64, 0.020), (96, 0.028)]
 )
 def test_between_points_and_beyond_the_last_it_is_a_straight_line(running: int, seconds: float):
-    assert Latency(CURVE).seconds(running) == pytest.approx(seconds)
+    assert LatencyModel(CURVE).seconds(running) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ def test_between_points_and_beyond_the_last_it_is_a_straight_line(running: int, 
 def test_the_knee_is_where_more_sequences_hardly_sample_more_per_second(
     points: tuple[tuple[int, float], ...], knee: int
 ):
-    assert Latency(points).knee() == knee
+    assert LatencyModel(points).knee() == knee
 
 
 @pytest.mark.parametrize("points", [(), ((1, 0.1),), ((2, 0.1), (1, 0.2)), ((1, 0.0), (2, 0.1))])
 def test_a_profile_that_is_none_is_refused(points: tuple[tuple[int, float], ...]) -> None:
     with pytest.raises(ValueError, match="two or more"):
-        Latency(points)
+        LatencyModel(points)
 
 
 def test_frames_move_the_curve_towards_what_they_show_and_leave_the_rest() -> None:
-    curve = Latency(CURVE)
+    curve = LatencyModel(CURVE)
     for _ in range(200):
         curve.blend(64, 0.040)
     assert curve.seconds(64) == pytest.approx(0.040, rel=1e-3)
@@ -44,7 +44,7 @@ def test_frames_move_the_curve_towards_what_they_show_and_leave_the_rest() -> No
 
 
 def test_the_knee_moves_with_the_curve() -> None:
-    curve = Latency(CURVE)
+    curve = LatencyModel(CURVE)
     assert curve.knee() == 32
     for _ in range(200):
         curve.blend(64, 0.012)
@@ -53,7 +53,7 @@ def test_the_knee_moves_with_the_curve() -> None:
 
 @given(st.lists(st.tuples(st.floats(1, 64), st.floats(1e-6, 1e3, exclude_min=True)), max_size=200))
 def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float]]) -> None:
-    curve = Latency(CURVE)
+    curve = LatencyModel(CURVE)
     for running, seconds in shown:
         curve.blend(running, seconds)
     values = [seconds for _, seconds in curve.points]
@@ -62,7 +62,7 @@ def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float
 
 
 def test_a_meter_measures_running_time_over_tokens() -> None:
-    meter = Meter()
+    meter = LatencyMeter()
     assert meter.frame(10.0, 4, 0) is None
     assert meter.frame(10.5, 4, 100) is None
     running, seconds = meter.frame(11.0, 8, 300) or (0.0, 0.0)
@@ -71,7 +71,7 @@ def test_a_meter_measures_running_time_over_tokens() -> None:
 
 
 def test_an_idle_engine_measures_nothing() -> None:
-    meter = Meter()
+    meter = LatencyMeter()
     meter.frame(0.0, 2, 5)
     assert meter.frame(50.0, 0, 0) is None
     assert meter.frame(51.5, 2, 5) is None, "the idle time is no latency"

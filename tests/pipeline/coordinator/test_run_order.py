@@ -11,23 +11,23 @@ import pytest
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Phase
 from pipeline.coordinator.events import (
+    Checkpoint,
     Checkpointed,
-    Cut,
+    Generate,
     Halt,
-    Judge,
     LearnerJoined,
-    Place,
     Report,
+    RequestReward,
     RewardMissing,
     RewardReady,
-    ShutDown,
+    Shutdown,
     StepApplied,
     Tick,
-    Train,
     Trained,
+    TrainGroup,
     VersionPublished,
 )
-from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.groups import GroupState
 from pipeline.plugins.actions import Finalize, Plan
 from pipeline.plugins.views import EvalSet, PlanView
 from tests.pipeline.coordinator.bench import Bench, only
@@ -60,11 +60,11 @@ def test_halt_ends_legs_at_the_tokens_held_cuts_and_ends() -> None:
     bench.begin()
     bench.tokens(0, 4)
     commands = halted(bench, "disk full")
-    assert [type(c) for c in commands if isinstance(c, Cut | Place)] == [Cut]
+    assert [type(c) for c in commands if isinstance(c, Checkpoint | Generate)] == [Checkpoint]
     assert bench.over is None
     bench.tokens(0, 2, "abort", leg=0, offset=4)
     bench.handle(Checkpointed(step=0))
-    assert bench.over == ShutDown(error="disk full")
+    assert bench.over == Shutdown(error="disk full")
     assert bench.accounts["open"] == 4
 
 
@@ -73,24 +73,24 @@ def test_halt_inside_the_optimizer_step_waits_for_it() -> None:
     bench.begin()
     bench.train_one(0)
     bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    assert only(halted(bench), Cut) == []
-    [cut] = only(finish_of(bench), Cut)
+    assert only(halted(bench), Checkpoint) == []
+    [cut] = only(finish_of(bench), Checkpoint)
     assert (cut.step, cut.version) == (1, 1)
     bench.handle(Checkpointed(step=1))
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_halt_while_another_checkpoint_is_written_cuts_once_more_after_it() -> None:
     bench = Bench(steps=5, checkpoint_every=1)
     bench.begin()
     bench.learn(bench.train_one(0))
-    assert len(only(bench.everything, Cut)) == 1
+    assert len(only(bench.everything, Checkpoint)) == 1
     bench.serve()
-    assert only(halted(bench), Cut) == []
-    assert len(only(bench.handle(Checkpointed(step=1)), Cut)) == 1
+    assert only(halted(bench), Checkpoint) == []
+    assert len(only(bench.handle(Checkpointed(step=1)), Checkpoint)) == 1
     assert bench.over is None
     bench.handle(Checkpointed(step=1))
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_halt_before_everything_has_joined_ends_without_a_cut() -> None:
@@ -98,8 +98,8 @@ def test_halt_before_everything_has_joined_ends_without_a_cut() -> None:
     bench.handle(LearnerJoined(rank=0))
     bench.handle(VersionPublished(version=0))
     commands = halted(bench, "learner rank 1 is missing")
-    assert only(commands, Cut) == [], "rank 1 would never write its part"
-    assert bench.over == ShutDown(error="learner rank 1 is missing")
+    assert only(commands, Checkpoint) == [], "rank 1 would never write its part"
+    assert bench.over == Shutdown(error="learner rank 1 is missing")
 
 
 def test_a_second_halt_changes_nothing() -> None:
@@ -114,11 +114,11 @@ def test_checkpoints_follow_every_nth_step_and_the_last() -> None:
     bench.begin(slots=30)
     for _ in range(3):
         bench.learn(bench.train_one(next(iter(bench.core.groups))))
-        for cut in only(bench.everything[-6:], Cut):
+        for cut in only(bench.everything[-6:], Checkpoint):
             bench.handle(Checkpointed(step=cut.step))
         bench.serve()
-    assert [c.step for c in only(bench.everything, Cut)] == [2, 3]
-    assert bench.over == ShutDown(error="")
+    assert [c.step for c in only(bench.everything, Checkpoint)] == [2, 3]
+    assert bench.over == Shutdown(error="")
 
 
 def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_left_out() -> None:
@@ -127,22 +127,22 @@ def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_lef
     for _ in range(3):
         bench.learn(bench.train_one(next(iter(bench.core.groups))))
         bench.serve()
-    assert [c.step for c in only(bench.everything, Cut)] == [1]
+    assert [c.step for c in only(bench.everything, Checkpoint)] == [1]
     assert "no checkpoint at step 2: the one before is still being written" in bench.warnings()
     assert bench.over is None
-    [last] = only(bench.handle(Checkpointed(step=1)), Cut)
+    [last] = only(bench.handle(Checkpointed(step=1)), Checkpoint)
     assert last.step == 3
     bench.handle(Checkpointed(step=3))
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_a_last_step_that_is_empty_is_in_a_checkpoint_too() -> None:
     bench = Bench(seams={"prompts": Nothing()}, steps=1, checkpoint_every=5)
     bench.begin()
-    [cut] = only(bench.everything, Cut)
+    [cut] = only(bench.everything, Checkpoint)
     assert cut.step == 1
     bench.handle(Checkpointed(step=1))
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_a_checkpoint_that_fails_is_a_warning_and_the_run_goes_on() -> None:
@@ -165,12 +165,12 @@ def test_rewards_that_come_before_a_resumed_learner_make_no_group_stale() -> Non
 
     again = Bench()
     asked = snapshot.restore(again.coordinator, saved, 0.0)
-    assert [c.trajectory for c in only(asked, Judge)] == [0, 1]
+    assert [c.trajectory for c in only(asked, RequestReward)] == [0, 1]
     for trajectory in (0, 1):
         again.coordinator.handle(RewardReady(trajectory=trajectory, value=float(trajectory)), 1.0)
-    assert again.group(0).stage is Stage.CHOSEN
+    assert again.group(0).stage is GroupState.CHOSEN
     commands = again.begin(version=3)
-    assert [t.group for t in only(commands, Train)] == [0]
+    assert [t.group for t in only(commands, TrainGroup)] == [0]
 
 
 def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
@@ -180,8 +180,8 @@ def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
     halted(bench)
     again = Bench(need=2)
     snapshot.restore(again.coordinator, snapshot.take(bench.coordinator), 0.0)
-    assert again.group(0).stage is Stage.READY
-    assert [t.group for t in only(again.begin(slots=20), Train)] == [0]
+    assert again.group(0).stage is GroupState.READY
+    assert [t.group for t in only(again.begin(slots=20), TrainGroup)] == [0]
 
 
 def test_a_state_that_does_not_add_up_is_refused() -> None:
@@ -210,7 +210,7 @@ def test_the_run_is_evaluated_before_the_first_and_after_the_last_step() -> None
     bench = Bench(held_out=2, eval_samples=2, eval_every=10)
     bench.begin(slots=20)
     assert bench.coordinator.phase is Phase.EVALUATING
-    assert {c.kind for c in only(bench.everything, Place)} == {"eval"}
+    assert {c.kind for c in only(bench.everything, Generate)} == {"eval"}
     evaluate(bench, 0.0)
     group = next(iter(bench.core.groups))
     assert bench.group(group).kind == "train"
@@ -222,7 +222,7 @@ def test_the_run_is_evaluated_before_the_first_and_after_the_last_step() -> None
         (0, 0.0, 4),
         (1, 1.0, 4),
     ]
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
     assert bench.accounts["eval"] == 32
 
 
@@ -242,8 +242,8 @@ def test_a_run_of_zero_steps_only_evaluates() -> None:
     bench = Bench(held_out=1, eval_samples=1, eval_every=1, steps=0)
     bench.begin()
     evaluate(bench, 1.0)
-    assert bench.over == ShutDown(error="")
-    assert not only(bench.everything, Train)
+    assert bench.over == Shutdown(error="")
+    assert not only(bench.everything, TrainGroup)
 
 
 def test_evaluation_prompts_are_sampled_anew_at_every_step() -> None:
@@ -252,7 +252,7 @@ def test_evaluation_prompts_are_sampled_anew_at_every_step() -> None:
     evaluate(bench, 1.0)
     bench.learn(bench.train_one(next(iter(bench.core.groups))))
     bench.serve()
-    seeds = [c.seed for c in only(bench.everything, Place) if c.kind == "eval"]
+    seeds = [c.seed for c in only(bench.everything, Generate) if c.kind == "eval"]
     assert len(seeds) == len(set(seeds)) == 2
 
 
@@ -267,7 +267,7 @@ def test_halt_in_an_evaluation_leaves_it_out_and_it_begins_again() -> None:
     again = Bench(held_out=1, eval_samples=2, eval_every=1)
     snapshot.restore(again.coordinator, saved, 0.0)
     commands = again.begin()
-    assert [c.kind for c in only(commands, Place)] == ["eval", "eval"]
+    assert [c.kind for c in only(commands, Generate)] == ["eval", "eval"]
 
 
 AIME = EvalSet(name="aime", first=1, count=2, samples=2, k=(1, 2))
@@ -276,7 +276,7 @@ SETS = (EvalSet(name="", first=0, count=1, samples=1, k=(1,)), AIME)
 
 def test_each_set_has_its_own_samples_figures_and_greedy_ones() -> None:
     bench = Bench(steps=0, held_out=3, eval_every=1, eval_sets=SETS, eval_greedy=True)
-    places = only(bench.begin(slots=20), Place)
+    places = only(bench.begin(slots=20), Generate)
     assert [(p.prompt, p.greedy) for p in places] == [
         (0, False), (0, True),
         (1, False), (1, False), (1, True), (2, False), (2, False), (2, True),
@@ -323,13 +323,13 @@ def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -
             bench.handle(Checkpointed(step=1))
         else:
             evaluate(bench, value)
-        new = [c.step for c in only(bench.everything, Cut)][len(cuts) :]
+        new = [c.step for c in only(bench.everything, Checkpoint)][len(cuts) :]
         cuts += new
         if new and new != [1]:
             bench.handle(Checkpointed(step=new[-1]))
     assert cuts == [1, 2, 4], "of equal ones the earlier is kept"
     assert bench.coordinator.evaluations.ranked() == [4, 2, 3, 1]
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from pipeline.coordinator.events import (
-    EndLegs,
+    AbortLegs,
     EngineJoined,
     EngineLost,
-    Place,
+    Generate,
+    LoadWeights,
     Restart,
-    Serve,
     Tick,
     VersionPublished,
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.coordinator.groups import State
+from pipeline.coordinator.groups import TrajectoryState
 from pipeline.plugins.actions import Abort, Park, Sample, Stop
 from tests.pipeline.coordinator.bench import Bench, only, placed
 
@@ -25,11 +25,11 @@ def test_no_request_goes_to_an_engine_that_has_not_proved_its_weights() -> None:
     bench = Bench()
     commands = bench.begin(engines=0)
     bench.join("e0")
-    assert only(commands, Place) == []
-    [serve] = only(bench.everything, Serve)
+    assert only(commands, Generate) == []
+    [serve] = only(bench.everything, LoadWeights)
     assert (serve.engine, serve.version) == ("e0", 0)
-    kinds = [type(c) for c in bench.everything if isinstance(c, Serve | Place)]
-    assert kinds == [Serve, Place, Place, Place]
+    kinds = [type(c) for c in bench.everything if isinstance(c, LoadWeights | Generate)]
+    assert kinds == [LoadWeights, Generate, Generate, Generate]
 
 
 @pytest.mark.fault(
@@ -46,7 +46,7 @@ def test_an_engine_whose_probe_differs_too_much_is_asked_again_and_restarted_aft
     bench.handle(VersionPublished(version=1))  # its load was proved; now another
     for attempt in (1, 2):
         commands = bench.serve(gap=0.5)
-        assert len(only(commands, Serve)) == 1, f"attempt {attempt}"
+        assert len(only(commands, LoadWeights)) == 1, f"attempt {attempt}"
         assert only(commands, Restart) == []
     assert len(only(bench.serve(gap=0.5), Restart)) == 1
     assert "probe differs by 0.5 nats" in bench.warnings()[-2]
@@ -83,7 +83,7 @@ def test_legs_are_spread_over_engines_by_load() -> None:
     loads = {e.name: len(e.legs) for e in bench.coordinator.placement.engines.values()}
     assert loads == {"e0": 2, "e1": 4, "e2": 0}, "first come, first served, up to its share"
     commands = bench.ask(0, Sample(4))
-    assert [c.engine for c in only(commands, Place)] == ["e2", "e2", "e1", "e2"]
+    assert [c.engine for c in only(commands, Generate)] == ["e2", "e2", "e1", "e2"]
 
 
 def test_the_first_engine_with_new_weights_leaves_the_others_their_part() -> None:
@@ -93,9 +93,9 @@ def test_the_first_engine_with_new_weights_leaves_the_others_their_part() -> Non
         bench.learn(bench.train_one(group))
     assert bench.core.version == 1
     first = bench.serve("e1")
-    assert {c.engine for c in only(first, Place)} == {"e1"}
-    assert len(only(first, Place)) == 4, "half of six new ones and two that are ending on e0"
-    assert len(only(bench.serve("e0"), Place)) == 2
+    assert {c.engine for c in only(first, Generate)} == {"e1"}
+    assert len(only(first, Generate)) == 4, "half of six new ones and two that are ending on e0"
+    assert len(only(bench.serve("e0"), Generate)) == 2
 
 
 @pytest.mark.fault("an engine takes too long to load new weights", part="engines", by="direct")
@@ -107,9 +107,9 @@ def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
     bench.begin(engines=2)
     for group in (0, 1):
         bench.learn(bench.train_one(group))
-    assert len(only(bench.serve("e1"), Place)) == 4
+    assert len(only(bench.serve("e1"), Generate)) == 4
     bench.now += 5.0
-    assert len(only(bench.handle(Tick()), Place)) == 2
+    assert len(only(bench.handle(Tick()), Generate)) == 2
 
 
 @pytest.mark.fault("an engine answers an abort late", part="engines", by="direct")
@@ -121,7 +121,7 @@ def test_a_slot_is_free_only_when_the_finish_has_arrived_in_band() -> None:
     bench.begin(slots=2)
     bench.tokens(0, 3)
     commands = bench.ask(0, Abort((0,)))
-    assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((0, 0),))]
+    assert only(commands, AbortLegs) == [AbortLegs(engine="e0", legs=((0, 0),))]
     assert placed(commands) == [], "its slot is not free yet"
     commands = bench.tokens(0, 1, "abort", leg=0, offset=3)
     assert placed(commands) == [(2, 0)]
@@ -145,7 +145,7 @@ def test_the_oldest_group_is_placed_first() -> None:
     commands = bench.tokens(0, 3, "stop")
     assert placed(commands) == [(1, 0)]
     commands = bench.tokens(1, 3, "stop")
-    [place] = only(commands, Place)
+    [place] = only(commands, Generate)
     assert bench.member(place.trajectory).group == 1
 
 
@@ -155,7 +155,7 @@ def test_every_leg_and_every_member_has_a_seed_of_its_own() -> None:
     for _ in range(3):
         commands += bench.ask(0, Park((0,)))
         commands += bench.tokens(0, 0, "abort", leg=bench.member(0).leg - 1)
-    seeds = [c.seed for c in only(commands, Place)]
+    seeds = [c.seed for c in only(commands, Generate)]
     assert len(set(seeds)) == len(seeds) == 6
     assert all(0 <= seed < 2**62 for seed in seeds)
 
@@ -165,7 +165,7 @@ def test_a_resumed_leg_gets_the_tokens_held_and_what_is_left_of_the_limit() -> N
     bench.begin()
     bench.tokens(0, 5)
     bench.ask(0, Park((0,)))
-    [place] = [c for c in only(bench.everything, Place) if c.leg == 1]
+    [place] = [c for c in only(bench.everything, Generate) if c.leg == 1]
     assert len(place.prefix) == 20
     assert place.max_tokens == 24 - 5
     assert bench.core.ledger.prefilled_again == 5
@@ -188,7 +188,7 @@ def test_a_queued_member_can_be_parked_and_comes_back() -> None:
     bench = Bench()
     bench.begin(slots=2)
     bench.ask(0, Park((2,)))
-    assert bench.member(2).state is State.PARKED
+    assert bench.member(2).state is TrajectoryState.PARKED
     commands = bench.tokens(0, 3, "stop")
     assert placed(commands) == [(2, 1)]
 

@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.events import (
-    EndLegs,
-    Judge,
+    AbortLegs,
+    CancelReward,
+    RequestReward,
     RewardMissing,
-    Train,
-    Unjudge,
+    TrainGroup,
 )
-from pipeline.coordinator.groups import Stage, State
+from pipeline.coordinator.groups import GroupState, TrajectoryState
 from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Abort,
@@ -120,13 +120,13 @@ def test_sample_adds_candidates_that_are_placed_at_once(bench: Bench) -> None:
 
 def test_abort_stops_a_running_member_and_counts_its_tokens(bench: Bench) -> None:
     commands = bench.ask(0, Abort((1, 2)))
-    assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((1, 0), (2, 0)))]
+    assert only(commands, AbortLegs) == [AbortLegs(engine="e0", legs=((1, 0), (2, 0)))]
     assert bench.accounts["aborted"] == 3
 
 
 def test_abort_of_an_ended_member_takes_it_out_of_the_group(bench: Bench) -> None:
     commands = bench.ask(0, Abort((0,)))
-    assert only(commands, Unjudge) == [Unjudge(trajectory=0)]
+    assert only(commands, CancelReward) == [CancelReward(trajectory=0)]
     assert [m.id for m in bench.group(0).in_order_of_arrival()] == [1, 2]
     assert bench.accounts == {"open": 3, "aborted": 4}
 
@@ -142,8 +142,8 @@ def test_a_candidate_after_an_abort_has_a_seed_that_nobody_had(bench: Bench) -> 
 
 def test_stop_keeps_the_member_as_truncated_and_has_it_judged(bench: Bench) -> None:
     commands = bench.ask(0, Stop((1,)))
-    assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((1, 0),))]
-    [judge] = only(commands, Judge)
+    assert only(commands, AbortLegs) == [AbortLegs(engine="e0", legs=((1, 0),))]
+    [judge] = only(commands, RequestReward)
     assert (judge.trajectory, judge.finish) == (1, "length")
     bench.ask(0)
     view = bench.selector.seen[-1][0]
@@ -152,10 +152,10 @@ def test_stop_keeps_the_member_as_truncated_and_has_it_judged(bench: Bench) -> N
 
 def test_stop_and_finalize_in_one_answer_need_no_round_trip(bench: Bench) -> None:
     bench.ask(0, Stop((1,)), Finalize((0, 1)))
-    assert bench.group(0).stage is Stage.CHOSEN
+    assert bench.group(0).stage is GroupState.CHOSEN
     bench.reward(0, 1.0)
     commands = bench.reward(1, 0.0)
-    [train] = only(commands, Train)
+    [train] = only(commands, TrainGroup)
     assert [(m.trajectory, m.truncated, len(m.response)) for m in train.members] == [
         (0, False, 16),
         (1, True, 12),
@@ -164,7 +164,7 @@ def test_stop_and_finalize_in_one_answer_need_no_round_trip(bench: Bench) -> Non
 
 def test_a_queued_or_parked_member_with_tokens_can_be_stopped(bench: Bench) -> None:
     bench.ask(0, Park((1,), until="published"), Stop((1,)))
-    assert bench.member(1).state is State.TRUNCATED
+    assert bench.member(1).state is TrajectoryState.TRUNCATED
     assert bench.accounts == {"open": 7}
 
 
@@ -175,7 +175,7 @@ def test_enough_keeps_the_group_open_until_the_barrier() -> None:
         bench.tokens(trajectory, 3, "stop")
     bench.ask(0, Enough())
     bench.ask(0, Enough())  # said twice is said once
-    assert bench.group(0).stage is Stage.OPEN
+    assert bench.group(0).stage is GroupState.OPEN
     assert bench.group(0).enough
 
 
@@ -186,8 +186,8 @@ def test_finalize_discards_the_running_and_leaves_the_ended_unchosen_as_redundan
     bench.ask(0, Sample(1))
     bench.tokens(3, 6, "stop")
     commands = bench.ask(0, Finalize((3, 0)))
-    assert only(commands, Unjudge) == [Unjudge(trajectory=1)]
-    assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((2, 0),))]
+    assert only(commands, CancelReward) == [CancelReward(trajectory=1)]
+    assert only(commands, AbortLegs) == [AbortLegs(engine="e0", legs=((2, 0),))]
     bench.reward(0, 1.0)
     bench.learn(bench.reward(3, 0.0))
     assert bench.fate(0) == ("trained", "")
@@ -198,7 +198,7 @@ def test_weights_of_finalize_reach_the_learner_in_the_order_of_ids(bench: Bench)
     bench.tokens(1, 2, "stop")
     bench.ask(0, Finalize((1, 0), weights=(0.0, 0.5)))
     bench.reward(0, 1.0)
-    [train] = only(bench.reward(1, 0.0), Train)
+    [train] = only(bench.reward(1, 0.0), TrainGroup)
     assert [(m.trajectory, m.weight, m.advantage) for m in train.members] == [
         (1, 0.0, -0.5),
         (0, 0.5, 0.5),
@@ -213,7 +213,7 @@ def test_weight_stays_with_its_member_when_another_has_no_reward(bench: Bench) -
     bench.tokens(2, 2, "stop")
     bench.reward(0, 1.0)
     bench.handle(RewardMissing(trajectory=1, why="it raised"))
-    [train] = only(bench.reward(2, 0.0), Train)
+    [train] = only(bench.reward(2, 0.0), TrainGroup)
     assert [(m.trajectory, m.weight) for m in train.members] == [(0, 0.1), (2, 0.3)]
 
 
@@ -251,7 +251,7 @@ def test_a_selector_that_waits_for_rewards_is_asked_until_the_last_one() -> None
     assert [e for _, e in bench.selector.seen if isinstance(e, Rewarded)] == [
         Rewarded(i) for i in (0, 1, 2)
     ]
-    assert bench.group(0).stage is Stage.TAKEN
+    assert bench.group(0).stage is GroupState.TAKEN
 
 
 # --- rewards ----------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_crashed_reward_leaves_the_group_smaller_never_zero(bench: Bench) -> Non
     bench.tokens(2, 2, "stop")
     bench.handle(RewardMissing(trajectory=2, why="it raised"))
     bench.reward(0, 1.0)
-    [train] = only(bench.reward(1, 0.0), Train)
+    [train] = only(bench.reward(1, 0.0), TrainGroup)
     assert [(m.trajectory, m.reward, m.advantage) for m in train.members] == [
         (0, 1.0, 0.5),
         (1, 0.0, -0.5),
@@ -332,7 +332,7 @@ def test_a_stale_member_that_is_not_chosen_hurts_nobody() -> None:
     bench.tokens(1, 2, "stop")
     bench.ask(0, Finalize((0, 1)))
     bench.reward(0, 1.0)
-    assert len(only(bench.reward(1, 0.0), Train)) == 1
+    assert len(only(bench.reward(1, 0.0), TrainGroup)) == 1
 
 
 class Answers:
@@ -373,4 +373,4 @@ def test_a_resume_asks_for_no_reward_that_was_taken_back() -> None:
     bench.ask(0, Finalize((0, 1)))
     saved = snapshot.take(bench.coordinator)
     again = snapshot.restore(Bench(candidates=4).coordinator, saved, 0.0)
-    assert [judge.trajectory for judge in only(again, Judge)] == [0, 1]
+    assert [judge.trajectory for judge in only(again, RequestReward)] == [0, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.coordinator import selection_bias
-from pipeline.coordinator.events import EndLegs, Report, Train
+from pipeline.coordinator.events import AbortLegs, Report, TrainGroup
 from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Finalize
 from tests.pipeline.coordinator.bench import Bench, only
@@ -28,11 +28,11 @@ def test_everyone_is_sampled_to_the_end_and_the_choice_is_trained_on() -> None:
     commands = bench.ask(0, Finalize((0, 1)))
     commands += bench.reward(0, 1.0)
     commands += bench.reward(1, 0.0)
-    assert not only(commands, EndLegs) and not only(commands, Train), "two are still running"
+    assert not only(commands, AbortLegs) and not only(commands, TrainGroup), "two are still running"
     bench.tokens(2, 6, "stop")
     bench.tokens(3, 8, "stop")
     bench.reward(2, 0.0)
-    [train] = only(bench.reward(3, 0.0), Train)
+    [train] = only(bench.reward(3, 0.0), TrainGroup)
     assert [member.trajectory for member in train.members] == [0, 1]
     shifts = bench.coordinator.selection.account.take()
     assert shifts["tokens_shift"] == pytest.approx(3.0 - 5.0)
@@ -58,7 +58,7 @@ def test_other_steps_end_what_was_not_chosen() -> None:
     bench.begin()
     bench.tokens(0, 2, "stop")
     bench.tokens(1, 4, "stop")
-    assert only(bench.ask(0, Finalize((0, 1))), EndLegs)
+    assert only(bench.ask(0, Finalize((0, 1))), AbortLegs)
 
 
 @pytest.mark.parametrize("selector", ["first_m", "dual_end", "concise_confident"])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.coordinator.events import FinishStep, Place, StepApplied, Trained
+from pipeline.coordinator.events import CloseStep, Generate, StepApplied, Trained
 from tests.pipeline.coordinator.bench import Bench, only
 from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
 
 def test_the_next_steps_prompts_go_out_before_the_update() -> None:
     bench = Bench(need=1, steps=3, prompts=9, max_staleness=1)
-    placed = only(bench.begin(slots=20), Place)
+    placed = only(bench.begin(slots=20), Generate)
     assert {p.prompt for p in placed} == {0, 1}, "two steps of one group"
     bench.train_one(0)
     commands = bench.handle(Trained(rank=0, group=0, tokens=5.0))
-    assert only(commands, FinishStep), "the step does not wait for the groups of the next one"
+    assert only(commands, CloseStep), "the step does not wait for the groups of the next one"
     assert bench.group(1).stage == "open"
 
 
@@ -31,7 +31,7 @@ def test_a_group_that_would_become_too_old_is_waited_for() -> None:
     assert late > 1
     commands = bench.train_one(late)  # a younger group is there first
     commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
-    assert not only(commands, FinishStep), "group 1 could not be trained on after version 2"
+    assert not only(commands, CloseStep), "group 1 could not be trained on after version 2"
 
 
 def test_or_dropped_where_that_is_asked_for() -> None:
@@ -45,7 +45,7 @@ def test_or_dropped_where_that_is_asked_for() -> None:
     late = max(bench.core.groups)
     commands = bench.train_one(late)
     commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
-    assert only(commands, FinishStep)
+    assert only(commands, CloseStep)
     bench.handle(StepApplied(rank=0, step=1, version=2))
     assert bench.fate(1) == ("dropped", "stale")
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.coordinator.events import RewardReady, StepApplied, Trained
-from pipeline.coordinator.groups import Group, Stage, State, Trajectory
-from pipeline.coordinator.slot_usage import Occupancy
+from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
+from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.step_metrics import (
     learner_bubble,
     length_figures,
@@ -16,13 +16,16 @@ from pipeline.coordinator.step_metrics import (
     trained_figures,
 )
 from pipeline.plugins.actions import Finalize
-from tests.pipeline.coordinator.bench import Bench, Report, Train, only
+from tests.pipeline.coordinator.bench import Bench, Report, TrainGroup, only
 
 
 def group_of(lengths: dict[int, int], chosen: list[int], running: dict[int, int]) -> Group:
     members = [
         Trajectory(id=i, group=0, member=i, max_tokens=99, state=state, tokens=bytearray(4 * held))
-        for state, found in ((State.FINISHED, lengths), (State.ABORTED, running))
+        for state, found in (
+            (TrajectoryState.FINISHED, lengths),
+            (TrajectoryState.ABORTED, running),
+        )
         for i, held in found.items()
     ]
     return Group(
@@ -70,7 +73,7 @@ def test_the_learner_bubble_is_what_is_left_of_the_step_mean_over_ranks() -> Non
 
 
 def test_the_bubble_counts_idle_slots_from_the_first_placement_to_the_last_end() -> None:
-    seen = Occupancy()
+    seen = SlotUsage()
     seen.change(0.0, slots=2)
     seen.open(5.0)
     seen.change(10.0, busy=2)
@@ -83,7 +86,7 @@ def test_the_bubble_counts_idle_slots_from_the_first_placement_to_the_last_end()
 
 
 def test_an_idle_stretch_between_two_placements_is_a_bubble() -> None:
-    seen = Occupancy()
+    seen = SlotUsage()
     seen.change(0.0, slots=1)
     seen.open(0.0)
     for start in (1.0, 4.0):
@@ -93,7 +96,7 @@ def test_an_idle_stretch_between_two_placements_is_a_bubble() -> None:
 
 
 def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
-    seen = Occupancy()
+    seen = SlotUsage()
     seen.change(0.0, slots=4)
     seen.change(0.0, slots=4)
     seen.open(0.0)
@@ -104,7 +107,7 @@ def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
 
 
 def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
-    seen = Occupancy()
+    seen = SlotUsage()
     seen.change(0.0, slots=2)
     seen.open(0.0)
     seen.change(1.0, busy=1)
@@ -114,7 +117,7 @@ def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
 
 
 def test_a_step_without_any_placement_has_no_bubble() -> None:
-    seen = Occupancy()
+    seen = SlotUsage()
     seen.change(0.0, slots=2)
     seen.open(0.0)
     assert seen.figures(3.0) == {"generation_s": 0.0}
@@ -136,7 +139,7 @@ def test_a_step_reports_tokens_depth_and_bubbles_of_itself_alone() -> None:
         bench.tokens(other, 0, "abort")
         bench.reward(short, 1.0)
         commands = bench.reward(long, 0.0)
-        [train] = only(commands, Train)
+        [train] = only(commands, TrainGroup)
         bench.handle(Trained(rank=0, group=train.group, tokens=8.0))
         metrics = {"backward_s": 0.01, "optimizer_s": 0.02}
         bench.handle(StepApplied(rank=0, step=step, version=step + 1, metrics=metrics))
@@ -167,7 +170,7 @@ def test_slots_in_use_are_those_that_hold_a_leg_whatever_happens_to_engines() ->
     bench.tokens(0, 3, "stop")
     bench.tokens(0, 3, "stop", leg=0, offset=0)  # told twice
     assert (seen.busy, seen.slots) == held() == (7, 7)
-    assert bench.group(0).stage is Stage.OPEN
+    assert bench.group(0).stage is GroupState.OPEN
 
 
 def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.coordinator.events import EndLegs, EngineLost, Judge, Restart
-from pipeline.coordinator.groups import State
+from pipeline.coordinator.events import AbortLegs, EngineLost, RequestReward, Restart
+from pipeline.coordinator.groups import TrajectoryState
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.plugins.interfaces import Every, Finish
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed
@@ -29,12 +29,12 @@ def test_chunks_of_one_leg_grow_their_trajectory_in_order(bench: Bench) -> None:
 
 
 def test_a_stop_finishes_a_length_truncates_and_both_are_judged(bench: Bench) -> None:
-    [judge] = only(bench.tokens(0, 3, "stop"), Judge)
+    [judge] = only(bench.tokens(0, 3, "stop"), RequestReward)
     assert (judge.trajectory, judge.finish, len(judge.tokens)) == (0, "stop", 12)
-    [judge] = only(bench.tokens(1, 24, "length"), Judge)
+    [judge] = only(bench.tokens(1, 24, "length"), RequestReward)
     assert (judge.trajectory, judge.finish) == (1, "length")
-    assert bench.member(0).state is State.FINISHED
-    assert bench.member(1).state is State.TRUNCATED
+    assert bench.member(0).state is TrajectoryState.FINISHED
+    assert bench.member(1).state is TrajectoryState.TRUNCATED
     assert bench.group(0).arrivals == [0, 1]
 
 
@@ -79,7 +79,7 @@ def test_a_chunk_at_the_wrong_offset_is_never_applied_and_the_leg_is_resumed(
     """
     bench.tokens(0, 3)
     commands = bench.tokens(0, 2, offset=offset)
-    assert only(commands, EndLegs) == [EndLegs(engine="e0", legs=((0, 0),))]
+    assert only(commands, AbortLegs) == [AbortLegs(engine="e0", legs=((0, 0),))]
     assert placed(commands) == [(0, 1)]
     assert bench.member(0).held == 3
     assert bench.accounts == {"open": 3, "aborted": 2}
@@ -91,7 +91,7 @@ def test_a_gap_after_the_last_token_ends_the_trajectory_instead_of_resuming_it(
     bench.tokens(0, 24)  # its maximum, and the frame that said so in band was wrong
     commands = bench.tokens(0, 2, offset=30)
     assert placed(commands) == []
-    assert bench.member(0).state is State.TRUNCATED
+    assert bench.member(0).state is TrajectoryState.TRUNCATED
 
 
 @pytest.mark.fault("a token frame of another process of the engine", part="wire", by="direct")
@@ -127,7 +127,7 @@ def test_a_lost_frame_loses_the_engine_and_restarts_it(bench: Bench) -> None:
     commands = bench.handle(bench.frame(bench.chunk(1, 2)))
     [restart] = only(commands, Restart)
     assert (restart.peer, restart.why) == ("e0", "frame 2 came, 1 was due")
-    assert bench.member(0).state is State.QUEUED
+    assert bench.member(0).state is TrajectoryState.QUEUED
     assert bench.member(0).held == 3
     assert bench.accounts == {"open": 3}
 
@@ -175,17 +175,17 @@ def test_trajectories_of_a_lost_engine_are_requeued_with_the_tokens_received() -
 )
 @pytest.mark.parametrize(
     "count,last,state",
-    [(3, EOS, State.FINISHED), (24, 5, State.TRUNCATED)],
+    [(3, EOS, TrajectoryState.FINISHED), (24, 5, TrajectoryState.TRUNCATED)],
     ids=["stop", "maximum"],
 )
 def test_a_lost_leg_that_holds_its_last_token_is_ended_not_resumed(
-    bench: Bench, count: int, last: int, state: State
+    bench: Bench, count: int, last: int, state: TrajectoryState
 ) -> None:
     """Promise: the trajectory has ended and stays so; it is not sampled past its end.
     Bound: in the same event.
     """
     bench.tokens(0, count, last=last)
-    assert bench.member(0).state is State.RUNNING
+    assert bench.member(0).state is TrajectoryState.RUNNING
     bench.handle(EngineLost(engine="e0", why="killed"))
     assert bench.member(0).state is state
     bench.join("e0")
@@ -202,9 +202,9 @@ def test_members_that_the_selector_ends_while_their_engine_is_lost_stay_ended(
     bench.selector.say(0, Finalize((0, 1)))
     bench.handle(EngineLost(engine="e0", why="killed"))
     assert [m.state for m in bench.group(0).members] == [
-        State.FINISHED,
-        State.FINISHED,
-        State.ABORTED,
+        TrajectoryState.FINISHED,
+        TrajectoryState.FINISHED,
+        TrajectoryState.ABORTED,
     ]
 
 

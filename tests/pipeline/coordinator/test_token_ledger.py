@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.coordinator.token_ledger import ACCOUNTS, FINAL, Ledger
+from pipeline.coordinator.token_ledger import ACCOUNTS, FINAL, TokenLedger
 
 
 def test_new_tokens_are_counted_once_and_balance() -> None:
-    ledger = Ledger()
+    ledger = TokenLedger()
     ledger.sample(5, "open")
     ledger.sample(2, "lost")
     assert (ledger.sampled, ledger.accounts["open"], ledger.accounts["lost"]) == (7, 5, 2)
@@ -16,7 +16,7 @@ def test_new_tokens_are_counted_once_and_balance() -> None:
 
 
 def test_a_move_changes_accounts_but_no_sum() -> None:
-    ledger = Ledger()
+    ledger = TokenLedger()
     ledger.sample(5, "open")
     ledger.move(3, "open", "parked")
     ledger.move(2, "open", "trained")
@@ -29,7 +29,7 @@ def test_a_move_changes_accounts_but_no_sum() -> None:
 
 
 def test_dropped_tokens_are_kept_by_reason() -> None:
-    ledger = Ledger()
+    ledger = TokenLedger()
     ledger.sample(9, "open")
     ledger.move(4, "open", "dropped", "surplus")
     ledger.move(3, "open", "dropped", "surplus")
@@ -40,11 +40,11 @@ def test_dropped_tokens_are_kept_by_reason() -> None:
 
 def test_an_unknown_account_is_an_error_of_ours() -> None:
     with pytest.raises(KeyError):
-        Ledger().sample(1, "somewhere")
+        TokenLedger().sample(1, "somewhere")
 
 
 def test_lost_books_show_as_imbalance() -> None:
-    ledger = Ledger()
+    ledger = TokenLedger()
     ledger.sample(5, "open")
     ledger.accounts["open"] -= 1
     assert ledger.imbalance == 1

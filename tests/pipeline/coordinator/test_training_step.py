@@ -9,23 +9,23 @@ import pytest
 
 from pipeline.coordinator.coordinator import Phase
 from pipeline.coordinator.events import (
+    Checkpoint,
     Checkpointed,
-    Cut,
-    FinishStep,
-    Forget,
+    CloseStep,
+    ForgetGroup,
     LearnerLost,
-    ShutDown,
+    Shutdown,
     StepApplied,
     StepRejected,
     Tick,
-    Train,
     Trained,
+    TrainGroup,
     TrainingFailed,
 )
-from pipeline.coordinator.groups import Stage
+from pipeline.coordinator.groups import GroupState
 from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
-    Allotment,
+    Allocation,
     AnyVerb,
     BatchVerb,
     Close,
@@ -53,14 +53,14 @@ def test_a_step_trains_what_it_took_and_the_run_ends() -> None:
     bench = Bench(need=2)
     bench.begin()
     first, second = bench.train_one(0), bench.train_one(1)
-    assert [t.group for t in only([*first, *second], Train)] == [0, 1]
+    assert [t.group for t in only([*first, *second], TrainGroup)] == [0, 1]
     bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    [finish] = only(bench.handle(Trained(rank=0, group=1, tokens=7.0)), FinishStep)
+    [finish] = only(bench.handle(Trained(rank=0, group=1, tokens=7.0)), CloseStep)
     assert (finish.groups, finish.normaliser) == ((0, 1), 14.0)
-    assert bench.group(0).stage is Stage.TAKEN, "trained only when the step is done"
+    assert bench.group(0).stage is GroupState.TAKEN, "trained only when the step is done"
     finish_of(bench)
     assert bench.fate(0) == bench.fate(1) == ("trained", "")
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
 
 
 def test_the_barrier_asks_open_groups_then_defers_what_stays_open_as_surplus() -> None:
@@ -91,7 +91,7 @@ def test_a_group_that_is_enough_finalizes_at_the_barrier() -> None:
     commands += bench.reward(4, 0.0)
     barrier = [g.id for g, event in bench.selector.seen if isinstance(event, Barrier)]
     assert barrier == [0], "group 0 was enough: with group 1 the step has what it needs"
-    assert {t.group for t in only(commands, Train)} == {0, 1}
+    assert {t.group for t in only(commands, TrainGroup)} == {0, 1}
 
 
 def test_dead_groups_are_replaced_while_they_are_still_open() -> None:
@@ -103,7 +103,7 @@ def test_dead_groups_are_replaced_while_they_are_still_open() -> None:
     bench.reward(1, 1.0)
     bench.ask(0, Enough())
     assert bench.group(0).dead
-    assert bench.group(0).stage is Stage.OPEN
+    assert bench.group(0).stage is GroupState.OPEN
     assert [g.prompt for g in bench.core.groups.values()] == [0, 1]
 
 
@@ -131,16 +131,16 @@ def test_new_prompts_wait_until_slots_are_idle() -> None:
 def test_overlap_off_sends_groups_only_when_generation_has_ended() -> None:
     bench = Bench(need=2, overlap="off")
     bench.begin()
-    assert only(bench.train_one(0), Train) == []
-    assert bench.group(0).stage is Stage.TAKEN
+    assert only(bench.train_one(0), TrainGroup) == []
+    assert bench.group(0).stage is GroupState.TAKEN
     commands = bench.train_one(1)
-    assert [t.group for t in only(commands, Train)] == [0, 1]
+    assert [t.group for t in only(commands, TrainGroup)] == [0, 1]
 
 
 def test_groups_go_to_the_rank_with_the_least_tokens() -> None:
     bench = Bench(need=3, ranks=2)
     bench.begin(slots=20)
-    ranks = [only(bench.train_one(group), Train)[0].rank for group in (0, 1, 2)]
+    ranks = [only(bench.train_one(group), TrainGroup)[0].rank for group in (0, 1, 2)]
     assert ranks == [0, 1, 0]
 
 
@@ -148,7 +148,7 @@ def test_the_step_is_done_only_when_every_rank_has_stepped() -> None:
     bench = Bench(need=2, ranks=2)
     bench.begin(slots=20)
     for group in (0, 1):
-        [train] = only(bench.train_one(group), Train)
+        [train] = only(bench.train_one(group), TrainGroup)
         bench.handle(Trained(rank=train.rank, group=group, tokens=7.0))
     finish_of(bench, rank=1)
     assert bench.core.step == 0
@@ -225,7 +225,7 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
 def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
     bench = Bench(seams={"prompts": Planned()}, steps=3)
     bench.begin()
-    assert bench.over == ShutDown(error="")
+    assert bench.over == Shutdown(error="")
     assert bench.core.step == 3
     assert bench.warnings()[0] == "step 1 closes smaller: there are no more prompts"
 
@@ -252,25 +252,25 @@ def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> N
 
 
 class Odd(Candidates):
-    def __init__(self, allotments: list[Allotment]) -> None:
-        self.allotments = allotments
+    def __init__(self, allocations: list[Allocation]) -> None:
+        self.allocations = allocations
 
-    def allot(self, prompts: Any, view: Any) -> list[Allotment]:
-        return self.allotments
+    def allocate(self, prompts: Any, view: Any) -> list[Allocation]:
+        return self.allocations
 
 
 @pytest.mark.parametrize(
-    "allotments",
+    "allocations",
     [
         [],
-        [Allotment(candidates=0, max_tokens=8)],
-        [Allotment(candidates=5000, max_tokens=8)],
-        [Allotment(candidates=2, max_tokens=0)],
+        [Allocation(candidates=0, max_tokens=8)],
+        [Allocation(candidates=5000, max_tokens=8)],
+        [Allocation(candidates=2, max_tokens=0)],
     ],
     ids=["none", "no candidate", "too many", "no token"],
 )
-def test_a_budget_that_does_not_fit_is_refused_by_name(allotments: list[Allotment]) -> None:
-    bench = Bench(seams={"budget": Odd(allotments)})
+def test_a_budget_that_does_not_fit_is_refused_by_name(allocations: list[Allocation]) -> None:
+    bench = Bench(seams={"budget": Odd(allocations)})
     with pytest.raises(PluginFault, match="budget Odd: "):
         bench.begin()
 
@@ -326,7 +326,7 @@ def test_a_group_whose_loss_is_not_finite_is_dropped_and_replaced() -> None:
     bench.train_one(0)
     commands = bench.handle(TrainingFailed(rank=0, group=0, why="loss is nan"))
     assert bench.fate(0) == ("dropped", "not finite")
-    assert only(commands, Forget) == [], "the rank has forgotten it already"
+    assert only(commands, ForgetGroup) == [], "the rank has forgotten it already"
     assert [g.prompt for g in bench.core.groups.values()] == [1]
     bench.learn(bench.train_one(1))
     assert bench.core.step == 1
@@ -337,7 +337,7 @@ def test_a_group_without_any_weight_is_dropped_not_divided_by() -> None:
     bench.begin()
     bench.train_one(0)
     commands = bench.handle(Trained(rank=0, group=0, tokens=0.0))
-    assert only(commands, FinishStep) == []
+    assert only(commands, CloseStep) == []
     assert bench.fate(0) == ("dropped", "no weight")
     bench.handle(Tick())
     assert [g.prompt for g in bench.core.groups.values()] == [1]
@@ -346,7 +346,7 @@ def test_a_group_without_any_weight_is_dropped_not_divided_by() -> None:
 def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
-    [train] = only(bench.train_one(0), Train)
+    [train] = only(bench.train_one(0), TrainGroup)
     bench.handle(Trained(rank=0, group=0, tokens=7.0))
     bench.handle(StepRejected(rank=0, step=0, why="gradient is nan"))
     assert bench.fate(0) == ("deferred", "step skipped")
@@ -358,7 +358,7 @@ def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
 
 def reject_once(bench: Bench) -> None:
     [group] = bench.core.groups
-    [train] = only(bench.train_one(group), Train)
+    [train] = only(bench.train_one(group), TrainGroup)
     bench.handle(Trained(rank=0, group=train.group, tokens=7.0))
     bench.handle(StepRejected(rank=0, step=bench.core.step, why="gradient is nan"))
 
@@ -373,9 +373,9 @@ def test_three_rejected_steps_in_a_row_stop_the_run_with_a_checkpoint() -> None:
     for _ in range(3):
         assert bench.over is None
         reject_once(bench)
-    [cut] = only(bench.everything, Cut)
+    [cut] = only(bench.everything, Checkpoint)
     bench.handle(Checkpointed(step=cut.step))
-    assert bench.over == ShutDown(error="three steps in a row were skipped")
+    assert bench.over == Shutdown(error="three steps in a row were skipped")
 
 
 def test_a_good_step_begins_the_count_of_rejected_ones_anew() -> None:
@@ -396,8 +396,8 @@ def test_a_lost_learner_ends_the_run_and_says_so_once() -> None:
     bench.begin()
     bench.handle(LearnerLost(rank=0, why="killed by SIGKILL"))
     bench.handle(LearnerLost(rank=0, why="again"))
-    assert only(bench.everything, ShutDown) == [
-        ShutDown(error="learner rank 0 lost: killed by SIGKILL")
+    assert only(bench.everything, Shutdown) == [
+        Shutdown(error="learner rank 0 lost: killed by SIGKILL")
     ]
 
 

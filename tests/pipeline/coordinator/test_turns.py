@@ -13,17 +13,17 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
-    AskRollout,
+    CallEnvironment,
+    CancelEnvironmentCall,
     EngineLost,
-    Judge,
-    Place,
+    Generate,
     Report,
-    Train,
+    RequestReward,
+    TrainGroup,
     TurnAnswered,
     TurnFailed,
-    UnaskRollout,
 )
-from pipeline.coordinator.groups import State
+from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.waits import waits
 from pipeline.observability.timeline import Timeline
 from pipeline.observability.timing import figures
@@ -55,10 +55,10 @@ def over(bench: Bench, trajectory: int) -> list[AnyCommand]:
 
 def test_a_turn_that_is_over_frees_its_slot_and_asks_with_all_that_an_answer_depends_on():
     bench = bench_of()
-    [asked] = only(bench.tokens(0, 3, "stop"), AskRollout)
+    [asked] = only(bench.tokens(0, 3, "stop"), CallEnvironment)
     assert (asked.turn, asked.finish, asked.left, asked.appended) == (0, "stop", 21, ())
     assert ints(asked.tokens).tolist() == [5, 5, EOS]
-    assert bench.member(0).state is State.CALLING
+    assert bench.member(0).state is TrajectoryState.WAITING_ENV
     assert (0, 0) not in bench.coordinator.placement.engines["e0"].legs
     assert [w.what for w in waits(bench.coordinator) if "rollout" in w.what] == [
         (
@@ -71,17 +71,17 @@ def test_a_turn_that_is_over_frees_its_slot_and_asks_with_all_that_an_answer_dep
 def test_appended_tokens_begin_the_next_leg_and_are_in_no_figure_of_what_was_sampled():
     bench = bench_of()
     bench.tokens(0, 3, "stop")
-    [place] = only(answer(bench, 0, 4, memory={"calls": 1}), Place)
+    [place] = only(answer(bench, 0, 4, memory={"calls": 1}), Generate)
     assert (place.trajectory, place.leg, place.max_tokens) == (0, 1, 17)
     assert ints(place.prefix).tolist() == [5, 5, EOS, *[APPENDED] * 4]
-    first_seed = only(bench.everything, Place)[0].seed
+    first_seed = only(bench.everything, Generate)[0].seed
     assert place.seed != first_seed
-    [asked] = only(bench.tokens(0, 2, "stop"), AskRollout)
+    [asked] = only(bench.tokens(0, 2, "stop"), CallEnvironment)
     assert (asked.turn, asked.appended, asked.memory) == (1, ((3, 4),), {"calls": 1})
-    [judge] = only(over(bench, 0), Judge)
+    [judge] = only(over(bench, 0), RequestReward)
     assert judge.appended == ((3, 4),)
     member = bench.member(0)
-    assert (member.state, member.held, member.sampled) == (State.FINISHED, 9, 5)
+    assert (member.state, member.held, member.sampled) == (TrajectoryState.FINISHED, 9, 5)
     assert member.confidence == pytest.approx(-0.5)
     assert bench.core.ledger.sampled == 5
     assert (bench.core.ledger.appended, bench.core.ledger.turns) == (4, 2)
@@ -100,7 +100,7 @@ def test_what_goes_to_the_learner_says_which_tokens_were_appended():
     bench.selector.say(0, Finalize((0, 1)))
     over(bench, 1)
     bench.reward(0, 1.0)
-    [train] = only(bench.reward(1, 0.0), Train)
+    [train] = only(bench.reward(1, 0.0), TrainGroup)
     first, second = train.members
     assert (first.appended, first.sampled, second.appended, second.sampled) == (((3, 4),), 5, (), 4)
     assert floats(first.behaviour).tolist() == [-0.5] * 3 + [0.0] * 4 + [-0.5] * 2
@@ -114,38 +114,48 @@ def test_what_goes_to_the_learner_says_which_tokens_were_appended():
 
 @pytest.mark.parametrize(
     "appended, state",
-    [(20, State.RUNNING), (21, State.TRUNCATED), (500, State.TRUNCATED)],
+    [
+        (20, TrajectoryState.RUNNING),
+        (21, TrajectoryState.TRUNCATED),
+        (500, TrajectoryState.TRUNCATED),
+    ],
     ids=["one token left", "none left", "far too much"],
 )
-def test_what_leaves_no_room_for_an_answer_to_it_is_not_appended(appended: int, state: State):
+def test_what_leaves_no_room_for_an_answer_to_it_is_not_appended(
+    appended: int, state: TrajectoryState
+):
     bench = bench_of()
     bench.tokens(0, 3, "stop")
     answer(bench, 0, appended)
     member = bench.member(0)
-    if state is State.RUNNING:
-        assert (member.state, member.held) == (State.RUNNING, 23)
+    if state is TrajectoryState.RUNNING:
+        assert (member.state, member.held) == (TrajectoryState.RUNNING, 23)
     else:
         assert (member.state, member.held, member.limited) == (state, 3, True)
 
 
-@pytest.mark.parametrize("last, state", [(EOS, State.FINISHED), (9, State.TRUNCATED)])
-def test_after_the_last_call_a_stop_token_finishes_and_a_stop_text_cuts(last: int, state: State):
+@pytest.mark.parametrize(
+    "last, state", [(EOS, TrajectoryState.FINISHED), (9, TrajectoryState.TRUNCATED)]
+)
+def test_after_the_last_call_a_stop_token_finishes_and_a_stop_text_cuts(
+    last: int, state: TrajectoryState
+):
     bench = bench_of(turns=1)
     bench.tokens(0, 3, "stop")
     answer(bench, 0, 2)
     made = bench.chunk(0, 2, "stop")
     made[1][-1] = last
     commands = bench.handle(bench.frame(made))
-    assert not only(commands, AskRollout)
+    assert not only(commands, CallEnvironment)
     assert bench.member(0).state is state
 
 
 def test_a_turn_of_its_own_limit_is_told_as_one_that_was_cut():
     bench = bench_of(turn_tokens=4)
-    assert {p.max_tokens for p in only(bench.everything, Place)} == {4}
-    [asked] = only(bench.tokens(0, 4, "length"), AskRollout)
+    assert {p.max_tokens for p in only(bench.everything, Generate)} == {4}
+    [asked] = only(bench.tokens(0, 4, "length"), CallEnvironment)
     assert asked.finish == "length"
-    [place] = only(answer(bench, 0, 3), Place)
+    [place] = only(answer(bench, 0, 3), Generate)
     assert place.max_tokens == 4, "appended tokens are not of the next turn"
 
 
@@ -157,7 +167,7 @@ def test_nothing_appended_lets_the_model_go_on_but_not_after_a_stop_token():
     assert placed(answer(bench, 0, 0)) == [(0, 1)]
     bench.tokens(0, 2, "stop")
     answer(bench, 0, 0)
-    assert bench.member(0).state is State.FINISHED
+    assert bench.member(0).state is TrajectoryState.FINISHED
 
 
 def test_a_lost_engine_takes_no_call_with_it_and_its_legs_go_on_after_what_was_appended():
@@ -166,12 +176,12 @@ def test_a_lost_engine_takes_no_call_with_it_and_its_legs_go_on_after_what_was_a
     bench.tokens(1, 3, "stop")
     answer(bench, 1, 2)  # runs its second leg, with nothing new yet
     bench.handle(EngineLost(engine="e0", why="killed"))
-    assert bench.member(0).state is State.CALLING
-    assert (bench.member(1).state, bench.member(1).leg) == (State.QUEUED, 2)
-    assert not only(answer(bench, 0, 4), Place), "there is no engine"
+    assert bench.member(0).state is TrajectoryState.WAITING_ENV
+    assert (bench.member(1).state, bench.member(1).leg) == (TrajectoryState.QUEUED, 2)
+    assert not only(answer(bench, 0, 4), Generate), "there is no engine"
     again = bench.join("e0")
     assert sorted(placed(again)) == [(0, 1), (1, 2)]
-    held = {p.trajectory: ints(p.prefix).tolist() for p in only(again, Place)}
+    held = {p.trajectory: ints(p.prefix).tolist() for p in only(again, Generate)}
     assert held[0] == [5, 5, EOS, *[APPENDED] * 4]
     assert held[1] == [5, 5, EOS, *[APPENDED] * 2]
 
@@ -181,7 +191,7 @@ def test_a_lost_leg_whose_last_appended_token_looks_like_a_stop_token_goes_on():
     bench.tokens(0, 3, "stop")
     answer(bench, 0, 1, tokens=np.array([EOS], "<i4").tobytes())
     bench.handle(EngineLost(engine="e0", why="killed"))
-    assert bench.member(0).state is State.QUEUED
+    assert bench.member(0).state is TrajectoryState.QUEUED
 
 
 @pytest.mark.parametrize("verb", ["Abort", "Stop", "Finalize"])
@@ -193,9 +203,9 @@ def test_what_ends_a_member_ends_its_call(verb: str):
         over(bench, other)
     verbs = {"Abort": Abort((0,)), "Stop": Stop((0,)), "Finalize": Finalize((1, 2))}
     commands = bench.ask(0, verbs[verb])
-    assert only(commands, UnaskRollout) == [UnaskRollout(trajectory=0)]
+    assert only(commands, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
     late = bench.handle(TurnAnswered(trajectory=0, turn=0, over=False, tokens=bytes(8)))
-    assert not only(late, Place), "an answer that nobody waits for has no effect"
+    assert not only(late, Generate), "an answer that nobody waits for has no effect"
     assert bench.core.ledger.imbalance == 0
 
 
@@ -203,10 +213,10 @@ def test_a_parked_member_finishes_its_call_and_waits_with_what_it_was_told():
     bench = bench_of()
     bench.tokens(0, 3, "stop")
     bench.ask(0, Park((0,), until="published"))
-    assert bench.member(0).state is State.CALLING
+    assert bench.member(0).state is TrajectoryState.WAITING_ENV
     assert not placed(answer(bench, 0, 4))
     member = bench.member(0)
-    assert (member.state, member.held, bench.accounts["parked"]) == (State.PARKED, 7, 3)
+    assert (member.state, member.held, bench.accounts["parked"]) == (TrajectoryState.PARKED, 7, 3)
 
 
 def test_a_selector_hears_of_every_so_many_sampled_tokens_whatever_was_appended():
@@ -224,7 +234,10 @@ def test_a_failed_call_leaves_the_group_smaller_never_wrong():
     bench = bench_of(candidates=3)
     bench.tokens(0, 3, "stop")
     bench.handle(TurnFailed(trajectory=0, turn=0, why="it raised"))
-    assert [m.id for m in bench.group(0).members if m.state is not State.ABORTED] == [1, 2]
+    assert [m.id for m in bench.group(0).members if m.state is not TrajectoryState.ABORTED] == [
+        1,
+        2,
+    ]
     assert bench.accounts["failed"] == 3
     assert bench.warnings() == ["trajectory 0: given up after it raised"]
 
@@ -233,18 +246,18 @@ def test_a_resume_asks_again_and_answers_to_the_first_question_count():
     bench = bench_of()
     bench.tokens(0, 3, "stop")
     answer(bench, 0, 4, memory=[1, "two"])
-    [asked] = only(bench.tokens(0, 2, "stop"), AskRollout)
+    [asked] = only(bench.tokens(0, 2, "stop"), CallEnvironment)
     saved = msgspec.msgpack.decode(
         msgspec.msgpack.encode(snapshot.take(bench.coordinator)), type=snapshot.Snapshot
     )
     fresh = Bench(candidates=2, turns=3)
     again = snapshot.restore(fresh.coordinator, saved, 0.0)
-    assert only(again, AskRollout) == [asked]
+    assert only(again, CallEnvironment) == [asked]
     assert isinstance(fresh.coordinator, Coordinator)
     fresh.begin()
     answer(fresh, 0, 1)
     assert fresh.member(0).appended == [(3, 4), (9, 1)]
-    assert fresh.member(0).state is State.RUNNING
+    assert fresh.member(0).state is TrajectoryState.RUNNING
 
 
 def test_a_call_is_a_span_of_its_own_and_a_kind_of_wait():

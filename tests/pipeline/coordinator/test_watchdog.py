@@ -8,32 +8,32 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from pipeline.coordinator.events import (
+    AbandonCheckpoint,
+    AbortLegs,
+    CancelEnvironmentCall,
+    CancelReward,
+    Checkpoint,
     Checkpointed,
-    Cut,
-    EndLegs,
     EngineLost,
+    Generate,
     LearnerJoined,
-    Place,
     Restart,
-    ShutDown,
+    Shutdown,
     Tick,
-    Train,
     Trained,
-    UnaskRollout,
-    Uncut,
-    Unjudge,
+    TrainGroup,
     VersionPublished,
     WeightsServed,
 )
-from pipeline.coordinator.groups import State
-from pipeline.coordinator.timeouts import RULES, Action, Kind, Limits, limit_s
+from pipeline.coordinator.groups import TrajectoryState
+from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
 from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchVerb, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
 from tests.pipeline.coordinator.bench import Bench, only
 
-LIMITS = Limits(
+LIMITS = Timeouts(
     join_s=50.0,
     load_s=20.0,
     abort_s=5.0,
@@ -61,9 +61,9 @@ def pass_time(bench: Bench, seconds: float, each: Callable[[], object] = lambda:
 
 def stopped(bench: Bench) -> str:
     """The error that the run ended with."""
-    for cut in only(bench.everything, Cut):
+    for cut in only(bench.everything, Checkpoint):
         bench.handle(Checkpointed(step=cut.step))
-    [over] = only(bench.everything, ShutDown)
+    [over] = only(bench.everything, Shutdown)
     return over.error
 
 
@@ -89,7 +89,7 @@ def test_an_engine_that_sends_nothing_is_restarted_and_its_work_goes_on_elsewher
     assert restart.peer == "e0"
     assert restart.why.startswith("it has sent nothing of 1 legs for 1")
     bench.tokens(1, 1, "stop", engine="e1")
-    place = only(bench.everything, Place)[-1]
+    place = only(bench.everything, Generate)[-1]
     assert (place.engine, place.trajectory, len(place.prefix) // 4) == ("e1", 0, 3)
     assert bench.coordinator.watchdog.acted == {"engine": 1}
 
@@ -105,8 +105,8 @@ def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
     bench.tokens(0, 3)
     done = pass_time(bench, 32, lambda: bench.tokens(1, 1))
     assert done.count("EndLegs") == done.count("Place") == 1
-    assert only(bench.everything, EndLegs) == [EndLegs(engine="e0", legs=((0, 0),))]
-    place = only(bench.everything, Place)[-1]
+    assert only(bench.everything, AbortLegs) == [AbortLegs(engine="e0", legs=((0, 0),))]
+    place = only(bench.everything, Generate)[-1]
     assert (place.trajectory, place.leg, len(place.prefix) // 4) == (0, 1, 3)
     assert "no token of it has come from e0" in bench.warnings()[-1]
 
@@ -190,24 +190,24 @@ def test_a_reward_that_never_comes_is_missing_never_zero() -> None:
     bench.reward(2, 0.0)
     assert "Unjudge" not in pass_time(bench, 14)
     pass_time(bench, 2)
-    assert only(bench.everything, Unjudge) == [Unjudge(trajectory=0)]
-    [train] = only(bench.everything, Train)
+    assert only(bench.everything, CancelReward) == [CancelReward(trajectory=0)]
+    [train] = only(bench.everything, TrainGroup)
     assert [(m.trajectory, m.reward) for m in train.members] == [(1, 1.0), (2, 0.0)]
     assert bench.member(0).reward_why == "its reward never came"
 
 
 def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> None:
-    bench = Bench(limits=Limits(reward_s=LIMITS.reward_s), candidates=4)
+    bench = Bench(limits=Timeouts(reward_s=LIMITS.reward_s), candidates=4)
     bench.begin()
     bench.tokens(2, 5, "stop")
-    [train] = only(bench.train_one(0), Train)
-    assert only(bench.everything, Unjudge) == [Unjudge(trajectory=2)]
-    assert [wait for wait in waits(bench.coordinator) if wait.kind is Kind.REWARD] == []
+    [train] = only(bench.train_one(0), TrainGroup)
+    assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
+    assert [wait for wait in waits(bench.coordinator) if wait.kind is WaitKind.REWARD] == []
     pass_time(bench, 20)
     assert not bench.warnings()
     bench.learn([train])
     assert (bench.accounts["redundant"], bench.accounts.get("failed")) == (5, None)
-    assert only(bench.everything, Unjudge) == [Unjudge(trajectory=2)]
+    assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
 
 
 @pytest.mark.fault("a rollout never answers", part="rewards", by="direct")
@@ -221,9 +221,12 @@ def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> No
     bench.tokens(0, 3, "stop")
     assert "UnaskRollout" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
     pass_time(bench, 2)
-    assert only(bench.everything, UnaskRollout) == [UnaskRollout(trajectory=0)]
+    assert only(bench.everything, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
     assert bench.warnings() == ["trajectory 0: given up after no rollout has answered for 15 s"]
-    assert [m.id for m in bench.group(0).members if m.state is not State.ABORTED] == [1, 2]
+    assert [m.id for m in bench.group(0).members if m.state is not TrajectoryState.ABORTED] == [
+        1,
+        2,
+    ]
 
 
 def test_rewards_that_come_are_progress_for_those_in_the_queue() -> None:
@@ -249,7 +252,7 @@ def test_a_rank_that_owes_an_answer_for_too_long_is_lost() -> None:
     bench.train_one(0)
     assert "ShutDown" not in pass_time(bench, 39)
     pass_time(bench, 3)
-    [over] = only(bench.everything, ShutDown)
+    [over] = only(bench.everything, Shutdown)
     assert over.error.startswith("learner rank 0 lost: it owes an answer and has given none for 4")
 
 
@@ -273,7 +276,7 @@ def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_ru
     the run.
     Bound: `watch.checkpoint_s` each (here 25 s).
     """
-    limits = Limits(checkpoint_s=LIMITS.checkpoint_s)
+    limits = Timeouts(checkpoint_s=LIMITS.checkpoint_s)
     bench = Bench(limits=limits, steps=9, checkpoint_every=1)
     bench.begin()
     for step in range(3):
@@ -281,7 +284,7 @@ def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_ru
         bench.serve()
         assert "Uncut" not in pass_time(bench, 24)
         assert "Uncut" in pass_time(bench, 2)
-        given_up = only(bench.everything, Uncut)[-1]
+        given_up = only(bench.everything, AbandonCheckpoint)[-1]
         bench.handle(Checkpointed(step=step + 1, error=f"no answer in {given_up.seconds:.0f} s"))
         assert "no checkpoint at step" in bench.warnings()[-1]
     assert stopped(bench) == "3 checkpoints in a row failed; the last: no answer in 26 s"
@@ -304,9 +307,9 @@ def test_three_checkpoints_that_fail_in_a_row_stop_the_run_with_the_last_reason(
         f"no checkpoint at step {step + 1}: disk full, {step}" for step in range(3)
     ]
     assert bench.coordinator.phase == "halting"
-    assert [cut.step for cut in only(bench.everything, Cut)] == [1, 2, 3, 3]
+    assert [cut.step for cut in only(bench.everything, Checkpoint)] == [1, 2, 3, 3]
     bench.handle(Checkpointed(step=3, error="disk full still"))
-    [over] = only(bench.everything, ShutDown)
+    [over] = only(bench.everything, Shutdown)
     assert over.error == "3 checkpoints in a row failed; the last: disk full, 2"
 
 
@@ -317,7 +320,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error="" if step == 2 else "disk full"))
-    assert only(bench.everything, ShutDown) == [] and bench.coordinator.phase == "halting"
+    assert only(bench.everything, Shutdown) == [] and bench.coordinator.phase == "halting"
 
 
 # --- the run as a whole ---------------------------------------------------------------------
@@ -332,7 +335,7 @@ def test_who_never_joins_is_named_and_the_run_stops() -> None:
     bench.handle(LearnerJoined(rank=0))
     assert "ShutDown" not in pass_time(bench, 50)
     pass_time(bench, 3)
-    [over] = only(bench.everything, ShutDown)
+    [over] = only(bench.everything, Shutdown)
     missing = "learner rank 1, an engine that serves the weights"
     assert over.error.endswith(f"s still missing: {missing}")
 
@@ -393,9 +396,9 @@ def test_a_stage_that_stood_still_itself_blames_nobody() -> None:
 
 
 def test_every_wait_has_a_row_and_every_row_with_a_limit_an_action() -> None:
-    assert set(RULES) == set(Kind)
+    assert set(RULES) == set(WaitKind)
     for kind, rule in RULES.items():
-        assert (rule.setting == "") == (rule.action is Action.NONE), kind
+        assert (rule.setting == "") == (rule.action is OverdueAction.NONE), kind
         assert limit_s(kind, LIMITS) > 0
 
 
@@ -422,8 +425,15 @@ def test_nobody_who_stops_to_answer_makes_a_run_hang() -> None:
     found: Counter[str] = Counter()
     for seed in range(80):
         found += acted(seed, Mode.HANG, SHORT)
-    expected = {Kind.LOAD, Kind.ABORT, Kind.ENGINE, Kind.TRAJECTORY, Kind.REWARD, Kind.LEARNER}
-    assert {*expected, Kind.CHECKPOINT} <= set(found)
+    expected = {
+        WaitKind.LOAD,
+        WaitKind.ABORT,
+        WaitKind.ENGINE,
+        WaitKind.TRAJECTORY,
+        WaitKind.REWARD,
+        WaitKind.LEARNER,
+    }
+    assert {*expected, WaitKind.CHECKPOINT} <= set(found)
 
 
 @pytest.mark.parametrize("mode", [Mode.HEAL, Mode.CHAOS])

@@ -16,45 +16,45 @@ import numpy as np
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
+    AbandonCheckpoint,
+    AbortLegs,
     AnyCommand,
     AnyEvent,
-    AskRollout,
+    CallEnvironment,
+    CancelEnvironmentCall,
+    CancelReward,
+    Checkpoint,
     Checkpointed,
-    Cut,
-    EndLegs,
+    CloseStep,
+    DropStream,
     EngineJoined,
     EngineLost,
-    FinishStep,
-    Forget,
+    ForgetGroup,
+    Generate,
     Halt,
-    Hint,
-    Judge,
     LearnerJoined,
-    Place,
+    LoadWeights,
     Report,
+    RequestReward,
     Restart,
     RewardMissing,
     RewardReady,
-    Serve,
-    ShutDown,
+    Shutdown,
     StepApplied,
     StepRejected,
+    StreamTokens,
     Tick,
     Tokens,
-    Train,
     Trained,
+    TrainGroup,
     TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    UnaskRollout,
-    Uncut,
-    Unhint,
-    Unjudge,
     VersionPublished,
     WeightsRefused,
     WeightsServed,
 )
-from pipeline.coordinator.state import Seams, Settings
+from pipeline.coordinator.state import Plugins, Settings
 from pipeline.plugins import registry
 from pipeline.simulation.invariants import check
 from pipeline.wire.messages import ChunkHead
@@ -92,13 +92,13 @@ def seams_of(
     seed: int = 0,
     top_up: str = "none",
     **options: Any,
-) -> Seams:
+) -> Plugins:
     def make(seam: str, name: str, **given: Any) -> Any:
         cls = registry.find(seam, name)
         extra = {"seed": seed} if seam == "prompts" else {}
         return cls(registry.options_type(cls)(**given), **extra)
 
-    return Seams(
+    return Plugins(
         prompts=make("prompts", "shuffled"),
         budget=make("budget", "uniform", redundancy=redundancy, top_up=top_up),
         selector=make("selector", selector, **options),
@@ -119,7 +119,7 @@ class FakeEngine:
     ending: set[tuple[int, int]] = field(default_factory=set)
     outbox: deque[Tokens] = field(default_factory=deque)
 
-    def place(self, command: Place, rng: random.Random) -> None:
+    def place(self, command: Generate, rng: random.Random) -> None:
         assert self.version >= 0, "a request before any weights"
         held = len(command.prefix) // 4
         assert (command.trajectory, command.leg) not in self.legs
@@ -177,7 +177,7 @@ class World:
         self,
         seed: int,
         settings: Settings | None = None,
-        seams: Seams | None = None,
+        seams: Plugins | None = None,
         engines: int = 2,
         slots: int = 6,
         faults: float = 0.05,
@@ -195,8 +195,8 @@ class World:
         self.now = 0.0
         self.log: list[AnyEvent] = []
         self.commands: list[AnyCommand] = []
-        self.rewards: dict[int, Judge] = {}
-        self.questions: dict[int, AskRollout] = {}
+        self.rewards: dict[int, RequestReward] = {}
+        self.questions: dict[int, CallEnvironment] = {}
         self.learner: dict[int, list[Any]] = {r: [] for r in range(self.settings.ranks)}
         self.version = 0
         # what happened after the cut that a run goes on from has not happened to it
@@ -206,7 +206,7 @@ class World:
         self.reports: list[Report] = []
         self.loads: list[tuple[str, int]] = []
         self.cuts: list[snapshot.Snapshot] = []
-        self.over: ShutDown | None = None
+        self.over: Shutdown | None = None
         self.engines = {f"e{i}": FakeEngine(f"e{i}", epoch=0, slots=slots) for i in range(engines)}
         self.away: set[str] = set()
 
@@ -223,32 +223,32 @@ class World:
 
     def carry_out(self, command: AnyCommand) -> None:
         match command:
-            case Place():
+            case Generate():
                 self.engines[command.engine].place(command, self.rng)
-            case EndLegs():
+            case AbortLegs():
                 engine = self.engines.get(command.engine)
                 if engine is not None:
                     engine.ending |= {leg for leg in command.legs if leg in engine.legs}
-            case Judge():
+            case RequestReward():
                 self.rewards[command.trajectory] = command
-            case Unjudge():
+            case CancelReward():
                 self.rewards.pop(command.trajectory, None)
-            case AskRollout():
+            case CallEnvironment():
                 self.questions[command.trajectory] = command
-            case UnaskRollout():
+            case CancelEnvironmentCall():
                 self.questions.pop(command.trajectory, None)
-            case Train():
+            case TrainGroup():
                 self._assert_young(command)
                 self.learner[command.rank].append(command)
-            case Forget():
+            case ForgetGroup():
                 queue = self.learner[command.rank]
                 queue[:] = [c for c in queue if getattr(c, "group", None) != command.group]
-            case FinishStep():
+            case CloseStep():
                 for queue in self.learner.values():
                     queue.append(command)
-            case Serve():
+            case LoadWeights():
                 self.loads.append((command.engine, command.version))
-            case Cut():
+            case Checkpoint():
                 self.cuts.append(snapshot.take(self.coordinator))
                 self.pending_cut = command.step
                 self.at_cut = (Counter(self.trained), Counter(self.group_fates))
@@ -262,12 +262,12 @@ class World:
                 self.reports.append(command)
             case Report():
                 self.reports.append(command)
-            case ShutDown():
+            case Shutdown():
                 self.over = command
-            case Hint() | Unhint() | Uncut():
+            case StreamTokens() | DropStream() | AbandonCheckpoint():
                 pass  # no cut lasts here; hints are read from `commands` by the tests of hints
 
-    def _assert_young(self, command: Train) -> None:
+    def _assert_young(self, command: TrainGroup) -> None:
         core = self.coordinator.core
         group = core.groups[command.group]
         for member in command.members:
@@ -356,7 +356,7 @@ class World:
     def _learn(self, chaos: bool) -> None:
         rank = self.rng.choice([r for r, queue in self.learner.items() if queue])
         command = self.learner[rank][0]
-        if isinstance(command, Train):
+        if isinstance(command, TrainGroup):
             self.learner[rank].pop(0)
             assert all(m.response for m in command.members)
             if chaos and self.rng.random() < self.learner_faults:
@@ -365,7 +365,7 @@ class World:
             tokens = sum(m.weight * m.sampled for m in command.members)
             self.tell(Trained(rank=rank, group=command.group, tokens=tokens))
             return
-        if all(queue and isinstance(queue[0], FinishStep) for queue in self.learner.values()):
+        if all(queue and isinstance(queue[0], CloseStep) for queue in self.learner.values()):
             reject = chaos and self.rng.random() < self.learner_faults
             self.version += not reject
             for each in self.learner:

@@ -6,12 +6,12 @@ import msgspec
 
 from pipeline.coordinator.events import Tick, Trained, VersionPublished
 from pipeline.observability import live_status as live_module
-from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, Live, live
+from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, RunStatus, live
 from tests.pipeline.coordinator.bench import Bench
 from tests.pipeline.coordinator.world import World, settings_of
 
 
-def groups(now: Live) -> dict[str, int]:
+def groups(now: RunStatus) -> dict[str, int]:
     return {stage: number for stage, number in now.groups.items() if number}
 
 
@@ -84,12 +84,12 @@ def test_waits_are_looked_for_in_the_oldest_groups_only() -> None:
     """Cost, told by what is looked at: no clock is needed to see that it is bounded."""
     bench = Bench(need=MOST_MEMBERS, tries=1.0, prompts=MOST_MEMBERS, candidates=4)
     bench.coordinator.steps.planning.open(MOST_MEMBERS, 2, first=True, speculate=True)
-    open_ones = bench.core.train_groups(live_module.Stage.OPEN)
+    open_ones = bench.core.train_groups(live_module.GroupState.OPEN)
     assert len(open_ones) == MOST_MEMBERS
     looked_at = list(live_module._oldest(open_ones))
     assert [group.id for group in looked_at] == list(range(MOST_MEMBERS // 4))
 
 
 def test_a_file_of_another_version_is_read_as_far_as_it_is_known() -> None:
-    found = msgspec.json.decode(b'{"phase": "training", "later": [1]}', type=Live)
+    found = msgspec.json.decode(b'{"phase": "training", "later": [1]}', type=RunStatus)
     assert (found.phase, found.engines) == ("training", ())

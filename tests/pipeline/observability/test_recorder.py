@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.coordinator.events import Place, Report, Tick
-from pipeline.observability.jsonl_writer import Lines
-from pipeline.observability.live_status import Live
+from pipeline.coordinator.events import Generate, Report, Tick
+from pipeline.observability.jsonl_writer import JsonlWriter
+from pipeline.observability.live_status import RunStatus
 from pipeline.observability.recorder import SAMPLES_SHOWN, Records
 from pipeline.system.run_folder import RunFolder
 
@@ -133,7 +133,7 @@ class Failing:
     def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         raise OSError("no space left on device")
 
-    def live(self, now: Live) -> None:
+    def live(self, now: RunStatus) -> None:
         raise OSError("no space left on device")
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ def test_a_trace_that_cannot_be_written_ends_no_run(run: RunFolder) -> None:
     """
     records = Records(run, trace_steps=1)
     run.trace.mkdir()
-    place = Place(
+    place = Generate(
         engine="e0", kind="train", prompt=0, trajectory=1, leg=0, prefix=b"", max_tokens=9, seed=0
     )
     records.saw(0.0, Tick(), [place], 0.0)
@@ -218,7 +218,7 @@ def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.observability.jsonl_writer.MOST_KEPT", 100)
-    file = Lines(run.metrics)
+    file = JsonlWriter(run.metrics)
     file.write(b"1\n")
     with files_of(1):
         file.flush()
@@ -231,7 +231,7 @@ def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
     assert file.lost == 9
     full = run.path / "full"
     full.symlink_to("/dev/full")
-    file = Lines(full)
+    file = JsonlWriter(full)
     file.write(b"1\n")
     file.close()
     assert (file.full, file.lost) == ("No space left on device", 1)
@@ -240,7 +240,7 @@ def test_what_waits_for_room_is_bounded_and_what_is_left_out_is_counted(
 def test_a_line_that_finds_room_in_three_pieces_is_no_whole_one_before_the_last(
     run: RunFolder,
 ) -> None:
-    file = Lines(run.metrics)
+    file = JsonlWriter(run.metrics)
     file.write(b"1\n")
     file.flush()
     file.write(b"x" * 49 + b"\n")

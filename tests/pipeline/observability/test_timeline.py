@@ -9,17 +9,17 @@ import pytest
 
 from pipeline.coordinator.events import (
     AnyEvent,
-    FinishStep,
-    Judge,
-    Place,
+    CloseStep,
+    Generate,
+    LoadWeights,
     Report,
+    RequestReward,
     RewardReady,
-    Serve,
     StepApplied,
     Tick,
     Tokens,
-    Train,
     Trained,
+    TrainGroup,
     WeightsServed,
 )
 from pipeline.observability import timing
@@ -30,8 +30,8 @@ from pipeline.wire.messages import ChunkHead, LegTimes, Span, TrainMember
 from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
 
-def place(trajectory: int, engine: str = "e0", since: float = 0.0) -> Place:
-    return Place(
+def place(trajectory: int, engine: str = "e0", since: float = 0.0) -> Generate:
+    return Generate(
         engine=engine, kind="train", prompt=0, trajectory=trajectory, leg=0, prefix=b"",
         max_tokens=9, seed=0, since=since,
     )  # fmt: skip
@@ -48,16 +48,18 @@ def ended(trajectory: int, count: int = 5, finish: str = "stop") -> ChunkHead:
     return ChunkHead(trajectory, 0, 0, count, 1, finish)
 
 
-def judge(trajectory: int) -> Judge:
-    return Judge(kind="train", prompt=0, group=7, trajectory=trajectory, tokens=b"", finish="stop")
+def judge(trajectory: int) -> RequestReward:
+    return RequestReward(
+        kind="train", prompt=0, group=7, trajectory=trajectory, tokens=b"", finish="stop"
+    )
 
 
-def train(group: int, *trajectories: int) -> Train:
+def train(group: int, *trajectories: int) -> TrainGroup:
     members = tuple(
         TrainMember(trajectory=t, response=b"", behaviour=b"", reward=1.0, advantage=1.0)
         for t in trajectories
     )
-    return Train(rank=0, step=0, group=group, prompt=0, members=members)
+    return TrainGroup(rank=0, step=0, group=group, prompt=0, members=members)
 
 
 def over(*members: tuple[int, str, bool], group: int = 7) -> Report:
@@ -72,7 +74,7 @@ def step_over(seconds: float, step: int = 0) -> Report:
 
 def a_step(timeline: Timeline) -> StepRecord:
     """From 10 s on: weights 1 s, a trajectory 3 s, its reward 1 s, a pass 2 s, the close 1 s."""
-    timeline.saw(10.0, Tick(), [Serve(engine="e0", version=1)], 10.1)
+    timeline.saw(10.0, Tick(), [LoadWeights(engine="e0", version=1)], 10.1)
     timeline.loaded("e0", [Span("receiving weights", 10.2, 10.5, (1,)),
                            Span("loading weights", 10.5, 10.9, (1,))])  # fmt: skip
     timeline.saw(11.0, WeightsServed(engine="e0", version=1, gap=0.0), [place(1), place(2)], 11.1)
@@ -84,7 +86,7 @@ def a_step(timeline: Timeline) -> StepRecord:
     reward = RewardReady(trajectory=2, value=1.0, times=(14.1, 15.0))
     timeline.saw(15.0, reward, [train(7, 1, 2)])
     timeline.worked(0, [Span("forward and backward", 15.1, 17.0, (7,), (15.05,))])
-    finish = FinishStep(step=0, groups=(7,), normaliser=1.0)
+    finish = CloseStep(step=0, groups=(7,), normaliser=1.0)
     timeline.saw(17.0, Trained(rank=0, group=7, tokens=5.0), [finish])
     timeline.worked(0, [Span("optimizer step", 17.1, 17.8, (0,), (17.05,)),
                         Span("publishing weights", 17.8, 17.9)])  # fmt: skip
@@ -144,7 +146,7 @@ def test_passes_one_after_another_are_on_the_path_together():
     timeline.worked(0, [Span("forward and backward", 0.0, 2.0, (1,), (0.0,))])
     timeline.saw(2.0, Trained(rank=0, group=1, tokens=1.0), [])
     timeline.worked(0, [Span("forward and backward", 2.5, 5.0, (2,), (0.2,))])
-    finish = FinishStep(step=0, groups=(1, 2), normaliser=2.0)
+    finish = CloseStep(step=0, groups=(1, 2), normaliser=2.0)
     timeline.saw(5.0, Trained(rank=0, group=2, tokens=1.0), [finish])
     [record] = timeline.saw(6.0, StepApplied(rank=0, step=0, version=1), [step_over(6.0)])
     assert kinds(record) == [
@@ -160,7 +162,7 @@ def test_a_group_behind_work_that_nobody_asked_for_says_so():
     timeline.saw(0.0, Tick(), [train(1)])
     timeline.worked(0, [Span("logprobs ahead", 0.0, 1.0),
                         Span("forward and backward", 1.0, 2.0, (1,), (0.5,))])  # fmt: skip
-    finish = FinishStep(step=0, groups=(1,), normaliser=1.0)
+    finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
     timeline.saw(2.0, Trained(rank=0, group=1, tokens=1.0), [finish])
     [record] = timeline.saw(2.0, StepApplied(rank=0, step=0, version=1), [step_over(2.0)])
     assert ("busy with logprobs ahead", "", 0.5) in kinds(record)
@@ -234,7 +236,7 @@ def test_a_lost_cause_is_a_segment_that_says_so():
     timeline.worked(0, [Span("forward and backward", 3.0, 4.0, (1,), (2.0,))])  # never asked for
     timeline.saw(4.0, Tick(), [train(1)])
     timeline._ranks._handovers[1].link = None
-    finish = FinishStep(step=0, groups=(1,), normaliser=1.0)
+    finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
     timeline.saw(4.0, Trained(rank=0, group=1, tokens=1.0), [finish])
     [record] = timeline.saw(4.0, StepApplied(rank=0, step=0, version=1), [step_over(4.0)])
     assert kinds(record)[0] == (NOT_KNOWN, "", 2.0)
@@ -256,8 +258,8 @@ def test_each_group_of_a_pass_has_its_own_arrival():
 
 def test_word_of_an_overtaken_version_leaves_the_newer_load_alone():
     timeline = Timeline()
-    timeline.saw(0.0, Tick(), [Serve(engine="e0", version=1)])
-    timeline.saw(1.0, Tick(), [Serve(engine="e0", version=2)])
+    timeline.saw(0.0, Tick(), [LoadWeights(engine="e0", version=1)])
+    timeline.saw(1.0, Tick(), [LoadWeights(engine="e0", version=2)])
     timeline.loaded("e0", [Span("loading weights", 0.0, 1.5, (1,))])
     timeline.saw(1.6, WeightsServed(engine="e0", version=1, gap=0.0), [])
     timeline.loaded("e0", [Span("loading weights", 1.6, 2.5, (2,))])
@@ -269,7 +271,7 @@ def test_word_of_an_overtaken_version_leaves_the_newer_load_alone():
 
 def test_a_load_that_proved_too_little_is_not_one_that_is_served():
     timeline = Timeline()
-    again = [Serve(engine="e0", version=1)]
+    again = [LoadWeights(engine="e0", version=1)]
     timeline.saw(0.0, Tick(), again)
     timeline.saw(1.0, WeightsServed(engine="e0", version=1, gap=9.0), again)
     record = timeline.rest()
@@ -351,7 +353,7 @@ class TimedWorld(World):
         self.commands += commands
         for command in commands:
             self.carry_out(command)
-        self.placed += 1 + sum(isinstance(command, Place) for command in commands)
+        self.placed += 1 + sum(isinstance(command, Generate) for command in commands)
         self.records += self.timeline.saw(self.now, event, commands, self.now + 0.001)
         self.check()
 

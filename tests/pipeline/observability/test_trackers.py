@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline.config.schema import Config, Metrics
 from pipeline.coordinator.token_ledger import ACCOUNTS
 from pipeline.observability import timing, trackers
-from pipeline.observability.live_status import EngineNow, Live, PeerNow, WaitNow
+from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.observability.recorder import Records
 from pipeline.observability.spans import StepRecord
 from pipeline.system.run_folder import RunFolder
@@ -37,19 +37,19 @@ STEP: dict[str, Any] = {
     "ledger": {"sampled": 100},
     "learner": {"loss": -0.1, "backward_s": 0.75},
 }
-NOW = Live(
+NOW = RunStatus(
     time=1000.0,
     phase="training",
     step=4,
     steps=60,
     queued=7,
     ledger={**dict.fromkeys(ACCOUNTS, 0), "trained": 250, "open": 12},
-    engines=(EngineNow(name="e0", running=3, slots=64, version=4),),
+    engines=(EngineStatus(name="e0", running=3, slots=64, version=4),),
     groups={"open": 2, "taken": 5},
     at_rank={"0": 5},
     rewards_queued=2,
     rewards_running=1,
-    peers=(PeerNow(name="e0", role="engine", activity="sampling", heard_s=0.5, still_s=0.1),),
+    peers=(PeerStatus(name="e0", role="engine", activity="sampling", heard_s=0.5, still_s=0.1),),
 )
 
 
@@ -171,7 +171,7 @@ def test_prometheus_reads_what_the_run_does_now(served: tuple[int, Records]) -> 
     assert found["darts_learner_groups", ("0",)] == 5
     assert found["darts_peer_silence_seconds", ("e0",)] == 0.5
     assert found["darts_longest_wait_seconds", ()] == 0.0
-    waits = tuple(WaitNow(seconds=seconds, what="w") for seconds in (4.5, 2.0))
+    waits = tuple(WaitStatus(seconds=seconds, what="w") for seconds in (4.5, 2.0))
     records.live(msgspec.structs.replace(NOW, waits=waits))
     assert read(port)["darts_longest_wait_seconds", ()] == 4.5
 

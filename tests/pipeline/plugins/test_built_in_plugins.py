@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Advantages, Close, NoSignal, Take
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions, overlong_penalty
@@ -31,7 +31,7 @@ OF_TRL = "tests.pipeline.workers.reward_functions:of_trl"
 
 def budget_view(size: int, **given: Any) -> BudgetView:
     values: dict[str, Any] = dict(
-        step=0, size=size, max_tokens=128, need=4, engines=1, slots=64, latency=Latency()
+        step=0, size=size, max_tokens=128, need=4, engines=1, slots=64, latency=LatencyModel()
     )
     return BudgetView(**{**values, **given})
 
@@ -41,10 +41,10 @@ def budget_view(size: int, **given: Any) -> BudgetView:
     [(1.5, 8, 12), (1, 8, 8), (1.5, 3, 5), (1.5, 5, 8), (1.1, 2, 2), (1.25, 2, 3)],
 )
 def test_uniform_rounds_redundancy_times_m_halves_up(redundancy: float, size: int, candidates: int):
-    [allotted] = Uniform(UniformOptions(redundancy=redundancy)).allot(
+    [allocated] = Uniform(UniformOptions(redundancy=redundancy)).allocate(
         [PromptView(prompt=3, tokens=9)], budget_view(size)
     )
-    assert (allotted.candidates, allotted.max_tokens) == (candidates, 128)
+    assert (allocated.candidates, allocated.max_tokens) == (candidates, 128)
 
 
 # --- batch -----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_python_reward_reads_verls_nested_ground_truth():
 @pytest.mark.parametrize("seam", registry.PACKAGES)
 def test_every_plugin_of_the_house_is_found_and_takes_its_options(seam: str):
     needed: dict[str, Any] = {"python": {"function": OF_TRL}, "sum": {"of": ("exact",)}}
-    for name in registry.house_names(seam):
+    for name in registry.builtin_names(seam):
         if name == "http":
             continue  # asks its server when it is built
         cls = registry.find(seam, name)

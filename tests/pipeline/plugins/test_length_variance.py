@@ -10,16 +10,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.coordinator.latency_model import Latency
+from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.plugins import registry
-from pipeline.plugins.actions import Allotment
+from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._censored import fit, lognormal, moments
 from pipeline.plugins.budgets._utility import Lengths, Utility
 from pipeline.plugins.budgets.length_variance import LengthVariance, LengthVarianceOptions
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 from tests.pipeline.coordinator.world import World, seams_of, settings_of
 
-CURVE = Latency(((1, 0.010), (32, 0.012), (64, 0.020)))
+CURVE = LatencyModel(((1, 0.010), (32, 0.012), (64, 0.020)))
 QUIET, LOUD = (98, 99, 100, 101, 102, 100), (20, 60, 100, 140, 180, 100)
 
 
@@ -57,15 +57,15 @@ def budget(*groups: EndedView, **options: Any) -> LengthVariance:
 
 
 def candidates(of: LengthVariance, ids: Sequence[int], at: BudgetView | None = None) -> list[int]:
-    return [a.candidates for a in of.allot(prompts(*ids), at or view())]
+    return [a.candidates for a in of.allocate(prompts(*ids), at or view())]
 
 
 def sigma(of: LengthVariance, prompt: int) -> float:
-    [allotment] = of.allot(prompts(prompt), view())
-    return float(allotment.note.split()[1])
+    [allocation] = of.allocate(prompts(prompt), view())
+    return float(allocation.note.split()[1])
 
 
-# --- allotments -------------------------------------------------------------------------------
+# --- allocations -------------------------------------------------------------------------------
 
 
 def test_prompts_that_vary_more_get_more_and_the_steady_stay_at_m():
@@ -78,18 +78,18 @@ def test_prompts_that_vary_more_get_more_and_the_steady_stay_at_m():
 
 
 def test_while_nothing_is_known_all_get_the_same_half_way_between_the_bounds():
-    found = budget().allot(prompts(5, 6), view())
-    assert found == [Allotment(candidates=12, max_tokens=512, note="sigma unknown")] * 2
+    found = budget().allocate(prompts(5, 6), view())
+    assert found == [Allocation(candidates=12, max_tokens=512, note="sigma unknown")] * 2
 
 
 def test_note_and_figures_tell_what_is_known_and_what_is_guessed():
     told = budget(ended(0, LOUD), ended(0, LOUD), mean=1.5)
     deviation = f"sigma {np.std(LOUD, ddof=1):.1f}"
-    notes = [a.note for a in told.allot(prompts(0, 7), view())]
+    notes = [a.note for a in told.allocate(prompts(0, 7), view())]
     assert notes == [f"{deviation} (seen 2x)", f"{deviation} (guessed)"]
     assert told.figures() == {"total": 24, "mean": 12.0, "known": 1, "unseen": 1}
     told.ended(ended(1, [*LOUD * 10]))  # 72 finished: a distribution
-    told.allot(prompts(0), view())
+    told.allocate(prompts(0), view())
     figures = told.figures()
     assert figures["generation_s"] > 0 > figures["utility"]
     assert not figures.keys() & {"what", "step", "prompts", "candidates"}  # the report's own
@@ -142,13 +142,13 @@ def test_variance_moves_by_the_weight_of_the_new_group():
 
 def test_state_survives_a_checkpoint_and_gives_the_same_answers():
     told = budget(*(ended(i, [*LOUD, i + 1], cut=(300, 350), tag="ab"[i % 2]) for i in range(40)))
-    told.allot(prompts(1), view(max_tokens=400))
+    told.allocate(prompts(1), view(max_tokens=400))
     again = budget()
     again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(told.state())))
     assert again.state() == told.state()
     for each in (told, again):
         each.ended(ended(3, LOUD, cut=(399, 400)))
-    assert again.allot(prompts(*range(60)), view()) == told.allot(prompts(*range(60)), view())
+    assert again.allocate(prompts(*range(60)), view()) == told.allocate(prompts(*range(60)), view())
     assert again.figures() == told.figures()
     with pytest.raises(ValueError, match="version 2, not 1"):
         again.restore(told.state() | {"version": 2})
@@ -164,7 +164,7 @@ def test_unseen_prompts_are_guessed_by_tag_and_prompt_length():
         told.ended(ended(i, lengths, tokens=tokens, tag=tag))
 
     def guess(tokens: int, tag: str) -> float:
-        [found] = told.allot(prompts(999, tokens=tokens, tag=tag), view())
+        [found] = told.allocate(prompts(999, tokens=tokens, tag=tag), view())
         assert found.note.endswith("(guessed)")
         return float(found.note.split()[1])
 
@@ -225,7 +225,7 @@ def test_no_response_is_taken_to_exceed_the_limit():
 
 def test_a_group_that_says_nothing_changes_nothing():
     told = budget(ended(0, ()), ended(0, (50,)), ended(0, (), cut=(3, 4, 5)))
-    assert told.allot(prompts(0), view())[0].note == "sigma unknown"
+    assert told.allocate(prompts(0), view())[0].note == "sigma unknown"
     told.ended(ended(0, LOUD))
     before = sigma(told, 0)
     told.ended(ended(0, (), cut=(1, 1, 1, 1)))  # deferred before it had come anywhere

@@ -13,7 +13,7 @@ import pytest
 from pipeline.checkpoint import fingerprint
 from pipeline.config.schema import Config, Data, Source
 from pipeline.coordinator import snapshot
-from pipeline.coordinator.state import Seams
+from pipeline.coordinator.state import Plugins
 from pipeline.plugins.actions import Plan
 from pipeline.plugins.prompt_orders._walk import OrderOptions
 from pipeline.plugins.prompt_orders.sequential import Sequential
@@ -118,7 +118,7 @@ def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(hal
     sources = (SourceView(0, 60, 2.0), SourceView(60, 40, 1.0))
     numbers = settings_of(prompts=100, sources=sources, steps=6, eval_every=0)
 
-    def seams() -> Seams:
+    def seams() -> Plugins:
         return msgspec.structs.replace(seams_of("first_m", seed=3), prompts=Noted(3))
 
     first = World(5, numbers, seams())

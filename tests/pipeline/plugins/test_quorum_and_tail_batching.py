@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.coordinator.events import Judge, Train
+from pipeline.coordinator.events import RequestReward, TrainGroup
 from pipeline.plugins.actions import Close, Plan, Relax, Take
 from pipeline.plugins.batch_rules.quorum import Quorum, QuorumOptions
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatchingOptions
@@ -240,12 +240,12 @@ def test_a_run_with_depth_stop_scores_the_cut_ones_and_trains_on_them_as_truncat
     decisions = told(world, "decision")
     cut = {i for verb in decisions if verb["verb"] == "Stop" for i in verb["ids"]}
     assert cut, "nobody was cut: choose another seed"
-    judged = [c for c in world.commands if isinstance(c, Judge) and c.trajectory in cut]
+    judged = [c for c in world.commands if isinstance(c, RequestReward) and c.trajectory in cut]
     assert len(judged) == len(cut) and {c.finish for c in judged} == {"length"}
-    trained = [m for c in world.commands if isinstance(c, Train) for m in c.members]
+    trained = [m for c in world.commands if isinstance(c, TrainGroup) for m in c.members]
     assert all(m.truncated for m in trained if m.trajectory in cut)
     assert any(m.trajectory in cut for m in trained)
-    sizes = {len(c.members) for c in world.commands if isinstance(c, Train)}
+    sizes = {len(c.members) for c in world.commands if isinstance(c, TrainGroup)}
     assert sizes == {4}
 
 

@@ -259,7 +259,7 @@ def test_concise_confident_names_every_option_out_of_range():
 # --- every selector --------------------------------------------------------------------------
 
 EVERY: list[interfaces.Selector] = [
-    *(registry.find("selector", name)() for name in registry.house_names("selector")),
+    *(registry.find("selector", name)() for name in registry.builtin_names("selector")),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
     DualEnd(DualEndOptions(prune_at=1.5)),
@@ -269,7 +269,7 @@ EVERY: list[interfaces.Selector] = [
 
 
 def test_the_house_has_the_selectors_that_the_documents_name():
-    assert registry.house_names("selector") == [
+    assert registry.builtin_names("selector") == [
         "all",
         "concise_confident",
         "dual_end",

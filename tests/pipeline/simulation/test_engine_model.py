@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.coordinator.events import Place, Tokens
+from pipeline.coordinator.events import Generate, Tokens
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import DEVICES, SHAPES, EngineCost, engine_cost
 from pipeline.simulation.workload import Response
@@ -16,8 +16,8 @@ from pipeline.simulation.workload import Response
 STOP = frozenset({1})
 
 
-def place(trajectory: int, leg: int = 0, held: int = 0, limit: int = 10_000) -> Place:
-    return Place(
+def place(trajectory: int, leg: int = 0, held: int = 0, limit: int = 10_000) -> Generate:
+    return Generate(
         engine="e0", kind="train", prompt=0, trajectory=trajectory, leg=leg,
         prefix=bytes(4 * held), max_tokens=limit, seed=trajectory,
     )  # fmt: skip

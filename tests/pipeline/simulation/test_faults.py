@@ -11,11 +11,11 @@ import pytest
 
 from launch.simulate.fuzz import explain, explore
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.groups import Cause, Trajectory
-from pipeline.coordinator.scheduler import Placement
+from pipeline.coordinator.groups import Trajectory, TrajectoryEvent
+from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
-from pipeline.coordinator.token_ledger import Ledger
-from pipeline.coordinator.training_step import Steps
+from pipeline.coordinator.token_ledger import TokenLedger
+from pipeline.coordinator.training_step import TrainingSteps
 from pipeline.plugins.budgets import uniform
 from pipeline.simulation.fault_plan import HANGS, What
 from pipeline.simulation.faults import Faulty
@@ -124,13 +124,13 @@ def test_in_the_dead_mode_somebody_dies_last():
 # --- each of these bugs is found ---------------------------------------------------------------
 
 
-def _losing(self: Ledger, tokens: int, source: str, target: str, why: str = "") -> None:
+def _losing(self: TokenLedger, tokens: int, source: str, target: str, why: str = "") -> None:
     self.accounts[source] -= tokens
     self.accounts[target] += 0 if target == "aborted" else tokens
 
 
-def _forgetting(self: Placement, trajectory: Trajectory) -> None:
-    trajectory.advance(Cause.LEG_LOST, 0.0)
+def _forgetting(self: Scheduler, trajectory: Trajectory) -> None:
+    trajectory.advance(TrajectoryEvent.LEG_LOST, 0.0)
     trajectory.leg += 1
     trajectory.engine = ""
 
@@ -146,11 +146,15 @@ _rewarded = Selection.rewarded
 @pytest.mark.parametrize(
     "owner, name, broken",
     [
-        (Ledger, "move", _losing),
-        (Placement, "requeue", _forgetting),
+        (TokenLedger, "move", _losing),
+        (Scheduler, "requeue", _forgetting),
         (Selection, "rewarded", _deaf),  # a failed reward is waited for
         (Coordinator, "_learner_lost", lambda self, event: None),
-        (Steps, "hopeless", property(lambda self: True)),  # gives up at the first empty step
+        (
+            TrainingSteps,
+            "hopeless",
+            property(lambda self: True),
+        ),  # gives up at the first empty step
         (uniform, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import AnyEvent, Cut, Report
+from pipeline.coordinator.events import AnyEvent, Checkpoint, Report
 from pipeline.coordinator.snapshot import Snapshot
-from pipeline.coordinator.state import Seams, Settings
+from pipeline.coordinator.state import Plugins, Settings
 from pipeline.plugins import registry
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation
@@ -70,7 +70,7 @@ OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
 PLUGINS = [
     (seam, name, options)
     for seam in BASE
-    for name in registry.house_names(seam)
+    for name in registry.builtin_names(seam)
     for options in OPTIONS.get((seam, name), [{}])
 ]
 
@@ -83,7 +83,7 @@ def coordinator_with(seam: str, name: str, options: dict[str, Any]) -> Coordinat
         extra = {"seed": SETTINGS.seed} if each == "prompts" else {}
         made[each] = cls(registry.options_type(cls)(**given), **extra)
     lengths = [3 + prompt % 4 for prompt in range(SETTINGS.prompts)]
-    return Coordinator(SETTINGS, Seams(**made), lengths, ["a", "b"] * (SETTINGS.prompts // 2))
+    return Coordinator(SETTINGS, Plugins(**made), lengths, ["a", "b"] * (SETTINGS.prompts // 2))
 
 
 class Life(Simulation):
@@ -102,7 +102,7 @@ class Life(Simulation):
         for command in asked:
             self._carry_out(command)
 
-    def _cut(self, command: Cut) -> None:
+    def _cut(self, command: Checkpoint) -> None:
         self.cuts[command.step] = msgspec.msgpack.encode(snapshot.take(self.coordinator))
         super()._cut(command)
 

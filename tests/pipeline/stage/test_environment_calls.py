@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import Plugin
-from pipeline.coordinator.events import AskRollout, Halt, TurnAnswered, TurnFailed
+from pipeline.coordinator.events import CallEnvironment, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
 from pipeline.plugins.interfaces import RolloutOptions
 from pipeline.plugins.views import Turn
-from pipeline.stage.environment_calls import RolloutPool, Turning, pieces_of
+from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool, pieces_of
 from pipeline.wire.messages import ints
 from tests.paths import MODEL
 from tests.pipeline.workers.test_pool import eventually, runs
@@ -63,25 +63,25 @@ class Line:
 @asynccontextmanager
 async def turning(
     tokenizer: Tokenizer, **options: Any
-) -> AsyncIterator[tuple[Turning, RolloutPool, asyncio.Queue[Any]]]:
+) -> AsyncIterator[tuple[EnvironmentCalls, EnvironmentPool, asyncio.Queue[Any]]]:
     heard: asyncio.Queue[Any] = asyncio.Queue()
     function = f"{__name__}:by_text"
     known = RolloutOptions(failure_text=options.get("failure_text", ""))
     data: dict[str, Dataset] = {"train": [Line()]}  # type: ignore[dict-item]
     plugin = Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
-    async with RolloutPool(plugin) as pool:
-        found = Turning(pool, tokenizer, data, heard.put_nowait, known)
+    async with EnvironmentPool(plugin) as pool:
+        found = EnvironmentCalls(pool, tokenizer, data, heard.put_nowait, known)
         yield found, pool, heard
         await found.close()
 
 
-def question(tokenizer: Tokenizer, text: str, number: int = 0, **other: Any) -> AskRollout:
+def question(tokenizer: Tokenizer, text: str, number: int = 0, **other: Any) -> CallEnvironment:
     fields: dict[str, Any] = dict(
         kind="train", prompt=0, group=0, trajectory=number, turn=0,
         tokens=np.asarray(tokenizer.encode(text), "<i4").tobytes(), appended=(), finish="stop",
         left=50,
     )  # fmt: skip
-    return AskRollout(**{**fields, **other})
+    return CallEnvironment(**{**fields, **other})
 
 
 async def test_answers_become_tokens_and_bad_ones_leave_the_member_missing(tokenizer: Tokenizer):

@@ -76,7 +76,7 @@ def test_a_late_stage_gives_everybody_the_same_grace(peers: Peers, peer: Peer) -
     Bound: limit plus lateness (here 5 s and 30 s).
     """
     peers.beat(peer, beat(1, budget_s=5.0), 100.0)
-    peers.grace(30.0)
+    peers.extend_deadlines(30.0)
     assert peers.silent(134.0) == peers.stuck(134.0) == []
     assert peers.silent(135.1) == peers.stuck(135.1) == [peer]
 

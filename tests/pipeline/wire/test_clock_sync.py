@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from pipeline.stage.translate import span_here, times_here, way
+from pipeline.stage.translate import leg_to_stage_clock, to_stage_clock, transit_s
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import LegTimes, Span
 
@@ -45,16 +45,20 @@ def test_an_echo_that_cannot_be_is_left_out():
 
 def test_what_a_peer_stamps_is_moved_into_our_clock():
     times = LegTimes(1, 0, 10.0, 0.0, 12.0)
-    assert times_here(times, 90.0, 0.0) == times
+    assert leg_to_stage_clock(times, 90.0, 0.0) == times
     moved = LegTimes(1, 0, 15.0, 0.0, 17.0)
-    assert times_here(times, 90.0, 5.0) == moved, "0.0 stays: no first token"
+    assert leg_to_stage_clock(times, 90.0, 5.0) == moved, "0.0 stays: no first token"
     span = Span("forward and backward", 1.0, 2.0, (7, 8), (0.5, 0.75))
-    assert span_here(span, 90.0, 5.0) == Span("forward and backward", 6.0, 7.0, (7, 8), (5.5, 5.75))
+    assert to_stage_clock(span, 90.0, 5.0) == Span(
+        "forward and backward", 6.0, 7.0, (7, 8), (5.5, 5.75)
+    )
 
 
 def test_what_a_peer_stamps_lies_in_the_past_and_in_its_order():
-    assert times_here(LegTimes(1, 0, 30.0, 10.0, 20.0), 15.0, 0.0) == LegTimes(1, 0, 10, 10, 15)
+    assert leg_to_stage_clock(LegTimes(1, 0, 30.0, 10.0, 20.0), 15.0, 0.0) == LegTimes(
+        1, 0, 10, 10, 15
+    )
     span = Span("close", 9.0, 99.0, (1,), (12.0,))
-    assert span_here(span, 15.0, 0.0) == Span("close", 9.0, 15.0, (1,), (9.0,))
-    assert span_here(span, 15.0, -50.0) == Span("close", 0.0, 15.0, (1,), (0.0,))
-    assert way(1e9, 3.0, 5.0, 1.0) == -1.0
+    assert to_stage_clock(span, 15.0, 0.0) == Span("close", 9.0, 15.0, (1,), (9.0,))
+    assert to_stage_clock(span, 15.0, -50.0) == Span("close", 0.0, 15.0, (1,), (0.0,))
+    assert transit_s(1e9, 3.0, 5.0, 1.0) == -1.0

@@ -17,20 +17,20 @@ import zmq
 
 from pipeline.wire import client as links
 from pipeline.wire import curve_auth as guards
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.codec import encode
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import (
-    Bearer,
-    Entrance,
-    Ticket,
+    KeyOwner,
+    ListenKeys,
+    PeerKeys,
     TransportError,
     complaint,
     read_private,
     write_private,
 )
 from pipeline.wire.messages import Alive, Join, Refused, TokenBatch, ToPeer, Welcome, WireError
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 
 SECONDS = 20.0
 WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
@@ -52,19 +52,19 @@ def free_endpoints(count: int) -> list[str]:
 
 
 @pytest.fixture
-def entrance() -> Entrance:
+def entrance() -> ListenKeys:
     control, data, weights = free_endpoints(3)
     allowed = {
-        E0.public: Bearer("engine", "e0"),
-        E1.public: Bearer("engine", "e1"),
-        GUEST.public: Bearer("engine"),
+        E0.public: KeyOwner("engine", "e0"),
+        E1.public: KeyOwner("engine", "e1"),
+        GUEST.public: KeyOwner("engine"),
     }
-    return Entrance(control=control, data=data, weights=weights, keys=SERVER, allowed=allowed)
+    return ListenKeys(control=control, data=data, weights=weights, keys=SERVER, allowed=allowed)
 
 
 @pytest.fixture
-async def hub(tmp_path: Path, entrance: Entrance) -> AsyncIterator[Hub]:
-    hub = Hub(tmp_path / "s", entrance)
+async def hub(tmp_path: Path, entrance: ListenKeys) -> AsyncIterator[StageServer]:
+    hub = StageServer(tmp_path / "s", entrance)
     hub.open()
     serving = asyncio.create_task(hub.attend())
     yield hub
@@ -73,15 +73,15 @@ async def hub(tmp_path: Path, entrance: Entrance) -> AsyncIterator[Hub]:
     hub.close()
 
 
-def ticket_with(entrance: Entrance, **changes: Any) -> Ticket:
+def ticket_with(entrance: ListenKeys, **changes: Any) -> PeerKeys:
     given: dict[str, Any] = {"server": SERVER.public, "keys": E0} | changes
-    return Ticket(control=entrance.control, data=entrance.data, weights=entrance.weights, **given)
+    return PeerKeys(control=entrance.control, data=entrance.data, weights=entrance.weights, **given)
 
 
 @contextmanager
-def link_with(ticket: Ticket, join: Join) -> Iterator[tuple[Link, queue.Queue[ToPeer]]]:
+def link_with(ticket: PeerKeys, join: Join) -> Iterator[tuple[StageClient, queue.Queue[ToPeer]]]:
     inbox: queue.Queue[ToPeer] = queue.Queue()
-    link = Link(ticket, join, inbox.put, heartbeat_s=0.05)
+    link = StageClient(ticket, join, inbox.put, heartbeat_s=0.05)
     link.start()
     try:
         yield link, inbox
@@ -93,20 +93,22 @@ async def got(inbox: queue.Queue[ToPeer]) -> ToPeer:
     return await asyncio.to_thread(inbox.get, timeout=SECONDS)
 
 
-async def nothing_heard(hub: Hub, seconds: float = 0.5) -> None:
+async def nothing_heard(hub: StageServer, seconds: float = 0.5) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
             await hub.receive_control()
 
 
-async def until_refused(hub: Hub, count: int = 1) -> None:
+async def until_refused(hub: StageServer, count: int = 1) -> None:
     assert hub.guard is not None
     async with asyncio.timeout(SECONDS):
         while hub.guard.refused < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
-async def test_a_known_key_comes_in_by_tcp_and_by_ipc(hub: Hub, entrance: Entrance) -> None:
+async def test_a_known_key_comes_in_by_tcp_and_by_ipc(
+    hub: StageServer, entrance: ListenKeys
+) -> None:
     local = ticket_with(entrance, keys=E1)
     local = msgspec.structs.replace(
         local, control=f"ipc://{hub.directory}/control", data=f"ipc://{hub.directory}/data"
@@ -130,7 +132,7 @@ async def test_a_known_key_comes_in_by_tcp_and_by_ipc(hub: Hub, entrance: Entran
     ids=["an unknown key", "no key", "another server's key"],
 )
 async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
-    hub: Hub, entrance: Entrance, changes: dict[str, Any]
+    hub: StageServer, entrance: ListenKeys, changes: dict[str, Any]
 ) -> None:
     """Promise: nothing that such a peer says is heard, it is counted, and the next good one gets
     in.
@@ -146,12 +148,12 @@ async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
 
 @pytest.mark.fault("nobody is there to look at keys", part="peers", by="socket")
 async def test_with_nobody_to_ask_known_keys_are_refused_too(
-    tmp_path: Path, entrance: Entrance
+    tmp_path: Path, entrance: ListenKeys
 ) -> None:
     """Promise: known keys are refused too: closed, not open.
     Bound: nothing heard in 1 s.
     """
-    hub = Hub(tmp_path / "s", entrance)
+    hub = StageServer(tmp_path / "s", entrance)
     hub.open()  # but `attend` does not run
     with link_with(ticket_with(entrance), join_of("e0")):
         await nothing_heard(hub, 1.0)
@@ -160,7 +162,7 @@ async def test_with_nobody_to_ask_known_keys_are_refused_too(
 
 @pytest.mark.fault("a peer is denied", part="peers", by="socket")
 async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
-    hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+    hub: StageServer, entrance: ListenKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: it tries again, then ends by saying that the stage does not know its key.
     Bound: `DENIED_S` (30 s, here 0.5 s).
@@ -176,14 +178,14 @@ async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
 
 @pytest.mark.fault("a key becomes known only after the first attempt", part="peers", by="socket")
 async def test_a_key_that_becomes_known_a_little_late_is_let_in(
-    hub: Hub, entrance: Entrance
+    hub: StageServer, entrance: ListenKeys
 ) -> None:
     """Promise: the peer gets in without a restart.
     Bound: 20 s.
     """
     with link_with(ticket_with(entrance, keys=STRANGER), join_of("e9")) as (_, inbox):
         await until_refused(hub)
-        entrance.allowed[STRANGER.public] = Bearer("engine", "e9")
+        entrance.allowed[STRANGER.public] = KeyOwner("engine", "e9")
         async with asyncio.timeout(SECONDS):
             identity, _ = await hub.receive_control()
         hub.send(identity, WELCOME)
@@ -201,7 +203,7 @@ async def test_a_key_that_becomes_known_a_little_late_is_let_in(
     ],
 )
 async def test_a_key_is_good_for_the_name_of_its_bearer_alone(
-    hub: Hub, entrance: Entrance, keys: Any, join: Join
+    hub: StageServer, entrance: ListenKeys, keys: Any, join: Join
 ) -> None:
     """Promise: the join is refused, and the peer told why.
     Bound: at its join.
@@ -212,7 +214,7 @@ async def test_a_key_is_good_for_the_name_of_its_bearer_alone(
         assert await got(inbox) == Refused(why=f"its key is not that of {join.role} {join.name}")
 
 
-async def test_a_guest_may_take_any_free_name(hub: Hub, entrance: Entrance) -> None:
+async def test_a_guest_may_take_any_free_name(hub: StageServer, entrance: ListenKeys) -> None:
     with link_with(ticket_with(entrance, keys=GUEST), join_of("mine")):
         _, message = await hub.receive_control()
     assert message == join_of("mine")
@@ -220,7 +222,7 @@ async def test_a_guest_may_take_any_free_name(hub: Hub, entrance: Entrance) -> N
 
 @pytest.mark.fault("another key under a known identity", part="peers", by="socket")
 async def test_an_identity_cannot_be_taken_over_by_another_key(
-    hub: Hub, entrance: Entrance
+    hub: StageServer, entrance: ListenKeys
 ) -> None:
     """Promise: it is refused.
     Bound: at its first message.
@@ -243,7 +245,9 @@ async def test_an_identity_cannot_be_taken_over_by_another_key(
             await asyncio.sleep(0.1)
 
 
-async def test_tokens_come_with_the_key_of_their_sender(hub: Hub, entrance: Entrance) -> None:
+async def test_tokens_come_with_the_key_of_their_sender(
+    hub: StageServer, entrance: ListenKeys
+) -> None:
     header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
     with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
         identity, _ = await hub.receive_control()
@@ -261,7 +265,7 @@ async def test_tokens_come_with_the_key_of_their_sender(hub: Hub, entrance: Entr
     "the stage falls silent to an engine over a network", part="network", by="socket"
 )
 async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_identity(
-    hub: Hub, entrance: Entrance, monkeypatch: pytest.MonkeyPatch
+    hub: StageServer, entrance: ListenKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: the engine joins anew, and sends nothing of the epoch that is over.
     Bound: `SILENT_S` (4 s, here 0.3 s) without a word.
@@ -290,7 +294,7 @@ async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_ident
 @pytest.mark.fault("an address that is every interface", part="peers", by="socket")
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "[::]"])
 async def test_every_interface_is_refused_unless_it_is_asked_for(
-    tmp_path: Path, entrance: Entrance, host: str
+    tmp_path: Path, entrance: ListenKeys, host: str
 ) -> None:
     """Promise: the stage does not listen there unless `nodes.expose` asks for it.
     Bound: at its start.
@@ -298,44 +302,46 @@ async def test_every_interface_is_refused_unless_it_is_asked_for(
     endpoint = f"tcp://{host}:40001"
     assert complaint(endpoint, exposed=True) == ""
     wide = msgspec.structs.replace(entrance, control=endpoint)
-    hub = Hub(tmp_path / "s", wide)
+    hub = StageServer(tmp_path / "s", wide)
     with pytest.raises(TransportError, match=r"name one, or set nodes\.expose"):
         hub.open()
     hub.close()
 
 
 @pytest.mark.fault("the port is taken", part="stage", by="socket")
-async def test_a_taken_port_is_named(hub: Hub, tmp_path: Path, entrance: Entrance) -> None:
+async def test_a_taken_port_is_named(
+    hub: StageServer, tmp_path: Path, entrance: ListenKeys
+) -> None:
     """Promise: the stage does not start, and names the address.
     Bound: at its start.
     """
-    other = Hub(tmp_path / "t", entrance)
+    other = StageServer(tmp_path / "t", entrance)
     with pytest.raises(TransportError, match=f"cannot listen at {entrance.control}"):
         other.open()
     other.close()
 
 
 @pytest.mark.fault("a key file that others may read", part="peers", by="file")
-def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, entrance: Entrance) -> None:
+def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, entrance: ListenKeys) -> None:
     """Promise: it is not used, and the cure is named.
     Bound: before anything starts.
     """
     path = write_private(tmp_path / "keys", entrance)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_private(path, Entrance) == entrance
+    assert read_private(path, ListenKeys) == entrance
     path.chmod(0o640)
     with pytest.raises(TransportError, match="others may read it: chmod 600"):
-        read_private(path, Entrance)
+        read_private(path, ListenKeys)
 
 
 def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("{}")
     (tmp_path / "x").chmod(0o600)
     with pytest.raises(TransportError, match="x: no key file of darts"):
-        read_private(tmp_path / "x", Ticket)
+        read_private(tmp_path / "x", PeerKeys)
 
 
-def test_a_secret_is_not_printed(entrance: Entrance) -> None:
+def test_a_secret_is_not_printed(entrance: ListenKeys) -> None:
     ticket = ticket_with(entrance)
     for text in (repr(entrance), repr(ticket), str(E0), f"{ticket.keys}"):
         assert SERVER.secret not in text

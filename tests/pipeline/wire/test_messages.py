@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.wire import codec, messages
 from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, encode
 from pipeline.wire.messages import (
-    Abort,
+    AbortLegs,
     Alive,
     ChunkHead,
     CloseStep,
@@ -25,8 +25,6 @@ from pipeline.wire.messages import (
     GroupFailed,
     GroupTrained,
     Heartbeat,
-    HintChunk,
-    Hints,
     Join,
     LoadWeights,
     Manifest,
@@ -41,6 +39,8 @@ from pipeline.wire.messages import (
     Spans,
     StepDone,
     StepSkipped,
+    StreamedChunk,
+    StreamedTokens,
     TokenBatch,
     TrainGroup,
     TrainMember,
@@ -85,7 +85,7 @@ TO_PEER: list[Message] = [
             ),
         )
     ),
-    Abort(legs=((1, 0), (2, 3))),
+    AbortLegs(legs=((1, 0), (2, 3))),
     LoadWeights(manifest=MANIFEST),
     TrainGroup(
         step=1,
@@ -96,7 +96,7 @@ TO_PEER: list[Message] = [
         ),
     ),
     ForgetGroup(group=2),
-    Hints(prompts={2: b""}, chunks=(HintChunk(2, 1, 0, b""),), gone=(3,)),
+    StreamedTokens(prompts={2: b""}, chunks=(StreamedChunk(2, 1, 0, b""),), gone=(3,)),
     CloseStep(step=1, groups=(1, 2), normaliser=20.0),
     Save(directory="/c", step=1, version=2),
     Shutdown(why="over"),

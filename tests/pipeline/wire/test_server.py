@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 from pipeline.wire import client as links
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.codec import decode_tokens, encode
 from pipeline.wire.keys import TransportError, addresses
 from pipeline.wire.messages import (
@@ -34,7 +34,7 @@ from pipeline.wire.messages import (
     Welcome,
     WireError,
 )
-from pipeline.wire.server import Hub, Unreachable
+from pipeline.wire.server import StageServer, Unreachable
 
 JOIN = Join(protocol=1, role="engine", name="e0", slots=4)
 WELCOME = Welcome(incarnation=1, epoch=0, weights_directory="/w")
@@ -52,9 +52,9 @@ class Inbox:
 
 
 @contextmanager
-def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[Link, Inbox]]:
+def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[StageClient, Inbox]]:
     inbox = Inbox()
-    link = Link(directory, JOIN, inbox.queue.put, heartbeat_s=beat_s)
+    link = StageClient(directory, JOIN, inbox.queue.put, heartbeat_s=beat_s)
     link.start()
     try:
         yield link, inbox
@@ -63,14 +63,14 @@ def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[Link, Inbox
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
-    hub = Hub(tmp_path / "s")
+async def hub(tmp_path: Path) -> AsyncIterator[StageServer]:
+    hub = StageServer(tmp_path / "s")
     hub.open()
     yield hub
     hub.close()
 
 
-async def heard(hub: Hub, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, Any]:
+async def heard(hub: StageServer, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, Any]:
     """The next message that is wanted."""
     async with asyncio.timeout(SECONDS):
         while True:
@@ -79,13 +79,13 @@ async def heard(hub: Hub, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, An
                 return identity, message
 
 
-async def joined(hub: Hub) -> bytes:
+async def joined(hub: StageServer) -> bytes:
     identity, message = await heard(hub, lambda m: isinstance(m, Join))
     assert message == JOIN
     return identity
 
 
-async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: Hub) -> None:
+async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: StageServer) -> None:
     turns = 0
 
     async def other() -> None:
@@ -107,7 +107,7 @@ async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: Hub) -> Non
     assert turns >= 199
 
 
-async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: Hub) -> None:
+async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: StageServer) -> None:
     with link_to(hub.directory) as (_, inbox):
         hub.send(await joined(hub), WELCOME)
         assert await inbox.get() == WELCOME
@@ -121,14 +121,14 @@ async def test_a_peer_that_started_first_joins_when_the_stage_comes(tmp_path: Pa
     (tmp_path / "s").mkdir()
     with link_to(tmp_path / "s") as (_, inbox):
         await asyncio.sleep(0.2)  # several joins into the void
-        hub = Hub(tmp_path / "s")
+        hub = StageServer(tmp_path / "s")
         hub.open()
         hub.send(await joined(hub), WELCOME)
         assert await inbox.get() == WELCOME
     hub.close()
 
 
-async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: Hub) -> None:
+async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: StageServer) -> None:
     with link_to(hub.directory) as (link, _):
         identity = await joined(hub)
         assert await joined(hub) == identity
@@ -141,7 +141,7 @@ async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: Hub) 
         assert 0 <= beat.held_s < SECONDS and 0 < beat.clock_s <= time.monotonic()
 
 
-async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: Hub) -> None:
+async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: StageServer) -> None:
     with link_to(hub.directory) as (_, inbox):
         identity = await joined(hub)
         again = Welcome(incarnation=1, epoch=1, weights_directory="/w")
@@ -150,7 +150,7 @@ async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: Hub) -> None:
         assert [await inbox.get() for _ in range(3)] == [WELCOME, again, Shutdown(why="over")]
 
 
-async def test_identities_are_new_for_every_process_start(hub: Hub) -> None:
+async def test_identities_are_new_for_every_process_start(hub: StageServer) -> None:
     with link_to(hub.directory):
         first = await joined(hub)
     with link_to(hub.directory):
@@ -160,7 +160,7 @@ async def test_identities_are_new_for_every_process_start(hub: Hub) -> None:
                 pass
 
 
-async def test_tokens_arrive_whole_and_in_order(hub: Hub) -> None:
+async def test_tokens_arrive_whole_and_in_order(hub: StageServer) -> None:
     with link_to(hub.directory) as (link, _):
         for number in range(200):
             header = TokenBatch(
@@ -184,7 +184,7 @@ async def test_tokens_arrive_whole_and_in_order(hub: Hub) -> None:
             assert tokens.tolist() == [5, number % 24]
 
 
-async def test_close_sends_what_is_queued(hub: Hub) -> None:
+async def test_close_sends_what_is_queued(hub: StageServer) -> None:
     with link_to(hub.directory) as (link, _):
         hub.send(await joined(hub), WELCOME)
         for number in range(50):
@@ -195,7 +195,7 @@ async def test_close_sends_what_is_queued(hub: Hub) -> None:
 
 
 @pytest.mark.fault("the stage sends to a process that is gone", part="stage", by="socket")
-async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: Hub) -> None:
+async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: StageServer) -> None:
     """Promise: the send fails and names it.
     Bound: at the send, 0.1 s after its end.
     """
@@ -210,7 +210,7 @@ async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: H
 
 @pytest.mark.fault("the stage falls silent", part="stage", by="socket")
 async def test_a_silent_stage_leads_to_a_shutdown_once(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
+    hub: StageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: a peer is told once to shut down, with the reason.
     Bound: `ORPHAN_S` (120 s, here 0.2 s) without a word.
@@ -225,7 +225,7 @@ async def test_a_silent_stage_leads_to_a_shutdown_once(
 
 
 @pytest.mark.fault("a command of the stage is lost", part="wire", by="socket")
-async def test_a_command_that_was_lost_shuts_the_peer_down(hub: Hub) -> None:
+async def test_a_command_that_was_lost_shuts_the_peer_down(hub: StageServer) -> None:
     """Promise: the peer is told to shut down, with the number that was lost.
     Bound: at the next command.
     """
@@ -239,7 +239,7 @@ async def test_a_command_that_was_lost_shuts_the_peer_down(hub: Hub) -> None:
 
 
 @contextmanager
-def stranger(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
+def stranger(hub: StageServer) -> Iterator[zmq.Socket[bytes]]:
     """A socket that speaks for itself."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
@@ -249,7 +249,9 @@ def stranger(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
 
 
 @pytest.mark.fault("frames that are no messages", part="wire", by="socket")
-async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(hub: Hub) -> None:
+async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
+    hub: StageServer,
+) -> None:
     """Promise: each is an error that names its sender, and the next good one is read.
     Bound: at that frame.
     """
@@ -272,7 +274,7 @@ async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
 
 
 @pytest.mark.fault("a peer's control message is lost", part="wire", by="socket")
-async def test_a_gap_in_the_control_sequence_is_noticed(hub: Hub) -> None:
+async def test_a_gap_in_the_control_sequence_is_noticed(hub: StageServer) -> None:
     """Promise: the gap is an error with both numbers, and the message after it is read.
     Bound: at the next message.
     """
@@ -288,7 +290,7 @@ async def test_a_gap_in_the_control_sequence_is_noticed(hub: Hub) -> None:
 
 async def test_only_the_owner_may_enter_the_directory(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir(mode=0o755)
-    hub = Hub(tmp_path / "s")
+    hub = StageServer(tmp_path / "s")
     hub.open()
     assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o700
     hub.close()
@@ -298,15 +300,15 @@ async def test_only_the_owner_may_enter_the_directory(tmp_path: Path) -> None:
 def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 120)
     with pytest.raises(TransportError, match="longer than a Unix socket path may be"):
-        Link(directory, JOIN, lambda m: None)
-    hub = Hub(directory)
+        StageClient(directory, JOIN, lambda m: None)
+    hub = StageServer(directory)
     with pytest.raises(TransportError, match="x: longer than"):
         hub.open()
     hub.close()
 
 
 async def test_a_closed_link_writes_into_no_file_that_came_after_it(
-    hub: Hub, tmp_path: Path
+    hub: StageServer, tmp_path: Path
 ) -> None:
     with link_to(hub.directory) as (link, _):
         await joined(hub)
@@ -321,7 +323,7 @@ async def test_a_closed_link_writes_into_no_file_that_came_after_it(
 
 def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
     async def everything() -> None:
-        hub = Hub(tmp_path / "s")
+        hub = StageServer(tmp_path / "s")
         hub.open()
         with link_to(hub.directory) as (link, _):
             hub.send(await joined(hub), WELCOME)
@@ -361,7 +363,7 @@ time.sleep(60)
     "a peer whose loop hangs is told to end, and no launcher watches it", part="peers", by="process"
 )
 async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_link(
-    hub: Hub,
+    hub: StageServer,
 ) -> None:
     """Promise: its connection's thread ends the process, if there was a reason to end it.
     Bound: `DEAF_S` (20 s, here 0.5 s) after the word.

@@ -14,9 +14,9 @@ from engines.weights import WeightsError
 from engines.weights_fetch import FetchingReceiver
 from pipeline.wire import weight_transfer
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import Bearer, Entrance, Ticket, TransportError
+from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
-from pipeline.wire.server import Hub
+from pipeline.wire.server import StageServer
 from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch
 from tests.pipeline.wire.test_curve_auth import free_endpoints
 
@@ -25,28 +25,28 @@ CONTENT = os.urandom(5 * PIECE_BYTES // 2)  # two pieces and a half
 
 
 @pytest.fixture
-async def ticket(tmp_path: Path) -> AsyncIterator[Ticket]:
+async def ticket(tmp_path: Path) -> AsyncIterator[PeerKeys]:
     published = tmp_path / "published" / "v3"
     published.mkdir(parents=True)
     (published / FILE).write_bytes(CONTENT)
     control, data, weights = free_endpoints(3)
-    entrance = Entrance(
+    entrance = ListenKeys(
         control=control,
         data=data,
         weights=weights,
         keys=SERVER,
-        allowed={E0.public: Bearer("engine", "e0")},
+        allowed={E0.public: KeyOwner("engine", "e0")},
     )
-    hub = Hub(tmp_path / "s", entrance, published.parent)
+    hub = StageServer(tmp_path / "s", entrance, published.parent)
     hub.open()
     serving = asyncio.create_task(hub.attend())
-    yield Ticket(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
+    yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
     serving.cancel()
     await asyncio.wait([serving])
     hub.close()
 
 
-def whole(ticket: Ticket, version: int = 3, total: int = len(CONTENT)) -> bytes:
+def whole(ticket: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
     return b"".join(fetch(ticket, version, total, patience_s=1.0))
 
 
@@ -62,14 +62,14 @@ def manifest_of(content: bytes = CONTENT, version: int = 3) -> Manifest:
     )
 
 
-async def test_the_file_comes_whole_and_in_order(ticket: Ticket) -> None:
+async def test_the_file_comes_whole_and_in_order(ticket: PeerKeys) -> None:
     assert await asyncio.to_thread(whole, ticket) == CONTENT
 
 
 @pytest.mark.fault(
     "weights are gone, or of another size, when they are fetched", part="network", by="socket"
 )
-async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: Ticket) -> None:
+async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: PeerKeys) -> None:
     """Promise: it is an error that names the version, or the byte.
     Bound: at the first piece.
     """
@@ -81,13 +81,13 @@ async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: Ticket
 
 @pytest.mark.fault("somebody without a key asks for weights", part="network", by="socket")
 async def test_weights_are_for_bearers_of_a_key(
-    ticket: Ticket, monkeypatch: pytest.MonkeyPatch
+    ticket: PeerKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: nothing is sent, and the error names the reason.
     Bound: the patience of the fetch (here 1 s).
     """
     monkeypatch.setattr(weight_transfer, "RETRY_S", 0.3)
-    other = Ticket(
+    other = PeerKeys(
         control=ticket.control,
         data=ticket.data,
         weights=ticket.weights,
@@ -99,7 +99,7 @@ async def test_weights_are_for_bearers_of_a_key(
 
 
 async def test_engines_of_a_machine_fetch_once_and_keep_two_versions(
-    ticket: Ticket, tmp_path: Path
+    ticket: PeerKeys, tmp_path: Path
 ) -> None:
     first, second = (FetchingReceiver(ticket, tmp_path / "here") for _ in range(2))
     found = await asyncio.gather(
@@ -116,7 +116,7 @@ async def test_engines_of_a_machine_fetch_once_and_keep_two_versions(
     assert {path.name for path in (tmp_path / "here").glob("v*")} == {"v4", "v5"}
 
 
-async def test_a_version_published_anew_is_fetched_anew(ticket: Ticket, tmp_path: Path) -> None:
+async def test_a_version_published_anew_is_fetched_anew(ticket: PeerKeys, tmp_path: Path) -> None:
     receiver = FetchingReceiver(ticket, tmp_path / "here")
     await asyncio.to_thread(receiver.receive, manifest_of())
     changed = CONTENT[::-1]
@@ -128,7 +128,9 @@ async def test_a_version_published_anew_is_fetched_anew(ticket: Ticket, tmp_path
 
 
 @pytest.mark.fault("weights are damaged on the way to another machine", part="network", by="socket")
-async def test_a_damaged_file_is_refused_and_leaves_nothing(ticket: Ticket, tmp_path: Path) -> None:
+async def test_a_damaged_file_is_refused_and_leaves_nothing(
+    ticket: PeerKeys, tmp_path: Path
+) -> None:
     """Promise: they are refused before an engine sees them, and nothing of them is left on the
     disk.
     Bound: before the load.
