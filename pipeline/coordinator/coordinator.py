@@ -74,33 +74,33 @@ class Coordinator:
     def __init__(
         self,
         settings: Settings,
-        seams: Plugins,
+        plugins: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
     ) -> None:
-        self.core = CoordinatorState(settings, seams, prompt_tokens, tags)
-        self.placement = Scheduler(self.core)
+        self.core = CoordinatorState(settings, plugins, prompt_tokens, tags)
+        self.scheduler = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)
-        self.roster = GroupManager(
-            self.core, self.placement, on_change=lambda: self.steps.changed()
+        self.group_manager = GroupManager(
+            self.core, self.scheduler, on_change=lambda: self.steps.changed()
         )  # noqa: PLW0108
         self.selection = Selection(
             self.core,
-            self.placement,
-            self.roster,
+            self.scheduler,
+            self.group_manager,
             on_change=lambda: self.steps.changed(),  # noqa: PLW0108  made below
             on_evaluated=self._evaluated,
         )
-        self.steps = TrainingSteps(self.core, self.placement, self.roster, self.selection)
-        self.intake = TokenIngest(
+        self.steps = TrainingSteps(self.core, self.scheduler, self.group_manager, self.selection)
+        self.token_ingest = TokenIngest(
             self.core,
-            self.placement,
+            self.scheduler,
             listens=lambda: self.selection.listens,
             on_growth=self.selection.grown,
             on_end=self.selection.ended,
             on_hopeless=self.selection.give_up,
         )
-        self.crew = EngineManager(self.core, self.placement, self.intake)
+        self.engine_manager = EngineManager(self.core, self.scheduler, self.token_ingest)
         self.phase = Phase.STARTING
         self.learners: set[int] = set()
         self.cutting_since: float | None = None
@@ -112,8 +112,12 @@ class Coordinator:
         self.watchdog = Watchdog(
             self,
             {
-                OverdueAction.RESTART: lambda o: self.crew.restart_engine(o.engine, o.line),
-                OverdueAction.REQUEUE: lambda o: self.crew.stalled(o.engine, o.trajectory, o.line),
+                OverdueAction.RESTART: lambda o: self.engine_manager.restart_engine(
+                    o.engine, o.line
+                ),
+                OverdueAction.REQUEUE: lambda o: self.engine_manager.stalled(
+                    o.engine, o.trajectory, o.line
+                ),
                 OverdueAction.MISSING: self._missing,
                 OverdueAction.LOSE: lambda o: self._learner_lost(
                     LearnerLost(rank=o.rank, why=o.line)
@@ -123,15 +127,15 @@ class Coordinator:
             },
         )
         self._handlers: dict[type, Callable[[Any], None]] = {
-            EngineJoined: self.crew.joined,
-            EngineLost: self.crew.lost,
-            Tokens: self.crew.tokens,
-            WeightsServed: self.crew.served,
-            WeightsRefused: self.crew.refused,
+            EngineJoined: self.engine_manager.joined,
+            EngineLost: self.engine_manager.lost,
+            Tokens: self.engine_manager.tokens,
+            WeightsServed: self.engine_manager.served,
+            WeightsRefused: self.engine_manager.refused,
             RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
             RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
-            TurnAnswered: self.intake.turns.answered,
-            TurnFailed: self.intake.turns.failed,
+            TurnAnswered: self.token_ingest.turns.answered,
+            TurnFailed: self.token_ingest.turns.failed,
             LearnerJoined: lambda e: self.learners.add(e.rank),
             LearnerLost: self._learner_lost,
             VersionPublished: self._first_version,
@@ -174,7 +178,7 @@ class Coordinator:
             return
         if self.phase is Phase.STARTING:
             everyone = len(self.learners) == self.core.settings.ranks
-            if not (everyone and self.placement.serving()):
+            if not (everyone and self.scheduler.serving()):
                 return
             self._next()
         if self.phase is Phase.EVALUATING and self.evaluations.done:
@@ -193,17 +197,17 @@ class Coordinator:
                 self._cut_if_due()
                 self._next()  # an empty or skipped step: no new version to wait for
                 self.steps.advance()
-        self.placement.place()
+        self.scheduler.place()
         if self.phase is Phase.TRAINING and self.steps.may_top_up:
-            self.steps.planning.top_up()
-            self.placement.place()
+            self.steps.planner.top_up()
+            self.scheduler.place()
 
     def _next(self) -> None:
         """After a publish: evaluation when due, else the step, else the end."""
         core = self.core
         if self.evaluations.due(final=core.step >= core.settings.steps):
             self.phase = Phase.EVALUATING
-            self.evaluations.begin(self.roster)
+            self.evaluations.begin(self.group_manager)
         elif core.step >= core.settings.steps:
             self.phase = Phase.CLOSED
             self._cut_if_due()  # unless it was cut when the step was done
@@ -231,7 +235,7 @@ class Coordinator:
     def _missing(self, overdue: Overdue) -> None:
         """Its reward, or what its rollout would say, is not waited for any more."""
         if overdue.kind is WaitKind.ROLLOUT:
-            self.intake.turns.give_up(overdue.trajectory, overdue.line)
+            self.token_ingest.turns.give_up(overdue.trajectory, overdue.line)
             return
         self.core.report("warning", text=overdue.line)
         self.core.emit(CancelReward(trajectory=overdue.trajectory))
@@ -241,7 +245,7 @@ class Coordinator:
 
     def _first_version(self, event: VersionPublished) -> None:
         self.core.version = event.version
-        self.placement.published()
+        self.scheduler.published()
         self.selection.version_known()
 
     def _applied(self, event: StepApplied) -> None:
@@ -250,7 +254,7 @@ class Coordinator:
             return
         core = self.core
         core.version = version
-        self.placement.published()
+        self.scheduler.published()
         if self.selection.wants.published:
             for group in core.train_groups(GroupState.OPEN):
                 self.selection.ask(group, WeightsPublished())
@@ -318,9 +322,9 @@ class Coordinator:
         self.phase = Phase.HALTING
         for trajectory in list(self.core.trajectories.values()):
             if trajectory.engine:  # legs end at the tokens held
-                self.placement.end_leg(trajectory)
-                if not self.intake.end_if_complete(trajectory):
-                    self.placement.requeue(trajectory)
+                self.scheduler.end_leg(trajectory)
+                if not self.token_ingest.end_if_complete(trajectory):
+                    self.scheduler.requeue(trajectory)
 
     def _cut_and_stop(self) -> None:
         """No cut inside the optimizer step: wait for it, then cut once."""
@@ -345,7 +349,7 @@ class Coordinator:
             "train_seconds": round(train_seconds, 2),
             "logprob_hidden_share": self.steps.report.hidden_share,
             "tokens": dict(self.core.ledger.accounts),
-            "tokens_reported_by_engines": self.placement.total_reported,
+            "tokens_reported_by_engines": self.scheduler.total_reported,
             "engine_latency": [list(point) for point in self.core.latency.points],
         }
 
@@ -359,7 +363,7 @@ class Coordinator:
 
     def _tick(self, event: Tick) -> None:
         del event
-        self.steps.planning.tick()
+        self.steps.planner.tick()
         if self.selection.wants.tick and self.phase is Phase.TRAINING:
             for group in self.core.train_groups(GroupState.OPEN):
                 if group.stage is GroupState.OPEN:
@@ -370,4 +374,4 @@ class Coordinator:
 
     def _evaluated(self, group: Any) -> None:
         self.evaluations.add(group)
-        self.roster.end(group, GroupState.EVALUATED)
+        self.group_manager.end(group, GroupState.EVALUATED)

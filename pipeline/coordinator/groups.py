@@ -115,7 +115,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
-    hinted: int = 0  # response tokens that a learner rank has been told of
+    streamed: int = 0  # response tokens that a learner rank has been told of
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed

@@ -25,12 +25,12 @@ class TokenStream:
         if (
             not core.settings.stream
             or group.kind != "train"
-            or trajectory.hinted == trajectory.held
+            or trajectory.streamed == trajectory.held
         ):
             return
         if group.rank < 0:
             group.rank = group.id % core.settings.ranks
-        start, trajectory.hinted = trajectory.hinted, trajectory.held
+        start, trajectory.streamed = trajectory.streamed, trajectory.held
         core.emit(
             StreamTokens(
                 rank=group.rank,
@@ -44,17 +44,17 @@ class TokenStream:
 
     def gone(self, group: Group, trajectory: Trajectory) -> None:
         """It will never be trained on: its rows are free."""
-        if trajectory.hinted:
-            trajectory.hinted = 0
+        if trajectory.streamed:
+            trajectory.streamed = 0
             self._core.emit(DropStream(rank=group.rank, trajectories=(trajectory.id,)))
 
     def closed(self, group: Group) -> None:
         """The group has ended, with all that it still holds."""
-        hinted = [member for member in group.members if member.hinted]
-        for member in hinted:
-            member.hinted = 0
-        if hinted:
-            self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in hinted)))
+        streamed = [member for member in group.members if member.streamed]
+        for member in streamed:
+            member.streamed = 0
+        if streamed:
+            self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in streamed)))
 
 
 def train_command(group: Group, step: int) -> TrainGroup:

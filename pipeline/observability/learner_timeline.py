@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pipeline.coordinator.events import StepApplied, StepRejected, Trained, TrainingFailed
 from pipeline.observability.critical_path import Link, follow
-from pipeline.observability.spans import Handover, Work
+from pipeline.observability.spans import TrainDispatch, Work
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 
 _CLOSES = (CLOSE, CLOSE_WITH_PASSES)
@@ -23,12 +23,12 @@ class Ranks:
     """Groups on their way to a gradient, and the close."""
 
     def __init__(self) -> None:
-        self._handovers: dict[int, Handover] = {}
+        self._handovers: dict[int, TrainDispatch] = {}
         self._newest: dict[int, Work] = {}  # rank -> what it was asked for last
         self._closing: Link | None = None  # the close has been asked for
         self._before_close = 0  # works before that
 
-    def asked(self, handover: Handover) -> None:
+    def asked(self, handover: TrainDispatch) -> None:
         self._handovers[handover.group] = handover
 
     def closes(self, works: list[Work], link: Link) -> None:
@@ -58,7 +58,7 @@ class Ranks:
 
     def trained(
         self, works: list[Work], event: Trained | TrainingFailed, now: float
-    ) -> Handover | None:
+    ) -> TrainDispatch | None:
         """The handover that this answers, with the link of the answer."""
         handover = self._handovers.pop(event.group, None)
         if handover is None:
@@ -87,7 +87,7 @@ class Ranks:
             link = follow(link, lane, work.what, work.end)
         return follow(link, "stage", "word of the step on its way", now)
 
-    def _unsaid(self, works: list[Work], handover: Handover, now: float) -> Work:
+    def _unsaid(self, works: list[Work], handover: TrainDispatch, now: float) -> Work:
         """A rank that stamps nothing (simulated): one pass after another."""
         before = self._newest.get(handover.rank)
         behind = before is not None and before.end > handover.sent

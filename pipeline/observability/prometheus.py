@@ -112,7 +112,7 @@ class Prometheus(Collector):
 
     def __init__(self, port: int) -> None:
         """Raises TrackerError if the port is taken."""
-        self._figures: dict[str, Mapping[str, float]] = {}
+        self._metrics: dict[str, Mapping[str, float]] = {}
         self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
@@ -123,8 +123,8 @@ class Prometheus(Collector):
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
-        self._figures = {**self._figures, what: dict(numbers)}
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._metrics = {**self._metrics, what: dict(numbers)}
 
     def live(self, now: RunStatus) -> None:
         self._live = now
@@ -136,13 +136,13 @@ class Prometheus(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread at every request."""
-        for what, numbers in self._figures.items():
-            yield from _of_timing(numbers) if what == "timing" else _of_figures(what, numbers)
+        for what, numbers in self._metrics.items():
+            yield from _of_timing(numbers) if what == "timing" else _of_metrics(what, numbers)
         if self._live is not None:
             yield from _now(self._live)
 
 
-def _of_figures(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
+def _of_metrics(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
     labelled: dict[str, GaugeMetricFamily] = {}
     for key, value in numbers.items():
         first, _, rest = key.partition("/")

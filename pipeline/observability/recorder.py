@@ -73,17 +73,19 @@ class Records:
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            self._trackers.figures(what, fields["step"], flat(fields))
+            self._trackers.metrics(what, fields["step"], flat(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float) -> None:
+    def record_event(
+        self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float
+    ) -> None:
         """What the coordinator heard and said; see `Timeline.saw`."""
         if self._tracer is None:
             return
         begun = time.perf_counter()
-        for record in self._tracer.saw(now, event, commands, done):
-            found = timing.figures(record, self._reward_workers)
+        for record in self._tracer.record_event(now, event, commands, done):
+            found = timing.metrics(record, self._reward_workers)
             spent_s = self._recording_s + time.perf_counter() - begun
             self._recording_s, begun = 0.0, time.perf_counter()
             self.write("timing", {**found, "recording_s": spent_s})

@@ -41,14 +41,14 @@ from pipeline.coordinator.events import (
 from pipeline.observability.critical_path import Link, critical_path, follow
 from pipeline.observability.learner_timeline import Ranks
 from pipeline.observability.spans import (
-    Calling,
     Decision,
-    Handover,
+    EnvironmentCall,
     Leg,
     Load,
-    Scoring,
+    RewardCall,
     StepRecord,
-    calling_link,
+    TrainDispatch,
+    environment_call_link,
     leg_link,
     load_link,
     scoring_link,
@@ -66,8 +66,8 @@ class Timeline:
         self._ended: dict[int, list[Leg]] = {}  # trajectory -> legs whose fate is not known
         self._over: dict[int, dict[str, Any]] = {}  # group is over, the leg still ends
         self._running: dict[int, int] = {}  # trajectory -> its legs that run
-        self._scorings: dict[int, Scoring] = {}
-        self._callings: dict[int, Calling] = {}
+        self._scorings: dict[int, RewardCall] = {}
+        self._callings: dict[int, EnvironmentCall] = {}
         self._loads: dict[str, Load] = {}
         self._ranks = Ranks()
         self._decided: list[Link] = []  # of this step, whose past is cut off when it is over
@@ -106,7 +106,7 @@ class Timeline:
             Report: self._report,
         }
 
-    def saw(
+    def record_event(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
     ) -> list[StepRecord]:
         """One event and what the coordinator said to it.
@@ -209,7 +209,7 @@ class Timeline:
         self._record.scorings.append(scoring)
         self._answer = scoring_link(scoring)
 
-    def _unjudged(self, trajectory: int) -> Scoring | None:
+    def _unjudged(self, trajectory: int) -> RewardCall | None:
         return self._scorings.pop(trajectory, None)
 
     def _turn_answered(self, event: TurnAnswered | TurnFailed) -> None:
@@ -225,7 +225,7 @@ class Timeline:
             calling.begun, calling.ended = event.times or (calling.asked, self._now)
             calling.appended = len(event.tokens) // 4
         self._record.callings.append(calling)
-        self._answer = calling_link(calling)
+        self._answer = environment_call_link(calling)
 
     def _trained(self, event: Trained | TrainingFailed) -> None:
         handover = self._ranks.trained(self._record.works, event, self._now)
@@ -260,7 +260,7 @@ class Timeline:
 
     def _judge(self, command: RequestReward) -> None:
         trajectory = command.trajectory
-        self._scorings[trajectory] = Scoring(
+        self._scorings[trajectory] = RewardCall(
             trajectory=trajectory,
             kind=command.kind,
             asked=self._done,
@@ -269,7 +269,7 @@ class Timeline:
 
     def _ask_rollout(self, command: CallEnvironment) -> None:
         trajectory = command.trajectory
-        self._callings[trajectory] = Calling(
+        self._callings[trajectory] = EnvironmentCall(
             trajectory=trajectory,
             kind=command.kind,
             turn=command.turn,
@@ -280,7 +280,7 @@ class Timeline:
     def _train(self, command: TrainGroup) -> None:
         members = tuple(member.trajectory for member in command.members)
         self._ranks.asked(
-            Handover(
+            TrainDispatch(
                 group=command.group,
                 rank=command.rank,
                 sent=self._done,
@@ -301,10 +301,10 @@ class Timeline:
             self._admitted(fields["engine"])
         elif command.what == "decision":
             decision = Decision(
-                self._now, self._done - self._now, fields["verb"], fields["group"], fields["why"]
+                self._now, self._done - self._now, fields["action"], fields["group"], fields["why"]
             )
             self._record.decisions.append(decision)
-            if fields["verb"] == "Abort":  # ended ones leave their group, which will not name them
+            if fields["action"] == "Abort":  # ended ones leave their group, which will not name them
                 for trajectory in fields["ids"]:
                     for leg in self._ended.pop(trajectory, ()):
                         self._tell(leg, {"fate": "aborted", "group": fields["group"]})

@@ -31,7 +31,7 @@ _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
 class Tracker(Protocol):
     """`close` at the end; it may take a moment to send what is left."""
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers of a step or an evaluation (`what`), nested ones as `learner/loss`."""
         ...
 
@@ -46,8 +46,8 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
-        self._each(lambda tracker: tracker.figures(what, step, numbers))
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.metrics(what, step, numbers))
 
     def live(self, now: RunStatus) -> None:
         self._each(lambda tracker: tracker.live(now))
@@ -134,7 +134,7 @@ class TensorBoard:
             purge_step=resumed_step if resumed_step >= 0 else None,  # what follows is done again
         )
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
 
@@ -194,7 +194,7 @@ class WeightsAndBiases:
             run.wandb_id.write_text(secrets.token_hex(8) + "\n")
         return run.wandb_id.read_text().strip()
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._run.log({"step": step, **named})
 
@@ -226,7 +226,7 @@ class Trackio:
                 f"metrics.trackio: {type(error).__name__}: {error}; or leave it empty"
             ) from error
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._trackio.log(named, step=step)
 

@@ -58,7 +58,9 @@ class StandsStill(Exception):
 class Observer(Protocol):
     """Sees what the coordinator sees and says."""
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> object: ...
+    def record_event(
+        self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]
+    ) -> object: ...
 
 
 class Learns(Protocol):
@@ -167,7 +169,7 @@ class Simulation:
         for command in commands:
             self._carry_out(command)
         for observer in self._observers:
-            observer.saw(self.now, event, commands)
+            observer.record_event(self.now, event, commands)
 
     def _tick(self) -> None:
         self.tell(Tick())

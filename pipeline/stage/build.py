@@ -131,11 +131,11 @@ def streams(section: LearnerSection) -> bool:
     return section.overlap == "token" and (several or bool(section.reference))
 
 
-def seams(config: Config) -> Plugins:
+def plugins(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
 
-    def make(seam: str, **extra: Any) -> Any:
-        cls, options = plugin_class(seam, getattr(config, seam))
+    def make(kind: str, **extra: Any) -> Any:
+        cls, options = plugin_class(kind, getattr(config, kind))
         return cls(options, **extra)
 
     return Plugins(
@@ -165,7 +165,7 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
-    return Coordinator(numbers, seams(config), lengths, tags)
+    return Coordinator(numbers, plugins(config), lengths, tags)
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:

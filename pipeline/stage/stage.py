@@ -140,7 +140,7 @@ class StageProcess:
         now = time.monotonic()
         commands = snapshot.restore(self.coordinator, state, now)
         self._carry_out_all(commands)
-        self._records.saw(now, Tick(), commands, time.monotonic())
+        self._records.record_event(now, Tick(), commands, time.monotonic())
 
     async def _control_loop(self) -> None:
         while True:
@@ -204,10 +204,10 @@ class StageProcess:
                 commands = self.coordinator.handle(heard, now)
                 cut = any(isinstance(command, events.Checkpoint) for command in commands)
                 if cut:  # the step's timing belongs into the checkpoint
-                    self._records.saw(now, heard, commands, time.monotonic())
+                    self._records.record_event(now, heard, commands, time.monotonic())
                 self._carry_out_all(commands)
                 if not cut:
-                    self._records.saw(now, heard, commands, time.monotonic())
+                    self._records.record_event(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it

@@ -308,9 +308,9 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
                 push.send_multipart(frames)
             good.link.send(WeightsLoaded(version=0, gaps={"1.0": float("nan")}))
             good.link.send_tokens(batch(engine="e0"), *NONE)
-            await until(lambda: parts.coordinator.placement.engines["e0"].next_sequence == 1)
+            await until(lambda: parts.coordinator.scheduler.engines["e0"].next_sequence == 1)
             await until(lambda: run.live.exists() and live(run)["refused"].get("tokens", 0) > 100)
-            assert "e1" not in parts.coordinator.placement.engines
+            assert "e1" not in parts.coordinator.scheduler.engines
             assert live(run)["refused"]["control"] > 100
             assert not made.error
         told = [

@@ -157,8 +157,8 @@ def main() -> int:
         two_machines() as machines,
         tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="transfer-") as folder,
     ):
-        figures = measure(machines, Path(folder), int(options.parameters), options.repeats)
-    size, seconds = figures["bytes"], figures["seconds"]
+        metrics = measure(machines, Path(folder), int(options.parameters), options.repeats)
+    size, seconds = metrics["bytes"], metrics["seconds"]
     assert isinstance(size, int)
     assert isinstance(seconds, dict)
     print(f"{size / 1e9:.2f} GB\n\n| way | s, median | MB/s |\n|---|---|---|")
@@ -166,7 +166,7 @@ def main() -> int:
         middle = statistics.median(times)
         print(f"| {way} | {middle:.2f} | {size / middle / 1e6:.0f} |")
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        options.out.write_text(json.dumps(metrics, indent=1) + "\n")
     return 0
 
 

@@ -137,7 +137,7 @@ def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_lef
 
 
 def test_a_last_step_that_is_empty_is_in_a_checkpoint_too() -> None:
-    bench = Bench(seams={"prompts": Nothing()}, steps=1, checkpoint_every=5)
+    bench = Bench(plugins={"prompts": Nothing()}, steps=1, checkpoint_every=5)
     bench.begin()
     [cut] = only(bench.everything, Checkpoint)
     assert cut.step == 1
@@ -187,7 +187,7 @@ def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
 def test_a_state_that_does_not_add_up_is_refused() -> None:
     bench = Bench()
     bench.begin()
-    bench.coordinator.roster.issued += 1
+    bench.coordinator.group_manager.issued += 1
     with pytest.raises(snapshot.SnapshotError, match="2 prompts issued"):
         snapshot.take(bench.coordinator)
 
@@ -344,7 +344,7 @@ def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None
     assert saved.parts == {"math": (1.0, 2), "brief": (0.5, 1)}
     other = Bench(steps=2)
     snapshot.restore(other.coordinator, saved, 0.0)
-    assert other.coordinator.roster.parts == saved.parts
+    assert other.coordinator.group_manager.parts == saved.parts
     bench.learn(bench.ask(0, Finalize((first, second))))
     [step] = [r.fields for r in only(bench.everything, Report) if r.what == "step"]
     assert step["parts"] == {"brief": 0.5, "math": 0.5}

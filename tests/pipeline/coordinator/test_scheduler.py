@@ -50,7 +50,7 @@ def test_an_engine_whose_probe_differs_too_much_is_asked_again_and_restarted_aft
         assert only(commands, Restart) == []
     assert len(only(bench.serve(gap=0.5), Restart)) == 1
     assert "probe differs by 0.5 nats" in bench.warnings()[-2]
-    assert bench.coordinator.placement.engines == {}
+    assert bench.coordinator.scheduler.engines == {}
 
 
 def test_refused_loads_of_an_older_version_do_not_count_against_the_next() -> None:
@@ -69,7 +69,7 @@ def test_an_answer_about_an_older_version_is_ignored() -> None:
     bench.begin()
     bench.handle(VersionPublished(version=1))
     bench.handle(WeightsServed(engine="e0", version=0, gap=0.0))
-    assert bench.coordinator.placement.serving() == []
+    assert bench.coordinator.scheduler.serving() == []
 
 
 def test_legs_are_spread_over_engines_by_load() -> None:
@@ -80,7 +80,7 @@ def test_legs_are_spread_over_engines_by_load() -> None:
     bench.handle(EngineJoined(engine="e2", epoch=0, slots=4))
     for name in ("e1", "e2"):
         bench.handle(WeightsServed(engine=name, version=0, gap=0.0))
-    loads = {e.name: len(e.legs) for e in bench.coordinator.placement.engines.values()}
+    loads = {e.name: len(e.legs) for e in bench.coordinator.scheduler.engines.values()}
     assert loads == {"e0": 2, "e1": 4, "e2": 0}, "first come, first served, up to its share"
     commands = bench.ask(0, Sample(4))
     assert [c.engine for c in only(commands, Generate)] == ["e2", "e2", "e1", "e2"]
@@ -205,15 +205,15 @@ def test_an_engine_that_joins_again_before_it_was_lost_begins_anew() -> None:
     bench.join("e0")
     assert bench.member(0).held == 4
     assert bench.member(0).leg == 1
-    assert bench.coordinator.placement.engines["e0"].epoch == 1
+    assert bench.coordinator.scheduler.engines["e0"].epoch == 1
 
 
-@pytest.mark.parametrize("verb", [Stop((0,)), Abort((0,))], ids=["stop", "abort"])
-def test_a_parked_member_that_is_ended_is_not_resumed(verb: Stop | Abort) -> None:
+@pytest.mark.parametrize("action", [Stop((0,)), Abort((0,))], ids=["stop", "abort"])
+def test_a_parked_member_that_is_ended_is_not_resumed(action: Stop | Abort) -> None:
     bench = Bench()
     bench.begin()
     bench.tokens(0, 4)
-    bench.ask(0, Park((0,), until="published"), verb)
+    bench.ask(0, Park((0,), until="published"), action)
     bench.handle(VersionPublished(version=1))
     commands = bench.serve()
     assert (0, 1) not in placed(commands)

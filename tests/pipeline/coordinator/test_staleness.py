@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.coordinator.events import CloseStep, Generate, StepApplied, Trained
 from tests.pipeline.coordinator.bench import Bench, only
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 def test_the_next_steps_prompts_go_out_before_the_update() -> None:
@@ -59,8 +59,8 @@ def test_runs_ahead_end_and_balance_whatever_happens(selector: str, k: int, stal
         settings = settings_of(
             seed=seed, steps=5, max_staleness=k, stale=stale, ranks=1 + seed % 2, stream=True
         )
-        seams = seams_of(selector, seed=seed, top_up="fewest")
-        world = World(seed, settings, seams, faults=0.05, learner_faults=0.02)
+        plugins = plugins_of(selector, seed=seed, top_up="fewest")
+        world = World(seed, settings, plugins, faults=0.05, learner_faults=0.02)
         world.start()
         world.run()  # asserts that no token trained on is older than k
         assert world.over is not None and world.over.error == ""

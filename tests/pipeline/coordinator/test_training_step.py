@@ -26,8 +26,8 @@ from pipeline.coordinator.groups import GroupState
 from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Allocation,
-    AnyVerb,
-    BatchVerb,
+    AnyAction,
+    BatchAction,
     Close,
     Enough,
     Finalize,
@@ -174,13 +174,13 @@ def test_published_weights_are_told_to_a_selector_that_wants_them() -> None:
     class Keeper:
         """Batch: takes the first ready group, closes without the barrier's deferral."""
 
-        def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+        def decide(self, view: BatchView) -> Iterable[BatchAction]:
             if view.ready:
                 yield Take(groups=view.ready)
             if view.taken + len(view.ready) and not view.closing:
                 yield Close()
 
-    bench = Bench(Scripted(published=True), steps=2, seams={"batch": Keeper()})
+    bench = Bench(Scripted(published=True), steps=2, plugins={"batch": Keeper()})
     bench.begin()
     bench.learn(bench.train_one(0))
     assert not [e for _, e in bench.selector.seen if isinstance(e, WeightsPublished)]
@@ -223,7 +223,7 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
 
 
 def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
-    bench = Bench(seams={"prompts": Planned()}, steps=3)
+    bench = Bench(plugins={"prompts": Planned()}, steps=3)
     bench.begin()
     assert bench.over == Shutdown(error="")
     assert bench.core.step == 3
@@ -245,7 +245,7 @@ class Planned:
 
 @pytest.mark.parametrize("plan", [(0, 1, 2), (0, 0), (99,), (-1,)], ids=str)
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> None:
-    bench = Bench(seams={"prompts": Planned(plan)}, need=2)
+    bench = Bench(plugins={"prompts": Planned(plan)}, need=2)
     with pytest.raises(PluginFault, match="prompts Planned: plan .* at most 2"):
         bench.begin()
     assert bench.core.groups == {}
@@ -270,7 +270,7 @@ class Odd(Candidates):
     ids=["none", "no candidate", "too many", "no token"],
 )
 def test_a_budget_that_does_not_fit_is_refused_by_name(allocations: list[Allocation]) -> None:
-    bench = Bench(seams={"budget": Odd(allocations)})
+    bench = Bench(plugins={"budget": Odd(allocations)})
     with pytest.raises(PluginFault, match="budget Odd: "):
         bench.begin()
 
@@ -284,7 +284,7 @@ class Says:
     def __init__(self, *answers: list[Any]) -> None:
         self._answers = list(answers)
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return self._answers.pop(0) if self._answers else []
 
 
@@ -299,8 +299,8 @@ class Says:
     ],
     ids=str,
 )
-def test_a_wrong_batch_verb_is_refused_by_name(verb: Any, why: str) -> None:
-    bench = Bench(seams={"batch": Says([verb])})
+def test_a_wrong_batch_verb_is_refused_by_name(action: Any, why: str) -> None:
+    bench = Bench(plugins={"batch": Says([action])})
     bench.begin()
     bench.tokens(0, 2, "stop")
     bench.tokens(1, 2, "stop")
@@ -309,7 +309,7 @@ def test_a_wrong_batch_verb_is_refused_by_name(verb: Any, why: str) -> None:
 
 
 def test_relax_tells_open_groups_their_new_size() -> None:
-    bench = Bench(size=3, candidates=4, seams={"batch": Says([Relax(2)])}, need=2)
+    bench = Bench(size=3, candidates=4, plugins={"batch": Says([Relax(2)])}, need=2)
     bench.begin()
     bench.ask(0, Enough())
     told = [(g.id, g.size) for g, event in bench.selector.seen if isinstance(event, Relaxed)]
@@ -406,14 +406,14 @@ class Sleepy:
 
     wants = Wants(every=1)
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         running = tuple(m.id for m in group.members if m.state == "running")
         if running:
             yield Park(running, until="published")
 
 
 def test_groups_that_are_all_parked_until_a_publish_do_not_hold_up_the_step() -> None:
-    bench = Bench(need=1, tries=1.0, steps=1, prompts=50, seams={"selector": Sleepy()})
+    bench = Bench(need=1, tries=1.0, steps=1, prompts=50, plugins={"selector": Sleepy()})
     bench.begin(slots=20)
     for trajectory in range(len(bench.group(0).members)):
         if bench.over is None and trajectory in bench.core.trajectories:
@@ -427,7 +427,7 @@ class Raising:
 
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         raise KeyError("longest")
 
 
@@ -436,7 +436,7 @@ def test_what_a_plugin_raises_names_the_plugin_and_the_group() -> None:
     """Promise: the error names plug-in, group and what was raised.
     Bound: in the same event.
     """
-    bench = Bench(seams={"selector": Raising()})
+    bench = Bench(plugins={"selector": Raising()})
     bench.begin()
     with pytest.raises(PluginFault, match="selector, group 0: Raising raised KeyError: 'longest'"):
         bench.tokens(0, 2, "stop")

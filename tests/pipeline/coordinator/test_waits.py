@@ -16,7 +16,7 @@ from pipeline.coordinator.events import (
     VersionPublished,
 )
 from pipeline.coordinator.waits import waits
-from pipeline.plugins.actions import BatchVerb, Enough, Finalize, Park
+from pipeline.plugins.actions import BatchAction, Enough, Finalize, Park
 from pipeline.plugins.views import BatchView
 from tests.pipeline.coordinator.bench import Bench, only
 
@@ -116,19 +116,19 @@ def test_it_waits_for_a_publish_that_a_parked_member_waits_for() -> None:
 class Never:
     """Batch: takes nothing, closes nothing."""
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return ()
 
 
 def test_it_names_a_batch_rule_that_never_takes_a_ready_group() -> None:
-    bench = Bench(seams={"batch": Never()})
+    bench = Bench(plugins={"batch": Never()})
     bench.begin()
     bench.train_one(0)
     assert line(bench).endswith("train group 0, which waits for batch rule Never to take it")
 
 
 def test_it_is_never_silent_even_when_nobody_is_to_blame() -> None:
-    bench = Bench(seams={"batch": Never()}, candidates=2)
+    bench = Bench(plugins={"batch": Never()}, candidates=2)
     bench.begin()
     bench.tokens(0, 3, "stop")
     bench.ask(0, Enough())

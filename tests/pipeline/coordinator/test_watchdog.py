@@ -28,7 +28,7 @@ from pipeline.coordinator.events import (
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
 from pipeline.coordinator.waits import waits
-from pipeline.plugins.actions import Abort, BatchVerb, Finalize
+from pipeline.plugins.actions import Abort, BatchAction, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
 from tests.pipeline.coordinator.bench import Bench, only
@@ -357,7 +357,7 @@ def test_a_run_without_any_engine_stops_after_a_checkpoint() -> None:
 class Never:
     """Batch: takes nothing, closes nothing."""
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return ()
 
 
@@ -367,7 +367,7 @@ def test_a_rule_that_takes_nothing_stops_the_run_by_its_name() -> None:
     the plug-in's name.
     Bound: `watch.still_s` (here 30 s).
     """
-    bench = bench_of(seams={"batch": Never()})
+    bench = bench_of(plugins={"batch": Never()})
     bench.begin()
     bench.train_one(0)
     bench.tokens(2, 0, "abort", leg=0)

@@ -86,16 +86,16 @@ def settings_of(**changes: Any) -> Settings:
     return Settings(**{**base, **changes})
 
 
-def seams_of(
+def plugins_of(
     selector: str = "first_m",
     redundancy: float = 1.5,
     seed: int = 0,
     top_up: str = "none",
     **options: Any,
 ) -> Plugins:
-    def make(seam: str, name: str, **given: Any) -> Any:
-        cls = registry.find(seam, name)
-        extra = {"seed": seed} if seam == "prompts" else {}
+    def make(kind: str, name: str, **given: Any) -> Any:
+        cls = registry.find(kind, name)
+        extra = {"seed": seed} if kind == "prompts" else {}
         return cls(registry.options_type(cls)(**given), **extra)
 
     return Plugins(
@@ -177,7 +177,7 @@ class World:
         self,
         seed: int,
         settings: Settings | None = None,
-        seams: Plugins | None = None,
+        plugins: Plugins | None = None,
         engines: int = 2,
         slots: int = 6,
         faults: float = 0.05,
@@ -188,7 +188,7 @@ class World:
         self.rng = random.Random(seed)
         self.settings = settings or settings_of(seed=seed)
         self.coordinator = Coordinator(
-            self.settings, seams or seams_of(seed=seed), [5] * self.settings.prompts
+            self.settings, plugins or plugins_of(seed=seed), [5] * self.settings.prompts
         )
         self.faults, self.reward_faults = faults, reward_faults
         self.learner_faults = learner_faults

@@ -83,7 +83,7 @@ def test_of_each_group_the_longest_wait_is_told_and_of_all_the_longest_few() -> 
 def test_waits_are_looked_for_in_the_oldest_groups_only() -> None:
     """Cost, told by what is looked at: no clock is needed to see that it is bounded."""
     bench = Bench(need=MOST_MEMBERS, tries=1.0, prompts=MOST_MEMBERS, candidates=4)
-    bench.coordinator.steps.planning.open(MOST_MEMBERS, 2, first=True, speculate=True)
+    bench.coordinator.steps.planner.open(MOST_MEMBERS, 2, first=True, speculate=True)
     open_ones = bench.core.train_groups(live_module.GroupState.OPEN)
     assert len(open_ones) == MOST_MEMBERS
     looked_at = list(live_module._oldest(open_ones))
