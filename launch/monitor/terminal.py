@@ -41,7 +41,7 @@ class TerminalView:
             # its own thread would draw between a signal and our answer to it
             self._panel = LivePanel(console=self._console, auto_refresh=False, transient=True)
 
-    def heard(self, line: dict[str, Any]) -> None:
+    def on_line(self, line: dict[str, Any]) -> None:
         if "step" in line:
             self._history.add("step", line["step"])
             self._print(self._step(line["step"]))

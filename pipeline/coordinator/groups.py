@@ -24,7 +24,7 @@ class TrajectoryState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
-    WAITING_ENV = "calling"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "waiting_env"  # its turn is over, the rollout says what follows
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -59,7 +59,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # keeps its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens; the next leg resumes it
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {

@@ -20,7 +20,7 @@ from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
-FORMAT = 1
+FORMAT = 2
 
 
 class SnapshotError(Exception):

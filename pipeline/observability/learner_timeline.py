@@ -41,7 +41,7 @@ class Ranks:
             work.link = Link(_lane(work.rank), work.what, work.start, work.end)
         self._closing, self._before_close = None, 0
 
-    def worked(self, works: list[Work], rank: int, spans: Iterable[Span]) -> None:
+    def record_work(self, works: list[Work], rank: int, spans: Iterable[Span]) -> None:
         """What a rank says that it did, ahead of the events that tell of its end."""
         for span in spans:
             work = Work(

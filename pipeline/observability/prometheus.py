@@ -123,10 +123,10 @@ class Prometheus(Collector):
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 
-    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         self._metrics = {**self._metrics, what: dict(numbers)}
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         self._live = now
 
     def close(self) -> None:

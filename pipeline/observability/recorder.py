@@ -73,7 +73,7 @@ class Records:
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            self._trackers.metrics(what, fields["step"], flat(fields))
+            self._trackers.log_metrics(what, fields["step"], flat(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
@@ -93,7 +93,7 @@ class Records:
                 self._write_trace(over=False)
         self._recording_s += time.perf_counter() - begun
 
-    def did(
+    def record_work(
         self, role: str, name: str, rank: int, spans: Sequence[Span], hints: Sequence[float] = ()
     ) -> None:
         """What a peer says of its own work, in the stage's clock.
@@ -105,7 +105,7 @@ class Records:
             return
         begun = time.perf_counter()
         if role == "learner":
-            self._tracer.timeline.worked(rank, spans, hints)
+            self._tracer.timeline.record_work(rank, spans, hints)
         else:
             self._tracer.timeline.loaded(name, spans)
         self._recording_s += time.perf_counter() - begun
@@ -188,7 +188,7 @@ class Records:
             temporary.rename(self._run.live)
         except OSError as error:  # a full disk: nobody sees it live, that is all
             log.warning("no live state: %s", error)
-        self._trackers.live(now)
+        self._trackers.log_status(now)
 
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""

@@ -135,14 +135,14 @@ class Timeline:
             self._stage = self._why()
         return finished
 
-    def worked(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
+    def record_work(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
         """What a learner rank says that it did.
 
         Args:
             hints: seconds that hints were on their way to it.
         """
         self._record.hints += hints
-        self._ranks.worked(self._record.works, rank, spans)
+        self._ranks.record_work(self._record.works, rank, spans)
 
     def loaded(self, engine: str, spans: Iterable[Span]) -> None:
         """The stages of a load that an engine has done."""
@@ -304,7 +304,9 @@ class Timeline:
                 self._now, self._done - self._now, fields["action"], fields["group"], fields["why"]
             )
             self._record.decisions.append(decision)
-            if fields["action"] == "Abort":  # ended ones leave their group, which will not name them
+            if (
+                fields["action"] == "Abort"
+            ):  # ended ones leave their group, which will not name them
                 for trajectory in fields["ids"]:
                     for leg in self._ended.pop(trajectory, ()):
                         self._tell(leg, {"fate": "aborted", "group": fields["group"]})

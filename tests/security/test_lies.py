@@ -138,7 +138,7 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
         what = rng.choice((FORWARD_BACKWARD, CLOSE, "rest"))
         spans = [Span(what, moment, rng.choice(MOMENTS), groups, asked)]
         here = [to_stage_clock(span, bench.now, offset) for span in spans]
-        bench.tracer.timeline.worked(rank, here)
+        bench.tracer.timeline.record_work(rank, here)
         bench.tracer.timeline.loaded("e1", here)
         bench.handle(Tick())
         for member in [t for t in bench.core.trajectories.values() if t.engine == "e0"]:

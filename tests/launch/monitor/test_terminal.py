@@ -32,7 +32,7 @@ def shown(*lines: dict[str, Any], out: io.StringIO | None = None) -> str:
     out = out or io.StringIO()
     view = TerminalView(60, out)
     for line in lines:
-        view.heard(line)
+        view.on_line(line)
     view.close()
     return out.getvalue()
 

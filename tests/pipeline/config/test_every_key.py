@@ -174,7 +174,7 @@ def _renamed(tree: ast.Module) -> ast.Module:
 HOUSE = [(kind, name) for kind in registry.PACKAGES for name in registry.builtin_names(kind)]
 
 
-@pytest.mark.parametrize("seam, name", HOUSE)
+@pytest.mark.parametrize("kind, name", HOUSE)
 def test_every_option_of_a_plugin_is_read_where_it_is_declared(kind: str, name: str):
     options = registry.options_type(registry.find(kind, name))
     for cls in options.__mro__:

@@ -209,4 +209,4 @@ def test_the_world_finds_an_intake_that_applies_late_chunks(
                 self._end(member, TrajectoryEvent.ENDED)
         return ""
 
-    _find(monkeypatch, TokenIngest, "frame", trusting)
+    _find(monkeypatch, TokenIngest, "ingest_frame", trusting)

@@ -116,7 +116,7 @@ def _noticed(worlds: dict[str, Any], selector: str, message: str) -> None:
 def test_the_world_finds_a_group_that_is_not_noted(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(GroupIndex, "note", forgets(place))
+    monkeypatch.setattr(GroupIndex, "update", forgets(place))
     _noticed({}, "dual_end", "")
 
 
@@ -129,5 +129,5 @@ def test_the_world_finds_a_group_that_moves_past_the_books(monkeypatch: pytest.M
 
 
 def test_the_world_finds_a_late_token_that_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staleness.Due, "note", lambda self, group: None)
+    monkeypatch.setattr(staleness.Due, "update", lambda self, group: None)
     _noticed({"steps": 5, "max_staleness": 1, "need": 4}, "first_m", "")

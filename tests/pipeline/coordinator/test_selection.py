@@ -72,7 +72,7 @@ WRONG: list[tuple[AnyAction, str]] = [
 ]
 
 
-@pytest.mark.parametrize("verb,why", WRONG, ids=lambda v: str(v))
+@pytest.mark.parametrize("action,why", WRONG, ids=lambda v: str(v))
 def test_a_wrong_verb_is_refused_by_name_and_changes_nothing(
     bench: Bench, action: AnyAction, why: str
 ) -> None:

@@ -289,7 +289,7 @@ class Says:
 
 
 @pytest.mark.parametrize(
-    "verb,why",
+    "action,why",
     [
         (Take((0,)), "group 0 is not ready"),
         (Take((9,)), "group 9 is not ready"),

@@ -130,10 +130,10 @@ class Failing:
 
     closed = False
 
-    def metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         raise OSError("no space left on device")
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         raise OSError("no space left on device")
 
     def close(self) -> None:

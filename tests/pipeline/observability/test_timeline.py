@@ -87,10 +87,10 @@ def a_step(timeline: Timeline) -> StepRecord:
     timeline.record_event(14.2, RewardReady(trajectory=1, value=1.0, times=(12.1, 14.1)), [])
     reward = RewardReady(trajectory=2, value=1.0, times=(14.1, 15.0))
     timeline.record_event(15.0, reward, [train(7, 1, 2)])
-    timeline.worked(0, [Span("forward and backward", 15.1, 17.0, (7,), (15.05,))])
+    timeline.record_work(0, [Span("forward and backward", 15.1, 17.0, (7,), (15.05,))])
     finish = CloseStep(step=0, groups=(7,), normaliser=1.0)
     timeline.record_event(17.0, Trained(rank=0, group=7, tokens=5.0), [finish])
-    timeline.worked(0, [Span("optimizer step", 17.1, 17.8, (0,), (17.05,)),
+    timeline.record_work(0, [Span("optimizer step", 17.1, 17.8, (0,), (17.05,)),
                         Span("publishing weights", 17.8, 17.9)])  # fmt: skip
     applied = StepApplied(rank=0, step=0, version=2)
     commands = [over((1, "finished", True), (2, "finished", True)), step_over(8.0)]
@@ -145,9 +145,9 @@ def test_passes_one_after_another_are_on_the_path_together():
     """The second group came while the rank was busy: it waited for that, not for its tokens."""
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [train(1), train(2)])
-    timeline.worked(0, [Span("forward and backward", 0.0, 2.0, (1,), (0.0,))])
+    timeline.record_work(0, [Span("forward and backward", 0.0, 2.0, (1,), (0.0,))])
     timeline.record_event(2.0, Trained(rank=0, group=1, tokens=1.0), [])
-    timeline.worked(0, [Span("forward and backward", 2.5, 5.0, (2,), (0.2,))])
+    timeline.record_work(0, [Span("forward and backward", 2.5, 5.0, (2,), (0.2,))])
     finish = CloseStep(step=0, groups=(1, 2), normaliser=2.0)
     timeline.record_event(5.0, Trained(rank=0, group=2, tokens=1.0), [finish])
     [record] = timeline.record_event(6.0, StepApplied(rank=0, step=0, version=1), [step_over(6.0)])
@@ -162,7 +162,7 @@ def test_passes_one_after_another_are_on_the_path_together():
 def test_a_group_behind_work_that_nobody_asked_for_says_so():
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [train(1)])
-    timeline.worked(0, [Span("logprobs ahead", 0.0, 1.0),
+    timeline.record_work(0, [Span("logprobs ahead", 0.0, 1.0),
                         Span("forward and backward", 1.0, 2.0, (1,), (0.5,))])  # fmt: skip
     finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
     timeline.record_event(2.0, Trained(rank=0, group=1, tokens=1.0), [finish])
@@ -237,7 +237,9 @@ def test_a_leg_that_also_ends_its_group_keeps_its_past(stamps: tuple[LegTimes, .
 def test_a_lost_cause_is_a_segment_that_says_so():
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [])
-    timeline.worked(0, [Span("forward and backward", 3.0, 4.0, (1,), (2.0,))])  # never asked for
+    timeline.record_work(
+        0, [Span("forward and backward", 3.0, 4.0, (1,), (2.0,))]
+    )  # never asked for
     timeline.record_event(4.0, Tick(), [train(1)])
     timeline._ranks._handovers[1].link = None
     finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
@@ -251,7 +253,7 @@ def test_each_group_of_a_pass_has_its_own_arrival():
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [train(1, 11)])
     timeline.record_event(5.0, Tick(), [train(2, 12)])
-    timeline.worked(0, [Span("forward and backward", 6.0, 7.0, (1, 2), (0.01, 5.01))])
+    timeline.record_work(0, [Span("forward and backward", 6.0, 7.0, (1, 2), (0.01, 5.01))])
     for group in (1, 2):
         timeline.record_event(7.0, Trained(rank=0, group=group, tokens=1.0), [])
     [record] = timeline.record_event(8.0, Tick(), [step_over(8.0)])

@@ -227,7 +227,9 @@ def test_a_long_round_samples_no_spare_candidate_and_defers_nobody():
 
 def test_a_run_with_pruning_ends_each_group_at_its_first_m_finished():
     world = ran(1, {}, selector=DualEnd(DualEndOptions(prune_at=1.5, long_wait="group")))
-    reasons = {action["why"] for action in told(world, "decision") if action["action"] == "Finalize"}
+    reasons = {
+        action["why"] for action in told(world, "decision") if action["action"] == "Finalize"
+    }
     assert "4 shortest: pruned at 6 candidates" in reasons
     assert reasons <= {"4 shortest: pruned at 6 candidates", "all that ended"}
     trained = [group["members"] for group in told(world, "group") if group["fate"] == "trained"]
