@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline.config.docs import default_of, near_key
+from pipeline.config.renamed import SECTIONS
 from pipeline.config.schema import Config
 from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, parse, scalar
 from pipeline.plugins import registry
@@ -24,7 +25,8 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
     if not equals or not all(path):
         problems.append(f"{where}: expected key=value, for instance step.prompts=32")
         return
-    if path[0] not in {item.name for item in msgspec.structs.fields(Config)}:
+    known = {item.name for item in msgspec.structs.fields(Config)}
+    if path[0] not in known | SECTIONS:
         problems.append(f"{where}: {key}: unknown key{near_key(key, ())}")
         return
     value: Tree | None = Leaf(where, scalar(text), text)

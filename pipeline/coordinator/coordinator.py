@@ -82,8 +82,10 @@ class Coordinator:
         self.scheduler = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)
         self.group_manager = GroupManager(
-            self.core, self.scheduler, on_change=lambda: self.steps.changed()
-        )  # noqa: PLW0108
+            self.core,
+            self.scheduler,
+            on_change=lambda: self.steps.changed(),  # noqa: PLW0108
+        )
         self.selection = Selection(
             self.core,
             self.scheduler,
@@ -233,8 +235,8 @@ class Coordinator:
         self.selection.rewarded(trajectory, value, parts, why)
 
     def _missing(self, overdue: Overdue) -> None:
-        """Its reward, or what its rollout would say, is not waited for any more."""
-        if overdue.kind is WaitKind.ROLLOUT:
+        """Its reward, or what its environment would say, is not waited for any more."""
+        if overdue.kind is WaitKind.ENVIRONMENT:
             self.token_ingest.turns.give_up(overdue.trajectory, overdue.line)
             return
         self.core.report("warning", text=overdue.line)

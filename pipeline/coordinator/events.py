@@ -85,7 +85,7 @@ class TurnAnswered(Event, frozen=True, kw_only=True):
 
 
 class TurnFailed(Event, frozen=True, kw_only=True):
-    """The rollout did not say what follows: the member is missing, never a wrong one."""
+    """The environment did not say what follows: the member is missing, never a wrong one."""
 
     trajectory: int
     turn: int

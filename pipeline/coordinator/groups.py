@@ -24,7 +24,7 @@ class TrajectoryState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
-    WAITING_ENV = "waiting_env"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "waiting_env"  # its turn is over, the environment says what follows
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -59,11 +59,11 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens, to be resumed
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
-        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the rollout appended
+        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the environment appended
         TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
         TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
@@ -104,13 +104,13 @@ class Trajectory(msgspec.Struct, kw_only=True):
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
     logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32; 0 where appended
     appended: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
-    """(first, count) of response tokens that a rollout appended: the model sampled the others."""
+    """(first, count) of response tokens that an environment appended, not the model."""
     appended_tokens: int = 0  # in all
-    turns: int = 0  # of the model that are over, and of which the rollout was told
+    turns: int = 0  # of the model that are over, and of which the environment was told
     turn_began: int = 0  # tokens held when the turn at hand began
     turn_finish: str = ""  # how the last one ended: stop | length
-    memory: Any = None  # what the rollout wants to be reminded of
-    limited: bool = False  # ended by a limit: tokens, or calls of the rollout
+    memory: Any = None  # what the environment wants to be reminded of
+    limited: bool = False  # ended by a limit: tokens, or calls of the environment
     logprob_sum: float = 0.0
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call

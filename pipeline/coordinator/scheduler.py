@@ -113,7 +113,7 @@ class Scheduler:
         self.enqueue(trajectory, LOST)
 
     def go_on(self, trajectory: Trajectory) -> None:
-        """Its rollout has answered: the next leg samples its next turn."""
+        """Its environment has answered: the next leg samples its next turn."""
         trajectory.advance(TrajectoryEvent.CONTINUED, self._core.now)
         if trajectory.parked_until:
             self.park(trajectory, trajectory.parked_until)
@@ -122,8 +122,8 @@ class Scheduler:
             self.enqueue(trajectory, CONTINUED)
 
     def park(self, trajectory: Trajectory, until: str) -> None:
-        """Off its engine, with its tokens. One whose rollout is being asked holds no slot: it is
-        parked when that has answered."""
+        """Off its engine, with its tokens. One whose environment is being asked holds no slot: it
+        is parked when that has answered."""
         if trajectory.state is TrajectoryState.WAITING_ENV:
             trajectory.parked_until = until
             return
@@ -195,7 +195,7 @@ class Scheduler:
         """
         slots, now = self.slot_usage.slots, self._core.now
         for engine in self._loading.values():
-            if now - engine.loading_since < self._core.settings.warn_s:
+            if now - engine.loading_since < self._core.settings.log_wait_s:
                 break  # those behind it began later
             slots -= engine.slots
         if slots <= self.engine_pool.slots:

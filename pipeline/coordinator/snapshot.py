@@ -145,7 +145,7 @@ def _state_of(kind: str, plugin: Any) -> Any:
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
-    """Fill a fresh coordinator. Returns what must be asked again: rewards and rollouts that
+    """Fill a fresh coordinator. Returns what must be asked again: rewards and environments that
     had not answered."""
     if snapshot.format != FORMAT:
         raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
-    warn_s: float
+    log_wait_s: float
     limits: Timeouts = Timeouts()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
-    turns: int = 0  # calls of the rollout for one response; 0: a response is one turn
+    turns: int = 0  # calls of the environment for one response; 0: a response is one turn
     turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Plugins(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-ins that decide in this process."""
 
-    prompts: PromptOrder
+    prompt_order: PromptOrder
     budget: Budget
     selector: Selector
     batch: Batch
@@ -119,7 +119,9 @@ class CoordinatorState:
         self.group_index = GroupIndex()  # of the training groups among them
         self.due = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
-        self.environment_calls: dict[int, float] = {}  # trajectory -> when its rollout was asked
+        self.environment_calls: dict[
+            int, float
+        ] = {}  # trajectory -> when its environment was asked
         self.next_group = 0
         self.next_trajectory = 0
         self.step = 0  # steps done
@@ -135,7 +137,7 @@ class CoordinatorState:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
 
     def cancel_environment_call(self, trajectory: int) -> None:
-        """What its rollout would answer is not wanted any more; unknown ones are ignored."""
+        """What its environment would answer is not wanted any more; unknown ones are ignored."""
         if self.environment_calls.pop(trajectory, None) is not None:
             self.emit(CancelEnvironmentCall(trajectory=trajectory))
 

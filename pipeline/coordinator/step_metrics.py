@@ -87,11 +87,11 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_metrics(
+def environment_metrics(
     core: CoordinatorState, turns_before: int, appended_before: int
 ) -> dict[str, float]:
-    """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
-    no figure of tokens sampled or trained; nothing without a rollout."""
+    """`turns` that environments were told of in a step, and `tokens_appended` by them, which count
+    in no figure of tokens sampled or trained; nothing without an environment."""
     if not core.settings.turns:
         return {}
     return {
@@ -191,7 +191,7 @@ class StepReport:
         if self._sums:
             means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger
-        epochs = getattr(core.plugins.prompts, "epochs", dict[str, float]())
+        epochs = getattr(core.plugins.prompt_order, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,

@@ -27,8 +27,8 @@ from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.coordinator.step_metrics import (
     StepReport,
+    environment_metrics,
     learner_bubble,
-    rollout_metrics,
     trained_metrics,
 )
 from pipeline.plugins.actions import BatchAction, Close, Relax, Take
@@ -311,7 +311,7 @@ class TrainingSteps:
         return self._last_active is None
 
     def _moves(self, member: Trajectory) -> bool:
-        """It runs, or its rollout or reward is asked, for an open group that it has not left."""
+        """It runs, or its environment or reward is asked, and its group is open and holds it."""
         core = self._core
         goes_on = member.state in (TrajectoryState.RUNNING, TrajectoryState.WAITING_ENV)
         if not goes_on and (member.scored or member.state not in ENDED):
@@ -407,9 +407,9 @@ class TrainingSteps:
 
     def _report_step(self, metrics: dict[str, float], learner: dict[str, float]) -> None:
         state = self.state
-        rollouts = rollout_metrics(self._core, state.turns_before, state.appended_before)
+        environments = environment_metrics(self._core, state.turns_before, state.appended_before)
         self.report.write(
-            rollouts | metrics,
+            environments | metrics,
             learner,
             opened=state.opened,
             since=state.since,

@@ -1,4 +1,4 @@
-"""Turns of a response: when one is over, the rollout says what follows.
+"""Turns of a response: when one is over, the environment says what follows.
 
 Turns the end of a turn into a question, and its answer into appended tokens and a
 next leg, or the end of the response. The question holds all that the answer may

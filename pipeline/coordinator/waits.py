@@ -108,8 +108,8 @@ def _of_a_member(
         what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
         return WaitKind.TRAJECTORY, what, scheduler.leg_moved(member)
     if member.state is TrajectoryState.WAITING_ENV and is_open:
-        what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
-        return WaitKind.ROLLOUT, what, coordinator.token_ingest.turns.heard
+        what = f"the environment to answer turn {member.turns} of trajectory {member.id}"
+        return WaitKind.ENVIRONMENT, what, coordinator.token_ingest.turns.heard
     if member.state is TrajectoryState.QUEUED and is_open:
         if not scheduler.serving():
             return None  # the engine is what it waits for, named by itself
@@ -140,7 +140,7 @@ class Watch:
             self.started = self.progressed = core.now
         if mark != self._mark:
             self._mark, self.progressed = mark, core.now
-        limit = core.settings.warn_s
+        limit = core.settings.log_wait_s
         if core.now - max(self.progressed, self._said) < limit:
             return ""
         found = waits(coordinator)

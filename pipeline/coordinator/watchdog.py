@@ -97,7 +97,7 @@ class Watchdog:
         for engine in coordinator.scheduler.engines.values():
             yield from self._of_engine(engine, now)
         yield from self._rewards(now)
-        yield from self._rollouts(now)
+        yield from self._environment_calls(now)
         for rank, since in self._owing.items():
             if self._past(WaitKind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
@@ -175,15 +175,15 @@ class Watchdog:
             line = f"trajectory {trajectory}: no reward has come for {still:.0f} s; it is missing"
             yield Overdue(kind=WaitKind.REWARD, line=line, trajectory=trajectory)
 
-    def _rollouts(self, now: float) -> Iterator[Overdue]:
-        """The same of rollouts."""
+    def _environment_calls(self, now: float) -> Iterator[Overdue]:
+        """The same of environments."""
         turns = self._coordinator.token_ingest.turns
         for trajectory, asked in self._coordinator.core.environment_calls.items():
             still = now - max(asked, turns.heard)
-            if not self._past(WaitKind.ROLLOUT, still):
+            if not self._past(WaitKind.ENVIRONMENT, still):
                 return
-            line = f"no rollout has answered for {still:.0f} s"
-            yield Overdue(kind=WaitKind.ROLLOUT, line=line, trajectory=trajectory)
+            line = f"no environment has answered for {still:.0f} s"
+            yield Overdue(kind=WaitKind.ENVIRONMENT, line=line, trajectory=trajectory)
 
     def _note_debts(self, now: float) -> None:
         steps = self._coordinator.steps
