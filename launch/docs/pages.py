@@ -78,7 +78,7 @@ def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def configuration_page() -> str:
-    """Every setting and every option of the house's plug-ins, with default and meaning."""
+    """Every setting and every option of the built-in plug-ins, with default and meaning."""
     named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",

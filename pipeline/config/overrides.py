@@ -3,7 +3,7 @@
 `step.prompts=32`, `selector=dual_end` (its options at their defaults),
 `selector.dual_end.longest=2` (chooses `dual_end`), `budget.redundancy=1` (of the
 plug-in in force), `data.train.0.weight=2` (of the first in a list). Knows the
-names of sections and seams, and no setting's meaning.
+names of sections and kinds of plug-ins, and no setting's meaning.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
 
 
 def _plugin_path(tree: Branch, path: list[str]) -> list[str]:
-    """Where an override of a seam writes: [seam], or [seam, plug-in, option...]."""
+    """Where an override of a plug-in writes: [kind], or [kind, name, option...]."""
     kind, rest = path[0], path[1:]
     if not rest:
         return path

@@ -93,7 +93,7 @@ class _Finder:
                 return pattern
         near = difflib.get_close_matches(given, tasks, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        rule = f"neither a task of the house ({', '.join(tasks)}){hint} nor a file, a folder or a "
+        rule = f"neither a built-in task ({', '.join(tasks)}){hint} nor a file, a folder or a "
         return self.found(key, given, f"{rule}pattern that fits one", _file_or_folder)
 
 

@@ -90,6 +90,6 @@ def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def tasks() -> list[str]:
-    """Names of the tasks of the house."""
+    """Names of the built-in tasks."""
     package = importlib.import_module("pipeline.tasks")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))

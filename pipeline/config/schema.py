@@ -47,22 +47,22 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
 
 class SourceConfig(Section, frozen=True, kw_only=True):
     path: Annotated[str, Meta(min_length=1, description="a task, a file, a folder or a pattern")]
-    """As `data.train`: a task, a file, a folder, or a pattern."""
+    """A task, a file, a folder, or a pattern, as for `data.train`."""
     weight: PositiveFloat = 1.0
     """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
     tag: str = ""
     """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
     prompt: OptionalFieldName = ""
-    """As `data.prompt`, for this source; empty: that."""
+    """Field that holds the prompt, in this source. Empty: `data.prompt`."""
     answer: OptionalFieldName = ""
-    """As `data.answer`, for this source; empty: that."""
+    """Field that holds the answer, in this source. Empty: `data.answer`."""
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
     train: str | tuple[SourceConfig, ...] = "chain_sums"
-    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a
-    folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
-    list of these with weights."""
+    """A built-in task (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a folder
+    of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a list of these
+    with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
@@ -72,29 +72,29 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that a source has."""
     bad_lines: Literal["stop", "skip"] = "stop"
-    """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
+    """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"
-    """What goes through the chat template: `auto` messages, and no text; `always` text too, as
-    the user's message; `never` nothing, and messages are refused."""
+    """Prompts that go through the chat template: `auto` messages, and no text; `always` text too,
+    as the user's message; `never` none, and messages are refused."""
     chat_template: str = ""
     """File with a chat template (Jinja). Empty: the model's own."""
     chat_arguments: dict[str, Any] = {}
-    """Passed to the template by name: `{enable_thinking: false}`."""
+    """Arguments of the template, by name: `{enable_thinking: false}`."""
     system: str = ""
     """System message put before messages that have none of their own."""
     max_prompt_tokens: NonNegativeInt = 0
     """Longest prompt, tokens, after the template. 0: what the model takes, less
     `sampling.max_tokens`."""
     long_prompts: Literal["stop", "drop", "cut"] = "stop"
-    """A longer prompt is: a bad line (`stop`); left out (`drop`) or, if it is text, shortened
-    from the left (`cut`), with a count."""
+    """Action on a longer prompt: treat it as a bad line (`stop`), leave it out (`drop`) or, if it
+    is text, shorten it from the left (`cut`), with a count."""
 
 
 class SamplingConfig(Section, frozen=True, kw_only=True):
     temperature: PositiveFloat = 1.0
-    """Of training samples; above 0. The learner divides its logits by the same."""
+    """Temperature of training samples, above 0. The learner divides its logits by the same."""
     max_tokens: PositiveInt = 128
-    """Limit of a response, tokens."""
+    """Longest response, tokens."""
 
 
 class StepConfig(Section, frozen=True, kw_only=True):
@@ -130,18 +130,18 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     open_files: Annotated[int, zero_or(16, zero="no limit")] = 256
     """Files that a worker may have open at once; 0: no limit."""
     processes: NonNegativeInt = 64
-    """Processes that a worker and what it has started may be at once; then they are all killed.
-    0: no limit."""
+    """Processes that a worker and what it has started may be at once; then they are all killed. 0:
+    no limit."""
     env: tuple[str, ...] = ()
-    """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
-    and the like, and values with a login in them, are taken out of their environment."""
+    """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET and
+    the like, and values with a login in them, are taken out of their environment."""
 
 
 class LoraConfig(Section, frozen=True, kw_only=True):
     rank: PositiveInt = 16
-    """Of the adapters: each adds two matrices of so many rows and columns."""
+    """Rank of the adapters: each adds two matrices of so many rows and columns."""
     alpha: PositiveFloat = 32.0
-    """The adapters' product counts alpha / rank times."""
+    """Scale of the adapters: their product counts alpha / rank times."""
     dropout: Annotated[
         float,
         Meta(
@@ -156,25 +156,25 @@ class LoraConfig(Section, frozen=True, kw_only=True):
         tuple[NonEmpty, ...],
         Meta(min_length=1, description="names of linear layers, or all-linear"),
     ] = ("all-linear",)
-    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but
-    the output layer."""
+    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but the
+    output layer."""
 
 
 class LearnerConfig(Section, frozen=True, kw_only=True):
     ranks: PositiveInt = 1
     """Data-parallel learner processes."""
     zero: Annotated[int, Meta(ge=0, le=3, description="a stage from 0 to 3")] = 0
-    """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced
-    gradient (each rank's own is whole until the step closes); 3 also the weights, and then
-    everything but the reference model runs when the step closes, all ranks together."""
+    """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced gradient
+    (each rank's own is whole until the step closes); 3 also the weights, and then everything but
+    the reference model runs when the step closes, all ranks together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that are trained: `float32`, or `bfloat16`, with float32 master weights,
-    gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
+    """Number type of the weights that are trained: `float32`, or `bfloat16`, with float32 master
+    weights, gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
     attention: Literal[
         "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
     ] = "auto"
-    """What computes attention, by transformers' names: `sdpa`, `eager` (plain matrix products),
-    or `auto`: eager where a layer caps its scores, sdpa elsewhere."""
+    """Attention function, by transformers' names: `sdpa`, `eager` (plain matrix products), or
+    `auto`: eager where a layer caps its scores, sdpa elsewhere."""
     gradient_checkpointing: bool = False
     """Keep the inputs of the layers only, and compute the layers again in backward: less memory,
     about a third more time."""
@@ -182,82 +182,82 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     """Train low-rank adapters in place of the weights (needs `pip install 'darts-rl[lora]'`; `zero`
     0 to 2). The engines serve them merged. Null: train all weights."""
     deepspeed: str = ""
-    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes,
-    communication, logging). Empty: none."""
+    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes, communication,
+    logging). Empty: none."""
     lr: PositiveFloat = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the rest
-    of `step.count`, `linear` or by a half `cosine`."""
+    """Course of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the
+    rest of `step.count`, `linear` or by a half `cosine`."""
     min_lr: Annotated[float, Meta(ge=0, le=1, description="a share of learner.lr, from 0 to 1")] = (
         0.0
     )
-    """Where `linear` and `cosine` end, as a share of `lr`."""
+    """Learning rate at the end of `linear` and `cosine`, as a share of `lr`."""
     warmup_steps: NonNegativeInt = 5
     """Steps over which the learning rate rises linearly to `lr`."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay rates of AdamW's running means of the gradient and of its square."""
     eps: PositiveFloat = 1.0e-8
-    """Of AdamW: added to the root of the running mean of the gradient's square."""
+    """Epsilon of AdamW, added to the root of the running mean of the gradient's square."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW, on every parameter but those of `no_decay`."""
+    """Weight decay of AdamW, on every parameter but those of `no_decay`."""
     no_decay: tuple[NonEmpty, ...] = ("bias", "norm")
-    """Parameters whose name holds one of these are not decayed."""
+    """Parts of names: a parameter whose name holds one of them is not decayed."""
     clip_norm: NonNegativeFloat = 1.0
     """Gradient norm above which the gradient is scaled down to it; 0: never."""
     tokens_per_micro_batch: PositiveInt = 4096
     """Tokens in one forward and backward; a group's prompt counts once."""
     overlap: Literal["off", "group", "token"] = "group"
-    """`group`: forward and backward of taken groups while others still generate; `token`:
-    also old and reference logprobs of what still runs, chunk by chunk, where a loss wants
-    them; `off`: learn when the step's generation has ended."""
+    """When the learner works. `group`: forward and backward of taken groups while others still
+    generate; `token`: also old and reference logprobs of what still runs, chunk by chunk, where a
+    loss wants them; `off`: learn when the step's generation has ended."""
     kv_tokens: PositiveInt = 65536
-    """With `overlap: token`: tokens cached at most for each model; what does not fit is
-    computed when its group comes."""
+    """Tokens cached at most for each model, with `overlap: token`; what does not fit is computed
+    when its group comes."""
     updates: PositiveInt = 1
-    """Optimizer steps per batch: its groups are split into so many mini-batches. Above 1 they
-    are run when the step closes; the weights are published once, after the last."""
+    """Optimizer steps per batch: its groups are split into so many mini-batches. Above 1 they are
+    run when the step closes; the weights are published once, after the last."""
     epochs: PositiveInt = 1
     """Passes over the batch; later ones shuffle the groups."""
     old_logprobs: Literal["auto", "always"] = "auto"
-    """Logprobs under the weights that the batch began with: `auto` takes them from the forward
-    pass that is trained on, or, with several updates, from one of their own when a group
-    arrives; `always`: from one of their own."""
+    """Logprobs under the weights that the batch began with: `auto` takes them from the forward pass
+    that is trained on, or, with several updates, from one of their own when a group arrives;
+    `always`: from one of their own."""
     reference: str = ""
     """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
     directory with the same vocabulary. Empty: none."""
     importance: Literal["off", "truncate", "mask"] = "off"
-    """Weight each token's loss by w, learner over engine probability: `truncate` to at most
+    """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
     `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
     max_staleness: NonNegativeInt = 0
-    """Versions that a token trained on may be older than the weights it updates. 0: on-policy.
-    Above 0 the next steps' prompts go out before the update; correct it with `importance`."""
+    """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
+    the next steps' prompts go out before the update; correct it with `importance`."""
     stale: Literal["wait", "drop"] = "wait"
-    """What would become older: `wait` for it before the step closes, or `drop` it (a bias
+    """Action on what would become older: `wait` for it before the step closes, or `drop` it (a bias
     against long responses; their lengths are in the group records)."""
     entropy: bool = True
-    """Whether the policy's mean entropy is a metric; costs a look at every computed logit."""
+    """Report the policy's mean entropy; costs a look at every computed logit."""
     threads: NonNegativeInt = 1
     """CPU threads of each rank; 0: leave it to torch."""
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
     kind: Literal["vllm", "transformers", "simulated"] = "vllm"
-    """`vllm`; `transformers` (its continuous batching: starts in seconds, needs no vLLM, slower);
-    or `simulated` (lengths from a distribution; for tests of everything else)."""
+    """Engine library: `vllm`; `transformers` (its continuous batching: starts in seconds, needs no
+    vLLM, slower); or `simulated` (lengths from a distribution; for tests of everything else)."""
     count: PositiveInt = 1
     """Engine processes."""
     slots: PositiveInt = 64
     """Sequences that run at once on one engine."""
     knee: NonNegativeInt = 0
-    """Running sequences up to which an engine gets extra candidates (a budget's `top_up`);
-    0: up to where more of them hardly sample more a second, by a profile measured at its start."""
+    """Running sequences up to which an engine gets extra candidates (a budget's `top_up`); 0: up to
+    where more of them hardly sample more a second, by a profile measured at its start."""
     chunk_tokens: PositiveInt = 16
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of weights and computation in the engine: float32, bfloat16, auto."""
+    """Number type of weights and computation in the engine: float32, bfloat16, auto."""
     cpu_cores: Annotated[
         str,
         Meta(
@@ -265,12 +265,12 @@ class EngineConfig(Section, frozen=True, kw_only=True):
             description='auto, or cores such as "0" or "0-3"',
         ),
     ] = "auto"
-    """CPU only: cores for the engine's threads ("0", "0-3"); `auto`: the first core for the
-    engine when there are two or more, so that the learner keeps the others."""
+    """Cores for the engine's threads, on a CPU ("0", "0-3"); `auto`: the first core for the engine
+    when there are two or more, so that the learner keeps the others."""
     cpu_kv_gib: PositiveInt = 1
-    """CPU only: memory of the key/value cache, GiB."""
+    """Memory of the key/value cache, GiB; on a CPU only."""
     gpu_memory: PositiveShare = 0.5
-    """GPU only: share of the device memory that one engine may take, weights included."""
+    """Share of a GPU's memory that one engine may take, weights included; on a GPU only."""
     tensor_parallel: PositiveInt = 1
     """GPUs of one engine."""
     vllm: dict[str, Any] = {}
@@ -279,21 +279,22 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
     (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
     restarts: NonNegativeInt = 5
-    """How often a dead engine is started again, ever later, before the run stops. One that has run
-    for ten minutes begins to count anew."""
+    """Restarts of an engine that died, each after a longer pause, before the run stops. The count
+    begins anew after ten minutes of work."""
 
 
 class EvalFileConfig(Section, frozen=True, kw_only=True):
     """A set of `eval.sets`."""
 
     path: str
-    """A file, a folder, a pattern or a task, as for `data.held_out`."""
+    """File, folder, pattern or task, as for `data.held_out`."""
     prompts: NonNegativeInt = 0
-    """At most so many of its prompts, the first ones; 0: all, of a task 256."""
+    """Prompts used at most, the first ones; 0: all, of a task 256."""
     samples: NonNegativeInt = 0
     """Responses for each of its prompts; 0: as `eval.samples` says."""
     k: tuple[PositiveInt, ...] = ()
-    """Of its pass@k; empty: as `eval.k` says, where that many are sampled, else `samples`."""
+    """Values of k for its pass@k; empty: as `eval.k` says, if that many are sampled, else
+    `samples`."""
 
 
 class EvalConfig(Section, frozen=True, kw_only=True):
@@ -302,7 +303,7 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     samples: PositiveInt = 4
     """Responses for each held-out prompt."""
     k: tuple[PositiveInt, ...] = ()
-    """Figures pass@k for these k, at most `samples`; empty: for `samples` alone."""
+    """Values of k for pass@k, at most `samples`; empty: `samples` alone."""
     greedy: bool = False
     """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
     correct: float = 1.0
@@ -324,46 +325,48 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
 
 class AuditConfig(Section, frozen=True, kw_only=True):
     every: NonNegativeInt = 0
-    """The bias account: every so many steps one is sampled to the end, to see what selection
-    changes in reward, length and advantage; its time is no measure of the others. 0: never."""
+    """Steps between audits of selection bias: the audited step samples every candidate to the end,
+    to see what selection changes in reward, length and advantage, and so takes longer. 0: never."""
     alarm: NonNegativeFloat = 0.5
-    """Warn when the chosen's mean advantage differs by more from that of all; 0: never."""
+    """Difference between the mean advantage of the chosen and of all above which a warning is
+    printed; 0: never."""
 
 
 class TimeoutsConfig(Section, frozen=True, kw_only=True):
     log_wait_s: PositiveFloat = 20.0
-    """A wait longer than this prints one line that names what it waits for."""
+    """Seconds after which a wait prints one line that names what it waits for."""
     heartbeat_s: Annotated[
         float, Meta(ge=2, description="at least 2: peers are heard once a second")
     ] = 5.0
-    """A peer that is silent for so long is lost."""
+    """Seconds without a heartbeat after which a peer is lost."""
     join_s: PositiveFloat = 600.0
-    """How long engines and learner may take to join; then the run stops, naming who is missing.
-    Also how long it goes on without any engine."""
+    """Seconds that engines and learner may take to join; then the run stops and names who is
+    missing. Also the time that it continues without any engine."""
     load_s: PositiveFloat = 300.0
-    """An engine that has not answered to new weights for so long is started again."""
+    """Seconds that an engine may take to load new weights; then it is restarted."""
     abort_s: PositiveFloat = 30.0
-    """An engine that does not say for so long that an aborted leg has ended is started again."""
+    """Seconds that an engine may take to confirm an abort; then it is restarted."""
     sampling_s: PositiveFloat = 120.0
-    """An engine that samples and sends nothing at all for so long is started again."""
+    """Seconds that a sampling engine may send nothing at all; then it is restarted."""
     no_token_s: PositiveFloat = 300.0
-    """A trajectory of which no token comes for so long is aborted and goes on elsewhere. Also: when
-    nothing has moved and nothing is under way for so long, the run stops and says whom it waits
-    for."""
+    """Seconds without a new token after which a trajectory is aborted and continues on another
+    engine. Also the time after which the run stops, and says what it waits for, when nothing moves
+    and nothing is under way."""
     reward_s: PositiveFloat = 180.0
-    """When no reward at all comes for so long, beyond two calls of `workers.limit_s`, those that
-    are waited for count as missing; so do responses whose environment does not answer."""
+    """Seconds without any reward, beyond two calls of `workers.limit_s`, after which the rewards
+    that are waited for count as missing; the same for answers of the environment."""
     learner_s: PositiveFloat = 900.0
-    """A learner rank that owes an answer for so long ends the run, as one that dies does."""
+    """Seconds that a learner rank may take to answer; then the run ends, as if it had died."""
     checkpoint_s: PositiveFloat = 300.0
-    """A checkpoint that is not on disk after so long is given up; the next one is tried."""
+    """Seconds that a checkpoint may take to be on disk; then it is given up, and the next one is
+    tried."""
     stop_s: PositiveFloat = 10.0
-    """From Ctrl-C to the end of every process, a checkpoint included."""
+    """Seconds from Ctrl-C to the end of every process, a checkpoint included."""
 
 
 class NodesConfig(Section, frozen=True, kw_only=True):
     learners: Literal["first", "spread"] = "first"
-    """Which ranks of torchrun are learners: the `first` ones, or `spread` over the machines as
+    """Ranks of torchrun that are learners: the `first` ones, or `spread` over the machines as
     evenly as possible, each machine's first ranks. The others are engines."""
     interface: Annotated[
         str,
@@ -372,44 +375,43 @@ class NodesConfig(Section, frozen=True, kw_only=True):
             description="a network interface (eth1), an IPv4 address, or nothing",
         ),
     ] = ""
-    """Where the stage listens for other machines: a network interface (eth1) or an address of
-    rank 0's machine. Empty: the address that torchrun gave as MASTER_ADDR."""
+    """Network interface (eth1) or address of rank 0's machine where the stage listens for other
+    machines. Empty: the address that torchrun gave as MASTER_ADDR."""
     port: Annotated[int, zero_or(1024, 65532)] = 0
     """First of the four TCP ports of rank 0's machine that other machines must reach: control,
     tokens, weights, and where the learner ranks meet. 0: any that are free."""
     expose: bool = False
     """Allow an `interface` that is all of them (0.0.0.0)."""
     patience_s: PositiveFloat = 30.0
-    """How long a learner rank may be silent, the link to it being cut. (An engine is lost after
-    `timeouts.heartbeat_s`; others go on with its work, and it joins again.)"""
+    """Seconds that a learner rank may be silent while the link to it is cut. (An engine is lost
+    after `timeouts.heartbeat_s`; others continue its work, and it joins again.)"""
 
 
 class MetricsConfig(Section, frozen=True, kw_only=True):
     timing: bool = True
-    """Note who did what when: latency percentiles and the critical path of every step, in
-    `metrics.jsonl`."""
+    """Measure latency percentiles and the critical path of every step, for `metrics.jsonl`."""
     trace_steps: NonNegativeInt = 5
     """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
-    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of
-    them has ended: 1.6 kB for each response of a simulated run."""
+    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of them
+    has ended: 1.6 kB for each response of a simulated run."""
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
     prometheus_port: Port = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does
-    now; 0: none."""
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does now; 0:
+    none."""
     wandb: Annotated[
         str,
         Meta(pattern=r"^[^/\\#?%:]*$", description="a project's name, without / \\ # ? % :"),
     ] = ""
-    """Project of Weights & Biases that steps and evaluations are sent to (needs
-    `pip install 'darts-rl[wandb]'`; WANDB_MODE=offline keeps them here). Empty: none."""
+    """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
+    WANDB_MODE=offline keeps them here). Empty: none."""
     mlflow: Annotated[str, Meta(pattern=r"^(\S(.*\S)?)?$", description="an experiment's name")] = ""
-    """Experiment of MLflow that they are sent to (needs `pip install 'darts-rl[mlflow]'`;
+    """Experiment of MLflow for steps and evaluations (needs `pip install 'darts-rl[mlflow]'`;
     MLFLOW_TRACKING_URI says where it is). Empty: none."""
     trackio: Annotated[
         str, Meta(pattern=r"^[^/\\]*$", description="a project's name, without / \\")
     ] = ""
-    """Project of trackio that they are written to (needs the package trackio, which asks for an
+    """Project of trackio for steps and evaluations (needs the package trackio, which asks for an
     older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
 
@@ -417,7 +419,7 @@ class Config(Section, frozen=True, kw_only=True):
     model: str
     """Directory of any Hugging Face causal LM with its tokenizer."""
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    """Prompt order, sampling and evaluation follow from it."""
+    """Random seed of prompt order, sampling and evaluation."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     step: StepConfig = StepConfig()

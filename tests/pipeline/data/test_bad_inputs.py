@@ -247,7 +247,7 @@ REWARDS = [
         "cannot be written in the tokenizer's alphabet", "take characters that",
         "environment: {calculator: {failure_text: sorry}}\n"),
     Bad("a set that is not there", "c.yaml:2: eval.sets.aime", "found 'aime.jsonl'",
-        "nor a file, a folder or a pattern", "task of the house",
+        "nor a file, a folder or a pattern", "built-in task",
         "eval: {sets: {aime: aime.jsonl}}\n"),
 ]  # fmt: skip
 KEYED = [
