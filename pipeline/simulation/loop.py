@@ -41,7 +41,6 @@ from pipeline.coordinator.events import (
     WeightsLoaded,
 )
 from pipeline.coordinator.timeouts import longest_s
-from pipeline.coordinator.waits import waits
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
@@ -178,10 +177,10 @@ class Simulation:
         settings = self.coordinator.core.settings
         quiet_s = self._quiet * self.machines.tick_s - settings.log_wait_s - _PATIENCE_S
         if quiet_s > 0:
-            found = waits(self.coordinator)
+            found = self.coordinator.waits.find()
             if quiet_s < longest_s((wait.kind for wait in found), settings.limits):
                 return  # the watchdog may end it
-            what = found[0].what if found else f"nobody, {self.coordinator.phase}"
+            what = found[0].what if found else f"nobody, {self.coordinator.run.phase}"
             raise StandsStill(f"waits for what nothing can end: {what}")
 
     def _carry_out(self, command: AnyCommand) -> None:

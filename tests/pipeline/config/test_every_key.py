@@ -208,13 +208,13 @@ def option_is_read(cls: type[Any], field: str) -> bool:
     [
         "def f(config): return config.engine.slots",
         "class A:\n def f(self): return self._config.engine.slots",
-        "def f(section: EngineSection): return section.slots",
+        "def f(section: EngineConfig): return section.slots",
         "def f(config):\n mine = config.engine\n return mine.slots",
-        "def f(given: EngineSection):\n own, x = given, 1\n return own.slots",
+        "def f(given: EngineConfig):\n own, x = given, 1\n return own.slots",
     ],
 )
 def test_rule_finds_a_reader(code: str):
-    assert is_read("engine.slots", "EngineSection", [ast.parse(code)])
+    assert is_read("engine.slots", "EngineConfig", [ast.parse(code)])
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_rule_finds_a_reader(code: str):
         "def f(engine): return engine.slots",  # an engine, not its section
         "def f(config): return config.learner.slots",
         "def f(config): config.engine.slots = 1",
-        "def f(section: LearnerSection): return section.slots",
+        "def f(section: LearnerConfig): return section.slots",
         "'engine.slots'",
     ],
 )
 def test_rule_fails_for_a_key_that_nothing_reads(code: str):
-    assert not is_read("engine.slots", "EngineSection", [ast.parse(code)])
+    assert not is_read("engine.slots", "EngineConfig", [ast.parse(code)])
 
 
 @pytest.mark.parametrize("key", ["engine.kv_pages", "step.warp", "nonsense"])

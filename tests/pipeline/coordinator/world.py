@@ -80,7 +80,7 @@ def settings_of(**changes: Any) -> Settings:
         eval_samples=2,
         checkpoint_every=2,
         stop_tokens=frozenset({EOS}),
-        warn_s=20.0,
+        log_wait_s=20.0,
         gap_limit=1e-3,
     )
     return Settings(**{**base, **changes})
@@ -427,8 +427,8 @@ class World:
             if action == halt_at:
                 self.tell(Halt())
             self.act(chaos=action < chaos_actions)
-        lines = [f"phase {self.coordinator.phase}"]
-        lines += [f"group {g.id} {g.stage}" for g in self.coordinator.core.groups.values()]
+        lines = [f"phase {self.coordinator.run.phase}"]
+        lines += [f"group {g.id} {g.state}" for g in self.coordinator.core.groups.values()]
         raise AssertionError("the run never ends:\n" + "\n".join(lines))
 
     def check(self) -> None:
