@@ -235,9 +235,7 @@ class Selection:
                 if until not in ("slot", "published"):
                     raise self._fault(group, action, "until is 'slot' or 'published'")
                 if any(m.state not in PARKABLE for m in members):
-                    raise self._fault(
-                        group, action, "only running and queued members can be parked"
-                    )
+                    raise self._fault(group, action, "only members that run or wait can be parked")
                 for member in members:
                     self._scheduler.park(member, until)
                 core.needs_update = True
@@ -249,9 +247,8 @@ class Selection:
             case Finalize():
                 self._finalize(group, action)
             case Defer(why=why):
-                self._group_manager.end(
-                    group, GroupState.DEFERRED, why or "deferred by the selector"
-                )
+                why = why or "deferred by the selector"
+                self._group_manager.end(group, GroupState.DEFERRED, why)
             case Drop(why=why):
                 self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:

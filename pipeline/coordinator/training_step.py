@@ -10,13 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.coordinator.events import (
-    CloseStep,
-    GroupFailed,
-    GroupTrained,
-    StepDone,
-    StepSkipped,
-)
+from pipeline.coordinator.events import CloseStep, GroupFailed, GroupTrained, StepDone, StepSkipped
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
     ENDED,

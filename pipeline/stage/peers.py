@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
+from pipeline.coordinator.groups import IllegalTransition
 from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.stage.rejected_frames import RejectedFrames
 from pipeline.wire.clock_sync import PeerClock, boot_id
@@ -19,6 +21,29 @@ from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 MOST_PEERS = 4096
 """Connected at once; more are refused."""
 _OF_A_RANK = re.compile(r"l\d+")
+
+
+class PeerState(StrEnum):
+    """Where a peer stands with us. Ours alone: nothing that it sends is taken for it."""
+
+    CONNECTED = "connected"  # its join was accepted
+    WELCOMED = "welcomed"  # the coordinator knows of it
+    GONE = "gone"
+
+
+class PeerEvent(StrEnum):
+    WELCOME = "welcome"
+    LEAVE = "leave"
+
+
+PEER_TRANSITIONS: dict[PeerState, dict[PeerEvent, PeerState]] = {
+    PeerState.CONNECTED: {
+        PeerEvent.WELCOME: PeerState.WELCOMED,
+        PeerEvent.LEAVE: PeerState.GONE,
+    },
+    PeerState.WELCOMED: {PeerEvent.LEAVE: PeerState.GONE},
+    PeerState.GONE: {},
+}
 
 
 @dataclass(slots=True)
@@ -31,13 +56,23 @@ class Peer:
     heard: float
     clock: PeerClock
     progress: int = -1
+    state: PeerState = PeerState.CONNECTED
     moved: float = 0.0
-    activity: str = "joined"
+    activity: str = "joined"  # what it says that it does: for people, no decision rests on it
     budget_s: float = 0.0
 
     @property
     def name(self) -> str:
         return self.join.name
+
+    def advance(self, event: PeerEvent) -> None:
+        """Move along the table. Raises IllegalTransition and changes nothing."""
+        legal = PEER_TRANSITIONS[self.state]
+        if event not in legal:
+            raise IllegalTransition(
+                f"peer {self.name}: {event} while {self.state}; legal: {', '.join(legal) or 'none'}"
+            )
+        self.state = legal[event]
 
 
 class Peers:
@@ -70,7 +105,8 @@ class Peers:
         return peer
 
     def leave(self, peer: Peer) -> None:
-        self.by_identity.pop(peer.identity, None)
+        if self.by_identity.pop(peer.identity, None) is not None:
+            peer.advance(PeerEvent.LEAVE)
         if self._by_name.get(peer.name) is peer:
             del self._by_name[peer.name]
 

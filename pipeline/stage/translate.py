@@ -1,4 +1,4 @@
-"""Messages become events, commands become messages: pure, one way each."""
+"""Messages become events, and commands become messages. Pure."""
 
 from __future__ import annotations
 
