@@ -113,11 +113,11 @@ class Simulation:
         heapq.heappush(self._moments, (max(when, self.now), self._serial, what, arguments))
 
     def soon(self, what: Callable[..., None], *arguments: Any) -> None:
-        """After a message's delay."""
+        """Schedule a call after a message's delay."""
         self.at(self.now + self.machines.delay_s, what, *arguments)
 
     def run(self, seconds: float | None = None) -> Simulation:
-        """To the end, or until `seconds` of virtual time. May be called again to go on.
+        """Runs to the end, or until `seconds` of virtual time; may be called again to continue.
 
         Raises StandsStill, and PluginFault as the coordinator does.
         """

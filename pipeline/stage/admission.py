@@ -74,7 +74,7 @@ class Admission:
         return self._peers.named(name) if self._parts.server.admits(key, "engine", name) else None
 
     def objection(self, key: str, header: TokenBatch) -> str:
-        """Why a frame of tokens is not let in, whatever is in it; '' if it is."""
+        """Returns why a frame of tokens is refused, whatever is in it; '' if it is not."""
         if not self._parts.server.admits(key, "engine", header.engine):
             return f"its key is not that of {header.engine}"
         if header.incarnation != self._parts.incarnation:

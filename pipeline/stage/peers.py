@@ -1,4 +1,4 @@
-"""Who is connected to the stage, and whether it lives and moves.
+"""Peers that are connected to the stage, and whether they live and move.
 
 Two clocks: *alive*, the heartbeat of a thread, and *progress*, a counter that
 the working loop moves, allowed to stand still for a budget that the sender
@@ -24,7 +24,7 @@ _OF_A_RANK = re.compile(r"l\d+")
 
 
 class PeerState(StrEnum):
-    """Where a peer stands with us. Ours alone: nothing that it sends is taken for it."""
+    """States of a peer. They are ours alone: nothing that it sends is taken for one."""
 
     CONNECTED = "connected"  # its join was accepted
     WELCOMED = "welcomed"  # the coordinator knows of it
@@ -126,19 +126,19 @@ class Peers:
         return [p for p in self.by_identity.values() if p.budget_s and now - p.moved > p.budget_s]
 
     def extend_deadlines(self, seconds: float) -> None:
-        """The stage was late by so much: nobody else is to blame for it."""
+        """The stage was late by this much: no peer is to blame for it."""
         for peer in self.by_identity.values():
             peer.heard += seconds
             peer.moved += seconds
 
 
 def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longest: int = 0) -> str:
-    """Why this process cannot take part in the run; '' if it can.
+    """Returns why this process cannot take part in the run; '' if it can.
 
     Args:
         ranks: learner ranks of the run.
         vocabulary: rows of the model's embedding.
-        resumed_step: step of the checkpoint that the run goes on from, -1 for none.
+        resumed_step: step of the checkpoint that the run resumes from, -1 for none.
         longest: tokens of the longest prompt and sampling.max_tokens together.
     """
     if join.protocol != PROTOCOL:
