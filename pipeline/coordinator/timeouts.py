@@ -70,7 +70,7 @@ RULES: dict[WaitKind, TimeoutRule] = {
     WaitKind.LOAD: TimeoutRule("load_s", "the engine", OverdueAction.RESTART),
     WaitKind.ABORT: TimeoutRule("abort_s", "the engine", OverdueAction.RESTART),
     WaitKind.ENGINE: TimeoutRule("sampling_s", "the engine", OverdueAction.RESTART),
-    WaitKind.TRAJECTORY: TimeoutRule("still_s", "the engine", OverdueAction.REQUEUE),
+    WaitKind.TRAJECTORY: TimeoutRule("no_token_s", "the engine", OverdueAction.REQUEUE),
     WaitKind.SLOT: TimeoutRule("", "whoever holds a slot", OverdueAction.NONE),
     WaitKind.PARKED: TimeoutRule("", "a free slot, or the step's end", OverdueAction.NONE),
     WaitKind.REWARD: TimeoutRule("reward_s", "the reward workers", OverdueAction.MISSING),
@@ -81,7 +81,7 @@ RULES: dict[WaitKind, TimeoutRule] = {
     WaitKind.CHECKPOINT: TimeoutRule(
         "checkpoint_s", "the ranks and the disk", OverdueAction.GIVE_UP
     ),
-    WaitKind.RULE: TimeoutRule("still_s", "the plug-in", OverdueAction.STOP),
+    WaitKind.RULE: TimeoutRule("no_token_s", "the plug-in", OverdueAction.STOP),
 }
 
 
