@@ -1,4 +1,4 @@
-"""The books of groups and members: opened, scored, ended, and counted once.
+"""Opens, scores and ends groups and their members, and counts each once.
 
 Every live group and trajectory is entered here and leaves here; on leaving,
 its tokens go to their account and its prompt goes where it belongs. Holds
@@ -162,7 +162,7 @@ class GroupManager:
         return "stale" if why == "stale" else "dropped"
 
     def _tell_budget(self, group: Group) -> None:
-        """Lengths of all candidates: of those that were cut short, how far they came."""
+        """Tell the budget the lengths of all candidates; aborted ones count as lower bounds."""
         budget = self._core.plugins.budget
         tell = getattr(budget, "ended", None)
         if tell is None:

@@ -1,4 +1,4 @@
-"""Which prompts are opened, with how many candidates: asks the prompts and the budget seam.
+"""Decides which prompts are opened, with how many candidates: asks the prompt order and the budget.
 
 Turns "the step wants n more groups" into open groups, and idle slots into more
 candidates of open ones. Knows nothing of taking, training or closing.

@@ -1,4 +1,4 @@
-"""What the parts of the coordinator share: settings, plug-ins, live groups, the outbox.
+"""State that the parts of the coordinator share: settings, plug-ins, live groups, the outbox.
 
 No socket, no clock (`now` is set by the event at hand), no randomness that
 does not follow from the seed.
@@ -7,7 +7,8 @@ does not follow from the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     ranks: int
     overlap: str  # token | group | off
-    stream: bool = False  # hints for the learner's cached forward
+    stream: bool = False  # tokens for the learner's cached forward
     prompts: int  # in the training set
     sources: tuple[SourceView, ...] = ()  # of it, where there are several
     held_out: int  # prompts evaluated on
@@ -54,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Timeouts = Timeouts()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
-    audit_every: int = 0  # steps; the bias account
+    audit_every: int = 0  # steps between measurements of selection bias
     audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
@@ -74,30 +75,23 @@ class Plugins(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PluginFault(Exception):
-    """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
+    """A plug-in asked for what cannot be; names the plug-in, the group and the action."""
 
 
-class plugin_guard:  # noqa: N801  used as a function is
-    """Whatever a plug-in raises is its fault, and is named so.
+@contextmanager
+def plugin_guard(plugin: object, about: str, group: int | None = None) -> Generator[None]:
+    """Turns whatever a plug-in raises into a PluginFault that names it.
 
     Args:
-        about: its seam.
+        about: the kind of plug-in.
         group: the group where there is one.
     """
-
-    __slots__ = ("_about", "_group", "_plugin")
-
-    def __init__(self, plugin: object, about: str, group: int | None = None) -> None:
-        self._plugin, self._about, self._group = plugin, about, group
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            about = self._about if self._group is None else f"{self._about}, group {self._group}"
-            name = type(self._plugin).__name__
-            raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except Exception as error:
+        about = about if group is None else f"{about}, group {group}"
+        name = type(plugin).__name__
+        raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
 
 
 class CoordinatorState:
@@ -148,7 +142,7 @@ class CoordinatorState:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
 
     def cancel_environment_call(self, trajectory: int) -> None:
-        """What its environment would answer is not wanted any more; unknown ones are ignored."""
+        """Cancel the call to its environment, if one is waited for."""
         if self.environment_calls.pop(trajectory, None) is not None:
             self.emit(CancelEnvironmentCall(trajectory=trajectory))
 

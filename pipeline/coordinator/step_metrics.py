@@ -64,7 +64,7 @@ def token_metrics(sampled: int, trained: int) -> dict[str, float | None]:
 
 
 def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
-    """Of groups about to count as trained; nothing for none.
+    """Metrics of groups about to count as trained; none without groups.
 
     `depth`: longest member trained on, over the median of the group's ended members,
     mean over groups. 1 means that the long half was never learned from.
@@ -86,8 +86,8 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
 
 
 def environment_metrics(core: CoordinatorState) -> dict[str, float]:
-    """`turns` that environments were told of in a step, and `tokens_appended` by them, which count
-    in no figure of tokens sampled or trained; nothing without an environment."""
+    """`turns` passed to environments in a step, and `tokens_appended` by them, which count in no
+    metric of tokens sampled or trained; nothing without an environment."""
     if not core.settings.turns:
         return {}
     return {
@@ -110,7 +110,7 @@ def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict
 
 
 def step_metrics(core: CoordinatorState) -> dict[str, Any]:
-    """What is reported of every step that has ended; lengths and rewards of all its candidates."""
+    """Metrics of every step that has ended; lengths and rewards are of all its candidates."""
     stats = core.stats
     return {
         "version": core.version,

@@ -1,4 +1,4 @@
-"""Where every sampled token went.
+"""Accounts for every sampled token.
 
 Response tokens are counted once, where they leave the engine: each frame says
 how many its engine has sampled in this epoch. At every event
@@ -28,7 +28,7 @@ class TokenLedger(msgspec.Struct, kw_only=True):
     frames_refused: int = 0  # of another epoch, duplicated
     chunks_late: int = 0  # of a leg that had ended
     appended: int = 0  # tokens that environments appended: not sampled, so in no account
-    turns: int = 0  # of which environments were told
+    turns: int = 0  # passed to environments
 
     def sample(self, tokens: int, account: str) -> None:
         """New tokens have arrived and belong to `account`."""

@@ -103,7 +103,7 @@ class Waits:
             yield Wait(WaitKind.LEARNER, what, run.progressed, still_since=oldest)
 
     def _of_an_engine(self, engine: EngineState) -> Iterator[Wait]:
-        """What it owes while it does not load."""
+        """Waits for an engine that does not load."""
         if engine.is_loading:
             return
         now = self._core.now

@@ -26,8 +26,8 @@ from pipeline.coordinator.turns import Turns
 from pipeline.coordinator.waits import Waits
 
 _LATE_S = 5.0
-"""A tick so much later than the one before: the stage itself stood still, nobody else is to
-blame for it, and nothing is done until as much time has passed again."""
+"""A tick so much later than the one before: the stage itself stood still, so no peer is
+blamed, and nothing is done until as much time has passed again."""
 
 
 class Overdue(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +160,7 @@ class Watchdog:
     def _calls(
         self, kind: WaitKind, asked: Mapping[int, float], answered: float, now: float
     ) -> Iterator[Overdue]:
-        """When no call of this kind is answered any more, those that were asked long ago."""
+        """Calls of this kind that are overdue: asked long ago, and none answered since."""
         for trajectory, since in asked.items():
             still = now - max(since, answered)
             if not self._past(kind, still):

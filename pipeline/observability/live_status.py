@@ -3,7 +3,7 @@
 Pure. Costs the same with 65,536 open groups as with a hundred: counts are those
 that the tally, the fleet and the queue keep anyway, and waits are looked for in
 the oldest groups only. What the coordinator does not know (peers, reward
-workers, the clock on the wall) is filled in by `pipeline.stage.status_feed`.
+workers, the clock on the wall) is filled in by `pipeline.stage.status_feed`. Pure.
 """
 
 from __future__ import annotations
