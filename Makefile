@@ -25,6 +25,8 @@ export PYTHON
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled extensions belong to the environment, see learner/deepspeed/build_lock.py.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+# What is started here may keep its bytecode, see scripts/setup.sh.
+unexport PYTHONDONTWRITEBYTECODE
 # Nothing here asks a model hub for anything.
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
