@@ -73,9 +73,9 @@ def device_of(local_rank: int) -> torch.device:
 
 def join_ranks() -> None:
     """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE."""
-    build_lock.clear_stale_lock()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    with build_lock.no_stale_locks():
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def leave_ranks() -> None:
