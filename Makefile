@@ -75,6 +75,11 @@ test-multinode: env  ## jobs over two network namespaces, real vLLM too (root; t
 docs: env  ## the documents as a site, in site/index.html; fails at a broken link
 	@$(BIN)/zensical build --strict
 
+# Standard library only, so it needs no environment.
+.PHONY: architecture
+architecture:  ## draw docs/architecture.svg anew and print the figures
+	@$(PYTHON) scripts/architecture.py --svg docs/architecture.svg
+
 .PHONY: lint
 lint: env  ## ruff (rules, format) and pyright
 	@echo '==> ruff check'

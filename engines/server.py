@@ -101,7 +101,7 @@ class Worker:
         self._engine, self._name, self._chunk_tokens = engine, name, chunk_tokens
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[ToPeer] = asyncio.Queue()
-        self._link = connect(
+        self._client = connect(
             Join(
                 protocol=PROTOCOL,
                 role="engine",
@@ -129,8 +129,8 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until told to stop; the exit status."""
-        self._link.start()
-        self._link.working("idle", 0.0)
+        self._client.start()
+        self._client.working("idle", 0.0)
         self._spawn(self._serve())
         self._spawn(self._beat())
         status = await self._ended
@@ -289,7 +289,7 @@ class Worker:
             chunks=chunks,
             times=tuple(epoch.ended.pop(key) for key in ends),
         )
-        self._link.send_tokens(
+        self._client.send_tokens(
             header, frame.tokens if frame else b"", frame.logprobs if frame else b""
         )
         epoch.sequence += 1
@@ -305,11 +305,11 @@ class Worker:
 
     def _declare(self) -> None:
         if self._loading:
-            self._link.working("loading weights", self._watch.load_s + _SPARE_S)
+            self._client.working("loading weights", self._watch.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._link.working("sampling", self._watch.sampling_s + _SPARE_S)
+            self._client.working("sampling", self._watch.sampling_s + _SPARE_S)
         else:
-            self._link.working("idle", 0.0)
+            self._client.working("idle", 0.0)
 
     # --- weights ---------------------------------------------------------------------------
 
@@ -328,11 +328,11 @@ class Worker:
                 gaps = await prove(self._engine, manifest)
                 moments.append(time.monotonic())
             if epoch is self._epoch:
-                self._link.send(load_spans(manifest.version, asked_s, moments))
-                self._link.send(WeightsLoaded(version=manifest.version, gaps=gaps))
+                self._client.send(load_spans(manifest.version, asked_s, moments))
+                self._client.send(WeightsLoaded(version=manifest.version, gaps=gaps))
         except Exception as error:  # the stage decides what a failed load means
             self.log(f"version {manifest.version} is not served: {error}")
-            self._link.send(WeightsFailed(version=manifest.version, why=str(error)))
+            self._client.send(WeightsFailed(version=manifest.version, why=str(error)))
             if not isinstance(error, WeightsError):
                 self.end(1, f"version {manifest.version} may be half loaded")
         finally:
@@ -368,5 +368,5 @@ class Worker:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._link.close()
+        self._client.close()
         await self._engine.close()

@@ -36,9 +36,9 @@ class FetchingReceiver:
         directory: of this machine's engines alone; made 0700. Raises PermissionError.
     """
 
-    def __init__(self, ticket: PeerKeys, directory: Path) -> None:
+    def __init__(self, peer_keys: PeerKeys, directory: Path) -> None:
         make_private(directory)
-        self._ticket, self._directory = ticket, directory
+        self._peer_keys, self._directory = peer_keys, directory
         self._files = WeightReceiver()
         self.fetched_bytes = 0
 
@@ -75,7 +75,7 @@ class FetchingReceiver:
         draft.mkdir(mode=0o700)
         try:
             with open(draft / FILE, "xb") as file:
-                for piece in fetch(self._ticket, manifest.version, manifest.bytes, PATIENCE_S):
+                for piece in fetch(self._peer_keys, manifest.version, manifest.bytes, PATIENCE_S):
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != manifest.checksum.lower():

@@ -20,7 +20,7 @@ import msgspec
 from engines.base import Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
-from pipeline.wire.keys import TransportError, ticket_of
+from pipeline.wire.keys import TransportError, peer_keys_of
 
 if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
     die_with_parent()
@@ -63,7 +63,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from pipeline.wire.client import StageClient
 
     try:
-        ticket = ticket_of(stage)
+        peer_keys = peer_keys_of(stage)
         engine = build(config)
         options = rollout_options(config)
         stops = StopStrings(config.model, options.stop) if options and options.stop else None
@@ -77,11 +77,11 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     worker = Worker(
         engine,
         info,
-        lambda join, receive: StageClient(ticket, join, receive),
+        lambda join, receive: StageClient(peer_keys, join, receive),
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         watch=config.watch,
-        receiver=FetchingReceiver(ticket, weights) if ticket.weights and weights else None,
+        receiver=FetchingReceiver(peer_keys, weights) if peer_keys.weights and weights else None,
         stops=stops,
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.

@@ -88,7 +88,7 @@ class LearnerRank:
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of what was hinted
         self._last_group = 0.0  # when the step's newest group came
-        self._diary = WorkLog()
+        self._work_log = WorkLog()
         # With several updates the passes of training wait for the close.
         self._several = config.learner.updates * config.learner.epochs > 1
         self._publisher: WeightPublisher | None = None
@@ -105,7 +105,7 @@ class LearnerRank:
             boot=boot_id(),
             about=about(zero.device),
         )
-        self._link = StageClient(stage, join, self.receive)
+        self._client = StageClient(stage, join, self.receive)
 
     def receive(self, message: ToPeer) -> None:
         """Any thread: queue a message of the stage."""
@@ -116,12 +116,12 @@ class LearnerRank:
             timer.start()
         elif isinstance(message, TrainGroup):
             self._last_group = time.monotonic()
-        self._diary.arrived(message)
+        self._work_log.arrived(message)
         self._inbox.put(message)
 
     def run(self) -> int:
         """Serve until told to leave; returns the exit code."""
-        self._link.start()
+        self._client.start()
         try:
             while True:
                 while not self._inbox.empty():
@@ -138,7 +138,7 @@ class LearnerRank:
                 else:
                     self._do(work)
         finally:
-            self._link.close()
+            self._client.close()
 
     def _take_in(self, message: ToPeer) -> None:
         if isinstance(message, StreamedTokens):
@@ -150,33 +150,33 @@ class LearnerRank:
         """Nothing is asked of this rank: run ahead, in calls that are worth their cost."""
         pending = self._ahead.pending
         if pending < LEAST_TOKENS:
-            self._link.working("idle", 0)
+            self._client.working("idle", 0)
             try:
                 self._take_in(self._inbox.get(timeout=GATHER_S if pending else None))
                 return
             except queue.Empty:
                 pass  # few tokens, but nothing else comes
-        self._link.working("logprobs", STEP_LIMIT_S)
+        self._client.working("logprobs", STEP_LIMIT_S)
         started = time.monotonic()
         with self._passes.timed():
             self._ahead.work()
         self._ahead_s += time.monotonic() - started
-        self._diary.did("logprobs ahead", started)
+        self._work_log.record_work("logprobs ahead", started)
 
     def _do(self, work: Any) -> None:
         from learner.schedule import Train
 
         match work:
             case Train(groups=groups):
-                self._link.working("backward", STEP_LIMIT_S)
+                self._client.working("backward", STEP_LIMIT_S)
                 started = time.monotonic()
                 reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
                 what = OLD_LOGPROBS if self._several else FORWARD_BACKWARD
-                self._diary.did(what, started, groups)
-                self._link.send(self._diary.take())
+                self._work_log.record_work(what, started, groups)
+                self._client.send(self._work_log.take())
                 for report in reports:
-                    self._link.send(report)
+                    self._client.send(report)
                 if self._gradient.empty:  # all failed: the stage may go on to another step
                     self._schedule.done()
             case ForgetGroup(group=group):
@@ -207,7 +207,7 @@ class LearnerRank:
             )
         manifest = self._publish()
         if manifest is not None:
-            self._link.send(Published(manifest=manifest))
+            self._client.send(Published(manifest=manifest))
 
     def _publish(self) -> Manifest | None:
         """Rank 0 writes the weights; in rounds the others lend it theirs."""
@@ -216,7 +216,7 @@ class LearnerRank:
         zero = self._zero
         if self._publisher is None and not zero.in_rounds:
             return None
-        self._link.working("publishing weights", STEP_LIMIT_S)
+        self._client.working("publishing weights", STEP_LIMIT_S)
         logprobs = probe_logprobs(zero.module, self._probe)
         with zero.whole():
             if self._publisher is None:
@@ -224,17 +224,17 @@ class LearnerRank:
             return self._publisher.publish(zero.module, self._version, logprobs)
 
     def _close(self, close: CloseStep) -> None:
-        self._link.working("optimizer step", STEP_LIMIT_S)
+        self._client.working("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
-        self._diary.did(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
+        self._work_log.record_work(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
         self._schedule.done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
             why = "gradient not finite twice"
             log.warning("step %d skipped: %s", close.step, why)
-            self._link.send(self._diary.take())
-            self._link.send(StepSkipped(step=close.step, why=why))
+            self._client.send(self._work_log.take())
+            self._client.send(StepSkipped(step=close.step, why=why))
             return
         self._version += 1
         metrics |= {"backward_s": backward_s, "optimizer_s": time.monotonic() - started}
@@ -243,9 +243,9 @@ class LearnerRank:
         manifest = self._publish()
         if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
-            self._diary.did(PUBLISH, started)
-        self._link.send(self._diary.take())
-        self._link.send(
+            self._work_log.record_work(PUBLISH, started)
+        self._client.send(self._work_log.take())
+        self._client.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)
         )
 
@@ -263,7 +263,7 @@ class LearnerRank:
     def _save(self, order: Save) -> None:
         from learner.checkpoint import save
 
-        self._link.working("writing a checkpoint", STEP_LIMIT_S)
+        self._client.working("writing a checkpoint", STEP_LIMIT_S)
         started = time.monotonic()
         error = ""
         if order.version != self._version:
@@ -278,8 +278,8 @@ class LearnerRank:
                 error = f"{type(failure).__name__}: {failure}"
         if error:
             log.error("checkpoint %s: %s", order.directory, error)
-        self._diary.did("writing a checkpoint", started)
-        self._link.send(Saved(directory=order.directory, error=error))
+        self._work_log.record_work("writing a checkpoint", started)
+        self._client.send(Saved(directory=order.directory, error=error))
 
 
 def keep_off_the_engines_cores(config: Config) -> None:

@@ -44,7 +44,9 @@ class WorkLog:
             case _:
                 pass
 
-    def did(self, what: str, start_s: float, orders: Sequence[TrainGroup | CloseStep] = ()) -> None:
+    def record_work(
+        self, what: str, start_s: float, orders: Sequence[TrainGroup | CloseStep] = ()
+    ) -> None:
         """Work that began at `start_s` has just ended; it carried out `orders`."""
         numbers = tuple(o.group if isinstance(o, TrainGroup) else o.step for o in orders)
         now = time.monotonic()

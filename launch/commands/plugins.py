@@ -13,14 +13,14 @@ from pipeline.plugins import interfaces, registry
 
 def plugin_lines() -> Iterator[str]:
     """For people. Installed plug-ins are listed by their metadata only, not imported."""
-    for seam in registry.PACKAGES:
-        yield f"{seam}:"
-        for name in registry.builtin_names(seam):
-            cls = registry.find(seam, name)
+    for kind in registry.PACKAGES:
+        yield f"{kind}:"
+        for name in registry.builtin_names(kind):
+            cls = registry.find(kind, name)
             summary = (cls.__doc__ or _module_doc(cls)).strip().splitlines()[0]
             yield f"  {name:20} {summary}"
             yield from _options(registry.options_type(cls))
-        for name, point in registry.entry_points(seam).items():
+        for name, point in registry.entry_points(kind).items():
             source = point.dist.name if point.dist else point.value
             yield f"  {name:20} installed: {source} ({point.value})"
     yield "By name in the configuration (selector: dual_end), or as package.module:Class."

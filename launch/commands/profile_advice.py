@@ -89,7 +89,7 @@ def paces(steps: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float
     """Each engine's seconds between tokens, the median over steps' figures of engines."""
     found: dict[str, list[float]] = {}
     for engines in steps:
-        for engine, figures in engines.items():
-            if "inter_token_s" in figures:
-                found.setdefault(engine, []).append(figures["inter_token_s"])
+        for engine, metrics in engines.items():
+            if "inter_token_s" in metrics:
+                found.setdefault(engine, []).append(metrics["inter_token_s"])
     return {engine: statistics.median(values) for engine, values in found.items()}

@@ -72,10 +72,10 @@ def _summary(cls: type[Any]) -> str:
     return _cell(text.split("\n\n")[0]).partition(": ")[2]
 
 
-def _options(seam: str, name: str) -> Iterator[tuple[str, str, str]]:
-    struct = registry.options_type(registry.find(seam, name))
+def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
+    struct = registry.options_type(registry.find(kind, name))
     for field, meaning in option_documentation(struct).items():
-        yield f"{seam}.{name}.{field}", _value(default_of(struct, field)), meaning
+        yield f"{kind}.{name}.{field}", _value(default_of(struct, field)), meaning
 
 
 def configuration_page() -> str:
@@ -102,11 +102,11 @@ def configuration_page() -> str:
         "`selector.dual_end.longest=2` on the command line), or as `package.module:Class`.",
         "",
     ]
-    for seam in registry.PACKAGES:
-        lines += [f"### {seam}", ""]
-        for name in registry.builtin_names(seam):
-            lines += [f"`{name}`: {_summary(registry.find(seam, name))}", ""]
-            rows = list(_options(seam, name))
+    for kind in registry.PACKAGES:
+        lines += [f"### {kind}", ""]
+        for name in registry.builtin_names(kind):
+            lines += [f"`{name}`: {_summary(registry.find(kind, name))}", ""]
+            rows = list(_options(kind, name))
             lines += [*_table(iter(rows)), ""] if rows else []
     return "\n".join(lines).rstrip() + "\n"
 

@@ -174,7 +174,7 @@ def _as_data(told: Story, text: str) -> dict[str, Any]:
         "prompt_text": text or None,
         "budget": None if told.budget is None else _as_opened(told.budget),
         "decisions": [
-            {"step": d.step, "time": d.time or None, "verb": d.verb, "ids": d.ids, "why": d.why}
+            {"step": d.step, "time": d.time or None, "action": d.action, "ids": d.ids, "why": d.why}
             for d in told.decisions
         ],
         "ended": ended is not None,

@@ -70,7 +70,7 @@ class Decided(msgspec.Struct, frozen=True, tag_field="what", tag="decision"):
     step: int
     group: int
     prompt: int
-    verb: str
+    action: str
     ids: tuple[int, ...]
     why: str
     time: float = 0.0

@@ -110,7 +110,7 @@ def _event(line: Opened | Decided | Ended, told: Story) -> str:
         return f"opened with {line.candidates} candidates{because(line.note)}"
     if isinstance(line, Decided):
         who = f" {_ids(line.ids)}" if line.ids else ""
-        return f"{line.verb}, {_VERBS.get(line.verb, line.verb)}{who}{because(line.why)}"
+        return f"{line.action}, {_VERBS.get(line.action, line.action)}{who}{because(line.why)}"
     said_before = bool(told.decisions) and told.decisions[-1].why == line.why
     return _FATES.get(line.fate, line.fate) + ("" if said_before else because(line.why))
 
@@ -144,13 +144,13 @@ def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
     ended = told.ended
     if ended is None or ended.kind == "eval":
         return
-    verbs = {line.verb: line for line in told.decisions}  # of each the last
-    closed = next((verbs[v] for v in ("Finalize", "Defer", "Drop") if v in verbs), ended)
-    enough = verbs.get("Enough")
+    actions = {line.action: line for line in told.decisions}  # of each the last
+    closed = next((actions[v] for v in ("Finalize", "Defer", "Drop") if v in actions), ended)
+    enough = actions.get("Enough")
     running = [m for m in ended.members if m.state == "aborted" and _abort(m, told) is None]
     if running:
-        verb = "was" if len(running) == 1 else "were"
-        until = f"{_named(running)} still ran when it closed and {verb} aborted"
+        action = "was" if len(running) == 1 else "were"
+        until = f"{_named(running)} still ran when it closed and {action} aborted"
     elif ended.members:
         until = f"it closed when its last candidate had ended; the longest is {_longest(ended)}"
     else:
@@ -158,7 +158,7 @@ def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
     yield f"{_stayed(enough or told.budget, closed, clock)}: {until}"
     if step is not None:
         yield from (_last(known) for known in step.stragglers if known.group == told.group)
-    if isinstance(closed, Decided) and closed.verb == "Finalize" and closed.time and ended.time:
+    if isinstance(closed, Decided) and closed.action == "Finalize" and closed.time and ended.time:
         yield (
             f"closed{clock.said(closed)}; {ended.fate} {max(0.0, ended.time - closed.time):.2f} s "
             "later, with the step's other groups"
@@ -233,7 +233,7 @@ def _account(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
     if member.chosen:
         return "trained", ""
     if member.reward is None and any(
-        line.verb == "Finalize" and member.id in line.ids for line in told.decisions
+        line.action == "Finalize" and member.id in line.ids for line in told.decisions
     ):
         return "failed", "it has no reward"
     return "redundant", "not chosen"
@@ -259,8 +259,8 @@ def _abort(member: Candidate, told: Story) -> Decided | None:
     return _named_by("Abort", member, told)
 
 
-def _named_by(verb: str, member: Candidate, told: Story) -> Decided | None:
-    found = (line for line in told.decisions if line.verb == verb and member.id in line.ids)
+def _named_by(action: str, member: Candidate, told: Story) -> Decided | None:
+    found = (line for line in told.decisions if line.action == action and member.id in line.ids)
     return next(found, None)
 
 

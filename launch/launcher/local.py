@@ -42,7 +42,7 @@ _LOOK_S = 1.0
 class View(Protocol):
     """What shows a run to a person."""
 
-    def heard(self, line: dict[str, Any]) -> None: ...
+    def on_line(self, line: dict[str, Any]) -> None: ...
 
 
 class Roles:
@@ -59,8 +59,8 @@ class Site:
     sockets: Path  # a 0700 directory
     host: str  # where the learner ranks meet
     port: int
-    entrance: Path | None = None  # key file of the stage; None: one machine, no keys
-    ticket: Path | None = None  # key file of this process's own learner rank
+    listen_keys: Path | None = None  # key file of the stage; None: one machine, no keys
+    peer_keys: Path | None = None  # key file of this process's own learner rank
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
@@ -127,7 +127,7 @@ class Launcher:
             children[name] = Child(name, command, run.logs / f"{name}.log", environment)
 
         site = self._site
-        common = ["--stage", str(site.ticket or site.sockets), "--config", str(run.config)]
+        common = ["--stage", str(site.peer_keys or site.sockets), "--config", str(run.config)]
         if self._roles.stage:
             command = [
                 "pipeline.stage",
@@ -138,7 +138,7 @@ class Launcher:
             ]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
-            command += ["--entrance", str(site.entrance)] if site.entrance else []
+            command += ["--entrance", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
         ranks, resume = config.learner.ranks, str(self._resume or "")
         for rank in self._roles.ranks:
@@ -187,7 +187,7 @@ class Launcher:
             if self._interrupts and not said:
                 said = True
                 self._tell({"halt": ""})
-                self._view.heard({"say": "stopping: one checkpoint (again: stop at once)"})
+                self._view.on_line({"say": "stopping: one checkpoint (again: stop at once)"})
             self._hear()
             if self.error is not None:
                 self._say_who_died()
@@ -211,7 +211,7 @@ class Launcher:
             self._missed_at = now
             silent, log = now - self._heard_at, self._run.logs / "stage.log"
             text = f"the stage has been silent for {silent:.0f} s; where it stands: {log}"
-            self._view.heard({"say": text})
+            self._view.on_line({"say": text})
 
     def _say_who_died(self) -> None:
         """The stage may hear of a broken connection before we see why: the end of its process."""
@@ -223,7 +223,7 @@ class Launcher:
                     continue  # it left because it was told to
                 if how is not None:
                     text = f"{child.name} ended ({how}){child.why(how, self._memory)}"
-                    self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
+                    self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
                     return
             time.sleep(_POLL_S)
 
@@ -250,14 +250,14 @@ class Launcher:
         """An engine is started again with growing patience; a learner rank ends the run."""
         text = f"{child.name} ended {how}"
         if not child.name.startswith("e"):
-            self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
+            self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
         elif child.starts > self._config.engine.restarts:
-            self._view.heard({"say": f"{text}; its log ends:\n{child.tail()}"})
+            self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
             self._tell({"halt": f"{text} for the {child.starts}th time (engine.restarts)"})
         else:
             wait_s = min(60.0, 2.0 ** (child.starts - 1))
             child.next_start = now + wait_s
-            self._view.heard({"say": f"{text}; starting it again in {wait_s:.0f} s"})
+            self._view.on_line({"say": f"{text}; starting it again in {wait_s:.0f} s"})
 
     def _interrupt(self, number: int, frame: object) -> None:
         """First: a checkpoint, then the end. Second: the end. Third: no waiting for anybody."""
@@ -295,4 +295,4 @@ class Launcher:
                 child = self.children.get(line["restart"])
                 if child is not None:
                     child.end(signal.SIGKILL)
-            self._view.heard(line)
+            self._view.on_line(line)

@@ -212,9 +212,9 @@ def _learning(now: RunStatus, history: History, width: int) -> Table:
     return table
 
 
-def _form(figures: Mapping[str, Any], name: str, form: str) -> str:
+def _form(metrics: Mapping[str, Any], name: str, form: str) -> str:
     """`form` may end in a unit: `.2f s`."""
-    value = figures.get(name)
+    value = metrics.get(name)
     number, _, unit = form.partition(" ")
     return "-" if value is None else f"{value:{number}}{' ' + unit if unit else ''}"
 

@@ -41,7 +41,7 @@ class TerminalView:
             # its own thread would draw between a signal and our answer to it
             self._panel = LivePanel(console=self._console, auto_refresh=False, transient=True)
 
-    def heard(self, line: dict[str, Any]) -> None:
+    def on_line(self, line: dict[str, Any]) -> None:
         if "step" in line:
             self._history.add("step", line["step"])
             self._print(self._step(line["step"]))
@@ -131,7 +131,7 @@ def _further(found: dict[str, Any]) -> Iterator[str]:
     own = [f"{key} {found[key]:.3f}" for key in found if key == "greedy" or "pass@" in key]
     if own:
         yield ", ".join(own)
-    for name, figures in found.get("sets", {}).items():
-        more = _further(figures)
-        accuracy = f"accuracy {figures['accuracy']:.3f}" if "accuracy" in figures else "no figures"
+    for name, metrics in found.get("sets", {}).items():
+        more = _further(metrics)
+        accuracy = f"accuracy {metrics['accuracy']:.3f}" if "accuracy" in metrics else "no figures"
         yield ", ".join([f"{name}: {accuracy}", *more])

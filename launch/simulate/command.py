@@ -16,7 +16,7 @@ from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
     Scenario,
-    figures,
+    metrics,
     simulate,
     teacher,
     worth,
@@ -56,7 +56,7 @@ class _Steps:
     def __init__(self, bar: Progress, steps: int) -> None:
         self._bar, self._task = bar, bar.add_task("", total=steps)
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
+    def record_event(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand]) -> None:
         del now, event
         for command in commands:
             if isinstance(command, Report) and command.what == "step":
@@ -96,7 +96,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
     if simulation.over is not None and simulation.over.error:
         print(f"the run stopped: {simulation.over.error}")
         return 1
-    found = figures(
+    found = metrics(
         simulation, scenario, before, worth(workload, scenario.limit, simulation.version)
     )
     print(steps_table(simulation.of("step")))
@@ -109,7 +109,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
     if trace is not None:
         trace.write_text(json.dumps(spans.document()))
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
-    _write({"figures": msgspec.structs.asdict(found), "steps": simulation.of("step")}, out)
+    _write({"metrics": msgspec.structs.asdict(found), "steps": simulation.of("step")}, out)
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from launch.simulate.methods_at_scale import METHODS, SYNC
-from launch.simulate.scenario import Figures, Scenario, run
+from launch.simulate.scenario import Metrics, Scenario, run
 from pipeline.simulation.hardware import EngineCost, LearnerCost
 from pipeline.simulation.workload import Lengths
 
@@ -83,7 +83,7 @@ def _rows(progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _row(statement: str, said: float, found: float, own: Figures) -> dict[str, Any]:
+def _row(statement: str, said: float, found: float, own: Metrics) -> dict[str, Any]:
     return {
         "statement": statement,
         "said": said,

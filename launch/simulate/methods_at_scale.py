@@ -15,7 +15,7 @@ import msgspec
 
 from launch.bench.compare.methods import BASELINE
 from launch.bench.compare.methods import METHODS as BENCH
-from launch.simulate.scenario import PROMPT_TOKENS, Figures, Scenario, run
+from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run
 from pipeline.simulation.workload import Lengths
 
 SYNC = BENCH[BASELINE].overrides
@@ -84,19 +84,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bound: float  # share of the step that the bound is: max(all slots' throughput, learning)
 
 
-def bound_seconds(scenario: Scenario, figures: Figures) -> float:
+def bound_seconds(scenario: Scenario, metrics: Metrics) -> float:
     """What no schedule beats with these tokens: the learner, or engines that always run as many
     sequences as is best; prompts and loads are free."""
     cost = scenario.engine_cost()
     table = cost.table(scenario.slots)
-    mean = figures.trained_tokens / (scenario.prompts * scenario.size)
+    mean = metrics.trained_tokens / (scenario.prompts * scenario.size)
     token_s = min(  # one after another in a slot: half of each is cached on average
         (table[running] + cost.kv_s * running * (mean / 2 + PROMPT_TOKENS)) / running
         for running in range(1, scenario.slots + 1)
     )
     learner = scenario.learner_cost()
-    learning_s = figures.trained_tokens * (learner.train_s + learner.forward_s)
-    return max(figures.trained_tokens / scenario.engines * token_s, learning_s)
+    learning_s = metrics.trained_tokens * (learner.train_s + learner.forward_s)
+    return max(metrics.trained_tokens / scenario.engines * token_s, learning_s)
 
 
 def compare(
@@ -106,13 +106,13 @@ def compare(
     base, _ = run(scenario, SYNC)
     rows = [row("sync", scenario, base, base)]
     for method in methods:
-        figures, _ = run(scenario, METHODS[method])
-        rows.append(row(method, scenario, base, figures))
+        metrics, _ = run(scenario, METHODS[method])
+        rows.append(row(method, scenario, base, metrics))
         progress(f"{method}, {scenario.engines} engines: {rows[-1].speed_up:.2f}x")
     return rows
 
 
-def row(method: str, scenario: Scenario, base: Figures, own: Figures) -> Row:
+def row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
     """A method's figures against those of synchronous rollout."""
     trained = own.trained_tokens / base.trained_tokens
     speed_up = base.step_s / own.step_s

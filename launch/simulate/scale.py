@@ -16,7 +16,7 @@ from launch.simulate import CONFIG
 from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
+from pipeline.coordinator.events import AnyCommand, AnyEvent, GroupTrained, RewardReady, Tokens
 from pipeline.simulation.hardware import DEVICES, SHAPES, Machines, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.policy import Policy
@@ -77,7 +77,7 @@ class Timed(Coordinator):
         elif isinstance(event, Tokens):
             self.quiet_s += took
             self.quiet_chunks += len(event.chunks)
-        elif isinstance(event, RewardReady | Trained):
+        elif isinstance(event, RewardReady | GroupTrained):
             self.answers_s += took
         else:
             self.other_s += took
@@ -125,7 +125,7 @@ def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
     )
     tokens = (PROMPT_TOKENS,) * prompts
     coordinator = Timed(
-        build.settings(config, prompts=prompts, stop_tokens=STOP), build.seams(config), tokens
+        build.settings(config, prompts=prompts, stop_tokens=STOP), build.plugins(config), tokens
     )
     workload = Parametric(Lengths(median=1200, between=0.45, within=0.8), Policy(0.0))
     simulation = Simulation(coordinator, machines, workload, tokens)

@@ -106,7 +106,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return load(CONFIG, (*own, *overrides))
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is compared by; means over its steps."""
 
     step_s: float  # from one applied step to the next
@@ -127,7 +127,7 @@ def run(
     scenario: Scenario,
     overrides: Sequence[str],
     observers: Sequence[Observer] = (),
-) -> tuple[Figures, Simulation]:
+) -> tuple[Metrics, Simulation]:
     """One method in a scenario, to its end."""
     config = scenario.config(overrides)
     policy = Policy(scenario.rate)
@@ -144,7 +144,7 @@ def run(
     )
     simulation.run()
     after = worth(workload, scenario.limit, simulation.version, scenario.dataset)
-    return figures(simulation, scenario, before, after), simulation
+    return metrics(simulation, scenario, before, after), simulation
 
 
 def simulate(
@@ -164,7 +164,7 @@ def simulate(
     # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
     # is one turn: what a rollout would say to it is not known.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
-    coordinator = Coordinator(numbers, build.seams(config), prompt_tokens)
+    coordinator = Coordinator(numbers, build.plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation
@@ -206,18 +206,18 @@ def worth(
     return right / _MEASURED, tokens / _MEASURED
 
 
-def figures(
+def metrics(
     simulation: Simulation,
     scenario: Scenario,
     before: tuple[float, float],
     after: tuple[float, float],
-) -> Figures:
+) -> Metrics:
     """Of a run that is over. Raises RuntimeError if it ended with an error."""
     steps = simulation.of("step")
     if simulation.over is None or simulation.over.error or not steps:
         raise RuntimeError(f"the simulated run ended: {simulation.over}")
     placed = max(1, scenario.engines)
-    return Figures(
+    return Metrics(
         step_s=steps[-1]["time"] / len(steps),
         generation_s=_mean(steps, "generation_s"),
         sampled_per_trained=sum(s["tokens_sampled"] for s in steps)

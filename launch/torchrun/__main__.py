@@ -173,7 +173,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         place = join(store, args.seal, node.rank, hello, config.watch.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
-    ticket = PeerKeys(
+    peer_keys = PeerKeys(
         control=place.control,
         data=place.data,
         weights=place.weights,
@@ -196,7 +196,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
             config.engine.tensor_parallel,
         )
         own = node.scratch(place.name)
-        leave_there(own, ticket, dump(config))
+        leave_there(own, peer_keys, dump(config))
         command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
         if place.weights:
             command += ["--weights", str(node.scratch("weights"))]
@@ -212,7 +212,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _replace("learner.learner_rank", [*hand_over(ticket, dump(config)), *arguments], environment)
+    _replace("learner.learner_rank", [*hand_over(peer_keys, dump(config)), *arguments], environment)
 
 
 def main() -> int:

@@ -57,9 +57,9 @@ def guest_arguments(key: Path, name: str) -> list[str]:
 
     Raises: TransportError if it is none.
     """
-    ticket = read_private(key, PeerKeys)
+    peer_keys = read_private(key, PeerKeys)
     own = shared_directory(os.getpid(), name)  # `exec` keeps the id
-    leave_there(own, ticket, ticket.config)
+    leave_there(own, peer_keys, peer_keys.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
     return [*arguments, "--weights", str(own / "weights")]
 

@@ -76,16 +76,16 @@ class Node:
         return shared_directory(os.getppid(), name)
 
 
-def leave_there(directory: Path, ticket: PeerKeys, config: str) -> None:
+def leave_there(directory: Path, peer_keys: PeerKeys, config: str) -> None:
     """Write what a part of the run needs to take part."""
-    write_private(directory / _KEY, ticket)
+    write_private(directory / _KEY, peer_keys)
     (directory / CONFIG).write_text(config)
 
 
-def hand_over(ticket: PeerKeys, config: str) -> list[str]:
+def hand_over(peer_keys: PeerKeys, config: str) -> list[str]:
     """The same as files without a name, for what this process becomes: gone when that ends."""
     paths: list[str] = []
-    for content in (msgspec.json.encode(ticket), config.encode()):
+    for content in (msgspec.json.encode(peer_keys), config.encode()):
         descriptor = os.memfd_create("darts", 0)  # survives `exec`
         os.fchmod(descriptor, 0o600)
         os.write(descriptor, content)
@@ -193,7 +193,7 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
     names = plan.names(hellos)
     keys = allowed(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
-    entrance = ListenKeys(
+    listen_keys = ListenKeys(
         control=plan.control,
         data=plan.data,
         weights=plan.weights,
@@ -201,7 +201,7 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
         allowed=keys,
     )
     control, data = addresses(plan.sockets)
-    ticket = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)
+    peer_keys = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)
     guest = PeerKeys(
         control=plan.seen(plan.control),
         data=plan.seen(plan.data),
@@ -215,6 +215,6 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
         sockets=plan.sockets,
         host=plan.host,
         port=plan.port,
-        entrance=write_private(plan.sockets / "stage.key", entrance),
-        ticket=write_private(plan.sockets / f"{names[0]}.key", ticket),
+        listen_keys=write_private(plan.sockets / "stage.key", listen_keys),
+        peer_keys=write_private(plan.sockets / f"{names[0]}.key", peer_keys),
     )

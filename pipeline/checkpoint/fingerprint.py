@@ -124,9 +124,9 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str)
 def _as_written(config: Config) -> dict[str, Any]:
     """Section -> key -> value; a plug-in's options under the name that its user knows."""
     found: dict[str, Any] = msgspec.to_builtins(config)
-    for seam in registry.PACKAGES:
-        plugin: Plugin = getattr(config, seam)
-        found |= {seam: plugin.name, f"{seam}.{plugin.name}": found[seam]["options"]}
+    for kind in registry.PACKAGES:
+        plugin: Plugin = getattr(config, kind)
+        found |= {kind: plugin.name, f"{kind}.{plugin.name}": found[kind]["options"]}
     return found
 
 

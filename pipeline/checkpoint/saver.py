@@ -93,8 +93,8 @@ class Saver:
             )
 
     def _plugins(self) -> dict[str, str]:
-        seams = self._coordinator.core.seams
-        return {n: type(getattr(seams, n)).__qualname__ for n in seams.__struct_fields__}
+        plugins = self._coordinator.core.plugins
+        return {n: type(getattr(plugins, n)).__qualname__ for n in plugins.__struct_fields__}
 
     def rank_saved(self, directory: Path, rank: int, error: str) -> None:
         """A rank has written its part, or could not."""

@@ -30,7 +30,7 @@ from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove, wr
 
 STATE = "coordinator.msgpack"
 MANIFEST = "MANIFEST.json"
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step-(\d{6,})")
 _ASIDE, _TRASH, _TEMPORARY = ".old-", ".trash-", ".tmp-"
 _CORRUPT = "corrupt-"

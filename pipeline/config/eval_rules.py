@@ -14,9 +14,9 @@ _SET = re.compile(r"[A-Za-z0-9_.-]+")
 def problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for what does not fit."""
     section = config.eval
-    figures: list[str] = []
+    metrics: list[str] = []
     if config.data.held_out != 0:
-        figures += _figures("", section.samples, section.k, greedy=section.greedy)
+        metrics += _metrics("", section.samples, section.k, greedy=section.greedy)
     if over := [k for k in section.k if k > section.samples]:
         rule = f"expected at most eval.samples, {section.samples}"
         yield "eval.k", f"found {max(over)}, {rule}: take a smaller k, or more samples"
@@ -33,18 +33,18 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
                     yield f"{key}.{field}", f"found {value}, expected at least 0"
             if bad := [k for k in given.k if not 1 <= k <= samples]:
                 yield f"{key}.k", f"found {bad[0]}, expected from 1 to its samples, {samples}"
-        figures += _figures(f"{name}/", samples, k, greedy=section.greedy)
-    if section.best and section.best not in figures:
-        near = difflib.get_close_matches(section.best, figures, n=1)
+        metrics += _metrics(f"{name}/", samples, k, greedy=section.greedy)
+    if section.best and section.best not in metrics:
+        near = difflib.get_close_matches(section.best, metrics, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         yield (
             "eval.best",
-            f"found {section.best!r}, expected one of {', '.join(figures) or 'none'}{hint}",
+            f"found {section.best!r}, expected one of {', '.join(metrics) or 'none'}{hint}",
         )
     if section.best and not section.every:
         yield "eval.best", f"found {section.best!r}, but eval.every is 0: nothing is evaluated"
 
 
-def _figures(prefix: str, samples: int, k: tuple[int, ...], *, greedy: bool) -> list[str]:
+def _metrics(prefix: str, samples: int, k: tuple[int, ...], *, greedy: bool) -> list[str]:
     names = ["accuracy", *(f"pass@{one}" for one in k or (samples,)), *(["greedy"] * greedy)]
     return [prefix + name for name in names]

@@ -52,15 +52,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def dump(config: Config) -> str:
     """The configuration as YAML with every value written out; `load` gives the same back."""
     builtin: dict[str, Any] = msgspec.to_builtins(config)
-    for seam in registry.PACKAGES:
-        plugin: Plugin = getattr(config, seam)
-        builtin[seam] = {plugin.name: builtin[seam]["options"]} if plugin.options else plugin.name
+    for kind in registry.PACKAGES:
+        plugin: Plugin = getattr(config, kind)
+        builtin[kind] = {plugin.name: builtin[kind]["options"]} if plugin.options else plugin.name
     return write(builtin)
 
 
-def plugin_class(seam: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
+def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
-    found = registry.find(seam, plugin.name)
+    found = registry.find(kind, plugin.name)
     return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 

@@ -58,11 +58,11 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
 
 def _plugin_path(tree: Branch, path: list[str]) -> list[str]:
     """Where an override of a seam writes: [seam], or [seam, plug-in, option...]."""
-    seam, rest = path[0], path[1:]
+    kind, rest = path[0], path[1:]
     if not rest:
         return path
-    entry = tree.entries.get(seam)
-    name: str = getattr(default_of(Config, seam), "name", "")
+    entry = tree.entries.get(kind)
+    name: str = getattr(default_of(Config, kind), "name", "")
     if isinstance(entry, Leaf) and isinstance(entry.value, str):
         name = entry.value
     elif isinstance(entry, Branch) and len(entry.entries) == 1:
@@ -74,5 +74,5 @@ def _plugin_path(tree: Branch, path: list[str]) -> list[str]:
         rest = [name, *rest]
     if rest[0] != name or not isinstance(entry, Branch):
         where = entry.where if entry is not None else tree.where
-        tree.entries[seam] = Branch(where, {rest[0]: Branch(where)})
-    return [seam, *rest]
+        tree.entries[kind] = Branch(where, {rest[0]: Branch(where)})
+    return [kind, *rest]

@@ -31,12 +31,12 @@ class Resolver:
 
     def config(self) -> Config:
         """The whole configuration; worth something only if no problem was found."""
-        seams = tuple(registry.PACKAGES)
-        values = self._values.fields(Config, self._tree, "", leave=seams)
+        plugins = tuple(registry.PACKAGES)
+        values = self._values.fields(Config, self._tree, "", leave=plugins)
         group_size = values.get("group", default_of(Config, "group")).size
-        for seam in seams:
-            given = self._tree.entries.get(seam)
-            values[seam] = self._plugin(seam, given or default_of(Config, seam), group_size)
+        for kind in plugins:
+            given = self._tree.entries.get(kind)
+            values[kind] = self._plugin(kind, given or default_of(Config, kind), group_size)
         if "model" not in values:
             if not self._values.given("model"):
                 self._problem("model", "missing: the directory of a Hugging Face causal LM")
@@ -50,7 +50,7 @@ class Resolver:
         place = where or self._values.place(key) or str(self._path)
         self._problems.append(f"{place}: {key}: {text}")
 
-    def _plugin(self, seam: str, given: Tree | Plugin, group_size: int) -> Plugin:
+    def _plugin(self, kind: str, given: Tree | Plugin, group_size: int) -> Plugin:
         options: Branch | None = None
         if isinstance(given, Plugin):
             name = given.name
@@ -61,27 +61,27 @@ class Resolver:
             options = inner if isinstance(inner, Branch) else None
             if not isinstance(inner, Branch) and plain(inner) is not None:
                 self._problem(
-                    seam, f"found {shown(inner)} for {name}, expected its options, "
-                    f"as in {seam}: {{{name}: {{option: value}}}}"
+                    kind, f"found {shown(inner)} for {name}, expected its options, "
+                    f"as in {kind}: {{{name}: {{option: value}}}}"
                 )  # fmt: skip
-                return default_of(Config, seam)
+                return default_of(Config, kind)
         else:
             found = f"{len(given.entries)} names" if isinstance(given, Branch) else shown(given)
             self._problem(
-                seam, f"found {found}, expected a name, or one name with its options, "
-                f"as in {seam}: {{name: {{option: value}}}}"
+                kind, f"found {found}, expected a name, or one name with its options, "
+                f"as in {kind}: {{name: {{option: value}}}}"
             )  # fmt: skip
-            return default_of(Config, seam)
+            return default_of(Config, kind)
         try:
-            struct = registry.options_type(registry.find(seam, name))
+            struct = registry.options_type(registry.find(kind, name))
         except registry.PluginError as error:
-            self._problem(seam, str(error))
-            return default_of(Config, seam)
-        return self._options(f"{seam}.{name}", name, struct, options, seam, group_size)
+            self._problem(kind, str(error))
+            return default_of(Config, kind)
+        return self._options(f"{kind}.{name}", name, struct, options, kind, group_size)
 
     def _options(
         self, key: str, name: str, struct: type[interfaces.Options], given: Branch | None,
-        seam: str, group_size: int,
+        kind: str, group_size: int,
     ) -> Plugin:  # fmt: skip
         before = len(self._problems)
         known = {item.name: item for item in msgspec.structs.fields(struct)}
@@ -104,7 +104,7 @@ class Resolver:
         options = struct(**values)
         for text in options.problems(group_size):
             about = f"{key}.{text.split(' ', 1)[0]}"
-            places = (about, seam, "group.size")
+            places = (about, kind, "group.size")
             told = (self._values.place(place) for place in places if self._values.given(place))
             self._problem(key, text, next(told, ""))
         return Plugin(name=name, options=msgspec.to_builtins(options))

@@ -14,8 +14,8 @@ from pipeline.coordinator.events import (
     EngineLost,
     Restart,
     Tokens,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
@@ -27,13 +27,15 @@ MOST_REFUSALS = 3
 
 
 class EngineManager:
-    def __init__(self, core: CoordinatorState, placement: Scheduler, intake: TokenIngest) -> None:
-        self._core, self._placement, self._intake = core, placement, intake
+    def __init__(
+        self, core: CoordinatorState, scheduler: Scheduler, token_ingest: TokenIngest
+    ) -> None:
+        self._core, self._scheduler, self._intake = core, scheduler, token_ingest
 
     def joined(self, event: EngineJoined) -> None:
-        if event.engine in self._placement.engines:
+        if event.engine in self._scheduler.engines:
             self._lose(event.engine)
-        self._placement.join(event.engine, event.epoch, event.slots, event.latency)
+        self._scheduler.join(event.engine, event.epoch, event.slots, event.latency)
         self._core.report(
             "engine",
             engine=event.engine,
@@ -43,7 +45,7 @@ class EngineManager:
         )
 
     def lost(self, event: EngineLost) -> None:
-        if event.engine in self._placement.engines:
+        if event.engine in self._scheduler.engines:
             moved = self._lose(event.engine)
             self._core.report(
                 "warning",
@@ -67,7 +69,7 @@ class EngineManager:
             self._core.report("warning", text=line)
             self._intake.stalled(running)
 
-    def served(self, event: WeightsServed) -> None:
+    def served(self, event: WeightsLoaded) -> None:
         engine = self._answer_to_a_load(event)
         if engine is None:
             return
@@ -77,26 +79,26 @@ class EngineManager:
                 f"probe differs by {event.gap:.2g} nats, limit {self._core.settings.gap_limit:.2g}",
             )
             return
-        self._placement.admit(engine)
+        self._scheduler.admit(engine)
         self._core.report("served", engine=event.engine, version=event.version, gap=event.gap)
 
-    def refused(self, event: WeightsRefused) -> None:
+    def refused(self, event: WeightsFailed) -> None:
         engine = self._answer_to_a_load(event)
         if engine is not None:
             self._failed_to_load(engine, event.why)
 
     def _lose(self, engine: str) -> int:
-        running = self._placement.lose(engine)
+        running = self._scheduler.lose(engine)
         for trajectory in running:
             if trajectory.state is not TrajectoryState.RUNNING:
                 continue  # the end of one before it made the selector discard this one
             if not self._intake.end_if_complete(trajectory):
-                self._placement.requeue(trajectory)
+                self._scheduler.requeue(trajectory)
         return len(running)
 
-    def _answer_to_a_load(self, event: WeightsServed | WeightsRefused) -> EngineState | None:
+    def _answer_to_a_load(self, event: WeightsLoaded | WeightsFailed) -> EngineState | None:
         """The engine, if this is about the version that it was asked for last."""
-        engine = self._placement.engines.get(event.engine)
+        engine = self._scheduler.engines.get(event.engine)
         if engine is None:
             return None
         engine.owes_since = self._core.now  # of an older version: it works, all the same
@@ -106,6 +108,6 @@ class EngineManager:
         engine.refusals += 1
         self._core.report("warning", text=f"engine {engine.name}, version {engine.loading}: {why}")
         if engine.refusals < MOST_REFUSALS:
-            self._placement.serve(engine)
+            self._scheduler.serve(engine)
         else:
             self.restart_engine(engine.name, "it cannot load the weights")

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import Group, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState
-from pipeline.coordinator.step_metrics import length_figures, pass_at
+from pipeline.coordinator.step_metrics import length_metrics, pass_at
 from pipeline.plugins.views import EvalSet
 
 
@@ -34,7 +34,7 @@ class Evaluations:
         step = self._core.step
         return bool(every) and self.last_step != step and (step % every == 0 or final)
 
-    def begin(self, roster: GroupManager) -> None:
+    def begin(self, group_manager: GroupManager) -> None:
         settings = self._core.settings
         self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]
         self._since, self._other_version = self._core.now, 0
@@ -43,10 +43,10 @@ class Evaluations:
         for tally in self._tallies:
             for prompt in tally.prompts:
                 count = tally.of.samples
-                roster.open("eval", prompt, 0, count, settings.max_tokens, count)
+                group_manager.open("eval", prompt, 0, count, settings.max_tokens, count)
                 self._open += 1
                 if settings.eval_greedy:
-                    roster.open("eval", prompt, 0, 1, settings.max_tokens, 1, greedy=True)
+                    group_manager.open("eval", prompt, 0, 1, settings.max_tokens, 1, greedy=True)
                     self._open += 1
         self._begun = self._open
 
@@ -80,24 +80,24 @@ class Evaluations:
         return 0 < self._open == self._begun
 
     def finish(self) -> None:
-        found = {tally.of.name: tally.figures() for tally in self._tallies}
+        found = {tally.of.name: tally.metrics() for tally in self._tallies}
         # Without prompts of `data.held_out` the first set stands for the run.
-        figures: dict[str, float] = {
+        metrics: dict[str, float] = {
             **(found.get("") or next(iter(found.values()))),
             "other_version": self._other_version,
             "seconds": self._core.now - self._since,
         }
-        sets = {name: figures for name, figures in found.items() if name}
+        sets = {name: metrics for name, metrics in found.items() if name}
         self.last_step = self._core.step
         named = {f"{s}/{k}": value for s, of in sets.items() for k, value in of.items()}
-        self.history.append({"step": self._core.step, **figures, **named})
+        self.history.append({"step": self._core.step, **metrics, **named})
         by_tag: dict[str, Any] = {}
         for tally in self._tallies:
             if not tally.of.name:
                 by_tag = {"by_tag": _means(tally.by_tag), "tokens_by_tag": _means(tally.tokens)}
         self._core.report(
             "eval",
-            **figures,
+            **metrics,
             **by_tag,
             **({"sets": sets} if sets else {}),
             version=self._core.version,
@@ -146,13 +146,13 @@ class SetTally:
             self.by_tag.setdefault(tag, []).extend(rewards)
             self.tokens.setdefault(tag, []).extend(float(m.sampled) for m in ended)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`accuracy` is avg@k: the mean reward of k samples a prompt. Prompts of which fewer than
         k samples have a reward are left out of pass@k."""
         every = [reward for rewards in self._rewards for reward in rewards]
         found: dict[str, float] = {
             "accuracy": _mean(every),
-            **length_figures(self._lengths),
+            **length_metrics(self._lengths),
             "truncated": self._truncated / max(1, len(self._lengths)),
             "samples": len(self._lengths),
             "missing": self._missing,

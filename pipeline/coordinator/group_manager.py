@@ -29,10 +29,10 @@ class GroupManager:
     """`on_change()`: a training group has ended."""
 
     def __init__(
-        self, core: CoordinatorState, placement: Scheduler, on_change: Callable[[], None]
+        self, core: CoordinatorState, scheduler: Scheduler, on_change: Callable[[], None]
     ) -> None:
-        self._core, self._placement, self._on_change = core, placement, on_change
-        self.hints = TokenStream(core)
+        self._core, self._scheduler, self._on_change = core, scheduler, on_change
+        self.token_stream = TokenStream(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
@@ -90,7 +90,7 @@ class GroupManager:
             group.sampled += 1
             core.trajectories[trajectory.id] = trajectory
             group.members.append(trajectory)
-            self._placement.enqueue(trajectory)
+            self._scheduler.enqueue(trajectory)
 
     def request_reward(self, group: Group, trajectory: Trajectory) -> None:
         """Ask for the reward of an ended member."""
@@ -114,7 +114,7 @@ class GroupManager:
         if self.awaiting_reward.pop(trajectory.id, None) is not None:
             self._core.emit(CancelReward(trajectory=trajectory.id))
 
-    def scored(self, reward: float, parts: Mapping[str, float]) -> None:
+    def record_reward(self, reward: float, parts: Mapping[str, float]) -> None:
         """A member's reward is known."""
         self.rewards.append(reward)
         for name, value in parts.items():
@@ -128,7 +128,7 @@ class GroupManager:
         core = self._core
         if group.sent and stage is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
-        self.hints.closed(group)
+        self.token_stream.close_group(group)
         core.advance(group, stage, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
@@ -179,7 +179,7 @@ class GroupManager:
 
     def _tell_budget(self, group: Group) -> None:
         """Lengths of all candidates: of those that were cut short, how far they came."""
-        budget = self._core.seams.budget
+        budget = self._core.plugins.budget
         tell = getattr(budget, "ended", None)
         if tell is None:
             return
@@ -206,17 +206,17 @@ class GroupManager:
         else:
             self.ended_dropped += 1
         rewards = [m.reward for m in group.members if m.reward is not None]
-        prompts = self._core.seams.prompts
+        prompts = self._core.plugins.prompts
         with plugin_guard(prompts, "prompts"):
             prompts.ended(group.prompt, stage.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:
         """An unended member leaves: its tokens are waste and counted so."""
         if member.state is TrajectoryState.RUNNING and member.engine:
-            self._placement.end_leg(member)
-        self._core.unask(member.id)
+            self._scheduler.end_leg(member)
+        self._core.cancel_environment_call(member.id)
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
-        self.hints.gone(self._core.groups[member.group], member)
+        self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
         self._core.ledger.move(member.sampled, source, account)
         del self._core.trajectories[member.id]

@@ -24,7 +24,7 @@ class TrajectoryState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
-    WAITING_ENV = "calling"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "waiting_env"  # its turn is over, the rollout says what follows
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -59,7 +59,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # keeps its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # its next leg resumes it
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
@@ -115,7 +115,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
-    hinted: int = 0  # response tokens that a learner rank has been told of
+    streamed: int = 0  # response tokens that a learner rank has been told of
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed

@@ -18,19 +18,19 @@ class TokenStream:
     def __init__(self, core: CoordinatorState) -> None:
         self._core = core
 
-    def grown(self, trajectory: Trajectory) -> None:
+    def stream_growth(self, trajectory: Trajectory) -> None:
         """Pass on what the trajectory holds and its rank has not been told."""
         core = self._core
         group = core.groups[trajectory.group]
         if (
             not core.settings.stream
             or group.kind != "train"
-            or trajectory.hinted == trajectory.held
+            or trajectory.streamed == trajectory.held
         ):
             return
         if group.rank < 0:
             group.rank = group.id % core.settings.ranks
-        start, trajectory.hinted = trajectory.hinted, trajectory.held
+        start, trajectory.streamed = trajectory.streamed, trajectory.held
         core.emit(
             StreamTokens(
                 rank=group.rank,
@@ -42,22 +42,22 @@ class TokenStream:
             )
         )
 
-    def gone(self, group: Group, trajectory: Trajectory) -> None:
+    def drop_member(self, group: Group, trajectory: Trajectory) -> None:
         """It will never be trained on: its rows are free."""
-        if trajectory.hinted:
-            trajectory.hinted = 0
+        if trajectory.streamed:
+            trajectory.streamed = 0
             self._core.emit(DropStream(rank=group.rank, trajectories=(trajectory.id,)))
 
-    def closed(self, group: Group) -> None:
+    def close_group(self, group: Group) -> None:
         """The group has ended, with all that it still holds."""
-        hinted = [member for member in group.members if member.hinted]
-        for member in hinted:
-            member.hinted = 0
-        if hinted:
-            self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in hinted)))
+        streamed = [member for member in group.members if member.streamed]
+        for member in streamed:
+            member.streamed = 0
+        if streamed:
+            self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in streamed)))
 
 
-def train_command(group: Group, step: int) -> TrainGroup:
+def train_group(group: Group, step: int) -> TrainGroup:
     """A taken group with all that a rank needs to train on it."""
     members = [(i, group.member(i)) for i in group.chosen]
     return TrainGroup(

@@ -20,8 +20,10 @@ _FEW = 32
 
 
 class PromptPlanner:
-    def __init__(self, core: CoordinatorState, placement: Scheduler, roster: GroupManager) -> None:
-        self._core, self._placement, self._roster = core, placement, roster
+    def __init__(
+        self, core: CoordinatorState, scheduler: Scheduler, group_manager: GroupManager
+    ) -> None:
+        self._core, self._scheduler, self._group_manager = core, scheduler, group_manager
         self._topped: tuple[int, int, int] | None = None  # what was known at the last top-up
         self._seen: tuple[int, int, int] | None = None  # what was known when it was last due
         self._changes = 0  # of that, since the last top-up
@@ -37,10 +39,10 @@ class PromptPlanner:
 
         Returns: how many were opened, and whether the step may speculate.
         """
-        core, roster = self._core, self._roster
-        deferred = roster.deferred
-        with plugin_guard(core.seams.prompts, "prompts"):
-            plan = core.seams.prompts.plan(
+        core, group_manager = self._core, self._group_manager
+        deferred = group_manager.deferred
+        with plugin_guard(core.plugins.prompts, "prompts"):
+            plan = core.plugins.prompts.plan(
                 PlanView(
                     step=core.step,
                     want=want,
@@ -48,22 +50,22 @@ class PromptPlanner:
                     first=first,
                     dataset=core.settings.prompts,
                     sources=core.settings.sources,
-                    outstanding=roster.outstanding.keys(),
+                    outstanding=group_manager.outstanding.keys(),
                     deferred=tuple(prompt for prompt, _ in deferred),
                 )
             )
-        check_plan(core, plan, want, roster.outstanding)
+        check_plan(core, plan, want, group_manager.outstanding)
         speculate = plan.speculate if first else speculate
         if not plan.prompts:
             return 0, speculate
         attempts = dict(deferred)
         chosen = set(plan.prompts)
-        roster.issued += sum(1 for p in plan.prompts if p not in attempts)
-        roster.deferred = type(deferred)(d for d in deferred if d[0] not in chosen)
+        group_manager.issued += sum(1 for p in plan.prompts if p not in attempts)
+        group_manager.deferred = type(deferred)(d for d in deferred if d[0] not in chosen)
         for prompt, allocation in zip(
             plan.prompts, self._allocations(plan.prompts, size, speculate), strict=True
         ):
-            roster.open(
+            group_manager.open(
                 "train",
                 prompt,
                 attempts.get(prompt, 0),
@@ -79,29 +81,29 @@ class PromptPlanner:
         core = self._core
         if not speculate:
             return [Allocation(candidates=size, max_tokens=core.settings.max_tokens)] * len(prompts)
-        fleet = self._placement.fleet
+        engine_pool = self._scheduler.engine_pool
         view = BudgetView(
             step=core.step,
             size=size,
             max_tokens=core.settings.max_tokens,
             need=core.settings.need,
-            engines=max(1, len(fleet.serving)),
-            slots=fleet.slots,
+            engines=max(1, len(engine_pool.serving)),
+            slots=engine_pool.slots,
             latency=core.latency,
         )
         views = [
             PromptView(prompt=p, tokens=core.prompt_tokens[p], tag=core.tag(p)) for p in prompts
         ]
-        budget = core.seams.budget
+        budget = core.plugins.budget
         with plugin_guard(budget, "budget"):
             allocations = list(budget.allocate(views, view))
             check_allocations(core, allocations, len(views))
-            figures = getattr(budget, "figures", dict[str, float])()
+            metrics = getattr(budget, "metrics", dict[str, float])()
         counts: dict[str, int] = {}
         for allocation in allocations:
             counts[str(allocation.candidates)] = counts.get(str(allocation.candidates), 0) + 1
         notes = [[p, a.candidates, a.note] for p, a in zip(prompts, allocations, strict=True)]
-        core.report("budget", candidates=counts, prompts=notes, **figures)
+        core.report("budget", candidates=counts, prompts=notes, **metrics)
         return allocations
 
     def tick(self) -> None:
@@ -116,13 +118,13 @@ class PromptPlanner:
         ended members) since it was last asked, or once after a tick, or when one was opened.
         """
         core = self._core
-        idle = 0 if self._placement.waiting() else self._placement.idle_below_knee()
-        known = (idle, core.next_trajectory, len(self._roster.lengths))
+        idle = 0 if self._scheduler.waiting() else self._scheduler.idle_below_knee()
+        known = (idle, core.next_trajectory, len(self._group_manager.lengths))
         if not idle or known == self._topped:
             return  # asked already, and nothing has changed since
         if known != self._seen:
             self._seen, self._changes = known, self._changes + 1
-        counts = core.tally.counts
+        counts = core.group_index.counts
         count = counts["open"] + counts["enough"] + counts["dead"]
         at_once = count <= _FEW or self._ticked or core.next_group != self._groups
         if not at_once and self._changes < count // _FEW:
@@ -130,16 +132,16 @@ class PromptPlanner:
         self._topped, self._changes = known, 0
         self._groups, self._ticked = core.next_group, False
         groups = core.train_groups(GroupState.OPEN)
-        with plugin_guard(core.seams.budget, "budget"):
-            given = core.seams.budget.top_up([self._view(group) for group in groups], idle)
+        with plugin_guard(core.plugins.budget, "budget"):
+            given = core.plugins.budget.top_up([self._view(group) for group in groups], idle)
             check_top_up(core, given, idle)
         for group, count in given:
-            self._roster.add_members(core.groups[group], count)
+            self._group_manager.add_members(core.groups[group], count)
             core.report(
                 "decision",
                 group=group,
                 prompt=core.groups[group].prompt,
-                verb="Sample",
+                action="Sample",
                 ids=[],
                 why=f"top-up: {count} for idle slots",
             )
@@ -170,7 +172,7 @@ def check_plan(core: CoordinatorState, plan: Plan, want: int, outstanding: Colle
         or len(set(prompts)) != len(prompts)
         or any(p in outstanding or not 0 <= p < core.settings.prompts for p in prompts)
     ):
-        name = type(core.seams.prompts).__name__
+        name = type(core.plugins.prompts).__name__
         raise PluginFault(f"prompts {name}: plan {prompts}: at most {want}, each once, none open")
 
 
@@ -182,7 +184,7 @@ def check_allocations(
     if len(allocations) != prompts or any(
         not 1 <= a.candidates <= most or a.max_tokens < 1 for a in allocations
     ):
-        name = type(core.seams.budget).__name__
+        name = type(core.plugins.budget).__name__
         raise PluginFault(
             f"budget {name}: {allocations}: one for each of {prompts} prompts, 1 to {most} "
             "candidates, max_tokens at least 1"
@@ -198,5 +200,5 @@ def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle:
         or any(count < 1 for _, count in given)
         or sum(count for _, count in given) > idle
     ):
-        name = type(core.seams.budget).__name__
+        name = type(core.plugins.budget).__name__
         raise PluginFault(f"budget {name}: top-up {given}: open groups, {idle} candidates in all")

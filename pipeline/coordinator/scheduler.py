@@ -26,8 +26,8 @@ class Scheduler:
     def __init__(self, core: CoordinatorState) -> None:
         self._core = core
         self.engines: dict[str, EngineState] = {}
-        self.fleet = EnginePool()
-        self.occupancy = SlotUsage()
+        self.engine_pool = EnginePool()
+        self.slot_usage = SlotUsage()
         self._loading: dict[str, EngineState] = {}  # who began first comes first
         self.reported = 0  # tokens sampled by epochs that are over
         self.last_loss = 0.0  # of an engine, when
@@ -40,7 +40,7 @@ class Scheduler:
         self, name: str, epoch: int, slots: int, latency: tuple[tuple[int, float], ...] = ()
     ) -> None:
         self.engines[name] = EngineState(name=name, epoch=epoch, slots=slots)
-        self.occupancy.change(self._core.now, slots=slots)
+        self.slot_usage.change(self._core.now, slots=slots)
         if latency:
             self._core.latency = LatencyModel(latency)
         if self._core.version >= 0:
@@ -62,15 +62,15 @@ class Scheduler:
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
         self._loading.pop(engine.name, None)
         if engine.version == self._core.version:
-            self.fleet.admit(engine)
+            self.engine_pool.admit(engine)
 
     def lose(self, name: str) -> list[Trajectory]:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
-        self.fleet.dismiss(engine)
+        self.engine_pool.dismiss(engine)
         self._loading.pop(name, None)
         self.last_loss = self._core.now
-        self.occupancy.change(self._core.now, busy=-len(engine.legs), slots=-engine.slots)
+        self.slot_usage.change(self._core.now, busy=-len(engine.legs), slots=-engine.slots)
         self.reported += engine.sampled
         found = ((self._core.trajectories.get(i), leg) for i, leg in sorted(engine.legs))
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
@@ -90,14 +90,14 @@ class Scheduler:
 
     def serving(self) -> list[EngineState]:
         """Engines that have proved the current version."""
-        return list(self.fleet.serving.values())
+        return list(self.engine_pool.serving.values())
 
     def idle(self) -> int:
-        return self.fleet.idle
+        return self.engine_pool.idle
 
     def idle_below_knee(self) -> int:
         """Idle slots that cost almost no time when they are filled."""
-        return self.fleet.idle_below(self._core.settings.knee or self._core.latency.knee())
+        return self.engine_pool.idle_below(self._core.settings.knee or self._core.latency.knee())
 
     # --- legs ---------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Scheduler:
             elif trajectory.state is TrajectoryState.WAITING_ENV:
                 trajectory.parked_until = ""  # what it was to wait for has come
         version = self._core.version
-        self.fleet.reset(e for e in self.engines.values() if e.version == version >= 0)
+        self.engine_pool.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():
             engine.refusals = 0
             self.serve(engine)
@@ -162,8 +162,8 @@ class Scheduler:
 
     def released(self, engine: EngineState, trajectory: int, leg: int) -> None:
         if (trajectory, leg) in engine.legs:
-            self.fleet.end(engine, (trajectory, leg))
-            self.occupancy.change(self._core.now, busy=-1)
+            self.engine_pool.end(engine, (trajectory, leg))
+            self.slot_usage.change(self._core.now, busy=-1)
 
     @property
     def queued(self) -> int:
@@ -181,7 +181,7 @@ class Scheduler:
         if not self.waiting():
             return
         share = self._share()
-        while self.waiting() and (engine := self.fleet.emptiest()) is not None:
+        while self.waiting() and (engine := self.engine_pool.emptiest()) is not None:
             if len(engine.legs) >= math.ceil(share * engine.slots):
                 return
             _, _, trajectory, _ = heapq.heappop(self._waiting)
@@ -193,14 +193,14 @@ class Scheduler:
         Else the first to have proved new weights is filled to its last slot, and the others
         are idle beside it a moment later. One that loads for `warn_s` is not waited for.
         """
-        slots, now = self.occupancy.slots, self._core.now
+        slots, now = self.slot_usage.slots, self._core.now
         for engine in self._loading.values():
             if now - engine.loading_since < self._core.settings.warn_s:
                 break  # those behind it began later
             slots -= engine.slots
-        if slots <= self.fleet.slots:
+        if slots <= self.engine_pool.slots:
             return 1.0
-        return min(1.0, (len(self._waiting) + self.occupancy.busy) / slots)
+        return min(1.0, (len(self._waiting) + self.slot_usage.busy) / slots)
 
     def _start(self, engine: EngineState, trajectory: Trajectory) -> None:
         core, queued = self._core, trajectory.since
@@ -211,8 +211,8 @@ class Scheduler:
         group = core.groups[trajectory.group]
         trajectory.advance(TrajectoryEvent.PLACED, core.now)
         trajectory.engine = engine.name
-        self.fleet.start(engine, (trajectory.id, trajectory.leg), core.now)
-        self.occupancy.change(core.now, busy=1)
+        self.engine_pool.start(engine, (trajectory.id, trajectory.leg), core.now)
+        self.slot_usage.change(core.now, busy=1)
         core.ledger.prefilled_again += trajectory.held
         core.emit(
             Generate(

@@ -27,7 +27,7 @@ from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_gua
 from pipeline.plugins.actions import (
     Abort,
     Advantages,
-    AnyVerb,
+    AnyAction,
     Defer,
     Drop,
     Enough,
@@ -69,19 +69,19 @@ class Selection:
     def __init__(
         self,
         core: CoordinatorState,
-        placement: Scheduler,
-        roster: GroupManager,
+        scheduler: Scheduler,
+        group_manager: GroupManager,
         on_change: Callable[[], None],
         on_evaluated: Callable[[Group], None],
     ) -> None:
-        self._core, self._placement, self._roster = core, placement, roster
+        self._core, self._scheduler, self._group_manager = core, scheduler, group_manager
         self._on_change, self._on_evaluated = on_change, on_evaluated
         self.account = selection_bias.SelectionBias()
         self._stopped: list[int] = []  # by verbs of the answer at hand
 
     @property
     def wants(self) -> Wants:
-        return getattr(self._core.seams.selector, "wants", _NOTHING)
+        return getattr(self._core.plugins.selector, "wants", _NOTHING)
 
     @property
     def listens(self) -> bool:
@@ -92,7 +92,7 @@ class Selection:
 
     def grown(self, trajectory: Trajectory, count: int) -> None:
         """A running member has so many new tokens."""
-        self._roster.hints.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         every, sampled = self.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
@@ -104,10 +104,10 @@ class Selection:
         core = self._core
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
-        self._roster.hints.grown(trajectory)
-        self._roster.request_reward(group, trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
+        self._group_manager.request_reward(group, trajectory)
         if group.kind == "train":
-            self._roster.lengths.append(trajectory.sampled)
+            self._group_manager.lengths.append(trajectory.sampled)
             if trajectory.state is TrajectoryState.FINISHED:
                 core.statistics.finished(trajectory.confidence, trajectory.sampled)
             if group.stage is GroupState.OPEN:
@@ -117,7 +117,7 @@ class Selection:
         """Nobody can continue it: the group goes on without it."""
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
-        self._roster.abort_member(trajectory, "failed")
+        self._group_manager.abort_member(trajectory, "failed")
         if group.stage is GroupState.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
         self._nudge(group)
@@ -130,7 +130,7 @@ class Selection:
         trajectory = core.trajectories.get(trajectory_id)
         if trajectory is None or trajectory.scored:
             return  # not wanted any more
-        self._roster.awaiting_reward.pop(trajectory_id, None)
+        self._group_manager.awaiting_reward.pop(trajectory_id, None)
         trajectory.scored, trajectory.reward, trajectory.parts = True, value, parts
         trajectory.reward_why = why
         group = core.groups[trajectory.group]
@@ -139,7 +139,7 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._roster.scored(value, parts)
+            self._group_manager.record_reward(value, parts)
         if group.stage is GroupState.CHOSEN:
             self._ready_if_scored(group)
         elif group.stage is GroupState.OPEN:
@@ -162,13 +162,13 @@ class Selection:
 
     def ask(self, group: Group, event: SelectorEvent) -> None:
         """One question to the selector; its verbs are carried out in their order."""
-        selector = self._core.seams.selector
+        selector = self._core.plugins.selector
         with plugin_guard(selector, "selector", group.id):
-            verbs = list(selector.decide(self.view(group), event))
-        for verb in verbs:
+            actions = list(selector.decide(self.view(group), event))
+        for action in actions:
             if group.stage is not GroupState.OPEN:
-                raise self._fault(group, verb, f"the group is {group.stage} by an earlier verb")
-            self._carry_out(group, verb)
+                raise self._fault(group, action, f"the group is {group.stage} by an earlier verb")
+            self._carry_out(group, action)
         stopped, self._stopped = self._stopped, []
         for trajectory in stopped:
             if group.stage is GroupState.OPEN:  # what Stop has ended, the selector hears of too
@@ -187,7 +187,7 @@ class Selection:
         ):
             ended = [m for m in self._ended(group) if not m.reward_failed]
             few = f"{len(ended)} trajectories with a reward; an advantage needs two"
-            self._roster.end(group, GroupState.DROPPED, few if len(ended) < 2 else UNDECIDED)
+            self._group_manager.end(group, GroupState.DROPPED, few if len(ended) < 2 else UNDECIDED)
 
     @staticmethod
     def _ended(group: Group) -> list[Trajectory]:
@@ -209,112 +209,116 @@ class Selection:
             max_tokens=group.max_tokens,
         )
 
-    def _fault(self, group: Group, verb: AnyVerb, why: str) -> PluginFault:
-        name = type(self._core.seams.selector).__name__
-        return PluginFault(f"selector {name}, group {group.id}: {verb}: {why}")
+    def _fault(self, group: Group, action: AnyAction, why: str) -> PluginFault:
+        name = type(self._core.plugins.selector).__name__
+        return PluginFault(f"selector {name}, group {group.id}: {action}: {why}")
 
-    def _members(self, group: Group, verb: Abort | Stop | Park | Finalize) -> list[Trajectory]:
-        found = [group.member(i) for i in verb.ids]
-        if len(set(verb.ids)) != len(verb.ids) or None in found:
-            raise self._fault(group, verb, "an id is unknown or named twice")
+    def _members(self, group: Group, action: Abort | Stop | Park | Finalize) -> list[Trajectory]:
+        found = [group.member(i) for i in action.ids]
+        if len(set(action.ids)) != len(action.ids) or None in found:
+            raise self._fault(group, action, "an id is unknown or named twice")
         return [m for m in found if m is not None]
 
-    def _carry_out(self, group: Group, verb: AnyVerb) -> None:
+    def _carry_out(self, group: Group, action: AnyAction) -> None:
         core = self._core
-        match verb:
+        match action:
             case Sample(n=n):
                 if n < 1 or group.sampled + n > core.settings.most_candidates:
                     raise self._fault(
                         group,
-                        verb,
+                        action,
                         f"the group has {group.sampled} candidates; at most "
                         f"{core.settings.most_candidates}, at least one more",
                     )
-                self._roster.add_members(group, n)
+                self._group_manager.add_members(group, n)
             case Abort():
-                self._abort(group, verb)
+                self._abort(group, action)
             case Stop():
-                self._stop(group, verb)
+                self._stop(group, action)
             case Park(until=until):
-                members = self._members(group, verb)
+                members = self._members(group, action)
                 if until not in ("slot", "published"):
-                    raise self._fault(group, verb, "until is 'slot' or 'published'")
+                    raise self._fault(group, action, "until is 'slot' or 'published'")
                 if any(m.state not in PARKABLE for m in members):
-                    raise self._fault(group, verb, "only running and queued members can be parked")
+                    raise self._fault(
+                        group, action, "only running and queued members can be parked"
+                    )
                 for member in members:
-                    self._placement.park(member, until)
+                    self._scheduler.park(member, until)
                 self._on_change()
             case Enough():
                 if group.enough:
                     return  # said before
                 group.enough = True
-                core.tally.update(group)
+                core.group_index.update(group)
                 self._on_change()
             case Finalize():
-                self._finalize(group, verb)
+                self._finalize(group, action)
             case Defer(why=why):
-                self._roster.end(group, GroupState.DEFERRED, why or "deferred by the selector")
+                self._group_manager.end(
+                    group, GroupState.DEFERRED, why or "deferred by the selector"
+                )
             case Drop(why=why):
-                self._roster.end(group, GroupState.DROPPED, why or "dropped by the selector")
+                self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:
-                raise self._fault(group, verb, "no verb of a selector")
+                raise self._fault(group, action, "no verb of a selector")
         core.report(
             "decision",
             group=group.id,
             prompt=group.prompt,
-            verb=type(verb).__name__,
-            ids=list(getattr(verb, "ids", ())),
-            why=verb.why,
+            action=type(action).__name__,
+            ids=list(getattr(action, "ids", ())),
+            why=action.why,
         )
-        if isinstance(verb, Enough):
+        if isinstance(action, Enough):
             self._check_signal(group)
 
-    def _abort(self, group: Group, verb: Abort) -> None:
-        members = self._members(group, verb)
+    def _abort(self, group: Group, action: Abort) -> None:
+        members = self._members(group, action)
         if any(m.state is TrajectoryState.ABORTED for m in members):
-            raise self._fault(group, verb, "a member is aborted already")
+            raise self._fault(group, action, "a member is aborted already")
         for member in members:
             if member.state in ENDED:  # leaves the group all the same
                 group.arrivals.remove(member.id)
                 group.members.remove(member)
-                self._roster.close_member(member, "aborted")
+                self._group_manager.close_member(member, "aborted")
             else:
-                self._roster.abort_member(member, "aborted")
+                self._group_manager.abort_member(member, "aborted")
 
-    def _stop(self, group: Group, verb: Stop) -> None:
-        members = self._members(group, verb)
+    def _stop(self, group: Group, action: Stop) -> None:
+        members = self._members(group, action)
         if any(m.state not in UNENDED or not m.sampled for m in members):
-            raise self._fault(group, verb, "only unended members that hold tokens can be stopped")
+            raise self._fault(group, action, "only unended members that hold tokens can be stopped")
         for member in members:
             if member.state is TrajectoryState.RUNNING:
-                self._placement.end_leg(member)
-            self._core.unask(member.id)
+                self._scheduler.end_leg(member)
+            self._core.cancel_environment_call(member.id)
             if member.state is TrajectoryState.PARKED:
                 self._core.ledger.move(member.sampled, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
-            self._roster.lengths.append(member.sampled)
-            self._roster.request_reward(group, member)
+            self._group_manager.lengths.append(member.sampled)
+            self._group_manager.request_reward(group, member)
             self._stopped.append(member.id)
 
-    def _finalize(self, group: Group, verb: Finalize) -> None:
-        members = self._members(group, verb)
+    def _finalize(self, group: Group, action: Finalize) -> None:
+        members = self._members(group, action)
         if len(members) < 2:
-            raise self._fault(group, verb, "an advantage needs two members")
+            raise self._fault(group, action, "an advantage needs two members")
         if any(m.state not in ENDED for m in members):
-            raise self._fault(group, verb, "a member has not ended; Stop it first")
-        weights = verb.weights or (1.0,) * len(members)
+            raise self._fault(group, action, "a member has not ended; Stop it first")
+        weights = action.weights or (1.0,) * len(members)
         if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
-            raise self._fault(group, verb, "one finite weight of at least 0 for each member")
+            raise self._fault(group, action, "one finite weight of at least 0 for each member")
         group.audited = self.audited  # then everybody goes on, to be compared
         for member in group.members:
             if member.state in UNENDED and not group.audited:
-                self._roster.abort_member(member, "aborted")
-        self._core.advance(group, GroupState.CHOSEN, verb.why)
-        group.chosen, group.chosen_weights = list(verb.ids), list(weights)
+                self._group_manager.abort_member(member, "aborted")
+        self._core.advance(group, GroupState.CHOSEN, action.why)
+        group.chosen, group.chosen_weights = list(action.ids), list(weights)
         for member in self._ended(group):
             if not group.wants_reward(member):
-                self._roster.cancel_reward(member)
+                self._group_manager.cancel_reward(member)
         self._ready_if_scored(group)
 
     # --- rewards become advantages ------------------------------------------------------
@@ -347,11 +351,11 @@ class Selection:
         )
         if dead != group.dead:
             group.dead = dead
-            self._core.tally.update(group)
+            self._core.group_index.update(group)
             self._on_change()
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
-        advantage = self._core.seams.advantage
+        advantage = self._core.plugins.advantage
         with plugin_guard(advantage, "advantage", group.id):
             return advantage.advantages(outcomes)
 
@@ -365,21 +369,21 @@ class Selection:
             return  # resumed, and the learner has yet to say which version it goes on from
         present = [m.id for m in members if m.reward is not None]
         if len(present) < 2:
-            self._roster.end(group, GroupState.DROPPED, "fewer than two rewards")
+            self._group_manager.end(group, GroupState.DROPPED, "fewer than two rewards")
             return
         answer = self._advantages(group, self._outcomes(group, present))
         if isinstance(answer, NoSignal):
-            self._roster.end(group, GroupState.DROPPED, answer.why)
+            self._group_manager.end(group, GroupState.DROPPED, answer.why)
             return
         for what, numbers in (("values", answer.values), ("weights", answer.weights)):
             if len(numbers) != len(present) or not np.all(np.isfinite(numbers)):
-                name = type(self._core.seams.advantage).__name__
+                name = type(self._core.plugins.advantage).__name__
                 raise PluginFault(
                     f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
                     f"expected, one for each member, got {numbers}"
                 )
         if staleness.too_old(self._core, group):
-            self._roster.end(group, GroupState.DROPPED, "stale")
+            self._group_manager.end(group, GroupState.DROPPED, "stale")
             return
         group.chosen_weights = [
             w for i, w in zip(group.chosen, group.chosen_weights, strict=True) if i in present

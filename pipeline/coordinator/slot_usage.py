@@ -34,7 +34,7 @@ class SlotUsage:
         elif self._first is not None and busy < 0:
             self._span = (now - self._first, self._busy_s, self._slot_s)
 
-    def figures(self, now: float) -> dict[str, float]:
+    def metrics(self, now: float) -> dict[str, float]:
         """`generation_s`, and `bubble_engine`: idle slot-seconds over slot-seconds within it."""
         self._advance(now)
         if self._first is not None and self.busy:

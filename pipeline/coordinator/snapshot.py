@@ -20,7 +20,7 @@ from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
-FORMAT = 1
+FORMAT = 2
 
 
 class SnapshotError(Exception):
@@ -55,13 +55,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_prompts(coordinator: Coordinator) -> None:
     """issued = trained + dropped + outstanding. Raises SnapshotError."""
-    roster = coordinator.roster
-    outstanding = len(roster.outstanding) + len(roster.deferred)
-    total = roster.ended_trained + roster.ended_dropped + outstanding
-    if roster.issued != total:
+    group_manager = coordinator.group_manager
+    outstanding = len(group_manager.outstanding) + len(group_manager.deferred)
+    total = group_manager.ended_trained + group_manager.ended_dropped + outstanding
+    if group_manager.issued != total:
         raise SnapshotError(
-            f"{roster.issued} prompts issued, but {roster.ended_trained} trained + "
-            f"{roster.ended_dropped} dropped + {outstanding} outstanding"
+            f"{group_manager.issued} prompts issued, but {group_manager.ended_trained} trained + "
+            f"{group_manager.ended_dropped} dropped + {outstanding} outstanding"
         )
 
 
@@ -70,7 +70,7 @@ def _settled(group: Group) -> Group:
     copy = msgspec.msgpack.decode(msgspec.msgpack.encode(group), type=Group)
     copy.since = 0.0
     for member in copy.members:
-        member.since, member.hinted = 0.0, 0
+        member.since, member.streamed = 0.0, 0
         if member.state is TrajectoryState.RUNNING:
             member.state, member.leg, member.engine = TrajectoryState.QUEUED, member.leg + 1, ""
     copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1
@@ -82,7 +82,7 @@ def _settled(group: Group) -> Group:
 def take(coordinator: Coordinator) -> Snapshot:
     """The state now. Raises SnapshotError if the books do not balance."""
     check_prompts(coordinator)
-    core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
+    core, group_manager, steps = coordinator.core, coordinator.group_manager, coordinator.steps
     ledger = msgspec.msgpack.decode(msgspec.msgpack.encode(core.ledger), type=TokenLedger)
     for group in core.groups.values():
         if group.kind == "eval":
@@ -99,26 +99,26 @@ def take(coordinator: Coordinator) -> Snapshot:
         next_group=next_group,
         next_trajectory=next_trajectory,
         groups=[_settled(g) for g in core.groups.values() if g.kind == "train"],
-        deferred=list(roster.deferred),
-        issued=roster.issued,
-        trained=roster.ended_trained,
-        dropped=roster.ended_dropped,
+        deferred=list(group_manager.deferred),
+        issued=group_manager.issued,
+        trained=group_manager.ended_trained,
+        dropped=group_manager.ended_dropped,
         ledger=ledger,
-        reported=coordinator.placement.total_reported,
+        reported=coordinator.scheduler.total_reported,
         statistics=core.statistics.state(),
         open_step=msgspec.structs.replace(
             steps.state, since=round(core.now - steps.state.since, 3)
         ),
-        lengths=list(roster.lengths),
-        rewards=list(roster.rewards),
-        parts=dict(roster.parts),
-        fates=dict(roster.fates),
+        lengths=list(group_manager.lengths),
+        rewards=list(group_manager.rewards),
+        parts=dict(group_manager.parts),
+        fates=dict(group_manager.fates),
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
         plugins={
             name: _state_of(name, plugin)
-            for name in core.seams.__struct_fields__
-            if hasattr(plugin := getattr(core.seams, name), "state")
+            for name in core.plugins.__struct_fields__
+            if hasattr(plugin := getattr(core.plugins, name), "state")
         },
     )
 
@@ -136,12 +136,12 @@ def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
     return numbers
 
 
-def _state_of(seam: str, plugin: Any) -> Any:
+def _state_of(kind: str, plugin: Any) -> Any:
     """As it will be read again: nothing of it is the plug-in's own, which goes on."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(plugin.state()))
     except (TypeError, ValueError, OverflowError) as error:  # of state(), or of what it gave
-        raise SnapshotError(f"the state of {seam} {type(plugin).__name__}: {error}") from error
+        raise SnapshotError(f"the state of {kind} {type(plugin).__name__}: {error}") from error
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
@@ -149,44 +149,44 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     had not answered."""
     if snapshot.format != FORMAT:
         raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")
-    core, roster, steps = coordinator.core, coordinator.roster, coordinator.steps
+    core, group_manager, steps = coordinator.core, coordinator.group_manager, coordinator.steps
     core.now = now
     core.step, core.version = snapshot.step, -1  # until the learner publishes it again
     core.next_group, core.next_trajectory = snapshot.next_group, snapshot.next_trajectory
     core.ledger = snapshot.ledger
     core.statistics = RunningStatistics(snapshot.statistics)
-    roster.deferred.extend(snapshot.deferred)
-    roster.issued = snapshot.issued
-    roster.ended_trained, roster.ended_dropped = snapshot.trained, snapshot.dropped
-    roster.lengths, roster.rewards = snapshot.lengths, snapshot.rewards
-    roster.parts = snapshot.parts
-    roster.fates = snapshot.fates
+    group_manager.deferred.extend(snapshot.deferred)
+    group_manager.issued = snapshot.issued
+    group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped
+    group_manager.lengths, group_manager.rewards = snapshot.lengths, snapshot.rewards
+    group_manager.parts = snapshot.parts
+    group_manager.fates = snapshot.fates
     steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
     coordinator.evaluations.last_step = snapshot.last_evaluation
     coordinator.evaluations.history = snapshot.evaluations
-    coordinator.placement.reported = snapshot.reported
+    coordinator.scheduler.reported = snapshot.reported
     for name, state in snapshot.plugins.items():
-        plugin = getattr(core.seams, name)
+        plugin = getattr(core.plugins, name)
         if not hasattr(plugin, "restore"):
             raise SnapshotError(f"{name} {type(plugin).__name__} cannot take back its state")
         plugin.restore(state)
     for group in snapshot.groups:
         group.since = now
         core.enter(group)
-        roster.outstanding[group.prompt] = group.attempt
+        group_manager.outstanding[group.prompt] = group.attempt
         for member in group.members:
             member.since = now
             if member.state is TrajectoryState.ABORTED:
                 continue
             core.trajectories[member.id] = member
             if member.state is TrajectoryState.QUEUED:
-                coordinator.placement.enqueue(member, LOST if member.held else QUEUED)
+                coordinator.scheduler.enqueue(member, LOST if member.held else QUEUED)
             elif member.state is TrajectoryState.PARKED and member.parked_until == "slot":
-                coordinator.placement.enqueue(member, PARKED)
+                coordinator.scheduler.enqueue(member, PARKED)
             elif member.state is TrajectoryState.WAITING_ENV:
-                coordinator.intake.turns.ask(member)
+                coordinator.token_ingest.turns.ask(member)
             elif member.state in ENDED and not member.scored and group.wants_reward(member):
-                roster.request_reward(group, member)
+                group_manager.request_reward(group, member)
     check_prompts(coordinator)
     if core.ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {core.ledger.imbalance} tokens")

@@ -104,22 +104,22 @@ class CoordinatorState:
     def __init__(
         self,
         settings: Settings,
-        seams: Plugins,
+        plugins: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
     ) -> None:
         self.settings = settings
-        self.seams = seams
+        self.plugins = plugins
         self.prompt_tokens = prompt_tokens  # length of each training prompt
         self._tags = tags  # kind of each, or nothing
         self.latency = LatencyModel()  # of all engines: they are of one kind
         self.ledger = TokenLedger()
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
-        self.tally = GroupIndex()  # of the training groups among them
-        self.due = Due(self)
+        self.group_index = GroupIndex()  # of the training groups among them
+        self.due_groups = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
-        self.calling: dict[int, float] = {}  # trajectory -> when its rollout was asked
+        self.environment_calls: dict[int, float] = {}  # trajectory -> when its rollout was asked
         self.next_group = 0
         self.next_trajectory = 0
         self.step = 0  # steps done
@@ -134,9 +134,9 @@ class CoordinatorState:
     def report(self, what: str, **fields: object) -> None:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
 
-    def unask(self, trajectory: int) -> None:
+    def cancel_environment_call(self, trajectory: int) -> None:
         """What its rollout would answer is not wanted any more; unknown ones are ignored."""
-        if self.calling.pop(trajectory, None) is not None:
+        if self.environment_calls.pop(trajectory, None) is not None:
             self.emit(CancelEnvironmentCall(trajectory=trajectory))
 
     def end_on_engine(self, engine: str, trajectory: int, leg: int) -> None:
@@ -158,18 +158,18 @@ class CoordinatorState:
     def enter(self, group: Group) -> None:
         """A group, new or of a checkpoint, is live from now on."""
         self.groups[group.id] = group
-        self.tally.update(group)
+        self.group_index.update(group)
 
     def advance(self, group: Group, stage: GroupState, why: str = "") -> None:
         """Move a group along its table. Raises IllegalTransition and changes nothing."""
         group.advance(stage, self.now, why)
-        self.tally.update(group)
+        self.group_index.update(group)
         if stage is GroupState.READY:
-            self.due.note(group)
+            self.due_groups.note(group)
 
     def train_groups(self, *stages: GroupState) -> list[Group]:
         """Live training groups in these stages, oldest first."""
-        return self.tally.groups(*stages)
+        return self.group_index.groups(*stages)
 
     def seed_of(self, group: Group, trajectory: Trajectory) -> int:
         """A leg's own seed: resumed with the first one it would draw the same numbers again."""

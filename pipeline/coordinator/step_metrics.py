@@ -22,7 +22,7 @@ LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""
 
 
-def length_figures(lengths: Sequence[int]) -> dict[str, float]:
+def length_metrics(lengths: Sequence[int]) -> dict[str, float]:
     """Mean, 95th percentile and maximum of response lengths, tokens; zeros for none."""
     ordered = sorted(lengths)
     count = len(ordered)
@@ -56,7 +56,7 @@ def part_means(parts: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sorted(parts.items())}
 
 
-def token_figures(sampled: int, trained: int) -> dict[str, float | None]:
+def token_metrics(sampled: int, trained: int) -> dict[str, float | None]:
     """Response tokens of a step; what is sampled for each token trained on, None without any."""
     return {
         "tokens_sampled": sampled,
@@ -65,7 +65,7 @@ def token_figures(sampled: int, trained: int) -> dict[str, float | None]:
     }
 
 
-def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
+def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     """Of groups about to count as trained; nothing for none.
 
     `depth`: longest member trained on, over the median of the group's ended members,
@@ -87,7 +87,7 @@ def trained_figures(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_figures(
+def rollout_metrics(
     core: CoordinatorState, turns_before: int, appended_before: int
 ) -> dict[str, float]:
     """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
@@ -113,15 +113,17 @@ def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict
     return {"bubble_learner": 1.0 - work_s / (seconds * len(ranks))}
 
 
-def step_figures(core: CoordinatorState, roster: GroupManager, since: float) -> dict[str, Any]:
+def step_metrics(
+    core: CoordinatorState, group_manager: GroupManager, since: float
+) -> dict[str, Any]:
     """What is reported of every step that has ended; lengths and rewards of all its candidates."""
     return {
         "version": core.version,
-        "groups": dict(roster.fates),
-        "samples": len(roster.lengths),
-        "reward": sum(roster.rewards) / max(1, len(roster.rewards)),
-        **({"parts": part_means(roster.parts)} if roster.parts else {}),
-        **length_figures(roster.lengths),
+        "groups": dict(group_manager.fates),
+        "samples": len(group_manager.lengths),
+        "reward": sum(group_manager.rewards) / max(1, len(group_manager.rewards)),
+        **({"parts": part_means(group_manager.parts)} if group_manager.parts else {}),
+        **length_metrics(group_manager.lengths),
         "seconds": core.now - since,
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
@@ -133,12 +135,12 @@ class StepReport:
     def __init__(
         self,
         core: CoordinatorState,
-        placement: Scheduler,
-        roster: GroupManager,
+        scheduler: Scheduler,
+        group_manager: GroupManager,
         selection: Selection,
     ) -> None:
-        self._core, self._placement = core, placement
-        self._roster, self._selection = roster, selection
+        self._core, self._scheduler = core, scheduler
+        self._group_manager, self._selection = group_manager, selection
         self._sums: dict[str, float] = {}  # over tokens; the largest for names in _max
         self.newest: dict[str, Any] = {}  # figures of the step that was reported last
         self.normaliser = 0.0
@@ -161,7 +163,7 @@ class StepReport:
 
     def write(
         self,
-        figures: Mapping[str, float],
+        metrics: Mapping[str, float],
         learner: Mapping[str, float],
         *,
         opened: int,
@@ -189,17 +191,17 @@ class StepReport:
         if self._sums:
             means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
         ledger = core.ledger
-        epochs = getattr(core.seams.prompts, "epochs", dict[str, float]())
+        epochs = getattr(core.plugins.prompts, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,
-            **step_figures(core, self._roster, since),
-            **token_figures(
+            **step_metrics(core, self._group_manager, since),
+            **token_metrics(
                 ledger.sampled - sampled_before, ledger.accounts["trained"] - trained_before
             ),
             **({"epochs": epochs} if epochs else {}),
-            **figures,
-            **self._placement.occupancy.figures(core.now),
+            **metrics,
+            **self._scheduler.slot_usage.metrics(core.now),
             **({"audit": bias} if bias else {}),
             "learner": {**means, **learner},
         }

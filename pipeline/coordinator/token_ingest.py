@@ -31,21 +31,21 @@ class TokenIngest:
     def __init__(
         self,
         core: CoordinatorState,
-        placement: Scheduler,
+        scheduler: Scheduler,
         listens: Callable[[], bool],
         on_growth: Callable[[Trajectory, int], None],
         on_end: Callable[[Trajectory], None],
         on_hopeless: Callable[[Trajectory, str], None],
     ) -> None:
-        self._core, self._placement = core, placement
+        self._core, self._scheduler = core, scheduler
         self._listens, self._on_growth = listens, on_growth
         self._on_end, self._on_hopeless = on_end, on_hopeless
-        self.turns = Turns(core, placement, on_end=self._end, on_hopeless=on_hopeless)
+        self.turns = Turns(core, scheduler, on_end=self._end, on_hopeless=on_hopeless)
 
     def ingest_frame(self, event: Tokens) -> str:
         """Apply one frame. Returns '' or why the engine must be counted as lost."""
         core = self._core
-        engine = self._placement.engines.get(event.engine)
+        engine = self._scheduler.engines.get(event.engine)
         if engine is None or event.epoch != engine.epoch or event.sequence < engine.next_sequence:
             core.ledger.frames_refused += 1
             return ""
@@ -83,7 +83,7 @@ class TokenIngest:
             count, finish = chunk.count, chunk.finish
             start, end = end, end + 4 * count
             if finish:
-                self._placement.released(engine, chunk.trajectory, chunk.leg)
+                self._scheduler.released(engine, chunk.trajectory, chunk.leg)
             trajectory = trajectories.get(chunk.trajectory)
             if (
                 trajectory is None
@@ -100,7 +100,7 @@ class TokenIngest:
                 core.ledger.sample(grown, "open")
                 grown = 0
                 self._refuse(count)
-                self._placement.end_leg(trajectory)
+                self._scheduler.end_leg(trajectory)
                 (self._resume if gap else self._failed)(trajectory)
                 continue
             if count:
@@ -109,7 +109,7 @@ class TokenIngest:
                 trajectory.logprob_sum += total
                 if chunk.version not in trajectory.versions:
                     trajectory.versions.append(chunk.version)
-                    core.due.note(core.groups[trajectory.group])
+                    core.due_groups.note(core.groups[trajectory.group])
                 grown += count
             if finish:
                 core.ledger.sample(grown, "open")
@@ -151,13 +151,13 @@ class TokenIngest:
 
     def stalled(self, trajectory: Trajectory) -> None:
         """Its engine sends nothing of it: the leg is over, whatever the engine says to that."""
-        self._placement.end_leg(trajectory)
+        self._scheduler.end_leg(trajectory)
         self._failed(trajectory)
 
     def _resume(self, trajectory: Trajectory) -> None:
         """Its leg is over; another goes on from the tokens held, unless they are complete."""
         if not self.end_if_complete(trajectory):
-            self._placement.requeue(trajectory)
+            self._scheduler.requeue(trajectory)
 
     def end_if_complete(self, trajectory: Trajectory) -> bool:
         """End the turn of a running one whose last token is a stop token, or which holds its

@@ -13,14 +13,14 @@ import msgspec
 from pipeline.coordinator import staleness
 from pipeline.coordinator.events import (
     CloseStep,
-    StepApplied,
-    StepRejected,
-    Trained,
-    TrainingFailed,
+    GroupFailed,
+    GroupTrained,
+    StepDone,
+    StepSkipped,
 )
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
-from pipeline.coordinator.learner_feed import train_command
+from pipeline.coordinator.learner_feed import train_group
 from pipeline.coordinator.prompt_planner import PromptPlanner
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
@@ -28,10 +28,10 @@ from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_gua
 from pipeline.coordinator.step_metrics import (
     StepReport,
     learner_bubble,
-    rollout_figures,
-    trained_figures,
+    rollout_metrics,
+    trained_metrics,
 )
-from pipeline.plugins.actions import BatchVerb, Close, Relax, Take
+from pipeline.plugins.actions import BatchAction, Close, Relax, Take
 from pipeline.plugins.interfaces import Barrier, Relaxed
 from pipeline.plugins.views import BatchView
 
@@ -60,21 +60,21 @@ class TrainingSteps:
     def __init__(
         self,
         core: CoordinatorState,
-        placement: Scheduler,
-        roster: GroupManager,
+        scheduler: Scheduler,
+        group_manager: GroupManager,
         selection: Selection,
     ) -> None:
-        self._core, self._placement = core, placement
-        self._roster, self._selection = roster, selection
-        self.planning = PromptPlanner(core, placement, roster)
+        self._core, self._scheduler = core, scheduler
+        self._group_manager, self._selection = group_manager, selection
+        self.planner = PromptPlanner(core, scheduler, group_manager)
         self.state = StepState()
         self.needs_update = False  # the batch seam is to be asked, or the close to be tried
         self._wants_prompts = False  # wants prompts as soon as slots are idle
         self.finishing = False  # FinishStep has gone out
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
         self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
-        self._answered: dict[int, StepApplied | StepRejected] = {}
-        self.report = StepReport(core, placement, roster, selection)
+        self._answered: dict[int, StepDone | StepSkipped] = {}
+        self.report = StepReport(core, scheduler, group_manager, selection)
         self._nonfinite = 0
         self._rank_tokens: dict[int, int] = {}
 
@@ -95,13 +95,18 @@ class TrainingSteps:
         if core.settings.max_staleness:
             for group in core.train_groups(GroupState.OPEN, GroupState.CHOSEN, GroupState.READY):
                 if staleness.too_old(core, group):
-                    self._roster.end(group, GroupState.DROPPED, "stale")
-        self._placement.occupancy.open(core.now)
+                    self._group_manager.end(group, GroupState.DROPPED, "stale")
+        self._scheduler.slot_usage.open(core.now)
         self.finishing, self._answered, self._nonfinite = False, {}, 0
         self.report.begin()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
-        roster = self._roster
-        roster.lengths, roster.rewards, roster.parts, roster.fates = [], [], {}, {}
+        group_manager = self._group_manager
+        group_manager.lengths, group_manager.rewards, group_manager.parts, group_manager.fates = (
+            [],
+            [],
+            {},
+            {},
+        )
         self._plan()
         self.advance()
 
@@ -137,9 +142,9 @@ class TrainingSteps:
         self._wants_prompts = False
         if state.exhausted:
             return
-        active = core.tally.live
+        active = core.group_index.live
         ahead = staleness.ahead(core)
-        coming = active - core.tally.counts["open"] if ahead else active
+        coming = active - core.group_index.counts["open"] if ahead else active
         if state.closing and coming < settings.need:
             state.closing = False  # what was chosen taught nothing: open more
         if state.closing and not ahead:
@@ -152,10 +157,10 @@ class TrainingSteps:
             if room < 1 and active < settings.need:
                 self._exhaust("it has opened as many prompts as step.tries allows")
             return
-        if state.opened and (self._placement.waiting() or not self._placement.idle()):
+        if state.opened and (self._scheduler.waiting() or not self._scheduler.idle()):
             self._wants_prompts = True
             return
-        opened, state.speculate = self.planning.open(
+        opened, state.speculate = self.planner.open(
             want, state.size, first=not state.opened, speculate=state.speculate
         )
         state.opened += opened
@@ -177,15 +182,15 @@ class TrainingSteps:
 
     def _ask_batch(self) -> None:
         core, state = self._core, self.state
-        counts = core.tally.counts
+        counts = core.group_index.counts
         need = core.settings.need
         if state.exhausted:
-            need = min(need, core.tally.live)
+            need = min(need, core.group_index.live)
         view = BatchView(
             step=core.step,
             need=need,
             taken=counts["taken"],
-            ready=core.tally.ready,
+            ready=core.group_index.ready,
             chosen=counts["chosen"],
             enough=counts["enough"],
             open=counts["open"],
@@ -193,26 +198,26 @@ class TrainingSteps:
             group_size=core.settings.size,
             closing=state.closing,
             ahead=staleness.ahead(core),
-            due=core.due.ready if self._waits_for_due else (),
+            due=core.due_groups.ready if self._waits_for_due else (),
         )
-        with plugin_guard(core.seams.batch, "batch"):
-            verbs = list(core.seams.batch.decide(view))
-        for verb in verbs:
-            self._carry_out(verb)
+        with plugin_guard(core.plugins.batch, "batch"):
+            actions = list(core.plugins.batch.decide(view))
+        for action in actions:
+            self._carry_out(action)
 
-    def _carry_out(self, verb: BatchVerb) -> None:
+    def _carry_out(self, action: BatchAction) -> None:
         core = self._core
-        name = type(core.seams.batch).__name__
-        match verb:
+        name = type(core.plugins.batch).__name__
+        match action:
             case Take(groups=ids):
                 for group_id in ids:
                     group = core.groups.get(group_id)
                     if group is None or group.stage is not GroupState.READY:
-                        raise PluginFault(f"batch {name}: {verb}: group {group_id} is not ready")
+                        raise PluginFault(f"batch {name}: {action}: group {group_id} is not ready")
                     self._take(group)
             case Relax(size=size):
                 if not 2 <= size <= core.settings.size:
-                    raise PluginFault(f"batch {name}: {verb}: size is 2 to {core.settings.size}")
+                    raise PluginFault(f"batch {name}: {action}: size is 2 to {core.settings.size}")
                 self.state.size = size
                 for group in core.train_groups(GroupState.OPEN):
                     if not group.enough:  # the others have their members already
@@ -221,7 +226,7 @@ class TrainingSteps:
             case Close():
                 self._close()
             case _:
-                raise PluginFault(f"batch {name}: {verb}: no verb of a batch rule")
+                raise PluginFault(f"batch {name}: {action}: no verb of a batch rule")
 
     def _take(self, group: Group) -> None:
         """To the rank with the least expected tokens; sent now unless overlap is off."""
@@ -239,8 +244,8 @@ class TrainingSteps:
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
         group.sent, group.trained_tokens = True, -1.0
-        self._core.tally.update(group)
-        self._core.emit(train_command(group, self._core.step))
+        self._core.group_index.update(group)
+        self._core.emit(train_group(group, self._core.step))
 
     def _close(self) -> None:
         """The barrier, in order of id; what stays open is deferred as surplus."""
@@ -252,7 +257,7 @@ class TrainingSteps:
                 self._selection.ask(group, Barrier())
         if not staleness.ahead(self._core):  # else they are for the next step
             for group in self._core.train_groups(GroupState.OPEN):
-                self._roster.end(group, GroupState.DEFERRED, "surplus")
+                self._group_manager.end(group, GroupState.DEFERRED, "surplus")
         self.needs_update = True
 
     @property
@@ -262,10 +267,10 @@ class TrainingSteps:
 
     def _finish_if_all_trained(self) -> None:
         core, state = self._core, self.state
-        taken = core.tally.counts["taken"]
-        others = sum(core.tally.counts.values()) > taken
+        taken = core.group_index.counts["taken"]
+        others = sum(core.group_index.counts.values()) > taken
         if staleness.ahead(core):
-            due = self._waits_for_due and core.due.exists
+            due = self._waits_for_due and core.due_groups.exists
             others = due or (others and taken < core.settings.need)
         if others:
             if not state.closing and self._stands_still():
@@ -279,7 +284,7 @@ class TrainingSteps:
         for group in sorted(self._unsent, key=lambda group: group.id):
             self.send(group)
         self._unsent = []
-        if core.tally.all_trained:
+        if core.group_index.all_trained:
             self._finish(core.train_groups(GroupState.TAKEN))
 
     def _finish(self, taken: list[Group]) -> None:
@@ -287,7 +292,7 @@ class TrainingSteps:
         total = sum(g.trained_tokens for g in taken)
         if total <= 0:
             for group in taken:
-                self._roster.end(group, GroupState.DROPPED, "no weight")
+                self._group_manager.end(group, GroupState.DROPPED, "no weight")
             return
         self.finishing, self.report.normaliser = True, total
         core.emit(CloseStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
@@ -297,11 +302,11 @@ class TrainingSteps:
 
         The member found last time usually still runs: the others are looked at when it has ended.
         """
-        tally = self._core.tally
-        if tally.counts["chosen"] or tally.counts["ready"] or self._placement.waiting():
+        group_index = self._core.group_index
+        if group_index.counts["chosen"] or group_index.counts["ready"] or self._scheduler.waiting():
             return False
         if self._last_active is None or not self._moves(self._last_active):
-            members = (m for g in tally.in_any_order(GroupState.OPEN) for m in g.members)
+            members = (m for g in group_index.in_any_order(GroupState.OPEN) for m in g.members)
             self._last_active = next((m for m in members if self._moves(m)), None)
         return self._last_active is None
 
@@ -331,52 +336,52 @@ class TrainingSteps:
 
     # --- the learner answers ------------------------------------------------------------
 
-    def trained(self, event: Trained) -> None:
+    def trained(self, event: GroupTrained) -> None:
         group = self._core.groups.get(event.group)
         if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
         group.trained_tokens = event.tokens
-        self._core.tally.update(group)
+        self._core.group_index.update(group)
         self.needs_update = True
         self.report.add(event.metrics)
 
-    def failed(self, event: TrainingFailed) -> None:
+    def failed(self, event: GroupFailed) -> None:
         group = self._core.groups.get(event.group)
         if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
         self._nonfinite += 1
         group.sent = False  # the rank has forgotten it already
         self._core.report("warning", text=f"group {group.id} dropped: {event.why}")
-        self._roster.end(group, GroupState.DROPPED, "not finite")
+        self._group_manager.end(group, GroupState.DROPPED, "not finite")
 
-    def applied(self, event: StepApplied) -> int | None:
+    def applied(self, event: StepDone) -> int | None:
         """All ranks have stepped: returns the new version, None while some are missing."""
         core = self._core
         if not self._gather(event):
             return None
         taken = core.train_groups(GroupState.TAKEN)
-        figures = trained_figures(taken) | staleness.of_trained(core, taken)
+        metrics = trained_metrics(taken) | staleness.of_trained(core, taken)
         for group in taken:
-            self._roster.end(group, GroupState.TRAINED)
+            self._group_manager.end(group, GroupState.TRAINED)
         self.state.is_open, self.state.skipped, self.finishing = False, 0, False
-        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepApplied)]
-        figures |= learner_bubble(ranks, core.now - self.state.since)
-        self._report_step(figures, ranks[0])
+        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepDone)]
+        metrics |= learner_bubble(ranks, core.now - self.state.since)
+        self._report_step(metrics, ranks[0])
         core.step += 1
         return event.version
 
-    def rejected(self, event: StepRejected) -> None:
+    def rejected(self, event: StepSkipped) -> None:
         """All ranks refused the step: weights are as they were, the prompts come back."""
         if not self._gather(event):
             return
         for group in self._core.train_groups(GroupState.TAKEN):
             group.sent = False
             self._core.advance(group, GroupState.READY)
-            self._roster.end(group, GroupState.DEFERRED, "step skipped")
+            self._group_manager.end(group, GroupState.DEFERRED, "step skipped")
         self.state.is_open, self.finishing = False, False
         self._skipped(event.why)
 
-    def _gather(self, event: StepApplied | StepRejected) -> bool:
+    def _gather(self, event: StepDone | StepSkipped) -> bool:
         if not self.finishing or event.step != self._core.step:
             return False
         self._answered[event.rank] = event
@@ -387,7 +392,7 @@ class TrainingSteps:
         if self.finishing:
             return rank not in self._answered
         unsent = sum(group.rank == rank for group in self._unsent)
-        return self._core.tally.at_rank.get(rank, 0) > unsent
+        return self._core.group_index.at_rank.get(rank, 0) > unsent
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
@@ -400,11 +405,11 @@ class TrainingSteps:
     def too_many_skips(self) -> bool:
         return self.state.skipped >= MOST_SKIPPED
 
-    def _report_step(self, figures: dict[str, float], learner: dict[str, float]) -> None:
+    def _report_step(self, metrics: dict[str, float], learner: dict[str, float]) -> None:
         state = self.state
-        rollouts = rollout_figures(self._core, state.turns_before, state.appended_before)
+        rollouts = rollout_metrics(self._core, state.turns_before, state.appended_before)
         self.report.write(
-            rollouts | figures,
+            rollouts | metrics,
             learner,
             opened=state.opened,
             since=state.since,

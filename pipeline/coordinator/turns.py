@@ -22,11 +22,11 @@ class Turns:
     def __init__(
         self,
         core: CoordinatorState,
-        placement: Scheduler,
+        scheduler: Scheduler,
         on_end: Callable[[Trajectory, TrajectoryEvent], None],
         on_hopeless: Callable[[Trajectory, str], None],
     ) -> None:
-        self._core, self._placement = core, placement
+        self._core, self._scheduler = core, scheduler
         self._on_end, self._on_hopeless = on_end, on_hopeless
         self.heard = 0.0  # when one answered last, of whichever trajectory
 
@@ -65,7 +65,7 @@ class Turns:
         else:
             trajectory.memory = event.memory
             self._append(trajectory, event.tokens, count)
-            self._placement.go_on(trajectory)
+            self._scheduler.go_on(trajectory)
 
     def failed(self, event: TurnFailed) -> None:
         trajectory = self._asked(event.trajectory, event.turn)
@@ -74,7 +74,7 @@ class Turns:
 
     def ask(self, trajectory: Trajectory) -> None:
         """Put the question of one that is `calling`, for the first time or again."""
-        self._core.calling[trajectory.id] = self._core.now
+        self._core.environment_calls[trajectory.id] = self._core.now
         group = self._core.groups[trajectory.group]
         self._core.emit(
             CallEnvironment(
@@ -94,7 +94,7 @@ class Turns:
     def give_up(self, trajectory: int, why: str) -> None:
         """Nobody answers: as if the call had failed."""
         found = self._core.trajectories.get(trajectory)
-        self._core.unask(trajectory)
+        self._core.cancel_environment_call(trajectory)
         if found is not None:
             self.failed(TurnFailed(trajectory=trajectory, turn=found.turns - 1, why=why))
 
@@ -124,7 +124,7 @@ class Turns:
             or found.turns - 1 != turn
         ):
             return None
-        self._core.calling.pop(trajectory, None)
+        self._core.environment_calls.pop(trajectory, None)
         return found
 
     def _stop_token(self, trajectory: Trajectory) -> bool:

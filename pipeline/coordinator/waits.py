@@ -38,14 +38,14 @@ def waits(coordinator: Coordinator, groups: Iterable[Group] | None = None) -> li
     for group in coordinator.core.groups.values() if groups is None else groups:
         found += _of_a_group(coordinator, group)
     found.sort(key=lambda wait: wait.since)
-    for engine in coordinator.placement.engines.values():
+    for engine in coordinator.scheduler.engines.values():
         found += _of_an_engine(coordinator.core.now, engine)
     return found
 
 
 def _of_the_run(coordinator: Coordinator) -> Iterator[Wait]:
     core, started = coordinator.core, coordinator.watch.started
-    for engine in coordinator.placement.engines.values():
+    for engine in coordinator.scheduler.engines.values():
         if engine.loading >= 0:
             what = f"engine {engine.name} to load and prove version {engine.loading}"
             yield Wait(WaitKind.LOAD, what, engine.loading_since, still_since=engine.owes_since)
@@ -55,9 +55,9 @@ def _of_the_run(coordinator: Coordinator) -> Iterator[Wait]:
             yield Wait(WaitKind.JOIN, f"learner ranks {missing} to join", started)
         elif core.version < 0:
             yield Wait(WaitKind.JOIN, "learner rank 0 to publish", started)
-    if not coordinator.placement.engines and coordinator.phase != "over":
+    if not coordinator.scheduler.engines and coordinator.phase != "over":
         kind = WaitKind.JOIN if coordinator.phase == "starting" else WaitKind.NO_ENGINE
-        yield Wait(kind, "an engine to join", max(started, coordinator.placement.last_loss))
+        yield Wait(kind, "an engine to join", max(started, coordinator.scheduler.last_loss))
     if coordinator.cutting_since is not None:
         what = f"the checkpoint of step {core.step}"
         yield Wait(WaitKind.CHECKPOINT, what, coordinator.cutting_since)
@@ -90,7 +90,7 @@ def _of_a_group(coordinator: Coordinator, group: Group) -> Iterator[Wait]:
         answered = coordinator.watchdog.owing_since(group.rank)
         yield Wait(WaitKind.LEARNER, what, group.since, group.id, answered)
     if group.stage is GroupState.READY:
-        what = f"{prefix}batch rule {type(core.seams.batch).__name__} to take it"
+        what = f"{prefix}batch rule {type(core.plugins.batch).__name__} to take it"
         yield Wait(WaitKind.RULE, what, group.since, group.id, coordinator.watch.progressed)
     for member in group.members if group.stage in (GroupState.OPEN, GroupState.CHOSEN) else ():
         found = _of_a_member(coordinator, group, member)
@@ -103,27 +103,27 @@ def _of_a_member(
     coordinator: Coordinator, group: Group, member: Trajectory
 ) -> tuple[WaitKind, str, float] | None:
     """Kind and words of what it waits for, and when anything of that moved last."""
-    placement, is_open = coordinator.placement, group.stage is GroupState.OPEN or group.audited
+    scheduler, is_open = coordinator.scheduler, group.stage is GroupState.OPEN or group.audited
     if member.state is TrajectoryState.RUNNING and is_open:
         what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
-        return WaitKind.TRAJECTORY, what, placement.leg_moved(member)
+        return WaitKind.TRAJECTORY, what, scheduler.leg_moved(member)
     if member.state is TrajectoryState.WAITING_ENV and is_open:
         what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
-        return WaitKind.ROLLOUT, what, coordinator.intake.turns.heard
+        return WaitKind.ROLLOUT, what, coordinator.token_ingest.turns.heard
     if member.state is TrajectoryState.QUEUED and is_open:
-        if not placement.serving():
+        if not scheduler.serving():
             return None  # the engine is what it waits for, named by itself
         return WaitKind.SLOT, f"trajectory {member.id}, queued for a slot", -1.0
     if member.state is TrajectoryState.PARKED and is_open:
         until = "a slot" if member.parked_until == "slot" else "the next publish"
         return WaitKind.PARKED, f"trajectory {member.id}, parked until {until}", -1.0
-    if member.id in coordinator.roster.awaiting_reward:
+    if member.id in coordinator.group_manager.awaiting_reward:
         answered = coordinator.watchdog.rewarded
         return WaitKind.REWARD, f"the reward of trajectory {member.id}", answered
     return None
 
 
-class Watch:
+class WaitReporter:
     """Says once per limit what the longest wait is."""
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ class Watchdog:
         """All of it, at most one wait for each engine."""
         coordinator = self._coordinator
         yield from self._starting(now)
-        for engine in coordinator.placement.engines.values():
+        for engine in coordinator.scheduler.engines.values():
             yield from self._of_engine(engine, now)
         yield from self._rewards(now)
         yield from self._rollouts(now)
@@ -116,8 +116,8 @@ class Watchdog:
                 line = f"after {now - started:.0f} s still missing: {missing}"
                 yield Overdue(kind=WaitKind.JOIN, line=line)
         elif coordinator.phase in ("evaluating", "training"):
-            since = max(started, coordinator.placement.last_loss)
-            if not coordinator.placement.engines and self._past(WaitKind.NO_ENGINE, now - since):
+            since = max(started, coordinator.scheduler.last_loss)
+            if not coordinator.scheduler.engines and self._past(WaitKind.NO_ENGINE, now - since):
                 line = f"no engine for {now - since:.0f} s: all are lost, and none has come back"
                 yield Overdue(kind=WaitKind.NO_ENGINE, line=line)
 
@@ -127,7 +127,7 @@ class Watchdog:
         yield from (f"learner rank {rank}" for rank in absent)
         if not absent and coordinator.core.version < 0:
             yield "the first weights of learner rank 0"
-        elif not coordinator.placement.serving():
+        elif not coordinator.scheduler.serving():
             yield "an engine that serves the weights"
 
     def _of_engine(self, engine: EngineState, now: float) -> Iterator[Overdue]:
@@ -168,7 +168,7 @@ class Watchdog:
 
     def _rewards(self, now: float) -> Iterator[Overdue]:
         """When none is answered any more, those that have been asked for long."""
-        for trajectory, asked in self._coordinator.roster.awaiting_reward.items():
+        for trajectory, asked in self._coordinator.group_manager.awaiting_reward.items():
             still = now - max(asked, self.rewarded)
             if not self._past(WaitKind.REWARD, still):
                 return  # those behind it were asked for later
@@ -177,8 +177,8 @@ class Watchdog:
 
     def _rollouts(self, now: float) -> Iterator[Overdue]:
         """The same of rollouts."""
-        turns = self._coordinator.intake.turns
-        for trajectory, asked in self._coordinator.core.calling.items():
+        turns = self._coordinator.token_ingest.turns
+        for trajectory, asked in self._coordinator.core.environment_calls.items():
             still = now - max(asked, turns.heard)
             if not self._past(WaitKind.ROLLOUT, still):
                 return
@@ -196,14 +196,14 @@ class Watchdog:
     def _standstill(self, now: float) -> Iterator[Overdue]:
         """Nothing is under way that could end the wait: a plug-in lets the run wait for ever."""
         coordinator = self._coordinator
-        engines = coordinator.placement.engines.values()
+        engines = coordinator.scheduler.engines.values()
         if (
             coordinator.phase not in ("evaluating", "training")
             or not self._past(WaitKind.RULE, now - coordinator.watch.progressed)
             or not engines
             or any(engine.legs or engine.loading >= 0 for engine in engines)
-            or coordinator.roster.awaiting_reward
-            or coordinator.core.calling
+            or coordinator.group_manager.awaiting_reward
+            or coordinator.core.environment_calls
             or self._owing
             or coordinator.cutting_since is not None
         ):

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.coordinator.events import AnyCommand, AnyEvent
-from pipeline.observability.spans import Calling, Handover, Leg, Load, Scoring, StepRecord, Work
+from pipeline.observability.spans import (
+    EnvironmentCall,
+    Leg,
+    Load,
+    RewardCall,
+    StepRecord,
+    TrainDispatch,
+    Work,
+)
 from pipeline.observability.timeline import Timeline
 
 STAGE, REWARDS, PATH, ROLLOUTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
@@ -44,11 +52,11 @@ class Tracer:
         self._first, self._last = first, last
         self._kept: list[StepRecord] = []
 
-    def saw(
+    def record_event(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
     ) -> list[StepRecord]:
         """See `Timeline.saw`."""
-        records = self.timeline.saw(now, event, commands, done)
+        records = self.timeline.record_event(now, event, commands, done)
         self._kept += [r for r in records if self._first <= r.step <= self._last]
         return records
 
@@ -135,7 +143,7 @@ class _Document:
         for decision in record.decisions:
             args = {"why": decision.why, "group": decision.group}
             start, end = decision.at, decision.at + decision.seconds
-            self._span(STAGE, DECISIONS_ROW, decision.verb, start, end, args)
+            self._span(STAGE, DECISIONS_ROW, decision.action, start, end, args)
         for load in record.loads:
             self._load(load)
         for work in record.works:
@@ -159,7 +167,7 @@ class _Document:
             args["waited_s"] = round(work.start - min(work.asked.values()), 6)
         self._span(LEARNER + work.rank, 1, work.what, work.start, work.end, args)
 
-    def _handover(self, handover: Handover) -> None:
+    def _handover(self, handover: TrainDispatch) -> None:
         # It may have begun while other orders of the same moment were still being sent.
         sent = min(handover.sent, handover.received or handover.begun or handover.sent)
         self._span(STAGE, TAKEN_ROW, "taken", sent, sent, {"group": handover.group})
@@ -176,18 +184,20 @@ class _Document:
                 ]
             )
 
-    def _scoring(self, row: int, scoring: Scoring) -> None:
+    def _scoring(self, row: int, scoring: RewardCall) -> None:
         args: Json = {"trajectory": scoring.trajectory, "reward": scoring.value}
         args["waited_s"] = round(scoring.begun - scoring.asked, 6)
         self._span(REWARDS, row, "reward", scoring.begun, scoring.ended, args)
 
-    def _calling(self, row: int, calling: Calling) -> None:
+    def _calling(self, row: int, calling: EnvironmentCall) -> None:
         args: Json = {"trajectory": calling.trajectory, "turn": calling.turn + 1}
         args |= {"appended": calling.appended, "failed": calling.why or None}
         args["waited_s"] = round(calling.begun - calling.asked, 6)
         self._span(ROLLOUTS, row, "rollout", calling.begun, calling.ended, args)
 
-    def _counters(self, scorings: list[Scoring], callings: list[Calling]) -> Iterator[Json]:
+    def _counters(
+        self, scorings: list[RewardCall], callings: list[EnvironmentCall]
+    ) -> Iterator[Json]:
         """How many waited for a slot, ran, and waited for a worker or a rollout."""
         legs = [leg for record in self._records for leg in record.legs]
         waits = [

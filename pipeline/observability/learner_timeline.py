@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.coordinator.events import StepApplied, StepRejected, Trained, TrainingFailed
+from pipeline.coordinator.events import GroupFailed, GroupTrained, StepDone, StepSkipped
 from pipeline.observability.critical_path import Link, follow
-from pipeline.observability.spans import Handover, Work
+from pipeline.observability.spans import TrainDispatch, Work
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
 
 _CLOSES = (CLOSE, CLOSE_WITH_PASSES)
@@ -23,12 +23,12 @@ class Ranks:
     """Groups on their way to a gradient, and the close."""
 
     def __init__(self) -> None:
-        self._handovers: dict[int, Handover] = {}
+        self._handovers: dict[int, TrainDispatch] = {}
         self._newest: dict[int, Work] = {}  # rank -> what it was asked for last
         self._closing: Link | None = None  # the close has been asked for
         self._before_close = 0  # works before that
 
-    def asked(self, handover: Handover) -> None:
+    def asked(self, handover: TrainDispatch) -> None:
         self._handovers[handover.group] = handover
 
     def closes(self, works: list[Work], link: Link) -> None:
@@ -41,7 +41,7 @@ class Ranks:
             work.link = Link(_lane(work.rank), work.what, work.start, work.end)
         self._closing, self._before_close = None, 0
 
-    def worked(self, works: list[Work], rank: int, spans: Iterable[Span]) -> None:
+    def record_work(self, works: list[Work], rank: int, spans: Iterable[Span]) -> None:
         """What a rank says that it did, ahead of the events that tell of its end."""
         for span in spans:
             work = Work(
@@ -57,8 +57,8 @@ class Ranks:
                 self._explain(works, work)
 
     def trained(
-        self, works: list[Work], event: Trained | TrainingFailed, now: float
-    ) -> Handover | None:
+        self, works: list[Work], event: GroupTrained | GroupFailed, now: float
+    ) -> TrainDispatch | None:
         """The handover that this answers, with the link of the answer."""
         handover = self._handovers.pop(event.group, None)
         if handover is None:
@@ -72,12 +72,12 @@ class Ranks:
         handover.answer = follow(work.link, "stage", "word of the gradient on its way", now)
         return handover
 
-    def applied(self, works: list[Work], event: StepApplied | StepRejected, now: float) -> Link:
+    def applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
         """The link of the word that a rank has closed the step."""
         lane, link = _lane(event.rank), self._closing
         said = [work for work in works[self._before_close :] if work.rank == event.rank]
         if not said:
-            what = "optimizer, publish" if isinstance(event, StepApplied) else "rejected"
+            what = "optimizer, publish" if isinstance(event, StepDone) else "rejected"
             start = link.end if link is not None else now
             works.append(Work(rank=event.rank, what=what, start=start, end=now, of=(event.step,)))
             return follow(link, lane, what, now)
@@ -87,7 +87,7 @@ class Ranks:
             link = follow(link, lane, work.what, work.end)
         return follow(link, "stage", "word of the step on its way", now)
 
-    def _unsaid(self, works: list[Work], handover: Handover, now: float) -> Work:
+    def _unsaid(self, works: list[Work], handover: TrainDispatch, now: float) -> Work:
         """A rank that stamps nothing (simulated): one pass after another."""
         before = self._newest.get(handover.rank)
         behind = before is not None and before.end > handover.sent

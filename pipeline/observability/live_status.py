@@ -101,14 +101,14 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     """The coordinator's part of what a run does now."""
-    core, placement = coordinator.core, coordinator.placement
+    core, scheduler = coordinator.core, coordinator.scheduler
     history = coordinator.evaluations.history
     return RunStatus(
         phase=coordinator.phase.value,
         step=core.step,
         steps=core.settings.steps,
         training_seconds=round(training_seconds, 2),
-        running=placement.occupancy.busy,
+        running=scheduler.slot_usage.busy,
         sampled=core.ledger.sampled,
         evaluating=coordinator.evaluations.open,
         ledger=dict(core.ledger.accounts),
@@ -120,11 +120,13 @@ def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
                 version=engine.version,
                 loading=engine.loading,
             )
-            for engine in placement.engines.values()
+            for engine in scheduler.engines.values()
         ),
-        queued=placement.queued,
-        groups=dict(core.tally.counts),
-        at_rank={str(rank): core.tally.at_rank.get(rank, 0) for rank in range(core.settings.ranks)},
+        queued=scheduler.queued,
+        groups=dict(core.group_index.counts),
+        at_rank={
+            str(rank): core.group_index.at_rank.get(rank, 0) for rank in range(core.settings.ranks)
+        },
         newest_step=_some(coordinator.steps.report.newest, _OF_A_STEP),
         newest_eval=_some(history[-1], _OF_AN_EVALUATION) if history else {},
         waits=_longest_waits(coordinator),
@@ -133,18 +135,18 @@ def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     )
 
 
-def _some(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
-    return {name: figures[name] for name in names if figures.get(name) is not None}
+def _some(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+    return {name: metrics[name] for name in names if metrics.get(name) is not None}
 
 
 def _longest_waits(coordinator: Coordinator) -> tuple[WaitStatus, ...]:
-    tally = coordinator.core.tally
+    group_index = coordinator.core.group_index
     stages = (
-        tally.in_any_order(stage)
+        group_index.in_any_order(stage)
         for stage in (GroupState.TAKEN, GroupState.READY, GroupState.CHOSEN)
     )
     evaluated = (g for g in coordinator.core.groups.values() if g.kind == "eval")
-    rest = evaluated if coordinator.evaluations.open else tally.in_any_order(GroupState.OPEN)
+    rest = evaluated if coordinator.evaluations.open else group_index.in_any_order(GroupState.OPEN)
     groups = chain(*(_oldest(found) for found in (*stages, rest)))
     found: dict[int, Wait] = {}
     for number, wait in enumerate(waits(coordinator, groups)):

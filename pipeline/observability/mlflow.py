@@ -70,7 +70,7 @@ class Mlflow:
         run.mlflow_id.write_text(new + "\n")
         return new
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         """Raises what the call before raised, if it has ended."""
         if self._newest is not None and self._newest.done():
             self._newest.result()
@@ -94,7 +94,7 @@ class Mlflow:
 
         self._newest = self._thread.submit(after)
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.coordinator import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.timing import MEANINGS
@@ -112,7 +112,7 @@ class Prometheus(Collector):
 
     def __init__(self, port: int) -> None:
         """Raises TrackerError if the port is taken."""
-        self._figures: dict[str, Mapping[str, float]] = {}
+        self._metrics: dict[str, Mapping[str, float]] = {}
         self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
@@ -123,10 +123,10 @@ class Prometheus(Collector):
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
-        self._figures = {**self._figures, what: dict(numbers)}
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._metrics = {**self._metrics, what: dict(numbers)}
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         self._live = now
 
     def close(self) -> None:
@@ -136,13 +136,13 @@ class Prometheus(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread at every request."""
-        for what, numbers in self._figures.items():
-            yield from _of_timing(numbers) if what == "timing" else _of_figures(what, numbers)
+        for what, numbers in self._metrics.items():
+            yield from _of_timing(numbers) if what == "timing" else _of_metrics(what, numbers)
         if self._live is not None:
             yield from _now(self._live)
 
 
-def _of_figures(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
+def _of_metrics(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
     labelled: dict[str, GaugeMetricFamily] = {}
     for key, value in numbers.items():
         first, _, rest = key.partition("/")
@@ -227,7 +227,7 @@ def _now(now: RunStatus) -> Iterator[Metric]:
     yield tokens
     held = {account: n for account, n in now.ledger.items() if account not in FINAL}
     yield _gauge("held_tokens", "response tokens of live trajectories", held, "state")
-    phases = {phase.value: float(phase.value == now.phase) for phase in Phase}
+    phases = {phase.value: float(phase.value == now.phase) for phase in RunPhase}
     yield _gauge("phase", "1 for the phase that the run is in", phases, "phase")
     for name, text, value in (
         ("steps_done", "steps done", now.step),

@@ -73,17 +73,19 @@ class Records:
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            self._trackers.figures(what, fields["step"], flat(fields))
+            self._trackers.log_metrics(what, fields["step"], flat(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
-    def saw(self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float) -> None:
+    def record_event(
+        self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float
+    ) -> None:
         """What the coordinator heard and said; see `Timeline.saw`."""
         if self._tracer is None:
             return
         begun = time.perf_counter()
-        for record in self._tracer.saw(now, event, commands, done):
-            found = timing.figures(record, self._reward_workers)
+        for record in self._tracer.record_event(now, event, commands, done):
+            found = timing.metrics(record, self._reward_workers)
             spent_s = self._recording_s + time.perf_counter() - begun
             self._recording_s, begun = 0.0, time.perf_counter()
             self.write("timing", {**found, "recording_s": spent_s})
@@ -91,7 +93,7 @@ class Records:
                 self._write_trace(over=False)
         self._recording_s += time.perf_counter() - begun
 
-    def did(
+    def record_work(
         self, role: str, name: str, rank: int, spans: Sequence[Span], hints: Sequence[float] = ()
     ) -> None:
         """What a peer says of its own work, in the stage's clock.
@@ -103,7 +105,7 @@ class Records:
             return
         begun = time.perf_counter()
         if role == "learner":
-            self._tracer.timeline.worked(rank, spans, hints)
+            self._tracer.timeline.record_work(rank, spans, hints)
         else:
             self._tracer.timeline.loaded(name, spans)
         self._recording_s += time.perf_counter() - begun
@@ -186,7 +188,7 @@ class Records:
             temporary.rename(self._run.live)
         except OSError as error:  # a full disk: nobody sees it live, that is all
             log.warning("no live state: %s", error)
-        self._trackers.live(now)
+        self._trackers.log_status(now)
 
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""

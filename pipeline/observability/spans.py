@@ -36,7 +36,7 @@ class Leg(msgspec.Struct, kw_only=True):
     asked: Link | None = None
 
 
-class Scoring(msgspec.Struct, kw_only=True):
+class RewardCall(msgspec.Struct, kw_only=True):
     """A reward that was asked for."""
 
     trajectory: int
@@ -49,7 +49,7 @@ class Scoring(msgspec.Struct, kw_only=True):
     link: Link | None = None
 
 
-class Calling(msgspec.Struct, kw_only=True):
+class EnvironmentCall(msgspec.Struct, kw_only=True):
     """A rollout that was asked what follows a turn."""
 
     trajectory: int
@@ -88,7 +88,7 @@ class Load(msgspec.Struct, kw_only=True):
     link: Link | None = None
 
 
-class Handover(msgspec.Struct, kw_only=True):
+class TrainDispatch(msgspec.Struct, kw_only=True):
     """A group that was given to a learner rank."""
 
     group: int
@@ -105,7 +105,7 @@ class Handover(msgspec.Struct, kw_only=True):
 class Decision(msgspec.Struct, frozen=True):
     at: float
     seconds: float  # from what it was decided on, with the stage, to the commands, sent
-    verb: str
+    action: str
     group: int
     why: str
 
@@ -117,11 +117,11 @@ class StepRecord(msgspec.Struct, kw_only=True):
     since: float
     end: float = 0.0
     legs: list[Leg] = []
-    scorings: list[Scoring] = []
-    callings: list[Calling] = []
+    scorings: list[RewardCall] = []
+    callings: list[EnvironmentCall] = []
     works: list[Work] = []
     loads: list[Load] = []
-    handovers: list[Handover] = []
+    handovers: list[TrainDispatch] = []
     decisions: list[Decision] = []
     frames: list[tuple[float, float]] = []  # heard, seconds from an engine's sending to that
     hints: list[float] = []  # seconds from the stage's sending to a rank's hearing
@@ -153,7 +153,7 @@ def load_link(load: Load) -> Link:
     return follow(link, "stage", "word of the load on its way", load.heard)
 
 
-def scoring_link(scoring: Scoring) -> Link:
+def scoring_link(scoring: RewardCall) -> Link:
     """From the question for a reward to its answer."""
     who = f"trajectory {scoring.trajectory}"
     link = follow(scoring.link, "rewards", "waiting for a worker", scoring.begun, who)
@@ -161,7 +161,7 @@ def scoring_link(scoring: Scoring) -> Link:
     return follow(link, "stage", "reward on its way", scoring.heard, who)
 
 
-def calling_link(calling: Calling) -> Link:
+def environment_call_link(calling: EnvironmentCall) -> Link:
     """From the question what follows a turn to its answer."""
     who = f"trajectory {calling.trajectory}, turn {calling.turn + 1}"
     link = follow(calling.link, "rollouts", "waiting for a worker", calling.begun, who)

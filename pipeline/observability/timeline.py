@@ -21,34 +21,34 @@ from pipeline.coordinator.events import (
     EngineJoined,
     EngineLost,
     Generate,
+    GroupFailed,
+    GroupTrained,
     LoadWeights,
     Report,
     RequestReward,
     Restart,
     RewardMissing,
     RewardReady,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tokens,
-    Trained,
     TrainGroup,
-    TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.observability.critical_path import Link, critical_path, follow
 from pipeline.observability.learner_timeline import Ranks
 from pipeline.observability.spans import (
-    Calling,
     Decision,
-    Handover,
+    EnvironmentCall,
     Leg,
     Load,
-    Scoring,
+    RewardCall,
     StepRecord,
-    calling_link,
+    TrainDispatch,
+    environment_call_link,
     leg_link,
     load_link,
     scoring_link,
@@ -66,8 +66,8 @@ class Timeline:
         self._ended: dict[int, list[Leg]] = {}  # trajectory -> legs whose fate is not known
         self._over: dict[int, dict[str, Any]] = {}  # group is over, the leg still ends
         self._running: dict[int, int] = {}  # trajectory -> its legs that run
-        self._scorings: dict[int, Scoring] = {}
-        self._callings: dict[int, Calling] = {}
+        self._scorings: dict[int, RewardCall] = {}
+        self._callings: dict[int, EnvironmentCall] = {}
         self._loads: dict[str, Load] = {}
         self._ranks = Ranks()
         self._decided: list[Link] = []  # of this step, whose past is cut off when it is over
@@ -82,16 +82,16 @@ class Timeline:
             Tokens: self._tokens,
             EngineLost: lambda e: self._lost(e.engine),
             EngineJoined: lambda e: self._lost(e.engine),
-            WeightsServed: self._served,
-            WeightsRefused: self._served,
+            WeightsLoaded: self._served,
+            WeightsFailed: self._served,
             RewardReady: self._rewarded,
             RewardMissing: self._rewarded,
             TurnAnswered: self._turn_answered,
             TurnFailed: self._turn_answered,
-            Trained: self._trained,
-            TrainingFailed: self._trained,
-            StepApplied: self._applied,
-            StepRejected: self._applied,
+            GroupTrained: self._trained,
+            GroupFailed: self._trained,
+            StepDone: self._applied,
+            StepSkipped: self._applied,
         }
         self._said: dict[type, Callable[[Any], object]] = {
             Generate: self._place,
@@ -106,7 +106,7 @@ class Timeline:
             Report: self._report,
         }
 
-    def saw(
+    def record_event(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float | None = None
     ) -> list[StepRecord]:
         """One event and what the coordinator said to it.
@@ -135,14 +135,14 @@ class Timeline:
             self._stage = self._why()
         return finished
 
-    def worked(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
+    def record_work(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
         """What a learner rank says that it did.
 
         Args:
             hints: seconds that hints were on their way to it.
         """
         self._record.hints += hints
-        self._ranks.worked(self._record.works, rank, spans)
+        self._ranks.record_work(self._record.works, rank, spans)
 
     def loaded(self, engine: str, spans: Iterable[Span]) -> None:
         """The stages of a load that an engine has done."""
@@ -189,7 +189,7 @@ class Timeline:
             self._leg_over(key, "lost")
         self._loads.pop(engine, None)
 
-    def _served(self, event: WeightsServed | WeightsRefused) -> None:
+    def _served(self, event: WeightsLoaded | WeightsFailed) -> None:
         load = self._loads.get(event.engine)
         if load is None or load.version != event.version:
             return  # of an order that a newer one has overtaken
@@ -209,7 +209,7 @@ class Timeline:
         self._record.scorings.append(scoring)
         self._answer = scoring_link(scoring)
 
-    def _unjudged(self, trajectory: int) -> Scoring | None:
+    def _unjudged(self, trajectory: int) -> RewardCall | None:
         return self._scorings.pop(trajectory, None)
 
     def _turn_answered(self, event: TurnAnswered | TurnFailed) -> None:
@@ -225,15 +225,15 @@ class Timeline:
             calling.begun, calling.ended = event.times or (calling.asked, self._now)
             calling.appended = len(event.tokens) // 4
         self._record.callings.append(calling)
-        self._answer = calling_link(calling)
+        self._answer = environment_call_link(calling)
 
-    def _trained(self, event: Trained | TrainingFailed) -> None:
+    def _trained(self, event: GroupTrained | GroupFailed) -> None:
         handover = self._ranks.trained(self._record.works, event, self._now)
         if handover is not None:
             self._record.handovers.append(handover)
             self._answer = handover.answer
 
-    def _applied(self, event: StepApplied | StepRejected) -> None:
+    def _applied(self, event: StepDone | StepSkipped) -> None:
         self._answer = self._ranks.applied(self._record.works, event, self._now)
 
     # --- orders -------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Timeline:
 
     def _judge(self, command: RequestReward) -> None:
         trajectory = command.trajectory
-        self._scorings[trajectory] = Scoring(
+        self._scorings[trajectory] = RewardCall(
             trajectory=trajectory,
             kind=command.kind,
             asked=self._done,
@@ -269,7 +269,7 @@ class Timeline:
 
     def _ask_rollout(self, command: CallEnvironment) -> None:
         trajectory = command.trajectory
-        self._callings[trajectory] = Calling(
+        self._callings[trajectory] = EnvironmentCall(
             trajectory=trajectory,
             kind=command.kind,
             turn=command.turn,
@@ -280,7 +280,7 @@ class Timeline:
     def _train(self, command: TrainGroup) -> None:
         members = tuple(member.trajectory for member in command.members)
         self._ranks.asked(
-            Handover(
+            TrainDispatch(
                 group=command.group,
                 rank=command.rank,
                 sent=self._done,
@@ -301,10 +301,12 @@ class Timeline:
             self._admitted(fields["engine"])
         elif command.what == "decision":
             decision = Decision(
-                self._now, self._done - self._now, fields["verb"], fields["group"], fields["why"]
+                self._now, self._done - self._now, fields["action"], fields["group"], fields["why"]
             )
             self._record.decisions.append(decision)
-            if fields["verb"] == "Abort":  # ended ones leave their group, which will not name them
+            if (
+                fields["action"] == "Abort"
+            ):  # ended ones leave their group, which will not name them
                 for trajectory in fields["ids"]:
                     for leg in self._ended.pop(trajectory, ()):
                         self._tell(leg, {"fate": "aborted", "group": fields["group"]})

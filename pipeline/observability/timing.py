@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.observability.critical_path import NOT_KNOWN
-from pipeline.observability.spans import Calling, Handover, Leg, StepRecord
+from pipeline.observability.spans import EnvironmentCall, Leg, StepRecord, TrainDispatch
 from pipeline.wire.messages import PUBLISH
 
 PERCENTILES = (50, 95, 99)
@@ -42,7 +42,7 @@ MEANINGS = {
 """What is measured, by its name among `percentiles`, as docs/latency.md has it."""
 
 
-def figures(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
+def metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
     """The fields of a step's `timing` line; seconds, but for counts and shares.
 
     Args:
@@ -142,7 +142,9 @@ def by_engine(legs: Iterable[Leg]) -> dict[str, dict[str, float]]:
 
 
 def lives(
-    legs: Sequence[Leg], handovers: Iterable[Handover], callings: Iterable[Calling] = ()
+    legs: Sequence[Leg],
+    handovers: Iterable[TrainDispatch],
+    callings: Iterable[EnvironmentCall] = (),
 ) -> list[dict[str, Any]]:
     """Where trajectories spent their time, by percentile group of their response length: the mean
     seconds of each phase; one that a trajectory did not come to counts as none."""
@@ -182,7 +184,7 @@ def _rank(percent: int, count: int) -> int:
 
 
 def _add_phases(
-    sums: dict[str, float], legs: Sequence[Leg], handover: Handover | None, asked_s: float
+    sums: dict[str, float], legs: Sequence[Leg], handover: TrainDispatch | None, asked_s: float
 ) -> None:
     """One trajectory's seconds of each phase, on top of those of others."""
 

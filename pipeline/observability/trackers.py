@@ -31,11 +31,11 @@ _NOT_A_TAG = re.compile(r"[^A-Za-z0-9_./-]+")
 class Tracker(Protocol):
     """`close` at the end; it may take a moment to send what is left."""
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers of a step or an evaluation (`what`), nested ones as `learner/loss`."""
         ...
 
-    def live(self, now: RunStatus) -> None: ...
+    def log_status(self, now: RunStatus) -> None: ...
 
     def close(self) -> None: ...
 
@@ -46,11 +46,11 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
-        self._each(lambda tracker: tracker.figures(what, step, numbers))
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.log_metrics(what, step, numbers))
 
-    def live(self, now: RunStatus) -> None:
-        self._each(lambda tracker: tracker.live(now))
+    def log_status(self, now: RunStatus) -> None:
+        self._each(lambda tracker: tracker.log_status(now))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
@@ -134,11 +134,11 @@ class TensorBoard:
             purge_step=resumed_step if resumed_step >= 0 else None,  # what follows is done again
         )
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._board.add_scalar(_NOT_A_TAG.sub("_", f"{what}/{name}"), value, step)
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:
@@ -194,11 +194,11 @@ class WeightsAndBiases:
             run.wandb_id.write_text(secrets.token_hex(8) + "\n")
         return run.wandb_id.read_text().strip()
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._run.log({"step": step, **named})
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:
@@ -226,11 +226,11 @@ class Trackio:
                 f"metrics.trackio: {type(error).__name__}: {error}; or leave it empty"
             ) from error
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._trackio.log(named, step=step)
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         """Nothing: its curves are over steps."""
 
     def close(self) -> None:

@@ -13,32 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Verb(msgspec.Struct, frozen=True, tag=True):
+class Action(msgspec.Struct, frozen=True, tag=True):
     """Base of the selector's verbs. Ids are trajectory ids of the group at hand."""
 
 
-class Sample(Verb, frozen=True):
+class Sample(Action, frozen=True):
     """`n` more candidates for this group."""
 
     n: int
     why: str = ""
 
 
-class Abort(Verb, frozen=True):
+class Abort(Action, frozen=True):
     """Stop these members and leave them out; their tokens are waste and counted so."""
 
     ids: tuple[int, ...]
     why: str = ""
 
 
-class Stop(Verb, frozen=True):
+class Stop(Action, frozen=True):
     """End these members now; they stay in the group as truncated and trainable."""
 
     ids: tuple[int, ...]
     why: str = ""
 
 
-class Park(Verb, frozen=True):
+class Park(Action, frozen=True):
     """Stop these members but keep their tokens; resumed when a slot is free,
     or not before the next publish."""
 
@@ -47,13 +47,13 @@ class Park(Verb, frozen=True):
     why: str = ""
 
 
-class Enough(Verb, frozen=True):
+class Enough(Action, frozen=True):
     """This group could close now; it stays open and its members go on."""
 
     why: str = ""
 
 
-class Finalize(Verb, frozen=True):
+class Finalize(Action, frozen=True):
     """Choose these members, two or more; the rest are aborted."""
 
     ids: tuple[int, ...]
@@ -61,19 +61,19 @@ class Finalize(Verb, frozen=True):
     why: str = ""
 
 
-class Defer(Verb, frozen=True):
+class Defer(Action, frozen=True):
     """Give the prompt back: it is asked again later, with new candidates."""
 
     why: str = ""
 
 
-class Drop(Verb, frozen=True):
+class Drop(Action, frozen=True):
     """End the group for this epoch."""
 
     why: str = ""
 
 
-AnyVerb = Sample | Abort | Stop | Park | Enough | Finalize | Defer | Drop
+AnyAction = Sample | Abort | Stop | Park | Enough | Finalize | Defer | Drop
 
 
 # --- the batch seam ------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Close(msgspec.Struct, frozen=True, tag=True):
     """Raise the barrier: open groups finalize now or are deferred as surplus."""
 
 
-BatchVerb = Take | Relax | Close
+BatchAction = Take | Relax | Close
 
 
 # --- answers of the other seams ------------------------------------------------------------

@@ -16,9 +16,9 @@ import msgspec
 from pipeline.plugins.actions import (
     Advantages,
     Allocation,
-    AnyVerb,
+    AnyAction,
     Append,
-    BatchVerb,
+    BatchAction,
     NoSignal,
     Plan,
     Score,
@@ -93,7 +93,7 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
 class Selector(Protocol):
     wants: Wants
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]: ...
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]: ...
 
 
 class PromptOrder(Protocol):
@@ -124,7 +124,7 @@ class Budget(Protocol):
 
 
 class Batch(Protocol):
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]: ...
+    def decide(self, view: BatchView) -> Iterable[BatchAction]: ...
 
 
 class Advantage(Protocol):

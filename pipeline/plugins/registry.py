@@ -56,54 +56,54 @@ _T = TypeVar("_T", bound=type)
 _registered: dict[tuple[str, str], type] = {}
 
 
-def register(seam: str, name: str) -> Callable[[_T], _T]:
+def register(kind: str, name: str) -> Callable[[_T], _T]:
     """Class decorator: this class is the plug-in `name` of `seam`."""
-    if seam not in PACKAGES:
-        raise PluginError(f"no seam {seam!r}; seams: {', '.join(PACKAGES)}")
+    if kind not in PACKAGES:
+        raise PluginError(f"no seam {kind!r}; seams: {', '.join(PACKAGES)}")
 
     def enter(cls: _T) -> _T:
-        known = _registered.get((seam, name))
+        known = _registered.get((kind, name))
         if known is not None and (known.__module__, known.__qualname__) != (
             cls.__module__,
             cls.__qualname__,
         ):
-            raise PluginError(f"{seam} {name!r} is both {known.__module__} and {cls.__module__}")
-        _registered[seam, name] = cls
+            raise PluginError(f"{kind} {name!r} is both {known.__module__} and {cls.__module__}")
+        _registered[kind, name] = cls
         return cls
 
     return enter
 
 
-def builtin_names(seam: str) -> list[str]:
+def builtin_names(kind: str) -> list[str]:
     """Names of the plug-ins that come with darts (no import of them)."""
     # find_spec, not import: learner.losses must not be loaded to be listed
-    spec = importlib.util.find_spec(PACKAGES[seam])
+    spec = importlib.util.find_spec(PACKAGES[kind])
     if spec is None or spec.submodule_search_locations is None:
         return []
     found = pkgutil.iter_modules(spec.submodule_search_locations)
     return sorted(module.name for module in found if not module.name.startswith("_"))
 
 
-def entry_points(seam: str) -> dict[str, importlib.metadata.EntryPoint]:
+def entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     """Installed plug-ins of a seam by name, read from metadata only."""
     found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS[seam]):
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS[kind]):
         if point.name in found and found[point.name].value != point.value:
             raise PluginError(
-                f"{seam} {point.name!r} is offered twice: {found[point.name].value} "
+                f"{kind} {point.name!r} is offered twice: {found[point.name].value} "
                 f"and {point.value}; uninstall one, or name it as package.module:Class"
             )
         found[point.name] = point
     return found
 
 
-def names(seam: str) -> list[str]:
+def names(kind: str) -> list[str]:
     """Every name that `find` knows, the house's first."""
-    house = builtin_names(seam)
-    return house + [name for name in entry_points(seam) if name not in house]
+    house = builtin_names(kind)
+    return house + [name for name in entry_points(kind) if name not in house]
 
 
-def find(seam: str, name: str) -> type[Any]:
+def find(kind: str, name: str) -> type[Any]:
     """The class behind a name. Raises PluginError with the nearest known name."""
     if ":" in name:
         module_name, _, attribute = name.partition(":")
@@ -113,21 +113,21 @@ def find(seam: str, name: str) -> type[Any]:
             what = f"{type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
                 what += " (of the directory you are in: set PYTHONPATH=.)"
-            raise PluginError(f"{seam} {name!r}: {what}") from error
-        return _checked(seam, name, found)
-    if name in builtin_names(seam):
-        importlib.import_module(f"{PACKAGES[seam]}.{name}")
-        return _checked(seam, name, _registered[seam, name])
-    points = entry_points(seam)
+            raise PluginError(f"{kind} {name!r}: {what}") from error
+        return _checked(kind, name, found)
+    if name in builtin_names(kind):
+        importlib.import_module(f"{PACKAGES[kind]}.{name}")
+        return _checked(kind, name, _registered[kind, name])
+    points = entry_points(kind)
     if name in points:
         try:
-            return _checked(seam, name, points[name].load())
+            return _checked(kind, name, points[name].load())
         except Exception as error:
             what = f"{points[name].value}: {type(error).__name__}: {error}"
-            raise PluginError(f"{seam} {name!r}: {what}") from error
-    near = difflib.get_close_matches(name, names(seam), n=1)
+            raise PluginError(f"{kind} {name!r}: {what}") from error
+    near = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise PluginError(f"no {seam} named {name!r}{hint} (known: {', '.join(names(seam))})")
+    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(names(kind))})")
 
 
 _METHODS: dict[str, tuple[str, ...]] = {
@@ -142,14 +142,14 @@ _METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _checked(seam: str, name: str, found: object) -> type[Any]:
+def _checked(kind: str, name: str, found: object) -> type[Any]:
     if not isinstance(found, type):
-        raise PluginError(f"{seam} {name!r} is {found!r}, expected a class")
-    for method in _METHODS[seam]:
+        raise PluginError(f"{kind} {name!r} is {found!r}, expected a class")
+    for method in _METHODS[kind]:
         if not callable(getattr(found, method, None)):
-            raise PluginError(f"{seam} {name!r}: {found.__qualname__} has no method {method}()")
+            raise PluginError(f"{kind} {name!r}: {found.__qualname__} has no method {method}()")
     if hasattr(found, "state") != hasattr(found, "restore"):
-        raise PluginError(f"{seam} {name!r} must offer both state() and restore(), or neither")
+        raise PluginError(f"{kind} {name!r} must offer both state() and restore(), or neither")
     return found
 
 

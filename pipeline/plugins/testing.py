@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from pipeline.plugins.actions import Abort, AnyVerb, Finalize, Park, Sample, Stop
+from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
 
 
@@ -143,31 +143,31 @@ def sample_of(
     )
 
 
-def illegal(group: GroupView, verbs: Iterable[AnyVerb]) -> list[str]:
+def illegal(group: GroupView, actions: Iterable[AnyAction]) -> list[str]:
     """Why the core would refuse these verbs; empty: it would not."""
     members = {member.id: member for member in group.members}
     unended = {member.id: member for member in group.unended}
     reasons: list[str] = []
-    for verb in verbs:
-        if isinstance(verb, Sample) and verb.n < 1:
-            reasons.append(f"{verb}: n is at least 1")
-        if not isinstance(verb, Abort | Stop | Park | Finalize):
+    for action in actions:
+        if isinstance(action, Sample) and action.n < 1:
+            reasons.append(f"{action}: n is at least 1")
+        if not isinstance(action, Abort | Stop | Park | Finalize):
             continue
-        if len(set(verb.ids)) < len(verb.ids):
-            reasons.append(f"{verb}: an id is given twice")
-        unknown = [id_ for id_ in verb.ids if id_ not in members]
+        if len(set(action.ids)) < len(action.ids):
+            reasons.append(f"{action}: an id is given twice")
+        unknown = [id_ for id_ in action.ids if id_ not in members]
         if unknown:
-            reasons.append(f"{verb}: no such members {unknown}")
-        if isinstance(verb, Stop):
-            if any(i not in unended or not unended[i].tokens for i in verb.ids):
-                reasons.append(f"{verb}: a member has ended, or holds no token")
-            for id_ in verb.ids:
+            reasons.append(f"{action}: no such members {unknown}")
+        if isinstance(action, Stop):
+            if any(i not in unended or not unended[i].tokens for i in action.ids):
+                reasons.append(f"{action}: a member has ended, or holds no token")
+            for id_ in action.ids:
                 unended.pop(id_, None)  # so that a later Finalize may name it
-        if isinstance(verb, Finalize):
-            if len(verb.ids) < 2:
-                reasons.append(f"{verb}: two members or more")
-            if any(i in unended for i in verb.ids):
-                reasons.append(f"{verb}: a member has not ended")
-            if verb.weights is not None and len(verb.weights) != len(verb.ids):
-                reasons.append(f"{verb}: as many weights as ids")
+        if isinstance(action, Finalize):
+            if len(action.ids) < 2:
+                reasons.append(f"{action}: two members or more")
+            if any(i in unended for i in action.ids):
+                reasons.append(f"{action}: a member has not ended")
+            if action.weights is not None and len(action.weights) != len(action.ids):
+                reasons.append(f"{action}: as many weights as ids")
     return reasons

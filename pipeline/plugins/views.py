@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import msgspec
 
 ENDED = ("finished", "truncated")
-UNENDED = ("queued", "running", "calling", "parked")
+UNENDED = ("queued", "running", "waiting_env", "parked")
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     """One trajectory of a group."""
 
     id: int
-    state: str  # queued running calling parked finished truncated aborted
+    state: str  # queued running waiting_env parked finished truncated aborted
     tokens: int  # response tokens held that the model sampled
     confidence: float  # mean behaviour logprob, nats per token; 0.0 while no token is held
     reward: float | None = None  # None: not known yet, or failed
@@ -77,7 +77,7 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unended(self) -> tuple[MemberView, ...]:
-        """Queued, running, calling (its rollout is asked) and parked: members of a lost engine
+        """Queued, running, waiting for the environment, and parked: members of a lost engine
         are here, not gone."""
         return tuple(m for m in self.members if m.state in UNENDED)
 

@@ -152,17 +152,17 @@ def world(seed: int, mode: Mode) -> World:
         machines=machines,
         rules=rules,
         faults=tuple(faults),
-        make=_seams(rng, seed, settings),
+        make=_plugins(rng, seed, settings),
         lengths=Lengths(median=rng.choice((5, 10)), between=0.4, within=0.7),
     )
 
 
-def _seams(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Plugins]:
+def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Plugins]:
     """A way to make the plug-ins anew; which ones is drawn once."""
 
-    def drawn(seam: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
+    def drawn(kind: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
         name, options = rng.choice(choices)
-        cls = registry.find(seam, name)
+        cls = registry.find(kind, name)
         return lambda: cls(registry.options_type(cls)(**options), **extra)
 
     selectors = [

@@ -28,9 +28,9 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
 
     Raises: Violation, or SnapshotError if prompts are lost.
     """
-    core, placement = coordinator.core, coordinator.placement
+    core, scheduler = coordinator.core, coordinator.scheduler
     _hold(core.ledger.imbalance == 0, "the ledger is off")
-    _hold(core.ledger.sampled == placement.total_reported, "engines count other tokens")
+    _hold(core.ledger.sampled == scheduler.total_reported, "engines count other tokens")
     _hold(min(core.ledger.accounts.values()) >= 0, "an account is below zero")
     live = [
         m for g in core.groups.values() for m in g.members if m.state is not TrajectoryState.ABORTED
@@ -40,29 +40,29 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     held = sum(m.sampled for m in live) - parked
     _hold(core.ledger.accounts["open"] == held, "open tokens are not those counted")
     _hold({m.id for m in live} == set(core.trajectories), "a trajectory is lost")
-    for engine in placement.engines.values():
+    for engine in scheduler.engines.values():
         _hold(len(engine.legs) <= engine.slots, "a slot is oversubscribed")
     for member in live:
         _hold(member.held <= member.max_tokens, "a trajectory is longer than its limit")
         if member.state is TrajectoryState.RUNNING:
-            on = placement.engines.get(member.engine)
+            on = scheduler.engines.get(member.engine)
             known = on is not None and (member.id, member.leg) in on.legs
             _hold(known, f"trajectory {member.id} runs nowhere")
         arrived = member.id in core.groups[member.group].arrivals
         _hold((member.state in ENDED) == arrived, f"arrival of trajectory {member.id}")
         asked = not member.scored and arrived and core.groups[member.group].wants_reward(member)
-        judged = member.id in coordinator.roster.awaiting_reward
+        judged = member.id in coordinator.group_manager.awaiting_reward
         _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
-    calling = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
-    _hold(calling == core.calling.keys(), "a rollout is waited for, or not")
+    environment_calls = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
+    _hold(environment_calls == core.environment_calls.keys(), "a rollout is waited for, or not")
     _hold(
-        coordinator.roster.awaiting_reward.keys() <= core.trajectories.keys(),
+        coordinator.group_manager.awaiting_reward.keys() <= core.trajectories.keys(),
         "a reward is left behind",
     )
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
     check_tally(core)
-    check_fleet(core, placement)
+    check_fleet(core, scheduler)
 
 
 def check_tally(core: CoordinatorState) -> None:
@@ -74,40 +74,43 @@ def check_tally(core: CoordinatorState) -> None:
         else g.stage.value
         for g in groups
     )
-    _hold(core.tally.counts == counts, "groups are counted wrong")
-    _hold(core.tally.live == len(groups) - counts["dead"], "live groups are counted wrong")
+    _hold(core.group_index.counts == counts, "groups are counted wrong")
+    _hold(core.group_index.live == len(groups) - counts["dead"], "live groups are counted wrong")
     for stage in set(SUBSTATES.values()):
         here = [g for g in groups if g.stage is stage]
         _hold(core.train_groups(stage) == here, f"a group is {stage} and not found, or not {stage}")
-        _hold(len(list(core.tally.in_any_order(stage))) == len(here), f"{stage}: not all are found")
+        _hold(
+            len(list(core.group_index.in_any_order(stage))) == len(here),
+            f"{stage}: not all are found",
+        )
     ready = tuple(g.id for g in groups if g.stage is GroupState.READY)
-    _hold(core.tally.ready == ready, "ready groups are not those found")
+    _hold(core.group_index.ready == ready, "ready groups are not those found")
     untrained = Counter(
         g.rank for g in groups if g.stage is GroupState.TAKEN and g.trained_tokens < 0
     )
-    _hold(core.tally.all_trained != bool(untrained), "all are trained on, or not")
-    _hold(+Counter(core.tally.at_rank) == untrained, "groups are at another rank")
+    _hold(core.group_index.all_trained != bool(untrained), "all are trained on, or not")
+    _hold(+Counter(core.group_index.at_rank) == untrained, "groups are at another rank")
     if core.settings.max_staleness and core.version >= 0:
         due = staleness.due(core)
-        _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")
+        _hold(core.due_groups.exists == bool(due), "a group is due and not waited for, or not due")
         ready = tuple(g.id for g in due if g.stage is GroupState.READY)
-        _hold(core.due.ready == ready, "ready groups that are due are not those found")
+        _hold(core.due_groups.ready == ready, "ready groups that are due are not those found")
 
 
-def check_fleet(core: CoordinatorState, placement: Scheduler) -> None:
+def check_fleet(core: CoordinatorState, scheduler: Scheduler) -> None:
     """The same of engines."""
-    fleet, engines = placement.fleet, placement.engines.values()
+    engine_pool, engines = scheduler.engine_pool, scheduler.engines.values()
     serving = [e for e in engines if e.version == core.version >= 0]
-    known = fleet.serving == {e.name: e for e in serving}
+    known = engine_pool.serving == {e.name: e for e in serving}
     _hold(known, "an engine serves and is not known to")
-    _hold(fleet.slots == sum(e.slots for e in serving), "slots are miscounted")
+    _hold(engine_pool.slots == sum(e.slots for e in serving), "slots are miscounted")
     idle = sum(e.slots - len(e.legs) for e in serving)
-    _hold(fleet.idle == idle, "idle slots are miscounted")
+    _hold(engine_pool.idle == idle, "idle slots are miscounted")
     knee = core.settings.knee or core.latency.knee()
     below = sum(max(0, min(e.slots, knee) - len(e.legs)) for e in serving)
-    _hold(placement.idle_below_knee() == below, "idle slots below the knee are miscounted")
+    _hold(scheduler.idle_below_knee() == below, "idle slots below the knee are miscounted")
     free = [(len(e.legs) / e.slots, e.name) for e in serving if len(e.legs) < e.slots]
-    emptiest = fleet.emptiest()
+    emptiest = engine_pool.emptiest()
     found = emptiest.name if emptiest else ""
     _hold(found == min(free, default=(0.0, ""))[1], "the emptiest engine is another")
 

@@ -31,7 +31,7 @@ class ModelledLearner:
         self.current: Job | None = None
         self.learned: dict[int, TrainGroup] = {}  # groups of the open step, done or under way
         self._queue: deque[Job] = deque()
-        self._hinted: deque[tuple[int, float]] = deque()  # (trajectory, seconds of forward)
+        self._streamed: deque[tuple[int, float]] = deque()  # (trajectory, seconds of forward)
         self._ahead: dict[int, float] = {}  # trajectory -> seconds of forward done
         self._idle_since = 0.0
         self.worked_s = self.logprob_s = self.hidden_s = 0.0  # in the open step
@@ -57,7 +57,7 @@ class ModelledLearner:
     def hint(self, now: float, command: StreamTokens) -> None:
         self._think(now)
         seconds = self._cost.forward_s * (len(command.tokens) // 4)
-        self._hinted.append((command.trajectory, seconds))
+        self._streamed.append((command.trajectory, seconds))
         self._ahead.setdefault(command.trajectory, 0.0)
 
     def unhint(self, now: float, trajectories: Iterable[int]) -> None:
@@ -107,15 +107,15 @@ class ModelledLearner:
             return
         left = now - self._idle_since
         self._idle_since = now
-        while self._hinted and left > 0:
-            trajectory, seconds = self._hinted[0]
+        while self._streamed and left > 0:
+            trajectory, seconds = self._streamed[0]
             if trajectory not in self._ahead:  # it was taken back
-                self._hinted.popleft()
+                self._streamed.popleft()
                 continue
             spent = min(left, seconds)
             self._ahead[trajectory] += spent
             left -= spent
             if spent < seconds:
-                self._hinted[0] = (trajectory, seconds - spent)
+                self._streamed[0] = (trajectory, seconds - spent)
             else:
-                self._hinted.popleft()
+                self._streamed.popleft()

@@ -106,11 +106,11 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
         for line in data.skipped:
             log.warning("skipped: %s", line)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
-    entrance = read_private(args.entrance, ListenKeys) if args.entrance else None
+    listen_keys = read_private(args.listen_keys, ListenKeys) if args.listen_keys else None
     return Parts(
         config=config,
         run=run,
-        hub=StageServer(args.sockets, entrance, args.weights, exposed=config.nodes.expose),
+        server=StageServer(args.sockets, listen_keys, args.weights, exposed=config.nodes.expose),
         coordinator=coordinator,
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
@@ -135,7 +135,7 @@ async def serve(args: argparse.Namespace) -> str:
             parts.resumed_step = saved[0].step
             Records.cut(run, saved[1]["records"])
         parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
-        parts.hub.open()
+        parts.server.open()
         stage = StageProcess(parts, pool, pipe.say, rollouts)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
@@ -145,7 +145,7 @@ async def serve(args: argparse.Namespace) -> str:
         error = await stage.run()
         listening.cancel()
         pipe.say({"over": error})
-        parts.hub.close()
+        parts.server.close()
         return error
 
 

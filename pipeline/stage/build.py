@@ -34,7 +34,7 @@ class Parts:
 
     config: Config
     run: RunFolder
-    hub: StageServer
+    server: StageServer
     coordinator: Coordinator
     tokenizer: Tokenizer
     data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
@@ -47,7 +47,7 @@ class Parts:
     def silence_s(self) -> dict[str, float]:
         """How long a peer may be silent, by its role: a cut link loses no learner rank at once."""
         lost_s, nodes = self.config.watch.lost_s, self.config.nodes
-        patience_s = max(nodes.patience_s, lost_s) if self.hub.far else lost_s
+        patience_s = max(nodes.patience_s, lost_s) if self.server.far else lost_s
         return {"engine": lost_s, "learner": patience_s}
 
     @property
@@ -131,11 +131,11 @@ def streams(section: LearnerSection) -> bool:
     return section.overlap == "token" and (several or bool(section.reference))
 
 
-def seams(config: Config) -> Plugins:
+def plugins(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
 
-    def make(seam: str, **extra: Any) -> Any:
-        cls, options = plugin_class(seam, getattr(config, seam))
+    def make(kind: str, **extra: Any) -> Any:
+        cls, options = plugin_class(kind, getattr(config, kind))
         return cls(options, **extra)
 
     return Plugins(
@@ -165,7 +165,7 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
-    return Coordinator(numbers, seams(config), lengths, tags)
+    return Coordinator(numbers, plugins(config), lengths, tags)
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:

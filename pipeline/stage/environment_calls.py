@@ -26,7 +26,7 @@ log = logging.getLogger("stage")
 class EnvironmentPool(WorkerPool):
     """Asks one rollout, in processes of its own."""
 
-    seam: ClassVar[str] = "rollout"
+    kind: ClassVar[str] = "rollout"
 
     async def turn(self, turn: Turn, trajectory: int) -> Followed:
         """What follows. Raises RewardFailed; CancelledError after `cancel`."""

@@ -18,12 +18,14 @@ from pipeline.wire.server import StageServer, Unreachable
 class Outbox:
     """`lost(peer, why)` is called for a peer that is gone."""
 
-    def __init__(self, hub: StageServer, peers: Peers, lost: Callable[[Peer, str], None]) -> None:
-        self._hub, self._peers, self._lost = hub, peers, lost
+    def __init__(
+        self, server: StageServer, peers: Peers, lost: Callable[[Peer, str], None]
+    ) -> None:
+        self._server, self._peers, self._lost = server, peers, lost
 
     def send(self, peer: Peer, message: ToPeer) -> None:
         try:
-            self._hub.send(peer.identity, message)
+            self._server.send(peer.identity, message)
         except Unreachable as error:
             self._lost(peer, str(error))
 
@@ -49,7 +51,7 @@ class Outbox:
     def send_best_effort(self, identity: bytes, message: ToPeer) -> None:
         """To one that is to end: if it is gone already, so much the better."""
         with contextlib.suppress(Unreachable):
-            self._hub.send(identity, message)
+            self._server.send(identity, message)
 
 
 class CommandBatch:

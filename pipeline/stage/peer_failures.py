@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.coordinator.coordinator import Coordinator, Phase
+from pipeline.coordinator.coordinator import Coordinator, RunPhase
 from pipeline.coordinator.events import EngineLost, LearnerLost
 from pipeline.stage.outbox import Outbox
 from pipeline.stage.peers import Peer, Peers
@@ -27,14 +27,14 @@ class PeerMonitor:
     def __init__(
         self,
         coordinator: Coordinator,
-        hub: StageServer,
+        server: StageServer,
         peers: Peers,
         tell: Callable[[EngineLost | LearnerLost], None],
         say: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._coordinator, self._hub, self._peers = coordinator, hub, peers
+        self._coordinator, self._server, self._peers = coordinator, server, peers
         self._tell, self._say = tell, say
-        self.outbox = Outbox(hub, peers, self.lose)
+        self.outbox = Outbox(server, peers, self.lose)
 
     def look(self, now: float) -> None:
         """To be called several times a second: who is silent, or stands still for too long."""
@@ -43,7 +43,7 @@ class PeerMonitor:
         for peer in self._peers.stuck(now):
             why = f"{peer.activity!r} has stood still for {now - peer.moved:.0f} s"
             self.restart(peer.name, why)
-        if line := self._peers.refusals.line(now):
+        if line := self._peers.rejected_frames.line(now):
             log.warning("%s", line)
 
     def lose(self, peer: Peer, why: str) -> None:
@@ -51,7 +51,7 @@ class PeerMonitor:
         if peer.identity not in self._peers.by_identity:
             return
         self._peers.leave(peer)
-        self._hub.forget(peer.identity)
+        self._server.forget(peer.identity)
         log.warning("%s lost: %s", peer.name, why)
         if peer.join.role == "engine":
             self._tell(EngineLost(engine=peer.name, why=why))
@@ -63,7 +63,7 @@ class PeerMonitor:
         peer = self._peers.named(name)
         if peer is not None:
             self.lose(peer, why)
-        elif name.startswith("l") and self._coordinator.phase is not Phase.OVER:
+        elif name.startswith("l") and self._coordinator.phase is not RunPhase.OVER:
             self._tell(LearnerLost(rank=int(name[1:] or 0), why=why))
 
     def restart(self, name: str, why: str) -> None:
@@ -78,5 +78,5 @@ class PeerMonitor:
         """A frame is not believed. Who sends many such is not believed at all any more."""
         name = peer.name if peer is not None else ""
         learns = peer is not None and peer.join.role == "learner"  # or its step would never end
-        if self._peers.refusals.note(what, name, str(why), time.monotonic()) or learns:
+        if self._peers.rejected_frames.note(what, name, str(why), time.monotonic()) or learns:
             self.restart(name, f"its frames are not to be believed; the last: {why}")

@@ -50,7 +50,7 @@ class Peers:
     def __init__(self, limits_s: Mapping[str, float]) -> None:
         self._limits_s = limits_s
         self.by_identity: dict[bytes, Peer] = {}
-        self.refusals = RejectedFrames()
+        self.rejected_frames = RejectedFrames()
         self._by_name: dict[str, Peer] = {}
         self._epochs: dict[str, int] = {}
 

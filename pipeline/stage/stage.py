@@ -72,13 +72,15 @@ class StageProcess:
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
-        self._hub, self._config = parts.hub, parts.config
+        self._server, self._config = parts.server, parts.config
         self._peers = Peers(parts.silence_s)
-        self._losses = PeerMonitor(
-            self.coordinator, parts.hub, self._peers, self.tell, tell_launcher
+        self._peer_monitor = PeerMonitor(
+            self.coordinator, parts.server, self._peers, self.tell, tell_launcher
         )
-        self._outbox = self._losses.outbox
-        self._door = Admission(parts, self._peers, self._outbox, self._losses.lose, tell_launcher)
+        self._outbox = self._peer_monitor.outbox
+        self._admission = Admission(
+            parts, self._peers, self._outbox, self._peer_monitor.lose, tell_launcher
+        )
         self._records = Records(
             parts.run,
             parts.resumed_step,
@@ -101,11 +103,13 @@ class StageProcess:
             least=size_of(Path(parts.config.model), "*.safetensors"),
         )
         show = self._records.sample
-        self._judging = RewardRequests(
+        self._reward_requests = RewardRequests(
             pool, parts.tokenizer, parts.data, answer=self.tell, show=show
         )
         options = rollout_options(self._config)
-        self._turning = EnvironmentCalls(rollouts, parts.tokenizer, parts.data, self.tell, options)
+        self._environment_calls = EnvironmentCalls(
+            rollouts, parts.tokenizer, parts.data, self.tell, options
+        )
         self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
         self.error = ""
@@ -117,7 +121,12 @@ class StageProcess:
         """Serve until the end. Raises nothing that a run may meet."""
         loops = [
             asyncio.create_task(loop())
-            for loop in (self._control_loop, self._token_loop, self._clock_loop, self._hub.attend)
+            for loop in (
+                self._control_loop,
+                self._token_loop,
+                self._clock_loop,
+                self._server.attend,
+            )
         ]
         over = asyncio.create_task(self._over.wait())
         try:
@@ -129,7 +138,7 @@ class StageProcess:
             for task in (pending := {*loops, over, *self._tasks}):
                 task.cancel()
             await asyncio.wait(pending)
-            await self._turning.close()
+            await self._environment_calls.close()
             faulthandler.cancel_dump_traceback_later()
             self._farewell()
         return self.error
@@ -140,27 +149,31 @@ class StageProcess:
         now = time.monotonic()
         commands = snapshot.restore(self.coordinator, state, now)
         self._carry_out_all(commands)
-        self._records.saw(now, Tick(), commands, time.monotonic())
+        self._records.record_event(now, Tick(), commands, time.monotonic())
 
     async def _control_loop(self) -> None:
         while True:
             try:
-                identity, message = await self._hub.receive_control()
+                identity, message = await self._server.receive_control()
             except WireError as error:
-                self._losses.refused("control", self._peers.by_identity.get(error.sender), error)
+                self._peer_monitor.refused(
+                    "control", self._peers.by_identity.get(error.sender), error
+                )
                 continue
             self._message(identity, message)
 
     async def _token_loop(self) -> None:
         while True:
-            parts, key = await self._hub.receive_tokens()
+            parts, key = await self._server.receive_tokens()
             try:
                 header, tokens, logprobs = decode_tokens(parts, self.parts.tokenizer.vocabulary)
             except WireError as error:
-                self._losses.refused("tokens", self._door.sender(key, sender_of(parts)), error)
+                self._peer_monitor.refused(
+                    "tokens", self._admission.sender(key, sender_of(parts)), error
+                )
                 continue
-            if why := self._door.objection(key, header):
-                self._losses.refused("tokens", None, why)
+            if why := self._admission.objection(key, header):
+                self._peer_monitor.refused("tokens", None, why)
                 continue
             peer = self._peers.named(header.engine)
             offset = peer.clock.offset if peer is not None else 0.0
@@ -177,7 +190,7 @@ class StageProcess:
                 self._peers.extend_deadlines(late)
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
-            self._losses.look(now)
+            self._peer_monitor.look(now)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -204,10 +217,10 @@ class StageProcess:
                 commands = self.coordinator.handle(heard, now)
                 cut = any(isinstance(command, events.Checkpoint) for command in commands)
                 if cut:  # the step's timing belongs into the checkpoint
-                    self._records.saw(now, heard, commands, time.monotonic())
+                    self._records.record_event(now, heard, commands, time.monotonic())
                 self._carry_out_all(commands)
                 if not cut:
-                    self._records.saw(now, heard, commands, time.monotonic())
+                    self._records.record_event(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
         except Exception as failure:  # from whichever task: nobody else would hear of it
@@ -235,15 +248,15 @@ class StageProcess:
             case events.AbortLegs(engine=engine, legs=legs):
                 self._outbox.to(engine, AbortLegs(legs=legs))
             case events.RequestReward():
-                task = asyncio.ensure_future(self._judging.request(command))
+                task = asyncio.ensure_future(self._reward_requests.request(command))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case events.CancelReward(trajectory=trajectory):
-                self._judging.cancel(trajectory)
+                self._reward_requests.cancel(trajectory)
             case events.CallEnvironment():
-                self._turning.ask(command)
+                self._environment_calls.ask(command)
             case events.CancelEnvironmentCall(trajectory=trajectory):
-                self._turning.cancel(trajectory)
+                self._environment_calls.cancel(trajectory)
             case events.TrainGroup(
                 rank=rank, step=step, group=group, prompt=prompt, members=members
             ):
@@ -264,7 +277,7 @@ class StageProcess:
             case events.AbandonCheckpoint(seconds=seconds):
                 self._saver.give_up(seconds)
             case events.Restart(peer=name, why=why):
-                self._losses.restart(name, why)
+                self._peer_monitor.restart(name, why)
             case events.Report(what=what, fields=fields):
                 self._report(what, fields)
             case events.Shutdown(error=error):
@@ -286,12 +299,12 @@ class StageProcess:
 
     def dead(self, name: str, why: str) -> None:
         """The launcher has seen the process end."""
-        self._losses.dead(name, why)
+        self._peer_monitor.dead(name, why)
 
     def _message(self, identity: bytes, message: FromPeer) -> None:
         now = time.monotonic()
         if isinstance(message, Join):
-            if (joined := self._door.enter(identity, message, now)) is not None:
+            if (joined := self._admission.enter(identity, message, now)) is not None:
                 self.tell(joined)
             return
         peer = self._peers.by_identity.get(identity)
@@ -300,7 +313,7 @@ class StageProcess:
         peer.heard = now
         weights, newest = str(self.parts.weights), self.coordinator.core.version
         if why := translate.role_violation(peer.join, message, weights, newest):
-            self._losses.refused("role", peer, why)
+            self._peer_monitor.refused("role", peer, why)
             return
         match message:
             case Heartbeat():
@@ -309,7 +322,7 @@ class StageProcess:
             case Spans(spans=spans, hints=hints):
                 here = [translate.to_stage_clock(span, now, peer.clock.offset) for span in spans]
                 ways = [translate.transit_s(*hint, now, peer.clock.offset) for hint in hints]
-                self._records.did(peer.join.role, peer.name, peer.join.rank, here, ways)
+                self._records.record_work(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)

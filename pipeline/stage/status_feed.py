@@ -44,7 +44,7 @@ class StatusFeed:
             time=round(time.time(), 2),
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,
-            refused={**known.refused, **self._peers.refusals.counts},
+            refused={**known.refused, **self._peers.rejected_frames.counts},
             peers=tuple(
                 PeerStatus(
                     name=peer.name,

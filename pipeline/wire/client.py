@@ -20,8 +20,8 @@ from pathlib import Path
 import zmq
 
 from pipeline.wire.codec import decode_to_peer, encode
-from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
-from pipeline.wire.keys import PeerKeys, ticket_of
+from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
+from pipeline.wire.keys import PeerKeys, peer_keys_of
 from pipeline.wire.messages import (
     Alive,
     FromPeer,
@@ -55,16 +55,16 @@ class _Connection:
     """One identity's sockets, from its first join on."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], ticket: PeerKeys, name: str, heard: float
+        self, context: zmq.Context[zmq.Socket[bytes]], peer_keys: PeerKeys, name: str, heard: float
     ) -> None:
         self.control, self._data = context.socket(zmq.DEALER), context.socket(zmq.PUSH)
         identity = f"{name}/{os.getpid()}/{secrets.token_hex(4)}"
         for socket in (self.control, self._data):
             socket_options(socket)
-            show_ticket(socket, ticket)
+            show_peer_keys(socket, peer_keys)
         self.control.setsockopt(zmq.IDENTITY, identity.encode())
-        self._ends = ((self.control, ticket.control), (self._data, ticket.data))
-        watched = self._ends if ticket.keys is not None else ()
+        self._ends = ((self.control, peer_keys.control), (self._data, peer_keys.data))
+        watched = self._ends if peer_keys.keys is not None else ()
         self.monitors = {watch(socket): endpoint for socket, endpoint in watched}
         for socket, endpoint in self._ends:
             socket.connect(endpoint)
@@ -134,10 +134,10 @@ class StageClient:
         heartbeat_s: float = 1.0,
         deaf_s: float = DEAF_S,
     ) -> None:
-        self._ticket = stage if isinstance(stage, PeerKeys) else ticket_of(stage)
+        self._peer_keys = stage if isinstance(stage, PeerKeys) else peer_keys_of(stage)
         self._join = join
         # A learner's work is in its connection: a cut is waited for (`nodes.patience_s`).
-        self._rejoins = self._ticket.keys is not None and join.role == "engine"
+        self._rejoins = self._peer_keys.keys is not None and join.role == "engine"
         self._receive = receive
         self._heartbeat_s, self._deaf_s = heartbeat_s, deaf_s
         self._outbox: deque[tuple[bool, list[bytes]]] = deque()
@@ -191,7 +191,7 @@ class StageClient:
         heard = time.monotonic()
         try:
             while not self._closing.is_set():
-                connection = _Connection(context, self._ticket, self._join.name, heard)
+                connection = _Connection(context, self._peer_keys, self._join.name, heard)
                 try:
                     self._serve(connection)
                 finally:

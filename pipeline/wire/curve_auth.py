@@ -47,13 +47,13 @@ def new_pair() -> KeyPair:
     return KeyPair(public=public.decode(), secret=secret.decode())
 
 
-def show_ticket(socket: Socket, ticket: PeerKeys) -> None:
+def show_peer_keys(socket: Socket, peer_keys: PeerKeys) -> None:
     """Before a peer's socket connects: its keys, and the key it expects there."""
-    if ticket.keys is None or ticket.server is None:
+    if peer_keys.keys is None or peer_keys.server is None:
         return
-    socket.curve_serverkey = ticket.server.encode()
-    socket.curve_publickey = ticket.keys.public.encode()
-    socket.curve_secretkey = ticket.keys.secret.encode()
+    socket.curve_serverkey = peer_keys.server.encode()
+    socket.curve_publickey = peer_keys.keys.public.encode()
+    socket.curve_secretkey = peer_keys.keys.secret.encode()
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS)
 
@@ -84,13 +84,13 @@ class _Known:
 class CurveAuth:
     """Lets the bearers of an entrance in, and nobody else. Made before the sockets bind."""
 
-    def __init__(self, context: zmq.asyncio.Context, entrance: ListenKeys) -> None:
-        self._entrance = entrance
+    def __init__(self, context: zmq.asyncio.Context, listen_keys: ListenKeys) -> None:
+        self._listen_keys = listen_keys
         # The same context, whose sockets wait for nobody: they are read when the poller says so.
         self._plain: zmq.Context[Socket] = zmq.Context(context)
         # Domain '*' would be no wildcard for sockets that name theirs.
         self._handler = Authenticator(context)
-        self._handler.configure_curve_callback(_DOMAIN, _Known(entrance.allowed))
+        self._handler.configure_curve_callback(_DOMAIN, _Known(listen_keys.allowed))
         self._handler.start()
         self._monitors: list[Socket] = []
         self.refused = 0
@@ -100,8 +100,8 @@ class CurveAuth:
     def protect(self, socket: zmq.asyncio.Socket) -> None:
         """A server's socket, before it binds."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.curve_publickey = self._entrance.keys.public.encode()
-        socket.curve_secretkey = self._entrance.keys.secret.encode()
+        socket.curve_publickey = self._listen_keys.keys.public.encode()
+        socket.curve_secretkey = self._listen_keys.keys.secret.encode()
         socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)

@@ -52,11 +52,11 @@ class ListenKeys(msgspec.Struct, frozen=True, kw_only=True):
 
     def admits(self, key: str, role: str, name: str) -> bool:
         """Whether the bearer of `key` may take part under this role and name."""
-        bearer = self.allowed.get(key)
-        if bearer is None or bearer.role != role:
+        owner = self.allowed.get(key)
+        if owner is None or owner.role != role:
             return False
-        if bearer.name:
-            return bearer.name == name
+        if owner.name:
+            return owner.name == name
         return all(name != other.name for other in self.allowed.values())
 
 
@@ -82,7 +82,7 @@ def addresses(directory: Path) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def ticket_of(stage: Path) -> PeerKeys:
+def peer_keys_of(stage: Path) -> PeerKeys:
     """The way to a stage: a directory of sockets, or a key file. Raises TransportError."""
     if stage.is_file():
         return read_private(stage, PeerKeys)

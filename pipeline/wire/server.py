@@ -47,7 +47,7 @@ class StageServer:
     def __init__(
         self,
         directory: Path,
-        entrance: ListenKeys | None = None,
+        listen_keys: ListenKeys | None = None,
         weights: Path | None = None,
         *,
         exposed: bool = False,
@@ -55,8 +55,8 @@ class StageServer:
         self.directory = directory
         self._lock = -1  # descriptor of the directory, with a lock on it
         self._bound = False
-        self._entrance, self._exposed = entrance, exposed
-        self._context = zmq.asyncio.Context(io_threads=1 if entrance is None else 2)
+        self._listen_keys, self._exposed = listen_keys, exposed
+        self._context = zmq.asyncio.Context(io_threads=1 if listen_keys is None else 2)
         self._router = self._context.socket(zmq.ROUTER)
         self._pull = self._context.socket(zmq.PULL)
         self._bulk: zmq.asyncio.Socket | None = None
@@ -81,23 +81,23 @@ class StageServer:
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        if self._entrance is not None:
-            self._open_entrance(self._entrance)
+        if self._listen_keys is not None:
+            self._open_entrance(self._listen_keys)
         self._router.bind(control)
         self._pull.bind(data)
         for address in (control, data):
             os.chmod(address.removeprefix("ipc://"), 0o600)
         self._bound = True
 
-    def _open_entrance(self, entrance: ListenKeys) -> None:
-        self.guard = CurveAuth(self._context, entrance)
+    def _open_entrance(self, listen_keys: ListenKeys) -> None:
+        self.guard = CurveAuth(self._context, listen_keys)
         self._bulk = self._context.socket(zmq.ROUTER)
         socket_options(self._bulk)
         self._bulk.setsockopt(zmq.AFFINITY, _BULK_THREAD)
         for socket, endpoint in (
-            (self._router, entrance.control),
-            (self._pull, entrance.data),
-            (self._bulk, entrance.weights),
+            (self._router, listen_keys.control),
+            (self._pull, listen_keys.data),
+            (self._bulk, listen_keys.weights),
         ):
             if problem := complaint(endpoint, exposed=self._exposed):
                 raise TransportError(problem)
@@ -110,7 +110,7 @@ class StageServer:
     @property
     def far(self) -> bool:
         """Whether peers of other machines may be connected."""
-        return self._entrance is not None
+        return self._listen_keys is not None
 
     async def attend(self) -> None:
         """Let peers in and send them weights; for ever. Without it nobody gets in."""
@@ -161,7 +161,7 @@ class StageServer:
 
     def admits(self, key: str, role: str, name: str) -> bool:
         """Whether what came with `key` may be of this peer."""
-        return self._entrance is None or self._entrance.admits(key, role, name)
+        return self._listen_keys is None or self._listen_keys.admits(key, role, name)
 
     async def receive_tokens(self) -> tuple[list[bytes], str]:
         """The parts of the next data-plane frame, undecoded, and the key that it came with."""
@@ -176,7 +176,7 @@ class StageServer:
         as long as it sends (seen: 30 s, until a learner rank gave the stage up).
         """
         await asyncio.sleep(0)
-        if self._entrance is None:
+        if self._listen_keys is None:
             return await socket.recv_multipart(), ""
         frames = await socket.recv_multipart(copy=False)
         return [frame.bytes for frame in frames], str(frames[-1].get("User-Id"))

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from pipeline.wire.curve_auth import refusal, show_ticket, socket_options, watch
+from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
 from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Count
 
@@ -97,7 +97,7 @@ class WeightServer:
         return memoryview(self._maps[key])
 
 
-def fetch(ticket: PeerKeys, version: int, total: int, patience_s: float) -> Iterator[bytes]:
+def fetch(peer_keys: PeerKeys, version: int, total: int, patience_s: float) -> Iterator[bytes]:
     """The bytes of a version's file, in order.
 
     Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
@@ -105,7 +105,7 @@ def fetch(ticket: PeerKeys, version: int, total: int, patience_s: float) -> Iter
     received, since, why = 0, time.monotonic(), ""
     with zmq.Context() as context:
         while received < total:
-            with _Asking(context, ticket, version, received, total) as asking:
+            with _Asking(context, peer_keys, version, received, total) as asking:
                 for piece in asking.pieces():
                     received += len(piece)
                     since = time.monotonic()
@@ -114,8 +114,8 @@ def fetch(ticket: PeerKeys, version: int, total: int, patience_s: float) -> Iter
             waited_s = time.monotonic() - since
             if received < total and waited_s > patience_s:
                 raise TransportError(
-                    f"version {version}: nothing came from {ticket.weights} for {waited_s:.0f} s, "
-                    f"at {received} of {total} bytes{': ' if why else ''}{why}"
+                    f"version {version}: nothing came from {peer_keys.weights} for "
+                    f"{waited_s:.0f} s, at {received} of {total} bytes{': ' if why else ''}{why}"
                 )
 
 
@@ -123,7 +123,7 @@ class _Asking:
     """One connection, asking from `offset` on."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], ticket: PeerKeys, *place: int
+        self, context: zmq.Context[zmq.Socket[bytes]], peer_keys: PeerKeys, *place: int
     ) -> None:
         self._version, self._offset, self._total = place
         self._next = self._offset  # to be asked for
@@ -131,9 +131,9 @@ class _Asking:
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
         socket_options(self._socket)
-        show_ticket(self._socket, ticket)
+        show_peer_keys(self._socket, peer_keys)
         self._monitor = watch(self._socket)
-        self._socket.connect(ticket.weights)
+        self._socket.connect(peer_keys.weights)
 
     def __enter__(self) -> _Asking:
         return self

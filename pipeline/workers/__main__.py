@@ -51,7 +51,7 @@ def _next(stream: BinaryIO) -> Order | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = registry.find(setup.seam, setup.plugin.name)
+    cls = registry.find(setup.kind, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, registry.options_type(cls)))
 
 
@@ -152,7 +152,7 @@ def main() -> None:
         limit_call(setup.limits.cpu_s, time.process_time())
         if isinstance(message, Check):
             found = _check(plugin, message)
-        elif setup.seam == "rollout":
+        elif setup.kind == "rollout":
             found = _turns(plugin, message)
         else:
             found = _scores(plugin, message)

@@ -54,7 +54,7 @@ WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """What the pool does now."""
 
     queued: int
@@ -70,7 +70,7 @@ class WorkerPool:
         most: workers, where the options want more; 0: as they say.
     """
 
-    seam: ClassVar[str]
+    kind: ClassVar[str]
 
     def __init__(self, plugin: Plugin, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
@@ -80,7 +80,7 @@ class WorkerPool:
         """Processes that answer."""
         options = self._options
         self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
-        name = temp_dirs.name_of(os.getpid(), f"{self.seam}s-")
+        name = temp_dirs.name_of(os.getpid(), f"{self.kind}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
         temp_dirs.sign(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
@@ -93,7 +93,7 @@ class WorkerPool:
 
     @classmethod
     def _guards(cls, plugin: Plugin) -> interfaces.WorkerOptions:
-        found = registry.find(cls.seam, plugin.name)
+        found = registry.find(cls.kind, plugin.name)
         options = msgspec.convert(plugin.options, registry.options_type(found))
         if isinstance(options, interfaces.WorkerOptions):
             return options
@@ -159,9 +159,9 @@ class WorkerPool:
         if job is not None:
             job.answer.cancel()
 
-    def statistics(self) -> Figures:
+    def statistics(self) -> Metrics:
         jobs = [job for call in self._calls.values() for job in call]
-        return Figures(
+        return Metrics(
             queued=sum(not job.answer.done() for job in self._waiting),
             running=sum(not job.answer.done() for job in jobs),
             called=len(self._ends),
@@ -177,7 +177,7 @@ class WorkerPool:
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
             f"{self._who} failed in {failed} of the last {called} calls, over "
-            f"{self.seam}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"{self.kind}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
@@ -309,7 +309,7 @@ class WorkerPool:
         try:
             async with asyncio.timeout(WARM_UP_S):
                 worker, answer = await process.start(
-                    self.seam,
+                    self.kind,
                     self._plugin,
                     limits,
                     self._directory.name,
@@ -329,7 +329,7 @@ class WorkerPool:
 
     @property
     def _who(self) -> str:
-        return f"{self.seam} {self._plugin.name!r}"
+        return f"{self.kind} {self._plugin.name!r}"
 
     def _discard(self, worker: WorkerProcess) -> None:
         worker.kill()
@@ -341,7 +341,7 @@ class WorkerPool:
 class RewardPool(WorkerPool):
     """Scores samples with one reward."""
 
-    seam = "reward"
+    kind = "reward"
 
     async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
         """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after

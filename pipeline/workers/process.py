@@ -65,9 +65,9 @@ class WorkerProcess:
         most: int,
         channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         output: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        seam: str,
+        kind: str,
     ) -> None:
-        self._process, self._mark, self._seam = process, mark, seam
+        self._process, self._mark, self._kind = process, mark, kind
         self._most, self._too_many = most, False
         self._reader, self._writer = channel
         self._printed = 0
@@ -123,7 +123,7 @@ class WorkerProcess:
                 if room > 0:
                     text = printable(printed[:room].decode(errors="replace"))
                     more = " (and more, which is not logged)" if len(printed) > room else ""
-                    who = f"{self._seam} worker {self._process.pid}"
+                    who = f"{self._kind} worker {self._process.pid}"
                     log.info("%s: %s%s", who, text.rstrip(), more)
 
     def kill(self) -> None:
@@ -169,7 +169,7 @@ def _spawn(
 
 
 async def start(
-    seam: str,
+    kind: str,
     plugin: Plugin,
     limits: ResourceLimits,
     directory: str,
@@ -192,10 +192,10 @@ async def start(
         most,
         await asyncio.open_connection(sock=channel),
         await asyncio.open_connection(sock=output),
-        seam,
+        kind,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), seam)))
+        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), kind)))
     except BaseException:
         worker.kill()
         await worker.close()

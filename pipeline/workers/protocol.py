@@ -28,7 +28,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: ResourceLimits
     directory: str  # to work in
     parent: int
-    seam: str = "reward"  # that the plug-in is of: reward | rollout
+    kind: str = "reward"  # that the plug-in is of: reward | rollout
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):

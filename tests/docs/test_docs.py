@@ -13,7 +13,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from launch.docs import pages
 from pipeline.config.load import load
 from tests.paths import ROOT
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that a reader is to replace by his own.
@@ -37,8 +37,8 @@ def test_python_blocks_run_from_top_to_bottom(page: Path):
 @pytest.mark.parametrize("name", ["Quickest", "Patient", "CutTail", "Alternating"])
 def test_selectors_of_the_page_carry_a_job_with_faults_to_its_end(name: str):
     selector = run_blocks(ROOT / "docs" / "selectors.md")[name]()
-    seams = msgspec.structs.replace(seams_of(seed=3), selector=selector)
-    world = World(3, settings_of(seed=3), seams, faults=0.05)
+    plugins = msgspec.structs.replace(plugins_of(seed=3), selector=selector)
+    world = World(3, settings_of(seed=3), plugins, faults=0.05)
     world.start()
     world.run()
     assert world.over is not None

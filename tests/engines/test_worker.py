@@ -76,8 +76,8 @@ def request_of(trajectory: int, leg: int = 0, prefix: list[int] | None = None, t
 class Stage:
     """The few things of a stage that a worker sees."""
 
-    def __init__(self, hub: StageServer, process: "Popen[bytes]") -> None:
-        self.hub, self.process = hub, process
+    def __init__(self, server: StageServer, process: "Popen[bytes]") -> None:
+        self.server, self.process = server, process
         self.identity = b""
         self.frames: list[TokenBatch] = []
         self.tokens: dict[tuple[int, int], list[int]] = {}
@@ -87,14 +87,14 @@ class Stage:
 
     async def hear(self) -> None:
         while True:
-            identity, message = await self.hub.receive_control()
+            identity, message = await self.server.receive_control()
             self.control.append(message)
             if isinstance(message, Join):
                 self.identity = identity
 
     async def read(self) -> None:
         while True:
-            header, tokens, _ = decode_tokens((await self.hub.receive_tokens())[0], VOCABULARY)
+            header, tokens, _ = decode_tokens((await self.server.receive_tokens())[0], VOCABULARY)
             self.frames.append(header)
             start = 0
             for chunk in header.chunks:
@@ -112,7 +112,7 @@ class Stage:
             await asyncio.sleep(1)
             if self.identity and self.process.poll() is None:
                 with suppress(Unreachable):  # it may end just now
-                    self.hub.send(self.identity, Alive())
+                    self.server.send(self.identity, Alive())
 
     async def heard(self, kind: type[_M], within_s: float = 10.0) -> _M:
         async with asyncio.timeout(within_s):
@@ -130,14 +130,14 @@ class Stage:
                 await asyncio.sleep(0.005)
 
     def welcome(self, epoch: int) -> None:
-        self.hub.send(self.identity, Welcome(incarnation=1, epoch=epoch, weights_directory=""))
+        self.server.send(self.identity, Welcome(incarnation=1, epoch=epoch, weights_directory=""))
 
     async def load(self, version: int) -> WeightsLoaded:
-        self.hub.send(self.identity, LoadWeights(manifest=manifest_of(version)))
+        self.server.send(self.identity, LoadWeights(manifest=manifest_of(version)))
         return await self.heard(WeightsLoaded)
 
     def generate(self, *requests: Request) -> None:
-        self.hub.send(self.identity, Generate(requests=requests))
+        self.server.send(self.identity, Generate(requests=requests))
 
 
 @contextmanager
@@ -158,10 +158,10 @@ def worker_of(tmp_path: Path, kind: str) -> "Iterator[Popen[bytes]]":
 @asynccontextmanager
 async def stage_of(tmp_path: Path, kind: str, within_s: float = 15.0) -> AsyncIterator[Stage]:
     """A worker that has joined and been welcomed."""
-    hub = StageServer(tmp_path / "s")
-    hub.open()
+    server = StageServer(tmp_path / "s")
+    server.open()
     with worker_of(tmp_path, kind) as process:
-        stage = Stage(hub, process)
+        stage = Stage(server, process)
         tasks = [asyncio.create_task(work()) for work in (stage.hear, stage.read, stage.keep_alive)]
         try:
             await stage.heard(Join, within_s)
@@ -173,7 +173,7 @@ async def stage_of(tmp_path: Path, kind: str, within_s: float = 15.0) -> AsyncIt
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            hub.close()
+            server.close()
 
 
 async def test_legs_stream_to_their_ends_and_every_token_is_counted(tmp_path: Path):
@@ -201,7 +201,7 @@ async def test_aborted_and_resumed_legs_go_on_at_their_offset(tmp_path: Path):
     async with stage_of(tmp_path, "simulated") as stage:
         await stage.load(1)
         stage.generate(request_of(1), request_of(2, tokens=400))
-        stage.hub.send(stage.identity, AbortLegs(legs=((1, 0), (99, 0))))
+        stage.server.send(stage.identity, AbortLegs(legs=((1, 0), (99, 0))))
         await stage.until_ended((1, 0), within_s=1)
         assert stage.ended[1, 0].finish == "abort"
         held = stage.tokens[1, 0]
@@ -251,7 +251,7 @@ async def test_weights_that_do_not_match_their_checksum_are_reported_and_not_loa
     """
     async with stage_of(tmp_path, "simulated") as stage:
         await stage.load(1)
-        stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(2, checksum="0" * 32)))
+        stage.server.send(stage.identity, LoadWeights(manifest=manifest_of(2, checksum="0" * 32)))
         failed = await stage.heard(WeightsFailed)
         assert failed.version == 2
         assert "xxh3_128" in failed.why
@@ -272,7 +272,7 @@ async def test_more_ends_at_once_than_a_frame_takes_arrive_in_several(tmp_path: 
         for start in range(0, legs, 4000):
             stage.generate(*(request_of(i, tokens=400) for i in range(start, start + 4000)))
         await stage.until_ended((0, 0), within_s=60)  # all have been taken in before
-        stage.hub.send(stage.identity, AbortLegs(legs=tuple((i, 0) for i in range(legs))))
+        stage.server.send(stage.identity, AbortLegs(legs=tuple((i, 0) for i in range(legs))))
         await stage.until_ended(*((i, 0) for i in range(legs)), within_s=60)
         assert max(len(frame.chunks) for frame in stage.frames) == MOST_CHUNKS
         assert [frame.sequence for frame in stage.frames] == list(range(len(stage.frames)))
@@ -295,7 +295,7 @@ async def test_a_shutdown_sends_what_was_sampled_and_exits_in_order(tmp_path: Pa
         await stage.load(1)
         stage.generate(*(request_of(i, tokens=400) for i in range(8)))
         await asyncio.sleep(0.1)
-        stage.hub.send(stage.identity, Shutdown())
+        stage.server.send(stage.identity, Shutdown())
         await stage.until_ended(*((i, 0) for i in range(8)), within_s=3)
         assert stage.frames[-1].sampled == sum(map(len, stage.tokens.values()))
         assert await asyncio.to_thread(stage.process.wait, 5) == 0
@@ -335,7 +335,7 @@ async def test_no_process_of_vllm_outlives_a_killed_worker(tmp_path: Path):
     Bound: 5 s.
     """
     async with stage_of(tmp_path, "vllm", within_s=180) as stage:
-        stage.hub.send(stage.identity, LoadWeights(manifest=manifest_of(1)))
+        stage.server.send(stage.identity, LoadWeights(manifest=manifest_of(1)))
         loaded = await stage.heard(WeightsLoaded)
         assert set(loaded.gaps) == {"1.0", "0.7"}
         stage.generate(*(request_of(i) for i in range(8)))
@@ -365,12 +365,12 @@ class Declared:
 
 
 async def test_work_may_stand_still_for_a_little_longer_than_the_stage_lets_it():
-    engine, link = SimulatedEngine(slots=2, vocabulary=VOCABULARY), Declared()
+    engine, client = SimulatedEngine(slots=2, vocabulary=VOCABULARY), Declared()
     heard: list[Callable[[ToPeer], None]] = []
 
     def connect(join: Join, receive: Callable[[ToPeer], None]) -> Declared:
         heard.append(receive)
-        return link
+        return client
 
     watch = Watch(load_s=700.0, sampling_s=200.0)
     info = await engine.start()
@@ -384,4 +384,4 @@ async def test_work_may_stand_still_for_a_little_longer_than_the_stage_lets_it()
     ):
         heard[0](message)
     assert await worker.run() == 0
-    assert link.budgets == {"idle": 0.0, "sampling": 210.0, "loading weights": 710.0}
+    assert client.budgets == {"idle": 0.0, "sampling": 210.0, "loading weights": 710.0}

@@ -236,7 +236,7 @@ def test_export_of_what_is_no_run_exits_1_with_a_sentence(elsewhere: Path) -> No
 def test_plugins_lists_every_seam_with_options_and_their_defaults() -> None:
     result = darts("plugins")
     assert result.exit_code == 0
-    for seam in ("prompts", "budget", "selector", "batch", "reward", "advantage", "loss"):
-        assert f"{seam}:\n" in result.output
+    for kind in ("prompts", "budget", "selector", "batch", "reward", "advantage", "loss"):
+        assert f"{kind}:\n" in result.output
     assert "dual_end" in result.output
     assert "redundancy = 1.5: " in result.output

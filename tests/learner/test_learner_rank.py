@@ -48,7 +48,7 @@ class Stage:
         self.directory = directory
         self.config = directory / "config.yaml"
         self.config.write_text(f"model: {MODEL}\nlearner: {{zero: 3, ranks: 2}}\n")
-        self.hub = StageServer(directory / "s")
+        self.server = StageServer(directory / "s")
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.identities: dict[int, bytes] = {}
 
@@ -58,7 +58,7 @@ class Stage:
             port = str(probe.getsockname()[1])
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         for rank in range(world):
-            command = ["-m", "learner.learner_rank", "--stage", str(self.hub.directory)]
+            command = ["-m", "learner.learner_rank", "--stage", str(self.server.directory)]
             command += ["--config", str(self.config), "--rank", str(rank), "--world", str(world)]
             process = subprocess.Popen([sys.executable, *command, *more], cwd=ROOT, env=environment)
             self.ranks.append(process)
@@ -72,7 +72,7 @@ class Stage:
             assert isinstance(message, Heartbeat | Join | Spans), message
 
     async def _receive(self) -> tuple[bytes, FromPeer]:
-        receiving = asyncio.ensure_future(self.hub.receive_control())
+        receiving = asyncio.ensure_future(self.server.receive_control())
         while not (await asyncio.wait([receiving], timeout=1))[0]:
             died = [process.poll() for process in self.ranks if process.poll()]
             assert not died, f"a rank ended with {died}"
@@ -85,11 +85,11 @@ class Stage:
             joined[join.rank], self.identities[join.rank] = join, identity
         for identity in self.identities.values():
             weights = str(self.directory / "w")
-            self.hub.send(identity, Welcome(incarnation=1, epoch=1, weights_directory=weights))
+            self.server.send(identity, Welcome(incarnation=1, epoch=1, weights_directory=weights))
         return joined
 
     def send(self, rank: int, message: ToPeer) -> None:
-        self.hub.send(self.identities[rank], message)
+        self.server.send(self.identities[rank], message)
 
     async def step(self, number: int, groups: tuple[int, ...], world: int) -> StepDone:
         """One whole step; answers rank 0's StepDone."""
@@ -116,7 +116,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         for process in made.ranks:
             process.kill()
             process.wait()
-        made.hub.close()
+        made.server.close()
 
 
 def logprobs_of(directory: Path, probe: list[int]) -> list[float]:
@@ -127,7 +127,7 @@ def logprobs_of(directory: Path, probe: list[int]) -> list[float]:
 
 
 async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: Stage):
-    stage.hub.open()
+    stage.server.open()
     stage.start(2)
     joined = await stage.join(2)
     assert [joined[rank].name for rank in (0, 1)] == ["l0", "l1"]

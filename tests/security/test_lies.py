@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.coordinator import events
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
@@ -20,7 +21,6 @@ from pipeline.coordinator.events import (
     RequestReward,
     Restart,
     Tick,
-    WeightsServed,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.observability import timing
@@ -73,18 +73,18 @@ class Watched(Bench):
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         commands = super().handle(event)
-        self.records += self.tracer.saw(self.now, event, commands)
+        self.records += self.tracer.record_event(self.now, event, commands)
         for judge in only(commands, RequestReward):
             self.reward(judge.trajectory, self._rng.random())
         self.learn(commands)
         for serve in only(commands, LoadWeights):
-            self.handle(WeightsServed(engine=serve.engine, version=serve.version, gap=0.0))
+            self.handle(events.WeightsLoaded(engine=serve.engine, version=serve.version, gap=0.0))
         return commands
 
 
 def lie(bench: Bench, rng: random.Random) -> TokenBatch:
     """A frame that an engine could send: right numbers in it, wrong claims about them."""
-    engine = bench.coordinator.placement.engines["e1"]
+    engine = bench.coordinator.scheduler.engines["e1"]
     known = list(bench.core.trajectories.values())
     chunks: list[ChunkHead] = []
     for _ in range(rng.randrange(4)):
@@ -138,18 +138,18 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
         what = rng.choice((FORWARD_BACKWARD, CLOSE, "rest"))
         spans = [Span(what, moment, rng.choice(MOMENTS), groups, asked)]
         here = [to_stage_clock(span, bench.now, offset) for span in spans]
-        bench.tracer.timeline.worked(rank, here)
+        bench.tracer.timeline.record_work(rank, here)
         bench.tracer.timeline.loaded("e1", here)
         bench.handle(Tick())
         for member in [t for t in bench.core.trajectories.values() if t.engine == "e0"]:
             if member.engine == "e0":
                 bench.tokens(member.id, 2, rng.choice(("", "stop")))
-        if "e1" not in bench.coordinator.placement.engines:
+        if "e1" not in bench.coordinator.scheduler.engines:
             bench.join("e1", 4)
     assert bench.core.step > 5  # the lies that are no lies still train
     assert len(bench.records) == bench.core.step
     for record in [*bench.records, bench.tracer.timeline.rest()]:
-        assert all(map(math.isfinite, numbers(timing.figures(record, 2))))
+        assert all(map(math.isfinite, numbers(timing.metrics(record, 2))))
         for leg in record.legs:
             assert all(0 <= t <= bench.now for t in (leg.begun, leg.first, leg.last))
         assert sum(piece.seconds for piece in record.path) <= record.end - record.since + 1e-6
@@ -167,7 +167,7 @@ def test_an_engine_cannot_touch_the_legs_of_another() -> None:
     theirs = next(t for t in bench.core.trajectories.values() if t.engine == "e1")
     bench.tokens(theirs.id, 3, "stop", engine="e0")
     assert (theirs.state, theirs.held) == (TrajectoryState.RUNNING, 0)
-    assert set(bench.coordinator.placement.engines["e1"].legs) == {(theirs.id, 0)}
+    assert set(bench.coordinator.scheduler.engines["e1"].legs) == {(theirs.id, 0)}
     assert bench.accounts == {"aborted": 3}
 
 
@@ -205,11 +205,11 @@ def test_a_proof_that_is_no_number_admits_no_engine(gap: float) -> None:
     """
     bench = Bench()
     bench.begin(engines=0)
-    bench.coordinator.placement.join("e0", 0, 8)
+    bench.coordinator.scheduler.join("e0", 0, 8)
     event = event_of("e0", 0, WeightsLoaded(version=0, gaps={"1.0": 0.0, "0.7": gap}))
-    assert isinstance(event, WeightsServed)
+    assert isinstance(event, events.WeightsLoaded)
     bench.handle(event)
-    assert bench.coordinator.placement.serving() == []
+    assert bench.coordinator.scheduler.serving() == []
 
 
 def test_metrics_that_are_no_numbers_are_left_out() -> None:

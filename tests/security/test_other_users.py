@@ -63,8 +63,8 @@ async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> N
     """Promise: permission is denied, by the directory and by the socket files alone as well.
     Bound: at once.
     """
-    hub = StageServer(open_place / "s")
-    hub.open()
+    server = StageServer(open_place / "s")
+    server.open()
     for name in ("control", "data"):
         path = open_place / "s" / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -73,7 +73,7 @@ async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> N
             own.connect(str(path))
     (open_place / "s").chmod(0o755)  # the files alone guard as well
     assert as_nobody(CONNECT, open_place / "s" / "control") == "PermissionError"
-    hub.close()
+    server.close()
 
 
 @pytest.mark.fault("another user reads weights or the run's folder", part="peers", by="file")
@@ -112,10 +112,10 @@ def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
     with pytest.raises(PermissionError, match="another user's, or a link"):
         make_private(tmp_path / "link")
-    hub = StageServer(tmp_path / "link")
+    server = StageServer(tmp_path / "link")
     with pytest.raises(TransportError, match="another user's, or a link"):
-        hub.open()
-    hub.close()
+        server.open()
+    server.close()
     assert not is_ours(tmp_path / "nothing")
 
 
@@ -128,10 +128,10 @@ def test_a_directory_that_another_user_has_prepared_is_refused_everywhere(tmp_pa
     squatted = tmp_path / "s"
     squatted.mkdir()
     os.chown(squatted, NOBODY, NOBODY)
-    hub = StageServer(squatted)
+    server = StageServer(squatted)
     with pytest.raises(TransportError, match="another user's"):
-        hub.open()
-    hub.close()
+        server.open()
+    server.close()
     job = tmp_path / "job"
     job.mkdir()
     (job / "address").write_text(f"{squatted}\n")

@@ -106,7 +106,7 @@ def test_control_characters_are_spelled_out_and_lines_stay() -> None:
 
 def test_a_terminal_gets_no_escape_sequence_of_a_stranger() -> None:
     out = io.StringIO()
-    TerminalView(3, out).heard({"say": f"e0 lost: {ESCAPES}"})
+    TerminalView(3, out).on_line({"say": f"e0 lost: {ESCAPES}"})
     assert harmless(out.getvalue())
     now = RunStatus(
         phase="training",

@@ -61,8 +61,8 @@ class Peer:
 
     def __init__(self, directory: Path, join: Join) -> None:
         self.inbox: queue.Queue[ToPeer] = queue.Queue()
-        self.link = StageClient(directory, join, self.inbox.put, heartbeat_s=0.05)
-        self.link.start()
+        self.client = StageClient(directory, join, self.inbox.put, heartbeat_s=0.05)
+        self.client.start()
 
     async def get(self, kind: type[Any]) -> Any:
         """The next message of this kind."""
@@ -80,7 +80,7 @@ def peer(directory: Path, name: str, **other: Any) -> Iterator[Peer]:
     try:
         yield made
     finally:
-        made.link.close()
+        made.client.close()
 
 
 @contextlib.contextmanager
@@ -99,16 +99,16 @@ def raw(directory: Path, identity: bytes = b"stranger") -> Iterator[tuple[Any, A
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[StageServer]:
-    hub = StageServer(tmp_path / "s")
-    hub.open()
-    yield hub
-    hub.close()
+async def server(tmp_path: Path) -> AsyncIterator[StageServer]:
+    server = StageServer(tmp_path / "s")
+    server.open()
+    yield server
+    server.close()
 
 
 @pytest.mark.fault("garbage at the stage's sockets", part="wire", by="socket")
 async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_on(
-    hub: StageServer,
+    server: StageServer,
 ) -> None:
     """Promise: it is refused under the name of its sender alone, and every frame and heartbeat of
     the good peer beside it arrives.
@@ -116,18 +116,18 @@ async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_o
     """
     rng, refused, heard = random.Random(3), 0, 0
     senders: set[bytes] = set()
-    with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
+    with peer(server.directory, "e0") as good, raw(server.directory) as (dealer, push):
         for n in range(FRAMES // 2):
             frames = [number(rng.choice((n, 0))), mutant(rng.choice(REPORTS), rng)]
             dealer.send_multipart(rng.choice((frames, frames * 2, frames[:1], [b""])))
             push.send_multipart(mutant_parts(rng) or [b""])
-            good.link.send_tokens(batch(engine="e0", sequence=n), *NONE)
+            good.client.send_tokens(batch(engine="e0", sequence=n), *NONE)
         for n in range(40):
-            good.link.send(Heartbeat(progress=n, activity="well", budget_s=0.0))
+            good.client.send(Heartbeat(progress=n, activity="well", budget_s=0.0))
         seen: list[int] = []
         while len(seen) < FRAMES // 2:
             async with asyncio.timeout(SECONDS):
-                parts, _ = await hub.receive_tokens()
+                parts, _ = await server.receive_tokens()
             try:
                 header, _, _ = decode_tokens(parts, VOCABULARY)
             except WireError:
@@ -138,7 +138,7 @@ async def test_fuzzed_frames_at_the_sockets_are_refused_and_the_good_peer_goes_o
         while heard < 40:
             try:
                 async with asyncio.timeout(SECONDS):
-                    identity, message = await hub.receive_control()
+                    identity, message = await server.receive_control()
             except WireError as error:
                 senders.add(error.sender)
                 refused += 1
@@ -157,31 +157,31 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
     Bound: 30 s.
     """
     monkeypatch.setattr(curve_auth, "MAX_DATA_BYTES", 1 << 16)
-    hub = StageServer(tmp_path / "s")
-    hub.open()
-    with peer(hub.directory, "e0") as good, raw(hub.directory) as (dealer, push):
+    server = StageServer(tmp_path / "s")
+    server.open()
+    with peer(server.directory, "e0") as good, raw(server.directory) as (dealer, push):
         for _ in range(3):
             dealer.send_multipart([number(0), b"\0" * (1 << 17)])
             push.send_multipart([b"\0" * (1 << 17)])
-        good.link.send_tokens(batch(engine="e0"), *NONE)
+        good.client.send_tokens(batch(engine="e0"), *NONE)
         async with asyncio.timeout(SECONDS):
-            assert len((await hub.receive_tokens())[0]) == 3
-            identity, message = await hub.receive_control()
+            assert len((await server.receive_tokens())[0]) == 3
+            identity, message = await server.receive_control()
         assert identity.startswith(b"e0/")
         assert isinstance(message, Join)
-    hub.close()
+    server.close()
 
 
 @pytest.mark.fault("a control frame over its limit", part="wire", by="socket")
-async def test_a_control_frame_over_its_limit_is_refused_unread(hub: StageServer) -> None:
+async def test_a_control_frame_over_its_limit_is_refused_unread(server: StageServer) -> None:
     """Promise: it is refused unread.
     Bound: at that frame.
     """
-    with raw(hub.directory) as (dealer, _):
+    with raw(server.directory) as (dealer, _):
         dealer.send_multipart([number(0), b"\0" * (MAX_REPORT_BYTES + 1)])
         with pytest.raises(WireError, match="over the limit"):
             async with asyncio.timeout(SECONDS):
-                await hub.receive_control()
+                await server.receive_control()
 
 
 @pytest.mark.fault("garbage from the stage at a peer", part="wire", by="socket")
@@ -237,7 +237,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
     parts = Parts(
         config=config,
         run=run,
-        hub=StageServer(folder / "s"),
+        server=StageServer(folder / "s"),
         coordinator=build.coordinator(config, tokenizer, train, held_out),
         tokenizer=tokenizer,
         data={"train": train, "eval": held_out.data},
@@ -245,7 +245,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         weights=weights,
         resumed_step=-1,
     )
-    parts.hub.open()
+    parts.server.open()
     async with RewardPool(Plugin(name="exact")) as pool:
         made = StageProcess(parts, pool, lambda line: None)
         serving = asyncio.create_task(made.run())
@@ -253,7 +253,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         made.halt("the test is over")
         async with asyncio.timeout(SECONDS):
             assert await serving == "the test is over"
-    parts.hub.close()
+    parts.server.close()
 
 
 def live(run: RunFolder) -> dict[str, Any]:
@@ -276,7 +276,7 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
     """
     rng = random.Random(11)
     async with stage(tmp_path) as (made, parts):
-        core, run, sockets = parts.coordinator.core, parts.run, parts.hub.directory
+        core, run, sockets = parts.coordinator.core, parts.run, parts.server.directory
         with (
             peer(sockets, "e0") as good,
             peer(sockets, "e1") as liar,
@@ -289,13 +289,13 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
             manifest = Manifest(
                 version=5, directory="/etc", bytes=1, checksum="", probe=[], logprobs={}
             )
-            liar.link.send(Published(manifest=manifest))
-            liar.link.send(GroupTrained(step=0, group=0, tokens=1.0))
-            await until(lambda: made._peers.refusals.counts.get("role") == 2)
+            liar.client.send(Published(manifest=manifest))
+            liar.client.send(GroupTrained(step=0, group=0, tokens=1.0))
+            await until(lambda: made._peers.rejected_frames.counts.get("role") == 2)
             assert core.version == -1
             for _ in range(20):  # with a good header
                 bad = msgspec.structs.replace(batch(engine="e1"), sampled=1)
-                liar.link.send_tokens(bad, b"odd", b"")
+                liar.client.send_tokens(bad, b"odd", b"")
             why = (await liar.get(Shutdown)).why
             assert why.startswith("its frames are not to be believed; the last: ")
             for n in range(300):
@@ -306,11 +306,11 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
                 )
                 dealer.send_multipart([number(n), report])
                 push.send_multipart(frames)
-            good.link.send(WeightsLoaded(version=0, gaps={"1.0": float("nan")}))
-            good.link.send_tokens(batch(engine="e0"), *NONE)
-            await until(lambda: parts.coordinator.placement.engines["e0"].next_sequence == 1)
+            good.client.send(WeightsLoaded(version=0, gaps={"1.0": float("nan")}))
+            good.client.send_tokens(batch(engine="e0"), *NONE)
+            await until(lambda: parts.coordinator.scheduler.engines["e0"].next_sequence == 1)
             await until(lambda: run.live.exists() and live(run)["refused"].get("tokens", 0) > 100)
-            assert "e1" not in parts.coordinator.placement.engines
+            assert "e1" not in parts.coordinator.scheduler.engines
             assert live(run)["refused"]["control"] > 100
             assert not made.error
         told = [

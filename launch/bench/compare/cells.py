@@ -18,7 +18,7 @@ import msgspec
 
 from launch.bench.compare.methods import Method
 from launch.launcher.processes import Child, clean_environment, end_all
-from launch.report.figures import StepFigures, step_figures
+from launch.report.metrics import StepFigures, step_metrics
 from launch.run_files.records import EvalLine, StepLine, curve
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
@@ -32,7 +32,7 @@ class CellError(Exception):
     """A cell cannot be run, or has failed; the message says where to look."""
 
 
-class Figures(StepFigures, frozen=True, kw_only=True):
+class Metrics(StepFigures, frozen=True, kw_only=True):
     """One finished cell in numbers."""
 
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
@@ -96,7 +96,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         """Its evaluations, with the training seconds at each."""
         return curve(*self._lines())
 
-    def figures(self, target: float) -> Figures:
+    def metrics(self, target: float) -> Metrics:
         """Numbers of a finished cell.
 
         Args:
@@ -104,8 +104,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         """
         steps, evaluations = self._lines()
         found = curve(steps, evaluations)
-        return Figures(
-            **msgspec.structs.asdict(step_figures(steps)),
+        return Metrics(
+            **msgspec.structs.asdict(step_metrics(steps)),
             seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
             final_accuracy=found[-1].accuracy,
             deep_accuracy=found[-1].deep_accuracy,

@@ -19,7 +19,7 @@ import filelock
 import msgspec
 
 from launch.bench.compare import plots, tables
-from launch.bench.compare.cells import Cell, CellError, Figures
+from launch.bench.compare.cells import Cell, CellError, Metrics
 from launch.bench.compare.methods import METHODS, QUICK, SETS
 from launch.commands.train import about
 from pipeline.config.load import ConfigError, load
@@ -133,7 +133,7 @@ def _compare(wanted: Comparison, cells: list[Cell], out: Path | None) -> int:
 
 
 def _outcome(cell: Cell, target: float) -> str:
-    found, curve = cell.figures(target), cell.curve()
+    found, curve = cell.metrics(target), cell.curve()
     reached = found.seconds_to_target
     return (
         f"accuracy {curve[0].accuracy:.3f} -> {found.final_accuracy:.3f}, "
@@ -144,9 +144,9 @@ def _outcome(cell: Cell, target: float) -> str:
 
 def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | None) -> str:
     """comparison.json (and `out`) of what is done so far; returns the table."""
-    known: dict[str, list[Figures | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
+    known: dict[str, list[Metrics | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
     for cell in cells:
-        known[cell.method.name].append(cell.figures(wanted.target) if cell in done else None)
+        known[cell.method.name].append(cell.metrics(wanted.target) if cell in done else None)
     columns = tables.columns(known)
     comparison: dict[str, Any] = {
         "target": wanted.target,

@@ -71,7 +71,7 @@ def draw(curves: Curves, target: float, out: Path) -> None:
     embed: Any = importlib.import_module("bokeh.embed")
     resources: Any = importlib.import_module("bokeh.resources")
     models: Any = importlib.import_module("bokeh.models")
-    figures: list[Any] = []
+    metrics: list[Any] = []
     for plot in (*PLOTS, *by_depth(curves)):
         figure = plotting.figure(
             title=plot.title, x_axis_label=plot.unit, width=900, height=360,
@@ -86,6 +86,6 @@ def draw(curves: Curves, target: float, out: Path) -> None:
         if plot.y == "accuracy":
             figure.add_layout(models.Span(location=target, dimension="width", line_dash="dashed"))
         figure.legend.click_policy = "hide"
-        figures.append(figure)
-    page = embed.file_html(layouts.column(*figures), resources.INLINE, "darts bench compare")
+        metrics.append(figure)
+    page = embed.file_html(layouts.column(*metrics), resources.INLINE, "darts bench compare")
     out.write_text(page)

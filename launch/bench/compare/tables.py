@@ -13,15 +13,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from launch.bench.compare.cells import Figures
+from launch.bench.compare.cells import Metrics
 from launch.bench.compare.methods import BASELINE
 
-FIGURES = Figures.__struct_fields__
+FIGURES = Metrics.__struct_fields__
 RATIOS = ("step_seconds", "seconds_to_target")
 FEWEST_SEEDS = 3  # for an interval
 _DRAWS = 10_000
 
-BySeed = Sequence[Figures | None]
+BySeed = Sequence[Metrics | None]
 """One method's cells in the order of the seeds; None: not there yet, or failed."""
 
 
@@ -45,11 +45,11 @@ def ratios(
     below `FEWEST_SEEDS` such seeds; methods and figures without any are left out.
     """
     found: dict[str, dict[str, list[float | None]]] = {}
-    for name, figures in table.items():
+    for name, metrics in table.items():
         for figure in RATIOS if name != BASELINE and BASELINE in table else ():
             pairs = [
                 (base, own)
-                for base, own in zip(table[BASELINE][figure], figures[figure], strict=True)
+                for base, own in zip(table[BASELINE][figure], metrics[figure], strict=True)
                 if base is not None and own  # a target reached before training has no ratio
             ]
             if pairs:
@@ -97,12 +97,12 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """
     titles = ["method", "seeds", *(column.title for column in _COLUMNS)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for name, figures in comparison["methods"].items():
-        done = sum(value is not None for value in figures["final_accuracy"])
-        cells = [name, f"{done} of {len(figures['final_accuracy'])}"]
+    for name, metrics in comparison["methods"].items():
+        done = sum(value is not None for value in metrics["final_accuracy"])
+        cells = [name, f"{done} of {len(metrics['final_accuracy'])}"]
         for column in _COLUMNS:
             ratio = comparison["ratios"].get(name, {}).get(column.figure)
-            cells.append(_cell(column, figures[column.figure], done) + _bracket(ratio))
+            cells.append(_cell(column, metrics[column.figure], done) + _bracket(ratio))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -98,9 +98,9 @@ def logprobs(found: Found) -> list[str]:
 def tracing(found: Found) -> list[str]:
     """Steps with and without timing and trace."""
     rows = [
-        f"| {way} | {statistics.median(figures['step_s']):.4f} | {figures['ratio']:.3f} "
-        f"| {figures['own_share']:.2%} |"
-        for way, figures in found.items()
+        f"| {way} | {statistics.median(metrics['step_s']):.4f} | {metrics['ratio']:.3f} "
+        f"| {metrics['own_share']:.2%} |"
+        for way, metrics in found.items()
     ]
     head = "| way | s a step | of `off`, median of pairs | of it, the stage noting it |"
     return [head, "|---|---|---|---|", *rows]

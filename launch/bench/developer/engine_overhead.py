@@ -54,7 +54,7 @@ class BenchError(Exception):
 class Complaints:
     """Shows what a run warns of, and nothing else."""
 
-    def heard(self, line: dict[str, Any]) -> None:
+    def on_line(self, line: dict[str, Any]) -> None:
         if "say" in line:
             print(f"  ! {line['say']}", flush=True)
 

@@ -54,26 +54,28 @@ class Sink:
         self._manifest: Manifest | None = None
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
-        self._link = StageClient(stage, join, self._inbox.put)
+        self._client = StageClient(stage, join, self._inbox.put)
 
     def run(self) -> int:
         """Serve until told to leave; the exit status."""
-        self._link.start()
-        self._link.working("idle", 0.0)
+        self._client.start()
+        self._client.working("idle", 0.0)
         while True:
             match self._inbox.get():
                 case Welcome(weights_directory=directory):
                     self._publish(Path(directory))
                 case TrainGroup() as group:
                     tokens = sum(m.weight * (len(m.response) // 4) for m in group.members)
-                    self._link.send(GroupTrained(step=group.step, group=group.group, tokens=tokens))
+                    self._client.send(
+                        GroupTrained(step=group.step, group=group.group, tokens=tokens)
+                    )
                 case CloseStep(step=step):
-                    self._link.send(self._done(step))
+                    self._client.send(self._done(step))
                 case Shutdown():
-                    self._link.close()
+                    self._client.close()
                     return 0
                 case Refused(why=why):
-                    self._link.close()
+                    self._client.close()
                     print(f"refused by the stage: {why}", flush=True)
                     return 2
                 case _:
@@ -86,7 +88,7 @@ class Sink:
         logprobs = probe_logprobs(self._model, probe)
         manifest = WeightPublisher(directory, probe).publish(self._model, 0, logprobs)
         self._manifest = manifest
-        self._link.send(Published(manifest=manifest))
+        self._client.send(Published(manifest=manifest))
 
     def _done(self, step: int) -> StepDone:
         assert self._manifest is not None, "a step is closed before the weights were published"

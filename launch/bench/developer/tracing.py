@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
     told = summary(measure(options.repeats, given))
-    for way, figures in told.items():
-        print(f"{way:7} {figures['ratio']:.3f} of off; noting it {figures['own_share']:.2%} of it")
+    for way, metrics in told.items():
+        print(f"{way:7} {metrics['ratio']:.3f} of off; noting it {metrics['own_share']:.2%} of it")
     if options.out:
         options.out.write_text(json.dumps(told, indent=1) + "\n")
 

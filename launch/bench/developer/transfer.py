@@ -68,9 +68,9 @@ def serve(keys: Path, weights: Path) -> None:
     """The stage's part, until it is killed."""
 
     async def attend() -> None:
-        hub = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
-        hub.open()
-        await hub.attend()
+        server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
+        server.open()
+        await server.attend()
 
     asyncio.run(attend())
 
@@ -88,24 +88,26 @@ def write_keys(folder: Path) -> tuple[Path, Path]:
     """Key files of both sides."""
     control, data, weights = (f"tcp://{ADDRESSES[0]}:{port}" for port in _PORTS)
     server, client = new_pair(), new_pair()
-    entrance = ListenKeys(
+    listen_keys = ListenKeys(
         control=control,
         data=data,
         weights=weights,
         keys=server,
         allowed={client.public: KeyOwner("engine", "e0")},
     )
-    ticket = PeerKeys(
+    peer_keys = PeerKeys(
         control=control, data=data, weights=weights, server=server.public, keys=client
     )
-    return write_private(folder / "stage.key", entrance), write_private(folder / "e0.key", ticket)
+    return write_private(folder / "stage.key", listen_keys), write_private(
+        folder / "e0.key", peer_keys
+    )
 
 
 def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> dict[str, object]:
     """Seconds of each way, in turn."""
     manifest = publish(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
-    stage, ticket = write_keys(folder)
+    stage, peer_keys = write_keys(folder)
     module = [sys.executable, "-m", "launch.bench.developer.transfer"]
     serving = subprocess.Popen(
         machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
@@ -115,7 +117,7 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
     found: dict[str, list[float]] = {"fetched": [], "copied": [], "copied and checked": []}
     try:
         for _ in range(repeats):
-            asked = [*module, "--fetch", str(ticket), str(folder / "manifest.json"), str(into)]
+            asked = [*module, "--fetch", str(peer_keys), str(folder / "manifest.json"), str(into)]
             done = subprocess.run(
                 machines.command(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
             )
@@ -157,8 +159,8 @@ def main() -> int:
         two_machines() as machines,
         tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="transfer-") as folder,
     ):
-        figures = measure(machines, Path(folder), int(options.parameters), options.repeats)
-    size, seconds = figures["bytes"], figures["seconds"]
+        metrics = measure(machines, Path(folder), int(options.parameters), options.repeats)
+    size, seconds = metrics["bytes"], metrics["seconds"]
     assert isinstance(size, int)
     assert isinstance(seconds, dict)
     print(f"{size / 1e9:.2f} GB\n\n| way | s, median | MB/s |\n|---|---|---|")
@@ -166,7 +168,7 @@ def main() -> int:
         middle = statistics.median(times)
         print(f"| {way} | {middle:.2f} | {size / middle / 1e6:.0f} |")
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        options.out.write_text(json.dumps(metrics, indent=1) + "\n")
     return 0
 
 

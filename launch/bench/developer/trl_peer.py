@@ -59,13 +59,13 @@ def with_darts(steps: int, every: int, seed: int, target: float, folder: Path) -
     method = Method(name="darts", about="the quickstart", overrides=())
     cell = Cell(method=method, seed=seed, config=CONFIG, overrides=overrides, base=folder)
     cell.carry_out()
-    figures, curve = cell.figures(target), cell.curve()
+    metrics, curve = cell.metrics(target), cell.curve()
     return Training(
-        step_seconds=figures.step_seconds,
-        seconds_to_target=figures.seconds_to_target,
+        step_seconds=metrics.step_seconds,
+        seconds_to_target=metrics.seconds_to_target,
         accuracy_before=curve[0].accuracy,
-        accuracy_after=figures.final_accuracy,
-        mean_tokens_after=figures.mean_tokens,
+        accuracy_after=metrics.final_accuracy,
+        mean_tokens_after=metrics.mean_tokens,
     )
 
 

@@ -108,8 +108,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        figures = (row.one, row.two, row.between_ways, row.between_seeds)
-        cells = [f"{figure:.3g}" for figure in figures]
+        metrics = (row.one, row.two, row.between_ways, row.between_seeds)
+        cells = [f"{figure:.3g}" for figure in metrics]
         lines.append(f"| {row.metric} | {' | '.join(cells)} | {row.ratio:.2f} |")
     return lines
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report.figures import StepFigures, step_figures
+from launch.report.metrics import StepFigures, step_metrics
 from launch.report.read_run import Run
 from launch.report.run_names import Line
 from launch.report.section import Section, number, seconds, table
@@ -87,7 +87,7 @@ def section(lines: Sequence[Line]) -> Section:
             id="comparison", title="Comparison", see=see,
             missing="One run with steps is nothing to compare: darts report RUN RUN ...",
         )  # fmt: skip
-    values = [[of(run, step_figures(run.steps)) for _, _, of in _FIGURES] for run in runs]
+    values = [[of(run, step_metrics(run.steps)) for _, _, of in _FIGURES] for run in runs]
     rows = [
         (
             run.name,

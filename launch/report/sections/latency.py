@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.figures import weighted
+from launch.report.metrics import weighted
 from launch.report.missing_data import lacks_timing
 from launch.report.read_run import Run
 from launch.report.section import Section, seconds, table

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from pipeline.plugins.actions import BatchVerb, Close, Take
+from pipeline.plugins.actions import BatchAction, Close, Take
 from pipeline.plugins.interfaces import Stateless
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BatchView
@@ -18,7 +18,7 @@ from pipeline.plugins.views import BatchView
 
 @register("batch", "fifo")
 class Fifo(Stateless):
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         taking = view.ready
         if view.ahead:  # the others are for the next step
             room = max(0, view.need - view.taken - len(view.due))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import BatchVerb, Relax
+from pipeline.plugins.actions import BatchAction, Relax
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BatchView
@@ -41,7 +41,7 @@ class Quorum:
         self._options = options or QuorumOptions()
         self._fifo = Fifo()
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         yield from self._fifo.decide(view)
         coming = view.taken + len(view.ready) + view.chosen + view.enough
         # divided: 0.55 * 100 is above 55, 55 / 100 is 0.55 to the last bit

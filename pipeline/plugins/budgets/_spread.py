@@ -140,7 +140,7 @@ class _Regression:
         tag_P = np.array([self._row.get(view.tag, len(self._row)) for view in prompts])
         means = np.exp(self._of_mean.at(length_P, tag_P)).tolist()
         deviations = np.exp(self._of_variance.at(length_P, tag_P) / 2).tolist()
-        return [Estimate(*figures) for figures in zip(means, deviations, strict=True)]
+        return [Estimate(*metrics) for metrics in zip(means, deviations, strict=True)]
 
 
 class _Line:

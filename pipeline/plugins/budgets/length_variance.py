@@ -69,7 +69,7 @@ class LengthVariance:
         self._spread = Spread(self._options.memory)
         self._lengths = Lengths()
         self._limit = 0  # of a response, tokens, as the last plan had it; 0: none made yet
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         options = self._options
@@ -88,14 +88,14 @@ class LengthVariance:
             means, deviations = [e.mean for e in estimates], [e.deviation for e in estimates]
             candidates = allocate_by_finish(means, deviations, size=view.size, **bounds)
         seen = sum(view.prompt in self._spread for view in prompts)
-        self._figures = {
+        self._metrics = {
             "total": total,
             "mean": total / max(1, len(prompts)),
             "known": seen,
             "unseen": len(prompts) - seen,
         }
         if not math.isnan(choice.utility):
-            self._figures |= {"utility": choice.utility, "generation_s": choice.seconds}
+            self._metrics |= {"utility": choice.utility, "generation_s": choice.seconds}
         notes = [_note(e) for e in estimates] if estimates else ["sigma unknown"] * len(prompts)
         return [
             Allocation(candidates=count, max_tokens=view.max_tokens, note=note)
@@ -119,10 +119,10 @@ class LengthVariance:
         self._spread.observe(group, self._limit or math.inf)
         self._lengths.add(group.lengths, group.censored)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the last plan: its candidates, in all and on average; prompts known and guessed;
         the step's utility and predicted seconds of generation, once lengths are known."""
-        return dict(self._figures)
+        return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:
         """What was learnt from the groups that have ended."""

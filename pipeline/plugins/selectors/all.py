@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.plugins.actions import AnyVerb
+from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import finalize
@@ -18,7 +18,7 @@ from pipeline.plugins.views import GroupView
 class All(Stateless):
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         if not group.unended:
             members = [member for member in group.ended if not member.reward_failed]
             yield finalize(members, "all that were sampled")

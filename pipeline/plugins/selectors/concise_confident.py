@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyVerb, Enough, Stop
+from pipeline.plugins.actions import AnyAction, Enough, Stop
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
@@ -64,7 +64,7 @@ class ConciseConfident:
     def __init__(self, options: ConciseConfidentOptions | None = None) -> None:
         self._options = options or ConciseConfidentOptions()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         finished = usable(group)
         if len(finished) < group.size:
             if not group.unended:
@@ -91,7 +91,7 @@ class ConciseConfident:
         event: SelectorEvent,
         finished: list[MemberView],
         passing: list[MemberView],
-    ) -> AnyVerb:
+    ) -> AnyAction:
         if group.unended and not isinstance(event, Barrier):
             return Enough(why=f"{group.size} have finished; the longest may go on")
         ordered = _confident_then_short(finished, passing)
@@ -103,7 +103,7 @@ class ConciseConfident:
 
     def _with_stop(
         self, group: GroupView, finished: list[MemberView], passing: list[MemberView]
-    ) -> Iterator[AnyVerb]:
+    ) -> Iterator[AnyAction]:
         chosen = _confident_then_short(finished, passing)[: group.size]
         right = sum(member.reward == 1.0 for member in chosen)  # not known yet: not right
         cut: list[MemberView] = []

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyVerb, Enough
+from pipeline.plugins.actions import AnyAction, Enough
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
@@ -49,7 +49,7 @@ class DualEnd:
     def __init__(self, options: DualEndOptions | None = None) -> None:
         self._options = options or DualEndOptions()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         members = shortest_first(usable(group))
         enough = len(members) >= group.size
         if not group.unended and not enough:

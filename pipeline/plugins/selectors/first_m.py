@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.plugins.actions import AnyVerb
+from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import filled, finalize, usable
@@ -19,7 +19,7 @@ from pipeline.plugins.views import GroupView
 class FirstM(Stateless):
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         enough = len(usable(group)) >= group.size
         if not enough and group.unended:  # a lost engine's members are queued, not gone
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.plugins.actions import AnyVerb
+from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Stateless, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import filled, finalize, shortest_first, usable
@@ -20,7 +20,7 @@ from pipeline.plugins.views import GroupView
 class Shortest(Stateless):
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         members = shortest_first(usable(group))
         enough = len(members) >= group.size
         if group.unended and not (enough and isinstance(event, Barrier)):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from launch.bench.compare import plots, tables
-from launch.bench.compare.cells import Cell, CellError, Figures
+from launch.bench.compare.cells import Cell, CellError, Metrics
 from launch.bench.compare.command import Comparison, compare, quick_comparison
 from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, named
 from launch.report.bands import band
@@ -32,8 +32,8 @@ TINY = [
 ]
 
 
-def figures_of(**changes: Any) -> Figures:
-    base = Figures(
+def metrics_of(**changes: Any) -> Metrics:
+    base = Metrics(
         step_seconds=4.0,
         seconds_to_target=400.0,
         final_accuracy=0.9,
@@ -84,8 +84,8 @@ def evaluation(number: int, accuracy: float) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_method_is_a_configuration_of_its_own(method: Method) -> None:
     config = load(CONFIG, method.overrides)
-    for seam in ("budget", "selector", "learner.overlap"):
-        assert any(o.startswith((f"{seam}=", f"{seam}.")) for o in method.overrides), seam
+    for kind in ("budget", "selector", "learner.overlap"):
+        assert any(o.startswith((f"{kind}=", f"{kind}.")) for o in method.overrides), kind
     others = [load(CONFIG, m.overrides) for m in METHODS.values() if m is not method]
     assert config not in others
 
@@ -132,8 +132,8 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
     ]
     cell = finished_cell(tmp_path, lines)
     assert cell.finished
-    found = cell.figures(target=0.7)
-    assert found == Figures(
+    found = cell.metrics(target=0.7)
+    assert found == Metrics(
         step_seconds=4.0,
         seconds_to_target=6.0,
         final_accuracy=0.9,
@@ -145,7 +145,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
         bubble_engine=(0.25 * 1 + 0.5 * 2 + 0.5 * 3) / 6,
         bubble_learner=(0.25 * 2 + 1.0 * 4 + 0.25 * 6) / 12,
     )
-    assert cell.figures(target=0.95).seconds_to_target is None
+    assert cell.metrics(target=0.95).seconds_to_target is None
     assert [point.train_s for point in cell.curve()] == [0.0, 6.0, 12.0]
 
 
@@ -161,8 +161,8 @@ def test_a_finished_run_of_other_settings_is_neither_used_nor_removed(tmp_path: 
 
 
 def test_ratios_are_paired_by_seed_and_have_an_interval_from_three_seeds_on() -> None:
-    sync = [figures_of(step_seconds=s) for s in (2.0, 4.0, 6.0)]
-    own = [figures_of(step_seconds=s, seconds_to_target=None) for s in (1.0, 2.0, 3.0)]
+    sync = [metrics_of(step_seconds=s) for s in (2.0, 4.0, 6.0)]
+    own = [metrics_of(step_seconds=s, seconds_to_target=None) for s in (1.0, 2.0, 3.0)]
     found = tables.ratios(tables.columns({"sync": sync, "first_m": own}))
     assert found == {"first_m": {"step_seconds": [2.0, 2.0, 2.0]}}, "each seed is twice as fast"
     found = tables.ratios(tables.columns({"sync": sync, "first_m": [own[0], None, own[2]]}))
@@ -171,8 +171,8 @@ def test_ratios_are_paired_by_seed_and_have_an_interval_from_three_seeds_on() ->
 
 
 def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
-    sync = [figures_of(step_seconds=s) for s in (4.0, 4.2, 3.9, 4.4)]
-    own = [figures_of(step_seconds=s) for s in (2.0, 1.5, 2.5, 2.2)]
+    sync = [metrics_of(step_seconds=s) for s in (4.0, 4.2, 3.9, 4.4)]
+    own = [metrics_of(step_seconds=s) for s in (2.0, 1.5, 2.5, 2.2)]
     columns = tables.columns({"sync": sync, "first_m": own})
     middle, low, high = tables.ratios(columns)["first_m"]["step_seconds"]
     assert low is not None
@@ -183,8 +183,8 @@ def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
 
 def test_the_table_tells_seeds_that_are_missing_from_targets_that_were_not_reached() -> None:
     cells = {
-        "sync": [figures_of(), figures_of(seconds_to_target=None), None],
-        "first_m": [figures_of(seconds_to_target=None), None, None],
+        "sync": [metrics_of(), metrics_of(seconds_to_target=None), None],
+        "first_m": [metrics_of(seconds_to_target=None), None, None],
         "darts_barrier": [None, None, None],
     }
     columns = tables.columns(cells)
@@ -301,9 +301,9 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
     assert not (second / "left-over").exists()
     found = json.loads(out.read_text())
     assert set(found["methods"]) == {"sync", "first_m"}
-    for figures in found["methods"].values():
-        assert set(figures) == set(Figures.__struct_fields__)
-        assert all(len(by_seed) == 2 and None not in by_seed for by_seed in figures.values())
+    for metrics in found["methods"].values():
+        assert set(metrics) == set(Metrics.__struct_fields__)
+        assert all(len(by_seed) == 2 and None not in by_seed for by_seed in metrics.values())
     assert found["methods"]["sync"]["step_seconds"][0] == before["sync"]["step_seconds"][0]
     assert found["methods"]["sync"]["sampled_per_trained"] == [1.0, 1.5]
     assert found["methods"]["first_m"]["sampled_per_trained"][0] > 1

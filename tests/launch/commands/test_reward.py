@@ -14,7 +14,7 @@ from launch.cli import app
 from launch.commands.best_checkpoint import best_checkpoint
 from pipeline.checkpoint import store
 from pipeline.system.durable_files import SYSTEM, write
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -135,7 +135,7 @@ def test_a_runs_reward_gets_messages_where_its_prompts_are(tmp_path: Path) -> No
 
 def run_of(tmp_path: Path, best: str, *steps: int) -> Path:
     """A run that has checkpoints of these steps, and evaluations of four."""
-    world = World(5, settings_of(), seams_of("first_m"))
+    world = World(5, settings_of(), plugins_of("first_m"))
     world.start()
     world.run()
     run = tmp_path / "r"

@@ -31,9 +31,9 @@ def group(number: int, step: int, *members: list[Any], **changes: Any) -> dict[s
     return {**line, "members": list(members)}
 
 
-def decision(number: int, step: int, verb: str, why: str, *ids: int) -> dict[str, Any]:
+def decision(number: int, step: int, action: str, why: str, *ids: int) -> dict[str, Any]:
     line = {"what": "decision", "step": step, "group": number, "prompt": 100 + number}
-    return {**line, "verb": verb, "ids": list(ids), "why": why}
+    return {**line, "action": action, "ids": list(ids), "why": why}
 
 
 LINES: list[dict[str, Any]] = [
@@ -142,7 +142,7 @@ def test_step_narrows_and_is_counted_from_one(run: Path) -> None:
 def test_json_has_everything_of_a_group(run: Path) -> None:
     found = json.loads(darts("explain", str(run), "1", "--json").stdout)
     assert found["budget"] == {"step": 0, "candidates": 3, "note": "hard", "time": None}
-    assert [d["verb"] for d in found["decisions"]] == ["Enough", "Finalize"]
+    assert [d["action"] for d in found["decisions"]] == ["Enough", "Finalize"]
     assert (found["fate"], found["tokens_trained"], found["tokens_untrained"]) == (
         "trained",
         70,

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import store
-from pipeline.plugins.actions import AnyVerb, BatchVerb, Close, Finalize, Take
+from pipeline.plugins.actions import AnyAction, BatchAction, Close, Finalize, Take
 from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.views import BatchView, GroupView
 from pipeline.system import temp_dirs
@@ -54,7 +54,7 @@ class InOrder(Stateless):
 
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         if not group.unended:
             yield Finalize(ids=tuple(sorted(m.id for m in group.ended)), why="all, in order")
 
@@ -63,7 +63,7 @@ class AllTogether(Stateless):
     """Batch rule: all groups of the step at once, in the order of their numbers, so that each goes
     to the same learner rank in every run."""
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         if len(view.ready) >= view.need:
             yield Take(groups=tuple(sorted(view.ready)))
             yield Close()

@@ -66,9 +66,9 @@ def test_a_killed_engine_loses_no_trajectory_the_books_balance_and_the_model_exp
     config = ["eval", "configs/quickstart.yaml", f"model={exported}", "data.held_out=8"]
     with Job([*config, "--out", str(tmp_path / "eval")], tmp_path / "eval.log") as job:
         assert job.wait(200) == 0, job.text
-    figures = json.loads((tmp_path / "eval" / "result.json").read_text())
-    assert figures["steps"] == 0
-    assert 0 <= figures["accuracy_before"] <= 1
+    metrics = json.loads((tmp_path / "eval" / "result.json").read_text())
+    assert metrics["steps"] == 0
+    assert 0 <= metrics["accuracy_before"] <= 1
 
 
 @pytest.mark.fault("Ctrl-C with vLLM", part="people", by="process")

@@ -16,12 +16,12 @@ from pipeline.config.schema import Config
 from pipeline.system.durable_files import SYSTEM, write
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs.jobs import ROOT
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 @pytest.fixture(scope="module")
 def state() -> store.Snapshot:
-    world = World(3, settings_of(), seams_of("first_m"))
+    world = World(3, settings_of(), plugins_of("first_m"))
     world.start()
     world.run()
     return world.cuts[0]

@@ -33,7 +33,7 @@ class Heard:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
-    def heard(self, line: dict[str, Any]) -> None:
+    def on_line(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
 

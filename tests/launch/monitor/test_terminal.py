@@ -32,7 +32,7 @@ def shown(*lines: dict[str, Any], out: io.StringIO | None = None) -> str:
     out = out or io.StringIO()
     view = TerminalView(60, out)
     for line in lines:
-        view.heard(line)
+        view.on_line(line)
     view.close()
     return out.getvalue()
 
@@ -136,10 +136,10 @@ def test_a_run_without_evaluation_has_a_table_too() -> None:
 
 
 def test_a_table_without_anything_to_compare_has_no_empty_header() -> None:
-    figures = (
+    metrics = (
         f"{what}_{when}" for what in ("accuracy", "mean_tokens") for when in ("before", "after")
     )
-    text = table({**RESULT, **dict.fromkeys(figures, None)}, 60)
+    text = table({**RESULT, **dict.fromkeys(metrics, None)}, 60)
     assert "before" not in text and "change" not in text
     assert text.startswith("60 of 60 steps")
 

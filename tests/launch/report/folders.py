@@ -173,7 +173,7 @@ class _Writer:
             self._trace(number, since, responses, late)
         for line in self._groups(number, responses):
             self._line(decisions, line)
-        yield self._figures(number, self._now - since, late.end - since, responses)
+        yield self._metrics(number, self._now - since, late.end - since, responses)
         if self._made.timing:
             spread = {
                 "count": 100,
@@ -198,7 +198,7 @@ class _Writer:
         for group, some in by_group.items():
             yield {
                 "what": "decision", "step": number, "group": group, "prompt": group % 1000,
-                "verb": "Finalize", "ids": [], "why": "7 shortest and 1 longest",
+                "action": "Finalize", "ids": [], "why": "7 shortest and 1 longest",
             }  # fmt: skip
             yield {
                 "what": "group", "step": number, "version": number, "group": group,
@@ -211,7 +211,7 @@ class _Writer:
                 ],
             }  # fmt: skip
 
-    def _figures(
+    def _metrics(
         self, number: int, seconds: float, generation: float, responses: Sequence[Response]
     ) -> dict[str, Any]:
         fates = dict.fromkeys(self._ledger, 0)

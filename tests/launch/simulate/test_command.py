@@ -45,7 +45,7 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
     assert "| 2 | " in result.output and "ui.perfetto.dev" in result.output
     written = json.loads(out.read_text())
     assert len(written["steps"]) == 2
-    assert written["figures"]["step_s"] > written["figures"]["generation_s"] > 0
+    assert written["metrics"]["step_s"] > written["metrics"]["generation_s"] > 0
     assert json.loads(trace.read_text())["traceEvents"]
 
 

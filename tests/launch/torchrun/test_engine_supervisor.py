@@ -13,7 +13,7 @@ from launch.torchrun import engine_supervisor
 from launch.torchrun.engine_supervisor import guest_arguments, keep
 from launch.torchrun.node import CONFIG
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import PeerKeys, TransportError, ticket_of, write_private
+from pipeline.wire.keys import PeerKeys, TransportError, peer_keys_of, write_private
 
 ENDS_WELL, FAILS = ["this"], ["json.tool"]  # modules that do so at once
 
@@ -54,7 +54,7 @@ def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_supervisor, "shared_directory", lambda owner, name: tmp_path)
-    ticket = PeerKeys(
+    peer_keys = PeerKeys(
         control="c",
         data="d",
         weights="w",
@@ -62,11 +62,11 @@ def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
         keys=new_pair(),
         config="model: m",
     )
-    arguments = guest_arguments(write_private(tmp_path / "join.key", ticket), "extra")
+    arguments = guest_arguments(write_private(tmp_path / "join.key", peer_keys), "extra")
     assert arguments[:4] == ["--scratch", str(tmp_path), "--name", "extra"]
-    assert ticket_of(tmp_path / "stage.key") == ticket
+    assert peer_keys_of(tmp_path / "stage.key") == peer_keys
     assert (tmp_path / CONFIG).read_text() == "model: m"
-    assert ticket.keys is not None
-    assert not any(ticket.keys.secret in argument for argument in arguments)
+    assert peer_keys.keys is not None
+    assert not any(peer_keys.keys.secret in argument for argument in arguments)
     with pytest.raises(TransportError, match="no key file"):
         guest_arguments(tmp_path / "missing", "extra")

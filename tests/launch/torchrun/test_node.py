@@ -21,8 +21,8 @@ from pipeline.wire.keys import (
     ListenKeys,
     PeerKeys,
     TransportError,
+    peer_keys_of,
     read_private,
-    ticket_of,
 )
 
 TWO = Config(
@@ -70,7 +70,7 @@ def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_pa
         assert place.control.startswith("ipc://")
         assert place.server == ""
     site = make_site(plan, said, run, "")
-    assert site.entrance is None
+    assert site.listen_keys is None
     assert not list(run.path.glob("*.key"))
 
 
@@ -97,24 +97,24 @@ def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path
     run.create()
     said = hellos(0, 1, 1)
     site = make_site(plan, said, run, "model: m")
-    assert site.entrance is not None
-    assert site.ticket is not None
-    allowed = read_private(site.entrance, ListenKeys).allowed
+    assert site.listen_keys is not None
+    assert site.peer_keys is not None
+    allowed = read_private(site.listen_keys, ListenKeys).allowed
     assert allowed[said[2].key] == KeyOwner("learner", "l1")
     assert allowed[plan.own.public] == KeyOwner("learner", "l0")
     guest = read_private(run.path / "join.key", PeerKeys)
     assert guest.keys is not None
     assert allowed[guest.keys.public] == KeyOwner("engine", "")
     assert guest.config == "model: m"
-    for path in (site.entrance, site.ticket, run.path / "join.key"):
+    for path in (site.listen_keys, site.peer_keys, run.path / "join.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert plan.server.secret not in (run.path / "join.key").read_text()
 
 
 def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
-    ticket = PeerKeys(control="c", data="d", server=new_pair().public, keys=new_pair())
-    _, stage, _, config = hand_over(ticket, "model: m")
-    assert ticket_of(Path(stage)) == ticket
+    peer_keys = PeerKeys(control="c", data="d", server=new_pair().public, keys=new_pair())
+    _, stage, _, config = hand_over(peer_keys, "model: m")
+    assert peer_keys_of(Path(stage)) == peer_keys
     assert Path(config).read_text() == "model: m"
     for path in (stage, config):
         assert os.get_inheritable(int(path.rpartition("/")[2]))
@@ -134,7 +134,7 @@ def test_what_is_left_in_a_scratch_directory_is_found_there() -> None:
     try:
         leave_there(mine, PeerKeys(control="c", data="d"), "model: m")
         _, stage, _, config = left_there(mine)
-        assert ticket_of(Path(stage)).control == "c"
+        assert peer_keys_of(Path(stage)).control == "c"
         assert Path(config).read_text() == "model: m"
     finally:
         shutil.rmtree(mine)

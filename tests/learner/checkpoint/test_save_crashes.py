@@ -25,14 +25,14 @@ from tests.pipeline.checkpoint.crashes import (
     states,
     wrong,
 )
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 SOURCE = ROOT / "models" / "chain-sums"
 
 
 @pytest.fixture(scope="module")
 def state() -> Snapshot:
-    world = World(3, settings_of(), seams_of("first_m"))
+    world = World(3, settings_of(), plugins_of("first_m"))
     world.start()
     world.run()
     return world.cuts[0]

@@ -48,7 +48,7 @@ def test_a_failure_of_one_rank_is_named_and_the_next_checkpoint_is_whole(met: Me
     """
     folder, ranks = met
     assert [found["rank2fails"] for found in ranks] == [
-        "CarryingError: the part of rank 2: OSError: [Errno 5] the disk is broken",
+        "TransferError: the part of rank 2: OSError: [Errno 5] the disk is broken",
         "",
         "OSError: [Errno 5] the disk is broken",
     ]
@@ -59,14 +59,14 @@ def test_a_failure_of_one_rank_is_named_and_the_next_checkpoint_is_whole(met: Me
     ]
     full = folder / "full" / "optimizer-rank1.pt"
     assert [found["full"] for found in ranks] == [
-        f"CarryingError: the part of rank 1: {full}: No space left on device",
+        f"TransferError: the part of rank 1: {full}: No space left on device",
         "",
         "",
     ]
     assert (folder / "full" / "optimizer-rank2.pt").read_bytes() == part(2)
     nowhere = f"NotADirectoryError: [Errno 20] Not a directory: '{folder}/own2/optimizer-rank2.pt'"
     assert [found["nowhere"] for found in ranks] == [
-        f"CarryingError: the part of rank 2: {nowhere}",
+        f"TransferError: the part of rank 2: {nowhere}",
         "",
         nowhere,
     ]

@@ -243,7 +243,7 @@ async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
     """
     bureau = Bureau(small_disk, ranks=1)
     assert await saved(bureau, b"old") == Checkpointed(step=0)
-    bureau.bench.coordinator.roster.lengths = [2**31] * SMALL
+    bureau.bench.coordinator.group_manager.lengths = [2**31] * SMALL
     failed = await saved(bureau, b"fits")
     assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
     assert [p.name for p in small_disk.iterdir()] == ["step-000000"]
@@ -265,8 +265,8 @@ async def test_the_best_step_that_has_a_checkpoint_is_never_pruned(tmp_path: Pat
     bureau = Bureau(tmp_path, ranks=1)
     core = bureau.bench.core
     core.settings = msgspec.structs.replace(core.settings, eval_best="accuracy")
-    figures = {2: 0.5, 3: 0.9, 4: 0.5, 5: 0.1, 6: 0.2, 7: 0.95, 8: 0.3}
-    for step, accuracy in figures.items():
+    metrics = {2: 0.5, 3: 0.9, 4: 0.5, 5: 0.1, 6: 0.2, 7: 0.95, 8: 0.3}
+    for step, accuracy in metrics.items():
         bureau.bench.coordinator.evaluations.history.append({"step": step, "accuracy": accuracy})
         if step == 7:
             continue  # the best of all, but its checkpoint failed

@@ -18,7 +18,7 @@ from pipeline.checkpoint.store import CheckpointError
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.system.durable_files import SYSTEM, write
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 ABOUT: dict[str, Any] = {"records": {"metrics.jsonl": 12}, "training_seconds": 1.5}
 
@@ -26,10 +26,10 @@ ABOUT: dict[str, Any] = {"records": {"metrics.jsonl": 12}, "training_seconds": 1
 @pytest.fixture(scope="module")
 def states() -> list[Snapshot]:
     """States of a real run, at steps 0 (halted), 2 and 3."""
-    halted = World(3, settings_of(), seams_of("concise_confident"))
+    halted = World(3, settings_of(), plugins_of("concise_confident"))
     halted.start()
     halted.run(halt_at=120)
-    whole = World(5, settings_of(), seams_of("concise_confident"))
+    whole = World(5, settings_of(), plugins_of("concise_confident"))
     whole.start()
     whole.run()
     found = {state.step: state for state in [*halted.cuts, *whole.cuts]}
@@ -62,12 +62,12 @@ def test_what_was_committed_verifies_and_loads_equal(
 @pytest.mark.parametrize("selector", ["all", "first_m", "concise_confident", "dual_end"])
 def test_saved_loaded_and_saved_again_it_is_the_same_bytes(selector: str) -> None:
     for halt_at in (40, 90, 150, 220):
-        world = World(halt_at, settings_of(), seams_of(selector))
+        world = World(halt_at, settings_of(), plugins_of(selector))
         world.start()
         world.run(halt_at=halt_at)
         for state in world.cuts:
             written = msgspec.msgpack.encode(state)
-            again = World(0, settings_of(), seams_of(selector)).coordinator
+            again = World(0, settings_of(), plugins_of(selector)).coordinator
             loaded = msgspec.msgpack.decode(written, type=Snapshot)
             snapshot.restore(again, loaded, 100.0)
             again.core.version = state.version  # which the learner says

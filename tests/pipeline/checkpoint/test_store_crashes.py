@@ -22,12 +22,12 @@ from tests.pipeline.checkpoint.crashes import (
     syncs,
     wrong,
 )
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 @pytest.fixture(scope="module")
 def state() -> Snapshot:
-    world = World(3, settings_of(), seams_of("first_m"))
+    world = World(3, settings_of(), plugins_of("first_m"))
     world.start()
     world.run()
     return world.cuts[0]

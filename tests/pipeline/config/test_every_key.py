@@ -120,7 +120,7 @@ def read_of(section: str) -> set[str]:
     return fields_read(section, SECTIONS[section].__name__ if section else "Config", SOURCES)
 
 
-def seams_made(trees: list[ast.Module]) -> set[str]:
+def plugins_made(trees: list[ast.Module]) -> set[str]:
     """Seams constructed by name: `make("budget")`."""
     return {
         node.args[0].value
@@ -137,7 +137,7 @@ def seams_made(trees: list[ast.Module]) -> set[str]:
 @pytest.mark.parametrize("key", documentation())
 def test_every_key_of_the_configuration_is_read_by_something(key: str):
     section, _, field = key.rpartition(".")
-    assert field in read_of(section) or key in seams_made(SOURCES)
+    assert field in read_of(section) or key in plugins_made(SOURCES)
 
 
 @pytest.mark.parametrize("key", documentation())
@@ -171,12 +171,12 @@ def _renamed(tree: ast.Module) -> ast.Module:
     return ast.fix_missing_locations(Rename().visit(ast.parse(ast.unparse(tree))))
 
 
-HOUSE = [(seam, name) for seam in registry.PACKAGES for name in registry.builtin_names(seam)]
+HOUSE = [(kind, name) for kind in registry.PACKAGES for name in registry.builtin_names(kind)]
 
 
-@pytest.mark.parametrize("seam, name", HOUSE)
-def test_every_option_of_a_plugin_is_read_where_it_is_declared(seam: str, name: str):
-    options = registry.options_type(registry.find(seam, name))
+@pytest.mark.parametrize("kind, name", HOUSE)
+def test_every_option_of_a_plugin_is_read_where_it_is_declared(kind: str, name: str):
+    options = registry.options_type(registry.find(kind, name))
     for cls in options.__mro__:
         if not issubclass(cls, interfaces.Options) or cls is interfaces.Options:
             continue

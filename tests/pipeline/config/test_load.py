@@ -68,10 +68,10 @@ def test_quickstart_names_every_setting_with_its_default():
 def load_default(model: str) -> Config:
     config = Config(model=model)
     options: dict[str, Plugin] = {}
-    for seam in registry.PACKAGES:
-        name = getattr(config, seam).name
-        struct = registry.options_type(registry.find(seam, name))
-        options[seam] = Plugin(name=name, options=msgspec.to_builtins(struct()))
+    for kind in registry.PACKAGES:
+        name = getattr(config, kind).name
+        struct = registry.options_type(registry.find(kind, name))
+        options[kind] = Plugin(name=name, options=msgspec.to_builtins(struct()))
     return msgspec.structs.replace(config, **options)
 
 
@@ -89,12 +89,12 @@ def test_every_key_of_every_section_is_documented():
     assert documented["step.prompts"] == "Groups trained on in one step."
 
 
-@pytest.mark.parametrize("seam", registry.PACKAGES)
-def test_every_option_of_the_house_is_documented(seam: str):
-    for name in registry.builtin_names(seam):
-        struct = registry.options_type(registry.find(seam, name))
+@pytest.mark.parametrize("kind", registry.PACKAGES)
+def test_every_option_of_the_house_is_documented(kind: str):
+    for name in registry.builtin_names(kind):
+        struct = registry.options_type(registry.find(kind, name))
         for option, text in docs.option_documentation(struct).items():
-            assert text, f"{seam}.{name}.{option}"
+            assert text, f"{kind}.{name}.{option}"
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():

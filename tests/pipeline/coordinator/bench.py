@@ -21,21 +21,21 @@ from pipeline.coordinator.events import (
     CloseStep,
     EngineJoined,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Report,
     RewardReady,
     Shutdown,
-    StepApplied,
+    StepDone,
     Tick,
     Tokens,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import Group, Trajectory
 from pipeline.coordinator.state import Plugins
-from pipeline.plugins.actions import Allocation, AnyVerb, Finalize
+from pipeline.plugins.actions import Allocation, AnyAction, Finalize
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.interfaces import SelectorEvent, Wants
@@ -55,12 +55,12 @@ class Scripted:
     def __init__(self, **wants: Any) -> None:
         self.wants = Wants(**{"tick": True, **wants})
         self.seen: list[tuple[GroupView, SelectorEvent]] = []
-        self._answers: dict[int, Sequence[AnyVerb]] = {}
+        self._answers: dict[int, Sequence[AnyAction]] = {}
 
-    def say(self, group: int, *verbs: AnyVerb) -> None:
-        self._answers[group] = verbs
+    def say(self, group: int, *actions: AnyAction) -> None:
+        self._answers[group] = actions
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         self.seen.append((group, event))
         return self._answers.pop(group.id, ())
 
@@ -91,7 +91,7 @@ class Bench:
     """One coordinator and its world, by hand. Groups and trajectories are numbered from 0."""
 
     def __init__(
-        self, selector: Any = None, candidates: int = 3, seams: Any = None, **changes: Any
+        self, selector: Any = None, candidates: int = 3, plugins: Any = None, **changes: Any
     ) -> None:
         quiet: dict[str, Any] = dict(
             steps=1, need=1, size=2, held_out=0, eval_every=0, checkpoint_every=0
@@ -107,7 +107,7 @@ class Bench:
         )
         self.coordinator = Coordinator(
             self.settings,
-            msgspec.structs.replace(own, **(seams or {})),
+            msgspec.structs.replace(own, **(plugins or {})),
             [5] * self.settings.prompts,
         )
         self.core = self.coordinator.core
@@ -133,7 +133,7 @@ class Bench:
         before = len(self.everything)
         for rank in range(self.settings.ranks):
             self.handle(LearnerJoined(rank=rank))
-        self.handle(VersionPublished(version=version))
+        self.handle(Published(version=version))
         for number in range(engines):
             self.join(f"e{number}", slots)
         return self.everything[before:]
@@ -146,7 +146,7 @@ class Bench:
         return found + self.serve(name)
 
     def serve(self, name: str = "e0", gap: float = 0.0) -> list[AnyCommand]:
-        return self.handle(WeightsServed(engine=name, version=self.core.version, gap=gap))
+        return self.handle(WeightsLoaded(engine=name, version=self.core.version, gap=gap))
 
     def chunk(
         self, trajectory: int, count: int = 0, finish: str = "", last: int = 5, **other: int
@@ -191,9 +191,9 @@ class Bench:
         made = self.chunk(trajectory, count, finish, **other)
         return self.handle(self.frame(made, engine=engine))
 
-    def ask(self, group: int, *verbs: AnyVerb) -> list[AnyCommand]:
+    def ask(self, group: int, *actions: AnyAction) -> list[AnyCommand]:
         """Have the selector say this now."""
-        self.selector.say(group, *verbs)
+        self.selector.say(group, *actions)
         return self.handle(Tick())
 
     def reward(self, trajectory: int, value: float) -> list[AnyCommand]:
@@ -217,11 +217,11 @@ class Bench:
         before = len(self.everything)
         for train in only(commands, TrainGroup):
             tokens = sum(m.weight * len(m.response) / 4 for m in train.members)
-            self.handle(Trained(rank=train.rank, group=train.group, tokens=tokens))
+            self.handle(GroupTrained(rank=train.rank, group=train.group, tokens=tokens))
         for finish in only(self.everything[before:], CloseStep):
             for rank in range(self.settings.ranks):
                 version = finish.step + 1
-                self.handle(StepApplied(rank=rank, step=finish.step, version=version))
+                self.handle(StepDone(rank=rank, step=finish.step, version=version))
         return self.everything[before:]
 
     # --- looking ----------------------------------------------------------------------

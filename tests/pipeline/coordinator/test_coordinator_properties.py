@@ -22,7 +22,7 @@ from pipeline.coordinator.groups import (
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.token_ingest import TokenIngest
 from pipeline.coordinator.token_ledger import TokenLedger
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 SELECTORS = ["all", "first_m", "shortest", "dual_end", "concise_confident"]
 seeds = st.integers(min_value=0, max_value=2**32)
@@ -53,7 +53,7 @@ def test_every_run_ends_with_all_steps_done_and_the_books_balanced(
     world = World(
         seed,
         settings_of(seed=seed, **numbers, turns=turns, turn_tokens=turn_tokens),
-        seams_of(selector, seed=seed),
+        plugins_of(selector, seed=seed),
         engines=engines,
         faults=0.1,
     )
@@ -71,10 +71,12 @@ def test_every_run_ends_with_all_steps_done_and_the_books_balanced(
 @given(seed=seeds, selector=st.sampled_from(SELECTORS), turns=st.sampled_from([0, 3]))
 def test_same_events_give_the_same_commands(seed: int, selector: str, turns: int) -> None:
     numbers = settings_of(seed=seed, turns=turns)
-    world = World(seed, numbers, seams_of(selector, seed=seed), faults=0.1)
+    world = World(seed, numbers, plugins_of(selector, seed=seed), faults=0.1)
     world.start()
     world.run()
-    again = Coordinator(world.settings, seams_of(selector, seed=seed), [5] * world.settings.prompts)
+    again = Coordinator(
+        world.settings, plugins_of(selector, seed=seed), [5] * world.settings.prompts
+    )
     commands = []
     now = 0.0
     for event in world.log:
@@ -86,7 +88,7 @@ def test_same_events_give_the_same_commands(seed: int, selector: str, turns: int
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, selector=st.sampled_from(SELECTORS))
 def test_learner_failures_skip_steps_and_lose_no_prompt(seed: int, selector: str) -> None:
-    world = World(seed, settings_of(seed=seed), seams_of(selector, seed=seed), learner_faults=0.1)
+    world = World(seed, settings_of(seed=seed), plugins_of(selector, seed=seed), learner_faults=0.1)
     world.start()
     world.run(chaos_actions=300)
     assert world.over is not None
@@ -103,13 +105,13 @@ def test_learner_failures_skip_steps_and_lose_no_prompt(seed: int, selector: str
 def test_a_halted_run_resumes_at_its_cut_and_trains_no_group_twice(
     seed: int, selector: str, halt_at: int, turns: int
 ) -> None:
-    first = World(seed, settings_of(seed=seed, turns=turns), seams_of(selector, seed=seed))
+    first = World(seed, settings_of(seed=seed, turns=turns), plugins_of(selector, seed=seed))
     first.start()
     first.run(halt_at=halt_at)
     if not first.cuts or first.coordinator.core.step == 3:
         return
     saved = first.cuts[-1]
-    second = World(seed + 1, first.settings, seams_of(selector, seed=seed), before=first)
+    second = World(seed + 1, first.settings, plugins_of(selector, seed=seed), before=first)
     asked = snapshot.restore(second.coordinator, saved, 0.0)
     assert snapshot.take(second.coordinator).groups == saved.groups
     for command in asked:
@@ -123,7 +125,7 @@ def test_a_halted_run_resumes_at_its_cut_and_trains_no_group_twice(
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_a_quiet_world_trains_what_it_plans(selector: str) -> None:
-    world = World(7, settings_of(), seams_of(selector), faults=0.0, reward_faults=0.0)
+    world = World(7, settings_of(), plugins_of(selector), faults=0.0, reward_faults=0.0)
     world.start()
     world.run()
     assert len(world.trained) == 9  # 3 steps of 3 groups
@@ -138,7 +140,7 @@ def _find(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Any) 
     """Some seed must raise with `broken` in place."""
     monkeypatch.setattr(owner, name, broken)
     for seed in range(30):
-        world = World(seed, settings_of(seed=seed), seams_of("concise_confident"), faults=0.2)
+        world = World(seed, settings_of(seed=seed), plugins_of("concise_confident"), faults=0.2)
         try:
             world.start()
             world.run(limit=3000)
@@ -207,4 +209,4 @@ def test_the_world_finds_an_intake_that_applies_late_chunks(
                 self._end(member, TrajectoryEvent.ENDED)
         return ""
 
-    _find(monkeypatch, TokenIngest, "frame", trusting)
+    _find(monkeypatch, TokenIngest, "ingest_frame", trusting)

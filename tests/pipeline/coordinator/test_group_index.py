@@ -10,78 +10,80 @@ from pipeline.coordinator import staleness
 from pipeline.coordinator.group_index import SUBSTATES, GroupIndex, substate_of
 from pipeline.coordinator.groups import Group, GroupState
 from pipeline.coordinator.state import CoordinatorState
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 def group(number: int, kind: str = "train") -> Group:
     return Group(id=number, kind=kind, prompt=number, attempt=0, step=0, size=2, max_tokens=8)
 
 
-def counted(tally: GroupIndex) -> dict[str, int]:
-    return {place: count for place, count in tally.counts.items() if count}
+def counted(group_index: GroupIndex) -> dict[str, int]:
+    return {place: count for place, count in group_index.counts.items() if count}
 
 
 def test_a_group_is_counted_where_it_stands_and_no_more_when_it_has_ended() -> None:
-    tally, one = GroupIndex(), group(0)
-    tally.update(one)
-    assert counted(tally) == {"open": 1}
+    group_index, one = GroupIndex(), group(0)
+    group_index.update(one)
+    assert counted(group_index) == {"open": 1}
     one.enough = True
-    tally.update(one)
-    assert counted(tally) == {"enough": 1}
+    group_index.update(one)
+    assert counted(group_index) == {"enough": 1}
     one.dead = True
-    tally.update(one)
-    assert counted(tally) == {"dead": 1}
-    assert tally.live == 0, "another is opened for it"
+    group_index.update(one)
+    assert counted(group_index) == {"dead": 1}
+    assert group_index.live == 0, "another is opened for it"
     one.dead = False
     for stage in (GroupState.CHOSEN, GroupState.READY, GroupState.TAKEN):
         one.advance(stage, 0.0)
-        tally.update(one)
-        assert counted(tally) == {stage.value: 1}
-        assert tally.groups(stage) == [one]
+        group_index.update(one)
+        assert counted(group_index) == {stage.value: 1}
+        assert group_index.groups(stage) == [one]
     one.advance(GroupState.TRAINED, 0.0)
-    tally.update(one)
-    assert counted(tally) == {}
-    assert (tally.live, tally.groups(*SUBSTATES.values())) == (0, [])
+    group_index.update(one)
+    assert counted(group_index) == {}
+    assert (group_index.live, group_index.groups(*SUBSTATES.values())) == (0, [])
 
 
 def test_groups_come_oldest_first_whatever_they_have_been_through() -> None:
-    tally, groups = GroupIndex(), [group(number) for number in range(4)]
+    group_index, groups = GroupIndex(), [group(number) for number in range(4)]
     for one in groups:
-        tally.update(one)
+        group_index.update(one)
     for number in (2, 0, 3):
         groups[number].enough = number != 0
         groups[number].advance(GroupState.CHOSEN, 0.0)
-        tally.update(groups[number])
+        group_index.update(groups[number])
     for number in (3, 2):
         groups[number].advance(GroupState.READY, 0.0)
-        tally.update(groups[number])
-    assert tally.ready == (2, 3)
-    assert [g.id for g in tally.groups(GroupState.READY, GroupState.CHOSEN, GroupState.OPEN)] == [
+        group_index.update(groups[number])
+    assert group_index.ready == (2, 3)
+    assert [
+        g.id for g in group_index.groups(GroupState.READY, GroupState.CHOSEN, GroupState.OPEN)
+    ] == [
         0,
         1,
         2,
         3,
     ]
     groups[2].advance(GroupState.TAKEN, 0.0)
-    tally.update(groups[2])
-    assert tally.ready == (3,)
+    group_index.update(groups[2])
+    assert group_index.ready == (3,)
 
 
 def test_all_are_trained_when_no_taken_group_waits_for_its_rank() -> None:
-    tally, one = GroupIndex(), group(0)
-    assert tally.all_trained
+    group_index, one = GroupIndex(), group(0)
+    assert group_index.all_trained
     one.stage = GroupState.TAKEN
-    tally.update(one)
-    assert not tally.all_trained
+    group_index.update(one)
+    assert not group_index.all_trained
     one.trained_tokens = 0.0
-    tally.update(one)
-    assert tally.all_trained
+    group_index.update(one)
+    assert group_index.all_trained
 
 
 def test_evaluation_groups_are_not_counted() -> None:
-    tally = GroupIndex()
-    tally.update(group(0, "eval"))
-    assert counted(tally) == {}
+    group_index = GroupIndex()
+    group_index.update(group(0, "eval"))
+    assert counted(group_index) == {}
 
 
 # --- an index that goes wrong is noticed ------------------------------------------------------
@@ -99,7 +101,7 @@ def forgets(place: str) -> Any:
 
 def _noticed(worlds: dict[str, Any], selector: str, message: str) -> None:
     for seed in range(30):
-        world = World(seed, settings_of(seed=seed, **worlds), seams_of(selector, seed=seed))
+        world = World(seed, settings_of(seed=seed, **worlds), plugins_of(selector, seed=seed))
         try:
             world.start()
             world.run(limit=3000)
@@ -114,7 +116,7 @@ def _noticed(worlds: dict[str, Any], selector: str, message: str) -> None:
 def test_the_world_finds_a_group_that_is_not_noted(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(GroupIndex, "note", forgets(place))
+    monkeypatch.setattr(GroupIndex, "update", forgets(place))
     _noticed({}, "dual_end", "")
 
 
@@ -127,5 +129,5 @@ def test_the_world_finds_a_group_that_moves_past_the_books(monkeypatch: pytest.M
 
 
 def test_the_world_finds_a_late_token_that_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staleness.Due, "note", lambda self, group: None)
+    monkeypatch.setattr(staleness.Due, "update", lambda self, group: None)
     _noticed({"steps": 5, "max_staleness": 1, "need": 4}, "first_m", "")

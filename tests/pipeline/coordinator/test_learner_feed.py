@@ -10,7 +10,7 @@ import pytest
 from pipeline.coordinator.events import DropStream, StreamTokens, TrainGroup
 from pipeline.plugins.actions import Abort, Finalize
 from tests.pipeline.coordinator.bench import Bench, only
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 def test_every_token_is_hinted_once_in_order_to_the_rank_that_trains_on_it() -> None:
@@ -49,7 +49,7 @@ def test_without_a_consumer_nothing_is_hinted() -> None:
 def test_whatever_happens_hints_are_whole_and_nothing_is_kept_for_ever(selector: str) -> None:
     for seed in range(15):
         settings = settings_of(seed=seed, stream=True, ranks=2, overlap="token")
-        world = World(seed, settings, seams_of(selector, seed=seed), faults=0.1)
+        world = World(seed, settings, plugins_of(selector, seed=seed), faults=0.1)
         world.start()
         world.run()
         held: dict[tuple[int, int], bytes] = defaultdict(bytes)

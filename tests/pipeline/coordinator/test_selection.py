@@ -21,7 +21,7 @@ from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Abort,
     Advantages,
-    AnyVerb,
+    AnyAction,
     Defer,
     Drop,
     Enough,
@@ -52,7 +52,7 @@ def picture(bench: Bench) -> Any:
     )
 
 
-WRONG: list[tuple[AnyVerb, str]] = [
+WRONG: list[tuple[AnyAction, str]] = [
     (Sample(0), "at least one more"),
     (Sample(2000), "at most 1024"),
     (Abort((9,)), "unknown or named twice"),
@@ -72,15 +72,15 @@ WRONG: list[tuple[AnyVerb, str]] = [
 ]
 
 
-@pytest.mark.parametrize("verb,why", WRONG, ids=lambda v: str(v))
+@pytest.mark.parametrize("action,why", WRONG, ids=lambda v: str(v))
 def test_a_wrong_verb_is_refused_by_name_and_changes_nothing(
-    bench: Bench, verb: AnyVerb, why: str
+    bench: Bench, action: AnyAction, why: str
 ) -> None:
     before = picture(bench)
     with pytest.raises(PluginFault) as caught:
-        bench.ask(0, verb)
+        bench.ask(0, action)
     text = str(caught.value)
-    assert text.startswith(f"selector Scripted, group 0: {verb}: ")
+    assert text.startswith(f"selector Scripted, group 0: {action}: ")
     assert why in text
     assert picture(bench) == before
 
@@ -355,7 +355,7 @@ def test_an_advantage_that_does_not_fit_is_refused_by_name(
     values: tuple[float, ...], weights: tuple[float, ...]
 ) -> None:
     wrong = Answers(Advantages(values=np.array(values), weights=np.array(weights)))
-    bench = Bench(seams={"advantage": wrong})
+    bench = Bench(plugins={"advantage": wrong})
     bench.begin()
     bench.tokens(0, 4, "stop")
     bench.tokens(1, 4, "stop")

@@ -9,7 +9,7 @@ from pipeline.coordinator.events import AbortLegs, Report, TrainGroup
 from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Finalize
 from tests.pipeline.coordinator.bench import Bench, only
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_audited_runs_end_and_balance_whatever_happens(selector: str) -> None:
     audits: list[dict[str, float]] = []
     for seed in range(15):
         settings = settings_of(seed=seed, audit_every=2, steps=4, checkpoint_every=1)
-        world = World(seed, settings, seams_of(selector, seed=seed), faults=0.1)
+        world = World(seed, settings, plugins_of(selector, seed=seed), faults=0.1)
         world.start()
         world.run()
         assert world.over is not None and world.over.error == ""

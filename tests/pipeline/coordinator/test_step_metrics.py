@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.coordinator.events import RewardReady, StepApplied, Trained
+from pipeline.coordinator.events import GroupTrained, RewardReady, StepDone
 from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.step_metrics import (
     learner_bubble,
-    length_figures,
-    token_figures,
-    trained_figures,
+    length_metrics,
+    token_metrics,
+    trained_metrics,
 )
 from pipeline.plugins.actions import Finalize
 from tests.pipeline.coordinator.bench import Bench, Report, TrainGroup, only
@@ -42,23 +42,23 @@ def steps_of(bench: Bench) -> list[dict[str, Any]]:
 
 
 def test_lengths_of_nothing_are_zeros() -> None:
-    assert length_figures([]) == {"tokens_mean": 0.0, "tokens_p95": 0, "tokens_max": 0}
-    assert length_figures(list(range(100)))["tokens_p95"] == 95
+    assert length_metrics([]) == {"tokens_mean": 0.0, "tokens_p95": 0, "tokens_max": 0}
+    assert length_metrics(list(range(100)))["tokens_p95"] == 95
 
 
 def test_depth_is_the_longest_trained_on_over_the_median_of_the_ended() -> None:
     deep = group_of({0: 10, 1: 20, 2: 60}, chosen=[0, 2], running={3: 500})
     shallow = group_of({0: 10, 1: 20, 2: 60}, chosen=[0, 1], running={})
-    assert trained_figures([deep, shallow]) == {
+    assert trained_metrics([deep, shallow]) == {
         "depth": (60 / 20 + 20 / 20) / 2,
         "trained_tokens_mean": (10 + 60 + 10 + 20) / 4,
     }
-    assert trained_figures([]) == {}
+    assert trained_metrics([]) == {}
 
 
 def test_a_step_without_trained_tokens_has_no_ratio() -> None:
-    assert token_figures(30, 20)["sampled_per_trained"] == 1.5
-    assert token_figures(30, 0)["sampled_per_trained"] is None
+    assert token_metrics(30, 20)["sampled_per_trained"] == 1.5
+    assert token_metrics(30, 0)["sampled_per_trained"] is None
 
 
 def test_the_learner_bubble_is_what_is_left_of_the_step_mean_over_ranks() -> None:
@@ -79,7 +79,7 @@ def test_the_bubble_counts_idle_slots_from_the_first_placement_to_the_last_end()
     seen.change(10.0, busy=2)
     seen.change(11.0, busy=-1)
     seen.change(14.0, busy=-1)
-    assert seen.figures(20.0) == {
+    assert seen.metrics(20.0) == {
         "generation_s": 4.0,
         "bubble_engine": pytest.approx(1 - (2 * 1 + 1 * 3) / (2 * 4)),
     }
@@ -92,7 +92,7 @@ def test_an_idle_stretch_between_two_placements_is_a_bubble() -> None:
     for start in (1.0, 4.0):
         seen.change(start, busy=1)
         seen.change(start + 1.0, busy=-1)
-    assert seen.figures(9.0) == {"generation_s": 4.0, "bubble_engine": 0.5}
+    assert seen.metrics(9.0) == {"generation_s": 4.0, "bubble_engine": 0.5}
 
 
 def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
@@ -103,7 +103,7 @@ def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
     seen.change(0.0, busy=8)
     seen.change(1.0, busy=-4, slots=-4)
     seen.change(3.0, busy=-4)
-    assert seen.figures(3.0) == {"generation_s": 3.0, "bubble_engine": 0.0}
+    assert seen.metrics(3.0) == {"generation_s": 3.0, "bubble_engine": 0.0}
 
 
 def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
@@ -111,16 +111,16 @@ def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
     seen.change(0.0, slots=2)
     seen.open(0.0)
     seen.change(1.0, busy=1)
-    assert seen.figures(3.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+    assert seen.metrics(3.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
     seen.open(4.0)
-    assert seen.figures(6.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+    assert seen.metrics(6.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
 
 
 def test_a_step_without_any_placement_has_no_bubble() -> None:
     seen = SlotUsage()
     seen.change(0.0, slots=2)
     seen.open(0.0)
-    assert seen.figures(3.0) == {"generation_s": 0.0}
+    assert seen.metrics(3.0) == {"generation_s": 0.0}
 
 
 # --- in a run -----------------------------------------------------------------------------------
@@ -140,9 +140,9 @@ def test_a_step_reports_tokens_depth_and_bubbles_of_itself_alone() -> None:
         bench.reward(short, 1.0)
         commands = bench.reward(long, 0.0)
         [train] = only(commands, TrainGroup)
-        bench.handle(Trained(rank=0, group=train.group, tokens=8.0))
+        bench.handle(GroupTrained(rank=0, group=train.group, tokens=8.0))
         metrics = {"backward_s": 0.01, "optimizer_s": 0.02}
-        bench.handle(StepApplied(rank=0, step=step, version=step + 1, metrics=metrics))
+        bench.handle(StepDone(rank=0, step=step, version=step + 1, metrics=metrics))
         if step == 0:
             bench.serve()
     for found in steps_of(bench):
@@ -158,10 +158,10 @@ def test_a_step_reports_tokens_depth_and_bubbles_of_itself_alone() -> None:
 def test_slots_in_use_are_those_that_hold_a_leg_whatever_happens_to_engines() -> None:
     bench = Bench(candidates=6, need=2, prompts=9)
     bench.begin(engines=2, slots=4)
-    seen = bench.coordinator.placement.occupancy
+    seen = bench.coordinator.scheduler.slot_usage
 
     def held() -> tuple[int, int]:
-        engines = bench.coordinator.placement.engines.values()
+        engines = bench.coordinator.scheduler.engines.values()
         return sum(len(e.legs) for e in engines), sum(e.slots for e in engines)
 
     assert (seen.busy, seen.slots) == held() == (8, 8)

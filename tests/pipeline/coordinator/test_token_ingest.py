@@ -234,13 +234,13 @@ def test_a_group_whose_every_member_was_given_up_is_dropped_and_replaced(bench: 
     assert list(bench.core.groups) == [1]
 
 
-@pytest.mark.parametrize("verb", [Abort((0,)), Stop((0,)), Park((0,))], ids=lambda v: str(v))
+@pytest.mark.parametrize("action", [Abort((0,)), Stop((0,)), Park((0,))], ids=lambda v: str(v))
 def test_whatever_ends_a_leg_a_finish_that_crosses_it_on_the_wire_is_late(
-    bench: Bench, verb: Abort | Stop | Park
+    bench: Bench, action: Abort | Stop | Park
 ) -> None:
     bench.tokens(0, 3)
     finish = bench.frame(bench.chunk(0, 2, "stop"))
-    bench.ask(0, verb)
+    bench.ask(0, action)
     bench.handle(finish)
     assert bench.core.ledger.chunks_late == 1
     assert 0 not in bench.core.trajectories or bench.member(0).held == 3

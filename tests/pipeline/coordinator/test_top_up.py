@@ -12,7 +12,7 @@ from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
 from pipeline.plugins.views import OpenView
 from tests.pipeline.coordinator.bench import Bench
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
 def view(
@@ -43,7 +43,7 @@ def budget(most: float = 2.0) -> Uniform:
 
 
 def test_idle_slots_are_filled_up_to_the_knee() -> None:
-    bench = Bench(seams={"budget": budget()}, need=1, prompts=5, size=4, knee=6)
+    bench = Bench(plugins={"budget": budget()}, need=1, prompts=5, size=4, knee=6)
     bench.begin(slots=20)
     assert bench.group(0).sampled == 6, "4 candidates and 2 more: the knee is at 6"
     bench.tokens(0, 3, "stop")
@@ -51,7 +51,7 @@ def test_idle_slots_are_filled_up_to_the_knee() -> None:
 
 
 def test_a_closing_step_gets_none() -> None:
-    bench = Bench(seams={"budget": budget(most=4.0)}, need=1, prompts=5, size=2, knee=3)
+    bench = Bench(plugins={"budget": budget(most=4.0)}, need=1, prompts=5, size=2, knee=3)
     bench.begin(slots=20)
     assert bench.group(0).sampled == 3
     bench.train_one(0)
@@ -64,7 +64,7 @@ class Greedy(Uniform):
 
 
 def test_more_than_is_idle_is_refused_by_name() -> None:
-    bench = Bench(seams={"budget": Greedy()}, need=1, prompts=5, knee=9)
+    bench = Bench(plugins={"budget": Greedy()}, need=1, prompts=5, knee=9)
     with pytest.raises(PluginFault, match="budget Greedy: top-up"):
         bench.begin(slots=20)
 
@@ -80,7 +80,7 @@ class Counting(Uniform):
 @pytest.mark.parametrize("groups,changes", [(32, 1), (64, 2), (100, 3)])
 def test_of_many_open_groups_it_is_asked_the_less_often(groups: int, changes: int) -> None:
     counting = Counting(UniformOptions(redundancy=1.0))
-    bench = Bench(seams={"budget": counting}, need=groups, prompts=groups, knee=999)
+    bench = Bench(plugins={"budget": counting}, need=groups, prompts=groups, knee=999)
     bench.begin(slots=999)
     assert counting.asked == 1
     for trajectory in range(2 * changes):  # each frees a slot, and no group is complete
@@ -93,7 +93,7 @@ def test_of_many_open_groups_it_is_asked_the_less_often(groups: int, changes: in
 
 def test_at_a_tick_it_is_asked_if_anything_has_changed() -> None:
     counting = Counting(UniformOptions(redundancy=1.0))
-    bench = Bench(seams={"budget": counting}, need=100, prompts=100, knee=999)
+    bench = Bench(plugins={"budget": counting}, need=100, prompts=100, knee=999)
     bench.begin(slots=999)
     bench.handle(Tick())
     assert counting.asked == 1
@@ -109,8 +109,8 @@ def test_at_a_tick_it_is_asked_if_anything_has_changed() -> None:
 def test_runs_with_top_up_end_and_balance(selector: str) -> None:
     topped = 0
     for seed in range(12):
-        seams = seams_of(selector, seed=seed, redundancy=1.0, top_up="fewest")
-        world = World(seed, settings_of(seed=seed, knee=6), seams, faults=0.1)
+        plugins = plugins_of(selector, seed=seed, redundancy=1.0, top_up="fewest")
+        world = World(seed, settings_of(seed=seed, knee=6), plugins, faults=0.1)
         world.start()
         world.run()
         assert world.over is not None and world.over.error == ""

@@ -7,27 +7,27 @@ from typing import Any
 
 import pytest
 
-from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.coordinator import RunPhase
 from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
     ForgetGroup,
+    GroupFailed,
+    GroupTrained,
     LearnerLost,
     Shutdown,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tick,
-    Trained,
     TrainGroup,
-    TrainingFailed,
 )
 from pipeline.coordinator.groups import GroupState
 from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Allocation,
-    AnyVerb,
-    BatchVerb,
+    AnyAction,
+    BatchAction,
     Close,
     Enough,
     Finalize,
@@ -43,7 +43,7 @@ from tests.pipeline.coordinator.bench import Bench, Candidates, Scripted, only
 
 def finish_of(bench: Bench, rank: int = 0) -> list[Any]:
     step = bench.core.step
-    return bench.handle(StepApplied(rank=rank, step=step, version=step + 1))
+    return bench.handle(StepDone(rank=rank, step=step, version=step + 1))
 
 
 # --- a step that goes well --------------------------------------------------------------------
@@ -54,8 +54,8 @@ def test_a_step_trains_what_it_took_and_the_run_ends() -> None:
     bench.begin()
     first, second = bench.train_one(0), bench.train_one(1)
     assert [t.group for t in only([*first, *second], TrainGroup)] == [0, 1]
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    [finish] = only(bench.handle(Trained(rank=0, group=1, tokens=7.0)), CloseStep)
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    [finish] = only(bench.handle(GroupTrained(rank=0, group=1, tokens=7.0)), CloseStep)
     assert (finish.groups, finish.normaliser) == ((0, 1), 14.0)
     assert bench.group(0).stage is GroupState.TAKEN, "trained only when the step is done"
     finish_of(bench)
@@ -149,7 +149,7 @@ def test_the_step_is_done_only_when_every_rank_has_stepped() -> None:
     bench.begin(slots=20)
     for group in (0, 1):
         [train] = only(bench.train_one(group), TrainGroup)
-        bench.handle(Trained(rank=train.rank, group=group, tokens=7.0))
+        bench.handle(GroupTrained(rank=train.rank, group=group, tokens=7.0))
     finish_of(bench, rank=1)
     assert bench.core.step == 0
     finish_of(bench, rank=0)
@@ -160,13 +160,13 @@ def test_an_answer_about_another_step_or_rank_changes_nothing() -> None:
     bench = Bench()
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=1, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=1, group=0, tokens=7.0))
     assert bench.group(0).trained_tokens == -1.0
-    bench.handle(StepApplied(rank=0, step=0, version=1))  # nobody asked for it
-    bench.handle(StepRejected(rank=0, step=0, why="early"))
+    bench.handle(StepDone(rank=0, step=0, version=1))  # nobody asked for it
+    bench.handle(StepSkipped(rank=0, step=0, why="early"))
     assert (bench.core.step, bench.core.version) == (0, 0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    bench.handle(StepApplied(rank=0, step=5, version=9))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    bench.handle(StepDone(rank=0, step=5, version=9))
     assert (bench.core.step, bench.core.version) == (0, 0)
 
 
@@ -174,13 +174,13 @@ def test_published_weights_are_told_to_a_selector_that_wants_them() -> None:
     class Keeper:
         """Batch: takes the first ready group, closes without the barrier's deferral."""
 
-        def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+        def decide(self, view: BatchView) -> Iterable[BatchAction]:
             if view.ready:
                 yield Take(groups=view.ready)
             if view.taken + len(view.ready) and not view.closing:
                 yield Close()
 
-    bench = Bench(Scripted(published=True), steps=2, seams={"batch": Keeper()})
+    bench = Bench(Scripted(published=True), steps=2, plugins={"batch": Keeper()})
     bench.begin()
     bench.learn(bench.train_one(0))
     assert not [e for _, e in bench.selector.seen if isinstance(e, WeightsPublished)]
@@ -223,7 +223,7 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
 
 
 def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
-    bench = Bench(seams={"prompts": Planned()}, steps=3)
+    bench = Bench(plugins={"prompts": Planned()}, steps=3)
     bench.begin()
     assert bench.over == Shutdown(error="")
     assert bench.core.step == 3
@@ -245,7 +245,7 @@ class Planned:
 
 @pytest.mark.parametrize("plan", [(0, 1, 2), (0, 0), (99,), (-1,)], ids=str)
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> None:
-    bench = Bench(seams={"prompts": Planned(plan)}, need=2)
+    bench = Bench(plugins={"prompts": Planned(plan)}, need=2)
     with pytest.raises(PluginFault, match="prompts Planned: plan .* at most 2"):
         bench.begin()
     assert bench.core.groups == {}
@@ -270,7 +270,7 @@ class Odd(Candidates):
     ids=["none", "no candidate", "too many", "no token"],
 )
 def test_a_budget_that_does_not_fit_is_refused_by_name(allocations: list[Allocation]) -> None:
-    bench = Bench(seams={"budget": Odd(allocations)})
+    bench = Bench(plugins={"budget": Odd(allocations)})
     with pytest.raises(PluginFault, match="budget Odd: "):
         bench.begin()
 
@@ -284,12 +284,12 @@ class Says:
     def __init__(self, *answers: list[Any]) -> None:
         self._answers = list(answers)
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return self._answers.pop(0) if self._answers else []
 
 
 @pytest.mark.parametrize(
-    "verb,why",
+    "action,why",
     [
         (Take((0,)), "group 0 is not ready"),
         (Take((9,)), "group 9 is not ready"),
@@ -299,8 +299,8 @@ class Says:
     ],
     ids=str,
 )
-def test_a_wrong_batch_verb_is_refused_by_name(verb: Any, why: str) -> None:
-    bench = Bench(seams={"batch": Says([verb])})
+def test_a_wrong_batch_verb_is_refused_by_name(action: Any, why: str) -> None:
+    bench = Bench(plugins={"batch": Says([action])})
     bench.begin()
     bench.tokens(0, 2, "stop")
     bench.tokens(1, 2, "stop")
@@ -309,7 +309,7 @@ def test_a_wrong_batch_verb_is_refused_by_name(verb: Any, why: str) -> None:
 
 
 def test_relax_tells_open_groups_their_new_size() -> None:
-    bench = Bench(size=3, candidates=4, seams={"batch": Says([Relax(2)])}, need=2)
+    bench = Bench(size=3, candidates=4, plugins={"batch": Says([Relax(2)])}, need=2)
     bench.begin()
     bench.ask(0, Enough())
     told = [(g.id, g.size) for g, event in bench.selector.seen if isinstance(event, Relaxed)]
@@ -324,7 +324,7 @@ def test_a_group_whose_loss_is_not_finite_is_dropped_and_replaced() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     bench.train_one(0)
-    commands = bench.handle(TrainingFailed(rank=0, group=0, why="loss is nan"))
+    commands = bench.handle(GroupFailed(rank=0, group=0, why="loss is nan"))
     assert bench.fate(0) == ("dropped", "not finite")
     assert only(commands, ForgetGroup) == [], "the rank has forgotten it already"
     assert [g.prompt for g in bench.core.groups.values()] == [1]
@@ -336,7 +336,7 @@ def test_a_group_without_any_weight_is_dropped_not_divided_by() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     bench.train_one(0)
-    commands = bench.handle(Trained(rank=0, group=0, tokens=0.0))
+    commands = bench.handle(GroupTrained(rank=0, group=0, tokens=0.0))
     assert only(commands, CloseStep) == []
     assert bench.fate(0) == ("dropped", "no weight")
     bench.handle(Tick())
@@ -347,8 +347,8 @@ def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     [train] = only(bench.train_one(0), TrainGroup)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    bench.handle(StepRejected(rank=0, step=0, why="gradient is nan"))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    bench.handle(StepSkipped(rank=0, step=0, why="gradient is nan"))
     assert bench.fate(0) == ("deferred", "step skipped")
     assert (bench.core.step, bench.core.version) == (0, 0)
     assert bench.warnings() == ["step 1 skipped (1 in a row): gradient is nan"]
@@ -359,8 +359,8 @@ def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
 def reject_once(bench: Bench) -> None:
     [group] = bench.core.groups
     [train] = only(bench.train_one(group), TrainGroup)
-    bench.handle(Trained(rank=0, group=train.group, tokens=7.0))
-    bench.handle(StepRejected(rank=0, step=bench.core.step, why="gradient is nan"))
+    bench.handle(GroupTrained(rank=0, group=train.group, tokens=7.0))
+    bench.handle(StepSkipped(rank=0, step=bench.core.step, why="gradient is nan"))
 
 
 @pytest.mark.fault("three steps in a row are not finite", part="learner", by="direct")
@@ -388,7 +388,7 @@ def test_a_good_step_begins_the_count_of_rejected_ones_anew() -> None:
     reject_once(bench)
     reject_once(bench)
     assert bench.over is None
-    assert bench.coordinator.phase is Phase.TRAINING
+    assert bench.coordinator.phase is RunPhase.TRAINING
 
 
 def test_a_lost_learner_ends_the_run_and_says_so_once() -> None:
@@ -406,14 +406,14 @@ class Sleepy:
 
     wants = Wants(every=1)
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         running = tuple(m.id for m in group.members if m.state == "running")
         if running:
             yield Park(running, until="published")
 
 
 def test_groups_that_are_all_parked_until_a_publish_do_not_hold_up_the_step() -> None:
-    bench = Bench(need=1, tries=1.0, steps=1, prompts=50, seams={"selector": Sleepy()})
+    bench = Bench(need=1, tries=1.0, steps=1, prompts=50, plugins={"selector": Sleepy()})
     bench.begin(slots=20)
     for trajectory in range(len(bench.group(0).members)):
         if bench.over is None and trajectory in bench.core.trajectories:
@@ -427,7 +427,7 @@ class Raising:
 
     wants = Wants()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         raise KeyError("longest")
 
 
@@ -436,7 +436,7 @@ def test_what_a_plugin_raises_names_the_plugin_and_the_group() -> None:
     """Promise: the error names plug-in, group and what was raised.
     Bound: in the same event.
     """
-    bench = Bench(seams={"selector": Raising()})
+    bench = Bench(plugins={"selector": Raising()})
     bench.begin()
     with pytest.raises(PluginFault, match="selector, group 0: Raising raised KeyError: 'longest'"):
         bench.tokens(0, 2, "stop")

@@ -26,7 +26,7 @@ from pipeline.coordinator.events import (
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.waits import waits
 from pipeline.observability.timeline import Timeline
-from pipeline.observability.timing import figures
+from pipeline.observability.timing import metrics
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.wire.messages import floats, ints
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed
@@ -59,7 +59,7 @@ def test_a_turn_that_is_over_frees_its_slot_and_asks_with_all_that_an_answer_dep
     assert (asked.turn, asked.finish, asked.left, asked.appended) == (0, "stop", 21, ())
     assert ints(asked.tokens).tolist() == [5, 5, EOS]
     assert bench.member(0).state is TrajectoryState.WAITING_ENV
-    assert (0, 0) not in bench.coordinator.placement.engines["e0"].legs
+    assert (0, 0) not in bench.coordinator.scheduler.engines["e0"].legs
     assert [w.what for w in waits(bench.coordinator) if "rollout" in w.what] == [
         (
             "step 1 waits for train group 0, which waits for "
@@ -85,7 +85,7 @@ def test_appended_tokens_begin_the_next_leg_and_are_in_no_figure_of_what_was_sam
     assert member.confidence == pytest.approx(-0.5)
     assert bench.core.ledger.sampled == 5
     assert (bench.core.ledger.appended, bench.core.ledger.turns) == (4, 2)
-    assert bench.coordinator.roster.lengths == [5]
+    assert bench.coordinator.group_manager.lengths == [5]
     view = bench.coordinator.selection.view(bench.group(0))
     assert next((m.state, m.tokens) for m in view.members) == ("finished", 5)
 
@@ -194,15 +194,15 @@ def test_a_lost_leg_whose_last_appended_token_looks_like_a_stop_token_goes_on():
     assert bench.member(0).state is TrajectoryState.QUEUED
 
 
-@pytest.mark.parametrize("verb", ["Abort", "Stop", "Finalize"])
-def test_what_ends_a_member_ends_its_call(verb: str):
+@pytest.mark.parametrize("action", ["Abort", "Stop", "Finalize"])
+def test_what_ends_a_member_ends_its_call(action: str):
     bench = bench_of(candidates=3)
     bench.tokens(0, 3, "stop")
     for other in (1, 2):
         bench.tokens(other, 3, "stop")
         over(bench, other)
-    verbs = {"Abort": Abort((0,)), "Stop": Stop((0,)), "Finalize": Finalize((1, 2))}
-    commands = bench.ask(0, verbs[verb])
+    actions = {"Abort": Abort((0,)), "Stop": Stop((0,)), "Finalize": Finalize((1, 2))}
+    commands = bench.ask(0, actions[action])
     assert only(commands, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
     late = bench.handle(TurnAnswered(trajectory=0, turn=0, over=False, tokens=bytes(8)))
     assert not only(late, Generate), "an answer that nobody waits for has no effect"
@@ -266,7 +266,7 @@ def test_a_call_is_a_span_of_its_own_and_a_kind_of_wait():
 
     def heard(event: AnyEvent, now: float) -> list[AnyCommand]:
         commands = handle(event, now)
-        timeline.saw(now, event, commands)
+        timeline.record_event(now, event, commands)
         return commands
 
     bench.coordinator.handle = heard
@@ -280,6 +280,6 @@ def test_a_call_is_a_span_of_its_own_and_a_kind_of_wait():
     record = timeline.rest()
     first, second = record.callings
     assert (first.turn, first.appended, second.turn, second.appended) == (0, 4, 1, 0)
-    found = figures(record)["percentiles"]
+    found = metrics(record)["percentiles"]
     assert found["turn_wait_s"]["count"] == 2
     assert found["turn_s"]["max"] == pytest.approx(1.0)

@@ -8,15 +8,15 @@ import pytest
 
 from pipeline.coordinator.events import (
     EngineLost,
+    GroupTrained,
     Halt,
     LearnerJoined,
+    Published,
     Report,
     Tick,
-    Trained,
-    VersionPublished,
 )
 from pipeline.coordinator.waits import waits
-from pipeline.plugins.actions import BatchVerb, Enough, Finalize, Park
+from pipeline.plugins.actions import BatchAction, Enough, Finalize, Park
 from pipeline.plugins.views import BatchView
 from tests.pipeline.coordinator.bench import Bench, only
 
@@ -51,7 +51,7 @@ def test_it_waits_for_an_engine() -> None:
 def test_it_waits_for_an_engine_to_prove_its_weights() -> None:
     bench = Bench()
     bench.begin()
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     for trajectory in (0, 1, 2):
         bench.tokens(trajectory, 0, "abort")
     assert "engine e0 to load and prove version 1" in line(bench)
@@ -87,7 +87,7 @@ def test_it_waits_for_the_optimizer_step() -> None:
     bench = Bench()
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "step 1: the optimizer step" in line(bench)
 
 
@@ -116,19 +116,19 @@ def test_it_waits_for_a_publish_that_a_parked_member_waits_for() -> None:
 class Never:
     """Batch: takes nothing, closes nothing."""
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return ()
 
 
 def test_it_names_a_batch_rule_that_never_takes_a_ready_group() -> None:
-    bench = Bench(seams={"batch": Never()})
+    bench = Bench(plugins={"batch": Never()})
     bench.begin()
     bench.train_one(0)
     assert line(bench).endswith("train group 0, which waits for batch rule Never to take it")
 
 
 def test_it_is_never_silent_even_when_nobody_is_to_blame() -> None:
-    bench = Bench(seams={"batch": Never()}, candidates=2)
+    bench = Bench(plugins={"batch": Never()}, candidates=2)
     bench.begin()
     bench.tokens(0, 3, "stop")
     bench.ask(0, Enough())

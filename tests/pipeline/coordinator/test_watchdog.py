@@ -16,19 +16,19 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineLost,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Restart,
     Shutdown,
     Tick,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
 from pipeline.coordinator.waits import waits
-from pipeline.plugins.actions import Abort, BatchVerb, Finalize
+from pipeline.plugins.actions import Abort, BatchAction, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
 from tests.pipeline.coordinator.bench import Bench, only
@@ -104,7 +104,7 @@ def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
     bench.begin(slots=3)
     bench.tokens(0, 3)
     done = pass_time(bench, 32, lambda: bench.tokens(1, 1))
-    assert done.count("EndLegs") == done.count("Place") == 1
+    assert done.count("AbortLegs") == done.count("Generate") == 1
     assert only(bench.everything, AbortLegs) == [AbortLegs(engine="e0", legs=((0, 0),))]
     place = only(bench.everything, Generate)[-1]
     assert (place.trajectory, place.leg, len(place.prefix) // 4) == (0, 1, 3)
@@ -129,7 +129,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
     bench = bench_of(candidates=3)
     bench.begin()
     bench.ask(0, Abort((2,)))
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     assert "Restart" not in pass_time(bench, 15)
     bench.serve()
     assert "Restart" not in pass_time(bench, 4, lambda: bench.tokens(0, 1))
@@ -148,7 +148,7 @@ def test_an_engine_that_never_serves_is_restarted() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
+        bench.handle(Published(version=version))
 
     publish()
     assert "Restart" not in pass_time(bench, 19, publish)
@@ -164,8 +164,8 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
-        bench.handle(WeightsServed(engine="e0", version=version - 1, gap=0.0))
+        bench.handle(Published(version=version))
+        bench.handle(WeightsLoaded(engine="e0", version=version - 1, gap=0.0))
 
     publish()
     assert "Restart" not in pass_time(bench, 60, publish)
@@ -188,7 +188,7 @@ def test_a_reward_that_never_comes_is_missing_never_zero() -> None:
     bench.tokens(2, 3, "stop")
     bench.reward(1, 1.0)
     bench.reward(2, 0.0)
-    assert "Unjudge" not in pass_time(bench, 14)
+    assert "CancelReward" not in pass_time(bench, 14)
     pass_time(bench, 2)
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=0)]
     [train] = only(bench.everything, TrainGroup)
@@ -219,7 +219,7 @@ def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> No
     bench = bench_of(turns=3)
     bench.begin()
     bench.tokens(0, 3, "stop")
-    assert "UnaskRollout" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
+    assert "CancelEnvironmentCall" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
     pass_time(bench, 2)
     assert only(bench.everything, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
     assert bench.warnings() == ["trajectory 0: given up after no rollout has answered for 15 s"]
@@ -236,7 +236,7 @@ def test_rewards_that_come_are_progress_for_those_in_the_queue() -> None:
         bench.tokens(trajectory, 3, "stop")
     turn = iter(range(7))
     for _ in range(7):
-        assert "Unjudge" not in pass_time(bench, 12)
+        assert "CancelReward" not in pass_time(bench, 12)
         bench.reward(next(turn), 1.0)
 
 
@@ -250,7 +250,7 @@ def test_a_rank_that_owes_an_answer_for_too_long_is_lost() -> None:
     bench = bench_of()
     bench.begin()
     bench.train_one(0)
-    assert "ShutDown" not in pass_time(bench, 39)
+    assert "Shutdown" not in pass_time(bench, 39)
     pass_time(bench, 3)
     [over] = only(bench.everything, Shutdown)
     assert over.error.startswith("learner rank 0 lost: it owes an answer and has given none for 4")
@@ -261,9 +261,9 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
     bench.begin()
     bench.train_one(0)
     pass_time(bench, 30)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    assert "ShutDown" not in pass_time(bench, 39)
-    assert "ShutDown" in pass_time(bench, 3)
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    assert "Shutdown" not in pass_time(bench, 39)
+    assert "Shutdown" in pass_time(bench, 3)
 
 
 @pytest.mark.fault(
@@ -282,8 +282,8 @@ def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_ru
     for step in range(3):
         bench.learn(bench.train_one(step))
         bench.serve()
-        assert "Uncut" not in pass_time(bench, 24)
-        assert "Uncut" in pass_time(bench, 2)
+        assert "AbandonCheckpoint" not in pass_time(bench, 24)
+        assert "AbandonCheckpoint" in pass_time(bench, 2)
         given_up = only(bench.everything, AbandonCheckpoint)[-1]
         bench.handle(Checkpointed(step=step + 1, error=f"no answer in {given_up.seconds:.0f} s"))
         assert "no checkpoint at step" in bench.warnings()[-1]
@@ -333,7 +333,7 @@ def test_who_never_joins_is_named_and_the_run_stops() -> None:
     """
     bench = bench_of(ranks=2)
     bench.handle(LearnerJoined(rank=0))
-    assert "ShutDown" not in pass_time(bench, 50)
+    assert "Shutdown" not in pass_time(bench, 50)
     pass_time(bench, 3)
     [over] = only(bench.everything, Shutdown)
     missing = "learner rank 1, an engine that serves the weights"
@@ -349,7 +349,7 @@ def test_a_run_without_any_engine_stops_after_a_checkpoint() -> None:
     bench.begin()
     pass_time(bench, 5, lambda: bench.tokens(0, 1))
     bench.handle(EngineLost(engine="e0", why="killed"))
-    assert "Cut" not in pass_time(bench, 49)
+    assert "Checkpoint" not in pass_time(bench, 49)
     pass_time(bench, 3)
     assert stopped(bench).startswith("no engine for 5")
 
@@ -357,7 +357,7 @@ def test_a_run_without_any_engine_stops_after_a_checkpoint() -> None:
 class Never:
     """Batch: takes nothing, closes nothing."""
 
-    def decide(self, view: BatchView) -> Iterable[BatchVerb]:
+    def decide(self, view: BatchView) -> Iterable[BatchAction]:
         return ()
 
 
@@ -367,11 +367,11 @@ def test_a_rule_that_takes_nothing_stops_the_run_by_its_name() -> None:
     the plug-in's name.
     Bound: `watch.still_s` (here 30 s).
     """
-    bench = bench_of(seams={"batch": Never()})
+    bench = bench_of(plugins={"batch": Never()})
     bench.begin()
     bench.train_one(0)
     bench.tokens(2, 0, "abort", leg=0)
-    assert "Cut" not in pass_time(bench, 29)
+    assert "Checkpoint" not in pass_time(bench, 29)
     pass_time(bench, 3)
     error = stopped(bench)
     assert "nothing is under way" in error

@@ -39,7 +39,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 def test_decisions_and_groups_go_to_one_file_all_else_to_metrics(
     run: RunFolder, records: Records
 ) -> None:
-    records.write("decision", {"step": 0, "verb": "Drop"})
+    records.write("decision", {"step": 0, "action": "Drop"})
     records.write("group", {"step": 0, "group": 4})
     records.write("step", {"step": 0, "reward": 0.5, "ledger": {"open": 3}})
     records.write("wait", {"step": 0, "text": "waiting"})
@@ -130,10 +130,10 @@ class Failing:
 
     closed = False
 
-    def figures(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
+    def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         raise OSError("no space left on device")
 
-    def live(self, now: RunStatus) -> None:
+    def log_status(self, now: RunStatus) -> None:
         raise OSError("no space left on device")
 
     def close(self) -> None:
@@ -163,9 +163,9 @@ def test_a_trace_that_cannot_be_written_ends_no_run(run: RunFolder) -> None:
     place = Generate(
         engine="e0", kind="train", prompt=0, trajectory=1, leg=0, prefix=b"", max_tokens=9, seed=0
     )
-    records.saw(0.0, Tick(), [place], 0.0)
+    records.record_event(0.0, Tick(), [place], 0.0)
     over = Report(what="step", fields={"step": 0, "seconds": 1.0})
-    records.saw(1.0, Tick(), [over], 1.0)
+    records.record_event(1.0, Tick(), [over], 1.0)
     records.close()
     assert [line["what"] for line in lines(run.metrics)] == ["timing"]
 
@@ -173,7 +173,7 @@ def test_a_trace_that_cannot_be_written_ends_no_run(run: RunFolder) -> None:
 def test_a_resumed_run_that_ends_before_its_first_step_leaves_the_old_trace(run: RunFolder) -> None:
     run.trace.write_text("the old one")
     records = Records(run, resumed_step=20, trace_steps=5)
-    records.saw(0.0, Tick(), [], 0.0)
+    records.record_event(0.0, Tick(), [], 0.0)
     records.close()
     assert run.trace.read_text() == "the old one"
 

@@ -352,12 +352,12 @@ def test_mlflow_that_fails_in_a_run_is_left_out_and_ends_nothing(
     monkeypatch.setattr(tracker, "_client", mlflow)
     monkeypatch.setattr(mlflow, "log_batch", refuse)
     every = trackers.Trackers(started)
-    every.figures("step", 1, {"reward": 0.5})
+    every.log_metrics("step", 1, {"reward": 0.5})
     tracker._thread.shutdown(wait=True)  # type: ignore[attr-defined]
-    every.figures("step", 2, {"reward": 0.5})
+    every.log_metrics("step", 2, {"reward": 0.5})
     assert "Mlflow failed and gets no more figures" in caplog.text
     assert "no space left on device" in caplog.text
-    every.figures("step", 3, {"reward": 0.5})
+    every.log_metrics("step", 3, {"reward": 0.5})
     every.close()
     assert caplog.text.count("Mlflow failed") == 1
 

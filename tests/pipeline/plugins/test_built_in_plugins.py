@@ -252,12 +252,12 @@ def test_python_reward_reads_verls_nested_ground_truth():
     assert found == {"score": True, "length": 1, "source": "sums"}
 
 
-@pytest.mark.parametrize("seam", registry.PACKAGES)
-def test_every_plugin_of_the_house_is_found_and_takes_its_options(seam: str):
+@pytest.mark.parametrize("kind", registry.PACKAGES)
+def test_every_plugin_of_the_house_is_found_and_takes_its_options(kind: str):
     needed: dict[str, Any] = {"python": {"function": OF_TRL}, "sum": {"of": ("exact",)}}
-    for name in registry.builtin_names(seam):
+    for name in registry.builtin_names(kind):
         if name == "http":
             continue  # asks its server when it is built
-        cls = registry.find(seam, name)
+        cls = registry.find(kind, name)
         options = registry.options_type(cls)
         assert cls(options(**needed.get(name, {})))

@@ -17,7 +17,7 @@ from pipeline.plugins.budgets._censored import fit, lognormal, moments
 from pipeline.plugins.budgets._utility import Lengths, Utility
 from pipeline.plugins.budgets.length_variance import LengthVariance, LengthVarianceOptions
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 CURVE = LatencyModel(((1, 0.010), (32, 0.012), (64, 0.020)))
 QUIET, LOUD = (98, 99, 100, 101, 102, 100), (20, 60, 100, 140, 180, 100)
@@ -87,12 +87,12 @@ def test_note_and_figures_tell_what_is_known_and_what_is_guessed():
     deviation = f"sigma {np.std(LOUD, ddof=1):.1f}"
     notes = [a.note for a in told.allocate(prompts(0, 7), view())]
     assert notes == [f"{deviation} (seen 2x)", f"{deviation} (guessed)"]
-    assert told.figures() == {"total": 24, "mean": 12.0, "known": 1, "unseen": 1}
+    assert told.metrics() == {"total": 24, "mean": 12.0, "known": 1, "unseen": 1}
     told.ended(ended(1, [*LOUD * 10]))  # 72 finished: a distribution
     told.allocate(prompts(0), view())
-    figures = told.figures()
-    assert figures["generation_s"] > 0 > figures["utility"]
-    assert not figures.keys() & {"what", "step", "prompts", "candidates"}  # the report's own
+    metrics = told.metrics()
+    assert metrics["generation_s"] > 0 > metrics["utility"]
+    assert not metrics.keys() & {"what", "step", "prompts", "candidates"}  # the report's own
 
 
 @pytest.mark.parametrize("ids,total", [((0,), 10), ((0, 1), 21), ((0, 1, 2), 31)])
@@ -149,7 +149,7 @@ def test_state_survives_a_checkpoint_and_gives_the_same_answers():
     for each in (told, again):
         each.ended(ended(3, LOUD, cut=(399, 400)))
     assert again.allocate(prompts(*range(60)), view()) == told.allocate(prompts(*range(60)), view())
-    assert again.figures() == told.figures()
+    assert again.metrics() == told.metrics()
     with pytest.raises(ValueError, match="version 2, not 1"):
         again.restore(told.state() | {"version": 2})
 
@@ -305,12 +305,12 @@ def test_more_weight_on_time_gives_fewer_candidates_and_none_gives_the_most():
 @pytest.mark.parametrize("by", ["variance", "mth_finish"])
 def test_a_faulty_run_ends_balanced_and_its_checkpoints_hold_what_was_learnt(by: str):
     learning = budget(by=by, top_up="fewest")
-    seams = msgspec.structs.replace(seams_of(), budget=learning)
-    world = World(2, settings_of(steps=8), seams)
+    plugins = msgspec.structs.replace(plugins_of(), budget=learning)
+    world = World(2, settings_of(steps=8), plugins)
     world.start()
     world.run()
     assert world.over is not None and world.over.error == ""
-    assert learning.figures()["generation_s"] > 0
+    assert learning.metrics()["generation_s"] > 0
     # each training group told once; deferred ones are told too, and are not among the trained
     assert sum(row[-1] for row in learning.state()["prompts"]) >= len(world.trained) >= 24
     again = budget()

@@ -20,7 +20,7 @@ from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching
 from pipeline.plugins.views import PlanView, SourceView
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 SOURCES = (SourceView(0, 30, 2.0), SourceView(30, 7, 1.0), SourceView(37, 100, 0.5))
 
@@ -118,15 +118,15 @@ def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(hal
     sources = (SourceView(0, 60, 2.0), SourceView(60, 40, 1.0))
     numbers = settings_of(prompts=100, sources=sources, steps=6, eval_every=0)
 
-    def seams() -> Plugins:
-        return msgspec.structs.replace(seams_of("first_m", seed=3), prompts=Noted(3))
+    def plugins() -> Plugins:
+        return msgspec.structs.replace(plugins_of("first_m", seed=3), prompts=Noted(3))
 
-    first = World(5, numbers, seams())
+    first = World(5, numbers, plugins())
     first.start()
     first.run(halt_at=halt_at)
     assert first.coordinator.core.step < 6, "there is nothing to resume"
     saved = first.cuts[-1]
-    second = World(6, numbers, seams(), before=first)
+    second = World(6, numbers, plugins(), before=first)
     snapshot.restore(second.coordinator, saved, 0.0)
     for group in saved.groups:
         for member in group.members:
@@ -135,7 +135,7 @@ def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(hal
     second.start(saved.version)
     second.run()
     assert second.coordinator.core.step == 6
-    before, after = (w.coordinator.core.seams.prompts for w in (first, second))
+    before, after = (w.coordinator.core.plugins.prompts for w in (first, second))
     assert isinstance(before, Noted)
     assert isinstance(after, Noted)
     until = sum(source["given"] for source in saved.plugins["prompts"]["sources"])

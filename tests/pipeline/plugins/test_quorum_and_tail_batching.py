@@ -19,7 +19,7 @@ from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatch
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.plugins.views import BatchView, PlanView
-from tests.pipeline.coordinator.world import World, seams_of, settings_of
+from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 # --- quorum ----------------------------------------------------------------------------------
 
@@ -160,10 +160,10 @@ def test_tail_batching_plans_every_prompt_once_an_epoch_whatever_is_deferred(
 # --- whole runs ------------------------------------------------------------------------------
 
 
-def ran(seed: int, changes: dict[str, Any], **seams: Any) -> World:
+def ran(seed: int, changes: dict[str, Any], **plugins: Any) -> World:
     """A run to its end, its books checked after every event."""
     settings = settings_of(seed=seed, held_out=0, eval_every=0, **changes)
-    own = msgspec.structs.replace(seams_of(seed=seed), **seams)
+    own = msgspec.structs.replace(plugins_of(seed=seed), **plugins)
     world = World(seed, settings, own, faults=0.05, reward_faults=0.0)
     world.start()
     world.run()
@@ -214,7 +214,7 @@ def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
     assert any(fate[0] == "deferred" for fate in fates.values())
     for fate in fates.values():
         assert set(fate[:-1]) <= {"deferred"} and fate[-1] in ("trained", "dropped")
-    assert not world.coordinator.roster.deferred
+    assert not world.coordinator.group_manager.deferred
 
 
 def test_a_long_round_samples_no_spare_candidate_and_defers_nobody():
@@ -227,7 +227,9 @@ def test_a_long_round_samples_no_spare_candidate_and_defers_nobody():
 
 def test_a_run_with_pruning_ends_each_group_at_its_first_m_finished():
     world = ran(1, {}, selector=DualEnd(DualEndOptions(prune_at=1.5, long_wait="group")))
-    reasons = {verb["why"] for verb in told(world, "decision") if verb["verb"] == "Finalize"}
+    reasons = {
+        action["why"] for action in told(world, "decision") if action["action"] == "Finalize"
+    }
     assert "4 shortest: pruned at 6 candidates" in reasons
     assert reasons <= {"4 shortest: pruned at 6 candidates", "all that ended"}
     trained = [group["members"] for group in told(world, "group") if group["fate"] == "trained"]
@@ -238,7 +240,7 @@ def test_a_run_with_pruning_ends_each_group_at_its_first_m_finished():
 def test_a_run_with_depth_stop_scores_the_cut_ones_and_trains_on_them_as_truncated():
     world = ran(4, dict(steps=6), selector=ConciseConfident(ConciseConfidentOptions(depth="stop")))
     decisions = told(world, "decision")
-    cut = {i for verb in decisions if verb["verb"] == "Stop" for i in verb["ids"]}
+    cut = {i for action in decisions if action["action"] == "Stop" for i in action["ids"]}
     assert cut, "nobody was cut: choose another seed"
     judged = [c for c in world.commands if isinstance(c, RequestReward) and c.trajectory in cut]
     assert len(judged) == len(cut) and {c.finish for c in judged} == {"length"}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plugins import interfaces, registry
-from pipeline.plugins.actions import AnyVerb, Drop, Enough, Finalize, Stop
+from pipeline.plugins.actions import AnyAction, Drop, Enough, Finalize, Stop
 from pipeline.plugins.interfaces import Barrier, Finish, Relaxed, SelectorEvent, Ticked
 from pipeline.plugins.selectors.all import All
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
@@ -22,14 +22,14 @@ EVENT = Finish(trajectory=1)
 
 def decide(
     selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyVerb]:
+) -> list[AnyAction]:
     return list(selector.decide(group, event))
 
 
-def chosen(verbs: list[AnyVerb]) -> tuple[int, ...]:
-    [verb] = verbs
-    assert isinstance(verb, Finalize)
-    return verb.ids
+def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
+    [action] = actions
+    assert isinstance(action, Finalize)
+    return action.ids
 
 
 # --- all -------------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ def test_all_leaves_out_members_whose_reward_failed():
     group = group_of(size=3, finished={1: 10, 2: 20, 3: 30}, failed={2})
     assert chosen(decide(All(), group)) == (1, 3)
     lone = group_of(size=3, finished={1: 10, 2: 20}, failed={2})
-    [verb] = decide(All(), lone)
-    assert verb == Drop(why="1 usable of the ended members; an advantage needs two")
+    [action] = decide(All(), lone)
+    assert action == Drop(why="1 usable of the ended members; an advantage needs two")
 
 
 # --- first_m ---------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def test_concise_confident_waits_for_slack_members_beyond_m_and_no_longer():
     group = group_of(
         size=2, finished={1: 5, 2: 4, 3: 90}, running={4: 9}, confidence=unsure, statistics=HUNDRED
     )
-    [verb] = decide(NONE, group)
-    assert verb == Finalize(ids=(3, 2), why="1 of 2 pass the gate, then the shortest")
+    [action] = decide(NONE, group)
+    assert action == Finalize(ids=(3, 2), why="1 of 2 pass the gate, then the shortest")
 
 
 def test_concise_confident_has_no_gate_before_64_members_have_finished():
@@ -213,8 +213,8 @@ def test_concise_confident_with_depth_orders_the_short_end_by_the_gate():
         statistics=HUNDRED,
     )
     assert isinstance(decide(STEP, group)[0], Enough)  # the gate costs no time
-    [verb] = decide(STEP, group, Barrier())
-    assert verb == Finalize(ids=(2, 1, 4), why="2 short (2 pass the gate) and 1 longest")
+    [action] = decide(STEP, group, Barrier())
+    assert action == Finalize(ids=(2, 1, 4), why="2 short (2 pass the gate) and 1 longest")
 
 
 def test_concise_confident_with_depth_stop_cuts_the_longest_running_where_most_are_right():
@@ -305,17 +305,17 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
 def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
     selector: interfaces.Selector, group: GroupView, event: SelectorEvent
 ):
-    verbs = decide(selector, group, event)
-    assert len(verbs) <= 1 + isinstance(verbs[0] if verbs else None, Stop)
-    assert illegal(group, verbs) == []
+    actions = decide(selector, group, event)
+    assert len(actions) <= 1 + isinstance(actions[0] if actions else None, Stop)
+    assert illegal(group, actions) == []
     failed = {member.id for member in group.members if member.reward_failed}
-    for verb in verbs:
-        assert verb.why
-        if isinstance(verb, Finalize):
-            assert not failed & set(verb.ids)
+    for action in actions:
+        assert action.why
+        if isinstance(action, Finalize):
+            assert not failed & set(action.ids)
             if not isinstance(selector, All):
-                assert len(verb.ids) <= group.size
-    assert decide(selector, group, event) == verbs  # remembers nothing
+                assert len(action.ids) <= group.size
+    assert decide(selector, group, event) == actions  # remembers nothing
 
 
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
@@ -323,10 +323,10 @@ def test_any_group_gets_legal_verbs_and_no_member_whose_reward_failed(
 def test_a_group_whose_members_have_all_ended_is_always_decided(
     selector: interfaces.Selector, group: GroupView, event: SelectorEvent
 ):
-    [verb] = decide(selector, group, event)
-    assert isinstance(verb, Finalize | Drop)
+    [action] = decide(selector, group, event)
+    assert isinstance(action, Finalize | Drop)
     usable = [member for member in group.ended if not member.reward_failed]
-    assert isinstance(verb, Drop) == (len(usable) < 2)
+    assert isinstance(action, Drop) == (len(usable) < 2)
 
 
 @pytest.mark.parametrize("selector", EVERY, ids=lambda s: type(s).__name__)
@@ -334,7 +334,7 @@ def test_a_group_whose_members_have_all_ended_is_always_decided(
 def test_a_group_that_is_enough_is_finalized_at_the_barrier(
     selector: interfaces.Selector, group: GroupView
 ):
-    if any(isinstance(verb, Enough) for verb in decide(selector, group)):
-        [verb] = decide(selector, group, Barrier())
-        assert isinstance(verb, Finalize)
-        assert len(verb.ids) == group.size
+    if any(isinstance(action, Enough) for action in decide(selector, group)):
+        [action] = decide(selector, group, Barrier())
+        assert isinstance(action, Finalize)
+        assert len(action.ids) == group.size

@@ -152,7 +152,7 @@ _rewarded = Selection.rewarded
         (Coordinator, "_learner_lost", lambda self, event: None),
         (
             TrainingSteps,
-            "hopeless",
+            "too_many_skips",
             property(lambda self: True),
         ),  # gives up at the first empty step
         (uniform, "fewest_finished", lambda groups, idle, options: [(g.id, 1) for g in groups[:1]]),

@@ -13,7 +13,7 @@ import pytest
 from launch.simulate import early_estimates
 from launch.simulate.early_estimates import small
 from launch.simulate.methods_at_scale import METHODS, SYNC, bound_seconds
-from launch.simulate.scenario import Scenario, figures, run, simulate, teacher, worth
+from launch.simulate.scenario import Scenario, metrics, run, simulate, teacher, worth
 from pipeline.coordinator.events import EngineLost
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
@@ -116,7 +116,7 @@ def test_figures_of_a_run_that_failed_are_refused():
         simulation.run()
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
     with pytest.raises(RuntimeError, match="ended: None"):
-        figures(simulation, TINY, worth(workload, 9, 0), worth(workload, 9, 0))
+        metrics(simulation, TINY, worth(workload, 9, 0), worth(workload, 9, 0))
 
 
 def test_engines_speak_in_chunks_and_the_coordinator_hears_the_same_tokens():
@@ -135,8 +135,8 @@ def test_a_rule_that_waits_for_ever_is_named_and_ends_the_run():
 
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
     simulation = simulate(TINY.config(SYNC), TINY.machines(), workload)
-    seams = msgspec.structs.replace(simulation.coordinator.core.seams, batch=Never())
-    simulation.coordinator.core.seams = seams
+    plugins = msgspec.structs.replace(simulation.coordinator.core.plugins, batch=Never())
+    simulation.coordinator.core.plugins = plugins
     with pytest.raises(StandsStill, match="batch rule Never to take it"):
         simulation.run()
 

@@ -68,18 +68,18 @@ OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 """Where the options decide what is kept; every other plug-in has its defaults."""
 PLUGINS = [
-    (seam, name, options)
-    for seam in BASE
-    for name in registry.builtin_names(seam)
-    for options in OPTIONS.get((seam, name), [{}])
+    (kind, name, options)
+    for kind in BASE
+    for name in registry.builtin_names(kind)
+    for options in OPTIONS.get((kind, name), [{}])
 ]
 
 
-def coordinator_with(seam: str, name: str, options: dict[str, Any]) -> Coordinator:
+def coordinator_with(kind: str, name: str, options: dict[str, Any]) -> Coordinator:
     made: dict[str, Any] = {}
     for each, (usual, usual_options) in BASE.items():
-        cls = registry.find(each, name if each == seam else usual)
-        given = options if each == seam else usual_options
+        cls = registry.find(each, name if each == kind else usual)
+        given = options if each == kind else usual_options
         extra = {"seed": SETTINGS.seed} if each == "prompts" else {}
         made[each] = cls(registry.options_type(cls)(**given), **extra)
     lengths = [3 + prompt % 4 for prompt in range(SETTINGS.prompts)]

@@ -52,7 +52,7 @@ def free_endpoints(count: int) -> list[str]:
 
 
 @pytest.fixture
-def entrance() -> ListenKeys:
+def listen_keys() -> ListenKeys:
     control, data, weights = free_endpoints(3)
     allowed = {
         E0.public: KeyOwner("engine", "e0"),
@@ -63,61 +63,63 @@ def entrance() -> ListenKeys:
 
 
 @pytest.fixture
-async def hub(tmp_path: Path, entrance: ListenKeys) -> AsyncIterator[StageServer]:
-    hub = StageServer(tmp_path / "s", entrance)
-    hub.open()
-    serving = asyncio.create_task(hub.attend())
-    yield hub
+async def server(tmp_path: Path, listen_keys: ListenKeys) -> AsyncIterator[StageServer]:
+    server = StageServer(tmp_path / "s", listen_keys)
+    server.open()
+    serving = asyncio.create_task(server.attend())
+    yield server
     serving.cancel()
     await asyncio.wait([serving])
-    hub.close()
+    server.close()
 
 
-def ticket_with(entrance: ListenKeys, **changes: Any) -> PeerKeys:
+def ticket_with(listen_keys: ListenKeys, **changes: Any) -> PeerKeys:
     given: dict[str, Any] = {"server": SERVER.public, "keys": E0} | changes
-    return PeerKeys(control=entrance.control, data=entrance.data, weights=entrance.weights, **given)
+    return PeerKeys(
+        control=listen_keys.control, data=listen_keys.data, weights=listen_keys.weights, **given
+    )
 
 
 @contextmanager
-def link_with(ticket: PeerKeys, join: Join) -> Iterator[tuple[StageClient, queue.Queue[ToPeer]]]:
+def link_with(peer_keys: PeerKeys, join: Join) -> Iterator[tuple[StageClient, queue.Queue[ToPeer]]]:
     inbox: queue.Queue[ToPeer] = queue.Queue()
-    link = StageClient(ticket, join, inbox.put, heartbeat_s=0.05)
-    link.start()
+    client = StageClient(peer_keys, join, inbox.put, heartbeat_s=0.05)
+    client.start()
     try:
-        yield link, inbox
+        yield client, inbox
     finally:
-        link.close()
+        client.close()
 
 
 async def got(inbox: queue.Queue[ToPeer]) -> ToPeer:
     return await asyncio.to_thread(inbox.get, timeout=SECONDS)
 
 
-async def nothing_heard(hub: StageServer, seconds: float = 0.5) -> None:
+async def nothing_heard(server: StageServer, seconds: float = 0.5) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await hub.receive_control()
+            await server.receive_control()
 
 
-async def until_refused(hub: StageServer, count: int = 1) -> None:
-    assert hub.guard is not None
+async def until_refused(server: StageServer, count: int = 1) -> None:
+    assert server.guard is not None
     async with asyncio.timeout(SECONDS):
-        while hub.guard.refused < count:  # noqa: ASYNC110
+        while server.guard.refused < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 async def test_a_known_key_comes_in_by_tcp_and_by_ipc(
-    hub: StageServer, entrance: ListenKeys
+    server: StageServer, listen_keys: ListenKeys
 ) -> None:
-    local = ticket_with(entrance, keys=E1)
+    local = ticket_with(listen_keys, keys=E1)
     local = msgspec.structs.replace(
-        local, control=f"ipc://{hub.directory}/control", data=f"ipc://{hub.directory}/data"
+        local, control=f"ipc://{server.directory}/control", data=f"ipc://{server.directory}/data"
     )
-    for ticket, name in ((ticket_with(entrance), "e0"), (local, "e1")):
-        with link_with(ticket, join_of(name)) as (_, inbox):
-            identity, message = await hub.receive_control()
+    for peer_keys, name in ((ticket_with(listen_keys), "e0"), (local, "e1")):
+        with link_with(peer_keys, join_of(name)) as (_, inbox):
+            identity, message = await server.receive_control()
             assert message == join_of(name)
-            hub.send(identity, WELCOME)
+            server.send(identity, WELCOME)
             assert await got(inbox) == WELCOME
 
 
@@ -132,63 +134,63 @@ async def test_a_known_key_comes_in_by_tcp_and_by_ipc(
     ids=["an unknown key", "no key", "another server's key"],
 )
 async def test_whoever_shows_no_known_key_is_turned_away_and_counted(
-    hub: StageServer, entrance: ListenKeys, changes: dict[str, Any]
+    server: StageServer, listen_keys: ListenKeys, changes: dict[str, Any]
 ) -> None:
     """Promise: nothing that such a peer says is heard, it is counted, and the next good one gets
     in.
     Bound: refused within 20 s; nothing heard in 0.5 s.
     """
-    with link_with(ticket_with(entrance, **changes), join_of("e0")):
-        await until_refused(hub)
-        await nothing_heard(hub)
-    with link_with(ticket_with(entrance), join_of("e0")):  # and the next good one gets in
+    with link_with(ticket_with(listen_keys, **changes), join_of("e0")):
+        await until_refused(server)
+        await nothing_heard(server)
+    with link_with(ticket_with(listen_keys), join_of("e0")):  # and the next good one gets in
         async with asyncio.timeout(SECONDS):
-            await hub.receive_control()
+            await server.receive_control()
 
 
 @pytest.mark.fault("nobody is there to look at keys", part="peers", by="socket")
 async def test_with_nobody_to_ask_known_keys_are_refused_too(
-    tmp_path: Path, entrance: ListenKeys
+    tmp_path: Path, listen_keys: ListenKeys
 ) -> None:
     """Promise: known keys are refused too: closed, not open.
     Bound: nothing heard in 1 s.
     """
-    hub = StageServer(tmp_path / "s", entrance)
-    hub.open()  # but `attend` does not run
-    with link_with(ticket_with(entrance), join_of("e0")):
-        await nothing_heard(hub, 1.0)
-    hub.close()
+    server = StageServer(tmp_path / "s", listen_keys)
+    server.open()  # but `attend` does not run
+    with link_with(ticket_with(listen_keys), join_of("e0")):
+        await nothing_heard(server, 1.0)
+    server.close()
 
 
 @pytest.mark.fault("a peer is denied", part="peers", by="socket")
 async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
-    hub: StageServer, entrance: ListenKeys, monkeypatch: pytest.MonkeyPatch
+    server: StageServer, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: it tries again, then ends by saying that the stage does not know its key.
     Bound: `DENIED_S` (30 s, here 0.5 s).
     """
     monkeypatch.setattr(links, "DENIED_S", 0.5)
-    with link_with(ticket_with(entrance, keys=STRANGER), join_of("e0")) as (_, inbox):
+    with link_with(ticket_with(listen_keys, keys=STRANGER), join_of("e0")) as (_, inbox):
         message = await got(inbox)
     assert isinstance(message, Refused)
     assert message.why.endswith(": the stage does not know this key")
-    assert hub.guard is not None
-    assert hub.guard.refused > 1
+    assert server.guard is not None
+    assert server.guard.refused > 1
 
 
 @pytest.mark.fault("a key becomes known only after the first attempt", part="peers", by="socket")
 async def test_a_key_that_becomes_known_a_little_late_is_let_in(
-    hub: StageServer, entrance: ListenKeys
+    server: StageServer, listen_keys: ListenKeys
 ) -> None:
     """Promise: the peer gets in without a restart.
     Bound: 20 s.
     """
-    with link_with(ticket_with(entrance, keys=STRANGER), join_of("e9")) as (_, inbox):
-        await until_refused(hub)
-        entrance.allowed[STRANGER.public] = KeyOwner("engine", "e9")
+    with link_with(ticket_with(listen_keys, keys=STRANGER), join_of("e9")) as (_, inbox):
+        await until_refused(server)
+        listen_keys.allowed[STRANGER.public] = KeyOwner("engine", "e9")
         async with asyncio.timeout(SECONDS):
-            identity, _ = await hub.receive_control()
-        hub.send(identity, WELCOME)
+            identity, _ = await server.receive_control()
+        server.send(identity, WELCOME)
         assert await got(inbox) == WELCOME
 
 
@@ -203,26 +205,26 @@ async def test_a_key_that_becomes_known_a_little_late_is_let_in(
     ],
 )
 async def test_a_key_is_good_for_the_name_of_its_bearer_alone(
-    hub: StageServer, entrance: ListenKeys, keys: Any, join: Join
+    server: StageServer, listen_keys: ListenKeys, keys: Any, join: Join
 ) -> None:
     """Promise: the join is refused, and the peer told why.
     Bound: at its join.
     """
-    with link_with(ticket_with(entrance, keys=keys), join) as (_, inbox):
+    with link_with(ticket_with(listen_keys, keys=keys), join) as (_, inbox):
         with pytest.raises(WireError, match="a key that is not its own"):
-            await hub.receive_control()
+            await server.receive_control()
         assert await got(inbox) == Refused(why=f"its key is not that of {join.role} {join.name}")
 
 
-async def test_a_guest_may_take_any_free_name(hub: StageServer, entrance: ListenKeys) -> None:
-    with link_with(ticket_with(entrance, keys=GUEST), join_of("mine")):
-        _, message = await hub.receive_control()
+async def test_a_guest_may_take_any_free_name(server: StageServer, listen_keys: ListenKeys) -> None:
+    with link_with(ticket_with(listen_keys, keys=GUEST), join_of("mine")):
+        _, message = await server.receive_control()
     assert message == join_of("mine")
 
 
 @pytest.mark.fault("another key under a known identity", part="peers", by="socket")
 async def test_an_identity_cannot_be_taken_over_by_another_key(
-    hub: StageServer, entrance: ListenKeys
+    server: StageServer, listen_keys: ListenKeys
 ) -> None:
     """Promise: it is refused.
     Bound: at its first message.
@@ -232,103 +234,103 @@ async def test_an_identity_cannot_be_taken_over_by_another_key(
             with context.socket(zmq.DEALER) as dealer:
                 dealer.linger = 0
                 dealer.setsockopt(zmq.IDENTITY, b"same")
-                guards.show_ticket(dealer, ticket_with(entrance, keys=keys))
-                dealer.connect(entrance.control)
+                guards.show_peer_keys(dealer, ticket_with(listen_keys, keys=keys))
+                dealer.connect(listen_keys.control)
                 number = (0 if expected else 1).to_bytes(8, "little")
                 dealer.send_multipart([number, encode(join_of("e0" if expected else "e1"))])
                 async with asyncio.timeout(SECONDS):
                     if expected:
-                        await hub.receive_control()
+                        await server.receive_control()
                     else:
                         with pytest.raises(WireError, match="not its own"):
-                            await hub.receive_control()
+                            await server.receive_control()
             await asyncio.sleep(0.1)
 
 
 async def test_tokens_come_with_the_key_of_their_sender(
-    hub: StageServer, entrance: ListenKeys
+    server: StageServer, listen_keys: ListenKeys
 ) -> None:
     header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
-    with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
-        identity, _ = await hub.receive_control()
-        hub.send(identity, WELCOME)
+    with link_with(ticket_with(listen_keys), join_of("e0")) as (client, inbox):
+        identity, _ = await server.receive_control()
+        server.send(identity, WELCOME)
         await got(inbox)
-        link.send_tokens(header, b"", b"")
+        client.send_tokens(header, b"", b"")
         async with asyncio.timeout(SECONDS):
-            parts, key = await hub.receive_tokens()
+            parts, key = await server.receive_tokens()
     assert parts == [encode(header), b"", b""]
-    assert hub.admits(key, "engine", "e0")
-    assert not hub.admits(key, "engine", "e1")
+    assert server.admits(key, "engine", "e0")
+    assert not server.admits(key, "engine", "e1")
 
 
 @pytest.mark.fault(
     "the stage falls silent to an engine over a network", part="network", by="socket"
 )
 async def test_an_engine_whose_stage_falls_silent_joins_anew_under_another_identity(
-    hub: StageServer, entrance: ListenKeys, monkeypatch: pytest.MonkeyPatch
+    server: StageServer, listen_keys: ListenKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: the engine joins anew, and sends nothing of the epoch that is over.
     Bound: `SILENT_S` (4 s, here 0.3 s) without a word.
     """
     monkeypatch.setattr(links, "SILENT_S", 0.3)
     header = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
-    with link_with(ticket_with(entrance), join_of("e0")) as (link, inbox):
-        first, _ = await hub.receive_control()
-        hub.send(first, WELCOME)
+    with link_with(ticket_with(listen_keys), join_of("e0")) as (client, inbox):
+        first, _ = await server.receive_control()
+        server.send(first, WELCOME)
         assert await got(inbox) == WELCOME
         async with asyncio.timeout(SECONDS):
             while True:
-                identity, message = await hub.receive_control()
+                identity, message = await server.receive_control()
                 if isinstance(message, Join) and identity != first:
                     break
-        link.send_tokens(header, b"", b"")  # of the epoch that is over: not sent
+        client.send_tokens(header, b"", b"")  # of the epoch that is over: not sent
         await asyncio.sleep(0.1)
-        hub.send(identity, again := msgspec.structs.replace(WELCOME, epoch=1))
+        server.send(identity, again := msgspec.structs.replace(WELCOME, epoch=1))
         assert await got(inbox) == again
-        hub.send(identity, Alive(clock_s=1.0))
+        server.send(identity, Alive(clock_s=1.0))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await hub.receive_tokens()
+                await server.receive_tokens()
 
 
 @pytest.mark.fault("an address that is every interface", part="peers", by="socket")
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "[::]"])
 async def test_every_interface_is_refused_unless_it_is_asked_for(
-    tmp_path: Path, entrance: ListenKeys, host: str
+    tmp_path: Path, listen_keys: ListenKeys, host: str
 ) -> None:
     """Promise: the stage does not listen there unless `nodes.expose` asks for it.
     Bound: at its start.
     """
     endpoint = f"tcp://{host}:40001"
     assert complaint(endpoint, exposed=True) == ""
-    wide = msgspec.structs.replace(entrance, control=endpoint)
-    hub = StageServer(tmp_path / "s", wide)
+    wide = msgspec.structs.replace(listen_keys, control=endpoint)
+    server = StageServer(tmp_path / "s", wide)
     with pytest.raises(TransportError, match=r"name one, or set nodes\.expose"):
-        hub.open()
-    hub.close()
+        server.open()
+    server.close()
 
 
 @pytest.mark.fault("the port is taken", part="stage", by="socket")
 async def test_a_taken_port_is_named(
-    hub: StageServer, tmp_path: Path, entrance: ListenKeys
+    server: StageServer, tmp_path: Path, listen_keys: ListenKeys
 ) -> None:
     """Promise: the stage does not start, and names the address.
     Bound: at its start.
     """
-    other = StageServer(tmp_path / "t", entrance)
-    with pytest.raises(TransportError, match=f"cannot listen at {entrance.control}"):
+    other = StageServer(tmp_path / "t", listen_keys)
+    with pytest.raises(TransportError, match=f"cannot listen at {listen_keys.control}"):
         other.open()
     other.close()
 
 
 @pytest.mark.fault("a key file that others may read", part="peers", by="file")
-def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, entrance: ListenKeys) -> None:
+def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, listen_keys: ListenKeys) -> None:
     """Promise: it is not used, and the cure is named.
     Bound: before anything starts.
     """
-    path = write_private(tmp_path / "keys", entrance)
+    path = write_private(tmp_path / "keys", listen_keys)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_private(path, ListenKeys) == entrance
+    assert read_private(path, ListenKeys) == listen_keys
     path.chmod(0o640)
     with pytest.raises(TransportError, match="others may read it: chmod 600"):
         read_private(path, ListenKeys)
@@ -341,8 +343,8 @@ def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
         read_private(tmp_path / "x", PeerKeys)
 
 
-def test_a_secret_is_not_printed(entrance: ListenKeys) -> None:
-    ticket = ticket_with(entrance)
-    for text in (repr(entrance), repr(ticket), str(E0), f"{ticket.keys}"):
+def test_a_secret_is_not_printed(listen_keys: ListenKeys) -> None:
+    peer_keys = ticket_with(listen_keys)
+    for text in (repr(listen_keys), repr(peer_keys), str(E0), f"{peer_keys.keys}"):
         assert SERVER.secret not in text
         assert E0.secret not in text

@@ -211,7 +211,7 @@ def with_raw(message: dict[str, Any], key: str, raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     "frame",
     [
-        with_raw({"type": "Abort"}, "legs", BOMB),
+        with_raw({"type": "AbortLegs"}, "legs", BOMB),
         with_raw({"type": "Alive"}, "other", BOMB),
         with_raw({"type": "Alive"}, "other", b"\x91" * 100_000),
         with_raw({"type": "TrainGroup", "step": 1, "group": 1}, "prompt", b"\xc6\xff\xff\xff\xff"),

@@ -54,38 +54,38 @@ class Inbox:
 @contextmanager
 def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[StageClient, Inbox]]:
     inbox = Inbox()
-    link = StageClient(directory, JOIN, inbox.queue.put, heartbeat_s=beat_s)
-    link.start()
+    client = StageClient(directory, JOIN, inbox.queue.put, heartbeat_s=beat_s)
+    client.start()
     try:
-        yield link, inbox
+        yield client, inbox
     finally:
-        link.close()
+        client.close()
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[StageServer]:
-    hub = StageServer(tmp_path / "s")
-    hub.open()
-    yield hub
-    hub.close()
+async def server(tmp_path: Path) -> AsyncIterator[StageServer]:
+    server = StageServer(tmp_path / "s")
+    server.open()
+    yield server
+    server.close()
 
 
-async def heard(hub: StageServer, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, Any]:
+async def heard(server: StageServer, wanted: Callable[[FromPeer], bool]) -> tuple[bytes, Any]:
     """The next message that is wanted."""
     async with asyncio.timeout(SECONDS):
         while True:
-            identity, message = await hub.receive_control()
+            identity, message = await server.receive_control()
             if wanted(message):
                 return identity, message
 
 
-async def joined(hub: StageServer) -> bytes:
-    identity, message = await heard(hub, lambda m: isinstance(m, Join))
+async def joined(server: StageServer) -> bytes:
+    identity, message = await heard(server, lambda m: isinstance(m, Join))
     assert message == JOIN
     return identity
 
 
-async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: StageServer) -> None:
+async def test_frames_that_lie_ready_keep_no_other_task_waiting(server: StageServer) -> None:
     turns = 0
 
     async def other() -> None:
@@ -94,22 +94,22 @@ async def test_frames_that_lie_ready_keep_no_other_task_waiting(hub: StageServer
             turns += 1
             await asyncio.sleep(0)
 
-    with link_to(hub.directory) as (link, _):
+    with link_to(server.directory) as (client, _):
         frame = TokenBatch(engine="e0", incarnation=1, epoch=0, sequence=0, sampled=0, sent_at_s=0)
         for _ in range(200):
-            link.send_tokens(frame, b"", b"")
-        await hub.receive_tokens()
+            client.send_tokens(frame, b"", b"")
+        await server.receive_tokens()
         await asyncio.sleep(0.2)  # all of them have come
         task = asyncio.create_task(other())
         for _ in range(199):
-            await hub.receive_tokens()
+            await server.receive_tokens()
         task.cancel()
     assert turns >= 199
 
 
-async def test_a_peer_joins_a_stage_that_was_there_before_it(hub: StageServer) -> None:
-    with link_to(hub.directory) as (_, inbox):
-        hub.send(await joined(hub), WELCOME)
+async def test_a_peer_joins_a_stage_that_was_there_before_it(server: StageServer) -> None:
+    with link_to(server.directory) as (_, inbox):
+        server.send(await joined(server), WELCOME)
         assert await inbox.get() == WELCOME
 
 
@@ -121,47 +121,47 @@ async def test_a_peer_that_started_first_joins_when_the_stage_comes(tmp_path: Pa
     (tmp_path / "s").mkdir()
     with link_to(tmp_path / "s") as (_, inbox):
         await asyncio.sleep(0.2)  # several joins into the void
-        hub = StageServer(tmp_path / "s")
-        hub.open()
-        hub.send(await joined(hub), WELCOME)
+        server = StageServer(tmp_path / "s")
+        server.open()
+        server.send(await joined(server), WELCOME)
         assert await inbox.get() == WELCOME
-    hub.close()
+    server.close()
 
 
-async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(hub: StageServer) -> None:
-    with link_to(hub.directory) as (link, _):
-        identity = await joined(hub)
-        assert await joined(hub) == identity
-        hub.send(identity, WELCOME)
-        link.working("sampling", 5.0)
-        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.progress > 0)
+async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(server: StageServer) -> None:
+    with link_to(server.directory) as (client, _):
+        identity = await joined(server)
+        assert await joined(server) == identity
+        server.send(identity, WELCOME)
+        client.working("sampling", 5.0)
+        _, beat = await heard(server, lambda m: isinstance(m, Heartbeat) and m.progress > 0)
         assert (beat.progress, beat.activity, beat.budget_s) == (1, "sampling", 5.0)
-        hub.send(identity, Alive(clock_s=7.5))
-        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.echo_s == 7.5)
+        server.send(identity, Alive(clock_s=7.5))
+        _, beat = await heard(server, lambda m: isinstance(m, Heartbeat) and m.echo_s == 7.5)
         assert 0 <= beat.held_s < SECONDS and 0 < beat.clock_s <= time.monotonic()
 
 
-async def test_a_welcome_that_is_repeated_begins_nothing_anew(hub: StageServer) -> None:
-    with link_to(hub.directory) as (_, inbox):
-        identity = await joined(hub)
+async def test_a_welcome_that_is_repeated_begins_nothing_anew(server: StageServer) -> None:
+    with link_to(server.directory) as (_, inbox):
+        identity = await joined(server)
         again = Welcome(incarnation=1, epoch=1, weights_directory="/w")
         for message in (WELCOME, WELCOME, again, Shutdown(why="over")):
-            hub.send(identity, message)
+            server.send(identity, message)
         assert [await inbox.get() for _ in range(3)] == [WELCOME, again, Shutdown(why="over")]
 
 
-async def test_identities_are_new_for_every_process_start(hub: StageServer) -> None:
-    with link_to(hub.directory):
-        first = await joined(hub)
-    with link_to(hub.directory):
-        _, _ = await heard(hub, lambda m: isinstance(m, Join))
+async def test_identities_are_new_for_every_process_start(server: StageServer) -> None:
+    with link_to(server.directory):
+        first = await joined(server)
+    with link_to(server.directory):
+        _, _ = await heard(server, lambda m: isinstance(m, Join))
         async with asyncio.timeout(SECONDS):
-            while (await joined(hub)) == first:
+            while (await joined(server)) == first:
                 pass
 
 
-async def test_tokens_arrive_whole_and_in_order(hub: StageServer) -> None:
-    with link_to(hub.directory) as (link, _):
+async def test_tokens_arrive_whole_and_in_order(server: StageServer) -> None:
+    with link_to(server.directory) as (client, _):
         for number in range(200):
             header = TokenBatch(
                 engine="e0",
@@ -172,52 +172,54 @@ async def test_tokens_arrive_whole_and_in_order(hub: StageServer) -> None:
                 sent_at_s=0.0,
                 chunks=(ChunkHead(number, 0, 0, 2, 0),),
             )
-            link.send_tokens(
+            client.send_tokens(
                 header,
                 np.array([5, number % 24], "<i4").tobytes(),
                 np.array([-0.5, -1.0], "<f4").tobytes(),
             )
         for number in range(200):
             async with asyncio.timeout(SECONDS):
-                header, tokens, _ = decode_tokens((await hub.receive_tokens())[0], 24)
+                header, tokens, _ = decode_tokens((await server.receive_tokens())[0], 24)
             assert header.sequence == number
             assert tokens.tolist() == [5, number % 24]
 
 
-async def test_close_sends_what_is_queued(hub: StageServer) -> None:
-    with link_to(hub.directory) as (link, _):
-        hub.send(await joined(hub), WELCOME)
+async def test_close_sends_what_is_queued(server: StageServer) -> None:
+    with link_to(server.directory) as (client, _):
+        server.send(await joined(server), WELCOME)
         for number in range(50):
-            link.send(Heartbeat(progress=1000 + number, activity="last words", budget_s=0.0))
+            client.send(Heartbeat(progress=1000 + number, activity="last words", budget_s=0.0))
     for number in range(50):
-        _, beat = await heard(hub, lambda m: isinstance(m, Heartbeat) and m.progress >= 1000)
+        _, beat = await heard(server, lambda m: isinstance(m, Heartbeat) and m.progress >= 1000)
         assert beat.progress == 1000 + number
 
 
 @pytest.mark.fault("the stage sends to a process that is gone", part="stage", by="socket")
-async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(hub: StageServer) -> None:
+async def test_sending_to_a_peer_that_is_gone_or_never_was_is_unreachable(
+    server: StageServer,
+) -> None:
     """Promise: the send fails and names it.
     Bound: at the send, 0.1 s after its end.
     """
     with pytest.raises(Unreachable):
-        hub.send(b"nobody", WELCOME)
-    with link_to(hub.directory):
-        identity = await joined(hub)
+        server.send(b"nobody", WELCOME)
+    with link_to(server.directory):
+        identity = await joined(server)
     await asyncio.sleep(0.1)
     with pytest.raises(Unreachable, match="e0/"):
-        hub.send(identity, WELCOME)
+        server.send(identity, WELCOME)
 
 
 @pytest.mark.fault("the stage falls silent", part="stage", by="socket")
 async def test_a_silent_stage_leads_to_a_shutdown_once(
-    hub: StageServer, monkeypatch: pytest.MonkeyPatch
+    server: StageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: a peer is told once to shut down, with the reason.
     Bound: `ORPHAN_S` (120 s, here 0.2 s) without a word.
     """
     monkeypatch.setattr(links, "ORPHAN_S", 0.2)
-    with link_to(hub.directory) as (_, inbox):
-        hub.send(await joined(hub), WELCOME)
+    with link_to(server.directory) as (_, inbox):
+        server.send(await joined(server), WELCOME)
         assert await inbox.get() == WELCOME
         assert await inbox.get() == Shutdown(why="the stage is silent")
         await asyncio.sleep(0.2)
@@ -225,32 +227,32 @@ async def test_a_silent_stage_leads_to_a_shutdown_once(
 
 
 @pytest.mark.fault("a command of the stage is lost", part="wire", by="socket")
-async def test_a_command_that_was_lost_shuts_the_peer_down(hub: StageServer) -> None:
+async def test_a_command_that_was_lost_shuts_the_peer_down(server: StageServer) -> None:
     """Promise: the peer is told to shut down, with the number that was lost.
     Bound: at the next command.
     """
-    with link_to(hub.directory) as (_, inbox):
-        identity = await joined(hub)
-        hub.send(identity, WELCOME)
-        hub._sent[identity] += 1  # one goes missing
-        hub.send(identity, Shutdown(why="later"))
+    with link_to(server.directory) as (_, inbox):
+        identity = await joined(server)
+        server.send(identity, WELCOME)
+        server._sent[identity] += 1  # one goes missing
+        server.send(identity, Shutdown(why="later"))
         assert await inbox.get() == WELCOME
         assert await inbox.get() == Shutdown(why="command 1 of the stage was lost: 2 came")
 
 
 @contextmanager
-def stranger(hub: StageServer) -> Iterator[zmq.Socket[bytes]]:
+def stranger(server: StageServer) -> Iterator[zmq.Socket[bytes]]:
     """A socket that speaks for itself."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.setsockopt(zmq.IDENTITY, b"stranger")
-        socket.connect(addresses(hub.directory)[0])
+        socket.connect(addresses(server.directory)[0])
         yield socket
 
 
 @pytest.mark.fault("frames that are no messages", part="wire", by="socket")
 async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
-    hub: StageServer,
+    server: StageServer,
 ) -> None:
     """Promise: each is an error that names its sender, and the next good one is read.
     Bound: at that frame.
@@ -260,40 +262,40 @@ async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
     def number(n: int) -> bytes:
         return n.to_bytes(8, "little")
 
-    with stranger(hub) as socket:
+    with stranger(server) as socket:
         for frames in ([b"x"], [b"short", good], [number(0), b"\xc1"], [number(1), b"\x93", b""]):
             socket.send_multipart(frames)
         socket.send_multipart([number(1), good])
         for _ in range(4):
             with pytest.raises(WireError) as refused:
                 async with asyncio.timeout(SECONDS):
-                    await hub.receive_control()
+                    await server.receive_control()
             assert refused.value.sender == b"stranger"
         async with asyncio.timeout(SECONDS):
-            assert await hub.receive_control() == (b"stranger", JOIN)
+            assert await server.receive_control() == (b"stranger", JOIN)
 
 
 @pytest.mark.fault("a peer's control message is lost", part="wire", by="socket")
-async def test_a_gap_in_the_control_sequence_is_noticed(hub: StageServer) -> None:
+async def test_a_gap_in_the_control_sequence_is_noticed(server: StageServer) -> None:
     """Promise: the gap is an error with both numbers, and the message after it is read.
     Bound: at the next message.
     """
-    with stranger(hub) as socket:
+    with stranger(server) as socket:
         for number in (0, 2, 3):
             socket.send_multipart([number.to_bytes(8, "little"), encode(JOIN)])
         async with asyncio.timeout(SECONDS):
-            await hub.receive_control()
+            await server.receive_control()
             with pytest.raises(WireError, match="control message 2, expected 1"):
-                await hub.receive_control()
-            await hub.receive_control()
+                await server.receive_control()
+            await server.receive_control()
 
 
 async def test_only_the_owner_may_enter_the_directory(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir(mode=0o755)
-    hub = StageServer(tmp_path / "s")
-    hub.open()
+    server = StageServer(tmp_path / "s")
+    server.open()
     assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o700
-    hub.close()
+    server.close()
     assert list((tmp_path / "s").iterdir()) == []
 
 
@@ -301,36 +303,36 @@ def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None
     directory = tmp_path / ("x" * 120)
     with pytest.raises(TransportError, match="longer than a Unix socket path may be"):
         StageClient(directory, JOIN, lambda m: None)
-    hub = StageServer(directory)
+    server = StageServer(directory)
     with pytest.raises(TransportError, match="x: longer than"):
-        hub.open()
-    hub.close()
+        server.open()
+    server.close()
 
 
 async def test_a_closed_link_writes_into_no_file_that_came_after_it(
-    hub: StageServer, tmp_path: Path
+    server: StageServer, tmp_path: Path
 ) -> None:
-    with link_to(hub.directory) as (link, _):
-        await joined(hub)
+    with link_to(server.directory) as (client, _):
+        await joined(server)
     other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
-    os.dup2(other, link._wake)  # the number is another file's now
-    link.send(Heartbeat(progress=1, activity="late", budget_s=0.0))
-    link.close()
-    for descriptor in {other, link._wake}:
+    os.dup2(other, client._wake)  # the number is another file's now
+    client.send(Heartbeat(progress=1, activity="late", budget_s=0.0))
+    client.close()
+    for descriptor in {other, client._wake}:
         os.close(descriptor)
     assert (tmp_path / "other").read_bytes() == b""
 
 
 def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
     async def everything() -> None:
-        hub = StageServer(tmp_path / "s")
-        hub.open()
-        with link_to(hub.directory) as (link, _):
-            hub.send(await joined(hub), WELCOME)
+        server = StageServer(tmp_path / "s")
+        server.open()
+        with link_to(server.directory) as (client, _):
+            server.send(await joined(server), WELCOME)
 
             def chatter(start: int) -> None:
                 for number in range(100):
-                    link.send(Heartbeat(progress=start + number, activity="many", budget_s=0.0))
+                    client.send(Heartbeat(progress=start + number, activity="many", budget_s=0.0))
 
             threads = [threading.Thread(target=chatter, args=(1000 * i,)) for i in (1, 2, 3, 4)]
             for thread in threads:
@@ -338,12 +340,12 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
             seen: set[int] = set()
             while len(seen) < 400:
                 _, beat = await heard(
-                    hub, lambda m: isinstance(m, Heartbeat) and m.activity == "many"
+                    server, lambda m: isinstance(m, Heartbeat) and m.activity == "many"
                 )
                 seen.add(beat.progress)
             for thread in threads:
                 thread.join()
-        hub.close()
+        server.close()
 
     asyncio.run(everything())
 
@@ -363,21 +365,21 @@ time.sleep(60)
     "a peer whose loop hangs is told to end, and no launcher watches it", part="peers", by="process"
 )
 async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_link(
-    hub: StageServer,
+    server: StageServer,
 ) -> None:
     """Promise: its connection's thread ends the process, if there was a reason to end it.
     Bound: `DEAF_S` (20 s, here 0.5 s) after the word.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DEAF_PEER, str(hub.directory)
+        sys.executable, "-c", DEAF_PEER, str(server.directory)
     )
     try:
-        identity, _ = await heard(hub, lambda m: isinstance(m, Join))
-        hub.send(identity, WELCOME)
-        hub.send(identity, Shutdown(why=""))
+        identity, _ = await heard(server, lambda m: isinstance(m, Join))
+        server.send(identity, WELCOME)
+        server.send(identity, Shutdown(why=""))
         await asyncio.sleep(1.0)
         assert process.returncode is None, "no fault: it may take its time"
-        hub.send(identity, Shutdown(why="it stands still"))
+        server.send(identity, Shutdown(why="it stands still"))
         async with asyncio.timeout(SECONDS):
             assert await process.wait() == links.DEAF
     finally:

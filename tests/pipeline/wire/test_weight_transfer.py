@@ -25,29 +25,29 @@ CONTENT = os.urandom(5 * PIECE_BYTES // 2)  # two pieces and a half
 
 
 @pytest.fixture
-async def ticket(tmp_path: Path) -> AsyncIterator[PeerKeys]:
+async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
     published = tmp_path / "published" / "v3"
     published.mkdir(parents=True)
     (published / FILE).write_bytes(CONTENT)
     control, data, weights = free_endpoints(3)
-    entrance = ListenKeys(
+    listen_keys = ListenKeys(
         control=control,
         data=data,
         weights=weights,
         keys=SERVER,
         allowed={E0.public: KeyOwner("engine", "e0")},
     )
-    hub = StageServer(tmp_path / "s", entrance, published.parent)
-    hub.open()
-    serving = asyncio.create_task(hub.attend())
+    server = StageServer(tmp_path / "s", listen_keys, published.parent)
+    server.open()
+    serving = asyncio.create_task(server.attend())
     yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
     serving.cancel()
     await asyncio.wait([serving])
-    hub.close()
+    server.close()
 
 
-def whole(ticket: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
-    return b"".join(fetch(ticket, version, total, patience_s=1.0))
+def whole(peer_keys: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
+    return b"".join(fetch(peer_keys, version, total, patience_s=1.0))
 
 
 def manifest_of(content: bytes = CONTENT, version: int = 3) -> Manifest:
@@ -62,35 +62,35 @@ def manifest_of(content: bytes = CONTENT, version: int = 3) -> Manifest:
     )
 
 
-async def test_the_file_comes_whole_and_in_order(ticket: PeerKeys) -> None:
-    assert await asyncio.to_thread(whole, ticket) == CONTENT
+async def test_the_file_comes_whole_and_in_order(peer_keys: PeerKeys) -> None:
+    assert await asyncio.to_thread(whole, peer_keys) == CONTENT
 
 
 @pytest.mark.fault(
     "weights are gone, or of another size, when they are fetched", part="network", by="socket"
 )
-async def test_a_version_that_is_gone_or_of_another_size_is_named(ticket: PeerKeys) -> None:
+async def test_a_version_that_is_gone_or_of_another_size_is_named(peer_keys: PeerKeys) -> None:
     """Promise: it is an error that names the version, or the byte.
     Bound: at the first piece.
     """
     with pytest.raises(TransportError, match="version 4 is not published any more"):
-        await asyncio.to_thread(whole, ticket, 4)
+        await asyncio.to_thread(whole, peer_keys, 4)
     with pytest.raises(TransportError, match="not the 7 bytes of its manifest, at byte 0"):
-        await asyncio.to_thread(whole, ticket, 3, 7)
+        await asyncio.to_thread(whole, peer_keys, 3, 7)
 
 
 @pytest.mark.fault("somebody without a key asks for weights", part="network", by="socket")
 async def test_weights_are_for_bearers_of_a_key(
-    ticket: PeerKeys, monkeypatch: pytest.MonkeyPatch
+    peer_keys: PeerKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise: nothing is sent, and the error names the reason.
     Bound: the patience of the fetch (here 1 s).
     """
     monkeypatch.setattr(weight_transfer, "RETRY_S", 0.3)
     other = PeerKeys(
-        control=ticket.control,
-        data=ticket.data,
-        weights=ticket.weights,
+        control=peer_keys.control,
+        data=peer_keys.data,
+        weights=peer_keys.weights,
         server=SERVER.public,
         keys=STRANGER,
     )
@@ -99,9 +99,9 @@ async def test_weights_are_for_bearers_of_a_key(
 
 
 async def test_engines_of_a_machine_fetch_once_and_keep_two_versions(
-    ticket: PeerKeys, tmp_path: Path
+    peer_keys: PeerKeys, tmp_path: Path
 ) -> None:
-    first, second = (FetchingReceiver(ticket, tmp_path / "here") for _ in range(2))
+    first, second = (FetchingReceiver(peer_keys, tmp_path / "here") for _ in range(2))
     found = await asyncio.gather(
         *(asyncio.to_thread(one.receive, manifest_of()) for one in (first, second))
     )
@@ -116,8 +116,10 @@ async def test_engines_of_a_machine_fetch_once_and_keep_two_versions(
     assert {path.name for path in (tmp_path / "here").glob("v*")} == {"v4", "v5"}
 
 
-async def test_a_version_published_anew_is_fetched_anew(ticket: PeerKeys, tmp_path: Path) -> None:
-    receiver = FetchingReceiver(ticket, tmp_path / "here")
+async def test_a_version_published_anew_is_fetched_anew(
+    peer_keys: PeerKeys, tmp_path: Path
+) -> None:
+    receiver = FetchingReceiver(peer_keys, tmp_path / "here")
     await asyncio.to_thread(receiver.receive, manifest_of())
     changed = CONTENT[::-1]
     published = tmp_path / "published" / "v3" / FILE
@@ -129,13 +131,13 @@ async def test_a_version_published_anew_is_fetched_anew(ticket: PeerKeys, tmp_pa
 
 @pytest.mark.fault("weights are damaged on the way to another machine", part="network", by="socket")
 async def test_a_damaged_file_is_refused_and_leaves_nothing(
-    ticket: PeerKeys, tmp_path: Path
+    peer_keys: PeerKeys, tmp_path: Path
 ) -> None:
     """Promise: they are refused before an engine sees them, and nothing of them is left on the
     disk.
     Bound: before the load.
     """
-    receiver = FetchingReceiver(ticket, tmp_path / "here")
+    receiver = FetchingReceiver(peer_keys, tmp_path / "here")
     wrong = manifest_of(CONTENT[::-1])
     with pytest.raises(WeightsError, match="damaged on the way"):
         await asyncio.to_thread(receiver.receive, wrong)

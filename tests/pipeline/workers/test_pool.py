@@ -16,7 +16,7 @@ import pytest
 from pipeline.config.schema import Plugin
 from pipeline.plugins.rewards._results import checked
 from pipeline.plugins.testing import sample_of
-from pipeline.workers.pool import Figures, RewardFailed, RewardPool, Scored
+from pipeline.workers.pool import Metrics, RewardFailed, RewardPool, Scored
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -70,8 +70,8 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
         # a crash is tried once more, since it need not have been this call's fault
         assert (await pool.score(sample_of(f"crash_once {tmp_path}/crashed"))).value == 0.5
         assert (await pool.score(sample_of("print"))).value == 1.0
-        figures = pool.statistics()
-        assert (figures.called, figures.failed, figures.running, figures.queued) == (11, 8, 0, 0)
+        metrics = pool.statistics()
+        assert (metrics.called, metrics.failed, metrics.running, metrics.queued) == (11, 8, 0, 0)
         assert pool.verdict is not None
         assert "failed in 8 of the last 11 calls" in pool.verdict
         assert "reward.python.fail_share 0.2" in pool.verdict
@@ -134,7 +134,7 @@ async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
             ("hang", "took longer than limit_s 2"),
         ):
             assert await of("a", "b", bad, "c") == [1.0, 1.0, why, 1.0], bad
-        assert pool.statistics() == Figures(queued=0, running=0, called=22, failed=3)
+        assert pool.statistics() == Metrics(queued=0, running=0, called=22, failed=3)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -147,7 +147,7 @@ async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_al
         assert isinstance(failed, RewardFailed)
         assert "cannot be asked about: TypeError: Encoding objects of type object" in failed.why
         assert isinstance(scored, Scored)
-        assert pool.statistics() == Figures(queued=0, running=0, called=2, failed=1)
+        assert pool.statistics() == Metrics(queued=0, running=0, called=2, failed=1)
 
 
 async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyVerb, Drop, Finalize
+from pipeline.plugins.actions import AnyAction, Drop, Finalize
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.views import GroupView
 
@@ -33,7 +33,7 @@ class Quickest:
     def __init__(self, options: QuickestOptions | None = None) -> None:
         self._options = options or QuickestOptions()
 
-    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyVerb]:
+    def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         ended = [member for member in group.ended if not member.reward_failed]
         closing = isinstance(event, Barrier) or not group.unended
         if len(ended) < group.size + self._options.spare and not closing:

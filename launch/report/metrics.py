@@ -20,7 +20,7 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
     bubble_learner: float | None  # of the steps together
 
 
-def step_figures(steps: Sequence[StepLine]) -> StepFigures:
+def step_metrics(steps: Sequence[StepLine]) -> StepFigures:
     """Args: at least one step."""
     trained = sum(s.tokens_trained for s in steps)
     depths = [s.depth for s in steps if s.depth is not None]
