@@ -18,6 +18,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(KIND)
 PYTEST_FLAGS ?=
+# Test files side by side. A job is three processes that mostly wait for one another: two
+# fill two cores, and all limits of the tests hold. PYTEST_FLAGS="-n 0 --pdb" is none beside another.
+WORKERS ?= 2
 SOAK_FLAGS ?=
 
 export PYTHON
@@ -59,7 +62,7 @@ $(STAMP): $(INPUTS)
 test: env  ## everything that CI runs: lint, types, all tests
 	@$(MAKE) lint
 	@echo '==> pytest'
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: test-fast
 test-fast: env  ## the tests of what decides: no engine, socket or worker process; half a minute
