@@ -11,7 +11,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ import msgspec
 from pipeline.config.docs import default_of, documentation, option_documentation, sections
 from pipeline.config.rules import CHOICES, RULES
 from pipeline.config.schema import Config, Plugin
+from pipeline.coordinator.engine_pool import ENGINE_TRANSITIONS
 from pipeline.coordinator.groups import GROUP_TRANSITIONS, TRANSITIONS
+from pipeline.coordinator.run_state import RUN_TRANSITIONS
 from pipeline.plugins import registry
+from pipeline.stage.peers import PEER_TRANSITIONS
 
 _MADE = "<!-- made by `python -m launch.docs.pages`; do not edit -->"
 
@@ -112,35 +115,48 @@ def configuration_page() -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from the tables that the core moves by."""
+    """The state machines, drawn from the tables that the run moves by."""
     lines = [
         "# States",
         "",
         _MADE,
         "",
-        "Drawn from the tables in `pipeline/coordinator/groups.py`. A move that is not in them",
-        "raises and changes nothing.",
+        "Every state machine is a table in the code; a move that is not in it raises and changes",
+        "nothing.",
         "",
-        "## A trajectory",
+        *_diagram("A trajectory", TRANSITIONS, "pipeline/coordinator/groups.py"),
+        *_diagram("A group", GROUP_TRANSITIONS, "pipeline/coordinator/groups.py"),
+        "`open`, `enough` and `dead` groups are open: members may still be sampled, chosen or",
+        "thrown out. `taken`, `sent` and `accumulated` groups belong to the open step; they go",
+        "back to `ready` when the step could not be applied, and in a checkpoint. Groups of an",
+        "evaluation go from `open` to `evaluated`; no other group does.",
         "",
-        "```mermaid",
-        "stateDiagram-v2",
-        "    [*] --> queued",
-    ]
-    for state, moves in TRANSITIONS.items():
-        lines += [f"    {state.value} --> {to.value}: {why.value}" for why, to in moves.items()]
-        lines += [] if moves else [f"    {state.value} --> [*]"]
-    lines += ["```", "", "## A group", "", "```mermaid", "stateDiagram-v2", "    [*] --> open"]
-    for stage, targets in GROUP_TRANSITIONS.items():
-        lines += [f"    {stage.value} --> {target.value}" for target in sorted(targets)]
-        lines += [] if targets else [f"    {stage.value} --> [*]"]
-    lines += [
-        "```",
+        *_diagram("A run", RUN_TRANSITIONS, "pipeline/coordinator/run_state.py"),
+        *_diagram(
+            "An engine, for the coordinator",
+            ENGINE_TRANSITIONS,
+            "pipeline/coordinator/engine_pool.py",
+        ),
+        "An engine is asked to load each version that is published, and again when a load fails.",
         "",
-        "`taken` goes back to `ready` when the step could not be applied, and in a checkpoint.",
-        "Groups of an evaluation go from `open` to `evaluated`; no other group does.",
+        *_diagram("A peer, for the stage", PEER_TRANSITIONS, "pipeline/stage/peers.py"),
+        "A peer is a connected engine or learner rank. Its state is the stage's own: nothing that",
+        "the peer sends is taken for it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
+    """A heading and a Mermaid diagram; the first state of the table is where it begins."""
+    lines = [f"## {title}", "", f"`{file}`", "", "```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {next(iter(table)).value}"]
+    for state, moves in table.items():
+        if isinstance(moves, Mapping):
+            lines += [f"    {state.value} --> {to.value}: {why.value}" for why, to in moves.items()]
+        else:
+            lines += [f"    {state.value} --> {to.value}" for to in sorted(moves)]
+        lines += [] if moves else [f"    {state.value} --> [*]"]
+    return [*lines, "```", ""]
 
 
 PAGES = {"configuration.md": configuration_page, "states.md": states_page}

@@ -1,4 +1,4 @@
-"""How long each kind of wait may last, who can end it, and what the run does past its limit.
+"""One table of waits: how long each may last, who can end it, what the run does past its limit.
 
 One table, as data: the watchdog acts by it, `darts status` prints it, and no wait is
 without a row. A kind without a limit of its own ends with another wait that has one.
@@ -27,7 +27,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitKind(StrEnum):
-    """Of a wait."""
+    """Kinds of wait."""
 
     JOIN = "join"  # of learner and engines, at the start
     NO_ENGINE = "no engine"  # all are gone
@@ -41,11 +41,11 @@ class WaitKind(StrEnum):
     ROLLOUT = "rollout"  # what follows a turn
     LEARNER = "learner"  # a rank trains, or closes the step
     CHECKPOINT = "checkpoint"
-    RULE = "rule"  # nothing is under way: only a plug-in could go on
+    RULE = "rule"  # nothing is under way: only a plug-in could end it
 
 
 class OverdueAction(StrEnum):
-    """What the run does; the words are what `darts status` says of it."""
+    """Actions of the run; the texts are shown by `darts status`."""
 
     RESTART = "the engine is ended and started again; its work goes on elsewhere"
     REQUEUE = "it is aborted there and goes on elsewhere with the tokens held"
@@ -90,6 +90,6 @@ def limit_s(kind: WaitKind, limits: Timeouts) -> float:
 
 
 def longest_s(kinds: Iterable[WaitKind], limits: Timeouts) -> float:
-    """The longest limit of these waits; 0: nobody is acted on to end one of them."""
+    """The longest limit of these waits; 0: none of them has one."""
     found = (limit_s(kind, limits) for kind in kinds if kind is not WaitKind.RULE)
     return max((limit for limit in found if limit < math.inf), default=0.0)

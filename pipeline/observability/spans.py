@@ -1,6 +1,6 @@
 """The pieces that a run's time is made of, step by step; all times are the stage's clock, seconds.
 
-`timeline` makes them, `timing` makes figures of them, `trace` a viewer's file.
+`timeline` makes them, `timing` makes figures of them, `trace` a viewer's file. Pure.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Hears every event with the commands that answered it, and what peers say of their own
 work; gives a `StepRecord` when a step has ended. Everything else that is told of time
 is made of those: figures (`timing`), a viewer's file (`trace`). Pure; the same for a
-real run and a simulated one, whose engines and learner stamp nothing themselves.
+real run and a simulated one, whose engines and learner stamp nothing themselves. Pure.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchAction, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
@@ -202,7 +201,7 @@ def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> No
     bench.tokens(2, 5, "stop")
     [train] = only(bench.train_one(0), TrainGroup)
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
-    assert [wait for wait in waits(bench.coordinator) if wait.kind is WaitKind.REWARD] == []
+    assert [wait for wait in bench.coordinator.waits.find() if wait.kind is WaitKind.REWARD] == []
     pass_time(bench, 20)
     assert not bench.warnings()
     bench.learn([train])
@@ -299,14 +298,14 @@ def test_three_checkpoints_that_fail_in_a_row_stop_the_run_with_the_last_reason(
     bench = Bench(steps=9, checkpoint_every=1)
     bench.begin()
     for step in range(3):
-        assert bench.coordinator.phase == "training"
+        assert bench.coordinator.run.phase == "training"
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error=f"disk full, {step}"))
     assert [w for w in bench.warnings() if "disk full" in w] == [
         f"no checkpoint at step {step + 1}: disk full, {step}" for step in range(3)
     ]
-    assert bench.coordinator.phase == "halting"
+    assert bench.coordinator.run.phase == "halting"
     assert [cut.step for cut in only(bench.everything, Checkpoint)] == [1, 2, 3, 3]
     bench.handle(Checkpointed(step=3, error="disk full still"))
     [over] = only(bench.everything, Shutdown)
@@ -320,7 +319,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error="" if step == 2 else "disk full"))
-    assert only(bench.everything, Shutdown) == [] and bench.coordinator.phase == "halting"
+    assert only(bench.everything, Shutdown) == [] and bench.coordinator.run.phase == "halting"
 
 
 # --- the run as a whole ---------------------------------------------------------------------

@@ -427,8 +427,8 @@ class World:
             if action == halt_at:
                 self.tell(Halt())
             self.act(chaos=action < chaos_actions)
-        lines = [f"phase {self.coordinator.phase}"]
-        lines += [f"group {g.id} {g.stage}" for g in self.coordinator.core.groups.values()]
+        lines = [f"phase {self.coordinator.run.phase}"]
+        lines += [f"group {g.id} {g.state}" for g in self.coordinator.core.groups.values()]
         raise AssertionError("the run never ends:\n" + "\n".join(lines))
 
     def check(self) -> None:
