@@ -25,6 +25,8 @@ from pipeline.wire.keys import IPC_LIMIT
 
 PROVED_S = 600.0
 """A process that has run for so long is one that can run."""
+_TAIL_BYTES = 64 << 10
+"""So much of a log is read for its last lines, however long it is."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # Large blocks are kept by malloc: without these a training call takes up to three times as long.
@@ -162,9 +164,13 @@ class Child:
     def tail(self, lines: int = 12) -> str:
         """The end of its log, for the error message."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            with self.log.open("rb") as file:
+                size = min(_TAIL_BYTES, os.fstat(file.fileno()).st_size)
+                file.seek(-size, os.SEEK_END)
+                text = file.read(size).decode(errors="replace")
         except OSError:
             return ""
+        return "\n".join(text.splitlines()[-lines:])
 
 
 def _families(children: Sequence[Child]) -> list[psutil.Process]:
