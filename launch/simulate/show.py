@@ -21,7 +21,7 @@ import msgspec
 
 from launch.bench.developer.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate import early_estimates, methods_at_scale, published, replay, scale
+from launch.simulate import methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run
 
 _RUNS = {
@@ -75,7 +75,6 @@ def _knees(say: Say) -> list[dict[str, Any]]:
 def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
     """What is made, by name."""
     return {
-        "expected": lambda: early_estimates.confirm(say),
         "paper": lambda: published.reproduce(say),
         "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
         "map": lambda: methods_at_scale.heat_map(say),
@@ -128,12 +127,6 @@ def page(made: dict[str, Any]) -> str:
             "Predicted from lengths, the engine's profile and overhead, the learner's pace and the",
             "loads.\n",
             replay.table(replays),
-            "\n## What a throw-away model said\n",
-            "`launch/simulate/early_estimates.py`; those of the small engine are tests.",
-            "Not repeated:",
-            "orders by length, a window after the K-th, fixed costs of a step, lengths shortened",
-            "by hand, 32 prompts a step.\n",
-            early_estimates.table(made["expected"]),
             "",
         ]
     )

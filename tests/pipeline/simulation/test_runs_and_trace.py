@@ -10,8 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.simulate import early_estimates
-from launch.simulate.early_estimates import small
 from launch.simulate.methods_at_scale import METHODS, SYNC, bound_seconds
 from launch.simulate.scenario import Scenario, metrics, run, simulate, teacher, worth
 from pipeline.coordinator.events import EngineLost
@@ -20,6 +18,7 @@ from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
+from tests.pipeline.simulation.early_estimates import ESTIMATES, small, with_reserve
 from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
@@ -152,16 +151,20 @@ def test_ranks_share_the_learners_gpus(ranks: int):
 # --- statements about selection that hold, on one small engine ---------------------------------
 
 
-@pytest.mark.parametrize(
-    "method,overrides,said", [(m, o, s[0]) for m, o, s in early_estimates.SAID]
-)
-def test_what_was_expected_of_one_small_engine_holds(
-    method: str, overrides: tuple[str, ...], said: float
+@pytest.mark.parametrize("method,overrides,estimate", ESTIMATES)
+def test_estimates_for_one_small_engine_hold(
+    method: str, overrides: tuple[str, ...], estimate: float
 ):
     scenario = msgspec.structs.replace(small(), steps=60)
     base, _ = run(scenario, SYNC)
-    own, _ = run(scenario, early_estimates.fitting(scenario, overrides))
-    assert base.step_s / own.step_s == pytest.approx(said, rel=0.15), method
+    own, _ = run(scenario, with_reserve(scenario, overrides))
+    assert base.step_s / own.step_s == pytest.approx(estimate, rel=0.15), method
+
+
+def test_the_small_engine_is_the_one_that_the_estimates_were_made_with():
+    assert small().engine == EngineCost(
+        points=((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))
+    )
 
 
 def test_what_waits_for_the_longest_wins_nothing_and_what_does_not_wins_much():
