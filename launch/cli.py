@@ -8,15 +8,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from launch.commands.data import data
-from launch.commands.profile import profile
-from launch.commands.reward import reward
-from launch.explain.command import explain
-from launch.monitor.status import status
-from launch.monitor.top import top
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
-from launch.report.cli import report
-from launch.simulate.cli import simulate
+from launch.commands.data import data_app
+from launch.commands.profile import profile_command
+from launch.commands.reward import reward_app
+from launch.explain.command import explain_command
+from launch.monitor.status import status_command
+from launch.monitor.top import top_command
+from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.report.cli import report_command
+from launch.simulate.cli import simulate_command
 
 app = typer.Typer(
     name="darts",
@@ -30,8 +30,8 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
-app.add_typer(data, name="data")
-app.add_typer(reward, name="reward")
+app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
@@ -54,12 +54,12 @@ def _check(config: Any) -> list[str]:
         held_out = eval_sets.load(config, tokenizer)
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
-        fail(error, 2)
-    if problems := [*learner.complaints(config), *complaints(config.metrics)]:
-        fail("\n".join(problems), 2)
+        exit_with_error(error, 2)
+    if problems := [*learner.learner_problems(config), *complaints(config.metrics)]:
+        exit_with_error("\n".join(problems), 2)
     if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.complaints(config.reward, [train, held_out.data])):
-            fail("\n".join(problems), 2)
+        if problems := asyncio.run(rewards.reward_problems(config.reward, [train, held_out.data])):
+            exit_with_error("\n".join(problems), 2)
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *skipped,
@@ -69,8 +69,8 @@ def _check(config: Any) -> list[str]:
     ]
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -101,10 +101,10 @@ def train(
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
             what = "what may change (docs/run-folder.md) is changed in its config.yaml"
-            fail(f"--resume takes the run's folder and nothing else; {what}", 2)
+            exit_with_error(f"--resume takes the run's folder and nothing else; {what}", 2)
         raise typer.Exit(resume_run(resume))
     if config is None:
-        fail("a configuration is missing: darts train configs/quickstart.yaml", 2)
+        exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
     lines = _check(loaded)
     if dry_run:
@@ -118,7 +118,7 @@ def train(
 
 
 @app.command("eval")
-def evaluate(
+def eval_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="folder for the result")] = None,
@@ -131,13 +131,13 @@ def evaluate(
 
     loaded = load_config(config, [*(overrides or []), "step.count=0"])
     if not loaded.eval.every:
-        fail("eval.every is 0: nothing would be evaluated", 2)
+        exit_with_error("eval.every is 0: nothing would be evaluated", 2)
     _check(loaded)
     raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_command(
     run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
     directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
     best: Annotated[
@@ -157,7 +157,7 @@ def export(
             typer.echo(why)
         typer.echo(export_run(run, directory))
     except (OSError, ValueError, RunError, ConfigError, CheckpointError) as error:
-        fail(error)
+        exit_with_error(error)
 
 
 def _part(module: str, arguments: list[str]) -> NoReturn:
@@ -175,17 +175,17 @@ def _joined(join: Path) -> list[str]:
 
     address = join / "address"
     if not address.is_file():
-        fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
+        exit_with_error(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
-        fail(f"{join}: this job does not run any more", 2)
+        exit_with_error(f"{join}: this job does not run any more", 2)
     if not is_ours(Path(sockets)):
-        fail(f"{sockets}: another user's, or a link; it is not joined", 2)
+        exit_with_error(f"{sockets}: another user's, or a link; it is not joined", 2)
     return ["--stage", sockets, "--config", str(join / "config.yaml")]
 
 
-@app.command()
-def engine(
+@app.command("engine")
+def engine_command(
     join: Annotated[
         Path,
         typer.Option(help="folder of the running job to work for, or its join.key, copied here"),
@@ -211,12 +211,12 @@ def engine(
     try:
         arguments = guest_arguments(key, name)
     except TransportError as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     _part("launch.torchrun.engine_supervisor", arguments)
 
 
-@app.command()
-def learner(
+@app.command("learner")
+def learner_command(
     join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
     rank: Annotated[int, typer.Option(help="this rank; all of learner.ranks are needed")] = 0,
     port: Annotated[int, typer.Option(help="loopback port where the ranks meet")] = 29400,
@@ -232,24 +232,24 @@ def learner(
     _part("learner.learner_rank", [*arguments, *learner_arguments(rank, ranks, "")])
 
 
-@app.command()
-def plugins() -> None:
+@app.command("plugins")
+def plugins_command() -> None:
     """What can be plugged in at each seam, with its options."""
     from launch.commands.plugins import plugin_lines
 
     typer.echo("\n".join(plugin_lines()))
 
 
-app.command()(top)
-app.command()(status)
-app.command()(explain)
-app.command()(simulate)
-app.command()(profile)
-app.command()(report)
+app.command("top")(top_command)
+app.command("status")(status_command)
+app.command("explain")(explain_command)
+app.command("simulate")(simulate_command)
+app.command("profile")(profile_command)
+app.command("report")(report_command)
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def doctor_command(
     overrides: Overrides = None,
     cluster: Annotated[
         Path | None,
@@ -276,18 +276,18 @@ def doctor(
         from launch.doctor.machine import examine
 
         raise typer.Exit(examine())
-    from launch.doctor.cluster_probe import SurveyError, take_part
+    from launch.doctor.cluster_probe import ProbeError, run_probe
     from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)
     try:
-        raise typer.Exit(take_part(config, head, nodes, node, secret, wait_s))
-    except (SurveyError, TransportError, OSError) as error:
-        fail(error)
+        raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
+    except (ProbeError, TransportError, OSError) as error:
+        exit_with_error(error)
 
 
-@bench.command()
-def compare(
+@bench.command("compare")
+def compare_command(
     overrides: Overrides = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="one seed of three methods, a few steps: ten minutes")
@@ -316,8 +316,8 @@ def compare(
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
     """
     from launch.bench.compare.command import QUICK_TARGET, TARGET, Comparison, quick_comparison
-    from launch.bench.compare.command import compare as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, named
+    from launch.bench.compare.command import run_comparison as carry_out
+    from launch.bench.compare.methods import METHODS, SETS, methods_named
 
     if show_methods:
         for method in METHODS.values():
@@ -326,11 +326,11 @@ def compare(
             typer.echo(f"{name}: {', '.join(names)}")
         return
     if quick and (methods != "all" or seeds is not None):
-        fail("--quick is one seed of three methods: leave out --methods and --seeds", 2)
+        exit_with_error("--quick is one seed of three methods: leave out --methods and --seeds", 2)
     wanted = Comparison(
         config=config,
         folder=folder,
-        methods=named(methods),
+        methods=methods_named(methods),
         seeds=3 if seeds is None else seeds,
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),

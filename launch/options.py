@@ -18,7 +18,7 @@ CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
 RUN_HELP = "a run's folder"
 
 
-def fail(text: object, status: int = 1) -> NoReturn:
+def exit_with_error(text: object, status: int = 1) -> NoReturn:
     from pipeline.system.terminal_text import printable
 
     typer.echo(f"darts: {printable(str(text))}", err=True)
@@ -33,7 +33,7 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
     except ConfigError as error:
         count = len(error.problems)
         cure = "mend them there; docs/configuration.md says what each key takes"
-        fail(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
+        exit_with_error(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
 
 
 def run_folder(path: Path) -> RunFolder:
@@ -43,9 +43,9 @@ def run_folder(path: Path) -> RunFolder:
     try:
         run = RunFolder(path.absolute())
     except RunError as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     if not path.is_dir():
-        fail(f"{path}: there is no such folder", 2)
+        exit_with_error(f"{path}: there is no such folder", 2)
     if not run.config.exists():
-        fail(f"{path}: no run: it has no {run.config.name}", 2)
+        exit_with_error(f"{path}: no run: it has no {run.config.name}", 2)
     return run

@@ -43,7 +43,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
     beside: float  # a token takes so many times as long while a learner works
 
 
-async def profile(config: Config) -> EngineProfile:
+async def profile_engine(config: Config) -> EngineProfile:
     """Start the engine, measure, and end it. Raises EngineError."""
     engine = build(config)
     info = await engine.start()
@@ -87,7 +87,7 @@ def main() -> None:
     import uvloop
 
     try:
-        found = uvloop.run(profile(load(options.config)))
+        found = uvloop.run(profile_engine(load(options.config)))
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
         running = ", ".join(f"{b}: {1e3 * s:.2f}" for b, s in found.latency)
         print(f"ms of a token by running sequences: {running}")

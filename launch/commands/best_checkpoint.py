@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 from pipeline.checkpoint import store
 from pipeline.config.load import load
 from pipeline.observability.trackers import flat
@@ -29,8 +29,8 @@ def best_checkpoint(path: Path) -> tuple[Path, str]:
         )
     damaged: list[str] = []
     found: dict[int, float] = {}
-    for line in lines(run.metrics, {"eval": dict[str, Any]}, damaged.append):
-        value = figure(line, key)
+    for line in read_lines(run.metrics, {"eval": dict[str, Any]}, damaged.append):
+        value = eval_metric(line, key)
         if value is not None:
             found[line["step"]] = value
     for step in sorted(found, key=lambda step: (-found[step], step)):
@@ -42,7 +42,7 @@ def best_checkpoint(path: Path) -> tuple[Path, str]:
     raise ValueError(f"{run.path}: none of the {len(found)} steps with {key} has a checkpoint")
 
 
-def figure(line: dict[str, Any], key: str) -> float | None:
+def eval_metric(line: dict[str, Any], key: str) -> float | None:
     """Of a line `eval`: `accuracy`, or `aime/accuracy` of a set."""
     numbers = flat(line)
     return numbers.get(f"sets/{key}", numbers.get(key))

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.options import Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from launch.commands.data_report import DataReport, Lengths
     from pipeline.config.schema import Config
     from pipeline.data.dataset import Dataset
 
-data = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
 
 _BAR = 40  # characters of the longest bar
 _WIDE = 100  # columns where nobody looks
 
 
-@data.command()
-def check(
+@data_app.command("check")
+def check_command(
     what: Annotated[
         str,
         typer.Argument(help="a configuration (.yaml), or data: a file, a folder, a pattern"),
@@ -54,7 +54,7 @@ def check(
     reports = {"training": data_report.report_of(train)}
     if len(held_out):
         reports["held_out"] = data_report.report_of(held_out)
-    leaked = data_report.shared(train, held_out)
+    leaked = data_report.shared_prompts(train, held_out)
     faults = sum(report.faults for report in reports.values())
     stops = bool(faults) and config.data.bad_lines == "stop"
     if as_json:
@@ -71,7 +71,7 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
     if what.endswith((".yaml", ".yml")):
         return load_config(Path(what), [*own, *overrides])
     if model is None:
-        fail(f"{what}: name the model that is to read it: --model DIR", 2)
+        exit_with_error(f"{what}: name the model that is to read it: --model DIR", 2)
     import json
 
     alone = [
@@ -100,7 +100,7 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
         held_out = eval_sets.load(lenient, tokenizer).data
         build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     return train, held_out
 
 

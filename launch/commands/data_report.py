@@ -100,7 +100,7 @@ def report_of(data: Dataset) -> DataReport:
     )
 
 
-def shared(one: Dataset, other: Dataset) -> int:
+def shared_prompts(one: Dataset, other: Dataset) -> int:
     """Prompts of `other` that are in `one` as well: trained on, and evaluated on."""
     known = {item.tokens for item in one.items}
     return sum(item.tokens in known for item in other.items)

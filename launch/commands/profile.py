@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.options import Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from launch.run_files.records import Lives, TimingLine
@@ -34,7 +34,7 @@ class Wait(msgspec.Struct, frozen=True):
     advice: str
 
 
-def profile(
+def profile_command(
     config: Annotated[
         Path, typer.Argument(help="a YAML file; or the folder of a run, that is read, not repeated")
     ],
@@ -54,19 +54,21 @@ def profile(
     darts profile runs/quickstart --out profile.json
     """
     if out is not None and not out.absolute().parent.is_dir():
-        fail(f"--out {out}: no such folder {out.absolute().parent}", 2)
+        exit_with_error(f"--out {out}: no such folder {out.absolute().parent}", 2)
     if config.is_dir():
         if overrides or steps is not None or folder is not None:
-            fail(f"{config} is a run that has been: it takes no settings, --steps or --folder", 2)
+            exit_with_error(
+                f"{config} is a run that has been: it takes no settings, --steps or --folder", 2
+            )
         run = config
     else:
         run = _run(config, overrides, STEPS if steps is None else steps, folder)
-    timings = read(run)
-    found = summary(timings, load_config(run / "config.yaml", None))
-    typer.echo("\n" + text(timings, found))
+    timings = read_timings(run)
+    found = critical_waits(timings, load_config(run / "config.yaml", None))
+    typer.echo("\n" + profile_text(timings, found))
     typer.echo(f"\ntrace: {run / 'trace.json'} (open it in https://ui.perfetto.dev)")
     if out is not None:
-        encoded = msgspec.json.encode(document(timings, found))
+        encoded = msgspec.json.encode(profile_document(timings, found))
         out.write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
 
 
@@ -75,12 +77,12 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     from pipeline.system.run_folder import new_name
 
     if steps < 1:
-        fail(f"--steps {steps}: at least 1", 2)
+        exit_with_error(f"--steps {steps}: at least 1", 2)
     short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
     must = [f"step.count={steps}", f"watch.trace_steps={steps}", "watch.timing=true"]
     for own in (word.partition("=")[0] for word in must):
         if any(given.partition("=")[0] == own for given in overrides or ()):
-            fail(f"{own}: darts profile sets it itself (--steps N)", 2)
+            exit_with_error(f"{own}: darts profile sets it itself (--steps N)", 2)
     loaded = load_config(config, [*short, *must])
     run = folder or new_name(Path("runs") / f"{config.stem}-profile")
     if status := start_run(loaded, run, fresh=False):
@@ -88,17 +90,19 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     return run
 
 
-def read(run: Path) -> list[TimingLine]:
+def read_timings(run: Path) -> list[TimingLine]:
     """The timing lines of a run. Ends the command with a word if there are none."""
-    from launch.run_files.jsonl import lines
+    from launch.run_files.jsonl import read_lines
     from launch.run_files.records import TimingLine
 
     path = run / "metrics.jsonl"
     if not path.is_file():
-        fail(f"{path}: no such file; a run's folder has one", 2)
-    found = list(lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
+        exit_with_error(f"{path}: no such file; a run's folder has one", 2)
+    found = list(read_lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
-        fail(f"{path}: no lines of timing: no step is done yet, or watch.timing was false", 2)
+        exit_with_error(
+            f"{path}: no lines of timing: no step is done yet, or watch.timing was false", 2
+        )
     return found
 
 
@@ -107,15 +111,15 @@ def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
     return timings[1:] or timings
 
 
-def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
+def critical_waits(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     """Kinds of wait on the critical path of a mean step, the longest first."""
-    from launch.commands.profile_advice import Facts, advice, paces
+    from launch.commands.profile_advice import RunFacts, advice, paces
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
     whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
     waits = [t.percentiles["slot_wait_s"].p50 for t in warm if "slot_wait_s" in t.percentiles]
-    facts = Facts(
+    facts = RunFacts(
         config=config,
         paces=paces([timing.engines for timing in warm]),
         slot_wait_share=sum(waits) / whole,
@@ -126,7 +130,7 @@ def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     ]
 
 
-def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
+def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
     """The printed answer."""
     from pipeline.observability.critical_path import by_kind
 
@@ -203,7 +207,7 @@ def _lives(found: Sequence[Lives]) -> list[str]:
     return lines
 
 
-def document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
+def profile_document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
     """What `--out` writes."""
     return {
         "steps": [

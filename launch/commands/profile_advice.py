@@ -14,7 +14,7 @@ SLOW = 1.5
 _FULL = 0.1  # of a step: candidates that wait longer for a slot are worth a word
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a run beside its waits."""
 
     config: Config
@@ -22,7 +22,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     slot_wait_share: float = 0.0  # median wait of a candidate for a slot, of a step
 
 
-def advice(lane: str, what: str, facts: Facts) -> str:
+def advice(lane: str, what: str, facts: RunFacts) -> str:
     """What would make this wait shorter."""
     config = facts.config
     learner, engine = config.learner, config.engine

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
     from pipeline.plugins.views import Sampled
 
-reward = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
+reward_app = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
 _SHOWN = 60  # characters of a response
 
 
-@reward.command("try")
-def try_(
+@reward_app.command("try")
+def try_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     samples: Annotated[
         Path,
@@ -54,9 +54,9 @@ def try_(
             raise ValueError(f"{samples}: no samples")
         found = asyncio.run(_tried(loaded, given))
     except (OSError, ValueError, PluginError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     except RewardFailed as error:
-        fail(f"{error.why}\n{error.traceback}".rstrip(), 2)
+        exit_with_error(f"{error.why}\n{error.traceback}".rstrip(), 2)
     typer.echo(json.dumps(_document(found)) if as_json else "\n".join(_lines(given, found)))
     if any("error" in one for one in found):
         raise typer.Exit(1)

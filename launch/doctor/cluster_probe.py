@@ -24,27 +24,27 @@ from typing import Any, TypeVar
 import msgspec
 import xxhash
 
-from launch.commands.train import versions
+from launch.commands.train import installed_versions
 from launch.doctor import cluster_report
-from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe
+from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, MachineFacts, Probe
 from launch.launcher.local import free_port
 from launch.torchrun.network import interface_towards, own_address
-from launch.torchrun.node import Node, digest_of
-from launch.torchrun.rendezvous import POLL_S, Seal, Store
+from launch.torchrun.node import Node, config_digest
+from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.clock_sync import PeerClock
 
-KNOCK_S = 3.0
+PROBE_LIMIT_S = 3.0
 """A port that has not answered by then is not reached."""
 _PINGS = 8
-_LAST_WORD_S = 10.0  # the first machine's store stays for the others to hear the end
+_VERDICT_LIMIT_S = 10.0  # the first machine's store stays for the others to hear the end
 _SAMPLE = 1 << 20  # bytes at either end of a file of weights that stand for it
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Participant(msgspec.Struct, frozen=True, kw_only=True):
     """Of this process among the machines."""
 
     node: int
@@ -55,8 +55,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     torchrun: bool
 
     @classmethod
-    def by_torchrun(cls, environment: Mapping[str, str]) -> Place:
-        node = Node.of(environment)
+    def by_torchrun(cls, environment: Mapping[str, str]) -> Participant:
+        node = Node.from_torchrun(environment)
         return cls(
             node=node.number,
             machines=node.machines,
@@ -67,11 +67,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class SurveyError(Exception):
+class ProbeError(Exception):
     """This machine cannot take part; the message says why, and what to look at."""
 
 
-def open_store(place: Place, limit_s: float) -> Store:
+def open_store(place: Participant, limit_s: float) -> Store:
     """Torchrun's, or one on the first machine. Raises SurveyError."""
     from torch.distributed import TCPStore
 
@@ -86,7 +86,7 @@ def open_store(place: Place, limit_s: float) -> Store:
         )
     except RuntimeError as error:
         first = str(error).splitlines()[0]
-        raise SurveyError(
+        raise ProbeError(
             f"machine {place.node}: no store at {place.head}:{place.port} within {limit_s:.0f} s: "
             f"{first}; is the doctor started on the first machine, and the port open?"
         ) from error
@@ -95,18 +95,20 @@ def open_store(place: Place, limit_s: float) -> Store:
 # --- this machine -----------------------------------------------------------------------------
 
 
-def facts_of(place: Place, config: Config, ports: dict[str, int], taken: dict[str, str]) -> Facts:
+def facts_of(
+    place: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
+) -> MachineFacts:
     """What can be told without asking anybody."""
     model = Path(config.model)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     shm = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path.cwd()
-    return Facts(
+    return MachineFacts(
         node=place.node,
         host=socket.gethostname(),
         address=_address(place, config),
         ranks=place.ranks,
-        versions=versions() | {"darts": _sources()},
-        config=digest_of(config),
+        versions=installed_versions() | {"darts": _sources()},
+        config=config_digest(config),
         model=_model_checksum(model),
         model_bytes=size,
         weights_bytes=size * (2 if _widened(config) else 1),
@@ -155,7 +157,7 @@ def _widened(config: Config) -> bool:
     return published == "float32" and stored in ("bfloat16", "float16")
 
 
-def _address(place: Place, config: Config) -> str:
+def _address(place: Participant, config: Config) -> str:
     """Where this machine listens, as a job's parts would."""
     if place.node == 0:
         return own_address(config.nodes.interface, place.head)
@@ -191,7 +193,7 @@ class Listeners:
 
     def _answer(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:  # who knocks may go at any time
-            connection.settimeout(KNOCK_S)
+            connection.settimeout(PROBE_LIMIT_S)
             while connection.recv(1):
                 said = {"node": self._node, "clock": time.time()}
                 connection.sendall(json.dumps(said).encode() + b"\n")
@@ -203,7 +205,7 @@ class Listeners:
             listening.close()
 
 
-def wanted_ports(place: Place, config: Config, address: str) -> dict[str, int]:
+def wanted_ports(place: Participant, config: Config, address: str) -> dict[str, int]:
     """For what, and at which port this machine is to listen."""
     found = {ANY_PORT: free_port(address)}
     if place.node == 0:
@@ -216,12 +218,12 @@ def wanted_ports(place: Place, config: Config, address: str) -> dict[str, int]:
 # --- the others -------------------------------------------------------------------------------
 
 
-def knock(source: int, target: Facts, what: str, port: int) -> Probe:
+def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe:
     """Round trips to a port of another machine; the shortest tells its clock, as NTP does it."""
     clock, trips = PeerClock(0.0, 0.0, same=False), list[float]()
     why = ""
     try:
-        with socket.create_connection((target.address, port), timeout=KNOCK_S) as connection:
+        with socket.create_connection((target.address, port), timeout=PROBE_LIMIT_S) as connection:
             answers = connection.makefile("rb")
             for _ in range(_PINGS):
                 asked = time.time()
@@ -246,24 +248,26 @@ def knock(source: int, target: Facts, what: str, port: int) -> Probe:
     )
 
 
-def knock_at_all(own: Facts, others: Sequence[Facts]) -> list[Probe]:
+def probe_all_ports(own: MachineFacts, others: Sequence[MachineFacts]) -> list[Probe]:
     """At every port of every other machine, at once."""
     doors = [(f, what, port) for f in others for what, port in f.ports.items()]
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return list(pool.map(lambda door: knock(own.node, *door), doors))
+        return list(pool.map(lambda door: probe_port(own.node, *door), doors))
 
 
 class _Board:
     """What each machine has said, sealed, in the store."""
 
-    def __init__(self, store: Store, seal: Seal, place: Place, limit_s: float) -> None:
+    def __init__(
+        self, store: Store, seal: SharedSecret, place: Participant, limit_s: float
+    ) -> None:
         self._store, self._seal, self._place, self._limit_s = store, seal, place, limit_s
 
-    def say(self, what: str, message: msgspec.Struct) -> None:
+    def post(self, what: str, message: msgspec.Struct) -> None:
         key = f"darts/doctor/{what}/{self._place.node}"
-        self._store.set(key, self._seal.close(key, message))
+        self._store.set(key, self._seal.sign_message(key, message))
 
-    def hear(
+    def wait_for_posts(
         self, what: str, kind: type[_T], nodes: Sequence[int], limit_s: float | None = None
     ) -> dict[int, _T]:
         """Of those that have said it within the limit."""
@@ -273,7 +277,7 @@ class _Board:
             for node in nodes:
                 key = f"darts/doctor/{what}/{node}"
                 if node not in found and self._store.check([key]):
-                    body = self._seal.open(key, self._store.get(key))
+                    body = self._seal.verified_message(key, self._store.get(key))
                     if body is not None:
                         found[node] = msgspec.json.decode(body, type=kind)
             if len(found) < len(nodes):
@@ -289,43 +293,53 @@ class _Verdict(msgspec.Struct, frozen=True):
     problems: list[str]
 
 
-def take_part(
+def run_probe(
     config: Config, head: str, nodes: int, node: int, secret: Path | None, wait_s: float
 ) -> int:
     """Under torchrun, or by hand. Returns the exit status. Raises as `survey`, and OSError."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if os.environ["LOCAL_RANK"] != "0":
             return 0  # one process speaks for a machine
-        place = Place.by_torchrun(os.environ)
+        place = Participant.by_torchrun(os.environ)
     else:
         host, _, port = head.rpartition(":")
         if not host or not port.isdecimal() or node >= nodes:
-            raise SurveyError(
+            raise ProbeError(
                 f"--head {head!r}, machine {node} of {nodes}: start it by torchrun, or with "
                 "--head HOST:PORT of the first machine, --nodes, and --node from 0 on each"
             )
-        place = Place(node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False)
-    seal = Seal(secret.read_bytes() if secret else b"")
-    return survey(place, config, seal, wait_s, say=print)
+        place = Participant(
+            node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
+        )
+    seal = SharedSecret(secret.read_bytes() if secret else b"")
+    return probe_cluster(place, config, seal, wait_s, say=print)
 
 
-def survey(
-    place: Place, config: Config, seal: Seal, limit_s: float, say: Callable[[str], Any]
+def probe_cluster(
+    place: Participant,
+    config: Config,
+    seal: SharedSecret,
+    limit_s: float,
+    say: Callable[[str], Any],
 ) -> int:
     """The whole of it, on each machine. Returns the exit status, the same on all of them.
 
     Raises: SurveyError, TransportError.
     """
     try:
-        return _survey(place, config, seal, limit_s, say)
+        return _probe_cluster(place, config, seal, limit_s, say)
     except RuntimeError as error:  # of the store
-        raise SurveyError(
+        raise ProbeError(
             f"machine {place.node}: the first machine is gone: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _survey(
-    place: Place, config: Config, seal: Seal, limit_s: float, say: Callable[[str], Any]
+def _probe_cluster(
+    place: Participant,
+    config: Config,
+    seal: SharedSecret,
+    limit_s: float,
+    say: Callable[[str], Any],
 ) -> int:
     store = open_store(place, limit_s)
     board = _Board(store, seal, place, limit_s)
@@ -333,19 +347,19 @@ def _survey(
     listeners = Listeners(place.node, address, wanted_ports(place, config, address))
     try:
         own = facts_of(place, config, listeners.ports, listeners.taken)
-        board.say("facts", own)
+        board.post("facts", own)
         everybody = range(place.machines)
-        facts = board.hear("facts", Facts, everybody)
+        facts = board.wait_for_posts("facts", MachineFacts, everybody)
         others = [f for node, f in sorted(facts.items()) if node != place.node]
-        board.say("reached", _Reached(knock_at_all(own, others)))
+        board.post("reached", _Reached(probe_all_ports(own, others)))
         if place.node == 0:
             return _conclude(board, facts, place, config, say)
-        heard = board.hear("verdict", _Verdict, [0])
-        board.say("heard", _Verdict([]))
+        heard = board.wait_for_posts("verdict", _Verdict, [0])
+        board.post("heard", _Verdict([]))
         if not heard:
-            raise SurveyError(f"machine {place.node}: the first machine has come to no end")
+            raise ProbeError(f"machine {place.node}: the first machine has come to no end")
         found = heard[0].problems
-        say(f"machine {place.node}: {_word(found)}; the first machine says more")
+        say(f"machine {place.node}: {_verdict_line(found)}; the first machine says more")
         return int(bool(found))
     finally:
         listeners.close()
@@ -353,31 +367,33 @@ def _survey(
 
 def _conclude(
     board: _Board,
-    facts: dict[int, Facts],
-    place: Place,
+    facts: dict[int, MachineFacts],
+    place: Participant,
     config: Config,
     say: Callable[[str], Any],
 ) -> int:
     """The first machine: gather, judge, tell people and the others."""
     here = sorted(facts)
-    reached = board.hear("reached", _Reached, here)
+    reached = board.wait_for_posts("reached", _Reached, here)
     probes = [probe for found in reached.values() for probe in found.probes]
     known = [facts[node] for node in here]
-    found = list(cluster_report.problems(known, probes, place.machines, config))
-    board.say("verdict", _Verdict(found))
-    for line in _told(known, probes, found):
+    found = list(cluster_report.cluster_problems(known, probes, place.machines, config))
+    board.post("verdict", _Verdict(found))
+    for line in _report_lines(known, probes, found):
         say(line)
-    board.hear("heard", _Verdict, [node for node in here if node], _LAST_WORD_S)
+    board.wait_for_posts("heard", _Verdict, [node for node in here if node], _VERDICT_LIMIT_S)
     return int(bool(found))
 
 
-def _told(facts: Sequence[Facts], probes: Sequence[Probe], found: Sequence[str]) -> Iterator[str]:
-    yield from cluster_report.table(facts, probes)
+def _report_lines(
+    facts: Sequence[MachineFacts], probes: Sequence[Probe], found: Sequence[str]
+) -> Iterator[str]:
+    yield from cluster_report.cluster_table(facts, probes)
     yield ""
-    yield from (f"note  {line}" for line in cluster_report.notes(probes))
+    yield from (f"note  {line}" for line in cluster_report.cluster_notes(probes))
     yield from (f"BAD   {line}" for line in found)
-    yield _word(found)
+    yield _verdict_line(found)
 
 
-def _word(found: Sequence[str]) -> str:
+def _verdict_line(found: Sequence[str]) -> str:
     return f"a run would not start: {len(found)} problem(s)" if found else "a run would start"

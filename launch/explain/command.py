@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, fail, run_folder
+from launch.options import RUN_HELP, exit_with_error, run_folder
 
 if TYPE_CHECKING:
     from launch.explain.decisions import Ended, Line, Opened, Story
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.system.run_folder import RunFolder
 
 
-def explain(
+def explain_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
     group: Annotated[str | None, typer.Argument(help="number of a group, from 0")] = None,
     trajectory: Annotated[
@@ -52,11 +52,11 @@ def explain(
     folder = run_folder(run)
     number = _number(group)
     if number is None and trajectory is None and worst is None and step is None:
-        fail("name a group or a --trajectory, or ask for --worst N or --step S", 2)
+        exit_with_error("name a group or a --trajectory, or ask for --worst N or --step S", 2)
     if number is not None and trajectory is not None:
-        fail("--trajectory finds its group itself: leave out the group", 2)
+        exit_with_error("--trajectory finds its group itself: leave out the group", 2)
     if (number, trajectory) != (None, None) and (worst, step) != (None, None):
-        fail("--worst and --step are about many groups: leave out the group", 2)
+        exit_with_error("--worst and --step are about many groups: leave out the group", 2)
     lines = _lines(folder, _complain)
     try:
         if trajectory is not None:
@@ -65,9 +65,9 @@ def explain(
             asked = None if step is None else step - 1
             data, words = _many(folder, decisions.costliest(lines, worst, asked), asked)
         else:
-            data, words = _one(folder, decisions.story(lines, number))
+            data, words = _one(folder, decisions.read_story(lines, number))
     except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
-        fail(f"{run}: {error}", 2)
+        exit_with_error(f"{run}: {error}", 2)
     found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
     typer.echo(found_text)
 
@@ -76,7 +76,9 @@ def _number(group: str | None) -> int | None:
     if group is None:
         return None
     if not group.isdecimal():
-        fail(f"group is {group!r}, but must be a number from 0: --worst 10 lists some", 2)
+        exit_with_error(
+            f"group is {group!r}, but must be a number from 0: --worst 10 lists some", 2
+        )
     return int(group)
 
 
@@ -96,16 +98,16 @@ def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
         why = "the run is done, so the file was lost" if run.result.exists() else (
             "no group has ended yet"
         )  # fmt: skip
-        fail(f"{run.path}: no decision is on file in {path.name}: {why}", 2)
-    return decisions.decisions(path, say)
+        exit_with_error(f"{run.path}: no decision is on file in {path.name}: {why}", 2)
+    return decisions.read_decisions(path, say)
 
 
 def _one(run: RunFolder, told: Story) -> tuple[Any, Iterator[str]]:
-    from launch.explain.wording import told_in_words
+    from launch.explain.wording import story_in_words
 
     text = _prompt_text(run, told)
     first = next((line.step for line in told.lines), -1)
-    return _as_data(told, text), told_in_words(told, text, _facts(run, first))
+    return _as_data(told, text), story_in_words(told, text, _facts(run, first))
 
 
 def _many(run: RunFolder, groups: list[Ended], step: int | None) -> tuple[Any, Iterator[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
@@ -88,9 +88,9 @@ Line = Ended | Decided | Budgeted
 _TYPES = {"group": Ended, "decision": Decided, "budget": Budgeted}
 
 
-def decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
+def read_decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
     """Every line in its order; see `jsonl.lines`."""
-    return lines(path, _TYPES, complain)
+    return read_lines(path, _TYPES, complain)
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -130,7 +130,7 @@ class NoSuchTrajectory(Exception):
     """No group on file names it; the message says which trajectories there are."""
 
 
-def story(found: Iterable[Line], number: int) -> Story:
+def read_story(found: Iterable[Line], number: int) -> Story:
     """Raises NoSuchGroup."""
     budgets: dict[int, Opened] = {}
     told: Story | None = None

@@ -12,7 +12,7 @@ from launch.run_files.records import Straggler
 from launch.run_files.step_facts import StepFacts
 from pipeline.observability.critical_path import by_kind
 
-KINDS_TOLD = 4
+KINDS_SHOWN = 4
 """Kinds of wait of a critical path."""
 NAMED = 6
 """Candidates that a sentence names."""
@@ -54,15 +54,15 @@ class Clock:
     def known(self) -> bool:
         return self._since > 0
 
-    def at(self, line: Opened | Decided | Ended) -> float:
+    def seconds_at(self, line: Opened | Decided | Ended) -> float:
         return max(0.0, line.time - self._since)
 
-    def said(self, line: Opened | Decided | Ended) -> str:
+    def time_text(self, line: Opened | Decided | Ended) -> str:
         """` at 0.41 s`; '' of an older run's line."""
-        return f" at {self.at(line):.2f} s" if self.known and line.time else ""
+        return f" at {self.seconds_at(line):.2f} s" if self.known and line.time else ""
 
 
-def told_in_words(told: Story, text: str, step: StepFacts | None) -> Iterator[str]:
+def story_in_words(told: Story, text: str, step: StepFacts | None) -> Iterator[str]:
     """The whole story, line by line.
 
     Args:
@@ -77,7 +77,7 @@ def told_in_words(told: Story, text: str, step: StepFacts | None) -> Iterator[st
         yield f"    {text.strip()}"
     yield ""
     events = [
-        f"step {line.step + 1}{clock.said(line)}: {_event(line, told)}" for line in told.lines
+        f"step {line.step + 1}{clock.time_text(line)}: {_event(line, told)}" for line in told.lines
     ]
     if ended is None:
         events.append("it had not ended when the file did")
@@ -160,7 +160,7 @@ def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
         yield from (_last(known) for known in step.stragglers if known.group == told.group)
     if isinstance(closed, Decided) and closed.action == "Finalize" and closed.time and ended.time:
         yield (
-            f"closed{clock.said(closed)}; {ended.fate} {max(0.0, ended.time - closed.time):.2f} s "
+            f"closed{clock.time_text(closed)}; {ended.fate} {max(0.0, ended.time - closed.time):.2f} s "
             "later, with the step's other groups"
         )
 
@@ -168,7 +168,7 @@ def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
 def _stayed(begun: Opened | Decided | None, closed: Opened | Decided | Ended, clock: Clock) -> str:
     """How long it stayed open, since it was enough where that was said."""
     longer = isinstance(begun, Decided)
-    said = f"enough{clock.said(begun)}, then open" if isinstance(begun, Decided) else "open"
+    said = f"enough{clock.time_text(begun)}, then open" if isinstance(begun, Decided) else "open"
     if begun is None or not begun.time or not closed.time:
         return f"{said} on" if longer else said
     seconds = max(0.0, closed.time - begun.time)
@@ -285,7 +285,7 @@ def step_in_words(step: StepFacts) -> Iterator[str]:
         f"groups: {groups or 'none'}"
     )
     if step.critical_path:
-        kinds = by_kind([step.critical_path])[:KINDS_TOLD]
+        kinds = by_kind([step.critical_path])[:KINDS_SHOWN]
         waits = ", ".join(f"{seconds:.2f} s {lane}: {what}" for lane, what, seconds in kinds)
         yield f"longest on its critical path: {waits}"
     yield ""

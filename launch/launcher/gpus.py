@@ -14,7 +14,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _DEVICE = re.compile(r"nvidia\d+")
 
 
-def of_machine(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+def machine_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
     """Names of the GPUs that this process may use, as CUDA takes them; [] where there are none."""
     if _VISIBLE in environment:
         return [name for name in environment[_VISIBLE].split(",") if name]
@@ -22,7 +22,7 @@ def of_machine(environment: Mapping[str, str], devices: Path = Path("/dev")) -> 
     return [str(number) for number in range(found)]
 
 
-def for_engine(gpus: Sequence[str], learners: int, number: int, each: int) -> dict[str, str]:
+def engine_gpus(gpus: Sequence[str], learners: int, number: int, each: int) -> dict[str, str]:
     """What its environment needs; {} on a machine without GPUs.
 
     Args:
@@ -31,11 +31,11 @@ def for_engine(gpus: Sequence[str], learners: int, number: int, each: int) -> di
         number: of the engine among those of the machine, from 0.
         each: GPUs of one engine (`engine.tensor_parallel`).
 
-    >>> for_engine(["0", "1", "2", "3"], learners=1, number=1, each=1)
+    >>> engine_gpus(["0", "1", "2", "3"], learners=1, number=1, each=1)
     {'CUDA_VISIBLE_DEVICES': '2'}
-    >>> for_engine(["0", "1", "2", "3"], learners=0, number=1, each=2)
+    >>> engine_gpus(["0", "1", "2", "3"], learners=0, number=1, each=2)
     {'CUDA_VISIBLE_DEVICES': '2,3'}
-    >>> for_engine(["0"], learners=1, number=0, each=1)
+    >>> engine_gpus(["0"], learners=1, number=0, each=1)
     {'CUDA_VISIBLE_DEVICES': '0'}
     """
     if not gpus:

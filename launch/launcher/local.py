@@ -144,16 +144,16 @@ class Launcher:
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common, *learner_arguments(rank, ranks, resume)]
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
-        machine, each = gpus.of_machine(base), config.engine.tensor_parallel
+        machine, each = gpus.machine_gpus(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
             command = ["engines.worker", *common, "--name", f"e{number}"]
-            cards = gpus.for_engine(machine, ranks, number, each)
+            cards = gpus.engine_gpus(machine, ranks, number, each)
             add(f"e{number}", command, base | engine_environment(self.sockets) | cards)
         return children
 
     # --- the run ------------------------------------------------------------------------
 
-    def run(self) -> int:
+    def run_job(self) -> int:
         """Start everything, serve until the stage ends, leave nothing behind."""
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
@@ -186,25 +186,25 @@ class Launcher:
         while self._interrupts < 2:
             if self._interrupts and not said:
                 said = True
-                self._tell({"halt": ""})
+                self._send({"halt": ""})
                 self._view.on_line({"say": "stopping: one checkpoint (again: stop at once)"})
-            self._hear()
+            self._receive()
             if self.error is not None:
-                self._say_who_died()
+                self._report_dead_child()
                 return
-            if (how := stage.ended()) is not None:
-                self._hear()
+            if (how := stage.exit_text()) is not None:
+                self._receive()
                 if self.error is None:
-                    how = f"({how}){stage.why(how, self._memory)}"
+                    how = f"({how}){stage.memory_note(how, self._memory)}"
                     self.error = f"the stage ended {how}; its log ends:\n{stage.tail()}"
                 return
             self._watch_children()
-            self._miss_the_stage()
+            self._warn_if_silent()
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
 
-    def _miss_the_stage(self) -> None:
+    def _warn_if_silent(self) -> None:
         """Once it has begun to speak it does so every second."""
         now, limit = time.monotonic(), self._config.watch.warn_s
         if self._heard_at and now - max(self._heard_at, self._missed_at) > limit:
@@ -213,16 +213,16 @@ class Launcher:
             text = f"the stage has been silent for {silent:.0f} s; where it stands: {log}"
             self._view.on_line({"say": text})
 
-    def _say_who_died(self) -> None:
+    def _report_dead_child(self) -> None:
         """The stage may hear of a broken connection before we see why: the end of its process."""
         deadline = time.monotonic() + _LAST_WORDS_S
         while self.error and not self._interrupts and time.monotonic() < deadline:
             for child in self.children.values():
-                how = None if child.name == "stage" else child.collect()
+                how = None if child.name == "stage" else child.take_exit()
                 if how == _IN_ORDER:
                     continue  # it left because it was told to
                 if how is not None:
-                    text = f"{child.name} ended ({how}){child.why(how, self._memory)}"
+                    text = f"{child.name} ended ({how}){child.memory_note(how, self._memory)}"
                     self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
                     return
             time.sleep(_POLL_S)
@@ -233,27 +233,27 @@ class Launcher:
         self._looked_at = now if look else self._looked_at
         for child in self.children.values():
             if look:
-                child.look()
+                child.sample_memory()
             if child.name == "stage":
                 continue
-            how = child.collect()
+            how = child.take_exit()
             if how is not None:
-                why = child.why(how, self._memory)
-                self._tell({"dead": child.name, "why": f"{how}{why}"})
+                why = child.memory_note(how, self._memory)
+                self._send({"dead": child.name, "why": f"{how}{why}"})
                 if not self._interrupts:
-                    self._bury(child, f"({how}){why}", now)
+                    self._restart_or_end(child, f"({how}){why}", now)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
                 child.start()
 
-    def _bury(self, child: Child, how: str, now: float) -> None:
+    def _restart_or_end(self, child: Child, how: str, now: float) -> None:
         """An engine is started again with growing patience; a learner rank ends the run."""
         text = f"{child.name} ended {how}"
         if not child.name.startswith("e"):
             self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
         elif child.starts > self._config.engine.restarts:
             self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
-            self._tell({"halt": f"{text} for the {child.starts}th time (engine.restarts)"})
+            self._send({"halt": f"{text} for the {child.starts}th time (engine.restarts)"})
         else:
             wait_s = min(60.0, 2.0 ** (child.starts - 1))
             child.next_start = now + wait_s
@@ -267,15 +267,15 @@ class Launcher:
             self._deadline = time.monotonic() + self._config.watch.stop_s - 2.0
         elif self._interrupts > 2:
             for child in self.children.values():
-                child.end(signal.SIGKILL)
+                child.signal_all(signal.SIGKILL)
 
     # --- the pipe -----------------------------------------------------------------------
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _send(self, line: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the stage is gone; its end is seen elsewhere
             self._ours.sendall(json.dumps(line).encode() + b"\n")
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         ready, _, _ = select.select([self._ours], [], [], _POLL_S)
         if not ready:
             return
@@ -294,5 +294,5 @@ class Launcher:
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:
-                    child.end(signal.SIGKILL)
+                    child.signal_all(signal.SIGKILL)
             self._view.on_line(line)

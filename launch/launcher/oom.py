@@ -57,7 +57,7 @@ class MemoryWatch:
         self._groups = groups
         self._kills = self._count()
 
-    def why(self, how: str, peak: int) -> str:
+    def explain_kill(self, how: str, peak: int) -> str:
         """After how a process has ended: what there is to say of its memory; '' if nothing.
 
         Args:

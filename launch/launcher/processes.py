@@ -23,7 +23,7 @@ from launch.launcher.oom import MemoryWatch, peak_bytes
 from pipeline.system.private_dirs import UMASK
 from pipeline.wire.keys import IPC_LIMIT
 
-PROVED_S = 600.0
+STABLE_S = 600.0
 """A process that has run for so long is one that can run."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -113,7 +113,7 @@ class Child:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    def ended(self) -> str | None:
+    def exit_text(self) -> str | None:
         """How it ended ('exit 1', 'killed by SIGKILL'), None while it runs or never ran."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
@@ -125,31 +125,31 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def collect(self) -> str | None:
+    def take_exit(self) -> str | None:
         """Like `ended`, once: afterwards it counts as not started."""
-        how = self.ended()
+        how = self.exit_text()
         if how is not None:
             self._process = None
-            if time.monotonic() - self._started_at > PROVED_S:
+            if time.monotonic() - self._started_at > STABLE_S:
                 self.starts = 1
         return how
 
-    def look(self) -> None:
+    def sample_memory(self) -> None:
         """Remember how much memory it has had: when it is gone, nobody can tell."""
         if self._process is not None:
             self._peak = max(self._peak, peak_bytes(self._process.pid))
 
-    def why(self, how: str, watch: MemoryWatch) -> str:
+    def memory_note(self, how: str, watch: MemoryWatch) -> str:
         """What `ended` leaves out, where it was killed and not by us; '' if nothing."""
-        return "" if self._killed else watch.why(how, self._peak)
+        return "" if self._killed else watch.explain_kill(how, self._peak)
 
-    def end(self, number: int) -> None:
+    def signal_all(self, number: int) -> None:
         """Signal the child's whole session."""
         self._killed = self._killed or number == signal.SIGKILL
-        for process in self.family():
+        for process in self.process_tree():
             _signal(process, number)
 
-    def family(self) -> list[psutil.Process]:
+    def process_tree(self) -> list[psutil.Process]:
         """The child and everything that it has started."""
         if self._process is None:
             return []
@@ -167,8 +167,8 @@ class Child:
             return ""
 
 
-def _families(children: Sequence[Child]) -> list[psutil.Process]:
-    return [process for child in children for process in child.family()]
+def _process_trees(children: Sequence[Child]) -> list[psutil.Process]:
+    return [process for child in children for process in child.process_tree()]
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -191,7 +191,7 @@ def end_all(children: Sequence[Child], grace_s: float) -> None:
     families: list[psutil.Process] = []
     steps = ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0))
     for number, wait_s in steps:
-        families = list({p.pid: p for p in families + _families(children)}.values())
+        families = list({p.pid: p for p in families + _process_trees(children)}.values())
         for process in families:
             if number is not None:
                 _signal(process, number)

@@ -89,7 +89,7 @@ class History:
         self.steps: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
         self.evals: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
 
-    def add(self, what: str, fields: Mapping[str, Any]) -> None:
+    def add_line(self, what: str, fields: Mapping[str, Any]) -> None:
         """A line of `metrics.jsonl`; what is neither step nor evaluation is not kept."""
         if what == "step":
             self.steps.append(fields)
@@ -126,7 +126,7 @@ class _Legible:
                 yield segment
 
 
-def frame(
+def render_panel(
     name: str,
     now: RunStatus,
     history: History,

@@ -21,7 +21,7 @@ NOT_WELL = 1
 """Exit status where the run neither goes on nor is done."""
 
 
-def status(
+def status_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="the same as one JSON object")] = False,
 ) -> None:
@@ -37,18 +37,18 @@ def status(
 
     folder = run_folder(run)
     now, note, word = _look(Watched(folder, run), started=folder.live.exists())
-    found = document(run, now, note, word)
+    found = status_document(run, now, note, word)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
-        typer.echo(printable("\n".join(lines(run, now, note, word))))
+        typer.echo(printable("\n".join(status_lines(run, now, note, word))))
     raise typer.Exit(0 if word in ("starting", "running", "done") else NOT_WELL)
 
 
 def _look(watched: Watched, started: bool) -> tuple[RunStatus, str, str]:
     """What the run does now, in words, and in one: running, starting, silent, done, stopped,
     ended, or never started."""
-    now, note, ending = watched.look()
+    now, note, ending = watched.read_state()
     if ending is not None:
         return (now, note, ending.word) if started else (now, "", "never started")
     if not now.time:
@@ -56,7 +56,7 @@ def _look(watched: Watched, started: bool) -> tuple[RunStatus, str, str]:
     return now, note, "silent" if note.startswith("NO NEWS") else "running"
 
 
-def document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
+def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
     """All of it, for programs."""
     import msgspec
 
@@ -73,7 +73,7 @@ def document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
     }
 
 
-def lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
+def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
     """For people."""
     if word == "never started":
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"

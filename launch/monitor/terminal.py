@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live as LivePanel
 from rich.text import Text
 
-from launch.monitor.panel import History, clock, count, frame
+from launch.monitor.panel import History, clock, count, render_panel
 from pipeline.observability.live_status import RunStatus
 from pipeline.system.terminal_text import printable
 
@@ -43,10 +43,10 @@ class TerminalView:
 
     def on_line(self, line: dict[str, Any]) -> None:
         if "step" in line:
-            self._history.add("step", line["step"])
+            self._history.add_line("step", line["step"])
             self._print(self._step(line["step"]))
         elif "eval" in line:
-            self._history.add("eval", line["eval"])
+            self._history.add_line("eval", line["eval"])
             self._print(self._evaluation(line["eval"]))
         elif "say" in line:
             self._print(f"  ! {line['say']}")
@@ -84,7 +84,7 @@ class TerminalView:
         width = self._console.width - _ECHO
         note = f"{elapsed} since the start"
         self._panel.update(
-            frame(self._name, now, self._history, width=width, note=note), refresh=True
+            render_panel(self._name, now, self._history, width=width, note=note), refresh=True
         )
 
     def _print(self, text: str) -> None:
@@ -100,7 +100,7 @@ class TerminalView:
             self._panel.stop()
 
 
-def table(result: dict[str, Any], steps: int) -> str:
+def result_table(result: dict[str, Any], steps: int) -> str:
     """The final table of a run."""
     ledger = result["tokens"]
     rows: list[tuple[str, str, str, str]] = []

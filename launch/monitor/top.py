@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, fail, run_folder
+from launch.options import RUN_HELP, exit_with_error, run_folder
 
 if TYPE_CHECKING:
     from launch.monitor.panel import Ending, History
@@ -26,7 +26,7 @@ _EVERY_S = 1.0
 _NARROW = (100, 24)  # columns and lines of a frame that no terminal shows, without COLUMNS
 
 
-def top(
+def top_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
     once: Annotated[
         bool, typer.Option("--once", help="print one frame and end (as without a terminal)")
@@ -44,16 +44,16 @@ def top(
     if not console.is_terminal:
         console.width = shutil.get_terminal_size(_NARROW).columns
     if once or not console.is_terminal:
-        console.print(folder.frame(console.width))
+        console.print(folder.next_panel(console.width))
         return
     try:
         with LivePanel(console=console, screen=True, auto_refresh=False) as panel:
             while not folder.over:
-                panel.update(folder.frame(console.width), refresh=True)
+                panel.update(folder.next_panel(console.width), refresh=True)
                 time.sleep(_EVERY_S)
     except KeyboardInterrupt:
         return
-    console.print(folder.frame(console.width))
+    console.print(folder.next_panel(console.width))
 
 
 class Watched:
@@ -71,13 +71,15 @@ class Watched:
         self._read = 0  # bytes of metrics.jsonl
         self.over = False  # the newest frame is the last one that there will be
 
-    def frame(self, width: int) -> Any:
-        from launch.monitor.panel import frame
+    def next_panel(self, width: int) -> Any:
+        from launch.monitor.panel import render_panel
 
-        now, note, ending = self.look()
-        return frame(self._run.path.name, now, self._history, width=width, note=note, ending=ending)
+        now, note, ending = self.read_state()
+        return render_panel(
+            self._run.path.name, now, self._history, width=width, note=note, ending=ending
+        )
 
-    def look(self) -> tuple[RunStatus, str, Ending | None]:
+    def read_state(self) -> tuple[RunStatus, str, Ending | None]:
         """What it does now, in words, and how it ended if it did."""
         self._read_metrics()
         now = self._live()
@@ -96,7 +98,7 @@ class Watched:
         except FileNotFoundError:
             pass
         except msgspec.DecodeError as error:
-            fail(f"{self._run.live}: {error}")
+            exit_with_error(f"{self._run.live}: {error}")
         steps = self._history.steps
         done = steps[-1]["step"] + 1 if steps else 0
         ledger = dict(steps[-1]["ledger"]) if steps else {}
@@ -165,4 +167,4 @@ class Watched:
                 fields = msgspec.json.decode(line, type=dict[str, Any])
             except msgspec.DecodeError:
                 continue  # a curve without this point; `darts explain` and the report name it
-            self._history.add(fields.get("what", ""), fields)
+            self._history.add_line(fields.get("what", ""), fields)

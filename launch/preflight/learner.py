@@ -29,7 +29,7 @@ _KINDS = ("full_attention", "sliding_attention")
 _CURE = "take a model of another architecture (Qwen, Llama, Mistral, Gemma, Phi, OLMo, GPT-2, ...)"
 
 
-def complaints(config: Config) -> Iterator[str]:
+def learner_problems(config: Config) -> Iterator[str]:
     """Why this model or these settings of the learner cannot be trained, one line each."""
     section = config.learner
     path = Path(config.model) / "config.json"
@@ -38,7 +38,7 @@ def complaints(config: Config) -> Iterator[str]:
     except ModelError as error:
         yield str(error)
     else:
-        yield from (f"{path}: {problem}" for problem in of_model(settings))
+        yield from (f"{path}: {problem}" for problem in model_problems(settings))
     if section.lora is not None and importlib.util.find_spec("peft") is None:
         yield (
             "learner.lora: the package peft is not installed: pip install 'darts-rl[lora]', or "
@@ -50,7 +50,7 @@ def complaints(config: Config) -> Iterator[str]:
         yield from error.problems
 
 
-def of_model(settings: dict[str, Any]) -> Iterator[str]:
+def model_problems(settings: dict[str, Any]) -> Iterator[str]:
     """Why a model with this config.json cannot be trained."""
     inner = settings.get("text_config")
     text: dict[str, Any] = {**settings, **inner} if isinstance(inner, dict) else settings

@@ -22,7 +22,7 @@ def has_checks(plugin: Plugin) -> bool:
     return hasattr(registry.find("reward", plugin.name), "complaint")
 
 
-async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
+async def reward_problems(plugin: Plugin, data: list[Dataset]) -> list[str]:
     """A line for each answer that the reward cannot use, and one for a reward that cannot start."""
     items = [item for found in data for item in _spread(found)]
     try:

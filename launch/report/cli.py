@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from launch.options import fail
+from launch.options import exit_with_error
 
 _MEGABYTE = 1e6
 
 
-def report(
+def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs")],
     out: Annotated[
         Path | None,
@@ -32,17 +32,17 @@ def report(
 
     begun = time.monotonic()
     if importlib.util.find_spec("bokeh") is None:
-        fail("the plots need bokeh: pip install 'darts-rl[report]'", 2)
-    from launch.report.build import build
+        exit_with_error("the plots need bokeh: pip install 'darts-rl[report]'", 2)
+    from launch.report.build import build_page
     from pipeline.system.run_folder import RunError
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if not path.absolute().parent.is_dir() and path.parent not in runs:
-        fail(f"--out {path}: there is no folder {path.absolute().parent}", 2)
+        exit_with_error(f"--out {path}: there is no folder {path.absolute().parent}", 2)
     try:
-        page = build(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
+        page = build_page(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
         path.write_text(page)
     except (RunError, OSError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     size = path.stat().st_size / _MEGABYTE
     typer.echo(f"{path}: {size:.1f} MB, in {time.monotonic() - begun:.1f} s")

@@ -9,7 +9,7 @@ import msgspec
 from launch.run_files.records import StepLine
 
 
-class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
+class RunAverages(msgspec.Struct, frozen=True, kw_only=True):
     """What the steps of one run come to."""
 
     step_seconds: float  # mean over the steps
@@ -20,21 +20,21 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
     bubble_learner: float | None  # of the steps together
 
 
-def step_metrics(steps: Sequence[StepLine]) -> StepFigures:
+def run_averages(steps: Sequence[StepLine]) -> RunAverages:
     """Args: at least one step."""
     trained = sum(s.tokens_trained for s in steps)
     depths = [s.depth for s in steps if s.depth is not None]
-    return StepFigures(
+    return RunAverages(
         step_seconds=sum(s.seconds for s in steps) / len(steps),
         sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
         tokens_trained=trained,
         depth=sum(depths) / len(depths) if depths else None,
-        bubble_engine=weighted([(s.bubble_engine, s.generation_s) for s in steps]),
-        bubble_learner=weighted([(s.bubble_learner, s.seconds) for s in steps]),
+        bubble_engine=weighted_mean([(s.bubble_engine, s.generation_s) for s in steps]),
+        bubble_learner=weighted_mean([(s.bubble_learner, s.seconds) for s in steps]),
     )
 
 
-def weighted(shares: Sequence[tuple[float | None, float]]) -> float | None:
+def weighted_mean(shares: Sequence[tuple[float | None, float]]) -> float | None:
     """Mean of those shares that are known, by their weights."""
     known = [(share, weight) for share, weight in shares if share is not None]
     total = sum(weight for _, weight in known)

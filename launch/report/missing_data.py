@@ -8,12 +8,12 @@ from typing import Any
 from launch.report.read_run import Run
 
 
-def lacks_timing(runs: Sequence[Run]) -> str:
+def missing_timing(runs: Sequence[Run]) -> str:
     """Why no run has a line `timing`."""
     return _each(runs, _timing)
 
 
-def lacks_trace(runs: Sequence[Run]) -> str:
+def missing_trace(runs: Sequence[Run]) -> str:
     """Why no run has a trace with a whole step."""
     return _each(runs, _trace)
 

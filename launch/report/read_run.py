@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from launch.run_files.jsonl import lines
-from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, curve
+from launch.run_files.jsonl import read_lines
+from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, learning_curve
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
 from pipeline.system.run_folder import RunError, RunFolder
@@ -61,7 +61,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.settings.get("seed", 0)
 
 
-def read(path: Path, say: Say) -> Run:
+def read_run(path: Path, say: Say) -> Run:
     """Everything of one folder. Raises RunError if it holds no run.
 
     Args:
@@ -72,7 +72,7 @@ def read(path: Path, say: Say) -> Run:
         lacking = folder.metrics if folder.config.is_file() else folder.config
         raise RunError(f"{path}: not a run's folder, {lacking.name} is missing there")
     found: dict[type, list[Any]] = {type_: [] for type_ in _METRICS.values()}
-    for line in lines(folder.metrics, _METRICS, say):
+    for line in read_lines(folder.metrics, _METRICS, say):
         found[type(line)].append(line)
     members = _members(folder.decisions, say)
     result = _json(folder.result, say)
@@ -82,7 +82,7 @@ def read(path: Path, say: Say) -> Run:
         about=_json(folder.about, say),
         result=result,
         steps=found[StepLine],
-        curve=curve(found[StepLine], found[EvalLine]),
+        curve=learning_curve(found[StepLine], found[EvalLine]),
         timing=found[TimingLine],
         members=members,
         trace=_json(folder.trace, say),
@@ -105,7 +105,7 @@ def _members(path: Path, say: Say) -> Members:
     candidates: list[int] = []
     groups: list[int] = []
     tokens: list[int] = []
-    for line in lines(path, {"group": GroupLine}, say) if path.is_file() else ():
+    for line in read_lines(path, {"group": GroupLine}, say) if path.is_file() else ():
         if line.kind != "train":
             continue
         held = [m.tokens for m in line.members if m.state in _ENDED]

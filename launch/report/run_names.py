@@ -32,11 +32,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return " · ".join([self.name, *told[:_SHOWN], *more])
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values. A plug-in (a mapping of one mapping) has its name as value, and
     its options below.
 
-    >>> dict(flat({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
+    >>> dict(flat_settings({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
     {'seed': 1, 'selector': 'dual_end', 'selector.dual_end.longest': 2}
     """
     for key, value in settings.items():
@@ -46,14 +46,14 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         inner: dict[str, Any] = value
         if len(inner) == 1 and all(isinstance(v, dict) for v in inner.values()):
             yield prefix + key, next(iter(inner))
-        yield from flat(inner, f"{prefix}{key}.")
+        yield from flat_settings(inner, f"{prefix}{key}.")
 
 
-def lines(runs: Sequence[Run]) -> list[Line]:
+def run_lines(runs: Sequence[Run]) -> list[Line]:
     """In the order of the runs."""
     found: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
-        settings = dict(flat(run.settings))
+        settings = dict(flat_settings(run.settings))
         settings.pop("seed", None)
         alone = "" if run.result else str(run.path)
         same = (alone, *sorted((key, repr(value)) for key, value in settings.items()))

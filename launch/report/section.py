@@ -24,7 +24,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     missing: str = ""  # what would bring the data
 
 
-def table(
+def html_table(
     head: Sequence[str], rows: Sequence[Sequence[Any]], *, texts: int = 1, attributes: str = ""
 ) -> Markup:
     """A table of figures; the first `texts` columns are words and set to the left."""
@@ -41,15 +41,15 @@ def table(
     ).format(Markup(attributes), cells("th", head), body)
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def number_text(value: float | None, digits: int = 2) -> str:
     """A figure, or a dash for none."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
     """Seconds, or milliseconds where those are shorter to read.
 
-    >>> seconds(0.0123), seconds(12.3)
+    >>> seconds_text(0.0123), seconds_text(12.3)
     ('12.3 ms', '12.3 s')
     """
     if value is None:

@@ -21,7 +21,7 @@ Kinds = list[tuple[str, float]]
 """What was done and for how many seconds, the longest first."""
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class PathLink(msgspec.Struct, frozen=True, kw_only=True):
     """A trajectory on the path; seconds since the step's start."""
 
     trajectory: int
@@ -30,11 +30,11 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     end: float  # where the next one's begins; of the last one, of its last token at the engine
 
 
-class Chain(msgspec.Struct, frozen=True, kw_only=True):
+class StragglerPath(msgspec.Struct, frozen=True, kw_only=True):
     """The whole path."""
 
     before: Kinds
-    links: list[Link]
+    links: list[PathLink]
     after: Kinds
 
 
@@ -44,7 +44,7 @@ def trajectory_of(segment: Segment) -> int | None:
     return int(match[1]) if match else None
 
 
-def chain(path: Sequence[Segment]) -> Chain:
+def straggler_path(path: Sequence[Segment]) -> StragglerPath:
     """Of a step's critical path."""
     starts: list[float] = [0.0]
     for segment in path:
@@ -55,7 +55,7 @@ def chain(path: Sequence[Segment]) -> Chain:
         if segment.lane.startswith(_ENGINE) and (trajectory := trajectory_of(segment)) is not None
     ]
     if not at_engine:
-        return Chain(before=[], links=[], after=_kinds(path))
+        return StragglerPath(before=[], links=[], after=_kinds(path))
     first, last = at_engine[0][0], at_engine[-1][0]
     begun = [
         (i, trajectory)
@@ -64,7 +64,7 @@ def chain(path: Sequence[Segment]) -> Chain:
     ]
     ends = [starts[i] for i, _ in begun[1:]] + [starts[last + 1]]
     links = [
-        Link(
+        PathLink(
             trajectory=trajectory,
             engine=path[i].lane.removeprefix(_ENGINE),
             start=starts[i],
@@ -72,7 +72,7 @@ def chain(path: Sequence[Segment]) -> Chain:
         )
         for (i, trajectory), end in zip(begun, ends, strict=True)
     ]
-    return Chain(before=_kinds(path[:first]), links=links, after=_kinds(path[last + 1 :]))
+    return StragglerPath(before=_kinds(path[:first]), links=links, after=_kinds(path[last + 1 :]))
 
 
 def _kinds(path: Sequence[Segment]) -> Kinds:

@@ -26,7 +26,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     end: float
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class PathSpan(msgspec.Struct, frozen=True, kw_only=True):
     """A segment of the critical path in the picture."""
 
     what: str
@@ -37,7 +37,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     end: float
 
 
-def lives(step: TracedStep) -> list[Life]:
+def step_trajectories(step: TracedStep) -> list[Life]:
     """Training trajectories that ended in the step, the longest-running first."""
     legs: dict[int, list[Bar]] = defaultdict(list)
     for bar in step.bars:
@@ -63,14 +63,14 @@ def lives(step: TracedStep) -> list[Life]:
     return sorted(found, key=lambda life: -life.running_s)
 
 
-def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[Place]:
+def path_spans(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[PathSpan]:
     """The path's segments, one after another from the step's start, each on the row of what
     was done: of the bar of its lane that covers most of it, of its trajectory where it has one."""
     by_lane: dict[str, list[Bar]] = defaultdict(list)
     for bar in step.bars:
         by_lane[bar.lane].append(bar)
     first = {lane.name: min(lane.rows.values(), key=lambda row: row.y) for lane in lanes}
-    found: list[Place] = []
+    found: list[PathSpan] = []
     now = 0.0
     for segment in path:
         end = now + segment.seconds
@@ -82,7 +82,7 @@ def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> 
         row = row or first.get(segment.lane)
         if row is not None:
             found.append(
-                Place(what=segment.what, detail=segment.detail, lane=segment.lane, row=row,
+                PathSpan(what=segment.what, detail=segment.detail, lane=segment.lane, row=row,
                       start=now, end=end)
             )  # fmt: skip
         now = end

@@ -101,7 +101,7 @@ def above(made: Any, own: Any, columns: int) -> None:
     made.add_layout(own, "above")
 
 
-def filled(look: Look) -> dict[str, Any]:
+def fill_style(look: Look) -> dict[str, Any]:
     """Of a bar that is tall enough for a pattern."""
     colour, hatch = look
     return {
@@ -124,7 +124,7 @@ def stacked(
     )  # fmt: skip
     for bar, kind in zip(bars, kinds, strict=True):
         bar.name = kind
-        bar.glyph.update(line_color=INK, line_width=0.5, **filled(looks[kind]))
+        bar.glyph.update(line_color=INK, line_width=0.5, **fill_style(looks[kind]))
 
 
 def chosen(runs: Sequence[Run]) -> tuple[list[Select], CDSView]:

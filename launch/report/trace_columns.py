@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.captions import account
+from launch.report.captions import step_caption
 from launch.report.spans import Bar, Traced, TracedStep
-from launch.report.straggler_path import chain
-from launch.report.stragglers import Life, Place, lives, placed
+from launch.report.straggler_path import straggler_path
+from launch.report.stragglers import Life, PathSpan, path_spans, step_trajectories
 from launch.run_files.records import Segment
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES
 
@@ -46,7 +46,7 @@ class Picture:
         self.left_out: list[str] = []
         self.rows = 0  # of the deepest
 
-    def add(self, name: str, whole: Traced, step: TracedStep, path: Sequence[Segment]) -> None:
+    def add_step(self, name: str, whole: Traced, step: TracedStep, path: Sequence[Segment]) -> None:
         """One step more, unless the page has enough."""
         if self.names and len(self.bars["step"]) + len(step.bars) > _BARS:
             self.left_out.append(name)
@@ -55,8 +55,8 @@ class Picture:
         for columns, some in ((self.bars, step.bars), (self.moments, step.moments)):
             for bar in some:
                 _add(columns, step=key, **_of(bar))
-        told = account(step, lives(step), chain(path) if path else None)
-        self._mark(key, whole, step, placed(step, path, whole.lanes), told.straggler)
+        told = step_caption(step, step_trajectories(step), straggler_path(path) if path else None)
+        self._mark(key, whole, step, path_spans(step, path, whole.lanes), told.straggler)
         room = step.seconds * _BEYOND
         self.views[key] = {
             "x": [-room, step.seconds + room],
@@ -73,7 +73,7 @@ class Picture:
         self.names[key] = name
 
     def _mark(
-        self, key: str, whole: Traced, step: TracedStep, places: list[Place], late: Life | None
+        self, key: str, whole: Traced, step: TracedStep, places: list[PathSpan], late: Life | None
     ) -> None:
         if places:
             xs = [x for place in places for x in (place.start, place.end)]

@@ -13,7 +13,7 @@ class _What(msgspec.Struct):
     what: str
 
 
-def lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
+def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
     """Lines of these kinds, decoded, one after another.
 
     Args:

@@ -113,7 +113,7 @@ class GroupLine(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[Member, ...]
 
 
-def curve(steps: list[StepLine], evaluations: list[EvalLine]) -> list[EvalLine]:
+def learning_curve(steps: list[StepLine], evaluations: list[EvalLine]) -> list[EvalLine]:
     """The evaluations, with the training seconds at each."""
     return [
         msgspec.structs.replace(found, train_s=sum(s.seconds for s in steps if s.step < found.step))

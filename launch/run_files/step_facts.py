@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 from launch.run_files.records import Straggler, TimingLine
 from pipeline.observability.critical_path import Segment
 
@@ -43,7 +43,7 @@ def step_facts(path: Path, step: int, say: Callable[[str], None]) -> StepFacts |
     if not path.exists():
         return None
     found: StepFacts | None = None
-    for line in lines(path, {"step": _Step, "timing": TimingLine}, say):
+    for line in read_lines(path, {"step": _Step, "timing": TimingLine}, say):
         if line.step != step:
             continue
         if isinstance(line, _Step):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
 from launch.simulate import CONFIG
 
 _RUN = "config overrides shape device tensor_parallel learner_gpus median between within rate"
@@ -33,11 +33,13 @@ def _way(context: typer.Context) -> str:
             shown = "--model" if name == "shape" else f"--{name.replace('_', '-')}"
             shown = name if name in ("config", "overrides") else shown
             hint = "; the seed of a run is a setting: seed=1" if (way, name) == ("", "seed") else ""
-            fail(f"{shown} is of no use {f'with --{way}' if way else 'to a single run'}{hint}", 2)
+            exit_with_error(
+                f"{shown} is of no use {f'with --{way}' if way else 'to a single run'}{hint}", 2
+            )
     return way
 
 
-def simulate(
+def simulate_command(
     context: typer.Context,
     config: Annotated[
         Path, typer.Argument(help=CONFIG_HELP, show_default="configs/simulate.yaml")
@@ -109,28 +111,32 @@ def simulate(
         ("--device", device, tuple(DEVICES)),
     ):
         if value not in known:
-            fail(f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}", 2)
+            exit_with_error(
+                f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}", 2
+            )
     for name, path in (("--out", out), ("--trace", trace)):
         if path is not None and not path.absolute().parent.is_dir():
-            fail(f"{name} {path}: there is no folder {path.absolute().parent}", 2)
+            exit_with_error(f"{name} {path}: there is no folder {path.absolute().parent}", 2)
     modes = [Mode(mode)] if mode else []
     match _way(context):
         case "preset":
-            status = command.preset(preset, out)
+            status = command.print_preset(preset, out)
         case "explore":
-            status = command.explored(explore, seed, modes, out)
+            status = command.explore_seeds(explore, seed, modes, out)
         case "replay":
             if profile is None:
-                fail("--replay needs --profile FILE, of python -m launch.bench.engine_profile", 2)
+                exit_with_error(
+                    "--replay needs --profile FILE, of python -m launch.bench.engine_profile", 2
+                )
             try:
-                status = command.replayed(replay or [], profile, overhead, out)
+                status = command.replay_runs(replay or [], profile, overhead, out)
             except (OSError, ValueError) as error:
-                fail(error, 2)
+                exit_with_error(error, 2)
         case "mode":
             try:
-                status = command.again(seed, modes[0], faults)
+                status = command.replay_seed(seed, modes[0], faults)
             except ValueError as error:
-                fail(f"--faults is {faults!r}: {error}", 2)
+                exit_with_error(f"--faults is {faults!r}: {error}", 2)
         case _:
             if "=" in str(config):  # an override in the place of the file
                 config, overrides = CONFIG, [str(config), *(overrides or [])]
@@ -142,5 +148,5 @@ def simulate(
                 lengths=Lengths(median=median, between=between, within=within),
                 rate=rate,
             )
-            status = command.one(load_config(config, overrides), scenario, out, trace)
+            status = command.simulate_one(load_config(config, overrides), scenario, out, trace)
     raise typer.Exit(status)

@@ -11,13 +11,13 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.simulate.fuzz import Found, explain, explore
+from launch.simulate.fuzz import Found, explore, outcome_text
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
     Scenario,
-    metrics,
-    simulate,
+    begin_simulation,
+    run_metrics,
     teacher,
     worth,
 )
@@ -63,7 +63,7 @@ class _Steps:
                 self._bar.advance(self._task)
 
 
-def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
+def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
     """One run; a table of its steps, its figures, and a trace if asked for."""
     scenario = msgspec.structs.replace(
         scenario,
@@ -84,7 +84,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
         spans = Tracer()
         if trace is not None:
             observers.append(spans)
-        simulation = simulate(
+        simulation = begin_simulation(
             config, machines, workload, learn=teacher(workload), observers=observers,
             prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
         )  # fmt: skip
@@ -96,7 +96,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
     if simulation.over is not None and simulation.over.error:
         print(f"the run stopped: {simulation.over.error}")
         return 1
-    found = metrics(
+    found = run_metrics(
         simulation, scenario, before, worth(workload, scenario.limit, simulation.version)
     )
     print(steps_table(simulation.of("step")))
@@ -130,16 +130,16 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def preset(name: str, out: Path | None) -> int:
+def print_preset(name: str, out: Path | None) -> int:
     """The tables of one preset, and its JSON."""
     from launch.simulate import methods_at_scale, published, scale
 
     if name == "paper":
         document = published.reproduce(_say)
-        print(published.table(document))
+        print(published.published_table(document))
     elif name == "ours":
         rows = methods_at_scale.scale_table(_say)
-        print(methods_at_scale.markdown(rows))
+        print(methods_at_scale.scale_markdown(rows))
         document = {"rows": [msgspec.structs.asdict(row) for row in rows]}
     elif name == "map":
         cells = methods_at_scale.heat_map(_say)
@@ -149,20 +149,20 @@ def preset(name: str, out: Path | None) -> int:
             methods_at_scale.map_page(cells, out.with_suffix(".html"))
     else:
         costs = scale.all_sizes(_say)
-        print(scale.table(costs))
-        document = scale.document(costs)
+        print(scale.cost_table(costs))
+        document = scale.cost_document(costs)
     _write(document, out)
     return 0
 
 
-def explored(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
+def explore_seeds(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
     """So many seeds with faults; 1 if a violation was found."""
     with _bar("seeds") as bar:
         task = bar.add_task("", total=count)
         found = explore(range(start, start + count), modes or MODES,
                         lambda done: bar.update(task, completed=done))  # fmt: skip
     for outcome in found.shown:
-        print(explain(outcome))
+        print(outcome_text(outcome))
     modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
     print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
     _write(_found(found), out)
@@ -182,7 +182,7 @@ def _found(found: Found) -> dict[str, Any]:
     }
 
 
-def again(seed: int, mode: Mode, faults: str | None) -> int:
+def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
     """One seed; its log if it fails. Without `faults` it is made small first.
 
     Raises ValueError if `faults` are no numbers of the seed's plan.
@@ -194,18 +194,20 @@ def again(seed: int, mode: Mode, faults: str | None) -> int:
     outcome = play(seed, mode, chosen)
     if outcome.violation and chosen is None:
         outcome = shrink(outcome)
-    print(explain(outcome))
+    print(outcome_text(outcome))
     return 1 if outcome.violation else 0
 
 
-def replayed(runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None) -> int:
+def replay_runs(
+    runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None
+) -> int:
     """Steps of real runs, measured and predicted. Raises OSError, ValueError (ReplayError)."""
     from launch.bench.engine_profile import EngineProfile
     from launch.simulate import replay
 
     engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
-    found = [replay.replay(run, engine, left) for run in runs]
-    print(replay.table(found))
+    found = [replay.replay_run(run, engine, left) for run in runs]
+    print(replay.replay_table(found))
     _write({"replays": [{**msgspec.structs.asdict(r), "error": r.error} for r in found]}, out)
     return 0

@@ -52,7 +52,7 @@ def explore(
     return found
 
 
-def explain(outcome: Outcome) -> str:
+def outcome_text(outcome: Outcome) -> str:
     """A seed for people: its faults, its last events, and how to play it again."""
     if not outcome.violation:
         return f"seed {outcome.seed}, {outcome.mode}: all held over {outcome.events} events"

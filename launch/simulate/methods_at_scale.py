@@ -15,7 +15,7 @@ import msgspec
 
 from launch.bench.compare.methods import BASELINE
 from launch.bench.compare.methods import METHODS as BENCH
-from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run
+from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run_method
 from pipeline.simulation.workload import Lengths
 
 SYNC = BENCH[BASELINE].overrides
@@ -99,20 +99,20 @@ def bound_seconds(scenario: Scenario, metrics: Metrics) -> float:
     return max(metrics.trained_tokens / scenario.engines * token_s, learning_s)
 
 
-def compare(
+def compare_methods(
     scenario: Scenario, methods: Sequence[str], progress: Callable[[str], None]
 ) -> list[Row]:
     """Each method against synchronous rollout."""
-    base, _ = run(scenario, SYNC)
-    rows = [row("sync", scenario, base, base)]
+    base, _ = run_method(scenario, SYNC)
+    rows = [method_row("sync", scenario, base, base)]
     for method in methods:
-        metrics, _ = run(scenario, METHODS[method])
-        rows.append(row(method, scenario, base, metrics))
+        metrics, _ = run_method(scenario, METHODS[method])
+        rows.append(method_row(method, scenario, base, metrics))
         progress(f"{method}, {scenario.engines} engines: {rows[-1].speed_up:.2f}x")
     return rows
 
 
-def row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
+def method_row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
     """A method's figures against those of synchronous rollout."""
     trained = own.trained_tokens / base.trained_tokens
     speed_up = base.step_s / own.step_s
@@ -141,7 +141,7 @@ def scale_table(progress: Callable[[str], None], steps: int = _STEPS) -> list[Ro
             scenario = Scenario(
                 engines=engines, limit=limit, lengths=lengths, steps=steps, learner_gpus=4 * engines
             )
-            rows += compare(scenario, SCALE, progress)
+            rows += compare_methods(scenario, SCALE, progress)
     return rows
 
 
@@ -157,13 +157,13 @@ def heat_map(progress: Callable[[str], None], steps: int = _MAP_STEPS) -> list[d
                     learner_factor=learner,
                     steps=steps,
                 )
-                for row in compare(scenario, MAP, progress):
+                for row in compare_methods(scenario, MAP, progress):
                     about = {"tail": within, "learner": learner}
                     found.append({**about, **msgspec.structs.asdict(row)})
     return found
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def scale_markdown(rows: Sequence[Row]) -> str:
     titles = "limit | engines | method | x | x per token | tokens trained | sampled per trained"
     lines = [f"| {titles} | depth | load | bound of step |", "|---" * 10 + "|"]
     lines += [

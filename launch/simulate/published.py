@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from launch.simulate.methods_at_scale import SYNC
-from launch.simulate.scenario import Scenario, run
+from launch.simulate.scenario import Scenario, run_method
 from pipeline.simulation.workload import Lengths
 
 STEPS = 16
@@ -39,7 +39,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     high: float
     lengths: Lengths
 
-    def of(self, constant: float) -> Lengths:
+    def lengths_for(self, constant: float) -> Lengths:
         return msgspec.structs.replace(self.lengths, **{self.constant: constant})
 
 
@@ -104,7 +104,7 @@ def _darts(*more: str) -> tuple[str, ...]:
     return (*_ADAPTIVE, *more, _OFF)
 
 
-def cells() -> list[Cell]:
+def published_cells() -> list[Cell]:
     """In the order of the publications."""
     darts = "arXiv 2605.30859"
     sizes = (
@@ -198,24 +198,24 @@ def _others() -> Iterator[Cell]:
 
 def speed_up(cell: Cell, reading: str, rate: float, constant: float) -> float:
     """The cell's method over synchronous rollout, in one reading."""
-    lengths = SOURCES[cell.source].of(constant)
+    lengths = SOURCES[cell.source].lengths_for(constant)
     scenario = msgspec.structs.replace(cell.scenario, rate=rate, lengths=lengths)
     wait = {"barrier": "step", "waiting": "group"}[reading]
     ends = (f"selector.dual_end.long_wait={wait}",) if cell.ends else ()
-    base, _ = run(msgspec.structs.replace(scenario, streamed=False), SYNC)
-    own, _ = run(scenario, (*ends, *cell.overrides))
+    base, _ = run_method(msgspec.structs.replace(scenario, streamed=False), SYNC)
+    own, _ = run_method(scenario, (*ends, *cell.overrides))
     if cell.by_tokens:  # of a run whose learner takes no time, steps are generation
         return (own.trained_tokens / own.step_s) / (base.trained_tokens / base.step_s)
     return base.step_s / own.step_s
 
 
-def fit(source: str, progress: Callable[[str], None]) -> float:
+def fit_constant(source: str, progress: Callable[[str], None]) -> float:
     """The constant for which the source's cell is as published, by halving, or the nearest.
 
     Of the barrier with shaping, as the column `simulated`.
     """
     about = SOURCES[source]
-    cell = next(cell for cell in cells() if cell.name == about.fitted)
+    cell = next(cell for cell in published_cells() if cell.name == about.fitted)
     low, high = about.low, about.high
     middle = low
     for _ in range(_FIT_STEPS):
@@ -232,9 +232,9 @@ def reproduce(
     constants: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """All cells, both readings, with and without shaping; constants are fitted unless given."""
-    chosen = constants or {source: fit(source, progress) for source in SOURCES}
+    chosen = constants or {source: fit_constant(source, progress) for source in SOURCES}
     rows: list[dict[str, Any]] = []
-    for cell in only or cells():
+    for cell in only or published_cells():
         own = chosen[cell.source]
         row: dict[str, Any] = {"name": cell.name, "published": cell.published}
         row["simulated"] = speed_up(cell, "barrier", RATE, own)
@@ -251,7 +251,7 @@ def reproduce(
     return {"fitted": fitted, "rate": RATE, "steps": STEPS, "cells": rows}
 
 
-def table(document: dict[str, Any]) -> str:
+def published_table(document: dict[str, Any]) -> str:
     titles = "cell | published | simulated | error | without shaping | waiting | without shaping"
     lines = [f"| {titles} |", "|---" * 7 + "|"]
     for row in document["cells"]:

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate.scenario import simulate
+from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
@@ -54,7 +54,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted / self.measured - 1.0
 
 
-def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
+def replay_run(path: Path, profile: EngineProfile, left: float) -> Replay:
     """One run. Raises ReplayError, ConfigError.
 
     Args:
@@ -68,7 +68,7 @@ def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
     steps = [line for line in metrics if line["what"] == "step"]
     decisions = _lines(run.decisions)
     workload = Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed)
-    simulation = simulate(
+    simulation = begin_simulation(
         msgspec.structs.replace(
             config,
             eval=msgspec.structs.replace(config.eval, every=0),
@@ -165,7 +165,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def table(replays: Sequence[Replay]) -> str:
+def replay_table(replays: Sequence[Replay]) -> str:
     lines = ["| run | step, measured | predicted | error | generation | predicted | error |"]
     lines.append("|---" * 7 + "|")
     lines += [

@@ -100,7 +100,7 @@ class Timed(Coordinator):
         )
 
 
-def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
+def measure_cost(engines: int, chunks: int, method: str = "first_m") -> Cost:
     """All slots of so many engines in use, for so many chunks."""
     need = _WAVES * engines * SLOTS // 8
     prompts = 2 * need
@@ -142,7 +142,7 @@ def all_sizes(progress: Callable[[str], None]) -> list[Cost]:
     costs: list[Cost] = []
     for method in METHODS:
         for engines in ENGINES:
-            costs.append(measure(engines, max(_CHUNKS, 6 * engines * SLOTS), method))
+            costs.append(measure_cost(engines, max(_CHUNKS, 6 * engines * SLOTS), method))
             rate = costs[-1].chunks_per_second
             progress(f"{method}, {engines} engines: {rate:,.0f} chunks a second")
     return costs
@@ -155,7 +155,7 @@ def _run_until(simulation: Simulation, there: Callable[[], bool]) -> None:
                 simulation.step()
 
 
-def table(costs: list[Cost]) -> str:
+def cost_table(costs: list[Cost]) -> str:
     titles = "method | engines | groups in flight | chunks a second | us a chunk | us a decision"
     lines = [f"| {titles} | at steps' ends |", "|---" * 7 + "|"]
     lines += [
@@ -167,5 +167,5 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines)
 
 
-def document(costs: list[Cost]) -> dict[str, Any]:
+def cost_document(costs: list[Cost]) -> dict[str, Any]:
     return {"coordinator": [msgspec.structs.asdict(cost) for cost in costs]}

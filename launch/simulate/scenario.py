@@ -94,7 +94,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             chunk_tokens=256,
         )
 
-    def config(self, overrides: Sequence[str]) -> Config:
+    def method_config(self, overrides: Sequence[str]) -> Config:
         """The configuration of a method in this scenario. Raises ConfigError."""
         own = (
             f"sampling.max_tokens={self.limit}",
@@ -123,17 +123,17 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     tokens_after: float
 
 
-def run(
+def run_method(
     scenario: Scenario,
     overrides: Sequence[str],
     observers: Sequence[Observer] = (),
 ) -> tuple[Metrics, Simulation]:
     """One method in a scenario, to its end."""
-    config = scenario.config(overrides)
+    config = scenario.method_config(overrides)
     policy = Policy(scenario.rate)
     workload = Parametric(scenario.lengths, policy, seed=scenario.seed)
     before = worth(workload, scenario.limit, 0, scenario.dataset)
-    simulation = simulate(
+    simulation = begin_simulation(
         config,
         scenario.machines(),
         workload,
@@ -144,10 +144,10 @@ def run(
     )
     simulation.run()
     after = worth(workload, scenario.limit, simulation.version, scenario.dataset)
-    return metrics(simulation, scenario, before, after), simulation
+    return run_metrics(simulation, scenario, before, after), simulation
 
 
-def simulate(
+def begin_simulation(
     config: Config,
     machines: Machines,
     workload: Workload,
@@ -206,7 +206,7 @@ def worth(
     return right / _MEASURED, tokens / _MEASURED
 
 
-def metrics(
+def run_metrics(
     simulation: Simulation,
     scenario: Scenario,
     before: tuple[float, float],

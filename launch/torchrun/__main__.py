@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.commands.train import check_fits, identify, rewrite, say_outcome
+from launch.commands.train import check_fits, identify, print_outcome, rewrite_config
 from launch.launcher import gpus
 from launch.launcher.local import Launcher, Roles
 from launch.launcher.processes import (
@@ -38,9 +38,23 @@ from launch.monitor.terminal import TerminalView
 from launch.preflight import learner
 from launch.torchrun import run_location
 from launch.torchrun.network import interface_towards
-from launch.torchrun.node import Node, Plan, digest_of, hand_over, leave_there, make_site
-from launch.torchrun.rendezvous import Hello, MeetingError, Place, Seal, attend, join
-from launch.torchrun.roles import PlacementError
+from launch.torchrun.node import (
+    Node,
+    RoundPlan,
+    config_digest,
+    join_arguments_in_memory,
+    make_site,
+    write_join_files,
+)
+from launch.torchrun.rendezvous import (
+    Assignment,
+    Hello,
+    RendezvousError,
+    SharedSecret,
+    host_rendezvous,
+    join_rendezvous,
+)
+from launch.torchrun.roles import RolesError
 from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -83,7 +97,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.create()
     run.hold()
-    run_location.check(run)
+    run_location.refuse_moved_run(run)
     if run.result.exists():
         done = json.loads(run.result.read_text())["steps"]
         if done >= config.step.count:
@@ -121,27 +135,27 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     check_fits(resume, manifest, config, f"{given} or the settings of this command")
     if other:
         print(f"darts: {run.config}: free settings have changed; these count now", flush=True)
-        rewrite(run, config)
+        rewrite_config(run, config)
     print(f"darts: resuming {run.path} at step {manifest['step']}", flush=True)
     return resume
 
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
+    if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
-    plan = Plan.make(config, node)
-    digest = digest_of(config)
-    run_location.claim(run.path, plan.round)
+    plan = RoundPlan.create(config, node)
+    digest = config_digest(config)
+    run_location.write_round(run.path, plan.round)
 
-    def answer(hellos: Mapping[int, Hello]) -> dict[int, Place]:
-        return plan.places(hellos, run.path, resume, digest)
+    def answer(hellos: Mapping[int, Hello]) -> dict[int, Assignment]:
+        return plan.assignments(hellos, run.path, resume, digest)
 
     try:
-        hellos = attend(store, args.seal, node.world, answer, config.watch.join_s)
-    except MeetingError as error:
+        hellos = host_rendezvous(store, args.seal, node.world, answer, config.watch.join_s)
+    except RendezvousError as error:
         raise SystemExit(f"darts: {error}") from None
     if refused := {place.refused for place in answer(hellos).values()} - {""}:
         raise SystemExit(f"darts: {'; '.join(sorted(refused))}")
@@ -152,13 +166,13 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
     print(f"run: {run.path}", flush=True)
     try:
-        status = launcher.run()
+        status = launcher.run_job()
     finally:
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
-        run_location.leave(run.path)
+        run_location.remove_round(run.path)
         run.release()
-    say_outcome(run, config, status, launcher.error)
+    print_outcome(run, config, status, launcher.error)
     return status
 
 
@@ -168,10 +182,10 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
 def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> NoReturn:
     """Meet rank 0, then become a learner rank or the keeper of an engine."""
     pair, number = new_pair(), secrets.token_hex(16)
-    hello = Hello(number=number, node=node.number, key=pair.public, config=digest_of(config))
+    hello = Hello(number=number, node=node.number, key=pair.public, config=config_digest(config))
     try:
-        place = join(store, args.seal, node.rank, hello, config.watch.join_s)
-    except MeetingError as error:
+        place = join_rendezvous(store, args.seal, node.rank, hello, config.watch.join_s)
+    except RendezvousError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
     peer_keys = PeerKeys(
         control=place.control,
@@ -182,21 +196,21 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     )
     run = Path(place.run)
     logs = node.logs(run)
-    shared = run_location.shared(run, place.round)
+    shared = run_location.is_shared(run, place.round)
     if not shared:
-        run_location.note(run, place.host)
+        run_location.write_location(run, place.host)
     environment = clean_environment()
     environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(place.host))
     environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
     if place.name.startswith("e"):
-        environment |= gpus.for_engine(
-            gpus.of_machine(environment),
+        environment |= gpus.engine_gpus(
+            gpus.machine_gpus(environment),
             place.learners,
             node.local_rank - place.learners,
             config.engine.tensor_parallel,
         )
         own = node.scratch(place.name)
-        leave_there(own, peer_keys, dump(config))
+        write_join_files(own, peer_keys, dump(config))
         command = ["--scratch", str(own), "--name", place.name, "--logs", str(logs)]
         if place.weights:
             command += ["--weights", str(node.scratch("weights"))]
@@ -212,7 +226,11 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _replace("learner.learner_rank", [*hand_over(peer_keys, dump(config)), *arguments], environment)
+    _replace(
+        "learner.learner_rank",
+        [*join_arguments_in_memory(peer_keys, dump(config)), *arguments],
+        environment,
+    )
 
 
 def main() -> int:
@@ -234,8 +252,8 @@ def main() -> int:
     die_with_parent()  # a torchrun that was killed leaves nobody behind
     try:
         config = load(args.config, args.overrides)
-        args.seal = Seal(args.secret.read_bytes() if args.secret else b"")
-        node = Node.of(os.environ)
+        args.seal = SharedSecret(args.secret.read_bytes() if args.secret else b"")
+        node = Node.from_torchrun(os.environ)
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out: a restart goes on with what is there")
         store = _store(node)
@@ -244,7 +262,7 @@ def main() -> int:
         return _first_rank(config, args, store, node)
     except (
         ConfigError,
-        PlacementError,
+        RolesError,
         RunError,
         TransportError,
         DataError,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
-from launch.torchrun.node import CONFIG, leave_there, left_there
+from launch.torchrun.node import CONFIG, join_arguments, write_join_files
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
 from pipeline.wire.keys import PeerKeys, read_private
@@ -29,18 +29,18 @@ _POLL_S = 0.2
 _MOST_S = 60.0
 
 
-def keep(child: Child, restarts: int, stopped: list[int]) -> int:
+def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
     """Start, watch, start again; the exit status."""
     memory = MemoryWatch(own_groups())
     child.start()
     while not stopped:
         time.sleep(_POLL_S)
-        child.look()
-        how = child.collect()
+        child.sample_memory()
+        how = child.take_exit()
         if how == "exit 0":
             return 0
         if how is not None:
-            how = f"({how}){child.why(how, memory)}"
+            how = f"({how}){child.memory_note(how, memory)}"
             print(f"darts: {child.name} ended {how}; its log: {child.log}", flush=True)
             if child.starts > restarts:
                 print(f"darts: {child.name}: its log ends:\n{child.tail()}", flush=True)
@@ -59,7 +59,7 @@ def guest_arguments(key: Path, name: str) -> list[str]:
     """
     peer_keys = read_private(key, PeerKeys)
     own = shared_directory(os.getpid(), name)  # `exec` keeps the id
-    leave_there(own, peer_keys, peer_keys.config)
+    write_join_files(own, peer_keys, peer_keys.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
     return [*arguments, "--weights", str(own / "weights")]
 
@@ -76,14 +76,14 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     sweep()
-    command = ["engines.worker", "--name", options.name, *left_there(options.scratch)]
+    command = ["engines.worker", "--name", options.name, *join_arguments(options.scratch)]
     if options.weights is not None:
         command += ["--weights", str(options.weights)]
     log = options.logs / f"{options.name}.log"
     environment = clean_environment() | engine_environment(options.scratch)
     child = Child(options.name, command, log, environment)
     try:
-        status = keep(child, load(options.scratch / CONFIG).engine.restarts, stopped)
+        status = supervise(child, load(options.scratch / CONFIG).engine.restarts, stopped)
     finally:
         end_all([child], 0.0 if stopped else 5.0)
         for directory in (options.scratch, options.weights):

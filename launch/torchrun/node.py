@@ -17,8 +17,8 @@ import msgspec
 
 from launch.launcher.local import LOOPBACK, Site, free_ports
 from launch.torchrun.network import own_address
-from launch.torchrun.rendezvous import Hello, Place, allowed
-from launch.torchrun.roles import PlacementError, roles
+from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
+from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
@@ -36,7 +36,7 @@ CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks
 
 
-def digest_of(config: Config) -> str:
+def config_digest(config: Config) -> str:
     """The same on every machine that has the same configuration."""
     return hashlib.sha256(dump(config).encode()).hexdigest()
 
@@ -53,7 +53,7 @@ class Node:
     host: str  # rank 0's machine, as torchrun knows it
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Node:
+    def from_torchrun(cls, environment: Mapping[str, str]) -> Node:
         """From torchrun's variables."""
         return cls(
             rank=int(environment["RANK"]),
@@ -76,13 +76,13 @@ class Node:
         return shared_directory(os.getppid(), name)
 
 
-def leave_there(directory: Path, peer_keys: PeerKeys, config: str) -> None:
+def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
     """Write what a part of the run needs to take part."""
     write_private(directory / _KEY, peer_keys)
     (directory / CONFIG).write_text(config)
 
 
-def hand_over(peer_keys: PeerKeys, config: str) -> list[str]:
+def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
     """The same as files without a name, for what this process becomes: gone when that ends."""
     paths: list[str] = []
     for content in (msgspec.json.encode(peer_keys), config.encode()):
@@ -93,13 +93,13 @@ def hand_over(peer_keys: PeerKeys, config: str) -> list[str]:
     return ["--stage", paths[0], "--config", paths[1]]
 
 
-def left_there(directory: Path) -> list[str]:
+def join_arguments(directory: Path) -> list[str]:
     """The same as arguments of `engines.worker` and `learner.learner_rank`."""
     return ["--stage", str(directory / _KEY), "--config", str(directory / CONFIG)]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """Rank 0's: addresses and keys of this round."""
 
     config: Config
@@ -116,7 +116,7 @@ class Plan:
     guest: KeyPair = field(default_factory=new_pair)
 
     @classmethod
-    def make(cls, config: Config, node: Node) -> Plan:
+    def create(cls, config: Config, node: Node) -> RoundPlan:
         """Choose addresses. Raises TransportError or OSError."""
         host = LOOPBACK
         if node.machines > 1:
@@ -137,26 +137,26 @@ class Plan:
         )
 
     @property
-    def keyed(self) -> bool:
+    def uses_keys(self) -> bool:
         """Whether the stage listens on a network, and peers show keys."""
         return self.node.machines > 1
 
-    def names(self, hellos: Mapping[int, Hello]) -> list[str]:
+    def rank_names(self, hellos: Mapping[int, Hello]) -> list[str]:
         """Roles by rank. Raises PlacementError."""
         nodes = [self.node.number, *(hellos[rank].node for rank in range(1, self.node.world))]
         learner, engines = self.config.learner, self.config.engine.count
-        return roles(nodes, learner.ranks, engines, self.config.nodes.learners)
+        return assign_roles(nodes, learner.ranks, engines, self.config.nodes.learners)
 
-    def places(
+    def assignments(
         self, hellos: Mapping[int, Hello], run: Path, resume: Path | None, digest: str
-    ) -> dict[int, Place]:
+    ) -> dict[int, Assignment]:
         """What each rank is told."""
         refused, names = "", [""] * self.node.world
         try:
-            names = self.names(hellos)
-        except PlacementError as error:
+            names = self.rank_names(hellos)
+        except RolesError as error:
             refused = str(error)
-        found: dict[int, Place] = {}
+        found: dict[int, Assignment] = {}
         nodes = {0: self.node.number, **{rank: hello.node for rank, hello in hellos.items()}}
         learners = Counter(nodes[r] for r, name in enumerate(names) if name.startswith("l"))
         for rank, hello in hellos.items():
@@ -165,34 +165,34 @@ class Plan:
             why = refused
             if hello.config != digest:
                 why = "its configuration is not that of rank 0: start every machine with the same"
-            found[rank] = Place(
+            found[rank] = Assignment(
                 round=self.round,
                 name=names[rank],
                 run=str(run),
                 resume=str(resume or ""),
                 host=self.host,
                 port=self.port,
-                control=ipc if here else self.seen(self.control),
-                data=ipc_data if here else self.seen(self.data),
-                weights="" if here else self.seen(self.weights),
+                control=ipc if here else self.remote_address(self.control),
+                data=ipc_data if here else self.remote_address(self.data),
+                weights="" if here else self.remote_address(self.weights),
                 learners=learners[hello.node],
-                server=self.server.public if self.keyed else "",
+                server=self.server.public if self.uses_keys else "",
                 refused=why,
             )
         return found
 
-    def seen(self, endpoint: str) -> str:
+    def remote_address(self, endpoint: str) -> str:
         """As other machines reach it."""
         return f"tcp://{self.host}:{endpoint.rpartition(':')[2]}"
 
 
-def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
+def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
     """Write the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
-    if not plan.keyed:
-        plan.names(hellos)
+    if not plan.uses_keys:
+        plan.rank_names(hellos)
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
-    names = plan.names(hellos)
-    keys = allowed(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
+    names = plan.rank_names(hellos)
+    keys = allowed_keys(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
     listen_keys = ListenKeys(
         control=plan.control,
         data=plan.data,
@@ -203,9 +203,9 @@ def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: s
     control, data = addresses(plan.sockets)
     peer_keys = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)
     guest = PeerKeys(
-        control=plan.seen(plan.control),
-        data=plan.seen(plan.data),
-        weights=plan.seen(plan.weights),
+        control=plan.remote_address(plan.control),
+        data=plan.remote_address(plan.data),
+        weights=plan.remote_address(plan.weights),
         server=plan.server.public,
         keys=plan.guest,
         config=config,

@@ -30,7 +30,7 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool: ...
 
 
-class MeetingError(Exception):
+class RendezvousError(Exception):
     """The ranks do not come together; the message names who is missing or what differs."""
 
 
@@ -43,7 +43,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     config: str  # checksum of the whole configuration
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """Of rank 0, to one rank: what it is, and where the others are."""
 
     round: str  # of rank 0's process
@@ -60,17 +60,17 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     refused: str = ""  # why this rank cannot take part
 
 
-class Seal:
+class SharedSecret:
     """What is said, with a proof that its speaker knows the secret ('': no proof)."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def close(self, key: str, message: msgspec.Struct) -> str:
+    def sign_message(self, key: str, message: msgspec.Struct) -> str:
         body = msgspec.json.encode(message)
         return f"{self._proof(key, body)} {body.decode()}"
 
-    def open(self, key: str, sealed: bytes) -> bytes | None:
+    def verified_message(self, key: str, sealed: bytes) -> bytes | None:
         """The message; None if it is not sealed with our secret."""
         proof, _, body = sealed.partition(b" ")
         if not hmac.compare_digest(proof, self._proof(key, body).encode()):
@@ -83,15 +83,15 @@ class Seal:
         return hmac.new(self._secret, key.encode() + b"\0" + body, hashlib.sha256).hexdigest()
 
 
-def _read(store: Store, seal: Seal, key: str) -> bytes | None:
-    return seal.open(key, store.get(key)) if store.check([key]) else None
+def _read(store: Store, seal: SharedSecret, key: str) -> bytes | None:
+    return seal.verified_message(key, store.get(key)) if store.check([key]) else None
 
 
-def attend(
+def host_rendezvous(
     store: Store,
-    seal: Seal,
+    seal: SharedSecret,
     ranks: int,
-    answer: Callable[[Mapping[int, Hello]], Mapping[int, Place]],
+    answer: Callable[[Mapping[int, Hello]], Mapping[int, Assignment]],
     limit_s: float,
 ) -> dict[int, Hello]:
     """Rank 0: hear every other rank, answer, and wait until each has confirmed.
@@ -109,13 +109,13 @@ def attend(
         for rank in others:
             if (body := _read(store, seal, f"darts/hello/{rank}")) is not None:
                 now_heard[rank] = msgspec.json.decode(body, type=Hello)
-        places: Mapping[int, Place] = {}
+        places: Mapping[int, Assignment] = {}
         if len(now_heard) == len(others):
             places = answer(now_heard)
             if now_heard != heard:
                 for rank, place in places.items():
                     key = f"darts/place/{now_heard[rank].number}"
-                    store.set(key, seal.close(key, place))
+                    store.set(key, seal.sign_message(key, place))
                 heard = now_heard
             confirmed = [
                 rank
@@ -126,45 +126,47 @@ def attend(
                 return heard
         if time.monotonic() > deadline:
             silent = [r for r in others if r not in now_heard]
-            raise MeetingError(
+            raise RendezvousError(
                 f"after {limit_s:.0f} s ranks {silent or 'that had said hello'} are missing "
                 "(or have another --secret)"
             )
         time.sleep(POLL_S)
 
 
-def join(store: Store, seal: Seal, rank: int, hello: Hello, limit_s: float) -> Place:
+def join_rendezvous(
+    store: Store, seal: SharedSecret, rank: int, hello: Hello, limit_s: float
+) -> Assignment:
     """Another rank: say hello, wait for rank 0's answer, confirm it. Raises MeetingError."""
     said = f"darts/hello/{rank}"
-    store.set(said, seal.close(said, hello))
+    store.set(said, seal.sign_message(said, hello))
     key = f"darts/place/{hello.number}"
     deadline = time.monotonic() + limit_s
     while (body := _read(store, seal, key)) is None:
         if time.monotonic() > deadline:
-            raise MeetingError(
+            raise RendezvousError(
                 f"rank 0 has not answered within {limit_s:.0f} s (or has another --secret)"
             )
         time.sleep(POLL_S)
-    place = msgspec.json.decode(body, type=Place)
+    place = msgspec.json.decode(body, type=Assignment)
     store.set(f"darts/here/{place.round}/{hello.number}", "")
     if place.refused:
-        raise MeetingError(place.refused)
+        raise RendezvousError(place.refused)
     return place
 
 
-def allowed(
+def allowed_keys(
     names: Mapping[int, str], hellos: Mapping[int, Hello], own: Mapping[str, KeyPair]
 ) -> dict[str, KeyOwner]:
     """The stage's allow list: every rank's key, and the keys that rank 0 has made."""
     keys = {hello.key: names[rank] for rank, hello in hellos.items()}
     keys |= {pair.public: name for name, pair in own.items()}
-    return {key: bearer_of(name) for key, name in keys.items()}
+    return {key: key_owner(name) for key, name in keys.items()}
 
 
-def bearer_of(name: str) -> KeyOwner:
+def key_owner(name: str) -> KeyOwner:
     """Of a role's name; of '' a guest, who may be any other engine.
 
-    >>> bearer_of("l2")
-    Bearer(role='learner', name='l2')
+    >>> key_owner("l2")
+    KeyOwner(role='learner', name='l2')
     """
     return KeyOwner("learner" if name.startswith("l") else "engine", name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class PlacementError(Exception):
+class RolesError(Exception):
     """The ranks that were started do not fit the configuration; the message says the cure."""
 
 
-def roles(nodes: Sequence[int], ranks: int, engines: int, learners: str = "first") -> list[str]:
+def assign_roles(
+    nodes: Sequence[int], ranks: int, engines: int, learners: str = "first"
+) -> list[str]:
     """The role of each rank of torchrun: "l0", "l1", ... are learner ranks, "e0", ... engines.
 
     Args:
@@ -19,13 +21,13 @@ def roles(nodes: Sequence[int], ranks: int, engines: int, learners: str = "first
 
     Raises: PlacementError if there are not as many ranks as roles.
 
-    >>> roles([0, 0, 0, 1, 1, 1], 3, 3)
+    >>> assign_roles([0, 0, 0, 1, 1, 1], 3, 3)
     ['l0', 'l1', 'l2', 'e0', 'e1', 'e2']
-    >>> roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
+    >>> assign_roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
     ['l0', 'l1', 'e0', 'l2', 'e1', 'e2']
     """
     if len(nodes) != ranks + engines:
-        raise PlacementError(
+        raise RolesError(
             f"torchrun started {len(nodes)} ranks, but learner.ranks {ranks} + engine.count "
             f"{engines} are {ranks + engines}: choose --nnodes and --nproc-per-node to match"
         )

@@ -16,17 +16,17 @@ _ROUND = "round"
 _NOTE = "elsewhere"
 
 
-def claim(run: Path, round_: str) -> None:
+def write_round(run: Path, round_: str) -> None:
     """Rank 0: this is the folder."""
     (run / _ROUND).write_text(f"{round_}\n")
 
 
-def leave(run: Path) -> None:
+def remove_round(run: Path) -> None:
     """Rank 0, at its end."""
     (run / _ROUND).unlink(missing_ok=True)
 
 
-def shared(run: Path, round_: str) -> bool:
+def is_shared(run: Path, round_: str) -> bool:
     """Whether what this machine has under the path of rank 0's folder is that folder."""
     try:
         return (run / _ROUND).read_text().strip() == round_
@@ -34,12 +34,12 @@ def shared(run: Path, round_: str) -> bool:
         return False
 
 
-def note(run: Path, host: str) -> None:
+def write_location(run: Path, host: str) -> None:
     """On a machine that does not share it: where it is."""
     (run / _NOTE).write_text(f"{host}\n")
 
 
-def check(run: RunFolder) -> None:
+def refuse_moved_run(run: RunFolder) -> None:
     """Raise RunError if the run is on another machine's disk."""
     path = run.path / _NOTE
     if path.exists() and not run.config.exists():

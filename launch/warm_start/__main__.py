@@ -41,7 +41,7 @@ def main() -> None:
     from pipeline.tasks import chain_sums
 
     torch.set_num_threads(options.threads)
-    model = train.train(options.steps, options.seed)
+    model = train.train_model(options.steps, options.seed)
 
     model.generation_config.eos_token_id = train.EOS_ID
     model.generation_config.pad_token_id = train.PAD_ID

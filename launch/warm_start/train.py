@@ -94,7 +94,7 @@ def tensors_of(traces: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch
     return inputs_BT, targets_BT
 
 
-def train(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3ForCausalLM:
+def train_model(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3ForCausalLM:
     """Train a new model for `steps` steps and say now and then how it goes."""
     model = new_model(seed)
     rng = Random(f"warm_start/{seed}")

@@ -18,8 +18,8 @@ import msgspec
 
 from launch.bench.compare.methods import Method
 from launch.launcher.processes import Child, clean_environment, end_all
-from launch.report.metrics import StepFigures, step_metrics
-from launch.run_files.records import EvalLine, StepLine, curve
+from launch.report.metrics import RunAverages, run_averages
+from launch.run_files.records import EvalLine, StepLine, learning_curve
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ class CellError(Exception):
     """A cell cannot be run, or has failed; the message says where to look."""
 
 
-class Metrics(StepFigures, frozen=True, kw_only=True):
+class Metrics(RunAverages, frozen=True, kw_only=True):
     """One finished cell in numbers."""
 
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
@@ -89,23 +89,23 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             raise
         finally:
             end_all([child], STOP_S)
-        if child.ended() != "exit 0":
-            raise CellError(f"{self.name}: {child.ended()}; {log} ends:\n{child.tail()}")
+        if child.exit_text() != "exit 0":
+            raise CellError(f"{self.name}: {child.exit_text()}; {log} ends:\n{child.tail()}")
 
-    def curve(self) -> list[EvalLine]:
+    def eval_curve(self) -> list[EvalLine]:
         """Its evaluations, with the training seconds at each."""
-        return curve(*self._lines())
+        return learning_curve(*self._lines())
 
-    def metrics(self, target: float) -> Metrics:
+    def final_metrics(self, target: float) -> Metrics:
         """Numbers of a finished cell.
 
         Args:
             target: held-out accuracy.
         """
         steps, evaluations = self._lines()
-        found = curve(steps, evaluations)
+        found = learning_curve(steps, evaluations)
         return Metrics(
-            **msgspec.structs.asdict(step_metrics(steps)),
+            **msgspec.structs.asdict(run_averages(steps)),
             seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
             final_accuracy=found[-1].accuracy,
             deep_accuracy=found[-1].deep_accuracy,

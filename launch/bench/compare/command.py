@@ -21,7 +21,7 @@ import msgspec
 from launch.bench.compare import plots, tables
 from launch.bench.compare.cells import Cell, CellError, Metrics
 from launch.bench.compare.methods import METHODS, QUICK, SETS
-from launch.commands.train import about
+from launch.commands.train import about_run
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError
 
@@ -45,7 +45,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     target: float  # held-out accuracy
     overrides: tuple[str, ...] = ()
 
-    def cells(self) -> list[Cell]:
+    def all_cells(self) -> list[Cell]:
         """All of them, the seeds outermost. Raises CompareError, with every problem."""
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
@@ -82,10 +82,10 @@ def quick_comparison(wanted: Comparison) -> Comparison:
     return msgspec.structs.replace(wanted, methods=QUICK, seeds=1, overrides=overrides)
 
 
-def compare(wanted: Comparison, out: Path | None = None) -> int:
+def run_comparison(wanted: Comparison, out: Path | None = None) -> int:
     """Run what is missing, show and write what is there. Returns the exit status."""
     try:
-        cells = wanted.cells()
+        cells = wanted.all_cells()
         wanted.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(wanted.folder / "lock", timeout=0):
             return _compare(wanted, cells, out)
@@ -133,7 +133,7 @@ def _compare(wanted: Comparison, cells: list[Cell], out: Path | None) -> int:
 
 
 def _outcome(cell: Cell, target: float) -> str:
-    found, curve = cell.metrics(target), cell.curve()
+    found, curve = cell.final_metrics(target), cell.eval_curve()
     reached = found.seconds_to_target
     return (
         f"accuracy {curve[0].accuracy:.3f} -> {found.final_accuracy:.3f}, "
@@ -146,18 +146,18 @@ def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | 
     """comparison.json (and `out`) of what is done so far; returns the table."""
     known: dict[str, list[Metrics | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
     for cell in cells:
-        known[cell.method.name].append(cell.metrics(wanted.target) if cell in done else None)
+        known[cell.method.name].append(cell.final_metrics(wanted.target) if cell in done else None)
     columns = tables.columns(known)
     comparison: dict[str, Any] = {
         "target": wanted.target,
         "seeds": list(range(wanted.seeds)),
         "overrides": list(wanted.overrides),
-        "about": about(),
+        "about": about_run(),
         "settings": {name: list(METHODS[name].overrides) for name in known},
         "methods": columns,
-        "ratios": tables.ratios(columns),
+        "ratios": tables.baseline_ratios(columns),
     }
-    table = tables.markdown(comparison)
+    table = tables.comparison_markdown(comparison)
     text = json.dumps(comparison, indent=1) + "\n"
     for path in (wanted.folder / "comparison.json", *([out] if out else [])):
         temporary = path.with_name(f"{path.name}.tmp")
@@ -173,7 +173,7 @@ def _plot(wanted: Comparison, done: list[Cell]) -> None:
         return
     page = wanted.folder / "comparison.html"
     curves = {
-        name: [cell.curve() for cell in done if cell.method.name == name]
+        name: [cell.eval_curve() for cell in done if cell.method.name == name]
         for name in dict.fromkeys(wanted.methods)
     }
     plots.draw(curves, wanted.target, page)

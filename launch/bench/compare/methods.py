@@ -117,10 +117,10 @@ SETS = {
 """Names that stand for several methods."""
 
 
-def named(text: str) -> tuple[str, ...]:
+def methods_named(text: str) -> tuple[str, ...]:
     """Methods by name or set, with commas between them; each once, in the order of the text.
 
-    >>> named("ends, sync, first_m")
+    >>> methods_named("ends, sync, first_m")
     ('sync', 'darts_published', 'darts_6_2', 'darts_4_4', 'first_m')
     """
     words = [word.strip() for word in text.split(",")]

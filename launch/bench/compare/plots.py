@@ -30,7 +30,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
     tag: str = ""  # of a field that is by kind of prompt
 
-    def value(self, found: EvalLine) -> float:
+    def value_of(self, found: EvalLine) -> float:
         """What it shows of one evaluation."""
         value: Any = getattr(found, self.y)
         return float(value[self.tag] if self.tag else value)
@@ -59,9 +59,9 @@ def available() -> bool:
     return importlib.util.find_spec("bokeh") is not None
 
 
-def points(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> list[list[tuple[float, float]]]:
+def plot_points(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> list[list[tuple[float, float]]]:
     """Of each seed, what a plot shows of it."""
-    return [[(getattr(e, plot.x), plot.value(e)) for e in seed] for seed in seeds]
+    return [[(getattr(e, plot.x), plot.value_of(e)) for e in seed] for seed in seeds]
 
 
 def draw(curves: Curves, target: float, out: Path) -> None:
@@ -79,7 +79,7 @@ def draw(curves: Curves, target: float, out: Path) -> None:
         )  # fmt: skip
         for index, (name, seeds) in enumerate((n, s) for n, s in curves.items() if s):
             colour = COLOURS[index % len(COLOURS)]
-            found = band(points(plot, seeds))
+            found = band(plot_points(plot, seeds))
             shared = {"color": colour, "legend_label": name}
             figure.varea(found.x, found.low, found.high, alpha=0.15, **shared)
             figure.line(found.x, found.middle, line_width=2, **shared)

@@ -36,7 +36,7 @@ def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[float | Non
     }
 
 
-def ratios(
+def baseline_ratios(
     table: Mapping[str, Mapping[str, Sequence[float | None]]],
 ) -> dict[str, dict[str, list[float | None]]]:
     """Method -> figure -> [baseline over method, low, high]: above 1 is faster.
@@ -89,7 +89,7 @@ _COLUMNS = (
 )
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """The table: medians over seeds, and in brackets how many times faster than the baseline.
 
     Args:

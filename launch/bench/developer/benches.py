@@ -27,7 +27,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     arguments: tuple[str, ...]
     table: Callable[[Found], list[str]]
 
-    def measure(self, base: Path) -> None:
+    def run_if_missing(self, base: Path) -> None:
         """Run it unless its file is there. Raises RuntimeError if it fails."""
         out = base / f"{self.name}.json"
         if out.exists():
@@ -40,7 +40,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
             raise RuntimeError(f"{self.name} failed; run it by itself: {' '.join(command[1:])}")
         whole.rename(out)
 
-    def lines(self, base: Path) -> list[str]:
+    def markdown_lines(self, base: Path) -> list[str]:
         """Its section of the document, nothing where it has not been measured."""
         file = base / f"{self.name}.json"
         if not file.exists():
@@ -50,7 +50,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
         return ["", f"## {self.title}", "", f"`{shown}`", "", *table]
 
 
-def overhead(found: Found) -> list[str]:
+def overhead_table(found: Found) -> list[str]:
     """Rates through the pipeline against vLLM alone."""
     rows = [
         f"| {about} | {statistics.median(found[way]['tokens_per_s']):.0f} "
@@ -64,7 +64,7 @@ def overhead(found: Found) -> list[str]:
     return ["| way | tokens/s | of raw, median | lowest to highest |", "|---|---|---|---|", *rows]
 
 
-def backward(found: Found) -> list[str]:
+def backward_table(found: Found) -> list[str]:
     """A step against the longer of generation and learning plus what cannot overlap."""
     limit = _medians(found["bounds"])
     lines = [
@@ -82,7 +82,7 @@ def backward(found: Found) -> list[str]:
     return lines
 
 
-def logprobs(found: Found) -> list[str]:
+def logprobs_table(found: Found) -> list[str]:
     """Forwards for old logprobs behind generation."""
     lines = ["| `learner.overlap` | s a step | logprobs s | hidden |", "|---|---|---|---|"]
     for way in ("off", "token"):
@@ -95,7 +95,7 @@ def logprobs(found: Found) -> list[str]:
     return lines
 
 
-def tracing(found: Found) -> list[str]:
+def tracing_table(found: Found) -> list[str]:
     """Steps with and without timing and trace."""
     rows = [
         f"| {way} | {statistics.median(metrics['step_s']):.4f} | {metrics['ratio']:.3f} "
@@ -106,7 +106,7 @@ def tracing(found: Found) -> list[str]:
     return [head, "|---|---|---|---|", *rows]
 
 
-def trl(found: Found) -> list[str]:
+def trl_table(found: Found) -> list[str]:
     """Both trainers by seed."""
     lines = [
         "| trainer | seed | s a step | s to target | accuracy | mean tokens |",
@@ -135,35 +135,35 @@ BENCHES = (
         title="Tokens per second, through the pipeline and without it",
         module="launch.bench.developer.engine_overhead",
         arguments=("--repeats", "3"),
-        table=overhead,
+        table=overhead_table,
     ),
     Bench(
         name="backward",
         title="A large step of `first_m`, with and without overlap",
         module="launch.bench.developer.overlap",
         arguments=("--study", "backward"),
-        table=backward,
+        table=backward_table,
     ),
     Bench(
         name="barrier",
         title="The same step with `dual_end`, whose groups may wait for the barrier",
         module="launch.bench.developer.overlap",
         arguments=("--study", "barrier", "--repeats", "2"),
-        table=backward,
+        table=backward_table,
     ),
     Bench(
         name="logprobs",
         title="`configs/darts.yaml`: old logprobs chunk by chunk",
         module="launch.bench.developer.overlap",
         arguments=("--study", "logprobs"),
-        table=logprobs,
+        table=logprobs_table,
     ),
     Bench(
         name="tracing",
         title="What timing and trace cost",
         module="launch.bench.developer.tracing",
         arguments=("--steps", "30", "--repeats", "2"),
-        table=tracing,
+        table=tracing_table,
     ),
 )
 PEER = Bench(
@@ -171,7 +171,7 @@ PEER = Bench(
     title="TRL on the same model, task and machine",
     module="launch.bench.developer.trl_peer",
     arguments=(),
-    table=trl,
+    table=trl_table,
 )
 """Needs the extra `bench`, so it is measured only when asked for by name."""
 

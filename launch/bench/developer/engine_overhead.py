@@ -59,7 +59,7 @@ class Complaints:
             print(f"  ! {line['say']}", flush=True)
 
 
-def configuration(requests: int, overrides: Sequence[str] = ()) -> Config:
+def one_step_config(requests: int, overrides: Sequence[str] = ()) -> Config:
     """The quickstart as one step of `requests`, a multiple of its group size.
 
     Raises ConfigError, and ValueError if it is none.
@@ -86,7 +86,7 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
         launcher = Launcher(config, run, Complaints())
         if learner == "sink":
             launcher.children["l0"].command[0] = "launch.bench.developer.sink"
-        if launcher.run():
+        if launcher.run_job():
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
         run.release()
@@ -99,7 +99,7 @@ def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
     return Span(tokens=step["ledger"]["sampled"], seconds=step["generation_s"])
 
 
-def raw(config: Config, path: Path) -> Span:
+def run_raw(config: Config, path: Path) -> Span:
     """vLLM alone, with its log and its result in the folder `path`. Raises BenchError."""
     run = RunFolder(path)
     run.create()
@@ -110,7 +110,7 @@ def raw(config: Config, path: Path) -> Span:
     deadline = time.monotonic() + RAW_LIMIT_S
     child.start()
     try:
-        while (how := child.ended()) is None and time.monotonic() < deadline:
+        while (how := child.exit_text()) is None and time.monotonic() < deadline:
             time.sleep(0.2)
     finally:
         end_all([child], 0.0)
@@ -119,11 +119,11 @@ def raw(config: Config, path: Path) -> Span:
     return msgspec.json.decode(out.read_bytes(), type=Span)
 
 
-def summary(spans: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
+def overhead_summary(spans: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
     """Rates by way, and each repetition's share of its own `raw` with the median.
 
     >>> s = [Span(tokens=100, seconds=2.0)]
-    >>> summary({"raw": [Span(tokens=100, seconds=1.0)], "sink": s})["sink"]
+    >>> overhead_summary({"raw": [Span(tokens=100, seconds=1.0)], "sink": s})["sink"]
     {'tokens': [100], 'tokens_per_s': [50.0], 'ratios': [0.5], 'ratio': 0.5}
     """
     found: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON with every repetition")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")
     options = parser.parse_args(arguments)
-    config = configuration(options.requests, options.overrides)
+    config = one_step_config(options.requests, options.overrides)
     load_before = os.getloadavg()[0]
     if load_before > QUIET_LOAD:
         print(f"  ! the load is {load_before:.1f} before anything was started: no quiet machine")
@@ -158,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for way in WAYS:
                 path = Path(folder) / f"{way}-{repeat}"
                 measured = (
-                    raw(config, path) if way == "raw" else through_the_pipeline(config, path, way)
+                    run_raw(config, path)
+                    if way == "raw"
+                    else through_the_pipeline(config, path, way)
                 )
                 spans[way].append(measured)
                 print(
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{measured.rate:>8.0f} tokens/s",
                     flush=True,
                 )
-    found = summary(spans)
+    found = overhead_summary(spans)
     for way in WAYS:
         shares = "  ".join(f"{ratio:.3f}" for ratio in found[way]["ratios"])
         print(f"{way:8} of raw: {found[way]['ratio']:.3f}  ({shares})")

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 
 RESTARTS = 3
 PROMPTS = 12
@@ -68,9 +68,9 @@ class Job:
     def __init__(self, machines: Machines, folder: Path, stack: ExitStack, scale: Scale) -> None:
         self.machines, self.run, self._stack = machines, folder / "run", stack
         self.scale = scale
-        self.parts = [self.start(0), self.start(1)]
+        self.parts = [self.start_machine(0), self.start_machine(1)]
 
-    def start(self, machine: int) -> Started:
+    def start_machine(self, machine: int) -> Started:
         """One machine's torchrun."""
         arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
         arguments.append(f"step.count={self.scale.steps}")
@@ -78,17 +78,17 @@ class Job:
         log = self.run.parent / f"machine{machine}.log"
         return self._stack.enter_context(Started(command, log))
 
-    def lines(self, what: str) -> list[dict[str, Any]]:
+    def metric_lines(self, what: str) -> list[dict[str, Any]]:
         return records(self.run / "metrics.jsonl", what)
 
-    def steps(self) -> int:
-        return len(self.lines("step"))
+    def steps_done(self) -> int:
+        return len(self.metric_lines("step"))
 
-    def sampled(self, steps: int | None = None) -> int:
+    def tokens_sampled(self, steps: int | None = None) -> int:
         """Response tokens sampled by the end of so many steps; None: by now."""
         if steps is None:
             return json.loads((self.run / "live.json").read_text())["sampled"]
-        return self.lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
+        return self.metric_lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
 
     def checkpoint(self) -> int:
         """Steps of the newest one."""
@@ -98,18 +98,18 @@ class Job:
     def incarnation(self) -> int:
         return int((self.run / "incarnation").read_text())
 
-    def until(self, what: Callable[[], bool]) -> float:
+    def wait_until(self, what: Callable[[], bool]) -> float:
         """Seconds until it is so."""
         begun = time.monotonic()
         while not what():
             if time.monotonic() - begun > _LIMIT_S:
                 raise TimeoutError(self.parts[0].text[-3000:])
             for part in self.parts:
-                part.look()
+                part.running_processes()
             time.sleep(0.05)
         return time.monotonic() - begun
 
-    def told(self, *words: str) -> Callable[[], bool]:
+    def stage_logs(self, *words: str) -> Callable[[], bool]:
         """Whether the stage has said it since now."""
         log = self.run / "logs" / "stage.log"
         before = len(log.read_text())
@@ -117,35 +117,35 @@ class Job:
 
 
 def _cut(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("e1 lost")
-    job.machines.cut()
+    lost = job.stage_logs("e1 lost")
+    job.machines.cut_cable()
     healed = time.monotonic() + job.scale.cut_s
 
     def heal() -> None:
         time.sleep(max(0.0, healed - time.monotonic()))
-        job.machines.heal()
+        job.machines.heal_cable()
 
     return lost, heal
 
 
 def _kill_engine(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("e1 lost")
+    lost = job.stage_logs("e1 lost")
     job.parts[1].part("engines.worker", "e1").kill()
     return lost, lambda: None
 
 
 def _kill_learner(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("l1 lost", "learner rank 1", "over")
+    lost = job.stage_logs("l1 lost", "learner rank 1", "over")
     job.parts[1].part("learner.learner_rank").kill()
     return lost, lambda: None
 
 
 def _kill_torchrun(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("l1 lost", "e1 lost")
-    job.parts[1].kill()
+    lost = job.stage_logs("l1 lost", "e1 lost")
+    job.parts[1].kill_torchrun()
 
     def again() -> None:
-        job.parts[1] = job.start(1)
+        job.parts[1] = job.start_machine(1)
 
     return lost, again
 
@@ -165,26 +165,26 @@ def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None 
     scale = scale or Scale()
     with ExitStack() as stack:
         job = Job(machines, folder, stack, scale)
-        job.until(lambda: job.steps() >= scale.before)
+        job.wait_until(lambda: job.steps_done() >= scale.before)
         incarnation = job.incarnation()
         lost, mend = FAULTS[fault](job)
-        detect_s = job.until(lost)
-        known, done = job.sampled(), job.steps()
+        detect_s = job.wait_until(lost)
+        known, done = job.tokens_sampled(), job.steps_done()
         mend()
-        mended, before = time.monotonic(), job.steps()
+        mended, before = time.monotonic(), job.steps_done()
         restarting = "killed" in fault and "engine" not in fault
         if restarting:
-            job.until(lambda: job.incarnation() > incarnation)
+            job.wait_until(lambda: job.incarnation() > incarnation)
             before = job.checkpoint()
-        job.until(lambda: job.steps() > before)
+        job.wait_until(lambda: job.steps_done() > before)
         recover_s = time.monotonic() - mended
         restarted = job.incarnation() > incarnation
         print(f"{fault}: {known} tokens by step {done}, from step {before}", file=sys.stderr)
-        twice = known - job.sampled(before) if restarted else 0
+        twice = known - job.tokens_sampled(before) if restarted else 0
         for part in job.parts:
             if part.wait(_LIMIT_S) != 0:
                 raise AssertionError(part.text[-3000:])
-        check(job.run, scale.steps)
+        check_books(job.run, scale.steps)
     return Row(fault, detect_s, recover_s, restarted, max(0, twice))
 
 
@@ -194,10 +194,10 @@ def records(path: Path, what: str) -> list[dict[str, Any]]:
     def bad(text: str) -> None:
         raise ValueError(text)
 
-    return list(lines(path, {what: dict}, bad)) if path.exists() else []
+    return list(read_lines(path, {what: dict}, bad)) if path.exists() else []
 
 
-def check(run: Path, steps: int) -> None:
+def check_books(run: Path, steps: int) -> None:
     """Books balanced, every prompt trained on once. Raises AssertionError."""
     result = json.loads((run / "result.json").read_text())
     if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
@@ -208,7 +208,7 @@ def check(run: Path, steps: int) -> None:
         raise AssertionError(f"{run}: a prompt was lost or trained on twice")
 
 
-def table(rows: list[Row]) -> list[str]:
+def faults_table(rows: list[Row]) -> list[str]:
     """In Markdown."""
     head = "| fault | detected, s | next step, s | from a checkpoint | tokens sampled twice |"
     body = [
@@ -231,7 +231,7 @@ def main() -> int:
     for fault in [options.only] if options.only else FAULTS:
         with two_machines() as machines, tempfile.TemporaryDirectory() as folder:
             rows.append(carry_out(fault, machines, Path(folder)))
-            print("\n".join(table(rows)), flush=True)
+            print("\n".join(faults_table(rows)), flush=True)
     if options.out:
         options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
     return 0

@@ -36,7 +36,7 @@ class Series(msgspec.Struct, kw_only=True):
     times_s: list[float] = []
     values: list[float] = []
 
-    def add(self, time_s: float, value: float) -> None:
+    def add_sample(self, time_s: float, value: float) -> None:
         self.times_s.append(time_s)
         self.values.append(value)
 
@@ -66,7 +66,7 @@ def slope(times_s: Sequence[float], values: Sequence[float]) -> float:
     return float(np.median((found[to] - found[at]) / (times[to] - times[at])))
 
 
-def row(series: Series, seconds: float) -> Row | None:
+def series_row(series: Series, seconds: float) -> Row | None:
     """The verdict on one series of a run of so many seconds; None: too few samples."""
     kept = [
         (at, value)
@@ -92,7 +92,7 @@ def row(series: Series, seconds: float) -> Row | None:
     )
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def flatness_table(rows: Sequence[Row]) -> list[str]:
     """In Markdown."""
     head = ["| of | unit | samples | first quarter | last quarter | an hour | flat |"]
     head += ["|---|---|---|---|---|---|---|"]
@@ -103,7 +103,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def verdict(rows: Sequence[Row], faults: Mapping[str, int]) -> str:
+def flatness_verdict(rows: Sequence[Row], faults: Mapping[str, int]) -> str:
     """In a line."""
     grown = [f"{r.unit} of {r.of} by {r.growth:.1f}" for r in rows if not r.flat]
     count = sum(faults.values())

@@ -40,7 +40,7 @@ class Machines:
         self.names = [f"darts-{os.getpid()}-{side}" for side in "ab"]
         self._ends = [f"d{os.getpid()}{side}" for side in "ab"]  # 15 characters at most
 
-    def make(self) -> None:
+    def set_up(self) -> None:
         for name in self.names:
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
@@ -50,15 +50,15 @@ class Machines:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
             _ip("-n", name, "link", "set", end, "up")
 
-    def remove(self) -> None:
+    def tear_down(self) -> None:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
-    def cut(self) -> None:
+    def cut_cable(self) -> None:
         """Unplug the cable."""
         _ip("-n", self.names[0], "link", "set", self._ends[0], "down")
 
-    def heal(self) -> None:
+    def heal_cable(self) -> None:
         _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
 
     def block(self, machine: int, port: int) -> None:
@@ -66,7 +66,7 @@ class Machines:
         rule = ["rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(port), "prohibit"]
         _ip("-n", self.names[machine], *rule)
 
-    def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
+    def command_on(self, machine: int, arguments: Sequence[str]) -> list[str]:
         """To be run on one of them."""
         command = list(arguments)
         for path, other in self._own.items() if machine == 1 else ():
@@ -92,7 +92,7 @@ class Machines:
             f"--rdzv-conf=is_host={int(machine == 0)}",
             f"--local-addr={ADDRESSES[machine]}",
         ]
-        return self.command(machine, [*command, "-m", module, *arguments])
+        return self.command_on(machine, [*command, "-m", module, *arguments])
 
 
 def environment() -> dict[str, str]:
@@ -110,22 +110,22 @@ def why_not() -> str:
         return "network namespaces need the program ip (iproute2)"
     machines = Machines()
     try:
-        machines.make()
+        machines.set_up()
     except subprocess.CalledProcessError as error:
         return f"network namespaces cannot be made here: {error.stderr.strip()}"
     finally:
-        machines.remove()
+        machines.tear_down()
     return ""
 
 
 @contextmanager
 def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
     machines = Machines(own)
-    machines.make()
+    machines.set_up()
     try:
         yield machines
     finally:
-        machines.remove()
+        machines.tear_down()
 
 
 class Started:
@@ -154,7 +154,7 @@ class Started:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.look()
+        self.running_processes()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -166,7 +166,7 @@ class Started:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def look(self) -> list[psutil.Process]:
+    def running_processes(self) -> list[psutil.Process]:
         """All that it has started and that still runs."""
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
@@ -177,7 +177,7 @@ class Started:
 
     def part(self, *words: str) -> psutil.Process:
         """The process whose command line has all these words. Raises LookupError."""
-        for process in self.look():
+        for process in self.running_processes():
             try:
                 line = process.cmdline()
             except psutil.Error:
@@ -186,16 +186,16 @@ class Started:
                 return process
         raise LookupError(f"no process with {words}")
 
-    def kill(self) -> None:
+    def kill_torchrun(self) -> None:
         """torchrun itself alone: its ranks have to see for themselves that it is gone."""
-        self.look()
+        self.running_processes()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def wait(self, limit_s: float) -> int:
         deadline = time.monotonic() + limit_s
         while self.process.poll() is None:
-            self.look()
+            self.running_processes()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"still running after {limit_s:.0f} s:\n{self.text[-3000:]}")
             time.sleep(0.2)

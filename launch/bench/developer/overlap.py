@@ -115,7 +115,7 @@ def bound(sink: Steps, off: Steps) -> dict[str, float]:
     }
 
 
-def measure(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
+def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
     """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[Steps]] = {way: [] for way in study.ways}
     with tempfile.TemporaryDirectory(prefix="darts-overlap-") as folder:
@@ -135,7 +135,7 @@ def measure(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, l
     return found
 
 
-def summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
+def overlap_summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
     """Medians over the repetitions; ratios are taken within each."""
     told: dict[str, Any] = {
         way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
@@ -166,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the study's config")
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
-    told = summary(options.study, measure(STUDIES[options.study], options.repeats, given))
+    told = overlap_summary(
+        options.study, measure_overlap(STUDIES[options.study], options.repeats, given)
+    )
     for key, value in told.items():
         if isinstance(value, float):
             print(f"{key}: {value:.3f}")

@@ -173,12 +173,12 @@ Way = Callable[[Case], Iterator[Tensor]]
 
 
 @torch.no_grad()
-def forward(way: Way, case: Case) -> float:
+def logprob_sum(way: Way, case: Case) -> float:
     """Sum of all logprobs."""
     return sum(float(found.double().sum()) for found in way(case))
 
 
-def backward(way: Way, case: Case) -> Tensor:
+def squared_gradient(way: Way, case: Case) -> Tensor:
     """Gradient of the sum of squared logprobs: one that tells the tokens apart."""
     case.model.zero_grad()
     for found in way(case):
@@ -202,18 +202,18 @@ def milliseconds(work: Callable[[Way, Case], Any], case: Case, repeats: int) -> 
     return first, second
 
 
-def check(case: Case) -> tuple[float, float]:
+def relative_gaps(case: Case) -> tuple[float, float]:
     """Relative difference of the two ways: of the sum of logprobs, and of the gradient."""
-    expected, found = forward(padded, case), forward(packed, case)
-    gradient = backward(padded, case)
-    gap = float((backward(packed, case) - gradient).norm() / gradient.norm())
+    expected, found = logprob_sum(padded, case), logprob_sum(packed, case)
+    gradient = squared_gradient(padded, case)
+    gap = float((squared_gradient(packed, case) - gradient).norm() / gradient.norm())
     if abs(found / expected - 1) > 1e-5 or gap > 1e-5:
         raise ValueError(f"{case.name}: logprobs {found} and {expected}, gradients {gap} apart")
     return abs(found / expected - 1), gap
 
 
 @torch.no_grad()
-def fed(way: Way, case: Case) -> int:
+def tokens_fed(way: Way, case: Case) -> int:
     """Tokens that go through the model's linear layers, padding included."""
     counts: list[int] = []
 
@@ -257,14 +257,19 @@ def main() -> None:
     print(f"{'padded -> packed (ratio)':40} {'tokens fed':>22} {'forward ms':>26}", end="")
     print(f" {'forward + backward ms':>26}   equal to")
     for case in cases(options.cap):
-        gap = max(check(case))
-        print(f"{case.name:40} {cell(fed(padded, case), fed(packed, case), 0):>22}", end="")
-        for work in (forward, backward):
-            print(f" {cell(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True)
+        gap = max(relative_gaps(case))
+        print(
+            f"{case.name:40} {cell_text(tokens_fed(padded, case), tokens_fed(packed, case), 0):>22}",
+            end="",
+        )
+        for work in (logprob_sum, squared_gradient):
+            print(
+                f" {cell_text(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True
+            )
         print(f"   {gap:.0e}")
 
 
-def cell(before: float, after: float, digits: int = 1) -> str:
+def cell_text(before: float, after: float, digits: int = 1) -> str:
     return f"{before:.{digits}f} -> {after:.{digits}f} ({after / before:.2f})"
 
 

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from launch.bench.developer.sampler import Response, sample
+from launch.bench.developer.sampler import Response, sample_batch
 from pipeline.tasks import chain_sums
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
@@ -71,11 +71,15 @@ class Policy:
         )
         self.eos = cast(int, self.tokenizer.eos_token_id)
 
-    def encode(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(text))
 
-    def sample(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[Response]:
-        return sample(self.model, prompts, max_tokens=MAX_TOKENS, eos=self.eos, generator=generator)
+    def sample_responses(
+        self, prompts: Sequence[list[int]], generator: torch.Generator
+    ) -> list[Response]:
+        return sample_batch(
+            self.model, prompts, max_tokens=MAX_TOKENS, eos=self.eos, generator=generator
+        )
 
     def is_right(self, response: Response, answer: str) -> bool:
         text = cast(str, self.tokenizer.decode(response.tokens, skip_special_tokens=True))
@@ -83,10 +87,12 @@ class Policy:
         return response.ended and bool(mark) and given == answer
 
 
-def evaluate(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
+def evaluate_policy(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
     """Sample held-out prompts at temperature 1."""
     items = [i for i in chain_sums.generate("held_out", prompts) for _ in range(SAMPLES)]
-    responses = policy.sample([policy.encode(item["prompt"]) for item in items], generator)
+    responses = policy.sample_responses(
+        [policy.encode_text(item["prompt"]) for item in items], generator
+    )
     right = [policy.is_right(r, i["answer"]) for r, i in zip(responses, items, strict=True)]
     lengths = sorted(len(response.tokens) for response in responses)
     return Score(
@@ -104,8 +110,8 @@ def rollout(policy: Policy, step: int, seed: int, generator: torch.Generator) ->
     (Dr. GRPO, arXiv 2503.20783); a group of equal rewards has none and is dropped.
     """
     items = [chain_sums.item("train", step * PROMPTS + i, seed) for i in range(PROMPTS)]
-    prompts = [policy.encode(item["prompt"]) for item in items]
-    responses = policy.sample([p for p in prompts for _ in range(GROUP_SIZE)], generator)
+    prompts = [policy.encode_text(item["prompt"]) for item in items]
+    responses = policy.sample_responses([p for p in prompts for _ in range(GROUP_SIZE)], generator)
     rows: list[Row] = []
     for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         group = responses[index * GROUP_SIZE : (index + 1) * GROUP_SIZE]
@@ -187,7 +193,7 @@ def main() -> None:
 
     def report(step: int) -> None:
         prompts = HELD_OUT if step in (0, options.steps) else HELD_OUT_BRIEF
-        score = evaluate(policy, prompts, torch.Generator().manual_seed(1))
+        score = evaluate_policy(policy, prompts, torch.Generator().manual_seed(1))
         print(
             f"| {step:4d} | {sum(spent.values()):6.1f} | {score.accuracy:8.3f} | {score.mean:6.1f}"
             f" | {score.p95:3d} | {score.truncated:9.3f} |",

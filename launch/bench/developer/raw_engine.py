@@ -83,7 +83,7 @@ def requests_of(config: Config) -> list[Sampling]:
     ]
 
 
-async def measure(config: Config, requests: Sequence[Sampling]) -> Span:
+async def measure_raw(config: Config, requests: Sequence[Sampling]) -> Span:
     """Stream all requests. Once around with as many as there are slots comes before, unmeasured."""
     stops = read_model_facts(config.model).stop_tokens
     llm = async_llm(config.model, config.engine, config.seed)
@@ -120,7 +120,7 @@ def main() -> None:
 
     try:
         config = load(options.config)
-        span = uvloop.run(measure(config, requests_of(config)))
+        span = uvloop.run(measure_raw(config, requests_of(config)))
         options.out.write_bytes(msgspec.json.encode(span))
     finally:
         end_group()

@@ -35,7 +35,7 @@ class Response:
 
 
 @torch.no_grad()
-def sample(
+def sample_batch(
     model: CausalLM,
     prompts: Sequence[Sequence[int]],
     *,

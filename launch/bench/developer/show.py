@@ -84,7 +84,7 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
     return found
 
 
-def row(name: str, r: dict[str, Any]) -> str:
+def run_row(name: str, r: dict[str, Any]) -> str:
     tokens = r["tokens"]
     sampled = r["tokens_reported_by_engines"] - tokens["eval"]
     shorter = r["mean_tokens_after"] / r["mean_tokens_before"] - 1
@@ -124,7 +124,7 @@ INTRODUCTION = (
 )
 
 
-def write(base: Path, out: Path) -> None:
+def write_page(base: Path, out: Path) -> None:
     """The tables of what has been run so far."""
     parts: list[str] = []
     revisions: list[str] = []
@@ -134,7 +134,7 @@ def write(base: Path, out: Path) -> None:
         ("Variants, seed 0", VARIANTS),
         (BIAS, AUDITED),
     ):
-        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, row)
+        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, run_row)
         runs = [
             (job.name, carry_out(base, job))
             for job in jobs
@@ -145,7 +145,7 @@ def write(base: Path, out: Path) -> None:
         if rows:
             parts += ["", f"## {title}", "", head, *rows]
     for bench in (*BENCHES, PEER):
-        parts += bench.lines(base)
+        parts += bench.markdown_lines(base)
     compared = base / "compare" / "comparison.md"
     if compared.exists():
         parts += ["", "## Methods side by side", "", compared.read_text().rstrip()]
@@ -171,11 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.only or job.name.startswith(args.only):
             found = carry_out(args.runs, job)
             if job not in AUDITED:
-                print(f"{HEAD}\n{row(job.name, found)}", flush=True)
+                print(f"{HEAD}\n{run_row(job.name, found)}", flush=True)
     for bench in (*BENCHES, PEER):
         if args.only == bench.name or (not args.only and bench is not PEER):
-            bench.measure(args.runs)
-    write(args.runs, args.out)
+            bench.run_if_missing(args.runs)
+    write_page(args.runs, args.out)
     print(f"written: {args.out}")
 
 

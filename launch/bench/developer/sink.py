@@ -56,7 +56,7 @@ class Sink:
         join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
         self._client = StageClient(stage, join, self._inbox.put)
 
-    def run(self) -> int:
+    def serve_stage(self) -> int:
         """Serve until told to leave; the exit status."""
         self._client.start()
         self._client.working("idle", 0.0)
@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load(options.config)
     keep_off_the_engines_cores(config)
-    raise SystemExit(Sink(config, options.stage).run())
+    raise SystemExit(Sink(config, options.stage).serve_stage())
 
 
 if __name__ == "__main__":

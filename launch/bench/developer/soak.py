@@ -28,9 +28,15 @@ from typing import Any
 import msgspec
 import psutil
 
-from launch.bench.developer.flatness import Row, Series, row, table, verdict
+from launch.bench.developer.flatness import (
+    Row,
+    Series,
+    flatness_table,
+    flatness_verdict,
+    series_row,
+)
 from launch.bench.developer.namespaces import Started
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.client import StageClient
 from pipeline.wire.messages import Join, TokenBatch
@@ -160,13 +166,13 @@ class Soak:
         return Path((self.run / "address").read_text().strip())
 
     def _note(self, of: str, unit: str, at: float, value: float) -> None:
-        self._series.setdefault((of, unit), Series(of=of, unit=unit)).add(at, value)
+        self._series.setdefault((of, unit), Series(of=of, unit=unit)).add_sample(at, value)
 
-    def sample(self, at: float) -> None:
+    def take_sample(self, at: float) -> None:
         """One look at everything; `at` seconds since it began to train. Of several processes with
         one role the largest counts."""
         most: dict[tuple[str, str], float] = {}
-        for process in [psutil.Process(self.job.process.pid), *self.job.look()]:
+        for process in [psutil.Process(self.job.process.pid), *self.job.running_processes()]:
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended
                 name = _role(process.cmdline())
                 if not name:
@@ -185,8 +191,8 @@ class Soak:
         temporary = Path(tempfile.gettempdir()).glob(f"darts-{os.getuid()}-*")
         self._note("temporary directories", "entries", at, len(list(temporary)))
 
-    def rows(self, seconds: float) -> list[Row]:
-        found = [row(series, seconds) for _, series in sorted(self._series.items())]
+    def verdict_rows(self, seconds: float) -> list[Row]:
+        found = [series_row(series, seconds) for _, series in sorted(self._series.items())]
         return [one for one in found if one is not None]
 
     # --- what it has done -------------------------------------------------------------------
@@ -197,14 +203,14 @@ class Soak:
 
     def _lines(self, file: str, what: str) -> list[dict[str, Any]]:
         path = self.run / file
-        return list(lines(path, {what: dict}, lambda text: None)) if path.exists() else []
+        return list(read_lines(path, {what: dict}, lambda text: None)) if path.exists() else []
 
-    def complaints(self) -> list[str]:
+    def final_problems(self) -> list[str]:
         """What of its books or its end is not as it should be."""
         found: list[str] = []
         if self.job.process.returncode != 130:
             found.append(f"it ended with {self.job.process.returncode}, expected 130 (Ctrl-C)")
-        if alive := self.job.look():
+        if alive := self.job.running_processes():
             found.append(f"processes are left: {', '.join(str(p.pid) for p in alive)}")
         owner = f"darts-{os.getuid()}-{self.job.process.pid}-*"
         for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
@@ -247,7 +253,7 @@ def carry_out(soak: Soak, seconds: float) -> float:
     """
     begun = time.monotonic()
     while not soak.steps:
-        soak.job.look()
+        soak.job.running_processes()
         if soak.job.process.poll() is not None or time.monotonic() - begun > START_S:
             raise TimeoutError(f"it does not train:\n{soak.job.text[-3000:]}")
         time.sleep(0.2)
@@ -257,14 +263,14 @@ def carry_out(soak: Soak, seconds: float) -> float:
         soak.thaw(now)
         if now >= next_look:
             next_look = now + SAMPLE_S
-            soak.sample(now - begun)
+            soak.take_sample(now - begun)
         if now >= next_harm:
             next_harm = now + soak.draw.uniform(*PAUSE_S)
             soak.harm(now)
         time.sleep(0.1)
     lasted = time.monotonic() - begun
     soak.thaw(float("inf"))
-    soak.job.look()
+    soak.job.running_processes()
     if soak.job.process.poll() is None:
         soak.job.process.send_signal(signal.SIGTERM)
     soak.job.wait(END_S)
@@ -283,10 +289,10 @@ def main() -> int:
         soak = Soak(Path(folder), options.seed)
         with soak.job:
             seconds = carry_out(soak, 60 * options.minutes)
-            rows, wrong, steps = soak.rows(seconds), soak.complaints(), soak.steps
+            rows, wrong, steps = soak.verdict_rows(seconds), soak.final_problems(), soak.steps
             said = soak.job.text[-3000:] if wrong else ""
-    told = verdict(rows, soak.faults)
-    print("\n".join(table(rows)))
+    told = flatness_verdict(rows, soak.faults)
+    print("\n".join(flatness_table(rows)))
     print("\n| fault | times |\n|---|---|")
     print("\n".join(f"| {name} | {times} |" for name, times in sorted(soak.faults.items())))
     print(f"\n{seconds / 60:.1f} minutes, {steps} steps; {told}")

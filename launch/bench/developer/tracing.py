@@ -39,7 +39,7 @@ def step_and_own_s(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return statistics.median(steps), statistics.median(own) if own else 0.0
 
 
-def measure(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+def measure_tracing(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="darts-tracing-") as folder:
@@ -53,7 +53,7 @@ def measure(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[floa
     return found
 
 
-def summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+def tracing_summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
     """Medians over repetitions; ratios to `off` are taken within each."""
     told: dict[str, Any] = {}
     for way, runs in found.items():
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
-    told = summary(measure(options.repeats, given))
+    told = tracing_summary(measure_tracing(options.repeats, given))
     for way, metrics in told.items():
         print(f"{way:7} {metrics['ratio']:.3f} of off; noting it {metrics['own_share']:.2%} of it")
     if options.out:

@@ -44,7 +44,7 @@ _PORTS = (41001, 41002, 41003)
 _BLOCK = 1 << 24
 
 
-def publish(directory: Path, parameters: int) -> Manifest:
+def publish_random(directory: Path, parameters: int) -> Manifest:
     """A version 0 of so many random bfloat16 numbers."""
     (directory / "v0").mkdir(parents=True)
     path = directory / "v0" / FILE
@@ -64,7 +64,7 @@ def publish(directory: Path, parameters: int) -> Manifest:
     )
 
 
-def serve(keys: Path, weights: Path) -> None:
+def serve_weights(keys: Path, weights: Path) -> None:
     """The stage's part, until it is killed."""
 
     async def attend() -> None:
@@ -75,7 +75,7 @@ def serve(keys: Path, weights: Path) -> None:
     asyncio.run(attend())
 
 
-def fetch(keys: Path, manifest: Path, into: Path) -> None:
+def fetch_weights(keys: Path, manifest: Path, into: Path) -> None:
     """An engine's part; prints its seconds."""
     receiver = FetchingReceiver(read_private(keys, PeerKeys), into)
     told = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
@@ -103,14 +103,16 @@ def write_keys(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> dict[str, object]:
+def measure_transfer(
+    machines: Machines, folder: Path, parameters: int, repeats: int
+) -> dict[str, object]:
     """Seconds of each way, in turn."""
-    manifest = publish(folder / "published", parameters)
+    manifest = publish_random(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, peer_keys = write_keys(folder)
     module = [sys.executable, "-m", "launch.bench.developer.transfer"]
     serving = subprocess.Popen(
-        machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
+        machines.command_on(0, [*module, "--serve", str(stage), str(folder / "published")]),
         env=environment(),
     )
     source, into = folder / "published" / "v0" / FILE, folder / "here"
@@ -119,7 +121,7 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
         for _ in range(repeats):
             asked = [*module, "--fetch", str(peer_keys), str(folder / "manifest.json"), str(into)]
             done = subprocess.run(
-                machines.command(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
+                machines.command_on(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
             )
             found["fetched"].append(float(done.stdout))
             shutil.rmtree(into)
@@ -148,9 +150,9 @@ def main() -> int:
     parser.add_argument("--fetch", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve)
+        serve_weights(*options.serve)
     if options.fetch:
-        fetch(*options.fetch)
+        fetch_weights(*options.fetch)
         return 0
     if reason := why_not():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -159,7 +161,7 @@ def main() -> int:
         two_machines() as machines,
         tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="transfer-") as folder,
     ):
-        metrics = measure(machines, Path(folder), int(options.parameters), options.repeats)
+        metrics = measure_transfer(machines, Path(folder), int(options.parameters), options.repeats)
     size, seconds = metrics["bytes"], metrics["seconds"]
     assert isinstance(size, int)
     assert isinstance(seconds, dict)

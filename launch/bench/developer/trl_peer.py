@@ -32,7 +32,7 @@ import torch
 
 from launch.bench.compare.cells import Cell
 from launch.bench.compare.methods import Method
-from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate
+from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate_policy
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train
@@ -59,7 +59,7 @@ def with_darts(steps: int, every: int, seed: int, target: float, folder: Path) -
     method = Method(name="darts", about="the quickstart", overrides=())
     cell = Cell(method=method, seed=seed, config=CONFIG, overrides=overrides, base=folder)
     cell.carry_out()
-    metrics, curve = cell.metrics(target), cell.curve()
+    metrics, curve = cell.final_metrics(target), cell.eval_curve()
     return Training(
         step_seconds=metrics.step_seconds,
         seconds_to_target=metrics.seconds_to_target,
@@ -75,7 +75,7 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
     config = load(CONFIG, [f"seed={seed}"])
     policy = Policy(Path(config.model), torch.get_num_threads())
     generator = torch.Generator().manual_seed(1)
-    scores = [(0.0, evaluate(policy, HELD_OUT, generator))]
+    scores = [(0.0, evaluate_policy(policy, HELD_OUT, generator))]
     spent = begun = 0.0
 
     class Clock(_callback()):
@@ -93,7 +93,7 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
             step = int(state.global_step)
             if step % every == 0 or step == steps:
                 policy.model.eval()
-                scores.append((spent, evaluate(policy, HELD_OUT, generator)))
+                scores.append((spent, evaluate_policy(policy, HELD_OUT, generator)))
                 policy.model.train()
             begun = time.monotonic()
 
@@ -188,7 +188,7 @@ def _reward(eos: int) -> Any:
     return reward
 
 
-def ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, float | None]:
+def trl_ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, float | None]:
     """How many times longer TRL takes: medians over seeds, paired.
 
     None where no seed has the figure on both sides.
@@ -229,7 +229,7 @@ def main() -> None:
                     + (f"after {reached:.0f} s" if reached is not None else "not reached"),
                     flush=True,
                 )
-    compared = ratios(sides["darts"], sides["trl"])
+    compared = trl_ratios(sides["darts"], sides["trl"])
     told = {
         **{name: [msgspec.to_builtins(run) for run in runs] for name, runs in sides.items()},
         "ratios": compared,

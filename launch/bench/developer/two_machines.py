@@ -73,10 +73,10 @@ def curves(run: Path) -> dict[str, list[float]]:
     }
 
 
-def compare(one: Sequence[Curves], two: Sequence[Curves]) -> list[Row]:
+def compare_ways(one: Sequence[Curves], two: Sequence[Curves]) -> list[Row]:
     """Both ways, each a run a seed, in the same order of seeds; at least two.
 
-    >>> [row] = compare([{"x": [0, 4]}, {"x": [2, 2]}], [{"x": [1, 4]}, {"x": [2, 2]}])
+    >>> [row] = compare_ways([{"x": [0, 4]}, {"x": [2, 2]}], [{"x": [1, 4]}, {"x": [2, 2]}])
     >>> row.one, row.two, row.between_ways, row.between_seeds
     (2.0, 2.25, 0.25, 1.75)
     """
@@ -101,7 +101,7 @@ def _distance(metric: str, pairs: Iterable[tuple[Curves, Curves]]) -> float:
     return _mean(abs(a - b) for x, y in pairs for a, b in zip(x[metric], y[metric], strict=True))
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def distance_table(rows: Sequence[Row]) -> list[str]:
     """In Markdown."""
     lines = [
         "| metric | one machine | two | between the two, same seed | between seeds | ratio |",
@@ -158,8 +158,8 @@ def main() -> int:
                 carry_out(way, run, [*settings, f"seed={seed}"])
             found[way].append(curves(run))
             print(f"{run.name}: {found[way][-1]}", file=sys.stderr, flush=True)
-    rows = compare(found["one"], found["two"])
-    print("\n".join(table(rows)))
+    rows = compare_ways(found["one"], found["two"])
+    print("\n".join(distance_table(rows)))
     if options.out:
         rows_out = [{**asdict(row), "ratio": row.ratio} for row in rows]
         content = {"settings": settings, "rows": rows_out, "curves": found}

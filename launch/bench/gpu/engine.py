@@ -53,7 +53,7 @@ def counts(slots: int) -> list[int]:
     return sorted({slots, *(2**power for power in range(slots.bit_length()) if 2**power <= slots)})
 
 
-async def measure(config: Config, running_most: int) -> Found:
+async def measure_engine(config: Config, running_most: int) -> Found:
     """All of it, on one engine; decode steps up to so many sequences."""
     started = time.monotonic()
     engine = TransformersEngine(config.model, config.engine, config.seed)
@@ -76,7 +76,7 @@ async def measure(config: Config, running_most: int) -> Found:
             start_s=start_s,
             points=points,
             load_s=await load_in_flight(engine, info, config.model),
-            gap=await gap(engine, config),
+            gap=await logprob_gap(engine, config),
             peak_gib=peak_gib(),
         )
     finally:
@@ -94,7 +94,7 @@ async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: st
     return took_s
 
 
-async def gap(engine: TransformersEngine, config: Config) -> float:
+async def logprob_gap(engine: TransformersEngine, config: Config) -> float:
     """Largest difference of a response's logprobs to those of a plain forward."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -135,7 +135,7 @@ def main() -> None:
     given = parser.parse_args()
     import uvloop
 
-    found = uvloop.run(measure(load(given.config), given.most))
+    found = uvloop.run(measure_engine(load(given.config), given.most))
     given.out.write_bytes(msgspec.json.encode(found))
 
 

@@ -59,7 +59,7 @@ def groups_of(config: Config, mean: float, rng: random.Random) -> list[TrainGrou
     ]
 
 
-def measure(config: Config, mean: float) -> Found:
+def measure_passes(config: Config, mean: float) -> Found:
     """All prices, one after another, on the same groups."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     model: Any = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mean-tokens", type=float, default=72.0, help="of a response")
     given = parser.parse_args()
-    found = measure(load(given.config), given.mean_tokens)
+    found = measure_passes(load(given.config), given.mean_tokens)
     given.out.write_bytes(msgspec.json.encode(found))
 
 

@@ -55,7 +55,7 @@ def padded_tokenizer(source: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     return {**source, "model": {**source["model"], "vocab": {**words, **more}}}
 
 
-def make(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None:
+def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None:
     """Write model and tokenizer to a new directory."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--mean-tokens", type=int, default=128, help="of a response")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args()
-    make(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
+    make_model(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
 
 
 if __name__ == "__main__":

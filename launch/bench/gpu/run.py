@@ -61,7 +61,7 @@ def coin(sample: Sampled) -> float:
     return float(zlib.crc32(sample.response.encode()) % 2)
 
 
-def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
+def gpu_settings(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
     """The run: the quickstart's task with the size of a GPU, or of two cores."""
     learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "entropy": False}
     if not tiny:
@@ -134,7 +134,7 @@ def _role(pid: int) -> str:
     return "other"
 
 
-def run(command: Sequence[str], log: Path, limit_s: float) -> str:
+def run_limited(command: Sequence[str], log: Path, limit_s: float) -> str:
     """Run a module under a time limit; '' or what went wrong."""
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -174,7 +174,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     mismatch: float  # of the learner's to the engine's logprobs, nats
 
 
-def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
+def run_averages(lines: Sequence[Mapping[str, Any]]) -> Run:
     """Of the lines of a run's metrics. Raises ValueError below two steps."""
     found = means(lines)
     steps = [line for line in lines if line["what"] == "step"][1:]
@@ -197,7 +197,7 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
     )
 
 
-def table(found: Mapping[str, Any]) -> list[str]:
+def gpu_table(found: Mapping[str, Any]) -> list[str]:
     """What was found, to read."""
     lines: list[str] = []
     for part in ("engine", "graphs"):
@@ -242,7 +242,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str, Any]:
+def measure_parts(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str, Any]:
     """Every part in turn; what fails is noted and left out."""
     found: dict[str, Any] = {"tiny": tiny, "parts": {}}
     started, model = time.monotonic(), out / "model"
@@ -251,7 +251,7 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
         left_s = ALL_S - (time.monotonic() - started)
         memory, begun = Memory(), time.monotonic()
         memory.start()
-        error = run(command, out / f"{name}.log", max(1.0, min(LIMITS_S[name], left_s)))
+        error = run_limited(command, out / f"{name}.log", max(1.0, min(LIMITS_S[name], left_s)))
         told = {"error": error, "seconds": time.monotonic() - begun, "memory_mib": memory.stop()}
         print(f"{name}: {told['seconds']:.0f} s {error}", flush=True)
         found["parts"][name] = told
@@ -262,7 +262,7 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
     part("model", ["launch.bench.gpu.model", "--out", str(model), *shape])
     for name in parts:
         config = out / f"{name}.yaml"
-        settings = configuration(model, name if name in RUNS else "group", tiny, steps)
+        settings = gpu_settings(model, name if name in RUNS else "group", tiny, steps)
         if name == "graphs":
             settings["engine"]["transformers"] = GRAPHS
         config.write_text(yaml.safe_dump(settings))
@@ -277,7 +277,7 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
         metrics = folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         try:
-            told["found"] = msgspec.to_builtins(figures([json.loads(line) for line in lines]))
+            told["found"] = msgspec.to_builtins(run_averages([json.loads(line) for line in lines]))
         except ValueError as error:
             told["error"] = told["error"] or str(error)
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -296,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True)
-    found = measure(given.out, given.tiny, given.steps, given.parts)
-    print("\n".join(["", *table(found)]))
+    found = measure_parts(given.out, given.tiny, given.steps, given.parts)
+    print("\n".join(["", *gpu_table(found)]))
     return int(any(part["error"] for part in found["parts"].values()))
 
 

@@ -19,7 +19,7 @@ _PALETTE = (
 )  # fmt: skip
 
 
-def section(runs: Sequence[Run]) -> Section:
+def budgets_section(runs: Sequence[Run]) -> Section:
     """One point a group."""
     see = (
         "Each point is a group, against the standard deviation of its response lengths: budgets "

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report.metrics import StepFigures, step_metrics
+from launch.report.metrics import RunAverages, run_averages
 from launch.report.read_run import Run
 from launch.report.run_names import Line
-from launch.report.section import Section, number, seconds, table
+from launch.report.section import Section, html_table, number_text, seconds_text
 
 _HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
          "after", "seconds in steps", "tokens sampled", "started", "revision")  # fmt: skip
-_FIGURES: tuple[tuple[str, int, Callable[[Run, StepFigures], float | None]], ...] = (
+_FIGURES: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...] = (
     ("seconds a step", 2, lambda run, of: of.step_seconds),
     ("accuracy", 3, lambda run, of: accuracy(run)[1]),
     ("sampled per trained", 2, lambda run, of: of.sampled_per_trained),
@@ -24,12 +24,12 @@ _FIGURES: tuple[tuple[str, int, Callable[[Run, StepFigures], float | None]], ...
 )
 
 
-def head(lines: Sequence[Line]) -> Section:
+def runs_section(lines: Sequence[Line]) -> Section:
     """One row a run."""
     rows = [_about(line, run) for line in lines for run in line.runs]
     return Section(
         id="runs", title="Runs", see="What was run, and whether it is finished.",
-        content=[table(_HEAD, rows, texts=4)],
+        content=[html_table(_HEAD, rows, texts=4)],
     )  # fmt: skip
 
 
@@ -45,9 +45,9 @@ def _about(line: Line, run: Run) -> Sequence[Any]:
         _state(run),
         f"{run.result.get('steps', len(run.steps))} of {wanted}",
         run.seed,
-        number(before, 3),
-        number(after, 3),
-        seconds(spent),
+        number_text(before, 3),
+        number_text(after, 3),
+        seconds_text(spent),
         f"{tokens:,}",
         run.about.get("started", "–"),
         run.about.get("revision", "–"),
@@ -74,7 +74,7 @@ def _sampled(run: Run) -> int:
     return run.steps[-1].ledger.get("sampled", 0) if run.steps else 0
 
 
-def section(lines: Sequence[Line]) -> Section:
+def comparison_section(lines: Sequence[Line]) -> Section:
     """Figures of every run, and their ratios to the first's."""
     runs = [run for line in lines for run in line.runs if run.steps]
     see = (
@@ -87,7 +87,7 @@ def section(lines: Sequence[Line]) -> Section:
             id="comparison", title="Comparison", see=see,
             missing="One run with steps is nothing to compare: darts report RUN RUN ...",
         )  # fmt: skip
-    values = [[of(run, step_metrics(run.steps)) for _, _, of in _FIGURES] for run in runs]
+    values = [[of(run, run_averages(run.steps)) for _, _, of in _FIGURES] for run in runs]
     rows = [
         (
             run.name,
@@ -100,10 +100,10 @@ def section(lines: Sequence[Line]) -> Section:
     ]
     return Section(
         id="comparison", title="Comparison", see=see,
-        content=[table(["run", *(name for name, _, _ in _FIGURES)], rows)],
+        content=[html_table(["run", *(name for name, _, _ in _FIGURES)], rows)],
     )  # fmt: skip
 
 
 def _ratio(value: float | None, base: float | None, digits: int) -> str:
     ratio = f" ({value / base:.2f}x)" if value is not None and base else ""
-    return number(value, digits) + ratio
+    return number_text(value, digits) + ratio

@@ -8,7 +8,7 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource
 
-from launch.report.missing_data import lacks_timing
+from launch.report.missing_data import missing_timing
 from launch.report.palette import PARTS, REST, Look
 from launch.report.read_run import Run
 from launch.report.section import Section
@@ -17,7 +17,7 @@ from launch.report.style import chosen, legend, plot, stacked
 _ELSE = "other"
 
 
-def looks(runs: Sequence[Run]) -> dict[str, Look]:
+def path_looks(runs: Sequence[Run]) -> dict[str, Look]:
     """Colour and pattern of the parts of critical paths, those with most seconds first; the
     grey `other` stands for the rest."""
     whole: Counter[str] = Counter()
@@ -29,7 +29,7 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
     return {what: PARTS[i] if i < len(PARTS) else REST for i, what in enumerate(order)}
 
 
-def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
+def critical_path_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     """Args: looks: what `looks` says of the same runs."""
     see = (
         "A bar is the step's seconds along its critical path; what stands above the lower bound, "
@@ -39,7 +39,7 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     if not known:
         return Section(
             id="seconds", title="Where the time went", see=see,
-            missing=lacks_timing(runs),
+            missing=missing_timing(runs),
         )  # fmt: skip
     parts = {what: look for what, look in looks.items() if look != REST}
     if len(parts) < len(looks):

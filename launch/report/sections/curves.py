@@ -38,7 +38,7 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Run], Points]], ...] = (
 )
 
 
-def section(lines: Sequence[Line]) -> Section:
+def curves_section(lines: Sequence[Line]) -> Section:
     """Args: all lines, in the order of their colours."""
     see = (
         "Accuracy should rise, and earlier over seconds where steps are faster; "

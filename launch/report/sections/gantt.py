@@ -13,12 +13,12 @@ from bokeh.models import CDSView, ColumnDataSource, CustomJS, HoverTool, Legend,
 from bokeh.models.filters import GroupFilter
 from markupsafe import Markup
 
-from launch.report.missing_data import lacks_timing, lacks_trace
+from launch.report.missing_data import missing_timing, missing_trace
 from launch.report.palette import FATES, REST, Look
 from launch.report.read_run import Run
 from launch.report.section import Section
 from launch.report.spans import EVALUATION, OTHER, traced
-from launch.report.style import INK, above, filled, plot, select
+from launch.report.style import INK, above, fill_style, plot, select
 from launch.report.trace_columns import Picture
 
 _COLOURS = {
@@ -46,7 +46,7 @@ for (const told of document.querySelectorAll("[data-step]"))
 """
 
 
-def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
+def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     """Args: looks: of the parts of critical paths."""
     see = (
         "The thick line is the critical path, on which every second counts; its parts are at the "
@@ -64,9 +64,9 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
         paths = {line.step + 1: line.critical_path for line in run.timing}
         for step in whole.steps:
             name = f"step {step.number}" if len(runs) == 1 else f"{run.name}, step {step.number}"
-            picture.add(name, whole, step, paths.get(step.number, ()))
+            picture.add_step(name, whole, step, paths.get(step.number, ()))
     if not picture.names:
-        return Section(id="gantt", title="One step", see=see, missing=lacks_trace(runs))
+        return Section(id="gantt", title="One step", see=see, missing=missing_trace(runs))
     pick = GroupFilter(column_name="step", group="0")
     made = _drawn(picture, pick, looks)
     notes: list[Markup] = []
@@ -77,7 +77,9 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
             )
         )
     if not picture.path["step"]:
-        notes.append(Markup('<p class="said">No critical path. {}</p>').format(lacks_timing(runs)))
+        notes.append(
+            Markup('<p class="said">No critical path. {}</p>').format(missing_timing(runs))
+        )
     return Section(
         id="gantt", title="One step", see=see, use=use,
         content=[*_choice(picture, made, pick), made, *picture.tables, *notes],
@@ -149,13 +151,13 @@ def _parts(
         strip = made.hbar(
             y="y", height="height", left="start", right="end", source=parts, line_color=_HALO,
             view=CDSView(filter=pick & GroupFilter(column_name="what", group=what)),
-            name=f"part {what}", **filled(look),
+            name=f"part {what}", **fill_style(look),
         )  # fmt: skip
         about = [("", "@what, @lane"), ("seconds", "@seconds{0.000}"), ("", "@detail")]
         made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
         label = _ELSE if look == REST else what
         if label not in named:
-            named[label] = [_key(made, line_color=INK, **filled(look))]
+            named[label] = [_key(made, line_color=INK, **fill_style(look))]
         named[label].append(strip)
     return [LegendItem(label=what, renderers=strips) for what, strips in named.items()]
 

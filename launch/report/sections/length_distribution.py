@@ -26,7 +26,7 @@ _COLOUR = "#4477aa"
 _TICKS = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5)]
 
 
-def section(lines: Sequence[Line]) -> Section:
+def lengths_section(lines: Sequence[Line]) -> Section:
     """Two plots: lengths, and lengths over the median of their group."""
     see = (
         "Each ridge is the distribution of response lengths in one part of the training, the "

@@ -71,7 +71,7 @@ def _read(config: Path, say: Say) -> Sequence[str]:
     return [data[i].prompt for i in range(len(data))]
 
 
-def section(runs: Sequence[Run], prompts: Prompts) -> Section:
+def samples_section(runs: Sequence[Run], prompts: Prompts) -> Section:
     """Args: prompts: held-out prompts of a run."""
     see = (
         "The same prompts answered before and after training, with their rewards: what has the "

@@ -18,7 +18,7 @@ _COUNTED = 1e-3
 """Smallest share of all tokens that a fate has to have for a place in the legend."""
 
 
-def section(runs: Sequence[Run]) -> Section:
+def waste_section(runs: Sequence[Run]) -> Section:
     """Accounts of the ledger, step by step."""
     see = (
         "What is “trained”, the lowest part of a bar, was learned from; the rest was sampled for "
@@ -37,7 +37,7 @@ def section(runs: Sequence[Run]) -> Section:
             columns["run"].append(str(index))
             columns["step"].append(now.step + 1)
             columns["ratio"].append(now.sampled_per_trained)
-            for fate, tokens in grown(before, now).items():
+            for fate, tokens in tokens_by_fate(before, now).items():
                 columns[fate].append(tokens)
     whole = sum(sum(columns[fate]) for fate in FATES) or 1
     kinds = [fate for fate in FATES if sum(columns[fate]) > _COUNTED * whole]
@@ -55,7 +55,7 @@ def section(runs: Sequence[Run]) -> Section:
     )  # fmt: skip
 
 
-def grown(before: StepLine | None, now: StepLine) -> dict[str, int]:
+def tokens_by_fate(before: StepLine | None, now: StepLine) -> dict[str, int]:
     """Tokens by fate of one step: accounts count from the start of the run."""
     old = before.ledger if before is not None else {}
     return {fate: max(0, now.ledger.get(fate, 0) - old.get(fate, 0)) for fate in FATES}

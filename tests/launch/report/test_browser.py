@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launch.report.build import build
+from launch.report.build import build_page
 from tests.launch.jobs.jobs import ROOT
 from tests.launch.report.folders import Made
 
@@ -59,7 +59,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ).write(),
     ]  # fmt: skip
     path = folder / "report.html"
-    path.write_text(build(runs, print))
+    path.write_text(build_page(runs, print))
     return path
 
 
