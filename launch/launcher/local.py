@@ -138,7 +138,7 @@ class Launcher:
             ]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
-            command += ["--entrance", str(site.listen_keys)] if site.listen_keys else []
+            command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
         ranks, resume = config.learner.ranks, str(self._resume or "")
         for rank in self._roles.ranks:
