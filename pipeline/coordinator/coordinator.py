@@ -24,23 +24,23 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineJoined,
     EngineLost,
+    GroupFailed,
+    GroupTrained,
     Halt,
     LearnerJoined,
     LearnerLost,
+    Published,
     RewardMissing,
     RewardReady,
     Shutdown,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tick,
     Tokens,
-    Trained,
-    TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import GroupState
@@ -56,10 +56,10 @@ from pipeline.plugins.interfaces import Ticked, WeightsPublished
 MOST_FAILED_CUTS = 3
 """Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""
 _AFTER_THE_CUT = (Checkpointed, LearnerLost, Halt, Tick)
-_ANSWERS = (Trained, TrainingFailed, StepApplied, StepRejected)
+_ANSWERS = (GroupTrained, GroupFailed, StepDone, StepSkipped)
 
 
-class Phase(StrEnum):
+class RunPhase(StrEnum):
     STARTING = "starting"  # learner and engines are joining
     EVALUATING = "evaluating"
     TRAINING = "training"
@@ -101,14 +101,14 @@ class Coordinator:
             on_hopeless=self.selection.give_up,
         )
         self.engine_manager = EngineManager(self.core, self.scheduler, self.token_ingest)
-        self.phase = Phase.STARTING
+        self.phase = RunPhase.STARTING
         self.learners: set[int] = set()
         self.cutting_since: float | None = None
         self.cut_step = -1  # of the newest one that was asked for
         self._cuts_failed = 0  # in a row
         self.final_checkpoint = False  # the one that is being written ends the run
         self.error = ""
-        self.watch = waits.Watch()
+        self.watch = waits.WaitReporter()
         self.watchdog = Watchdog(
             self,
             {
@@ -130,19 +130,19 @@ class Coordinator:
             EngineJoined: self.engine_manager.joined,
             EngineLost: self.engine_manager.lost,
             Tokens: self.engine_manager.tokens,
-            WeightsServed: self.engine_manager.served,
-            WeightsRefused: self.engine_manager.refused,
+            WeightsLoaded: self.engine_manager.served,
+            WeightsFailed: self.engine_manager.refused,
             RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
             RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
             TurnAnswered: self.token_ingest.turns.answered,
             TurnFailed: self.token_ingest.turns.failed,
             LearnerJoined: lambda e: self.learners.add(e.rank),
             LearnerLost: self._learner_lost,
-            VersionPublished: self._first_version,
-            Trained: self.steps.trained,
-            TrainingFailed: self.steps.failed,
-            StepApplied: self._applied,
-            StepRejected: self.steps.rejected,
+            Published: self._first_version,
+            GroupTrained: self.steps.trained,
+            GroupFailed: self.steps.failed,
+            StepDone: self._applied,
+            StepSkipped: self.steps.rejected,
             Checkpointed: self._checkpointed,
             Tick: self._tick,
             Halt: self._halt,
@@ -156,7 +156,7 @@ class Coordinator:
         """
         self.core.now = now
         if (
-            self.phase is Phase.HALTING
+            self.phase is RunPhase.HALTING
             and self.final_checkpoint
             and not isinstance(event, _AFTER_THE_CUT)
         ):
@@ -171,25 +171,25 @@ class Coordinator:
 
     def _settle(self) -> None:
         """Move on as far as the event allows, then fill free slots."""
-        if self.phase is Phase.HALTING:
+        if self.phase is RunPhase.HALTING:
             self._cut_and_stop()
             return
-        if self.phase in (Phase.CLOSED, Phase.OVER):
+        if self.phase in (RunPhase.CLOSED, RunPhase.OVER):
             return
-        if self.phase is Phase.STARTING:
+        if self.phase is RunPhase.STARTING:
             everyone = len(self.learners) == self.core.settings.ranks
             if not (everyone and self.scheduler.serving()):
                 return
             self._next()
-        if self.phase is Phase.EVALUATING and self.evaluations.done:
+        if self.phase is RunPhase.EVALUATING and self.evaluations.done:
             if self.evaluations.last_step != self.core.step:
                 self.evaluations.finish()
             if not self._best_is_kept():
                 return
             self._next()
-        if self.phase is Phase.TRAINING:
+        if self.phase is RunPhase.TRAINING:
             self.steps.advance()
-            while not self.steps.state.is_open and self.phase is Phase.TRAINING:
+            while not self.steps.state.is_open and self.phase is RunPhase.TRAINING:
                 if self.steps.too_many_skips:
                     self._halt(Halt(error="three steps in a row were skipped"))
                     self._cut_and_stop()
@@ -198,7 +198,7 @@ class Coordinator:
                 self._next()  # an empty or skipped step: no new version to wait for
                 self.steps.advance()
         self.scheduler.place()
-        if self.phase is Phase.TRAINING and self.steps.may_top_up:
+        if self.phase is RunPhase.TRAINING and self.steps.may_top_up:
             self.steps.planner.top_up()
             self.scheduler.place()
 
@@ -206,22 +206,22 @@ class Coordinator:
         """After a publish: evaluation when due, else the step, else the end."""
         core = self.core
         if self.evaluations.due(final=core.step >= core.settings.steps):
-            self.phase = Phase.EVALUATING
+            self.phase = RunPhase.EVALUATING
             self.evaluations.begin(self.group_manager)
         elif core.step >= core.settings.steps:
-            self.phase = Phase.CLOSED
+            self.phase = RunPhase.CLOSED
             self._cut_if_due()  # unless it was cut when the step was done
             if self.cutting_since is None:
                 self._end()
         else:
-            self.phase = Phase.TRAINING
+            self.phase = RunPhase.TRAINING
             if not self.steps.state.is_open:
                 self.steps.open()
 
     def _end(self) -> None:
-        if self.phase is Phase.OVER:
+        if self.phase is RunPhase.OVER:
             return
-        self.phase = Phase.OVER
+        self.phase = RunPhase.OVER
         self.core.emit(Shutdown(error=self.error))
 
     # --- rewards ------------------------------------------------------------------------
@@ -243,12 +243,12 @@ class Coordinator:
 
     # --- the learner --------------------------------------------------------------------
 
-    def _first_version(self, event: VersionPublished) -> None:
+    def _first_version(self, event: Published) -> None:
         self.core.version = event.version
         self.scheduler.published()
         self.selection.version_known()
 
-    def _applied(self, event: StepApplied) -> None:
+    def _applied(self, event: StepDone) -> None:
         version = self.steps.applied(event)
         if version is None:
             return
@@ -258,7 +258,7 @@ class Coordinator:
         if self.selection.wants.published:
             for group in core.train_groups(GroupState.OPEN):
                 self.selection.ask(group, WeightsPublished())
-        if self.phase is Phase.TRAINING:  # at a halt another cut comes
+        if self.phase is RunPhase.TRAINING:  # at a halt another cut comes
             self._cut_if_due()
             self._next()
 
@@ -309,17 +309,19 @@ class Coordinator:
         if self._cuts_failed >= MOST_FAILED_CUTS:
             many = f"{self._cuts_failed} checkpoints in a row failed"
             self._halt(Halt(error=f"{many}; the last: {event.error}"))
-        if self.phase is Phase.CLOSED and event.step < self.core.step:
+        if self.phase is RunPhase.CLOSED and event.step < self.core.step:
             self._cut()  # the last one had to wait for this one
-        elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.final_checkpoint):
+        elif self.phase is RunPhase.CLOSED or (
+            self.phase is RunPhase.HALTING and self.final_checkpoint
+        ):
             self._end()
 
     def _halt(self, event: Halt) -> None:
-        if self.phase in (Phase.HALTING, Phase.CLOSED, Phase.OVER):
+        if self.phase in (RunPhase.HALTING, RunPhase.CLOSED, RunPhase.OVER):
             self.error = self.error or event.error
             return
         self.error = event.error
-        self.phase = Phase.HALTING
+        self.phase = RunPhase.HALTING
         for trajectory in list(self.core.trajectories.values()):
             if trajectory.engine:  # legs end at the tokens held
                 self.scheduler.end_leg(trajectory)
@@ -364,7 +366,7 @@ class Coordinator:
     def _tick(self, event: Tick) -> None:
         del event
         self.steps.planner.tick()
-        if self.selection.wants.tick and self.phase is Phase.TRAINING:
+        if self.selection.wants.tick and self.phase is RunPhase.TRAINING:
             for group in self.core.train_groups(GroupState.OPEN):
                 if group.stage is GroupState.OPEN:
                     self.selection.ask(group, Ticked())

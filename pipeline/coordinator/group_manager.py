@@ -114,7 +114,7 @@ class GroupManager:
         if self.awaiting_reward.pop(trajectory.id, None) is not None:
             self._core.emit(CancelReward(trajectory=trajectory.id))
 
-    def scored(self, reward: float, parts: Mapping[str, float]) -> None:
+    def record_reward(self, reward: float, parts: Mapping[str, float]) -> None:
         """A member's reward is known."""
         self.rewards.append(reward)
         for name, value in parts.items():
@@ -128,7 +128,7 @@ class GroupManager:
         core = self._core
         if group.sent and stage is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
-        self.token_stream.closed(group)
+        self.token_stream.close_group(group)
         core.advance(group, stage, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
@@ -216,7 +216,7 @@ class GroupManager:
             self._scheduler.end_leg(member)
         self._core.cancel_environment_call(member.id)
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
-        self.token_stream.gone(self._core.groups[member.group], member)
+        self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
         self._core.ledger.move(member.sampled, source, account)
         del self._core.trajectories[member.id]

@@ -59,7 +59,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # its next leg resumes it
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {

@@ -92,7 +92,7 @@ class Selection:
 
     def grown(self, trajectory: Trajectory, count: int) -> None:
         """A running member has so many new tokens."""
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         every, sampled = self.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
@@ -104,7 +104,7 @@ class Selection:
         core = self._core
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         self._group_manager.request_reward(group, trajectory)
         if group.kind == "train":
             self._group_manager.lengths.append(trajectory.sampled)
@@ -139,7 +139,7 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._group_manager.scored(value, parts)
+            self._group_manager.record_reward(value, parts)
         if group.stage is GroupState.CHOSEN:
             self._ready_if_scored(group)
         elif group.stage is GroupState.OPEN:

@@ -117,7 +117,7 @@ class CoordinatorState:
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
         self.group_index = GroupIndex()  # of the training groups among them
-        self.due = Due(self)
+        self.due_groups = Due(self)
         self.trajectories: dict[int, Trajectory] = {}
         self.environment_calls: dict[int, float] = {}  # trajectory -> when its rollout was asked
         self.next_group = 0
@@ -165,7 +165,7 @@ class CoordinatorState:
         group.advance(stage, self.now, why)
         self.group_index.update(group)
         if stage is GroupState.READY:
-            self.due.note(group)
+            self.due_groups.note(group)
 
     def train_groups(self, *stages: GroupState) -> list[Group]:
         """Live training groups in these stages, oldest first."""

@@ -109,7 +109,7 @@ class TokenIngest:
                 trajectory.logprob_sum += total
                 if chunk.version not in trajectory.versions:
                     trajectory.versions.append(chunk.version)
-                    core.due.note(core.groups[trajectory.group])
+                    core.due_groups.note(core.groups[trajectory.group])
                 grown += count
             if finish:
                 core.ledger.sample(grown, "open")

@@ -13,14 +13,14 @@ import msgspec
 from pipeline.coordinator import staleness
 from pipeline.coordinator.events import (
     CloseStep,
-    StepApplied,
-    StepRejected,
-    Trained,
-    TrainingFailed,
+    GroupFailed,
+    GroupTrained,
+    StepDone,
+    StepSkipped,
 )
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
-from pipeline.coordinator.learner_feed import train_command
+from pipeline.coordinator.learner_feed import train_group
 from pipeline.coordinator.prompt_planner import PromptPlanner
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
@@ -73,7 +73,7 @@ class TrainingSteps:
         self.finishing = False  # FinishStep has gone out
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
         self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
-        self._answered: dict[int, StepApplied | StepRejected] = {}
+        self._answered: dict[int, StepDone | StepSkipped] = {}
         self.report = StepReport(core, scheduler, group_manager, selection)
         self._nonfinite = 0
         self._rank_tokens: dict[int, int] = {}
@@ -198,7 +198,7 @@ class TrainingSteps:
             group_size=core.settings.size,
             closing=state.closing,
             ahead=staleness.ahead(core),
-            due=core.due.ready if self._waits_for_due else (),
+            due=core.due_groups.ready if self._waits_for_due else (),
         )
         with plugin_guard(core.plugins.batch, "batch"):
             actions = list(core.plugins.batch.decide(view))
@@ -245,7 +245,7 @@ class TrainingSteps:
         """Hand a taken group to its rank, self-contained."""
         group.sent, group.trained_tokens = True, -1.0
         self._core.group_index.update(group)
-        self._core.emit(train_command(group, self._core.step))
+        self._core.emit(train_group(group, self._core.step))
 
     def _close(self) -> None:
         """The barrier, in order of id; what stays open is deferred as surplus."""
@@ -270,7 +270,7 @@ class TrainingSteps:
         taken = core.group_index.counts["taken"]
         others = sum(core.group_index.counts.values()) > taken
         if staleness.ahead(core):
-            due = self._waits_for_due and core.due.exists
+            due = self._waits_for_due and core.due_groups.exists
             others = due or (others and taken < core.settings.need)
         if others:
             if not state.closing and self._stands_still():
@@ -336,7 +336,7 @@ class TrainingSteps:
 
     # --- the learner answers ------------------------------------------------------------
 
-    def trained(self, event: Trained) -> None:
+    def trained(self, event: GroupTrained) -> None:
         group = self._core.groups.get(event.group)
         if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
@@ -345,7 +345,7 @@ class TrainingSteps:
         self.needs_update = True
         self.report.add(event.metrics)
 
-    def failed(self, event: TrainingFailed) -> None:
+    def failed(self, event: GroupFailed) -> None:
         group = self._core.groups.get(event.group)
         if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
             return
@@ -354,7 +354,7 @@ class TrainingSteps:
         self._core.report("warning", text=f"group {group.id} dropped: {event.why}")
         self._group_manager.end(group, GroupState.DROPPED, "not finite")
 
-    def applied(self, event: StepApplied) -> int | None:
+    def applied(self, event: StepDone) -> int | None:
         """All ranks have stepped: returns the new version, None while some are missing."""
         core = self._core
         if not self._gather(event):
@@ -364,13 +364,13 @@ class TrainingSteps:
         for group in taken:
             self._group_manager.end(group, GroupState.TRAINED)
         self.state.is_open, self.state.skipped, self.finishing = False, 0, False
-        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepApplied)]
+        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepDone)]
         metrics |= learner_bubble(ranks, core.now - self.state.since)
         self._report_step(metrics, ranks[0])
         core.step += 1
         return event.version
 
-    def rejected(self, event: StepRejected) -> None:
+    def rejected(self, event: StepSkipped) -> None:
         """All ranks refused the step: weights are as they were, the prompts come back."""
         if not self._gather(event):
             return
@@ -381,7 +381,7 @@ class TrainingSteps:
         self.state.is_open, self.finishing = False, False
         self._skipped(event.why)
 
-    def _gather(self, event: StepApplied | StepRejected) -> bool:
+    def _gather(self, event: StepDone | StepSkipped) -> bool:
         if not self.finishing or event.step != self._core.step:
             return False
         self._answered[event.rank] = event

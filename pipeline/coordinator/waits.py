@@ -123,7 +123,7 @@ def _of_a_member(
     return None
 
 
-class Watch:
+class WaitReporter:
     """Says once per limit what the longest wait is."""
 
     def __init__(self) -> None:

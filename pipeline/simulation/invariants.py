@@ -92,9 +92,9 @@ def check_tally(core: CoordinatorState) -> None:
     _hold(+Counter(core.group_index.at_rank) == untrained, "groups are at another rank")
     if core.settings.max_staleness and core.version >= 0:
         due = staleness.due(core)
-        _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")
+        _hold(core.due_groups.exists == bool(due), "a group is due and not waited for, or not due")
         ready = tuple(g.id for g in due if g.stage is GroupState.READY)
-        _hold(core.due.ready == ready, "ready groups that are due are not those found")
+        _hold(core.due_groups.ready == ready, "ready groups that are due are not those found")
 
 
 def check_fleet(core: CoordinatorState, scheduler: Scheduler) -> None:

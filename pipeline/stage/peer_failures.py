@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.coordinator.coordinator import Coordinator, Phase
+from pipeline.coordinator.coordinator import Coordinator, RunPhase
 from pipeline.coordinator.events import EngineLost, LearnerLost
 from pipeline.stage.outbox import Outbox
 from pipeline.stage.peers import Peer, Peers
@@ -63,7 +63,7 @@ class PeerMonitor:
         peer = self._peers.named(name)
         if peer is not None:
             self.lose(peer, why)
-        elif name.startswith("l") and self._coordinator.phase is not Phase.OVER:
+        elif name.startswith("l") and self._coordinator.phase is not RunPhase.OVER:
             self._tell(LearnerLost(rank=int(name[1:] or 0), why=why))
 
     def restart(self, name: str, why: str) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from pipeline.coordinator.events import (
     EngineLost,
+    GroupTrained,
     Halt,
     LearnerJoined,
+    Published,
     Report,
     Tick,
-    Trained,
-    VersionPublished,
 )
 from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import BatchAction, Enough, Finalize, Park
@@ -51,7 +51,7 @@ def test_it_waits_for_an_engine() -> None:
 def test_it_waits_for_an_engine_to_prove_its_weights() -> None:
     bench = Bench()
     bench.begin()
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     for trajectory in (0, 1, 2):
         bench.tokens(trajectory, 0, "abort")
     assert "engine e0 to load and prove version 1" in line(bench)
@@ -87,7 +87,7 @@ def test_it_waits_for_the_optimizer_step() -> None:
     bench = Bench()
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "step 1: the optimizer step" in line(bench)
 
 

@@ -16,14 +16,14 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineLost,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Restart,
     Shutdown,
     Tick,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
@@ -129,7 +129,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
     bench = bench_of(candidates=3)
     bench.begin()
     bench.ask(0, Abort((2,)))
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     assert "Restart" not in pass_time(bench, 15)
     bench.serve()
     assert "Restart" not in pass_time(bench, 4, lambda: bench.tokens(0, 1))
@@ -148,7 +148,7 @@ def test_an_engine_that_never_serves_is_restarted() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
+        bench.handle(Published(version=version))
 
     publish()
     assert "Restart" not in pass_time(bench, 19, publish)
@@ -164,8 +164,8 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
-        bench.handle(WeightsServed(engine="e0", version=version - 1, gap=0.0))
+        bench.handle(Published(version=version))
+        bench.handle(WeightsLoaded(engine="e0", version=version - 1, gap=0.0))
 
     publish()
     assert "Restart" not in pass_time(bench, 60, publish)
@@ -261,7 +261,7 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
     bench.begin()
     bench.train_one(0)
     pass_time(bench, 30)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "Shutdown" not in pass_time(bench, 39)
     assert "Shutdown" in pass_time(bench, 3)
 
