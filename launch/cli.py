@@ -1,4 +1,4 @@
-"""The `darts` command. Heavy imports wait until a command needs them: `--help` is quick."""
+"""The `darts` command. Heavy imports wait until a command needs them, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ app = typer.Typer(
     add_completion=False,
 )
 
-bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
+    """Reads model, tokenizer, data and plug-ins as a run would; returns lines that describe them."""
     import asyncio
 
     from launch.preflight import learner, rewards
@@ -74,24 +74,24 @@ def train_command(
     config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="the run's folder; a new one below runs/ by default")
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with this run from its newest checkpoint")
+        Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")
     ] = None,
     stage_only: Annotated[
         bool,
         typer.Option(
             "--stage-only",
-            help="start the stage alone; engines and learner ranks are started by hand with "
+            help="start only the stage; start engines and learner ranks by hand with "
             "darts engine --join and darts learner --join",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="resolve and check everything, start nothing")
+        bool, typer.Option("--dry-run", help="check all settings, model and data; start nothing")
     ] = False,
 ) -> None:
-    """Train a model on this machine: stage, engines and learner ranks.
+    """Train a model on this machine.
 
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
@@ -100,7 +100,7 @@ def train_command(
 
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
-            what = "what may change (docs/run-folder.md) is changed in its config.yaml"
+            what = "edit its config.yaml to change settings (docs/run-folder.md: which)"
             exit_with_error(f"--resume takes the run's folder and nothing else; {what}", 2)
         raise typer.Exit(resume_run(resume))
     if config is None:
@@ -121,9 +121,11 @@ def train_command(
 def eval_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the result")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
+    ] = None,
 ) -> None:
-    """Sample the held-out prompts and print accuracy and lengths.
+    """Evaluate a model on the held-out prompts and print accuracy and response lengths.
 
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
@@ -138,13 +140,16 @@ def eval_command(
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
-    directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
+    run: Annotated[Path, typer.Argument(help="folder of a run, or one of its checkpoints")],
+    directory: Annotated[Path, typer.Argument(help="folder to write; must not exist yet")],
     best: Annotated[
-        bool, typer.Option("--best", help="that of the run's best step, by eval.best")
+        bool, typer.Option("--best", help="the checkpoint of the best step (setting eval.best)")
     ] = False,
 ) -> None:
-    """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
+    """Write the newest checkpoint as a Hugging Face directory for transformers and vLLM.
+
+    darts export runs/quickstart exported
+    """
     from launch.commands.best_checkpoint import best_checkpoint
     from launch.commands.train import export_run
     from pipeline.checkpoint.store import CheckpointError
@@ -170,17 +175,19 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _joined(join: Path) -> list[str]:
-    """Sockets and configuration of a running job, from its folder."""
+    """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
 
     address = join / "address"
     if not address.is_file():
-        exit_with_error(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
+        exit_with_error(f"{address}: no such file; --join takes the folder of a running job", 2)
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
-        exit_with_error(f"{join}: this job does not run any more", 2)
+        exit_with_error(f"{join}: this job is not running any more", 2)
     if not is_ours(Path(sockets)):
-        exit_with_error(f"{sockets}: another user's, or a link; it is not joined", 2)
+        exit_with_error(
+            f"{sockets}: belongs to another user or is a symbolic link; refused to join", 2
+        )
     return ["--stage", sockets, "--config", str(join / "config.yaml")]
 
 
@@ -188,11 +195,11 @@ def _joined(join: Path) -> list[str]:
 def engine_command(
     join: Annotated[
         Path,
-        typer.Option(help="folder of the running job to work for, or its join.key, copied here"),
+        typer.Option(help="folder of the running job, or a copy of its join.key"),
     ],
-    name: Annotated[str, typer.Option(help="a name that no other engine of the job has")],
+    name: Annotated[str, typer.Option(help="name of the engine, unique in the job")],
 ) -> None:
-    """One more rollout engine for a running job, of this machine or of another.
+    """Add a rollout engine to a running job, on this machine or another one.
 
     darts engine --join join.key --name extra
     """
@@ -217,11 +224,18 @@ def engine_command(
 
 @app.command("learner")
 def learner_command(
-    join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
-    rank: Annotated[int, typer.Option(help="this rank; all of learner.ranks are needed")] = 0,
-    port: Annotated[int, typer.Option(help="loopback port where the ranks meet")] = 29400,
+    join: Annotated[Path, typer.Option(help="folder of the running job")],
+    rank: Annotated[
+        int, typer.Option(help="number of this rank, from 0; the job needs learner.ranks of them")
+    ] = 0,
+    port: Annotated[
+        int, typer.Option(help="loopback port at which the ranks find each other")
+    ] = 29400,
 ) -> None:
-    """One learner rank for a job that was started with --stage-only."""
+    """Start a learner rank for a job that was started with --stage-only.
+
+    darts learner --join runs/quickstart --rank 0
+    """
     import os
 
     from launch.launcher.processes import learner_arguments, learner_environment
@@ -234,7 +248,10 @@ def learner_command(
 
 @app.command("plugins")
 def plugins_command() -> None:
-    """What can be plugged in at each seam, with its options."""
+    """List the plug-ins of each kind and their options.
+
+    darts plugins
+    """
     from launch.commands.plugins import plugin_lines
 
     typer.echo("\n".join(plugin_lines()))
@@ -253,24 +270,29 @@ def doctor_command(
     overrides: Overrides = None,
     cluster: Annotated[
         Path | None,
-        typer.Option("--cluster", help="look at all machines of a job with this configuration"),
+        typer.Option("--cluster", help="check all machines of a job with this configuration"),
     ] = None,
     head: Annotated[
         str, typer.Option("--head", help="without torchrun: HOST:PORT of the first machine")
     ] = "",
-    nodes: Annotated[int, typer.Option("--nodes", help="how many machines", min=1)] = 1,
-    node: Annotated[int, typer.Option("--node", help="which one this is, from 0", min=0)] = 0,
+    nodes: Annotated[int, typer.Option("--nodes", help="number of machines", min=1)] = 1,
+    node: Annotated[int, typer.Option("--node", help="number of this machine, from 0", min=0)] = 0,
     secret: Annotated[
-        Path | None, typer.Option("--secret", help="a file, the same on every machine")
+        Path | None, typer.Option("--secret", help="file with a secret, the same on every machine")
     ] = None,
     wait_s: Annotated[
-        float, typer.Option("--wait", help="seconds that machines may take to come", min=1)
+        float, typer.Option("--wait", help="seconds to wait for the other machines", min=1)
     ] = 60.0,
 ) -> None:
-    """Look at this machine and installation: what is missing, and the command that mends it.
+    """Check this machine and its installation, and print how to fix what is wrong.
 
-    With --cluster CONFIG, under torchrun or started on every machine: who reaches whom, and what
-    differs; the exit status says whether a run would start (docs/nodes.md).
+    With --cluster CONFIG, started on every machine or under torchrun, it also checks which
+    machines reach each other and what differs between them. The exit status is 0 if a run would
+    start (docs/nodes.md).
+
+    darts doctor
+
+    darts doctor --cluster configs/mine.yaml --head HOST:29500 --nodes 2 --node 0
     """
     if cluster is None:
         from launch.doctor.machine import examine
@@ -290,28 +312,31 @@ def doctor_command(
 def compare_command(
     overrides: Overrides = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="one seed of three methods, a few steps: ten minutes")
+        bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
     ] = False,
     methods: Annotated[
-        str, typer.Option(help="names or sets (ablation, ends, quick), with commas")
+        str, typer.Option(help="names or sets (ablation, ends, quick), separated by commas")
     ] = "all",
     seeds: Annotated[
-        int | None, typer.Option(help="seeds of each method: 0, 1, ...; 3 by default")
+        int | None, typer.Option(help="number of seeds for each method; default: 3")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
+    steps: Annotated[int | None, typer.Option(help="the same as step.count=N")] = None,
     target: Annotated[
-        float | None, typer.Option(help="held-out accuracy to be reached; 0.75, with --quick 0.5")
+        float | None,
+        typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
     ] = None,
     config: Annotated[Path, typer.Option(help=CONFIG_HELP)] = Path("configs/bench.yaml"),
-    folder: Annotated[Path, typer.Option(help="of the runs and results")] = Path("runs/compare"),
-    out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
+    folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
+        "runs/compare"
+    ),
+    out: Annotated[Path | None, typer.Option(help="file for the results as JSON")] = None,
     show_methods: Annotated[
-        bool, typer.Option("--list", help="what can be compared; start nothing")
+        bool, typer.Option("--list", help="list the methods and start nothing")
     ] = False,
 ) -> None:
-    """Train with every method and seed in turn, and compare time, tokens and accuracy.
+    """Train with each method and seed in turn, and compare time, tokens and accuracy.
 
-    Takes hours; started again it goes on with what is missing.
+    This takes hours. Started again, it runs only what is missing.
 
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
     """
@@ -326,7 +351,7 @@ def compare_command(
             typer.echo(f"{name}: {', '.join(names)}")
         return
     if quick and (methods != "all" or seeds is not None):
-        exit_with_error("--quick is one seed of three methods: leave out --methods and --seeds", 2)
+        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
     wanted = Comparison(
         config=config,
         folder=folder,

@@ -1,9 +1,8 @@
-"""`darts doctor --cluster`: a process on every machine looks at its own and knocks at the others'.
+"""`darts doctor --cluster`: a process on every machine checks it and probes the other machines' ports.
 
-Under torchrun the first rank of each machine does it, by hand whoever is started with
-`--head`, `--nodes` and `--node`. They tell each other through a store, as the ranks of a
-job do; the first machine prints what was found (`cluster` judges it), and all end with
-the same status.
+Under torchrun the first rank of each machine does this; without it, a process started by hand with
+`--head`, `--nodes` and `--node`. They exchange results through a store, as the ranks of a job do.
+The first machine prints the findings (`cluster_report`), and all end with the same status.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.clock_sync import PeerClock
 
 PROBE_LIMIT_S = 3.0
-"""A port that has not answered by then is not reached."""
+"""Seconds after which a port that has not answered counts as not reached."""
 _PINGS = 8
-_VERDICT_LIMIT_S = 10.0  # the first machine's store stays for the others to hear the end
-_SAMPLE = 1 << 20  # bytes at either end of a file of weights that stand for it
+_VERDICT_LIMIT_S = 10.0  # the first machine keeps its store open until the others have the verdict
+_SAMPLE = 1 << 20  # bytes at both ends of a weights file that go into its checksum
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class Participant(msgspec.Struct, frozen=True, kw_only=True):
-    """Of this process among the machines."""
+    """This process among the machines."""
 
     node: int
     machines: int
@@ -71,24 +70,24 @@ class ProbeError(Exception):
     """This machine cannot take part; the message says why, and what to look at."""
 
 
-def open_store(place: Participant, limit_s: float) -> Store:
-    """Torchrun's, or one on the first machine. Raises SurveyError."""
+def open_store(participant: Participant, limit_s: float) -> Store:
+    """Opens torchrun's store, or one on the first machine. Raises ProbeError."""
     from torch.distributed import TCPStore
 
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and place.torchrun
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and participant.torchrun
     limit = timedelta(seconds=limit_s)
     try:
         return TCPStore(
-            *(place.head, place.port),
-            is_master=place.node == 0 and not shared,
+            *(participant.head, participant.port),
+            is_master=participant.node == 0 and not shared,
             wait_for_workers=False,
             timeout=limit,
         )
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ProbeError(
-            f"machine {place.node}: no store at {place.head}:{place.port} within {limit_s:.0f} s: "
-            f"{first}; is the doctor started on the first machine, and the port open?"
+            f"machine {participant.node}: no store at {participant.head}:{participant.port} "
+            f"within {limit_s:.0f} s: {first}; check that the doctor runs on the first machine and that the port is open"
         ) from error
 
 
@@ -96,17 +95,17 @@ def open_store(place: Participant, limit_s: float) -> Store:
 
 
 def facts_of(
-    place: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
+    participant: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
 ) -> MachineFacts:
-    """What can be told without asking anybody."""
+    """Collects what this machine knows without asking the others."""
     model = Path(config.model)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     shm = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path.cwd()
     return MachineFacts(
-        node=place.node,
+        node=participant.node,
         host=socket.gethostname(),
-        address=_address(place, config),
-        ranks=place.ranks,
+        address=_address(participant, config),
+        ranks=participant.ranks,
         versions=installed_versions() | {"darts": _sources()},
         config=config_digest(config),
         model=_model_checksum(model),
@@ -130,7 +129,7 @@ def _sources() -> str:
 
 
 def _model_checksum(model: Path) -> str:
-    """Of small files all, of weights the size and both ends; '' where there is no model."""
+    """Checksum over all small files, and size and both ends of weights; '' without a model."""
     if not (model / "config.json").is_file():
         return ""
     digest = xxhash.xxh3_64()
@@ -147,26 +146,26 @@ def _model_checksum(model: Path) -> str:
 
 
 def _widened(config: Config) -> bool:
-    """Whether engines get float32 of a model whose file has 16 bits a weight."""
+    """Returns True if engines get float32 weights and the model's file has 16 bits a weight."""
     published = config.learner.dtype if config.engine.dtype == "auto" else config.engine.dtype
     try:
         settings = read_json(Path(config.model) / "config.json")
-    except ModelError:  # that there is none is told as such
+    except ModelError:  # a missing model is reported elsewhere
         return False
     stored = settings.get("dtype") or settings.get("torch_dtype")
     return published == "float32" and stored in ("bfloat16", "float16")
 
 
-def _address(place: Participant, config: Config) -> str:
-    """Where this machine listens, as a job's parts would."""
-    if place.node == 0:
-        return own_address(config.nodes.interface, place.head)
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(place.head)
-    return own_address(interface, place.head)
+def _address(participant: Participant, config: Config) -> str:
+    """The address at which this machine listens, as a job's processes would."""
+    if participant.node == 0:
+        return own_address(config.nodes.interface, participant.head)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(participant.head)
+    return own_address(interface, participant.head)
 
 
 class Listeners:
-    """Answers whoever knocks with the machine's number and clock, until it is closed."""
+    """Answers every probe with the machine's number and clock, until it is closed."""
 
     def __init__(self, node: int, address: str, wanted: Mapping[str, int]) -> None:
         self._node = node
@@ -192,7 +191,7 @@ class Listeners:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:  # who knocks may go at any time
+        with contextlib.suppress(OSError), connection:  # the prober may disconnect at any time
             connection.settimeout(PROBE_LIMIT_S)
             while connection.recv(1):
                 said = {"node": self._node, "clock": time.time()}
@@ -205,10 +204,10 @@ class Listeners:
             listening.close()
 
 
-def wanted_ports(place: Participant, config: Config, address: str) -> dict[str, int]:
-    """For what, and at which port this machine is to listen."""
+def wanted_ports(participant: Participant, config: Config, address: str) -> dict[str, int]:
+    """Purpose -> port at which this machine is to listen."""
     found = {ANY_PORT: free_port(address)}
-    if place.node == 0:
+    if participant.node == 0:
         first = config.nodes.port
         numbers = (first + n if first else free_port(address) for n in range(len(STAGE_PORTS)))
         found |= dict(zip(STAGE_PORTS, numbers, strict=True))
@@ -219,7 +218,7 @@ def wanted_ports(place: Participant, config: Config, address: str) -> dict[str, 
 
 
 def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe:
-    """Round trips to a port of another machine; the shortest tells its clock, as NTP does it."""
+    """Measures round trips to a port of another machine; the shortest gives its clock, as in NTP."""
     clock, trips = PeerClock(0.0, 0.0, same=False), list[float]()
     why = ""
     try:
@@ -249,35 +248,40 @@ def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe
 
 
 def probe_all_ports(own: MachineFacts, others: Sequence[MachineFacts]) -> list[Probe]:
-    """At every port of every other machine, at once."""
-    doors = [(f, what, port) for f in others for what, port in f.ports.items()]
+    """Probes every port of every other machine, in parallel."""
+    targets = [(f, what, port) for f in others for what, port in f.ports.items()]
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return list(pool.map(lambda door: probe_port(own.node, *door), doors))
+        return list(pool.map(lambda target: probe_port(own.node, *target), targets))
 
 
 class _Board:
-    """What each machine has said, sealed, in the store."""
+    """Signed messages of the machines to each other, in the store."""
 
     def __init__(
-        self, store: Store, seal: SharedSecret, place: Participant, limit_s: float
+        self, store: Store, shared_secret: SharedSecret, participant: Participant, limit_s: float
     ) -> None:
-        self._store, self._seal, self._place, self._limit_s = store, seal, place, limit_s
+        self._store, self._shared_secret, self._participant, self._limit_s = (
+            store,
+            shared_secret,
+            participant,
+            limit_s,
+        )
 
     def post(self, what: str, message: msgspec.Struct) -> None:
-        key = f"darts/doctor/{what}/{self._place.node}"
-        self._store.set(key, self._seal.sign_message(key, message))
+        key = f"darts/doctor/{what}/{self._participant.node}"
+        self._store.set(key, self._shared_secret.sign_message(key, message))
 
     def wait_for_posts(
         self, what: str, kind: type[_T], nodes: Sequence[int], limit_s: float | None = None
     ) -> dict[int, _T]:
-        """Of those that have said it within the limit."""
+        """Returns the messages that came within the limit, by machine."""
         found: dict[int, _T] = {}
         deadline = time.monotonic() + (self._limit_s if limit_s is None else limit_s)
         while len(found) < len(nodes) and time.monotonic() < deadline:
             for node in nodes:
                 key = f"darts/doctor/{what}/{node}"
                 if node not in found and self._store.check([key]):
-                    body = self._seal.verified_message(key, self._store.get(key))
+                    body = self._shared_secret.verified_message(key, self._store.get(key))
                     if body is not None:
                         found[node] = msgspec.json.decode(body, type=kind)
             if len(found) < len(nodes):
@@ -296,70 +300,70 @@ class _Verdict(msgspec.Struct, frozen=True):
 def run_probe(
     config: Config, head: str, nodes: int, node: int, secret: Path | None, wait_s: float
 ) -> int:
-    """Under torchrun, or by hand. Returns the exit status. Raises as `survey`, and OSError."""
+    """Runs under torchrun or by hand. Returns the exit status. Raises as `probe_cluster`, OSError."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if os.environ["LOCAL_RANK"] != "0":
-            return 0  # one process speaks for a machine
-        place = Participant.by_torchrun(os.environ)
+            return 0  # one process represents a machine
+        participant = Participant.by_torchrun(os.environ)
     else:
         host, _, port = head.rpartition(":")
         if not host or not port.isdecimal() or node >= nodes:
             raise ProbeError(
-                f"--head {head!r}, machine {node} of {nodes}: start it by torchrun, or with "
-                "--head HOST:PORT of the first machine, --nodes, and --node from 0 on each"
+                f"--head {head!r}, machine {node} of {nodes}: start it with torchrun, or on each "
+                "machine with --head HOST:PORT of the first one, --nodes, and --node from 0"
             )
-        place = Participant(
+        participant = Participant(
             node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
         )
-    seal = SharedSecret(secret.read_bytes() if secret else b"")
-    return probe_cluster(place, config, seal, wait_s, say=print)
+    shared_secret = SharedSecret(secret.read_bytes() if secret else b"")
+    return probe_cluster(participant, config, shared_secret, wait_s, say=print)
 
 
 def probe_cluster(
-    place: Participant,
+    participant: Participant,
     config: Config,
-    seal: SharedSecret,
+    shared_secret: SharedSecret,
     limit_s: float,
     say: Callable[[str], Any],
 ) -> int:
-    """The whole of it, on each machine. Returns the exit status, the same on all of them.
+    """Checks and probes, on each machine. Returns the exit status, the same on all of them.
 
-    Raises: SurveyError, TransportError.
+    Raises: ProbeError, TransportError.
     """
     try:
-        return _probe_cluster(place, config, seal, limit_s, say)
+        return _probe_cluster(participant, config, shared_secret, limit_s, say)
     except RuntimeError as error:  # of the store
         raise ProbeError(
-            f"machine {place.node}: the first machine is gone: {str(error).splitlines()[0]}"
+            f"machine {participant.node}: the first machine is gone: {str(error).splitlines()[0]}"
         ) from error
 
 
 def _probe_cluster(
-    place: Participant,
+    participant: Participant,
     config: Config,
-    seal: SharedSecret,
+    shared_secret: SharedSecret,
     limit_s: float,
     say: Callable[[str], Any],
 ) -> int:
-    store = open_store(place, limit_s)
-    board = _Board(store, seal, place, limit_s)
-    address = _address(place, config)
-    listeners = Listeners(place.node, address, wanted_ports(place, config, address))
+    store = open_store(participant, limit_s)
+    board = _Board(store, shared_secret, participant, limit_s)
+    address = _address(participant, config)
+    listeners = Listeners(participant.node, address, wanted_ports(participant, config, address))
     try:
-        own = facts_of(place, config, listeners.ports, listeners.taken)
+        own = facts_of(participant, config, listeners.ports, listeners.taken)
         board.post("facts", own)
-        everybody = range(place.machines)
+        everybody = range(participant.machines)
         facts = board.wait_for_posts("facts", MachineFacts, everybody)
-        others = [f for node, f in sorted(facts.items()) if node != place.node]
+        others = [f for node, f in sorted(facts.items()) if node != participant.node]
         board.post("reached", _Reached(probe_all_ports(own, others)))
-        if place.node == 0:
-            return _conclude(board, facts, place, config, say)
+        if participant.node == 0:
+            return _conclude(board, facts, participant, config, say)
         heard = board.wait_for_posts("verdict", _Verdict, [0])
         board.post("heard", _Verdict([]))
         if not heard:
-            raise ProbeError(f"machine {place.node}: the first machine has come to no end")
+            raise ProbeError(f"machine {participant.node}: no verdict from the first machine")
         found = heard[0].problems
-        say(f"machine {place.node}: {_verdict_line(found)}; the first machine says more")
+        say(f"machine {participant.node}: {_verdict_line(found)}; details on the first machine")
         return int(bool(found))
     finally:
         listeners.close()
@@ -368,16 +372,16 @@ def _probe_cluster(
 def _conclude(
     board: _Board,
     facts: dict[int, MachineFacts],
-    place: Participant,
+    participant: Participant,
     config: Config,
     say: Callable[[str], Any],
 ) -> int:
-    """The first machine: gather, judge, tell people and the others."""
+    """On the first machine: collects the results, judges them, prints and posts the verdict."""
     here = sorted(facts)
     reached = board.wait_for_posts("reached", _Reached, here)
     probes = [probe for found in reached.values() for probe in found.probes]
     known = [facts[node] for node in here]
-    found = list(cluster_report.cluster_problems(known, probes, place.machines, config))
+    found = list(cluster_report.cluster_problems(known, probes, participant.machines, config))
     board.post("verdict", _Verdict(found))
     for line in _report_lines(known, probes, found):
         say(line)

@@ -1,7 +1,7 @@
-"""Which GPUs of its machine an engine sees: those behind the learner ranks', one after another.
+"""Assigns GPUs to engines: those after the learner ranks', in order.
 
-Learner rank r of a machine takes GPU r. Where a machine has too few for all,
-the count begins anew at the first: with one GPU everybody shares it.
+Learner rank r of a machine takes GPU r. On a machine with too few, counting starts again at the
+first: a single GPU is shared by all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _DEVICE = re.compile(r"nvidia\d+")
 
 
 def machine_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA takes them; [] where there are none."""
+    """Returns the names of the GPUs that this process may use, as CUDA takes them."""
     if _VISIBLE in environment:
         return [name for name in environment[_VISIBLE].split(",") if name]
     found = sum(_DEVICE.fullmatch(path.name) is not None for path in devices.iterdir())
@@ -23,7 +23,7 @@ def machine_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 
 
 def engine_gpus(gpus: Sequence[str], learners: int, number: int, each: int) -> dict[str, str]:
-    """What its environment needs; {} on a machine without GPUs.
+    """Returns an engine's environment variables; {} on a machine without GPUs.
 
     Args:
         gpus: of the machine.

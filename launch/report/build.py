@@ -1,4 +1,4 @@
-"""Folders of runs -> the page: reads them, names them, lets each section draw its part."""
+"""Folders of runs -> the page: reads and names the runs, and collects the sections."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from launch.report.sections import (
 
 
 def build_page(paths: Sequence[Path], say: Say) -> str:
-    """The page as text. Raises RunError if a folder holds no run.
+    """Returns the page as text. Raises RunError if a folder holds no run.
 
     Args:
-        say: hears of everything that could not be read; the page tells it, too.
+        say: called with each thing that could not be read; the page lists them too.
     """
     warnings: list[str] = []
 
-    def told(line: str) -> None:
+    def warn(line: str) -> None:
         warnings.append(line)
         say(line)
 
-    runs = [read_run(path, told) for path in dict.fromkeys(path.absolute() for path in paths)]
+    runs = [read_run(path, warn) for path in dict.fromkeys(path.absolute() for path in paths)]
     named = run_lines(runs)
     looks = critical_path.path_looks(runs)
     sections = [
@@ -45,7 +45,7 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
         latency.latency_section(runs),
         waste.waste_section(runs),
         budgets.budgets_section(runs),
-        samples.samples_section(runs, samples.held_out(told)),
+        samples.samples_section(runs, samples.held_out(warn)),
         comparison.comparison_section(named),
     ]
     title = f"darts: {runs[0].name}" if len(runs) == 1 else f"darts: {len(runs)} runs"

@@ -1,7 +1,7 @@
 """A traced step and its critical path -> a sentence on what it waited for, and its trajectories.
 
-The sentence follows the path: what was before the first trajectory, the trajectories that waited
-for one another, what was left to do after the last. Pure.
+The sentence follows the path: the work before the first trajectory, the trajectories that waited
+for each other, and the work after the last one. Pure.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from launch.report.spans import TracedStep
 from launch.report.straggler_path import Kinds, StragglerPath
 from launch.report.stragglers import Life
 
-_LISTED = 8  # trajectories below the sentence, more if the path has more
-_NAMED = 0.01  # of the step: shortest work with its name in the sentence
-_BEFORE = 0.05  # of the step: what lies before the first trajectory is worth a sentence
+_LISTED = 8  # trajectories in the table; more if the path has more
+_NAMED = 0.01  # share of the step from which work is named in the sentence
+_BEFORE = 0.05  # share of the step from which the work before is mentioned
 _TRAINED = "trained"
 _HEAD = ("trajectory", "group", "prompt", "engine", "fate", "tokens", "ran", "ended at",
          "on the path")  # fmt: skip
 
 
 class Caption(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one step."""
+    """The caption of one step."""
 
     straggler: Life | None
     html: Markup
 
 
 def step_caption(step: TracedStep, found: Sequence[Life], path: StragglerPath | None) -> Caption:
-    """Args:
-    found: the step's trajectories, the longest-running first.
-    path: none where the run has no timing.
+    """Writes the caption of a step.
+
+    Args:
+        found: the step's trajectories, the longest-running first.
+        path: None if the run has no timing.
     """
     by_id = {life.trajectory: life for life in found}
     late = _last_trained(found) if path is None else None
@@ -54,9 +56,9 @@ def _last_trained(found: Sequence[Life]) -> Life | None:
 
 def _without(late: Life | None) -> str:
     if late is None:
-        return "No trajectory that was trained on ended in it."
+        return "No trained trajectory ended in it."
     return (
-        f"The last one trained on was trajectory {late.trajectory} of group {late.group} "
+        f"The last trained trajectory was {late.trajectory} of group {late.group} "
         f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds_text(late.end)} after "
         "the step's start."
     )
@@ -72,7 +74,7 @@ def _along(path: StragglerPath, by_id: dict[int, Life], whole: float) -> str:
     if life := by_id.get(last.trajectory):
         of = f" of group {life.group}"
         held = f"{spent}, {life.tokens:,} tokens on engine {last.engine}"
-    else:  # an evaluation's, say
+    else:  # for example of an evaluation
         of, held = "", f"{spent} on engine {last.engine}"
     names.append(f"{last.trajectory}{of} ({held})")
     said += f"trajectory {' → '.join(names)}, which ended {seconds_text(last.end)} after the step's start."
@@ -82,7 +84,7 @@ def _along(path: StragglerPath, by_id: dict[int, Life], whole: float) -> str:
 
 
 def _listed(kinds: Kinds, whole: float) -> str:
-    """With what is too short for its name as `other`."""
+    """Lists work by its seconds; what is too short to be named is `other`."""
     long = [(what, spent) for what, spent in kinds if spent >= _NAMED * whole]
     rest = sum(spent for _, spent in kinds[len(long) :])
     named = [f"{what} {seconds_text(spent)}" for what, spent in long]
@@ -90,7 +92,7 @@ def _listed(kinds: Kinds, whole: float) -> str:
 
 
 def _table(found: Sequence[Life], path: StragglerPath | None) -> Markup:
-    """Those on the path in its order, then the longest-running ones."""
+    """Lists the trajectories on the path in its order, then the longest-running ones."""
     if not found:
         return Markup()
     links = path.links if path is not None else []

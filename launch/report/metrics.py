@@ -1,4 +1,4 @@
-"""The steps of a run -> the figures by which runs are compared. Pure."""
+"""The steps of a run -> the metrics by which runs are compared. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from launch.run_files.records import StepLine
 
 
 class RunAverages(msgspec.Struct, frozen=True, kw_only=True):
-    """What the steps of one run come to."""
+    """Averages and sums over the steps of one run."""
 
     step_seconds: float  # mean over the steps
     sampled_per_trained: float | None
     tokens_trained: int
     depth: float | None  # mean over the steps
-    bubble_engine: float | None  # of the generation spans together
-    bubble_learner: float | None  # of the steps together
+    bubble_engine: float | None  # mean, weighted by seconds of generation
+    bubble_learner: float | None  # mean, weighted by seconds of the steps
 
 
 def run_averages(steps: Sequence[StepLine]) -> RunAverages:
-    """Args: at least one step."""
+    """Averages a run's steps, of which there must be one."""
     trained = sum(s.tokens_trained for s in steps)
     depths = [s.depth for s in steps if s.depth is not None]
     return RunAverages(
@@ -35,7 +35,7 @@ def run_averages(steps: Sequence[StepLine]) -> RunAverages:
 
 
 def weighted_mean(shares: Sequence[tuple[float | None, float]]) -> float | None:
-    """Mean of those shares that are known, by their weights."""
+    """Returns the weighted mean of the known shares; None if there is none."""
     known = [(share, weight) for share, weight in shares if share is not None]
     total = sum(weight for _, weight in known)
     return sum(share * weight for share, weight in known) / total if total > 0 else None

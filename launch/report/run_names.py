@@ -1,6 +1,6 @@
-"""Runs -> the lines that stand for them, named by folder and by the settings that differ. Pure.
+"""Runs -> lines of a plot, named by folder and by the settings that differ. Pure.
 
-Finished runs that differ in nothing but `seed` are one line; every other run is its own.
+Finished runs that differ only in `seed` share a line; every other run has its own.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _SEED = re.compile(r"[-_.](s|seed)?[-_.]?\d+$")  # at the end of a folder's name
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of one setting."""
+    """Runs with the same settings."""
 
     name: str
-    differs: dict[str, Any]  # setting -> value, of those in which lines differ
+    differs: dict[str, Any]  # setting -> value, where lines differ
     runs: list[Run]
 
     @property
     def label(self) -> str:
         """Name and settings, short enough for a legend."""
-        told = [f"{key}={value}" for key, value in self.differs.items()]
-        more = [f"{len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-        return " · ".join([self.name, *told[:_SHOWN], *more])
+        shown = [f"{key}={value}" for key, value in self.differs.items()]
+        more = [f"{len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+        return " · ".join([self.name, *shown[:_SHOWN], *more])
 
 
 def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values. A plug-in (a mapping of one mapping) has its name as value, and
-    its options below.
+    """Yields dotted keys and values. The value of a plug-in (a mapping of one mapping) is its name,
+    followed by its options.
 
     >>> dict(flat_settings({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
     {'seed': 1, 'selector': 'dual_end', 'selector.dual_end.longest': 2}
@@ -50,7 +50,7 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def run_lines(runs: Sequence[Run]) -> list[Line]:
-    """In the order of the runs."""
+    """Groups runs into lines, in the order of the runs."""
     found: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
         settings = dict(flat_settings(run.settings))
@@ -71,7 +71,7 @@ def run_lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _differing(every: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys in which settings differ, without the options of plug-ins that differ themselves."""
+    """Returns the keys that differ, without the options of plug-ins that differ themselves."""
     keys = dict.fromkeys(key for settings in every for key in settings)
     found = [key for key in keys if len({repr(s.get(key)) for s in every}) > 1]
     return [key for key in found if not any(key.startswith(f"{other}.") for other in found)]

@@ -1,4 +1,4 @@
-"""What a part of the page is: a heading, a sentence on what to see, plots and plain HTML."""
+"""A section of the page: a heading, a sentence on what to see, plots and plain HTML."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _SHORT_S, _LONG_S = 0.1, 1000.0  # below: milliseconds; above: no more than whol
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of the page; a part without content says why in `missing`."""
+    """One section; without content it says why in `missing`."""
 
     id: str
     title: str
     see: str  # one sentence
-    use: str = ""  # what can be done on a screen; not on paper
+    use: str = ""  # how to use it on a screen; not printed
     content: Sequence[Model | Markup] = ()
-    columns: bool = False  # plots beside one another where there is room
-    missing: str = ""  # what would bring the data
+    columns: bool = False  # plots side by side if there is room
+    missing: str = ""  # why there is no data, and its cure
 
 
 def html_table(
     head: Sequence[str], rows: Sequence[Sequence[Any]], *, texts: int = 1, attributes: str = ""
 ) -> Markup:
-    """A table of figures; the first `texts` columns are words and set to the left."""
+    """Makes a table of numbers; the first `texts` columns are text, aligned left."""
 
     def cells(tag: str, row: Sequence[Any]) -> Markup:
         return Markup("").join(
@@ -42,12 +42,12 @@ def html_table(
 
 
 def number_text(value: float | None, digits: int = 2) -> str:
-    """A figure, or a dash for none."""
+    """Formats a number; None is a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def seconds_text(value: float | None) -> str:
-    """Seconds, or milliseconds where those are shorter to read.
+    """Formats seconds, short times as milliseconds; None is a dash.
 
     >>> seconds_text(0.0123), seconds_text(12.3)
     ('12.3 ms', '12.3 s')

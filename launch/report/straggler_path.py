@@ -1,7 +1,7 @@
-"""A critical path -> the trajectories on it, and what was done before the first and after the last.
+"""A critical path -> the trajectories on it, and the work before the first and after the last.
 
-The last one is the step's straggler: when it had ended, nothing was left but what follows it. All
-are stretches of one path, so their seconds add up to the step's. Pure.
+The last one is the step's straggler: after its end only the work that follows it was left. All are
+parts of one path, so their seconds add up to the step's. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRAJECTORY = re.compile(r"trajectory (\d+)")
 _ENGINE = "engine "
 
 Kinds = list[tuple[str, float]]
-"""What was done and for how many seconds, the longest first."""
+"""Kinds of work with their seconds, the longest first."""
 
 
 class PathLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class PathLink(msgspec.Struct, frozen=True, kw_only=True):
     trajectory: int
     engine: str
     start: float
-    end: float  # where the next one's begins; of the last one, of its last token at the engine
+    end: float  # start of the next one; for the last one, its last token at the engine
 
 
 class StragglerPath(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,13 +39,13 @@ class StragglerPath(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def trajectory_of(segment: Segment) -> int | None:
-    """Whose part of a path it is."""
+    """Returns the trajectory of a segment; None if it has none."""
     match = _TRAJECTORY.search(segment.detail)
     return int(match[1]) if match else None
 
 
 def straggler_path(path: Sequence[Segment]) -> StragglerPath:
-    """Of a step's critical path."""
+    """Finds the trajectories on a step's critical path."""
     starts: list[float] = [0.0]
     for segment in path:
         starts.append(starts[-1] + segment.seconds)

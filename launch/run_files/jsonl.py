@@ -14,12 +14,12 @@ class _What(msgspec.Struct):
 
 
 def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
-    """Lines of these kinds, decoded, one after another.
+    """Yields the decoded lines of these kinds, in order.
 
     Args:
-        types: by the lines' `what`; other kinds are passed over.
-        say: hears of every line that does not parse, by file and number; the others count. A
-            last line without an end is being written, or was when the run died.
+        types: `what` of the lines -> type; other kinds are skipped.
+        say: called for every line that does not parse, with file and number. A last line without
+            an end is still being written, or was when the run died.
     """
     kind = msgspec.json.Decoder(_What)
     decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}

@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` tells of one step: when it began, its length, and what it waited for."""
+"""Facts about one step from `metrics.jsonl`: its start, its length, and what it waited for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     seconds: float
     reward: float
-    groups: dict[str, int] = {}  # that ended, by fate and reason
+    groups: dict[str, int] = {}  # ended groups by fate and reason
     time: float = 0.0
 
 
@@ -29,16 +29,16 @@ class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     reward: float
     groups: dict[str, int]
-    since: float  # its start on the wall's clock, seconds since 1970; 0: not known
+    since: float  # start, wall clock, seconds since 1970; 0: not known
     critical_path: tuple[Segment, ...] = ()
-    stragglers: tuple[Straggler, ...] = ()  # of the few groups that waited longest
+    stragglers: tuple[Straggler, ...] = ()  # of the groups that waited longest
 
 
 def step_facts(path: Path, step: int, say: Callable[[str], None]) -> StepFacts | None:
-    """Of the step counted from 0; None when it has not ended, or the file is gone.
+    """Returns the facts about a step (from 0); None if it has not ended or the file is gone.
 
     Args:
-        say: see `jsonl.lines`.
+        say: see `jsonl.read_lines`.
     """
     if not path.exists():
         return None

@@ -2,10 +2,9 @@
 
     python -m launch.torchrun.engine_supervisor --scratch DIR --name e0 --logs DIR [--weights DIR]
 
-Under torchrun every engine's rank becomes one: an engine that dies is started
-again here, and torchrun, which would restart the whole job, does not hear of
-it. Ends when its engine has ended in good order, or has died `engine.restarts`
-times.
+Under torchrun every engine's rank becomes a supervisor. It restarts an engine that dies, so that
+torchrun does not restart the whole job. It ends when its engine has ended normally, or has died
+more than `engine.restarts` times.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MOST_S = 60.0
 
 
 def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
-    """Start, watch, start again; the exit status."""
+    """Starts the engine and restarts it when it dies. Returns the exit status."""
     memory = MemoryWatch(own_groups())
     child.start()
     while not stopped:
@@ -43,7 +42,7 @@ def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
             how = f"({how}){child.memory_note(how, memory)}"
             print(f"darts: {child.name} ended {how}; its log: {child.log}", flush=True)
             if child.starts > restarts:
-                print(f"darts: {child.name}: its log ends:\n{child.tail()}", flush=True)
+                print(f"darts: {child.name}: end of its log:\n{child.tail()}", flush=True)
                 return 1
             child.next_start = time.monotonic() + min(_MOST_S, 2.0 ** (child.starts - 1))
         elif child.next_start and time.monotonic() >= child.next_start:
@@ -53,12 +52,12 @@ def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
 
 
 def guest_arguments(key: Path, name: str) -> list[str]:
-    """Of a keeper for an engine that joins with the key file of a running job.
+    """Returns the arguments for an engine that joins with the key file of a running job.
 
-    Raises: TransportError if it is none.
+    Raises: TransportError if the file is not one.
     """
     peer_keys = read_private(key, PeerKeys)
-    own = shared_directory(os.getpid(), name)  # `exec` keeps the id
+    own = shared_directory(os.getpid(), name)  # `exec` keeps the process id
     write_join_files(own, peer_keys, peer_keys.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
     return [*arguments, "--weights", str(own / "weights")]
@@ -66,10 +65,12 @@ def guest_arguments(key: Path, name: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scratch", type=Path, required=True, help="with stage.key, config.yaml")
-    parser.add_argument("--name", required=True, help="of the engine")
+    parser.add_argument(
+        "--scratch", type=Path, required=True, help="directory with stage.key and config.yaml"
+    )
+    parser.add_argument("--name", required=True, help="name of the engine")
     parser.add_argument("--logs", type=Path, required=True, help="directory of its log")
-    parser.add_argument("--weights", type=Path, help="where to keep weights that are fetched")
+    parser.add_argument("--weights", type=Path, help="directory for weights that are fetched")
     options = parser.parse_args()
 
     stopped: list[int] = []

@@ -1,6 +1,5 @@
-"""A machine of a torchrun job: what it was told, who sits where, and rank 0's plan of the job.
-
-Turns torchrun's variables and the hellos of the ranks into a place for each.
+"""A machine of a torchrun job, and rank 0's plan: torchrun's variables and the ranks' hellos -> one
+assignment for each rank.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _PORTS = 4  # control, tokens, weights, learner ranks
 
 
 def config_digest(config: Config) -> str:
-    """The same on every machine that has the same configuration."""
+    """Checksum of a configuration."""
     return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where this process is."""
+    """This process in torchrun's terms."""
 
     rank: int
     world: int
@@ -54,7 +53,7 @@ class Node:
 
     @classmethod
     def from_torchrun(cls, environment: Mapping[str, str]) -> Node:
-        """From torchrun's variables."""
+        """Reads torchrun's variables."""
         return cls(
             rank=int(environment["RANK"]),
             world=int(environment["WORLD_SIZE"]),
@@ -65,25 +64,25 @@ class Node:
         )
 
     def logs(self, run: Path) -> Path:
-        """Of this machine's ranks; on rank 0's machine the run's own."""
+        """Makes the log directory of this machine's ranks; on rank 0's machine it is the run's."""
         logs = run / "logs" if self.number == 0 else run / "logs" / f"node{self.number}"
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         return logs
 
     def scratch(self, name: str) -> Path:
-        """A 0700 directory in memory, named after this process's torchrun: of one name for all
-        its ranks and rounds, and swept when that is gone."""
+        """Makes a 0700 directory in memory for all ranks and restarts of this torchrun; it is
+        removed after torchrun has ended."""
         return shared_directory(os.getppid(), name)
 
 
 def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
-    """Write what a part of the run needs to take part."""
+    """Writes the key file and the configuration that a process needs to join the run."""
     write_private(directory / _KEY, peer_keys)
     (directory / CONFIG).write_text(config)
 
 
 def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
-    """The same as files without a name, for what this process becomes: gone when that ends."""
+    """Like `write_join_files` and `join_arguments`, in nameless files that end with this process."""
     paths: list[str] = []
     for content in (msgspec.json.encode(peer_keys), config.encode()):
         descriptor = os.memfd_create("darts", 0)  # survives `exec`
@@ -94,13 +93,13 @@ def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
 
 
 def join_arguments(directory: Path) -> list[str]:
-    """The same as arguments of `engines.worker` and `learner.learner_rank`."""
+    """Returns those files as arguments of `engines.worker` and `learner.learner_rank`."""
     return ["--stage", str(directory / _KEY), "--config", str(directory / CONFIG)]
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """Rank 0's: addresses and keys of this round."""
+    """Addresses and keys that rank 0 has chosen for this round."""
 
     config: Config
     node: Node
@@ -116,8 +115,8 @@ class RoundPlan:
     guest: KeyPair = field(default_factory=new_pair)
 
     @classmethod
-    def create(cls, config: Config, node: Node) -> RoundPlan:
-        """Choose addresses. Raises TransportError or OSError."""
+    def for_job(cls, config: Config, node: Node) -> RoundPlan:
+        """Chooses addresses. Raises TransportError or OSError."""
         host = LOOPBACK
         if node.machines > 1:
             host = own_address(config.nodes.interface, node.host)
@@ -138,11 +137,11 @@ class RoundPlan:
 
     @property
     def uses_keys(self) -> bool:
-        """Whether the stage listens on a network, and peers show keys."""
+        """Returns True if the stage listens on a network, where peers need keys."""
         return self.node.machines > 1
 
     def rank_names(self, hellos: Mapping[int, Hello]) -> list[str]:
-        """Roles by rank. Raises PlacementError."""
+        """Returns the role of each rank. Raises RolesError."""
         nodes = [self.node.number, *(hellos[rank].node for rank in range(1, self.node.world))]
         learner, engines = self.config.learner, self.config.engine.count
         return assign_roles(nodes, learner.ranks, engines, self.config.nodes.learners)
@@ -150,7 +149,7 @@ class RoundPlan:
     def assignments(
         self, hellos: Mapping[int, Hello], run: Path, resume: Path | None, digest: str
     ) -> dict[int, Assignment]:
-        """What each rank is told."""
+        """Returns the assignment of each rank but rank 0."""
         refused, names = "", [""] * self.node.world
         try:
             names = self.rank_names(hellos)
@@ -164,7 +163,9 @@ class RoundPlan:
             ipc, ipc_data = addresses(self.sockets)
             why = refused
             if hello.config != digest:
-                why = "its configuration is not that of rank 0: start every machine with the same"
+                why = (
+                    "its configuration differs from rank 0's: start every machine with the same one"
+                )
             found[rank] = Assignment(
                 round=self.round,
                 name=names[rank],
@@ -182,12 +183,12 @@ class RoundPlan:
         return found
 
     def remote_address(self, endpoint: str) -> str:
-        """As other machines reach it."""
+        """Returns the endpoint as other machines reach it."""
         return f"tcp://{self.host}:{endpoint.rpartition(':')[2]}"
 
 
 def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
-    """Write the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
+    """Writes the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
     if not plan.uses_keys:
         plan.rank_names(hellos)
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)

@@ -1,9 +1,8 @@
-"""Where a run over several machines has its folder: with rank 0, and with whoever shares its files.
+"""Location of a run's folder: on rank 0's machine, and on machines that share its file system.
 
-Rank 0 leaves the name of its round there, and the others look for it: under the
-same path on another machine may lie nothing, or a folder of the same name. One
-that is not the run's gets a note of where that is, so that no run is begun
-anew there unasked when rank 0 is another machine one day.
+Rank 0 writes the name of its round there, and the others look for it: on another machine the same
+path may hold nothing, or an unrelated folder. A machine without the folder writes down where it
+is, so that no new run starts there by mistake when it later becomes the first machine.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ _NOTE = "elsewhere"
 
 
 def write_round(run: Path, round_: str) -> None:
-    """Rank 0: this is the folder."""
+    """Marks the folder as the run's, on rank 0."""
     (run / _ROUND).write_text(f"{round_}\n")
 
 
 def remove_round(run: Path) -> None:
-    """Rank 0, at its end."""
+    """Removes the mark, when rank 0 ends."""
     (run / _ROUND).unlink(missing_ok=True)
 
 
 def is_shared(run: Path, round_: str) -> bool:
-    """Whether what this machine has under the path of rank 0's folder is that folder."""
+    """Returns True if this machine sees rank 0's folder under the same path."""
     try:
         return (run / _ROUND).read_text().strip() == round_
     except OSError:
@@ -35,17 +34,17 @@ def is_shared(run: Path, round_: str) -> bool:
 
 
 def write_location(run: Path, host: str) -> None:
-    """On a machine that does not share it: where it is."""
+    """Writes down the host of the folder, on a machine that does not share it."""
     (run / _NOTE).write_text(f"{host}\n")
 
 
 def refuse_moved_run(run: RunFolder) -> None:
-    """Raise RunError if the run is on another machine's disk."""
+    """Raises RunError if the run is on another machine's disk."""
     path = run.path / _NOTE
     if path.exists() and not run.config.exists():
         raise RunError(
-            f"{run.path}: holds what this machine kept of a run whose folder is on "
-            f"{path.read_text().strip()}, but torchrun has made this machine the first: it is the "
-            "one whose --local-addr (or host name) comes first as text. Give the machine with the "
-            f"folder such a one, or share or move the folder; to begin anew here, remove {path}"
+            f"{run.path}: the folder of this run is on {path.read_text().strip()}, but torchrun has "
+            "made this machine the first one: the first is the one whose --local-addr (or host name) "
+            "sorts first as text. Change that address on the machine with the folder, or share or "
+            f"move the folder; to start a new run here, remove {path}"
         )

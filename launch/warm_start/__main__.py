@@ -27,7 +27,7 @@ relies on.
 
 
 def main() -> None:
-    """Train, then write the model directory."""
+    """Trains, then writes the model directory."""
     parser = argparse.ArgumentParser(prog="python -m launch.warm_start", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
-    import torch  # late: --help answers at once
+    import torch  # imported here, so that --help is quick
 
     from launch.warm_start import tokenizer, train
     from pipeline.tasks import chain_sums
@@ -66,7 +66,7 @@ def main() -> None:
         encoding="utf-8",
     )
     for file in options.out.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
     print(f"wrote {options.out}")
 
 

@@ -1,4 +1,4 @@
-"""Sections: what each run is, and their figures beside one another."""
+"""Sections: the runs, and their metrics side by side."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FIGURES: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...
 
 
 def runs_section(lines: Sequence[Line]) -> Section:
-    """One row a run."""
+    """Lists the runs, one in each row."""
     rows = [_about(line, run) for line in lines for run in line.runs]
     return Section(
-        id="runs", title="Runs", see="What was run, and whether it is finished.",
+        id="runs", title="Runs", see="The runs and their state.",
         content=[html_table(_HEAD, rows, texts=4)],
     )  # fmt: skip
 
@@ -62,11 +62,11 @@ def _state(run: Run) -> str:
     if not run.resumable:
         return "unfinished"
     done = run.steps[-1].step + 1 if run.steps else 0
-    return f"stopped (Ctrl-C?) at step {done}, resume with darts train --resume"
+    return f"stopped (Ctrl-C?) at step {done}; resume with darts train --resume"
 
 
 def accuracy(run: Run) -> tuple[float | None, float | None]:
-    """Of the first and the last evaluation so far."""
+    """Returns the accuracy of the first and the last evaluation so far."""
     return (run.curve[0].accuracy, run.curve[-1].accuracy) if run.curve else (None, None)
 
 
@@ -75,17 +75,17 @@ def _sampled(run: Run) -> int:
 
 
 def comparison_section(lines: Sequence[Line]) -> Section:
-    """Figures of every run, and their ratios to the first's."""
+    """Compares the metrics of all runs with those of the first."""
     runs = [run for line in lines for run in line.runs if run.steps]
     see = (
-        "In brackets, each figure over that of the first run: below 1 is better for seconds, "
-        "sampled per trained and bubbles (idle shares). A run that is fast because it trains on "
-        "less, or shorter, text shows it in tokens trained and depth."
+        "In brackets: the value divided by that of the first run. Below 1 is better for seconds, "
+        "sampled per trained and bubbles (idle shares). If a run is fast only because it trains on "
+        "less or shorter text, tokens trained and depth show it."
     )
     if len(runs) < 2:
         return Section(
             id="comparison", title="Comparison", see=see,
-            missing="One run with steps is nothing to compare: darts report RUN RUN ...",
+            missing="A comparison needs two runs with steps: darts report RUN RUN ...",
         )  # fmt: skip
     values = [[of(run, run_averages(run.steps)) for _, _, of in _FIGURES] for run in runs]
     rows = [

@@ -1,4 +1,4 @@
-"""Section: the critical path's seconds by what was done, step by step, against the lower bound."""
+"""Section: the seconds of each step's critical path by kind of work, against the lower bound."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _ELSE = "other"
 
 
 def path_looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """Colour and pattern of the parts of critical paths, those with most seconds first; the
-    grey `other` stands for the rest."""
+    """Returns the looks of the parts of critical paths, the longest first; the rest is grey."""
     whole: Counter[str] = Counter()
     for run in runs:
         for line in run.timing:
@@ -30,10 +29,10 @@ def path_looks(runs: Sequence[Run]) -> dict[str, Look]:
 
 
 def critical_path_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
-    """Args: looks: what `looks` says of the same runs."""
+    """Draws the critical path of every step; `looks` come from `path_looks`."""
     see = (
-        "A bar is the step's seconds along its critical path; what stands above the lower bound, "
-        "the longer of generation and learning, is what an ideal overlap of both would save."
+        "A bar shows the seconds of a step along its critical path. The part above the lower bound "
+        "(the longer of generation and learning) is what an ideal overlap of both would save."
     )
     known = [run for run in runs if any(line.critical_path for line in run.timing)]
     if not known:

@@ -1,6 +1,6 @@
-"""Section: one traced step as bars over time, its critical path, and who held it up.
+"""Section: one traced step as bars over time, with its critical path and its straggler.
 
-Bars of slots have no patterns: on rows of a few pixels these are but noise.
+Bars of slots have no patterns, which are only noise on rows of a few pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLOURS = {
 }
 _ELSE = "other parts"
 _HEIGHT, _PER_ROW, _HIGHEST = 360, 6, 900  # pixels
-_FATES, _WORDS = 3, 2  # columns of legends, what a phone has room for
+_FATES, _WORDS = 3, 2  # columns of the legends, to fit on a phone
 _LINE, _HALO = "#000000", "#ffffff"
 _SHOW = """
 pick.group = cb_obj.value
@@ -47,16 +47,16 @@ for (const told of document.querySelectorAll("[data-step]"))
 
 
 def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
-    """Args: looks: of the parts of critical paths."""
+    """Draws the traced steps; `looks` are those of the parts of critical paths."""
     see = (
         "The thick line is the critical path, on which every second counts; its parts are at the "
-        "top. The last trajectory on it is the straggler, named in the picture and below it: when "
-        "it had ended, only what the path shows after it was left. Where another trajectory comes "
-        "before it, as a rule that one had its slot."
+        "top. The last trajectory on it is the straggler, named in the picture and below it: after "
+        "its end only the rest of the path was left. A trajectory before it on the path usually "
+        "had its slot."
     )
     use = (
-        "Zoom with Ctrl and the wheel, or by drawing a box; a click in the legend hides what it "
-        "names; the tooltip of a bar tells what it is."
+        "Zoom with Ctrl and the wheel, or by drawing a box. Click in the legend to hide an entry. "
+        "The tooltip of a bar says what it is."
     )
     picture = Picture()
     for run in runs:
@@ -72,7 +72,7 @@ def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     notes: list[Markup] = []
     if picture.left_out:
         notes.append(
-            Markup('<p class="said">Left out, for the size of the page: {}.</p>').format(
+            Markup('<p class="said">Left out to limit the size of the page: {}.</p>').format(
                 ", ".join(picture.left_out)
             )
         )
@@ -107,7 +107,7 @@ def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> An
 
 
 def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
-    """Bars by fate, and decisions as points."""
+    """Draws bars by fate, and decisions as points."""
     items: list[LegendItem] = []
     bars, moments = ColumnDataSource(dict(picture.bars)), ColumnDataSource(dict(picture.moments))
     present = set(picture.bars["kind"])
@@ -140,8 +140,8 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
 def _parts(
     made: Any, picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]
 ) -> list[LegendItem]:
-    """The parts of critical paths, in a row at the top; all without a look of their own are one
-    in the legend."""
+    """Draws the parts of critical paths in a row at the top; those without a look of their own
+    share an entry in the legend."""
     parts = ColumnDataSource(dict(picture.parts))
     named: dict[str, list[Any]] = {}
     present = set(picture.parts["what"])
@@ -163,15 +163,15 @@ def _parts(
 
 
 def _key(made: Any, **look: Any) -> Any:
-    """A bar in the legend alone, which shows no kind that the chosen step lacks without it."""
+    """Adds an invisible bar: the legend needs one if the chosen step has none of the kind."""
     return made.hbar(y=[math.nan], height=[1.0], left=[0.0], right=[1.0], **look)
 
 
 def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:
-    """The critical path as a line over the bars, and the straggler."""
+    """Draws the critical path as a line over the bars, and marks the straggler."""
     path = ColumnDataSource(dict(picture.path))
 
-    def view() -> CDSView:  # one for each glyph: a view knows how long its source is
+    def view() -> CDSView:  # each glyph needs its own: a view knows the length of its source
         return CDSView(filter=pick)
 
     lines = [

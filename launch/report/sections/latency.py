@@ -1,4 +1,4 @@
-"""Section: percentiles of latencies, over the run and from its first to its last tenth."""
+"""Section: percentiles of latencies, over the run and in its first and last tenth."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p9
 
 
 def latency_section(runs: Sequence[Run]) -> Section:
-    """A table for each run."""
+    """Makes a table for each run."""
     see = (
-        "Tails (p99) far above the middle (p50) are what steps wait for, and a last tenth above "
-        "the first is a slow-down. Percentiles are taken within steps; here is their mean, "
-        "weighted by count."
+        "Steps wait for tails: p99 far above p50. A last tenth above the first is a slow-down. "
+        "Percentiles are taken within steps; shown is their mean, weighted by count."
     )
     known = [run for run in runs if any(line.percentiles for line in run.timing)]
     if not known:

@@ -1,4 +1,4 @@
-"""Section: what became of the tokens of each step, and what was sampled for one trained on."""
+"""Section: tokens of each step by fate, and tokens sampled for each one trained on."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from launch.report.style import chosen, legend, plot, stacked
 from launch.run_files.records import StepLine
 
 _COUNTED = 1e-3
-"""Smallest share of all tokens that a fate has to have for a place in the legend."""
+"""Smallest share of all tokens for a fate to be in the legend."""
 
 
 def waste_section(runs: Sequence[Run]) -> Section:
-    """Accounts of the ledger, step by step."""
+    """Draws the accounts of the ledger, step by step."""
     see = (
-        "What is “trained”, the lowest part of a bar, was learned from; the rest was sampled for "
-        "nothing: much “redundant” is over-sampling, much “aborted” is stopping late."
+        "The lowest part of a bar, “trained”, was learned from; the rest was sampled for "
+        "nothing. Much “redundant” means over-sampling, much “aborted” means stopping late."
     )
     known = [run for run in runs if run.steps]
     if not known:
@@ -46,7 +46,7 @@ def waste_section(runs: Sequence[Run]) -> Section:
     bars = plot("Tokens sampled, by fate", "steps", "tokens")
     stacked(bars, source, view, kinds, FATES)
     legend(bars)
-    ratio = plot("Tokens sampled for one trained on", "steps", "", x_range=bars.x_range)
+    ratio = plot("Tokens sampled for each one trained on", "steps", "", x_range=bars.x_range)
     ratio.scatter("step", "ratio", source=source, view=view, size=6, color=FATES["trained"][0])
     ratio.y_range.start = 0
     return Section(
@@ -56,6 +56,6 @@ def waste_section(runs: Sequence[Run]) -> Section:
 
 
 def tokens_by_fate(before: StepLine | None, now: StepLine) -> dict[str, int]:
-    """Tokens by fate of one step: accounts count from the start of the run."""
+    """Returns the tokens of one step by fate; the accounts count from the start of the run."""
     old = before.ledger if before is not None else {}
     return {fate: max(0, now.ledger.get(fate, 0) - old.get(fate, 0)) for fate in FATES}

@@ -93,7 +93,7 @@ def test_a_child_that_has_run_for_long_begins_to_count_anew(
 ) -> None:
     child = program("pass")
     for proved_s, starts in ((600.0, 1), (600.0, 2), (0.0, 1)):
-        monkeypatch.setattr("launch.launcher.processes.PROVED_S", proved_s)
+        monkeypatch.setattr("launch.launcher.processes.STABLE_S", proved_s)
         child.start()
         until(child.exit_text)
         child.take_exit()

@@ -58,7 +58,7 @@ def test_machines_of_torchruns_variables() -> None:
 
 
 def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network() -> None:
-    plan = RoundPlan.create(TWO, node_of(2))
+    plan = RoundPlan.for_job(TWO, node_of(2))
     places = plan.assignments(hellos(0, 1, 1), Path("/run"), None, "c")
     assert [place.name for place in places.values()] == ["e0", "l1", "e1"]
     assert places[1].control.startswith("ipc://")
@@ -70,7 +70,7 @@ def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network()
 
 
 def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_path: Path) -> None:
-    plan, run = RoundPlan.create(TWO, node_of(1)), RunFolder(tmp_path / "run")
+    plan, run = RoundPlan.for_job(TWO, node_of(1)), RunFolder(tmp_path / "run")
     run.create()
     said = hellos(0, 0, 0)
     for place in plan.assignments(said, run.path, None, "c").values():
@@ -82,17 +82,17 @@ def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_pa
 
 
 def test_another_configuration_or_number_of_ranks_is_refused() -> None:
-    plan = RoundPlan.create(TWO, node_of(2))
+    plan = RoundPlan.for_job(TWO, node_of(2))
     other = plan.assignments(hellos(0, 1, 1, config="d"), Path("/run"), None, "c")
     assert all("its configuration is not that of rank 0" in p.refused for p in other.values())
-    few = RoundPlan.create(TWO, Node(0, 3, 0, 0, 2, "localhost"))
+    few = RoundPlan.for_job(TWO, Node(0, 3, 0, 0, 2, "localhost"))
     refused = few.assignments(hellos(0, 1), Path("/run"), None, "c")
     assert all("started 3 ranks" in place.refused for place in refused.values())
 
 
 def test_fixed_ports_are_four_in_a_row() -> None:
     nodes = Nodes(interface="lo", port=40100)
-    plan = RoundPlan.create(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
+    plan = RoundPlan.for_job(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
     assert [plan.control, plan.data, plan.weights, plan.port] == [
         *(f"tcp://127.0.0.1:{port}" for port in (40100, 40101, 40102)),
         40103,
@@ -100,7 +100,7 @@ def test_fixed_ports_are_four_in_a_row() -> None:
 
 
 def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path: Path) -> None:
-    plan, run = RoundPlan.create(TWO, node_of(2)), RunFolder(tmp_path / "run")
+    plan, run = RoundPlan.for_job(TWO, node_of(2)), RunFolder(tmp_path / "run")
     run.create()
     said = hellos(0, 1, 1)
     site = make_site(plan, said, run, "model: m")
@@ -130,10 +130,10 @@ def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
 
 def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
     wide = msgspec.structs.replace(TWO, nodes=Nodes(interface="0.0.0.0"))
-    assert RoundPlan.create(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
+    assert RoundPlan.for_job(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
     nowhere = msgspec.structs.replace(TWO, nodes=Nodes(interface="eth99"))
     with pytest.raises(TransportError, match="eth99"):
-        RoundPlan.create(nowhere, node_of(2))
+        RoundPlan.for_job(nowhere, node_of(2))
 
 
 def test_what_is_left_in_a_scratch_directory_is_found_there() -> None:
