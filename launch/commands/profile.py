@@ -1,4 +1,4 @@
-"""`darts profile`: a short run, and where its steps' time went."""
+"""`darts profile`: runs a few steps and shows where their time went."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STEPS = 5
 _ROWS = 8  # of the critical path's table; the rest is one row
-_STEPS = 10  # that are listed
+_STEPS = 10  # listed steps
 _PHASES = (
     "waiting for a slot", "to the first token", "decoding", "tokens to the stage",
     "waiting for its group", "waiting for the learner", "forward and backward",
@@ -36,30 +36,29 @@ class Wait(msgspec.Struct, frozen=True):
 
 def profile_command(
     config: Annotated[
-        Path, typer.Argument(help="a YAML file; or the folder of a run, that is read, not repeated")
+        Path,
+        typer.Argument(help="YAML file with the settings, or the folder of a past run to analyse"),
     ],
     overrides: Overrides = None,
     steps: Annotated[
-        int | None, typer.Option(help=f"of the run, {STEPS} by default; the first warms up")
+        int | None, typer.Option(help=f"number of steps; default: {STEPS}, the first warms up")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="of the run; a new one below runs/ by default")
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="also write everything as JSON here")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the whole analysis as JSON")] = None,
 ) -> None:
-    """Run a few steps and print what they waited for: the critical path, lane by lane.
+    """Run a few steps and show what they waited for: the critical path by kind of wait.
 
     darts profile configs/quickstart.yaml selector=first_m
 
     darts profile runs/quickstart --out profile.json
     """
     if out is not None and not out.absolute().parent.is_dir():
-        exit_with_error(f"--out {out}: no such folder {out.absolute().parent}", 2)
+        exit_with_error(f"--out {out}: no such folder: {out.absolute().parent}", 2)
     if config.is_dir():
         if overrides or steps is not None or folder is not None:
-            exit_with_error(
-                f"{config} is a run that has been: it takes no settings, --steps or --folder", 2
-            )
+            exit_with_error(f"{config} is a past run: leave out settings, --steps and --folder", 2)
         run = config
     else:
         run = _run(config, overrides, STEPS if steps is None else steps, folder)
@@ -77,7 +76,7 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     from pipeline.system.run_folder import new_name
 
     if steps < 1:
-        exit_with_error(f"--steps {steps}: at least 1", 2)
+        exit_with_error(f"--steps is {steps}, but must be at least 1", 2)
     short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
     must = [f"step.count={steps}", f"watch.trace_steps={steps}", "watch.timing=true"]
     for own in (word.partition("=")[0] for word in must):
@@ -91,13 +90,13 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
 
 
 def read_timings(run: Path) -> list[TimingLine]:
-    """The timing lines of a run. Ends the command with a word if there are none."""
+    """Reads the timing lines of a run; ends the command with a message if there are none."""
     from launch.run_files.jsonl import read_lines
     from launch.run_files.records import TimingLine
 
     path = run / "metrics.jsonl"
     if not path.is_file():
-        exit_with_error(f"{path}: no such file; a run's folder has one", 2)
+        exit_with_error(f"{path}: no such file; this is not the folder of a run", 2)
     found = list(read_lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
         exit_with_error(
@@ -107,17 +106,17 @@ def read_timings(run: Path) -> list[TimingLine]:
 
 
 def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
-    """Without the first step, which also compiles and warms up, if there are others."""
+    """Leaves out the first step, which also compiles and warms up, if there are others."""
     return timings[1:] or timings
 
 
 def critical_waits(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
-    """Kinds of wait on the critical path of a mean step, the longest first."""
+    """Returns the kinds of wait on the critical path of a mean step, the longest first."""
     from launch.commands.profile_advice import RunFacts, advice, paces
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
-    whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
+    whole = sum(timing.seconds for timing in warm) or 1.0  # a step without prompts takes no time
     waits = [t.percentiles["slot_wait_s"].p50 for t in warm if "slot_wait_s" in t.percentiles]
     facts = RunFacts(
         config=config,
@@ -131,7 +130,7 @@ def critical_waits(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
 
 
 def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
-    """The printed answer."""
+    """Formats the analysis."""
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
@@ -166,7 +165,7 @@ def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
 
 
 def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
-    """Percentile groups of response length, over all steps."""
+    """Averages the percentile groups of response length over all steps."""
     from launch.run_files.records import Lives
 
     groups: dict[str, list[Lives]] = {}
@@ -193,7 +192,7 @@ def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
 
 
 def _lives(found: Sequence[Lives]) -> list[str]:
-    """Where trajectories spent their time, by percentile of length; and what dominates."""
+    """Shows where trajectories spent their time, by percentile of length."""
     lines = ["where trajectories spent their time, mean seconds, by percentile of their length"]
     lines.append(f"{'':26}" + "".join(f"{life.group:>10}" for life in found))
     lines.append(f"{'trajectories':26}" + "".join(f"{life.trajectories:10}" for life in found))
@@ -208,7 +207,7 @@ def _lives(found: Sequence[Lives]) -> list[str]:
 
 
 def profile_document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
-    """What `--out` writes."""
+    """Returns the content of `--out`."""
     return {
         "steps": [
             {

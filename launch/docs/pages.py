@@ -1,7 +1,7 @@
-"""`python -m launch.docs.pages`: the pages of docs/ that are made from the source.
+"""`python -m launch.docs.pages`: generates pages of docs/ from the source.
 
-docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
-plug-ins' options; docs/states.md from the tables of `pipeline.coordinator.groups`.
+docs/configuration.md comes from the docstrings of `pipeline.config.schema` and of the plug-ins'
+options; docs/states.md from the tables of `pipeline.coordinator.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -31,7 +31,7 @@ def _cell(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    """A default as one writes it in YAML."""
+    """Formats a default as in YAML."""
     if value is msgspec.NODEFAULT:
         return "(needed)"
     if isinstance(value, Plugin):
@@ -49,11 +49,11 @@ def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
 
 
 def _range(key: str, meaning: str) -> str:
-    """Allowed values, where the meaning does not say them."""
+    """Returns the allowed values, unless the meaning says them."""
     if key in CHOICES:
         choices = [f"`{choice}`" for choice in CHOICES[key]]
-        told = all(choice.strip("`") in meaning for choice in choices)
-        return "" if told else f" One of {', '.join(choices)}."
+        known = all(choice.strip("`") in meaning for choice in choices)
+        return "" if known else f" One of {', '.join(choices)}."
     rule = RULES[key][1] if key in RULES else ""
     return f" Allowed: {rule}." if rule and rule.split(",")[0] not in meaning else ""
 
@@ -67,7 +67,7 @@ def _settings(section: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _summary(cls: type[Any]) -> str:
-    """First paragraph of the plug-in's module, without "Selector `name`: "."""
+    """Returns the first paragraph of the plug-in's module, without "Selector `name`: "."""
     text = inspect.getdoc(sys.modules[cls.__module__]) or ""
     return _cell(text.split("\n\n")[0]).partition(": ")[2]
 
@@ -79,7 +79,7 @@ def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def configuration_page() -> str:
-    """Every setting and every option of the house's plug-ins, with default and meaning."""
+    """Lists every setting and every option of the built-in plug-ins, with default and meaning."""
     named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",
@@ -112,7 +112,7 @@ def configuration_page() -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from the tables that the core moves by."""
+    """Draws the state machines from their tables."""
     lines = [
         "# States",
         "",

@@ -1,4 +1,4 @@
-"""What `darts simulate` does: one run, a preset's tables, seeds with faults."""
+"""The modes of `darts simulate`: one run, a preset's tables, seeds with faults, replays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _write(document: dict[str, Any], out: Path | None) -> None:
 
 
 class _Steps:
-    """Moves a bar as steps end."""
+    """Moves a progress bar as steps end."""
 
     def __init__(self, bar: Progress, steps: int) -> None:
         self._bar, self._task = bar, bar.add_task("", total=steps)
@@ -64,7 +64,7 @@ class _Steps:
 
 
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """One run; a table of its steps, its figures, and a trace if asked for."""
+    """Simulates one run; prints its steps and metrics, and writes a trace if asked for."""
     scenario = msgspec.structs.replace(
         scenario,
         engines=config.engine.count,
@@ -131,7 +131,7 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def print_preset(name: str, out: Path | None) -> int:
-    """The tables of one preset, and its JSON."""
+    """Prints the tables of one preset and writes its JSON."""
     from launch.simulate import methods_at_scale, published, scale
 
     if name == "paper":
@@ -156,7 +156,7 @@ def print_preset(name: str, out: Path | None) -> int:
 
 
 def explore_seeds(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
-    """So many seeds with faults; 1 if a violation was found."""
+    """Runs `count` seeds with faults. Returns 1 if one violates an invariant."""
     with _bar("seeds") as bar:
         task = bar.add_task("", total=count)
         found = explore(range(start, start + count), modes or MODES,
@@ -183,9 +183,9 @@ def _found(found: Found) -> dict[str, Any]:
 
 
 def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
-    """One seed; its log if it fails. Without `faults` it is made small first.
+    """Runs one seed and prints its log if it fails. Without `faults` it is shrunk first.
 
-    Raises ValueError if `faults` are no numbers of the seed's plan.
+    Raises: ValueError if `faults` are not numbers of the seed's plan.
     """
     chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
     count = len(world(seed, mode).faults)
@@ -201,7 +201,7 @@ def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
 def replay_runs(
     runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None
 ) -> int:
-    """Steps of real runs, measured and predicted. Raises OSError, ValueError (ReplayError)."""
+    """Predicts the steps of real runs. Raises OSError, ValueError (ReplayError)."""
     from launch.bench.engine_profile import EngineProfile
     from launch.simulate import replay
 

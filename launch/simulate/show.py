@@ -1,8 +1,8 @@
-"""`make simulate`: the simulator's tables, one after another, into docs/simulated.md.
+"""`make simulate`: writes the simulator's tables into docs/simulated.md.
 
-Each part's JSON is kept in the folder (`runs/simulate`); one that is there is not made
-again. `replay` holds simulated steps against those of real runs that were measured with
-the quickstart and no evaluation; it trains them first, and measures the engine.
+Each part's JSON is kept in the folder (`runs/simulate`) and not made again. `replay` compares
+simulated steps with those of real runs of the quickstart without evaluation; it trains them first,
+and measures the engine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
-    """Real runs and the engine's profile, unless they are there; each run predicted."""
+    """Predicts real runs; trains them and profiles the engine unless that has been done."""
 
     def have(file: Path, *module: str) -> None:
         if not file.exists():
@@ -60,7 +60,7 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
 
 
 def _knees(say: Say) -> list[dict[str, Any]]:
-    """Top-up beyond the knee, where an engine has four times as many requests as its knee."""
+    """Measures top-up beyond the knee: an engine has four times as many requests as its knee."""
     scenario = Scenario(engines=8, steps=20)
     base, _ = run_method(scenario, methods_at_scale.SYNC)
     rows: list[dict[str, Any]] = []
@@ -73,7 +73,7 @@ def _knees(say: Say) -> list[dict[str, Any]]:
 
 
 def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
-    """What is made, by name."""
+    """Returns the parts of the page by name."""
     return {
         "paper": lambda: published.reproduce(say),
         "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
@@ -85,7 +85,7 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
 
 
 def simulated_page(made: dict[str, Any]) -> str:
-    """docs/simulated.md of what was made."""
+    """Returns docs/simulated.md for these parts."""
     rows = [methods_at_scale.Row(**row) for row in made["ours"]]
     knees = [methods_at_scale.Row(**row) for row in made["knee"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/simulate"))
-    parser.add_argument("--only", help="make this part alone, and no page")
+    parser.add_argument("--only", help="make only this part, and no page")
     parser.add_argument("--page", type=Path, default=Path("docs/simulated.md"))
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,12 @@
-"""What darts costs its engine: tokens per second through the pipeline against vLLM alone.
+"""Measures the overhead of darts: tokens per second through the pipeline against vLLM alone.
 
     python -m launch.bench.developer.engine_overhead [--requests 2048] [--repeats 3] [--out FILE]
 
-The same requests three ways, one after another and all of it `--repeats` times, each
-in fresh processes: `raw` is `AsyncLLM` streaming (`launch.bench.developer.raw_engine`), `sink`
-engine worker, sockets, stage and rewards with a learner that does nothing
-(`launch.bench.developer.sink`), `learner` the same with the real one training beside it. vLLM's
-threads have the first core in all of them. Seconds run from the first request to the
-end of the last.
+Runs the same requests three ways in turn, `--repeats` times, each in fresh processes: `raw` is
+`AsyncLLM` streaming (`launch.bench.developer.raw_engine`), `sink` is the pipeline with an idle
+learner (`launch.bench.developer.sink`), `learner` the pipeline with the real learner. vLLM's
+threads have the first core in all of them. Seconds count from the first request to the last
+token.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
 
 CONFIG = Path("configs/quickstart.yaml")
-SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")  # steps and nothing beside them
-STEP = (  # one step that trains on all that is sampled
+SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")  # only steps
+STEP = (  # one step that trains on everything that is sampled
     "selector=all",
     "budget.uniform.redundancy=1",
     "step.count=1",
@@ -42,17 +41,17 @@ STEP = (  # one step that trains on all that is sampled
 )
 RAW_LIMIT_S = 900.0
 QUIET_LOAD = 0.5
-"""Load average above which somebody else's work is measured too: with a load of 6 on two
-cores, repetitions of one way differed by a factor of two."""
+"""Load average above which other work disturbs the measurement: with a load of 6 on two cores,
+repetitions of one way differed by a factor of two."""
 WAYS = ("raw", "sink", "learner")
 
 
 class BenchError(Exception):
-    """A measurement failed; the message ends with the log of what did."""
+    """A measurement failed; the message ends with its log."""
 
 
 class Complaints:
-    """Shows what a run warns of, and nothing else."""
+    """Prints only the warnings of a run."""
 
     def on_line(self, line: dict[str, Any]) -> None:
         if "say" in line:
@@ -60,9 +59,9 @@ class Complaints:
 
 
 def one_step_config(requests: int, overrides: Sequence[str] = ()) -> Config:
-    """The quickstart as one step of `requests`, a multiple of its group size.
+    """Returns the quickstart as one step of `requests` requests.
 
-    Raises ConfigError, and ValueError if it is none.
+    Raises: ConfigError; ValueError if `requests` is not a multiple of the group size.
     """
     size = load(CONFIG, overrides).group.size
     if requests < size or requests % size:
@@ -71,10 +70,10 @@ def one_step_config(requests: int, overrides: Sequence[str] = ()) -> Config:
 
 
 def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]:
-    """One run in the folder `path`, and the lines of its metrics.
+    """Runs a job in the folder `path`, and returns the lines of its metrics.
 
     Args:
-        learner: "learner", or "sink" for one that learns nothing.
+        learner: "learner", or "sink" for an idle one.
 
     Raises: BenchError if the run fails.
     """
@@ -94,13 +93,13 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
 
 
 def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
-    """One run of one step, with a learner as in `metrics_of`. Raises BenchError."""
+    """Measures a run of one step, with a learner as in `metrics_of`. Raises BenchError."""
     [step] = [line for line in metrics_of(config, path, learner) if line["what"] == "step"]
     return Span(tokens=step["ledger"]["sampled"], seconds=step["generation_s"])
 
 
 def run_raw(config: Config, path: Path) -> Span:
-    """vLLM alone, with its log and its result in the folder `path`. Raises BenchError."""
+    """Measures vLLM alone, with log and result in the folder `path`. Raises BenchError."""
     run = RunFolder(path)
     run.create()
     identify(run, config)
@@ -115,12 +114,12 @@ def run_raw(config: Config, path: Path) -> Span:
     finally:
         end_all([child], 0.0)
     if not out.exists():
-        raise BenchError(f"raw: {how or 'not done in time'}; its log ends:\n{child.tail()}")
+        raise BenchError(f"raw: {how or 'not done in time'}; end of its log:\n{child.tail()}")
     return msgspec.json.decode(out.read_bytes(), type=Span)
 
 
 def overhead_summary(spans: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
-    """Rates by way, and each repetition's share of its own `raw` with the median.
+    """Returns rates by way, and each repetition's ratio to its own `raw`, with the median.
 
     >>> s = [Span(tokens=100, seconds=2.0)]
     >>> overhead_summary({"raw": [Span(tokens=100, seconds=1.0)], "sink": s})["sink"]
@@ -143,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=2048, help="of one measurement")
+    parser.add_argument("--requests", type=int, default=2048, help="requests of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON with every repetition")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")

@@ -1,10 +1,9 @@
-"""What a job over two machines does when something breaks: a table, one fault a row.
+"""Measures how a job over two machines recovers: a table with one fault in each row.
 
     python -m launch.bench.developer.faults [--only NAME] [--out FILE]
 
-Two network namespaces, one torchrun in each, simulated engines and a real
-learner. Each row is a job of its own, which must end with every prompt trained
-on once and its books balanced.
+Uses two network namespaces with a torchrun in each, simulated engines and a real learner. Each row
+is a separate job, which must end with every prompt trained on once and every token accounted for.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ _SETTINGS = [
 
 @dataclass
 class Row:
-    """What one fault did; seconds."""
+    """The effect of one fault; seconds."""
 
     fault: str
     detect_s: float
-    recover_s: float  # from the fault (a cut: from its end) to the next step done
-    restarted: bool  # the learner went on from a checkpoint
-    twice: int  # response tokens whose first sampling was undone
+    recover_s: float  # from the fault (or the end of a cut) to the next finished step
+    restarted: bool  # the learner continued from a checkpoint
+    twice: int  # response tokens that were sampled again
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a job is, and where its fault is; a test's is smaller."""
+    """Size of a job and time of its fault; tests use a smaller one."""
 
     steps: int = 60
     before: int = 8  # steps before the fault
@@ -63,7 +62,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job:
-    """One run on both machines."""
+    """A run on both machines."""
 
     def __init__(self, machines: Machines, folder: Path, stack: ExitStack, scale: Scale) -> None:
         self.machines, self.run, self._stack = machines, folder / "run", stack
@@ -71,7 +70,7 @@ class Job:
         self.parts = [self.start_machine(0), self.start_machine(1)]
 
     def start_machine(self, machine: int) -> Started:
-        """One machine's torchrun."""
+        """Starts one machine's torchrun."""
         arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
         arguments.append(f"step.count={self.scale.steps}")
         command = self.machines.torchrun(machine, 2, arguments, RESTARTS)
@@ -85,13 +84,13 @@ class Job:
         return len(self.metric_lines("step"))
 
     def tokens_sampled(self, steps: int | None = None) -> int:
-        """Response tokens sampled by the end of so many steps; None: by now."""
+        """Returns the response tokens sampled by the end of `steps` steps; None: until now."""
         if steps is None:
             return json.loads((self.run / "live.json").read_text())["sampled"]
         return self.metric_lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
 
     def checkpoint(self) -> int:
-        """Steps of the newest one."""
+        """Returns the step of the newest checkpoint."""
         found = sorted((self.run / "checkpoints").glob("step-*"))
         return int(found[-1].name.removeprefix("step-")) if found else 0
 
@@ -99,7 +98,7 @@ class Job:
         return int((self.run / "incarnation").read_text())
 
     def wait_until(self, what: Callable[[], bool]) -> float:
-        """Seconds until it is so."""
+        """Waits until the condition holds; returns the seconds."""
         begun = time.monotonic()
         while not what():
             if time.monotonic() - begun > _LIMIT_S:
@@ -110,7 +109,7 @@ class Job:
         return time.monotonic() - begun
 
     def stage_logs(self, *words: str) -> Callable[[], bool]:
-        """Whether the stage has said it since now."""
+        """Returns a condition: the stage has logged one of these words after this call."""
         log = self.run / "logs" / "stage.log"
         before = len(log.read_text())
         return lambda: any(word in log.read_text()[before:] for word in words)
@@ -151,7 +150,7 @@ def _kill_torchrun(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
 
 
 Fault = Callable[[Job], tuple[Callable[[], bool], Callable[[], None]]]
-"""Brings it about; whether it has been noticed, and what mends it."""
+"""Causes a fault; returns a condition for its detection, and the repair."""
 FAULTS: dict[str, Fault] = {
     f"link cut for {Scale().cut_s:.0f} s": _cut,
     "engine killed": _kill_engine,
@@ -161,7 +160,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None = None) -> Row:
-    """One job with one fault in its middle. Raises AssertionError if anything was lost."""
+    """Runs one job with one fault. Raises AssertionError if anything was lost."""
     scale = scale or Scale()
     with ExitStack() as stack:
         job = Job(machines, folder, stack, scale)
@@ -189,7 +188,7 @@ def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None 
 
 
 def records(path: Path, what: str) -> list[dict[str, Any]]:
-    """Lines of one kind. Raises ValueError for one that does not parse."""
+    """Reads lines of one kind. Raises ValueError for one that does not parse."""
 
     def bad(text: str) -> None:
         raise ValueError(text)
@@ -198,10 +197,10 @@ def records(path: Path, what: str) -> list[dict[str, Any]]:
 
 
 def check_books(run: Path, steps: int) -> None:
-    """Books balanced, every prompt trained on once. Raises AssertionError."""
+    """Raises AssertionError unless all tokens are accounted for and each prompt is trained once."""
     result = json.loads((run / "result.json").read_text())
     if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
-        raise AssertionError(f"{run}: the books do not balance")
+        raise AssertionError(f"{run}: the token accounts do not add up")
     groups = records(run / "decisions.jsonl", "group")
     trained = Counter(line["prompt"] for line in groups if line["fate"] == "trained")
     if sorted(trained.values()) != [1] * (steps * PROMPTS):
@@ -209,7 +208,7 @@ def check_books(run: Path, steps: int) -> None:
 
 
 def faults_table(rows: list[Row]) -> list[str]:
-    """In Markdown."""
+    """Formats the rows as Markdown."""
     head = "| fault | detected, s | next step, s | from a checkpoint | tokens sampled twice |"
     body = [
         f"| {row.fault} | {row.detect_s:.1f} | {row.recover_s:.1f} "
@@ -221,8 +220,8 @@ def faults_table(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(FAULTS), help="one fault alone")
-    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    parser.add_argument("--only", choices=list(FAULTS), help="run only this fault")
+    parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     options = parser.parse_args()
     if reason := why_not():
         print(f"skipped: {reason}", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""Two machines on this one: network namespaces with a cable between them (needs root).
+"""Simulates two machines by network namespaces with a cable between them (needs root).
 
-Each has its own interfaces, addresses and ports, and no way to the other but
-the cable, which can be cut. Processes, the kernel's clock and files are shared,
-but for directories that the second machine is given others in the place of.
+Each has its own interfaces, addresses and ports; only the cable connects them, and it can be cut.
+Processes, clock and files are shared, except for directories that the second machine replaces.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ def _ip(*arguments: str) -> None:
 
 
 class Machines:
-    """Both, and the cable. Made by `two_machines`.
+    """Both machines and the cable. Made by `two_machines`.
 
     Args:
-        own: a directory -> the one that the second machine has in its place.
+        own: a directory -> its replacement on the second machine.
     """
 
     def __init__(self, own: Mapping[Path, Path] | None = None) -> None:
@@ -55,22 +54,22 @@ class Machines:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
     def cut_cable(self) -> None:
-        """Unplug the cable."""
+        """Unplugs the cable."""
         _ip("-n", self.names[0], "link", "set", self._ends[0], "down")
 
     def heal_cable(self) -> None:
         _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
 
     def block(self, machine: int, port: int) -> None:
-        """No way from this machine to that port of another, as behind a firewall."""
+        """Blocks a port of the other machine for this one, like a firewall."""
         rule = ["rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(port), "prohibit"]
         _ip("-n", self.names[machine], *rule)
 
     def command_on(self, machine: int, arguments: Sequence[str]) -> list[str]:
-        """To be run on one of them."""
+        """Returns the command that runs these arguments on a machine."""
         command = list(arguments)
         for path, other in self._own.items() if machine == 1 else ():
-            # The program ip has given it mounts of its own.
+            # The program ip has given it its own mounts.
             bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
             command = ["sh", "-c", bind, "sh", str(other), str(path), *command]
         return ["ip", "netns", "exec", self.names[machine], *command]
@@ -83,11 +82,11 @@ class Machines:
         restarts: int = 0,
         module: str = "launch.torchrun",
     ) -> list[str]:
-        """One machine's line."""
+        """Returns one machine's command for torchrun."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
         command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{RENDEZVOUS_PORT}"]
-        # A namespace has no host name of its own by which torchrun would know which it is.
+        # A namespace has no host name by which torchrun could tell which machine it is.
         command += [
             f"--rdzv-conf=is_host={int(machine == 0)}",
             f"--local-addr={ADDRESSES[machine]}",
@@ -96,14 +95,14 @@ class Machines:
 
 
 def environment() -> dict[str, str]:
-    """Of the commands."""
-    # With the store that torchrun shares, a machine that comes back waits for ever (torch 2.13).
+    """Returns the environment of the commands."""
+    # With torchrun's shared store, a machine that returns waits for ever (torch 2.13).
     unshared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, "PYTHONPATH": str(ROOT), **unshared}
 
 
 def why_not() -> str:
-    """Why namespaces cannot be made here; '' if they can."""
+    """Says why namespaces cannot be made here; '' if they can."""
     if os.getuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -129,7 +128,7 @@ def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
 
 
 class Started:
-    """A command on a machine; whatever it has started ends with this context."""
+    """A command on a machine; all its processes end with this context."""
 
     def __init__(
         self,
@@ -167,7 +166,7 @@ class Started:
         return self.log.read_text(errors="replace")
 
     def running_processes(self) -> list[psutil.Process]:
-        """All that it has started and that still runs."""
+        """Returns its processes that still run."""
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 self._family[process.pid] = process
@@ -176,7 +175,7 @@ class Started:
         return [p for p in self._family.values() if p.is_running() and p.status() != "zombie"]
 
     def part(self, *words: str) -> psutil.Process:
-        """The process whose command line has all these words. Raises LookupError."""
+        """Finds the process whose command line has all these words. Raises LookupError."""
         for process in self.running_processes():
             try:
                 line = process.cmdline()
@@ -187,7 +186,7 @@ class Started:
         raise LookupError(f"no process with {words}")
 
     def kill_torchrun(self) -> None:
-        """torchrun itself alone: its ranks have to see for themselves that it is gone."""
+        """Kills only torchrun: its ranks have to notice by themselves."""
         self.running_processes()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()

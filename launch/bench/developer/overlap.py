@@ -1,17 +1,19 @@
-"""What overlap hides: `python -m launch.bench.developer.overlap [--study NAME] [--out FILE]`.
+"""Measures what overlap hides.
 
-`backward`: steps of the quickstart's task, large ones, three ways: `sink` generates and learns
-nothing, `off` learns when generation has ended, `group` while other groups are generated. The
-mean step of each is held against the longer of generation alone and learning alone plus what
-cannot overlap: the last group, the optimizer, the publish, the load and its proof.
+    python -m launch.bench.developer.overlap [--study NAME] [--out FILE]
 
-`barrier`: the same with `dual_end`, whose groups may have to wait for the step's last.
+`backward`: large steps of the quickstart's task, run three ways: `sink` only generates, `off`
+learns after generation, `group` learns while other groups are generated. The mean step is compared
+with the longer of generation alone and learning alone, plus what cannot overlap: the last group,
+the optimizer, the publish, the load and its check.
+
+`barrier`: the same with `dual_end`, whose groups may have to wait for the last one of the step.
 
 `logprobs`: `configs/darts.yaml` with `learner.overlap` `off` and `token`: the share of the forwards
-for old logprobs that ran while groups of their step were still to come.
+for old logprobs that ran before all groups of their step had come.
 
 Ways are interleaved, each run in fresh processes; the first step of a run is left out. The learning
-rate is next to nothing in the first two, so that every way generates what the others do.
+rate is almost zero in the first two studies, so that all ways generate the same.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _LARGE = ("step.prompts=160", "learner.lr=1e-12")
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
-    """One configuration and the ways in which its steps are run."""
+    """A configuration and the ways to run its steps."""
 
     config: str
     overrides: tuple[str, ...]
@@ -56,21 +58,21 @@ STUDIES = {
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """Means over the steps of one run, seconds."""
+    """Means over the steps of one run; seconds."""
 
     step: float
     generation: float  # first request to last token
     learning: float  # forward and backward
-    last_group: float  # of those, by its share of the groups
+    last_group: float  # share of one group in `learning`
     optimizer: float
     publish: float
-    load: float  # from the end of a step to the engines' proof of its version
+    load: float  # from the end of a step until an engine has checked its version
     logprobs: float  # forwards for old logprobs
-    hidden: float  # of those, while groups were to come
+    hidden: float  # of those, before all groups had come
 
 
 def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
-    """Of the lines of a run's metrics, without its first step.
+    """Averages the lines of a run's metrics, without its first step.
 
     Raises: ValueError if there are fewer than two steps.
     """
@@ -100,11 +102,11 @@ def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
 
 
 def bound(sink: Steps, off: Steps) -> dict[str, float]:
-    """What a step cannot be faster than: its longer half, and what cannot overlap.
+    """Returns the lower bound of a step: its longer half plus what cannot overlap.
 
     Args:
         sink: generation alone.
-        off: learning alone, each group's share of it, and the serial rest.
+        off: learning alone, the share of each group, and the serial part.
     """
     serial = off.last_group + off.optimizer + off.publish + off.load
     return {
@@ -116,7 +118,7 @@ def bound(sink: Steps, off: Steps) -> dict[str, float]:
 
 
 def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
-    """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
+    """Runs every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[Steps]] = {way: [] for way in study.ways}
     with tempfile.TemporaryDirectory(prefix="darts-overlap-") as folder:
         for repeat in range(repeats):
@@ -136,7 +138,7 @@ def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dic
 
 
 def overlap_summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
-    """Medians over the repetitions; ratios are taken within each."""
+    """Returns medians over the repetitions; ratios are taken within each."""
     told: dict[str, Any] = {
         way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
     }

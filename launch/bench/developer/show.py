@@ -1,11 +1,10 @@
-"""`make show`: the tables of the documents, measured here, one job after another.
+"""`make show`: measures the tables of the documents, one job after another.
 
-Runs the quickstart with three seeds, every selector of the house once and again with
-audits, then the programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from
-their own files. Takes its time (about a minute and a half a job on two cores); a job
-whose result is there is not run again, so an interrupted show goes on where it was.
-`--only NAME` runs one. A comparison (`darts bench compare --folder RUNS/compare`) takes
-hours and is told where it is there.
+Runs the quickstart with three seeds, every built-in selector once and again with audits, then the
+programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from their files. A job
+takes about 90 seconds on two cores; one whose result exists is not run again, so an interrupted
+show continues where it stopped. `--only NAME` runs one. The page includes a comparison (`darts
+bench compare --folder RUNS/compare`, which takes hours) if there is one.
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ VARIANTS = [
 
 
 def folder(base: Path, job: Job) -> Path:
-    """Named by what is different, so that two tables can share a run."""
+    """Returns the folder of a job, named by its settings so that tables can share a run."""
     different = "".join(c if c.isalnum() else "-" for c in "-".join(job.overrides))
     return base / ("audited" if job.audited else "") / different
 
 
 def carry_out(base: Path, job: Job) -> dict[str, Any]:
-    """Run a job unless its result is there. Raises RuntimeError if it fails."""
+    """Runs a job unless its result exists. Raises RuntimeError if it fails."""
     run = folder(base, job)
     result = run / "result.json"
     if not result.exists():
@@ -75,7 +74,9 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
         if subprocess.run([*command, *job.settings], check=False).returncode:
             raise RuntimeError(f"{job.name} failed; see {run}; remove the folder to run it again")
     if (run / "config.yaml").read_text() != dump(load(Path(CONFIG), job.settings)):
-        raise RuntimeError(f"{run}: a finished run of other settings; remove it, or choose --runs")
+        raise RuntimeError(
+            f"{run}: a finished run with other settings; remove it, or choose --runs"
+        )
     found = json.loads(result.read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["revision"] = json.loads((run / "about.json").read_text())["revision"]
@@ -108,7 +109,7 @@ BIAS_HEAD = "| run | audited steps | reward | tokens | advantage |\n|---|---|---
 
 
 def bias_row(name: str, r: dict[str, Any]) -> str:
-    """Means over the audited steps: the chosen minus all that were sampled to their end."""
+    """Formats means over the audited steps: chosen candidates minus all that ended."""
     audits = [step["audit"] for step in r["steps"] if "audit" in step]
     cells: list[str] = []
     for what in ("reward", "tokens", "advantage"):
@@ -125,7 +126,7 @@ INTRODUCTION = (
 
 
 def write_page(base: Path, out: Path) -> None:
-    """The tables of what has been run so far."""
+    """Writes the tables of all finished runs."""
     parts: list[str] = []
     revisions: list[str] = []
     for title, jobs in (
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/measured.md"))
     parser.add_argument(
         "--only",
-        help="run only jobs whose name begins with this, or one of: "
+        help="run only jobs whose name starts with this, or one of: "
         + ", ".join(bench.name for bench in (*BENCHES, PEER)),
     )
     args = parser.parse_args(arguments)

@@ -1,9 +1,11 @@
-"""What it costs to know where time goes: `python -m launch.bench.developer.tracing [--out FILE]`.
+"""Measures the cost of timing and tracing.
 
-The same steps three ways, interleaved, each run in fresh processes: `off` (`watch.timing=false`),
-`timing` (latency figures and critical paths), `trace` (and every step in the trace). All candidates
-are trained on and the learning rate is next to nothing: every way samples the same tokens. Beside
-the ratio of step times, which noise blurs, stands the time that the stage itself spent on it.
+    python -m launch.bench.developer.tracing [--out FILE]
+
+Runs the same steps three ways, interleaved, each in fresh processes: `off` (`watch.timing=false`),
+`timing` (latencies and critical paths), `trace` (also every step in the trace). All candidates are
+trained on and the learning rate is almost zero, so that all ways sample the same tokens. The ratio
+of step times is noisy; so the stage's own time for recording is measured too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ WAYS = {
 
 
 def step_and_own_s(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Median step and the median of what noting it took, seconds, without the first step.
+    """Returns the median seconds of a step and of recording it, without the first step.
 
     Raises: ValueError if there are fewer than two steps.
     """
@@ -40,7 +42,7 @@ def step_and_own_s(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def measure_tracing(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
+    """Runs every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="darts-tracing-") as folder:
         for repeat in range(repeats):
@@ -49,12 +51,12 @@ def measure_tracing(repeats: int, overrides: Sequence[str]) -> dict[str, list[tu
                 lines = metrics_of(config, Path(folder) / f"{way}-{repeat}", "learner")
                 step_s, own_s = step_and_own_s(lines)
                 found[way].append((step_s, own_s))
-                print(f"{way:7}{step_s:8.4f} s a step, {1e3 * own_s:6.2f} ms to note", flush=True)
+                print(f"{way:7}{step_s:8.4f} s a step, {1e3 * own_s:6.2f} ms to record", flush=True)
     return found
 
 
 def tracing_summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """Medians over repetitions; ratios to `off` are taken within each."""
+    """Returns medians over repetitions; ratios to `off` are taken within each."""
     told: dict[str, Any] = {}
     for way, runs in found.items():
         pairs = zip(runs, found["off"], strict=True)
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = (f"step.count={options.steps}", *options.overrides)
     told = tracing_summary(measure_tracing(options.repeats, given))
     for way, metrics in told.items():
-        print(f"{way:7} {metrics['ratio']:.3f} of off; noting it {metrics['own_share']:.2%} of it")
+        print(
+            f"{way:7} {metrics['ratio']:.3f} of off; recording is {metrics['own_share']:.2%} of a step"
+        )
     if options.out:
         options.out.write_text(json.dumps(told, indent=1) + "\n")
 

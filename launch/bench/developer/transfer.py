@@ -1,11 +1,10 @@
-"""Weights from machine to machine against a copy of the same file, in one run.
+"""Compares sending weights to another machine with copying the same file.
 
     python -m launch.bench.developer.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
 
-Random bfloat16 parameters, published on one network namespace and fetched on
-another as an engine does it: TCP, CURVE, checked against the manifest. Beside
-it, in turn: the file copied within /dev/shm, and copied and checked. Needs
-root, and three times the file's bytes in /dev/shm.
+Publishes random bfloat16 parameters in one network namespace and fetches them in another as an
+engine does: TCP, CURVE, checked against the manifest. In turn with this, it copies the file within
+/dev/shm, without and with a check. Needs root, and three times the file's size in /dev/shm.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _BLOCK = 1 << 24
 
 
 def publish_random(directory: Path, parameters: int) -> Manifest:
-    """A version 0 of so many random bfloat16 numbers."""
+    """Writes a version 0 of random bfloat16 numbers."""
     (directory / "v0").mkdir(parents=True)
     path = directory / "v0" / FILE
     generator, digest, left = np.random.default_rng(0), xxhash.xxh3_128(), 2 * parameters
@@ -65,7 +64,7 @@ def publish_random(directory: Path, parameters: int) -> Manifest:
 
 
 def serve_weights(keys: Path, weights: Path) -> None:
-    """The stage's part, until it is killed."""
+    """Serves the weights as the stage does, until it is killed."""
 
     async def attend() -> None:
         server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
@@ -76,16 +75,16 @@ def serve_weights(keys: Path, weights: Path) -> None:
 
 
 def fetch_weights(keys: Path, manifest: Path, into: Path) -> None:
-    """An engine's part; prints its seconds."""
+    """Fetches the weights as an engine does; prints the seconds."""
     receiver = FetchingReceiver(read_private(keys, PeerKeys), into)
-    told = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
+    published = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
     started = time.monotonic()
-    receiver.receive(told)
+    receiver.receive(published)
     print(time.monotonic() - started, flush=True)
 
 
 def write_keys(folder: Path) -> tuple[Path, Path]:
-    """Key files of both sides."""
+    """Writes the key files of both sides."""
     control, data, weights = (f"tcp://{ADDRESSES[0]}:{port}" for port in _PORTS)
     server, client = new_pair(), new_pair()
     listen_keys = ListenKeys(
@@ -106,7 +105,7 @@ def write_keys(folder: Path) -> tuple[Path, Path]:
 def measure_transfer(
     machines: Machines, folder: Path, parameters: int, repeats: int
 ) -> dict[str, object]:
-    """Seconds of each way, in turn."""
+    """Measures the seconds of each way, in turn."""
     manifest = publish_random(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, peer_keys = write_keys(folder)
@@ -145,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=0.5e9)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="file for the results as JSON")
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--fetch", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
