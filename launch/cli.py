@@ -35,7 +35,7 @@ app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """Reads model, tokenizer, data and plug-ins as a run would; returns lines that describe them."""
+    """Reads model, tokenizer, data and plug-ins as a run would; returns lines about them."""
     import asyncio
 
     from launch.preflight import learner, rewards
@@ -194,8 +194,7 @@ def _joined(join: Path) -> list[str]:
 @app.command("engine")
 def engine_command(
     join: Annotated[
-        Path,
-        typer.Option(help="folder of the running job, or a copy of its join.key"),
+        Path, typer.Option(help="folder of the running job, or a copy of its join.key")
     ],
     name: Annotated[str, typer.Option(help="name of the engine, unique in the job")],
 ) -> None:

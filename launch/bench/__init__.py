@@ -1,1 +1,1 @@
-"""Measurements: methods compared, one GPU, and what developers measure. Importing this loads no torch."""
+"""Measurements: methods, one GPU, and those for developers. Importing this loads no torch."""

@@ -27,8 +27,7 @@ _WIDE = 100  # columns without a terminal
 @data_app.command("check")
 def check_command(
     what: Annotated[
-        str,
-        typer.Argument(help="a configuration (.yaml), or data: a file, a folder or a pattern"),
+        str, typer.Argument(help="a configuration (.yaml), or data: a file, a folder or a pattern")
     ],
     overrides: Overrides = None,
     model: Annotated[

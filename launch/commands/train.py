@@ -116,8 +116,8 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
 def check_fits(
     directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
 ) -> None:
-    """Raises Refused, naming each difference, if a checkpoint is for other settings, model, tokenizer
-    or data. `settings` says where the current settings are from.
+    """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
+    tokenizer or data. `settings` says where the current settings are from.
     """
     now = fingerprint.take(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):

@@ -1,4 +1,4 @@
-"""`darts doctor --cluster`: a process on every machine checks it and probes the other machines' ports.
+"""`darts doctor --cluster`: a process on each machine checks it and probes the others' ports.
 
 Under torchrun the first rank of each machine does this; without it, a process started by hand with
 `--head`, `--nodes` and `--node`. They exchange results through a store, as the ranks of a job do.
@@ -70,24 +70,24 @@ class ProbeError(Exception):
     """This machine cannot take part; the message says why, and what to look at."""
 
 
-def open_store(participant: Participant, limit_s: float) -> Store:
+def open_store(me: Participant, limit_s: float) -> Store:
     """Opens torchrun's store, or one on the first machine. Raises ProbeError."""
     from torch.distributed import TCPStore
 
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and participant.torchrun
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and me.torchrun
     limit = timedelta(seconds=limit_s)
     try:
         return TCPStore(
-            *(participant.head, participant.port),
-            is_master=participant.node == 0 and not shared,
+            *(me.head, me.port),
+            is_master=me.node == 0 and not shared,
             wait_for_workers=False,
             timeout=limit,
         )
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ProbeError(
-            f"machine {participant.node}: no store at {participant.head}:{participant.port} "
-            f"within {limit_s:.0f} s: {first}; check that the doctor runs on the first machine and that the port is open"
+            f"machine {me.node}: no store at {me.head}:{me.port} within {limit_s:.0f} s: {first}; "
+            "check that the doctor runs on the first machine and that the port is open"
         ) from error
 
 
@@ -95,17 +95,17 @@ def open_store(participant: Participant, limit_s: float) -> Store:
 
 
 def facts_of(
-    participant: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
+    me: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
 ) -> MachineFacts:
     """Collects what this machine knows without asking the others."""
     model = Path(config.model)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     shm = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path.cwd()
     return MachineFacts(
-        node=participant.node,
+        node=me.node,
         host=socket.gethostname(),
-        address=_address(participant, config),
-        ranks=participant.ranks,
+        address=_address(me, config),
+        ranks=me.ranks,
         versions=installed_versions() | {"darts": _sources()},
         config=config_digest(config),
         model=_model_checksum(model),
@@ -156,12 +156,12 @@ def _widened(config: Config) -> bool:
     return published == "float32" and stored in ("bfloat16", "float16")
 
 
-def _address(participant: Participant, config: Config) -> str:
+def _address(me: Participant, config: Config) -> str:
     """The address at which this machine listens, as a job's processes would."""
-    if participant.node == 0:
-        return own_address(config.nodes.interface, participant.head)
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(participant.head)
-    return own_address(interface, participant.head)
+    if me.node == 0:
+        return own_address(config.nodes.interface, me.head)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(me.head)
+    return own_address(interface, me.head)
 
 
 class Listeners:
@@ -204,10 +204,10 @@ class Listeners:
             listening.close()
 
 
-def wanted_ports(participant: Participant, config: Config, address: str) -> dict[str, int]:
+def wanted_ports(me: Participant, config: Config, address: str) -> dict[str, int]:
     """Purpose -> port at which this machine is to listen."""
     found = {ANY_PORT: free_port(address)}
-    if participant.node == 0:
+    if me.node == 0:
         first = config.nodes.port
         numbers = (first + n if first else free_port(address) for n in range(len(STAGE_PORTS)))
         found |= dict(zip(STAGE_PORTS, numbers, strict=True))
@@ -218,7 +218,7 @@ def wanted_ports(participant: Participant, config: Config, address: str) -> dict
 
 
 def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe:
-    """Measures round trips to a port of another machine; the shortest gives its clock, as in NTP."""
+    """Measures round trips to another machine's port; the shortest gives its clock, as in NTP."""
     clock, trips = PeerClock(0.0, 0.0, same=False), list[float]()
     why = ""
     try:
@@ -257,19 +257,17 @@ def probe_all_ports(own: MachineFacts, others: Sequence[MachineFacts]) -> list[P
 class _Board:
     """Signed messages of the machines to each other, in the store."""
 
-    def __init__(
-        self, store: Store, shared_secret: SharedSecret, participant: Participant, limit_s: float
-    ) -> None:
-        self._store, self._shared_secret, self._participant, self._limit_s = (
+    def __init__(self, store: Store, secret: SharedSecret, me: Participant, limit_s: float) -> None:
+        self._store, self._secret, self._me, self._limit_s = (
             store,
-            shared_secret,
-            participant,
+            secret,
+            me,
             limit_s,
         )
 
     def post(self, what: str, message: msgspec.Struct) -> None:
-        key = f"darts/doctor/{what}/{self._participant.node}"
-        self._store.set(key, self._shared_secret.sign_message(key, message))
+        key = f"darts/doctor/{what}/{self._me.node}"
+        self._store.set(key, self._secret.sign_message(key, message))
 
     def wait_for_posts(
         self, what: str, kind: type[_T], nodes: Sequence[int], limit_s: float | None = None
@@ -281,7 +279,7 @@ class _Board:
             for node in nodes:
                 key = f"darts/doctor/{what}/{node}"
                 if node not in found and self._store.check([key]):
-                    body = self._shared_secret.verified_message(key, self._store.get(key))
+                    body = self._secret.verified_message(key, self._store.get(key))
                     if body is not None:
                         found[node] = msgspec.json.decode(body, type=kind)
             if len(found) < len(nodes):
@@ -300,11 +298,14 @@ class _Verdict(msgspec.Struct, frozen=True):
 def run_probe(
     config: Config, head: str, nodes: int, node: int, secret: Path | None, wait_s: float
 ) -> int:
-    """Runs under torchrun or by hand. Returns the exit status. Raises as `probe_cluster`, OSError."""
+    """Runs under torchrun or by hand. Returns the exit status.
+
+    Raises: as `probe_cluster`, and OSError.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if os.environ["LOCAL_RANK"] != "0":
             return 0  # one process represents a machine
-        participant = Participant.by_torchrun(os.environ)
+        me = Participant.by_torchrun(os.environ)
     else:
         host, _, port = head.rpartition(":")
         if not host or not port.isdecimal() or node >= nodes:
@@ -312,76 +313,58 @@ def run_probe(
                 f"--head {head!r}, machine {node} of {nodes}: start it with torchrun, or on each "
                 "machine with --head HOST:PORT of the first one, --nodes, and --node from 0"
             )
-        participant = Participant(
+        me = Participant(
             node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
         )
-    shared_secret = SharedSecret(secret.read_bytes() if secret else b"")
-    return probe_cluster(participant, config, shared_secret, wait_s, say=print)
+    shared = SharedSecret(secret.read_bytes() if secret else b"")
+    return probe_cluster(me, config, shared, wait_s, say=print)
 
 
 def probe_cluster(
-    participant: Participant,
-    config: Config,
-    shared_secret: SharedSecret,
-    limit_s: float,
-    say: Callable[[str], Any],
+    me: Participant, config: Config, secret: SharedSecret, limit_s: float, say: Callable[[str], Any]
 ) -> int:
     """Checks and probes, on each machine. Returns the exit status, the same on all of them.
 
     Raises: ProbeError, TransportError.
     """
+    board = _Board(open_store(me, limit_s), secret, me, limit_s)
+    address = _address(me, config)
+    wanted = wanted_ports(me, config, address)
     try:
-        return _probe_cluster(participant, config, shared_secret, limit_s, say)
+        with contextlib.closing(Listeners(me.node, address, wanted)) as listeners:
+            own = facts_of(me, config, listeners.ports, listeners.taken)
+            board.post("facts", own)
+            facts = board.wait_for_posts("facts", MachineFacts, range(me.machines))
+            others = [f for node, f in sorted(facts.items()) if node != me.node]
+            board.post("reached", _Reached(probe_all_ports(own, others)))
+            if me.node == 0:
+                return _conclude(board, facts, me, config, say)
+            verdict = board.wait_for_posts("verdict", _Verdict, [0])
+            board.post("heard", _Verdict([]))
     except RuntimeError as error:  # of the store
         raise ProbeError(
-            f"machine {participant.node}: the first machine is gone: {str(error).splitlines()[0]}"
+            f"machine {me.node}: the first machine is gone: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _probe_cluster(
-    participant: Participant,
-    config: Config,
-    shared_secret: SharedSecret,
-    limit_s: float,
-    say: Callable[[str], Any],
-) -> int:
-    store = open_store(participant, limit_s)
-    board = _Board(store, shared_secret, participant, limit_s)
-    address = _address(participant, config)
-    listeners = Listeners(participant.node, address, wanted_ports(participant, config, address))
-    try:
-        own = facts_of(participant, config, listeners.ports, listeners.taken)
-        board.post("facts", own)
-        everybody = range(participant.machines)
-        facts = board.wait_for_posts("facts", MachineFacts, everybody)
-        others = [f for node, f in sorted(facts.items()) if node != participant.node]
-        board.post("reached", _Reached(probe_all_ports(own, others)))
-        if participant.node == 0:
-            return _conclude(board, facts, participant, config, say)
-        heard = board.wait_for_posts("verdict", _Verdict, [0])
-        board.post("heard", _Verdict([]))
-        if not heard:
-            raise ProbeError(f"machine {participant.node}: no verdict from the first machine")
-        found = heard[0].problems
-        say(f"machine {participant.node}: {_verdict_line(found)}; details on the first machine")
-        return int(bool(found))
-    finally:
-        listeners.close()
+    if not verdict:
+        raise ProbeError(f"machine {me.node}: no verdict from the first machine")
+    found = verdict[0].problems
+    say(f"machine {me.node}: {_verdict_line(found)}; details on the first machine")
+    return int(bool(found))
 
 
 def _conclude(
     board: _Board,
     facts: dict[int, MachineFacts],
-    participant: Participant,
+    me: Participant,
     config: Config,
     say: Callable[[str], Any],
 ) -> int:
-    """On the first machine: collects the results, judges them, prints and posts the verdict."""
+    """Collects and judges the results on the first machine; prints and posts the verdict."""
     here = sorted(facts)
     reached = board.wait_for_posts("reached", _Reached, here)
     probes = [probe for found in reached.values() for probe in found.probes]
     known = [facts[node] for node in here]
-    found = list(cluster_report.cluster_problems(known, probes, participant.machines, config))
+    found = list(cluster_report.cluster_problems(known, probes, me.machines, config))
     board.post("verdict", _Verdict(found))
     for line in _report_lines(known, probes, found):
         say(line)

@@ -103,7 +103,7 @@ def _machine_problems(f: MachineFacts, config: Config) -> Iterator[str]:
     for what, why in f.taken.items():
         yield f"machine {f.node}: cannot listen for {what}: {why}; choose another nodes.port"
     if not f.model:
-        yield f"machine {f.node}: {config.model}: no model there; every machine needs it at the same path"
+        yield f"machine {f.node}: {config.model}: no model; every machine needs it at this path"
     if f.shm_free < 2 * f.weights_bytes:
         yield (
             f"machine {f.node}: {_size(f.shm_free)} free in /dev/shm, two versions of the weights "

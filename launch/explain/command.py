@@ -26,12 +26,10 @@ def explain_command(
         int | None, typer.Option(min=0, help="explain the group of this trajectory instead")
     ] = None,
     worst: Annotated[
-        int | None,
-        typer.Option(min=1, help="list this many groups that cost most, one line each"),
+        int | None, typer.Option(min=1, help="list this many groups that cost most, one line each")
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="list the groups that ended in this step, from 1"),
+        int | None, typer.Option(min=1, help="list the groups that ended in this step, from 1")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON; its steps are counted from 0")
@@ -192,29 +190,17 @@ def _as_data(story: Story, text: str) -> dict[str, Any]:
 
 
 def _as_opened(opened: Opened) -> dict[str, Any]:
-    return {
-        "step": opened.step,
-        "time": opened.time or None,
-        "candidates": opened.candidates,
-        "note": opened.note,
-    }
+    import msgspec
+
+    return {**msgspec.structs.asdict(opened), "time": opened.time or None}
 
 
 def _candidate(story: Story, ended: Ended, number: int) -> dict[str, Any]:
+    import msgspec
+
     from launch.explain.wording import fate_of
 
-    member = ended.members[number]
-    fate, why = fate_of(member, story, ended)
-    return {
-        "id": member.id,
-        "state": member.state,
-        "tokens": member.tokens,
-        "confidence": member.confidence,
-        "reward": member.reward,
-        "chosen": member.chosen,
-        "versions": member.versions,
-        "turns": member.turns,
-        "tokens_appended": member.appended,
-        "fate": fate,
-        "why": why,
-    }
+    fields = msgspec.structs.asdict(ended.members[number])
+    fate, why = fate_of(ended.members[number], story, ended)
+    appended = fields.pop("appended")
+    return {**fields, "tokens_appended": appended, "fate": fate, "why": why}

@@ -40,7 +40,7 @@ _PHRASES = {
 
 
 class Clock:
-    """Seconds since the group's step began, or since the group's first line if that is not known."""
+    """Seconds since the group's step began; since the group's first line if that is not known."""
 
     def __init__(self, story: Story, step: StepFacts | None) -> None:
         evaluated = story.ended is not None and story.ended.kind == "eval"  # in no step
@@ -163,8 +163,8 @@ def _waited(story: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]
         yield from (_last(known) for known in step.stragglers if known.group == story.group)
     if isinstance(closed, Decided) and closed.action == "Finalize" and closed.time and ended.time:
         yield (
-            f"closed{clock.time_text(closed)}; {ended.fate} {max(0.0, ended.time - closed.time):.2f} s "
-            "later, with the step's other groups"
+            f"closed{clock.time_text(closed)}; {ended.fate} "
+            f"{max(0.0, ended.time - closed.time):.2f} s later, with the step's other groups"
         )
 
 

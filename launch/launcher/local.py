@@ -111,9 +111,7 @@ class Launcher:
         self._memory = MemoryWatch(own_groups())
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
-        self._heard_at = self._missed_at = (
-            0.0  # last line of the stage; last warning of its silence
-        )
+        self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
         self._ours, theirs = socket.socketpair()
         self._theirs = theirs
         self._ours.setblocking(False)
@@ -130,13 +128,7 @@ class Launcher:
         site = self._site
         common = ["--stage", str(site.peer_keys or site.sockets), "--config", str(run.config)]
         if self._roles.stage:
-            command = [
-                "pipeline.stage",
-                "--run",
-                str(run.path),
-                "--sockets",
-                str(self.sockets),
-            ]
+            command = ["pipeline.stage", "--run", str(run.path), "--sockets", str(self.sockets)]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []

@@ -125,7 +125,7 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     def take_exit(self) -> str | None:
-        """Like `exit_text`, once: afterwards the child counts as not started."""
+        """Returns `exit_text` once: afterwards the child counts as not started."""
         how = self.exit_text()
         if how is not None:
             self._process = None

@@ -105,7 +105,7 @@ class History:
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a run ended."""
+    """The end of a run."""
 
     word: str  # for the title
     advice: str = ""  # what to do next

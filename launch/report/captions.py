@@ -45,8 +45,7 @@ def step_caption(step: TracedStep, found: Sequence[Life], path: StragglerPath | 
     said = f"Step {step.number} took {seconds_text(step.seconds)}. "
     said += _without(late) if path is None else _along(path, by_id, step.seconds)
     return Caption(
-        straggler=late,
-        html=Markup('<p class="said">{}</p>{}').format(said, _table(found, path)),
+        straggler=late, html=Markup('<p class="said">{}</p>{}').format(said, _table(found, path))
     )
 
 
@@ -59,8 +58,8 @@ def _without(late: Life | None) -> str:
         return "No trained trajectory ended in it."
     return (
         f"The last trained trajectory was {late.trajectory} of group {late.group} "
-        f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds_text(late.end)} after "
-        "the step's start."
+        f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds_text(late.end)} "
+        "after the step's start."
     )
 
 
@@ -77,7 +76,8 @@ def _along(path: StragglerPath, by_id: dict[int, Life], whole: float) -> str:
     else:  # for example of an evaluation
         of, held = "", f"{spent} on engine {last.engine}"
     names.append(f"{last.trajectory}{of} ({held})")
-    said += f"trajectory {' → '.join(names)}, which ended {seconds_text(last.end)} after the step's start."
+    end = seconds_text(last.end)
+    said += f"trajectory {' → '.join(names)}, which ended {end} after the step's start."
     if sum(spent for _, spent in path.before) > _BEFORE * whole:
         said += f" Before {'the first' if earlier else 'it'}: {_listed(path.before, whole)}."
     return f"{said} After it: {_listed(path.after, whole)}." if path.after else said

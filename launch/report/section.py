@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     columns: bool = False  # plots side by side if there is room
     missing: str = ""  # why there is no data, and its cure
 
+    def showing(self, *content: Model | Markup) -> Section:
+        """Returns the section with this content."""
+        return msgspec.structs.replace(self, content=content)
+
+    def without_data(self, why: str) -> Section:
+        """Returns the section with the reason for which it is empty."""
+        return msgspec.structs.replace(self, missing=why)
+
 
 def html_table(
     head: Sequence[str], rows: Sequence[Sequence[Any]], *, texts: int = 1, attributes: str = ""
@@ -39,6 +47,14 @@ def html_table(
     return Markup(
         '<div class="wide"{}><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(Markup(attributes), cells("th", head), body)
+
+
+def folded(parts: Iterable[tuple[str, Markup]]) -> Iterator[Markup]:
+    """Yields named parts that a click opens; the first one is open."""
+    for i, (name, part) in enumerate(parts):
+        yield Markup("<details{}><summary>{}</summary>{}</details>").format(
+            Markup(" open") if i == 0 else "", name, part
+        )
 
 
 def number_text(value: float | None, digits: int = 2) -> str:

@@ -127,9 +127,7 @@ def _within(work: list[dict[str, Any]], bound: dict[str, Any]) -> Iterator[dict[
 
 
 def _step(
-    bound: dict[str, Any],
-    events: Iterator[dict[str, Any]],
-    lanes: dict[int, Lane],
+    bound: dict[str, Any], events: Iterator[dict[str, Any]], lanes: dict[int, Lane]
 ) -> TracedStep:
     bars: list[Bar] = []
     moments: list[Bar] = []

@@ -64,8 +64,8 @@ def step_trajectories(step: TracedStep) -> list[Life]:
 
 
 def path_spans(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[PathSpan]:
-    """Places the path's segments one after another, each on the row of its work: the bar in its lane
-    that covers most of it, if possible one of its own trajectory."""
+    """Places the path's segments one after another, each on the row of its work: the bar in its
+    lane that covers most of it, if possible one of its own trajectory."""
     by_lane: dict[str, list[Bar]] = defaultdict(list)
     for bar in step.bars:
         by_lane[bar.lane].append(bar)

@@ -13,6 +13,11 @@ class _What(msgspec.Struct):
     what: str
 
 
+def all_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file whose lines are all complete."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
 def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
     """Yields the decoded lines of these kinds, in order.
 

@@ -49,11 +49,7 @@ def step_facts(path: Path, step: int, say: Callable[[str], None]) -> StepFacts |
         if isinstance(line, _Step):
             since = line.time - line.seconds if line.time else 0.0
             found = StepFacts(
-                step=step,
-                seconds=line.seconds,
-                reward=line.reward,
-                groups=line.groups,
-                since=since,
+                step=step, seconds=line.seconds, reward=line.reward, groups=line.groups, since=since
             )
         elif found is not None:
             return msgspec.structs.replace(

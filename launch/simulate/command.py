@@ -170,16 +170,9 @@ def explore_seeds(count: int, start: int, modes: Sequence[Mode], out: Path | Non
 
 
 def _found(found: Found) -> dict[str, Any]:
-    return {
-        "seeds": found.seeds,
-        "violations": found.violations,
-        "events": found.events,
-        "by_mode": found.by_mode,
-        "shown": [
-            {"seed": o.seed, "mode": o.mode, "faults": o.faults, "violation": o.violation}
-            for o in found.shown
-        ],
-    }
+    names = ("seed", "mode", "faults", "violation")
+    shown = [{name: getattr(outcome, name) for name in names} for outcome in found.shown]
+    return {**msgspec.structs.asdict(found), "shown": shown}
 
 
 def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:

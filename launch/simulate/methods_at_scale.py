@@ -37,13 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "tail_batching": (*BENCH["tail_batching"].overrides, "step.reserve=32"),
     "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG),
     "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum"),
-    "top_up_deferred_half_quorum": (
-        *_TOP_UP,
-        *_DEFERRED,
-        "step.reserve=64",
-        _LONG,
-        "batch=quorum",
-    ),
+    "top_up_deferred_half_quorum": (*_TOP_UP, *_DEFERRED, "step.reserve=64", _LONG, "batch=quorum"),
     "top_up_deferred_barrier": (*_TOP_UP, *_DEFERRED, _LONG, "selector.dual_end.long_wait=step"),
 }
 """Settings by method. `deferred` adds tail batching's long rounds to top-up, and samples more than

@@ -186,10 +186,7 @@ def _others() -> Iterator[Cell]:
             about=f"APRIL, rollout throughput; here 8 engines, {prompts} prompts x 8",
             overrides=(*SYNC, "learner.max_staleness=2"),
             scenario=msgspec.structs.replace(
-                _scenario("qwen2.5-7b", 8, 1),
-                prompts=prompts,
-                learner_factor=1e-3,
-                limit=16_384,
+                _scenario("qwen2.5-7b", 8, 1), prompts=prompts, learner_factor=1e-3, limit=16_384
             ),
             by_tokens=True,
         )

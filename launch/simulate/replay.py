@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.engine_profile import EngineProfile
+from launch.run_files.jsonl import all_lines
 from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
@@ -64,9 +65,9 @@ def replay_run(path: Path, profile: EngineProfile, left: float) -> Replay:
     if not run.result.exists():
         raise ReplayError(f"{run.result}: no such file; only a finished run can be replayed")
     config = load(run.config)
-    metrics = _lines(run.metrics)
+    metrics = all_lines(run.metrics)
     steps = [line for line in metrics if line["what"] == "step"]
-    decisions = _lines(run.decisions)
+    decisions = all_lines(run.decisions)
     workload = Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed)
     simulation = begin_simulation(
         msgspec.structs.replace(
@@ -97,7 +98,7 @@ def left_by_pipeline(overhead: Path) -> float:
 def groups_of(
     decisions: Sequence[dict[str, Any]],
 ) -> list[tuple[int, list[tuple[int, bool, float]]]]:
-    """Returns (prompt, members as (tokens, finished, reward)) of training groups, in their order."""
+    """Returns (prompt, members as (tokens, finished, reward)) of training groups, in order."""
     groups = sorted(
         (line for line in decisions if line["what"] == "group" and line["kind"] == "train"),
         key=lambda line: line["group"],
@@ -159,10 +160,6 @@ def _prompts(decisions: Sequence[dict[str, Any]]) -> int:
 
 def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:
     return statistics.fmean(step[name] for step in steps)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def replay_table(replays: Sequence[Replay]) -> str:

@@ -124,9 +124,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_method(
-    scenario: Scenario,
-    overrides: Sequence[str],
-    observers: Sequence[Observer] = (),
+    scenario: Scenario, overrides: Sequence[str], observers: Sequence[Observer] = ()
 ) -> tuple[Metrics, Simulation]:
     """Runs a method in a scenario to its end."""
     config = scenario.method_config(overrides)

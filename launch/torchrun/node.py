@@ -23,13 +23,7 @@ from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import (
-    KeyPair,
-    ListenKeys,
-    PeerKeys,
-    addresses,
-    write_private,
-)
+from pipeline.wire.keys import KeyPair, ListenKeys, PeerKeys, addresses, write_private
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks
@@ -82,7 +76,7 @@ def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
 
 
 def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
-    """Like `write_join_files` and `join_arguments`, in nameless files that end with this process."""
+    """Returns the same arguments for nameless files, which are gone when this process ends."""
     paths: list[str] = []
     for content in (msgspec.json.encode(peer_keys), config.encode()):
         descriptor = os.memfd_create("darts", 0)  # survives `exec`
@@ -188,18 +182,14 @@ class RoundPlan:
 
 
 def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
-    """Writes the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
+    """Writes the key files of stage, learner rank 0 and guests (`darts engine --join`)."""
     if not plan.uses_keys:
         plan.rank_names(hellos)
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
     names = plan.rank_names(hellos)
     keys = allowed_keys(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
     listen_keys = ListenKeys(
-        control=plan.control,
-        data=plan.data,
-        weights=plan.weights,
-        keys=plan.server,
-        allowed=keys,
+        control=plan.control, data=plan.data, weights=plan.weights, keys=plan.server, allowed=keys
     )
     control, data = addresses(plan.sockets)
     peer_keys = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)

@@ -93,7 +93,7 @@ def host_rendezvous(
     answer: Callable[[Mapping[int, Hello]], Mapping[int, Assignment]],
     limit_s: float,
 ) -> dict[int, Hello]:
-    """On rank 0: waits for every other rank, answers, and waits until each has confirmed.
+    """Waits on rank 0 for every other rank, answers, and waits until each has confirmed.
 
     Args:
         answer: hellos by rank -> their assignments; called again when a rank restarts.
@@ -135,7 +135,10 @@ def host_rendezvous(
 def join_rendezvous(
     store: Store, secret: SharedSecret, rank: int, hello: Hello, limit_s: float
 ) -> Assignment:
-    """On another rank: posts a hello, waits for the answer, confirms it. Raises RendezvousError."""
+    """Posts a hello from another rank, waits for the answer, confirms it.
+
+    Raises: RendezvousError.
+    """
     said = f"darts/hello/{rank}"
     store.set(said, secret.sign_message(said, hello))
     key = f"darts/place/{hello.number}"

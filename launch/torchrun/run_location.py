@@ -43,8 +43,8 @@ def refuse_moved_run(run: RunFolder) -> None:
     path = run.path / _NOTE
     if path.exists() and not run.config.exists():
         raise RunError(
-            f"{run.path}: the folder of this run is on {path.read_text().strip()}, but torchrun has "
-            "made this machine the first one: the first is the one whose --local-addr (or host name) "
-            "sorts first as text. Change that address on the machine with the folder, or share or "
-            f"move the folder; to start a new run here, remove {path}"
+            f"{run.path}: the folder of this run is on {path.read_text().strip()}, but torchrun "
+            "made this machine the first one: the one whose --local-addr (or host name) sorts "
+            "first as text. Change that address on the machine with the folder, or share or move "
+            f"the folder; to start a new run here, remove {path}"
         )

@@ -1,8 +1,8 @@
 """A character tokenizer in Hugging Face format.
 
-Turns an alphabet into a tokenizer that `AutoTokenizer.from_pretrained` loads without extra code. Invariants: one character is one token, its id is its place in the
-alphabet, and decoding gives back exactly the text. A character outside the
-alphabet is an error, never a silent "unknown".
+Turns an alphabet into a tokenizer that `AutoTokenizer.from_pretrained` loads without extra code.
+Invariants: one character is one token, its id is its place in the alphabet, and decoding gives back
+exactly the text. A character outside the alphabet is an error, never a silent "unknown".
 """
 
 from typing import cast

@@ -11,13 +11,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from launch.bench.compare.methods import Method
 from launch.launcher.processes import Child, clean_environment, end_all
 from launch.report.metrics import RunAverages, run_averages
+from launch.run_files.jsonl import all_lines
 from launch.run_files.records import EvalLine, StepLine, learning_curve
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
@@ -108,9 +108,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
-        lines: list[dict[str, Any]] = [
-            msgspec.json.decode(line) for line in self.run.metrics.read_bytes().splitlines()
-        ]
+        lines = all_lines(self.run.metrics)
         return (
             [msgspec.convert(line, StepLine) for line in lines if line["what"] == "step"],
             [msgspec.convert(line, EvalLine) for line in lines if line["what"] == "eval"],

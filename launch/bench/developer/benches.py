@@ -65,7 +65,7 @@ def overhead_table(found: Found) -> list[str]:
 
 
 def backward_table(found: Found) -> list[str]:
-    """Compares a step with its bound: the longer of generation and learning, plus the serial part."""
+    """Compares a step with its bound: the longer of generation and learning, plus the rest."""
     limit = _medians(found["bounds"])
     lines = [
         "| | s |",

@@ -11,11 +11,8 @@ token.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +20,12 @@ from typing import Any
 
 import msgspec
 
+from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from launch.bench.developer.raw_engine import Span
 from launch.commands.train import identify
 from launch.launcher.local import Launcher
 from launch.launcher.processes import Child, clean_environment, end_all
+from launch.run_files.jsonl import all_lines
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
@@ -89,7 +88,7 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
         run.release()
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return all_lines(run.metrics)
 
 
 def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
@@ -139,45 +138,28 @@ def overhead_summary(spans: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_parser(__doc__, repeats=3, overrides="settings of the quickstart")
     parser.add_argument("--requests", type=int, default=2048, help="requests of one measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON with every repetition")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")
     options = parser.parse_args(arguments)
     config = one_step_config(options.requests, options.overrides)
     load_before = os.getloadavg()[0]
     if load_before > QUIET_LOAD:
         print(f"  ! the load is {load_before:.1f} before anything was started: no quiet machine")
     spans: dict[str, list[Span]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory(prefix="darts-overhead-") as folder:
-        for repeat in range(options.repeats):
-            for way in WAYS:
-                path = Path(folder) / f"{way}-{repeat}"
-                measured = (
-                    run_raw(config, path)
-                    if way == "raw"
-                    else through_the_pipeline(config, path, way)
-                )
-                spans[way].append(measured)
-                print(
-                    f"{way:8}{measured.tokens:>9} tokens{measured.seconds:>8.2f} s"
-                    f"{measured.rate:>8.0f} tokens/s",
-                    flush=True,
-                )
+    for way, path in ways_in_turn(WAYS, options.repeats):
+        raw = way == "raw"
+        span = run_raw(config, path) if raw else through_the_pipeline(config, path, way)
+        spans[way].append(span)
+        print(
+            f"{way:8}{span.tokens:>9} tokens{span.seconds:>8.2f} s{span.rate:>8.0f} tokens/s",
+            flush=True,
+        )
     found = overhead_summary(spans)
     for way in WAYS:
         shares = "  ".join(f"{ratio:.3f}" for ratio in found[way]["ratios"])
         print(f"{way:8} of raw: {found[way]['ratio']:.3f}  ({shares})")
-    if options.out:
-        about = {
-            "requests": options.requests,
-            "cores": os.cpu_count(),
-            "load_before": round(load_before, 2),
-        }
-        options.out.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+    about = {"requests": options.requests, "cores": os.cpu_count()}
+    write_json(options.out, {**about, "load_before": round(load_before, 2), **found})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ is a separate job, which must end with every prompt trained on once and every to
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
+from launch.bench.developer.program import options_parser, write_json
 from launch.run_files.jsonl import read_lines
 
 RESTARTS = 3
@@ -219,9 +219,8 @@ def faults_table(rows: list[Row]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--only", choices=list(FAULTS), help="run only this fault")
-    parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     options = parser.parse_args()
     if reason := why_not():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -231,8 +230,7 @@ def main() -> int:
         with two_machines() as machines, tempfile.TemporaryDirectory() as folder:
             rows.append(carry_out(fault, machines, Path(folder)))
             print("\n".join(faults_table(rows)), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
+    write_json(options.out, [row.__dict__ for row in rows])
     return 0
 
 

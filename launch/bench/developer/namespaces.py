@@ -130,12 +130,7 @@ def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
 class Started:
     """A command on a machine; all its processes end with this context."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        directory: Path = ROOT,
-    ) -> None:
+    def __init__(self, command: Sequence[str], log: Path, directory: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(

@@ -18,10 +18,7 @@ rate is almost zero in the first two studies, so that all ways generate the same
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.engine_overhead import SHORT, metrics_of
+from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from pipeline.config.load import load
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")
@@ -120,62 +118,51 @@ def bound(sink: Steps, off: Steps) -> dict[str, float]:
 def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
     """Runs every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[Steps]] = {way: [] for way in study.ways}
-    with tempfile.TemporaryDirectory(prefix="darts-overlap-") as folder:
-        for repeat in range(repeats):
-            for way in study.ways:
-                overlap = "off" if way == "sink" else way
-                given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
-                learner = "sink" if way == "sink" else "learner"
-                path = Path(folder) / f"{way}-{repeat}"
-                steps = means(metrics_of(load(Path(study.config), given), path, learner))
-                found[way].append(steps)
-                print(
-                    f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "
-                    f"learning {steps.learning:.2f}, logprobs {steps.logprobs:.2f}",
-                    flush=True,
-                )
+    for way, path in ways_in_turn(study.ways, repeats):
+        overlap, learner = ("off", "sink") if way == "sink" else (way, "learner")
+        given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
+        steps = means(metrics_of(load(Path(study.config), given), path, learner))
+        found[way].append(steps)
+        print(
+            f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "
+            f"learning {steps.learning:.2f}, logprobs {steps.logprobs:.2f}",
+            flush=True,
+        )
     return found
 
 
 def overlap_summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
     """Returns medians over the repetitions; ratios are taken within each."""
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
     }
     if name != "logprobs":
         limits = [bound(*pair) for pair in zip(found["sink"], found["off"], strict=True)]
-        told["bounds"] = limits
+        document["bounds"] = limits
         for way in ("off", "group"):
             ratios = [s.step / b["bound"] for s, b in zip(found[way], limits, strict=True)]
-            told[f"{way}_over_bound"] = statistics.median(ratios)
+            document[f"{way}_over_bound"] = statistics.median(ratios)
     else:
         for way, runs in found.items():
             shares = [s.hidden / s.logprobs for s in runs if s.logprobs]
-            told[f"{way}_hidden_share"] = statistics.median(shares) if shares else None
+            document[f"{way}_hidden_share"] = statistics.median(shares) if shares else None
         pairs = zip(found["off"], found["token"], strict=True)
-        told["speed_up"] = statistics.median(off.step / token.step for off, token in pairs)
-    return told
+        document["speed_up"] = statistics.median(off.step / token.step for off, token in pairs)
+    return document
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--study", choices=list(STUDIES), default="backward")
-    parser.add_argument("--steps", type=int, default=6, help="of one run; two or more")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON with every repetition")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the study's config")
+    parser = options_parser(__doc__, steps=6, repeats=3, overrides="settings of the study")
+    parser.add_argument("--study", choices=list(STUDIES), default="backward", help="see above")
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
-    told = overlap_summary(
+    found = overlap_summary(
         options.study, measure_overlap(STUDIES[options.study], options.repeats, given)
     )
-    for key, value in told.items():
+    for key, value in found.items():
         if isinstance(value, float):
             print(f"{key}: {value:.3f}")
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def group_of(number: int, prompt: Sequence[int], responses: Sequence[Sequence[in
 
 
 def chain_sums_groups(count: int, rng: random.Random) -> list[TrainGroup]:
-    """Makes prompts and traces of the built-in task: 8 and 40 tokens on average, with a long tail."""
+    """Makes prompts and traces of the built-in task: on average 8 and 40 tokens, long-tailed."""
     groups: list[TrainGroup] = []
     for number in range(count):
         item = chain_sums.item("train", number)
@@ -259,10 +259,8 @@ def main() -> None:
     print(f" {'forward + backward ms':>26}   equal to")
     for case in cases(options.cap):
         gap = max(relative_gaps(case))
-        print(
-            f"{case.name:40} {cell_text(tokens_fed(padded, case), tokens_fed(packed, case), 0):>22}",
-            end="",
-        )
+        fed = cell_text(tokens_fed(padded, case), tokens_fed(packed, case), 0)
+        print(f"{case.name:40} {fed:>22}", end="")
         for work in (logprob_sum, squared_gradient):
             print(
                 f" {cell_text(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True

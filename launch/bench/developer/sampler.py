@@ -1,7 +1,7 @@
 """A plain batched sampler with a key-value cache: prompts in, responses out.
 
 All prompts are one batch, with one token a step. Invariant: a row's distribution depends only on
-its prompt. Ended rows leave the batch when they are a quarter of it. Must not know tasks or rewards.
+its prompt. Ended rows leave the batch when they are a quarter of it. Knows no tasks or rewards.
 
 Shapes: B rows still in the batch, T tokens of prompt (padded on the left), V vocabulary.
 """

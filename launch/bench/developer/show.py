@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.benches import BENCHES, PEER
+from launch.run_files.jsonl import all_lines
 from pipeline.config.load import dump, load
 
 CONFIG = "configs/quickstart.yaml"
@@ -78,7 +79,7 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
             f"{run}: a finished run with other settings; remove it, or choose --runs"
         )
     found = json.loads(result.read_text())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = all_lines(run / "metrics.jsonl")
     found["revision"] = json.loads((run / "about.json").read_text())["revision"]
     found["steps"] = [line for line in lines if line["what"] == "step"]
     found["evals"] = [line for line in lines if line["what"] == "eval"]

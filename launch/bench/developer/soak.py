@@ -12,9 +12,7 @@ token is in one account.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -37,6 +35,7 @@ from launch.bench.developer.flatness import (
     series_row,
 )
 from launch.bench.developer.namespaces import Started
+from launch.bench.developer.program import options_parser, write_json
 from launch.run_files.jsonl import read_lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.client import StageClient
@@ -96,8 +95,8 @@ class Soak:
     # --- faults ----------------------------------------------------------------------------
 
     def harm(self, now: float) -> None:
-        """Causes one fault, drawn from the seed. Engines are rarely killed: each restart waits longer,
-        and a missing engine cannot be harmed."""
+        """Causes one fault, drawn from the seed. Engines are rarely killed: each restart waits
+        longer, and a missing engine cannot be harmed."""
         kinds: dict[Callable[[float], str], int] = {
             self._kill_engine: 1,
             self._lose_engine: 1,
@@ -279,12 +278,9 @@ def carry_out(soak: Soak, seconds: float) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="minutes after its first step")
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
-    parser.add_argument("--out", type=Path, help="file for the results as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.seed)
@@ -298,17 +294,9 @@ def main() -> int:
     print("\n".join(f"| {name} | {times} |" for name, times in sorted(soak.faults.items())))
     print(f"\n{seconds / 60:.1f} minutes, {steps} steps; {outcome}")
     print("\n".join(wrong) + said if wrong else "all tokens accounted for, nothing left behind")
-    if options.out:
-        found = {
-            "minutes": seconds / 60,
-            "seed": options.seed,
-            "steps": steps,
-            "faults": dict(soak.faults),
-            "rows": msgspec.to_builtins(rows),
-            "verdict": outcome,
-            "complaints": wrong,
-        }
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    found = {"minutes": seconds / 60, "seed": options.seed, "steps": steps, "verdict": outcome}
+    found |= {"faults": dict(soak.faults), "rows": msgspec.to_builtins(rows), "complaints": wrong}
+    write_json(options.out, found)
     return 1 if wrong or not rows or not all(one.flat for one in rows) else 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from launch.bench.developer.namespaces import (
     two_machines,
     why_not,
 )
+from launch.bench.developer.program import options_parser, write_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, read_private, write_private
@@ -141,10 +141,8 @@ def measure_transfer(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=float, default=0.5e9)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="file for the results as JSON")
+    parser = options_parser(__doc__, repeats=3)
+    parser.add_argument("--parameters", type=float, default=0.5e9, help="size of the weights")
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--fetch", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -168,8 +166,7 @@ def main() -> int:
     for way, times in seconds.items():
         middle = statistics.median(times)
         print(f"| {way} | {middle:.2f} | {size / middle / 1e6:.0f} |")
-    if options.out:
-        options.out.write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(options.out, metrics)
     return 0
 
 

@@ -15,9 +15,7 @@ seconds until the first evaluation that reaches the target.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
 import random
 import statistics
@@ -33,6 +31,7 @@ import torch
 from launch.bench.compare.cells import Cell
 from launch.bench.compare.methods import Method
 from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate_policy
+from launch.bench.developer.program import options_parser, write_json
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train
@@ -205,14 +204,10 @@ def trl_ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=60)
+    parser = options_parser(__doc__, steps=60)
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--target", type=float, default=0.9, help="held-out accuracy")
-    parser.add_argument("--out", type=Path, help="JSON with both sides by seed")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sides: dict[str, list[Training]] = {"darts": [], "trl": []}
@@ -236,8 +231,7 @@ def main() -> None:
     }
     for figure, ratio in compared.items():
         print(f"{figure}: TRL takes {'no known' if ratio is None else f'{ratio:.2f}'} times darts'")
-    if options.out:
-        options.out.write_text(json.dumps(outcome, indent=1) + "\n")
+    write_json(options.out, outcome)
 
 
 if __name__ == "__main__":

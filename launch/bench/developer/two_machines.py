@@ -10,9 +10,7 @@ if runs of one seed differ no more than runs of one way with different seeds.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from launch.bench.developer.faults import records
 from launch.bench.developer.namespaces import Started, two_machines, why_not
+from launch.bench.developer.program import options_parser, write_json
 
 RANKS = (3, 2)  # of torchrun on each machine: l0 l1 e0, and l2 e1
 WAYS = ("one", "two")
@@ -133,15 +132,12 @@ def carry_out(way: str, run: Path, settings: Sequence[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_parser(__doc__)
     parser.add_argument("overrides", nargs="*", help="settings of every run, as key=value")
     parser.add_argument("--seeds", type=int, default=3, help="seeds; at least 2")
     parser.add_argument(
         "--folder", type=Path, help="folder of the runs; finished ones are not run again"
     )
-    parser.add_argument("--out", type=Path, help="file for rows and curves as JSON")
     options = parser.parse_intermixed_args()
     if options.seeds < 2:
         parser.error(f"--seeds is {options.seeds}: the distance between seeds needs two at least")
@@ -161,10 +157,8 @@ def main() -> int:
             print(f"{run.name}: {found[way][-1]}", file=sys.stderr, flush=True)
     rows = compare_ways(found["one"], found["two"])
     print("\n".join(distance_table(rows)))
-    if options.out:
-        rows_out = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        content = {"settings": settings, "rows": rows_out, "curves": found}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    rows_out = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    write_json(options.out, {"settings": settings, "rows": rows_out, "curves": found})
     return 0
 
 

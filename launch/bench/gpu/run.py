@@ -33,6 +33,7 @@ import psutil
 import yaml
 
 from launch.bench.developer.overlap import means
+from launch.run_files.jsonl import all_lines
 from pipeline.plugins.views import Sampled
 
 LIMITS_S = {
@@ -275,9 +276,9 @@ def measure_parts(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> di
         folder = out / f"run-{name}"
         done = part(name, ["launch.cli", "train", str(config), "--out", str(folder)])
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = all_lines(metrics) if metrics.exists() else []
         try:
-            done["found"] = msgspec.to_builtins(run_averages([json.loads(line) for line in lines]))
+            done["found"] = msgspec.to_builtins(run_averages(lines))
         except ValueError as error:
             done["error"] = done["error"] or str(error)
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -9,7 +9,7 @@ from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 
 from launch.report.read_run import Members, Run
 from launch.report.section import Section
-from launch.report.sections.length_distribution import Floats
+from launch.report.sections.length_distribution import NO_GROUPS, Floats
 from launch.report.style import INK, chosen, plot
 
 _POINTS = 6000  # of all runs together; more would be slow and not visible
@@ -18,20 +18,19 @@ _PALETTE = (
     "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55",
 )  # fmt: skip
 
+_SECTION = Section(
+    id="budgets", title="Budgets against length variance",
+    see="Each point is a group: candidates over the standard deviation of its response lengths. "
+    "Budgets that follow length variance (budget.length_variance) rise to the right, a uniform "
+    "budget is flat. Points are moved up or down a little so that they do not overlap.",
+)  # fmt: skip
+
 
 def budgets_section(runs: Sequence[Run]) -> Section:
     """Draws one point for each group."""
-    see = (
-        "Each point is a group: its number of candidates over the standard deviation of its response "
-        "lengths. Budgets that follow length variance (budget.length_variance) rise to the right, a "
-        "uniform budget is flat. Points are moved up or down a little so that they do not overlap."
-    )
     known = [run for run in runs if len(run.members.tokens_N)]
     if not known:
-        return Section(
-            id="budgets", title="Budgets against length variance", see=see,
-            missing="No training group has ended yet, or decisions.jsonl is missing.",
-        )  # fmt: skip
+        return _SECTION.without_data(NO_GROUPS)
     parts = [_points(run.members, _POINTS // len(known)) for run in known]
     names = [np.full(len(part[0]), str(i)) for i, part in enumerate(parts)]
     deviation, candidates, step = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -57,9 +56,7 @@ def budgets_section(runs: Sequence[Run]) -> Section:
         title_text_color=INK, major_label_text_color=INK,
     )  # fmt: skip
     made.add_layout(bar, "right")
-    return Section(
-        id="budgets", title="Budgets against length variance", see=see, content=[*choice, made]
-    )
+    return _SECTION.showing(*choice, made)
 
 
 def _points(members: Members, most: int) -> tuple[Floats, Floats, Floats]:

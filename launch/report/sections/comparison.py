@@ -13,7 +13,7 @@ from launch.report.section import Section, html_table, number_text, seconds_text
 
 _HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
          "after", "seconds in steps", "tokens sampled", "started", "revision")  # fmt: skip
-_FIGURES: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...] = (
+_METRICS: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...] = (
     ("seconds a step", 2, lambda run, of: of.step_seconds),
     ("accuracy", 3, lambda run, of: accuracy(run)[1]),
     ("sampled per trained", 2, lambda run, of: of.sampled_per_trained),
@@ -27,10 +27,8 @@ _FIGURES: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...
 def runs_section(lines: Sequence[Line]) -> Section:
     """Lists the runs, one in each row."""
     rows = [_about(line, run) for line in lines for run in line.runs]
-    return Section(
-        id="runs", title="Runs", see="The runs and their state.",
-        content=[html_table(_HEAD, rows, texts=4)],
-    )  # fmt: skip
+    section = Section(id="runs", title="Runs", see="The runs and their state.")
+    return section.showing(html_table(_HEAD, rows, texts=4))
 
 
 def _about(line: Line, run: Run) -> Sequence[Any]:
@@ -74,34 +72,33 @@ def _sampled(run: Run) -> int:
     return run.steps[-1].ledger.get("sampled", 0) if run.steps else 0
 
 
+_SECTION = Section(
+    id="comparison", title="Comparison",
+    see="In brackets: the value divided by that of the first run. Below 1 is better for seconds, "
+    "sampled per trained and bubbles (idle shares). If a run is fast only because it trains on "
+    "less or shorter text, tokens trained and depth show it.",
+)  # fmt: skip
+
+
 def comparison_section(lines: Sequence[Line]) -> Section:
     """Compares the metrics of all runs with those of the first."""
     runs = [run for line in lines for run in line.runs if run.steps]
-    see = (
-        "In brackets: the value divided by that of the first run. Below 1 is better for seconds, "
-        "sampled per trained and bubbles (idle shares). If a run is fast only because it trains on "
-        "less or shorter text, tokens trained and depth show it."
-    )
     if len(runs) < 2:
-        return Section(
-            id="comparison", title="Comparison", see=see,
-            missing="A comparison needs two runs with steps: darts report RUN RUN ...",
-        )  # fmt: skip
-    values = [[of(run, run_averages(run.steps)) for _, _, of in _FIGURES] for run in runs]
+        return _SECTION.without_data(
+            "A comparison needs two runs with steps: darts report RUN RUN ..."
+        )
+    values = [[of(run, run_averages(run.steps)) for _, _, of in _METRICS] for run in runs]
     rows = [
         (
             run.name,
             *(
                 _ratio(value, base, digits)
-                for value, base, (_, digits, _) in zip(row, values[0], _FIGURES, strict=True)
+                for value, base, (_, digits, _) in zip(row, values[0], _METRICS, strict=True)
             ),
         )
         for run, row in zip(runs, values, strict=True)
     ]
-    return Section(
-        id="comparison", title="Comparison", see=see,
-        content=[html_table(["run", *(name for name, _, _ in _FIGURES)], rows)],
-    )  # fmt: skip
+    return _SECTION.showing(html_table(["run", *(name for name, _, _ in _METRICS)], rows))
 
 
 def _ratio(value: float | None, base: float | None, digits: int) -> str:

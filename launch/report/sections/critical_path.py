@@ -28,18 +28,18 @@ def path_looks(runs: Sequence[Run]) -> dict[str, Look]:
     return {what: PARTS[i] if i < len(PARTS) else REST for i, what in enumerate(order)}
 
 
+_SECTION = Section(
+    id="seconds", title="Where the time went",
+    see="A bar shows the seconds of a step along its critical path. The part above the lower bound "
+    "(the longer of generation and learning) is what an ideal overlap of both would save.",
+)  # fmt: skip
+
+
 def critical_path_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     """Draws the critical path of every step; `looks` come from `path_looks`."""
-    see = (
-        "A bar shows the seconds of a step along its critical path. The part above the lower bound "
-        "(the longer of generation and learning) is what an ideal overlap of both would save."
-    )
     known = [run for run in runs if any(line.critical_path for line in run.timing)]
     if not known:
-        return Section(
-            id="seconds", title="Where the time went", see=see,
-            missing=missing_timing(runs),
-        )  # fmt: skip
+        return _SECTION.without_data(missing_timing(runs))
     parts = {what: look for what, look in looks.items() if look != REST}
     if len(parts) < len(looks):
         parts[_ELSE] = REST
@@ -66,4 +66,4 @@ def critical_path_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Sec
             line_color=colour, line_width=width, legend_label="lower bound",
         )  # fmt: skip
     legend(made, columns=2)
-    return Section(id="seconds", title="Where the time went", see=see, content=[*choice, made])
+    return _SECTION.showing(*choice, made)

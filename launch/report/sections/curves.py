@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from bokeh.models import HoverTool
 from markupsafe import Markup
 
@@ -36,26 +37,25 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Run], Points]], ...] = (
     ("Mean response length", "steps", "tokens", _steps(lambda s: s.tokens_mean)),
     ("95th percentile of response length", "steps", "tokens", _steps(lambda s: s.tokens_p95)),
 )
+_SECTION = Section(
+    id="curves", title="Learning curves", columns=True,
+    see="Accuracy should rise, over time earlier if steps are faster. "
+    "Reward rises with it, and lengths show if responses grow or shrink.",
+)  # fmt: skip
 
 
 def curves_section(lines: Sequence[Line]) -> Section:
     """Draws all lines, in the order of their colours."""
-    see = (
-        "Accuracy should rise, over time earlier if steps are faster. "
-        "Reward rises with it, and lengths show if responses grow or shrink."
-    )
+    section = _SECTION
     if any(len(line.runs) > 1 for line in lines):
-        see += " A line is the median over seeds, its band the range from lowest to highest."
+        band = " A line is the median over seeds, its band the range from lowest to highest."
+        section = msgspec.structs.replace(section, see=section.see + band)
     made = [figure for entry in _PLOTS if (figure := _figure(lines, *entry))]
     if not made:
-        return Section(
-            id="curves", title="Learning curves", see=see,
-            missing="There is no step and no evaluation yet; eval.every=20 evaluates every 20 steps.",
-        )  # fmt: skip
-    return Section(
-        id="curves", title="Learning curves", see=see, content=[*_legend(lines), *made],
-        columns=True,
-    )  # fmt: skip
+        return section.without_data(
+            "There is no step or evaluation yet; eval.every=20 evaluates every 20 steps."
+        )
+    return section.showing(*_legend(lines), *made)
 
 
 def _style(index: int) -> tuple[str, str]:

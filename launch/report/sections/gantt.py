@@ -41,23 +41,23 @@ for (const [range, ends] of [[x, view.x], [y, view.y]]) {
 }
 axis.ticker.ticks = view.ticks
 axis.major_label_overrides = new Map(view.ticks.map((tick, i) => [tick, view.lanes[i]]))
-for (const told of document.querySelectorAll("[data-step]"))
-  told.hidden = told.dataset.step !== cb_obj.value
+for (const part of document.querySelectorAll("[data-step]"))
+  part.hidden = part.dataset.step !== cb_obj.value
 """
+
+_SECTION = Section(
+    id="gantt", title="One step",
+    see="The thick line is the critical path, on which every second counts; its parts are at the "
+    "top. The last trajectory on it is the straggler, named in the picture and below it: after "
+    "its end only the rest of the path was left. A trajectory before it on the path usually "
+    "had its slot.",
+    use="Zoom with Ctrl and the wheel, or by drawing a box. Click in the legend to hide an entry. "
+    "The tooltip of a bar says what it is.",
+)  # fmt: skip
 
 
 def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     """Draws the traced steps; `looks` are those of the parts of critical paths."""
-    see = (
-        "The thick line is the critical path, on which every second counts; its parts are at the "
-        "top. The last trajectory on it is the straggler, named in the picture and below it: after "
-        "its end only the rest of the path was left. A trajectory before it on the path usually "
-        "had its slot."
-    )
-    use = (
-        "Zoom with Ctrl and the wheel, or by drawing a box. Click in the legend to hide an entry. "
-        "The tooltip of a bar says what it is."
-    )
     picture = Picture()
     for run in runs:
         whole = traced(run.trace)
@@ -66,7 +66,7 @@ def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
             name = f"step {step.number}" if len(runs) == 1 else f"{run.name}, step {step.number}"
             picture.add_step(name, whole, step, paths.get(step.number, ()))
     if not picture.names:
-        return Section(id="gantt", title="One step", see=see, missing=missing_trace(runs))
+        return _SECTION.without_data(missing_trace(runs))
     pick = GroupFilter(column_name="step", group="0")
     made = _drawn(picture, pick, looks)
     notes: list[Markup] = []
@@ -80,10 +80,7 @@ def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
         notes.append(
             Markup('<p class="said">No critical path. {}</p>').format(missing_timing(runs))
         )
-    return Section(
-        id="gantt", title="One step", see=see, use=use,
-        content=[*_choice(picture, made, pick), made, *picture.tables, *notes],
-    )  # fmt: skip
+    return _SECTION.showing(*_choice(picture, made, pick), made, *picture.tables, *notes)
 
 
 def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> Any:

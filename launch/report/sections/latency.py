@@ -10,32 +10,28 @@ from markupsafe import Markup
 from launch.report.metrics import weighted_mean
 from launch.report.missing_data import missing_timing
 from launch.report.read_run import Run
-from launch.report.section import Section, html_table, seconds_text
+from launch.report.section import Section, folded, html_table, seconds_text
 from launch.run_files.records import TimingLine
 from pipeline.observability.timing import MEANINGS
 
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
          "change")  # fmt: skip
 
+_SECTION = Section(
+    id="latency", title="Latencies",
+    see="Steps wait for tails: p99 far above p50. A last tenth above the first is a slow-down. "
+    "Percentiles are taken within steps; shown is their mean, weighted by count.",
+)  # fmt: skip
+
 
 def latency_section(runs: Sequence[Run]) -> Section:
     """Makes a table for each run."""
-    see = (
-        "Steps wait for tails: p99 far above p50. A last tenth above the first is a slow-down. "
-        "Percentiles are taken within steps; shown is their mean, weighted by count."
-    )
     known = [run for run in runs if any(line.percentiles for line in run.timing)]
     if not known:
-        return Section(
-            id="latency", title="Latencies", see=see,
-            missing=missing_timing(runs),
-        )  # fmt: skip
-    return Section(id="latency", title="Latencies", see=see, content=[
-        Markup("<details{}><summary>{}</summary>{}</details>").format(
-            Markup(" open") if i == 0 else "", run.name, html_table(_HEAD, _rows(run.timing))
-        )
-        for i, run in enumerate(known)
-    ])  # fmt: skip
+        return _SECTION.without_data(missing_timing(runs))
+    return _SECTION.showing(
+        *folded((run.name, html_table(_HEAD, _rows(run.timing))) for run in known)
+    )
 
 
 def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:

@@ -17,6 +17,7 @@ from launch.report.style import INK, chosen_line, plot
 
 Floats = npt.NDArray[np.float64]
 
+NO_GROUPS = "No training group has ended yet, or decisions.jsonl is missing."
 _RIDGES = 8  # bins of training steps
 _GRID = 160  # points in a ridge
 _OVERLAP = 1.6  # height of the highest ridge, in distances between ridges
@@ -25,20 +26,19 @@ _NARROWEST = 0.06  # kernel width in ln(length), so that whole tokens are not se
 _COLOUR = "#4477aa"
 _TICKS = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5)]
 
+_SECTION = Section(
+    id="lengths", title="Response lengths", columns=True,
+    see="Each ridge is the distribution of response lengths in one part of the training, the "
+    "first on top. Ridges that move left mean shorter responses; a long right end is the tail "
+    "that steps wait for. Responses that were stopped early are left out.",
+)  # fmt: skip
+
 
 def lengths_section(lines: Sequence[Line]) -> Section:
     """Draws lengths, and lengths over the median of their group."""
-    see = (
-        "Each ridge is the distribution of response lengths in one part of the training, the "
-        "first on top. Ridges that move left mean shorter responses; a long right end is the tail "
-        "that steps wait for. Responses that were stopped early are left out."
-    )
     known = [line for line in lines if any(len(r.members.tokens_N) for r in line.runs)]
     if not known:
-        return Section(
-            id="lengths", title="Response lengths", see=see,
-            missing="No training group has ended yet, or decisions.jsonl is missing.",
-        )  # fmt: skip
+        return _SECTION.without_data(NO_GROUPS)
     data = [
         {f"{key} {of}": column for of, values in _MEASURES.items()
          for key, column in _ridges([run.members for run in line.runs], values).items()}
@@ -51,9 +51,7 @@ def lengths_section(lines: Sequence[Line]) -> Section:
             source, "Within a prompt, by training steps", "length over the group's median", "ratio"
         ),
     ]
-    return Section(
-        id="lengths", title="Response lengths", see=see, content=[*choice, *made], columns=True
-    )
+    return _SECTION.showing(*choice, *made)
 
 
 def _figure(source: ColumnDataSource, title: str, x: str, of: str) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 from markupsafe import Markup
 
 from launch.report.read_run import Run, Say
-from launch.report.section import Section
+from launch.report.section import Section, folded
 
 _ENTRY = re.compile(r"^\[(-?\d+(?:\.\d+)?(?:e[-+]\d+)?|None)\] ", re.MULTILINE)
 
@@ -71,31 +71,25 @@ def _read(config: Path, say: Say) -> Sequence[str]:
     return [data[i].prompt for i in range(len(data))]
 
 
+_SECTION = Section(
+    id="samples", title="Samples",
+    see="Responses to the same prompts before and after training, with their rewards: what has the "
+    "policy learned to write?",
+)  # fmt: skip
+
+
 def samples_section(runs: Sequence[Run], prompts: Prompts) -> Section:
     """Compares first and last responses; `prompts` returns the held-out prompts of a run."""
-    see = (
-        "The same prompts before and after training, with their rewards: what has the policy learned "
-        "to write?"
-    )
     known = [run for run in runs if run.samples]
     if not known:
-        return Section(
-            id="samples", title="Samples", see=see,
-            missing="No evaluation has kept samples; eval.every=20 evaluates every 20 steps.",
-        )  # fmt: skip
+        return _SECTION.without_data(
+            "No evaluation has kept samples; eval.every=20 evaluates every 20 steps."
+        )
     box = Markup(
         '<p><input id="filter" type="search" placeholder="only those that contain …" '
         'aria-label="filter of samples"> <span id="left"></span></p>'
     )
-    return Section(id="samples", title="Samples", see=see, content=[
-        box,
-        *(
-            Markup("<details{}><summary>{}</summary>{}</details>").format(
-                Markup(" open") if i == 0 else "", run.name, _compared(run, prompts(run))
-            )
-            for i, run in enumerate(known)
-        ),
-    ])  # fmt: skip
+    return _SECTION.showing(box, *folded((run.name, _compared(run, prompts(run))) for run in known))
 
 
 def _compared(run: Run, prompts: Sequence[str]) -> Markup:

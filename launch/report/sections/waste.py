@@ -17,19 +17,18 @@ from launch.run_files.records import StepLine
 _COUNTED = 1e-3
 """Smallest share of all tokens for a fate to be in the legend."""
 
+_SECTION = Section(
+    id="waste", title="Where the tokens went", columns=True,
+    see="The lowest part of a bar, “trained”, was learned from; the rest was sampled for "
+    "nothing. Much “redundant” means over-sampling, much “aborted” means stopping late.",
+)  # fmt: skip
+
 
 def waste_section(runs: Sequence[Run]) -> Section:
     """Draws the accounts of the ledger, step by step."""
-    see = (
-        "The lowest part of a bar, “trained”, was learned from; the rest was sampled for "
-        "nothing. Much “redundant” means over-sampling, much “aborted” means stopping late."
-    )
     known = [run for run in runs if run.steps]
     if not known:
-        return Section(
-            id="waste", title="Where the tokens went", see=see,
-            missing="No step has ended yet.",
-        )  # fmt: skip
+        return _SECTION.without_data("No step has ended yet.")
     columns: dict[str, list[Any]] = {key: [] for key in ("run", "step", "ratio", *FATES)}
     for index, run in enumerate(known):
         for before, now in itertools.pairwise([None, *run.steps]):
@@ -49,10 +48,7 @@ def waste_section(runs: Sequence[Run]) -> Section:
     ratio = plot("Tokens sampled for each one trained on", "steps", "", x_range=bars.x_range)
     ratio.scatter("step", "ratio", source=source, view=view, size=6, color=FATES["trained"][0])
     ratio.y_range.start = 0
-    return Section(
-        id="waste", title="Where the tokens went", see=see, content=[*choice, bars, ratio],
-        columns=True,
-    )  # fmt: skip
+    return _SECTION.showing(*choice, bars, ratio)
 
 
 def tokens_by_fate(before: StepLine | None, now: StepLine) -> dict[str, int]:
