@@ -79,7 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument(
+        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="YAML file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file for the profile, JSON")
     options = parser.parse_args()
     lead_own_group()

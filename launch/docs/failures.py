@@ -41,7 +41,7 @@ KINDS = {
     "socket": "real sockets",
     "file": "real files",
     "simulator": "the real coordinator in virtual time, with random faults",
-    "direct": "the code that decides is told of it; no process, socket or file",
+    "direct": "the deciding code gets the event itself; no process, socket or file",
 }
 NOT_SHOWN = (
     (

@@ -53,7 +53,7 @@ def _look(watched: Watched, started: bool) -> tuple[RunStatus, str, str]:
         return (now, note, ending.word) if started else (now, "", "never started")
     if not now.time:
         return now, "", "starting"
-    return now, note, "silent" if note.startswith("NO NEWS") else "running"
+    return now, note, "silent" if note.startswith("SILENT") else "running"
 
 
 def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:

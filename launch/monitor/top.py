@@ -120,21 +120,21 @@ class Watched:
         from launch.monitor.panel import Ending
 
         age = time.time() - now.time
-        told = f"{age:.0f} s old" if age < 120 else time.strftime(
+        dated = f"{age:.0f} s old" if age < 120 else time.strftime(
             "from %Y-%m-%d %H:%M:%S", time.localtime(now.time)
         )  # fmt: skip
         if age <= OLD_S and now.phase != "over":
-            return f"data {told}", None
+            return f"data {dated}", None
         if self._run.in_use:
             if not now.time:
                 return "starting: no report yet", None
-            return f"NO NEWS: the newest is {told}; see logs/stage.log", None
+            return f"SILENT: the last report is {dated}; see logs/stage.log", None
         if self._run.result.exists():
             return "ENDED: the run is done", Ending("done")
         word, how = ("stopped", ": stopped") if now.phase == "over" else (
             ("ended", " without a result")
         )  # fmt: skip
-        what = f"; news {told}" if now.time else ""
+        what = f"; last report {dated}" if now.time else ""
         step = self._checkpoint()
         if step is None:
             return f"ENDED{how}{what}", Ending(word, "no checkpoint; logs/stage.log says more")

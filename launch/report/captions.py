@@ -45,7 +45,7 @@ def step_caption(step: TracedStep, found: Sequence[Life], path: StragglerPath | 
     said = f"Step {step.number} took {seconds_text(step.seconds)}. "
     said += _without(late) if path is None else _along(path, by_id, step.seconds)
     return Caption(
-        straggler=late, html=Markup('<p class="said">{}</p>{}').format(said, _table(found, path))
+        straggler=late, html=Markup('<p class="caption">{}</p>{}').format(said, _table(found, path))
     )
 
 

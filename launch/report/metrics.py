@@ -21,7 +21,7 @@ class RunAverages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_averages(steps: Sequence[StepLine]) -> RunAverages:
-    """Averages a run's steps, of which there must be one."""
+    """Averages the steps of a run, at least one."""
     trained = sum(s.tokens_trained for s in steps)
     depths = [s.depth for s in steps if s.depth is not None]
     return RunAverages(

@@ -136,9 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/simulate"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/simulate"), help="folder of the parts"
+    )
     parser.add_argument("--only", help="make only this part, and no page")
-    parser.add_argument("--page", type=Path, default=Path("docs/simulated.md"))
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/simulated.md"), help="page to write"
+    )
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {}

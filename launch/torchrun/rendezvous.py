@@ -126,7 +126,7 @@ def host_rendezvous(
         if time.monotonic() > deadline:
             silent = [r for r in others if r not in now_heard]
             raise RendezvousError(
-                f"after {limit_s:.0f} s ranks {silent or 'that had said hello'} are missing "
+                f"after {limit_s:.0f} s ranks {silent or 'that had posted a hello'} are missing "
                 "(or have another --secret)"
             )
         time.sleep(POLL_S)

@@ -30,9 +30,9 @@ def main() -> None:
     """Trains, then writes the model directory."""
     parser = argparse.ArgumentParser(prog="python -m launch.warm_start", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and traces")
     parser.add_argument("--steps", type=int, default=800, help="600 to 1000 are enough")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
 
     import torch  # imported here, so that --help is quick

@@ -250,7 +250,7 @@ def cases(cap: int) -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="measurements of each way")
     parser.add_argument("--cap", type=int, default=4096, help="tokens of a micro-batch")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -178,10 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.bench.developer.plain_loop", description=__doc__
     )
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=Path, default=MODEL, help="model to train")
+    parser.add_argument("--steps", type=int, default=60, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
 
     policy = Policy(options.model, options.threads)

@@ -112,8 +112,8 @@ async def measure_raw(config: Config, requests: Sequence[Sampling]) -> Span:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.raw_engine")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     lead_own_group()
     import uvloop

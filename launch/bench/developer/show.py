@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/show"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/measured.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/measured.md"), help="page to write")
     parser.add_argument(
         "--only",
         help="run only jobs whose name starts with this, or one of: "

@@ -99,10 +99,10 @@ class Sink:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.sink")
-    parser.add_argument("--stage", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--rank", type=int, choices=[0], required=True)
-    parser.add_argument("--world", type=int, choices=[1], required=True)
+    parser.add_argument("--stage", type=Path, required=True, help="sockets or key file")
+    parser.add_argument("--config", type=Path, required=True, help="the run's settings")
+    parser.add_argument("--rank", type=int, choices=[0], required=True, help="0")
+    parser.add_argument("--world", type=int, choices=[1], required=True, help="1")
     options = parser.parse_args()
     config = load(options.config)
     keep_off_the_engines_cores(config)

@@ -206,7 +206,7 @@ def trl_ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, 
 def main() -> None:
     parser = options_parser(__doc__, steps=60)
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--target", type=float, default=0.9, help="held-out accuracy")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

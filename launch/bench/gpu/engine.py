@@ -129,8 +129,8 @@ def peak_gib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.engine")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the results")
     parser.add_argument(
         "--most", type=int, default=1 << 16, help="largest number of running sequences"
     )

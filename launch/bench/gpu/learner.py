@@ -104,8 +104,8 @@ def _synchronize(reset: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.learner")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the results")
     parser.add_argument("--mean-tokens", type=float, default=72.0, help="mean length of a response")
     given = parser.parse_args()
     found = measure_passes(load(given.config), given.mean_tokens)

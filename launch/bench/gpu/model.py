@@ -79,10 +79,10 @@ def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.model")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--tiny", action="store_true", help="a shape for a CPU")
     parser.add_argument("--mean-tokens", type=int, default=128, help="mean length of a response")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", help="type of the weights")
     given = parser.parse_args()
     make_model(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
 

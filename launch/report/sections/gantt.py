@@ -72,13 +72,13 @@ def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
     notes: list[Markup] = []
     if picture.left_out:
         notes.append(
-            Markup('<p class="said">Left out to limit the size of the page: {}.</p>').format(
+            Markup('<p class="caption">Left out to limit the size of the page: {}.</p>').format(
                 ", ".join(picture.left_out)
             )
         )
     if not picture.path["step"]:
         notes.append(
-            Markup('<p class="said">No critical path. {}</p>').format(missing_timing(runs))
+            Markup('<p class="caption">No critical path. {}</p>').format(missing_timing(runs))
         )
     return _SECTION.showing(*_choice(picture, made, pick), made, *picture.tables, *notes)
 
@@ -129,8 +129,8 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
         "start", "y", source=moments, view=CDSView(filter=pick), marker="dash", angle=1.5708,
         size=9, color=INK, name="decision",
     )  # fmt: skip
-    told = [("", "@name"), ("group", "@group"), ("at", "@start{0.000} s"), ("", "@why")]
-    made.add_tools(HoverTool(renderers=[points], tooltips=told, visible=False))
+    tips = [("", "@name"), ("group", "@group"), ("at", "@start{0.000} s"), ("", "@why")]
+    made.add_tools(HoverTool(renderers=[points], tooltips=tips, visible=False))
     return [*items, *([LegendItem(label="decision", renderers=[points])] if moments.length else [])]
 
 

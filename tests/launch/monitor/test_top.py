@@ -152,13 +152,15 @@ def test_a_run_that_goes_on_shows_the_age_of_its_data(run: RunFolder) -> None:
 def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) -> None:
     run.hold()
     assert "starting: nothing heard yet" in shown(run)
-    assert re.search(r"NO NEWS: the newest is \d+ s old", shown(run, time=time.time() - OLD_S - 4))
+    assert re.search(
+        r"SILENT: the last report is \d+ s old", shown(run, time=time.time() - OLD_S - 4)
+    )
     run.release()
 
 
 def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
     text = shown(run, time=time.time() - 60)
-    assert re.search(r"ENDED without a result; news 6\d s old", text)
+    assert re.search(r"ENDED without a result; last report 6\d s old", text)
     for line in ("queues", "waiting", "silent", "of training left"):
         assert line not in text, "nobody in it waits any more"
     run.result.write_text("{}")
