@@ -153,7 +153,9 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         return plan.assignments(hellos, run.path, resume, digest)
 
     try:
-        hellos = host_rendezvous(store, args.shared_secret, node.world, answer, config.watch.join_s)
+        hellos = host_rendezvous(
+            store, args.shared_secret, node.world, answer, config.timeouts.join_s
+        )
     except RendezvousError as error:
         raise SystemExit(f"darts: {error}") from None
     if refused := {assignment.refused for assignment in answer(hellos).values()} - {""}:
@@ -184,7 +186,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     hello = Hello(number=number, node=node.number, key=pair.public, config=config_digest(config))
     try:
         assignment = join_rendezvous(
-            store, args.shared_secret, node.rank, hello, config.watch.join_s
+            store, args.shared_secret, node.rank, hello, config.timeouts.join_s
         )
     except RendezvousError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None

@@ -1,6 +1,6 @@
 """What learner ranks did, and why each piece of work began when it did. Part of a timeline.
 
-Works are appended to the list that is given: the open step's.
+Works are appended to the list that is given: the open step's. Pure.
 """
 
 from __future__ import annotations

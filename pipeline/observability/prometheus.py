@@ -15,7 +15,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from pipeline.coordinator.coordinator import RunPhase
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.timing import MEANINGS

@@ -2,7 +2,7 @@
 
     python -m launch.bench.developer.tracing [--out FILE]
 
-Runs the same steps three ways, interleaved, each in fresh processes: `off` (`watch.timing=false`),
+Runs the same steps three ways, interleaved, in fresh processes: `off` (`metrics.timing=false`),
 `timing` (latencies and critical paths), `trace` (also every step in the trace). All candidates are
 trained on and the learning rate is almost zero, so that all ways sample the same tokens. The ratio
 of step times is noisy; so the stage's own time for recording is measured too.
@@ -21,9 +21,9 @@ from pipeline.config.load import load
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)
 WAYS = {
-    "off": ("watch.timing=false",),
-    "timing": ("watch.timing=true", "watch.trace_steps=0"),
-    "trace": ("watch.timing=true", "watch.trace_steps=1000000"),
+    "off": ("metrics.timing=false",),
+    "timing": ("metrics.timing=true", "metrics.trace_steps=0"),
+    "trace": ("metrics.timing=true", "metrics.trace_steps=1000000"),
 }
 
 

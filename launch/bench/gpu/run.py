@@ -53,7 +53,7 @@ ALONE = {
 }
 RUNS = ("group", "off")
 GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
-_GRACE_S = 12.0  # from Ctrl-C to the end of a run: a little more than `watch.stop_s`
+_GRACE_S = 12.0  # from Ctrl-C to the end of a run: a little more than `timeouts.stop_s`
 _POLL_S = 0.5
 
 
@@ -88,7 +88,7 @@ def gpu_settings(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str,
         "engine": engine,
         "eval": {"every": 0},
         "checkpoint": {"every": 0},
-        "watch": {"join_s": 90.0},
+        "timeouts": {"join_s": 90.0},
         "metrics": {"tensorboard": False},
     }
 

@@ -199,7 +199,7 @@ def test_a_click_in_the_legend_hides_a_fate(seen: Seen) -> None:
 
 
 def test_another_step_is_shown_with_its_own_bars_and_table(seen: Seen) -> None:
-    told = seen.page.locator("#gantt [data-step]:visible .said")
+    told = seen.page.locator("#gantt [data-step]:visible .caption")
     assert told.inner_text().startswith("Step 1 took")
     end = "model.x_range.end"
     before = seen.model("gantt", end)

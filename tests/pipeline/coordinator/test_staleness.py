@@ -16,7 +16,7 @@ def test_the_next_steps_prompts_go_out_before_the_update() -> None:
     bench.train_one(0)
     commands = bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
     assert only(commands, CloseStep), "the step does not wait for the groups of the next one"
-    assert bench.group(1).stage == "open"
+    assert bench.group(1).state == "open"
 
 
 def test_a_group_that_would_become_too_old_is_waited_for() -> None:

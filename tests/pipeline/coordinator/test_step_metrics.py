@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.coordinator.events import GroupTrained, RewardReady, StepDone
-from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
+from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.step_metrics import (
     learner_bubble,
@@ -170,7 +170,7 @@ def test_slots_in_use_are_those_that_hold_a_leg_whatever_happens_to_engines() ->
     bench.tokens(0, 3, "stop")
     bench.tokens(0, 3, "stop", leg=0, offset=0)  # told twice
     assert (seen.busy, seen.slots) == held() == (7, 7)
-    assert bench.group(0).stage is GroupState.OPEN
+    assert bench.group(0).is_open
 
 
 def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:

@@ -57,7 +57,7 @@ def test_a_step_trains_what_it_took_and_the_run_ends() -> None:
     bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     [finish] = only(bench.handle(GroupTrained(rank=0, group=1, tokens=7.0)), CloseStep)
     assert (finish.groups, finish.normaliser) == ((0, 1), 14.0)
-    assert bench.group(0).stage is GroupState.TAKEN, "trained only when the step is done"
+    assert bench.group(0).state is GroupState.ACCUMULATED, "trained only when the step is done"
     finish_of(bench)
     assert bench.fate(0) == bench.fate(1) == ("trained", "")
     assert bench.over == Shutdown(error="")
@@ -102,8 +102,8 @@ def test_dead_groups_are_replaced_while_they_are_still_open() -> None:
     bench.reward(0, 1.0)
     bench.reward(1, 1.0)
     bench.ask(0, Enough())
-    assert bench.group(0).dead
-    assert bench.group(0).stage is GroupState.OPEN
+    assert bench.group(0).state is GroupState.DEAD
+    assert bench.group(0).is_open
     assert [g.prompt for g in bench.core.groups.values()] == [0, 1]
 
 
@@ -114,10 +114,10 @@ def test_a_dead_group_comes_alive_when_a_member_differs() -> None:
         bench.tokens(trajectory, 3, "stop")
         bench.reward(trajectory, 1.0)
     bench.ask(0, Enough())
-    assert bench.group(0).dead
+    assert bench.group(0).state is GroupState.DEAD
     bench.tokens(2, 8, "stop")
     bench.reward(2, 0.0)
-    assert not bench.group(0).dead
+    assert bench.group(0).state is GroupState.ENOUGH
 
 
 def test_new_prompts_wait_until_slots_are_idle() -> None:
@@ -132,7 +132,7 @@ def test_overlap_off_sends_groups_only_when_generation_has_ended() -> None:
     bench = Bench(need=2, overlap="off")
     bench.begin()
     assert only(bench.train_one(0), TrainGroup) == []
-    assert bench.group(0).stage is GroupState.TAKEN
+    assert bench.group(0).state is GroupState.TAKEN
     commands = bench.train_one(1)
     assert [t.group for t in only(commands, TrainGroup)] == [0, 1]
 
@@ -161,7 +161,7 @@ def test_an_answer_about_another_step_or_rank_changes_nothing() -> None:
     bench.begin()
     bench.train_one(0)
     bench.handle(GroupTrained(rank=1, group=0, tokens=7.0))
-    assert bench.group(0).trained_tokens == -1.0
+    assert bench.group(0).state is GroupState.SENT
     bench.handle(StepDone(rank=0, step=0, version=1))  # nobody asked for it
     bench.handle(StepSkipped(rank=0, step=0, why="early"))
     assert (bench.core.step, bench.core.version) == (0, 0)
@@ -223,7 +223,7 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
 
 
 def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
-    bench = Bench(plugins={"prompts": Planned()}, steps=3)
+    bench = Bench(plugins={"prompt_order": Planned()}, steps=3)
     bench.begin()
     assert bench.over == Shutdown(error="")
     assert bench.core.step == 3
@@ -245,7 +245,7 @@ class Planned:
 
 @pytest.mark.parametrize("plan", [(0, 1, 2), (0, 0), (99,), (-1,)], ids=str)
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> None:
-    bench = Bench(plugins={"prompts": Planned(plan)}, need=2)
+    bench = Bench(plugins={"prompt_order": Planned(plan)}, need=2)
     with pytest.raises(PluginFault, match="prompts Planned: plan .* at most 2"):
         bench.begin()
     assert bench.core.groups == {}
@@ -295,7 +295,7 @@ class Says:
         (Take((9,)), "group 9 is not ready"),
         (Relax(1), "size is 2 to 2"),
         (Relax(3), "size is 2 to 2"),
-        ("take", "no verb of a batch rule"),
+        ("take", "no action of a batch rule"),
     ],
     ids=str,
 )
@@ -388,7 +388,7 @@ def test_a_good_step_begins_the_count_of_rejected_ones_anew() -> None:
     reject_once(bench)
     reject_once(bench)
     assert bench.over is None
-    assert bench.coordinator.phase is RunPhase.TRAINING
+    assert bench.coordinator.run.phase is RunPhase.TRAINING
 
 
 def test_a_lost_learner_ends_the_run_and_says_so_once() -> None:

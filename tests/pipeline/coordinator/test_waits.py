@@ -15,7 +15,6 @@ from pipeline.coordinator.events import (
     Report,
     Tick,
 )
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import BatchAction, Enough, Finalize, Park
 from pipeline.plugins.views import BatchView
 from tests.pipeline.coordinator.bench import Bench, only
@@ -109,7 +108,7 @@ def test_it_waits_for_a_publish_that_a_parked_member_waits_for() -> None:
     bench.begin()
     bench.tokens(0, 3)
     bench.ask(0, Park((0,), until="published"))
-    found = [wait.what for wait in waits(bench.coordinator)]
+    found = [wait.what for wait in bench.coordinator.waits.find()]
     assert any(what.endswith("trajectory 0, parked until the next publish") for what in found)
 
 
@@ -135,7 +134,7 @@ def test_it_is_never_silent_even_when_nobody_is_to_blame() -> None:
     bench.tokens(1, 3, "stop")
     bench.reward(0, 1.0)
     bench.reward(1, 0.0)
-    assert line(bench) == "waiting 100 s for nobody that it knows of, training: train group 0 open"
+    assert line(bench) == "waiting 100 s for an unknown cause, training: train group 0 enough"
 
 
 @pytest.mark.parametrize("seconds,said", [(19, 0), (21, 1)])

@@ -48,7 +48,7 @@ def test_a_taken_group_is_at_its_rank_until_it_has_been_trained_on() -> None:
     bench.begin()
     bench.train_one(0)
     now = live(bench.coordinator, 0.0)
-    assert (groups(now), now.at_rank) == ({"open": 1, "taken": 1}, {"0": 1})
+    assert (groups(now), now.at_rank) == ({"open": 1, "sent": 1}, {"0": 1})
     bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert live(bench.coordinator, 0.0).at_rank == {"0": 0}
 
