@@ -1,7 +1,8 @@
-"""`python -m launch.docs.pages`: the pages of docs/ that are made from the source.
+"""`python -m launch.docs.pages`: generates pages of docs/ from the source.
 
-docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
-plug-ins' options; docs/states.md from the tables of `pipeline.coordinator.groups`.
+docs/configuration.md and configs/schema.json come from the types and docstrings of
+`pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
+`pipeline.coordinator.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -17,8 +18,15 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config.docs import default_of, documentation, option_documentation, sections
-from pipeline.config.rules import CHOICES, RULES
+from pipeline.config.docs import (
+    default_of,
+    documentation,
+    in_full,
+    option_documentation,
+    sections,
+    type_of,
+)
+from pipeline.config.json_schema import json_schema
 from pipeline.config.schema import Config, Plugin
 from pipeline.coordinator.engine_pool import ENGINE_TRANSITIONS
 from pipeline.coordinator.groups import GROUP_TRANSITIONS, TRANSITIONS
@@ -34,7 +42,7 @@ def _cell(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    """A default as one writes it in YAML."""
+    """Formats a default as in YAML."""
     if value is msgspec.NODEFAULT:
         return "(needed)"
     if isinstance(value, Plugin):
@@ -51,26 +59,16 @@ def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
         yield f"| `{key}` | {default} | {_cell(meaning)} |"
 
 
-def _range(key: str, meaning: str) -> str:
-    """Allowed values, where the meaning does not say them."""
-    if key in CHOICES:
-        choices = [f"`{choice}`" for choice in CHOICES[key]]
-        told = all(choice.strip("`") in meaning for choice in choices)
-        return "" if told else f" One of {', '.join(choices)}."
-    rule = RULES[key][1] if key in RULES else ""
-    return f" Allowed: {rule}." if rule and rule.split(",")[0] not in meaning else ""
-
-
 def _settings(section: str) -> Iterator[tuple[str, str, str]]:
     for key, meaning in documentation().items():
         if key.rpartition(".")[0] == section:
             struct = sections()[section] if section else Config
-            default = _value(default_of(struct, key.rpartition(".")[2]))
-            yield key, default, meaning.rstrip(".") + "." + _range(key, meaning)
+            name = key.rpartition(".")[2]
+            yield key, _value(default_of(struct, name)), in_full(meaning, type_of(struct, name))
 
 
 def _summary(cls: type[Any]) -> str:
-    """First paragraph of the plug-in's module, without "Selector `name`: "."""
+    """Returns the first paragraph of the plug-in's module, without "Selector `name`: "."""
     text = inspect.getdoc(sys.modules[cls.__module__]) or ""
     return _cell(text.split("\n\n")[0]).partition(": ")[2]
 
@@ -78,11 +76,12 @@ def _summary(cls: type[Any]) -> str:
 def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
     struct = registry.options_type(registry.find(kind, name))
     for field, meaning in option_documentation(struct).items():
-        yield f"{kind}.{name}.{field}", _value(default_of(struct, field)), meaning
+        default = _value(default_of(struct, field))
+        yield f"{kind}.{name}.{field}", default, in_full(meaning, type_of(struct, field))
 
 
 def configuration_page() -> str:
-    """Every setting and every option of the house's plug-ins, with default and meaning."""
+    """Lists every setting and every option of the built-in plug-ins, with default and meaning."""
     named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",
@@ -93,7 +92,8 @@ def configuration_page() -> str:
         "changes single ones: `darts train CONFIG step.prompts=32 selector=dual_end seed=1`. What",
         "is not named has its default. Every problem of a file is reported at once, before",
         "anything starts; `--dry-run` shows the whole configuration, resolved. A relative path is",
-        "looked for in the current directory, then in the one above the file's folder.",
+        "looked for in the current directory, then in the one above the file's folder. An editor",
+        "that knows JSON Schema shows all this where it is written: `darts config schema`.",
         "",
     ]
     for section in named:
@@ -115,7 +115,7 @@ def configuration_page() -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from the tables that the run moves by."""
+    """Draws the state machines from their tables."""
     lines = [
         "# States",
         "",
@@ -159,14 +159,23 @@ def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
     return [*lines, "```", ""]
 
 
-PAGES = {"configuration.md": configuration_page, "states.md": states_page}
+def schema_text() -> str:
+    """What `darts config schema` prints where no plug-in is installed."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
+PAGES = {
+    "docs/configuration.md": configuration_page,
+    "docs/states.md": states_page,
+    "configs/schema.json": schema_text,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    folder = Path(__file__).resolve().parents[2] / "docs"
+    folder = Path(__file__).resolve().parents[2]
     stale = 0
     for name, make in PAGES.items():
         path, text = folder / name, make()

@@ -1,4 +1,4 @@
-"""What a section without data would need: the setting, as the runs have it. Pure."""
+"""Says why a section has no data, and which setting would bring it. Pure."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Any
 from launch.report.read_run import Run
 
 
-def lacks_timing(runs: Sequence[Run]) -> str:
-    """Why no run has a line `timing`."""
+def missing_timing(runs: Sequence[Run]) -> str:
+    """Says why no run has a line `timing`."""
     return _each(runs, _timing)
 
 
-def lacks_trace(runs: Sequence[Run]) -> str:
-    """Why no run has a trace with a whole step."""
+def missing_trace(runs: Sequence[Run]) -> str:
+    """Says why no run has a trace with a complete step."""
     return _each(runs, _trace)
 
 
 def _timing(run: Run) -> str:
-    if _watch(run).get("timing") is False:
-        return "The run was not timed: set watch.timing=true."
+    if _metrics(run).get("timing") is False:
+        return "The run was not timed: set metrics.timing=true."
     if not run.steps:
         return "No step has ended yet."
     return "metrics.jsonl has no lines “timing”: an older version of darts wrote it."
 
 
 def _trace(run: Run) -> str:
-    watch = _watch(run)
-    if watch.get("trace_steps") == 0:
-        return "No step was traced: set watch.trace_steps=5, and the first five are."
-    if watch.get("timing") is False:
-        return "A trace needs timing, which was off: set watch.timing=true."
+    settings = _metrics(run)
+    if settings.get("trace_steps") == 0:
+        return "No step was traced: set metrics.trace_steps=5, and the first five are."
+    if settings.get("timing") is False:
+        return "A trace needs timing, which was off: set metrics.timing=true."
     if not run.steps:
         return "No step has ended yet."
     if not run.trace:
         return "There is no trace.json: it was removed, or an older version of darts wrote none."
-    return "trace.json holds no whole step."
+    return "trace.json holds no complete step."
 
 
-def _watch(run: Run) -> dict[str, Any]:
-    found = run.settings.get("watch")
+def _metrics(run: Run) -> dict[str, Any]:
+    found = run.settings.get("metrics")
     return found if isinstance(found, dict) else {}
 
 
 def _each(runs: Sequence[Run], reason: Callable[[Run], str]) -> str:
-    """One reason, or those of the runs by name."""
+    """Returns the common reason, or the reason of each run by name."""
     reasons = {run.name: reason(run) for run in runs}
     if len(set(reasons.values())) == 1:
         return next(iter(reasons.values()))

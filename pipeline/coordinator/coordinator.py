@@ -193,7 +193,7 @@ class Coordinator:
 
     def _missing(self, overdue: Overdue) -> None:
         """Stop waiting for its reward, or for the answer of its environment."""
-        if overdue.kind is WaitKind.ROLLOUT:
+        if overdue.kind is WaitKind.ENVIRONMENT:
             self.token_ingest.turns.give_up(overdue.trajectory, overdue.line)
             return
         self.core.report("warning", text=overdue.line)

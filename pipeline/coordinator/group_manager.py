@@ -190,8 +190,8 @@ class GroupManager:
         else:
             self.ended_dropped += 1
         rewards = [m.reward for m in group.members if m.reward is not None]
-        prompts = self._core.plugins.prompts
-        with plugin_guard(prompts, "prompts"):
+        prompts = self._core.plugins.prompt_order
+        with plugin_guard(prompts, "prompt_order"):
             prompts.ended(group.prompt, state.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:

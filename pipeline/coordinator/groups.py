@@ -63,7 +63,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
-        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the rollout appended
+        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the environment appended
         TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
         TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,

@@ -41,8 +41,8 @@ class PromptPlanner:
         """
         core, group_manager = self._core, self._group_manager
         deferred = group_manager.deferred
-        with plugin_guard(core.plugins.prompts, "prompts"):
-            plan = core.plugins.prompts.plan(
+        with plugin_guard(core.plugins.prompt_order, "prompt_order"):
+            plan = core.plugins.prompt_order.plan(
                 PlanView(
                     step=core.step,
                     want=want,
@@ -171,7 +171,7 @@ def check_plan(core: CoordinatorState, plan: Plan, want: int, outstanding: Colle
         or len(set(prompts)) != len(prompts)
         or any(p in outstanding or not 0 <= p < core.settings.prompts for p in prompts)
     ):
-        name = type(core.plugins.prompts).__name__
+        name = type(core.plugins.prompt_order).__name__
         raise PluginFault(f"prompts {name}: plan {prompts}: at most {want}, each once, none open")
 
 

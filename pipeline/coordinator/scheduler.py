@@ -194,11 +194,11 @@ class Scheduler:
         """Share of its slots that an engine may fill while others load: what fills all alike.
 
         Else the first to have proved new weights is filled to its last slot, and the others
-        are idle beside it a moment later. One that loads for `warn_s` is not waited for.
+        are idle beside it a moment later. One that loads for `log_wait_s` is not waited for.
         """
         slots, now = self.slot_usage.slots, self._core.now
         for engine in self._loading.values():
-            if now - engine.loading_since < self._core.settings.warn_s:
+            if now - engine.loading_since < self._core.settings.log_wait_s:
                 break  # those behind it began later
             slots -= engine.slots
         if slots <= self.engine_pool.slots:

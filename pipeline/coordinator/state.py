@@ -51,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
-    warn_s: float
+    log_wait_s: float
     limits: Timeouts = Timeouts()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
@@ -67,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Plugins(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-ins that decide in this process."""
 
-    prompts: PromptOrder
+    prompt_order: PromptOrder
     budget: Budget
     selector: Selector
     batch: Batch

@@ -85,7 +85,7 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_metrics(core: CoordinatorState) -> dict[str, float]:
+def environment_metrics(core: CoordinatorState) -> dict[str, float]:
     """`turns` passed to environments in a step, and `tokens_appended` by them, which count in no
     metric of tokens sampled or trained; nothing without an environment."""
     if not core.settings.turns:
@@ -151,7 +151,7 @@ class StepReport:
         if alarm and abs(shift) > alarm:
             text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
             core.report("warning", text=text)
-        epochs = getattr(core.plugins.prompts, "epochs", dict[str, float]())
+        epochs = getattr(core.plugins.prompt_order, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,
@@ -161,7 +161,7 @@ class StepReport:
                 ledger.accounts["trained"] - stats.trained_before,
             ),
             **({"epochs": epochs} if epochs else {}),
-            **rollout_metrics(core),
+            **environment_metrics(core),
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
             **({"audit": bias} if bias else {}),

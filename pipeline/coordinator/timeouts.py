@@ -14,13 +14,13 @@ import msgspec
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds, as `watch` of the configuration has them; infinite: never."""
+    """Seconds, as `timeouts` of the configuration has them; infinite: never."""
 
     join_s: float = math.inf
     load_s: float = math.inf
     abort_s: float = math.inf
     sampling_s: float = math.inf
-    still_s: float = math.inf
+    no_token_s: float = math.inf
     reward_s: float = math.inf
     learner_s: float = math.inf
     checkpoint_s: float = math.inf
@@ -38,7 +38,7 @@ class WaitKind(StrEnum):
     SLOT = "slot"  # a trajectory waits for one
     PARKED = "parked"  # until a slot, or new weights
     REWARD = "reward"
-    ROLLOUT = "rollout"  # what follows a turn
+    ENVIRONMENT = "environment"  # what follows a turn
     LEARNER = "learner"  # a rank trains, or closes the step
     CHECKPOINT = "checkpoint"
     RULE = "rule"  # nothing is under way: only a plug-in could end it
@@ -70,16 +70,18 @@ RULES: dict[WaitKind, TimeoutRule] = {
     WaitKind.LOAD: TimeoutRule("load_s", "the engine", OverdueAction.RESTART),
     WaitKind.ABORT: TimeoutRule("abort_s", "the engine", OverdueAction.RESTART),
     WaitKind.ENGINE: TimeoutRule("sampling_s", "the engine", OverdueAction.RESTART),
-    WaitKind.TRAJECTORY: TimeoutRule("still_s", "the engine", OverdueAction.REQUEUE),
+    WaitKind.TRAJECTORY: TimeoutRule("no_token_s", "the engine", OverdueAction.REQUEUE),
     WaitKind.SLOT: TimeoutRule("", "whoever holds a slot", OverdueAction.NONE),
     WaitKind.PARKED: TimeoutRule("", "a free slot, or the step's end", OverdueAction.NONE),
     WaitKind.REWARD: TimeoutRule("reward_s", "the reward workers", OverdueAction.MISSING),
-    WaitKind.ROLLOUT: TimeoutRule("reward_s", "the rollout's workers", OverdueAction.MISSING),
+    WaitKind.ENVIRONMENT: TimeoutRule(
+        "reward_s", "the environment's workers", OverdueAction.MISSING
+    ),
     WaitKind.LEARNER: TimeoutRule("learner_s", "the rank", OverdueAction.LOSE),
     WaitKind.CHECKPOINT: TimeoutRule(
         "checkpoint_s", "the ranks and the disk", OverdueAction.GIVE_UP
     ),
-    WaitKind.RULE: TimeoutRule("still_s", "the plug-in", OverdueAction.STOP),
+    WaitKind.RULE: TimeoutRule("no_token_s", "the plug-in", OverdueAction.STOP),
 }
 
 

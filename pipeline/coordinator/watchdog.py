@@ -90,7 +90,7 @@ class Watchdog:
         asked, answered = self._group_manager.awaiting_reward, run.reward_answered
         yield from self._calls(WaitKind.REWARD, asked, answered, now)
         calls = self._core.environment_calls
-        yield from self._calls(WaitKind.ROLLOUT, calls, self._turns.heard, now)
+        yield from self._calls(WaitKind.ENVIRONMENT, calls, self._turns.heard, now)
         for rank, since in run.owing.items():
             if self._past(WaitKind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
@@ -165,7 +165,7 @@ class Watchdog:
             still = now - max(since, answered)
             if not self._past(kind, still):
                 return  # those behind it were asked later
-            line = f"no rollout has answered for {still:.0f} s"
+            line = f"no environment has answered for {still:.0f} s"
             if kind is WaitKind.REWARD:
                 line = (
                     f"trajectory {trajectory}: no reward has come for {still:.0f} s; it is missing"

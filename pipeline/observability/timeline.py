@@ -97,7 +97,7 @@ class Timeline:
             Generate: self._place,
             LoadWeights: self._serve,
             RequestReward: self._judge,
-            CallEnvironment: self._ask_rollout,
+            CallEnvironment: self._call_environment,
             CancelEnvironmentCall: lambda c: self._callings.pop(c.trajectory, None),
             CancelReward: lambda c: self._unjudged(c.trajectory),
             TrainGroup: self._train,
@@ -267,7 +267,7 @@ class Timeline:
             link=self._why((trajectory,)),
         )
 
-    def _ask_rollout(self, command: CallEnvironment) -> None:
+    def _call_environment(self, command: CallEnvironment) -> None:
         trajectory = command.trajectory
         self._callings[trajectory] = EnvironmentCall(
             trajectory=trajectory,

@@ -209,7 +209,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of the model that is over, for the rollout seam (inside a worker)."""
+    """A turn of the model that is over, for the plug-in kind `environment` (inside a worker)."""
 
     prompt: str
     response: str  # all turns so far and what was appended, without special tokens

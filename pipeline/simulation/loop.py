@@ -45,7 +45,7 @@ from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload
 
 _PATIENCE_S = 4.0
-"""Beyond `watch.warn_s`, until which engines that load are waited for."""
+"""Beyond `timeouts.log_wait_s`, until which engines that load are waited for."""
 
 
 class StandsStill(Exception):
@@ -173,7 +173,7 @@ class Simulation:
         self.at(self.now + self.machines.tick_s, self._tick)
         self._quiet = 0 if self.pending or self.over else self._quiet + 1
         settings = self.coordinator.core.settings
-        quiet_s = self._quiet * self.machines.tick_s - settings.warn_s - _PATIENCE_S
+        quiet_s = self._quiet * self.machines.tick_s - settings.log_wait_s - _PATIENCE_S
         if quiet_s > 0:
             found = self.coordinator.waits.find()
             if quiet_s < longest_s((wait.kind for wait in found), settings.limits):

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
-from pipeline.config.load import rollout_options
+from pipeline.config.load import environment_options
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
@@ -68,7 +68,7 @@ class StageProcess:
         parts: Parts,
         pool: RewardPool,
         tell_launcher: Callable[[dict[str, Any]], None],
-        rollouts: EnvironmentPool | None = None,
+        environments: EnvironmentPool | None = None,
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
@@ -84,8 +84,8 @@ class StageProcess:
         self._records = Records(
             parts.run,
             parts.resumed_step,
-            self._config.watch.trace_steps,
-            timed=self._config.watch.timing,
+            self._config.metrics.trace_steps,
+            timed=self._config.metrics.timing,
             reward_workers=pool.workers,
             trackers=parts.trackers,
         )
@@ -106,9 +106,9 @@ class StageProcess:
         self._reward_requests = RewardRequests(
             pool, parts.tokenizer, parts.data, answer=self.tell, show=show
         )
-        options = rollout_options(self._config)
+        options = environment_options(self._config)
         self._environment_calls = EnvironmentCalls(
-            rollouts, parts.tokenizer, parts.data, self.tell, options
+            environments, parts.tokenizer, parts.data, self.tell, options
         )
         self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from pipeline.config.load import load
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
@@ -224,7 +224,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         [
             "engine.kind=simulated",
             "data.held_out=4",
-            "watch.lost_s=60",
+            "timeouts.heartbeat_s=60",
             "metrics.tensorboard=false",
         ],
     )
@@ -246,7 +246,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         resumed_step=-1,
     )
     parts.server.open()
-    async with RewardPool(Plugin(name="exact")) as pool:
+    async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
         made = StageProcess(parts, pool, lambda line: None)
         serving = asyncio.create_task(made.run())
         yield made, parts

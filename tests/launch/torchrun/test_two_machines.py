@@ -50,7 +50,7 @@ def until(jobs: list[Started], what: Callable[[], bool], limit_s: float = 240.0)
     deadline = time.monotonic() + limit_s
     while not what():
         for job in jobs:
-            job.look()
+            job.running_processes()
             assert job.process.poll() is None, job.text
         assert time.monotonic() < deadline, jobs[0].text
         time.sleep(0.2)
@@ -123,7 +123,7 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         seen = key.read_text()
         guest = [sys.executable, "-m", "launch.cli", "engine", "--join", str(key)]
-        command = machines.command(1, [*guest, "--name", "guest"])
+        command = machines.command_on(1, [*guest, "--name", "guest"])
         joined = Started(command, tmp_path / "guest-keeper.log", tmp_path)
         jobs.append(stack.enter_context(joined))
         for job in jobs:
@@ -234,7 +234,7 @@ def test_real_vllm_and_deepspeed_learn_the_quickstart_task_on_two_machines(
     machines: Machines, tmp_path: Path
 ) -> None:
     run = tmp_path / "real"
-    shape = ["nodes.learners=spread", "learner.ranks=3", "engine.count=2", "watch.join_s=900"]
+    shape = ["nodes.learners=spread", "learner.ranks=3", "engine.count=2", "timeouts.join_s=900"]
     with ExitStack() as stack:
         # l0 l1 e0 here, l2 e1 there: machines may have different numbers of ranks
         jobs = [

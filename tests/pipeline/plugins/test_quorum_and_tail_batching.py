@@ -18,6 +18,7 @@ from pipeline.plugins.batch_rules.quorum import Quorum, QuorumOptions
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatchingOptions
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.plugins.testing import option_problems
 from pipeline.plugins.views import BatchView, PlanView
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -63,12 +64,12 @@ def test_quorum_of_every_group_or_every_member_is_fifo():
 
 
 def test_quorum_names_options_out_of_range():
-    assert list(QuorumOptions(share=0.0, size=9).problems(8)) == [
-        "share is 0.0, expected above 0 and at most 1",
-        "size is 9, but group.size is 8: from 2 to 8",
+    assert option_problems(QuorumOptions, share=0.0, size=1) == [
+        "share: found 0.0, expected above 0 and at most 1",
+        "size: found 1, expected at least 2",
     ]
-    assert len(list(QuorumOptions(size=1).problems(8))) == 1
-    assert list(QuorumOptions().problems(8)) == []
+    assert option_problems(QuorumOptions, size=9) == ["size is 9, but group.size is 8: from 2 to 8"]
+    assert option_problems(QuorumOptions) == []
 
 
 # --- tail batching ---------------------------------------------------------------------------
@@ -203,7 +204,7 @@ class Watched(TailBatching):
 
 def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
     order = Watched(TailBatchingOptions(epochs=1), seed=2)
-    world = ran(2, dict(steps=20, reserve=2, prompts=24), prompts=order)
+    world = ran(2, dict(steps=20, reserve=2, prompts=24), prompt_order=order)
     long = [(view, plan) for view, plan in order.seen if view.first and not plan.speculate]
     full = [plan.prompts for view, plan in long if len(view.deferred) >= 3]
     assert full and all(len(prompts) == 3 for prompts in full)
@@ -218,7 +219,7 @@ def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
 
 
 def test_a_long_round_samples_no_spare_candidate_and_defers_nobody():
-    world = ran(4, dict(steps=8, reserve=2), prompts=TailBatching(seed=4))
+    world = ran(4, dict(steps=8, reserve=2), prompt_order=TailBatching(seed=4))
     again = [group for group in told(world, "group") if group["attempt"]]  # all from long rounds
     assert len(again) >= 3
     assert {len(group["members"]) for group in again} == {4}
