@@ -42,7 +42,7 @@ class Frame:
     logprobs: bytes  # little-endian float32, likewise
 
 
-class Flusher:
+class Chunker:
     """Gathers tokens of the legs of one epoch. O(1) a token."""
 
     def __init__(self, chunk_tokens: int) -> None:
@@ -51,14 +51,14 @@ class Flusher:
         self._heads: list[ChunkHead] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
-        self.taken = 0
+        self.sent_tokens = 0
         """Response tokens that have left in frames."""
 
-    def begin(self, key: Key, offset: int) -> None:
+    def begin_leg(self, key: Key, offset: int) -> None:
         """A leg starts after `offset` response tokens."""
         self._legs[key] = _Gathered(offset)
 
-    def add(
+    def add_tokens(
         self,
         key: Key,
         tokens: Sequence[int],
@@ -82,13 +82,13 @@ class Flusher:
         elif len(leg.tokens) >= self._chunk_tokens:
             self._cut(key, leg, "")
 
-    def cut(self) -> None:
+    def make_all_due(self) -> None:
         """Make all that has gathered due, as a change of the weights does."""
         for key, leg in self._legs.items():
             if leg.tokens:
                 self._cut(key, leg, "")
 
-    def take(self) -> Frame | None:
+    def take_frame(self) -> Frame | None:
         """What is due, once, as far as it fits one frame: again until it is None."""
         if not self._heads:
             return None
@@ -102,7 +102,7 @@ class Flusher:
             tokens=np.asarray(self._tokens[:count], dtype="<i4").tobytes(),
             logprobs=np.asarray(self._logprobs[:count], dtype="<f4").tobytes(),
         )
-        self.taken += count
+        self.sent_tokens += count
         del self._heads[:chunks], self._tokens[:count], self._logprobs[:count]
         return frame
 

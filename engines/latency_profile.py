@@ -31,14 +31,16 @@ Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""
 
 
-async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineSection) -> Points:
+async def cached_latency(
+    engine: Engine, info: EngineInfo, model: str, section: EngineSection
+) -> Points:
     """The profile of a started engine: from the cache, else measured (a few seconds)."""
     file = _cache() / f"{_key(info, model, section)}.json"
     try:
         return msgspec.json.decode(file.read_bytes(), type=Points)
     except (OSError, msgspec.DecodeError):
         pass  # measured for the first time, or cut short while it was written
-    points = await measure(engine, info)
+    points = await measure_latency(engine, info)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -49,21 +51,21 @@ async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineS
     return points
 
 
-async def measure(engine: Engine, info: EngineInfo) -> Points:
+async def measure_latency(engine: Engine, info: EngineInfo) -> Points:
     """Seconds per token at 1, an eighth, a quarter, half of the slots, and all of them."""
     counts = sorted({1, *(max(2, info.slots // part) for part in (8, 4, 2, 1))})
-    await batch(engine, info, 1, SHORT)  # what happens only once is no latency
+    await time_batch(engine, info, 1, SHORT)  # what happens only once is no latency
     points: list[tuple[int, float]] = []
     for count in counts:
         running = min(count, info.slots)
-        short = await batch(engine, info, running, SHORT)
-        extra = await batch(engine, info, running, LONG) - short
+        short = await time_batch(engine, info, running, SHORT)
+        extra = await time_batch(engine, info, running, LONG) - short
         floor = points[-1][1] if points else 1e-6  # more sequences never take less time
         points.append((count, max(floor, extra / (LONG - SHORT))))
     return tuple(points)
 
 
-async def batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
+async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
     """Seconds from the first request to the last token."""
 
     async def one(number: int) -> None:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
-from engines.chunker import Flusher, Frame, Key
+from engines.chunker import Chunker, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
-from engines.weights_probe import load_spans, prove
+from engines.weights_probe import load_spans, prove_weights
 from pipeline.config.schema import Watch
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
@@ -54,7 +54,7 @@ class Sender(Protocol):
     def start(self) -> None: ...
     def send(self, message: FromPeer) -> None: ...
     def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None: ...
-    def working(self, activity: str, budget_s: float) -> None: ...
+    def set_activity(self, activity: str, budget_s: float) -> None: ...
     def close(self) -> None: ...
 
 
@@ -64,7 +64,7 @@ class Epoch:
 
     incarnation: int
     number: int
-    flusher: Flusher
+    flusher: Chunker
     sequence: int = 0
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
@@ -130,14 +130,14 @@ class Worker:
     async def run(self) -> int:
         """Serve until told to stop; the exit status."""
         self._client.start()
-        self._client.working("idle", 0.0)
+        self._client.set_activity("idle", 0.0)
         self._spawn(self._serve())
         self._spawn(self._beat())
         status = await self._ended
         await self._close()
         return status
 
-    def end(self, status: int, why: str) -> None:
+    def stop_serving(self, status: int, why: str) -> None:
         """Leave in good order, once."""
         if not self._ended.done():
             self.log(f"ends: {why}")
@@ -168,10 +168,10 @@ class Worker:
                     self._loading += 1
                     self._spawn(self._load(message.manifest, time.monotonic()))
                 case Refused():
-                    self.end(1, f"the stage refuses it: {message.why}")
+                    self.stop_serving(1, f"the stage refuses it: {message.why}")
                 case Shutdown():
                     # A reason means a fault: whoever watches this process starts another.
-                    self.end(1 if message.why else 0, message.why or "the stage says so")
+                    self.stop_serving(1 if message.why else 0, message.why or "the stage says so")
                 case _:
                     self.log(f"{type(message).__name__} is no message for an engine; ignored")
 
@@ -180,7 +180,7 @@ class Worker:
     async def _welcome(self, message: Welcome) -> None:
         old, self._epoch = (
             self._epoch,
-            Epoch(message.incarnation, message.epoch, Flusher(self._chunk_tokens)),
+            Epoch(message.incarnation, message.epoch, Chunker(self._chunk_tokens)),
         )
         if old is not None:
             old.current = False
@@ -193,7 +193,7 @@ class Worker:
             self.log(f"leg {key} is asked {'twice' if epoch else 'before the welcome'}; ignored")
             return
         epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
-        epoch.flusher.begin(key, len(ints(request.prefix)))
+        epoch.flusher.begin_leg(key, len(ints(request.prefix)))
         epoch.times[key] = (time.monotonic(), 0.0)
         task = self._spawn(self._sample(epoch, key, request))
         epoch.tasks.add(task)
@@ -216,7 +216,7 @@ class Worker:
                 seed=request.seed,
             )
             deltas = (
-                self._stops.until(self._engine, sampling)
+                self._stops.generate_until_stop(self._engine, sampling)
                 if self._stops is not None
                 else self._engine.generate(sampling)
             )
@@ -229,7 +229,7 @@ class Worker:
                     await self._engine.abort([sampling.id])
             raise RuntimeError("the engine ended the request without a finish")
         except EngineError as error:
-            self.end(1, str(error))
+            self.stop_serving(1, str(error))
         except Exception as error:  # whatever an engine raises for one request
             self.log(f"leg {key}: {type(error).__name__}: {error}")
             if not finish:
@@ -243,7 +243,9 @@ class Worker:
         self, epoch: Epoch, key: Key, tokens: Any, logprobs: Any, version: int | None, finish: str
     ) -> None:
         served = self._version or 0
-        epoch.flusher.add(key, tokens, logprobs, served if version is None else version, finish)
+        epoch.flusher.add_tokens(
+            key, tokens, logprobs, served if version is None else version, finish
+        )
         begun_s, first_s = epoch.times[key]
         if tokens and not first_s:
             first_s = time.monotonic()
@@ -267,13 +269,13 @@ class Worker:
 
     def _flush(self, epoch: Epoch, *, empty: bool = False) -> None:
         epoch.flush_planned = False
-        frame = epoch.flusher.take() if epoch.current else None
+        frame = epoch.flusher.take_frame() if epoch.current else None
         if frame is not None or not empty:  # a heartbeat is life, not progress
             self._declare()
         if not epoch.current or (frame is None and not empty):
             return
         self._send(epoch, frame)
-        while (frame := epoch.flusher.take()) is not None:
+        while (frame := epoch.flusher.take_frame()) is not None:
             self._send(epoch, frame)
 
     def _send(self, epoch: Epoch, frame: Frame | None) -> None:
@@ -284,7 +286,7 @@ class Worker:
             incarnation=epoch.incarnation,
             epoch=epoch.number,
             sequence=epoch.sequence,
-            sampled=epoch.flusher.taken,
+            sampled=epoch.flusher.sent_tokens,
             sent_at_s=time.monotonic(),
             chunks=chunks,
             times=tuple(epoch.ended.pop(key) for key in ends),
@@ -299,17 +301,17 @@ class Worker:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if why := self._engine.failure():
-                self.end(1, why)
+                self.stop_serving(1, why)
             if self._epoch is not None and time.monotonic() - self._sent_at_s >= HEARTBEAT_S:
                 self._flush(self._epoch, empty=True)
 
     def _declare(self) -> None:
         if self._loading:
-            self._client.working("loading weights", self._watch.load_s + _SPARE_S)
+            self._client.set_activity("loading weights", self._watch.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._client.working("sampling", self._watch.sampling_s + _SPARE_S)
+            self._client.set_activity("sampling", self._watch.sampling_s + _SPARE_S)
         else:
-            self._client.working("idle", 0.0)
+            self._client.set_activity("idle", 0.0)
 
     # --- weights ---------------------------------------------------------------------------
 
@@ -325,7 +327,7 @@ class Worker:
                 await self._engine.load_weights(str(directory), manifest.version)
                 self._version = manifest.version
                 moments.append(time.monotonic())
-                gaps = await prove(self._engine, manifest)
+                gaps = await prove_weights(self._engine, manifest)
                 moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._client.send(load_spans(manifest.version, asked_s, moments))
@@ -334,7 +336,7 @@ class Worker:
             self.log(f"version {manifest.version} is not served: {error}")
             self._client.send(WeightsFailed(version=manifest.version, why=str(error)))
             if not isinstance(error, WeightsError):
-                self.end(1, f"version {manifest.version} may be half loaded")
+                self.stop_serving(1, f"version {manifest.version} may be half loaded")
         finally:
             self._loading -= 1
             self._declare()
@@ -342,7 +344,7 @@ class Worker:
     def _cut(self) -> None:
         """What was sampled with the weights served until now goes out before others come."""
         if self._epoch is not None:
-            self._epoch.flusher.cut()
+            self._epoch.flusher.make_all_due()
             self._flush(self._epoch)
 
     # --- the end ---------------------------------------------------------------------------
@@ -356,7 +358,7 @@ class Worker:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.end(1, f"{type(error).__name__}: {error}")
+            self.stop_serving(1, f"{type(error).__name__}: {error}")
 
     async def _close(self) -> None:
         """Abort everything, send what that leaves, let the engine go."""

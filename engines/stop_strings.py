@@ -41,7 +41,7 @@ class StopStrings:
         self.tokens = frozenset(token for token in ids if self._holds([token]))
         """Tokens whose own text holds a stop text: an engine can stop at these by itself."""
 
-    def cut(self, before: Sequence[int], new: Sequence[int]) -> int:
+    def kept_tokens(self, before: Sequence[int], new: Sequence[int]) -> int:
         """How many of the new tokens there are up to the one that completes a stop text; 0: none.
 
         Args:
@@ -55,13 +55,15 @@ class StopStrings:
                 return count
         return 0
 
-    async def until(self, engine: Engine, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def generate_until_stop(
+        self, engine: Engine, sampling: Sampling
+    ) -> AsyncGenerator[Delta, None]:
         """The engine's deltas up to a stop text, which is a finish as a stop token is."""
         asked = msgspec.structs.replace(sampling, stop_tokens=tuple(sorted(self.tokens)))
         before = list(sampling.tokens)[-self._window :]
         deltas = engine.generate(asked)
         async for delta in deltas:
-            kept = self.cut(before, delta.tokens)
+            kept = self.kept_tokens(before, delta.tokens)
             if not kept:
                 yield delta
                 before = [*before, *delta.tokens][-self._window :]

@@ -20,7 +20,7 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
-from pipeline.wire.weight_transfer import fetch
+from pipeline.wire.weight_transfer import fetch_weights
 
 PATIENCE_S = 60.0
 """Without a single piece for so long the version counts as not received."""
@@ -75,7 +75,9 @@ class FetchingReceiver:
         draft.mkdir(mode=0o700)
         try:
             with open(draft / FILE, "xb") as file:
-                for piece in fetch(self._peer_keys, manifest.version, manifest.bytes, PATIENCE_S):
+                for piece in fetch_weights(
+                    self._peer_keys, manifest.version, manifest.bytes, PATIENCE_S
+                ):
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != manifest.checksum.lower():

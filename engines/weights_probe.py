@@ -21,14 +21,14 @@ _FEWEST = 8  # positions that a probe must compare
 LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
-async def prove(engine: Engine, manifest: Manifest) -> dict[str, float]:
+async def prove_weights(engine: Engine, manifest: Manifest) -> dict[str, float]:
     """Temperature -> gap of the probe; zeros where the engine has no model."""
     if not engine.has_model:
         return dict.fromkeys(manifest.logprobs, 0.0)
     temperatures = list(manifest.logprobs)
     found = await asyncio.gather(*(engine.logprobs(manifest.probe, float(t)) for t in temperatures))
     return {
-        temperature: gap(logprobs, manifest.logprobs[temperature], temperature)
+        temperature: largest_gap(logprobs, manifest.logprobs[temperature], temperature)
         for temperature, logprobs in zip(temperatures, found, strict=True)
     }
 
@@ -41,12 +41,12 @@ def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:
     return Spans(spans=tuple(spans))
 
 
-def gap(found: list[float], expected: list[float], temperature: str) -> float:
+def largest_gap(found: list[float], expected: list[float], temperature: str) -> float:
     """Largest difference of two probes, over what the engine could tell.
 
     Raises EngineError if that is less than eight positions, or not finite.
 
-    >>> gap([-1.0] * 8 + [math.nan], [-1.0] * 7 + [-1.5, -3.0], "1.0")
+    >>> largest_gap([-1.0] * 8 + [math.nan], [-1.0] * 7 + [-1.5, -3.0], "1.0")
     0.5
     """
     if len(found) != len(expected):
@@ -65,7 +65,7 @@ def gap(found: list[float], expected: list[float], temperature: str) -> float:
     return math.inf if any(map(math.isnan, differences)) else max(differences)
 
 
-async def one_by_one(
+async def probe_one_by_one(
     tokens: Sequence[int], ask: Callable[[Sequence[int], int], Awaitable[float]]
 ) -> list[float]:
     """What `Engine.logprobs` answers, of at most `PROBES` positions; NaN at the others.
@@ -73,7 +73,7 @@ async def one_by_one(
     Args:
         ask: logprob of a token after those before it.
     """
-    positions = spread(len(tokens) - 1, PROBES)
+    positions = spread_positions(len(tokens) - 1, PROBES)
     found = await asyncio.gather(*(ask(tokens[: i + 1], tokens[i + 1]) for i in positions))
     answer = [math.nan] * (len(tokens) - 1)
     for position, logprob in zip(positions, found, strict=True):
@@ -81,10 +81,10 @@ async def one_by_one(
     return answer
 
 
-def spread(count: int, at_most: int) -> list[int]:
+def spread_positions(count: int, at_most: int) -> list[int]:
     """Up to `at_most` of 0..count-1, evenly, both ends included.
 
-    >>> spread(9, 3)
+    >>> spread_positions(9, 3)
     [0, 4, 8]
     """
     if count <= at_most:

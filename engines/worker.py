@@ -26,7 +26,7 @@ if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process th
     die_with_parent()
 
 
-def build(config: Config) -> Engine:
+def build_engine(config: Config) -> Engine:
     """The engine that the configuration names. Raises EngineError."""
     section = config.engine
     if section.kind == "vllm":
@@ -53,9 +53,9 @@ def build(config: Config) -> Engine:
     raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 
 
-async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:
+async def serve_engine(stage: Path, config: Config, name: str, weights: Path | None) -> int:
     """Start the engine, join the stage, serve until told to stop; the exit status."""
-    from engines.latency_profile import latency
+    from engines.latency_profile import cached_latency
     from engines.server import Worker
     from engines.stop_strings import StopStrings
     from engines.weights_fetch import FetchingReceiver
@@ -64,12 +64,12 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
 
     try:
         peer_keys = peer_keys_of(stage)
-        engine = build(config)
+        engine = build_engine(config)
         options = rollout_options(config)
         stops = StopStrings(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
-            points = await latency(engine, info, config.model, config.engine)
+            points = await cached_latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
     except (EngineError, TransportError) as error:
         log_line(f"{name}: {error}")
@@ -86,7 +86,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     )
     # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, worker.end, 0, "told by SIGTERM")
+    loop.add_signal_handler(signal.SIGTERM, worker.stop_serving, 0, "told by SIGTERM")
     worker.log(f"ready ({', '.join(f'{key} {value}' for key, value in info.about.items())})")
     return await worker.run()
 
@@ -113,7 +113,7 @@ def main() -> None:
     status = 1
     try:
         arguments = (options.stage, load(options.config), options.name, options.weights)
-        status = uvloop.run(serve(*arguments))
+        status = uvloop.run(serve_engine(*arguments))
     except ConfigError as error:
         log_line(f"{options.name}: {error}")
     finally:

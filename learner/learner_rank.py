@@ -54,7 +54,7 @@ from pipeline.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from learner.build import Parts
+    from learner.build import LearnerParts
     from learner.weights import WeightPublisher
 
 log = logging.getLogger("learner")
@@ -72,19 +72,19 @@ LEAVE_S = 5.0
 class LearnerRank:
     """Carries out the schedule's work for one rank."""
 
-    def __init__(self, config: Config, parts: Parts, stage: Path) -> None:
-        from learner.build import about
+    def __init__(self, config: Config, parts: LearnerParts, stage: Path) -> None:
+        from learner.build import versions_and_device
         from learner.schedule import Schedule
         from learner.weights import probe_tokens
 
         self._config = config
         self._zero = zero = parts.zero
         self._gradient = parts.gradient
-        self._carrier = parts.carrier
+        self._carrier = parts.checkpoint_transfer
         self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         self._schedule = Schedule(config.learner.tokens_per_micro_batch)
-        self._passes, self._ahead = parts.passes, parts.ahead
+        self._passes, self._ahead = parts.passes, parts.logprob_stream
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of what was hinted
         self._last_group = 0.0  # when the step's newest group came
@@ -103,11 +103,11 @@ class LearnerRank:
             resumed_step=parts.restored.step,
             clock_s=time.monotonic(),
             boot=boot_id(),
-            about=about(zero.device),
+            about=versions_and_device(zero.device),
         )
-        self._client = StageClient(stage, join, self.receive)
+        self._client = StageClient(stage, join, self.queue_message)
 
-    def receive(self, message: ToPeer) -> None:
+    def queue_message(self, message: ToPeer) -> None:
         """Any thread: queue a message of the stage."""
         if isinstance(message, Shutdown):
             # The main thread may be inside a collective that a lost rank never enters.
@@ -116,7 +116,7 @@ class LearnerRank:
             timer.start()
         elif isinstance(message, TrainGroup):
             self._last_group = time.monotonic()
-        self._work_log.arrived(message)
+        self._work_log.record_arrival(message)
         self._inbox.put(message)
 
     def run(self) -> int:
@@ -142,24 +142,24 @@ class LearnerRank:
 
     def _take_in(self, message: ToPeer) -> None:
         if isinstance(message, StreamedTokens):
-            self._ahead.hint(message)
+            self._ahead.add_streamed(message)
         else:
             self._schedule.put(message)
 
     def _stream_or_wait(self) -> None:
         """Nothing is asked of this rank: run ahead, in calls that are worth their cost."""
-        pending = self._ahead.pending
+        pending = self._ahead.pending_tokens
         if pending < LEAST_TOKENS:
-            self._client.working("idle", 0)
+            self._client.set_activity("idle", 0)
             try:
                 self._take_in(self._inbox.get(timeout=GATHER_S if pending else None))
                 return
             except queue.Empty:
                 pass  # few tokens, but nothing else comes
-        self._client.working("logprobs", STEP_LIMIT_S)
+        self._client.set_activity("logprobs", STEP_LIMIT_S)
         started = time.monotonic()
-        with self._passes.timed():
-            self._ahead.work()
+        with self._passes.time_logprobs():
+            self._ahead.run_calls()
         self._ahead_s += time.monotonic() - started
         self._work_log.record_work("logprobs ahead", started)
 
@@ -168,21 +168,21 @@ class LearnerRank:
 
         match work:
             case Train(groups=groups):
-                self._client.working("backward", STEP_LIMIT_S)
+                self._client.set_activity("backward", STEP_LIMIT_S)
                 started = time.monotonic()
                 reports = self._gradient.add(groups)
                 self._backward_s += time.monotonic() - started
                 what = OLD_LOGPROBS if self._several else FORWARD_BACKWARD
                 self._work_log.record_work(what, started, groups)
-                self._client.send(self._work_log.take())
+                self._client.send(self._work_log.take_spans())
                 for report in reports:
                     self._client.send(report)
                 if self._gradient.empty:  # all failed: the stage may go on to another step
-                    self._schedule.done()
+                    self._schedule.step_done()
             case ForgetGroup(group=group):
                 if self._gradient.forget(group):
                     self._gradient.clear()
-                    self._schedule.done()
+                    self._schedule.step_done()
             case CloseStep():
                 self._close(work)
             case Save():
@@ -214,26 +214,26 @@ class LearnerRank:
         from learner.weights import probe_logprobs
 
         zero = self._zero
-        if self._publisher is None and not zero.in_rounds:
+        if self._publisher is None and not zero.collective_passes:
             return None
-        self._client.working("publishing weights", STEP_LIMIT_S)
+        self._client.set_activity("publishing weights", STEP_LIMIT_S)
         logprobs = probe_logprobs(zero.module, self._probe)
-        with zero.whole():
+        with zero.gathered_weights():
             if self._publisher is None:
                 return None
-            return self._publisher.publish(zero.module, self._version, logprobs)
+            return self._publisher.publish_version(zero.module, self._version, logprobs)
 
     def _close(self, close: CloseStep) -> None:
-        self._client.working("optimizer step", STEP_LIMIT_S)
+        self._client.set_activity("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
         metrics = self._gradient.close(close, self._version)
         self._work_log.record_work(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
-        self._schedule.done()
+        self._schedule.step_done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
             why = "gradient not finite twice"
             log.warning("step %d skipped: %s", close.step, why)
-            self._client.send(self._work_log.take())
+            self._client.send(self._work_log.take_spans())
             self._client.send(StepSkipped(step=close.step, why=why))
             return
         self._version += 1
@@ -244,7 +244,7 @@ class LearnerRank:
         if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
             self._work_log.record_work(PUBLISH, started)
-        self._client.send(self._work_log.take())
+        self._client.send(self._work_log.take_spans())
         self._client.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)
         )
@@ -263,15 +263,15 @@ class LearnerRank:
     def _save(self, order: Save) -> None:
         from learner.checkpoint import save
 
-        self._client.working("writing a checkpoint", STEP_LIMIT_S)
+        self._client.set_activity("writing a checkpoint", STEP_LIMIT_S)
         started = time.monotonic()
         error = ""
         if order.version != self._version:
             error = f"asked for version {order.version}, but holds {self._version}"
         else:
             try:
-                with self._carrier.saving(Path(order.directory)) as directory:
-                    save.save(
+                with self._carrier.directory_to_write(Path(order.directory)) as directory:
+                    save.save_checkpoint(
                         self._zero, Path(self._config.model), directory, order.step, order.version
                     )
             except Exception as failure:  # a full disk ends no run: the checkpoint is discarded
@@ -282,7 +282,7 @@ class LearnerRank:
         self._client.send(Saved(directory=order.directory, error=error))
 
 
-def keep_off_the_engines_cores(config: Config) -> None:
+def leave_engine_cores(config: Config) -> None:
     """On one machine without a GPU the engine has its cores to itself, if others are left."""
     usable = os.sched_getaffinity(0)
     with contextlib.suppress(CoresError):  # the engine says so
@@ -290,7 +290,7 @@ def keep_off_the_engines_cores(config: Config) -> None:
             os.sched_setaffinity(0, others)
 
 
-def die_loudly() -> None:
+def exit_on_any_exception() -> None:
     """An exception anywhere ends the process: at exit, communication may drain for ever."""
 
     def report(
@@ -323,7 +323,7 @@ def main() -> None:
     )
     given = parser.parse_args()
 
-    die_loudly()
+    exit_on_any_exception()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to carry out
     logging.basicConfig(
         level=logging.INFO,
@@ -342,10 +342,10 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        keep_off_the_engines_cores(config)
-    from learner.build import build
+        leave_engine_cores(config)
+    from learner.build import build_learner
 
-    parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
+    parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
     actor = LearnerRank(config, parts, given.stage)
     running.append(actor)
     code = actor.run()
@@ -376,7 +376,7 @@ def leave_at_sigterm(reader: int) -> None:
     while os.read(reader, 1)[0] != signal.SIGTERM:
         pass
     if running:
-        running[0].receive(Shutdown(why="SIGTERM"))
+        running[0].queue_message(Shutdown(why="SIGTERM"))
     else:
         os._exit(0)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.schema import LoraSection
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 ADAPTER = "adapter"
 """Directory of a checkpoint that holds the adapter, as peft reads it."""
@@ -82,7 +82,7 @@ def is_attached(model: Any) -> bool:
 
 
 @torch.no_grad()
-def merged(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged_tensors(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Parameters by name -> those of the base model, adapters added in float32.
 
     Args:
@@ -129,7 +129,7 @@ def _without_adapters(model: Any) -> Generator[None]:
             layer._disable_adapters = False  # noqa: SLF001
 
 
-def save(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
+def save_adapter(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
     """The adapter in peft's format, into a new directory."""
     disk.mkdir(directory)
     tensors = {
@@ -140,11 +140,11 @@ def save(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
     save_file(tensors, directory / _FILE, metadata={"format": "pt"})
     model.darts_adapter.save_pretrained(directory)
     for path in sorted(directory.iterdir()):
-        finish(disk, path)
+        make_durable(disk, path)
 
 
 @torch.no_grad()
-def load(model: Any, directory: Path) -> None:
+def load_adapter(model: Any, directory: Path) -> None:
     """Fill the adapters of a model from `save`. Raises LoraError if they are not the same ones."""
     saved = load_file(directory / _FILE)
     own = {

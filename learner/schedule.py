@@ -103,7 +103,7 @@ class Schedule:
             return item
         return None
 
-    def done(self) -> None:
+    def step_done(self) -> None:
         """The open step has been applied, skipped, or holds no group any more."""
         self.open_step = None
 

@@ -67,7 +67,7 @@ def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str
         if name not in tensors and value.data_ptr() not in known:
             tensors[name] = value
     if lora.is_attached(model):
-        tensors = lora.merged(model, tensors)
+        tensors = lora.merged_tensors(model, tensors)
     named = revert_weight_conversion(model, tensors)
     return {
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
@@ -75,7 +75,7 @@ def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str
     }
 
 
-def checksum(path: Path) -> str:
+def weights_checksum(path: Path) -> str:
     """xxh3_128 of a file, as in the manifest."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         return xxhash.xxh3_128_hexdigest(view)
@@ -92,7 +92,9 @@ class WeightPublisher:
         self._probe = probe
         self._newest: int | None = None
 
-    def publish(self, model: Any, version: int, logprobs: dict[str, list[float]]) -> Manifest:
+    def publish_version(
+        self, model: Any, version: int, logprobs: dict[str, list[float]]
+    ) -> Manifest:
         """Write `model`, whose probe has these `logprobs`, as `version`.
 
         Raises: OSError if it does not fit.
@@ -105,7 +107,7 @@ class WeightPublisher:
                 checkpoint_tensors(model, self._dtype), draft / FILE, metadata={"format": "pt"}
             )
             size = (draft / FILE).stat().st_size
-            digest = checksum(draft / FILE)
+            digest = weights_checksum(draft / FILE)
             if final.exists():  # of a learner before this one; readers keep what they mapped
                 shutil.rmtree(final)
             draft.rename(final)

@@ -32,7 +32,7 @@ class WorkLog:
         self._came: dict[tuple[type, int], float] = {}
         self._hints: deque[tuple[float, float]] = deque(maxlen=_HINTS)
 
-    def arrived(self, message: ToPeer) -> None:
+    def record_arrival(self, message: ToPeer) -> None:
         """An order has come; others than those for groups, closes and hints are not timed."""
         match message:
             case TrainGroup(group=number) | CloseStep(step=number):
@@ -57,7 +57,7 @@ class WorkLog:
             start_s = last.start_s
         self._spans.append(Span(what, start_s, now, numbers, tuple(came)))
 
-    def take(self) -> Spans:
+    def take_spans(self) -> Spans:
         """All of it, once."""
         spans, self._spans = self._spans, []
         hints = [self._hints.popleft() for _ in range(len(self._hints))]

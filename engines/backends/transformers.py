@@ -26,7 +26,7 @@ from engines.backends.transformers_sampling import LIKELIEST, NOT_FORCED, Draw
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights import FILE
-from engines.weights_probe import PROBES, one_by_one
+from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineSection
 
 
@@ -62,7 +62,7 @@ class _Request:
     error: str = ""
     news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
-    def take(self) -> list[Delta]:
+    def take_deltas(self) -> list[Delta]:
         """What has come since the last call, one delta a version; the finish with the last."""
         deltas: list[Delta] = []
         for version, run in itertools.groupby(self.waiting, key=lambda delta: delta.version):
@@ -154,7 +154,7 @@ class TransformersEngine:
                 self._withdraw(request)
             try:
                 assert self._batching is not None
-                await asyncio.to_thread(self._batching.copy, Path(directory) / FILE)
+                await asyncio.to_thread(self._batching.copy_weights, Path(directory) / FILE)
             except Exception as error:  # half loaded: it must not sample on
                 raise EngineError(f"transformers cannot load {directory}: {error}") from error
             self._version, self._held = version, False
@@ -164,7 +164,7 @@ class TransformersEngine:
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         """By the path that samples: each position is asked for one token, which is told."""
-        return await one_by_one(
+        return await probe_one_by_one(
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 
@@ -191,7 +191,7 @@ class TransformersEngine:
                     raise (
                         EngineError(why) if (why := self.failure()) else RuntimeError(request.error)
                     )
-                for delta in request.take():
+                for delta in request.take_deltas():
                     yield delta
                     if delta.finish:
                         return
@@ -208,7 +208,7 @@ class TransformersEngine:
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
-        if not self._batching.add(
+        if not self._batching.add_request(
             request.inner,
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
@@ -224,7 +224,7 @@ class TransformersEngine:
         if request.inner:
             self._by_inner.pop(request.inner, None)
             if self._batching is not None:
-                self._batching.cancel(request.inner)
+                self._batching.cancel_request(request.inner)
             request.inner = ""
 
     def _heard(self, outputs: list[Any]) -> None:
@@ -234,7 +234,7 @@ class TransformersEngine:
             if request is None:
                 # Withdrawn; the library forgets a cancellation that overtakes its request.
                 if not output.is_finished() and self._batching is not None:
-                    self._batching.cancel(output.request_id)
+                    self._batching.cancel_request(output.request_id)
                 continue
             tokens = output.generated_tokens[request.heard :]
             logprobs = output.logprobs[request.heard :]

@@ -31,7 +31,7 @@ _FROM_KEYWORDS = "kwargs" in inspect.signature(_CACHE.update).parameters
 """Whether `update` takes the indices out of the keywords (from 5.19) or one by one (5.17)."""
 
 
-def fits(config: Any) -> bool:
+def attends_to_all(config: Any) -> bool:
     """Whether all layers of a model attend to everything before them.
 
     Args:
@@ -43,7 +43,7 @@ def fits(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PaddedCall:
     """Sequences of like lengths, padded; a padded query repeats the last one."""
 
     queries_NQ: Tensor  # rows of the packed tokens
@@ -52,17 +52,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AttentionPlan:
     """All calls of one forward pass."""
 
-    calls: list[Call]
+    calls: list[PaddedCall]
     places_P: Tensor  # of each packed token among the calls' outputs, one after another
 
 
-def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
+def plan_calls(queries: list[int], keys: list[int], device: torch.device) -> AttentionPlan:
     """Calls for sequences with so many new tokens, and so many keys with those, each.
 
-    >>> [tuple(c.mask_N1QK.shape) for c in planned([1, 1, 5], [9, 8, 5], torch.device("cpu")).calls]
+    >>> [tuple(c.mask_N1QK.shape) for c in plan_calls([1, 1, 5], [9, 8, 5], torch.device("cpu")).calls]
     [(2, 1, 1, 9), (1, 1, 5, 5)]
     """
     alike: dict[tuple[int, int], list[int]] = {}
@@ -72,7 +72,7 @@ def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
     new_S, all_S = torch.tensor(queries), torch.tensor(keys)
     first_query_S, first_key_S = new_S.cumsum(0) - new_S, all_S.cumsum(0) - all_S
     places_P = torch.empty(sum(queries), dtype=torch.int64)
-    calls: list[Call] = []
+    calls: list[PaddedCall] = []
     end = 0
     for members in alike.values():
         of = torch.tensor(members)
@@ -87,12 +87,12 @@ def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
         real_NQ = column_Q.unsqueeze(0) < new_N1
         places_P[queries_NQ[real_NQ]] = flat[real_NQ]
         end += queries_NQ.numel()
-        calls.append(Call(queries_NQ.to(device), keys_NK.to(device), mask_N1QK.to(device)))
-    return Plan(calls, places_P.to(device))
+        calls.append(PaddedCall(queries_NQ.to(device), keys_NK.to(device), mask_N1QK.to(device)))
+    return AttentionPlan(calls, places_P.to(device))
 
 
-def attend(
-    plan: Plan, query_PHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, scale: float | None
+def attend_paged(
+    plan: AttentionPlan, query_PHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, scale: float | None
 ) -> Tensor:
     """Outputs of all packed tokens: shape (P, H, D).
 
@@ -124,7 +124,7 @@ class _Paged:
 
     def __init__(self) -> None:
         # The object that all layers of one pass are given, and what was made of it.
-        self._newest: tuple[Tensor, Plan] | None = None
+        self._newest: tuple[Tensor, AttentionPlan] | None = None
 
     def __call__(
         self,
@@ -154,9 +154,9 @@ class _Paged:
         starts: Tensor = named["cu_seq_lens_q"]
         if self._newest is None or starts is not self._newest[0]:
             queries, keys = starts.diff().tolist(), named["cu_seq_lens_k"].diff().tolist()
-            self._newest = starts, planned(queries, keys, query.device)
+            self._newest = starts, plan_calls(queries, keys, query.device)
         plan = self._newest[1]
-        found = attend(plan, query[0].transpose(0, 1), keys_CHD, values_CHD, scaling)
+        found = attend_paged(plan, query[0].transpose(0, 1), keys_CHD, values_CHD, scaling)
         return found.unsqueeze(0), None
 
     @staticmethod

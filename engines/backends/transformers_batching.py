@@ -101,7 +101,7 @@ class Batching:
             continuous_batching_config=ContinuousBatchingConfig(**settings),
         )
         static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
-        if not asked and not static and transformers_attention.fits(self._model.config):
+        if not asked and not static and transformers_attention.attends_to_all(self._model.config):
             self._model.set_attn_implementation(transformers_attention.NAME)
         drawing = TokenSampling()
         self._manager.output_router = router
@@ -109,7 +109,7 @@ class Batching:
         # Made before the warm-up, so that a graph is captured as it will sample.
         processor = self._manager._create_batch_processor()  # noqa: SLF001
         self._manager.batch_processor = processor
-        processor.model_runner._sample = drawing.sample  # noqa: SLF001
+        processor.model_runner._sample = drawing.sample_tokens  # noqa: SLF001
         step = processor._generation_step  # noqa: SLF001
 
         def alone(model: Any) -> None:
@@ -137,7 +137,7 @@ class Batching:
         page = config.page_size if "page_size" in _FIELDS else config.block_size
         return int(config.num_blocks) * int(page)
 
-    def add(
+    def add_request(
         self,
         name: str,
         tokens: list[int],
@@ -158,7 +158,7 @@ class Batching:
         )
         return taken is not None
 
-    def cancel(self, name: str) -> None:
+    def cancel_request(self, name: str) -> None:
         """Its slot is free at the next forward pass. Lost if it overtakes its request."""
         self._manager.cancel_request(name)
 
@@ -169,7 +169,7 @@ class Batching:
         why = self._manager.background_thread_status.fatal_error
         return f"the thread of transformers' continuous batching has ended: {why}"
 
-    def copy(self, file: Path) -> None:
+    def copy_weights(self, file: Path) -> None:
         """Write the file's tensors over those served. Raises ValueError if they do not fit."""
         started = time.monotonic()
         with self._forward, torch.no_grad(), safe_open(file, framework="pt") as tensors:

@@ -36,7 +36,7 @@ class Draw:
     """The randomness of one request: a number in [0, 1) of 62 bits for each position.
 
     >>> one, again = Draw(7), Draw(7)
-    >>> [one.advance(), one.low] == [again.advance(), again.low]
+    >>> [one.next_bits(), one.low] == [again.next_bits(), again.low]
     True
     """
 
@@ -48,7 +48,7 @@ class Draw:
     low: int = 0
     """The lower half of the newest number."""
 
-    def advance(self) -> int:
+    def next_bits(self) -> int:
         """The upper half of the next position's number."""
         bits = _mixed(_mixed(self.seed & _MASK) ^ self.position) >> 2
         self.position += 1
@@ -91,7 +91,7 @@ class TokenSampling:
     """The logits processors of an engine, and what draws in their place."""
 
     def __init__(self) -> None:
-        self._high = _Row(Draw.advance)  # first: the others read what it has made
+        self._high = _Row(Draw.next_bits)  # first: the others read what it has made
         self._low = _Row(lambda draw: draw.low)
         self._forced = _Row(lambda draw: draw.forced, NOT_FORCED)
 
@@ -103,14 +103,14 @@ class TokenSampling:
         made.tensors_required = len(rows)  # it counts those that it has converted itself
         return made
 
-    def sample(self, scores: Tensor, output_ids: Tensor) -> None:
+    def sample_tokens(self, scores: Tensor, output_ids: Tensor) -> None:
         """In place of `ModelRunner._sample`: tokens and, as float32 bits, logprobs.
 
         Args:
             scores: shape (1, N, V), float32, divided by the temperature.
             output_ids: int32, shape (2, at least N); written.
         """
-        tokens_N, logprobs_N = drawn(
+        tokens_N, logprobs_N = draw_tokens(
             scores[0], self._high.values_N, self._low.values_N, self._forced.values_N
         )
         count = len(tokens_N)
@@ -118,7 +118,7 @@ class TokenSampling:
         output_ids[1, :count].copy_(logprobs_N.view(dtype=torch.int32))
 
 
-def drawn(
+def draw_tokens(
     scores_NV: Tensor, high_N: Tensor, low_N: Tensor, forced_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Tokens by inversion of the cumulative distribution, and their logprobs, nats.
@@ -132,9 +132,9 @@ def drawn(
 
     >>> even = torch.zeros(3, 4)
     >>> half, end = torch.tensor([0, 1 << 30, (1 << 31) - 1], dtype=torch.int32), torch.zeros(3)
-    >>> drawn(even, half, end.int(), torch.tensor([-1, -1, 0]))[0].tolist()
+    >>> draw_tokens(even, half, end.int(), torch.tensor([-1, -1, 0]))[0].tolist()
     [0, 2, 0]
-    >>> drawn(torch.eye(3), end.int(), end.int(), torch.full((3,), LIKELIEST))[0].tolist()
+    >>> draw_tokens(torch.eye(3), end.int(), end.int(), torch.full((3,), LIKELIEST))[0].tolist()
     [0, 1, 2]
     """
     logprobs_NV = scores_NV.log_softmax(-1)

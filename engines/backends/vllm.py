@@ -17,7 +17,7 @@ from typing import Any
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
-from engines.weights_probe import PROBES, one_by_one
+from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineSection
 from pipeline.system.cpu_cores import engine_cores
 
@@ -116,7 +116,7 @@ class VllmEngine:
                 raise EngineError(f"vLLM cannot load {directory}: {error}") from error
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
-        return await one_by_one(
+        return await probe_one_by_one(
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 

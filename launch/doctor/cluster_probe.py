@@ -230,7 +230,7 @@ def knock(source: int, target: Facts, what: str, port: int) -> Probe:
                 now = time.time()
                 if said.get("node") != target.node:
                     raise ConnectionError(f"machine {said.get('node', 'unknown')} answers there")
-                clock.beat(now, said["clock"], asked, 0.0)
+                clock.add_heartbeat(now, said["clock"], asked, 0.0)
                 trips.append(now - asked)
     except (OSError, ValueError) as error:
         why = str(error)
@@ -241,8 +241,8 @@ def knock(source: int, target: Facts, what: str, port: int) -> Probe:
         port=port,
         why=why,
         trip_s=min(trips, default=0.0),
-        ahead_s=0.0 if why else -clock.offset,
-        error_s=0.0 if why else clock.error,
+        ahead_s=0.0 if why else -clock.offset_s,
+        error_s=0.0 if why else clock.error_s,
     )
 
 

@@ -81,8 +81,8 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(Path(store.get("darts/run").decode()))
     else:
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
-    run.create()
-    run.hold()
+    run.make_folders()
+    run.hold_lock()
     run_location.check(run)
     if run.result.exists():
         done = json.loads(run.result.read_text())["steps"]
@@ -157,7 +157,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
         run_location.leave(run.path)
-        run.release()
+        run.release_lock()
     say_outcome(run, config, status, launcher.error)
     return status
 

@@ -15,7 +15,7 @@ class ExportError(Exception):
     """The checkpoint cannot be exported; the message says what is missing."""
 
 
-def export(checkpoint: Path, out: Path) -> Path:
+def export_model(checkpoint: Path, out: Path) -> Path:
     """Write the model of a checkpoint to `out`, which must not exist or be empty.
 
     Of a run with LoRA: the base model with the adapter merged into it, and the
@@ -61,7 +61,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     dtype = model.dtype
     lora.attach(model.to(torch.float32), lora.section_of(adapter), base)
-    lora.load(model, adapter)
+    lora.load_adapter(model, adapter)
     draft.mkdir(parents=True)
     for path in companions(base):
         shutil.copyfile(path, draft / path.name)

@@ -21,7 +21,7 @@ import torch
 
 from learner import lora
 from learner.deepspeed.engine import Zero, ZeroError
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 MODEL = "model"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
@@ -38,14 +38,14 @@ def optimizer_file(directory: Path, rank: int) -> Path:
     return directory / f"optimizer-rank{rank}.pt"
 
 
-def save(
+def save_checkpoint(
     zero: Zero, source: Path, directory: Path, step: int, version: int, disk: Disk = SYSTEM
 ) -> None:
     """Write this rank's part. `source`: the model directory that holds the tokenizer."""
-    with zero.whole():  # first: rank 0 may fail to write, but never to take part
+    with zero.gathered_weights():  # first: rank 0 may fail to write, but never to take part
         if zero.rank == 0:
             if lora.is_attached(zero.module):
-                lora.save(zero.module, directory / lora.ADAPTER, disk)
+                lora.save_adapter(zero.module, directory / lora.ADAPTER, disk)
             else:
                 save_model(zero.module, source, directory / MODEL, disk)
     if zero.owns_state():
@@ -53,7 +53,7 @@ def save(
             "step": step,
             "version": version,
             "random": torch.get_rng_state(),
-            "state": zero.state(),
+            "state": zero.optimizer_state(),
         }
         save_optimizer(state, optimizer_file(directory, zero.rank), disk)
 
@@ -62,7 +62,7 @@ def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> No
     """Tensors and plain values: what `torch.load` takes with `weights_only`."""
     with disk.create(path) as file:
         torch.save(state, file)
-    finish(disk, path)
+    make_durable(disk, path)
 
 
 def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -> None:
@@ -72,10 +72,10 @@ def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -
         shutil.copyfile(path, directory / path.name)
     model.save_pretrained(directory, max_shard_size="1000GB")
     for path in sorted(directory.iterdir()):
-        finish(disk, path)
+        make_durable(disk, path)
 
 
-def load(zero: Zero, directory: Path) -> Restored:
+def load_checkpoint(zero: Zero, directory: Path) -> Restored:
     """Restore optimizer and random state; the model was loaded from DIRECTORY/model before."""
     path = optimizer_file(directory, zero.rank if zero.owns_state() else 0)
     if not path.is_file():
@@ -84,12 +84,12 @@ def load(zero: Zero, directory: Path) -> Restored:
             "stage; resume with the same learner.ranks and learner.zero"
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    zero.restore(state["state"])
+    zero.restore_state(state["state"])
     torch.set_rng_state(state["random"])
     return Restored(state["step"], state["version"])
 
 
-def needed(directory: Path, rank: int) -> list[Path]:
+def files_needed(directory: Path, rank: int) -> list[Path]:
     """What a rank reads of a checkpoint: all but the optimizers of others."""
     own = optimizer_file(directory, rank)
     own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0

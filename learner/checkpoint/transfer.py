@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 import xxhash
 
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 PIECE_BYTES = 4 << 20
 """As of weights: what both ends hold of a file."""
@@ -66,7 +66,7 @@ class CheckpointTransfer:
         self._apart = [number for number, lacks in enumerate(apart) if lacks]
 
     @contextlib.contextmanager
-    def restoring(
+    def checkpoint_to_read(
         self, checkpoint: Path | None, needed: Callable[[Path, int], Sequence[Path]]
     ) -> Iterator[Path | None]:
         """Where what this rank needs of the checkpoint can be read; None: there is none.
@@ -89,7 +89,7 @@ class CheckpointTransfer:
             yield checkpoint
 
     @contextlib.contextmanager
-    def saving(self, checkpoint: Path) -> Iterator[Path]:
+    def directory_to_write(self, checkpoint: Path) -> Iterator[Path]:
         """Where this rank writes its part; left, the part is in the checkpoint's directory.
 
         Whatever fails, all ranks take part to the end. Raises CarryingError (rank 0).
@@ -189,7 +189,7 @@ class CheckpointTransfer:
                 for piece in pieces:
                     digest.update(piece)
                     out.write(piece)
-            finish(self._disk, path)
+            make_durable(self._disk, path)
         except OSError as error:
             return f"{path}: {error.strerror or error}"
         if digest.hexdigest() != file.checksum:
@@ -211,7 +211,9 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> CheckpointTransfer:
+def make_transfer(
+    own: Path | None, device: torch.device, disk: Disk = SYSTEM
+) -> CheckpointTransfer:
     """This rank's carrier, after the ranks have joined (a collective).
 
     Args:

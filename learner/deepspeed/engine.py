@@ -31,7 +31,7 @@ from torch import Tensor
 
 from learner.deepspeed import build_lock
 from learner.deepspeed.gradient_sums import GradientSums
-from learner.deepspeed.lr_schedule import decay_groups, rate
+from learner.deepspeed.lr_schedule import decay_groups, scheduled_lr
 
 # All of this must be set before deepspeed is imported.
 if not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def settings(section: LearnerSection) -> dict[str, Any]:
+def deepspeed_settings(section: LearnerSection) -> dict[str, Any]:
     """DeepSpeed's configuration: what darts decides, and what `learner.deepspeed` adds.
 
     Raises: DeepSpeedFileError if that file does not fit.
@@ -115,7 +115,7 @@ class Zero:
         """`steps`: of the whole run; the schedule of the learning rate goes by it."""
         self._section = section
         self._steps = steps
-        self.in_rounds = section.zero == 3
+        self.collective_passes = section.zero == 3
         """Whether passes communicate, so that all ranks must run equally many."""
         self._unreduced: AbstractContextManager[None] | None = None  # stages 2, 3: open in a step
         self._norm = float("nan")
@@ -130,7 +130,9 @@ class Zero:
             optimizer.register_step_pre_hook(self._clip_reduced)
         model.eval()  # dropout would make the old logprobs another policy's
         try:
-            found = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(section))
+            found = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=deepspeed_settings(section)
+            )
         except ValueError as error:  # DeepSpeed's own checks, of keys below those that we know
             if section.deepspeed:
                 raise ZeroError(f"{section.deepspeed}: {error}") from error
@@ -146,26 +148,26 @@ class Zero:
         """The bare model, for passes without gradient: by any rank alone, but in rounds by all."""
         return self.engine.module
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """While this is open the parameters of `module` hold their values (at stage 3 a
         collective that gathers all of them on every rank)."""
-        if not self.in_rounds:
+        if not self.collective_passes:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(self.parameters)
 
-    def total(self, *values: float) -> list[float]:
+    def sum_over_ranks(self, *values: float) -> list[float]:
         """Each value summed over the ranks (a collective)."""
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         comm.all_reduce(sums)
         return sums.tolist()
 
-    def most(self, value: int) -> int:
+    def max_over_ranks(self, value: int) -> int:
         """The largest of the ranks' values (a collective)."""
         found = torch.tensor(value, device=self.device)
         comm.all_reduce(found, op=comm.ReduceOp.MAX)
         return int(found.item())
 
-    def each(self, value: dict[str, float]) -> list[dict[str, float]]:
+    def gather_from_ranks(self, value: dict[str, float]) -> list[dict[str, float]]:
         """Every rank's value, in order of rank (a collective)."""
         found: list[dict[str, float]] = [{} for _ in range(self.world)]
         torch.distributed.all_gather_object(found, value)
@@ -178,24 +180,24 @@ class Zero:
             unreduced.__enter__()
             self._unreduced = unreduced
         self.engine.backward(loss, scale_wrt_gas=False)
-        self.sums.collect()
+        self.sums.add_gradients()
 
     def zero_gradients(self) -> None:
         """Forget everything accumulated since the last step."""
-        self.sums.clear()  # first: stage 3's own way fails where a device has no streams
+        self.sums.clear_sums()  # first: stage 3's own way fails where a device has no streams
         self.engine.optimizer.zero_grad(set_to_none=True)
 
     def has_gradient(self) -> bool:
-        return bool(self.sums.found())
+        return bool(self.sums.all_sums())
 
-    def finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
+    def gradient_is_finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
         """Whether the reduced gradient is finite; the same answer on all ranks (a collective).
 
         The reduced norm is at most the sum of the ranks' norms, so that sum decides
         before anything has been reduced. DeepSpeed protects no weight at stage 0.
         """
         norm = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradients = self.sums.found()
+        gradients = self.sums.all_sums()
         if gradients:
             norms = torch._foreach_norm(gradients)  # noqa: SLF001 - its only name
             norm = torch.stack([one.double() for one in norms]).norm()
@@ -216,11 +218,11 @@ class Zero:
         """
         if not normaliser > 0:
             raise ZeroError(f"the step's normaliser is {normaliser}: no token to learn from")
-        learning_rate = rate(self._section, updates, self._steps)
+        learning_rate = scheduled_lr(self._section, updates, self._steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._section.dtype == "bfloat16":
-            with self.whole():  # a gradient is of its parameter's size
+            with self.gathered_weights():  # a gradient is of its parameter's size
                 self.sums.hand_over()
         if self._section.zero == 0:
             # reduction averages over ranks; the loss is a sum over all of them
@@ -255,7 +257,7 @@ class Zero:
         """Whether this rank's optimizer state is needed: at stage 0 all have the same."""
         return self._section.zero > 0 or self.rank == 0
 
-    def state(self) -> dict[str, Any]:
+    def optimizer_state(self) -> dict[str, Any]:
         """Optimizer state of this rank, of tensors and plain values; no gradients."""
         optimizer = self.engine.optimizer
         state: dict[str, Any] = {"zero": self._section.zero, "world": self.world}
@@ -270,7 +272,7 @@ class Zero:
             state["optimizer"] = optimizer.optimizer.state_dict()
         return {**state, "masters": [part.detach() for part in masters]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore_state(self, state: dict[str, Any]) -> None:
         """Take up `state` of the same stage (and, above stage 0, the same number of ranks)."""
         zero, world = self._section.zero, self.world
         if state["zero"] != zero or (zero > 0 and state["world"] != world):

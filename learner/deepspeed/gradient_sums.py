@@ -22,7 +22,7 @@ class GradientSums:
         self._parameters = parameters
         self._sums: dict[int, Tensor] = {}  # place of a parameter -> its sum, where not in p.grad
 
-    def collect(self) -> None:
+    def add_gradients(self) -> None:
         """After each backward."""
         for at, p in enumerate(self._parameters):
             if p.grad is None or p.dtype == torch.float32:
@@ -33,12 +33,12 @@ class GradientSums:
                 self._sums[at] = p.grad.float()
             p.grad = None
 
-    def found(self) -> list[Tensor]:
+    def all_sums(self) -> list[Tensor]:
         """The sums there are."""
         own = [p.grad for p in self._parameters if p.grad is not None]
         return [*own, *self._sums.values()]
 
-    def of(self, at: int) -> Tensor | None:
+    def sum_of(self, at: int) -> Tensor | None:
         """The sum of one parameter, by its place."""
         return self._sums.get(at, self._parameters[at].grad)
 
@@ -48,7 +48,7 @@ class GradientSums:
             self._parameters[at].grad = total.to(self._parameters[at].dtype)
         self._sums.clear()
 
-    def clear(self) -> None:
+    def clear_sums(self) -> None:
         """Forget all."""
         self._sums.clear()
         for p in self._parameters:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 
-def rate(section: LearnerSection, updates: int, steps: int) -> float:
+def scheduled_lr(section: LearnerSection, updates: int, steps: int) -> float:
     """Learning rate of the step after `updates` others.
 
     Linear up to `lr` over `warmup_steps`, then by the schedule: `min_lr` would be reached
@@ -25,7 +25,7 @@ def rate(section: LearnerSection, updates: int, steps: int) -> float:
         steps: of the whole run (`step.count`).
 
     >>> section = LearnerSection(lr=1.0, schedule="linear", warmup_steps=2, min_lr=0.2)
-    >>> [round(rate(section, updates, 5), 3) for updates in range(6)]
+    >>> [round(scheduled_lr(section, updates, 5), 3) for updates in range(6)]
     [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     warmed_up = min(1.0, (updates + 1) / max(1, section.warmup_steps))

@@ -15,7 +15,7 @@ from learner.deepspeed.build_lock import clear_stale_lock, use_torch_extensions_
 _REPORT_EVERY_S = 10.0
 
 
-def build() -> float:
+def build_shm_op() -> float:
     """Compile and load the op. Returns the time that took, in seconds."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     directory = use_torch_extensions_dir()
@@ -43,7 +43,7 @@ def build() -> float:
 
 def main() -> int:
     try:
-        took_s = build()
+        took_s = build_shm_op()
     except Exception as error:
         print(error, file=sys.stderr)
         print(

@@ -24,7 +24,7 @@ class PoolFull(Exception):
     """More rows are wanted than are free."""
 
 
-class Pool:
+class KvPool:
     """Keys and values of every layer, and which rows are free."""
 
     def __init__(
@@ -46,19 +46,19 @@ class Pool:
         """Rows that nobody holds: the first so many of `_stack`."""
         self._stack = np.arange(rows, 0, -1, dtype=np.int64)
 
-    def take(self, count: int) -> Rows:
+    def take_rows(self, count: int) -> Rows:
         """Rows for `count` tokens. Raises PoolFull, and takes none, if fewer are free."""
         if count > self.free:
             raise PoolFull(f"{count} rows wanted, {self.free} of {self.size} free")
         self.free -= count
         return self._stack[self.free : self.free + count].copy()
 
-    def give_back(self, rows: Rows) -> None:
+    def give_back_rows(self, rows: Rows) -> None:
         """Rows that nobody reads from now on."""
         self._stack[self.free : self.free + len(rows)] = rows
         self.free += len(rows)
 
-    def write(
+    def write_rows(
         self, layer: int, rows_P: Tensor, keys_PND: Tensor, values_PND: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Store a call's keys and values; returns all rows of the layer, shape (R, N, D) each."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from learner.forward.packed_attention import bare_model, packed_logits
-from learner.forward.packed_call import Call
+from learner.forward.packed_call import PackedCall
 
 LARGEST_LOGITS = 1 << 26
 """Values of the logits that one part may have: 256 MiB in float32. A call with fewer is whole."""
@@ -29,7 +29,7 @@ _ENTROPY_ROWS = 512
 def packed_logprobs(
     model: Any,
     tokens_P: Tensor,
-    call: Call,
+    call: PackedCall,
     taken_N: Tensor,
     temperature: float,
     *,
@@ -59,7 +59,7 @@ def packed_logprobs(
     return logprobs_N, torch.cat([entropy_R for _, entropy_R in found]) if entropy else None
 
 
-def packed_hidden(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor:
+def packed_hidden(model: Any, tokens_P: Tensor, call: PackedCall, last: int) -> Tensor:
     """What the output layer would have got for the `last` packed tokens: shape (last, H)."""
     kept: list[Tensor] = []
 
@@ -78,7 +78,7 @@ def packed_hidden(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
 
 
 @torch.no_grad()
-def output_is_last(model: Any, tokens_P: Tensor, call: Call, logits_NV: Tensor) -> bool:
+def output_is_last(model: Any, tokens_P: Tensor, call: PackedCall, logits_NV: Tensor) -> bool:
     """Whether the logits of a call are what the output layer made: no cap, no scale after it."""
     hidden_NH = packed_hidden(model, tokens_P, call, len(logits_NV))
     return torch.equal(bare_model(model).get_output_embeddings()(hidden_NH), logits_NV)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from learner.forward.lm_head import packed_logprobs
-from learner.forward.packed_call import Call, Rows, Segment, build
+from learner.forward.packed_call import PackedCall, Rows, Segment, build_call
 from learner.forward.packing import pack
 from learner.losses import LossBatch
 from pipeline.wire.messages import Ints, TrainGroup, TrainMember, floats, ints
@@ -39,7 +39,7 @@ class Packed:
     """Whole responses in one call."""
 
     tokens_P: Tensor
-    call: Call
+    call: PackedCall
     taken_N: Tensor
     """The response tokens, member after member: what the last N packed tokens predict."""
 
@@ -68,7 +68,7 @@ def trained_members(group: TrainGroup) -> list[TrainMember]:
 
 def counted_tokens(group: TrainGroup) -> float:
     """This group's part of the normaliser: member weight times sampled response tokens."""
-    return sum(member.weight * member.sampled for member in group.members)
+    return sum(member.weight * member.sampled_tokens for member in group.members)
 
 
 def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
@@ -147,12 +147,12 @@ def pack_whole(
     tokens, targets = (np.concatenate(values).astype(np.int64) for values in (fed, taken))
     return Packed(
         tokens_P=torch.from_numpy(tokens).to(device),
-        call=build(segments, device),
+        call=build_call(segments, device),
         taken_N=torch.from_numpy(targets).to(device),
     )
 
 
-def logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
+def response_logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
     """Logprob of each response token given all before it, nats: shape (N,)."""
     return packed_logprobs(model, packed.tokens_P, packed.call, packed.taken_N, temperature)[0]
 

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from learner.forward.packed_call import Call
+from learner.forward.packed_call import PackedCall
 
 NAME = "darts"
 KINDS = {
@@ -39,7 +39,7 @@ class AttentionError(Exception):
     """The model's attention cannot run packed calls."""
 
 
-def switch(model: Any, kind: str = "auto") -> None:
+def switch_attention(model: Any, kind: str = "auto") -> None:
     """Give a model, or the DeepSpeed engine around it, the attention of packed calls.
 
     Args:
@@ -65,7 +65,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    ragged: Call | None = None,
+    ragged: PackedCall | None = None,
     kind: str = "auto",
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -97,7 +97,7 @@ def packed_attention(
     keys_RND, values_RND = key_1NPD[0].transpose(0, 1), value_1NPD[0].transpose(0, 1)
     if ragged.pool is not None:
         assert ragged.writes_P is not None
-        keys_RND, values_RND = ragged.pool.write(
+        keys_RND, values_RND = ragged.pool.write_rows(
             module.layer_idx, ragged.writes_P, keys_RND, values_RND
         )
     scale = scaling_of(query_PHD, scaling)
@@ -212,7 +212,7 @@ def bare_model(model: Any) -> Any:
     return getattr(model, "module", model)
 
 
-def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor:
+def packed_logits(model: Any, tokens_P: Tensor, call: PackedCall, last: int) -> Tensor:
     """Logits of the `last` packed tokens: shape (last, V).
 
     Args:
@@ -226,7 +226,7 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
     """
     bare = bare_model(model)
     if bare.config._attn_implementation not in KINDS:  # noqa: SLF001 - its only name
-        switch(bare)
+        switch_attention(bare)
     logits_1PV = model(
         input_ids=tokens_P.unsqueeze(0),
         position_ids=call.positions_1P,

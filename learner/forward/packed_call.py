@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.forward.kv_pool import Pool, Rows
+from learner.forward.kv_pool import KvPool, Rows
 
 BUCKET_PRICE = {"cpu": 4096, "cuda": 1 << 21}
 """Query-key pairs that one more bucket is worth on a device: the fixed cost of its attention.
@@ -81,14 +81,14 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PackedCall:
     """One packed call, for the attention of every layer."""
 
     positions_1P: Tensor
     buckets: tuple[Bucket, ...]
     outputs_P: Tensor
     """Where each packed token's output stands in the buckets' outputs, one after another."""
-    pool: Pool | None = None
+    pool: KvPool | None = None
     """The table of rows; None: the call's own tokens."""
     writes_P: Tensor | None = None
     """Row of the pool that each packed token is written to."""
@@ -96,13 +96,13 @@ class Call:
     """Layers whose attention has seen this call -> their sliding window, None: no such."""
 
 
-def build(
+def build_call(
     segments: Sequence[Segment],
     device: torch.device,
     *,
-    pool: Pool | None = None,
+    pool: KvPool | None = None,
     writes: Rows | None = None,
-) -> Call:
+) -> PackedCall:
     """Indices and masks of a call; every packed token is in exactly one segment."""
     total = sum(len(segment.tokens) for segment in segments)
     positions = np.zeros(total, dtype=np.int64)
@@ -137,7 +137,7 @@ def build(
                 positions_BC=torch.from_numpy(place_BC).to(device),
             )
         )
-    return Call(
+    return PackedCall(
         positions_1P=_index(positions, device).unsqueeze(0),
         buckets=tuple(buckets),
         outputs_P=_index(outputs, device),

@@ -14,7 +14,7 @@ import torch
 
 from learner.forward.lm_head import output_is_last, token_logprobs
 from learner.forward.micro_batches import pack_whole
-from learner.forward.packed_attention import AttentionError, packed_logits, switch
+from learner.forward.packed_attention import AttentionError, packed_logits, switch_attention
 
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Mean difference of the logprobs, nats. Float32: 5e-7 over 25 architectures of random, sharpened
@@ -24,7 +24,7 @@ _SEED = 20606
 
 
 @torch.no_grad()
-def prove(model: Any, kind: str) -> None:
+def prove_packing(model: Any, kind: str) -> None:
     """Switch a transformers causal LM to packed calls, and compare.
 
     Args:
@@ -45,7 +45,7 @@ def prove(model: Any, kind: str) -> None:
         tokens = torch.tensor([prompt + response], device=device)
         logits = model(input_ids=tokens, use_cache=False).logits[0, _PROMPT - 1 : -1]
         expected.append(token_logprobs(logits, tokens[0, _PROMPT:], 1.0))
-    switch(model, kind)
+    switch_attention(model, kind)
     packed = pack_whole([(prompt, responses)], device)
     try:
         logits = packed_logits(model, packed.tokens_P, packed.call, len(packed.taken_N))
@@ -60,7 +60,9 @@ def prove(model: Any, kind: str) -> None:
             f"{limit:g}: something shapes its attention that packed calls do not see; take a model "
             "of another architecture"
         )
-    if unseen := [layer for layer in windows(model) if packed.call.windows[layer] is None]:
+    if unseen := [
+        layer for layer in sliding_window_layers(model) if packed.call.windows[layer] is None
+    ]:
         raise AttentionError(
             f"{name}: layer {unseen[0]} has a sliding window of {model.config.sliding_window} "
             "tokens that its attention is not told of: packed calls would not keep to it"
@@ -69,7 +71,7 @@ def prove(model: Any, kind: str) -> None:
     model.darts_output_is_last = output_is_last(model, packed.tokens_P, packed.call, logits)
 
 
-def windows(model: Any) -> list[int]:
+def sliding_window_layers(model: Any) -> list[int]:
     """Layers that see a sliding window only."""
     config = model.config
     window = getattr(config, "sliding_window", None)

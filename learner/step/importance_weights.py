@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def importance(
+def importance_weights(
     old_BT: Tensor, behaviour_BT: Tensor, *, mode: str, cap: float
 ) -> tuple[Tensor, Tensor]:
     """Weight of each token's loss, and 1.0 where it was cut, with w = exp(old - behaviour).

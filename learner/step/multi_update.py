@@ -17,15 +17,15 @@ import torch
 
 from learner.forward.micro_batches import counted_tokens
 from learner.step.mini_batches import mini_batches
-from learner.step.passes import Metrics, NotFinite, Passes, merge
-from learner.step.single_update import Report, failed, trained
+from learner.step.passes import Metrics, NotFinite, Passes, merge_metrics
+from learner.step.single_update import Report, failed_reports, trained_reports
 from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import CloseStep, TrainGroup
 
 log = logging.getLogger(__name__)
 
 
-class HeldStep:
+class MultiUpdateStep:
     """One rank's groups of the step, and the optimizer steps over them."""
 
     def __init__(self, passes: Passes, section: LearnerSection) -> None:
@@ -44,10 +44,10 @@ class HeldStep:
             for group in groups:
                 _check(group)
             self._passes.compute_reference(groups)
-            if self._old and not self._passes.zero.in_rounds:
+            if self._old and not self._passes.zero.collective_passes:
                 self._passes.compute_old(groups)
         except NotFinite as error:
-            return failed(self.add, self._passes, groups, error)
+            return failed_reports(self.add, self._passes, groups, error)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not self._passes.out_of_memory(error):
                 raise
@@ -55,7 +55,7 @@ class HeldStep:
         if again:  # not while the error holds what the pass had allocated
             return self.add(groups)
         self._held.update((group.group, group) for group in groups)
-        return trained(groups, {})
+        return trained_reports(groups, {})
 
     @property
     def empty(self) -> bool:
@@ -67,7 +67,7 @@ class HeldStep:
         found = self._held.pop(group, None)
         if found is None:
             return False
-        self._passes.forget([found])
+        self._passes.forget_groups([found])
         return self.empty
 
     def close(self, close: CloseStep, version: int) -> dict[str, float] | None:
@@ -79,7 +79,7 @@ class HeldStep:
         if not close.groups:
             raise ValueError(f"step {close.step} closes without a group")
         mine = [self._held[name] for name in close.groups if name in self._held]
-        if self._old and self._passes.zero.in_rounds:
+        if self._old and self._passes.zero.collective_passes:
             self._recompute_old(mine)
         sums: Metrics = {}
         norms: list[float] = []
@@ -89,14 +89,14 @@ class HeldStep:
             close.groups, updates=section.updates, epochs=section.epochs, step=close.step
         ):
             groups = [self._held[name] for name in names if name in self._held]
-            [normaliser] = self._passes.zero.total(sum(map(counted_tokens, groups)))
+            [normaliser] = self._passes.zero.sum_over_ranks(sum(map(counted_tokens, groups)))
             if not normaliser > 0:  # weight 0 only
                 continue
-            applied = self._passes.apply(groups, normaliser, version, built=False)
+            applied = self._passes.apply_step(groups, normaliser, version, built=False)
             if applied is None:
                 log.warning("step %d: an update over groups %s is left out", close.step, names)
                 continue
-            merge(sums, applied[0])
+            merge_metrics(sums, applied[0])
             norms.append(applied[1]["grad_norm"])
             tokens, rate = tokens + normaliser, applied[1]["lr"]
         self.clear()
@@ -112,7 +112,7 @@ class HeldStep:
     def clear(self) -> None:
         """Forget all groups."""
         self._passes.zero.zero_gradients()
-        self._passes.forget(self._held.values())
+        self._passes.forget_groups(self._held.values())
         self._passes.restore_cap()
         self._passes.forget_streams()
         self._held.clear()
@@ -126,8 +126,8 @@ class HeldStep:
     def _means(self, mine: Metrics, tokens: float) -> Metrics:
         """Sums of all ranks, the loss over all tokens, the rest over those that were computed."""
         total: Metrics = {}
-        for sums in self._passes.zero.each(mine):
-            merge(total, sums)
+        for sums in self._passes.zero.gather_from_ranks(mine):
+            merge_metrics(total, sums)
         computed = total.pop("computed", 0.0)
         return {
             **{

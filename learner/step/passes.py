@@ -21,15 +21,15 @@ from learner.deepspeed.engine import Zero
 from learner.forward.micro_batches import (
     Forward,
     MicroBatch,
-    logprobs,
     loss_batch,
     micro_batches,
     pack_whole,
+    response_logprobs,
 )
 from learner.losses import Loss
-from learner.step.importance_weights import importance
-from learner.streaming.fixed_logprobs import ByTrajectory, laid_out, member_logprobs
-from learner.streaming.logprob_stream import Stream
+from learner.step.importance_weights import importance_weights
+from learner.streaming.fixed_logprobs import ByTrajectory, align, member_logprobs
+from learner.streaming.logprob_stream import ModelStream
 from pipeline.config.schema import LearnerSection
 from pipeline.wire.messages import TrainGroup
 
@@ -57,8 +57,8 @@ class Passes:
         *,
         temperature: float,
         reference: Forward | None = None,
-        old_stream: Stream | None = None,
-        reference_stream: Stream | None = None,
+        old_stream: ModelStream | None = None,
+        reference_stream: ModelStream | None = None,
     ) -> None:
         self.zero = zero
         self._loss = loss
@@ -80,9 +80,9 @@ class Passes:
         """Keep the reference model's logprobs of these groups; any rank alone."""
         if self._model_reference is None:
             return
-        with self.timed():
+        with self.time_logprobs():
             if self._reference_stream is not None:
-                found = self._reference_stream.take(groups)
+                found = self._reference_stream.take_logprobs(groups)
             else:
                 batches = micro_batches(groups, self._cap, self.zero.device)
                 found = member_logprobs(self._model_reference, batches, self._temperature)
@@ -92,9 +92,9 @@ class Passes:
     def compute_old(self, groups: Sequence[TrainGroup]) -> None:
         """Keep the logprobs of these groups under the present weights."""
         groups = self._heard(groups)
-        with self.timed():
+        with self.time_logprobs():
             if self._old_stream is not None:
-                found = self._old_stream.take(groups)
+                found = self._old_stream.take_logprobs(groups)
             else:
                 found = self._old_of(micro_batches(groups, self._cap, self.zero.device))
         self._old.update(found)
@@ -109,7 +109,7 @@ class Passes:
         return found
 
     @contextlib.contextmanager
-    def timed(self) -> Generator[None, None, None]:
+    def time_logprobs(self) -> Generator[None, None, None]:
         """The work inside is a forward for old or reference logprobs."""
         started = time.monotonic()
         yield
@@ -119,9 +119,9 @@ class Passes:
         """The weights are about to change, and with them what was computed ahead."""
         for stream in (self._old_stream, self._reference_stream):
             if stream is not None:
-                stream.clear()
+                stream.clear_stream()
 
-    def forget(self, groups: Iterable[TrainGroup]) -> None:
+    def forget_groups(self, groups: Iterable[TrainGroup]) -> None:
         """Drop what was kept for these groups."""
         for group in groups:
             for member in group.members:
@@ -130,7 +130,7 @@ class Passes:
 
     # --- the gradient -----------------------------------------------------------------------
 
-    def run(self, groups: Sequence[TrainGroup]) -> Metrics:
+    def forward_backward(self, groups: Sequence[TrainGroup]) -> Metrics:
         """Forward and backward of these groups. Raises NotFinite.
 
         The metrics are sums over tokens; `computed` of them went through the loss.
@@ -145,17 +145,17 @@ class Passes:
             loss, metrics = self._forward(batch)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
-                if not zero.in_rounds:
+                if not zero.collective_passes:
                     raise NotFinite(bad, spoiled=index > 0)
             zero.backward(loss)
-            merge(total, metrics)
+            merge_metrics(total, metrics)
         for _ in range(empty):
             zero.backward(self._empty_pass() * 0.0)
         if bad:
             raise NotFinite(bad, spoiled=True)
         return total
 
-    def apply(
+    def apply_step(
         self, groups: Sequence[TrainGroup], normaliser: float, version: int, *, built: bool
     ) -> tuple[Metrics, Metrics] | None:
         """One optimizer step over these groups, all ranks together; None: not applied.
@@ -175,7 +175,7 @@ class Passes:
         for attempt in range(2):
             if sums is not None and not self.zero.has_gradient():
                 self.zero.backward(self._empty_pass() * 0.0)  # ZeRO 1 fails without a backward
-            if self.zero.finite(normaliser, fine_here=sums is not None):
+            if self.zero.gradient_is_finite(normaliser, fine_here=sums is not None):
                 return sums or {}, self.zero.step(normaliser, version)
             if attempt == 0:
                 log.warning("gradient not finite; building it again")
@@ -185,14 +185,14 @@ class Passes:
         self.zero.zero_gradients()
         return None
 
-    def build(self, groups: Sequence[TrainGroup]) -> bool:
+    def rebuild_gradient(self, groups: Sequence[TrainGroup]) -> bool:
         """The gradient of these groups from nothing; False if a loss is not finite now."""
         return self._build(groups) is not None
 
     def _build(self, groups: Sequence[TrainGroup]) -> Metrics | None:
         self.zero.zero_gradients()
         try:
-            return self.run(groups) if groups or self.zero.in_rounds else {}
+            return self.forward_backward(groups) if groups or self.zero.collective_passes else {}
         except NotFinite as error:
             log.warning("a group that was finite before: %s", error)
             return None
@@ -210,7 +210,7 @@ class Passes:
         """
         short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         halved = self._cap < self._section.tokens_per_micro_batch
-        if not short or halved or self.zero.in_rounds:
+        if not short or halved or self.zero.collective_passes:
             return False
         self._halve()
         log.warning("out of memory: micro-batches of %d tokens for this step", self._cap)
@@ -245,14 +245,14 @@ class Passes:
         mode, cap = section.importance, section.importance_cap
         old_BT, reference_BT = found.old_logprobs_BT, None
         if self._old:
-            old_BT = laid_out(self._old, batch.trajectories, found.mask_BT, old_BT)
+            old_BT = align(self._old, batch.trajectories, found.mask_BT, old_BT)
         if self._reference:
-            reference_BT = laid_out(
+            reference_BT = align(
                 self._reference, batch.trajectories, found.mask_BT, found.logprobs_BT
             )
         # outside the mask the behaviour is a zero that means nothing
         behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
-        importance_BT, cut_BT = importance(old_BT, behaviour_BT, mode=mode, cap=cap)
+        importance_BT, cut_BT = importance_weights(old_BT, behaviour_BT, mode=mode, cap=cap)
         full = dataclasses.replace(
             found,
             old_logprobs_BT=old_BT,
@@ -274,15 +274,15 @@ class Passes:
 
         In rounds a collective: asked before the first pass, since passes communicate too.
         """
-        return max(1, self.zero.most(own)) - own if self.zero.in_rounds else 0
+        return max(1, self.zero.max_over_ranks(own)) - own if self.zero.collective_passes else 0
 
     def _empty_pass(self) -> torch.Tensor:
         """One token through the whole model: for taking part without work."""
         packed = pack_whole([([0], [[0]])], self.zero.device)
-        return logprobs(self.zero.engine, packed, self._temperature).sum()
+        return response_logprobs(self.zero.engine, packed, self._temperature).sum()
 
 
-def merge(total: Metrics, more: Metrics) -> None:
+def merge_metrics(total: Metrics, more: Metrics) -> None:
     """Add sums to sums; a name that ends in `_max` is a maximum."""
     for name, value in more.items():
         if name.endswith("_max"):

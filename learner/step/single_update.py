@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Report = GroupTrained | GroupFailed
 
 
-class StepGradient:
+class SingleUpdateStep:
     """One rank's part of the step's gradient.
 
     `old`: take old logprobs from a forward pass of their own, not from the one
@@ -41,15 +41,15 @@ class StepGradient:
             return []
         again, metrics = False, dict[str, float]()
         if self._dirty:
-            self._dirty = not self._passes.build(list(self._held.values()))
+            self._dirty = not self._passes.rebuild_gradient(list(self._held.values()))
         try:
             self._passes.compute_reference(groups)
             if self._old:
                 self._passes.compute_old(groups)
-            metrics = self._passes.run(groups)
+            metrics = self._passes.forward_backward(groups)
         except NotFinite as error:
             self._dirty = self._dirty or error.spoiled
-            return failed(self.add, self._passes, groups, error)
+            return failed_reports(self.add, self._passes, groups, error)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not self._passes.out_of_memory(error):
                 raise
@@ -57,7 +57,7 @@ class StepGradient:
         if again:  # not while the error holds what the pass had allocated
             return self.add(groups)
         self._held.update((group.group, group) for group in groups)
-        return trained(groups, metrics)
+        return trained_reports(groups, metrics)
 
     @property
     def empty(self) -> bool:
@@ -69,7 +69,7 @@ class StepGradient:
         found = self._held.pop(group, None)
         if found is None:
             return False
-        self._passes.forget([found])
+        self._passes.forget_groups([found])
         self._dirty = True
         return self.empty
 
@@ -80,7 +80,7 @@ class StepGradient:
         kept = {name: group for name, group in self._held.items() if name in close.groups}
         if len(kept) != len(self._held):
             self._held, self._dirty = kept, True
-        found = self._passes.apply(
+        found = self._passes.apply_step(
             list(self._held.values()), close.normaliser, version, built=not self._dirty
         )
         self.clear()
@@ -89,14 +89,14 @@ class StepGradient:
     def clear(self) -> None:
         """Forget all groups and their gradient."""
         self._passes.zero.zero_gradients()
-        self._passes.forget(self._held.values())
+        self._passes.forget_groups(self._held.values())
         self._passes.restore_cap()
         self._passes.forget_streams()
         self._held.clear()
         self._dirty = False
 
 
-def trained(groups: Sequence[TrainGroup], metrics: dict[str, float]) -> list[Report]:
+def trained_reports(groups: Sequence[TrainGroup], metrics: dict[str, float]) -> list[Report]:
     """One report for each group; the first carries the metrics, which are sums over all."""
     return [
         GroupTrained(
@@ -109,14 +109,14 @@ def trained(groups: Sequence[TrainGroup], metrics: dict[str, float]) -> list[Rep
     ]
 
 
-def failed(
+def failed_reports(
     add: Callable[[Sequence[TrainGroup]], list[Report]],
     passes: Passes,
     groups: Sequence[TrainGroup],
     error: NotFinite,
 ) -> list[Report]:
     """Find the group that is not finite: each is added alone."""
-    passes.forget(groups)
+    passes.forget_groups(groups)
     if len(groups) > 1:
         return [report for group in groups for report in add([group])]
     [group] = groups

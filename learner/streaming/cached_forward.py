@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.forward.kv_pool import Pool, Rows
+from learner.forward.kv_pool import KvPool, Rows
 from learner.forward.lm_head import packed_logprobs
 from learner.forward.micro_batches import Forward, pack_whole
 from learner.forward.packed_attention import bare_model, packed_logits
-from learner.forward.packed_call import Call, Segment, build
+from learner.forward.packed_call import PackedCall, Segment, build_call
 from learner.forward.packing import pack
 
 Floats = NDArray[np.float32]
@@ -39,7 +39,7 @@ class StreamError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class StreamedLogprobs:
     """Consecutive response tokens of one trajectory."""
 
     trajectory: int
@@ -79,7 +79,7 @@ class _Trajectory:
         return 0 if self.dropped else len(self.sequence.tokens) - 1 - len(self.sequence.rows)
 
 
-class Streamer:
+class CachedForward:
     """The cached forward pass of the trajectories that run."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Streamer:
         self._device = weight.device
         self._groups: dict[int, _Group] = {}
         self._trajectories: dict[int, _Trajectory] = {}
-        self._pool = Pool(
+        self._pool = KvPool(
             layers=bare.config.num_hidden_layers,
             heads=getattr(bare.config, "num_key_value_heads", None) or heads,
             head_dim=getattr(bare.config, "head_dim", None) or bare.config.hidden_size // heads,
@@ -112,7 +112,7 @@ class Streamer:
 
     # --- what is known ----------------------------------------------------------------------
 
-    def prompt(self, group: int, tokens: Sequence[int]) -> None:
+    def begin_group(self, group: int, tokens: Sequence[int]) -> None:
         """Begin a group; nothing is computed yet. Raises StreamError if empty or known."""
         if group in self._groups:
             raise StreamError(f"group {group} has its prompt already")
@@ -121,7 +121,7 @@ class Streamer:
         *first, last = map(int, tokens)
         self._groups[group] = _Group(prefix=_Sequence(first), last=last)
 
-    def extend(self, trajectory: int, group: int, tokens: Sequence[int]) -> None:
+    def extend_trajectory(self, trajectory: int, group: int, tokens: Sequence[int]) -> None:
         """Queue the next response tokens of a trajectory, new or known.
 
         Raises: StreamError if the group has no prompt, or the trajectory is of another.
@@ -139,12 +139,12 @@ class Streamer:
             raise StreamError(f"trajectory {trajectory} is of group {known.group}, not {group}")
         known.sequence.tokens.extend(map(int, tokens))
 
-    def held(self, trajectory: int) -> int:
+    def tokens_held(self, trajectory: int) -> int:
         """Response tokens received, 0 for an unknown trajectory: the next chunk's offset."""
         known = self._trajectories.get(trajectory)
         return 0 if known is None else len(known.sequence.tokens) - 1
 
-    def waiting(self, trajectories: Iterable[int]) -> bool:
+    def has_pending(self, trajectories: Iterable[int]) -> bool:
         """Whether a run has something left to do for one of these."""
         return any(self._trajectories[name].pending for name in trajectories)
 
@@ -164,7 +164,7 @@ class Streamer:
 
     # --- forgetting -------------------------------------------------------------------------
 
-    def release(self, trajectory: int) -> None:
+    def release_trajectory(self, trajectory: int) -> None:
         """Forget a trajectory, ended or aborted, and what waits of it; unknown ones are fine."""
         if trajectory in self._trajectories:
             self._drop(trajectory)
@@ -175,10 +175,10 @@ class Streamer:
         """Forget a group with all its members; an unknown one is fine."""
         if group in self._groups:
             for trajectory in sorted(self._groups[group].members):
-                self.release(trajectory)
+                self.release_trajectory(trajectory)
             del self._groups[group]
 
-    def clear(self) -> None:
+    def clear_cache(self) -> None:
         """Forget everything: the weights are about to change, and no row may outlive them."""
         for group in list(self._groups):
             self.release_group(group)
@@ -196,13 +196,15 @@ class Streamer:
             self._free(group.prefix)
 
     def _free(self, sequence: _Sequence) -> None:
-        self._pool.give_back(sequence.rows)
+        self._pool.give_back_rows(sequence.rows)
         sequence.rows = sequence.rows[:0]
 
     # --- computing --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, most_tokens: int, priority: Callable[[int], float] | None = None) -> list[Scored]:
+    def run_call(
+        self, most_tokens: int, priority: Callable[[int], float] | None = None
+    ) -> list[StreamedLogprobs]:
         """One packed call over what waits: logprobs of the tokens that it reached.
 
         A trajectory that finds too few free rows is dropped (see `dropped`). A call that
@@ -245,11 +247,11 @@ class Streamer:
             raise
 
     def _grow(self, sequence: _Sequence, count: int) -> None:
-        sequence.rows = np.concatenate([sequence.rows, self._pool.take(count)])
+        sequence.rows = np.concatenate([sequence.rows, self._pool.take_rows(count)])
 
     def _feed(
         self, prompts: Sequence[tuple[_Group, int]], chunks: Sequence[tuple[int, int]]
-    ) -> list[Scored]:
+    ) -> list[StreamedLogprobs]:
         """Run the model over the last rows of these sequences, which hold nothing yet."""
         fed: list[int] = []
         taken: list[int] = []
@@ -271,7 +273,7 @@ class Streamer:
             feed(sequence, count, self._groups[known.group].prefix.rows)
             begin = len(sequence.rows) - count
             taken += sequence.tokens[begin + 1 : begin + count + 1]
-        call = build(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
+        call = build_call(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
         if not chunks:  # only a part of a prompt
             packed_logits(self._model, self._tensor(fed), call, 1)
             return []
@@ -282,7 +284,9 @@ class Streamer:
         return self._scored(self._tensor(fed), call, self._tensor(taken), offsets)
 
     @torch.no_grad()
-    def recompute(self, trajectories: Iterable[int], most_tokens: int) -> list[Scored]:
+    def recompute_logprobs(
+        self, trajectories: Iterable[int], most_tokens: int
+    ) -> list[StreamedLogprobs]:
         """Logprobs of whole responses so far, by packed calls without the cache.
 
         Args:
@@ -296,10 +300,10 @@ class Streamer:
             members.setdefault(self._trajectories[name].group, []).append(name)
         groups = [(self._groups[group], found) for group, found in members.items()]
         sizes = [
-            (len(group.prefix.tokens), [self.held(name) for name in found])
+            (len(group.prefix.tokens), [self.tokens_held(name) for name in found])
             for group, found in groups
         ]
-        scored: list[Scored] = []
+        scored: list[StreamedLogprobs] = []
         for parts in pack(sizes, most_tokens):
             names = [[groups[at][1][index] for index in chosen] for at, chosen in parts]
             packed = pack_whole(
@@ -312,29 +316,29 @@ class Streamer:
                 ],
                 self._device,
             )
-            offsets = [(name, 0, self.held(name)) for found in names for name in found]
+            offsets = [(name, 0, self.tokens_held(name)) for found in names for name in found]
             scored += self._scored(packed.tokens_P, packed.call, packed.taken_N, offsets)
         return scored
 
     def _scored(
         self,
         tokens_P: Tensor,
-        call: Call,
+        call: PackedCall,
         taken_N: Tensor,
         chunks: Sequence[tuple[int, int, int]],
-    ) -> list[Scored]:
+    ) -> list[StreamedLogprobs]:
         """Run a call, and cut its logprobs into (trajectory, offset, count) each."""
         found_N, entropies_N = packed_logprobs(
             self._model, tokens_P, call, taken_N, self._temperature, entropy=self._entropy
         )
         logprobs_N = found_N.cpu().numpy()
         entropy_N = None if entropies_N is None else entropies_N.cpu().numpy()
-        scored: list[Scored] = []
+        scored: list[StreamedLogprobs] = []
         begin = 0
         for name, offset, count in chunks:
             cut = slice(begin, begin + count)
             entropy = None if entropy_N is None else entropy_N[cut]
-            scored.append(Scored(name, offset, logprobs_N[cut], entropy))
+            scored.append(StreamedLogprobs(name, offset, logprobs_N[cut], entropy))
             begin += count
         return scored
 

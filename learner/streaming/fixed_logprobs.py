@@ -32,7 +32,7 @@ def member_logprobs(
     return found
 
 
-def laid_out(
+def align(
     known: Mapping[int, Tensor], trajectories: Sequence[int], mask_BT: Tensor, padding_BT: Tensor
 ) -> Tensor:
     """The members' values at their sampled tokens, `padding_BT` elsewhere: shape (B, T)."""

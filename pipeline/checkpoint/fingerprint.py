@@ -46,7 +46,7 @@ _OF_FILES = "files of the "
 _RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
-def take(config: Config) -> Fingerprint:
+def fingerprint_of(config: Config) -> Fingerprint:
     """Of this configuration and the files that it names, as they are now.
 
     Raises OSError, or DataError if a source has no file.

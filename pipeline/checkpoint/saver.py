@@ -67,12 +67,12 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._commits: set[asyncio.Task[None]] = set()
 
-    def begin(self, step: int, version: int, about: dict[str, Any]) -> Save | None:
+    def begin_checkpoint(self, step: int, version: int, about: dict[str, Any]) -> Save | None:
         """Take the state of this very moment. Returns what every rank is to be told."""
         try:
             self._check_room()
             self._state = snapshot.take(self._coordinator)
-            self._directory = store.begin(self._checkpoints, step)
+            self._directory = store.begin_draft(self._checkpoints, step)
         except (snapshot.SnapshotError, NoRoom, OSError) as error:
             self._done(Checkpointed(step=step, error=str(error)))
             return None

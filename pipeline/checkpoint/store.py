@@ -26,7 +26,7 @@ import msgspec
 import xxhash
 
 from pipeline.coordinator.snapshot import Snapshot
-from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove, write
+from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove_tree, write_durably
 
 STATE = "coordinator.msgpack"
 MANIFEST = "MANIFEST.json"
@@ -44,7 +44,7 @@ class Refused(CheckpointError):
     """A checkpoint that may be whole, but not for this user or this run: it stays where it is."""
 
 
-def checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """xxh3_128 of a file."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
@@ -66,7 +66,7 @@ def committed(checkpoints: Path) -> list[Path]:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def begin(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
+def begin_draft(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
     """An empty temporary directory for the ranks to write into; older ones are swept.
 
     Its name is new each time: a rank that is late with one that was given up
@@ -75,7 +75,7 @@ def begin(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
     if not checkpoints.is_dir():
         disk.mkdir(checkpoints)
         disk.fsync(checkpoints.parent)
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
     directory = checkpoints / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
     disk.mkdir(directory)
     return directory
@@ -92,19 +92,19 @@ def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any], disk: Dis
     target = directory.parent / name_of(snapshot.step)
     aside = target.with_name(f"{_ASIDE}{target.name}")
     try:
-        write(disk, directory / STATE, msgspec.msgpack.encode(snapshot))
+        write_durably(disk, directory / STATE, msgspec.msgpack.encode(snapshot))
         files = sorted(p for p in directory.rglob("*") if p.is_file())
         manifest = {
             "format": FORMAT,
             "step": snapshot.step,
             "version": snapshot.version,
             "files": {
-                str(p.relative_to(directory)): [p.stat().st_size, checksum(p)] for p in files
+                str(p.relative_to(directory)): [p.stat().st_size, file_checksum(p)] for p in files
             },
             **about,
         }
         manifest["checksum"] = _seal(manifest)
-        write(disk, directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_durably(disk, directory / MANIFEST, json.dumps(manifest, indent=1).encode())
         for folder in sorted((p for p in directory.rglob("*") if p.is_dir()), reverse=True):
             disk.fsync(folder)
         disk.fsync(directory)
@@ -140,10 +140,10 @@ def prune(checkpoints: Path, keep: int, disk: Disk = SYSTEM, best: Path | None =
         if victim == best:
             continue
         disk.rename(victim, victim.with_name(f"{_TRASH}{victim.name}-{secrets.token_hex(4)}"))
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
 
 
-def sweep(checkpoints: Path, disk: Disk = SYSTEM) -> None:
+def sweep_leftovers(checkpoints: Path, disk: Disk = SYSTEM) -> None:
     """Remove what is on its way in or out. For who holds the run's lock, between checkpoints."""
     _bring_back(checkpoints, disk)
     left = [p for name in (_TEMPORARY, _TRASH, _ASIDE) for p in checkpoints.glob(f"{name}*")]
@@ -164,7 +164,7 @@ def _bring_back(checkpoints: Path, disk: Disk) -> None:
 def abandon(directory: Path, disk: Disk = SYSTEM) -> None:
     """Remove one that is not, or no longer, a checkpoint."""
     with contextlib.suppress(OSError):  # it is only in the way: the next one sweeps it
-        remove(disk, directory)
+        remove_tree(disk, directory)
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _check_files(directory: Path, files: dict[str, tuple[int, str]]) -> None:
             raise CheckpointError(f"{directory}: {name} is outside of it")
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != size or checksum(path) != digest:
+        if path.stat().st_size != size or file_checksum(path) != digest:
             raise CheckpointError(f"{path}: not what was written")
 
 
@@ -247,7 +247,7 @@ def newest(checkpoints: Path, disk: Disk = SYSTEM) -> tuple[Path, dict[str, Any]
     damaged ones another name. Raises CheckpointError if there is none (a run is
     never silently begun anew), Refused if the newest whole one is not to be used.
     """
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
     complaints: list[str] = []
     for directory in committed(checkpoints):
         check_owner(directory)
@@ -262,7 +262,7 @@ def newest(checkpoints: Path, disk: Disk = SYSTEM) -> tuple[Path, dict[str, Any]
     raise _none(checkpoints, complaints)
 
 
-def look(checkpoints: Path) -> Path:
+def peek_newest(checkpoints: Path) -> Path:
     """The newest whole checkpoint of a run that may be going on; changes nothing.
 
     Raises CheckpointError if there is none.

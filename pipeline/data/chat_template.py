@@ -31,7 +31,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 _END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
 
 
-class Chat:
+class ChatTemplate:
     """Of one model and one `data` section; the template is looked for when first needed."""
 
     def __init__(self, model: Path, data: Data) -> None:
@@ -39,7 +39,7 @@ class Chat:
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages
 
-    def text(self, prompt: object) -> tuple[str, bool]:
+    def prompt_text(self, prompt: object) -> tuple[str, bool]:
         """(what the model reads, whether a template made it).
 
         Raises ValueError, a complaint about this prompt; DataError if none can be templated.

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import rules
 from pipeline.config.schema import Data, Source
-from pipeline.data.chat_template import Chat
+from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import SourceView
@@ -91,10 +91,10 @@ class Dataset:
             return ()
         return tuple(SourceView(s.first, s.count, s.weight) for s in self.sources)
 
-    def summary(self) -> str:
+    def summary_line(self) -> str:
         """For the log.
 
-        >>> Dataset("train.jsonl", []).summary()
+        >>> Dataset("train.jsonl", []).summary_line()
         'train.jsonl: 0 prompts'
         """
         notes = [f"{self.name}: {len(self)} prompts"]
@@ -152,7 +152,7 @@ class _Loading:
 
     def __init__(self, data: Data, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
-        self._chat = Chat(tokenizer.directory, data)
+        self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
         self._dropped = self._cut = 0  # of the source being read
 
@@ -218,9 +218,9 @@ class _Loading:
 
     def _prepared(self, where: str, row: dict[str, Any], fields: _Fields) -> _Prepared:
         """Raises ValueError, a complaint about the row."""
-        prompt, answer = fields.of(row)
+        prompt, answer = fields.read_row(row)
         try:
-            text, templated = self._chat.text(prompt)
+            text, templated = self._chat.prompt_text(prompt)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
@@ -297,7 +297,7 @@ class _Fields:
         self.answer: str | None = named or None
         """None until a row has been seen; "" if it had none of those looked for."""
 
-    def of(self, row: dict[str, Any]) -> tuple[Any, str]:
+    def read_row(self, row: dict[str, Any]) -> tuple[Any, str]:
         """Prompt and answer. Raises ValueError, a complaint."""
         there, prompt = field_of(row, self.prompt)
         if not there:

@@ -25,7 +25,7 @@ class HeldOut(msgspec.Struct, frozen=True):
         return len(self.data)
 
 
-def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
+def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """All that the run evaluates on. Raises DataError."""
     parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
     for name, given in config.eval.sets.items():
@@ -37,10 +37,10 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
         found = load_held_out(data, tokenizer, config.sampling.max_tokens)
         items = found.items[: file.prompts or None]
         parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
-    return together(parts, config.eval)
+    return join_sets(parts, config.eval)
 
 
-def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldOut:
+def join_sets(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldOut:
     """Args: parts: sets by name, '' for `data.held_out`; empty ones are left out."""
     sets: list[EvalSet] = []
     sources: list[LoadedSource] = []

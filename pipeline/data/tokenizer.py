@@ -119,7 +119,7 @@ class Tokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
 
-def check(directory: Path) -> None:
+def check_tokenizer(directory: Path) -> None:
     """Raise ModelError unless model and tokenizer fit each other."""
     Tokenizer(directory)
 

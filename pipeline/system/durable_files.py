@@ -66,25 +66,25 @@ class System:
 SYSTEM = System()
 
 
-def write(disk: Disk, path: Path, content: bytes) -> None:
+def write_durably(disk: Disk, path: Path, content: bytes) -> None:
     """A new file, durable but for its name."""
     with disk.create(path) as file:
         file.write(content)
-    finish(disk, path)
+    make_durable(disk, path)
 
 
-def finish(disk: Disk, path: Path) -> None:
+def make_durable(disk: Disk, path: Path) -> None:
     """Make a file that somebody has written durable, and nobody else's to change: whatever the
     umask, what others could write is not resumed from."""
     path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
     disk.fsync(path)
 
 
-def remove(disk: Disk, directory: Path) -> None:
+def remove_tree(disk: Disk, directory: Path) -> None:
     """A directory and all that is in it; links are not followed."""
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            remove(disk, path)
+            remove_tree(disk, path)
         else:
             disk.unlink(path)
     disk.rmdir(directory)

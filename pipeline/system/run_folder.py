@@ -49,13 +49,13 @@ class RunFolder:
         self._lock_path = self.path / "lock"
         self._lock = filelock.FileLock(self._lock_path)
 
-    def create(self) -> None:
+    def make_folders(self) -> None:
         for directory in (self.path, self.checkpoints, self.samples, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self.path.parent, self.path):  # what a checkpoint in it hangs from
             SYSTEM.fsync(directory)
 
-    def hold(self) -> None:
+    def hold_lock(self) -> None:
         """Take the lock. Raises RunError that names the run that has it."""
         try:
             self._lock.acquire(timeout=0)
@@ -66,7 +66,7 @@ class RunFolder:
         owner = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self._owner.write_text(json.dumps(owner))
 
-    def release(self) -> None:
+    def release_lock(self) -> None:
         self._lock.release()
 
     @property

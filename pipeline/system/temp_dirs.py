@@ -47,7 +47,7 @@ def own_directory(tail: str, base: Path | None = None, owner: int | None = None)
     name = name_of(owner or os.getpid(), f"{secrets.token_hex(4)}-{tail}")
     directory = (base or Path(tempfile.gettempdir())) / name
     directory.mkdir(mode=0o700)
-    sign(directory, owner or os.getpid())
+    sign_owner(directory, owner or os.getpid())
     return directory
 
 
@@ -59,16 +59,16 @@ def shared_directory(owner: int, tail: str) -> Path:
     base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     directory = base / name_of(owner, tail)
     make_private(directory)
-    sign(directory, owner)
+    sign_owner(directory, owner)
     return directory
 
 
-def sign(directory: Path, owner: int) -> None:
+def sign_owner(directory: Path, owner: int) -> None:
     """Note whose it is."""
     (directory / _OWNER).write_text(f"{_world()} {_started(owner)}")
 
 
-def sweep(*more: Path) -> list[Path]:
+def remove_orphans(*more: Path) -> list[Path]:
     """Remove what belongs to processes that are gone (kill -9 of everything leaves it). Only this
     user's, and nothing of a process that lives or has not signed yet.
 

@@ -57,10 +57,10 @@ _HASH_MODULUS = 1009
 _HELD_OUT_ONE_IN = 8
 
 
-def prompt(terms: Sequence[int]) -> str:
+def prompt_of(terms: Sequence[int]) -> str:
     """Write the question.
 
-    >>> prompt([7, 9, 2])
+    >>> prompt_of([7, 9, 2])
     '7+9+2='
     """
     return "+".join(map(str, terms)) + "="
@@ -85,12 +85,12 @@ def item(split: Split, index: int, seed: int = 0) -> Item:
         seed: another seed, another order.
     """
     rng = Random(f"chain_sums/{split}/{seed}/{index}")
-    return ask(draw_terms(split, rng))
+    return sum_item(draw_terms(split, rng))
 
 
-def ask(terms: Sequence[int]) -> Item:
+def sum_item(terms: Sequence[int]) -> Item:
     """The item that asks for the sum of these."""
-    return Item(prompt=prompt(terms), answer=str(sum(terms)), terms=len(terms))
+    return Item(prompt=prompt_of(terms), answer=str(sum(terms)), terms=len(terms))
 
 
 def generate(split: Split, count: int = 100_000, seed: int = 0) -> list[Item]:

@@ -8,7 +8,7 @@ prompts. Training has 1024 items, so a run goes over them several times.
 
 from random import Random
 
-from pipeline.tasks.chain_sums import Item, Split, ask, draw_terms
+from pipeline.tasks.chain_sums import Item, Split, draw_terms, sum_item
 
 FEW, MANY = (2, 3), 6
 MANY_ONE_IN = 4
@@ -24,5 +24,5 @@ def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
     for index in range(min(count, PROMPTS) if split == "train" else count):
         rng = Random(f"mixed_sums/{split}/{seed}/{index}")
         terms = MANY if rng.randrange(MANY_ONE_IN) == 0 else rng.choice(FEW)
-        items.append(ask(draw_terms(split, rng, terms)))
+        items.append(sum_item(draw_terms(split, rng, terms)))
     return items

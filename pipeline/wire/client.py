@@ -19,8 +19,13 @@ from pathlib import Path
 
 import zmq
 
-from pipeline.wire.codec import decode_to_peer, encode
-from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
+from pipeline.wire.codec import decode_to_peer, encode_message
+from pipeline.wire.curve_auth import (
+    handshake_failure,
+    show_peer_keys,
+    socket_options,
+    watch_handshakes,
+)
 from pipeline.wire.keys import PeerKeys, peer_keys_of
 from pipeline.wire.messages import (
     Alive,
@@ -42,9 +47,9 @@ watches. A launcher's children end with it, whatever their stage does."""
 SILENT_S = 4.0
 """An engine of another machine then takes the connection for cut: sooner than the stage, which
 would tell it to end (`watch.lost_s`)."""
-DEAF = 70
+HUNG = 70
 """Exit status of a process that did not hear that it was to end."""
-DEAF_S = 20.0
+HUNG_S = 20.0
 """A process that was told to end for a fault, and has not closed its link after so long, hangs: it
 is ended from here. For parts that no launcher watches, or not this closely."""
 DENIED_S = 30.0
@@ -65,7 +70,7 @@ class _Connection:
         self.control.setsockopt(zmq.IDENTITY, identity.encode())
         self._ends = ((self.control, peer_keys.control), (self._data, peer_keys.data))
         watched = self._ends if peer_keys.keys is not None else ()
-        self.monitors = {watch(socket): endpoint for socket, endpoint in watched}
+        self.monitors = {watch_handshakes(socket): endpoint for socket, endpoint in watched}
         for socket, endpoint in self._ends:
             socket.connect(endpoint)
         self._sequence = self._expected = 0
@@ -96,7 +101,7 @@ class _Connection:
 
     def see_refusal(self, monitor: zmq.Socket[bytes]) -> None:
         """It has something to say. A client that was denied never tries again by itself."""
-        self.refused = f"{self.monitors[monitor]}: {refusal(monitor)}"
+        self.refused = f"{self.monitors[monitor]}: {handshake_failure(monitor)}"
 
     def close(self, linger_ms: int) -> None:
         for socket, _ in self._ends:
@@ -122,7 +127,7 @@ class StageClient:
 
     Args:
         stage: the directory of its sockets, a key file, or what stands in one.
-        deaf_s: patience with a process that was told to end, for a fault, and does not.
+        hung_s: patience with a process that was told to end, for a fault, and does not.
     """
 
     def __init__(
@@ -132,14 +137,14 @@ class StageClient:
         receive: Callable[[ToPeer], None],
         *,
         heartbeat_s: float = 1.0,
-        deaf_s: float = DEAF_S,
+        hung_s: float = HUNG_S,
     ) -> None:
         self._peer_keys = stage if isinstance(stage, PeerKeys) else peer_keys_of(stage)
         self._join = join
         # A learner's work is in its connection: a cut is waited for (`nodes.patience_s`).
         self._rejoins = self._peer_keys.keys is not None and join.role == "engine"
         self._receive = receive
-        self._heartbeat_s, self._deaf_s = heartbeat_s, deaf_s
+        self._heartbeat_s, self._hung_s = heartbeat_s, hung_s
         self._outbox: deque[tuple[bool, list[bytes]]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()  # once closed, its number may be another file's
@@ -157,13 +162,13 @@ class StageClient:
 
     def send(self, message: FromPeer) -> None:
         """Queue a control message; any thread."""
-        self._put(False, [encode(message)])
+        self._put(False, [encode_message(message)])
 
     def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None:
         """Queue a data-plane frame; any thread."""
-        self._put(True, [encode(header), tokens, logprobs])
+        self._put(True, [encode_message(header), tokens, logprobs])
 
-    def working(self, activity: str, budget_s: float) -> None:
+    def set_activity(self, activity: str, budget_s: float) -> None:
         """The working loop has moved on, and may now stand still for `budget_s` (0: for ever)."""
         self._progress += 1
         self._activity, self._budget_s = activity, budget_s
@@ -222,7 +227,7 @@ class StageClient:
                 next_beat = now + self._heartbeat_s
                 if self._useless(connection, now):
                     return
-                connection.send(encode(self._beat(connection, now)))
+                connection.send(encode_message(self._beat(connection, now)))
             closing = self._closing.is_set()
             self._send_queued(connection)
             if closing:
@@ -251,8 +256,8 @@ class StageClient:
     def _useless(self, connection: _Connection, now: float) -> bool:
         """Whether to leave this connection for a new one. Gives up where that is no use either."""
         silent_s = now - connection.heard
-        if self._faulted_at and now - self._faulted_at > self._deaf_s:
-            os._exit(DEAF)
+        if self._faulted_at and now - self._faulted_at > self._hung_s:
+            os._exit(HUNG)
         if connection.refused:
             self._denied_at = self._denied_at or now
             if now - self._denied_at > DENIED_S:

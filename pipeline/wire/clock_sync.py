@@ -34,7 +34,7 @@ class PeerClock:
         self._joined = 0.0 if same else now - theirs
         self._beats: deque[tuple[float, float]] = deque(maxlen=_BEATS)  # (round trip, offset)
 
-    def beat(self, now: float, theirs: float, echo: float, held: float) -> None:
+    def add_heartbeat(self, now: float, theirs: float, echo: float, held: float) -> None:
         """A heartbeat that was heard at `now`.
 
         Args:
@@ -47,12 +47,12 @@ class PeerClock:
             self._beats.append((trip, now - trip / 2 - theirs))
 
     @property
-    def offset(self) -> float:
+    def offset_s(self) -> float:
         """Seconds to add to their time to have ours."""
         return min(self._beats)[1] if self._beats else self._joined
 
     @property
-    def error(self) -> float:
+    def error_s(self) -> float:
         """Seconds by which `offset` may be wrong; infinite before the first heartbeat."""
         if self.same:
             return 0.0

@@ -37,7 +37,7 @@ _to_peer = msgspec.msgpack.Decoder(ToPeer)
 _token_batch = msgspec.msgpack.Decoder(TokenBatch)
 
 
-def encode(message: Message) -> bytes:
+def encode_message(message: Message) -> bytes:
     """One message as msgpack."""
     return _encoder.encode(message)
 

@@ -58,12 +58,12 @@ def show_peer_keys(socket: Socket, peer_keys: PeerKeys) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS)
 
 
-def watch(socket: Socket) -> Socket:
+def watch_handshakes(socket: Socket) -> Socket:
     """What becomes of a peer's attempts to connect; poll it, then ask `refusal`."""
     return socket.get_monitor_socket(_FAILED)
 
 
-def refusal(monitor: Socket) -> str:
+def handshake_failure(monitor: Socket) -> str:
     """The newest failed handshake in words; '' without one. `monitor` is readable."""
     event = parse_monitor_message(monitor.recv_multipart())["event"]
     if event == _DENIED:
@@ -97,7 +97,7 @@ class CurveAuth:
         """Connections that ended before they had proved a known key."""
         self._said_at = 0.0
 
-    def protect(self, socket: zmq.asyncio.Socket) -> None:
+    def protect_socket(self, socket: zmq.asyncio.Socket) -> None:
         """A server's socket, before it binds."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.curve_publickey = self._listen_keys.keys.public.encode()
@@ -111,7 +111,7 @@ class CurveAuth:
         monitor.connect(address)
         self._monitors.append(monitor)
 
-    async def serve(self) -> None:
+    async def serve_handshakes(self) -> None:
         """Answer whether keys are known, and count who was turned away; for ever."""
         poller = zmq.asyncio.Poller()
         for socket in (self._handler.zap_socket, *self._monitors):

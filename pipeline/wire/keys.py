@@ -119,12 +119,12 @@ def read_private(path: Path, kind: type[_File]) -> _File:
         raise TransportError(f"{path}: no key file of darts: {error}") from error
 
 
-def complaint(endpoint: str, *, exposed: bool = False) -> str:
+def endpoint_problem(endpoint: str, *, exposed: bool = False) -> str:
     """Why the stage does not listen there; '' if it may.
 
-    >>> complaint("tcp://0.0.0.0:4000")
+    >>> endpoint_problem("tcp://0.0.0.0:4000")
     'tcp://0.0.0.0:4000 is every interface of this machine: name one, or set nodes.expose'
-    >>> complaint("tcp://10.0.0.1:4000")
+    >>> endpoint_problem("tcp://10.0.0.1:4000")
     ''
     """
     host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")

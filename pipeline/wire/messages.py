@@ -282,7 +282,7 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
 
     @property
-    def sampled(self) -> int:
+    def sampled_tokens(self) -> int:
         """Response tokens that the model sampled."""
         return len(self.response) // 4 - sum(count for _, count in self.appended)
 

@@ -20,9 +20,9 @@ import zmq
 import zmq.asyncio
 
 from pipeline.system.private_dirs import make_private
-from pipeline.wire.codec import decode_from_peer, encode
+from pipeline.wire.codec import decode_from_peer, encode_message
 from pipeline.wire.curve_auth import CurveAuth, socket_options
-from pipeline.wire.keys import ListenKeys, TransportError, addresses, complaint
+from pipeline.wire.keys import ListenKeys, TransportError, addresses, endpoint_problem
 from pipeline.wire.messages import FromPeer, Join, Refused, ToPeer, WireError
 from pipeline.wire.weight_transfer import WeightServer
 
@@ -61,12 +61,12 @@ class StageServer:
         self._pull = self._context.socket(zmq.PULL)
         self._bulk: zmq.asyncio.Socket | None = None
         self._weights = weights
-        self.guard: CurveAuth | None = None
+        self.curve_auth: CurveAuth | None = None
         self._sent: dict[bytes, int] = {}
         self._received: dict[bytes, int] = {}
         self._keys: dict[bytes, str] = {}  # identity -> key that it came with
 
-    def open(self) -> None:
+    def open_sockets(self) -> None:
         """Bind, as the only one in this directory. Raises TransportError."""
         control, data = addresses(self.directory)
         try:
@@ -90,7 +90,7 @@ class StageServer:
         self._bound = True
 
     def _open_entrance(self, listen_keys: ListenKeys) -> None:
-        self.guard = CurveAuth(self._context, listen_keys)
+        self.curve_auth = CurveAuth(self._context, listen_keys)
         self._bulk = self._context.socket(zmq.ROUTER)
         socket_options(self._bulk)
         self._bulk.setsockopt(zmq.AFFINITY, _BULK_THREAD)
@@ -99,24 +99,24 @@ class StageServer:
             (self._pull, listen_keys.data),
             (self._bulk, listen_keys.weights),
         ):
-            if problem := complaint(endpoint, exposed=self._exposed):
+            if problem := endpoint_problem(endpoint, exposed=self._exposed):
                 raise TransportError(problem)
-            self.guard.protect(socket)
+            self.curve_auth.protect_socket(socket)
             try:
                 socket.bind(endpoint)
             except zmq.ZMQError as error:
                 raise TransportError(f"cannot listen at {endpoint}: {error}") from error
 
     @property
-    def far(self) -> bool:
+    def accepts_remote(self) -> bool:
         """Whether peers of other machines may be connected."""
         return self._listen_keys is not None
 
-    async def attend(self) -> None:
+    async def serve_peers(self) -> None:
         """Let peers in and send them weights; for ever. Without it nobody gets in."""
-        serving = [] if self.guard is None else [self.guard.serve()]
+        serving = [] if self.curve_auth is None else [self.curve_auth.serve_handshakes()]
         if self._bulk is not None and self._weights is not None:
-            serving.append(WeightServer(self._bulk, self._weights).serve())
+            serving.append(WeightServer(self._bulk, self._weights).serve_pieces())
         await asyncio.gather(*serving)
         await asyncio.Event().wait()  # this machine alone: nobody to attend to
 
@@ -151,7 +151,7 @@ class StageServer:
         """An identity keeps its key, and joins as nobody but the key's bearer."""
         theirs = self._keys.setdefault(identity, key) == key
         if isinstance(message, Join):
-            theirs = theirs and self.admits(key, message.role, message.name)
+            theirs = theirs and self.admits_key(key, message.role, message.name)
         if not theirs:
             if isinstance(message, Join):
                 why = f"its key is not that of {message.role} {message.name}"
@@ -159,7 +159,7 @@ class StageServer:
                     self.send(identity, Refused(why=why))
             raise WireError("it shows a key that is not its own")
 
-    def admits(self, key: str, role: str, name: str) -> bool:
+    def admits_key(self, key: str, role: str, name: str) -> bool:
         """Whether what came with `key` may be of this peer."""
         return self._listen_keys is None or self._listen_keys.admits(key, role, name)
 
@@ -185,7 +185,7 @@ class StageServer:
         """Queue one message to a peer. Raises Unreachable if it is gone."""
         sequence = self._sent.get(identity, 0)
         future = self._router.send_multipart(
-            [identity, SEQUENCE.pack(sequence), encode(message)], flags=zmq.NOBLOCK
+            [identity, SEQUENCE.pack(sequence), encode_message(message)], flags=zmq.NOBLOCK
         )
         # With NOBLOCK it is a Future that is done, which pyzmq's types do not say.
         assert isinstance(future, asyncio.Future)
@@ -193,7 +193,7 @@ class StageServer:
             raise Unreachable(f"{identity.decode(errors='replace')}: {error}") from error
         self._sent[identity] = sequence + 1
 
-    def forget(self, identity: bytes) -> None:
+    def forget_peer(self, identity: bytes) -> None:
         """The peer is lost; a new process joins under a new identity."""
         self._sent.pop(identity, None)
         self._received.pop(identity, None)
@@ -205,8 +205,8 @@ class StageServer:
             socket.close(linger=1000)
         if self._bulk is not None:
             self._bulk.close(linger=0)
-        if self.guard is not None:
-            self.guard.close()
+        if self.curve_auth is not None:
+            self.curve_auth.close()
         self._context.term()
         if self._bound:
             with contextlib.suppress(OSError):  # the directory may be gone with the run

@@ -17,7 +17,12 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
+from pipeline.wire.curve_auth import (
+    handshake_failure,
+    show_peer_keys,
+    socket_options,
+    watch_handshakes,
+)
 from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Count
 
@@ -30,7 +35,7 @@ RETRY_S = 5.0
 _KEPT = 2  # versions; the learner keeps as many
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True):
+class PieceRequest(msgspec.Struct, frozen=True, array_like=True):
     """One piece of a version's file."""
 
     version: Count
@@ -46,7 +51,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.encode
-_ask = msgspec.msgpack.Decoder(Ask)
+_ask = msgspec.msgpack.Decoder(PieceRequest)
 _piece = msgspec.msgpack.Decoder(Piece)
 
 
@@ -65,7 +70,7 @@ class WeightServer:
         """Requests that were none."""
         self.sent_bytes = 0
 
-    async def serve(self) -> None:
+    async def serve_pieces(self) -> None:
         """For ever."""
         while True:
             parts = await self._socket.recv_multipart()
@@ -97,7 +102,9 @@ class WeightServer:
         return memoryview(self._maps[key])
 
 
-def fetch(peer_keys: PeerKeys, version: int, total: int, patience_s: float) -> Iterator[bytes]:
+def fetch_weights(
+    peer_keys: PeerKeys, version: int, total: int, patience_s: float
+) -> Iterator[bytes]:
     """The bytes of a version's file, in order.
 
     Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
@@ -105,7 +112,7 @@ def fetch(peer_keys: PeerKeys, version: int, total: int, patience_s: float) -> I
     received, since, why = 0, time.monotonic(), ""
     with zmq.Context() as context:
         while received < total:
-            with _Asking(context, peer_keys, version, received, total) as asking:
+            with _PieceClient(context, peer_keys, version, received, total) as asking:
                 for piece in asking.pieces():
                     received += len(piece)
                     since = time.monotonic()
@@ -119,7 +126,7 @@ def fetch(peer_keys: PeerKeys, version: int, total: int, patience_s: float) -> I
                 )
 
 
-class _Asking:
+class _PieceClient:
     """One connection, asking from `offset` on."""
 
     def __init__(
@@ -132,10 +139,10 @@ class _Asking:
         self._socket.linger = 0
         socket_options(self._socket)
         show_peer_keys(self._socket, peer_keys)
-        self._monitor = watch(self._socket)
+        self._monitor = watch_handshakes(self._socket)
         self._socket.connect(peer_keys.weights)
 
-    def __enter__(self) -> _Asking:
+    def __enter__(self) -> _PieceClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,11 +157,11 @@ class _Asking:
         poller.register(self._monitor, zmq.POLLIN)
         while self._offset < self._total:
             while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
-                self._socket.send(_encode(Ask(self._version, self._next)))
+                self._socket.send(_encode(PieceRequest(self._version, self._next)))
                 self._next += PIECE_BYTES
             ready = dict(poller.poll(int(RETRY_S * 1000)))
             if self._monitor in ready:
-                self.why = refusal(self._monitor)
+                self.why = handshake_failure(self._monitor)
             if self._socket in ready:
                 yield self._received(self._socket.recv_multipart())
             elif not ready:

@@ -36,8 +36,8 @@ from pipeline.workers.protocol import (
     Ready,
     Scores,
     Setup,
-    framed,
-    order,
+    decode_order,
+    frame_message,
 )
 from pipeline.workers.resource_limits import confine, die_with, limit_call
 
@@ -47,7 +47,7 @@ def _next(stream: BinaryIO) -> Order | None:
     length = stream.read(LENGTH_BYTES)
     if len(length) < LENGTH_BYTES:
         return None
-    return order(stream.read(int.from_bytes(length, "little")))
+    return decode_order(stream.read(int.from_bytes(length, "little")))
 
 
 def _build(setup: Setup) -> Any:
@@ -75,12 +75,12 @@ def _turns(rollout: Any, call: Call) -> Scores:
 
 def _follows(rollout: Any, turn: Turn) -> Follows | Failure:
     try:
-        return checked(awaited(rollout.turn(turn)))
+        return checked_reply(awaited(rollout.turn(turn)))
     except Exception as error:
         return _failure(error)
 
 
-def checked(result: object) -> Follows:
+def checked_reply(result: object) -> Follows:
     """What a rollout returned. Raises TypeError or ValueError if that is no answer."""
     if result is None:
         return Follows(over=True)
@@ -112,18 +112,21 @@ def _failure(error: BaseException) -> Failure:
 
 
 def _frame(answer: Answer) -> bytes:
-    frame = framed(answer)
+    frame = frame_message(answer)
     if len(frame) <= MAX_ANSWER_BYTES:
         return frame
     if isinstance(answer, Failure):
-        return framed(_short(answer, 1))
+        return frame_message(_short(answer, 1))
     if isinstance(answer, Scores):
         count = len(answer.found)
         found = [_short(f, count) if isinstance(f, Failure) else f for f in answer.found]
-        if len(frame := framed(msgspec.structs.replace(answer, found=found))) <= MAX_ANSWER_BYTES:
+        if (
+            len(frame := frame_message(msgspec.structs.replace(answer, found=found)))
+            <= MAX_ANSWER_BYTES
+        ):
             return frame
     why = f"returned {len(frame)} bytes of numbers, at most {MAX_ANSWER_BYTES} are read"
-    return framed(Failure(why, ""))
+    return frame_message(Failure(why, ""))
 
 
 def _short(failure: Failure, count: int) -> Failure:

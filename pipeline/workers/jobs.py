@@ -47,6 +47,6 @@ class WorkerJob:
         self.alone = False  # a call that it was in has failed: no other is to suffer from it
         self.died = False  # under it alone, once
 
-    def fail(self, error: Exception) -> None:
+    def set_failure(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)

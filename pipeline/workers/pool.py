@@ -38,9 +38,9 @@ from pipeline.workers.protocol import (
     Failure,
     Follows,
     Scores,
-    call,
-    check,
-    framed,
+    frame_message,
+    make_call,
+    make_check,
 )
 from pipeline.workers.resource_limits import ResourceLimits
 
@@ -54,7 +54,7 @@ WARM_UP_S = 120.0
 """How long a worker may take to build the plug-in: user code may import a great deal."""
 
 
-class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What the pool does now."""
 
     queued: int
@@ -82,7 +82,7 @@ class WorkerPool:
         self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.kind}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
-        temp_dirs.sign(Path(self._directory.name), os.getpid())
+        temp_dirs.sign_owner(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, WorkerJob] = {}  # by trajectory
@@ -101,7 +101,7 @@ class WorkerPool:
 
     async def __aenter__(self) -> Self:
         try:
-            await self.start()
+            await self.start_workers()
         except BaseException:
             await self.close()
             raise
@@ -115,7 +115,7 @@ class WorkerPool:
     ) -> None:
         await self.close()
 
-    async def start(self) -> None:
+    async def start_workers(self) -> None:
         """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
         found = await asyncio.gather(
             *(self._start_one() for _ in range(self.workers)), return_exceptions=True
@@ -127,7 +127,9 @@ class WorkerPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
+    async def ask_plugin(
+        self, sample: Sampled | Turn, trajectory: int | None = None
+    ) -> Scored | Followed:
         """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
         after `cancel`."""
         job = WorkerJob(sample)
@@ -152,16 +154,16 @@ class WorkerPool:
         self._ends.append(False)
         return found
 
-    def cancel(self, trajectory: int) -> None:
+    def cancel_call(self, trajectory: int) -> None:
         """Its answer is not needed any more; a running call is killed unless it ends within
         `SPARE_S` or others are in it. Unknown ones are ignored."""
         job = self._jobs.get(trajectory)
         if job is not None:
             job.answer.cancel()
 
-    def statistics(self) -> Metrics:
+    def statistics(self) -> PoolStatistics:
         jobs = [job for call in self._calls.values() for job in call]
-        return Metrics(
+        return PoolStatistics(
             queued=sum(not job.answer.done() for job in self._waiting),
             running=sum(not job.answer.done() for job in jobs),
             called=len(self._ends),
@@ -169,7 +171,7 @@ class WorkerPool:
         )
 
     @property
-    def verdict(self) -> str | None:
+    def stop_reason(self) -> str | None:
         """Why the run has to stop: too large a share of the last calls failed. None: go on."""
         called, failed = len(self._ends), sum(self._ends)
         if called < MIN_CALLS or failed <= self._options.fail_share * called or not self._last:
@@ -245,15 +247,15 @@ class WorkerPool:
                 job.died = True  # once more, then it is its own fault
                 self._waiting.appendleft(job)
             elif isinstance(error, Died):
-                job.fail(_chained(RewardFailed(f"its worker died twice: {error}"), error))
+                job.set_failure(_chained(RewardFailed(f"its worker died twice: {error}"), error))
             elif isinstance(error, TimeoutError):
                 why = f"took longer than limit_s {self._options.limit_s:g}"
-                job.fail(_chained(RewardFailed(why), error))
+                job.set_failure(_chained(RewardFailed(why), error))
             elif isinstance(error, RewardFailed):
-                job.fail(error)
+                job.set_failure(error)
             else:  # a column that JSON cannot hold, no descriptor or memory for a worker
                 why = f"cannot be asked about: {type(error).__name__}: {error}"
-                job.fail(_chained(RewardFailed(why), error))
+                job.set_failure(_chained(RewardFailed(why), error))
 
     def _tell(
         self,
@@ -268,18 +270,18 @@ class WorkerPool:
         elif isinstance(found, Follows):
             job.answer.set_result(Followed(found, times))
         elif isinstance(found, Failure):
-            job.fail(RewardFailed(found.why, found.traceback))
+            job.set_failure(RewardFailed(found.why, found.traceback))
         else:
-            job.fail(NoOpinion(f"{self._who} has no opinion on it"))
+            job.set_failure(NoOpinion(f"{self._who} has no opinion on it"))
 
     async def _ask(self, jobs: list[WorkerJob]) -> Scores:
         """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
-        frame = framed(call([job.sample for job in jobs]))
+        frame = frame_message(make_call([job.sample for job in jobs]))
         worker = self._idle.pop() if self._idle else await self._start_one()
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._options.limit_s):
-                found = await worker.ask(frame)
+                found = await worker.ask_worker(frame)
             if not isinstance(found, Scores) or len(found.found) != len(jobs):
                 raise self._nonsense(found)
         except BaseException:  # it took too long, has died, or nobody waits for it any more
@@ -308,7 +310,7 @@ class WorkerPool:
         )
         try:
             async with asyncio.timeout(WARM_UP_S):
-                worker, answer = await process.start(
+                worker, answer = await process.start_worker(
                     self.kind,
                     self._plugin,
                     limits,
@@ -343,15 +345,15 @@ class RewardPool(WorkerPool):
 
     kind = "reward"
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
+    async def score_sample(self, sample: Sampled, trajectory: int | None = None) -> Scored:
         """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
         `cancel`."""
-        found = await self.ask(sample, trajectory)
+        found = await self.ask_plugin(sample, trajectory)
         if not isinstance(found, Scored):
             raise RewardFailed("its worker answered what is no score")
         return found
 
-    async def check(self, samples: Sequence[Sampled]) -> list[str]:
+    async def check_answers(self, samples: Sequence[Sampled]) -> list[str]:
         """What the plug-in has against the answers of these, which nobody has responded to: a
         text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
 
@@ -360,7 +362,7 @@ class RewardPool(WorkerPool):
         worker = self._idle[0]
         try:
             async with asyncio.timeout(WARM_UP_S):
-                answer = await worker.ask(framed(check(samples)))
+                answer = await worker.ask_worker(frame_message(make_check(samples)))
         except (TimeoutError, Died, TypeError) as error:  # a column that JSON cannot hold, too
             self._discard(self._idle.pop(0))
             why = str(error) or f"took longer than {WARM_UP_S:g} s"

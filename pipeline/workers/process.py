@@ -28,16 +28,16 @@ from pipeline.workers.protocol import (
     MAX_ANSWER_BYTES,
     Answer,
     Setup,
-    answer,
-    framed,
+    decode_answer,
+    frame_message,
 )
 from pipeline.workers.resource_limits import (
     MARK,
     ResourceLimits,
-    end_family,
-    family,
-    scrubbed,
-    tasks,
+    count_tasks,
+    kill_marked,
+    marked_processes,
+    without_secrets,
 )
 
 log = logging.getLogger("stage")
@@ -74,7 +74,7 @@ class WorkerProcess:
         self._writers = (channel[1], output[1])
         self._listening = asyncio.ensure_future(self._listen(output[0]))
 
-    async def ask(self, frame: bytes) -> Answer:
+    async def ask_worker(self, frame: bytes) -> Answer:
         """Its answer. Raises Died."""
         self._printed = 0
         counting = asyncio.ensure_future(self._count())
@@ -84,7 +84,7 @@ class WorkerProcess:
             length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
             if length > MAX_ANSWER_BYTES:
                 raise Died(f"it answered {length} bytes, at most {MAX_ANSWER_BYTES} are read")
-            return answer(await self._reader.readexactly(length))
+            return decode_answer(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Died(await self._how()) from error
         except msgspec.DecodeError as error:
@@ -95,15 +95,17 @@ class WorkerProcess:
     async def _count(self) -> None:
         """Kill it when there are too many of it. The system's own limit is for all that the user
         runs, and none for root."""
-        before = tasks()
+        before = count_tasks()
         while self._most and not self._too_many:
             await asyncio.sleep(_COUNT_S)
-            if (now := tasks()) - before >= self._most:
+            if (now := count_tasks()) - before >= self._most:
                 before = now
-                self._too_many = len(await asyncio.to_thread(family, self._mark)) > self._most
+                self._too_many = (
+                    len(await asyncio.to_thread(marked_processes, self._mark)) > self._most
+                )
         if self._too_many:
             self.kill()
-            await asyncio.to_thread(end_family, self._mark)  # they hold its channel open
+            await asyncio.to_thread(kill_marked, self._mark)  # they hold its channel open
 
     async def _how(self) -> str:
         """How the process ended."""
@@ -135,7 +137,7 @@ class WorkerProcess:
         """Kill it with all that it has started, and wait for its end."""
         self.kill()
         await asyncio.to_thread(self._process.wait)
-        await asyncio.to_thread(end_family, self._mark)
+        await asyncio.to_thread(kill_marked, self._mark)
         for writer in self._writers:
             writer.close()
             with contextlib.suppress(OSError):
@@ -147,7 +149,7 @@ def _spawn(
     work: str, keep: Collection[str], mark: str
 ) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
     """The process, its channel and its output."""
-    environment = scrubbed(os.environ, keep) | {
+    environment = without_secrets(os.environ, keep) | {
         MARK: mark,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(place or os.getcwd() for place in sys.path)),
         "TMPDIR": work,
@@ -168,7 +170,7 @@ def _spawn(
     return process, ours, output
 
 
-async def start(
+async def start_worker(
     kind: str,
     plugin: Plugin,
     limits: ResourceLimits,
@@ -195,7 +197,9 @@ async def start(
         kind,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), kind)))
+        return worker, await worker.ask_worker(
+            frame_message(Setup(plugin, limits, work, os.getpid(), kind))
+        )
     except BaseException:
         worker.kill()
         await worker.close()

@@ -91,25 +91,25 @@ _orders = msgspec.json.Decoder(Order)
 _encoder = msgspec.json.Encoder()
 
 
-def framed(message: Order | Answer) -> bytes:
+def frame_message(message: Order | Answer) -> bytes:
     content = _encoder.encode(message)
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 
-def call(samples: Sequence[Sampled | Turn]) -> Call:
+def make_call(samples: Sequence[Sampled | Turn]) -> Call:
     return Call([msgspec.structs.asdict(sample) for sample in samples])
 
 
-def check(samples: Sequence[Sampled]) -> Check:
+def make_check(samples: Sequence[Sampled]) -> Check:
     return Check([msgspec.structs.asdict(sample) for sample in samples])
 
 
-def order(content: bytes) -> Order:
+def decode_order(content: bytes) -> Order:
     """Of the stage, to its worker."""
     return _orders.decode(content)
 
 
-def answer(content: bytes) -> Answer:
+def decode_answer(content: bytes) -> Answer:
     """Of a worker. Raises msgspec.DecodeError if it is none."""
     found = _answers.decode(content)
     if isinstance(found, Failure):

@@ -39,7 +39,7 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int
 
 
-def scrubbed(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
+def without_secrets(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
     """Without what looks like a secret, by name or by value; `keep` names exceptions.
 
     >>> scrubbed({"HF_TOKEN": "x", "TOKENIZERS_PARALLELISM": "false", "PROXY": "http://me:pw@host"})
@@ -94,12 +94,12 @@ def limit_call(cpu_s: float, used_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
 
 
-def end_family(mark: str) -> None:
+def kill_marked(mark: str) -> None:
     """Kill every process whose environment has this mark, in whichever session it is now."""
     for _ in range(_ROUNDS):
         # Whoever forks is stopped before anybody is killed: else it might be ahead for ever.
         stopped: set[int] = set()
-        while new := family(mark) - stopped:
+        while new := marked_processes(mark) - stopped:
             _signal(new, signal.SIGSTOP)
             stopped |= new
         if not stopped:
@@ -107,7 +107,7 @@ def end_family(mark: str) -> None:
         _signal(stopped, signal.SIGKILL)
 
 
-def family(mark: str) -> set[int]:
+def marked_processes(mark: str) -> set[int]:
     """The processes whose environment has this mark."""
     return set(_marked(f"{MARK}={mark}".encode()))
 
@@ -118,7 +118,7 @@ def _signal(pids: Collection[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def tasks() -> int:
+def count_tasks() -> int:
     """Processes and threads of the machine: one short file, where `family` reads one of each."""
     try:
         return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])

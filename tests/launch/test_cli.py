@@ -120,7 +120,7 @@ def test_resume_takes_nothing_but_the_folder() -> None:
 
 def folder_with_a_config(path: Path) -> RunFolder:
     run = RunFolder(path)
-    run.create()
+    run.make_folders()
     run.config.write_text((ROOT / "configs" / "quickstart.yaml").read_text())
     model = ROOT / "models"
     (path.parent / "models").symlink_to(model)
@@ -155,7 +155,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from pipeline.system.run_folder import RunFolder
-run = RunFolder(Path(sys.argv[1])); run.create(); run.hold()
+run = RunFolder(Path(sys.argv[1])); run.make_folders(); run.hold_lock()
 print("held", flush=True); time.sleep(60)
 """
 

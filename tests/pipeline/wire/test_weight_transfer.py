@@ -17,7 +17,7 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.server import StageServer
-from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch
+from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch_weights
 from tests.pipeline.wire.test_curve_auth import free_endpoints
 
 SERVER, E0, STRANGER = new_pair(), new_pair(), new_pair()
@@ -38,8 +38,8 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
         allowed={E0.public: KeyOwner("engine", "e0")},
     )
     server = StageServer(tmp_path / "s", listen_keys, published.parent)
-    server.open()
-    serving = asyncio.create_task(server.attend())
+    server.open_sockets()
+    serving = asyncio.create_task(server.serve_peers())
     yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
     serving.cancel()
     await asyncio.wait([serving])
@@ -47,7 +47,7 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
 
 
 def whole(peer_keys: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
-    return b"".join(fetch(peer_keys, version, total, patience_s=1.0))
+    return b"".join(fetch_weights(peer_keys, version, total, patience_s=1.0))
 
 
 def manifest_of(content: bytes = CONTENT, version: int = 3) -> Manifest:
