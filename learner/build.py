@@ -25,6 +25,7 @@ from learner.checkpoint import save, transfer
 from learner.deepspeed import engine
 from learner.forward.packed_attention import AttentionError
 from learner.forward.packing_check import prove_packing
+from learner.step.base import LearnerStep
 from learner.step.multi_update import MultiUpdateStep, needs_old
 from learner.step.passes import Passes
 from learner.step.single_update import SingleUpdateStep
@@ -41,7 +42,7 @@ class LearnerParts:
     """What one rank works with."""
 
     zero: engine.Zero
-    gradient: SingleUpdateStep | MultiUpdateStep
+    step: LearnerStep
     passes: Passes
     logprob_stream: LogprobStream
     restored: save.Restored
@@ -108,7 +109,7 @@ def _build(
     )
     return LearnerParts(
         zero=trainer,
-        gradient=step_of(passes, section),
+        step=step_of(passes, section),
         passes=passes,
         logprob_stream=LogprobStream(
             [stream for stream in (old_stream, reference_stream) if stream is not None]
@@ -137,7 +138,7 @@ def model_streams(
     return old, stream(reference) if reference is not None else None
 
 
-def step_of(passes: Passes, section: LearnerSection) -> SingleUpdateStep | MultiUpdateStep:
+def step_of(passes: Passes, section: LearnerSection) -> LearnerStep:
     """Backward as groups arrive, where one optimizer step and no communication allow it."""
     if section.updates * section.epochs > 1 or passes.zero.collective_passes:
         return MultiUpdateStep(passes, section)

@@ -79,7 +79,7 @@ class LearnerRank:
 
         self._config = config
         self._zero = zero = parts.zero
-        self._gradient = parts.gradient
+        self._step = parts.step
         self._carrier = parts.checkpoint_transfer
         self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
@@ -170,18 +170,18 @@ class LearnerRank:
             case Train(groups=groups):
                 self._client.set_activity("backward", STEP_LIMIT_S)
                 started = time.monotonic()
-                reports = self._gradient.add(groups)
+                reports = self._step.add_groups(groups)
                 self._backward_s += time.monotonic() - started
                 what = OLD_LOGPROBS if self._several else FORWARD_BACKWARD
                 self._work_log.record_work(what, started, groups)
                 self._client.send(self._work_log.take_spans())
                 for report in reports:
                     self._client.send(report)
-                if self._gradient.empty:  # all failed: the stage may go on to another step
+                if self._step.is_empty:  # all failed: the stage may go on to another step
                     self._schedule.step_done()
             case ForgetGroup(group=group):
-                if self._gradient.forget(group):
-                    self._gradient.clear()
+                if self._step.forget_group(group):
+                    self._step.clear_groups()
                     self._schedule.step_done()
             case CloseStep():
                 self._close(work)
@@ -197,7 +197,7 @@ class LearnerRank:
 
         from learner.weights import WeightPublisher
 
-        self._gradient.clear()
+        self._step.clear_groups()
         if self._zero.rank == 0:
             dtype = self._config.engine.dtype
             self._publisher = WeightPublisher(
@@ -226,7 +226,7 @@ class LearnerRank:
     def _close(self, close: CloseStep) -> None:
         self._client.set_activity("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
-        metrics = self._gradient.close(close, self._version)
+        metrics = self._step.close(close, self._version)
         self._work_log.record_work(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
         self._schedule.step_done()
         backward_s, self._backward_s = self._backward_s, 0.0

@@ -176,7 +176,7 @@ class Rank:
         if section.gradient_checkpointing:
             checkpoint_layers(net)
         self.zero = Zero(net, section, RUN_STEPS)
-        self.gradient = step_of(
+        self.step = step_of(
             Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
             section,
         )
@@ -190,7 +190,7 @@ class Rank:
         packs = [list(groups)] if together else [[group] for group in groups]
         counted = 0.0
         for pack in packs:
-            for report in self.gradient.add(pack):
+            for report in self.step.add_groups(pack):
                 self.reports.append(f"{type(report).__name__} {report.group}")
                 counted += getattr(report, "tokens", 0.0)
                 self.computed += getattr(report, "metrics", {}).get("computed", 0.0)
@@ -204,7 +204,7 @@ class Rank:
         total = torch.tensor(counted, dtype=torch.float64)
         torch.distributed.all_reduce(total)
         close = CloseStep(step=0, groups=tuple(groups), normaliser=float(total))
-        metrics = self.gradient.close(close, self.updates)
+        metrics = self.step.close(close, self.updates)
         if metrics is None:
             return False
         self.updates += 1
@@ -375,7 +375,7 @@ def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     counted = actor.add([group_of(50 + rank)])
     counted = actor.add(mine)
     actor.add([group_of(60 + rank)])
-    actor.gradient.forget(50 + rank)
+    actor.step.forget_group(50 + rank)
     assert actor.close(STEPS[0], counted)
     return {"weights": actor.weights()}
 
