@@ -1,10 +1,9 @@
-"""Attention over transformers' paged cache by batched gathers, in plain torch.
+"""Computes attention over transformers' paged cache by batched gathers, in plain torch.
 
-Without a flash kernel the library attends with one mask of all tokens of the
-batch times all cached keys: quadratic in the number of sequences. Here each
-sequence meets its own keys only: sequences of like lengths are padded to one
-call. Invariant: the result is scaled dot product attention, causal within each
-sequence; whoever calls a model without a paged cache gets an error.
+Without a flash kernel the library uses one mask of all tokens of the batch times all
+cached keys: quadratic in the number of sequences. Here each sequence sees its own keys
+only: sequences of similar lengths are padded to one call. Invariant: the result is scaled
+dot product attention, causal within each sequence; a call without a paged cache raises.
 
 Axes: P packed tokens, C cached and new keys of all sequences, N sequences of a
 call, Q and K its padded queries and keys, H heads, G heads that share a head of
@@ -25,14 +24,14 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 
 NAME = "darts_paged"
 _CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""Keywords of other models' attention that would have to be obeyed here."""
+"""Keywords of other models' attention that are not supported here."""
 _CACHE: Any = PagedAttentionCache
 _FROM_KEYWORDS = "kwargs" in inspect.signature(_CACHE.update).parameters
-"""Whether `update` takes the indices out of the keywords (from 5.19) or one by one (5.17)."""
+"""`update` takes the indices out of the keywords (from 5.19), not one by one (5.17)."""
 
 
 def attends_to_all(config: Any) -> bool:
-    """Whether all layers of a model attend to everything before them.
+    """Return True if all layers of a model attend to everything before them.
 
     Args:
         config: of a transformers causal LM.
@@ -44,7 +43,7 @@ def attends_to_all(config: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PaddedCall:
-    """Sequences of like lengths, padded; a padded query repeats the last one."""
+    """Sequences of similar lengths, padded; a padded query repeats the last one."""
 
     queries_NQ: Tensor  # rows of the packed tokens
     keys_NK: Tensor  # rows of the keys
@@ -53,16 +52,17 @@ class PaddedCall:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """All calls of one forward pass."""
+    """The calls of one forward pass."""
 
     calls: list[PaddedCall]
-    places_P: Tensor  # of each packed token among the calls' outputs, one after another
+    places_P: Tensor  # index of each packed token in the concatenated outputs of the calls
 
 
 def plan_calls(queries: list[int], keys: list[int], device: torch.device) -> AttentionPlan:
-    """Calls for sequences with so many new tokens, and so many keys with those, each.
+    """Plan the calls, given the new tokens of each sequence, and its keys with those.
 
-    >>> [tuple(c.mask_N1QK.shape) for c in plan_calls([1, 1, 5], [9, 8, 5], torch.device("cpu")).calls]
+    >>> plan = plan_calls([1, 1, 5], [9, 8, 5], torch.device("cpu"))
+    >>> [tuple(call.mask_N1QK.shape) for call in plan.calls]
     [(2, 1, 1, 9), (1, 1, 5, 5)]
     """
     alike: dict[tuple[int, int], list[int]] = {}
@@ -94,7 +94,7 @@ def plan_calls(queries: list[int], keys: list[int], device: torch.device) -> Att
 def attend_paged(
     plan: AttentionPlan, query_PHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, scale: float | None
 ) -> Tensor:
-    """Outputs of all packed tokens: shape (P, H, D).
+    """Return the outputs of all packed tokens: shape (P, H, D).
 
     Args:
         query_PHD: of the new tokens, sequence after sequence.
@@ -105,7 +105,7 @@ def attend_paged(
     outputs: list[Tensor] = []
     for call in plan.calls:
         queries = call.queries_NQ.size(1)
-        # Heads that share keys stand beside one another as more queries: no key is repeated.
+        # Heads that share keys become additional queries: no key is repeated.
         query = query_PHD[call.queries_NQ].unflatten(2, (-1, shared))
         found = scaled_dot_product_attention(
             query.permute(0, 2, 3, 1, 4).flatten(2, 3),  # (N, H / G, G Q, D)
@@ -120,10 +120,10 @@ def attend_paged(
 
 
 class _Paged:
-    """The attention function; remembers the plan of the forward pass that is under way."""
+    """The attention function; remembers the plan of the present forward pass."""
 
     def __init__(self) -> None:
-        # The object that all layers of one pass are given, and what was made of it.
+        # The object that all layers of one pass receive, and the plan made from it.
         self._newest: tuple[Tensor, AttentionPlan] | None = None
 
     def __call__(
@@ -138,16 +138,16 @@ class _Paged:
         cache: Any = None,
         **named: Any,
     ) -> tuple[Tensor, None]:
-        """Output of shape (1, P, H, D), and no weights.
+        """Return outputs of shape (1, P, H, D), and no weights.
 
-        Raises: ValueError without a paged cache, or for attention of a kind not built here.
+        Raises: ValueError without a paged cache, or for an unsupported kind of attention.
         """
         del attention_mask, dropout
         if cache is None:
             raise ValueError(f"the attention {NAME} needs continuous batching's paged cache")
         if unknown := [name for name in _CHANGES_ATTENTION if named.get(name) is not None]:
             raise ValueError(
-                f"layer {module.layer_idx} needs {unknown[0]}, which {NAME} has not: set "
+                f"layer {module.layer_idx} needs {unknown[0]}, which {NAME} does not support: set "
                 "engine.transformers.attn_implementation to sdpa"
             )
         keys_CHD, values_CHD = self._updated(cache, module.layer_idx, key, value, named)
@@ -163,8 +163,10 @@ class _Paged:
     def _updated(
         cache: Any, layer: int, key: Tensor, value: Tensor, named: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all sequences, the new ones written to the cache: (C, H, D)."""
-        if _FROM_KEYWORDS:  # it also replaces the lengths of all kinds of layers by this one's
+        """Write the new keys and values to the cache; returns those of all sequences: (C, H, D)."""
+        if (
+            _FROM_KEYWORDS
+        ):  # it also replaces the lengths of all kinds of layers by those of this one
             found = cache.update(key, value, layer, named)
             return found[0][0].transpose(0, 1), found[1][0].transpose(0, 1)
         return cache.update(key, value, layer, named["read_index"], named["write_index"])

@@ -70,4 +70,4 @@ async def test_a_profile_that_cannot_be_kept_is_used_all_the_same(
         engine, await engine.start(), "m", EngineSection()
     )
     assert [running for running, _ in points] == [1, 2]
-    assert "is not kept" in capsys.readouterr().err
+    assert "could not cache" in capsys.readouterr().err

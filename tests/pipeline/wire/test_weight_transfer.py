@@ -139,6 +139,6 @@ async def test_a_damaged_file_is_refused_and_leaves_nothing(
     """
     receiver = FetchingReceiver(peer_keys, tmp_path / "here")
     wrong = manifest_of(CONTENT[::-1])
-    with pytest.raises(WeightsError, match="damaged on the way"):
+    with pytest.raises(WeightsError, match="damaged in transit"):
         await asyncio.to_thread(receiver.receive, wrong)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["lock"]
