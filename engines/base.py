@@ -23,7 +23,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float  # 0: the likeliest token, with its logprob at temperature 1
     seed: int
     stop_tokens: tuple[int, ...] = ()
-    """These end it too, beside the model's own; an engine may be unable to, and sample past them."""
+    """These end it too, beside the model's own; an engine that cannot may sample past them."""
     ignore_stop: bool = False  # sample past stop tokens: for measurements
 
 

@@ -33,7 +33,7 @@ class WeightReceiver:
     """Checks published weights before an engine sees them."""
 
     def receive(self, manifest: Manifest) -> Path:
-        """Return the directory to load. Raises WeightsError if the file differs from the manifest."""
+        """Return the directory to load. Raises WeightsError if the file does not match."""
         path = Path(manifest.directory) / FILE
         try:
             found_bytes, found = self._read(path)

@@ -43,7 +43,7 @@ class FetchingReceiver:
         self.fetched_bytes = 0
 
     def receive(self, manifest: Manifest) -> Path:
-        """Return the directory to load. Raises WeightsError if the file differs from the manifest."""
+        """Return the directory to load. Raises WeightsError if the file does not match."""
         final = self._directory / f"v{manifest.version}"
         try:
             with filelock.FileLock(self._directory / "lock", timeout=_LOCK_S):

@@ -1,4 +1,4 @@
-"""A configuration -> everything a learner rank works with, before its first message.
+"""Builds everything that a learner rank works with from a configuration.
 
 Loads the model and, if a loss wants one, the reference model; forms the process
 group; restores from a checkpoint. Imported late: it takes seconds.
@@ -39,7 +39,7 @@ log = logging.getLogger("learner")
 
 @dataclass(frozen=True, slots=True)
 class LearnerParts:
-    """What one rank works with."""
+    """Everything that one rank works with."""
 
     zero: engine.Zero
     step: LearnerStep
@@ -60,7 +60,8 @@ def build_learner(
 
     Args:
         resume: a checkpoint, or None.
-        own: of a rank that is apart (`carrying`), where it keeps files meanwhile.
+        own: if this machine does not share the run's folder, where the rank keeps files (see
+            `transfer`).
     """
     section = config.learner
     if section.threads:
@@ -124,9 +125,9 @@ def _build(
 def model_streams(
     section: LearnerSection, trainer: engine.Zero, reference: Any, temperature: float
 ) -> tuple[ModelStream | None, ModelStream | None]:
-    """The cached forwards of `overlap: token`: of the own weights, and of the reference model.
+    """Make the cached forwards of `overlap: token`: of the own weights and the reference model.
 
-    Where passes communicate (ZeRO 3) no rank may run its own model alone.
+    Where passes communicate (ZeRO 3) a rank cannot run its own model alone.
     """
     if section.overlap != "token":
         return None, None
@@ -139,14 +140,14 @@ def model_streams(
 
 
 def step_of(passes: Passes, section: LearnerSection) -> LearnerStep:
-    """Backward as groups arrive, where one optimizer step and no communication allow it."""
+    """Choose the step: backward as groups arrive needs one update and no communication."""
     if section.updates * section.epochs > 1 or passes.zero.collective_passes:
         return MultiUpdateStep(passes, section)
     return SingleUpdateStep(passes, old=needs_old(section))
 
 
 def load_trained(config: Config, resume: Path | None, device: torch.device) -> Any:
-    """The model that is trained, proved to run packed calls; with LoRA the base and its adapters.
+    """Load the model to train and check that it runs packed calls; with LoRA also the adapters.
 
     Raises: AttentionError or LoraError if it cannot be trained as the configuration asks.
     """
@@ -165,7 +166,7 @@ def load_trained(config: Config, resume: Path | None, device: torch.device) -> A
 
 
 def load_model(source: Path, device: torch.device, dtype: str = "float32") -> Any:
-    """The model of a directory, on the device. `dtype`: `learner.dtype`."""
+    """Load a model onto the device. `dtype`: `learner.dtype`."""
     log.info("loading %s", source)
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=getattr(torch, dtype), trust_remote_code=False
@@ -174,10 +175,10 @@ def load_model(source: Path, device: torch.device, dtype: str = "float32") -> An
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep the layers' inputs only, and compute the layers again in backward.
+    """Keep only the inputs of layers, and compute the layers again in backward.
 
-    transformers does so in training mode alone, and that would switch dropout on.
-    Raises AttentionError for a model without layers that can be computed again.
+    transformers does so only in training mode, which would switch dropout on.
+    Raises AttentionError for a model whose layers cannot be computed again.
     """
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
@@ -198,7 +199,7 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def vocabulary_of(model: Any) -> tuple[int, set[int]]:
-    """Rows of the embedding, and the ids of EOS and padding."""
+    """Return the rows of the embedding, and the ids of EOS and padding."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     special: set[int] = set()
     for settings in (model.config, model.generation_config):
@@ -209,7 +210,7 @@ def vocabulary_of(model: Any) -> tuple[int, set[int]]:
 
 
 def versions_and_device(device: torch.device) -> dict[str, str]:
-    """What this rank runs on, for the log."""
+    """Return the device and the versions of libraries, for the log."""
     import deepspeed
     import transformers
 

@@ -61,9 +61,9 @@ class AttentionPlan:
 def plan_calls(queries: list[int], keys: list[int], device: torch.device) -> AttentionPlan:
     """Plan the calls, given the new tokens of each sequence, and its keys with those.
 
-    >>> plan = plan_calls([1, 1, 5], [9, 8, 5], torch.device("cpu"))
+    >>> plan = plan_calls([1, 1, 5], [9, 12, 5], torch.device("cpu"))
     >>> [tuple(call.mask_N1QK.shape) for call in plan.calls]
-    [(2, 1, 1, 9), (1, 1, 5, 5)]
+    [(2, 1, 1, 12), (1, 1, 5, 5)]
     """
     alike: dict[tuple[int, int], list[int]] = {}
     for number, (new, all_) in enumerate(zip(queries, keys, strict=True)):

@@ -208,7 +208,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     environment["LOCAL_RANK"] = str(node.local_rank)
     arguments = learner_arguments(rank, config.learner.ranks, place.resume)
     if not shared:
-        arguments += ["--apart", str(run / "parts" / place.name)]
+        arguments += ["--no-shared-fs", str(run / "parts" / place.name)]
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,4 +1,4 @@
-"""A checkpoint -> a directory that transformers and vLLM load. Imports torch for adapters only."""
+"""Exports the model of a checkpoint for transformers and vLLM. Imports torch only for LoRA."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ExportError(Exception):
 
 
 def export_model(checkpoint: Path, out: Path) -> Path:
-    """Write the model of a checkpoint to `out`, which must not exist or be empty.
+    """Write the model of a checkpoint to `out`, which must be empty or not exist.
 
-    Of a run with LoRA: the base model with the adapter merged into it, and the
+    After a run with LoRA: the base model with the adapter merged into it, and the
     adapter itself in `out`/adapter.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,7 +48,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     )
     if not (base / "config.json").is_file():
         raise ExportError(
-            f"{adapter}: made for the model in {base}, which is not there (any more): put it back"
+            f"{adapter}: made for the model in {base}, which does not exist: put it back"
         )
     import torch
     from safetensors.torch import save_file

@@ -1,12 +1,11 @@
-"""A learner's part of a checkpoint: the model for everybody, the optimizer for itself.
+"""Saves and restores a learner's part of a checkpoint: model and optimizer.
 
     DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0), or
     DIRECTORY/adapter/               with LoRA: peft's format, without the base model (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
 
-Every file is fsynced here; the directories, and the commit by renaming
-DIRECTORY into place, are the stage's. Gradients are not saved: they count as
-not trained.
+Every file is fsynced here; the stage syncs the directories and commits by renaming
+DIRECTORY. Gradients are not saved: their groups count as not trained.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", "
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """Where a checkpoint was written."""
+    """The step and version of a checkpoint."""
 
     step: int
     version: int
@@ -41,8 +40,8 @@ def optimizer_file(directory: Path, rank: int) -> Path:
 def save_checkpoint(
     zero: Zero, source: Path, directory: Path, step: int, version: int, disk: Disk = SYSTEM
 ) -> None:
-    """Write this rank's part. `source`: the model directory that holds the tokenizer."""
-    with zero.gathered_weights():  # first: rank 0 may fail to write, but never to take part
+    """Write this rank's part. `source`: the model directory with the tokenizer."""
+    with zero.gathered_weights():  # first: all take part, even if rank 0 cannot write
         if zero.rank == 0:
             if lora.is_attached(zero.module):
                 lora.save_adapter(zero.module, directory / lora.ADAPTER, disk)
@@ -59,14 +58,14 @@ def save_checkpoint(
 
 
 def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
-    """Tensors and plain values: what `torch.load` takes with `weights_only`."""
+    """Write tensors and plain values, which `torch.load` accepts with `weights_only`."""
     with disk.create(path) as file:
         torch.save(state, file)
     make_durable(disk, path)
 
 
 def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -> None:
-    """The model in Hugging Face format, with what else `source` holds."""
+    """Write the model in Hugging Face format, with the other files of `source`."""
     disk.mkdir(directory)
     for path in companions(source):
         shutil.copyfile(path, directory / path.name)
@@ -76,7 +75,7 @@ def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -
 
 
 def load_checkpoint(zero: Zero, directory: Path) -> Restored:
-    """Restore optimizer and random state; the model was loaded from DIRECTORY/model before."""
+    """Restore optimizer and random state; the model is already loaded from DIRECTORY/model."""
     path = optimizer_file(directory, zero.rank if zero.owns_state() else 0)
     if not path.is_file():
         raise ZeroError(
@@ -90,7 +89,7 @@ def load_checkpoint(zero: Zero, directory: Path) -> Restored:
 
 
 def files_needed(directory: Path, rank: int) -> list[Path]:
-    """What a rank reads of a checkpoint: all but the optimizers of others."""
+    """List the files of a checkpoint that a rank reads: all but other ranks' optimizers."""
     own = optimizer_file(directory, rank)
     own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0
     others = set(directory.glob("optimizer-rank*.pt")) - {own}
@@ -98,7 +97,7 @@ def files_needed(directory: Path, rank: int) -> list[Path]:
 
 
 def companions(model: Path) -> Iterator[Path]:
-    """Files of a model directory that are not weights: tokenizer, generation settings, licence."""
+    """Yield the files of a model that are not weights: tokenizer, generation settings, licence."""
     for path in sorted(model.iterdir()):
         if path.is_file() and not path.name.endswith(_SKIPPED):
             yield path

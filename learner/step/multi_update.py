@@ -74,11 +74,11 @@ class MultiUpdateStep(LearnerStep):
     def _recompute_old(self, groups: Sequence[TrainGroup]) -> None:
         try:
             self._passes.compute_old(groups)
-        except NotFinite as error:  # kept all the same: its update is left out, on all ranks
+        except NotFinite as error:  # kept: its update is left out, on all ranks
             log.warning("%s", error)
 
     def _means(self, mine: Metrics, tokens: float) -> Metrics:
-        """Sums of all ranks, the loss over all tokens, the rest over those that were computed."""
+        """Average over all ranks: the loss per token, other metrics per computed token."""
         total: Metrics = {}
         for sums in self._passes.zero.gather_from_ranks(mine):
             merge_metrics(total, sums)
@@ -95,7 +95,7 @@ class MultiUpdateStep(LearnerStep):
 
 
 def needs_old(section: LearnerSection) -> bool:
-    """Returns True if old logprobs need a forward pass of their own."""
+    """Return True if old logprobs need a forward pass of their own."""
     return section.old_logprobs == "always" or section.updates * section.epochs > 1
 
 

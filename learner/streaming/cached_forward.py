@@ -1,16 +1,16 @@
-"""Chunks of running trajectories -> logprobs of their tokens, moments after they were sampled.
+"""Computes logprobs of running trajectories from their chunks, just after sampling.
 
 Turns (trajectory, new tokens) into cached rows of keys and values, and logprobs
 under the present weights; many short chunks become one packed call. A chunk is
 fed one token late: its inputs are the last token known before and the new ones
-but the last, so every input predicts a token that is known, and neither hidden
+except the last, so every input predicts a known token, and neither hidden
 states nor logits wait between calls. A group's prompt is cached once, without
-its last token (each member's first input), for as long as a member needs it.
-Invariants: all rows are of one version of the weights (`clear` begins another),
+its last token (each member's first input), as long as a member needs it.
+Invariants: all rows are of one version of the weights (`clear_cache` begins another),
 and a trajectory that does not fit is dropped as a whole, never in part.
 Knows no socket, no clock and no version number.
 
-Axes: P packed tokens of a call, N those of trajectories (the last ones).
+Axes: P packed tokens of a call, N those of trajectories (the last ones of the call).
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ Floats = NDArray[np.float32]
 
 
 class StreamError(ValueError):
-    """What was asked does not fit what is known of the group or trajectory."""
+    """A call contradicts what is known of the group or trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedLogprobs:
-    """Consecutive response tokens of one trajectory."""
+    """Logprobs of consecutive response tokens of one trajectory."""
 
     trajectory: int
     offset: int
-    """Of the first of them within the response."""
+    """Position of the first token within the response."""
     logprobs: Floats
     """Nats, at the sampling temperature."""
     entropies: Floats | None
-    """Nats, of the distribution that each token was drawn from; None unless asked for."""
+    """Nats, of the distribution that each token was drawn from; None unless requested."""
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """What is known of a sequence, and the rows of what has been fed."""
+    """Known tokens of a sequence, and the cache rows of those that were fed."""
 
     tokens: list[int]
     rows: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -75,12 +75,12 @@ class _Trajectory:
 
     @property
     def pending(self) -> int:
-        """Inputs to feed: all but the last token, which predicts nothing known."""
+        """Inputs to feed: all but the last token, whose successor is not known."""
         return 0 if self.dropped else len(self.sequence.tokens) - 1 - len(self.sequence.rows)
 
 
 class CachedForward:
-    """The cached forward pass of the trajectories that run."""
+    """The cached forward pass over running trajectories."""
 
     def __init__(
         self, model: Forward, temperature: float, kv_tokens: int, *, entropy: bool = False
@@ -88,9 +88,9 @@ class CachedForward:
         """
         Args:
             model: a transformers causal LM, or the DeepSpeed engine around it.
-            temperature: that the engines sample with.
-            kv_tokens: tokens cached at most, over all trajectories and prompts.
-            entropy: whether to compute entropies too.
+            temperature: sampling temperature of the engines.
+            kv_tokens: most tokens in the cache, over all trajectories and prompts.
+            entropy: compute entropies too.
         """
         bare: Any = bare_model(model)
         weight: Tensor = next(bare.parameters())
@@ -113,7 +113,7 @@ class CachedForward:
     # --- what is known ----------------------------------------------------------------------
 
     def begin_group(self, group: int, tokens: Sequence[int]) -> None:
-        """Begin a group; nothing is computed yet. Raises StreamError if empty or known."""
+        """Begin a group; computes nothing yet. Raises StreamError if it is empty or known."""
         if group in self._groups:
             raise StreamError(f"group {group} has its prompt already")
         if not len(tokens):
@@ -140,21 +140,21 @@ class CachedForward:
         known.sequence.tokens.extend(map(int, tokens))
 
     def tokens_held(self, trajectory: int) -> int:
-        """Response tokens received, 0 for an unknown trajectory: the next chunk's offset."""
+        """Count the response tokens received (0 if unknown): the next chunk's offset."""
         known = self._trajectories.get(trajectory)
         return 0 if known is None else len(known.sequence.tokens) - 1
 
     def has_pending(self, trajectories: Iterable[int]) -> bool:
-        """Whether a run has something left to do for one of these."""
+        """Return True if one of these trajectories has tokens left to compute."""
         return any(self._trajectories[name].pending for name in trajectories)
 
     @property
     def dropped(self) -> frozenset[int]:
-        """Trajectories that did not fit: no run gives their logprobs, `recompute` does."""
+        """Trajectories that did not fit: only `recompute_logprobs` gives their logprobs."""
         return frozenset(name for name, known in self._trajectories.items() if known.dropped)
 
     def statistics(self) -> dict[str, int]:
-        """Tokens cached, tokens that wait for a run, trajectories known and dropped."""
+        """Count tokens cached, tokens waiting for a call, trajectories known and dropped."""
         return {
             "cached": self._pool.size - self._pool.free,
             "pending": sum(known.pending for known in self._trajectories.values()),
@@ -165,26 +165,26 @@ class CachedForward:
     # --- forgetting -------------------------------------------------------------------------
 
     def release_trajectory(self, trajectory: int) -> None:
-        """Forget a trajectory, ended or aborted, and what waits of it; unknown ones are fine."""
+        """Forget a trajectory that ended or was aborted; an unknown one is ignored."""
         if trajectory in self._trajectories:
             self._drop(trajectory)
             known = self._trajectories.pop(trajectory)
             self._groups[known.group].members.remove(trajectory)
 
     def release_group(self, group: int) -> None:
-        """Forget a group with all its members; an unknown one is fine."""
+        """Forget a group with all its members; an unknown one is ignored."""
         if group in self._groups:
             for trajectory in sorted(self._groups[group].members):
                 self.release_trajectory(trajectory)
             del self._groups[group]
 
     def clear_cache(self) -> None:
-        """Forget everything: the weights are about to change, and no row may outlive them."""
+        """Forget everything: the weights are about to change, and every row depends on them."""
         for group in list(self._groups):
             self.release_group(group)
 
     def _drop(self, trajectory: int) -> None:
-        """Stop streaming a trajectory; the last member gives the prompt's rows back too."""
+        """Stop streaming a trajectory; the last member also frees the prompt's rows."""
         known = self._trajectories[trajectory]
         if known.dropped:
             return
@@ -205,14 +205,14 @@ class CachedForward:
     def run_call(
         self, most_tokens: int, priority: Callable[[int], float] | None = None
     ) -> list[StreamedLogprobs]:
-        """One packed call over what waits: logprobs of the tokens that it reached.
+        """Run one packed call over waiting tokens; returns the logprobs that it computed.
 
         A trajectory that finds too few free rows is dropped (see `dropped`). A call that
-        fails leaves rows half written: then all are.
+        fails leaves rows half written: then all trajectories are dropped.
 
         Args:
-            most_tokens: input tokens of the call at most, prompts included.
-            priority: of a trajectory; low ones are fed, and find room, first. None: in
+            most_tokens: most input tokens of the call, prompts included.
+            priority: trajectory -> order in which it is fed, low ones first. None: in
                 order of arrival.
         """
         waiting = [name for name, known in self._trajectories.items() if known.pending]
@@ -252,7 +252,7 @@ class CachedForward:
     def _feed(
         self, prompts: Sequence[tuple[_Group, int]], chunks: Sequence[tuple[int, int]]
     ) -> list[StreamedLogprobs]:
-        """Run the model over the last rows of these sequences, which hold nothing yet."""
+        """Run the model over the last rows of these sequences, which are still empty."""
         fed: list[int] = []
         taken: list[int] = []
         writes: list[Rows] = []
@@ -274,7 +274,7 @@ class CachedForward:
             begin = len(sequence.rows) - count
             taken += sequence.tokens[begin + 1 : begin + count + 1]
         call = build_call(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
-        if not chunks:  # only a part of a prompt
+        if not chunks:  # only prompts
             packed_logits(self._model, self._tensor(fed), call, 1)
             return []
         offsets = [
@@ -287,11 +287,11 @@ class CachedForward:
     def recompute_logprobs(
         self, trajectories: Iterable[int], most_tokens: int
     ) -> list[StreamedLogprobs]:
-        """Logprobs of whole responses so far, by packed calls without the cache.
+        """Compute the logprobs of whole responses so far, by packed calls without the cache.
 
         Args:
-            trajectories: dropped or not, with a token at least.
-            most_tokens: of one call; a response over it stands alone.
+            trajectories: dropped or not, each with at least one token.
+            most_tokens: tokens per call; a longer response has a call of its own.
 
         Raises: KeyError for an unknown trajectory, ValueError for one without a token.
         """
@@ -327,7 +327,7 @@ class CachedForward:
         taken_N: Tensor,
         chunks: Sequence[tuple[int, int, int]],
     ) -> list[StreamedLogprobs]:
-        """Run a call, and cut its logprobs into (trajectory, offset, count) each."""
+        """Run a call, and split its logprobs by (trajectory, offset, count)."""
         found_N, entropies_N = packed_logprobs(
             self._model, tokens_P, call, taken_N, self._temperature, entropy=self._entropy
         )
