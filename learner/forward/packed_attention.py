@@ -90,9 +90,7 @@ def packed_attention(
             eager=eager, **named,
         )  # fmt: skip
     if unknown := [name for name in _CHANGES_ATTENTION if named.get(name) is not None]:
-        raise AttentionError(
-            f"layer {module.layer_idx} needs {unknown[0]}, which packed calls lack"
-        )
+        raise AttentionError(f"layer {module.layer_idx} needs {unknown[0]}: packed calls lack it")
     ragged.windows[module.layer_idx] = sliding_window
     query_PHD = query_1HPD[0].transpose(0, 1)
     keys_RND, values_RND = key_1NPD[0].transpose(0, 1), value_1NPD[0].transpose(0, 1)

@@ -1,8 +1,8 @@
-"""Weights between machines: a published file in pieces, asked for one by one.
+"""Transfers published weights between machines, in pieces that are requested one by one.
 
-`Pieces` answers at the stage, beside which the learner publishes; `fetch` asks,
-a few pieces ahead, and goes on where it was when the connection breaks. Neither
-proves anything: the receiver holds the file against its manifest.
+`WeightServer` answers on the stage's machine, where the learner publishes; `fetch_weights`
+requests a few pieces ahead, and resumes when the connection breaks. Neither verifies the
+file: the receiver checks it against its manifest.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from pipeline.wire.messages import Count
 FILE = "model.safetensors"
 PIECE_BYTES = 4 << 20
 AHEAD = 8
-"""Pieces asked for and not here yet: 32 MiB fill a link of 10 Gbit/s and 25 ms."""
+"""Pieces requested ahead: 32 MiB fill a network link of 10 Gbit/s and 25 ms."""
 RETRY_S = 5.0
-"""Nothing came for so long: connect anew."""
+"""Seconds without a piece after which the connection is made anew."""
 _KEPT = 2  # versions; the learner keeps as many
 
 
 class PieceRequest(msgspec.Struct, frozen=True, array_like=True):
-    """One piece of a version's file."""
+    """Requests one piece of a version's file."""
 
     version: Count
     offset: Count
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Precedes the bytes of a piece; `total` 0: there is no such version here any more."""
+    """Sent before the bytes of a piece; `total` 0: the version is no longer published."""
 
     version: Count
     offset: Count
@@ -56,7 +56,7 @@ _piece = msgspec.msgpack.Decoder(Piece)
 
 
 class WeightServer:
-    """Answers on the stage's socket for weights.
+    """Serves pieces of published weights on one of the stage's sockets.
 
     Args:
         socket: a ROUTER, bound.
@@ -67,11 +67,11 @@ class WeightServer:
         self._socket, self._directory = socket, directory
         self._maps: dict[tuple[int, int], mmap.mmap] = {}  # (version, inode)
         self.refused = 0
-        """Requests that were none."""
+        """Number of invalid requests."""
         self.sent_bytes = 0
 
     async def serve_pieces(self) -> None:
-        """For ever."""
+        """Answer requests, for ever."""
         while True:
             parts = await self._socket.recv_multipart()
             try:
@@ -88,12 +88,12 @@ class WeightServer:
             await self._socket.send_multipart([parts[0], head, body], copy=False)
 
     def _view(self, version: int) -> memoryview | None:
-        """A version's bytes, as they are on disk now."""
+        """Map a version's file; None: there is none."""
         path = self._directory / f"v{version}" / FILE
         try:
             with path.open("rb") as file:
                 key = (version, path.stat().st_ino)
-                if key not in self._maps:  # what readers have mapped outlives its name
+                if key not in self._maps:  # a mapping outlives the file's name
                     self._maps[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                     for old in sorted(self._maps)[:-_KEPT]:
                         del self._maps[old]
@@ -105,35 +105,35 @@ class WeightServer:
 def fetch_weights(
     peer_keys: PeerKeys, version: int, total: int, patience_s: float
 ) -> Iterator[bytes]:
-    """The bytes of a version's file, in order.
+    """Yield the bytes of a version's file, in order.
 
-    Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
+    Raises TransportError if nothing arrives for `patience_s`, or the wrong bytes do.
     """
     received, since, why = 0, time.monotonic(), ""
     with zmq.Context() as context:
         while received < total:
-            with _PieceClient(context, peer_keys, version, received, total) as asking:
-                for piece in asking.pieces():
+            with _PieceClient(context, peer_keys, version, received, total) as client:
+                for piece in client.pieces():
                     received += len(piece)
                     since = time.monotonic()
                     yield piece
-                why = asking.why or why
+                why = client.why or why
             waited_s = time.monotonic() - since
             if received < total and waited_s > patience_s:
                 raise TransportError(
-                    f"version {version}: nothing came from {peer_keys.weights} for "
+                    f"version {version}: nothing arrived from {peer_keys.weights} for "
                     f"{waited_s:.0f} s, at {received} of {total} bytes{': ' if why else ''}{why}"
                 )
 
 
 class _PieceClient:
-    """One connection, asking from `offset` on."""
+    """One connection that requests pieces from an offset on."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], peer_keys: PeerKeys, *place: int
     ) -> None:
         self._version, self._offset, self._total = place
-        self._next = self._offset  # to be asked for
+        self._next = self._offset  # to be requested
         self.why = ""
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
@@ -151,7 +151,7 @@ class _PieceClient:
         self._socket.close()
 
     def pieces(self) -> Iterator[bytes]:
-        """What comes, in order, until all is here or nothing comes any more."""
+        """Yield pieces in order, until all have arrived or nothing more does."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
@@ -171,7 +171,7 @@ class _PieceClient:
         with contextlib.suppress(msgspec.DecodeError, ValueError):
             head, body = _piece.decode(parts[0]), parts[-1]
             if head.total == 0:
-                raise TransportError(f"version {self._version} is not published any more")
+                raise TransportError(f"version {self._version} is no longer published")
             asked = Piece(self._version, self._offset, self._total)
             if len(parts) == 2 and head == asked and body:
                 self._offset += len(body)

@@ -165,7 +165,7 @@ async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     """
     first, second = StageServer(tmp_path / "s"), StageServer(tmp_path / "s")
     first.open_sockets()
-    with pytest.raises(TransportError, match="another stage serves there"):
+    with pytest.raises(TransportError, match="another stage is serving there"):
         second.open_sockets()
     second.close()
     assert (tmp_path / "s" / "control").is_socket()

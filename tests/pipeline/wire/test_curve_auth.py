@@ -339,7 +339,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, listen_keys: ListenKe
 def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("{}")
     (tmp_path / "x").chmod(0o600)
-    with pytest.raises(TransportError, match="x: no key file of darts"):
+    with pytest.raises(TransportError, match="x: not a key file of darts"):
         read_private(tmp_path / "x", PeerKeys)
 
 

@@ -73,7 +73,7 @@ async def test_a_version_that_is_gone_or_of_another_size_is_named(peer_keys: Pee
     """Promise: it is an error that names the version, or the byte.
     Bound: at the first piece.
     """
-    with pytest.raises(TransportError, match="version 4 is not published any more"):
+    with pytest.raises(TransportError, match="version 4 is no longer published"):
         await asyncio.to_thread(whole, peer_keys, 4)
     with pytest.raises(TransportError, match="not the 7 bytes of its manifest, at byte 0"):
         await asyncio.to_thread(whole, peer_keys, 3, 7)
