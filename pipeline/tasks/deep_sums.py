@@ -15,7 +15,7 @@ PROMPTS = 1024
 
 
 def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
-    """The first `count` items of a split; of "train" there are `PROMPTS` at most."""
+    """Make the first `count` items of a split; "train" has at most `PROMPTS`."""
     items: list[Item] = []
     for index in range(min(count, PROMPTS) if split == "train" else count):
         rng = Random(f"deep_sums/{split}/{seed}/{index}")

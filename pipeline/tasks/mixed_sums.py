@@ -1,9 +1,9 @@
 """Task `mixed_sums`: three prompts in four add 2 or 3 numbers, the fourth 6.
 
-The grammar, the warm model and the held-out rule are those of `chain_sums`, the
-profile of lengths is another: once re-checks are unlearned, most groups are short
-and a few are several times as long, so that what is left to win lies between
-prompts. Training has 1024 items, so a run goes over them several times.
+The grammar, the warm model and the held-out rule are those of `chain_sums`, but the
+lengths differ: once re-checks are unlearned, most groups are short and a few are
+several times as long, so the remaining gain lies between prompts. Training has 1024 items, so a
+run uses each several times.
 """
 
 from random import Random
@@ -16,7 +16,7 @@ PROMPTS = 1024
 
 
 def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
-    """The first `count` items of a split; of "train" there are `PROMPTS` at most.
+    """Make the first `count` items of a split; "train" has at most `PROMPTS`.
 
     Items are drawn with replacement: only about ten prompts with two terms are held out.
     """

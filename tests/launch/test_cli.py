@@ -138,7 +138,7 @@ def test_resume_of_a_folder_without_a_checkpoint_exits_5_and_begins_nothing(
     before = sorted(p.name for p in run.path.rglob("*"))
     result = darts("train", "--resume", "r")
     assert result.exit_code == 5, result.output
-    assert "no whole checkpoint" in result.output
+    assert "no complete checkpoint" in result.output
     left = sorted(p.name for p in run.path.rglob("*"))
     assert set(left) - set(before) <= {"lock", "owner.json"}
 
@@ -229,7 +229,7 @@ def test_a_part_that_joins_nothing_is_told_what_the_address_is(part: list[str]) 
 def test_export_of_what_is_no_run_exits_1_with_a_sentence(elsewhere: Path) -> None:
     result = darts("export", "nowhere", "out")
     assert result.exit_code == 1
-    assert "no whole checkpoint" in result.output
+    assert "no complete checkpoint" in result.output
     assert not (elsewhere / "out").exists()
 
 

@@ -110,10 +110,10 @@ def test_what_a_process_of_a_run_writes_is_for_its_owner(tmp_path: Path) -> None
 def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
-    with pytest.raises(PermissionError, match="another user's, or a link"):
+    with pytest.raises(PermissionError, match="belongs to another user, or is a link"):
         make_private(tmp_path / "link")
     server = StageServer(tmp_path / "link")
-    with pytest.raises(TransportError, match="another user's, or a link"):
+    with pytest.raises(TransportError, match="belongs to another user, or is a link"):
         server.open_sockets()
     server.close()
     assert not is_ours(tmp_path / "nothing")

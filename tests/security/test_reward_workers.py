@@ -93,7 +93,7 @@ TOO_MUCH = {
     "return": "TypeError: returned str 'xxx",
     "parts": "bytes of numbers",
     "raise": r"ValueError: \\x1b\[2Jyyy",
-    "forge": "its worker died twice: it answered what is no answer: JSON is malformed",
+    "forge": "its worker died twice: its answer does not decode: JSON is malformed",
     "flood": "its worker died twice: it answered 2147483648 bytes",
     "kill": "its worker died twice: killed by SIGKILL",
 }

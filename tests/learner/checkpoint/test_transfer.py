@@ -105,5 +105,7 @@ def test_a_rank_needs_the_model_and_its_own_optimizer_at_zero_0_that_of_rank_0(
 
 
 def test_rank_0_has_to_be_beside_the_runs_folder(tmp_path: Path) -> None:
-    with pytest.raises(TransferError, match="rank 0 must run on a machine that has the run's folder"):
+    with pytest.raises(
+        TransferError, match="rank 0 must run on a machine that has the run's folder"
+    ):
         CheckpointTransfer(0, [True, False], tmp_path, torch.device("cpu"))

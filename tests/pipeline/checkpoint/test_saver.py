@@ -115,7 +115,7 @@ async def test_a_disk_that_does_not_answer_ends_the_wait_and_what_comes_late_is_
     bureau = Bureau(tmp_path, ranks=1)
     bureau.saver.rank_saved(Path(bureau.begin().directory), 0, "")
     bureau.saver.give_up(300.0)
-    assert bureau.ended == [Checkpointed(step=0, error="the disk has not taken it within 300 s")]
+    assert bureau.ended == [Checkpointed(step=0, error="it was not on disk within 300 s")]
     answer.set()
     await asyncio.to_thread(done.wait, 20)
     store.verify(store.committed(tmp_path)[0])

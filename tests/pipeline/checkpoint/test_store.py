@@ -145,10 +145,10 @@ def test_no_bit_of_the_manifest_can_flip_unseen(tmp_path: Path, states: list[Sna
 def test_without_a_whole_one_it_is_an_error_never_a_new_beginning(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         store.newest(tmp_path)
     damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
-    with pytest.raises(CheckpointError, match="no whole checkpoint\n.*optimizer-0: missing"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint\n.*optimizer-0: missing"):
         store.newest(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     save(tmp_path / "c", states[-1], 1)
     path = tmp_path / "c" / name
     path.chmod(path.stat().st_mode | mode)
-    with pytest.raises(store.Refused, match=rf"others may write it.*chmod -R go-w {tmp_path}"):
+    with pytest.raises(store.Refused, match=rf"other users can write it.*chmod -R go-w {tmp_path}"):
         store.newest(tmp_path / "c")
     path.chmod(path.stat().st_mode & ~0o022)
     assert store.newest(tmp_path / "c")[0].name == "step-000001"
@@ -279,7 +279,7 @@ def test_looking_at_a_live_run_changes_nothing(tmp_path: Path, states: list[Snap
     assert directory.is_dir()
     for left in tmp_path.glob(".old-*"):
         damage(left / "optimizer-0", "deleted")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         store.peek_newest(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snaps
     manifest["files"]["../../secret"] = [1, store.file_checksum(secret)]
     manifest["checksum"] = store._seal(manifest)
     (directory / store.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="secret is outside of it"):
+    with pytest.raises(CheckpointError, match="secret is outside the checkpoint"):
         store.verify(directory)
 
 

@@ -89,7 +89,7 @@ def test_system_message_is_put_before_messages_without_one_of_their_own(model: P
     )
     own = [{"role": "system", "content": "Own."}, USER]
     assert "Be brief" not in chat.prompt_text(own)[0]
-    with pytest.raises(ValueError, match=r"data\.system has no place; set data\.chat: always"):
+    with pytest.raises(ValueError, match=r"data\.system cannot be added; set data\.chat: always"):
         chat.prompt_text("1+1=")
 
 

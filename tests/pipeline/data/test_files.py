@@ -78,7 +78,7 @@ def test_a_saved_data_set_is_read_by_its_split(tmp_path: Path):
     assert len(prompts(tmp_path / "single")) == 2
     other = tmp_path / "other"
     datasets.DatasetDict({"easy": one, "hard": two}).save_to_disk(str(other))
-    with pytest.raises(DataError, match=r"splits easy, hard, and none is 'train'; name one"):
+    with pytest.raises(DataError, match=r"splits easy, hard, but no 'train'; name one"):
         prompts(other)
     assert files_of(str(both))[0].suffix == ".arrow"
 
@@ -184,9 +184,11 @@ def test_long_prompts_stop_by_default_and_what_a_template_wrote_is_not_cut(
     path = tmp_path / "a.parquet"
     with pytest.raises(DataError) as raised:
         loaded(tokenizer, LONG, path, max_prompt_tokens=4)
-    claim = f"{path}[1]: prompt of 11 tokens, but data.max_prompt_tokens is 4; leave such out"
+    claim = (
+        f"{path}[1]: prompt of 11 tokens, but data.max_prompt_tokens is 4; leave long prompts out"
+    )
     assert str(raised.value).startswith(claim)
-    with pytest.raises(DataError, match="what a chat template wrote is not cut"):
+    with pytest.raises(DataError, match="text of a chat template is not cut"):
         loaded(
             tokenizer, LONG, path, max_prompt_tokens=4, long_prompts="cut", chat="always",
             chat_template=plain_template,

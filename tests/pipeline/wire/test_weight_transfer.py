@@ -94,7 +94,9 @@ async def test_weights_are_for_bearers_of_a_key(
         server=SERVER.public,
         keys=STRANGER,
     )
-    with pytest.raises(TransportError, match=r"nothing came .* the stage does not know this key"):
+    with pytest.raises(
+        TransportError, match=r"nothing arrived .* the stage does not know this key"
+    ):
         await asyncio.to_thread(whole, other)
 
 

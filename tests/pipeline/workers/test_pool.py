@@ -147,7 +147,9 @@ async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_al
         async with asyncio.timeout(20.0):
             failed, scored = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(failed, RewardFailed)
-        assert "cannot be asked about: TypeError: Encoding objects of type object" in failed.why
+        assert (
+            "cannot be sent to a worker: TypeError: Encoding objects of type object" in failed.why
+        )
         assert isinstance(scored, Scored)
         assert pool.statistics() == PoolStatistics(queued=0, running=0, called=2, failed=1)
 
