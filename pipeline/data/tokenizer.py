@@ -131,8 +131,8 @@ def refuse_code(directory: Path) -> None:
         if named:
             raise ModelError(
                 f"{path}: auto_map names code that comes with the model ({', '.join(named)}); "
-                "darts never runs such code; if transformers supports the model_type itself, remove "
-                "auto_map from the file"
+                "darts never runs such code; if transformers supports the model_type itself, "
+                "remove auto_map from the file"
             )
 
 
