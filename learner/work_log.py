@@ -21,7 +21,7 @@ from pipeline.wire.messages import (
 )
 
 _ONE_PIECE_S = 0.001  # work of one kind with shorter gaps is one span
-_HINTS = 4096  # most arrivals of streamed tokens per report; the newest are kept
+_STREAMED = 4096  # most arrivals of streamed tokens per report; the newest are kept
 
 
 class WorkLog:
@@ -30,7 +30,7 @@ class WorkLog:
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._came: dict[tuple[type, int], float] = {}
-        self._hints: deque[tuple[float, float]] = deque(maxlen=_HINTS)
+        self._streamed: deque[tuple[float, float]] = deque(maxlen=_STREAMED)
 
     def record_arrival(self, message: ToPeer) -> None:
         """Record the arrival of an order for a group, a close or streamed tokens."""
@@ -40,7 +40,7 @@ class WorkLog:
             case ForgetGroup(group=number):
                 self._came.pop((TrainGroup, number), None)
             case StreamedTokens(sent_at_s=sent_at_s):
-                self._hints.append((sent_at_s, time.monotonic()))
+                self._streamed.append((sent_at_s, time.monotonic()))
             case _:
                 pass
 
@@ -60,5 +60,5 @@ class WorkLog:
     def take_spans(self) -> Spans:
         """Return everything recorded since the last call."""
         spans, self._spans = self._spans, []
-        hints = [self._hints.popleft() for _ in range(len(self._hints))]
-        return Spans(spans=tuple(spans), hints=tuple(hints))
+        streamed = [self._streamed.popleft() for _ in range(len(self._streamed))]
+        return Spans(spans=tuple(spans), hints=tuple(streamed))
