@@ -3,7 +3,7 @@
 A leg's tokens are due when `chunk_tokens` of them have gathered, when the leg ends, and
 when the version of the weights changes. Keeps three promises: a chunk has one version, a finish
 rides on the chunk of the last token, and no frame is larger than the stage
-accepts. Knows no socket, no clock and no engine.
+accepts. Knows no socket, no clock and no engine. Pure.
 """
 
 from __future__ import annotations

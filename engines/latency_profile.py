@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from engines.base import Engine, EngineInfo, Sampling, log_line
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
@@ -30,7 +30,7 @@ Points = tuple[tuple[int, float], ...]
 
 
 async def cached_latency(
-    engine: Engine, info: EngineInfo, model: str, section: EngineSection
+    engine: Engine, info: EngineInfo, model: str, section: EngineConfig
 ) -> Points:
     """Read the profile of a started engine from the cache, or measure it (a few seconds)."""
     file = _cache() / f"{_key(info, model, section)}.json"
@@ -90,7 +90,7 @@ def _cache() -> Path:
     return Path(base) / "darts" / "latency"
 
 
-def _key(info: EngineInfo, model: str, section: EngineSection) -> str:
+def _key(info: EngineInfo, model: str, section: EngineConfig) -> str:
     known = Path(model) / "config.json"
     parts = [
         str(_LAYOUT),

@@ -20,7 +20,7 @@ from engines.chunker import Chunker, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import load_spans, prove_weights
-from pipeline.config.schema import Watch
+from pipeline.config.schema import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     PROTOCOL,
@@ -81,7 +81,7 @@ class Worker:
     Args:
         engine: started; `info` is what `start` returned.
         connect: makes the client from the join message and the function that receives.
-        watch: how long sampling and loading may stand still.
+        timeouts: how long sampling and loading may stand still.
         receiver: gets new weights; by default they are files on this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
     """
@@ -94,7 +94,7 @@ class Worker:
         *,
         name: str,
         chunk_tokens: int,
-        watch: Watch | None = None,
+        timeouts: TimeoutsConfig | None = None,
         receiver: Receiver | None = None,
         stops: StopStrings | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class Worker:
             ),
             self._receive,
         )
-        self._watch = watch or Watch()
+        self._timeouts = timeouts or TimeoutsConfig()
         self._receiver = receiver or WeightReceiver()
         self._stops = stops
         self._epoch: Epoch | None = None
@@ -309,9 +309,9 @@ class Worker:
 
     def _declare(self) -> None:
         if self._loading:
-            self._client.set_activity("loading weights", self._watch.load_s + _SPARE_S)
+            self._client.set_activity("loading weights", self._timeouts.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._client.set_activity("sampling", self._watch.sampling_s + _SPARE_S)
+            self._client.set_activity("sampling", self._timeouts.sampling_s + _SPARE_S)
         else:
             self._client.set_activity("idle", 0.0)
 

@@ -31,7 +31,7 @@ from learner.step.passes import Passes
 from learner.step.single_update import SingleUpdateStep
 from learner.streaming.cached_forward import CachedForward
 from learner.streaming.logprob_stream import LogprobStream, ModelStream
-from pipeline.config.schema import Config, LearnerSection
+from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
 
 log = logging.getLogger("learner")
@@ -123,7 +123,7 @@ def _build(
 
 
 def model_streams(
-    section: LearnerSection, trainer: engine.Zero, reference: Any, temperature: float
+    section: LearnerConfig, trainer: engine.Zero, reference: Any, temperature: float
 ) -> tuple[ModelStream | None, ModelStream | None]:
     """Make the cached forwards of `overlap: token`: of the own weights and the reference model.
 
@@ -139,7 +139,7 @@ def model_streams(
     return old, stream(reference) if reference is not None else None
 
 
-def step_of(passes: Passes, section: LearnerSection) -> LearnerStep:
+def step_of(passes: Passes, section: LearnerConfig) -> LearnerStep:
     """Choose the step: backward as groups arrive needs one update and no communication."""
     if section.updates * section.epochs > 1 or passes.zero.collective_passes:
         return MultiUpdateStep(passes, section)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.config.schema import LoraSection
+from pipeline.config.schema import LoraConfig
 from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 ADAPTER = "adapter"
@@ -35,7 +35,7 @@ class LoraError(ValueError):
     """The adapters do not fit the model."""
 
 
-def attach(model: Any, section: LoraSection, base: Path) -> None:
+def attach(model: Any, section: LoraConfig, base: Path) -> None:
     """Put new adapters into a model; from then on only they have a gradient.
 
     Args:
@@ -160,11 +160,11 @@ def load_adapter(model: Any, directory: Path) -> None:
         p.copy_(saved[name])
 
 
-def section_of(directory: Path) -> LoraSection:
+def section_of(directory: Path) -> LoraConfig:
     """Read the settings that an adapter was made with."""
     found = json.loads((directory / SETTINGS).read_text())
     targets = found["target_modules"]
-    return LoraSection(
+    return LoraConfig(
         rank=found["r"],
         alpha=found["lora_alpha"],
         targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),

@@ -3,7 +3,7 @@
 Order: shut down; start again after a welcome; write a checkpoint (before waiting groups,
 after an optimizer step requested earlier); then by arrival. Waiting groups of the open
 step are trained on together, up to a token cap. Groups of a later step wait until the
-open step is done: its update is about to change the weights.
+open step is done: its update is about to change the weights. Pure.
 """
 
 from __future__ import annotations

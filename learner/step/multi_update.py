@@ -16,7 +16,7 @@ from learner.forward.micro_batches import counted_tokens
 from learner.step.base import LearnerStep
 from learner.step.mini_batches import mini_batches
 from learner.step.passes import Metrics, NotFinite, Passes, merge_metrics
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import CloseStep, TrainGroup
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class MultiUpdateStep(LearnerStep):
     """One rank's groups of the step, and the optimizer steps over them."""
 
-    def __init__(self, passes: Passes, section: LearnerSection) -> None:
+    def __init__(self, passes: Passes, section: LearnerConfig) -> None:
         super().__init__(passes, old=needs_old(section))
         self._section = section
 
@@ -94,7 +94,7 @@ class MultiUpdateStep(LearnerStep):
         }
 
 
-def needs_old(section: LearnerSection) -> bool:
+def needs_old(section: LearnerConfig) -> bool:
     """Return True if old logprobs need a forward pass of their own."""
     return section.old_logprobs == "always" or section.updates * section.epochs > 1
 

@@ -18,13 +18,13 @@ class IllegalTransition(Exception):
 
 
 class TrajectoryState(StrEnum):
-    """Of a trajectory."""
+    """States of a trajectory."""
 
     __hash__ = str.__hash__  # as its text, which it equals; that of Enum is much slower
 
     QUEUED = "queued"
     RUNNING = "running"
-    WAITING_ENV = "waiting_env"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "waiting_env"  # its turn is over, the environment is asked
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -59,11 +59,11 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # its next leg resumes it
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
-        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the rollout appended
+        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the environment appended
         TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
         TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
@@ -104,18 +104,18 @@ class Trajectory(msgspec.Struct, kw_only=True):
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
     logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32; 0 where appended
     appended: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
-    """(first, count) of response tokens that a rollout appended: the model sampled the others."""
+    """(first, count) of response tokens that the environment appended; the others were sampled."""
     appended_tokens: int = 0  # in all
-    turns: int = 0  # of the model that are over, and of which the rollout was told
+    turns: int = 0  # of the model that are over and were passed to the environment
     turn_began: int = 0  # tokens held when the turn at hand began
     turn_finish: str = ""  # how the last one ended: stop | length
-    memory: Any = None  # what the rollout wants to be reminded of
-    limited: bool = False  # ended by a limit: tokens, or calls of the rollout
+    memory: Any = None  # what the environment wants back at its next call
+    limited: bool = False  # ended by a limit: tokens, or calls of the environment
     logprob_sum: float = 0.0
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
-    streamed: int = 0  # response tokens that a learner rank has been told of
+    streamed: int = 0  # response tokens that were sent to a learner rank
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed
@@ -159,28 +159,41 @@ class Trajectory(msgspec.Struct, kw_only=True):
 
 
 class GroupState(StrEnum):
-    """Of a group."""
+    """States of a group; three of them are open, three are taken."""
 
     __hash__ = str.__hash__
 
     OPEN = "open"
+    ENOUGH = "enough"  # could close now; stays open until the step's barrier
+    DEAD = "dead"  # enough, and without signal so far: another prompt is opened for it
     CHOSEN = "chosen"
     READY = "ready"
-    TAKEN = "taken"
+    TAKEN = "taken"  # into a step
+    SENT = "sent"  # to its learner rank
+    ACCUMULATED = "accumulated"  # its gradient is in the step's sum
     TRAINED = "trained"
     DEFERRED = "deferred"
     DROPPED = "dropped"
     EVALUATED = "evaluated"
 
 
+OPEN_STATES = (GroupState.OPEN, GroupState.ENOUGH, GroupState.DEAD)
+TAKEN_STATES = (GroupState.TAKEN, GroupState.SENT, GroupState.ACCUMULATED)
+
+_UNTAKEN_ENDS = {GroupState.DEFERRED, GroupState.DROPPED}
+# Back to READY: a rank was lost, the step is run again, or a checkpoint is written.
+_TAKEN_ENDS = {GroupState.READY, GroupState.DROPPED}
 GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
     GroupState.OPEN: frozenset(
-        {GroupState.CHOSEN, GroupState.DEFERRED, GroupState.DROPPED, GroupState.EVALUATED}
+        {GroupState.ENOUGH, GroupState.CHOSEN, GroupState.EVALUATED, *_UNTAKEN_ENDS}
     ),
-    GroupState.CHOSEN: frozenset({GroupState.READY, GroupState.DEFERRED, GroupState.DROPPED}),
-    GroupState.READY: frozenset({GroupState.TAKEN, GroupState.DEFERRED, GroupState.DROPPED}),
-    # back to READY: rank lost, step run again, checkpoint cut
-    GroupState.TAKEN: frozenset({GroupState.TRAINED, GroupState.READY, GroupState.DROPPED}),
+    GroupState.ENOUGH: frozenset({GroupState.DEAD, GroupState.CHOSEN, *_UNTAKEN_ENDS}),
+    GroupState.DEAD: frozenset({GroupState.ENOUGH, GroupState.CHOSEN, *_UNTAKEN_ENDS}),
+    GroupState.CHOSEN: frozenset({GroupState.READY, *_UNTAKEN_ENDS}),
+    GroupState.READY: frozenset({GroupState.TAKEN, *_UNTAKEN_ENDS}),
+    GroupState.TAKEN: frozenset({GroupState.SENT, *_TAKEN_ENDS}),
+    GroupState.SENT: frozenset({GroupState.ACCUMULATED, *_TAKEN_ENDS}),
+    GroupState.ACCUMULATED: frozenset({GroupState.TRAINED, *_TAKEN_ENDS}),
     GroupState.TRAINED: frozenset(),
     GroupState.DEFERRED: frozenset(),
     GroupState.DROPPED: frozenset(),
@@ -198,21 +211,18 @@ class Group(msgspec.Struct, kw_only=True):
     step: int
     size: int  # M for this group
     max_tokens: int
-    stage: GroupState = GroupState.OPEN
+    state: GroupState = GroupState.OPEN
     since: float = 0.0
     sampled: int = 0  # members so far, those that have left the group included
     members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
     arrivals: list[int] = msgspec.field(default_factory=list[int])  # ids, in order of ending
-    enough: bool = False
     audited: bool = False  # sampled to its end though the selector has chosen
-    dead: bool = False  # enough, and without signal so far: another prompt is opened for it
     chosen: list[int] = msgspec.field(default_factory=list[int])  # in the selector's order
     chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector
     advantages: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
     weights: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
-    rank: int = -1  # learner rank while taken, or hinted of
-    sent: bool = False  # TrainGroup has gone out
-    trained_tokens: float = -1.0  # reported by the rank; -1: not yet
+    rank: int = -1  # learner rank that trains on it or gets its tokens early
+    trained_tokens: float = 0.0  # reported by the rank once the group is accumulated
     why: str = ""
     greedy: bool = False  # sampled at temperature 0
 
@@ -224,24 +234,44 @@ class Group(msgspec.Struct, kw_only=True):
         return None
 
     @property
+    def is_open(self) -> bool:
+        """Members may still be sampled, chosen or thrown out."""
+        return self.state in OPEN_STATES
+
+    @property
+    def is_taken(self) -> bool:
+        """The open step trains on it."""
+        return self.state in TAKEN_STATES
+
+    @property
+    def is_sent(self) -> bool:
+        """Its learner rank has it."""
+        return self.state in (GroupState.SENT, GroupState.ACCUMULATED)
+
+    @property
+    def enough(self) -> bool:
+        """The selector said that it could close; it has not yet."""
+        return self.state in (GroupState.ENOUGH, GroupState.DEAD)
+
+    @property
     def unended(self) -> bool:
-        """Whether a member has not ended yet."""
+        """True if a member has not ended yet."""
         return any(member.state in UNENDED for member in self.members)
 
     def wants_reward(self, member: Trajectory) -> bool:
-        """Whether anything follows from the reward of an ended member."""
-        return self.stage is GroupState.OPEN or self.audited or member.id in self.chosen
+        """Returns True if anything depends on the reward of this ended member."""
+        return self.is_open or self.audited or member.id in self.chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""
         by_id = {m.id: m for m in self.members}
         return [by_id[i] for i in self.arrivals] + [m for m in self.members if m.state in UNENDED]
 
-    def advance(self, stage: GroupState, now: float, why: str = "") -> None:
+    def advance(self, state: GroupState, now: float, why: str = "") -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
-        if stage not in GROUP_TRANSITIONS[self.stage]:
-            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.stage])) or "none"
+        if state not in GROUP_TRANSITIONS[self.state]:
+            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.state])) or "none"
             raise IllegalTransition(
-                f"group {self.id}: to {stage} while {self.stage}; legal: {legal}"
+                f"group {self.id}: to {state} while {self.state}; legal: {legal}"
             )
-        self.stage, self.since, self.why = stage, now, why or self.why
+        self.state, self.since, self.why = state, now, why or self.why

@@ -1,9 +1,8 @@
-"""Tokens for the learner's cached forward, while their trajectories still run.
+"""Feeds learner ranks: tokens of growing trajectories early, and groups that were taken.
 
-Turns growth and ends of trajectories into hints for one rank a group: the rank
-that will train on it. Only where a consumer of old or reference logprobs
-exists. A hint saves time and changes no result: what a rank was not hinted of
-it computes when the group comes.
+Tokens are streamed to the rank that will train on the group, where a consumer of old or
+reference logprobs exists. Streaming saves time and changes no result: tokens that were not
+streamed ahead are computed when the group arrives.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ class TokenStream:
     def __init__(self, core: CoordinatorState) -> None:
         self._core = core
 
-    def grown(self, trajectory: Trajectory) -> None:
-        """Pass on what the trajectory holds and its rank has not been told."""
+    def stream_growth(self, trajectory: Trajectory) -> None:
+        """Send the tokens that its rank does not have yet."""
         core = self._core
         group = core.groups[trajectory.group]
         if (
@@ -42,13 +41,13 @@ class TokenStream:
             )
         )
 
-    def gone(self, group: Group, trajectory: Trajectory) -> None:
+    def drop_member(self, group: Group, trajectory: Trajectory) -> None:
         """It will never be trained on: its rows are free."""
         if trajectory.streamed:
             trajectory.streamed = 0
             self._core.emit(DropStream(rank=group.rank, trajectories=(trajectory.id,)))
 
-    def closed(self, group: Group) -> None:
+    def close_group(self, group: Group) -> None:
         """The group has ended, with all that it still holds."""
         streamed = [member for member in group.members if member.streamed]
         for member in streamed:
@@ -57,7 +56,7 @@ class TokenStream:
             self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in streamed)))
 
 
-def train_command(group: Group, step: int) -> TrainGroup:
+def train_group(group: Group, step: int) -> TrainGroup:
     """A taken group with all that a rank needs to train on it."""
     members = [(i, group.member(i)) for i in group.chosen]
     return TrainGroup(

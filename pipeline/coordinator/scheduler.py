@@ -3,7 +3,7 @@
 Order: legs of lost engines; those whose next turn begins; parked, oldest version
 first; queued members, oldest group first. A slot is taken when a leg is placed and free again when
 the leg's finish has arrived in band (or the engine is lost): a leg that was
-told to end still holds its slot until then.
+aborted still holds its slot until then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 
-from pipeline.coordinator.engine_pool import EnginePool, EngineState
+from pipeline.coordinator.engine_pool import EngineEvent, EnginePool, EngineState
 from pipeline.coordinator.events import Generate, LoadWeights
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
 from pipeline.coordinator.latency_model import LatencyModel
@@ -49,8 +49,9 @@ class Scheduler:
     def serve(self, engine: EngineState) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
         now = self._core.now
-        if engine.loading < 0:
+        if not engine.is_loading:
             engine.began_to_load = engine.owes_since = now
+        engine.advance(EngineEvent.LOAD)
         engine.loading, engine.loading_since = self._core.version, now
         self._loading.pop(engine.name, None)
         self._loading[engine.name] = engine
@@ -59,6 +60,7 @@ class Scheduler:
     def admit(self, engine: EngineState) -> None:
         """It has proved the version that it was asked to load."""
         engine.held_up_s += self._core.now - engine.began_to_load
+        engine.advance(EngineEvent.PROVED)
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
         self._loading.pop(engine.name, None)
         if engine.version == self._core.version:
@@ -67,6 +69,7 @@ class Scheduler:
     def lose(self, name: str) -> list[Trajectory]:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
+        engine.advance(EngineEvent.LOST)
         self.engine_pool.dismiss(engine)
         self._loading.pop(name, None)
         self.last_loss = self._core.now
@@ -76,7 +79,7 @@ class Scheduler:
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
 
     def leg_moved(self, trajectory: Trajectory) -> float:
-        """When the newest token of a running one came, as if its engine had not loaded since."""
+        """Time of the newest token of a running one, as if its engine had not loaded since."""
         engine = self.engines.get(trajectory.engine)
         moved = engine and engine.legs.get((trajectory.id, trajectory.leg))
         if engine is None or moved is None:
@@ -112,8 +115,8 @@ class Scheduler:
         trajectory.engine = ""
         self.enqueue(trajectory, LOST)
 
-    def go_on(self, trajectory: Trajectory) -> None:
-        """Its rollout has answered: the next leg samples its next turn."""
+    def continue_turn(self, trajectory: Trajectory) -> None:
+        """Queue the next turn of a response whose environment has answered."""
         trajectory.advance(TrajectoryEvent.CONTINUED, self._core.now)
         if trajectory.parked_until:
             self.park(trajectory, trajectory.parked_until)
@@ -122,8 +125,8 @@ class Scheduler:
             self.enqueue(trajectory, CONTINUED)
 
     def park(self, trajectory: Trajectory, until: str) -> None:
-        """Off its engine, with its tokens. One whose rollout is being asked holds no slot: it is
-        parked when that has answered."""
+        """Take it off its engine, with its tokens. One that waits for its environment holds no
+        slot: it is parked once that has answered."""
         if trajectory.state is TrajectoryState.WAITING_ENV:
             trajectory.parked_until = until
             return
@@ -137,7 +140,7 @@ class Scheduler:
             self.enqueue(trajectory, PARKED)
 
     def published(self) -> None:
-        """New weights: what was parked until now may go on; every engine loads them."""
+        """Have every engine load new weights; what was parked for them may continue."""
         for trajectory in self._core.trajectories.values():
             if trajectory.parked_until != "published":
                 continue
@@ -167,7 +170,7 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """How many wait for a slot. One that has left them counts until its turn comes."""
+        """Number of legs that wait for a slot; a withdrawn one counts until its turn comes."""
         return len(self._waiting)
 
     def waiting(self) -> bool:
@@ -191,11 +194,11 @@ class Scheduler:
         """Share of its slots that an engine may fill while others load: what fills all alike.
 
         Else the first to have proved new weights is filled to its last slot, and the others
-        are idle beside it a moment later. One that loads for `warn_s` is not waited for.
+        are idle beside it a moment later. One that loads for `log_wait_s` is not waited for.
         """
         slots, now = self.slot_usage.slots, self._core.now
         for engine in self._loading.values():
-            if now - engine.loading_since < self._core.settings.warn_s:
+            if now - engine.loading_since < self._core.settings.log_wait_s:
                 break  # those behind it began later
             slots -= engine.slots
         if slots <= self.engine_pool.slots:

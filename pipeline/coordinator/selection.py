@@ -1,17 +1,16 @@
-"""A group's way from open to ready: asks the selector, carries out its verbs.
+"""A group's way from open to ready: asks the selector, carries out its actions.
 
-The core refuses a verb that cannot be (an unknown id, a member that has not
+An action is refused if it cannot be (an unknown id, a member that has not
 ended, fewer than two) before it changes anything, with an error that names
-the selector, the group and the verb.
+the selector, the group and the action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pipeline.coordinator import selection_bias, staleness
+from pipeline.coordinator import selection_bias
+from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
     ENDED,
@@ -23,6 +22,7 @@ from pipeline.coordinator.groups import (
     TrajectoryState,
 )
 from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.staleness import too_old
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import (
     Abort,
@@ -47,7 +47,7 @@ UNDECIDED = "every member has ended and the selector left it open"
 
 
 def member_view(member: Trajectory) -> MemberView:
-    """As the selector sees it: asked for each member at every question."""
+    """Makes the selector's view of a member; called for each member at every question."""
     state, tokens, reward = member.state, member.sampled, member.reward
     return MemberView(
         id=member.id,
@@ -63,21 +63,16 @@ def member_view(member: Trajectory) -> MemberView:
 
 
 class Selection:
-    """`on_change()`: a group became enough or ready;
-    `on_evaluated(group)`: an evaluation group has all its rewards."""
-
     def __init__(
         self,
         core: CoordinatorState,
         scheduler: Scheduler,
         group_manager: GroupManager,
-        on_change: Callable[[], None],
-        on_evaluated: Callable[[Group], None],
+        evaluations: Evaluations,
     ) -> None:
-        self._core, self._scheduler, self._group_manager = core, scheduler, group_manager
-        self._on_change, self._on_evaluated = on_change, on_evaluated
-        self.account = selection_bias.SelectionBias()
-        self._stopped: list[int] = []  # by verbs of the answer at hand
+        self._core, self._scheduler = core, scheduler
+        self._group_manager, self._evaluations = group_manager, evaluations
+        self._stopped: list[int] = []  # by actions of the answer at hand
 
     @property
     def wants(self) -> Wants:
@@ -85,18 +80,18 @@ class Selection:
 
     @property
     def listens(self) -> bool:
-        """Whether growth of running members is of use to anybody."""
+        """True if anything depends on the growth of running members."""
         return self._core.settings.stream or self.wants.every > 0
 
     # --- what happens to members --------------------------------------------------------
 
     def grown(self, trajectory: Trajectory, count: int) -> None:
         """A running member has so many new tokens."""
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         every, sampled = self.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
-            if group.kind == "train" and group.stage is GroupState.OPEN:
+            if group.kind == "train" and group.is_open:
                 self.ask(group, Every(trajectory.id))
 
     def ended(self, trajectory: Trajectory) -> None:
@@ -104,21 +99,21 @@ class Selection:
         core = self._core
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         self._group_manager.request_reward(group, trajectory)
         if group.kind == "train":
-            self._group_manager.lengths.append(trajectory.sampled)
+            core.stats.lengths.append(trajectory.sampled)
             if trajectory.state is TrajectoryState.FINISHED:
                 core.statistics.finished(trajectory.confidence, trajectory.sampled)
-            if group.stage is GroupState.OPEN:
+            if group.is_open:
                 self.ask(group, Finish(trajectory.id))
 
     def give_up(self, trajectory: Trajectory, why: str) -> None:
-        """Nobody can continue it: the group goes on without it."""
+        """Give up a member that cannot be continued; its group continues without it."""
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
         self._group_manager.abort_member(trajectory, "failed")
-        if group.stage is GroupState.CHOSEN:  # audited: nothing else would end its wait
+        if group.state is GroupState.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
         self._nudge(group)
 
@@ -139,49 +134,49 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._group_manager.scored(value, parts)
-        if group.stage is GroupState.CHOSEN:
+            core.stats.add_reward(value, parts)
+        if group.state is GroupState.CHOSEN:
             self._ready_if_scored(group)
-        elif group.stage is GroupState.OPEN:
+        elif group.is_open:
             if self.wants.reward or value is None:
                 self.ask(group, Rewarded(trajectory_id))
-            if group.stage is GroupState.OPEN and group.enough:
+            if group.enough:
                 self._check_signal(group)
             self._nudge(group)
 
     def version_known(self) -> None:
-        """A resumed learner has published: groups whose rewards came before it go on."""
+        """Continue groups whose rewards came before a resumed learner published."""
         for group in self._core.train_groups(GroupState.CHOSEN):
             self._ready_if_scored(group)
 
     def check_evaluated(self, group: Group) -> None:
         if all(m.scored or m.state is TrajectoryState.ABORTED for m in group.members):
-            self._on_evaluated(group)
+            self._evaluations.add(group)
+            self._group_manager.end(group, GroupState.EVALUATED)
 
     # --- the selector -------------------------------------------------------------------
 
     def ask(self, group: Group, event: SelectorEvent) -> None:
-        """One question to the selector; its verbs are carried out in their order."""
+        """One question to the selector; its actions are carried out in their order."""
         selector = self._core.plugins.selector
         with plugin_guard(selector, "selector", group.id):
             actions = list(selector.decide(self.view(group), event))
         for action in actions:
-            if group.stage is not GroupState.OPEN:
-                raise self._fault(group, action, f"the group is {group.stage} by an earlier verb")
+            if not group.is_open:
+                raise self._fault(group, action, f"the group is {group.state} by an earlier action")
             self._carry_out(group, action)
         stopped, self._stopped = self._stopped, []
         for trajectory in stopped:
-            if group.stage is GroupState.OPEN:  # what Stop has ended, the selector hears of too
+            if group.is_open:  # what Stop has ended, the selector hears of too
                 self.ask(group, Finish(trajectory))
         self._nudge(group)
 
     def _nudge(self, group: Group) -> None:
-        """No group stays open that nothing can end."""
+        """Drops an open group whose members have all ended without a decision."""
         if group.kind == "eval":
             self.check_evaluated(group)
         elif (
-            group.stage is GroupState.OPEN
-            and not group.enough
+            group.state is GroupState.OPEN
             and not any(m.state in UNENDED for m in group.members)
             and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
         ):
@@ -240,28 +235,24 @@ class Selection:
                 if until not in ("slot", "published"):
                     raise self._fault(group, action, "until is 'slot' or 'published'")
                 if any(m.state not in PARKABLE for m in members):
-                    raise self._fault(
-                        group, action, "only running and queued members can be parked"
-                    )
+                    raise self._fault(group, action, "only members that run or wait can be parked")
                 for member in members:
                     self._scheduler.park(member, until)
-                self._on_change()
+                core.needs_update = True
             case Enough():
                 if group.enough:
                     return  # said before
-                group.enough = True
-                core.group_index.update(group)
-                self._on_change()
+                core.advance(group, GroupState.ENOUGH)
+                core.needs_update = True
             case Finalize():
                 self._finalize(group, action)
             case Defer(why=why):
-                self._group_manager.end(
-                    group, GroupState.DEFERRED, why or "deferred by the selector"
-                )
+                why = why or "deferred by the selector"
+                self._group_manager.end(group, GroupState.DEFERRED, why)
             case Drop(why=why):
                 self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:
-                raise self._fault(group, action, "no verb of a selector")
+                raise self._fault(group, action, "no action of a selector")
         core.report(
             "decision",
             group=group.id,
@@ -297,7 +288,7 @@ class Selection:
                 self._core.ledger.move(member.sampled, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
-            self._group_manager.lengths.append(member.sampled)
+            self._core.stats.lengths.append(member.sampled)
             self._group_manager.request_reward(group, member)
             self._stopped.append(member.id)
 
@@ -310,7 +301,7 @@ class Selection:
         weights = action.weights or (1.0,) * len(members)
         if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
             raise self._fault(group, action, "one finite weight of at least 0 for each member")
-        group.audited = self.audited  # then everybody goes on, to be compared
+        group.audited = self.audited  # then all members continue, to be compared
         for member in group.members:
             if member.state in UNENDED and not group.audited:
                 self._group_manager.abort_member(member, "aborted")
@@ -341,7 +332,7 @@ class Selection:
         """A group that is enough and teaches nothing is replaced now, not after the barrier.
 
         It stays open all the same: its members that still run are the long ones,
-        and where those are the wrong ones nobody else trains on them. (Dropped at
+        and where those are the wrong ones no other group trains on them. (Dropped at
         once, the default task ended at .92 instead of .96 held-out accuracy.)
         """
         members = [m for m in self._ended(group) if m.scored]
@@ -349,10 +340,9 @@ class Selection:
         dead = len(outcomes) >= group.size and isinstance(
             self._advantages(group, outcomes), NoSignal
         )
-        if dead != group.dead:
-            group.dead = dead
-            self._core.group_index.update(group)
-            self._on_change()
+        if dead != (group.state is GroupState.DEAD):
+            self._core.advance(group, GroupState.DEAD if dead else GroupState.ENOUGH)
+            self._core.needs_update = True
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
         advantage = self._core.plugins.advantage
@@ -366,7 +356,7 @@ class Selection:
         ):
             return
         if self._core.version < 0:
-            return  # resumed, and the learner has yet to say which version it goes on from
+            return  # resumed, and the learner has yet to publish the version it starts from
         present = [m.id for m in members if m.reward is not None]
         if len(present) < 2:
             self._group_manager.end(group, GroupState.DROPPED, "fewer than two rewards")
@@ -382,7 +372,7 @@ class Selection:
                     f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
                     f"expected, one for each member, got {numbers}"
                 )
-        if staleness.too_old(self._core, group):
+        if too_old(group, self._core.version, self._core.settings.max_staleness):
             self._group_manager.end(group, GroupState.DROPPED, "stale")
             return
         group.chosen_weights = [
@@ -394,17 +384,17 @@ class Selection:
         self._core.advance(group, GroupState.READY)
         if group.audited:
             self._audit(group)
-        self._on_change()
+        self._core.needs_update = True
 
-    # --- the bias account ---------------------------------------------------------------
+    # --- selection bias -----------------------------------------------------------------
 
     @property
     def audited(self) -> bool:
-        """Whether the open step is sampled to its end."""
+        """True if the open step is sampled to its end."""
         return selection_bias.due(self._core.step, self._core.settings.audit_every)
 
     def _audit(self, group: Group) -> None:
         everyone = selection_bias.whole(group)
         answer = self._advantages(group, self._outcomes(group, [m.id for m in everyone]))
         values = [] if isinstance(answer, NoSignal) else [float(a) for a in answer.values]
-        self.account.add(selection_bias.shifts(group, values))
+        self._core.stats.bias.add(selection_bias.shifts(group, values))

@@ -1,8 +1,8 @@
-"""The coordinator's state at one cut between two events, and back.
+"""Takes the coordinator's state between two events, and restores it.
 
 Running legs become queued with the tokens held, taken groups ready, and
 evaluation groups are left out (an evaluation starts again): what the state
-holds can go on anywhere. Held against `issued = trained + dropped +
+holds can continue anywhere. Checked against `issued = trained + dropped +
 outstanding` at every save and load.
 """
 
@@ -17,6 +17,7 @@ from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestRewa
 from pipeline.coordinator.groups import ENDED, Group, GroupState, TrajectoryState
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
 from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
+from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
@@ -28,7 +29,7 @@ class SnapshotError(Exception):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the coordinator needs to go on."""
+    """Everything that the coordinator needs to continue."""
 
     format: int
     step: int
@@ -44,13 +45,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     reported: int  # tokens sampled by the engines' own counts
     statistics: StatisticsState
     open_step: StepState
-    lengths: list[int]
-    rewards: list[float]
-    parts: dict[str, tuple[float, int]] = {}
-    fates: dict[str, int]
+    stats: StepStats  # of that step
     last_evaluation: int
     evaluations: list[dict[str, int | float]]
-    plugins: dict[str, Any]  # seam -> its state
+    plugins: dict[str, Any]  # plug-in kind -> its state
 
 
 def check_prompts(coordinator: Coordinator) -> None:
@@ -73,9 +71,9 @@ def _settled(group: Group) -> Group:
         member.since, member.streamed = 0.0, 0
         if member.state is TrajectoryState.RUNNING:
             member.state, member.leg, member.engine = TrajectoryState.QUEUED, member.leg + 1, ""
-    copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1
-    if copy.stage is GroupState.TAKEN:
-        copy.stage = GroupState.READY
+    copy.trained_tokens, copy.rank = 0.0, -1
+    if copy.is_taken:
+        copy.state = GroupState.READY
     return copy
 
 
@@ -106,13 +104,8 @@ def take(coordinator: Coordinator) -> Snapshot:
         ledger=ledger,
         reported=coordinator.scheduler.total_reported,
         statistics=core.statistics.state(),
-        open_step=msgspec.structs.replace(
-            steps.state, since=round(core.now - steps.state.since, 3)
-        ),
-        lengths=list(group_manager.lengths),
-        rewards=list(group_manager.rewards),
-        parts=dict(group_manager.parts),
-        fates=dict(group_manager.fates),
+        open_step=msgspec.structs.replace(steps.state),
+        stats=core.stats.saved(core.now),
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
         plugins={
@@ -124,7 +117,7 @@ def take(coordinator: Coordinator) -> Snapshot:
 
 
 def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
-    """Of groups and trajectories, without those of an evaluation that starts again: seeds follow
+    """Next ids of groups and trajectories, less an evaluation that starts again: seeds follow
     from them, and a resumed run has to sample what it would have without the stop."""
     core = coordinator.core
     numbers = (core.next_group, core.next_trajectory)
@@ -137,7 +130,7 @@ def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
 
 
 def _state_of(kind: str, plugin: Any) -> Any:
-    """As it will be read again: nothing of it is the plug-in's own, which goes on."""
+    """Deep copy of the plug-in's state, exactly as a resume will decode it."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(plugin.state()))
     except (TypeError, ValueError, OverflowError) as error:  # of state(), or of what it gave
@@ -145,8 +138,8 @@ def _state_of(kind: str, plugin: Any) -> Any:
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
-    """Fill a fresh coordinator. Returns what must be asked again: rewards and rollouts that
-    had not answered."""
+    """Fill a fresh coordinator. Returns what must be asked again: rewards and environments
+    that had not answered."""
     if snapshot.format != FORMAT:
         raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")
     core, group_manager, steps = coordinator.core, coordinator.group_manager, coordinator.steps
@@ -158,10 +151,8 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     group_manager.deferred.extend(snapshot.deferred)
     group_manager.issued = snapshot.issued
     group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped
-    group_manager.lengths, group_manager.rewards = snapshot.lengths, snapshot.rewards
-    group_manager.parts = snapshot.parts
-    group_manager.fates = snapshot.fates
-    steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
+    core.stats = msgspec.structs.replace(snapshot.stats, since=now - snapshot.stats.since)
+    steps.restore(snapshot.open_step)
     coordinator.evaluations.last_step = snapshot.last_evaluation
     coordinator.evaluations.history = snapshot.evaluations
     coordinator.scheduler.reported = snapshot.reported

@@ -132,7 +132,7 @@ class NoSignal(msgspec.Struct, frozen=True):
 
 
 class Append(msgspec.Struct, frozen=True):
-    """What a rollout adds to a response: trained on as context, never as the model's own."""
+    """What an environment adds to a response: trained on as context, never as the model's own."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()  # instead of a text

@@ -77,7 +77,7 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unended(self) -> tuple[MemberView, ...]:
-        """Queued, running, waiting_env (its environment is asked) and parked: members of a lost engine
+        """Queued, running, waiting for the environment, and parked: members of a lost engine
         are here, not gone."""
         return tuple(m for m in self.members if m.state in UNENDED)
 
@@ -209,7 +209,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of the model that is over, for the rollout seam (inside a worker)."""
+    """A turn of the model that is over, for the plug-in kind `environment` (inside a worker)."""
 
     prompt: str
     response: str  # all turns so far and what was appended, without special tokens

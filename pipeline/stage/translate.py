@@ -1,22 +1,11 @@
-"""Messages become events, commands become messages: pure, one way each."""
+"""Messages become events, and commands become messages. Pure."""
 
 from __future__ import annotations
 
 import math
 
-from pipeline.coordinator.events import (
-    AnyEvent,
-    EngineJoined,
-    Generate,
-    StepApplied,
-    StepRejected,
-    Tokens,
-    Trained,
-    TrainingFailed,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
-)
+from pipeline.coordinator import events
+from pipeline.coordinator.events import AnyEvent, EngineJoined, Generate, Tokens
 from pipeline.wire.messages import (
     Floats,
     FromPeer,
@@ -48,7 +37,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
 
 
 def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> str:
-    """Why this peer cannot mean this message; '' if it can.
+    """Returns why this peer may not send this message; '' if it may.
 
     Args:
         weights: the directory that weights are published in.
@@ -83,7 +72,7 @@ def engine_joined(join: Join, epoch: int) -> EngineJoined:
 
 
 def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
-    """What a peer's message means to the coordinator.
+    """Makes the coordinator's event of a peer's message.
 
     Raises WireError for one that means nothing to it (joins, heartbeats).
     """
@@ -91,25 +80,27 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
         case WeightsLoaded(version=version, gaps=gaps):
             # Of several figures `max` may overlook a NaN.
             gap = max((g if g >= 0 else math.inf for g in gaps.values()), default=0.0)
-            return WeightsServed(engine=name, version=version, gap=gap)
+            return events.WeightsLoaded(engine=name, version=version, gap=gap)
         case WeightsFailed(version=version, why=why):
-            return WeightsRefused(engine=name, version=version, why=why)
+            return events.WeightsFailed(engine=name, version=version, why=why)
         case GroupTrained(group=group, tokens=tokens, metrics=metrics):
-            return Trained(rank=rank, group=group, tokens=tokens, metrics=_finite(metrics))
+            return events.GroupTrained(
+                rank=rank, group=group, tokens=tokens, metrics=_finite(metrics)
+            )
         case GroupFailed(group=group, why=why):
-            return TrainingFailed(rank=rank, group=group, why=why)
+            return events.GroupFailed(rank=rank, group=group, why=why)
         case StepDone(step=step, version=version, metrics=metrics):
-            return StepApplied(rank=rank, step=step, version=version, metrics=_finite(metrics))
+            return events.StepDone(rank=rank, step=step, version=version, metrics=_finite(metrics))
         case StepSkipped(step=step, why=why):
-            return StepRejected(rank=rank, step=step, why=why)
+            return events.StepSkipped(rank=rank, step=step, why=why)
         case Published(manifest=manifest):
-            return VersionPublished(version=manifest.version)
+            return events.Published(version=manifest.version)
         case _:
             raise WireError(f"{name}: {type(message).__name__} is nothing to decide about")
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Figures for people: one that is no number is left out."""
+    """Leaves out metrics that are no numbers."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -131,7 +122,7 @@ def tokens_event(
 
 
 def _past(moment: float, now: float) -> float:
-    """Nothing that is told of lies ahead, or before the clock's zero: so far a peer is believed."""
+    """Clamps a peer's timestamp to [0, now]."""
     return min(max(moment, 0.0), now)
 
 
@@ -152,7 +143,7 @@ def to_stage_clock(span: Span, now: float, offset_s: float) -> Span:
 
 
 def transit_s(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
-    """Seconds that a hint was on its way to a peer, by our clock and theirs."""
+    """Seconds that streamed tokens took to a peer, by our clock and theirs."""
     return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 

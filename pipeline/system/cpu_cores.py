@@ -1,4 +1,4 @@
-"""Chooses the CPU cores of an engine without a GPU; the learner takes the others."""
+"""Chooses the CPU cores of an engine without a GPU; the learner takes the others. Pure."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ ORPHAN_S = 120.0
 watches: a launcher's children end with it, whatever their stage does."""
 SILENT_S = 4.0
 """Seconds of silence after which an engine on another machine treats the connection as lost:
-sooner than the stage does, which would shut the engine down (`watch.lost_s`)."""
+sooner than the stage does, which would shut the engine down (`timeouts.heartbeat_s`)."""
 HUNG = 70
 """Exit status of a process that hung and did not act on a shutdown message."""
 HUNG_S = 20.0

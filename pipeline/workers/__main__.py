@@ -157,7 +157,7 @@ def main() -> None:
         limit_call(setup.limits.cpu_s, time.process_time())
         if isinstance(message, Check):
             found = _check(plugin, message)
-        elif setup.kind == "rollout":
+        elif setup.kind == "environment":
             found = _turns(plugin, message)
         else:
             found = _scores(plugin, message)

@@ -22,7 +22,7 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system import temp_dirs
@@ -66,18 +66,18 @@ class WorkerPool:
     """Calls one plug-in; used from one event loop, as an async context manager.
 
     Args:
-        most: most workers, whatever the options say; 0: as the options say.
+        section: the settings of its workers.
+        most: most workers, whatever the section says; 0: as the section says.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, plugin: Plugin, most: int = 0) -> None:
+    def __init__(self, plugin: Plugin, section: WorkersConfig, most: int = 0) -> None:
         """Starts no worker yet. Raises PluginError if the plug-in is not found."""
-        self._plugin = plugin
-        self._options = self._guards(plugin)
-        self.workers = min(self._options.workers, most or self._options.workers)
+        self._plugin, self._section = plugin, section
+        self.workers = min(section.count, most or section.count)
         """Number of worker processes."""
-        options = self._options
+        options = self._plugin_options()
         self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.kind}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
@@ -90,13 +90,9 @@ class WorkerPool:
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
-    @classmethod
-    def _guards(cls, plugin: Plugin) -> interfaces.WorkerOptions:
-        found = registry.find(cls.kind, plugin.name)
-        options = msgspec.convert(plugin.options, registry.options_type(found))
-        if isinstance(options, interfaces.WorkerOptions):
-            return options
-        return interfaces.WorkerOptions()  # a plug-in without such options is guarded, too
+    def _plugin_options(self) -> interfaces.Options:
+        found = registry.find(self.kind, self._plugin.name)
+        return msgspec.convert(self._plugin.options, registry.options_type(found))
 
     async def __aenter__(self) -> Self:
         try:
@@ -173,12 +169,12 @@ class WorkerPool:
     def stop_reason(self) -> str | None:
         """The reason to stop the run: too many of the last calls failed. None: there is none."""
         called, failed = len(self._ends), sum(self._ends)
-        if called < MIN_CALLS or failed <= self._options.fail_share * called or not self._last:
+        if called < MIN_CALLS or failed <= self._section.fail_share * called or not self._last:
             return None
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
             f"{self._who} failed in {failed} of the last {called} calls, over "
-            f"{self.kind}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"workers.fail_share {self._section.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
@@ -248,7 +244,7 @@ class WorkerPool:
             elif isinstance(error, Died):
                 job.set_failure(_chained(RewardFailed(f"its worker died twice: {error}"), error))
             elif isinstance(error, TimeoutError):
-                why = f"took longer than limit_s {self._options.limit_s:g}"
+                why = f"took longer than workers.limit_s {self._section.limit_s:g}"
                 job.set_failure(_chained(RewardFailed(why), error))
             elif isinstance(error, RewardFailed):
                 job.set_failure(error)
@@ -279,7 +275,7 @@ class WorkerPool:
         worker = self._idle.pop() if self._idle else await self._start_one()
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(self._options.limit_s):
+            async with asyncio.timeout(self._section.limit_s):
                 found = await worker.ask_worker(frame)
             if not isinstance(found, Scores) or len(found.found) != len(jobs):
                 raise self._nonsense(found)
@@ -300,12 +296,12 @@ class WorkerPool:
 
     async def _start_one(self) -> WorkerProcess:
         """Start a worker and let it build the plug-in. Raises RewardFailed."""
-        options = self._options
+        section = self._section
         limits = ResourceLimits(
-            memory_gib=options.memory_gib,
-            cpu_s=options.cpu_s,
-            file_mib=options.file_mib,
-            open_files=options.open_files,
+            memory_gib=section.memory_gib,
+            cpu_s=section.cpu_s,
+            file_mib=section.file_mib,
+            open_files=section.open_files,
         )
         try:
             async with asyncio.timeout(WARM_UP_S):
@@ -314,8 +310,8 @@ class WorkerPool:
                     self._plugin,
                     limits,
                     self._directory.name,
-                    options.env,
-                    options.processes,
+                    section.env,
+                    section.processes,
                 )
         except TimeoutError as error:
             raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error

@@ -28,7 +28,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: ResourceLimits
     directory: str  # to work in
     parent: int
-    kind: str = "reward"  # kind of plug-in: reward | rollout
+    kind: str = "reward"  # kind of plug-in: reward | environment
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):

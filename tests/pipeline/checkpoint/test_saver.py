@@ -87,7 +87,7 @@ async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) 
 )
 async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     """Promise: the checkpoint is given up, the rank is named, and nothing of it is left.
-    Bound: when the coordinator says so, after `watch.checkpoint_s`.
+    Bound: when the coordinator says so, after `timeouts.checkpoint_s`.
     """
     bureau = Bureau(tmp_path)
     save = bureau.begin()
@@ -243,7 +243,7 @@ async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
     """
     bureau = Bureau(small_disk, ranks=1)
     assert await saved(bureau, b"old") == Checkpointed(step=0)
-    bureau.bench.coordinator.group_manager.lengths = [2**31] * SMALL
+    bureau.bench.core.stats.lengths = [2**31] * SMALL
     failed = await saved(bureau, b"fits")
     assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
     assert [p.name for p in small_disk.iterdir()] == ["step-000000"]

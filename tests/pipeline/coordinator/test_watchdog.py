@@ -16,18 +16,17 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineLost,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Restart,
     Shutdown,
     Tick,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchAction, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
@@ -38,7 +37,7 @@ LIMITS = Timeouts(
     load_s=20.0,
     abort_s=5.0,
     sampling_s=10.0,
-    still_s=30.0,
+    no_token_s=30.0,
     reward_s=15.0,
     learner_s=40.0,
     checkpoint_s=25.0,
@@ -78,7 +77,7 @@ def stopped(bench: Bench) -> str:
 def test_an_engine_that_sends_nothing_is_restarted_and_its_work_goes_on_elsewhere() -> None:
     """Promise: it is ended and started again, and its trajectories go on at another engine, with
     the tokens received; an engine that sends is left alone.
-    Bound: `watch.sampling_s` (here 10 s).
+    Bound: `timeouts.sampling_s` (here 10 s).
     """
     bench = bench_of(candidates=2)
     bench.begin(engines=2, slots=1)
@@ -98,7 +97,7 @@ def test_an_engine_that_sends_nothing_is_restarted_and_its_work_goes_on_elsewher
 def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
     """Promise: it is aborted there and queued again with its tokens; the others are left alone,
     and after three such legs it is given up.
-    Bound: `watch.still_s` (here 30 s).
+    Bound: `timeouts.no_token_s` (here 30 s).
     """
     bench = bench_of(candidates=2, max_tokens=100)
     bench.begin(slots=3)
@@ -114,7 +113,7 @@ def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
 @pytest.mark.fault("an engine ignores an abort", part="engines", by="direct")
 def test_an_engine_that_ignores_an_abort_is_restarted() -> None:
     """Promise: its slot stays taken until it is ended and started again; the line names the legs.
-    Bound: `watch.abort_s` (here 5 s).
+    Bound: `timeouts.abort_s` (here 5 s).
     """
     bench = bench_of(candidates=3)
     bench.begin()
@@ -129,7 +128,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
     bench = bench_of(candidates=3)
     bench.begin()
     bench.ask(0, Abort((2,)))
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     assert "Restart" not in pass_time(bench, 15)
     bench.serve()
     assert "Restart" not in pass_time(bench, 4, lambda: bench.tokens(0, 1))
@@ -139,7 +138,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
 @pytest.mark.fault("an engine never ends a load of weights", part="engines", by="direct")
 def test_an_engine_that_never_serves_is_restarted() -> None:
     """Promise: it is ended and started again, however often newer weights come meanwhile.
-    Bound: `watch.load_s` (here 20 s).
+    Bound: `timeouts.load_s` (here 20 s).
     """
     bench = bench_of()
     bench.begin()
@@ -148,7 +147,7 @@ def test_an_engine_that_never_serves_is_restarted() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
+        bench.handle(Published(version=version))
 
     publish()
     assert "Restart" not in pass_time(bench, 19, publish)
@@ -164,8 +163,8 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
-        bench.handle(WeightsServed(engine="e0", version=version - 1, gap=0.0))
+        bench.handle(Published(version=version))
+        bench.handle(WeightsLoaded(engine="e0", version=version - 1, gap=0.0))
 
     publish()
     assert "Restart" not in pass_time(bench, 60, publish)
@@ -178,7 +177,7 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
 def test_a_reward_that_never_comes_is_missing_never_zero() -> None:
     """Promise: the question is taken back, the member is missing from its group, and the group
     goes on without it.
-    Bound: `watch.reward_s` and two calls of `limit_s` without any reward (here 15 s).
+    Bound: `timeouts.reward_s` and two calls of `limit_s` without any reward (here 15 s).
     """
     bench = bench_of(size=3)
     bench.begin()
@@ -202,7 +201,7 @@ def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> No
     bench.tokens(2, 5, "stop")
     [train] = only(bench.train_one(0), TrainGroup)
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
-    assert [wait for wait in waits(bench.coordinator) if wait.kind is WaitKind.REWARD] == []
+    assert [wait for wait in bench.coordinator.waits.find() if wait.kind is WaitKind.REWARD] == []
     pass_time(bench, 20)
     assert not bench.warnings()
     bench.learn([train])
@@ -210,11 +209,11 @@ def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> No
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
 
 
-@pytest.mark.fault("a rollout never answers", part="rewards", by="direct")
-def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> None:
+@pytest.mark.fault("an environment never answers", part="rewards", by="direct")
+def test_an_environment_that_never_answers_costs_its_member_and_not_the_group() -> None:
     """Promise: the question is taken back, the member is missing from its group, and the group
     goes on without it.
-    Bound: `watch.reward_s` without an answer of any rollout (here 15 s).
+    Bound: `timeouts.reward_s` without an answer of any environment (here 15 s).
     """
     bench = bench_of(turns=3)
     bench.begin()
@@ -222,7 +221,7 @@ def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> No
     assert "CancelEnvironmentCall" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
     pass_time(bench, 2)
     assert only(bench.everything, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
-    assert bench.warnings() == ["trajectory 0: given up after no rollout has answered for 15 s"]
+    assert bench.warnings() == ["trajectory 0: given up after no environment has answered for 15 s"]
     assert [m.id for m in bench.group(0).members if m.state is not TrajectoryState.ABORTED] == [
         1,
         2,
@@ -245,7 +244,7 @@ def test_rewards_that_come_are_progress_for_those_in_the_queue() -> None:
 )
 def test_a_rank_that_owes_an_answer_for_too_long_is_lost() -> None:
     """Promise: the run ends with the rank's name, to be resumed from its last checkpoint.
-    Bound: `watch.learner_s` without an answer of that rank (here 40 s).
+    Bound: `timeouts.learner_s` without an answer of that rank (here 40 s).
     """
     bench = bench_of()
     bench.begin()
@@ -261,7 +260,7 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
     bench.begin()
     bench.train_one(0)
     pass_time(bench, 30)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "Shutdown" not in pass_time(bench, 39)
     assert "Shutdown" in pass_time(bench, 3)
 
@@ -274,7 +273,7 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
 def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_run() -> None:
     """Promise: it is given up with a warning, and the next one is tried; the third in a row stops
     the run.
-    Bound: `watch.checkpoint_s` each (here 25 s).
+    Bound: `timeouts.checkpoint_s` each (here 25 s).
     """
     limits = Timeouts(checkpoint_s=LIMITS.checkpoint_s)
     bench = Bench(limits=limits, steps=9, checkpoint_every=1)
@@ -299,14 +298,14 @@ def test_three_checkpoints_that_fail_in_a_row_stop_the_run_with_the_last_reason(
     bench = Bench(steps=9, checkpoint_every=1)
     bench.begin()
     for step in range(3):
-        assert bench.coordinator.phase == "training"
+        assert bench.coordinator.run.phase == "training"
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error=f"disk full, {step}"))
     assert [w for w in bench.warnings() if "disk full" in w] == [
         f"no checkpoint at step {step + 1}: disk full, {step}" for step in range(3)
     ]
-    assert bench.coordinator.phase == "halting"
+    assert bench.coordinator.run.phase == "halting"
     assert [cut.step for cut in only(bench.everything, Checkpoint)] == [1, 2, 3, 3]
     bench.handle(Checkpointed(step=3, error="disk full still"))
     [over] = only(bench.everything, Shutdown)
@@ -320,7 +319,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error="" if step == 2 else "disk full"))
-    assert only(bench.everything, Shutdown) == [] and bench.coordinator.phase == "halting"
+    assert only(bench.everything, Shutdown) == [] and bench.coordinator.run.phase == "halting"
 
 
 # --- the run as a whole ---------------------------------------------------------------------
@@ -329,7 +328,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
 @pytest.mark.fault("an engine or a learner rank never joins", part="stage", by="direct")
 def test_who_never_joins_is_named_and_the_run_stops() -> None:
     """Promise: the run stops and names everybody who is missing.
-    Bound: `watch.join_s` (here 50 s).
+    Bound: `timeouts.join_s` (here 50 s).
     """
     bench = bench_of(ranks=2)
     bench.handle(LearnerJoined(rank=0))
@@ -343,7 +342,7 @@ def test_who_never_joins_is_named_and_the_run_stops() -> None:
 @pytest.mark.fault("all engines are lost and none comes back", part="engines", by="direct")
 def test_a_run_without_any_engine_stops_after_a_checkpoint() -> None:
     """Promise: the run writes a checkpoint and stops, and says that no engine came back.
-    Bound: `watch.join_s` (here 50 s).
+    Bound: `timeouts.join_s` (here 50 s).
     """
     bench = bench_of()
     bench.begin()
@@ -365,7 +364,7 @@ class Never:
 def test_a_rule_that_takes_nothing_stops_the_run_by_its_name() -> None:
     """Promise: when nothing moves and nothing is under way the run stops, after a checkpoint, with
     the plug-in's name.
-    Bound: `watch.still_s` (here 30 s).
+    Bound: `timeouts.no_token_s` (here 30 s).
     """
     bench = bench_of(plugins={"batch": Never()})
     bench.begin()

@@ -36,7 +36,7 @@ SETTINGS = Settings(
     eval_samples=2,
     checkpoint_every=1,
     stop_tokens=frozenset({STOP}),
-    warn_s=20.0,
+    log_wait_s=20.0,
     gap_limit=1e-3,
     knee=6,  # else a matter of the latency that engines have shown: no state of the run
 )
@@ -54,7 +54,7 @@ MACHINES = Machines(
 """Powers of two, and a decode step takes as long for one as for eight: sums are exact, so that what
 happens does not depend on when. Nobody is in the middle of anything after the optimizer step."""
 BASE: dict[str, tuple[str, dict[str, Any]]] = {
-    "prompts": ("shuffled", {}),
+    "prompt_order": ("shuffled", {}),
     "budget": ("length_variance", {"top_up": "fewest"}),
     "selector": ("dual_end", {}),
     "batch": ("fifo", {}),
@@ -80,7 +80,7 @@ def coordinator_with(kind: str, name: str, options: dict[str, Any]) -> Coordinat
     for each, (usual, usual_options) in BASE.items():
         cls = registry.find(each, name if each == kind else usual)
         given = options if each == kind else usual_options
-        extra = {"seed": SETTINGS.seed} if each == "prompts" else {}
+        extra = {"seed": SETTINGS.seed} if each == "prompt_order" else {}
         made[each] = cls(registry.options_type(cls)(**given), **extra)
     lengths = [3 + prompt % 4 for prompt in range(SETTINGS.prompts)]
     return Coordinator(SETTINGS, Plugins(**made), lengths, ["a", "b"] * (SETTINGS.prompts // 2))
@@ -123,8 +123,8 @@ def without_clock(state: bytes) -> Snapshot:
     """What evaluations and open steps have taken is time, and not the run."""
     found = msgspec.msgpack.decode(state, type=Snapshot)
     evaluations = [{k: v for k, v in e.items() if k != "seconds"} for e in found.evaluations]
-    step = msgspec.structs.replace(found.open_step, since=0.0)
-    return msgspec.structs.replace(found, evaluations=evaluations, open_step=step)
+    stats = msgspec.structs.replace(found.stats, since=0.0)
+    return msgspec.structs.replace(found, evaluations=evaluations, stats=stats)
 
 
 @pytest.mark.fault("a stop after any step, with any plug-in", part="everything", by="simulator")
@@ -162,8 +162,8 @@ def test_saved_loaded_and_saved_again_it_is_the_same_bytes(
     for written in life.cuts.values():
         again = coordinator_with(*plugin)
         loaded = msgspec.msgpack.decode(written, type=Snapshot)
-        version, held = loaded.version, loaded.open_step.since
+        version, held = loaded.version, loaded.stats.since
         snapshot.restore(again, loaded, 1000.0)
         again.core.version = version  # which the learner says
-        assert again.core.now - again.steps.state.since == pytest.approx(held)
+        assert again.core.now - again.core.stats.since == pytest.approx(held)
         assert msgspec.msgpack.encode(snapshot.take(again)) == written

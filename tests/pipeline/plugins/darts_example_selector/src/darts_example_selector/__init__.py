@@ -7,23 +7,20 @@ docs/selectors.md, packaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyAction, Drop, Finalize
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
+from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.views import GroupView
 
 
 class QuickestOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `quickest` selector."""
 
-    spare: int = 0
+    spare: NonNegativeInt = 0
     """Candidates that must have finished beyond M before the group ends."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if self.spare < 0:
-            yield f"spare is {self.spare}, expected at least 0"
 
 
 class Quickest:
