@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ class Launcher:
             ]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
-            command += ["--entrance", str(site.listen_keys)] if site.listen_keys else []
+            command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
         ranks, resume = config.learner.ranks, str(self._resume or "")
         for rank in self._roles.ranks:
@@ -155,10 +156,7 @@ class Launcher:
 
     def run(self) -> int:
         """Start everything, serve until the stage ends, leave nothing behind."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-            numbers.append(signal.SIGHUP)
-        before = {n: signal.signal(n, self._interrupt) for n in numbers}
+        before = self._take_signals()
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n")
             for child in self.children.values():
@@ -179,6 +177,16 @@ class Launcher:
         if self._interrupts:
             return 130
         return 1 if self.error is None or self.error else 0
+
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        """Handles the signals that stop a run; returns the handlers before. Python gives signals to
+        the main thread only: a run in another thread does not see them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        return {number: signal.signal(number, self._interrupt) for number in numbers}
 
     def _serve(self) -> None:
         stage = self.children["stage"]
