@@ -35,38 +35,13 @@ app.add_typer(reward, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """Model, tokenizer, data and plug-ins, as a run would read them; lines that say what is."""
-    import asyncio
-
-    from launch.preflight import learner, rewards
-    from pipeline.data import eval_sets
-    from pipeline.data.dataset import DataError, load_train
-    from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
-    from pipeline.observability.trackers import complaints
-    from pipeline.plugins.registry import PluginError
-    from pipeline.stage import build
+    """What a run would read, a line each; ends the command if something does not fit."""
+    from launch.preflight.everything import PreflightError, check_everything
 
     try:
-        tokenizer = Tokenizer(Path(config.model))
-        if config.learner.reference not in ("", "start"):
-            refuse_code(Path(config.learner.reference))
-        train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = eval_sets.load(config, tokenizer)
-        build.coordinator(config, tokenizer, train, held_out)
-    except (ModelError, DataError, PluginError) as error:
+        return check_everything(config)
+    except PreflightError as error:
         fail(error, 2)
-    if problems := [*learner.complaints(config), *complaints(config.metrics)]:
-        fail("\n".join(problems), 2)
-    if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.complaints(config.reward, [train, held_out.data])):
-            fail("\n".join(problems), 2)
-    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
-    return [
-        *skipped,
-        f"model: {config.model} ({tokenizer.vocabulary} tokens)",
-        f"training: {train.summary()}",
-        f"held out: {held_out.data.summary()}",
-    ]
 
 
 @app.command()

@@ -23,7 +23,7 @@ from pipeline.plugins import interfaces, registry
 class Resolver:
     """Of one file; `problems` grows by a line for each complaint."""
 
-    def __init__(self, tree: Branch, path: Path, problems: list[str]) -> None:
+    def __init__(self, tree: Branch, path: Path | None, problems: list[str]) -> None:
         self._tree = tree
         self._path = path
         self._problems = problems
@@ -47,7 +47,7 @@ class Resolver:
         return paths.resolved(config, self._path, self._problem)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:
-        place = where or self._values.place(key) or str(self._path)
+        place = where or self._values.place(key) or str(self._path or "settings")
         self._problems.append(f"{place}: {key}: {text}")
 
     def _plugin(self, kind: str, given: Tree | Plugin, group_size: int) -> Plugin:

@@ -14,6 +14,8 @@ import numpy as np
 from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
 
+__all__ = ["Recent", "group_of", "illegal", "outcomes_of", "sample_of"]
+
 
 class Recent(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics of a run so far, given as plain lists."""

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyAction, Drop, Finalize
-from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
-from pipeline.plugins.views import GroupView
+from darts.plugins import (
+    AnyAction,
+    Barrier,
+    Drop,
+    Finalize,
+    GroupView,
+    Options,
+    SelectorEvent,
+    Wants,
+)
 
 
-class QuickestOptions(interfaces.Options, frozen=True, kw_only=True):
+class QuickestOptions(Options, frozen=True, kw_only=True):
     """Options of the `quickest` selector."""
 
     spare: int = 0
