@@ -98,7 +98,8 @@ def page(made: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Simulated\n",
-            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
+            "Written by `make simulate` (`launch/bench/developer/simulate_show.py`). What is "
+            "modelled, and what",
             "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
             "Speed-up over synchronous rollout. One constant is fitted on one cell of each",
