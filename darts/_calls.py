@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +121,7 @@ def evaluate(
     settings += [] if reward is None else _settings.reward_overrides(reward)
     settings += [*_engine(engine), *_settings.as_overrides(overrides), "step.count=0"]
     # without a configuration nothing else is there to train on, and nothing is trained
-    prompts = list(cast(Iterable[dict[str, Any]], data)) if _settings.is_rows(data) else data
+    prompts = list(cast(Iterable[Mapping[str, Any]], data)) if _settings.is_rows(data) else data
     parts: dict[str, Rows | None] = {"held_out": prompts}
     if config is None:
         parts["train"] = prompts
@@ -255,11 +255,11 @@ def _data_settings(data: dict[str, Rows | None], folder: Path) -> Iterator[str]:
     for name, given in data.items():
         if isinstance(given, str | Path):
             yield f"data.{name}={given}"
-        elif isinstance(given, dict):
-            yield from _settings.as_overrides({"data": given})
+        elif _settings.is_rows(given):
+            rows = cast(Iterable[Mapping[str, Any]], given)
+            yield f"data.{name}={_settings.write_rows(rows, folder / f'{name}.jsonl')}"
         elif given is not None:
-            path = _settings.write_rows(given, folder / f"{name}.jsonl")
-            yield f"data.{name}={path}"
+            yield from _settings.as_overrides({"data": given})
 
 
 def _resume(path: Path, quiet: bool) -> Run:

@@ -169,8 +169,9 @@ def _module_name(function: Callable[..., Any]) -> str:
     if function.__module__ != "__main__":
         return function.__module__
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # python -m package.module
-    own = spec is not None and spec.origin and _source_of(function) == Path(spec.origin)
-    return spec.name if own else ""
+    if spec is None or not spec.origin or _source_of(function) != Path(spec.origin):
+        return ""
+    return spec.name
 
 
 def _source_of(function: Callable[..., Any]) -> Path | None:

@@ -1,6 +1,4 @@
 """What a plug-in's author needs: interfaces, actions, views, `register`, and `testing`."""
 
-from pipeline import plugins
 from pipeline.plugins import *  # noqa: F403  the list is there
-
-__all__ = plugins.__all__
+from pipeline.plugins import __all__

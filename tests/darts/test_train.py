@@ -127,11 +127,9 @@ def test_evaluate_returns_the_figures_of_the_rows(tmp_path: Path):
 @pytest.mark.deepspeed
 def test_a_run_that_fails_raises_with_reason_status_and_folder(tmp_path: Path):
     (tmp_path / "broken.py").write_text("def broken(sample):\n    raise ValueError('not today')\n")
-    with pytest.raises(darts.RunError, match="not today") as caught:
-        darts.train(
-            data=ROWS, reward=f"{tmp_path}/broken.py:broken", steps=1, out=tmp_path / "run",
-            quiet=True, **{**SMALL, "step.tries": 40},  # it stops after 50 calls
-        )  # fmt: skip
+    own: dict[str, Any] = {**SMALL, "step.tries": 40, "reward": f"{tmp_path}/broken.py:broken"}
+    with pytest.raises(darts.RunError, match="not today") as caught:  # after 50 calls
+        darts.train(data=ROWS, steps=1, out=tmp_path / "run", quiet=True, **own)
     assert caught.value.status == 1
     assert caught.value.path == tmp_path / "run"
 
@@ -182,8 +180,9 @@ def test_ctrl_c_in_a_script_stops_its_run_with_a_checkpoint(tmp_path: Path):
 def refused(tmp_path: Path, **given: Any) -> str:
     """The message of what `train` refuses; nothing is left of it."""
     out = tmp_path / "refused"
+    settings: dict[str, Any] = {**SMALL, "data": ROWS, **given}
     with pytest.raises((darts.ConfigError, darts.RunError, TypeError, ValueError)) as caught:
-        darts.train(out=out, quiet=True, **{**SMALL, "data": ROWS, **given})
+        darts.train(out=out, quiet=True, **settings)
     assert not out.exists()
     return str(caught.value)
 
@@ -302,10 +301,8 @@ def test_load_config_takes_files_dicts_and_keywords():
 
 
 def test_simulate_returns_means_and_steps():
-    found = darts.simulate(
-        **{"engine.count": 2, "step.count": 2, "step.prompts": 8, "sampling.max_tokens": 512},
-        median=100.0,
-    )
+    sizes: dict[str, Any] = {"engine.count": 2, "sampling.max_tokens": 512}
+    found = darts.simulate(step={"count": 2, "prompts": 8}, median=100.0, **sizes)
     assert len(found["steps"]) == 2
     assert found["metrics"]["step_s"] > 0
     with pytest.raises(ValueError, match="device is 'tpu', expected one of h20"):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
+from launch.bench.developer import simulate_show
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import (
@@ -19,7 +20,6 @@ from launch.simulate import (
     published,
     replay,
     scale,
-    show,
 )
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
@@ -234,7 +234,7 @@ def test_the_page_is_made_of_every_part():
                     "generation_predicted": 0.6}],
         "expected": [statement],
     }  # fmt: skip
-    text = show.page(made)
+    text = simulate_show.page(made)
     for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%", "| s | 1.00 | 1.20 | no |"):
         assert part in text
 
