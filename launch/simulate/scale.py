@@ -16,7 +16,7 @@ from launch.simulate import CONFIG
 from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import AnyCommand, AnyEvent, RewardReady, Tokens, Trained
+from pipeline.coordinator.events import AnyCommand, AnyEvent, GroupTrained, RewardReady, Tokens
 from pipeline.simulation.hardware import DEVICES, SHAPES, Machines, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.policy import Policy
@@ -77,7 +77,7 @@ class Timed(Coordinator):
         elif isinstance(event, Tokens):
             self.quiet_s += took
             self.quiet_chunks += len(event.chunks)
-        elif isinstance(event, RewardReady | Trained):
+        elif isinstance(event, RewardReady | GroupTrained):
             self.answers_s += took
         else:
             self.other_s += took

@@ -9,10 +9,8 @@ run: everybody joins, evaluation, step, publish, and again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Any
 
-from pipeline.coordinator import waits
 from pipeline.coordinator.engine_manager import EngineManager
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.events import (
@@ -24,48 +22,41 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineJoined,
     EngineLost,
+    GroupFailed,
+    GroupTrained,
     Halt,
     LearnerJoined,
     LearnerLost,
+    Published,
     RewardMissing,
     RewardReady,
     Shutdown,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tick,
     Tokens,
-    Trained,
-    TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.group_manager import GroupManager
-from pipeline.coordinator.groups import GroupState
+from pipeline.coordinator.groups import OPEN_STATES
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import CoordinatorState, Plugins, Settings
-from pipeline.coordinator.timeouts import OverdueAction, WaitKind
+from pipeline.coordinator.timeouts import RULES, OverdueAction, WaitKind
 from pipeline.coordinator.token_ingest import TokenIngest
 from pipeline.coordinator.training_step import TrainingSteps
+from pipeline.coordinator.waits import Waits
 from pipeline.coordinator.watchdog import Overdue, Watchdog
 from pipeline.plugins.interfaces import Ticked, WeightsPublished
 
-MOST_FAILED_CUTS = 3
+MOST_FAILED_CHECKPOINTS = 3
 """Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""
-_AFTER_THE_CUT = (Checkpointed, LearnerLost, Halt, Tick)
-_ANSWERS = (Trained, TrainingFailed, StepApplied, StepRejected)
-
-
-class Phase(StrEnum):
-    STARTING = "starting"  # learner and engines are joining
-    EVALUATING = "evaluating"
-    TRAINING = "training"
-    CLOSED = "closed"  # the last checkpoint is being written
-    HALTING = "halting"  # Ctrl-C or an error: one cut, then the end
-    OVER = "over"
+_AFTER_THE_CHECKPOINT = (Checkpointed, LearnerLost, Halt, Tick)
+_ANSWERS = (GroupTrained, GroupFailed, StepDone, StepSkipped)
 
 
 class Coordinator:
@@ -79,70 +70,38 @@ class Coordinator:
         tags: Sequence[str] = (),
     ) -> None:
         self.core = CoordinatorState(settings, plugins, prompt_tokens, tags)
+        self.run = self.core.run
         self.scheduler = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)
-        self.group_manager = GroupManager(
-            self.core, self.scheduler, on_change=lambda: self.steps.changed()
-        )  # noqa: PLW0108
-        self.selection = Selection(
-            self.core,
-            self.scheduler,
-            self.group_manager,
-            on_change=lambda: self.steps.changed(),  # noqa: PLW0108  made below
-            on_evaluated=self._evaluated,
-        )
+        self.group_manager = GroupManager(self.core, self.scheduler)
+        self.selection = Selection(self.core, self.scheduler, self.group_manager, self.evaluations)
         self.steps = TrainingSteps(self.core, self.scheduler, self.group_manager, self.selection)
-        self.token_ingest = TokenIngest(
-            self.core,
-            self.scheduler,
-            listens=lambda: self.selection.listens,
-            on_growth=self.selection.grown,
-            on_end=self.selection.ended,
-            on_hopeless=self.selection.give_up,
-        )
+        self.token_ingest = TokenIngest(self.core, self.scheduler, self.selection)
         self.engine_manager = EngineManager(self.core, self.scheduler, self.token_ingest)
-        self.phase = Phase.STARTING
-        self.learners: set[int] = set()
-        self.cutting_since: float | None = None
-        self.cut_step = -1  # of the newest one that was asked for
-        self._cuts_failed = 0  # in a row
-        self.final_checkpoint = False  # the one that is being written ends the run
+        parts = (self.core, self.scheduler, self.group_manager, self.steps)
+        self.waits = Waits(*parts, self.token_ingest.turns)
+        self.watchdog = Watchdog(*parts, self.token_ingest.turns, self.waits)
+        self._checkpoint_step = -1  # of the newest one that was asked for
+        self._checkpoints_failed = 0  # in a row
+        self._final_checkpoint = False  # the one that is being written ends the run
         self.error = ""
-        self.watch = waits.Watch()
-        self.watchdog = Watchdog(
-            self,
-            {
-                OverdueAction.RESTART: lambda o: self.engine_manager.restart_engine(
-                    o.engine, o.line
-                ),
-                OverdueAction.REQUEUE: lambda o: self.engine_manager.stalled(
-                    o.engine, o.trajectory, o.line
-                ),
-                OverdueAction.MISSING: self._missing,
-                OverdueAction.LOSE: lambda o: self._learner_lost(
-                    LearnerLost(rank=o.rank, why=o.line)
-                ),
-                OverdueAction.GIVE_UP: lambda _: self._uncut(),
-                OverdueAction.STOP: lambda o: self._halt(Halt(error=o.line)),
-            },
-        )
         self._handlers: dict[type, Callable[[Any], None]] = {
             EngineJoined: self.engine_manager.joined,
             EngineLost: self.engine_manager.lost,
             Tokens: self.engine_manager.tokens,
-            WeightsServed: self.engine_manager.served,
-            WeightsRefused: self.engine_manager.refused,
+            WeightsLoaded: self.engine_manager.served,
+            WeightsFailed: self.engine_manager.refused,
             RewardReady: lambda e: self._rewarded(e.trajectory, e.value, e.parts, ""),
             RewardMissing: lambda e: self._rewarded(e.trajectory, None, {}, e.why),
             TurnAnswered: self.token_ingest.turns.answered,
             TurnFailed: self.token_ingest.turns.failed,
-            LearnerJoined: lambda e: self.learners.add(e.rank),
+            LearnerJoined: lambda e: self.run.learners.add(e.rank),
             LearnerLost: self._learner_lost,
-            VersionPublished: self._first_version,
-            Trained: self.steps.trained,
-            TrainingFailed: self.steps.failed,
-            StepApplied: self._applied,
-            StepRejected: self.steps.rejected,
+            Published: self._first_version,
+            GroupTrained: self.steps.trained,
+            GroupFailed: self.steps.failed,
+            StepDone: self._applied,
+            StepSkipped: self.steps.rejected,
             Checkpointed: self._checkpointed,
             Tick: self._tick,
             Halt: self._halt,
@@ -156,9 +115,9 @@ class Coordinator:
         """
         self.core.now = now
         if (
-            self.phase is Phase.HALTING
-            and self.final_checkpoint
-            and not isinstance(event, _AFTER_THE_CUT)
+            self.run.phase is RunPhase.HALTING
+            and self._final_checkpoint
+            and not isinstance(event, _AFTER_THE_CHECKPOINT)
         ):
             return []  # the run ends at its cut: what comes after it is done again by a resume
         if isinstance(event, _ANSWERS):
@@ -171,34 +130,34 @@ class Coordinator:
 
     def _settle(self) -> None:
         """Move on as far as the event allows, then fill free slots."""
-        if self.phase is Phase.HALTING:
-            self._cut_and_stop()
+        if self.run.phase is RunPhase.HALTING:
+            self._checkpoint_and_stop()
             return
-        if self.phase in (Phase.CLOSED, Phase.OVER):
+        if self.run.phase in (RunPhase.CLOSED, RunPhase.OVER):
             return
-        if self.phase is Phase.STARTING:
-            everyone = len(self.learners) == self.core.settings.ranks
+        if self.run.phase is RunPhase.STARTING:
+            everyone = len(self.run.learners) == self.core.settings.ranks
             if not (everyone and self.scheduler.serving()):
                 return
             self._next()
-        if self.phase is Phase.EVALUATING and self.evaluations.done:
+        if self.run.phase is RunPhase.EVALUATING and self.evaluations.done:
             if self.evaluations.last_step != self.core.step:
                 self.evaluations.finish()
             if not self._best_is_kept():
                 return
             self._next()
-        if self.phase is Phase.TRAINING:
+        if self.run.phase is RunPhase.TRAINING:
             self.steps.advance()
-            while not self.steps.state.is_open and self.phase is Phase.TRAINING:
+            while not self.steps.state.is_open and self.run.phase is RunPhase.TRAINING:
                 if self.steps.too_many_skips:
                     self._halt(Halt(error="three steps in a row were skipped"))
-                    self._cut_and_stop()
+                    self._checkpoint_and_stop()
                     return
-                self._cut_if_due()
+                self._checkpoint_if_due()
                 self._next()  # an empty or skipped step: no new version to wait for
                 self.steps.advance()
         self.scheduler.place()
-        if self.phase is Phase.TRAINING and self.steps.may_top_up:
+        if self.run.phase is RunPhase.TRAINING and self.steps.may_top_up:
             self.steps.planner.top_up()
             self.scheduler.place()
 
@@ -206,22 +165,22 @@ class Coordinator:
         """After a publish: evaluation when due, else the step, else the end."""
         core = self.core
         if self.evaluations.due(final=core.step >= core.settings.steps):
-            self.phase = Phase.EVALUATING
+            self.run.advance(RunPhase.EVALUATING)
             self.evaluations.begin(self.group_manager)
         elif core.step >= core.settings.steps:
-            self.phase = Phase.CLOSED
-            self._cut_if_due()  # unless it was cut when the step was done
-            if self.cutting_since is None:
+            self.run.advance(RunPhase.CLOSED)
+            self._checkpoint_if_due()  # unless it was cut when the step was done
+            if self.run.checkpoint_since is None:
                 self._end()
         else:
-            self.phase = Phase.TRAINING
+            self.run.advance(RunPhase.TRAINING)
             if not self.steps.state.is_open:
                 self.steps.open()
 
     def _end(self) -> None:
-        if self.phase is Phase.OVER:
+        if self.run.phase is RunPhase.OVER:
             return
-        self.phase = Phase.OVER
+        self.run.advance(RunPhase.OVER)
         self.core.emit(Shutdown(error=self.error))
 
     # --- rewards ------------------------------------------------------------------------
@@ -229,7 +188,7 @@ class Coordinator:
     def _rewarded(
         self, trajectory: int, value: float | None, parts: dict[str, float], why: str
     ) -> None:
-        self.watchdog.reward_answered()
+        self.run.reward_answered = self.core.now
         self.selection.rewarded(trajectory, value, parts, why)
 
     def _missing(self, overdue: Overdue) -> None:
@@ -243,12 +202,12 @@ class Coordinator:
 
     # --- the learner --------------------------------------------------------------------
 
-    def _first_version(self, event: VersionPublished) -> None:
+    def _first_version(self, event: Published) -> None:
         self.core.version = event.version
         self.scheduler.published()
         self.selection.version_known()
 
-    def _applied(self, event: StepApplied) -> None:
+    def _applied(self, event: StepDone) -> None:
         version = self.steps.applied(event)
         if version is None:
             return
@@ -256,10 +215,10 @@ class Coordinator:
         core.version = version
         self.scheduler.published()
         if self.selection.wants.published:
-            for group in core.train_groups(GroupState.OPEN):
+            for group in core.train_groups(*OPEN_STATES):
                 self.selection.ask(group, WeightsPublished())
-        if self.phase is Phase.TRAINING:  # at a halt another cut comes
-            self._cut_if_due()
+        if self.run.phase is RunPhase.TRAINING:  # at a halt another cut comes
+            self._checkpoint_if_due()
             self._next()
 
     def _learner_lost(self, event: LearnerLost) -> None:
@@ -269,14 +228,14 @@ class Coordinator:
 
     # --- checkpoints and the end --------------------------------------------------------
 
-    def _cut_if_due(self) -> None:
+    def _checkpoint_if_due(self) -> None:
         core = self.core
         every = core.settings.checkpoint_every
         due = every and (core.step % every == 0 or core.step == core.settings.steps)
-        if not due or core.step in (0, self.cut_step):
+        if not due or core.step in (0, self._checkpoint_step):
             return
-        if self.cutting_since is None:
-            self._cut()
+        if self.run.checkpoint_since is None:
+            self._checkpoint()
         elif core.step < core.settings.steps:  # that of the last step waits for its turn
             self.core.report(
                 "warning",
@@ -286,55 +245,59 @@ class Coordinator:
     def _best_is_kept(self) -> bool:
         """The best step so far (`eval.best`) gets a checkpoint, whenever others are due. False:
         once the one before is written."""
-        if self.core.step in (0, self.cut_step) or not self.evaluations.newest_is_best:
+        if self.core.step in (0, self._checkpoint_step) or not self.evaluations.newest_is_best:
             return True
-        if self.cutting_since is not None:
+        if self.run.checkpoint_since is not None:
             return False
-        self._cut()
+        self._checkpoint()
         return True
 
-    def _cut(self) -> None:
-        self.cutting_since, self.cut_step = self.core.now, self.core.step
+    def _checkpoint(self) -> None:
+        self.run.checkpoint_since, self._checkpoint_step = self.core.now, self.core.step
         self.core.emit(Checkpoint(step=self.core.step, version=self.core.version))
 
-    def _uncut(self) -> None:
-        assert self.cutting_since is not None
-        self.core.emit(AbandonCheckpoint(seconds=round(self.core.now - self.cutting_since, 1)))
+    def _abandon_checkpoint(self) -> None:
+        assert self.run.checkpoint_since is not None
+        self.core.emit(
+            AbandonCheckpoint(seconds=round(self.core.now - self.run.checkpoint_since, 1))
+        )
 
     def _checkpointed(self, event: Checkpointed) -> None:
-        self.cutting_since = None
-        self._cuts_failed = self._cuts_failed + 1 if event.error else 0
+        self.run.checkpoint_since = None
+        self._checkpoints_failed = self._checkpoints_failed + 1 if event.error else 0
         if event.error:
             self.core.report("warning", text=f"no checkpoint at step {event.step}: {event.error}")
-        if self._cuts_failed >= MOST_FAILED_CUTS:
-            many = f"{self._cuts_failed} checkpoints in a row failed"
+        if self._checkpoints_failed >= MOST_FAILED_CHECKPOINTS:
+            many = f"{self._checkpoints_failed} checkpoints in a row failed"
             self._halt(Halt(error=f"{many}; the last: {event.error}"))
-        if self.phase is Phase.CLOSED and event.step < self.core.step:
-            self._cut()  # the last one had to wait for this one
-        elif self.phase is Phase.CLOSED or (self.phase is Phase.HALTING and self.final_checkpoint):
+        if self.run.phase is RunPhase.CLOSED and event.step < self.core.step:
+            self._checkpoint()  # the last one had to wait for this one
+        elif self.run.phase is RunPhase.CLOSED or (
+            self.run.phase is RunPhase.HALTING and self._final_checkpoint
+        ):
             self._end()
 
     def _halt(self, event: Halt) -> None:
-        if self.phase in (Phase.HALTING, Phase.CLOSED, Phase.OVER):
+        if self.run.phase in (RunPhase.HALTING, RunPhase.CLOSED, RunPhase.OVER):
             self.error = self.error or event.error
             return
         self.error = event.error
-        self.phase = Phase.HALTING
+        self.run.advance(RunPhase.HALTING)
         for trajectory in list(self.core.trajectories.values()):
             if trajectory.engine:  # legs end at the tokens held
                 self.scheduler.end_leg(trajectory)
                 if not self.token_ingest.end_if_complete(trajectory):
                     self.scheduler.requeue(trajectory)
 
-    def _cut_and_stop(self) -> None:
+    def _checkpoint_and_stop(self) -> None:
         """No cut inside the optimizer step: wait for it, then cut once."""
-        if self.cutting_since is not None or self.steps.finishing:
+        if self.run.checkpoint_since is not None or self.steps.finishing:
             return
-        if self.core.version < 0 or len(self.learners) < self.core.settings.ranks:
+        if self.core.version < 0 or len(self.run.learners) < self.core.settings.ranks:
             self._end()  # nothing has begun, or a rank is not there to write its part
         else:
-            self.final_checkpoint = True
-            self._cut()
+            self._final_checkpoint = True
+            self._checkpoint()
 
     def outcome(self, train_seconds: float) -> dict[str, Any]:
         """`result.json`: accuracy and lengths before and after, and where the tokens went."""
@@ -364,14 +327,29 @@ class Coordinator:
     def _tick(self, event: Tick) -> None:
         del event
         self.steps.planner.tick()
-        if self.selection.wants.tick and self.phase is Phase.TRAINING:
-            for group in self.core.train_groups(GroupState.OPEN):
-                if group.stage is GroupState.OPEN:
+        if self.selection.wants.tick and self.run.phase is RunPhase.TRAINING:
+            for group in self.core.train_groups(*OPEN_STATES):
+                if group.is_open:
                     self.selection.ask(group, Ticked())
-        if line := self.watch.overdue(self):
+        if line := self.waits.overdue_line():
             self.core.report("wait", text=line)
-        self.watchdog.tick()
+        for overdue in self.watchdog.tick():
+            self._act(overdue)
 
-    def _evaluated(self, group: Any) -> None:
-        self.evaluations.add(group)
-        self.group_manager.end(group, GroupState.EVALUATED)
+    def _act(self, overdue: Overdue) -> None:
+        """Carry out the action that the table of timeouts names for an overdue wait."""
+        match RULES[overdue.kind].action:
+            case OverdueAction.RESTART:
+                self.engine_manager.restart_engine(overdue.engine, overdue.line)
+            case OverdueAction.REQUEUE:
+                self.engine_manager.stalled(overdue.engine, overdue.trajectory, overdue.line)
+            case OverdueAction.MISSING:
+                self._missing(overdue)
+            case OverdueAction.LOSE:
+                self._learner_lost(LearnerLost(rank=overdue.rank, why=overdue.line))
+            case OverdueAction.GIVE_UP:
+                self._abandon_checkpoint()
+            case OverdueAction.STOP:
+                self._halt(Halt(error=overdue.line))
+            case OverdueAction.NONE:
+                pass

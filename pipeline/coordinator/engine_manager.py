@@ -14,8 +14,8 @@ from pipeline.coordinator.events import (
     EngineLost,
     Restart,
     Tokens,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
@@ -69,7 +69,7 @@ class EngineManager:
             self._core.report("warning", text=line)
             self._intake.stalled(running)
 
-    def served(self, event: WeightsServed) -> None:
+    def served(self, event: WeightsLoaded) -> None:
         engine = self._answer_to_a_load(event)
         if engine is None:
             return
@@ -82,7 +82,7 @@ class EngineManager:
         self._scheduler.admit(engine)
         self._core.report("served", engine=event.engine, version=event.version, gap=event.gap)
 
-    def refused(self, event: WeightsRefused) -> None:
+    def refused(self, event: WeightsFailed) -> None:
         engine = self._answer_to_a_load(event)
         if engine is not None:
             self._failed_to_load(engine, event.why)
@@ -96,7 +96,7 @@ class EngineManager:
                 self._scheduler.requeue(trajectory)
         return len(running)
 
-    def _answer_to_a_load(self, event: WeightsServed | WeightsRefused) -> EngineState | None:
+    def _answer_to_a_load(self, event: WeightsLoaded | WeightsFailed) -> EngineState | None:
         """The engine, if this is about the version that it was asked for last."""
         engine = self._scheduler.engines.get(event.engine)
         if engine is None:

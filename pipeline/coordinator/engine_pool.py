@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from enum import StrEnum
 
 import msgspec
 
+from pipeline.coordinator.groups import IllegalTransition
 from pipeline.coordinator.latency_model import LatencyMeter
 
 _SPARE = 64
@@ -21,12 +23,44 @@ Leg = tuple[int, int]
 """Trajectory, and number of its leg."""
 
 
+class EnginePhase(StrEnum):
+    JOINED = "joined"  # no version is known that it could load
+    LOADING = "loading"
+    SERVING = "serving"  # it has proved the newest version
+    LOST = "lost"
+
+
+class EngineEvent(StrEnum):
+    LOAD = "load"  # it is asked to load a version, for the first time or again
+    PROVED = "proved"
+    LOST = "lost"
+
+
+ENGINE_TRANSITIONS: dict[EnginePhase, dict[EngineEvent, EnginePhase]] = {
+    EnginePhase.JOINED: {
+        EngineEvent.LOAD: EnginePhase.LOADING,
+        EngineEvent.LOST: EnginePhase.LOST,
+    },
+    EnginePhase.LOADING: {
+        EngineEvent.LOAD: EnginePhase.LOADING,
+        EngineEvent.PROVED: EnginePhase.SERVING,
+        EngineEvent.LOST: EnginePhase.LOST,
+    },
+    EnginePhase.SERVING: {
+        EngineEvent.LOAD: EnginePhase.LOADING,
+        EngineEvent.LOST: EnginePhase.LOST,
+    },
+    EnginePhase.LOST: {},
+}
+
+
 class EngineState(msgspec.Struct, kw_only=True):
     """What is known of one engine in its present epoch."""
 
     name: str
     epoch: int
     slots: int
+    phase: EnginePhase = EnginePhase.JOINED
     next_sequence: int = 0
     sampled: int = 0  # by its own last in-band count
     version: int = -1  # proved; -1: none yet
@@ -44,7 +78,27 @@ class EngineState(msgspec.Struct, kw_only=True):
 
     def own_time(self, now: float) -> float:
         """Seconds without those in which it loaded: nothing else is due of it then."""
-        return (self.began_to_load if self.loading >= 0 else now) - self.held_up_s
+        return (self.began_to_load if self.is_loading else now) - self.held_up_s
+
+    @property
+    def is_loading(self) -> bool:
+        """It was asked to load a version that it has not proved."""
+        return self.phase is EnginePhase.LOADING
+
+    @property
+    def oldest_abort(self) -> float:
+        """When the abort that is unanswered for longest was asked for, in its own time."""
+        return next(iter(self.ending.values()))
+
+    def advance(self, event: EngineEvent) -> None:
+        """Move along the table. Raises IllegalTransition and changes nothing."""
+        legal = ENGINE_TRANSITIONS[self.phase]
+        if event not in legal:
+            raise IllegalTransition(
+                f"engine {self.name}: {event} while {self.phase}; "
+                f"legal: {', '.join(legal) or 'none'}"
+            )
+        self.phase = legal[event]
 
 
 class EnginePool:

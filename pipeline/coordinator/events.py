@@ -45,7 +45,7 @@ class Tokens(Event, frozen=True, kw_only=True):
     times: tuple[LegTimes, ...] = ()  # of the legs that end here, in the stage's clock
 
 
-class WeightsServed(Event, frozen=True, kw_only=True):
+class WeightsLoaded(Event, frozen=True, kw_only=True):
     """An engine has loaded a version; `gap` is its largest probe difference (nats)."""
 
     engine: str
@@ -53,7 +53,7 @@ class WeightsServed(Event, frozen=True, kw_only=True):
     gap: float
 
 
-class WeightsRefused(Event, frozen=True, kw_only=True):
+class WeightsFailed(Event, frozen=True, kw_only=True):
     engine: str
     version: int
     why: str
@@ -101,33 +101,33 @@ class LearnerLost(Event, frozen=True, kw_only=True):
     why: str
 
 
-class VersionPublished(Event, frozen=True, kw_only=True):
+class Published(Event, frozen=True, kw_only=True):
     """The version that a fresh or resumed learner starts from."""
 
     version: int
 
 
-class Trained(Event, frozen=True, kw_only=True):
+class GroupTrained(Event, frozen=True, kw_only=True):
     rank: int
     group: int
     tokens: float
     metrics: dict[str, float] = {}
 
 
-class TrainingFailed(Event, frozen=True, kw_only=True):
+class GroupFailed(Event, frozen=True, kw_only=True):
     rank: int
     group: int
     why: str
 
 
-class StepApplied(Event, frozen=True, kw_only=True):
+class StepDone(Event, frozen=True, kw_only=True):
     rank: int
     step: int
     version: int
     metrics: dict[str, float] = {}
 
 
-class StepRejected(Event, frozen=True, kw_only=True):
+class StepSkipped(Event, frozen=True, kw_only=True):
     rank: int
     step: int
     why: str
@@ -296,19 +296,19 @@ AnyEvent = (
     EngineJoined
     | EngineLost
     | Tokens
-    | WeightsServed
-    | WeightsRefused
+    | WeightsLoaded
+    | WeightsFailed
     | RewardReady
     | RewardMissing
     | TurnAnswered
     | TurnFailed
     | LearnerJoined
     | LearnerLost
-    | VersionPublished
-    | Trained
-    | TrainingFailed
-    | StepApplied
-    | StepRejected
+    | Published
+    | GroupTrained
+    | GroupFailed
+    | StepDone
+    | StepSkipped
     | Checkpointed
     | Tick
     | Halt

@@ -8,7 +8,6 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
 
 from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
 from pipeline.coordinator.groups import (
@@ -26,21 +25,13 @@ from pipeline.plugins.views import EndedView
 
 
 class GroupManager:
-    """`on_change()`: a training group has ended."""
-
-    def __init__(
-        self, core: CoordinatorState, scheduler: Scheduler, on_change: Callable[[], None]
-    ) -> None:
-        self._core, self._scheduler, self._on_change = core, scheduler, on_change
+    def __init__(self, core: CoordinatorState, scheduler: Scheduler) -> None:
+        self._core, self._scheduler = core, scheduler
         self.token_stream = TokenStream(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
         self.awaiting_reward: dict[int, float] = {}  # trajectory -> when its reward was asked for
-        self.lengths: list[int] = []  # sampled tokens of members ended in this step
-        self.rewards: list[float] = []  # of members scored in this step
-        self.parts: dict[str, tuple[float, int]] = {}  # of those: sum and count, by name
-        self.fates: dict[str, int] = {}  # groups ended in this step, by reason
 
     # --- opening ------------------------------------------------------------------------
 
@@ -114,22 +105,15 @@ class GroupManager:
         if self.awaiting_reward.pop(trajectory.id, None) is not None:
             self._core.emit(CancelReward(trajectory=trajectory.id))
 
-    def scored(self, reward: float, parts: Mapping[str, float]) -> None:
-        """A member's reward is known."""
-        self.rewards.append(reward)
-        for name, value in parts.items():
-            total, count = self.parts.get(name, (0.0, 0))
-            self.parts[name] = (total + value, count + 1)
-
     # --- the end ------------------------------------------------------------------------
 
-    def end(self, group: Group, stage: GroupState, why: str = "") -> None:
+    def end(self, group: Group, state: GroupState, why: str = "") -> None:
         """Books are closed on every member; the prompt goes where it belongs."""
         core = self._core
-        if group.sent and stage is not GroupState.TRAINED:
+        if group.is_sent and state is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
-        self.token_stream.closed(group)
-        core.advance(group, stage, why)
+        self.token_stream.close_group(group)
+        core.advance(group, state, why)
         trained = dict(zip(group.chosen, group.weights, strict=False))
         table: list[list[object]] = []
         for member in group.members:
@@ -158,22 +142,22 @@ class GroupManager:
             kind=group.kind,
             prompt=group.prompt,
             attempt=group.attempt,
-            fate=stage.value,
+            fate=state.value,
             why=group.why,
             members=table,
         )
         if group.kind == "train":
             self._tell_budget(group)
-            self._prompt_ended(group, stage, why)
-            self._on_change()
+            self._prompt_ended(group, state, why)
+            core.needs_update = True
 
     @staticmethod
     def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:
-        if group.stage is GroupState.EVALUATED:
+        if group.state is GroupState.EVALUATED:
             return "eval"
         if member.reward_failed:
             return "failed"
-        if group.stage is GroupState.TRAINED:
+        if group.state is GroupState.TRAINED:
             return "trained" if weight > 0 else "redundant"
         return "stale" if why == "stale" else "dropped"
 
@@ -194,21 +178,21 @@ class GroupManager:
         with plugin_guard(budget, "budget"):
             tell(view)
 
-    def _prompt_ended(self, group: Group, stage: GroupState, why: str) -> None:
+    def _prompt_ended(self, group: Group, state: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
-        label = stage.value if stage is GroupState.TRAINED else f"{stage.value}: {why}"
-        self.fates[label] = self.fates.get(label, 0) + 1
-        if stage is GroupState.DEFERRED:
+        label = state.value if state is GroupState.TRAINED else f"{state.value}: {why}"
+        self._core.stats.add_fate(label)
+        if state is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
             return
-        if stage is GroupState.TRAINED:
+        if state is GroupState.TRAINED:
             self.ended_trained += 1
         else:
             self.ended_dropped += 1
         rewards = [m.reward for m in group.members if m.reward is not None]
         prompts = self._core.plugins.prompts
         with plugin_guard(prompts, "prompts"):
-            prompts.ended(group.prompt, stage.value, rewards)
+            prompts.ended(group.prompt, state.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:
         """An unended member leaves: its tokens are waste and counted so."""
@@ -216,7 +200,7 @@ class GroupManager:
             self._scheduler.end_leg(member)
         self._core.cancel_environment_call(member.id)
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
-        self.token_stream.gone(self._core.groups[member.group], member)
+        self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
         self._core.ledger.move(member.sampled, source, account)
         del self._core.trajectories[member.id]

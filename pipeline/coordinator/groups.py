@@ -59,7 +59,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,  # trainable: `Stop`, not `Abort`
         TrajectoryEvent.DISCARDED: TrajectoryState.ABORTED,
         TrajectoryEvent.SHELVED: TrajectoryState.PARKED,
-        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # with its tokens; the next leg resumes it
+        TrajectoryEvent.LEG_LOST: TrajectoryState.QUEUED,  # its next leg resumes it
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
@@ -159,28 +159,41 @@ class Trajectory(msgspec.Struct, kw_only=True):
 
 
 class GroupState(StrEnum):
-    """Of a group."""
+    """Where a group stands; three of the states are open, three are taken."""
 
     __hash__ = str.__hash__
 
     OPEN = "open"
+    ENOUGH = "enough"  # could close now; stays open until the step's barrier
+    DEAD = "dead"  # enough, and without signal so far: another prompt is opened for it
     CHOSEN = "chosen"
     READY = "ready"
-    TAKEN = "taken"
+    TAKEN = "taken"  # into a step
+    SENT = "sent"  # to its learner rank
+    ACCUMULATED = "accumulated"  # its gradient is in the step's sum
     TRAINED = "trained"
     DEFERRED = "deferred"
     DROPPED = "dropped"
     EVALUATED = "evaluated"
 
 
+OPEN_STATES = (GroupState.OPEN, GroupState.ENOUGH, GroupState.DEAD)
+TAKEN_STATES = (GroupState.TAKEN, GroupState.SENT, GroupState.ACCUMULATED)
+
+_UNTAKEN_ENDS = {GroupState.DEFERRED, GroupState.DROPPED}
+# Back to READY: a rank was lost, the step is run again, or a checkpoint is cut.
+_TAKEN_ENDS = {GroupState.READY, GroupState.DROPPED}
 GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
     GroupState.OPEN: frozenset(
-        {GroupState.CHOSEN, GroupState.DEFERRED, GroupState.DROPPED, GroupState.EVALUATED}
+        {GroupState.ENOUGH, GroupState.CHOSEN, GroupState.EVALUATED, *_UNTAKEN_ENDS}
     ),
-    GroupState.CHOSEN: frozenset({GroupState.READY, GroupState.DEFERRED, GroupState.DROPPED}),
-    GroupState.READY: frozenset({GroupState.TAKEN, GroupState.DEFERRED, GroupState.DROPPED}),
-    # back to READY: rank lost, step run again, checkpoint cut
-    GroupState.TAKEN: frozenset({GroupState.TRAINED, GroupState.READY, GroupState.DROPPED}),
+    GroupState.ENOUGH: frozenset({GroupState.DEAD, GroupState.CHOSEN, *_UNTAKEN_ENDS}),
+    GroupState.DEAD: frozenset({GroupState.ENOUGH, GroupState.CHOSEN, *_UNTAKEN_ENDS}),
+    GroupState.CHOSEN: frozenset({GroupState.READY, *_UNTAKEN_ENDS}),
+    GroupState.READY: frozenset({GroupState.TAKEN, *_UNTAKEN_ENDS}),
+    GroupState.TAKEN: frozenset({GroupState.SENT, *_TAKEN_ENDS}),
+    GroupState.SENT: frozenset({GroupState.ACCUMULATED, *_TAKEN_ENDS}),
+    GroupState.ACCUMULATED: frozenset({GroupState.TRAINED, *_TAKEN_ENDS}),
     GroupState.TRAINED: frozenset(),
     GroupState.DEFERRED: frozenset(),
     GroupState.DROPPED: frozenset(),
@@ -198,21 +211,18 @@ class Group(msgspec.Struct, kw_only=True):
     step: int
     size: int  # M for this group
     max_tokens: int
-    stage: GroupState = GroupState.OPEN
+    state: GroupState = GroupState.OPEN
     since: float = 0.0
     sampled: int = 0  # members so far, those that have left the group included
     members: list[Trajectory] = msgspec.field(default_factory=list[Trajectory])
     arrivals: list[int] = msgspec.field(default_factory=list[int])  # ids, in order of ending
-    enough: bool = False
     audited: bool = False  # sampled to its end though the selector has chosen
-    dead: bool = False  # enough, and without signal so far: another prompt is opened for it
     chosen: list[int] = msgspec.field(default_factory=list[int])  # in the selector's order
     chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector
     advantages: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
     weights: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
     rank: int = -1  # learner rank while taken, or hinted of
-    sent: bool = False  # TrainGroup has gone out
-    trained_tokens: float = -1.0  # reported by the rank; -1: not yet
+    trained_tokens: float = 0.0  # reported by the rank once the group is accumulated
     why: str = ""
     greedy: bool = False  # sampled at temperature 0
 
@@ -224,24 +234,44 @@ class Group(msgspec.Struct, kw_only=True):
         return None
 
     @property
+    def is_open(self) -> bool:
+        """Members may still be sampled, chosen or thrown out."""
+        return self.state in OPEN_STATES
+
+    @property
+    def is_taken(self) -> bool:
+        """The open step trains on it."""
+        return self.state in TAKEN_STATES
+
+    @property
+    def is_sent(self) -> bool:
+        """Its learner rank has it."""
+        return self.state in (GroupState.SENT, GroupState.ACCUMULATED)
+
+    @property
+    def enough(self) -> bool:
+        """The selector said that it could close; it has not yet."""
+        return self.state in (GroupState.ENOUGH, GroupState.DEAD)
+
+    @property
     def unended(self) -> bool:
         """Whether a member has not ended yet."""
         return any(member.state in UNENDED for member in self.members)
 
     def wants_reward(self, member: Trajectory) -> bool:
         """Whether anything follows from the reward of an ended member."""
-        return self.stage is GroupState.OPEN or self.audited or member.id in self.chosen
+        return self.is_open or self.audited or member.id in self.chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""
         by_id = {m.id: m for m in self.members}
         return [by_id[i] for i in self.arrivals] + [m for m in self.members if m.state in UNENDED]
 
-    def advance(self, stage: GroupState, now: float, why: str = "") -> None:
+    def advance(self, state: GroupState, now: float, why: str = "") -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
-        if stage not in GROUP_TRANSITIONS[self.stage]:
-            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.stage])) or "none"
+        if state not in GROUP_TRANSITIONS[self.state]:
+            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.state])) or "none"
             raise IllegalTransition(
-                f"group {self.id}: to {stage} while {self.stage}; legal: {legal}"
+                f"group {self.id}: to {state} while {self.state}; legal: {legal}"
             )
-        self.stage, self.since, self.why = stage, now, why or self.why
+        self.state, self.since, self.why = state, now, why or self.why

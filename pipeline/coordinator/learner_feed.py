@@ -18,7 +18,7 @@ class TokenStream:
     def __init__(self, core: CoordinatorState) -> None:
         self._core = core
 
-    def grown(self, trajectory: Trajectory) -> None:
+    def stream_growth(self, trajectory: Trajectory) -> None:
         """Pass on what the trajectory holds and its rank has not been told."""
         core = self._core
         group = core.groups[trajectory.group]
@@ -42,13 +42,13 @@ class TokenStream:
             )
         )
 
-    def gone(self, group: Group, trajectory: Trajectory) -> None:
+    def drop_member(self, group: Group, trajectory: Trajectory) -> None:
         """It will never be trained on: its rows are free."""
         if trajectory.streamed:
             trajectory.streamed = 0
             self._core.emit(DropStream(rank=group.rank, trajectories=(trajectory.id,)))
 
-    def closed(self, group: Group) -> None:
+    def close_group(self, group: Group) -> None:
         """The group has ended, with all that it still holds."""
         streamed = [member for member in group.members if member.streamed]
         for member in streamed:
@@ -57,7 +57,7 @@ class TokenStream:
             self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in streamed)))
 
 
-def train_command(group: Group, step: int) -> TrainGroup:
+def train_group(group: Group, step: int) -> TrainGroup:
     """A taken group with all that a rank needs to train on it."""
     members = [(i, group.member(i)) for i in group.chosen]
     return TrainGroup(

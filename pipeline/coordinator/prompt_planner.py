@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pipeline.coordinator.group_manager import GroupManager
-from pipeline.coordinator.groups import UNENDED, Group, GroupState, TrajectoryState
+from pipeline.coordinator.groups import OPEN_STATES, UNENDED, Group, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import Allocation, Plan
@@ -119,19 +119,18 @@ class PromptPlanner:
         """
         core = self._core
         idle = 0 if self._scheduler.waiting() else self._scheduler.idle_below_knee()
-        known = (idle, core.next_trajectory, len(self._group_manager.lengths))
+        known = (idle, core.next_trajectory, len(core.stats.lengths))
         if not idle or known == self._topped:
             return  # asked already, and nothing has changed since
         if known != self._seen:
             self._seen, self._changes = known, self._changes + 1
-        counts = core.group_index.counts
-        count = counts["open"] + counts["enough"] + counts["dead"]
+        count = sum(core.group_index.counts[state] for state in OPEN_STATES)
         at_once = count <= _FEW or self._ticked or core.next_group != self._groups
         if not at_once and self._changes < count // _FEW:
             return
         self._topped, self._changes = known, 0
         self._groups, self._ticked = core.next_group, False
-        groups = core.train_groups(GroupState.OPEN)
+        groups = core.train_groups(*OPEN_STATES)
         with plugin_guard(core.plugins.budget, "budget"):
             given = core.plugins.budget.top_up([self._view(group) for group in groups], idle)
             check_top_up(core, given, idle)
@@ -195,7 +194,7 @@ def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle:
     """Raises PluginFault unless it names open groups, once each, and no more than is idle."""
     groups = [core.groups.get(group) for group, _ in given]
     if (
-        any(g is None or g.kind != "train" or g.stage is not GroupState.OPEN for g in groups)
+        any(g is None or g.kind != "train" or not g.is_open for g in groups)
         or len({group for group, _ in given}) != len(given)
         or any(count < 1 for _, count in given)
         or sum(count for _, count in given) > idle

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 
-from pipeline.coordinator.engine_pool import EnginePool, EngineState
+from pipeline.coordinator.engine_pool import EngineEvent, EnginePool, EngineState
 from pipeline.coordinator.events import Generate, LoadWeights
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
 from pipeline.coordinator.latency_model import LatencyModel
@@ -49,8 +49,9 @@ class Scheduler:
     def serve(self, engine: EngineState) -> None:
         """Have it load the current version; it gets no request before it has proved it."""
         now = self._core.now
-        if engine.loading < 0:
+        if not engine.is_loading:
             engine.began_to_load = engine.owes_since = now
+        engine.advance(EngineEvent.LOAD)
         engine.loading, engine.loading_since = self._core.version, now
         self._loading.pop(engine.name, None)
         self._loading[engine.name] = engine
@@ -59,6 +60,7 @@ class Scheduler:
     def admit(self, engine: EngineState) -> None:
         """It has proved the version that it was asked to load."""
         engine.held_up_s += self._core.now - engine.began_to_load
+        engine.advance(EngineEvent.PROVED)
         engine.version, engine.loading, engine.refusals = engine.loading, -1, 0
         self._loading.pop(engine.name, None)
         if engine.version == self._core.version:
@@ -67,6 +69,7 @@ class Scheduler:
     def lose(self, name: str) -> list[Trajectory]:
         """The engine is gone. Returns the trajectories that ran on it, to be requeued."""
         engine = self.engines.pop(name)
+        engine.advance(EngineEvent.LOST)
         self.engine_pool.dismiss(engine)
         self._loading.pop(name, None)
         self.last_loss = self._core.now

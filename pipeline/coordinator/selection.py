@@ -1,17 +1,16 @@
-"""A group's way from open to ready: asks the selector, carries out its verbs.
+"""A group's way from open to ready: asks the selector, carries out its actions.
 
-The core refuses a verb that cannot be (an unknown id, a member that has not
+An action is refused if it cannot be (an unknown id, a member that has not
 ended, fewer than two) before it changes anything, with an error that names
-the selector, the group and the verb.
+the selector, the group and the action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pipeline.coordinator import selection_bias, staleness
+from pipeline.coordinator import selection_bias
+from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
     ENDED,
@@ -23,6 +22,7 @@ from pipeline.coordinator.groups import (
     TrajectoryState,
 )
 from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.staleness import too_old
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import (
     Abort,
@@ -63,21 +63,16 @@ def member_view(member: Trajectory) -> MemberView:
 
 
 class Selection:
-    """`on_change()`: a group became enough or ready;
-    `on_evaluated(group)`: an evaluation group has all its rewards."""
-
     def __init__(
         self,
         core: CoordinatorState,
         scheduler: Scheduler,
         group_manager: GroupManager,
-        on_change: Callable[[], None],
-        on_evaluated: Callable[[Group], None],
+        evaluations: Evaluations,
     ) -> None:
-        self._core, self._scheduler, self._group_manager = core, scheduler, group_manager
-        self._on_change, self._on_evaluated = on_change, on_evaluated
-        self.account = selection_bias.SelectionBias()
-        self._stopped: list[int] = []  # by verbs of the answer at hand
+        self._core, self._scheduler = core, scheduler
+        self._group_manager, self._evaluations = group_manager, evaluations
+        self._stopped: list[int] = []  # by actions of the answer at hand
 
     @property
     def wants(self) -> Wants:
@@ -92,11 +87,11 @@ class Selection:
 
     def grown(self, trajectory: Trajectory, count: int) -> None:
         """A running member has so many new tokens."""
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         every, sampled = self.wants.every, trajectory.sampled
         if every and (sampled - count) // every != sampled // every:
             group = self._core.groups[trajectory.group]
-            if group.kind == "train" and group.stage is GroupState.OPEN:
+            if group.kind == "train" and group.is_open:
                 self.ask(group, Every(trajectory.id))
 
     def ended(self, trajectory: Trajectory) -> None:
@@ -104,13 +99,13 @@ class Selection:
         core = self._core
         group = core.groups[trajectory.group]
         group.arrivals.append(trajectory.id)
-        self._group_manager.token_stream.grown(trajectory)
+        self._group_manager.token_stream.stream_growth(trajectory)
         self._group_manager.request_reward(group, trajectory)
         if group.kind == "train":
-            self._group_manager.lengths.append(trajectory.sampled)
+            core.stats.lengths.append(trajectory.sampled)
             if trajectory.state is TrajectoryState.FINISHED:
                 core.statistics.finished(trajectory.confidence, trajectory.sampled)
-            if group.stage is GroupState.OPEN:
+            if group.is_open:
                 self.ask(group, Finish(trajectory.id))
 
     def give_up(self, trajectory: Trajectory, why: str) -> None:
@@ -118,7 +113,7 @@ class Selection:
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
         self._group_manager.abort_member(trajectory, "failed")
-        if group.stage is GroupState.CHOSEN:  # audited: nothing else would end its wait
+        if group.state is GroupState.CHOSEN:  # audited: nothing else would end its wait
             self._ready_if_scored(group)
         self._nudge(group)
 
@@ -139,13 +134,13 @@ class Selection:
             return
         if value is not None:
             core.statistics.rewarded(value)
-            self._group_manager.scored(value, parts)
-        if group.stage is GroupState.CHOSEN:
+            core.stats.add_reward(value, parts)
+        if group.state is GroupState.CHOSEN:
             self._ready_if_scored(group)
-        elif group.stage is GroupState.OPEN:
+        elif group.is_open:
             if self.wants.reward or value is None:
                 self.ask(group, Rewarded(trajectory_id))
-            if group.stage is GroupState.OPEN and group.enough:
+            if group.enough:
                 self._check_signal(group)
             self._nudge(group)
 
@@ -156,22 +151,23 @@ class Selection:
 
     def check_evaluated(self, group: Group) -> None:
         if all(m.scored or m.state is TrajectoryState.ABORTED for m in group.members):
-            self._on_evaluated(group)
+            self._evaluations.add(group)
+            self._group_manager.end(group, GroupState.EVALUATED)
 
     # --- the selector -------------------------------------------------------------------
 
     def ask(self, group: Group, event: SelectorEvent) -> None:
-        """One question to the selector; its verbs are carried out in their order."""
+        """One question to the selector; its actions are carried out in their order."""
         selector = self._core.plugins.selector
         with plugin_guard(selector, "selector", group.id):
             actions = list(selector.decide(self.view(group), event))
         for action in actions:
-            if group.stage is not GroupState.OPEN:
-                raise self._fault(group, action, f"the group is {group.stage} by an earlier verb")
+            if not group.is_open:
+                raise self._fault(group, action, f"the group is {group.state} by an earlier action")
             self._carry_out(group, action)
         stopped, self._stopped = self._stopped, []
         for trajectory in stopped:
-            if group.stage is GroupState.OPEN:  # what Stop has ended, the selector hears of too
+            if group.is_open:  # what Stop has ended, the selector hears of too
                 self.ask(group, Finish(trajectory))
         self._nudge(group)
 
@@ -180,8 +176,7 @@ class Selection:
         if group.kind == "eval":
             self.check_evaluated(group)
         elif (
-            group.stage is GroupState.OPEN
-            and not group.enough
+            group.state is GroupState.OPEN
             and not any(m.state in UNENDED for m in group.members)
             and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
         ):
@@ -245,13 +240,12 @@ class Selection:
                     )
                 for member in members:
                     self._scheduler.park(member, until)
-                self._on_change()
+                core.needs_update = True
             case Enough():
                 if group.enough:
                     return  # said before
-                group.enough = True
-                core.group_index.update(group)
-                self._on_change()
+                core.advance(group, GroupState.ENOUGH)
+                core.needs_update = True
             case Finalize():
                 self._finalize(group, action)
             case Defer(why=why):
@@ -261,7 +255,7 @@ class Selection:
             case Drop(why=why):
                 self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:
-                raise self._fault(group, action, "no verb of a selector")
+                raise self._fault(group, action, "no action of a selector")
         core.report(
             "decision",
             group=group.id,
@@ -297,7 +291,7 @@ class Selection:
                 self._core.ledger.move(member.sampled, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
-            self._group_manager.lengths.append(member.sampled)
+            self._core.stats.lengths.append(member.sampled)
             self._group_manager.request_reward(group, member)
             self._stopped.append(member.id)
 
@@ -349,10 +343,9 @@ class Selection:
         dead = len(outcomes) >= group.size and isinstance(
             self._advantages(group, outcomes), NoSignal
         )
-        if dead != group.dead:
-            group.dead = dead
-            self._core.group_index.update(group)
-            self._on_change()
+        if dead != (group.state is GroupState.DEAD):
+            self._core.advance(group, GroupState.DEAD if dead else GroupState.ENOUGH)
+            self._core.needs_update = True
 
     def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
         advantage = self._core.plugins.advantage
@@ -382,7 +375,7 @@ class Selection:
                     f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
                     f"expected, one for each member, got {numbers}"
                 )
-        if staleness.too_old(self._core, group):
+        if too_old(group, self._core.version, self._core.settings.max_staleness):
             self._group_manager.end(group, GroupState.DROPPED, "stale")
             return
         group.chosen_weights = [
@@ -394,7 +387,7 @@ class Selection:
         self._core.advance(group, GroupState.READY)
         if group.audited:
             self._audit(group)
-        self._on_change()
+        self._core.needs_update = True
 
     # --- the bias account ---------------------------------------------------------------
 
@@ -407,4 +400,4 @@ class Selection:
         everyone = selection_bias.whole(group)
         answer = self._advantages(group, self._outcomes(group, [m.id for m in everyone]))
         values = [] if isinstance(answer, NoSignal) else [float(a) for a in answer.values]
-        self.account.add(selection_bias.shifts(group, values))
+        self._core.stats.bias.add(selection_bias.shifts(group, values))

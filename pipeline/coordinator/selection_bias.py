@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from pipeline.coordinator.groups import ENDED, Group, Trajectory
 
 
@@ -50,20 +52,18 @@ def _shift(values: Sequence[float], chosen: Sequence[bool]) -> float:
     return sum(kept) / len(kept) - sum(values) / len(values)
 
 
-class SelectionBias:
-    """Shifts of the groups of one step; restarts with each."""
+class SelectionBias(msgspec.Struct):
+    """Shifts of the audited groups of one step."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+    sums: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    counts: dict[str, int] = msgspec.field(default_factory=dict[str, int])
 
     def add(self, found: dict[str, float]) -> None:
+        """Count the shifts of a group."""
         for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
-        """Means over groups since the last call, as `reward_shift` and so on; empty: no audit."""
-        found = {f"{name}_shift": self._sums[name] / self._counts[name] for name in self._sums}
-        self._sums, self._counts = {}, {}
-        return found
+    def means(self) -> dict[str, float]:
+        """Means over groups, as `reward_shift` and so on; empty without an audit."""
+        return {f"{name}_shift": self.sums[name] / self.counts[name] for name in self.sums}

@@ -17,6 +17,7 @@ from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestRewa
 from pipeline.coordinator.groups import ENDED, Group, GroupState, TrajectoryState
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
 from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
+from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
@@ -44,10 +45,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     reported: int  # tokens sampled by the engines' own counts
     statistics: StatisticsState
     open_step: StepState
-    lengths: list[int]
-    rewards: list[float]
-    parts: dict[str, tuple[float, int]] = {}
-    fates: dict[str, int]
+    stats: StepStats  # of that step
     last_evaluation: int
     evaluations: list[dict[str, int | float]]
     plugins: dict[str, Any]  # seam -> its state
@@ -73,9 +71,9 @@ def _settled(group: Group) -> Group:
         member.since, member.streamed = 0.0, 0
         if member.state is TrajectoryState.RUNNING:
             member.state, member.leg, member.engine = TrajectoryState.QUEUED, member.leg + 1, ""
-    copy.sent, copy.trained_tokens, copy.rank = False, -1.0, -1
-    if copy.stage is GroupState.TAKEN:
-        copy.stage = GroupState.READY
+    copy.trained_tokens, copy.rank = 0.0, -1
+    if copy.is_taken:
+        copy.state = GroupState.READY
     return copy
 
 
@@ -106,13 +104,8 @@ def take(coordinator: Coordinator) -> Snapshot:
         ledger=ledger,
         reported=coordinator.scheduler.total_reported,
         statistics=core.statistics.state(),
-        open_step=msgspec.structs.replace(
-            steps.state, since=round(core.now - steps.state.since, 3)
-        ),
-        lengths=list(group_manager.lengths),
-        rewards=list(group_manager.rewards),
-        parts=dict(group_manager.parts),
-        fates=dict(group_manager.fates),
+        open_step=msgspec.structs.replace(steps.state),
+        stats=core.stats.saved(core.now),
         last_evaluation=coordinator.evaluations.last_step,
         evaluations=list(coordinator.evaluations.history),
         plugins={
@@ -158,10 +151,8 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     group_manager.deferred.extend(snapshot.deferred)
     group_manager.issued = snapshot.issued
     group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped
-    group_manager.lengths, group_manager.rewards = snapshot.lengths, snapshot.rewards
-    group_manager.parts = snapshot.parts
-    group_manager.fates = snapshot.fates
-    steps.restore(msgspec.structs.replace(snapshot.open_step, since=now - snapshot.open_step.since))
+    core.stats = msgspec.structs.replace(snapshot.stats, since=now - snapshot.stats.since)
+    steps.restore(snapshot.open_step)
     coordinator.evaluations.last_step = snapshot.last_evaluation
     coordinator.evaluations.history = snapshot.evaluations
     coordinator.scheduler.reported = snapshot.reported

@@ -8,19 +8,17 @@ Source of the admission rule: AReaL, arXiv 2505.24298.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from pipeline.coordinator.groups import Group, GroupState, TrajectoryState
+from pipeline.coordinator.group_index import GroupIndex
+from pipeline.coordinator.groups import OPEN_STATES, Group, GroupState, TrajectoryState
 
-if TYPE_CHECKING:
-    from pipeline.coordinator.state import CoordinatorState
-
-BEFORE_TAKING = (GroupState.OPEN, GroupState.CHOSEN, GroupState.READY)
+BEFORE_TAKING = (*OPEN_STATES, GroupState.CHOSEN, GroupState.READY)
 
 
-def ahead(core: CoordinatorState) -> int:
-    """Steps that generation may be ahead of the open one."""
-    return max(0, min(core.settings.max_staleness, core.settings.steps - 1 - core.step))
+def steps_ahead(k: int, step: int, steps: int) -> int:
+    """Steps that generation may be ahead of the open one, which is `step` of `steps`."""
+    return max(0, min(k, steps - 1 - step))
 
 
 def versions(group: Group) -> list[int]:
@@ -37,24 +35,23 @@ def versions(group: Group) -> list[int]:
     ]
 
 
-def too_old(core: CoordinatorState, group: Group) -> bool:
-    """Whether it holds a token that may not be trained on any more (or of no known version)."""
-    oldest = core.version - core.settings.max_staleness
-    return any(not oldest <= version <= core.version for version in versions(group))
+def too_old(group: Group, newest: int, k: int) -> bool:
+    """Returns True if it holds a token that may not be trained on (or of an unknown version)."""
+    return any(not newest - k <= version <= newest for version in versions(group))
 
 
-def due(core: CoordinatorState) -> list[Group]:
-    """Groups that would be too old after the next publish: now, or not at all. Oldest first."""
-    return [group for group in core.train_groups(*BEFORE_TAKING) if is_due(core, group)]
-
-
-def is_due(core: CoordinatorState, group: Group) -> bool:
-    """Whether one of its tokens is as old as it may be: after the next publish it is too old."""
-    limit = core.version - core.settings.max_staleness
+def is_due(group: Group, newest: int, k: int) -> bool:
+    """Returns True if one of its tokens is too old after the next publish."""
+    limit = newest - k
     return min(versions(group), default=limit + 1) <= limit
 
 
-class Due:
+def due(index: GroupIndex, newest: int, k: int) -> list[Group]:
+    """Groups that would be too old after the next publish: now, or not at all. Oldest first."""
+    return [group for group in index.groups(*BEFORE_TAKING) if is_due(group, newest, k)]
+
+
+class DueGroups:
     """What `due` would say, without going over all groups at every question.
 
     They are gone over once a version. In between a group becomes due only by a token of
@@ -62,57 +59,55 @@ class Due:
     when members leave it or it is taken, which is seen when it is asked about.
     """
 
-    def __init__(self, core: CoordinatorState) -> None:
-        self._core = core
+    def __init__(self, index: GroupIndex, k: int) -> None:
+        self._index, self._k = index, k
         self._version: int | None = None  # that the others hold for
         self._late: list[Group] = []  # all that are due, and some that no longer are
         self._ready: dict[int, Group] = {}  # those of them that are ready
 
-    def note(self, group: Group) -> None:
+    def note(self, group: Group, newest: int) -> None:
         """It holds a token of another version than before, or is ready now."""
-        if self._core.settings.max_staleness and self._version == self._core.version:
+        if self._k and self._version == newest:
             self._add(group)
 
-    @property
-    def exists(self) -> bool:
-        """Whether any group is due."""
-        self._refresh()
+    def any_due(self, newest: int) -> bool:
+        """Returns True if any group is due."""
+        self._refresh(newest)
         while self._late and not self._holds(self._late[-1]):
             self._late.pop()
         return bool(self._late)
 
-    @property
-    def ready(self) -> tuple[int, ...]:
+    def ready(self, newest: int) -> tuple[int, ...]:
         """Ids of groups that are due and can be taken, oldest first."""
-        self._refresh()
-        self._ready = {i: g for i, g in self._ready.items() if g.stage is GroupState.READY}
+        self._refresh(newest)
+        self._ready = {i: g for i, g in self._ready.items() if g.state is GroupState.READY}
         return tuple(sorted(self._ready))
 
-    def _refresh(self) -> None:
-        if self._version != self._core.version:
-            self._version, self._late, self._ready = self._core.version, [], {}
-            for group in reversed(due(self._core)):
+    def _refresh(self, newest: int) -> None:
+        if self._version != newest:
+            self._version, self._late, self._ready = newest, [], {}
+            for group in reversed(due(self._index, newest, self._k)):
                 self._add(group)
 
     def _add(self, group: Group) -> None:
         if self._holds(group):
             self._late.append(group)
-            if group.stage is GroupState.READY:
+            if group.state is GroupState.READY:
                 self._ready[group.id] = group
 
     def _holds(self, group: Group) -> bool:
-        known = group.kind == "train" and group.stage in BEFORE_TAKING
-        return known and is_due(self._core, group)
+        known = group.kind == "train" and group.state in BEFORE_TAKING
+        return known and self._version is not None and is_due(group, self._version, self._k)
 
 
-def of_trained(core: CoordinatorState, groups: list[Group]) -> dict[str, float]:
+def trained_staleness(groups: Sequence[Group], newest: int, k: int) -> dict[str, float]:
     """Mean and largest age, in versions, of the oldest token of each member trained on."""
     ages = [
-        core.version - member.versions[0]
+        newest - member.versions[0]
         for group in groups
         for member in group.members
         if member.id in group.chosen and member.versions
     ]
-    if not ages or not core.settings.max_staleness:
+    if not ages or not k:
         return {}
     return {"staleness_mean": sum(ages) / len(ages), "staleness_max": max(ages)}

@@ -15,8 +15,10 @@ from pipeline.coordinator.events import AbortLegs, CancelEnvironmentCall, Comman
 from pipeline.coordinator.group_index import GroupIndex
 from pipeline.coordinator.groups import Group, GroupState, Trajectory
 from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.coordinator.run_state import RunState
 from pipeline.coordinator.running_stats import RunningStatistics
-from pipeline.coordinator.staleness import Due
+from pipeline.coordinator.staleness import DueGroups, steps_ahead
+from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
@@ -117,7 +119,7 @@ class CoordinatorState:
         self.statistics = RunningStatistics()
         self.groups: dict[int, Group] = {}
         self.group_index = GroupIndex()  # of the training groups among them
-        self.due = Due(self)
+        self.due_groups = DueGroups(self.group_index, settings.max_staleness)
         self.trajectories: dict[int, Trajectory] = {}
         self.environment_calls: dict[int, float] = {}  # trajectory -> when its rollout was asked
         self.next_group = 0
@@ -125,8 +127,17 @@ class CoordinatorState:
         self.step = 0  # steps done
         self.version = -1  # published by the learner; -1: none yet
         self.now = 0.0
+        self.run = RunState()
+        self.stats = StepStats()  # of the open step
+        self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}
+
+    @property
+    def ahead(self) -> int:
+        """Steps that generation may be ahead of the open one."""
+        settings = self.settings
+        return steps_ahead(settings.max_staleness, self.step, settings.steps)
 
     def emit(self, command: Command) -> None:
         self.out.append(command)
@@ -160,16 +171,16 @@ class CoordinatorState:
         self.groups[group.id] = group
         self.group_index.update(group)
 
-    def advance(self, group: Group, stage: GroupState, why: str = "") -> None:
+    def advance(self, group: Group, state: GroupState, why: str = "") -> None:
         """Move a group along its table. Raises IllegalTransition and changes nothing."""
-        group.advance(stage, self.now, why)
+        group.advance(state, self.now, why)
         self.group_index.update(group)
-        if stage is GroupState.READY:
-            self.due.note(group)
+        if state is GroupState.READY:
+            self.due_groups.note(group, self.version)
 
-    def train_groups(self, *stages: GroupState) -> list[Group]:
-        """Live training groups in these stages, oldest first."""
-        return self.group_index.groups(*stages)
+    def train_groups(self, *states: GroupState) -> list[Group]:
+        """Live training groups in these states, oldest first."""
+        return self.group_index.groups(*states)
 
     def seed_of(self, group: Group, trajectory: Trajectory) -> int:
         """A leg's own seed: resumed with the first one it would draw the same numbers again."""

@@ -1,4 +1,4 @@
-"""The figures that a step and an evaluation are reported by.
+"""Metrics that a step and an evaluation are reported by.
 
 Turns lengths, groups that were trained on and seconds of work into numbers.
 Pure. Speed that was bought by training on less, or on shorter, text shows in
@@ -12,10 +12,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import ENDED, Group
 from pipeline.coordinator.scheduler import Scheduler
-from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import CoordinatorState
 
 LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
@@ -87,16 +85,14 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_metrics(
-    core: CoordinatorState, turns_before: int, appended_before: int
-) -> dict[str, float]:
+def rollout_metrics(core: CoordinatorState) -> dict[str, float]:
     """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
     no figure of tokens sampled or trained; nothing without a rollout."""
     if not core.settings.turns:
         return {}
     return {
-        "turns": core.ledger.turns - turns_before,
-        "tokens_appended": core.ledger.appended - appended_before,
+        "turns": core.ledger.turns - core.stats.turns_before,
+        "tokens_appended": core.ledger.appended - core.stats.appended_before,
     }
 
 
@@ -113,96 +109,79 @@ def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict
     return {"bubble_learner": 1.0 - work_s / (seconds * len(ranks))}
 
 
-def step_metrics(
-    core: CoordinatorState, group_manager: GroupManager, since: float
-) -> dict[str, Any]:
+def step_metrics(core: CoordinatorState) -> dict[str, Any]:
     """What is reported of every step that has ended; lengths and rewards of all its candidates."""
+    stats = core.stats
     return {
         "version": core.version,
-        "groups": dict(group_manager.fates),
-        "samples": len(group_manager.lengths),
-        "reward": sum(group_manager.rewards) / max(1, len(group_manager.rewards)),
-        **({"parts": part_means(group_manager.parts)} if group_manager.parts else {}),
-        **length_metrics(group_manager.lengths),
-        "seconds": core.now - since,
+        "groups": dict(stats.fates),
+        "samples": len(stats.lengths),
+        "reward": sum(stats.rewards) / max(1, len(stats.rewards)),
+        **({"parts": part_means(stats.parts)} if stats.parts else {}),
+        **length_metrics(stats.lengths),
+        "seconds": core.now - stats.since,
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
 
 
 class StepReport:
-    """Of the open step; `begin` forgets the one before."""
+    """Writes the record of each step; sums what holds over steps."""
 
-    def __init__(
-        self,
-        core: CoordinatorState,
-        scheduler: Scheduler,
-        group_manager: GroupManager,
-        selection: Selection,
-    ) -> None:
+    def __init__(self, core: CoordinatorState, scheduler: Scheduler) -> None:
         self._core, self._scheduler = core, scheduler
-        self._group_manager, self._selection = group_manager, selection
-        self._sums: dict[str, float] = {}  # over tokens; the largest for names in _max
-        self.newest: dict[str, Any] = {}  # figures of the step that was reported last
+        self.newest: dict[str, Any] = {}  # metrics of the step that was reported last
         self.normaliser = 0.0
         self._logprob_s = self._hidden_s = 0.0  # over all steps since the start or resume
 
     @property
     def hidden_share(self) -> float | None:
-        """Of the seconds of forwards for old and reference logprobs, the share that ran while
-        groups of the step were still to come; None if there were none."""
+        """Share of the seconds of forwards for old and reference logprobs that ran while groups
+        of the step were still to come; None if there were none."""
         return round(self._hidden_s / self._logprob_s, 4) if self._logprob_s else None
 
-    def begin(self) -> None:
-        self._sums = {}
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """What a rank measured while it trained on a group."""
-        for name, value in metrics.items():
-            known = self._sums.get(name, 0.0)
-            self._sums[name] = max(known, value) if name.endswith("_max") else known + value
-
     def write(
-        self,
-        metrics: Mapping[str, float],
-        learner: Mapping[str, float],
-        *,
-        opened: int,
-        since: float,
-        sampled_before: int,
-        trained_before: int,
+        self, metrics: Mapping[str, float], learner: Mapping[str, float], *, opened: int
     ) -> None:
         """Report the step, and warn of what its audit shows."""
-        core = self._core
+        core, stats, ledger = self._core, self._core.stats, self._core.ledger
         self._logprob_s += learner.get("logprob_s", 0.0)
         self._hidden_s += learner.get("logprob_hidden_s", 0.0)
-        bias = self._selection.account.take()
+        bias = stats.bias.means()
         alarm, shift = core.settings.audit_alarm, bias.get("advantage_shift", 0.0)
         if alarm and abs(shift) > alarm:
             text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
             core.report("warning", text=text)
-        whole = max(1.0, self.normaliser)
-        computed = self._sums.pop("computed", whole)
-        means = {
-            name: value
-            if name.endswith("_max")
-            else value / (whole if name == "loss" else computed or 1.0)
-            for name, value in self._sums.items()
-        }
-        if self._sums:
-            means["computed_share"] = min(1.0, computed / whole)  # a forgotten group's are in it
-        ledger = core.ledger
         epochs = getattr(core.plugins.prompts, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,
-            **step_metrics(core, self._group_manager, since),
+            **step_metrics(core),
             **token_metrics(
-                ledger.sampled - sampled_before, ledger.accounts["trained"] - trained_before
+                ledger.sampled - stats.sampled_before,
+                ledger.accounts["trained"] - stats.trained_before,
             ),
             **({"epochs": epochs} if epochs else {}),
+            **rollout_metrics(core),
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
             **({"audit": bias} if bias else {}),
-            "learner": {**means, **learner},
+            "learner": {**self._means(stats.learner), **learner},
         }
         core.report("step", **self.newest)
+
+    def _means(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Ranks' sums over tokens as means: the loss over the normaliser, the others over the
+        tokens that were computed; the largest stay as they are."""
+        if not sums:
+            return {}
+        whole = max(1.0, self.normaliser)
+        computed = sums.get("computed", whole)
+        means = {
+            name: value
+            if name.endswith("_max")
+            else value / (whole if name == "loss" else computed or 1.0)
+            for name, value in sums.items()
+            if name != "computed"
+        }
+        share = {"computed_share": min(1.0, computed / whole)}  # a forgotten group's are in it
+        return means | (share if means else {})

@@ -8,14 +8,13 @@ now a lost engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from pipeline.coordinator.engine_pool import EngineState
 from pipeline.coordinator.events import Tokens
-from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
+from pipeline.coordinator.groups import Trajectory, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import CoordinatorState
 from pipeline.coordinator.turns import Turns
 
@@ -24,23 +23,9 @@ MOST_ERRORS = 3
 
 
 class TokenIngest:
-    """`on_end(trajectory)` is called when one has ended, `on_growth(trajectory, count)`
-    when it has grown by so many tokens and goes on and somebody `listens()`,
-    `on_hopeless(trajectory, why)` when engines keep failing on it."""
-
-    def __init__(
-        self,
-        core: CoordinatorState,
-        scheduler: Scheduler,
-        listens: Callable[[], bool],
-        on_growth: Callable[[Trajectory, int], None],
-        on_end: Callable[[Trajectory], None],
-        on_hopeless: Callable[[Trajectory, str], None],
-    ) -> None:
-        self._core, self._scheduler = core, scheduler
-        self._listens, self._on_growth = listens, on_growth
-        self._on_end, self._on_hopeless = on_end, on_hopeless
-        self.turns = Turns(core, scheduler, on_end=self._end, on_hopeless=on_hopeless)
+    def __init__(self, core: CoordinatorState, scheduler: Scheduler, selection: Selection) -> None:
+        self._core, self._scheduler, self._selection = core, scheduler, selection
+        self.turns = Turns(core, scheduler, selection)
 
     def ingest_frame(self, event: Tokens) -> str:
         """Apply one frame. Returns '' or why the engine must be counted as lost."""
@@ -70,7 +55,7 @@ class TokenIngest:
     def _apply(self, engine: EngineState, event: Tokens) -> None:
         """The chunks in their order. Whoever is called on the way finds the books balanced."""
         core = self._core
-        trajectories, name, listens = core.trajectories, engine.name, self._listens()
+        trajectories, name, listens = core.trajectories, engine.name, self._selection.listens
         tokens, logprobs = event.tokens, event.logprobs
         grown = 0  # tokens that are not in the books yet
         start = end = 0
@@ -109,7 +94,7 @@ class TokenIngest:
                 trajectory.logprob_sum += total
                 if chunk.version not in trajectory.versions:
                     trajectory.versions.append(chunk.version)
-                    core.due.note(core.groups[trajectory.group])
+                    core.due_groups.note(core.groups[trajectory.group], core.version)
                 grown += count
             if finish:
                 core.ledger.sample(grown, "open")
@@ -118,7 +103,7 @@ class TokenIngest:
             elif count and listens:
                 core.ledger.sample(grown, "open")
                 grown = 0
-                self._on_growth(trajectory, count)
+                self._selection.grown(trajectory, count)
         core.ledger.sample(grown, "open")
 
     @staticmethod
@@ -145,7 +130,7 @@ class TokenIngest:
         """Its leg ended by the engine's fault."""
         trajectory.errors += 1
         if trajectory.errors >= MOST_ERRORS:
-            self._on_hopeless(trajectory, "errors of engines")
+            self._selection.give_up(trajectory, "errors of engines")
         else:
             self._resume(trajectory)
 
@@ -166,9 +151,3 @@ class TokenIngest:
         if finish:
             self.turns.ended(trajectory, finish)
         return bool(finish)
-
-    def _end(self, trajectory: Trajectory, cause: TrajectoryEvent) -> None:
-        trajectory.advance(cause, self._core.now)
-        trajectory.engine = ""
-        trajectory.limited = cause is TrajectoryEvent.HIT_LIMIT
-        self._on_end(trajectory)

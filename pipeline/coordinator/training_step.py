@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.coordinator import staleness
 from pipeline.coordinator.events import (
     CloseStep,
-    StepApplied,
-    StepRejected,
-    Trained,
-    TrainingFailed,
+    GroupFailed,
+    GroupTrained,
+    StepDone,
+    StepSkipped,
 )
 from pipeline.coordinator.group_manager import GroupManager
-from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
-from pipeline.coordinator.learner_feed import train_command
+from pipeline.coordinator.groups import (
+    ENDED,
+    OPEN_STATES,
+    TAKEN_STATES,
+    Group,
+    GroupState,
+    Trajectory,
+    TrajectoryState,
+)
+from pipeline.coordinator.learner_feed import train_group
 from pipeline.coordinator.prompt_planner import PromptPlanner
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
+from pipeline.coordinator.staleness import BEFORE_TAKING, too_old, trained_staleness
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.coordinator.step_metrics import (
     StepReport,
     learner_bubble,
-    rollout_metrics,
     trained_metrics,
 )
+from pipeline.coordinator.step_stats import StepStats
 from pipeline.plugins.actions import BatchAction, Close, Relax, Take
 from pipeline.plugins.interfaces import Barrier, Relaxed
 from pipeline.plugins.views import BatchView
@@ -49,11 +57,6 @@ class StepState(msgspec.Struct, kw_only=True):
     speculate: bool = True  # False: a long round, no prompts and candidates beyond the need
     size: int = 0  # M, smaller after Relax
     skipped: int = 0  # steps skipped in a row
-    since: float = 0.0
-    sampled_before: int = 0  # tokens in the ledger when it opened
-    trained_before: int = 0
-    appended_before: int = 0
-    turns_before: int = 0
 
 
 class TrainingSteps:
@@ -68,14 +71,12 @@ class TrainingSteps:
         self._group_manager, self._selection = group_manager, selection
         self.planner = PromptPlanner(core, scheduler, group_manager)
         self.state = StepState()
-        self.needs_update = False  # the batch seam is to be asked, or the close to be tried
         self._wants_prompts = False  # wants prompts as soon as slots are idle
         self.finishing = False  # FinishStep has gone out
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
         self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
-        self._answered: dict[int, StepApplied | StepRejected] = {}
-        self.report = StepReport(core, scheduler, group_manager, selection)
-        self._nonfinite = 0
+        self._answered: dict[int, StepDone | StepSkipped] = {}
+        self.report = StepReport(core, scheduler)
         self._rank_tokens: dict[int, int] = {}
 
     # --- a step from open to finish -----------------------------------------------------
@@ -86,39 +87,23 @@ class TrainingSteps:
             is_open=True,
             size=core.settings.size,
             skipped=self.state.skipped,
-            since=core.now,
-            sampled_before=core.ledger.sampled,
-            trained_before=core.ledger.accounts["trained"],
-            appended_before=core.ledger.appended,
-            turns_before=core.ledger.turns,
         )
         if core.settings.max_staleness:
-            for group in core.train_groups(GroupState.OPEN, GroupState.CHOSEN, GroupState.READY):
-                if staleness.too_old(core, group):
+            for group in core.train_groups(*BEFORE_TAKING):
+                if too_old(group, core.version, core.settings.max_staleness):
                     self._group_manager.end(group, GroupState.DROPPED, "stale")
         self._scheduler.slot_usage.open(core.now)
-        self.finishing, self._answered, self._nonfinite = False, {}, 0
-        self.report.begin()
+        core.stats = StepStats.begin(core.ledger, core.now)
+        self.finishing, self._answered = False, {}
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
-        group_manager = self._group_manager
-        group_manager.lengths, group_manager.rewards, group_manager.parts, group_manager.fates = (
-            [],
-            [],
-            {},
-            {},
-        )
         self._plan()
         self.advance()
 
     def restore(self, state: StepState) -> None:
         """Go on with the step that a checkpoint holds."""
         self.state = msgspec.structs.replace(state, skipped=0)  # a resume is a new try
-        self.needs_update = True
+        self._core.needs_update = True
         self._rank_tokens = dict.fromkeys(range(self._core.settings.ranks), 0)
-
-    def changed(self) -> None:
-        """A group became enough, ready, dropped or deferred."""
-        self.needs_update = True
 
     def advance(self) -> None:
         """After every event: batch seam, new prompts, the close."""
@@ -126,13 +111,13 @@ class TrainingSteps:
             return
         if self._wants_prompts:
             self._plan()
-        if not self.needs_update:
+        if not self._core.needs_update:
             return  # a chunk that ended nothing costs nothing here
-        while self.needs_update:
-            self.needs_update = False
+        while self._core.needs_update:
+            self._core.needs_update = False
             self._ask_batch()
             self._plan()
-            if not self.needs_update:
+            if not self._core.needs_update:
                 self._finish_if_all_trained()
 
     def _plan(self) -> None:
@@ -143,8 +128,8 @@ class TrainingSteps:
         if state.exhausted:
             return
         active = core.group_index.live
-        ahead = staleness.ahead(core)
-        coming = active - core.group_index.counts["open"] if ahead else active
+        ahead = core.ahead
+        coming = active - core.group_index.counts[GroupState.OPEN] if ahead else active
         if state.closing and coming < settings.need:
             state.closing = False  # what was chosen taught nothing: open more
         if state.closing and not ahead:
@@ -169,7 +154,7 @@ class TrainingSteps:
 
     def _exhaust(self, why: str) -> None:
         self.state.exhausted = True
-        self.needs_update = True
+        self._core.needs_update = True
         self._core.report("warning", text=f"step {self._core.step + 1} closes smaller: {why}")
 
     @property
@@ -182,23 +167,23 @@ class TrainingSteps:
 
     def _ask_batch(self) -> None:
         core, state = self._core, self.state
-        counts = core.group_index.counts
+        index = core.group_index
         need = core.settings.need
         if state.exhausted:
-            need = min(need, core.group_index.live)
+            need = min(need, index.live)
         view = BatchView(
             step=core.step,
             need=need,
-            taken=counts["taken"],
-            ready=core.group_index.ready,
-            chosen=counts["chosen"],
-            enough=counts["enough"],
-            open=counts["open"],
+            taken=index.taken,
+            ready=index.ready,
+            chosen=index.counts[GroupState.CHOSEN],
+            enough=index.counts[GroupState.ENOUGH],
+            open=index.counts[GroupState.OPEN],
             size=state.size,
             group_size=core.settings.size,
             closing=state.closing,
-            ahead=staleness.ahead(core),
-            due=core.due.ready if self._waits_for_due else (),
+            ahead=core.ahead,
+            due=core.due_groups.ready(core.version) if self._waits_for_due else (),
         )
         with plugin_guard(core.plugins.batch, "batch"):
             actions = list(core.plugins.batch.decide(view))
@@ -212,21 +197,20 @@ class TrainingSteps:
             case Take(groups=ids):
                 for group_id in ids:
                     group = core.groups.get(group_id)
-                    if group is None or group.stage is not GroupState.READY:
+                    if group is None or group.state is not GroupState.READY:
                         raise PluginFault(f"batch {name}: {action}: group {group_id} is not ready")
                     self._take(group)
             case Relax(size=size):
                 if not 2 <= size <= core.settings.size:
                     raise PluginFault(f"batch {name}: {action}: size is 2 to {core.settings.size}")
                 self.state.size = size
-                for group in core.train_groups(GroupState.OPEN):
-                    if not group.enough:  # the others have their members already
-                        group.size = size
-                        self._selection.ask(group, Relaxed())
+                for group in core.train_groups(GroupState.OPEN):  # the others have their members
+                    group.size = size
+                    self._selection.ask(group, Relaxed())
             case Close():
                 self._close()
             case _:
-                raise PluginFault(f"batch {name}: {action}: no verb of a batch rule")
+                raise PluginFault(f"batch {name}: {action}: no action of a batch rule")
 
     def _take(self, group: Group) -> None:
         """To the rank with the least expected tokens; sent now unless overlap is off."""
@@ -243,34 +227,33 @@ class TrainingSteps:
 
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
-        group.sent, group.trained_tokens = True, -1.0
-        self._core.group_index.update(group)
-        self._core.emit(train_command(group, self._core.step))
+        self._core.advance(group, GroupState.SENT)
+        self._core.emit(train_group(group, self._core.step))
 
     def _close(self) -> None:
         """The barrier, in order of id; what stays open is deferred as surplus."""
         if self.state.closing:
             return
         self.state.closing = True
-        for group in self._core.train_groups(GroupState.OPEN):
-            if group.stage is GroupState.OPEN:
+        for group in self._core.train_groups(*OPEN_STATES):
+            if group.is_open:
                 self._selection.ask(group, Barrier())
-        if not staleness.ahead(self._core):  # else they are for the next step
-            for group in self._core.train_groups(GroupState.OPEN):
+        if not self._core.ahead:  # else they are for the next step
+            for group in self._core.train_groups(*OPEN_STATES):
                 self._group_manager.end(group, GroupState.DEFERRED, "surplus")
-        self.needs_update = True
+        self._core.needs_update = True
 
     @property
     def _waits_for_due(self) -> bool:
         """Whether the step waits for groups that the next one could not train on."""
-        return self._core.settings.stale == "wait" and staleness.ahead(self._core) > 0
+        return self._core.settings.stale == "wait" and self._core.ahead > 0
 
     def _finish_if_all_trained(self) -> None:
         core, state = self._core, self.state
-        taken = core.group_index.counts["taken"]
+        taken = core.group_index.taken
         others = sum(core.group_index.counts.values()) > taken
-        if staleness.ahead(core):
-            due = self._waits_for_due and core.due.exists
+        if core.ahead:
+            due = self._waits_for_due and core.due_groups.any_due(core.version)
             others = due or (others and taken < core.settings.need)
         if others:
             if not state.closing and self._stands_still():
@@ -285,7 +268,7 @@ class TrainingSteps:
             self.send(group)
         self._unsent = []
         if core.group_index.all_trained:
-            self._finish(core.train_groups(GroupState.TAKEN))
+            self._finish(core.train_groups(*TAKEN_STATES))
 
     def _finish(self, taken: list[Group]) -> None:
         core = self._core
@@ -303,10 +286,14 @@ class TrainingSteps:
         The member found last time usually still runs: the others are looked at when it has ended.
         """
         group_index = self._core.group_index
-        if group_index.counts["chosen"] or group_index.counts["ready"] or self._scheduler.waiting():
+        if (
+            group_index.counts[GroupState.CHOSEN]
+            or group_index.counts[GroupState.READY]
+            or self._scheduler.waiting()
+        ):
             return False
         if self._last_active is None or not self._moves(self._last_active):
-            members = (m for g in group_index.in_any_order(GroupState.OPEN) for m in g.members)
+            members = (m for g in group_index.in_any_order(*OPEN_STATES) for m in g.members)
             self._last_active = next((m for m in members if self._moves(m)), None)
         return self._last_active is None
 
@@ -318,15 +305,13 @@ class TrainingSteps:
             return False
         group = core.groups.get(member.group)
         here = core.trajectories.get(member.id) is member
-        return (
-            here and group is not None and group.kind == "train" and group.stage is GroupState.OPEN
-        )
+        return here and group is not None and group.kind == "train" and group.is_open
 
     def _finish_empty(self) -> None:
         """Nothing to learn from: the step ends without an update."""
         core = self._core
         self.state.is_open = False
-        if self._nonfinite:
+        if core.stats.nonfinite:
             self._skipped("every loss that it tried was not finite")
             return
         self.state.skipped = 0  # not in a row any more
@@ -336,52 +321,61 @@ class TrainingSteps:
 
     # --- the learner answers ------------------------------------------------------------
 
-    def trained(self, event: Trained) -> None:
-        group = self._core.groups.get(event.group)
-        if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
+    def trained(self, event: GroupTrained) -> None:
+        group = self._group_at(event)
+        if group is None:
             return
         group.trained_tokens = event.tokens
-        self._core.group_index.update(group)
-        self.needs_update = True
-        self.report.add(event.metrics)
+        if group.state is GroupState.SENT:
+            self._core.advance(group, GroupState.ACCUMULATED)
+        self._core.needs_update = True
+        self._core.stats.add_learner(event.metrics)
 
-    def failed(self, event: TrainingFailed) -> None:
-        group = self._core.groups.get(event.group)
-        if group is None or group.stage is not GroupState.TAKEN or group.rank != event.rank:
+    def failed(self, event: GroupFailed) -> None:
+        group = self._group_at(event)
+        if group is None:
             return
-        self._nonfinite += 1
-        group.sent = False  # the rank has forgotten it already
+        self._core.stats.nonfinite += 1
+        self._core.advance(group, GroupState.READY)  # the rank has forgotten it already
         self._core.report("warning", text=f"group {group.id} dropped: {event.why}")
         self._group_manager.end(group, GroupState.DROPPED, "not finite")
 
-    def applied(self, event: StepApplied) -> int | None:
+    def _group_at(self, event: GroupTrained | GroupFailed) -> Group | None:
+        """The group, if this rank is to train on it."""
+        group = self._core.groups.get(event.group)
+        if group is None or group.rank != event.rank or not group.is_sent:
+            return None
+        return group
+
+    def applied(self, event: StepDone) -> int | None:
         """All ranks have stepped: returns the new version, None while some are missing."""
         core = self._core
         if not self._gather(event):
             return None
-        taken = core.train_groups(GroupState.TAKEN)
-        metrics = trained_metrics(taken) | staleness.of_trained(core, taken)
+        taken = core.train_groups(*TAKEN_STATES)
+        metrics = trained_metrics(taken) | trained_staleness(
+            taken, core.version, core.settings.max_staleness
+        )
         for group in taken:
             self._group_manager.end(group, GroupState.TRAINED)
         self.state.is_open, self.state.skipped, self.finishing = False, 0, False
-        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepApplied)]
-        metrics |= learner_bubble(ranks, core.now - self.state.since)
+        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepDone)]
+        metrics |= learner_bubble(ranks, core.now - core.stats.since)
         self._report_step(metrics, ranks[0])
         core.step += 1
         return event.version
 
-    def rejected(self, event: StepRejected) -> None:
+    def rejected(self, event: StepSkipped) -> None:
         """All ranks refused the step: weights are as they were, the prompts come back."""
         if not self._gather(event):
             return
-        for group in self._core.train_groups(GroupState.TAKEN):
-            group.sent = False
+        for group in self._core.train_groups(*TAKEN_STATES):
             self._core.advance(group, GroupState.READY)
             self._group_manager.end(group, GroupState.DEFERRED, "step skipped")
         self.state.is_open, self.finishing = False, False
         self._skipped(event.why)
 
-    def _gather(self, event: StepApplied | StepRejected) -> bool:
+    def _gather(self, event: StepDone | StepSkipped) -> bool:
         if not self.finishing or event.step != self._core.step:
             return False
         self._answered[event.rank] = event
@@ -391,8 +385,7 @@ class TrainingSteps:
         """Whether the rank has been asked for something and has not answered."""
         if self.finishing:
             return rank not in self._answered
-        unsent = sum(group.rank == rank for group in self._unsent)
-        return self._core.group_index.at_rank.get(rank, 0) > unsent
+        return self._core.group_index.at_rank.get(rank, 0) > 0
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
@@ -406,13 +399,4 @@ class TrainingSteps:
         return self.state.skipped >= MOST_SKIPPED
 
     def _report_step(self, metrics: dict[str, float], learner: dict[str, float]) -> None:
-        state = self.state
-        rollouts = rollout_metrics(self._core, state.turns_before, state.appended_before)
-        self.report.write(
-            rollouts | metrics,
-            learner,
-            opened=state.opened,
-            since=state.since,
-            sampled_before=state.sampled_before,
-            trained_before=state.trained_before,
-        )
+        self.report.write(metrics, learner, opened=self.state.opened)

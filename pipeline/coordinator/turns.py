@@ -8,26 +8,16 @@ the response's limit, and in no account of the ledger: nobody sampled them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pipeline.coordinator.events import CallEnvironment, TurnAnswered, TurnFailed
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
+from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.state import CoordinatorState
 
 
 class Turns:
-    """`on_end(trajectory, cause)` ends one; `on_hopeless(trajectory, why)` gives one up."""
-
-    def __init__(
-        self,
-        core: CoordinatorState,
-        scheduler: Scheduler,
-        on_end: Callable[[Trajectory, TrajectoryEvent], None],
-        on_hopeless: Callable[[Trajectory, str], None],
-    ) -> None:
-        self._core, self._scheduler = core, scheduler
-        self._on_end, self._on_hopeless = on_end, on_hopeless
+    def __init__(self, core: CoordinatorState, scheduler: Scheduler, selection: Selection) -> None:
+        self._core, self._scheduler, self._selection = core, scheduler, selection
         self.heard = 0.0  # when one answered last, of whichever trajectory
 
     def ended(self, trajectory: Trajectory, finish: str) -> None:
@@ -36,9 +26,9 @@ class Turns:
         if self._core.settings.turns > trajectory.turns and not (full and finish == "length"):
             self._over(trajectory, finish)
         elif finish == "stop" and (not trajectory.turns or self._stop_token(trajectory)):
-            self._on_end(trajectory, TrajectoryEvent.ENDED)
+            self._end(trajectory, TrajectoryEvent.ENDED)
         else:  # a stop text after the last call, too: what it asks for never comes
-            self._on_end(trajectory, TrajectoryEvent.HIT_LIMIT)
+            self._end(trajectory, TrajectoryEvent.HIT_LIMIT)
 
     def finish_of(self, trajectory: Trajectory) -> str:
         """How the turn has ended that the tokens held complete; '' if they complete none."""
@@ -55,11 +45,9 @@ class Turns:
             return  # not wanted any more
         count = len(event.tokens) // 4
         if event.over or not (count or not self._stop_token(trajectory)):
-            self._on_end(
-                trajectory, TrajectoryEvent.ENDED
-            )  # nothing follows a stop token by itself
+            self._end(trajectory, TrajectoryEvent.ENDED)  # nothing follows a stop token by itself
         elif trajectory.held + count >= trajectory.max_tokens:
-            self._on_end(
+            self._end(
                 trajectory, TrajectoryEvent.HIT_LIMIT
             )  # no room for what the model would say to it
         else:
@@ -70,7 +58,7 @@ class Turns:
     def failed(self, event: TurnFailed) -> None:
         trajectory = self._asked(event.trajectory, event.turn)
         if trajectory is not None:
-            self._on_hopeless(trajectory, event.why)
+            self._selection.give_up(trajectory, event.why)
 
     def ask(self, trajectory: Trajectory) -> None:
         """Put the question of one that is `calling`, for the first time or again."""
@@ -114,6 +102,13 @@ class Turns:
             trajectory.logprobs += bytes(len(tokens))
             self._core.ledger.appended += count
         trajectory.turn_began = trajectory.held
+
+    def _end(self, trajectory: Trajectory, cause: TrajectoryEvent) -> None:
+        """The response is complete, or a limit stops it."""
+        trajectory.advance(cause, self._core.now)
+        trajectory.engine = ""
+        trajectory.limited = cause is TrajectoryEvent.HIT_LIMIT
+        self._selection.ended(trajectory)
 
     def _asked(self, trajectory: int, turn: int) -> Trajectory | None:
         self.heard = self._core.now

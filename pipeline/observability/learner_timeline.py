@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.coordinator.events import StepApplied, StepRejected, Trained, TrainingFailed
+from pipeline.coordinator.events import GroupFailed, GroupTrained, StepDone, StepSkipped
 from pipeline.observability.critical_path import Link, follow
 from pipeline.observability.spans import TrainDispatch, Work
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES, FORWARD_BACKWARD, Span
@@ -57,7 +57,7 @@ class Ranks:
                 self._explain(works, work)
 
     def trained(
-        self, works: list[Work], event: Trained | TrainingFailed, now: float
+        self, works: list[Work], event: GroupTrained | GroupFailed, now: float
     ) -> TrainDispatch | None:
         """The handover that this answers, with the link of the answer."""
         handover = self._handovers.pop(event.group, None)
@@ -72,12 +72,12 @@ class Ranks:
         handover.answer = follow(work.link, "stage", "word of the gradient on its way", now)
         return handover
 
-    def applied(self, works: list[Work], event: StepApplied | StepRejected, now: float) -> Link:
+    def applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
         """The link of the word that a rank has closed the step."""
         lane, link = _lane(event.rank), self._closing
         said = [work for work in works[self._before_close :] if work.rank == event.rank]
         if not said:
-            what = "optimizer, publish" if isinstance(event, StepApplied) else "rejected"
+            what = "optimizer, publish" if isinstance(event, StepDone) else "rejected"
             start = link.end if link is not None else now
             works.append(Work(rank=event.rank, what=what, start=start, end=now, of=(event.step,)))
             return follow(link, lane, what, now)

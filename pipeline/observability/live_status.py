@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.coordinator.groups import Group, GroupState
+from pipeline.coordinator.groups import OPEN_STATES, Group, GroupState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, limit_s
-from pipeline.coordinator.waits import Wait, waits
+from pipeline.coordinator.waits import Wait
 
 if TYPE_CHECKING:
     from pipeline.coordinator.coordinator import Coordinator
@@ -104,7 +104,7 @@ def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     core, scheduler = coordinator.core, coordinator.scheduler
     history = coordinator.evaluations.history
     return RunStatus(
-        phase=coordinator.phase.value,
+        phase=coordinator.run.phase.value,
         step=core.step,
         steps=core.settings.steps,
         training_seconds=round(training_seconds, 2),
@@ -123,7 +123,7 @@ def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
             for engine in scheduler.engines.values()
         ),
         queued=scheduler.queued,
-        groups=dict(core.group_index.counts),
+        groups={state.value: count for state, count in core.group_index.counts.items()},
         at_rank={
             str(rank): core.group_index.at_rank.get(rank, 0) for rank in range(core.settings.ranks)
         },
@@ -142,14 +142,14 @@ def _some(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, float]:
 def _longest_waits(coordinator: Coordinator) -> tuple[WaitStatus, ...]:
     group_index = coordinator.core.group_index
     stages = (
-        group_index.in_any_order(stage)
-        for stage in (GroupState.TAKEN, GroupState.READY, GroupState.CHOSEN)
+        group_index.in_any_order(state)
+        for state in (GroupState.SENT, GroupState.READY, GroupState.CHOSEN)
     )
     evaluated = (g for g in coordinator.core.groups.values() if g.kind == "eval")
-    rest = evaluated if coordinator.evaluations.open else group_index.in_any_order(GroupState.OPEN)
+    rest = evaluated if coordinator.evaluations.open else group_index.in_any_order(*OPEN_STATES)
     groups = chain(*(_oldest(found) for found in (*stages, rest)))
     found: dict[int, Wait] = {}
-    for number, wait in enumerate(waits(coordinator, groups)):
+    for number, wait in enumerate(coordinator.waits.find(groups)):
         found.setdefault(wait.group if wait.group >= 0 else -1 - number, wait)
         if len(found) == LONGEST_WAITS:
             break

@@ -15,7 +15,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.timing import MEANINGS
@@ -227,7 +227,7 @@ def _now(now: RunStatus) -> Iterator[Metric]:
     yield tokens
     held = {account: n for account, n in now.ledger.items() if account not in FINAL}
     yield _gauge("held_tokens", "response tokens of live trajectories", held, "state")
-    phases = {phase.value: float(phase.value == now.phase) for phase in Phase}
+    phases = {phase.value: float(phase.value == now.phase) for phase in RunPhase}
     yield _gauge("phase", "1 for the phase that the run is in", phases, "phase")
     for name, text, value in (
         ("steps_done", "steps done", now.step),

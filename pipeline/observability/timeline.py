@@ -21,22 +21,22 @@ from pipeline.coordinator.events import (
     EngineJoined,
     EngineLost,
     Generate,
+    GroupFailed,
+    GroupTrained,
     LoadWeights,
     Report,
     RequestReward,
     Restart,
     RewardMissing,
     RewardReady,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tokens,
-    Trained,
     TrainGroup,
-    TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.observability.critical_path import Link, critical_path, follow
 from pipeline.observability.learner_timeline import Ranks
@@ -82,16 +82,16 @@ class Timeline:
             Tokens: self._tokens,
             EngineLost: lambda e: self._lost(e.engine),
             EngineJoined: lambda e: self._lost(e.engine),
-            WeightsServed: self._served,
-            WeightsRefused: self._served,
+            WeightsLoaded: self._served,
+            WeightsFailed: self._served,
             RewardReady: self._rewarded,
             RewardMissing: self._rewarded,
             TurnAnswered: self._turn_answered,
             TurnFailed: self._turn_answered,
-            Trained: self._trained,
-            TrainingFailed: self._trained,
-            StepApplied: self._applied,
-            StepRejected: self._applied,
+            GroupTrained: self._trained,
+            GroupFailed: self._trained,
+            StepDone: self._applied,
+            StepSkipped: self._applied,
         }
         self._said: dict[type, Callable[[Any], object]] = {
             Generate: self._place,
@@ -189,7 +189,7 @@ class Timeline:
             self._leg_over(key, "lost")
         self._loads.pop(engine, None)
 
-    def _served(self, event: WeightsServed | WeightsRefused) -> None:
+    def _served(self, event: WeightsLoaded | WeightsFailed) -> None:
         load = self._loads.get(event.engine)
         if load is None or load.version != event.version:
             return  # of an order that a newer one has overtaken
@@ -227,13 +227,13 @@ class Timeline:
         self._record.callings.append(calling)
         self._answer = environment_call_link(calling)
 
-    def _trained(self, event: Trained | TrainingFailed) -> None:
+    def _trained(self, event: GroupTrained | GroupFailed) -> None:
         handover = self._ranks.trained(self._record.works, event, self._now)
         if handover is not None:
             self._record.handovers.append(handover)
             self._answer = handover.answer
 
-    def _applied(self, event: StepApplied | StepRejected) -> None:
+    def _applied(self, event: StepDone | StepSkipped) -> None:
         self._answer = self._ranks.applied(self._record.works, event, self._now)
 
     # --- orders -------------------------------------------------------------------------

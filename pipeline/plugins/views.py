@@ -77,8 +77,8 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unended(self) -> tuple[MemberView, ...]:
-        """Queued, running, waiting_env (its environment is asked) and parked. Members of a lost
-        engine are here, not gone."""
+        """Queued, running, waiting for the environment, and parked: members of a lost engine
+        are here, not gone."""
         return tuple(m for m in self.members if m.state in UNENDED)
 
     def rng(self, key: str) -> random.Random:

@@ -22,19 +22,19 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     EngineLost,
+    GroupFailed,
     Halt,
     LearnerLost,
     Report,
     Restart,
     RewardMissing,
     RewardReady,
-    StepRejected,
+    StepSkipped,
     Tick,
     Tokens,
     TrainGroup,
-    TrainingFailed,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.fault_plan import DISTRUST, Fault, What
@@ -251,12 +251,12 @@ class Faulty(Simulation):
         if not self.alive(engine):
             return
         if self._struck(What.LOAD_REFUSED, engine.name):
-            refused = WeightsRefused(engine=engine.name, version=version, why="checksum")
+            refused = WeightsFailed(engine=engine.name, version=version, why="checksum")
             self.soon(self.tell, refused)
         elif self._struck(What.LOAD_HANGS, engine.name):
             pass
         elif self._struck(What.LOAD_WRONG, engine.name):
-            self.soon(self.tell, WeightsServed(engine=engine.name, version=version, gap=0.5))
+            self.soon(self.tell, WeightsLoaded(engine=engine.name, version=version, gap=0.5))
         else:
             super()._served(engine, version)
 
@@ -281,7 +281,7 @@ class Faulty(Simulation):
     def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         if self._struck(What.LOSS_NOT_FINITE):
             learner.learned.pop(command.group)
-            failed = TrainingFailed(rank=learner.rank, group=command.group, why="loss is nan")
+            failed = GroupFailed(rank=learner.rank, group=command.group, why="loss is nan")
             self.soon(self.tell, failed)
         else:
             super().trained(learner, command)
@@ -295,7 +295,7 @@ class Faulty(Simulation):
         self.close_step()
         step = self.coordinator.core.step
         for rank in sorted(self.learners):
-            self.soon(self.tell, StepRejected(rank=rank, step=step, why="gradient is nan"))
+            self.soon(self.tell, StepSkipped(rank=rank, step=step, why="gradient is nan"))
 
     # --- checkpoints --------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pipeline.coordinator import snapshot, staleness
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import TrainGroup
-from pipeline.coordinator.group_index import SUBSTATES
+from pipeline.coordinator.group_index import LIVE_STATES
 from pipeline.coordinator.groups import ENDED, GroupState, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState
@@ -61,43 +61,39 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     )
     snapshot.check_prompts(coordinator)
     _hold(all(count == 1 for count in group_fates.values()), "a group ended twice")
-    check_tally(core)
-    check_fleet(core, scheduler)
+    check_group_index(core)
+    check_engine_pool(core, scheduler)
 
 
-def check_tally(core: CoordinatorState) -> None:
+def check_group_index(core: CoordinatorState) -> None:
     """What is kept as groups move is what going over all of them would find."""
     groups = [g for g in core.groups.values() if g.kind == "train"]
-    counts = dict.fromkeys(SUBSTATES, 0) | Counter(
-        ("dead" if g.dead else "enough")
-        if g.stage is GroupState.OPEN and g.enough
-        else g.stage.value
-        for g in groups
-    )
-    _hold(core.group_index.counts == counts, "groups are counted wrong")
-    _hold(core.group_index.live == len(groups) - counts["dead"], "live groups are counted wrong")
-    for stage in set(SUBSTATES.values()):
-        here = [g for g in groups if g.stage is stage]
-        _hold(core.train_groups(stage) == here, f"a group is {stage} and not found, or not {stage}")
+    index = core.group_index
+    counts = dict.fromkeys(LIVE_STATES, 0) | Counter(g.state for g in groups)
+    _hold(index.counts == counts, "groups are counted wrong")
+    _hold(index.live == len(groups) - counts[GroupState.DEAD], "live groups are counted wrong")
+    for state in LIVE_STATES:
+        here = [g for g in groups if g.state is state]
+        _hold(core.train_groups(state) == here, f"a group is {state} and not found, or not {state}")
+        _hold(len(list(index.in_any_order(state))) == len(here), f"{state}: not all are found")
+    ready = tuple(g.id for g in groups if g.state is GroupState.READY)
+    _hold(index.ready == ready, "ready groups are not those found")
+    untrained = [g for g in groups if g.state in (GroupState.TAKEN, GroupState.SENT)]
+    _hold(index.all_trained != bool(untrained), "all are trained on, or not")
+    sent = Counter(g.rank for g in untrained if g.state is GroupState.SENT)
+    _hold(+Counter(index.at_rank) == sent, "groups are at another rank")
+    newest, k = core.version, core.settings.max_staleness
+    if k and newest >= 0:
+        due = staleness.due(index, newest, k)
+        late = core.due_groups.any_due(newest)
+        _hold(late == bool(due), "a group is due and not waited for, or not due")
+        ready = tuple(g.id for g in due if g.state is GroupState.READY)
         _hold(
-            len(list(core.group_index.in_any_order(stage))) == len(here),
-            f"{stage}: not all are found",
+            core.due_groups.ready(newest) == ready, "ready groups that are due are not those found"
         )
-    ready = tuple(g.id for g in groups if g.stage is GroupState.READY)
-    _hold(core.group_index.ready == ready, "ready groups are not those found")
-    untrained = Counter(
-        g.rank for g in groups if g.stage is GroupState.TAKEN and g.trained_tokens < 0
-    )
-    _hold(core.group_index.all_trained != bool(untrained), "all are trained on, or not")
-    _hold(+Counter(core.group_index.at_rank) == untrained, "groups are at another rank")
-    if core.settings.max_staleness and core.version >= 0:
-        due = staleness.due(core)
-        _hold(core.due.exists == bool(due), "a group is due and not waited for, or not due")
-        ready = tuple(g.id for g in due if g.stage is GroupState.READY)
-        _hold(core.due.ready == ready, "ready groups that are due are not those found")
 
 
-def check_fleet(core: CoordinatorState, scheduler: Scheduler) -> None:
+def check_engine_pool(core: CoordinatorState, scheduler: Scheduler) -> None:
     """The same of engines."""
     engine_pool, engines = scheduler.engine_pool, scheduler.engines.values()
     serving = [e for e in engines if e.version == core.version >= 0]

@@ -24,24 +24,23 @@ from pipeline.coordinator.events import (
     EngineJoined,
     ForgetGroup,
     Generate,
+    GroupTrained,
     LearnerJoined,
     LoadWeights,
+    Published,
     Report,
     RequestReward,
     Restart,
     RewardReady,
     Shutdown,
-    StepApplied,
+    StepDone,
     StreamTokens,
     Tick,
     Tokens,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.timeouts import longest_s
-from pipeline.coordinator.waits import waits
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
@@ -142,7 +141,7 @@ class Simulation:
         for rank in range(self.machines.ranks):
             self.learners[rank] = ModelledLearner(rank, self.machines.learner)
             self.soon(self.tell, LearnerJoined(rank=rank))
-        self.soon(self.tell, VersionPublished(version=version))
+        self.soon(self.tell, Published(version=version))
         for number in range(self.machines.engines):
             self.join(f"e{number}", 0)
         self.at(self.now + self.machines.tick_s, self._tick)
@@ -178,10 +177,10 @@ class Simulation:
         settings = self.coordinator.core.settings
         quiet_s = self._quiet * self.machines.tick_s - settings.warn_s - _PATIENCE_S
         if quiet_s > 0:
-            found = waits(self.coordinator)
+            found = self.coordinator.waits.find()
             if quiet_s < longest_s((wait.kind for wait in found), settings.limits):
                 return  # the watchdog may end it
-            what = found[0].what if found else f"nobody, {self.coordinator.phase}"
+            what = found[0].what if found else f"nobody, {self.coordinator.run.phase}"
             raise StandsStill(f"waits for what nothing can end: {what}")
 
     def _carry_out(self, command: AnyCommand) -> None:
@@ -292,7 +291,7 @@ class Simulation:
 
     def _served(self, engine: ModelledEngine, version: int) -> None:
         if self.alive(engine):
-            self.soon(self.tell, WeightsServed(engine=engine.name, version=version, gap=0.0))
+            self.soon(self.tell, WeightsLoaded(engine=engine.name, version=version, gap=0.0))
 
     def _flush(self, engine: ModelledEngine, stamp: int) -> None:
         if self.alive(engine) and stamp == engine.stamp:
@@ -368,7 +367,7 @@ class Simulation:
         tokens = sum(m.weight * m.sampled for m in command.members)
         self.soon(
             self.tell,
-            Trained(
+            GroupTrained(
                 rank=learner.rank,
                 group=command.group,
                 tokens=tokens,
@@ -385,7 +384,7 @@ class Simulation:
         for rank, metrics in self.close_step().items():
             self.soon(
                 self.tell,
-                StepApplied(
+                StepDone(
                     rank=rank,
                     step=self.coordinator.core.step,
                     version=self.version,

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.coordinator.coordinator import Coordinator, Phase
+from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import EngineLost, LearnerLost
+from pipeline.coordinator.run_state import RunPhase
 from pipeline.stage.outbox import Outbox
 from pipeline.stage.peers import Peer, Peers
 from pipeline.wire.messages import Shutdown
@@ -63,7 +64,7 @@ class PeerMonitor:
         peer = self._peers.named(name)
         if peer is not None:
             self.lose(peer, why)
-        elif name.startswith("l") and self._coordinator.phase is not Phase.OVER:
+        elif name.startswith("l") and self._coordinator.run.phase is not RunPhase.OVER:
             self._tell(LearnerLost(rank=int(name[1:] or 0), why=why))
 
     def restart(self, name: str, why: str) -> None:

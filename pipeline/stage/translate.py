@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.coordinator.events import (
-    AnyEvent,
-    EngineJoined,
-    Generate,
-    StepApplied,
-    StepRejected,
-    Tokens,
-    Trained,
-    TrainingFailed,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
-)
+from pipeline.coordinator import events
+from pipeline.coordinator.events import AnyEvent, EngineJoined, Generate, Tokens
 from pipeline.wire.messages import (
     Floats,
     FromPeer,
@@ -91,19 +80,21 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
         case WeightsLoaded(version=version, gaps=gaps):
             # Of several figures `max` may overlook a NaN.
             gap = max((g if g >= 0 else math.inf for g in gaps.values()), default=0.0)
-            return WeightsServed(engine=name, version=version, gap=gap)
+            return events.WeightsLoaded(engine=name, version=version, gap=gap)
         case WeightsFailed(version=version, why=why):
-            return WeightsRefused(engine=name, version=version, why=why)
+            return events.WeightsFailed(engine=name, version=version, why=why)
         case GroupTrained(group=group, tokens=tokens, metrics=metrics):
-            return Trained(rank=rank, group=group, tokens=tokens, metrics=_finite(metrics))
+            return events.GroupTrained(
+                rank=rank, group=group, tokens=tokens, metrics=_finite(metrics)
+            )
         case GroupFailed(group=group, why=why):
-            return TrainingFailed(rank=rank, group=group, why=why)
+            return events.GroupFailed(rank=rank, group=group, why=why)
         case StepDone(step=step, version=version, metrics=metrics):
-            return StepApplied(rank=rank, step=step, version=version, metrics=_finite(metrics))
+            return events.StepDone(rank=rank, step=step, version=version, metrics=_finite(metrics))
         case StepSkipped(step=step, why=why):
-            return StepRejected(rank=rank, step=step, why=why)
+            return events.StepSkipped(rank=rank, step=step, why=why)
         case Published(manifest=manifest):
-            return VersionPublished(version=manifest.version)
+            return events.Published(version=manifest.version)
         case _:
             raise WireError(f"{name}: {type(message).__name__} is nothing to decide about")
 

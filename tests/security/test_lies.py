@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.coordinator import events
 from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
@@ -20,7 +21,6 @@ from pipeline.coordinator.events import (
     RequestReward,
     Restart,
     Tick,
-    WeightsServed,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.observability import timing
@@ -78,7 +78,7 @@ class Watched(Bench):
             self.reward(judge.trajectory, self._rng.random())
         self.learn(commands)
         for serve in only(commands, LoadWeights):
-            self.handle(WeightsServed(engine=serve.engine, version=serve.version, gap=0.0))
+            self.handle(events.WeightsLoaded(engine=serve.engine, version=serve.version, gap=0.0))
         return commands
 
 
@@ -207,7 +207,7 @@ def test_a_proof_that_is_no_number_admits_no_engine(gap: float) -> None:
     bench.begin(engines=0)
     bench.coordinator.scheduler.join("e0", 0, 8)
     event = event_of("e0", 0, WeightsLoaded(version=0, gaps={"1.0": 0.0, "0.7": gap}))
-    assert isinstance(event, WeightsServed)
+    assert isinstance(event, events.WeightsLoaded)
     bench.handle(event)
     assert bench.coordinator.scheduler.serving() == []
 

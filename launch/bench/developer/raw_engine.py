@@ -29,8 +29,8 @@ from pipeline.coordinator.events import (
     EngineJoined,
     Generate,
     LearnerJoined,
-    VersionPublished,
-    WeightsServed,
+    Published,
+    WeightsLoaded,
 )
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
@@ -65,9 +65,9 @@ def requests_of(config: Config) -> list[Sampling]:
     coordinator = build.coordinator(config, tokenizer, train, held_out)
     beginning: list[AnyEvent] = [
         *(LearnerJoined(rank=rank) for rank in range(config.learner.ranks)),
-        VersionPublished(version=0),
+        Published(version=0),
         EngineJoined(engine="e0", epoch=0, slots=config.step.prompts * config.group.size),
-        WeightsServed(engine="e0", version=0, gap=0.0),
+        WeightsLoaded(engine="e0", version=0, gap=0.0),
     ]
     commands = [command for event in beginning for command in coordinator.handle(event, 0.0)]
     return [

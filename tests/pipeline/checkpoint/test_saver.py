@@ -243,7 +243,7 @@ async def test_a_disk_that_is_full_for_the_stages_own_part_leaves_the_old_one(
     """
     bureau = Bureau(small_disk, ranks=1)
     assert await saved(bureau, b"old") == Checkpointed(step=0)
-    bureau.bench.coordinator.group_manager.lengths = [2**31] * SMALL
+    bureau.bench.core.stats.lengths = [2**31] * SMALL
     failed = await saved(bureau, b"fits")
     assert re.search(r"coordinator\.msgpack|No space left|File too large", failed.error)
     assert [p.name for p in small_disk.iterdir()] == ["step-000000"]

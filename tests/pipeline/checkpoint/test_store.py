@@ -311,7 +311,7 @@ def test_another_format_is_refused_by_number(tmp_path: Path, states: list[Snapsh
     manifest = json.loads((directory / store.MANIFEST).read_bytes()) | {"format": 99}
     manifest["checksum"] = store._seal(manifest)
     (directory / store.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="format 99, this darts reads 2"):
+    with pytest.raises(CheckpointError, match="format 99, this darts reads 3"):
         store.verify(directory)
 
 

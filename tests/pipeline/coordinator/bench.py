@@ -21,17 +21,17 @@ from pipeline.coordinator.events import (
     CloseStep,
     EngineJoined,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Report,
     RewardReady,
     Shutdown,
-    StepApplied,
+    StepDone,
     Tick,
     Tokens,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import Group, Trajectory
 from pipeline.coordinator.state import Plugins
@@ -133,7 +133,7 @@ class Bench:
         before = len(self.everything)
         for rank in range(self.settings.ranks):
             self.handle(LearnerJoined(rank=rank))
-        self.handle(VersionPublished(version=version))
+        self.handle(Published(version=version))
         for number in range(engines):
             self.join(f"e{number}", slots)
         return self.everything[before:]
@@ -146,7 +146,7 @@ class Bench:
         return found + self.serve(name)
 
     def serve(self, name: str = "e0", gap: float = 0.0) -> list[AnyCommand]:
-        return self.handle(WeightsServed(engine=name, version=self.core.version, gap=gap))
+        return self.handle(WeightsLoaded(engine=name, version=self.core.version, gap=gap))
 
     def chunk(
         self, trajectory: int, count: int = 0, finish: str = "", last: int = 5, **other: int
@@ -217,11 +217,11 @@ class Bench:
         before = len(self.everything)
         for train in only(commands, TrainGroup):
             tokens = sum(m.weight * len(m.response) / 4 for m in train.members)
-            self.handle(Trained(rank=train.rank, group=train.group, tokens=tokens))
+            self.handle(GroupTrained(rank=train.rank, group=train.group, tokens=tokens))
         for finish in only(self.everything[before:], CloseStep):
             for rank in range(self.settings.ranks):
                 version = finish.step + 1
-                self.handle(StepApplied(rank=rank, step=finish.step, version=version))
+                self.handle(StepDone(rank=rank, step=finish.step, version=version))
         return self.everything[before:]
 
     # --- looking ----------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_the_world_finds_an_intake_that_applies_late_chunks(
                 member.tokens += bytes(4 * chunk.count)
                 self._core.ledger.sample(chunk.count, "open")
             if member is not None and chunk.finish == "stop":
-                self._end(member, TrajectoryEvent.ENDED)
+                self.turns._end(member, TrajectoryEvent.ENDED)
         return ""
 
     _find(monkeypatch, TokenIngest, "ingest_frame", trusting)

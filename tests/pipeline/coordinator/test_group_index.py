@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.coordinator import staleness
-from pipeline.coordinator.group_index import SUBSTATES, GroupIndex, substate_of
+from pipeline.coordinator.group_index import LIVE_STATES, GroupIndex
 from pipeline.coordinator.groups import Group, GroupState
 from pipeline.coordinator.state import CoordinatorState
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
@@ -18,30 +18,32 @@ def group(number: int, kind: str = "train") -> Group:
 
 
 def counted(group_index: GroupIndex) -> dict[str, int]:
-    return {place: count for place, count in group_index.counts.items() if count}
+    return {state.value: count for state, count in group_index.counts.items() if count}
 
 
 def test_a_group_is_counted_where_it_stands_and_no_more_when_it_has_ended() -> None:
     group_index, one = GroupIndex(), group(0)
     group_index.update(one)
     assert counted(group_index) == {"open": 1}
-    one.enough = True
-    group_index.update(one)
-    assert counted(group_index) == {"enough": 1}
-    one.dead = True
-    group_index.update(one)
-    assert counted(group_index) == {"dead": 1}
-    assert group_index.live == 0, "another is opened for it"
-    one.dead = False
-    for stage in (GroupState.CHOSEN, GroupState.READY, GroupState.TAKEN):
-        one.advance(stage, 0.0)
+    for state in (
+        GroupState.ENOUGH,
+        GroupState.DEAD,
+        GroupState.CHOSEN,
+        GroupState.READY,
+        GroupState.TAKEN,
+        GroupState.SENT,
+        GroupState.ACCUMULATED,
+    ):
+        one.advance(state, 0.0)
         group_index.update(one)
-        assert counted(group_index) == {stage.value: 1}
-        assert group_index.groups(stage) == [one]
+        assert counted(group_index) == {state.value: 1}
+        assert group_index.groups(state) == [one]
+        assert group_index.live == (state is not GroupState.DEAD), "another is opened for it"
+        assert group_index.taken == one.is_taken
     one.advance(GroupState.TRAINED, 0.0)
     group_index.update(one)
     assert counted(group_index) == {}
-    assert (group_index.live, group_index.groups(*SUBSTATES.values())) == (0, [])
+    assert (group_index.live, group_index.groups(*LIVE_STATES)) == (0, [])
 
 
 def test_groups_come_oldest_first_whatever_they_have_been_through() -> None:
@@ -49,7 +51,8 @@ def test_groups_come_oldest_first_whatever_they_have_been_through() -> None:
     for one in groups:
         group_index.update(one)
     for number in (2, 0, 3):
-        groups[number].enough = number != 0
+        if number:
+            groups[number].advance(GroupState.ENOUGH, 0.0)
         groups[number].advance(GroupState.CHOSEN, 0.0)
         group_index.update(groups[number])
     for number in (3, 2):
@@ -72,12 +75,15 @@ def test_groups_come_oldest_first_whatever_they_have_been_through() -> None:
 def test_all_are_trained_when_no_taken_group_waits_for_its_rank() -> None:
     group_index, one = GroupIndex(), group(0)
     assert group_index.all_trained
-    one.stage = GroupState.TAKEN
-    group_index.update(one)
-    assert not group_index.all_trained
-    one.trained_tokens = 0.0
+    for state in (GroupState.TAKEN, GroupState.SENT):
+        one.state = state
+        group_index.update(one)
+        assert not group_index.all_trained
+    assert group_index.at_rank == {one.rank: 1}
+    one.state = GroupState.ACCUMULATED
     group_index.update(one)
     assert group_index.all_trained
+    assert group_index.at_rank == {one.rank: 0}
 
 
 def test_evaluation_groups_are_not_counted() -> None:
@@ -93,7 +99,7 @@ def forgets(place: str) -> Any:
     note = GroupIndex.update
 
     def forgetful(self: GroupIndex, group: Group) -> None:
-        if substate_of(group) != place:
+        if group.state.value != place and (place or group.state in LIVE_STATES):
             note(self, group)
 
     return forgetful
@@ -112,22 +118,26 @@ def _noticed(worlds: dict[str, Any], selector: str, message: str) -> None:
     raise AssertionError("nobody noticed")
 
 
-@pytest.mark.parametrize("place", ["enough", "dead", "chosen", "ready", "taken", ""])
+@pytest.mark.parametrize(
+    "place", ["enough", "dead", "chosen", "ready", "taken", "sent", "accumulated", ""]
+)
 def test_the_world_finds_a_group_that_is_not_noted(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr(GroupIndex, "update", forgets(place))
-    _noticed({}, "dual_end", "")
+    # A taken group is sent at once, unless all wait for the end of generation.
+    settings = {"overlap": "off"} if place == "taken" else {}
+    _noticed(settings, "dual_end", "")
 
 
 def test_the_world_finds_a_group_that_moves_past_the_books(monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(self: CoordinatorState, group: Group, stage: GroupState, why: str = "") -> None:
-        group.advance(stage, self.now, why)
+    def advance(self: CoordinatorState, group: Group, state: GroupState, why: str = "") -> None:
+        group.advance(state, self.now, why)
 
     monkeypatch.setattr(CoordinatorState, "advance", advance)
     _noticed({}, "first_m", "counted wrong")
 
 
 def test_the_world_finds_a_late_token_that_is_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staleness.Due, "update", lambda self, group: None)
+    monkeypatch.setattr(staleness.DueGroups, "note", lambda self, group, newest: None)
     _noticed({"steps": 5, "max_staleness": 1, "need": 4}, "first_m", "")

@@ -35,7 +35,7 @@ def group_in(stage: GroupState) -> Group:
         step=0,
         size=2,
         max_tokens=8,
-        stage=stage,
+        state=stage,
         since=1.0,
     )
 
@@ -104,9 +104,9 @@ def test_states_are_ended_unended_or_aborted_and_only_ended_ones_are_final() -> 
     assert {s for s in TrajectoryState if not TRANSITIONS[s]} == ENDED | {TrajectoryState.ABORTED}
 
 
-def test_trained_is_reached_from_taken_alone() -> None:
+def test_trained_is_reached_from_accumulated_alone() -> None:
     assert {s for s in GroupState if GroupState.TRAINED in GROUP_TRANSITIONS[s]} == {
-        GroupState.TAKEN
+        GroupState.ACCUMULATED
     }
 
 

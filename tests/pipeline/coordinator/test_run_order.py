@@ -9,23 +9,23 @@ import msgspec
 import pytest
 
 from pipeline.coordinator import snapshot
-from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.coordinator import RunPhase
 from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     Generate,
+    GroupTrained,
     Halt,
     LearnerJoined,
+    Published,
     Report,
     RequestReward,
     RewardMissing,
     RewardReady,
     Shutdown,
-    StepApplied,
+    StepDone,
     Tick,
-    Trained,
     TrainGroup,
-    VersionPublished,
 )
 from pipeline.coordinator.groups import GroupState
 from pipeline.plugins.actions import Finalize, Plan
@@ -35,7 +35,7 @@ from tests.pipeline.coordinator.bench import Bench, only
 
 def finish_of(bench: Bench, rank: int = 0) -> list[Any]:
     step = bench.core.step
-    return bench.handle(StepApplied(rank=rank, step=step, version=step + 1))
+    return bench.handle(StepDone(rank=rank, step=step, version=step + 1))
 
 
 # --- halt and checkpoints ---------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_halt_inside_the_optimizer_step_waits_for_it() -> None:
     bench = Bench(steps=5)
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert only(halted(bench), Checkpoint) == []
     [cut] = only(finish_of(bench), Checkpoint)
     assert (cut.step, cut.version) == (1, 1)
@@ -96,7 +96,7 @@ def test_halt_while_another_checkpoint_is_written_cuts_once_more_after_it() -> N
 def test_halt_before_everything_has_joined_ends_without_a_cut() -> None:
     bench = Bench(ranks=2)
     bench.handle(LearnerJoined(rank=0))
-    bench.handle(VersionPublished(version=0))
+    bench.handle(Published(version=0))
     commands = halted(bench, "learner rank 1 is missing")
     assert only(commands, Checkpoint) == [], "rank 1 would never write its part"
     assert bench.over == Shutdown(error="learner rank 1 is missing")
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_fails_is_a_warning_and_the_run_goes_on() -> None:
     bench.learn(bench.train_one(0))
     bench.handle(Checkpointed(step=1, error="no space left"))
     assert "no checkpoint at step 1: no space left" in bench.warnings()
-    assert bench.coordinator.phase is Phase.TRAINING
+    assert bench.coordinator.run.phase is RunPhase.TRAINING
 
 
 def test_rewards_that_come_before_a_resumed_learner_make_no_group_stale() -> None:
@@ -168,7 +168,7 @@ def test_rewards_that_come_before_a_resumed_learner_make_no_group_stale() -> Non
     assert [c.trajectory for c in only(asked, RequestReward)] == [0, 1]
     for trajectory in (0, 1):
         again.coordinator.handle(RewardReady(trajectory=trajectory, value=float(trajectory)), 1.0)
-    assert again.group(0).stage is GroupState.CHOSEN
+    assert again.group(0).state is GroupState.CHOSEN
     commands = again.begin(version=3)
     assert [t.group for t in only(commands, TrainGroup)] == [0]
 
@@ -180,7 +180,7 @@ def test_taken_groups_of_a_cut_are_trained_again_after_it() -> None:
     halted(bench)
     again = Bench(need=2)
     snapshot.restore(again.coordinator, snapshot.take(bench.coordinator), 0.0)
-    assert again.group(0).stage is GroupState.READY
+    assert again.group(0).state is GroupState.READY
     assert [t.group for t in only(again.begin(slots=20), TrainGroup)] == [0]
 
 
@@ -209,7 +209,7 @@ def evaluations(bench: Bench) -> list[dict[str, Any]]:
 def test_the_run_is_evaluated_before_the_first_and_after_the_last_step() -> None:
     bench = Bench(held_out=2, eval_samples=2, eval_every=10)
     bench.begin(slots=20)
-    assert bench.coordinator.phase is Phase.EVALUATING
+    assert bench.coordinator.run.phase is RunPhase.EVALUATING
     assert {c.kind for c in only(bench.everything, Generate)} == {"eval"}
     evaluate(bench, 0.0)
     group = next(iter(bench.core.groups))
@@ -319,7 +319,7 @@ def test_the_best_step_gets_a_checkpoint_after_the_one_that_is_being_written() -
         bench.serve()
         if value == 0.5 and len(cuts) == 1:  # the disk is slow
             evaluate(bench, value)
-            assert bench.coordinator.phase is Phase.EVALUATING
+            assert bench.coordinator.run.phase is RunPhase.EVALUATING
             bench.handle(Checkpointed(step=1))
         else:
             evaluate(bench, value)
@@ -341,10 +341,10 @@ def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None
         value = sum(parts.values())
         bench.handle(RewardReady(trajectory=trajectory, value=value, parts=parts))
     saved = snapshot.take(bench.coordinator)
-    assert saved.parts == {"math": (1.0, 2), "brief": (0.5, 1)}
+    assert saved.stats.parts == {"math": (1.0, 2), "brief": (0.5, 1)}
     other = Bench(steps=2)
     snapshot.restore(other.coordinator, saved, 0.0)
-    assert other.coordinator.group_manager.parts == saved.parts
+    assert other.core.stats.parts == saved.stats.parts
     bench.learn(bench.ask(0, Finalize((first, second))))
     [step] = [r.fields for r in only(bench.everything, Report) if r.what == "step"]
     assert step["parts"] == {"brief": 0.5, "math": 0.5}

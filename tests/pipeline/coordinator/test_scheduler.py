@@ -10,11 +10,11 @@ from pipeline.coordinator.events import (
     EngineLost,
     Generate,
     LoadWeights,
+    Published,
     Restart,
     Tick,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.plugins.actions import Abort, Park, Sample, Stop
@@ -43,7 +43,7 @@ def test_an_engine_whose_probe_differs_too_much_is_asked_again_and_restarted_aft
     bench = Bench()
     bench.begin(engines=0)
     bench.join("e0")
-    bench.handle(VersionPublished(version=1))  # its load was proved; now another
+    bench.handle(Published(version=1))  # its load was proved; now another
     for attempt in (1, 2):
         commands = bench.serve(gap=0.5)
         assert len(only(commands, LoadWeights)) == 1, f"attempt {attempt}"
@@ -56,19 +56,19 @@ def test_an_engine_whose_probe_differs_too_much_is_asked_again_and_restarted_aft
 def test_refused_loads_of_an_older_version_do_not_count_against_the_next() -> None:
     bench = Bench()
     bench.begin(engines=2)
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     for _ in range(2):
-        bench.handle(WeightsRefused(engine="e0", version=1, why="checksum"))
-    bench.handle(VersionPublished(version=2))
-    commands = bench.handle(WeightsRefused(engine="e0", version=2, why="checksum"))
+        bench.handle(WeightsFailed(engine="e0", version=1, why="checksum"))
+    bench.handle(Published(version=2))
+    commands = bench.handle(WeightsFailed(engine="e0", version=2, why="checksum"))
     assert only(commands, Restart) == []
 
 
 def test_an_answer_about_an_older_version_is_ignored() -> None:
     bench = Bench()
     bench.begin()
-    bench.handle(VersionPublished(version=1))
-    bench.handle(WeightsServed(engine="e0", version=0, gap=0.0))
+    bench.handle(Published(version=1))
+    bench.handle(WeightsLoaded(engine="e0", version=0, gap=0.0))
     assert bench.coordinator.scheduler.serving() == []
 
 
@@ -79,7 +79,7 @@ def test_legs_are_spread_over_engines_by_load() -> None:
     bench.handle(EngineJoined(engine="e1", epoch=1, slots=8))
     bench.handle(EngineJoined(engine="e2", epoch=0, slots=4))
     for name in ("e1", "e2"):
-        bench.handle(WeightsServed(engine=name, version=0, gap=0.0))
+        bench.handle(WeightsLoaded(engine=name, version=0, gap=0.0))
     loads = {e.name: len(e.legs) for e in bench.coordinator.scheduler.engines.values()}
     assert loads == {"e0": 2, "e1": 4, "e2": 0}, "first come, first served, up to its share"
     commands = bench.ask(0, Sample(4))
@@ -178,7 +178,7 @@ def test_parked_until_published_waits_for_the_next_version() -> None:
     commands = bench.ask(0, Park((0,), until="published"))
     assert placed(commands) == []
     assert bench.accounts == {"parked": 5}
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     commands = bench.serve()
     assert (0, 1) in placed(commands)
     assert bench.accounts == {"open": 5}
@@ -214,7 +214,7 @@ def test_a_parked_member_that_is_ended_is_not_resumed(action: Stop | Abort) -> N
     bench.begin()
     bench.tokens(0, 4)
     bench.ask(0, Park((0,), until="published"), action)
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     commands = bench.serve()
     assert (0, 1) not in placed(commands)
     assert "parked" not in bench.accounts

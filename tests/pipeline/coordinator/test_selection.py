@@ -68,7 +68,7 @@ WRONG: list[tuple[AnyAction, str]] = [
     (Finalize((0, 1)), "has not ended; Stop it first"),
     (Finalize((0, 0)), "unknown or named twice"),
     (Finalize((0, 9)), "unknown or named twice"),
-    ("finalize", "no verb of a selector"),  # type: ignore[list-item]
+    ("finalize", "no action of a selector"),  # type: ignore[list-item]
 ]
 
 
@@ -99,7 +99,7 @@ def test_wrong_weights_are_refused_and_change_nothing(
 
 
 def test_a_verb_after_the_end_of_the_group_is_refused(bench: Bench) -> None:
-    with pytest.raises(PluginFault, match="the group is dropped by an earlier verb"):
+    with pytest.raises(PluginFault, match="the group is dropped by an earlier action"):
         bench.ask(0, Drop("first"), Sample(1))
 
 
@@ -152,7 +152,7 @@ def test_stop_keeps_the_member_as_truncated_and_has_it_judged(bench: Bench) -> N
 
 def test_stop_and_finalize_in_one_answer_need_no_round_trip(bench: Bench) -> None:
     bench.ask(0, Stop((1,)), Finalize((0, 1)))
-    assert bench.group(0).stage is GroupState.CHOSEN
+    assert bench.group(0).state is GroupState.CHOSEN
     bench.reward(0, 1.0)
     commands = bench.reward(1, 0.0)
     [train] = only(commands, TrainGroup)
@@ -175,7 +175,7 @@ def test_enough_keeps_the_group_open_until_the_barrier() -> None:
         bench.tokens(trajectory, 3, "stop")
     bench.ask(0, Enough())
     bench.ask(0, Enough())  # said twice is said once
-    assert bench.group(0).stage is GroupState.OPEN
+    assert bench.group(0).is_open
     assert bench.group(0).enough
 
 
@@ -251,7 +251,7 @@ def test_a_selector_that_waits_for_rewards_is_asked_until_the_last_one() -> None
     assert [e for _, e in bench.selector.seen if isinstance(e, Rewarded)] == [
         Rewarded(i) for i in (0, 1, 2)
     ]
-    assert bench.group(0).stage is GroupState.TAKEN
+    assert bench.group(0).state is GroupState.SENT
 
 
 # --- rewards ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.coordinator import selection_bias
 from pipeline.coordinator.events import AbortLegs, Report, TrainGroup
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Finalize
 from tests.pipeline.coordinator.bench import Bench, only
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
@@ -34,7 +33,7 @@ def test_everyone_is_sampled_to_the_end_and_the_choice_is_trained_on() -> None:
     bench.reward(2, 0.0)
     [train] = only(bench.reward(3, 0.0), TrainGroup)
     assert [member.trajectory for member in train.members] == [0, 1]
-    shifts = bench.coordinator.selection.account.take()
+    shifts = bench.core.stats.bias.means()
     assert shifts["tokens_shift"] == pytest.approx(3.0 - 5.0)
     assert shifts["reward_shift"] == pytest.approx(0.5 - 0.25)
     # Had all four been trained on, their advantages would be those of rewards 1, 0, 0, 0.
@@ -49,7 +48,7 @@ def test_a_choice_that_waits_for_others_to_end_says_for_whom() -> None:
     bench.ask(0, Finalize((0, 1)))
     bench.reward(0, 1.0)
     bench.reward(1, 0.0)
-    [wait] = [wait for wait in waits(bench.coordinator) if wait.group == 0]
+    [wait] = [wait for wait in bench.coordinator.waits.find() if wait.group == 0]
     assert wait.what.endswith("which waits for trajectory 2, running on e0, 0 tokens")
 
 

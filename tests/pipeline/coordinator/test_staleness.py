@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.coordinator.events import CloseStep, Generate, StepApplied, Trained
+from pipeline.coordinator.events import CloseStep, Generate, GroupTrained, StepDone
 from tests.pipeline.coordinator.bench import Bench, only
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -14,9 +14,9 @@ def test_the_next_steps_prompts_go_out_before_the_update() -> None:
     placed = only(bench.begin(slots=20), Generate)
     assert {p.prompt for p in placed} == {0, 1}, "two steps of one group"
     bench.train_one(0)
-    commands = bench.handle(Trained(rank=0, group=0, tokens=5.0))
+    commands = bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
     assert only(commands, CloseStep), "the step does not wait for the groups of the next one"
-    assert bench.group(1).stage == "open"
+    assert bench.group(1).state == "open"
 
 
 def test_a_group_that_would_become_too_old_is_waited_for() -> None:
@@ -24,13 +24,13 @@ def test_a_group_that_would_become_too_old_is_waited_for() -> None:
     bench.begin(slots=40)
     bench.tokens(3, 2)  # group 1 holds a token of version 0
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=5.0))
-    bench.handle(StepApplied(rank=0, step=0, version=1))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
+    bench.handle(StepDone(rank=0, step=0, version=1))
     bench.serve()
     late = max(bench.core.groups)
     assert late > 1
     commands = bench.train_one(late)  # a younger group is there first
-    commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
+    commands += bench.handle(GroupTrained(rank=0, group=late, tokens=5.0))
     assert not only(commands, CloseStep), "group 1 could not be trained on after version 2"
 
 
@@ -39,14 +39,14 @@ def test_or_dropped_where_that_is_asked_for() -> None:
     bench.begin(slots=40)
     bench.tokens(3, 2)
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=5.0))
-    bench.handle(StepApplied(rank=0, step=0, version=1))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
+    bench.handle(StepDone(rank=0, step=0, version=1))
     bench.serve()
     late = max(bench.core.groups)
     commands = bench.train_one(late)
-    commands += bench.handle(Trained(rank=0, group=late, tokens=5.0))
+    commands += bench.handle(GroupTrained(rank=0, group=late, tokens=5.0))
     assert only(commands, CloseStep)
-    bench.handle(StepApplied(rank=0, step=1, version=2))
+    bench.handle(StepDone(rank=0, step=1, version=2))
     assert bench.fate(1) == ("dropped", "stale")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.coordinator.events import RewardReady, StepApplied, Trained
+from pipeline.coordinator.events import GroupTrained, RewardReady, StepDone
 from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.step_metrics import (
@@ -140,9 +140,9 @@ def test_a_step_reports_tokens_depth_and_bubbles_of_itself_alone() -> None:
         bench.reward(short, 1.0)
         commands = bench.reward(long, 0.0)
         [train] = only(commands, TrainGroup)
-        bench.handle(Trained(rank=0, group=train.group, tokens=8.0))
+        bench.handle(GroupTrained(rank=0, group=train.group, tokens=8.0))
         metrics = {"backward_s": 0.01, "optimizer_s": 0.02}
-        bench.handle(StepApplied(rank=0, step=step, version=step + 1, metrics=metrics))
+        bench.handle(StepDone(rank=0, step=step, version=step + 1, metrics=metrics))
         if step == 0:
             bench.serve()
     for found in steps_of(bench):
@@ -170,7 +170,7 @@ def test_slots_in_use_are_those_that_hold_a_leg_whatever_happens_to_engines() ->
     bench.tokens(0, 3, "stop")
     bench.tokens(0, 3, "stop", leg=0, offset=0)  # told twice
     assert (seen.busy, seen.slots) == held() == (7, 7)
-    assert bench.group(0).stage is GroupState.OPEN
+    assert bench.group(0).is_open
 
 
 def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:

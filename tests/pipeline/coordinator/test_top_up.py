@@ -55,7 +55,7 @@ def test_a_closing_step_gets_none() -> None:
     bench.begin(slots=20)
     assert bench.group(0).sampled == 3
     bench.train_one(0)
-    assert all(g.stage != "open" for g in bench.core.groups.values())
+    assert all(g.state != "open" for g in bench.core.groups.values())
 
 
 class Greedy(Uniform):

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from pipeline.coordinator.coordinator import Phase
+from pipeline.coordinator.coordinator import RunPhase
 from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
     ForgetGroup,
+    GroupFailed,
+    GroupTrained,
     LearnerLost,
     Shutdown,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     Tick,
-    Trained,
     TrainGroup,
-    TrainingFailed,
 )
 from pipeline.coordinator.groups import GroupState
 from pipeline.coordinator.state import PluginFault
@@ -43,7 +43,7 @@ from tests.pipeline.coordinator.bench import Bench, Candidates, Scripted, only
 
 def finish_of(bench: Bench, rank: int = 0) -> list[Any]:
     step = bench.core.step
-    return bench.handle(StepApplied(rank=rank, step=step, version=step + 1))
+    return bench.handle(StepDone(rank=rank, step=step, version=step + 1))
 
 
 # --- a step that goes well --------------------------------------------------------------------
@@ -54,10 +54,10 @@ def test_a_step_trains_what_it_took_and_the_run_ends() -> None:
     bench.begin()
     first, second = bench.train_one(0), bench.train_one(1)
     assert [t.group for t in only([*first, *second], TrainGroup)] == [0, 1]
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    [finish] = only(bench.handle(Trained(rank=0, group=1, tokens=7.0)), CloseStep)
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    [finish] = only(bench.handle(GroupTrained(rank=0, group=1, tokens=7.0)), CloseStep)
     assert (finish.groups, finish.normaliser) == ((0, 1), 14.0)
-    assert bench.group(0).stage is GroupState.TAKEN, "trained only when the step is done"
+    assert bench.group(0).state is GroupState.ACCUMULATED, "trained only when the step is done"
     finish_of(bench)
     assert bench.fate(0) == bench.fate(1) == ("trained", "")
     assert bench.over == Shutdown(error="")
@@ -102,8 +102,8 @@ def test_dead_groups_are_replaced_while_they_are_still_open() -> None:
     bench.reward(0, 1.0)
     bench.reward(1, 1.0)
     bench.ask(0, Enough())
-    assert bench.group(0).dead
-    assert bench.group(0).stage is GroupState.OPEN
+    assert bench.group(0).state is GroupState.DEAD
+    assert bench.group(0).is_open
     assert [g.prompt for g in bench.core.groups.values()] == [0, 1]
 
 
@@ -114,10 +114,10 @@ def test_a_dead_group_comes_alive_when_a_member_differs() -> None:
         bench.tokens(trajectory, 3, "stop")
         bench.reward(trajectory, 1.0)
     bench.ask(0, Enough())
-    assert bench.group(0).dead
+    assert bench.group(0).state is GroupState.DEAD
     bench.tokens(2, 8, "stop")
     bench.reward(2, 0.0)
-    assert not bench.group(0).dead
+    assert bench.group(0).state is GroupState.ENOUGH
 
 
 def test_new_prompts_wait_until_slots_are_idle() -> None:
@@ -132,7 +132,7 @@ def test_overlap_off_sends_groups_only_when_generation_has_ended() -> None:
     bench = Bench(need=2, overlap="off")
     bench.begin()
     assert only(bench.train_one(0), TrainGroup) == []
-    assert bench.group(0).stage is GroupState.TAKEN
+    assert bench.group(0).state is GroupState.TAKEN
     commands = bench.train_one(1)
     assert [t.group for t in only(commands, TrainGroup)] == [0, 1]
 
@@ -149,7 +149,7 @@ def test_the_step_is_done_only_when_every_rank_has_stepped() -> None:
     bench.begin(slots=20)
     for group in (0, 1):
         [train] = only(bench.train_one(group), TrainGroup)
-        bench.handle(Trained(rank=train.rank, group=group, tokens=7.0))
+        bench.handle(GroupTrained(rank=train.rank, group=group, tokens=7.0))
     finish_of(bench, rank=1)
     assert bench.core.step == 0
     finish_of(bench, rank=0)
@@ -160,13 +160,13 @@ def test_an_answer_about_another_step_or_rank_changes_nothing() -> None:
     bench = Bench()
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=1, group=0, tokens=7.0))
-    assert bench.group(0).trained_tokens == -1.0
-    bench.handle(StepApplied(rank=0, step=0, version=1))  # nobody asked for it
-    bench.handle(StepRejected(rank=0, step=0, why="early"))
+    bench.handle(GroupTrained(rank=1, group=0, tokens=7.0))
+    assert bench.group(0).state is GroupState.SENT
+    bench.handle(StepDone(rank=0, step=0, version=1))  # nobody asked for it
+    bench.handle(StepSkipped(rank=0, step=0, why="early"))
     assert (bench.core.step, bench.core.version) == (0, 0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    bench.handle(StepApplied(rank=0, step=5, version=9))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    bench.handle(StepDone(rank=0, step=5, version=9))
     assert (bench.core.step, bench.core.version) == (0, 0)
 
 
@@ -295,7 +295,7 @@ class Says:
         (Take((9,)), "group 9 is not ready"),
         (Relax(1), "size is 2 to 2"),
         (Relax(3), "size is 2 to 2"),
-        ("take", "no verb of a batch rule"),
+        ("take", "no action of a batch rule"),
     ],
     ids=str,
 )
@@ -324,7 +324,7 @@ def test_a_group_whose_loss_is_not_finite_is_dropped_and_replaced() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     bench.train_one(0)
-    commands = bench.handle(TrainingFailed(rank=0, group=0, why="loss is nan"))
+    commands = bench.handle(GroupFailed(rank=0, group=0, why="loss is nan"))
     assert bench.fate(0) == ("dropped", "not finite")
     assert only(commands, ForgetGroup) == [], "the rank has forgotten it already"
     assert [g.prompt for g in bench.core.groups.values()] == [1]
@@ -336,7 +336,7 @@ def test_a_group_without_any_weight_is_dropped_not_divided_by() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     bench.train_one(0)
-    commands = bench.handle(Trained(rank=0, group=0, tokens=0.0))
+    commands = bench.handle(GroupTrained(rank=0, group=0, tokens=0.0))
     assert only(commands, CloseStep) == []
     assert bench.fate(0) == ("dropped", "no weight")
     bench.handle(Tick())
@@ -347,8 +347,8 @@ def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
     bench = Bench(need=1, prompts=9)
     bench.begin()
     [train] = only(bench.train_one(0), TrainGroup)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
-    bench.handle(StepRejected(rank=0, step=0, why="gradient is nan"))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
+    bench.handle(StepSkipped(rank=0, step=0, why="gradient is nan"))
     assert bench.fate(0) == ("deferred", "step skipped")
     assert (bench.core.step, bench.core.version) == (0, 0)
     assert bench.warnings() == ["step 1 skipped (1 in a row): gradient is nan"]
@@ -359,8 +359,8 @@ def test_a_rejected_step_defers_its_prompts_and_keeps_the_version() -> None:
 def reject_once(bench: Bench) -> None:
     [group] = bench.core.groups
     [train] = only(bench.train_one(group), TrainGroup)
-    bench.handle(Trained(rank=0, group=train.group, tokens=7.0))
-    bench.handle(StepRejected(rank=0, step=bench.core.step, why="gradient is nan"))
+    bench.handle(GroupTrained(rank=0, group=train.group, tokens=7.0))
+    bench.handle(StepSkipped(rank=0, step=bench.core.step, why="gradient is nan"))
 
 
 @pytest.mark.fault("three steps in a row are not finite", part="learner", by="direct")
@@ -388,7 +388,7 @@ def test_a_good_step_begins_the_count_of_rejected_ones_anew() -> None:
     reject_once(bench)
     reject_once(bench)
     assert bench.over is None
-    assert bench.coordinator.phase is Phase.TRAINING
+    assert bench.coordinator.run.phase is RunPhase.TRAINING
 
 
 def test_a_lost_learner_ends_the_run_and_says_so_once() -> None:

@@ -24,7 +24,6 @@ from pipeline.coordinator.events import (
     TurnFailed,
 )
 from pipeline.coordinator.groups import TrajectoryState
-from pipeline.coordinator.waits import waits
 from pipeline.observability.timeline import Timeline
 from pipeline.observability.timing import metrics
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
@@ -60,7 +59,7 @@ def test_a_turn_that_is_over_frees_its_slot_and_asks_with_all_that_an_answer_dep
     assert ints(asked.tokens).tolist() == [5, 5, EOS]
     assert bench.member(0).state is TrajectoryState.WAITING_ENV
     assert (0, 0) not in bench.coordinator.scheduler.engines["e0"].legs
-    assert [w.what for w in waits(bench.coordinator) if "rollout" in w.what] == [
+    assert [w.what for w in bench.coordinator.waits.find() if "rollout" in w.what] == [
         (
             "step 1 waits for train group 0, which waits for "
             "the rollout to answer turn 1 of trajectory 0"
@@ -85,7 +84,7 @@ def test_appended_tokens_begin_the_next_leg_and_are_in_no_figure_of_what_was_sam
     assert member.confidence == pytest.approx(-0.5)
     assert bench.core.ledger.sampled == 5
     assert (bench.core.ledger.appended, bench.core.ledger.turns) == (4, 2)
-    assert bench.coordinator.group_manager.lengths == [5]
+    assert bench.core.stats.lengths == [5]
     view = bench.coordinator.selection.view(bench.group(0))
     assert next((m.state, m.tokens) for m in view.members) == ("finished", 5)
 

@@ -8,14 +8,13 @@ import pytest
 
 from pipeline.coordinator.events import (
     EngineLost,
+    GroupTrained,
     Halt,
     LearnerJoined,
+    Published,
     Report,
     Tick,
-    Trained,
-    VersionPublished,
 )
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import BatchAction, Enough, Finalize, Park
 from pipeline.plugins.views import BatchView
 from tests.pipeline.coordinator.bench import Bench, only
@@ -51,7 +50,7 @@ def test_it_waits_for_an_engine() -> None:
 def test_it_waits_for_an_engine_to_prove_its_weights() -> None:
     bench = Bench()
     bench.begin()
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     for trajectory in (0, 1, 2):
         bench.tokens(trajectory, 0, "abort")
     assert "engine e0 to load and prove version 1" in line(bench)
@@ -87,7 +86,7 @@ def test_it_waits_for_the_optimizer_step() -> None:
     bench = Bench()
     bench.begin()
     bench.train_one(0)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "step 1: the optimizer step" in line(bench)
 
 
@@ -109,7 +108,7 @@ def test_it_waits_for_a_publish_that_a_parked_member_waits_for() -> None:
     bench.begin()
     bench.tokens(0, 3)
     bench.ask(0, Park((0,), until="published"))
-    found = [wait.what for wait in waits(bench.coordinator)]
+    found = [wait.what for wait in bench.coordinator.waits.find()]
     assert any(what.endswith("trajectory 0, parked until the next publish") for what in found)
 
 
@@ -135,7 +134,7 @@ def test_it_is_never_silent_even_when_nobody_is_to_blame() -> None:
     bench.tokens(1, 3, "stop")
     bench.reward(0, 1.0)
     bench.reward(1, 0.0)
-    assert line(bench) == "waiting 100 s for nobody that it knows of, training: train group 0 open"
+    assert line(bench) == "waiting 100 s for an unknown cause, training: train group 0 enough"
 
 
 @pytest.mark.parametrize("seconds,said", [(19, 0), (21, 1)])

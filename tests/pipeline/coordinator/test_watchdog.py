@@ -16,18 +16,17 @@ from pipeline.coordinator.events import (
     Checkpointed,
     EngineLost,
     Generate,
+    GroupTrained,
     LearnerJoined,
+    Published,
     Restart,
     Shutdown,
     Tick,
-    Trained,
     TrainGroup,
-    VersionPublished,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.coordinator.timeouts import RULES, OverdueAction, Timeouts, WaitKind, limit_s
-from pipeline.coordinator.waits import waits
 from pipeline.plugins.actions import Abort, BatchAction, Finalize
 from pipeline.plugins.views import BatchView
 from pipeline.simulation.fuzz import SHORT, Mode, acted
@@ -129,7 +128,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
     bench = bench_of(candidates=3)
     bench.begin()
     bench.ask(0, Abort((2,)))
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     assert "Restart" not in pass_time(bench, 15)
     bench.serve()
     assert "Restart" not in pass_time(bench, 4, lambda: bench.tokens(0, 1))
@@ -148,7 +147,7 @@ def test_an_engine_that_never_serves_is_restarted() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
+        bench.handle(Published(version=version))
 
     publish()
     assert "Restart" not in pass_time(bench, 19, publish)
@@ -164,8 +163,8 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
     def publish() -> None:
         nonlocal version
         version += 1
-        bench.handle(VersionPublished(version=version))
-        bench.handle(WeightsServed(engine="e0", version=version - 1, gap=0.0))
+        bench.handle(Published(version=version))
+        bench.handle(WeightsLoaded(engine="e0", version=version - 1, gap=0.0))
 
     publish()
     assert "Restart" not in pass_time(bench, 60, publish)
@@ -202,7 +201,7 @@ def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> No
     bench.tokens(2, 5, "stop")
     [train] = only(bench.train_one(0), TrainGroup)
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
-    assert [wait for wait in waits(bench.coordinator) if wait.kind is WaitKind.REWARD] == []
+    assert [wait for wait in bench.coordinator.waits.find() if wait.kind is WaitKind.REWARD] == []
     pass_time(bench, 20)
     assert not bench.warnings()
     bench.learn([train])
@@ -261,7 +260,7 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
     bench.begin()
     bench.train_one(0)
     pass_time(bench, 30)
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert "Shutdown" not in pass_time(bench, 39)
     assert "Shutdown" in pass_time(bench, 3)
 
@@ -299,14 +298,14 @@ def test_three_checkpoints_that_fail_in_a_row_stop_the_run_with_the_last_reason(
     bench = Bench(steps=9, checkpoint_every=1)
     bench.begin()
     for step in range(3):
-        assert bench.coordinator.phase == "training"
+        assert bench.coordinator.run.phase == "training"
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error=f"disk full, {step}"))
     assert [w for w in bench.warnings() if "disk full" in w] == [
         f"no checkpoint at step {step + 1}: disk full, {step}" for step in range(3)
     ]
-    assert bench.coordinator.phase == "halting"
+    assert bench.coordinator.run.phase == "halting"
     assert [cut.step for cut in only(bench.everything, Checkpoint)] == [1, 2, 3, 3]
     bench.handle(Checkpointed(step=3, error="disk full still"))
     [over] = only(bench.everything, Shutdown)
@@ -320,7 +319,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
         bench.learn(bench.train_one(step))
         bench.serve()
         bench.handle(Checkpointed(step=step + 1, error="" if step == 2 else "disk full"))
-    assert only(bench.everything, Shutdown) == [] and bench.coordinator.phase == "halting"
+    assert only(bench.everything, Shutdown) == [] and bench.coordinator.run.phase == "halting"
 
 
 # --- the run as a whole ---------------------------------------------------------------------

@@ -31,28 +31,28 @@ from pipeline.coordinator.events import (
     EngineLost,
     ForgetGroup,
     Generate,
+    GroupFailed,
+    GroupTrained,
     Halt,
     LearnerJoined,
     LoadWeights,
+    Published,
     Report,
     RequestReward,
     Restart,
     RewardMissing,
     RewardReady,
     Shutdown,
-    StepApplied,
-    StepRejected,
+    StepDone,
+    StepSkipped,
     StreamTokens,
     Tick,
     Tokens,
-    Trained,
     TrainGroup,
-    TrainingFailed,
     TurnAnswered,
     TurnFailed,
-    VersionPublished,
-    WeightsRefused,
-    WeightsServed,
+    WeightsFailed,
+    WeightsLoaded,
 )
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.plugins import registry
@@ -297,7 +297,7 @@ class World:
     def start(self, version: int = 0) -> None:
         self.version = version
         opening: list[AnyEvent] = [LearnerJoined(rank=r) for r in range(self.settings.ranks)]
-        opening.append(VersionPublished(version=version))
+        opening.append(Published(version=version))
         opening += [
             EngineJoined(engine=e.name, epoch=0, slots=e.slots) for e in self.engines.values()
         ]
@@ -360,10 +360,10 @@ class World:
             self.learner[rank].pop(0)
             assert all(m.response for m in command.members)
             if chaos and self.rng.random() < self.learner_faults:
-                self.tell(TrainingFailed(rank=rank, group=command.group, why="loss is nan"))
+                self.tell(GroupFailed(rank=rank, group=command.group, why="loss is nan"))
                 return
             tokens = sum(m.weight * m.sampled for m in command.members)
-            self.tell(Trained(rank=rank, group=command.group, tokens=tokens))
+            self.tell(GroupTrained(rank=rank, group=command.group, tokens=tokens))
             return
         if all(queue and isinstance(queue[0], CloseStep) for queue in self.learner.values()):
             reject = chaos and self.rng.random() < self.learner_faults
@@ -372,9 +372,9 @@ class World:
                 self.learner[each].pop(0)
             for each in self.learner:
                 self.tell(
-                    StepRejected(rank=each, step=command.step, why="gradient is nan")
+                    StepSkipped(rank=each, step=command.step, why="gradient is nan")
                     if reject
-                    else StepApplied(rank=each, step=command.step, version=self.version)
+                    else StepDone(rank=each, step=command.step, version=self.version)
                 )
 
     def _load(self, chaos: bool) -> None:
@@ -382,7 +382,7 @@ class World:
         if name not in self.away:
             engine = self.engines[name]
             engine.version = version
-            self.tell(WeightsServed(engine=name, version=version, gap=1e-6))
+            self.tell(WeightsLoaded(engine=name, version=version, gap=1e-6))
 
     def _join(self, chaos: bool) -> None:
         self.join(self.rng.choice(sorted(self.away)))
@@ -415,7 +415,7 @@ class World:
         if self.loads:
             name, version = self.loads.pop(0)
             if name not in self.away:
-                self.tell(WeightsRefused(engine=name, version=version, why="checksum"))
+                self.tell(WeightsFailed(engine=name, version=version, why="checksum"))
 
     # --- the run and its invariants ------------------------------------------------------
 
@@ -427,8 +427,8 @@ class World:
             if action == halt_at:
                 self.tell(Halt())
             self.act(chaos=action < chaos_actions)
-        lines = [f"phase {self.coordinator.phase}"]
-        lines += [f"group {g.id} {g.stage}" for g in self.coordinator.core.groups.values()]
+        lines = [f"phase {self.coordinator.run.phase}"]
+        lines += [f"group {g.id} {g.state}" for g in self.coordinator.core.groups.values()]
         raise AssertionError("the run never ends:\n" + "\n".join(lines))
 
     def check(self) -> None:

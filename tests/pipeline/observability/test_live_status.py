@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.coordinator.events import Tick, Trained, VersionPublished
+from pipeline.coordinator.events import GroupTrained, Published, Tick
 from pipeline.observability import live_status as live_module
 from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, RunStatus, live
 from tests.pipeline.coordinator.bench import Bench
@@ -38,7 +38,7 @@ def test_engines_slots_queues_and_tokens_are_those_of_the_moment() -> None:
     assert now.ledger["open"] == 5
     assert now.training_seconds == 12.35
     assert groups(now) == {"open": 1}
-    bench.handle(VersionPublished(version=1))
+    bench.handle(Published(version=1))
     [engine] = live(bench.coordinator, 0.0).engines
     assert (engine.version, engine.loading) == (0, 1)
 
@@ -48,8 +48,8 @@ def test_a_taken_group_is_at_its_rank_until_it_has_been_trained_on() -> None:
     bench.begin()
     bench.train_one(0)
     now = live(bench.coordinator, 0.0)
-    assert (groups(now), now.at_rank) == ({"open": 1, "taken": 1}, {"0": 1})
-    bench.handle(Trained(rank=0, group=0, tokens=7.0))
+    assert (groups(now), now.at_rank) == ({"open": 1, "sent": 1}, {"0": 1})
+    bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
     assert live(bench.coordinator, 0.0).at_rank == {"0": 0}
 
 

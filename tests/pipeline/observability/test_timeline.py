@@ -11,16 +11,16 @@ from pipeline.coordinator.events import (
     AnyEvent,
     CloseStep,
     Generate,
+    GroupTrained,
     LoadWeights,
     Report,
     RequestReward,
     RewardReady,
-    StepApplied,
+    StepDone,
     Tick,
     Tokens,
-    Trained,
     TrainGroup,
-    WeightsServed,
+    WeightsLoaded,
 )
 from pipeline.observability import timing
 from pipeline.observability.critical_path import NOT_KNOWN
@@ -78,7 +78,7 @@ def a_step(timeline: Timeline) -> StepRecord:
     timeline.loaded("e0", [Span("receiving weights", 10.2, 10.5, (1,)),
                            Span("loading weights", 10.5, 10.9, (1,))])  # fmt: skip
     timeline.record_event(
-        11.0, WeightsServed(engine="e0", version=1, gap=0.0), [place(1), place(2)], 11.1
+        11.0, WeightsLoaded(engine="e0", version=1, gap=0.0), [place(1), place(2)], 11.1
     )
     times = [LegTimes(1, 0, 11.1, 11.2, 12.0)]
     timeline.record_event(12.1, tokens(ended(1), sent=12.0, times=times), [judge(1)])
@@ -89,10 +89,10 @@ def a_step(timeline: Timeline) -> StepRecord:
     timeline.record_event(15.0, reward, [train(7, 1, 2)])
     timeline.record_work(0, [Span("forward and backward", 15.1, 17.0, (7,), (15.05,))])
     finish = CloseStep(step=0, groups=(7,), normaliser=1.0)
-    timeline.record_event(17.0, Trained(rank=0, group=7, tokens=5.0), [finish])
+    timeline.record_event(17.0, GroupTrained(rank=0, group=7, tokens=5.0), [finish])
     timeline.record_work(0, [Span("optimizer step", 17.1, 17.8, (0,), (17.05,)),
                         Span("publishing weights", 17.8, 17.9)])  # fmt: skip
-    applied = StepApplied(rank=0, step=0, version=2)
+    applied = StepDone(rank=0, step=0, version=2)
     commands = [over((1, "finished", True), (2, "finished", True)), step_over(8.0)]
     [record] = timeline.record_event(18.0, applied, commands)
     return record
@@ -146,11 +146,11 @@ def test_passes_one_after_another_are_on_the_path_together():
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [train(1), train(2)])
     timeline.record_work(0, [Span("forward and backward", 0.0, 2.0, (1,), (0.0,))])
-    timeline.record_event(2.0, Trained(rank=0, group=1, tokens=1.0), [])
+    timeline.record_event(2.0, GroupTrained(rank=0, group=1, tokens=1.0), [])
     timeline.record_work(0, [Span("forward and backward", 2.5, 5.0, (2,), (0.2,))])
     finish = CloseStep(step=0, groups=(1, 2), normaliser=2.0)
-    timeline.record_event(5.0, Trained(rank=0, group=2, tokens=1.0), [finish])
-    [record] = timeline.record_event(6.0, StepApplied(rank=0, step=0, version=1), [step_over(6.0)])
+    timeline.record_event(5.0, GroupTrained(rank=0, group=2, tokens=1.0), [finish])
+    [record] = timeline.record_event(6.0, StepDone(rank=0, step=0, version=1), [step_over(6.0)])
     assert kinds(record) == [
         ("forward and backward", "group 1", 2.0),
         ("between passes", "", 0.5),
@@ -165,8 +165,8 @@ def test_a_group_behind_work_that_nobody_asked_for_says_so():
     timeline.record_work(0, [Span("logprobs ahead", 0.0, 1.0),
                         Span("forward and backward", 1.0, 2.0, (1,), (0.5,))])  # fmt: skip
     finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
-    timeline.record_event(2.0, Trained(rank=0, group=1, tokens=1.0), [finish])
-    [record] = timeline.record_event(2.0, StepApplied(rank=0, step=0, version=1), [step_over(2.0)])
+    timeline.record_event(2.0, GroupTrained(rank=0, group=1, tokens=1.0), [finish])
+    [record] = timeline.record_event(2.0, StepDone(rank=0, step=0, version=1), [step_over(2.0)])
     assert ("busy with logprobs ahead", "", 0.5) in kinds(record)
 
 
@@ -243,8 +243,8 @@ def test_a_lost_cause_is_a_segment_that_says_so():
     timeline.record_event(4.0, Tick(), [train(1)])
     timeline._ranks._handovers[1].link = None
     finish = CloseStep(step=0, groups=(1,), normaliser=1.0)
-    timeline.record_event(4.0, Trained(rank=0, group=1, tokens=1.0), [finish])
-    [record] = timeline.record_event(4.0, StepApplied(rank=0, step=0, version=1), [step_over(4.0)])
+    timeline.record_event(4.0, GroupTrained(rank=0, group=1, tokens=1.0), [finish])
+    [record] = timeline.record_event(4.0, StepDone(rank=0, step=0, version=1), [step_over(4.0)])
     assert kinds(record)[0] == (NOT_KNOWN, "", 2.0)
     assert timing.metrics(record)["explained_share"] == pytest.approx(0.5)
 
@@ -255,7 +255,7 @@ def test_each_group_of_a_pass_has_its_own_arrival():
     timeline.record_event(5.0, Tick(), [train(2, 12)])
     timeline.record_work(0, [Span("forward and backward", 6.0, 7.0, (1, 2), (0.01, 5.01))])
     for group in (1, 2):
-        timeline.record_event(7.0, Trained(rank=0, group=group, tokens=1.0), [])
+        timeline.record_event(7.0, GroupTrained(rank=0, group=group, tokens=1.0), [])
     [record] = timeline.record_event(8.0, Tick(), [step_over(8.0)])
     percentiles = timing.metrics(record)["percentiles"]
     assert percentiles["group_to_learner_s"]["max"] == pytest.approx(0.01)
@@ -267,10 +267,10 @@ def test_word_of_an_overtaken_version_leaves_the_newer_load_alone():
     timeline.record_event(0.0, Tick(), [LoadWeights(engine="e0", version=1)])
     timeline.record_event(1.0, Tick(), [LoadWeights(engine="e0", version=2)])
     timeline.loaded("e0", [Span("loading weights", 0.0, 1.5, (1,))])
-    timeline.record_event(1.6, WeightsServed(engine="e0", version=1, gap=0.0), [])
+    timeline.record_event(1.6, WeightsLoaded(engine="e0", version=1, gap=0.0), [])
     timeline.loaded("e0", [Span("loading weights", 1.6, 2.5, (2,))])
     served = Report(what="served", fields={"engine": "e0"})
-    timeline.record_event(3.0, WeightsServed(engine="e0", version=2, gap=0.0), [served])
+    timeline.record_event(3.0, WeightsLoaded(engine="e0", version=2, gap=0.0), [served])
     [load] = timeline.rest().loads
     assert (load.version, load.served, [span.of for span in load.stages]) == (2, True, [(2,)])
 
@@ -279,7 +279,7 @@ def test_a_load_that_proved_too_little_is_not_one_that_is_served():
     timeline = Timeline()
     again = [LoadWeights(engine="e0", version=1)]
     timeline.record_event(0.0, Tick(), again)
-    timeline.record_event(1.0, WeightsServed(engine="e0", version=1, gap=9.0), again)
+    timeline.record_event(1.0, WeightsLoaded(engine="e0", version=1, gap=9.0), again)
     record = timeline.rest()
     assert [load.served for load in record.loads] == [False]
     assert timing.samples(record, [])["weights_load_s"] == []

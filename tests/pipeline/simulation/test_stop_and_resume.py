@@ -123,8 +123,8 @@ def without_clock(state: bytes) -> Snapshot:
     """What evaluations and open steps have taken is time, and not the run."""
     found = msgspec.msgpack.decode(state, type=Snapshot)
     evaluations = [{k: v for k, v in e.items() if k != "seconds"} for e in found.evaluations]
-    step = msgspec.structs.replace(found.open_step, since=0.0)
-    return msgspec.structs.replace(found, evaluations=evaluations, open_step=step)
+    stats = msgspec.structs.replace(found.stats, since=0.0)
+    return msgspec.structs.replace(found, evaluations=evaluations, stats=stats)
 
 
 @pytest.mark.fault("a stop after any step, with any plug-in", part="everything", by="simulator")
@@ -162,8 +162,8 @@ def test_saved_loaded_and_saved_again_it_is_the_same_bytes(
     for written in life.cuts.values():
         again = coordinator_with(*plugin)
         loaded = msgspec.msgpack.decode(written, type=Snapshot)
-        version, held = loaded.version, loaded.open_step.since
+        version, held = loaded.version, loaded.stats.since
         snapshot.restore(again, loaded, 1000.0)
         again.core.version = version  # which the learner says
-        assert again.core.now - again.steps.state.since == pytest.approx(held)
+        assert again.core.now - again.core.stats.since == pytest.approx(held)
         assert msgspec.msgpack.encode(snapshot.take(again)) == written

@@ -1,0 +1,74 @@
+"""What has happened in the open step, counted in one place.
+
+Members and groups are counted as they end, learner metrics as ranks report them.
+A checkpoint keeps the struct; what ranks measured is left out, since a resume
+trains the step's groups again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pipeline.coordinator.selection_bias import SelectionBias
+from pipeline.coordinator.token_ledger import TokenLedger
+
+
+class StepStats(msgspec.Struct, kw_only=True):
+    """Counts since the step opened."""
+
+    since: float = 0.0
+    lengths: list[int] = msgspec.field(default_factory=list[int])
+    """Sampled tokens of members that have ended."""
+    rewards: list[float] = msgspec.field(default_factory=list[float])
+    """Rewards of members that were scored."""
+    parts: dict[str, tuple[float, int]] = msgspec.field(
+        default_factory=dict[str, tuple[float, int]]
+    )
+    """Parts of those rewards: sum and count, by name."""
+    fates: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Groups that have ended, by fate and reason."""
+    sampled_before: int = 0  # tokens in the ledger when the step opened
+    trained_before: int = 0
+    appended_before: int = 0
+    turns_before: int = 0
+    nonfinite: int = 0  # groups whose loss was not finite
+    learner: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Metrics of ranks, summed over tokens; the largest for names that end in _max."""
+    bias: SelectionBias = msgspec.field(default_factory=SelectionBias)
+
+    @classmethod
+    def begin(cls, ledger: TokenLedger, now: float) -> StepStats:
+        """A step opens with these books."""
+        return cls(
+            since=now,
+            sampled_before=ledger.sampled,
+            trained_before=ledger.accounts["trained"],
+            appended_before=ledger.appended,
+            turns_before=ledger.turns,
+        )
+
+    def add_reward(self, reward: float, parts: Mapping[str, float]) -> None:
+        """Count the reward of a member."""
+        self.rewards.append(reward)
+        for name, value in parts.items():
+            total, count = self.parts.get(name, (0.0, 0))
+            self.parts[name] = (total + value, count + 1)
+
+    def add_fate(self, label: str) -> None:
+        """Count a group that has ended."""
+        self.fates[label] = self.fates.get(label, 0) + 1
+
+    def add_learner(self, metrics: Mapping[str, float]) -> None:
+        """Count what a rank measured while it trained on a group."""
+        for name, value in metrics.items():
+            known = self.learner.get(name, 0.0)
+            self.learner[name] = max(known, value) if name.endswith("_max") else known + value
+
+    def saved(self, now: float) -> StepStats:
+        """A copy for a checkpoint; `since` is how long the step has been open."""
+        copy = msgspec.msgpack.decode(msgspec.msgpack.encode(self), type=StepStats)
+        copy.since, copy.nonfinite = round(now - self.since, 3), 0
+        copy.learner, copy.bias = {}, SelectionBias()
+        return copy
