@@ -64,7 +64,7 @@ class Records:
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, JsonlWriter] = {}
-        self._full: set[Path] = set()  # files that were told to be so
+        self._full: set[Path] = set()  # files that were reported as full
         self._samples: dict[str, str] = {}  # prompt -> what is written of it
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ class Records:
     def record_event(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float
     ) -> None:
-        """What the coordinator heard and said; see `Timeline.saw`."""
+        """Records what the coordinator heard and answered; see `Timeline.saw`."""
         if self._tracer is None:
             return
         begun = time.perf_counter()
@@ -96,7 +96,7 @@ class Records:
     def record_work(
         self, role: str, name: str, rank: int, spans: Sequence[Span], hints: Sequence[float] = ()
     ) -> None:
-        """What a peer says of its own work, in the stage's clock.
+        """Records what a peer says of its own work, in the stage's clock.
 
         Args:
             hints: seconds that hints were on their way to a learner rank.
@@ -146,7 +146,7 @@ class Records:
         self._files[path].write(msgspec.json.encode(fields) + b"\n")
 
     def flush(self) -> list[str]:
-        """What a person should hear of it: a disk that is full, or has room again."""
+        """Flushes every file; returns news for people: a disk that is full, or has room again."""
         said: list[str] = []
         for path, file in self._files.items():
             file.flush()
@@ -174,19 +174,19 @@ class Records:
 
     @staticmethod
     def cut(run: RunFolder, sizes: Mapping[str, int]) -> None:
-        """Forget what was written after a checkpoint; a run that goes on is not done any more."""
+        """Forget what was written after a checkpoint; a run that continues is not done any more."""
         run.result.unlink(missing_ok=True)
         for path in (run.metrics, run.decisions):
             if path.exists():
                 os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
     def live(self, now: RunStatus) -> None:
-        """What the run does now; the file is replaced as a whole."""
+        """Writes what the run does now; the file is replaced as a whole."""
         temporary = self._run.live.with_suffix(".tmp")
         try:
             temporary.write_bytes(msgspec.json.encode(now) + b"\n")
             temporary.rename(self._run.live)
-        except OSError as error:  # a full disk: nobody sees it live, that is all
+        except OSError as error:  # a full disk: only the live view misses it
             log.warning("no live state: %s", error)
         self._trackers.log_status(now)
 

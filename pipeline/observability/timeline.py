@@ -1,4 +1,4 @@
-"""Who did what when, for whom: a run's legs, rewards, loads and passes, step by step.
+"""Notes who did what when, for whom: a run's legs, rewards, loads and passes, step by step.
 
 Hears every event with the commands that answered it, and what peers say of their own
 work; gives a `StepRecord` when a step has ended. Everything else that is told of time
@@ -136,7 +136,7 @@ class Timeline:
         return finished
 
     def record_work(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
-        """What a learner rank says that it did.
+        """Records what a learner rank says that it did.
 
         Args:
             hints: seconds that hints were on their way to it.
@@ -151,7 +151,7 @@ class Timeline:
             load.stages += [span for span in spans if span.of == (load.version,)]
 
     def rest(self) -> StepRecord:
-        """What has not been told of yet; ends the timeline."""
+        """Returns the record of what is not in one yet; ends the timeline."""
         for key in list(self._legs):
             self._leg_over(key, "")
         for legs in self._ended.values():

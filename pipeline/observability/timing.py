@@ -19,7 +19,7 @@ from pipeline.wire.messages import PUBLISH
 
 PERCENTILES = (50, 95, 99)
 LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))
-"""Percentile groups of response length that lives are told of."""
+"""Percentile groups of response length that lives are reported for."""
 _STRAGGLERS = 5  # groups that waited longest for one trajectory
 MEANINGS = {
     "slot_wait_s": "a candidate's wait for a slot",
@@ -146,8 +146,8 @@ def lives(
     handovers: Iterable[TrainDispatch],
     callings: Iterable[EnvironmentCall] = (),
 ) -> list[dict[str, Any]]:
-    """Where trajectories spent their time, by percentile group of their response length: the mean
-    seconds of each phase; one that a trajectory did not come to counts as none."""
+    """Returns where trajectories spent their time, by percentile group of their response length:
+    the mean seconds of each phase; a phase that a trajectory did not reach counts as 0."""
     mine: dict[int, list[Leg]] = {}
     for leg in legs:
         mine.setdefault(leg.trajectory, []).append(leg)
@@ -231,7 +231,7 @@ def stragglers(record: StepRecord) -> list[dict[str, Any]]:
 
 
 def _group_times(record: StepRecord) -> list[float]:
-    """From a group's first candidate being queued to its going to the learner."""
+    """Measures from a group's first candidate being queued to its going to the learner."""
     queued: dict[int, float] = {}
     for leg in record.legs:
         since = leg.queued or leg.placed

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside its own files: TensorBoard, Prometheus, W&B and others.
+"""Sends the numbers of a run to TensorBoard, Prometheus, W&B and others, beside its own files.
 
 A tracker gets the flattened figures of every step and evaluation, and what the
 run does now once a second. `complaints` says before anything is started what a
@@ -82,7 +82,7 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def complaints(section: Metrics) -> Iterator[str]:
-    """What the section asks for and cannot have here, one line each."""
+    """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():
         if project and importlib.util.find_spec(package) is None:
@@ -98,7 +98,7 @@ def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracke
     """Every tracker that is asked for. Raises TrackerError.
 
     Args:
-        resumed_step: of the checkpoint that the run goes on from; -1: none.
+        resumed_step: of the checkpoint that the run continues from; -1: none.
     """
     section = config.metrics
     found: list[Tracker] = []
@@ -160,7 +160,7 @@ def _summary_writer() -> Any:
 
 
 class WeightsAndBiases:
-    """A run of W&B, named as the run's folder; a resume goes on with it.
+    """A run of W&B, named as the run's folder; a resume continues it.
 
     Whether it sends or keeps what it gets is W&B's own setting (WANDB_MODE). Curves
     are drawn over `step`, which may go back: steps that are done again after a resume
@@ -206,7 +206,7 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of trackio, named as the run's folder; a resume goes on with it."""
+    """A run of trackio, named as the run's folder; a resume continues it."""
 
     def __init__(self, project: str, run: RunFolder, config: Config) -> None:
         try:

@@ -79,7 +79,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from a seed: the run, its machines and its faults."""
+    """The run, its machines and its faults, as they follow from a seed."""
 
     settings: Settings
     machines: Machines
@@ -229,7 +229,7 @@ def recorded(seed: int, mode: Mode) -> list[str]:
 
 
 def acted(seed: int, mode: Mode, limits: Timeouts) -> Counter[str]:
-    """How often these limits were acted on in a seed, by kind of wait. Raises what is found."""
+    """Counts how often these limits were acted on in a seed, by kind of wait."""
     here, life = world(seed, mode), list[Faulty]()
     settings = msgspec.structs.replace(here.settings, limits=limits)
     here = msgspec.structs.replace(here, settings=settings)
@@ -284,7 +284,7 @@ def _live(
 
 
 def shrink(outcome: Outcome, attempts: int = 200) -> Outcome:
-    """As few faults as still fail, one after another left out."""
+    """Leaves out one fault after another while the run still fails."""
     best, changed = outcome, True
     doomed = world(outcome.seed, outcome.mode).rules.doomed_at
     while changed and attempts > 0:

@@ -24,13 +24,13 @@ from pipeline.wire.server import StageServer
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU."""
 GAP_LIMIT_ROUNDED = 2.0
-"""Nats, where engine or learner is in bfloat16: 0.29 was measured on the model of the house, at
+"""Nats, where engine or learner is in bfloat16: 0.29 was measured on the built-in model, at
 temperature 0.7; one wrong layer shows 9 and more there, a wrong temperature 6."""
 
 
 @dataclass(slots=True)
 class Parts:
-    """What the stage is made of; built by `pipeline.stage`."""
+    """The parts of a stage; built by `pipeline.stage`."""
 
     config: Config
     run: RunFolder
@@ -40,12 +40,12 @@ class Parts:
     data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
     incarnation: int
     weights: Path
-    resumed_step: int  # of the checkpoint that the run goes on from, -1 for none
+    resumed_step: int  # of the checkpoint that the run continues from, -1 for none
     trackers: list[Tracker] = field(default_factory=list[Tracker])
 
     @property
     def silence_s(self) -> dict[str, float]:
-        """How long a peer may be silent, by its role: a cut link loses no learner rank at once."""
+        """Seconds a peer may be silent, by role: a cut link loses no learner rank at once."""
         lost_s, nodes = self.config.watch.lost_s, self.config.nodes
         patience_s = max(nodes.patience_s, lost_s) if self.server.far else lost_s
         return {"engine": lost_s, "learner": patience_s}
@@ -107,7 +107,7 @@ def settings(
 
 
 def limits(config: Config) -> Timeouts:
-    """How long each kind of wait may last."""
+    """Returns how long each kind of wait may last."""
     watch, (_, options) = config.watch, plugin_class("reward", config.reward)
     guards = options if isinstance(options, RewardOptions) else RewardOptions()
     rollout = rollout_options(config)
@@ -126,7 +126,7 @@ def limits(config: Config) -> Timeouts:
 
 
 def streams(section: LearnerSection) -> bool:
-    """Whether a consumer of old or reference logprobs wants hints."""
+    """Returns True if old or reference logprobs are computed from streamed tokens."""
     several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
     return section.overlap == "token" and (several or bool(section.reference))
 

@@ -1,4 +1,4 @@
-"""Once a second: what the run does now, to `live.json`, to the launcher and to the trackers.
+"""Sends what the run does now, once a second, to `live.json`, the launcher and the trackers.
 
 Adds to the coordinator's part what only the shell knows: who is connected and
 what they say they do, how many rewards wait, and the clock on the wall.
@@ -32,7 +32,7 @@ class StatusFeed:
         self._records, self._tell_launcher = records, tell_launcher
 
     def show(self, training_seconds: float) -> None:
-        """To be called once a second, and at the end."""
+        """Sends the status. Called once a second, and at the end."""
         now = self._whole(training_seconds, time.monotonic())
         self._records.live(now)
         self._tell_launcher({"live": msgspec.to_builtins(now)})

@@ -1,4 +1,4 @@
-"""What is known of each prompt's lengths -> how many candidates each prompt gets.
+"""Decides how many candidates each prompt gets, from what is known of its lengths.
 
 Both rules give one candidate at a time to the largest marginal gain, which is
 optimal because the gains of a prompt never grow. The outcome of that heap is
@@ -121,7 +121,7 @@ def mth_finish(size: int, high: int) -> Floats:
 
 
 def _largest(gains_PC: Floats, count: int) -> Counts:
-    """How many of the `count` largest gains each prompt has; ties go to the earlier prompt."""
+    """Counts the `count` largest gains by prompt; ties go to the earlier prompt."""
     if count == 0:
         return np.zeros(len(gains_PC), dtype=np.int64)
     level = np.partition(gains_PC, gains_PC.size - count, axis=None)[gains_PC.size - count]

@@ -35,7 +35,7 @@ def lognormal(mean: float, variance: float) -> Lognormal:
 
 
 def fit(lengths: Sequence[int], censored: Sequence[bool]) -> Lognormal:
-    """Maximum likelihood of lognormal lengths of which some are lower bounds.
+    """Maximum likelihood of lognormal lengths where some are lower bounds.
 
     Expectation maximisation: a lower bound is replaced by the mean and second moment of the
     normal beyond it. Source: Dempster, Laird, Rubin 1977, section 4.2; Wolynetz 1979, AS 138.

@@ -120,12 +120,12 @@ class LengthVariance:
         self._lengths.add(group.lengths, group.censored)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last plan: its candidates, in all and on average; prompts known and guessed;
-        the step's utility and predicted seconds of generation, once lengths are known."""
+        """Figures of the last plan: its candidates, in all and on average; prompts known and
+        guessed; the step's utility and predicted generation seconds, once lengths are known."""
         return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        """What was learnt from the groups that have ended."""
+        """Returns what was learnt from the groups that have ended."""
         return {
             "version": 1,
             "limit": self._limit,
@@ -134,7 +134,7 @@ class LengthVariance:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`. Raises ValueError if another version wrote it."""
+        """Continue from `state()`. Raises ValueError if another version wrote it."""
         if state.get("version") != 1:
             raise ValueError(f"state of length_variance: version {state.get('version')}, not 1")
         self._limit = int(state["limit"])

@@ -1,4 +1,4 @@
-"""Rollout `single`: a response is one turn of the model. Asks nobody, costs nothing."""
+"""Rollout `single`: a response is one turn of the model. No calls, no cost."""
 
 from __future__ import annotations
 

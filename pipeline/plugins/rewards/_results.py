@@ -1,4 +1,4 @@
-"""What a reward returned -> a checked score, no opinion, or the exception: never anything else.
+"""Turns what a reward returned into a checked score, no opinion, or the exception.
 
 Used in reward workers, by whatever calls user code: the worker itself, and rewards made of
 others. A batch that fails as a whole is asked again one by one, so that a bad response fails alone.
@@ -92,7 +92,7 @@ def number(value: object) -> float | None:
 
 
 def writable(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON cannot hold."""
+    """Escapes halves of surrogate pairs, which JSON cannot hold."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -99,7 +99,7 @@ class Sum:
 
     @staticmethod
     def needs_answer(options: SumOptions) -> bool:
-        """Whether one of its parts does."""
+        """Returns True if one of its parts needs the answer."""
         return any(registry.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
 
     def __init__(self, options: SumOptions) -> None:

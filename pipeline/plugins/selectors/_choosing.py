@@ -1,4 +1,4 @@
-"""What the selectors share: which members may be chosen, and the last resort.
+"""Says which members may be chosen, and what is the last resort; shared by the selectors.
 
 Pure functions over a group's view.
 """
@@ -26,12 +26,12 @@ def filled(group: GroupView) -> list[MemberView]:
 
 
 def shortest_first(members: Iterable[MemberView]) -> list[MemberView]:
-    """By length; ties stay in order of arrival."""
+    """Sorts by length; ties stay in order of arrival."""
     return sorted(members, key=lambda member: member.tokens)
 
 
 def longest_first(members: Iterable[MemberView]) -> list[MemberView]:
-    """By length from the long end; ties stay in order of arrival."""
+    """Sorts by length from the long end; ties stay in order of arrival."""
     return sorted(members, key=lambda member: -member.tokens)
 
 

@@ -38,7 +38,7 @@ class ConciseConfidentOptions(interfaces.Options, frozen=True, kw_only=True):
     """Trajectories taken from the long end, with `depth: step` and `stop`; the other
     size - longest are short and confident."""
     depth: Literal["step", "stop", "none"] = "step"
-    """`step`: long candidates may go on until the step closes, and the longest finished
+    """`step`: long candidates may continue until the step closes, and the longest finished
     are trained on; `stop`: at once, and the longest still running are cut and trained on
     where most of the short ones are known to be right; `none`: only the short end, at once."""
     quantile: float = 0.2

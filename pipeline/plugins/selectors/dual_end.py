@@ -1,7 +1,7 @@
 """Selector `dual_end`: train on the K shortest and the L longest finished, K + L = M.
 
 With `long_wait: group` every candidate is waited for, as published. With
-`long_wait: step` the group is enough at M finished and goes on until the step
+`long_wait: step` the group is enough at M finished and continues until the step
 closes: the time of `first_m`, nearly all of the depth. With `prune_at` a group that
 was given many candidates waits for no long one. Truncated ones are taken only when
 fewer than M others exist; ties go by arrival. Remembers nothing.

@@ -1,6 +1,6 @@
 """Selector `first_m`: train on the first M candidates to finish, abort the rest.
 
-Turns a view of one group into at most one verb; remembers nothing between calls.
+Turns a view of one group into at most one action; remembers nothing between calls.
 Source: tail pruning, arXiv 2605.30859.
 """
 
