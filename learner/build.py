@@ -91,7 +91,7 @@ def _build(
             )
     trainer = engine.Zero(model, section, config.step.count)
     restored = save.Restored(-1, 0) if resume is None else save.load(trainer, resume)
-    cls = registry.find("loss", config.loss.name)
+    cls = registry.find_plugin("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
     old_stream, reference_stream = streams(section, trainer, reference, temperature)

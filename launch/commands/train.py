@@ -157,7 +157,7 @@ def open_run(path: Path) -> Resumed:
     """
     run = RunFolder(path)
     config = load(run.config)
-    if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
+    if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run.hold()
     try:

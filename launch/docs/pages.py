@@ -73,7 +73,7 @@ def _summary(cls: type[Any]) -> str:
 
 
 def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
-    struct = registry.options_type(registry.find(kind, name))
+    struct = registry.options_type(registry.find_plugin(kind, name))
     for field, meaning in option_documentation(struct).items():
         yield f"{kind}.{name}.{field}", _value(default_of(struct, field)), meaning
 
@@ -105,7 +105,7 @@ def configuration_page() -> str:
     for kind in registry.PACKAGES:
         lines += [f"### {kind}", ""]
         for name in registry.builtin_names(kind):
-            lines += [f"`{name}`: {_summary(registry.find(kind, name))}", ""]
+            lines += [f"`{name}`: {_summary(registry.find_plugin(kind, name))}", ""]
             rows = list(_options(kind, name))
             lines += [*_table(iter(rows)), ""] if rows else []
     return "\n".join(lines).rstrip() + "\n"

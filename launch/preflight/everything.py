@@ -36,7 +36,7 @@ def check_everything(config: Config) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
+    if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
         if problems := asyncio.run(rewards.complaints(config.reward, [train, held_out.data])):

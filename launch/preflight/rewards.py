@@ -19,7 +19,7 @@ _SHOWN = 20  # complaints listed
 
 def has_checks(plugin: Plugin) -> bool:
     """Whether the plug-in has anything to say before a run. Raises PluginError."""
-    return hasattr(registry.find("reward", plugin.name), "complaint")
+    return hasattr(registry.find_plugin("reward", plugin.name), "complaint")
 
 
 async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:

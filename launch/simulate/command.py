@@ -123,7 +123,7 @@ def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None
         )
     )
     if trace is not None:
-        trace.write_text(json.dumps(spans.document()))
+        trace.write_text(json.dumps(spans.trace_document()))
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
     _write(run_document(found, simulation), out)
     return 0

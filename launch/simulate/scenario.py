@@ -158,13 +158,13 @@ def simulate(
     prompt_tokens: Sequence[int] = (PROMPT_TOKENS,) * PROMPTS,
 ) -> Simulation:
     """A run that has begun; `run()` plays it."""
-    numbers = build.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
+    numbers = build.coordinator_settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
     # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
     # is one turn: what a rollout would say to it is not known.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
-    coordinator = Coordinator(numbers, build.plugins(config), prompt_tokens)
+    coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation

@@ -112,7 +112,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
                 f"{run.path}: holds a run of another configuration, without a checkpoint to go on "
                 "from; choose another --out"
             )
-        Records.cut(run, {})  # of an attempt that left no checkpoint
+        Records.truncate_files(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
     resume, manifest, complaints = newest(run.checkpoints)
@@ -128,7 +128,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [*learner.complaints(config), *trackers.complaints(config.metrics)]:
+    if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)

@@ -61,7 +61,7 @@ def dump(config: Config) -> str:
 
 def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
-    found = registry.find(kind, plugin.name)
+    found = registry.find_plugin(kind, plugin.name)
     return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 

@@ -73,7 +73,7 @@ class Resolver:
             )  # fmt: skip
             return default_of(Config, kind)
         try:
-            struct = registry.options_type(registry.find(kind, name))
+            struct = registry.options_type(registry.find_plugin(kind, name))
         except registry.PluginError as error:
             self._problem(kind, str(error))
             return default_of(Config, kind)

@@ -60,7 +60,7 @@ class Tracer:
         self._kept += [r for r in records if self._first <= r.step <= self._last]
         return records
 
-    def document(self, *, over: bool = True) -> Json:
+    def trace_document(self, *, over: bool = True) -> Json:
         """Chrome's JSON object format; what was kept is let go.
 
         Args:

@@ -56,7 +56,7 @@ class Ranks:
             if work.of and work.what not in _CLOSES:
                 self._explain(works, work)
 
-    def trained(
+    def group_trained(
         self, works: list[Work], event: GroupTrained | GroupFailed, now: float
     ) -> TrainDispatch | None:
         """The handover that this answers, with the link of the answer."""
@@ -72,7 +72,7 @@ class Ranks:
         handover.answer = follow(work.link, "stage", "word of the gradient on its way", now)
         return handover
 
-    def applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
+    def step_applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
         """The link of the word that a rank has closed the step."""
         lane, link = _lane(event.rank), self._closing
         said = [work for work in works[self._before_close :] if work.rank == event.rank]

@@ -26,7 +26,7 @@ LONGEST_WAITS = 12
 """Waits that are shown."""
 MOST_MEMBERS = 512
 """Members of each stage whose waits are looked at: with 65,536 open groups of 12 the whole of
-`live` then takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
+`run_status` then takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
 the order in which they came, so the oldest wait longest."""
 _OF_A_STEP = (
     "step",
@@ -99,7 +99,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 
 
-def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
+def run_status(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     """The coordinator's part of what a run does now."""
     core, scheduler = coordinator.core, coordinator.scheduler
     history = coordinator.evaluations.history

@@ -144,7 +144,7 @@ class Timeline:
         self._record.hints += hints
         self._ranks.record_work(self._record.works, rank, spans)
 
-    def loaded(self, engine: str, spans: Iterable[Span]) -> None:
+    def weights_loaded(self, engine: str, spans: Iterable[Span]) -> None:
         """The stages of a load that an engine has done."""
         load = self._loads.get(engine)
         if load is not None:
@@ -228,13 +228,13 @@ class Timeline:
         self._answer = environment_call_link(calling)
 
     def _trained(self, event: GroupTrained | GroupFailed) -> None:
-        handover = self._ranks.trained(self._record.works, event, self._now)
+        handover = self._ranks.group_trained(self._record.works, event, self._now)
         if handover is not None:
             self._record.handovers.append(handover)
             self._answer = handover.answer
 
     def _applied(self, event: StepDone | StepSkipped) -> None:
-        self._answer = self._ranks.applied(self._record.works, event, self._now)
+        self._answer = self._ranks.step_applied(self._record.works, event, self._now)
 
     # --- orders -------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Sends the numbers of a run to TensorBoard, Prometheus, W&B and others, beside its own files.
 
 A tracker gets the flattened figures of every step and evaluation, and what the
-run does now once a second. `complaints` says before anything is started what a
+run does now once a second. `tracker_complaints` says before anything is started what a
 configuration asks for and this machine cannot do. What is not asked for is not
 imported.
 """
@@ -66,7 +66,7 @@ class Trackers:
                 self._trackers.remove(tracker)
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_metrics(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of nested mappings.
 
     >>> flat({"reward": 1, "learner": {"loss": 0.5}, "why": "text"})
@@ -75,13 +75,13 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     numbers: dict[str, float] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")  # type: ignore[arg-type]
+            numbers |= flat_metrics(value, f"{prefix}{key}/")  # type: ignore[arg-type]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[prefix + key] = float(value)
     return numbers
 
 
-def complaints(section: Metrics) -> Iterator[str]:
+def tracker_complaints(section: Metrics) -> Iterator[str]:
     """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():
@@ -94,7 +94,7 @@ def complaints(section: Metrics) -> Iterator[str]:
         yield port_complaint(section.prometheus_port, why)
 
 
-def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
+def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
     """Every tracker that is asked for. Raises TrackerError.
 
     Args:
@@ -171,7 +171,9 @@ class WeightsAndBiases:
         try:
             wandb: Any = importlib.import_module("wandb")  # an extra
         except ImportError as error:
-            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+            raise TrackerError(
+                "; ".join(tracker_complaints(config.metrics)) or str(error)
+            ) from error
         try:
             self._run: Any = wandb.init(
                 project=project,
@@ -212,7 +214,9 @@ class Trackio:
         try:
             trackio: Any = importlib.import_module("trackio")  # an extra
         except ImportError as error:
-            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+            raise TrackerError(
+                "; ".join(tracker_complaints(config.metrics)) or str(error)
+            ) from error
         self._trackio = trackio
         try:
             trackio.init(

@@ -111,7 +111,7 @@ class PromptOrder(Protocol):
 
 class Budget(Protocol):
     """May also offer `ended(group: EndedView)`, called for every training group that ends, and
-    `figures() -> dict`, logged with each plan."""
+    `metrics() -> dict`, logged with each plan."""
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         """One allocation a prompt."""

@@ -97,13 +97,13 @@ def entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     return found
 
 
-def names(kind: str) -> list[str]:
-    """Every name that `find` knows, built-in ones first."""
+def plugin_names(kind: str) -> list[str]:
+    """Every name that `find_plugin` knows, built-in ones first."""
     built_in = builtin_names(kind)
     return built_in + [name for name in entry_points(kind) if name not in built_in]
 
 
-def find(kind: str, name: str) -> type[Any]:
+def find_plugin(kind: str, name: str) -> type[Any]:
     """The class behind a name. Raises PluginError with the nearest known name."""
     if ":" in name:
         module_name, _, attribute = name.partition(":")
@@ -125,9 +125,9 @@ def find(kind: str, name: str) -> type[Any]:
         except Exception as error:
             what = f"{points[name].value}: {type(error).__name__}: {error}"
             raise PluginError(f"{kind} {name!r}: {what}") from error
-    near = difflib.get_close_matches(name, names(kind), n=1)
+    near = difflib.get_close_matches(name, plugin_names(kind), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(names(kind))})")
+    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(plugin_names(kind))})")
 
 
 _METHODS: dict[str, tuple[str, ...]] = {

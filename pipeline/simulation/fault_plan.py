@@ -63,7 +63,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.at:.3f} s: {self.what} (e{self.target}, {self.amount:.2g})"
 
 
-def plan(
+def draw_faults(
     rng: random.Random, count: int, until: float, engines: int, hangs: bool = False
 ) -> list[Fault]:
     """Draws so many faults at random moments up to `until` seconds; the common ones more often.

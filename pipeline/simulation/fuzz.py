@@ -22,7 +22,7 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.plugins import registry
-from pipeline.simulation.fault_plan import Fault, What, plan
+from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.invariants import Violation
@@ -136,7 +136,7 @@ def world(seed: int, mode: Mode) -> World:
     )
     until = _LONG_S if mode is Mode.CHAOS else rng.uniform(0.5, 4.0)
     many = rng.randint(8, 40) if mode is Mode.CHAOS else rng.randint(1, 8)
-    faults = plan(rng, many, until, engines, hangs=mode is Mode.HANG)
+    faults = draw_faults(rng, many, until, engines, hangs=mode is Mode.HANG)
     rules = Rules(most=_MOST * size)
     if mode is Mode.CHAOS:
         rules = Rules(most=_MOST * size, restarts=rng.choice((2, 5, 1000)))
@@ -162,7 +162,7 @@ def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], 
 
     def drawn(kind: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
         name, options = rng.choice(choices)
-        cls = registry.find(kind, name)
+        cls = registry.find_plugin(kind, name)
         return lambda: cls(registry.options_type(cls)(**options), **extra)
 
     selectors = [

@@ -133,8 +133,8 @@ async def serve(args: argparse.Namespace) -> str:
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
-            Records.cut(run, saved[1]["records"])
-        parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
+            Records.truncate_files(run, saved[1]["records"])
+        parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
         parts.server.open()
         stage = StageProcess(parts, pool, pipe.say, rollouts)
         if saved is not None:

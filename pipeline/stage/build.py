@@ -57,7 +57,7 @@ class Parts:
         return max(prompts, default=0) + self.config.sampling.max_tokens
 
 
-def settings(
+def coordinator_settings(
     config: Config,
     *,
     prompts: int,
@@ -80,7 +80,7 @@ def settings(
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
         overlap=config.learner.overlap,
-        stream=streams(config.learner),
+        stream=streams_logprobs(config.learner),
         prompts=prompts,
         sources=sources,
         held_out=held_out,
@@ -125,13 +125,13 @@ def limits(config: Config) -> Timeouts:
     )
 
 
-def streams(section: LearnerSection) -> bool:
+def streams_logprobs(section: LearnerSection) -> bool:
     """Returns True if old or reference logprobs are computed from streamed tokens."""
     several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
     return section.overlap == "token" and (several or bool(section.reference))
 
 
-def plugins(config: Config) -> Plugins:
+def build_plugins(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
 
     def make(kind: str, **extra: Any) -> Any:
@@ -156,7 +156,7 @@ def coordinator(
     _check_failure_text(config, tokenizer)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
-    numbers = settings(
+    numbers = coordinator_settings(
         config,
         prompts=len(train),
         sources=train.shares,
@@ -165,7 +165,7 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
-    return Coordinator(numbers, plugins(config), lengths, tags)
+    return Coordinator(numbers, build_plugins(config), lengths, tags)
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:

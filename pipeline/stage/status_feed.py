@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.observability.live_status import PeerStatus, RunStatus, live
+from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.observability.recorder import Records
 from pipeline.stage.peers import Peers
 from pipeline.workers.pool import RewardPool
@@ -34,11 +34,11 @@ class StatusFeed:
     def show(self, training_seconds: float) -> None:
         """Sends the status. Called once a second, and at the end."""
         now = self._whole(training_seconds, time.monotonic())
-        self._records.live(now)
+        self._records.write_live(now)
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
     def _whole(self, training_seconds: float, now: float) -> RunStatus:
-        rewards, known = self._pool.statistics(), live(self._coordinator, training_seconds)
+        rewards, known = self._pool.statistics(), run_status(self._coordinator, training_seconds)
         return msgspec.structs.replace(
             known,
             time=round(time.time(), 2),

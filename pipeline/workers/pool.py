@@ -93,7 +93,7 @@ class WorkerPool:
 
     @classmethod
     def _guards(cls, plugin: Plugin) -> interfaces.WorkerOptions:
-        found = registry.find(cls.kind, plugin.name)
+        found = registry.find_plugin(cls.kind, plugin.name)
         options = msgspec.convert(plugin.options, registry.options_type(found))
         if isinstance(options, interfaces.WorkerOptions):
             return options

@@ -1,5 +1,6 @@
 """The picture of the rooms is up to date, and the figures beside it count what they say."""
 
+import re
 from pathlib import Path
 
 import pytest

@@ -27,7 +27,9 @@ class BudgetError(ValueError):
     """Candidates cannot be spread: the total does not fit its bounds, or a figure is no number."""
 
 
-def allocate(deviations_P: Sequence[float] | Floats, *, total: int, low: int, high: int) -> Counts:
+def allocate_candidates(
+    deviations_P: Sequence[float] | Floats, *, total: int, low: int, high: int
+) -> Counts:
     """Spread `total` candidates over prompts, more where lengths vary more.
 
     Minimises sum_i deviations[i] / m_i exactly; ties go to the earlier prompt. The
@@ -44,7 +46,7 @@ def allocate(deviations_P: Sequence[float] | Floats, *, total: int, low: int, hi
         infinite or negative.
     Source: adaptive budget, arXiv 2605.30859.
 
-    >>> allocate([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist()
+    >>> allocate_candidates([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist()
     [6, 3, 3]
     """
     deviations_P = _checked("deviation", deviations_P)

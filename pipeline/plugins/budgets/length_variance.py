@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._allocation import allocate, allocate_by_finish
+from pipeline.plugins.budgets._allocation import allocate_by_finish, allocate_candidates
 from pipeline.plugins.budgets._spread import Estimate, Spread
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
 from pipeline.plugins.budgets._utility import Choice, Lengths, Utility
@@ -81,9 +81,9 @@ class LengthVariance:
         estimates = self._spread.estimates(prompts)
         bounds = {"total": total, "low": low, "high": high}
         if estimates is None:
-            candidates = allocate([1.0] * len(prompts), **bounds)
+            candidates = allocate_candidates([1.0] * len(prompts), **bounds)
         elif options.by == "variance":
-            candidates = allocate([e.deviation for e in estimates], **bounds)
+            candidates = allocate_candidates([e.deviation for e in estimates], **bounds)
         else:
             means, deviations = [e.mean for e in estimates], [e.deviation for e in estimates]
             candidates = allocate_by_finish(means, deviations, size=view.size, **bounds)

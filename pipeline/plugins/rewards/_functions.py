@@ -22,7 +22,7 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.plugins.actions import Score
-from pipeline.plugins.rewards._results import awaited, number
+from pipeline.plugins.rewards._results import as_number, awaited
 from pipeline.plugins.views import Sampled
 
 _TRL = ("prompts", "completions", "completion_ids", "completions_ids")
@@ -145,7 +145,7 @@ class _Notes:
                 f"log_extra({column!r}): {len(values)} values for {len(self._parts)} completions"
             )
         for parts, value in zip(self._parts, values, strict=True):
-            if (found := number(value)) is not None:
+            if (found := as_number(value)) is not None:
                 parts[column] = found
 
     def metric(self, name: str, value: float) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.registry import PluginError, register
-from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
+from pipeline.plugins.rewards._results import Outcome, outcomes, weighted_sum
 from pipeline.plugins.views import Sampled
 
 _EXAMPLE = "[{math: {}, weight: 1}, {python: {function: my_rewards:brief}, weight: 0.2}]"
@@ -68,7 +68,7 @@ class _Part:
         if self.plugin == "sum":
             raise ValueError("a sum in a sum; put its parts beside the others")
         try:
-            self.cls = registry.find("reward", self.plugin)
+            self.cls = registry.find_plugin("reward", self.plugin)
         except PluginError as error:
             raise ValueError(str(error)) from error
         self.options = self._converted(options)
@@ -114,7 +114,7 @@ class Sum:
     def score_all(self, samples: Sequence[Sampled]) -> list[Outcome]:
         found = {name: outcomes(reward, samples) for name, reward in self._rewards.items()}
         return [
-            weighted({n: of[i] for n, of in found.items()}, self._weights, without=False)
+            weighted_sum({n: of[i] for n, of in found.items()}, self._weights, without=False)
             for i in range(len(samples))
         ]
 

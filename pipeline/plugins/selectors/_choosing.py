@@ -16,7 +16,7 @@ def usable(group: GroupView) -> list[MemberView]:
     return [member for member in group.finished if not member.reward_failed]
 
 
-def filled(group: GroupView) -> list[MemberView]:
+def filled_to_size(group: GroupView) -> list[MemberView]:
     """Usable members, then truncated ones, both in order of arrival, `size` at most.
 
     Truncated ones only fill up: their length says where we cut, not what was needed.

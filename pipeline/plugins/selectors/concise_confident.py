@@ -22,7 +22,7 @@ from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
     both_ends,
-    filled,
+    filled_to_size,
     finalize,
     longest_first,
     shortest_first,
@@ -68,7 +68,7 @@ class ConciseConfident:
         finished = usable(group)
         if len(finished) < group.size:
             if not group.unended:
-                yield finalize(filled(group), "all that ended")
+                yield finalize(filled_to_size(group), "all that ended")
             return
         gate = group.statistics.confidence_quantile(self._options.quantile)
         passing = [member for member in finished if gate is None or member.confidence >= gate]

@@ -17,7 +17,13 @@ from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyAction, Enough
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.registry import register
-from pipeline.plugins.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
+from pipeline.plugins.selectors._choosing import (
+    both_ends,
+    filled_to_size,
+    finalize,
+    shortest_first,
+    usable,
+)
 from pipeline.plugins.views import GroupView
 
 
@@ -53,7 +59,7 @@ class DualEnd:
         members = shortest_first(usable(group))
         enough = len(members) >= group.size
         if not group.unended and not enough:
-            yield finalize(filled(group), "all that ended")
+            yield finalize(filled_to_size(group), "all that ended")
         elif enough and self._pruned(group):
             why = f"{group.size} shortest: pruned at {group.budget} candidates"
             yield finalize(members[: group.size], why)

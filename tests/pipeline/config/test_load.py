@@ -70,7 +70,7 @@ def load_default(model: str) -> Config:
     options: dict[str, Plugin] = {}
     for kind in registry.PACKAGES:
         name = getattr(config, kind).name
-        struct = registry.options_type(registry.find(kind, name))
+        struct = registry.options_type(registry.find_plugin(kind, name))
         options[kind] = Plugin(name=name, options=msgspec.to_builtins(struct()))
     return msgspec.structs.replace(config, **options)
 
@@ -92,7 +92,7 @@ def test_every_key_of_every_section_is_documented():
 @pytest.mark.parametrize("kind", registry.PACKAGES)
 def test_every_option_of_the_house_is_documented(kind: str):
     for name in registry.builtin_names(kind):
-        struct = registry.options_type(registry.find(kind, name))
+        struct = registry.options_type(registry.find_plugin(kind, name))
         for option, text in docs.option_documentation(struct).items():
             assert text, f"{kind}.{name}.{option}"
 

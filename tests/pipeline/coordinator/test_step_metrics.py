@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.coordinator.events import GroupTrained, RewardReady, StepDone
-from pipeline.coordinator.groups import Group, GroupState, Trajectory, TrajectoryState
+from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.step_metrics import (
     learner_bubble,
