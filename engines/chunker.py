@@ -4,7 +4,7 @@ Turns the deltas of the engine into chunks: a leg's tokens are due when
 `chunk_tokens` of them have gathered, when the leg ends, and when the version of
 the weights changes. Keeps three promises: a chunk has one version, a finish
 rides on the chunk of the last token, and no frame is larger than the stage
-takes. Knows no socket, no clock and no engine.
+takes. Knows no socket, no clock and no engine. Pure.
 """
 
 from __future__ import annotations

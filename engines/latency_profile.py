@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from engines.base import Engine, EngineInfo, Sampling, log_line
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 SHORT, LONG = 8, 40
 """New tokens of a request in the two batches."""
@@ -31,7 +31,7 @@ Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""
 
 
-async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineSection) -> Points:
+async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineConfig) -> Points:
     """The profile of a started engine: from the cache, else measured (a few seconds)."""
     file = _cache() / f"{_key(info, model, section)}.json"
     try:
@@ -90,7 +90,7 @@ def _cache() -> Path:
     return Path(base) / "darts" / "latency"
 
 
-def _key(info: EngineInfo, model: str, section: EngineSection) -> str:
+def _key(info: EngineInfo, model: str, section: EngineConfig) -> str:
     known = Path(model) / "config.json"
     parts = [
         str(_LAYOUT),

@@ -20,7 +20,7 @@ from engines.chunker import Flusher, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import load_spans, prove
-from pipeline.config.schema import Watch
+from pipeline.config.schema import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     PROTOCOL,
@@ -81,7 +81,7 @@ class Worker:
     Args:
         engine: started; `info` is what it said.
         connect: makes the link from the join and the function that receives.
-        watch: how long the stage lets sampling and loading stand still.
+        timeouts: how long the stage lets sampling and loading stand still.
         receiver: how new weights come; by default they are files of this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
     """
@@ -94,7 +94,7 @@ class Worker:
         *,
         name: str,
         chunk_tokens: int,
-        watch: Watch | None = None,
+        timeouts: TimeoutsConfig | None = None,
         receiver: Receiver | None = None,
         stops: StopStrings | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class Worker:
             ),
             self._receive,
         )
-        self._watch = watch or Watch()
+        self._timeouts = timeouts or TimeoutsConfig()
         self._receiver = receiver or WeightReceiver()
         self._stops = stops
         self._epoch: Epoch | None = None
@@ -305,9 +305,9 @@ class Worker:
 
     def _declare(self) -> None:
         if self._loading:
-            self._client.working("loading weights", self._watch.load_s + _SPARE_S)
+            self._client.working("loading weights", self._timeouts.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._client.working("sampling", self._watch.sampling_s + _SPARE_S)
+            self._client.working("sampling", self._timeouts.sampling_s + _SPARE_S)
         else:
             self._client.working("idle", 0.0)
 

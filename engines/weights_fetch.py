@@ -25,7 +25,7 @@ from pipeline.wire.weight_transfer import fetch
 PATIENCE_S = 60.0
 """Without a single piece for so long the version counts as not received."""
 KEPT = 2  # versions: an engine may still read the one before
-_LOCK_S = 280.0  # a little less than an engine may take to load (`watch.load_s`)
+_LOCK_S = 280.0  # a little less than an engine may take to load (`timeouts.load_s`)
 
 
 class FetchingReceiver:

@@ -59,13 +59,13 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
     from engines.server import Worker
     from engines.stop_strings import StopStrings
     from engines.weights_fetch import FetchingReceiver
-    from pipeline.config.load import rollout_options
+    from pipeline.config.load import environment_options
     from pipeline.wire.client import StageClient
 
     try:
         peer_keys = peer_keys_of(stage)
         engine = build(config)
-        options = rollout_options(config)
+        options = environment_options(config)
         stops = StopStrings(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
@@ -80,7 +80,7 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         lambda join, receive: StageClient(peer_keys, join, receive),
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
-        watch=config.watch,
+        timeouts=config.timeouts,
         receiver=FetchingReceiver(peer_keys, weights) if peer_keys.weights and weights else None,
         stops=stops,
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.commands.config import config as config_commands
 from launch.commands.data import data
 from launch.commands.profile import profile
 from launch.commands.reward import reward
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.add_typer(config_commands, name="config")
 app.add_typer(data, name="data")
 app.add_typer(reward, name="reward")
 

@@ -30,7 +30,7 @@ from learner.step.passes import Passes
 from learner.step.single_update import StepGradient
 from learner.streaming.cached_forward import Streamer
 from learner.streaming.logprob_stream import Ahead, Stream
-from pipeline.config.schema import Config, LearnerSection
+from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
 
 log = logging.getLogger("learner")
@@ -117,7 +117,7 @@ def _build(
 
 
 def streams(
-    section: LearnerSection, trainer: engine.Zero, reference: Any, temperature: float
+    section: LearnerConfig, trainer: engine.Zero, reference: Any, temperature: float
 ) -> tuple[Stream | None, Stream | None]:
     """The cached forwards of `overlap: token`: of the own weights, and of the reference model.
 
@@ -133,7 +133,7 @@ def streams(
     return old, stream(reference) if reference is not None else None
 
 
-def step_of(passes: Passes, section: LearnerSection) -> StepGradient | HeldStep:
+def step_of(passes: Passes, section: LearnerConfig) -> StepGradient | HeldStep:
     """Backward as groups arrive, where one optimizer step and no communication allow it."""
     if section.updates * section.epochs > 1 or passes.zero.in_rounds:
         return HeldStep(passes, section)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.config.schema import LoraSection
+from pipeline.config.schema import LoraConfig
 from pipeline.system.durable_files import SYSTEM, Disk, finish
 
 ADAPTER = "adapter"
@@ -36,7 +36,7 @@ class LoraError(ValueError):
     """The adapters do not fit the model."""
 
 
-def attach(model: Any, section: LoraSection, base: Path) -> None:
+def attach(model: Any, section: LoraConfig, base: Path) -> None:
     """Put new adapters into a model; from then on they alone have a gradient.
 
     Args:
@@ -161,11 +161,11 @@ def load(model: Any, directory: Path) -> None:
         p.copy_(saved[name])
 
 
-def section_of(directory: Path) -> LoraSection:
+def section_of(directory: Path) -> LoraConfig:
     """The settings that an adapter was made with."""
     found = json.loads((directory / SETTINGS).read_text())
     targets = found["target_modules"]
-    return LoraSection(
+    return LoraConfig(
         rank=found["r"],
         alpha=found["lora_alpha"],
         targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),

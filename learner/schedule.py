@@ -4,7 +4,7 @@ Order: leave; begin anew; write a checkpoint (before groups that still wait,
 after an optimizer step asked for earlier); then what came first. Groups of the
 open step that wait together are trained on together, up to a token cap. Groups
 of a later step wait until the open step is done: they would be trained on with
-weights that are about to change.
+weights that are about to change. Pure.
 """
 
 from __future__ import annotations

@@ -5,63 +5,48 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pipeline", "engines", "learner", "launch")
+PACKAGES = ("pipeline", "engines", "learner", "launch", "darts")
 HEAVY = ("torch", "vllm", "deepspeed", "transformers")
-# What decides: (event, now) -> commands. Shells around it hold clocks and sockets.
-DECIDES = """coordinator core selection roster steps placement intake evaluation figures
-    occupancy waits snapshot groups ledger statistics events verbs views packing translate answers
-    crew limits watchdog planning hints audit staleness reporting handover latency cores trace fleet
-    tally live timeline timing spans causes critical ranks turns"""
-SANS_IO = sorted(
-    [
-        *(ROOT / "pipeline" / f"{name}.py" for name in re.findall(r"\w+", DECIDES)),
-        *(
-            path
-            for folder in ("selectors", "budgets", "batches", "advantages", "orders", "simulation")
-            for path in (ROOT / "pipeline" / folder).glob("*.py")
-        ),
-        ROOT / "engines" / "flush.py",
-        ROOT / "learner" / "schedule.py",
-    ]
+# Room of pipeline/ -> the rooms of pipeline/ that it may import, and nothing else of ours.
+MAY_IMPORT = {
+    "system": "",
+    "wire": "system",
+    "plugins": "",
+    "tasks": "",
+    "config": "plugins tasks",
+    "data": "config plugins tasks",
+    "workers": "config plugins system",
+    "coordinator": "plugins wire.messages",
+    "checkpoint": "config coordinator data plugins system wire",
+    "observability": "config coordinator plugins system wire",
+    "simulation": "coordinator plugins wire",
+    "stage": "checkpoint config coordinator data observability plugins system wire workers",
+}
+# Package -> the rooms of pipeline/ that it may import.
+PEERS = {"engines": "wire config system", "learner": "wire config system plugins"}
+# What decides: (event, now) -> commands. Shells around it hold clocks and sockets. A file
+# elsewhere that calls itself pure, by the last word of its docstring, is held to it as well.
+DECIDES = (
+    "pipeline/coordinator/*.py",
+    "pipeline/simulation/*.py",
+    "pipeline/plugins/[aiv]*.py",  # actions, interfaces, views
+    "pipeline/plugins/selectors/*.py",
+    "pipeline/plugins/budgets/*.py",
+    "pipeline/plugins/batch_rules/*.py",
+    "pipeline/plugins/advantages/*.py",
+    "pipeline/plugins/prompt_orders/*.py",
 )
 SHELL_MODULES = re.findall(
     r"\w+",
     """time datetime socket os sys zmq asyncio threading multiprocessing subprocess select signal
     tempfile shutil pathlib secrets uuid uvloop""",
 )
-# Measured: nothing else of pipeline/ is needed there.
-FROM_PIPELINE = {
-    "engines": {
-        "chunks",
-        "clocks",
-        "config",
-        "configfile",
-        "cores",
-        "keys",
-        "link",
-        "messages",
-        "private",
-    },
-    "learner": {
-        "clocks",
-        "config",
-        "configfile",
-        "cores",
-        "deepspeedfile",
-        "disk",
-        "messages",
-        "link",
-        "packing",
-        "plugins",
-        "private",
-    },
-}
 
 
 def sources(*packages: str) -> list[Path]:
@@ -120,8 +105,18 @@ def module_of(path: Path) -> str:
     return name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
+def decides() -> list[Path]:
+    by_room = {path for pattern in DECIDES for path in ROOT.glob(pattern)}
+    pure = {path for path in sources(*PACKAGES) if calls_itself_pure(tree_of(path))}
+    return sorted(by_room | pure)
+
+
+def calls_itself_pure(tree: ast.Module) -> bool:
+    return bool(re.search(r"\bPure\.$", ast.get_docstring(tree) or ""))
+
+
 def test_importing_all_that_decides_leaves_torch_vllm_and_deepspeed_unloaded():
-    together = ", ".join(dict.fromkeys(module_of(path) for path in SANS_IO))
+    together = ", ".join(dict.fromkeys(module_of(path) for path in decides()))
     assert loaded_by(f"pipeline, {together}") & {*HEAVY, "zmq", "uvloop"} == set()
 
 
@@ -155,33 +150,92 @@ def test_pipeline_imports_neither_engines_nor_learner_nor_what_they_are_made_of(
     assert found == set()
 
 
-@pytest.mark.parametrize("package", sorted(FROM_PIPELINE))
-def test_engines_and_learner_know_only_the_wire_and_their_settings(package: str):
-    other = {"engines": "learner", "learner": "engines"}[package]
-    used: set[str] = set()
-    for path in sources(package):
-        for name in imports(tree_of(path)):
-            first, _, rest = name.partition(".")
-            assert first != other, f"{name_of(path)} imports {name}"
-            if first == "pipeline":
-                used.add(rest.split(".")[0])
-    assert used - FROM_PIPELINE[package] == set()
+def rooms_of_pipeline_in(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, room) of everything of pipeline/ that a file imports."""
+    for name in imports(tree_of(path)):
+        first, _, rest = name.partition(".")
+        if first == "pipeline":
+            yield name, rest.split(".")[0]
 
 
-def test_nothing_imports_launch_but_launch():
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_of_pipeline_imports_no_room_above_it(room: str):
+    allowed = {f"pipeline.{name}" for name in (room, *MAY_IMPORT[room].split())}
     found = {
         f"{name_of(path)}: {name}"
-        for path in sources("pipeline", "engines", "learner")
-        for name in imports(tree_of(path))
-        if name.split(".")[0] == "launch"
+        for path in (ROOT / "pipeline" / room).rglob("*.py")
+        for name, _ in rooms_of_pipeline_in(path)
+        if not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed)
     }
     assert found == set()
 
 
-def test_only_the_stages_sockets_and_their_peers_import_zmq():
+def test_every_room_of_pipeline_has_a_rule_and_rules_make_no_circle():
+    rooms = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert rooms == set(MAY_IMPORT)
+    rules = {room: {n.split(".")[0] for n in names.split()} for room, names in MAY_IMPORT.items()}
+    assert circle_in(rules) == []
+
+
+def circle_in(arrows: Mapping[str, Collection[str]]) -> list[str]:
+    """The names along one circle, in order; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(arrows.get(name, ())):
+            if found := walk(target, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+
+
+def test_a_circle_is_found():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_no_file_imports_another_that_imports_it_types_included():
+    known = {module_of(path) for path in sources(*PACKAGES)}
+    arrows: dict[str, set[str]] = {}
+    for path in sources(*PACKAGES):
+        found = {
+            name if name in known else name.rpartition(".")[0] for name in imports(tree_of(path))
+        }
+        arrows[module_of(path)] = (found & known) - {module_of(path)}
+    assert circle_in(arrows) == []
+
+
+@pytest.mark.parametrize("package", sorted(PEERS))
+def test_engines_and_learner_know_only_the_wire_and_their_settings(package: str):
+    other = {"engines": "learner", "learner": "engines"}[package]
+    for path in sources(package):
+        for name in imports(tree_of(path)):
+            assert name.split(".")[0] != other, f"{name_of(path)} imports {name}"
+        for name, room in rooms_of_pipeline_in(path):
+            assert room in PEERS[package].split(), f"{name_of(path)} imports {name}"
+
+
+def test_nothing_imports_launch_but_launch_and_the_face_for_users():
+    found = {
+        f"{name_of(path)}: {name}"
+        for path in sources("pipeline", "engines", "learner", "launch")
+        for name in imports(tree_of(path))
+        if name.split(".")[0] in ("launch", "darts")
+        and not (name.startswith("launch") and path.is_relative_to(ROOT / "launch"))
+    }
+    assert found == set()
+
+
+def test_only_the_wire_imports_zmq():
     found = {name_of(path) for path in sources(*PACKAGES) if "zmq" in top_level(tree_of(path))}
-    modules = ("chunks", "guard", "link", "transport")
-    assert found == {f"pipeline/{name}.py" for name in modules}
+    assert found
+    assert {name for name in found if not name.startswith("pipeline/wire/")} == set()
 
 
 def top_level(tree: ast.Module) -> set[str]:
@@ -207,7 +261,7 @@ def side_effects(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SANS_IO, ids=name_of)
+@pytest.mark.parametrize("path", decides(), ids=name_of)
 def test_what_decides_uses_no_clock_socket_environment_or_unseeded_randomness(path: Path):
     assert side_effects(tree_of(path)) == []
 

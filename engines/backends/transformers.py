@@ -27,7 +27,7 @@ from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights import FILE
 from engines.weights_probe import PROBES, one_by_one
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 
 class _Router(OutputRouter):
@@ -90,7 +90,7 @@ class TransformersEngine:
 
     has_model = True
 
-    def __init__(self, model: str, section: EngineSection, seed: int = 0) -> None:
+    def __init__(self, model: str, section: EngineConfig, seed: int = 0) -> None:
         self._directory, self._section, self._seed = model, section, seed
         self._interval = min(8, section.chunk_tokens)
         self._facts: ModelFacts | None = None

@@ -28,7 +28,7 @@ from transformers.utils import logging as chatter
 from engines.backends import transformers_attention
 from engines.backends.transformers_sampling import Draw, TokenSampling
 from engines.base import EngineError
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import CoresError, engine_cores
 
 log = logging.getLogger("engines.backends.transformers_batching")
@@ -58,7 +58,7 @@ class Batching:
     """
 
     def __init__(
-        self, directory: str, section: EngineSection, requests: int, seed: int, router: OutputRouter
+        self, directory: str, section: EngineConfig, requests: int, seed: int, router: OutputRouter
     ) -> None:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()

@@ -18,7 +18,7 @@ from typing import Any
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights_probe import PROBES, one_by_one
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import engine_cores
 
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for
@@ -35,7 +35,7 @@ class VllmEngine:
 
     has_model = True
 
-    def __init__(self, model: str, section: EngineSection, seed: int = 0) -> None:
+    def __init__(self, model: str, section: EngineConfig, seed: int = 0) -> None:
         self._model, self._section, self._seed = model, section, seed
         self._facts: ModelFacts | None = None
         self._llm: Any = None
@@ -157,7 +157,7 @@ class VllmEngine:
         return math.nan
 
 
-def async_llm(model: str, section: EngineSection, seed: int) -> Any:
+def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
     """`AsyncLLM` with the settings of the house. Call it before anything imports vLLM."""
     _set_environment(section)
     from vllm import AsyncEngineArgs
@@ -229,7 +229,7 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
     )
 
 
-def _set_environment(section: EngineSection) -> None:
+def _set_environment(section: EngineConfig) -> None:
     """What vLLM reads when it is imported."""
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(section.cpu_kv_gib)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"

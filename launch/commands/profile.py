@@ -77,7 +77,7 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     if steps < 1:
         fail(f"--steps {steps}: at least 1", 2)
     short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
-    must = [f"step.count={steps}", f"watch.trace_steps={steps}", "watch.timing=true"]
+    must = [f"step.count={steps}", f"metrics.trace_steps={steps}", "metrics.timing=true"]
     for own in (word.partition("=")[0] for word in must):
         if any(given.partition("=")[0] == own for given in overrides or ()):
             fail(f"{own}: darts profile sets it itself (--steps N)", 2)
@@ -98,7 +98,7 @@ def read(run: Path) -> list[TimingLine]:
         fail(f"{path}: no such file; a run's folder has one", 2)
     found = list(lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
-        fail(f"{path}: no lines of timing: no step is done yet, or watch.timing was false", 2)
+        fail(f"{path}: no lines of timing: no step is done yet, or metrics.timing was false", 2)
     return found
 
 

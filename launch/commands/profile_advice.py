@@ -43,10 +43,10 @@ def advice(lane: str, what: str, facts: Facts) -> str:
         if learner.overlap == "off":
             return f"learner.overlap=group trains while others are generated; {ranks}"
         return f"{ranks}, fewer tokens trained on"
-    if lane == "rollouts":
-        return f"a faster rollout, or more workers (rollout.{config.rollout.name}.workers)"
+    if lane == "environments":
+        return f"a faster environment, or more workers (workers.count={config.workers.count} now)"
     if what in ("waiting for a worker", "scoring"):
-        return f"a faster reward, or more workers (reward.{config.reward.name}.workers)"
+        return f"a faster reward, or more workers (workers.count={config.workers.count} now)"
     if what in ("receiving weights", "loading weights", "proving weights", "weights"):
         return f"a faster disk for the weights{beside}"
     if what.startswith("busy with "):

@@ -66,7 +66,7 @@ async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[d
     """For each sample its place, and its score, or why it has none."""
     from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
-    async with RewardPool(config.reward) as pool:
+    async with RewardPool(config.reward, config.workers) as pool:
 
         async def one(where: str, sample: Sampled) -> dict[str, Any]:
             try:

@@ -1,7 +1,8 @@
 """`python -m launch.docs.pages`: the pages of docs/ that are made from the source.
 
-docs/configuration.md from the docstrings of `pipeline.config.schema` and of the
-plug-ins' options; docs/states.md from the tables of `pipeline.coordinator.groups`.
+docs/configuration.md and configs/schema.json from the types and docstrings of
+`pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
+`pipeline.coordinator.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 
@@ -11,17 +12,27 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipeline.config.docs import default_of, documentation, option_documentation, sections
-from pipeline.config.rules import CHOICES, RULES
+from pipeline.config.docs import (
+    default_of,
+    documentation,
+    in_full,
+    option_documentation,
+    sections,
+    type_of,
+)
+from pipeline.config.json_schema import json_schema
 from pipeline.config.schema import Config, Plugin
+from pipeline.coordinator.engine_pool import ENGINE_TRANSITIONS
 from pipeline.coordinator.groups import GROUP_TRANSITIONS, TRANSITIONS
+from pipeline.coordinator.run_state import RUN_TRANSITIONS
 from pipeline.plugins import registry
+from pipeline.stage.peers import PEER_TRANSITIONS
 
 _MADE = "<!-- made by `python -m launch.docs.pages`; do not edit -->"
 
@@ -48,22 +59,12 @@ def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
         yield f"| `{key}` | {default} | {_cell(meaning)} |"
 
 
-def _range(key: str, meaning: str) -> str:
-    """Allowed values, where the meaning does not say them."""
-    if key in CHOICES:
-        choices = [f"`{choice}`" for choice in CHOICES[key]]
-        told = all(choice.strip("`") in meaning for choice in choices)
-        return "" if told else f" One of {', '.join(choices)}."
-    rule = RULES[key][1] if key in RULES else ""
-    return f" Allowed: {rule}." if rule and rule.split(",")[0] not in meaning else ""
-
-
 def _settings(section: str) -> Iterator[tuple[str, str, str]]:
     for key, meaning in documentation().items():
         if key.rpartition(".")[0] == section:
             struct = sections()[section] if section else Config
-            default = _value(default_of(struct, key.rpartition(".")[2]))
-            yield key, default, meaning.rstrip(".") + "." + _range(key, meaning)
+            name = key.rpartition(".")[2]
+            yield key, _value(default_of(struct, name)), in_full(meaning, type_of(struct, name))
 
 
 def _summary(cls: type[Any]) -> str:
@@ -75,11 +76,12 @@ def _summary(cls: type[Any]) -> str:
 def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
     struct = registry.options_type(registry.find_plugin(kind, name))
     for field, meaning in option_documentation(struct).items():
-        yield f"{kind}.{name}.{field}", _value(default_of(struct, field)), meaning
+        default = _value(default_of(struct, field))
+        yield f"{kind}.{name}.{field}", default, in_full(meaning, type_of(struct, field))
 
 
 def configuration_page() -> str:
-    """Every setting and every option of the house's plug-ins, with default and meaning."""
+    """Every setting and every option of the built-in plug-ins, with default and meaning."""
     named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",
@@ -90,7 +92,8 @@ def configuration_page() -> str:
         "changes single ones: `darts train CONFIG step.prompts=32 selector=dual_end seed=1`. What",
         "is not named has its default. Every problem of a file is reported at once, before",
         "anything starts; `--dry-run` shows the whole configuration, resolved. A relative path is",
-        "looked for in the current directory, then in the one above the file's folder.",
+        "looked for in the current directory, then in the one above the file's folder. An editor",
+        "that knows JSON Schema shows all this where it is written: `darts config schema`.",
         "",
     ]
     for section in named:
@@ -112,45 +115,67 @@ def configuration_page() -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from the tables that the core moves by."""
+    """The state machines, drawn from the tables that the run moves by."""
     lines = [
         "# States",
         "",
         _MADE,
         "",
-        "Drawn from the tables in `pipeline/coordinator/groups.py`. A move that is not in them",
-        "raises and changes nothing.",
+        "Every state machine is a table in the code; a move that is not in it raises and changes",
+        "nothing.",
         "",
-        "## A trajectory",
+        *_diagram("A trajectory", TRANSITIONS, "pipeline/coordinator/groups.py"),
+        *_diagram("A group", GROUP_TRANSITIONS, "pipeline/coordinator/groups.py"),
+        "`open`, `enough` and `dead` groups are open: members may still be sampled, chosen or",
+        "thrown out. `taken`, `sent` and `accumulated` groups belong to the open step; they go",
+        "back to `ready` when the step could not be applied, and in a checkpoint. Groups of an",
+        "evaluation go from `open` to `evaluated`; no other group does.",
         "",
-        "```mermaid",
-        "stateDiagram-v2",
-        "    [*] --> queued",
-    ]
-    for state, moves in TRANSITIONS.items():
-        lines += [f"    {state.value} --> {to.value}: {why.value}" for why, to in moves.items()]
-        lines += [] if moves else [f"    {state.value} --> [*]"]
-    lines += ["```", "", "## A group", "", "```mermaid", "stateDiagram-v2", "    [*] --> open"]
-    for stage, targets in GROUP_TRANSITIONS.items():
-        lines += [f"    {stage.value} --> {target.value}" for target in sorted(targets)]
-        lines += [] if targets else [f"    {stage.value} --> [*]"]
-    lines += [
-        "```",
+        *_diagram("A run", RUN_TRANSITIONS, "pipeline/coordinator/run_state.py"),
+        *_diagram(
+            "An engine, for the coordinator",
+            ENGINE_TRANSITIONS,
+            "pipeline/coordinator/engine_pool.py",
+        ),
+        "An engine is asked to load each version that is published, and again when a load fails.",
         "",
-        "`taken` goes back to `ready` when the step could not be applied, and in a checkpoint.",
-        "Groups of an evaluation go from `open` to `evaluated`; no other group does.",
+        *_diagram("A peer, for the stage", PEER_TRANSITIONS, "pipeline/stage/peers.py"),
+        "A peer is a connected engine or learner rank. Its state is the stage's own: nothing that",
+        "the peer sends is taken for it.",
     ]
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"configuration.md": configuration_page, "states.md": states_page}
+def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
+    """A heading and a Mermaid diagram; the first state of the table is where it begins."""
+    lines = [f"## {title}", "", f"`{file}`", "", "```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {next(iter(table)).value}"]
+    for state, moves in table.items():
+        if isinstance(moves, Mapping):
+            lines += [f"    {state.value} --> {to.value}: {why.value}" for why, to in moves.items()]
+        else:
+            lines += [f"    {state.value} --> {to.value}" for to in sorted(moves)]
+        lines += [] if moves else [f"    {state.value} --> [*]"]
+    return [*lines, "```", ""]
+
+
+def schema_text() -> str:
+    """What `darts config schema` prints where no plug-in is installed."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
+PAGES = {
+    "docs/configuration.md": configuration_page,
+    "docs/states.md": states_page,
+    "configs/schema.json": schema_text,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    folder = Path(__file__).resolve().parents[2] / "docs"
+    folder = Path(__file__).resolve().parents[2]
     stale = 0
     for name, make in PAGES.items():
         path, text = folder / name, make()

@@ -25,8 +25,8 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     reward: float | None
     chosen: bool
     versions: tuple[int, ...]
-    turns: int = 0  # of which its rollout was told
-    appended: int = 0  # tokens that the rollout appended, beside those sampled
+    turns: int = 0  # of which its environment was told
+    appended: int = 0  # tokens that the environment appended, beside those sampled
 
 
 class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):

@@ -240,7 +240,7 @@ def _account(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
 
 
 def _turns(member: Candidate) -> str:
-    """Nothing of one whose rollout was not asked."""
+    """Nothing of one whose environment was not asked."""
     return f"{member.turns} turns, {member.appended} tokens appended" if member.turns else ""
 
 

@@ -214,7 +214,7 @@ class Launcher:
 
     def _miss_the_stage(self) -> None:
         """Once it has begun to speak it does so every second."""
-        now, limit = time.monotonic(), self._config.watch.warn_s
+        now, limit = time.monotonic(), self._config.timeouts.log_wait_s
         if self._heard_at and now - max(self._heard_at, self._missed_at) > limit:
             self._missed_at = now
             silent, log = now - self._heard_at, self._run.logs / "stage.log"
@@ -272,7 +272,7 @@ class Launcher:
         del number, frame
         self._interrupts += 1
         if self._interrupts == 1:
-            self._deadline = time.monotonic() + self._config.watch.stop_s - 2.0
+            self._deadline = time.monotonic() + self._config.timeouts.stop_s - 2.0
         elif self._interrupts > 2:
             for child in self.children.values():
                 child.end(signal.SIGKILL)

@@ -39,7 +39,7 @@ def check_everything(config: Config) -> list[str]:
     if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.complaints(config.reward, [train, held_out.data])):
+        if problems := asyncio.run(rewards.complaints(config, [train, held_out.data])):
             raise PreflightError("\n".join(problems))
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [

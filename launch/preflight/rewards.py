@@ -6,7 +6,7 @@ answer, and gold answers that cannot be graded against are found in seconds, not
 
 from __future__ import annotations
 
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Config, Plugin
 from pipeline.data.dataset import Dataset, Item
 from pipeline.plugins import registry
 from pipeline.plugins.views import Sampled
@@ -22,11 +22,12 @@ def has_checks(plugin: Plugin) -> bool:
     return hasattr(registry.find_plugin("reward", plugin.name), "complaint")
 
 
-async def complaints(plugin: Plugin, data: list[Dataset]) -> list[str]:
+async def complaints(config: Config, data: list[Dataset]) -> list[str]:
     """A line for each answer that the reward cannot use, and one for a reward that cannot start."""
+    plugin = config.reward
     items = [item for found in data for item in _spread(found)]
     try:
-        async with RewardPool(plugin, most=1) as pool:
+        async with RewardPool(plugin, config.workers, most=1) as pool:
             found = await pool.check([_unanswered(item) for item in items])
     except RewardFailed as error:
         own = plugin.name not in registry.builtin_names("reward")  # the user's code: show where

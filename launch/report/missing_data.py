@@ -19,19 +19,19 @@ def lacks_trace(runs: Sequence[Run]) -> str:
 
 
 def _timing(run: Run) -> str:
-    if _watch(run).get("timing") is False:
-        return "The run was not timed: set watch.timing=true."
+    if _metrics(run).get("timing") is False:
+        return "The run was not timed: set metrics.timing=true."
     if not run.steps:
         return "No step has ended yet."
     return "metrics.jsonl has no lines “timing”: an older version of darts wrote it."
 
 
 def _trace(run: Run) -> str:
-    watch = _watch(run)
-    if watch.get("trace_steps") == 0:
-        return "No step was traced: set watch.trace_steps=5, and the first five are."
-    if watch.get("timing") is False:
-        return "A trace needs timing, which was off: set watch.timing=true."
+    settings = _metrics(run)
+    if settings.get("trace_steps") == 0:
+        return "No step was traced: set metrics.trace_steps=5, and the first five are."
+    if settings.get("timing") is False:
+        return "A trace needs timing, which was off: set metrics.timing=true."
     if not run.steps:
         return "No step has ended yet."
     if not run.trace:
@@ -39,8 +39,8 @@ def _trace(run: Run) -> str:
     return "trace.json holds no whole step."
 
 
-def _watch(run: Run) -> dict[str, Any]:
-    found = run.settings.get("watch")
+def _metrics(run: Run) -> dict[str, Any]:
+    found = run.settings.get("metrics")
     return found if isinstance(found, dict) else {}
 
 

@@ -20,8 +20,8 @@ from pipeline.simulation.workload import Lengths
 
 SYNC = BENCH[BASELINE].overrides
 _TOP_UP = BENCH["top_up"].overrides
-_DEFERRED = ("prompts=tail_batching", "step.reserve=32")
-_LONG = "prompts.tail_batching.speculate=true"
+_DEFERRED = ("prompt_order=tail_batching", "step.reserve=32")
+_LONG = "prompt_order.tail_batching.speculate=true"
 _SAME = (
     "sync_streamed",
     "darts_published",

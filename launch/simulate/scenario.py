@@ -162,7 +162,7 @@ def simulate(
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
     # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
-    # is one turn: what a rollout would say to it is not known.
+    # is one turn: what an environment would answer is not known.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
     coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)

@@ -140,7 +140,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         return plan.places(hellos, run.path, resume, digest)
 
     try:
-        hellos = attend(store, args.seal, node.world, answer, config.watch.join_s)
+        hellos = attend(store, args.seal, node.world, answer, config.timeouts.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: {error}") from None
     if refused := {place.refused for place in answer(hellos).values()} - {""}:
@@ -170,7 +170,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     pair, number = new_pair(), secrets.token_hex(16)
     hello = Hello(number=number, node=node.number, key=pair.public, config=digest_of(config))
     try:
-        place = join(store, args.seal, node.rank, hello, config.watch.join_s)
+        place = join(store, args.seal, node.rank, hello, config.timeouts.join_s)
     except MeetingError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
     peer_keys = PeerKeys(

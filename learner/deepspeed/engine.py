@@ -46,7 +46,7 @@ import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
 
 from pipeline.config import deepspeed_json  # noqa: E402
-from pipeline.config.schema import LearnerSection  # noqa: E402
+from pipeline.config.schema import LearnerConfig  # noqa: E402
 
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3: parameters up to this size (norms, biases) stay whole on every rank."""
@@ -83,7 +83,7 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def settings(section: LearnerSection) -> dict[str, Any]:
+def settings(section: LearnerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration: what darts decides, and what `learner.deepspeed` adds.
 
     Raises: DeepSpeedFileError if that file does not fit.
@@ -111,7 +111,7 @@ def settings(section: LearnerSection) -> dict[str, Any]:
 class Zero:
     """A model, its optimizer, and the gradient of the step so far."""
 
-    def __init__(self, model: torch.nn.Module, section: LearnerSection, steps: int) -> None:
+    def __init__(self, model: torch.nn.Module, section: LearnerConfig, steps: int) -> None:
         """`steps`: of the whole run; the schedule of the learning rate goes by it."""
         self._section = section
         self._steps = steps

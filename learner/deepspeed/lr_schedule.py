@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
 
-def rate(section: LearnerSection, updates: int, steps: int) -> float:
+def rate(section: LearnerConfig, updates: int, steps: int) -> float:
     """Learning rate of the step after `updates` others.
 
     Linear up to `lr` over `warmup_steps`, then by the schedule: `min_lr` would be reached
@@ -42,7 +42,7 @@ def rate(section: LearnerSection, updates: int, steps: int) -> float:
 
 
 def decay_groups(
-    named: Sequence[tuple[str, Parameter]], section: LearnerSection
+    named: Sequence[tuple[str, Parameter]], section: LearnerConfig
 ) -> list[dict[str, Any]]:
     """The parameters as an optimizer takes them: those that are decayed, and the others.
 

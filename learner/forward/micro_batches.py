@@ -50,7 +50,7 @@ class MicroBatch:
 
     packed: Packed
     sampled_N: Tensor | None
-    """Indices of the response tokens that were sampled, where a rollout appended others."""
+    """Indices of the response tokens that were sampled, where an environment appended others."""
     places_N: Tensor
     """Where in a flat (B, T) each sampled response token stands."""
     behaviour_BT: Tensor

@@ -3,7 +3,7 @@
 A micro-batch is one packed call: its tokens stand one after another, without
 padding, and a group's shared prefix is in it once. Groups stay together, so
 that the prefix is computed once; one over the cap is split and its prefix
-repeated. Knows no tensor and no model.
+repeated. Knows no tensor and no model. Pure.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class LossBatch:
     """As the engine reported them when it sampled the tokens."""
     advantages_B: Tensor
     mask_BT: Tensor
-    """1.0 at response tokens that the model sampled, 0.0 elsewhere (what a rollout appended)."""
+    """1.0 at response tokens that the model sampled, 0.0 at those that an environment
+    appended."""
     weights_B: Tensor
     """Loss weight of each member."""
     importance_BT: Tensor

@@ -7,11 +7,13 @@ Source: DAPO, arXiv 2503.14476; importance weights and KL as in METHODS of the d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from msgspec import Meta
 
 from learner.losses import LossBatch
 from pipeline.plugins import interfaces
+from pipeline.plugins.ranges import NonNegativeFloat, PositiveFloat
 from pipeline.plugins.registry import register
 
 if TYPE_CHECKING:
@@ -23,24 +25,15 @@ Estimator = Literal["k1", "k2", "k3"]
 class DapoOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `dapo` loss."""
 
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     """The ratio of new over old probability counts down to 1 - clip_low."""
-    clip_high: float = 0.28
+    clip_high: PositiveFloat = 0.28
     """The ratio counts up to 1 + clip_high."""
-    kl: float = 0.0
+    kl: NonNegativeFloat = 0.0
     """Coefficient of the divergence from `learner.reference` in each token's loss; 0: off."""
     kl_estimator: Estimator = "k3"
     """With d = reference minus own logprob: k1 is -d (its gradient is 0 on average), k2 is
     d * d / 2, k3 is exp(d) - d - 1."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        del group_size
-        if not 0 < self.clip_low < 1:
-            yield f"clip_low is {self.clip_low}, but must lie between 0 and 1"
-        if not self.clip_high > 0:
-            yield f"clip_high is {self.clip_high}, but must be above 0"
-        if not self.kl >= 0:
-            yield f"kl is {self.kl}, but must be at least 0"
 
 
 @register("loss", "dapo")

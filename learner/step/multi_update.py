@@ -19,7 +19,7 @@ from learner.forward.micro_batches import counted_tokens
 from learner.step.mini_batches import mini_batches
 from learner.step.passes import Metrics, NotFinite, Passes, merge
 from learner.step.single_update import Report, failed, trained
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import CloseStep, TrainGroup
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class HeldStep:
     """One rank's groups of the step, and the optimizer steps over them."""
 
-    def __init__(self, passes: Passes, section: LearnerSection) -> None:
+    def __init__(self, passes: Passes, section: LearnerConfig) -> None:
         self._passes = passes
         self._section = section
         self._old = needs_old(section)
@@ -140,7 +140,7 @@ class HeldStep:
         }
 
 
-def needs_old(section: LearnerSection) -> bool:
+def needs_old(section: LearnerConfig) -> bool:
     """Whether old logprobs come from a forward pass of their own."""
     return section.old_logprobs == "always" or section.updates * section.epochs > 1
 

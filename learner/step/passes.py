@@ -30,7 +30,7 @@ from learner.losses import Loss
 from learner.step.importance_weights import importance
 from learner.streaming.fixed_logprobs import ByTrajectory, laid_out, member_logprobs
 from learner.streaming.logprob_stream import Stream
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Passes:
         self,
         zero: Zero,
         loss: Loss,
-        section: LearnerSection,
+        section: LearnerConfig,
         *,
         temperature: float,
         reference: Forward | None = None,

@@ -93,7 +93,7 @@ class Stream:
 
 
 def sampled_only(logprobs: Floats, member: TrainMember) -> Floats:
-    """Of a response's tokens those that were sampled, not appended by a rollout."""
+    """Of a response's tokens those that were sampled, not appended by an environment."""
     kept = np.ones(len(logprobs), dtype=np.bool_)
     for first, count in member.appended:
         kept[first : first + count] = False

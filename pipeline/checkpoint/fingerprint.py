@@ -15,14 +15,14 @@ import msgspec
 import xxhash
 
 from pipeline.config import rules
-from pipeline.config.schema import Config, Data, Plugin
+from pipeline.config.schema import Config, DataConfig, Plugin
 from pipeline.data.files import files_of
 from pipeline.plugins import registry
 
 Fingerprint = dict[str, str]
 
 FREE = (
-    *("step.count", "engine.", "eval.", "checkpoint.", "watch.", "metrics."),
+    *("step.count", "engine.", "eval.", "checkpoint.", "timeouts.", "metrics."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
     *(
         "learner.schedule",
@@ -67,7 +67,7 @@ def take(config: Config) -> Fingerprint:
     return found | dict(_of_data(config.data))
 
 
-def _of_data(data: Data) -> Iterator[tuple[str, str]]:
+def _of_data(data: DataConfig) -> Iterator[tuple[str, str]]:
     """Of each source its files' content; names only where there are several, for their order."""
     if isinstance(data.train, str):
         yield from _of_source("data.train", data.train, "train")

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 
 OURS: dict[str, str] = {
     "train_batch_size": "step.prompts and group.size",
@@ -93,7 +93,7 @@ class DeepSpeedFileError(Exception):
         self.problems = problems
 
 
-def read(section: LearnerSection) -> dict[str, Any]:
+def read(section: LearnerConfig) -> dict[str, Any]:
     """What to add to DeepSpeed's settings; {} without a file. Raises DeepSpeedFileError."""
     if not section.deepspeed:
         return {}
@@ -111,7 +111,7 @@ def read(section: LearnerSection) -> dict[str, Any]:
     return passed(found)
 
 
-def complaints(given: dict[str, Any], section: LearnerSection) -> Iterator[str]:
+def complaints(given: dict[str, Any], section: LearnerConfig) -> Iterator[str]:
     """A line each for what cannot be passed on: key, finding, reason, cure."""
     for key, value in given.items():
         if _silent(value) or (key in REFUSED and value is False):
@@ -152,7 +152,7 @@ def _silent(value: Any) -> bool:
     return value in ("auto", None)
 
 
-def _bf16(value: Any, section: LearnerSection) -> Iterator[str]:
+def _bf16(value: Any, section: LearnerConfig) -> Iterator[str]:
     on = isinstance(value, dict) and value.get("enabled") is True
     if on and section.dtype != "bfloat16":
         yield "bf16: enabled, but learner.dtype is float32; set learner.dtype: bfloat16"
@@ -162,7 +162,7 @@ def _bf16(value: Any, section: LearnerSection) -> Iterator[str]:
         yield f"bf16.{more[0]}: how bfloat16 is trained is darts' to decide; take it out"
 
 
-def _zero(value: Any, section: LearnerSection) -> Iterator[str]:
+def _zero(value: Any, section: LearnerConfig) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"zero_optimization: found {value!r:.100}, expected an object"
         return

@@ -8,15 +8,15 @@ the docstrings below the fields from the source, so that a meaning is written on
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import textwrap
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, get_args, get_origin
 
 import msgspec
 
 from pipeline.config.schema import Config, Section
+from pipeline.plugins.ranges import choices, did_you_mean, rule_of
 
 
 def documentation() -> dict[str, str]:
@@ -76,6 +76,15 @@ def option_documentation(struct: type[Any]) -> dict[str, str]:
     return {item.name: documented.get(item.name, "") for item in msgspec.structs.fields(struct)}
 
 
+def in_full(meaning: str, type_: Any) -> str:
+    """A setting's meaning on one line, with its range or its choices if it does not say them."""
+    text, words, rule = " ".join(meaning.split()), choices(type_), rule_of(type_)
+    if all(word in text for word in words) if words else rule.split(",")[0] in text:
+        return text
+    more = f"One of {', '.join(f'`{w}`' for w in words)}." if words else f"Allowed: {rule}."
+    return f"{text}{'' if text.endswith(('.', '.)')) else '.'} {more}"
+
+
 def default_of(struct: type[Any], name: str) -> Any:
     """The default of a field; `msgspec.NODEFAULT` if it has none."""
     [item] = [item for item in msgspec.structs.fields(struct) if item.name == name]
@@ -84,9 +93,10 @@ def default_of(struct: type[Any], name: str) -> Any:
     return item.default
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+def type_of(struct: type[Any], name: str) -> Any:
+    """The type of a field, with its range."""
+    [item] = [item for item in msgspec.structs.fields(struct) if item.name == name]
+    return item.type
 
 
 def near_key(key: str, siblings: Collection[str]) -> str:

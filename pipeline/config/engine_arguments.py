@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 OWNED: dict[str, dict[str, str]] = {
     "vllm": {
@@ -54,7 +54,7 @@ _SOURCES = {
 _MORE = {"vllm": (), "transformers": ("attn_implementation",)}
 
 
-def problems(section: EngineSection) -> Iterator[tuple[str, str]]:
+def problems(section: EngineConfig) -> Iterator[tuple[str, str]]:
     """(key, complaint) for every argument that cannot be passed on."""
     for library, given in (("vllm", section.vllm), ("transformers", section.transformers)):
         known = arguments(library) if given else frozenset[str]()

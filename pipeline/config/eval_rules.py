@@ -28,10 +28,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
         if not isinstance(given, str):
             samples = given.samples or samples
             k = given.k or (k if samples == section.samples else ())
-            for field, value in (("samples", given.samples), ("prompts", given.prompts)):
-                if value < 0:
-                    yield f"{key}.{field}", f"found {value}, expected at least 0"
-            if bad := [k for k in given.k if not 1 <= k <= samples]:
+            if bad := [k for k in given.k if k > samples]:
                 yield f"{key}.k", f"found {bad[0]}, expected from 1 to its samples, {samples}"
         metrics += _metrics(f"{name}/", samples, k, greedy=section.greedy)
     if section.best and section.best not in metrics:

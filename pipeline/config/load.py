@@ -65,15 +65,14 @@ def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Optio
     return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 
-def rollout_options(config: Config) -> interfaces.RolloutOptions | None:
-    """Of a loaded configuration's rollout; None: a response is one turn, and nobody is asked."""
-    found, options = plugin_class("rollout", config.rollout)
+def environment_options(config: Config) -> interfaces.EnvironmentOptions | None:
+    """Options of a loaded configuration's environment; None: responses are of one turn."""
+    found, options = plugin_class("environment", config.environment)
     if getattr(found, "idle", False):
         return None
     # a plug-in without options of its own is asked as any other
-    return (
-        options if isinstance(options, interfaces.RolloutOptions) else interfaces.RolloutOptions()
-    )
+    plain = interfaces.EnvironmentOptions()
+    return options if isinstance(options, interfaces.EnvironmentOptions) else plain
 
 
 def _read(path: Path, problems: list[str]) -> Branch:

@@ -3,7 +3,7 @@
 `step.prompts=32`, `selector=dual_end` (its options at their defaults),
 `selector.dual_end.longest=2` (chooses `dual_end`), `budget.redundancy=1` (of the
 plug-in in force), `data.train.0.weight=2` (of the first in a list). Knows the
-names of sections and seams, and no setting's meaning.
+names of sections and kinds of plug-ins, and no setting's meaning.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline.config.docs import default_of, near_key
+from pipeline.config.renamed import SECTIONS
 from pipeline.config.schema import Config
 from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, parse, scalar
 from pipeline.plugins import registry
@@ -24,7 +25,8 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
     if not equals or not all(path):
         problems.append(f"{where}: expected key=value, for instance step.prompts=32")
         return
-    if path[0] not in {item.name for item in msgspec.structs.fields(Config)}:
+    known = {item.name for item in msgspec.structs.fields(Config)}
+    if path[0] not in known | SECTIONS:
         problems.append(f"{where}: {key}: unknown key{near_key(key, ())}")
         return
     value: Tree | None = Leaf(where, scalar(text), text)
@@ -57,7 +59,7 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
 
 
 def _plugin_path(tree: Branch, path: list[str]) -> list[str]:
-    """Where an override of a seam writes: [seam], or [seam, plug-in, option...]."""
+    """Where an override of a plug-in writes: [kind], or [kind, name, option...]."""
     kind, rest = path[0], path[1:]
     if not rest:
         return path

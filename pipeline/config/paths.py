@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config import rules
-from pipeline.config.schema import Config, EvalFile
+from pipeline.config.schema import Config, EvalFileConfig
 
 
 def resolved(config: Config, file: Path | None, problem: Callable[[str, str], None]) -> Config:
@@ -50,7 +50,7 @@ def resolved(config: Config, file: Path | None, problem: Callable[[str, str], No
         given = config.data.chat_template
         changed["chat_template"] = finder.found("data.chat_template", given, "no such file")
     data = msgspec.structs.replace(config.data, **changed)
-    sets: dict[str, str | EvalFile] = {}
+    sets: dict[str, str | EvalFileConfig] = {}
     for name, given in config.eval.sets.items():
         path = given if isinstance(given, str) else given.path
         path = finder.data(f"eval.sets.{name}", path)
@@ -93,7 +93,7 @@ class _Finder:
                 return pattern
         near = difflib.get_close_matches(given, tasks, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        rule = f"neither a task of the house ({', '.join(tasks)}){hint} nor a file, a folder or a "
+        rule = f"neither a built-in task ({', '.join(tasks)}){hint} nor a file, a folder or a "
         return self.found(key, given, f"{rule}pattern that fits one", _file_or_folder)
 
 

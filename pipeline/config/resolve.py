@@ -1,23 +1,25 @@
 """A tree of settings -> a checked `Config`, with a line for every problem in it.
 
-One pass: values by their types, plug-ins with their options, ranges and pairs,
-then the paths. What does not fit is reported and stands at its default, so that
+One pass: old names, values by their types and ranges, plug-ins with their options,
+pairs, then the paths. What does not fit is reported and stands at its default, so that
 all is checked in one go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipeline.config import paths, rules
-from pipeline.config.docs import default_of, did_you_mean
-from pipeline.config.schema import Config, Plugin
+from pipeline.config import paths, renamed, rules
+from pipeline.config.docs import default_of
+from pipeline.config.schema import Config, Plugin, WorkersConfig
 from pipeline.config.values import Values, shown
 from pipeline.config.yaml_tree import Branch, Leaf, Tree, plain
 from pipeline.plugins import interfaces, registry
+from pipeline.plugins.ranges import did_you_mean
 
 
 class Resolver:
@@ -31,9 +33,11 @@ class Resolver:
 
     def config(self) -> Config:
         """The whole configuration; worth something only if no problem was found."""
+        renamed.refuse(self._tree, self._problem)
         plugins = tuple(registry.PACKAGES)
         values = self._values.fields(Config, self._tree, "", leave=plugins)
         group_size = values.get("group", default_of(Config, "group")).size
+        self._workers: WorkersConfig = values.get("workers", default_of(Config, "workers"))
         for kind in plugins:
             given = self._tree.entries.get(kind)
             values[kind] = self._plugin(kind, given or default_of(Config, kind), group_size)
@@ -102,9 +106,15 @@ class Resolver:
         if len(self._problems) > before:
             return Plugin(name=name)
         options = struct(**values)
-        for text in options.problems(group_size):
+        for text in self._clashes(options, group_size):
             about = f"{key}.{text.split(' ', 1)[0]}"
             places = (about, kind, "group.size")
             told = (self._values.place(place) for place in places if self._values.given(place))
             self._problem(key, text, next(told, ""))
         return Plugin(name=name, options=msgspec.to_builtins(options))
+
+    def _clashes(self, options: interfaces.Options, group_size: int) -> Iterator[str]:
+        """What does not fit together: options, `group.size`, the section `workers`."""
+        yield from options.problems(group_size)
+        if isinstance(options, interfaces.WorkerOptions):
+            yield from options.worker_problems(self._workers)

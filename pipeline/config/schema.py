@@ -1,15 +1,36 @@
 """Every setting, one frozen Struct a section, with its meaning, unit and default.
 
 A part of darts receives its own section, never the whole configuration.
-Reading files, overrides and checks are in `pipeline.config.load`. A plug-in
-seam holds the plug-in's name and its options, already checked.
+A field's type holds its range or its choices; rules over several keys are in
+`pipeline.config.rules`. A plug-in's key holds its name and its options.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
+
+from pipeline.plugins.ranges import (
+    AtLeastOne,
+    NonEmpty,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+    zero_or,
+)
+
+_FIELD = "the name of a field, with dots for one inside another"
+FieldName = Annotated[str, Meta(pattern=r"^[^.]+(\.[^.]+)*$", description=_FIELD)]
+OptionalFieldName = Annotated[
+    str, Meta(pattern=r"^([^.]+(\.[^.]+)*)?$", description=f"{_FIELD}, or nothing")
+]
+Beta = Annotated[float, Meta(ge=0, lt=1)]
+Port = Annotated[int, zero_or(1024, 65535)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,224 +45,270 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     """Every option with its value, defaults included, once the configuration is loaded."""
 
 
-class Source(Section, frozen=True, kw_only=True):
-    path: str
-    """As `data.train`: a task, a file, a folder, or a pattern."""
-    weight: float = 1.0
+class SourceConfig(Section, frozen=True, kw_only=True):
+    path: Annotated[str, Meta(min_length=1, description="a task, a file, a folder or a pattern")]
+    """A task, a file, a folder, or a pattern, as for `data.train`."""
+    weight: PositiveFloat = 1.0
     """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
     tag: str = ""
     """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
-    prompt: str = ""
-    """As `data.prompt`, for this source; empty: that."""
-    answer: str = ""
-    """As `data.answer`, for this source; empty: that."""
+    prompt: OptionalFieldName = ""
+    """Field that holds the prompt, in this source. Empty: `data.prompt`."""
+    answer: OptionalFieldName = ""
+    """Field that holds the answer, in this source. Empty: `data.answer`."""
 
 
-class Data(Section, frozen=True, kw_only=True):
-    train: str | tuple[Source, ...] = "chain_sums"
-    """A task of the house (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a
-    folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a
-    list of these with weights."""
-    held_out: str | int = 256
+class DataConfig(Section, frozen=True, kw_only=True):
+    train: str | tuple[SourceConfig, ...] = "chain_sums"
+    """A built-in task (`chain_sums`, `deep_sums`, `mixed_sums`); a JSONL or parquet file; a folder
+    of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or a list of these
+    with weights."""
+    held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
-    prompt: str = "prompt"
+    prompt: FieldName = "prompt"
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
-    answer: str = ""
+    answer: OptionalFieldName = ""
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that a source has."""
-    bad_lines: str = "stop"
-    """A malformed line: `stop` before anything starts, or `skip` it, with a count."""
-    chat: str = "auto"
-    """What goes through the chat template: `auto` messages, and no text; `always` text too, as
-    the user's message; `never` nothing, and messages are refused."""
+    bad_lines: Literal["stop", "skip"] = "stop"
+    """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Prompts that go through the chat template: `auto` messages, and no text; `always` text too,
+    as the user's message; `never` none, and messages are refused."""
     chat_template: str = ""
     """File with a chat template (Jinja). Empty: the model's own."""
     chat_arguments: dict[str, Any] = {}
-    """Passed to the template by name: `{enable_thinking: false}`."""
+    """Arguments of the template, by name: `{enable_thinking: false}`."""
     system: str = ""
     """System message put before messages that have none of their own."""
-    max_prompt_tokens: int = 0
+    max_prompt_tokens: NonNegativeInt = 0
     """Longest prompt, tokens, after the template. 0: what the model takes, less
     `sampling.max_tokens`."""
-    long_prompts: str = "stop"
-    """A longer prompt is: a bad line (`stop`); left out (`drop`) or, if it is text, shortened
-    from the left (`cut`), with a count."""
+    long_prompts: Literal["stop", "drop", "cut"] = "stop"
+    """Action on a longer prompt: treat it as a bad line (`stop`), leave it out (`drop`) or, if it
+    is text, shorten it from the left (`cut`), with a count."""
 
 
-class SamplingSection(Section, frozen=True, kw_only=True):
-    temperature: float = 1.0
-    """Of training samples; above 0. The learner divides its logits by the same."""
-    max_tokens: int = 128
-    """Limit of a response, tokens."""
+class SamplingConfig(Section, frozen=True, kw_only=True):
+    temperature: PositiveFloat = 1.0
+    """Temperature of training samples, above 0. The learner divides its logits by the same."""
+    max_tokens: PositiveInt = 128
+    """Longest response, tokens."""
 
 
-class Step(Section, frozen=True, kw_only=True):
-    count: int = 60
+class StepConfig(Section, frozen=True, kw_only=True):
+    count: NonNegativeInt = 60
     """Steps of the run: a batch and a new policy version each."""
-    prompts: int = 16
+    prompts: PositiveInt = 16
     """Groups trained on in one step."""
-    reserve: int = 0
+    reserve: NonNegativeInt = 0
     """Groups opened beyond those needed: what is open at the close is deferred."""
-    tries: float = 2.0
+    tries: AtLeastOne = 2.0
     """A step opens at most tries x prompts groups; then it closes with those it has."""
 
 
-class GroupSection(Section, frozen=True, kw_only=True):
-    size: int = 8
+class GroupConfig(Section, frozen=True, kw_only=True):
+    size: Annotated[int, Meta(ge=2)] = 8
     """M: trajectories trained on per prompt."""
 
 
-class LoraSection(Section, frozen=True, kw_only=True):
-    rank: int = 16
-    """Of the adapters: each adds two matrices of so many rows and columns."""
-    alpha: float = 32.0
-    """The adapters' product counts alpha / rank times."""
-    dropout: float = 0.0
+class WorkersConfig(Section, frozen=True, kw_only=True):
+    count: PositiveInt = 1
+    """Worker processes for the reward, and as many for the environment; each has one call at a
+    time."""
+    limit_s: PositiveFloat = 10.0
+    """Seconds one call may take; then its worker is killed and the call has failed."""
+    fail_share: Share = 0.2
+    """Stop the run when more than this share of the last 50 calls failed."""
+    memory_gib: Annotated[float, zero_or(0.25, zero="no limit")] = 8.0
+    """Address space of a worker, GiB; more is a MemoryError. 0: no limit."""
+    cpu_s: Annotated[float, zero_or(1, zero="no limit")] = 60.0
+    """CPU seconds of one call, over all threads; then its worker is killed. 0: no limit."""
+    file_mib: NonNegativeFloat = 100.0
+    """Longest file that a worker may write, MiB; 0: no limit."""
+    open_files: Annotated[int, zero_or(16, zero="no limit")] = 256
+    """Files that a worker may have open at once; 0: no limit."""
+    processes: NonNegativeInt = 64
+    """Processes that a worker and what it has started may be at once; then they are all killed. 0:
+    no limit."""
+    env: tuple[str, ...] = ()
+    """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET and
+    the like, and values with a login in them, are taken out of their environment."""
+
+
+class LoraConfig(Section, frozen=True, kw_only=True):
+    rank: PositiveInt = 16
+    """Rank of the adapters: each adds two matrices of so many rows and columns."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the adapters: their product counts alpha / rank times."""
+    dropout: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0,
+            description="0: with dropout the learner's logprobs are not those of what the engines "
+            "serve",
+        ),
+    ] = 0.0
     """Only 0: with dropout the learner's logprobs are not those of what the engines serve."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but
-    the output layer."""
+    targets: Annotated[
+        tuple[NonEmpty, ...],
+        Meta(min_length=1, description="names of linear layers, or all-linear"),
+    ] = ("all-linear",)
+    """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but the
+    output layer."""
 
 
-class LearnerSection(Section, frozen=True, kw_only=True):
-    ranks: int = 1
+class LearnerConfig(Section, frozen=True, kw_only=True):
+    ranks: PositiveInt = 1
     """Data-parallel learner processes."""
-    zero: int = 0
-    """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced
-    gradient (each rank's own is whole until the step closes); 3 also the weights, and then
-    everything but the reference model runs when the step closes, all ranks together."""
-    dtype: str = "float32"
-    """Of the weights that are trained: `float32`, or `bfloat16`, with float32 master weights,
-    gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
-    attention: str = "auto"
-    """What computes attention, by transformers' names: `sdpa`, `eager` (plain matrix products),
-    or `auto`: eager where a layer caps its scores, sdpa elsewhere."""
+    zero: Annotated[int, Meta(ge=0, le=3, description="a stage from 0 to 3")] = 0
+    """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced gradient
+    (each rank's own is whole until the step closes); 3 also the weights, and then everything but
+    the reference model runs when the step closes, all ranks together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the weights that are trained: `float32`, or `bfloat16`, with float32 master
+    weights, gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
+    attention: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = "auto"
+    """Attention function, by transformers' names: `sdpa`, `eager` (plain matrix products), or
+    `auto`: eager where a layer caps its scores, sdpa elsewhere."""
     gradient_checkpointing: bool = False
     """Keep the inputs of the layers only, and compute the layers again in backward: less memory,
     about a third more time."""
-    lora: LoraSection | None = None
+    lora: LoraConfig | None = None
     """Train low-rank adapters in place of the weights (needs `pip install 'darts-rl[lora]'`; `zero`
     0 to 2). The engines serve them merged. Null: train all weights."""
     deepspeed: str = ""
-    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes,
-    communication, logging). Empty: none."""
-    lr: float = 1.0e-4
+    """A JSON file in DeepSpeed's own format, for what has no key here (bucket sizes, communication,
+    logging). Empty: none."""
+    lr: PositiveFloat = 1.0e-4
     """Learning rate of AdamW, after the warm-up."""
-    schedule: str = "constant"
-    """Of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the rest
-    of `step.count`, `linear` or by a half `cosine`."""
-    min_lr: float = 0.0
-    """Where `linear` and `cosine` end, as a share of `lr`."""
-    warmup_steps: int = 5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the
+    rest of `step.count`, `linear` or by a half `cosine`."""
+    min_lr: Annotated[float, Meta(ge=0, le=1, description="a share of learner.lr, from 0 to 1")] = (
+        0.0
+    )
+    """Learning rate at the end of `linear` and `cosine`, as a share of `lr`."""
+    warmup_steps: NonNegativeInt = 5
     """Steps over which the learning rate rises linearly to `lr`."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """Decay rates of AdamW's running means of the gradient and of its square."""
-    eps: float = 1.0e-8
-    """Of AdamW: added to the root of the running mean of the gradient's square."""
-    weight_decay: float = 0.0
-    """Of AdamW, on every parameter but those of `no_decay`."""
-    no_decay: tuple[str, ...] = ("bias", "norm")
-    """Parameters whose name holds one of these are not decayed."""
-    clip_norm: float = 1.0
+    eps: PositiveFloat = 1.0e-8
+    """Epsilon of AdamW, added to the root of the running mean of the gradient's square."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW, on every parameter but those of `no_decay`."""
+    no_decay: tuple[NonEmpty, ...] = ("bias", "norm")
+    """Parts of names: a parameter whose name holds one of them is not decayed."""
+    clip_norm: NonNegativeFloat = 1.0
     """Gradient norm above which the gradient is scaled down to it; 0: never."""
-    tokens_per_micro_batch: int = 4096
+    tokens_per_micro_batch: PositiveInt = 4096
     """Tokens in one forward and backward; a group's prompt counts once."""
-    overlap: str = "group"
-    """`group`: forward and backward of taken groups while others still generate; `token`:
-    also old and reference logprobs of what still runs, chunk by chunk, where a loss wants
-    them; `off`: learn when the step's generation has ended."""
-    kv_tokens: int = 65536
-    """With `overlap: token`: tokens cached at most for each model; what does not fit is
-    computed when its group comes."""
-    updates: int = 1
-    """Optimizer steps per batch: its groups are split into so many mini-batches. Above 1 they
-    are run when the step closes; the weights are published once, after the last."""
-    epochs: int = 1
+    overlap: Literal["off", "group", "token"] = "group"
+    """When the learner works. `group`: forward and backward of taken groups while others still
+    generate; `token`: also old and reference logprobs of what still runs, chunk by chunk, where a
+    loss wants them; `off`: learn when the step's generation has ended."""
+    kv_tokens: PositiveInt = 65536
+    """Tokens cached at most for each model, with `overlap: token`; what does not fit is computed
+    when its group comes."""
+    updates: PositiveInt = 1
+    """Optimizer steps per batch: its groups are split into so many mini-batches. Above 1 they are
+    run when the step closes; the weights are published once, after the last."""
+    epochs: PositiveInt = 1
     """Passes over the batch; later ones shuffle the groups."""
-    old_logprobs: str = "auto"
-    """Logprobs under the weights that the batch began with: `auto` takes them from the forward
-    pass that is trained on, or, with several updates, from one of their own when a group
-    arrives; `always`: from one of their own."""
+    old_logprobs: Literal["auto", "always"] = "auto"
+    """Logprobs under the weights that the batch began with: `auto` takes them from the forward pass
+    that is trained on, or, with several updates, from one of their own when a group arrives;
+    `always`: from one of their own."""
     reference: str = ""
     """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
     directory with the same vocabulary. Empty: none."""
-    importance: str = "off"
-    """Weight each token's loss by w, learner over engine probability: `truncate` to at most
+    importance: Literal["off", "truncate", "mask"] = "off"
+    """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
     `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1."""
-    importance_cap: float = 2.0
+    importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
-    max_staleness: int = 0
-    """Versions that a token trained on may be older than the weights it updates. 0: on-policy.
-    Above 0 the next steps' prompts go out before the update; correct it with `importance`."""
-    stale: str = "wait"
-    """What would become older: `wait` for it before the step closes, or `drop` it (a bias
+    max_staleness: NonNegativeInt = 0
+    """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
+    the next steps' prompts go out before the update; correct it with `importance`."""
+    stale: Literal["wait", "drop"] = "wait"
+    """Action on what would become older: `wait` for it before the step closes, or `drop` it (a bias
     against long responses; their lengths are in the group records)."""
     entropy: bool = True
-    """Whether the policy's mean entropy is a metric; costs a look at every computed logit."""
-    threads: int = 1
+    """Report the policy's mean entropy; costs a look at every computed logit."""
+    threads: NonNegativeInt = 1
     """CPU threads of each rank; 0: leave it to torch."""
 
 
-class EngineSection(Section, frozen=True, kw_only=True):
-    kind: str = "vllm"
-    """`vllm`; `transformers` (its continuous batching: starts in seconds, needs no vLLM, slower);
-    or `simulated` (lengths from a distribution; for tests of everything else)."""
-    count: int = 1
+class EngineConfig(Section, frozen=True, kw_only=True):
+    kind: Literal["vllm", "transformers", "simulated"] = "vllm"
+    """Engine library: `vllm`; `transformers` (its continuous batching: starts in seconds, needs no
+    vLLM, slower); or `simulated` (lengths from a distribution; for tests of everything else)."""
+    count: PositiveInt = 1
     """Engine processes."""
-    slots: int = 64
+    slots: PositiveInt = 64
     """Sequences that run at once on one engine."""
-    knee: int = 0
-    """Running sequences up to which an engine gets extra candidates (a budget's `top_up`);
-    0: up to where more of them hardly sample more a second, by a profile measured at its start."""
-    chunk_tokens: int = 16
+    knee: NonNegativeInt = 0
+    """Running sequences up to which an engine gets extra candidates (a budget's `top_up`); 0: up to
+    where more of them hardly sample more a second, by a profile measured at its start."""
+    chunk_tokens: PositiveInt = 16
     """New tokens of a trajectory that are sent in one chunk."""
-    dtype: str = "float32"
-    """Of weights and computation in the engine: float32, bfloat16, auto."""
-    cpu_cores: str = "auto"
-    """CPU only: cores for the engine's threads ("0", "0-3"); `auto`: the first core for the
-    engine when there are two or more, so that the learner keeps the others."""
-    cpu_kv_gib: int = 1
-    """CPU only: memory of the key/value cache, GiB."""
-    gpu_memory: float = 0.5
-    """GPU only: share of the device memory that one engine may take, weights included."""
-    tensor_parallel: int = 1
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Number type of weights and computation in the engine: float32, bfloat16, auto."""
+    cpu_cores: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$",
+            description='auto, or cores such as "0" or "0-3"',
+        ),
+    ] = "auto"
+    """Cores for the engine's threads, on a CPU ("0", "0-3"); `auto`: the first core for the engine
+    when there are two or more, so that the learner keeps the others."""
+    cpu_kv_gib: PositiveInt = 1
+    """Memory of the key/value cache, GiB; on a CPU only."""
+    gpu_memory: PositiveShare = 0.5
+    """Share of a GPU's memory that one engine may take, weights included; on a GPU only."""
+    tensor_parallel: PositiveInt = 1
     """GPUs of one engine."""
     vllm: dict[str, Any] = {}
     """Arguments of vLLM's `AsyncEngineArgs`, by name, for what has no key here."""
     transformers: dict[str, Any] = {}
     """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
     (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
-    restarts: int = 5
-    """How often a dead engine is started again, ever later, before the run stops. One that has run
-    for ten minutes begins to count anew."""
+    restarts: NonNegativeInt = 5
+    """Restarts of an engine that died, each after a longer pause, before the run stops. The count
+    begins anew after ten minutes of work."""
 
 
-class EvalFile(Section, frozen=True, kw_only=True):
+class EvalFileConfig(Section, frozen=True, kw_only=True):
     """A set of `eval.sets`."""
 
     path: str
-    """A file, a folder, a pattern or a task, as for `data.held_out`."""
-    prompts: int = 0
-    """At most so many of its prompts, the first ones; 0: all, of a task 256."""
-    samples: int = 0
+    """File, folder, pattern or task, as for `data.held_out`."""
+    prompts: NonNegativeInt = 0
+    """Prompts used at most, the first ones; 0: all, of a task 256."""
+    samples: NonNegativeInt = 0
     """Responses for each of its prompts; 0: as `eval.samples` says."""
-    k: tuple[int, ...] = ()
-    """Of its pass@k; empty: as `eval.k` says, where that many are sampled, else `samples`."""
+    k: tuple[PositiveInt, ...] = ()
+    """Values of k for its pass@k; empty: as `eval.k` says, if that many are sampled, else
+    `samples`."""
 
 
-class Evaluation(Section, frozen=True, kw_only=True):
-    every: int = 20
+class EvalConfig(Section, frozen=True, kw_only=True):
+    every: NonNegativeInt = 20
     """Steps between evaluations; also before the first and after the last. 0: never."""
-    samples: int = 4
+    samples: PositiveInt = 4
     """Responses for each held-out prompt."""
-    k: tuple[int, ...] = ()
-    """Figures pass@k for these k, at most `samples`; empty: for `samples` alone."""
+    k: tuple[PositiveInt, ...] = ()
+    """Values of k for pass@k, at most `samples`; empty: `samples` alone."""
     greedy: bool = False
     """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
     correct: float = 1.0
     """Reward from which on a response counts as correct, for pass@k."""
-    sets: dict[str, str | EvalFile] = {}
+    sets: dict[str, str | EvalFileConfig] = {}
     """More to evaluate on: a name and its file, as in `{aime: aime.jsonl}`, or its keys, as in
     `{aime: {path: aime.jsonl, samples: 16, k: [1, 16]}}`. Each has figures of its own."""
     best: str = ""
@@ -249,101 +316,115 @@ class Evaluation(Section, frozen=True, kw_only=True):
     `data.held_out`, or `aime/accuracy` of a set. Higher is better. Empty: none."""
 
 
-class CheckpointSection(Section, frozen=True, kw_only=True):
-    every: int = 20
+class CheckpointConfig(Section, frozen=True, kw_only=True):
+    every: NonNegativeInt = 20
     """Steps between checkpoints; also after the last step and at Ctrl-C. 0: never."""
-    keep: int = 3
+    keep: Annotated[int, Meta(ge=2)] = 3
     """Newest checkpoints kept, at least 2."""
 
 
-class AuditSection(Section, frozen=True, kw_only=True):
-    every: int = 0
-    """The bias account: every so many steps one is sampled to the end, to see what selection
-    changes in reward, length and advantage; its time is no measure of the others. 0: never."""
-    alarm: float = 0.5
-    """Warn when the chosen's mean advantage differs by more from that of all; 0: never."""
+class AuditConfig(Section, frozen=True, kw_only=True):
+    every: NonNegativeInt = 0
+    """Steps between audits of selection bias: the audited step samples every candidate to the end,
+    to see what selection changes in reward, length and advantage, and so takes longer. 0: never."""
+    alarm: NonNegativeFloat = 0.5
+    """Difference between the mean advantage of the chosen and of all above which a warning is
+    printed; 0: never."""
 
 
-class Watch(Section, frozen=True, kw_only=True):
-    warn_s: float = 20.0
-    """A wait longer than this prints one line that names what it waits for."""
-    lost_s: float = 5.0
-    """A peer that is silent for so long is lost."""
-    join_s: float = 600.0
-    """How long engines and learner may take to join; then the run stops, naming who is missing.
-    Also how long it goes on without any engine."""
-    load_s: float = 300.0
-    """An engine that has not answered to new weights for so long is started again."""
-    abort_s: float = 30.0
-    """An engine that does not say for so long that an aborted leg has ended is started again."""
-    sampling_s: float = 120.0
-    """An engine that samples and sends nothing at all for so long is started again."""
-    still_s: float = 300.0
-    """A trajectory of which no token comes for so long is aborted and goes on elsewhere. Also: when
-    nothing has moved and nothing is under way for so long, the run stops and says whom it waits
-    for."""
-    reward_s: float = 180.0
-    """When no reward at all comes for so long, beyond two calls of `limit_s`, those that are waited
-    for count as missing; so do responses whose rollout does not answer."""
-    learner_s: float = 900.0
-    """A learner rank that owes an answer for so long ends the run, as one that dies does."""
-    checkpoint_s: float = 300.0
-    """A checkpoint that is not on disk after so long is given up; the next one is tried."""
-    stop_s: float = 10.0
-    """From Ctrl-C to the end of every process, a checkpoint included."""
-    timing: bool = True
-    """Note who did what when: latency percentiles and the critical path of every step, in
-    `metrics.jsonl`."""
-    trace_steps: int = 5
-    """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
-    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of
-    them has ended: 1.6 kB for each response of a simulated run."""
+class TimeoutsConfig(Section, frozen=True, kw_only=True):
+    log_wait_s: PositiveFloat = 20.0
+    """Seconds after which a wait prints one line that names what it waits for."""
+    heartbeat_s: Annotated[
+        float, Meta(ge=2, description="at least 2: peers are heard once a second")
+    ] = 5.0
+    """Seconds without a heartbeat after which a peer is lost."""
+    join_s: PositiveFloat = 600.0
+    """Seconds that engines and learner may take to join; then the run stops and names who is
+    missing. Also the time that it continues without any engine."""
+    load_s: PositiveFloat = 300.0
+    """Seconds that an engine may take to load new weights; then it is restarted."""
+    abort_s: PositiveFloat = 30.0
+    """Seconds that an engine may take to confirm an abort; then it is restarted."""
+    sampling_s: PositiveFloat = 120.0
+    """Seconds that a sampling engine may send nothing at all; then it is restarted."""
+    no_token_s: PositiveFloat = 300.0
+    """Seconds without a new token after which a trajectory is aborted and continues on another
+    engine. Also the time after which the run stops, and says what it waits for, when nothing moves
+    and nothing is under way."""
+    reward_s: PositiveFloat = 180.0
+    """Seconds without any reward, beyond two calls of `workers.limit_s`, after which the rewards
+    that are waited for count as missing; the same for answers of the environment."""
+    learner_s: PositiveFloat = 900.0
+    """Seconds that a learner rank may take to answer; then the run ends, as if it had died."""
+    checkpoint_s: PositiveFloat = 300.0
+    """Seconds that a checkpoint may take to be on disk; then it is given up, and the next one is
+    tried."""
+    stop_s: PositiveFloat = 10.0
+    """Seconds from Ctrl-C to the end of every process, a checkpoint included."""
 
 
-class Nodes(Section, frozen=True, kw_only=True):
-    learners: str = "first"
-    """Which ranks of torchrun are learners: the `first` ones, or `spread` over the machines as
+class NodesConfig(Section, frozen=True, kw_only=True):
+    learners: Literal["first", "spread"] = "first"
+    """Ranks of torchrun that are learners: the `first` ones, or `spread` over the machines as
     evenly as possible, each machine's first ranks. The others are engines."""
-    interface: str = ""
-    """Where the stage listens for other machines: a network interface (eth1) or an address of
-    rank 0's machine. Empty: the address that torchrun gave as MASTER_ADDR."""
-    port: int = 0
+    interface: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^ /:]*$",
+            description="a network interface (eth1), an IPv4 address, or nothing",
+        ),
+    ] = ""
+    """Network interface (eth1) or address of rank 0's machine where the stage listens for other
+    machines. Empty: the address that torchrun gave as MASTER_ADDR."""
+    port: Annotated[int, zero_or(1024, 65532)] = 0
     """First of the four TCP ports of rank 0's machine that other machines must reach: control,
     tokens, weights, and where the learner ranks meet. 0: any that are free."""
     expose: bool = False
     """Allow an `interface` that is all of them (0.0.0.0)."""
-    patience_s: float = 30.0
-    """How long a learner rank may be silent, the link to it being cut. (An engine is lost after
-    `watch.lost_s`; others go on with its work, and it joins again.)"""
+    patience_s: PositiveFloat = 30.0
+    """Seconds that a learner rank may be silent while the link to it is cut. (An engine is lost
+    after `timeouts.heartbeat_s`; others continue its work, and it joins again.)"""
 
 
-class Metrics(Section, frozen=True, kw_only=True):
+class MetricsConfig(Section, frozen=True, kw_only=True):
+    timing: bool = True
+    """Measure latency percentiles and the critical path of every step, for `metrics.jsonl`."""
+    trace_steps: NonNegativeInt = 5
+    """Steps from the start (or resume) whose spans are kept, in the run's `trace.json`, for
+    ui.perfetto.dev and the report; 0: none. Needs `timing`. Held in memory until the last of them
+    has ended: 1.6 kB for each response of a simulated run."""
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
-    prometheus_port: int = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does
-    now; 0: none."""
-    wandb: str = ""
-    """Project of Weights & Biases that steps and evaluations are sent to (needs
-    `pip install 'darts-rl[wandb]'`; WANDB_MODE=offline keeps them here). Empty: none."""
-    mlflow: str = ""
-    """Experiment of MLflow that they are sent to (needs `pip install 'darts-rl[mlflow]'`;
+    prometheus_port: Port = 0
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does now; 0:
+    none."""
+    wandb: Annotated[
+        str,
+        Meta(pattern=r"^[^/\\#?%:]*$", description="a project's name, without / \\ # ? % :"),
+    ] = ""
+    """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
+    WANDB_MODE=offline keeps them here). Empty: none."""
+    mlflow: Annotated[str, Meta(pattern=r"^(\S(.*\S)?)?$", description="an experiment's name")] = ""
+    """Experiment of MLflow for steps and evaluations (needs `pip install 'darts-rl[mlflow]'`;
     MLFLOW_TRACKING_URI says where it is). Empty: none."""
-    trackio: str = ""
-    """Project of trackio that they are written to (needs the package trackio, which asks for an
+    trackio: Annotated[
+        str, Meta(pattern=r"^[^/\\]*$", description="a project's name, without / \\")
+    ] = ""
+    """Project of trackio for steps and evaluations (needs the package trackio, which asks for an
     older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
 
 class Config(Section, frozen=True, kw_only=True):
     model: str
     """Directory of any Hugging Face causal LM with its tokenizer."""
-    seed: int = 0
-    """Prompt order, sampling and evaluation follow from it."""
-    data: Data = Data()
-    sampling: SamplingSection = SamplingSection()
-    step: Step = Step()
-    group: GroupSection = GroupSection()
-    prompts: Plugin = Plugin(name="shuffled")
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    """Random seed of prompt order, sampling and evaluation."""
+    data: DataConfig = DataConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    step: StepConfig = StepConfig()
+    group: GroupConfig = GroupConfig()
+    prompt_order: Plugin = Plugin(name="shuffled")
     """Plug-in: which prompts come next."""
     budget: Plugin = Plugin(name="uniform")
     """Plug-in: how many candidates a prompt gets."""
@@ -351,7 +432,7 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: which candidates are trained on, and when a group ends."""
     batch: Plugin = Plugin(name="fifo")
     """Plug-in: which groups a step takes, and when it closes."""
-    rollout: Plugin = Plugin(name="single")
+    environment: Plugin = Plugin(name="single")
     """Plug-in: what follows a turn of the model: a tool's answer, an environment, or nothing."""
     reward: Plugin = Plugin(name="exact")
     """Plug-in: what a response is worth."""
@@ -359,11 +440,12 @@ class Config(Section, frozen=True, kw_only=True):
     """Plug-in: rewards of a group to advantages."""
     loss: Plugin = Plugin(name="dapo")
     """Plug-in: the objective on the learner."""
-    learner: LearnerSection = LearnerSection()
-    engine: EngineSection = EngineSection()
-    eval: Evaluation = Evaluation()
-    checkpoint: CheckpointSection = CheckpointSection()
-    audit: AuditSection = AuditSection()
-    watch: Watch = Watch()
-    nodes: Nodes = Nodes()
-    metrics: Metrics = Metrics()
+    workers: WorkersConfig = WorkersConfig()
+    learner: LearnerConfig = LearnerConfig()
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    audit: AuditConfig = AuditConfig()
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    nodes: NodesConfig = NodesConfig()
+    metrics: MetricsConfig = MetricsConfig()

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 import msgspec
 
-from pipeline.config.docs import did_you_mean, is_section, near_key, sections_in
+from pipeline.config.docs import is_section, near_key, sections_in
 from pipeline.config.schema import Section
 from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, plain
+from pipeline.plugins.ranges import bare, broken
 
 _NAMES: dict[object, str] = {
     int: "a whole number",
@@ -31,7 +32,7 @@ _NAMES: dict[object, str] = {
 
 
 class Misfit(ValueError):
-    """A value does not have its type; says what was found and what was expected."""
+    """A value is not of its type, or out of range; says what was found and expected."""
 
 
 class Values:
@@ -82,7 +83,7 @@ class Values:
     def value(self, key: str, entry: Tree, type_: Any) -> Any:
         """The entry as the type; UNSET if it, or something in it, has been reported."""
         self.note(key, entry.where)
-        for kind in _kinds(type_):
+        for kind in _kinds(bare(type_)):
             if is_section(kind) and (isinstance(entry, Branch) or _empty(entry, type_)):
                 return self._section(key, entry, kind)
             origin, inner = get_origin(kind), _held(kind)
@@ -130,26 +131,26 @@ def _empty(entry: Tree, type_: Any) -> bool:
 
 def converted(entry: Tree, type_: Any) -> Any:
     """The value as a field's type. Raises Misfit with what was found and expected."""
-    value, kinds = plain(entry), _kinds(type_)
+    value, kinds = plain(entry), _kinds(bare(type_))
     if str in kinds and isinstance(entry, Leaf) and isinstance(value, int | float):
         if not {int, float, bool} & set(kinds):
             value = entry.text  # cpu_cores: 0 means "0"
     try:
         if not isinstance(entry, Leaf) and any(is_section(kind) for kind in kinds):
             raise msgspec.ValidationError("a section that does not fit is told by its keys")
-        found = msgspec.convert(value, type_)
+        rule = broken(value, type_)
     except msgspec.ValidationError as error:
-        raise Misfit(f"found {shown(entry)}, {_rule(type_, value, str(error))}") from None
+        raise Misfit(f"found {shown(entry)}, {_rule(kinds, str(error))}") from None
+    if rule:
+        raise Misfit(f"found {shown(entry)}, {rule}")
+    found = msgspec.convert(value, type_)
     if not _finite(found):
         raise Misfit(f"found {shown(entry)}, expected a finite number")
     return found
 
 
-def _rule(type_: Any, value: object, otherwise: str) -> str:
-    if get_origin(type_) is Literal:
-        choices = [str(choice) for choice in get_args(type_)]
-        return f"expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
-    names = [_named(kind) for kind in _kinds(type_)]
+def _rule(kinds: tuple[Any, ...], otherwise: str) -> str:
+    names = [_named(kind) for kind in kinds]
     return f"expected {' or '.join(names)}" if all(names) else otherwise
 
 

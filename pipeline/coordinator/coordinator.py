@@ -1,9 +1,9 @@
 """The sans-I/O heart: (event, now) -> commands.
 
 No sockets, no clock, no asyncio, no torch: the same events give the same
-commands, always. The work is in the parts (`placement`, `intake`, `selection`,
-`steps`); this file holds the table from event to handler, and the order of a
-run: everybody joins, evaluation, step, publish, and again.
+commands, always. The work is in the parts (`scheduler`, `token_ingest`,
+`selection`, `training_step`); this file holds the table from event to handler, and the order of a
+run: all join, evaluation, step, publish, and again.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Coordinator:
         """Take one event; return what is to be done about it, in order.
 
         Raises PluginFault when a plug-in asks for what cannot be: the run
-        cannot go on, its last checkpoint is good.
+        ends, and its last checkpoint is good.
         """
         self.core.now = now
         if (
@@ -119,7 +119,7 @@ class Coordinator:
             and self._final_checkpoint
             and not isinstance(event, _AFTER_THE_CHECKPOINT)
         ):
-            return []  # the run ends at its cut: what comes after it is done again by a resume
+            return []  # the run ends at this checkpoint: a resume does the rest again
         if isinstance(event, _ANSWERS):
             self.watchdog.rank_answered(event.rank)
         self._handlers[type(event)](event)
@@ -162,14 +162,14 @@ class Coordinator:
             self.scheduler.place()
 
     def _next(self) -> None:
-        """After a publish: evaluation when due, else the step, else the end."""
+        """Begin what follows a publish: an evaluation if one is due, a step, or the end."""
         core = self.core
         if self.evaluations.due(final=core.step >= core.settings.steps):
             self.run.advance(RunPhase.EVALUATING)
             self.evaluations.begin(self.group_manager)
         elif core.step >= core.settings.steps:
             self.run.advance(RunPhase.CLOSED)
-            self._checkpoint_if_due()  # unless it was cut when the step was done
+            self._checkpoint_if_due()  # unless one was begun when the step was done
             if self.run.checkpoint_since is None:
                 self._end()
         else:
@@ -192,8 +192,8 @@ class Coordinator:
         self.selection.rewarded(trajectory, value, parts, why)
 
     def _missing(self, overdue: Overdue) -> None:
-        """Its reward, or what its rollout would say, is not waited for any more."""
-        if overdue.kind is WaitKind.ROLLOUT:
+        """Stop waiting for its reward, or for the answer of its environment."""
+        if overdue.kind is WaitKind.ENVIRONMENT:
             self.token_ingest.turns.give_up(overdue.trajectory, overdue.line)
             return
         self.core.report("warning", text=overdue.line)
@@ -217,7 +217,7 @@ class Coordinator:
         if self.selection.wants.published:
             for group in core.train_groups(*OPEN_STATES):
                 self.selection.ask(group, WeightsPublished())
-        if self.run.phase is RunPhase.TRAINING:  # at a halt another cut comes
+        if self.run.phase is RunPhase.TRAINING:  # at a halt another checkpoint follows
             self._checkpoint_if_due()
             self._next()
 
@@ -290,7 +290,7 @@ class Coordinator:
                     self.scheduler.requeue(trajectory)
 
     def _checkpoint_and_stop(self) -> None:
-        """No cut inside the optimizer step: wait for it, then cut once."""
+        """Begin the final checkpoint, once no optimizer step is under way."""
         if self.run.checkpoint_since is not None or self.steps.finishing:
             return
         if self.core.version < 0 or len(self.run.learners) < self.core.settings.ranks:

@@ -1,7 +1,7 @@
-"""Engines as the coordinator hears of them: they join, prove weights, send tokens, and are lost.
+"""Manages engines: they join, prove weights, send tokens, and are lost.
 
-Turns their events into moves of placement and intake. An engine that is not to be
-believed is lost at once, and its process is to be ended; what it held goes on elsewhere.
+Turns their events into calls of the scheduler and of token ingest. An engine whose frames
+make no sense is lost at once and its process ended; its trajectories continue elsewhere.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EngineManager:
             self.restart_engine(event.engine, why)
 
     def stalled(self, engine: str, trajectory: int, line: str) -> None:
-        """Nothing comes of this trajectory there: it goes on elsewhere."""
+        """Move a trajectory of which no token comes to another engine."""
         running = self._core.trajectories.get(trajectory)
         if running is not None and running.engine == engine:
             self._core.report("warning", text=line)

@@ -55,7 +55,7 @@ ENGINE_TRANSITIONS: dict[EnginePhase, dict[EngineEvent, EnginePhase]] = {
 
 
 class EngineState(msgspec.Struct, kw_only=True):
-    """What is known of one engine in its present epoch."""
+    """The coordinator's record of one engine in its present epoch."""
 
     name: str
     epoch: int
@@ -69,7 +69,9 @@ class EngineState(msgspec.Struct, kw_only=True):
     refusals: int = 0
     # leg -> when its newest token came, in the engine's own time
     legs: dict[Leg, float] = msgspec.field(default_factory=dict[Leg, float])
-    ending: dict[Leg, float] = msgspec.field(default_factory=dict[Leg, float])  # -> told when
+    ending: dict[Leg, float] = msgspec.field(
+        default_factory=dict[Leg, float]
+    )  # -> when it was aborted
     moved: float = 0.0  # when anything came of a leg, in its own time
     began_to_load: float = 0.0  # since when it has not served
     owes_since: float = 0.0  # since when it has not answered to a load
@@ -87,7 +89,7 @@ class EngineState(msgspec.Struct, kw_only=True):
 
     @property
     def oldest_abort(self) -> float:
-        """When the abort that is unanswered for longest was asked for, in its own time."""
+        """Time of the oldest unanswered abort, in the engine's own time."""
         return next(iter(self.ending.values()))
 
     def advance(self, event: EngineEvent) -> None:

@@ -29,7 +29,7 @@ class Evaluations:
         self.numbers_before = (0, 0)  # of the next group and trajectory, when it began
 
     def due(self, final: bool) -> bool:
-        """Before the first step, every `eval_every` steps, and after the last."""
+        """Returns True before the first step, every `eval_every` steps, and after the last."""
         every = self._core.settings.eval_every
         step = self._core.step
         return bool(every) and self.last_step != step and (step % every == 0 or final)
@@ -76,7 +76,7 @@ class Evaluations:
 
     @property
     def untouched(self) -> bool:
-        """Whether one has begun of which nothing has ended."""
+        """True if an evaluation is running and none of its groups has finished."""
         return 0 < self._open == self._begun
 
     def finish(self) -> None:
@@ -116,7 +116,7 @@ class Evaluations:
 
 
 class SetTally:
-    """What became of one set in one evaluation.
+    """Counts the results of one set in one evaluation.
 
     Args:
         correct: reward from which on a response counts as correct.

@@ -1,4 +1,4 @@
-"""What the coordinator hears (events) and what it asks for (commands).
+"""Events go into the coordinator, commands come out of it.
 
 Plain frozen values without sockets or clocks: the stage makes events of
 messages and messages of commands, tests and the simulation do the same.
@@ -74,7 +74,7 @@ class RewardMissing(Event, frozen=True, kw_only=True):
 
 
 class TurnAnswered(Event, frozen=True, kw_only=True):
-    """What follows a turn."""
+    """The environment has answered a turn."""
 
     trajectory: int
     turn: int
@@ -85,7 +85,7 @@ class TurnAnswered(Event, frozen=True, kw_only=True):
 
 
 class TurnFailed(Event, frozen=True, kw_only=True):
-    """The rollout did not say what follows: the member is missing, never a wrong one."""
+    """The environment did not answer: the member is missing, never a wrong one."""
 
     trajectory: int
     turn: int
@@ -134,14 +134,14 @@ class StepSkipped(Event, frozen=True, kw_only=True):
 
 
 class Checkpointed(Event, frozen=True, kw_only=True):
-    """The cut that was asked for is on disk, or is not (`error`)."""
+    """The checkpoint that was asked for is on disk, or is not (`error`)."""
 
     step: int
     error: str = ""
 
 
 class Tick(Event, frozen=True, kw_only=True):
-    """About once a second."""
+    """Time has passed; sent about once a second."""
 
 
 class Halt(Event, frozen=True, kw_only=True):
@@ -224,13 +224,13 @@ class TrainGroup(Command, frozen=True, kw_only=True):
 
 
 class StreamTokens(Command, frozen=True, kw_only=True):
-    """Tokens that a rank may run its forward over while their trajectory goes on."""
+    """Tokens for a rank's cached forward while their trajectory is still sampled."""
 
     rank: int
     group: int
     prompt: int
     trajectory: int
-    offset: int  # response tokens hinted before
+    offset: int  # response tokens streamed before
     tokens: bytes  # int32
 
 
@@ -247,7 +247,7 @@ class ForgetGroup(Command, frozen=True, kw_only=True):
 
 
 class CloseStep(Command, frozen=True, kw_only=True):
-    """To every rank: all groups are in, scale by the normaliser and step."""
+    """Tells every rank that all groups are in: scale by the normaliser and step."""
 
     step: int
     groups: tuple[int, ...]
@@ -269,7 +269,7 @@ class Checkpoint(Command, frozen=True, kw_only=True):
 
 
 class AbandonCheckpoint(Command, frozen=True, kw_only=True):
-    """The checkpoint that is being written takes too long; answered by Checkpointed, as a cut."""
+    """The checkpoint that is being written takes too long; answered by Checkpointed."""
 
     seconds: float  # since it was asked for
 
@@ -282,7 +282,7 @@ class Restart(Command, frozen=True, kw_only=True):
 
 
 class Report(Command, frozen=True, kw_only=True):
-    """For people and files: `what` names a record, `fields` are its columns."""
+    """A record for people and files: `what` names it, `fields` are its columns."""
 
     what: str  # decision | group | step | eval | wait | warning
     fields: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The books of groups and members: opened, scored, ended, and counted once.
+"""Opens, scores and ends groups and their members, and counts each once.
 
 Every live group and trajectory is entered here and leaves here; on leaving,
 its tokens go to their account and its prompt goes where it belongs. Holds
@@ -162,7 +162,7 @@ class GroupManager:
         return "stale" if why == "stale" else "dropped"
 
     def _tell_budget(self, group: Group) -> None:
-        """Lengths of all candidates: of those that were cut short, how far they came."""
+        """Tell the budget the lengths of all candidates; aborted ones count as lower bounds."""
         budget = self._core.plugins.budget
         tell = getattr(budget, "ended", None)
         if tell is None:
@@ -190,8 +190,8 @@ class GroupManager:
         else:
             self.ended_dropped += 1
         rewards = [m.reward for m in group.members if m.reward is not None]
-        prompts = self._core.plugins.prompts
-        with plugin_guard(prompts, "prompts"):
+        prompts = self._core.plugins.prompt_order
+        with plugin_guard(prompts, "prompt_order"):
             prompts.ended(group.prompt, state.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:

@@ -18,13 +18,13 @@ class IllegalTransition(Exception):
 
 
 class TrajectoryState(StrEnum):
-    """Of a trajectory."""
+    """States of a trajectory."""
 
     __hash__ = str.__hash__  # as its text, which it equals; that of Enum is much slower
 
     QUEUED = "queued"
     RUNNING = "running"
-    WAITING_ENV = "waiting_env"  # its turn is over, the rollout says what follows
+    WAITING_ENV = "waiting_env"  # its turn is over, the environment is asked
     PARKED = "parked"
     FINISHED = "finished"
     TRUNCATED = "truncated"
@@ -63,7 +63,7 @@ TRANSITIONS: dict[TrajectoryState, dict[TrajectoryEvent, TrajectoryState]] = {
         TrajectoryEvent.TURN_OVER: TrajectoryState.WAITING_ENV,
     },
     TrajectoryState.WAITING_ENV: {
-        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the rollout appended
+        TrajectoryEvent.CONTINUED: TrajectoryState.QUEUED,  # with what the environment appended
         TrajectoryEvent.ENDED: TrajectoryState.FINISHED,
         TrajectoryEvent.HIT_LIMIT: TrajectoryState.TRUNCATED,
         TrajectoryEvent.STOPPED: TrajectoryState.TRUNCATED,
@@ -104,18 +104,18 @@ class Trajectory(msgspec.Struct, kw_only=True):
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
     logprobs: bytearray = msgspec.field(default_factory=bytearray)  # float32; 0 where appended
     appended: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
-    """(first, count) of response tokens that a rollout appended: the model sampled the others."""
+    """(first, count) of response tokens that the environment appended; the others were sampled."""
     appended_tokens: int = 0  # in all
-    turns: int = 0  # of the model that are over, and of which the rollout was told
+    turns: int = 0  # of the model that are over and were passed to the environment
     turn_began: int = 0  # tokens held when the turn at hand began
     turn_finish: str = ""  # how the last one ended: stop | length
-    memory: Any = None  # what the rollout wants to be reminded of
-    limited: bool = False  # ended by a limit: tokens, or calls of the rollout
+    memory: Any = None  # what the environment wants back at its next call
+    limited: bool = False  # ended by a limit: tokens, or calls of the environment
     logprob_sum: float = 0.0
     versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
-    streamed: int = 0  # response tokens that a learner rank has been told of
+    streamed: int = 0  # response tokens that were sent to a learner rank
     scored: bool = False  # reward known or failed
     reward: float | None = None
     reward_why: str = ""  # why it failed
@@ -159,7 +159,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
 
 
 class GroupState(StrEnum):
-    """Where a group stands; three of the states are open, three are taken."""
+    """States of a group; three of them are open, three are taken."""
 
     __hash__ = str.__hash__
 
@@ -181,7 +181,7 @@ OPEN_STATES = (GroupState.OPEN, GroupState.ENOUGH, GroupState.DEAD)
 TAKEN_STATES = (GroupState.TAKEN, GroupState.SENT, GroupState.ACCUMULATED)
 
 _UNTAKEN_ENDS = {GroupState.DEFERRED, GroupState.DROPPED}
-# Back to READY: a rank was lost, the step is run again, or a checkpoint is cut.
+# Back to READY: a rank was lost, the step is run again, or a checkpoint is written.
 _TAKEN_ENDS = {GroupState.READY, GroupState.DROPPED}
 GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
     GroupState.OPEN: frozenset(
@@ -221,7 +221,7 @@ class Group(msgspec.Struct, kw_only=True):
     chosen_weights: list[float] = msgspec.field(default_factory=list[float])  # of the selector
     advantages: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
     weights: list[float] = msgspec.field(default_factory=list[float])  # of `chosen`
-    rank: int = -1  # learner rank while taken, or hinted of
+    rank: int = -1  # learner rank that trains on it or gets its tokens early
     trained_tokens: float = 0.0  # reported by the rank once the group is accumulated
     why: str = ""
     greedy: bool = False  # sampled at temperature 0
@@ -255,11 +255,11 @@ class Group(msgspec.Struct, kw_only=True):
 
     @property
     def unended(self) -> bool:
-        """Whether a member has not ended yet."""
+        """True if a member has not ended yet."""
         return any(member.state in UNENDED for member in self.members)
 
     def wants_reward(self, member: Trajectory) -> bool:
-        """Whether anything follows from the reward of an ended member."""
+        """Returns True if anything depends on the reward of this ended member."""
         return self.is_open or self.audited or member.id in self.chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:

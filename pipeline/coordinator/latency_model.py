@@ -1,4 +1,4 @@
-"""How long an engine takes for a token, by the number of sequences that run at once.
+"""Models the seconds that an engine takes for a token, by the sequences that run at once.
 
 A profile measured at the engine's start, kept true by what its frames show
 while it serves. PTL(b) of arXiv 2605.30859: seconds per token of one sequence

@@ -1,9 +1,8 @@
-"""Tokens for the learner's cached forward, while their trajectories still run.
+"""Feeds learner ranks: tokens of growing trajectories early, and groups that were taken.
 
-Turns growth and ends of trajectories into hints for one rank a group: the rank
-that will train on it. Only where a consumer of old or reference logprobs
-exists. A hint saves time and changes no result: what a rank was not hinted of
-it computes when the group comes.
+Tokens are streamed to the rank that will train on the group, where a consumer of old or
+reference logprobs exists. Streaming saves time and changes no result: tokens that were not
+streamed ahead are computed when the group arrives.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class TokenStream:
         self._core = core
 
     def stream_growth(self, trajectory: Trajectory) -> None:
-        """Pass on what the trajectory holds and its rank has not been told."""
+        """Send the tokens that its rank does not have yet."""
         core = self._core
         group = core.groups[trajectory.group]
         if (

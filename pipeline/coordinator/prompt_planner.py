@@ -1,4 +1,4 @@
-"""Which prompts are opened, with how many candidates: asks the prompts and the budget seam.
+"""Decides which prompts are opened, with how many candidates: asks the prompt order and the budget.
 
 Turns "the step wants n more groups" into open groups, and idle slots into more
 candidates of open ones. Knows nothing of taking, training or closing.
@@ -41,8 +41,8 @@ class PromptPlanner:
         """
         core, group_manager = self._core, self._group_manager
         deferred = group_manager.deferred
-        with plugin_guard(core.plugins.prompts, "prompts"):
-            plan = core.plugins.prompts.plan(
+        with plugin_guard(core.plugins.prompt_order, "prompt_order"):
+            plan = core.plugins.prompt_order.plan(
                 PlanView(
                     step=core.step,
                     want=want,
@@ -171,7 +171,7 @@ def check_plan(core: CoordinatorState, plan: Plan, want: int, outstanding: Colle
         or len(set(prompts)) != len(prompts)
         or any(p in outstanding or not 0 <= p < core.settings.prompts for p in prompts)
     ):
-        name = type(core.plugins.prompts).__name__
+        name = type(core.plugins.prompt_order).__name__
         raise PluginFault(f"prompts {name}: plan {prompts}: at most {want}, each once, none open")
 
 

@@ -32,7 +32,7 @@ RUN_TRANSITIONS: dict[RunPhase, frozenset[RunPhase]] = {
 
 
 class RunState:
-    """What belongs to the run and to no part of the coordinator alone."""
+    """State of the run that belongs to no part of the coordinator alone."""
 
     def __init__(self) -> None:
         self.phase = RunPhase.STARTING

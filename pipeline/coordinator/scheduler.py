@@ -3,7 +3,7 @@
 Order: legs of lost engines; those whose next turn begins; parked, oldest version
 first; queued members, oldest group first. A slot is taken when a leg is placed and free again when
 the leg's finish has arrived in band (or the engine is lost): a leg that was
-told to end still holds its slot until then.
+aborted still holds its slot until then.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Scheduler:
         return [t for t, leg in found if t is not None and self._runs(t, leg)]
 
     def leg_moved(self, trajectory: Trajectory) -> float:
-        """When the newest token of a running one came, as if its engine had not loaded since."""
+        """Time of the newest token of a running one, as if its engine had not loaded since."""
         engine = self.engines.get(trajectory.engine)
         moved = engine and engine.legs.get((trajectory.id, trajectory.leg))
         if engine is None or moved is None:
@@ -115,8 +115,8 @@ class Scheduler:
         trajectory.engine = ""
         self.enqueue(trajectory, LOST)
 
-    def go_on(self, trajectory: Trajectory) -> None:
-        """Its rollout has answered: the next leg samples its next turn."""
+    def continue_turn(self, trajectory: Trajectory) -> None:
+        """Queue the next turn of a response whose environment has answered."""
         trajectory.advance(TrajectoryEvent.CONTINUED, self._core.now)
         if trajectory.parked_until:
             self.park(trajectory, trajectory.parked_until)
@@ -125,8 +125,8 @@ class Scheduler:
             self.enqueue(trajectory, CONTINUED)
 
     def park(self, trajectory: Trajectory, until: str) -> None:
-        """Off its engine, with its tokens. One whose rollout is being asked holds no slot: it is
-        parked when that has answered."""
+        """Take it off its engine, with its tokens. One that waits for its environment holds no
+        slot: it is parked once that has answered."""
         if trajectory.state is TrajectoryState.WAITING_ENV:
             trajectory.parked_until = until
             return
@@ -140,7 +140,7 @@ class Scheduler:
             self.enqueue(trajectory, PARKED)
 
     def published(self) -> None:
-        """New weights: what was parked until now may go on; every engine loads them."""
+        """Have every engine load new weights; what was parked for them may continue."""
         for trajectory in self._core.trajectories.values():
             if trajectory.parked_until != "published":
                 continue
@@ -170,7 +170,7 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """How many wait for a slot. One that has left them counts until its turn comes."""
+        """Number of legs that wait for a slot; a withdrawn one counts until its turn comes."""
         return len(self._waiting)
 
     def waiting(self) -> bool:
@@ -194,11 +194,11 @@ class Scheduler:
         """Share of its slots that an engine may fill while others load: what fills all alike.
 
         Else the first to have proved new weights is filled to its last slot, and the others
-        are idle beside it a moment later. One that loads for `warn_s` is not waited for.
+        are idle beside it a moment later. One that loads for `log_wait_s` is not waited for.
         """
         slots, now = self.slot_usage.slots, self._core.now
         for engine in self._loading.values():
-            if now - engine.loading_since < self._core.settings.warn_s:
+            if now - engine.loading_since < self._core.settings.log_wait_s:
                 break  # those behind it began later
             slots -= engine.slots
         if slots <= self.engine_pool.slots:

@@ -47,7 +47,7 @@ UNDECIDED = "every member has ended and the selector left it open"
 
 
 def member_view(member: Trajectory) -> MemberView:
-    """As the selector sees it: asked for each member at every question."""
+    """Makes the selector's view of a member; called for each member at every question."""
     state, tokens, reward = member.state, member.sampled, member.reward
     return MemberView(
         id=member.id,
@@ -80,7 +80,7 @@ class Selection:
 
     @property
     def listens(self) -> bool:
-        """Whether growth of running members is of use to anybody."""
+        """True if anything depends on the growth of running members."""
         return self._core.settings.stream or self.wants.every > 0
 
     # --- what happens to members --------------------------------------------------------
@@ -109,7 +109,7 @@ class Selection:
                 self.ask(group, Finish(trajectory.id))
 
     def give_up(self, trajectory: Trajectory, why: str) -> None:
-        """Nobody can continue it: the group goes on without it."""
+        """Give up a member that cannot be continued; its group continues without it."""
         group = self._core.groups[trajectory.group]
         self._core.report("warning", text=f"trajectory {trajectory.id}: given up after {why}")
         self._group_manager.abort_member(trajectory, "failed")
@@ -145,7 +145,7 @@ class Selection:
             self._nudge(group)
 
     def version_known(self) -> None:
-        """A resumed learner has published: groups whose rewards came before it go on."""
+        """Continue groups whose rewards came before a resumed learner published."""
         for group in self._core.train_groups(GroupState.CHOSEN):
             self._ready_if_scored(group)
 
@@ -172,7 +172,7 @@ class Selection:
         self._nudge(group)
 
     def _nudge(self, group: Group) -> None:
-        """No group stays open that nothing can end."""
+        """Drops an open group whose members have all ended without a decision."""
         if group.kind == "eval":
             self.check_evaluated(group)
         elif (
@@ -235,9 +235,7 @@ class Selection:
                 if until not in ("slot", "published"):
                     raise self._fault(group, action, "until is 'slot' or 'published'")
                 if any(m.state not in PARKABLE for m in members):
-                    raise self._fault(
-                        group, action, "only running and queued members can be parked"
-                    )
+                    raise self._fault(group, action, "only members that run or wait can be parked")
                 for member in members:
                     self._scheduler.park(member, until)
                 core.needs_update = True
@@ -249,9 +247,8 @@ class Selection:
             case Finalize():
                 self._finalize(group, action)
             case Defer(why=why):
-                self._group_manager.end(
-                    group, GroupState.DEFERRED, why or "deferred by the selector"
-                )
+                why = why or "deferred by the selector"
+                self._group_manager.end(group, GroupState.DEFERRED, why)
             case Drop(why=why):
                 self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
             case _:
@@ -304,7 +301,7 @@ class Selection:
         weights = action.weights or (1.0,) * len(members)
         if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
             raise self._fault(group, action, "one finite weight of at least 0 for each member")
-        group.audited = self.audited  # then everybody goes on, to be compared
+        group.audited = self.audited  # then all members continue, to be compared
         for member in group.members:
             if member.state in UNENDED and not group.audited:
                 self._group_manager.abort_member(member, "aborted")
@@ -335,7 +332,7 @@ class Selection:
         """A group that is enough and teaches nothing is replaced now, not after the barrier.
 
         It stays open all the same: its members that still run are the long ones,
-        and where those are the wrong ones nobody else trains on them. (Dropped at
+        and where those are the wrong ones no other group trains on them. (Dropped at
         once, the default task ended at .92 instead of .96 held-out accuracy.)
         """
         members = [m for m in self._ended(group) if m.scored]
@@ -359,7 +356,7 @@ class Selection:
         ):
             return
         if self._core.version < 0:
-            return  # resumed, and the learner has yet to say which version it goes on from
+            return  # resumed, and the learner has yet to publish the version it starts from
         present = [m.id for m in members if m.reward is not None]
         if len(present) < 2:
             self._group_manager.end(group, GroupState.DROPPED, "fewer than two rewards")
@@ -389,11 +386,11 @@ class Selection:
             self._audit(group)
         self._core.needs_update = True
 
-    # --- the bias account ---------------------------------------------------------------
+    # --- selection bias -----------------------------------------------------------------
 
     @property
     def audited(self) -> bool:
-        """Whether the open step is sampled to its end."""
+        """True if the open step is sampled to its end."""
         return selection_bias.due(self._core.step, self._core.settings.audit_every)
 
     def _audit(self, group: Group) -> None:

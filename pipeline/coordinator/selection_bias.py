@@ -1,4 +1,4 @@
-"""The bias account: what selection changes in what is learned from.
+"""Measures the bias of selection: how what is trained on differs from what was sampled.
 
 In an audited step every candidate is sampled to its end and scored, although
 the selector has chosen; its choice is trained on all the same. The difference
@@ -15,7 +15,7 @@ from pipeline.coordinator.groups import ENDED, Group, Trajectory
 
 
 def due(step: int, every: int) -> bool:
-    """Whether the step after `step` others is audited: the last of each `every`; 0: never."""
+    """Returns True if the step after `step` others is audited: the last of each `every`."""
     return every > 0 and (step + 1) % every == 0
 
 

@@ -1,8 +1,8 @@
-"""The coordinator's state at one cut between two events, and back.
+"""Takes the coordinator's state between two events, and restores it.
 
 Running legs become queued with the tokens held, taken groups ready, and
 evaluation groups are left out (an evaluation starts again): what the state
-holds can go on anywhere. Held against `issued = trained + dropped +
+holds can continue anywhere. Checked against `issued = trained + dropped +
 outstanding` at every save and load.
 """
 
@@ -29,7 +29,7 @@ class SnapshotError(Exception):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the coordinator needs to go on."""
+    """Everything that the coordinator needs to continue."""
 
     format: int
     step: int
@@ -48,7 +48,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     stats: StepStats  # of that step
     last_evaluation: int
     evaluations: list[dict[str, int | float]]
-    plugins: dict[str, Any]  # seam -> its state
+    plugins: dict[str, Any]  # plug-in kind -> its state
 
 
 def check_prompts(coordinator: Coordinator) -> None:
@@ -117,7 +117,7 @@ def take(coordinator: Coordinator) -> Snapshot:
 
 
 def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
-    """Of groups and trajectories, without those of an evaluation that starts again: seeds follow
+    """Next ids of groups and trajectories, less an evaluation that starts again: seeds follow
     from them, and a resumed run has to sample what it would have without the stop."""
     core = coordinator.core
     numbers = (core.next_group, core.next_trajectory)
@@ -130,7 +130,7 @@ def _next_numbers(coordinator: Coordinator) -> tuple[int, int]:
 
 
 def _state_of(kind: str, plugin: Any) -> Any:
-    """As it will be read again: nothing of it is the plug-in's own, which goes on."""
+    """Deep copy of the plug-in's state, exactly as a resume will decode it."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(plugin.state()))
     except (TypeError, ValueError, OverflowError) as error:  # of state(), or of what it gave
@@ -138,8 +138,8 @@ def _state_of(kind: str, plugin: Any) -> Any:
 
 
 def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[AnyCommand]:
-    """Fill a fresh coordinator. Returns what must be asked again: rewards and rollouts that
-    had not answered."""
+    """Fill a fresh coordinator. Returns what must be asked again: rewards and environments
+    that had not answered."""
     if snapshot.format != FORMAT:
         raise SnapshotError(f"state of format {snapshot.format}, this darts reads {FORMAT}")
     core, group_manager, steps = coordinator.core, coordinator.group_manager, coordinator.steps

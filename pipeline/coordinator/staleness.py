@@ -52,7 +52,7 @@ def due(index: GroupIndex, newest: int, k: int) -> list[Group]:
 
 
 class DueGroups:
-    """What `due` would say, without going over all groups at every question.
+    """Answers what `due` would, without going over all groups at every question.
 
     They are gone over once a version. In between a group becomes due only by a token of
     old weights, and none does that is not noted here; one that is due ceases to be so

@@ -1,4 +1,4 @@
-"""What the parts of the coordinator share: settings, plug-ins, live groups, the outbox.
+"""State that the parts of the coordinator share: settings, plug-ins, live groups, the outbox.
 
 No socket, no clock (`now` is set by the event at hand), no randomness that
 does not follow from the seed.
@@ -7,7 +7,8 @@ does not follow from the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     ranks: int
     overlap: str  # token | group | off
-    stream: bool = False  # hints for the learner's cached forward
+    stream: bool = False  # tokens for the learner's cached forward
     prompts: int  # in the training set
     sources: tuple[SourceView, ...] = ()  # of it, where there are several
     held_out: int  # prompts evaluated on
@@ -50,15 +51,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     eval_best: str = ""  # figure whose best step keeps its checkpoint
     checkpoint_every: int
     stop_tokens: frozenset[int]
-    warn_s: float
+    log_wait_s: float
     limits: Timeouts = Timeouts()
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
-    audit_every: int = 0  # steps; the bias account
+    audit_every: int = 0  # steps between measurements of selection bias
     audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
-    turns: int = 0  # calls of the rollout for one response; 0: a response is one turn
+    turns: int = 0  # calls of the environment for one response; 0: a response is one turn
     turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
     most_candidates: int = 1024  # of one group, a guard against selectors that never stop
 
@@ -66,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Plugins(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-ins that decide in this process."""
 
-    prompts: PromptOrder
+    prompt_order: PromptOrder
     budget: Budget
     selector: Selector
     batch: Batch
@@ -74,30 +75,23 @@ class Plugins(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PluginFault(Exception):
-    """A plug-in asked for what cannot be; names the plug-in, the group and the verb."""
+    """A plug-in asked for what cannot be; names the plug-in, the group and the action."""
 
 
-class plugin_guard:  # noqa: N801  used as a function is
-    """Whatever a plug-in raises is its fault, and is named so.
+@contextmanager
+def plugin_guard(plugin: object, about: str, group: int | None = None) -> Generator[None]:
+    """Turns whatever a plug-in raises into a PluginFault that names it.
 
     Args:
-        about: its seam.
+        about: the kind of plug-in.
         group: the group where there is one.
     """
-
-    __slots__ = ("_about", "_group", "_plugin")
-
-    def __init__(self, plugin: object, about: str, group: int | None = None) -> None:
-        self._plugin, self._about, self._group = plugin, about, group
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            about = self._about if self._group is None else f"{self._about}, group {self._group}"
-            name = type(self._plugin).__name__
-            raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except Exception as error:
+        about = about if group is None else f"{about}, group {group}"
+        name = type(plugin).__name__
+        raise PluginFault(f"{about}: {name} raised {type(error).__name__}: {error}") from error
 
 
 class CoordinatorState:
@@ -121,7 +115,9 @@ class CoordinatorState:
         self.group_index = GroupIndex()  # of the training groups among them
         self.due_groups = DueGroups(self.group_index, settings.max_staleness)
         self.trajectories: dict[int, Trajectory] = {}
-        self.environment_calls: dict[int, float] = {}  # trajectory -> when its rollout was asked
+        self.environment_calls: dict[
+            int, float
+        ] = {}  # trajectory -> when its environment was asked
         self.next_group = 0
         self.next_trajectory = 0
         self.step = 0  # steps done
@@ -146,7 +142,7 @@ class CoordinatorState:
         self.out.append(Report(what=what, fields={"step": self.step, **fields}))
 
     def cancel_environment_call(self, trajectory: int) -> None:
-        """What its rollout would answer is not wanted any more; unknown ones are ignored."""
+        """Cancel the call to its environment, if one is waited for."""
         if self.environment_calls.pop(trajectory, None) is not None:
             self.emit(CancelEnvironmentCall(trajectory=trajectory))
 

@@ -64,7 +64,7 @@ def token_metrics(sampled: int, trained: int) -> dict[str, float | None]:
 
 
 def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
-    """Of groups about to count as trained; nothing for none.
+    """Metrics of groups about to count as trained; none without groups.
 
     `depth`: longest member trained on, over the median of the group's ended members,
     mean over groups. 1 means that the long half was never learned from.
@@ -85,9 +85,9 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     }
 
 
-def rollout_metrics(core: CoordinatorState) -> dict[str, float]:
-    """`turns` that rollouts were told of in a step, and `tokens_appended` by them, which count in
-    no figure of tokens sampled or trained; nothing without a rollout."""
+def environment_metrics(core: CoordinatorState) -> dict[str, float]:
+    """`turns` passed to environments in a step, and `tokens_appended` by them, which count in no
+    metric of tokens sampled or trained; nothing without an environment."""
     if not core.settings.turns:
         return {}
     return {
@@ -110,7 +110,7 @@ def learner_bubble(ranks: Sequence[Mapping[str, float]], seconds: float) -> dict
 
 
 def step_metrics(core: CoordinatorState) -> dict[str, Any]:
-    """What is reported of every step that has ended; lengths and rewards of all its candidates."""
+    """Metrics of every step that has ended; lengths and rewards are of all its candidates."""
     stats = core.stats
     return {
         "version": core.version,
@@ -151,7 +151,7 @@ class StepReport:
         if alarm and abs(shift) > alarm:
             text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
             core.report("warning", text=text)
-        epochs = getattr(core.plugins.prompts, "epochs", dict[str, float]())
+        epochs = getattr(core.plugins.prompt_order, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
             "opened": opened,
@@ -161,7 +161,7 @@ class StepReport:
                 ledger.accounts["trained"] - stats.trained_before,
             ),
             **({"epochs": epochs} if epochs else {}),
-            **rollout_metrics(core),
+            **environment_metrics(core),
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
             **({"audit": bias} if bias else {}),

@@ -1,4 +1,4 @@
-"""What has happened in the open step, counted in one place.
+"""Counts what happens in the open step, in one place.
 
 Members and groups are counted as they end, learner metrics as ranks report them.
 A checkpoint keeps the struct; what ranks measured is left out, since a resume

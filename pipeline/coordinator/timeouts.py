@@ -1,4 +1,4 @@
-"""How long each kind of wait may last, who can end it, and what the run does past its limit.
+"""One table of waits: how long each may last, who can end it, what the run does past its limit.
 
 One table, as data: the watchdog acts by it, `darts status` prints it, and no wait is
 without a row. A kind without a limit of its own ends with another wait that has one.
@@ -14,20 +14,20 @@ import msgspec
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds, as `watch` of the configuration has them; infinite: never."""
+    """Seconds, as `timeouts` of the configuration has them; infinite: never."""
 
     join_s: float = math.inf
     load_s: float = math.inf
     abort_s: float = math.inf
     sampling_s: float = math.inf
-    still_s: float = math.inf
+    no_token_s: float = math.inf
     reward_s: float = math.inf
     learner_s: float = math.inf
     checkpoint_s: float = math.inf
 
 
 class WaitKind(StrEnum):
-    """Of a wait."""
+    """Kinds of wait."""
 
     JOIN = "join"  # of learner and engines, at the start
     NO_ENGINE = "no engine"  # all are gone
@@ -38,14 +38,14 @@ class WaitKind(StrEnum):
     SLOT = "slot"  # a trajectory waits for one
     PARKED = "parked"  # until a slot, or new weights
     REWARD = "reward"
-    ROLLOUT = "rollout"  # what follows a turn
+    ENVIRONMENT = "environment"  # what follows a turn
     LEARNER = "learner"  # a rank trains, or closes the step
     CHECKPOINT = "checkpoint"
-    RULE = "rule"  # nothing is under way: only a plug-in could go on
+    RULE = "rule"  # nothing is under way: only a plug-in could end it
 
 
 class OverdueAction(StrEnum):
-    """What the run does; the words are what `darts status` says of it."""
+    """Actions of the run; the texts are shown by `darts status`."""
 
     RESTART = "the engine is ended and started again; its work goes on elsewhere"
     REQUEUE = "it is aborted there and goes on elsewhere with the tokens held"
@@ -70,16 +70,18 @@ RULES: dict[WaitKind, TimeoutRule] = {
     WaitKind.LOAD: TimeoutRule("load_s", "the engine", OverdueAction.RESTART),
     WaitKind.ABORT: TimeoutRule("abort_s", "the engine", OverdueAction.RESTART),
     WaitKind.ENGINE: TimeoutRule("sampling_s", "the engine", OverdueAction.RESTART),
-    WaitKind.TRAJECTORY: TimeoutRule("still_s", "the engine", OverdueAction.REQUEUE),
+    WaitKind.TRAJECTORY: TimeoutRule("no_token_s", "the engine", OverdueAction.REQUEUE),
     WaitKind.SLOT: TimeoutRule("", "whoever holds a slot", OverdueAction.NONE),
     WaitKind.PARKED: TimeoutRule("", "a free slot, or the step's end", OverdueAction.NONE),
     WaitKind.REWARD: TimeoutRule("reward_s", "the reward workers", OverdueAction.MISSING),
-    WaitKind.ROLLOUT: TimeoutRule("reward_s", "the rollout's workers", OverdueAction.MISSING),
+    WaitKind.ENVIRONMENT: TimeoutRule(
+        "reward_s", "the environment's workers", OverdueAction.MISSING
+    ),
     WaitKind.LEARNER: TimeoutRule("learner_s", "the rank", OverdueAction.LOSE),
     WaitKind.CHECKPOINT: TimeoutRule(
         "checkpoint_s", "the ranks and the disk", OverdueAction.GIVE_UP
     ),
-    WaitKind.RULE: TimeoutRule("still_s", "the plug-in", OverdueAction.STOP),
+    WaitKind.RULE: TimeoutRule("no_token_s", "the plug-in", OverdueAction.STOP),
 }
 
 
@@ -90,6 +92,6 @@ def limit_s(kind: WaitKind, limits: Timeouts) -> float:
 
 
 def longest_s(kinds: Iterable[WaitKind], limits: Timeouts) -> float:
-    """The longest limit of these waits; 0: nobody is acted on to end one of them."""
+    """The longest limit of these waits; 0: none of them has one."""
     found = (limit_s(kind, limits) for kind in kinds if kind is not WaitKind.RULE)
     return max((limit for limit in found if limit < math.inf), default=0.0)

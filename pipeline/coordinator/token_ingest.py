@@ -140,7 +140,7 @@ class TokenIngest:
         self._failed(trajectory)
 
     def _resume(self, trajectory: Trajectory) -> None:
-        """Its leg is over; another goes on from the tokens held, unless they are complete."""
+        """Its leg is over; resume from the tokens held, unless they are complete."""
         if not self.end_if_complete(trajectory):
             self._scheduler.requeue(trajectory)
 

@@ -1,4 +1,4 @@
-"""Where every sampled token went.
+"""Accounts for every sampled token.
 
 Response tokens are counted once, where they leave the engine: each frame says
 how many its engine has sampled in this epoch. At every event
@@ -27,8 +27,8 @@ class TokenLedger(msgspec.Struct, kw_only=True):
     prefilled_again: int = 0  # tokens that a resumed leg had to compute again
     frames_refused: int = 0  # of another epoch, duplicated
     chunks_late: int = 0  # of a leg that had ended
-    appended: int = 0  # tokens that rollouts appended: not sampled, so in no account
-    turns: int = 0  # of which rollouts were told
+    appended: int = 0  # tokens that environments appended: not sampled, so in no account
+    turns: int = 0  # passed to environments
 
     def sample(self, tokens: int, account: str) -> None:
         """New tokens have arrived and belong to `account`."""

@@ -1,6 +1,6 @@
 """One step: prompts in, groups taken, the barrier, training, the close.
 
-Asks the prompts, budget and batch seams. A step opens prompts until enough
+Asks the prompt order, the budget and the batch rule. A step opens prompts until enough
 groups are at hand, closes (open groups finalize or are deferred), and is
 finished when every taken group has been trained on: then, and only then, its
 groups count as trained.
@@ -10,13 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.coordinator.events import (
-    CloseStep,
-    GroupFailed,
-    GroupTrained,
-    StepDone,
-    StepSkipped,
-)
+from pipeline.coordinator.events import CloseStep, GroupFailed, GroupTrained, StepDone, StepSkipped
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
     ENDED,
@@ -48,7 +42,7 @@ MOST_SKIPPED = 3
 
 
 class StepState(msgspec.Struct, kw_only=True):
-    """What a checkpoint keeps of the open step."""
+    """Progress of the open step, as a checkpoint keeps it."""
 
     is_open: bool = False
     opened: int = 0  # groups opened for this step so far
@@ -106,7 +100,7 @@ class TrainingSteps:
         self._rank_tokens = dict.fromkeys(range(self._core.settings.ranks), 0)
 
     def advance(self) -> None:
-        """After every event: batch seam, new prompts, the close."""
+        """Ask the batch rule, open prompts and try to close; called after every event."""
         if self.finishing or not self.state.is_open:
             return
         if self._wants_prompts:
@@ -159,11 +153,11 @@ class TrainingSteps:
 
     @property
     def may_top_up(self) -> bool:
-        """Whether more candidates of open groups are of use to this step."""
+        """True if more candidates of open groups are of use to this step."""
         state = self.state
         return state.is_open and state.speculate and not (state.closing or self.finishing)
 
-    # --- the batch seam -----------------------------------------------------------------
+    # --- the batch rule -----------------------------------------------------------------
 
     def _ask_batch(self) -> None:
         core, state = self._core, self.state
@@ -213,10 +207,10 @@ class TrainingSteps:
                 raise PluginFault(f"batch {name}: {action}: no action of a batch rule")
 
     def _take(self, group: Group) -> None:
-        """To the rank with the least expected tokens; sent now unless overlap is off."""
+        """Give the group to the rank with the fewest tokens; send it unless overlap is off."""
         core = self._core
         tokens = sum(m.held for i in group.chosen if (m := group.member(i)) is not None)
-        if group.rank < 0:  # else the rank that was hinted of it
+        if group.rank < 0:  # else the rank that has its tokens
             group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
         self._rank_tokens[group.rank] += tokens
         core.advance(group, GroupState.TAKEN)
@@ -245,7 +239,7 @@ class TrainingSteps:
 
     @property
     def _waits_for_due(self) -> bool:
-        """Whether the step waits for groups that the next one could not train on."""
+        """True if the step waits for groups that the next one could not train on."""
         return self._core.settings.stale == "wait" and self._core.ahead > 0
 
     def _finish_if_all_trained(self) -> None:
@@ -298,7 +292,7 @@ class TrainingSteps:
         return self._last_active is None
 
     def _moves(self, member: Trajectory) -> bool:
-        """It runs, or its rollout or reward is asked, for an open group that it has not left."""
+        """Returns True if it runs, or waits for its environment or reward, in an open group."""
         core = self._core
         goes_on = member.state in (TrajectoryState.RUNNING, TrajectoryState.WAITING_ENV)
         if not goes_on and (member.scored or member.state not in ENDED):
@@ -382,7 +376,7 @@ class TrainingSteps:
         return len(self._answered) == self._core.settings.ranks
 
     def owed_by(self, rank: int) -> bool:
-        """Whether the rank has been asked for something and has not answered."""
+        """Returns True if the rank was asked for something and has not answered."""
         if self.finishing:
             return rank not in self._answered
         return self._core.group_index.at_rank.get(rank, 0) > 0

@@ -1,9 +1,9 @@
-"""Turns of a response: when one is over, the rollout says what follows.
+"""Handles the turns of a response: when one is over, the environment is asked what follows.
 
 Turns the end of a turn into a question, and its answer into appended tokens and a
 next leg, or the end of the response. The question holds all that the answer may
 depend on, so it can be asked again after a resume. Appended tokens count against
-the response's limit, and in no account of the ledger: nobody sampled them.
+the response's limit, and in no account of the ledger: they were not sampled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Turns:
             self._end(trajectory, TrajectoryEvent.HIT_LIMIT)
 
     def finish_of(self, trajectory: Trajectory) -> str:
-        """How the turn has ended that the tokens held complete; '' if they complete none."""
+        """Returns how the turn ended that the tokens held complete; '' if they complete none."""
         limit = self._core.settings.turn_tokens
         if self._stop_token(trajectory):
             return "stop"
@@ -53,7 +53,7 @@ class Turns:
         else:
             trajectory.memory = event.memory
             self._append(trajectory, event.tokens, count)
-            self._scheduler.go_on(trajectory)
+            self._scheduler.continue_turn(trajectory)
 
     def failed(self, event: TurnFailed) -> None:
         trajectory = self._asked(event.trajectory, event.turn)

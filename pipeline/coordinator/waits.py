@@ -62,14 +62,14 @@ class Waits:
         return found
 
     def overdue_line(self) -> str:
-        """One line when nothing has moved for `warn_s`, else ''."""
+        """One line when nothing has moved for `log_wait_s`, else ''."""
         core, run = self._core, self._core.run
         mark = (core.step, core.next_group, core.ledger.sampled, len(core.groups))
         if not run.started:
             run.started = run.progressed = core.now
         if mark != self._mark:
             self._mark, run.progressed = mark, core.now
-        if core.now - max(run.progressed, self._said) < core.settings.warn_s:
+        if core.now - max(run.progressed, self._said) < core.settings.log_wait_s:
             return ""
         found = self.find()
         if not found:  # whatever it is, it does not wait in silence
@@ -103,7 +103,7 @@ class Waits:
             yield Wait(WaitKind.LEARNER, what, run.progressed, still_since=oldest)
 
     def _of_an_engine(self, engine: EngineState) -> Iterator[Wait]:
-        """What it owes while it does not load."""
+        """Waits for an engine that does not load."""
         if engine.is_loading:
             return
         now = self._core.now
@@ -139,8 +139,8 @@ class Waits:
             what = f"trajectory {member.id}, running on {member.engine}, {member.held} tokens"
             return WaitKind.TRAJECTORY, what, self._scheduler.leg_moved(member)
         if member.state is TrajectoryState.WAITING_ENV and is_open:
-            what = f"the rollout to answer turn {member.turns} of trajectory {member.id}"
-            return WaitKind.ROLLOUT, what, self._turns.heard
+            what = f"the environment to answer turn {member.turns} of trajectory {member.id}"
+            return WaitKind.ENVIRONMENT, what, self._turns.heard
         if member.state is TrajectoryState.QUEUED and is_open:
             if not self._scheduler.serving():
                 return None  # the engine is what it waits for, named by itself

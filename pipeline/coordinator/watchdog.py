@@ -26,8 +26,8 @@ from pipeline.coordinator.turns import Turns
 from pipeline.coordinator.waits import Waits
 
 _LATE_S = 5.0
-"""A tick so much later than the one before: the stage itself stood still, nobody else is to
-blame for it, and nothing is done until as much time has passed again."""
+"""A tick so much later than the one before: the stage itself stood still, so no peer is
+blamed, and nothing is done until as much time has passed again."""
 
 
 class Overdue(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ class Watchdog:
         asked, answered = self._group_manager.awaiting_reward, run.reward_answered
         yield from self._calls(WaitKind.REWARD, asked, answered, now)
         calls = self._core.environment_calls
-        yield from self._calls(WaitKind.ROLLOUT, calls, self._turns.heard, now)
+        yield from self._calls(WaitKind.ENVIRONMENT, calls, self._turns.heard, now)
         for rank, since in run.owing.items():
             if self._past(WaitKind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
@@ -160,12 +160,12 @@ class Watchdog:
     def _calls(
         self, kind: WaitKind, asked: Mapping[int, float], answered: float, now: float
     ) -> Iterator[Overdue]:
-        """When no call of this kind is answered any more, those that were asked long ago."""
+        """Calls of this kind that are overdue: asked long ago, and none answered since."""
         for trajectory, since in asked.items():
             still = now - max(since, answered)
             if not self._past(kind, still):
                 return  # those behind it were asked later
-            line = f"no rollout has answered for {still:.0f} s"
+            line = f"no environment has answered for {still:.0f} s"
             if kind is WaitKind.REWARD:
                 line = (
                     f"trajectory {trajectory}: no reward has come for {still:.0f} s; it is missing"

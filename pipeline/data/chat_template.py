@@ -22,7 +22,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.config.schema import Data
+from pipeline.config.schema import DataConfig
 from pipeline.data.files import DataError, kind_of
 from pipeline.data.tokenizer import read_json
 
@@ -34,7 +34,7 @@ _END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
 class Chat:
     """Of one model and one `data` section; the template is looked for when first needed."""
 
-    def __init__(self, model: Path, data: Data) -> None:
+    def __init__(self, model: Path, data: DataConfig) -> None:
         self._model, self._data = model, data
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages

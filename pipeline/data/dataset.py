@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline.config import rules
-from pipeline.config.schema import Data, Source
+from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import Chat
 from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class Dataset:
         return ", ".join(notes)
 
 
-def load_train(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_train(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
     """Prompts to train on. Raises DataError.
 
     Args:
@@ -119,21 +119,21 @@ def load_train(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
         tokenizer: of the model to train.
         max_tokens: limit of a response; prompt and response must fit the model.
     """
-    sources = (Source(path=data.train),) if isinstance(data.train, str) else data.train
+    sources = (SourceConfig(path=data.train),) if isinstance(data.train, str) else data.train
     return _Loading(data, tokenizer, max_tokens).dataset(sources, "train", TASK_PROMPTS)
 
 
-def load_held_out(data: Data, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_held_out(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
     """Prompts to evaluate on, the same for every seed; a number is of a task's alone.
 
     Raises DataError.
     """
     loading = _Loading(data, tokenizer, max_tokens)
     if isinstance(data.held_out, str):
-        return loading.dataset((Source(path=data.held_out),), "held_out", TASK_HELD_OUT)
+        return loading.dataset((SourceConfig(path=data.held_out),), "held_out", TASK_HELD_OUT)
     if data.held_out == 0 or data.train not in rules.tasks():
         return Dataset("no held-out prompts", [])
-    return loading.dataset((Source(path=data.train),), "held_out", data.held_out)
+    return loading.dataset((SourceConfig(path=data.train),), "held_out", data.held_out)
 
 
 class _Prepared(msgspec.Struct):
@@ -150,13 +150,13 @@ class _Prepared(msgspec.Struct):
 class _Loading:
     """Reads the sources of one data set; collects complaints about rows."""
 
-    def __init__(self, data: Data, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
         self._chat = Chat(tokenizer.directory, data)
         self._problems: list[str] = []
         self._dropped = self._cut = 0  # of the source being read
 
-    def dataset(self, sources: Sequence[Source], split: str, count: int) -> Dataset:
+    def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """All of the sources, one after another. `count`: prompts of a task."""
         items: list[Item] = []
         loaded: list[LoadedSource] = []
@@ -289,7 +289,7 @@ class _Loading:
 class _Fields:
     """Which fields of a source's rows are prompt and answer."""
 
-    def __init__(self, source: Source, data: Data) -> None:
+    def __init__(self, source: SourceConfig, data: DataConfig) -> None:
         task = source.path in rules.tasks()  # its fields have the house's names
         self.prompt = "prompt" if task else source.prompt or data.prompt
         named = "answer" if task else source.answer or data.answer

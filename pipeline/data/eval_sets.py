@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pipeline.config import rules
-from pipeline.config.schema import Config, EvalFile, Evaluation
+from pipeline.config.schema import Config, EvalConfig, EvalFileConfig
 from pipeline.data.dataset import TASK_HELD_OUT, Dataset, LoadedSource, load_held_out
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import EvalSet
@@ -29,7 +29,7 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
     """All that the run evaluates on. Raises DataError."""
     parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
     for name, given in config.eval.sets.items():
-        file: EvalFile = _file(given)
+        file: EvalFileConfig = _file(given)
         data = msgspec.structs.replace(config.data, held_out=file.path)
         if file.path in rules.tasks():
             count = file.prompts or TASK_HELD_OUT
@@ -40,13 +40,13 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
     return together(parts, config.eval)
 
 
-def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldOut:
+def together(parts: Sequence[tuple[str, Dataset]], section: EvalConfig) -> HeldOut:
     """Args: parts: sets by name, '' for `data.held_out`; empty ones are left out."""
     sets: list[EvalSet] = []
     sources: list[LoadedSource] = []
     first = 0
     for name, data in parts:
-        given: EvalFile = _file(section.sets[name]) if name else EvalFile(path="")
+        given: EvalFileConfig = _file(section.sets[name]) if name else EvalFileConfig(path="")
         samples = given.samples or section.samples
         k = given.k or (section.k if samples == section.samples else ()) or (samples,)
         if len(data):
@@ -63,5 +63,5 @@ def together(parts: Sequence[tuple[str, Dataset]], section: Evaluation) -> HeldO
     return HeldOut(Dataset(name, items, skipped, sources), tuple(sets))
 
 
-def _file(given: str | EvalFile) -> EvalFile:
-    return EvalFile(path=given) if isinstance(given, str) else given
+def _file(given: str | EvalFileConfig) -> EvalFileConfig:
+    return EvalFileConfig(path=given) if isinstance(given, str) else given

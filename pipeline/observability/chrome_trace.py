@@ -25,7 +25,7 @@ from pipeline.observability.spans import (
 )
 from pipeline.observability.timeline import Timeline
 
-STAGE, REWARDS, PATH, ROLLOUTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
+STAGE, REWARDS, PATH, ENVIRONMENTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
 """Process numbers; a learner rank's and an engine's number is added."""
 STEPS_ROW, DECISIONS_ROW, TAKEN_ROW = 1, 2, 3  # of the stage
 WEIGHTS_ROW = 0  # of an engine; slots follow
@@ -193,7 +193,7 @@ class _Document:
         args: Json = {"trajectory": calling.trajectory, "turn": calling.turn + 1}
         args |= {"appended": calling.appended, "failed": calling.why or None}
         args["waited_s"] = round(calling.begun - calling.asked, 6)
-        self._span(ROLLOUTS, row, "rollout", calling.begun, calling.ended, args)
+        self._span(ENVIRONMENTS, row, "environment", calling.begun, calling.ended, args)
 
     def _counters(
         self, scorings: list[RewardCall], callings: list[EnvironmentCall]
@@ -206,7 +206,7 @@ class _Document:
             ("waiting for a reward worker", [(s.asked, s.begun) for s in scorings]),
         ]
         if callings:
-            waits.append(("waiting for the rollout", [(c.asked, c.ended) for c in callings]))
+            waits.append(("waiting for the environment", [(c.asked, c.ended) for c in callings]))
         for name, spans in waits:
             changes: dict[int, int] = defaultdict(int)
             for start, end in spans:
@@ -268,8 +268,8 @@ class _Document:
 
     def _names(self) -> Iterator[Json]:
         processes = {PATH: "critical path", STAGE: "stage", REWARDS: "rewards"}
-        if any(span["pid"] == ROLLOUTS for span in self._out):
-            processes[ROLLOUTS] = "rollouts"
+        if any(span["pid"] == ENVIRONMENTS for span in self._out):
+            processes[ENVIRONMENTS] = "environments"
         processes |= {LEARNER + rank: f"learner rank {rank}" for rank in sorted(self._ranks)}
         processes |= {ENGINE + number: f"engine {name}" for name, number in self._engines.items()}
         for order, (process, name) in enumerate(processes.items()):
@@ -287,7 +287,7 @@ class _Document:
                 rows[process, row] = f"slot {row}" if row != WEIGHTS_ROW else "weights"
             elif process >= LEARNER:
                 rows[process, row] = "work"
-            elif process in (REWARDS, ROLLOUTS):
+            elif process in (REWARDS, ENVIRONMENTS):
                 rows[process, row] = f"worker {row}"
         for (process, row), name in sorted(rows.items()):
             yield _name("thread_name", process, row, name=name)

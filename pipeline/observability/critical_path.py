@@ -2,7 +2,7 @@
 
 The coordinator acts only when it hears something, so every moment of a step has a
 cause: an answer was waited for, which an order had asked for, which an earlier answer
-had brought about. A `Link` is one wait of that chain and knows the one before it.
+had brought about. A `Link` is one wait of that chain and knows the one before it. Pure.
 """
 
 from __future__ import annotations

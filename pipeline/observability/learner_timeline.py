@@ -1,6 +1,6 @@
 """Records what learner ranks did, and why each piece of work began when it did.
 
-Works are appended to the list that is given: the open step's.
+Works are appended to the list that is given: the open step's. Pure.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pure. Costs the same with 65,536 open groups as with a hundred: counts are those
 that the group index, the engine pool and the queue keep anyway, and waits are looked for in
 the oldest groups only. What the coordinator does not know (peers, reward
-workers, the clock on the wall) is filled in by `pipeline.stage.status_feed`.
+workers, the clock on the wall) is filled in by `pipeline.stage.status_feed`. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_WAITS = 12
 """Waits that are shown."""
 MOST_MEMBERS = 512
 """Members of each stage whose waits are looked at: with 65,536 open groups of 12 the whole of
-`run_status` then takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
+`run_status` takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
 the order in which they came, so the oldest wait longest."""
 _OF_A_STEP = (
     "step",

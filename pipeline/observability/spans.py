@@ -1,6 +1,6 @@
 """The pieces that a run's time is made of, step by step; all times are the stage's clock, seconds.
 
-`timeline` makes them, `timing` makes figures of them, `trace` a viewer's file.
+`timeline` makes them, `timing` makes figures of them, `trace` a viewer's file. Pure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RewardCall(msgspec.Struct, kw_only=True):
 
 
 class EnvironmentCall(msgspec.Struct, kw_only=True):
-    """A rollout that was asked what follows a turn."""
+    """An environment that was asked what follows a turn."""
 
     trajectory: int
     kind: str  # train | eval
@@ -164,6 +164,6 @@ def scoring_link(scoring: RewardCall) -> Link:
 def environment_call_link(calling: EnvironmentCall) -> Link:
     """Links from the question what follows a turn to its answer."""
     who = f"trajectory {calling.trajectory}, turn {calling.turn + 1}"
-    link = follow(calling.link, "rollouts", "waiting for a worker", calling.begun, who)
-    link = follow(link, "rollouts", "asking the rollout", calling.ended, who)
+    link = follow(calling.link, "environments", "waiting for a worker", calling.begun, who)
+    link = follow(link, "environments", "asking the environment", calling.ended, who)
     return follow(link, "stage", "what follows on its way", calling.heard, who)

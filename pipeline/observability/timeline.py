@@ -3,7 +3,7 @@
 Hears every event with the commands that answered it, and what peers say of their own
 work; gives a `StepRecord` when a step has ended. Everything else that is told of time
 is made of those: figures (`timing`), a viewer's file (`trace`). Pure; the same for a
-real run and a simulated one, whose engines and learner stamp nothing themselves.
+real run and a simulated one, whose engines and learner stamp nothing themselves. Pure.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Timeline:
             Generate: self._place,
             LoadWeights: self._serve,
             RequestReward: self._judge,
-            CallEnvironment: self._ask_rollout,
+            CallEnvironment: self._call_environment,
             CancelEnvironmentCall: lambda c: self._callings.pop(c.trajectory, None),
             CancelReward: lambda c: self._unjudged(c.trajectory),
             TrainGroup: self._train,
@@ -267,7 +267,7 @@ class Timeline:
             link=self._why((trajectory,)),
         )
 
-    def _ask_rollout(self, command: CallEnvironment) -> None:
+    def _call_environment(self, command: CallEnvironment) -> None:
         trajectory = command.trajectory
         self._callings[trajectory] = EnvironmentCall(
             trajectory=trajectory,

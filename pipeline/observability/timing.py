@@ -31,8 +31,8 @@ MEANINGS = {
     "decision_s": "an event at the stage to its commands sent, where something was decided",
     "reward_wait_s": "a reward asked to begun",
     "reward_s": "a reward begun to ended",
-    "turn_wait_s": "a turn that is over, told to the rollout, to begun (rollout)",
-    "turn_s": "a rollout's answer begun to ended (rollout)",
+    "turn_wait_s": "a turn that is over, told to the environment, to begun (environment)",
+    "turn_s": "an environment's answer begun to ended (environment)",
     "group_s": "a group's first candidate queued to the group's going to the learner",
     "learner_wait_s": "a group at the rank to its pass",
     "last_token_to_trained_s": "a group's last token heard to its gradient heard",
@@ -154,7 +154,7 @@ def lives_by_length(
     if not mine:
         return []
     taken = {t: h for h in handovers for t in h.trajectories}
-    asked_s: dict[int, float] = {}  # of its rollout
+    asked_s: dict[int, float] = {}  # of its environment
     for calling in callings:
         seconds = max(0.0, calling.heard - calling.asked)
         asked_s[calling.trajectory] = asked_s.get(calling.trajectory, 0.0) + seconds
@@ -198,7 +198,7 @@ def _add_phases(
         add("decoding", first, last)
         add("tokens to the stage", last, leg.heard)
     if asked_s:
-        add("waiting for the rollout", 0.0, asked_s)
+        add("waiting for the environment", 0.0, asked_s)
     if handover is not None:
         begun = handover.begun or handover.sent
         add("waiting for its group", max(leg.heard for leg in legs), handover.sent)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pipeline.config.schema import Config, Metrics
+from pipeline.config.schema import Config, MetricsConfig
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
 from pipeline.system.run_folder import RunFolder
@@ -81,7 +81,7 @@ def flat_metrics(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float
     return numbers
 
 
-def tracker_complaints(section: Metrics) -> Iterator[str]:
+def tracker_complaints(section: MetricsConfig) -> Iterator[str]:
     """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():

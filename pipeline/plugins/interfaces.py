@@ -9,9 +9,10 @@ checkpoints; a plug-in without them is taken to have none.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from pipeline.plugins.actions import (
     Advantages,
@@ -23,6 +24,7 @@ from pipeline.plugins.actions import (
     Plan,
     Score,
 )
+from pipeline.plugins.ranges import NonNegativeInt, PositiveInt
 from pipeline.plugins.views import (
     BatchView,
     BudgetView,
@@ -35,12 +37,16 @@ from pipeline.plugins.views import (
     Turn,
 )
 
+_STOP = "not empty: an empty text would end every turn at its first token"
+_TURNS = "at least 1; `environment: single` has no calls"
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every plug-in's options: fields with a default and a docstring each."""
+    """Base of every plug-in's options: fields with a type that says the range
+    (`pipeline.plugins.ranges`), a default and a docstring each."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        """Complaints that types cannot express, 'option is X, but ...'; empty: fine."""
+        """Complaints that no field's type can express, 'option is X, but ...'; empty: fine."""
         return iter(())
 
 
@@ -139,7 +145,7 @@ class Reward(Protocol):
     def score(self, sample: Sampled) -> float | Score: ...
 
 
-class Rollout(Protocol):
+class Environment(Protocol):
     """Asked when a turn of the model is over. May be async. A class with a true `idle` is never
     asked: responses are of one turn, and no worker process starts."""
 
@@ -149,79 +155,45 @@ class Rollout(Protocol):
         ...
 
 
+class WorkerSettings(Protocol):
+    """What an option may have to agree with in the section `workers`."""
+
+    @property
+    def limit_s(self) -> float: ...
+
+    @property
+    def env(self) -> tuple[str, ...]: ...
+
+
 class WorkerOptions(Options, frozen=True, kw_only=True):
-    """Options of every plug-in that runs in worker processes: they guard these."""
+    """Options of every plug-in that runs in worker processes, which `workers` guards."""
 
-    limit_s: float = 10.0
-    """Seconds one call may take; then its worker is killed and the call has failed."""
-    workers: int = 1
-    """Worker processes; each has one call at a time."""
-    fail_share: float = 0.2
-    """Stop the run when more than this share of the last 50 calls failed."""
-    memory_gib: float = 8.0
-    """Address space of a worker, GiB; more is a MemoryError. 0: no limit."""
-    cpu_s: float = 60.0
-    """CPU seconds of one call, over all threads; then its worker is killed. 0: no limit."""
-    file_mib: float = 100.0
-    """Longest file that a worker may write, MiB; 0: no limit."""
-    open_files: int = 256
-    """Files that a worker may have open at once; 0: no limit."""
-    processes: int = 64
-    """Processes that a worker and what it has started may be at once; then they are all killed.
-    0: no limit."""
-    env: tuple[str, ...] = ()
-    """Variables that workers see although they look like secrets: names with KEY, TOKEN, SECRET
-    and the like, and values with a login in them, are taken out of their environment."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if not self.limit_s > 0:
-            yield f"limit_s is {self.limit_s}, expected above 0"
-        if self.workers < 1:
-            yield f"workers is {self.workers}, expected at least 1"
-        if not 0 <= self.fail_share <= 1:
-            yield f"fail_share is {self.fail_share}, expected from 0 to 1"
-        least = {"memory_gib": 0.25, "cpu_s": 1, "file_mib": 0, "open_files": 16, "processes": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value < low and value != 0:
-                yield f"{name} is {value}, expected at least {low}, or 0 for no limit"
+    def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
+        """Complaints about options that do not fit the section `workers`, as of `problems`."""
+        return iter(())
 
 
 class RewardOptions(WorkerOptions, frozen=True, kw_only=True):
     """Options that every reward has."""
 
-    batch: int = 1
-    """Responses that are given to one call, if so many wait; `limit_s` and `cpu_s` are of the
-    whole call. If it fails as a whole, each is asked about alone."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if self.batch < 1:
-            yield f"batch is {self.batch}, expected at least 1"
+    batch: PositiveInt = 1
+    """Responses that are given to one call, if so many wait; `workers.limit_s` and `cpu_s` are of
+    the whole call. If it fails as a whole, each is asked about alone."""
 
 
-class RolloutOptions(WorkerOptions, frozen=True, kw_only=True):
-    """Options that every rollout has, but `single`."""
+class EnvironmentOptions(WorkerOptions, frozen=True, kw_only=True):
+    """Options that every environment has, but `single`."""
 
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Meta(min_length=1, description=_STOP)], ...] = ()
     """Texts that end a turn, beside the model's own stop tokens; they stay in the response."""
-    turns: int = 8
+    turns: Annotated[int, Meta(ge=1, description=_TURNS)] = 8
     """Calls for one response at most; a turn that ends after them ends the response."""
-    turn_tokens: int = 0
+    turn_tokens: NonNegativeInt = 0
     """Tokens that one turn may sample; 0: what `sampling.max_tokens` leaves. That limit is of
     the whole response, appended tokens included."""
     failure_text: str = ""
     """Appended when a call fails or takes too long, and the model continues; empty: the response
     is missing from its group, as one whose reward failed."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if "" in self.stop:
-            yield "stop holds an empty text, which would end every turn at its first token"
-        if self.turns < 1:
-            yield f"turns is {self.turns}, expected at least 1; `rollout: single` has no calls"
-        if self.turn_tokens < 0:
-            yield f"turn_tokens is {self.turn_tokens}, expected at least 1, or 0 for no limit"
 
 
 class Stateless:

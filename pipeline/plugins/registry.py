@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 from pipeline.plugins.interfaces import Options
 
 PACKAGES = {
-    "prompts": "pipeline.plugins.prompt_orders",
+    "prompt_order": "pipeline.plugins.prompt_orders",
     "budget": "pipeline.plugins.budgets",
     "selector": "pipeline.plugins.selectors",
     "batch": "pipeline.plugins.batch_rules",
-    "rollout": "pipeline.plugins.environments",
+    "environment": "pipeline.plugins.environments",
     "reward": "pipeline.plugins.rewards",
     "advantage": "pipeline.plugins.advantages",
     "loss": "learner.losses",
@@ -36,11 +36,11 @@ PACKAGES = {
 """kind -> where the built-in plug-ins lie; also the list of kinds."""
 
 ENTRY_POINTS = {
-    "prompts": "darts.prompts",
+    "prompt_order": "darts.prompt_orders",
     "budget": "darts.budgets",
     "selector": "darts.selectors",
-    "batch": "darts.batches",
-    "rollout": "darts.rollouts",
+    "batch": "darts.batch_rules",
+    "environment": "darts.environments",
     "reward": "darts.rewards",
     "advantage": "darts.advantages",
     "loss": "darts.losses",
@@ -131,11 +131,11 @@ def find_plugin(kind: str, name: str) -> type[Any]:
 
 
 _METHODS: dict[str, tuple[str, ...]] = {
-    "prompts": ("plan", "ended"),
+    "prompt_order": ("plan", "ended"),
     "budget": ("allocate", "top_up"),
     "selector": ("decide",),
     "batch": ("decide",),
-    "rollout": ("turn",),
+    "environment": ("turn",),
     "reward": ("score",),
     "advantage": ("advantages",),
     "loss": ("loss",),

@@ -7,14 +7,26 @@ order of arrival in which they are written. Used by darts' own tests.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
+from pipeline.plugins.interfaces import Options
+from pipeline.plugins.ranges import broken
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
 
 __all__ = ["Recent", "group_of", "illegal", "outcomes_of", "sample_of"]
+
+
+def option_problems(options: type[Options], group_size: int = 8, **given: Any) -> list[str]:
+    """Complaints about these options, as a configuration that is loaded has them: of each that is
+    out of its range, or else those of `problems`."""
+    types = {field.name: field.type for field in msgspec.structs.fields(options)}
+    rules = {name: broken(value, types[name]) for name, value in given.items()}
+    found = [f"{name}: found {given[name]!r}, {rule}" for name, rule in rules.items() if rule]
+    return found or list(msgspec.convert(given, options).problems(group_size))
 
 
 class Recent(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
-"""What goes wrong in virtual time, and what a launcher does about it.
+"""Faults in virtual time, and what a launcher does about them.
 
 The faults are those of a plan (`plans`). Frames are lost, doubled or late; engines die, come
 back, grow slow, refuse weights or prove wrong ones; rewards fail; losses and steps are not
-finite; the learner or the stage dies, and the run goes on from its last checkpoint. Engines,
-rewards, learner and disk may also stop to answer, and nobody says so.
+finite; the learner or the stage dies, and the run resumes from its last checkpoint. Engines,
+rewards, learner and disk may also stop answering without a word.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pipeline.simulation.workload import Workload
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the launcher does."""
+    """Rules of the launcher."""
 
     detect_s: float = 0.4  # from a death to its notice
     back_s: float = 0.3  # from the notice to the new process
@@ -56,7 +56,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """What outlives the stage: the newest checkpoint, and what had been counted at it."""
+    """State that outlives the stage: the newest checkpoint, and the counts at it."""
 
     saved: snapshot.Snapshot | None = None
     trained: Counter[int] = msgspec.field(default_factory=Counter[int])
@@ -97,7 +97,7 @@ class Faulty(Simulation):
                 self.at(fault.at, self._strike, fault)
 
     def start(self) -> None:
-        """From the newest checkpoint, or from nothing."""
+        """Start from the newest checkpoint, or from nothing."""
         saved = self._memory.saved
         asked = []
         if saved is not None:
@@ -172,7 +172,7 @@ class Faulty(Simulation):
                     self.engines[name].forget(self.now)
                     self._await(self.engines[name])
             case What.LEARNER_HANGS:
-                self.learners.clear()  # its ranks hear nothing, and nobody says that they died
+                self.learners.clear()  # its ranks hear nothing, and their death is not reported
             case What.LEARNER_DIES:
                 self.learners.clear()
                 self.soon(self.tell, LearnerLost(rank=0, why="killed"))
@@ -193,7 +193,7 @@ class Faulty(Simulation):
                 self._armed[fault.what, ""] += 1
 
     def _struck(self, what: What, name: str = "") -> bool:
-        """Whether such a fault waits for this moment; it is used up."""
+        """Returns True if such a fault is planned for this moment; it is used up."""
         if self._armed[what, name] < 1:
             return False
         self._armed[what, name] -= 1
@@ -322,7 +322,7 @@ class Faulty(Simulation):
 
     @property
     def excused(self) -> bool:
-        """Whether the run's last words name something that has happened to it."""
+        """True if the run's error names something that has happened to it."""
         error = self.over.error if self.over is not None else self.fallen
         reasons = {
             "(engine.restarts)": {What.ENGINE_DIES, *DISTRUST},

@@ -53,7 +53,7 @@ SHORT = Timeouts(
     load_s=4.0,
     abort_s=2.0,
     sampling_s=3.0,
-    still_s=2.5,
+    no_token_s=2.5,
     reward_s=3.0,
     learner_s=8.0,
     checkpoint_s=2.0,
@@ -111,7 +111,7 @@ def world(seed: int, mode: Mode) -> World:
         eval_samples=2,
         checkpoint_every=rng.choice((0, 1, 1, 2)),
         stop_tokens=frozenset({_STOP}),
-        warn_s=2.0,
+        log_wait_s=2.0,
         gap_limit=1e-3,
         max_staleness=stale,
         stale=rng.choice(("wait", "drop")),
@@ -183,14 +183,14 @@ def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], 
         ("length_variance", {"mean": 1.5}),
     ]
     prompts = drawn(
-        "prompts", ("shuffled", {}), ("sequential", {}), ("tail_batching", {}), seed=seed
+        "prompt_order", ("shuffled", {}), ("sequential", {}), ("tail_batching", {}), seed=seed
     )
     budget, selector = drawn("budget", *budgets), drawn("selector", *selectors)
     quorum = {"share": 0.5, "size": min(2, settings.size)}
     batch = drawn("batch", ("fifo", {}), ("quorum", quorum))
     advantage = drawn("advantage", ("grpo", {}), ("grpo", {"drop_equal": True}))
     return lambda: Plugins(
-        prompts=prompts(),
+        prompt_order=prompts(),
         budget=budget(),
         selector=selector(),
         batch=batch(),

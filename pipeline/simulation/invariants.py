@@ -54,7 +54,9 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
         judged = member.id in coordinator.group_manager.awaiting_reward
         _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
     environment_calls = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
-    _hold(environment_calls == core.environment_calls.keys(), "a rollout is waited for, or not")
+    _hold(
+        environment_calls == core.environment_calls.keys(), "an environment is waited for, or not"
+    )
     _hold(
         coordinator.group_manager.awaiting_reward.keys() <= core.trajectories.keys(),
         "a reward is left behind",

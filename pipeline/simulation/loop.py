@@ -1,8 +1,6 @@
-"""The loop: a heap of moments, the real coordinator, and models around it.
+"""Runs the real coordinator in virtual time: a heap of moments, and models around it.
 
-Every message takes `delay_s` in each direction and keeps its order. The loop carries
-commands out and tells events; it decides nothing.
-"""
+Every message takes `delay_s` in each direction and keeps its order. The loop decides nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload
 
 _PATIENCE_S = 4.0
-"""Beyond `watch.warn_s`, until which engines that load are waited for."""
+"""Beyond `timeouts.log_wait_s`, until which engines that load are waited for."""
 
 
 class StandsStill(Exception):
@@ -115,11 +113,11 @@ class Simulation:
         heapq.heappush(self._moments, (max(when, self.now), self._serial, what, arguments))
 
     def soon(self, what: Callable[..., None], *arguments: Any) -> None:
-        """After a message's delay."""
+        """Schedule a call after a message's delay."""
         self.at(self.now + self.machines.delay_s, what, *arguments)
 
     def run(self, seconds: float | None = None) -> Simulation:
-        """To the end, or until `seconds` of virtual time. May be called again to go on.
+        """Runs to the end, or until `seconds` of virtual time; may be called again to continue.
 
         Raises StandsStill, and PluginFault as the coordinator does.
         """
@@ -175,12 +173,12 @@ class Simulation:
         self.at(self.now + self.machines.tick_s, self._tick)
         self._quiet = 0 if self.pending or self.over else self._quiet + 1
         settings = self.coordinator.core.settings
-        quiet_s = self._quiet * self.machines.tick_s - settings.warn_s - _PATIENCE_S
+        quiet_s = self._quiet * self.machines.tick_s - settings.log_wait_s - _PATIENCE_S
         if quiet_s > 0:
             found = self.coordinator.waits.find()
             if quiet_s < longest_s((wait.kind for wait in found), settings.limits):
                 return  # the watchdog may end it
-            what = found[0].what if found else f"nobody, {self.coordinator.run.phase}"
+            what = found[0].what if found else f"an unknown cause, {self.coordinator.run.phase}"
             raise StandsStill(f"waits for what nothing can end: {what}")
 
     def _carry_out(self, command: AnyCommand) -> None:

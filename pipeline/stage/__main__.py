@@ -32,7 +32,7 @@ from pipeline.observability import trackers
 from pipeline.observability.recorder import Records
 from pipeline.plugins.registry import PluginError
 from pipeline.stage import build
-from pipeline.stage.environment_calls import pool as rollout_pool
+from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
@@ -125,10 +125,12 @@ async def serve(args: argparse.Namespace) -> str:
     pipe = ControlPipe(args.control)
     parts = assemble(args, run)
     async with contextlib.AsyncExitStack() as workers:
-        pool = await workers.enter_async_context(RewardPool(parts.config.reward))
-        rollouts = rollout_pool(parts.config)
-        if rollouts is not None:
-            await workers.enter_async_context(rollouts)
+        pool = await workers.enter_async_context(
+            RewardPool(parts.config.reward, parts.config.workers)
+        )
+        environments = environment_pool(parts.config)
+        if environments is not None:
+            await workers.enter_async_context(environments)
         saved = None
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
@@ -136,7 +138,7 @@ async def serve(args: argparse.Namespace) -> str:
             Records.truncate_files(run, saved[1]["records"])
         parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
         parts.server.open()
-        stage = StageProcess(parts, pool, pipe.say, rollouts)
+        stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
         for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""Who comes in: a join is checked, refused with a reason, or welcomed."""
+"""Validates join requests; admits the peer or refuses it with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.coordinator.events import EngineJoined, LearnerJoined
 from pipeline.stage.build import Parts
 from pipeline.stage.outbox import Outbox
-from pipeline.stage.peers import MOST_PEERS, Peer, Peers, complaint
+from pipeline.stage.peers import MOST_PEERS, Peer, PeerEvent, Peers, PeerState, complaint
 from pipeline.stage.translate import engine_joined
 from pipeline.wire.messages import Join, Refused, TokenBatch, Welcome
 
@@ -17,7 +17,10 @@ log = logging.getLogger("stage")
 
 
 class Admission:
-    """`lose(peer, why)`: its name belongs to a new process; `say`: to the launcher."""
+    """Args:
+    lose: called with a peer and a reason when its name belongs to a new process.
+    say: sends a line to the launcher.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Admission:
         self._lose, self._say = lose, say
 
     def enter(self, identity: bytes, join: Join, now: float) -> EngineJoined | LearnerJoined | None:
-        """Who has come in just now; None if it was in already, is refused or gone."""
+        """Returns the event of a new peer; None if it was in already, is refused or gone."""
         peer = self._peers.by_identity.get(identity) or self._admit(identity, join, now)
         if peer is None:
             return None
@@ -42,9 +45,9 @@ class Admission:
             weights_directory=str(self._parts.weights),
         )
         self._outbox.send(peer, welcome)
-        if peer.activity != "joined" or identity not in self._peers.by_identity:
+        if peer.state is not PeerState.CONNECTED:
             return None  # a repeated join of a peer that is at work, or one that is gone again
-        peer.activity = "welcomed"
+        peer.advance(PeerEvent.WELCOME)
         engine = join.role == "engine"
         return engine_joined(join, peer.epoch) if engine else LearnerJoined(rank=join.rank)
 
@@ -71,7 +74,7 @@ class Admission:
         return self._peers.named(name) if self._parts.server.admits(key, "engine", name) else None
 
     def objection(self, key: str, header: TokenBatch) -> str:
-        """Why a frame of tokens is not let in, whatever is in it; '' if it is."""
+        """Returns why a frame of tokens is refused, whatever is in it; '' if it is not."""
         if not self._parts.server.admits(key, "engine", header.engine):
             return f"its key is not that of {header.engine}"
         if header.incarnation != self._parts.incarnation:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.load import plugin_class, rollout_options
-from pipeline.config.schema import Config, LearnerSection
+from pipeline.config.load import environment_options, plugin_class
+from pipeline.config.schema import Config, LearnerConfig
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -46,7 +46,7 @@ class Parts:
     @property
     def silence_s(self) -> dict[str, float]:
         """Seconds a peer may be silent, by role: a cut link loses no learner rank at once."""
-        lost_s, nodes = self.config.watch.lost_s, self.config.nodes
+        lost_s, nodes = self.config.timeouts.heartbeat_s, self.config.nodes
         patience_s = max(nodes.patience_s, lost_s) if self.server.far else lost_s
         return {"engine": lost_s, "learner": patience_s}
 
@@ -69,7 +69,7 @@ def coordinator_settings(
 ) -> Settings:
     """The coordinator's part of the configuration, for so many prompts to train on."""
     exact = config.engine.dtype == config.learner.dtype == "float32"
-    options = rollout_options(config)
+    options = environment_options(config)
     return Settings(
         seed=config.seed,
         steps=config.step.count,
@@ -93,7 +93,7 @@ def coordinator_settings(
         eval_best=config.eval.best,
         checkpoint_every=config.checkpoint.every,
         stop_tokens=stop_tokens,
-        warn_s=config.watch.warn_s,
+        log_wait_s=config.timeouts.log_wait_s,
         limits=limits(config),
         gap_limit=GAP_LIMIT_FLOAT32 if exact else GAP_LIMIT_ROUNDED,
         knee=config.engine.knee,
@@ -108,24 +108,22 @@ def coordinator_settings(
 
 def limits(config: Config) -> Timeouts:
     """Returns how long each kind of wait may last."""
-    watch, (_, options) = config.watch, plugin_class("reward", config.reward)
-    guards = options if isinstance(options, RewardOptions) else RewardOptions()
-    rollout = rollout_options(config)
-    call_s = max(guards.limit_s, rollout.limit_s if rollout else 0.0)
+    timeouts, (_, options) = config.timeouts, plugin_class("reward", config.reward)
+    batch = options.batch if isinstance(options, RewardOptions) else 1
     return Timeouts(
-        join_s=watch.join_s,
-        load_s=watch.load_s,
-        abort_s=watch.abort_s,
-        sampling_s=watch.sampling_s,
-        still_s=watch.still_s,
+        join_s=timeouts.join_s,
+        load_s=timeouts.load_s,
+        abort_s=timeouts.abort_s,
+        sampling_s=timeouts.sampling_s,
+        no_token_s=timeouts.no_token_s,
         # A call whose worker dies is tried again, a batch that fails response by response.
-        reward_s=watch.reward_s + (1 + guards.batch) * call_s,
-        learner_s=watch.learner_s,
-        checkpoint_s=watch.checkpoint_s,
+        reward_s=timeouts.reward_s + (1 + batch) * config.workers.limit_s,
+        learner_s=timeouts.learner_s,
+        checkpoint_s=timeouts.checkpoint_s,
     )
 
 
-def streams_logprobs(section: LearnerSection) -> bool:
+def streams_logprobs(section: LearnerConfig) -> bool:
     """Returns True if old or reference logprobs are computed from streamed tokens."""
     several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
     return section.overlap == "token" and (several or bool(section.reference))
@@ -139,7 +137,7 @@ def build_plugins(config: Config) -> Plugins:
         return cls(options, **extra)
 
     return Plugins(
-        prompts=make("prompts", seed=config.seed),
+        prompt_order=make("prompt_order", seed=config.seed),
         budget=make("budget"),
         selector=make("selector"),
         batch=make("batch"),
@@ -151,7 +149,7 @@ def coordinator(
     config: Config, tokenizer: Tokenizer, train: Dataset, held_out: HeldOut
 ) -> Coordinator:
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants,
-    PluginError if the model has no tokens for what a rollout may append."""
+    PluginError if the model has no tokens for what an environment may append."""
     check_answers(config, train, held_out.data)
     _check_failure_text(config, tokenizer)
     lengths = [len(item.tokens) // 4 for item in train.items]
@@ -169,14 +167,14 @@ def coordinator(
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:
-    options = rollout_options(config)
+    options = environment_options(config)
     text = options.failure_text if options else ""
     try:
         tokenizer.encode(text)
     except ValueError as error:
         raise registry.PluginError(
-            f"rollout.{config.rollout.name}.failure_text: found {text!r:.80}, which {error}; take "
-            "characters that the model's tokenizer has"
+            f"environment.{config.environment.name}.failure_text: found {text!r:.80}, which "
+            f"{error}; take characters that the model's tokenizer has"
         ) from error
 
 

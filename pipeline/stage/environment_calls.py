@@ -1,4 +1,4 @@
-"""Turns that are over become text, and the rollout's answer tokens, beside the reward workers."""
+"""Decodes a finished turn, calls the environment in a worker process and tokenizes its reply."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.config.load import rollout_options
+from pipeline.config.load import environment_options
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import CallEnvironment, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.plugins.interfaces import RolloutOptions
+from pipeline.plugins.interfaces import EnvironmentOptions
 from pipeline.plugins.views import Turn
 from pipeline.wire.messages import ints
 from pipeline.workers.pool import Followed, RewardFailed, WorkerPool
@@ -24,9 +24,9 @@ log = logging.getLogger("stage")
 
 
 class EnvironmentPool(WorkerPool):
-    """Asks one rollout, in processes of its own."""
+    """Asks one environment, in processes of its own."""
 
-    kind: ClassVar[str] = "rollout"
+    kind: ClassVar[str] = "environment"
 
     async def turn(self, turn: Turn, trajectory: int) -> Followed:
         """Returns what follows. Raises RewardFailed; CancelledError after `cancel`."""
@@ -41,7 +41,9 @@ def pool(config: Config) -> EnvironmentPool | None:
 
     Raises PluginError if the plug-in is not found.
     """
-    return None if rollout_options(config) is None else EnvironmentPool(config.rollout)
+    if environment_options(config) is None:
+        return None
+    return EnvironmentPool(config.environment, config.workers)
 
 
 class EnvironmentCalls:
@@ -58,7 +60,7 @@ class EnvironmentCalls:
         tokenizer: Tokenizer,
         data: dict[str, Dataset],
         answer: Callable[[TurnAnswered | TurnFailed | Halt], None],
-        options: RolloutOptions | None,
+        options: EnvironmentOptions | None,
     ) -> None:
         self._workers, self._tokenizer, self._data = workers, tokenizer, data
         self._answer = answer
@@ -89,20 +91,20 @@ class EnvironmentCalls:
             del self._tasks[trajectory]
 
     async def _ask(self, command: CallEnvironment) -> None:
-        assert self._workers is not None, "a question without a rollout"
+        assert self._workers is not None, "a question without an environment"
         trajectory, turn = command.trajectory, command.turn
         try:
             found = await self._workers.turn(self._turn(command), trajectory)
             tokens = self._tokens(found.follows)
         except RewardFailed as failure:
             log.warning(
-                "rollout, trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback
+                "environment, trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback
             )
             self._failed(command, failure.why)
             if self._workers.verdict is not None:
                 self._answer(Halt(error=self._workers.verdict))
         except Exception as error:  # not of the user's code: still no silence
-            log.exception("rollout, trajectory %d", trajectory)
+            log.exception("environment, trajectory %d", trajectory)
             self._failed(command, repr(error))
         else:
             self._answer(

@@ -1,4 +1,4 @@
-"""Who is connected to the stage, and whether it lives and moves.
+"""Peers that are connected to the stage, and whether they live and move.
 
 Two clocks: *alive*, the heartbeat of a thread, and *progress*, a counter that
 the working loop moves, allowed to stand still for a budget that the sender
@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
+from pipeline.coordinator.groups import IllegalTransition
 from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.stage.rejected_frames import RejectedFrames
 from pipeline.wire.clock_sync import PeerClock, boot_id
@@ -19,6 +21,29 @@ from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 MOST_PEERS = 4096
 """Connected at once; more are refused."""
 _OF_A_RANK = re.compile(r"l\d+")
+
+
+class PeerState(StrEnum):
+    """States of a peer. They are ours alone: nothing that it sends is taken for one."""
+
+    CONNECTED = "connected"  # its join was accepted
+    WELCOMED = "welcomed"  # the coordinator knows of it
+    GONE = "gone"
+
+
+class PeerEvent(StrEnum):
+    WELCOME = "welcome"
+    LEAVE = "leave"
+
+
+PEER_TRANSITIONS: dict[PeerState, dict[PeerEvent, PeerState]] = {
+    PeerState.CONNECTED: {
+        PeerEvent.WELCOME: PeerState.WELCOMED,
+        PeerEvent.LEAVE: PeerState.GONE,
+    },
+    PeerState.WELCOMED: {PeerEvent.LEAVE: PeerState.GONE},
+    PeerState.GONE: {},
+}
 
 
 @dataclass(slots=True)
@@ -31,13 +56,23 @@ class Peer:
     heard: float
     clock: PeerClock
     progress: int = -1
+    state: PeerState = PeerState.CONNECTED
     moved: float = 0.0
-    activity: str = "joined"
+    activity: str = "joined"  # what it says that it does: for people, no decision rests on it
     budget_s: float = 0.0
 
     @property
     def name(self) -> str:
         return self.join.name
+
+    def advance(self, event: PeerEvent) -> None:
+        """Move along the table. Raises IllegalTransition and changes nothing."""
+        legal = PEER_TRANSITIONS[self.state]
+        if event not in legal:
+            raise IllegalTransition(
+                f"peer {self.name}: {event} while {self.state}; legal: {', '.join(legal) or 'none'}"
+            )
+        self.state = legal[event]
 
 
 class Peers:
@@ -70,7 +105,8 @@ class Peers:
         return peer
 
     def leave(self, peer: Peer) -> None:
-        self.by_identity.pop(peer.identity, None)
+        if self.by_identity.pop(peer.identity, None) is not None:
+            peer.advance(PeerEvent.LEAVE)
         if self._by_name.get(peer.name) is peer:
             del self._by_name[peer.name]
 
@@ -90,19 +126,19 @@ class Peers:
         return [p for p in self.by_identity.values() if p.budget_s and now - p.moved > p.budget_s]
 
     def extend_deadlines(self, seconds: float) -> None:
-        """The stage was late by so much: nobody else is to blame for it."""
+        """The stage was late by this much: no peer is to blame for it."""
         for peer in self.by_identity.values():
             peer.heard += seconds
             peer.moved += seconds
 
 
 def complaint(join: Join, ranks: int, vocabulary: int, resumed_step: int, longest: int = 0) -> str:
-    """Why this process cannot take part in the run; '' if it can.
+    """Returns why this process cannot take part in the run; '' if it can.
 
     Args:
         ranks: learner ranks of the run.
         vocabulary: rows of the model's embedding.
-        resumed_step: step of the checkpoint that the run goes on from, -1 for none.
+        resumed_step: step of the checkpoint that the run resumes from, -1 for none.
         longest: tokens of the longest prompt and sampling.max_tokens together.
     """
     if join.protocol != PROTOCOL:

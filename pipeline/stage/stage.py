@@ -3,7 +3,7 @@
 Makes events of messages and messages of commands; decides nothing itself. It
 holds the data set and adds prompts where the coordinator names them by number.
 The launcher, which owns the processes, is reached over a pipe of JSON lines;
-without one (torchrun), a peer that has to be restarted is told to end.
+without one (torchrun), a peer that has to be restarted is asked to end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
-from pipeline.config.load import rollout_options
+from pipeline.config.load import environment_options
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
@@ -68,7 +68,7 @@ class StageProcess:
         parts: Parts,
         pool: RewardPool,
         tell_launcher: Callable[[dict[str, Any]], None],
-        rollouts: EnvironmentPool | None = None,
+        environments: EnvironmentPool | None = None,
     ) -> None:
         self.parts, self._tell_launcher = parts, tell_launcher
         self.coordinator = parts.coordinator
@@ -84,8 +84,8 @@ class StageProcess:
         self._records = Records(
             parts.run,
             parts.resumed_step,
-            self._config.watch.trace_steps,
-            timed=self._config.watch.timing,
+            self._config.metrics.trace_steps,
+            timed=self._config.metrics.timing,
             reward_workers=pool.workers,
             trackers=parts.trackers,
         )
@@ -106,9 +106,9 @@ class StageProcess:
         self._reward_requests = RewardRequests(
             pool, parts.tokenizer, parts.data, answer=self.tell, show=show
         )
-        options = rollout_options(self._config)
+        options = environment_options(self._config)
         self._environment_calls = EnvironmentCalls(
-            rollouts, parts.tokenizer, parts.data, self.tell, options
+            environments, parts.tokenizer, parts.data, self.tell, options
         )
         self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
         self._over = asyncio.Event()
@@ -223,19 +223,19 @@ class StageProcess:
                     self._records.record_event(now, heard, commands, time.monotonic())
         except PluginFault as fault:
             self._fail(str(fault), fault)
-        except Exception as failure:  # from whichever task: nobody else would hear of it
+        except Exception as failure:  # of any task: it would be lost otherwise
             self._fail(f"the stage failed: {failure!r}", failure)
         finally:
             self._handling = False
 
     def _fail(self, error: str, cause: BaseException | None) -> None:
-        """The run cannot go on; its last checkpoint is good."""
+        """The run ends here; its last checkpoint is good."""
         log.error("%s", error, exc_info=cause)
         self.error = error
         self._over.set()
 
     def _carry_out_all(self, commands: list[AnyCommand]) -> None:
-        """In order; what goes to one peer in many pieces travels together."""
+        """Carry out commands in order; what goes to one peer in many pieces travels together."""
         gather = CommandBatch(self.parts.data, self._config.sampling.temperature)
         others = [command for command in commands if not gather.add(command)]
         gather.send_hints(self._outbox)
@@ -309,7 +309,7 @@ class StageProcess:
             return
         peer = self._peers.by_identity.get(identity)
         if peer is None:
-            return  # of a peer that was lost; it has been told to end
+            return  # of a peer that was lost and has been asked to end
         peer.heard = now
         weights, newest = str(self.parts.weights), self.coordinator.core.version
         if why := translate.role_violation(peer.join, message, weights, newest):

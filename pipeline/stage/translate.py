@@ -1,4 +1,4 @@
-"""Messages become events, commands become messages: pure, one way each."""
+"""Messages become events, and commands become messages. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
 
 
 def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> str:
-    """Why this peer cannot mean this message; '' if it can.
+    """Returns why this peer may not send this message; '' if it may.
 
     Args:
         weights: the directory that weights are published in.
@@ -72,7 +72,7 @@ def engine_joined(join: Join, epoch: int) -> EngineJoined:
 
 
 def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
-    """What a peer's message means to the coordinator.
+    """Makes the coordinator's event of a peer's message.
 
     Raises WireError for one that means nothing to it (joins, heartbeats).
     """
@@ -100,7 +100,7 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Figures for people: one that is no number is left out."""
+    """Leaves out metrics that are no numbers."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -122,7 +122,7 @@ def tokens_event(
 
 
 def _past(moment: float, now: float) -> float:
-    """Nothing that is told of lies ahead, or before the clock's zero: so far a peer is believed."""
+    """Clamps a peer's timestamp to [0, now]."""
     return min(max(moment, 0.0), now)
 
 
@@ -143,7 +143,7 @@ def to_stage_clock(span: Span, now: float, offset_s: float) -> Span:
 
 
 def transit_s(sent_s: float, came_s: float, now: float, offset_s: float) -> float:
-    """Seconds that a hint was on its way to a peer, by our clock and theirs."""
+    """Seconds that streamed tokens took to a peer, by our clock and theirs."""
     return _past(came_s + offset_s, now) - _past(sent_s, now)
 
 

@@ -1,4 +1,7 @@
-"""Which cores an engine computes on, on a machine without a GPU; the learner takes the others."""
+"""Which cores an engine computes on, on a machine without a GPU; the learner takes the others.
+
+Pure.
+"""
 
 from __future__ import annotations
 

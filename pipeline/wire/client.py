@@ -41,7 +41,7 @@ ORPHAN_S = 120.0
 watches. A launcher's children end with it, whatever their stage does."""
 SILENT_S = 4.0
 """An engine of another machine then takes the connection for cut: sooner than the stage, which
-would tell it to end (`watch.lost_s`)."""
+would tell it to end (`timeouts.heartbeat_s`)."""
 DEAF = 70
 """Exit status of a process that did not hear that it was to end."""
 DEAF_S = 20.0

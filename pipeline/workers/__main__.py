@@ -1,4 +1,4 @@
-"""`python -m pipeline.workers DESCRIPTOR`: a reward or rollout, called again and again.
+"""`python -m pipeline.workers DESCRIPTOR`: a reward or environment, called again and again.
 
 A process of its own, for user code. Told over a socket what to build and what it may use
 (`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
@@ -67,21 +67,21 @@ def _verdict(outcome: Outcome) -> Done | Abstained | Failure:
     return Abstained() if outcome is None else Done(outcome.value, outcome.parts)
 
 
-def _turns(rollout: Any, call: Call) -> Scores:
+def _turns(environment: Any, call: Call) -> Scores:
     begun = time.monotonic()
-    found = [_follows(rollout, Turn(**turn)) for turn in call.samples]
+    found = [_follows(environment, Turn(**turn)) for turn in call.samples]
     return Scores([*found], begun, time.monotonic())
 
 
-def _follows(rollout: Any, turn: Turn) -> Follows | Failure:
+def _follows(environment: Any, turn: Turn) -> Follows | Failure:
     try:
-        return checked(awaited(rollout.turn(turn)))
+        return checked(awaited(environment.turn(turn)))
     except Exception as error:
         return _failure(error)
 
 
 def checked(result: object) -> Follows:
-    """What a rollout returned. Raises TypeError or ValueError if that is no answer."""
+    """What an environment returned. Raises TypeError or ValueError if that is no answer."""
     if result is None:
         return Follows(over=True)
     found = Append(text=result) if isinstance(result, str) else result
@@ -152,7 +152,7 @@ def main() -> None:
         limit_call(setup.limits.cpu_s, time.process_time())
         if isinstance(message, Check):
             found = _check(plugin, message)
-        elif setup.kind == "rollout":
+        elif setup.kind == "environment":
             found = _turns(plugin, message)
         else:
             found = _scores(plugin, message)

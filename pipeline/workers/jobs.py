@@ -32,7 +32,7 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """What a rollout answered, and when its worker began and ended."""
+    """What an environment answered, and when its worker began and ended."""
 
     follows: Follows
     times: tuple[float, float]

@@ -1,5 +1,5 @@
 """Ended trajectories -> scores, by a reward plug-in in worker processes of its own; and the
-pool of workers that rollouts are asked in, too.
+pool of workers that environments are asked in, too.
 
 User code never runs in the stage: what raises, hangs, crashes or answers nonsense
 is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system import temp_dirs
@@ -67,18 +67,18 @@ class WorkerPool:
     """Asks one plug-in of a seam; used from one event loop, as an async context manager.
 
     Args:
-        most: workers, where the options want more; 0: as they say.
+        section: the settings of its workers.
+        most: workers, where the section wants more; 0: as it says.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, plugin: Plugin, most: int = 0) -> None:
+    def __init__(self, plugin: Plugin, section: WorkersConfig, most: int = 0) -> None:
         """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
-        self._plugin = plugin
-        self._options = self._guards(plugin)
-        self.workers = min(self._options.workers, most or self._options.workers)
+        self._plugin, self._section = plugin, section
+        self.workers = min(section.count, most or section.count)
         """Processes that answer."""
-        options = self._options
+        options = self._plugin_options()
         self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.kind}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
@@ -91,13 +91,9 @@ class WorkerPool:
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
-    @classmethod
-    def _guards(cls, plugin: Plugin) -> interfaces.WorkerOptions:
-        found = registry.find_plugin(cls.kind, plugin.name)
-        options = msgspec.convert(plugin.options, registry.options_type(found))
-        if isinstance(options, interfaces.WorkerOptions):
-            return options
-        return interfaces.WorkerOptions()  # a plug-in without options of its own is guarded too
+    def _plugin_options(self) -> interfaces.Options:
+        found = registry.find_plugin(self.kind, self._plugin.name)
+        return msgspec.convert(self._plugin.options, registry.options_type(found))
 
     async def __aenter__(self) -> Self:
         try:
@@ -172,12 +168,12 @@ class WorkerPool:
     def verdict(self) -> str | None:
         """Why the run has to stop: too large a share of the last calls failed. None: go on."""
         called, failed = len(self._ends), sum(self._ends)
-        if called < MIN_CALLS or failed <= self._options.fail_share * called or not self._last:
+        if called < MIN_CALLS or failed <= self._section.fail_share * called or not self._last:
             return None
         trace = f"\n{self._last.traceback}" if self._last.traceback else ""
         return (
             f"{self._who} failed in {failed} of the last {called} calls, over "
-            f"{self.kind}.{self._plugin.name}.fail_share {self._options.fail_share:g}; "
+            f"workers.fail_share {self._section.fail_share:g}; "
             f"last: {self._last.why}{trace}"
         )
 
@@ -247,7 +243,7 @@ class WorkerPool:
             elif isinstance(error, Died):
                 job.fail(_chained(RewardFailed(f"its worker died twice: {error}"), error))
             elif isinstance(error, TimeoutError):
-                why = f"took longer than limit_s {self._options.limit_s:g}"
+                why = f"took longer than workers.limit_s {self._section.limit_s:g}"
                 job.fail(_chained(RewardFailed(why), error))
             elif isinstance(error, RewardFailed):
                 job.fail(error)
@@ -278,7 +274,7 @@ class WorkerPool:
         worker = self._idle.pop() if self._idle else await self._start_one()
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(self._options.limit_s):
+            async with asyncio.timeout(self._section.limit_s):
                 found = await worker.ask(frame)
             if not isinstance(found, Scores) or len(found.found) != len(jobs):
                 raise self._nonsense(found)
@@ -299,12 +295,12 @@ class WorkerPool:
 
     async def _start_one(self) -> WorkerProcess:
         """A worker that has built the plug-in. Raises RewardFailed."""
-        options = self._options
+        section = self._section
         limits = ResourceLimits(
-            memory_gib=options.memory_gib,
-            cpu_s=options.cpu_s,
-            file_mib=options.file_mib,
-            open_files=options.open_files,
+            memory_gib=section.memory_gib,
+            cpu_s=section.cpu_s,
+            file_mib=section.file_mib,
+            open_files=section.open_files,
         )
         try:
             async with asyncio.timeout(WARM_UP_S):
@@ -313,8 +309,8 @@ class WorkerPool:
                     self._plugin,
                     limits,
                     self._directory.name,
-                    options.env,
-                    options.processes,
+                    section.env,
+                    section.processes,
                 )
         except TimeoutError as error:
             raise RewardFailed(f"{self._who} was not built within {WARM_UP_S:g} s") from error

@@ -28,11 +28,12 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     limits: ResourceLimits
     directory: str  # to work in
     parent: int
-    kind: str = "reward"  # that the plug-in is of: reward | rollout
+    kind: str = "reward"  # that the plug-in is of: reward | environment
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score these, together; each has the fields of a `Sampled`, or for a rollout of a `Turn`."""
+    """Score these, together; each has the fields of a `Sampled`, or of a `Turn` for an
+    environment."""
 
     samples: list[dict[str, Any]]
 
@@ -57,7 +58,7 @@ class Abstained(msgspec.Struct, frozen=True, tag=True):
 
 
 class Follows(msgspec.Struct, frozen=True, tag=True):
-    """What a rollout answered: that the response is `over`, or what is appended."""
+    """What an environment answered: that the response is `over`, or what is appended."""
 
     over: bool
     text: str = ""

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from engines.backends.vllm import VllmEngine
 from engines.base import Engine
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 from tests.paths import MODEL
 
 
@@ -20,7 +20,7 @@ def model_directory() -> Path:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vllm_engine() -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(
-        str(MODEL), EngineSection(slots=16, chunk_tokens=8, vllm={"enable_prefix_caching": True})
+        str(MODEL), EngineConfig(slots=16, chunk_tokens=8, vllm={"enable_prefix_caching": True})
     )
     await engine.start()
     yield engine
@@ -34,7 +34,7 @@ async def transformers_engine() -> AsyncIterator[Engine]:
     )
 
     engine = TransformersEngine(
-        str(MODEL), EngineSection(kind="transformers", slots=16, chunk_tokens=8)
+        str(MODEL), EngineConfig(kind="transformers", slots=16, chunk_tokens=8)
     )
     await engine.start()
     yield engine

@@ -11,7 +11,7 @@ import pytest
 from engines import latency_profile
 from engines.backends.simulated import SimulatedEngine
 from engines.base import Delta, Sampling
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 
 class Counting(SimulatedEngine):
@@ -41,7 +41,7 @@ async def test_it_is_measured_once_and_again_for_other_settings_or_a_broken_file
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    engine, section = Counting(2), EngineSection()
+    engine, section = Counting(2), EngineConfig()
     info = await engine.start()
     first = await latency_profile.latency(engine, info, "models/chain-sums", section)
     asked = len(engine.asked)
@@ -66,6 +66,6 @@ async def test_a_profile_that_cannot_be_kept_is_used_all_the_same(
     (tmp_path / "darts").write_text("no directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = Counting(2)
-    points = await latency_profile.latency(engine, await engine.start(), "m", EngineSection())
+    points = await latency_profile.latency(engine, await engine.start(), "m", EngineConfig())
     assert [running for running, _ in points] == [1, 2]
     assert "is not kept" in capsys.readouterr().err

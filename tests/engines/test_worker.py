@@ -20,7 +20,7 @@ from engines.backends.simulated import SimulatedEngine
 from engines.chunker import MOST_CHUNKS
 from engines.server import Worker
 from engines.weights_probe import LOAD_STAGES
-from pipeline.config.schema import Watch
+from pipeline.config.schema import TimeoutsConfig
 from pipeline.wire.codec import decode_tokens
 from pipeline.wire.messages import (
     AbortLegs,
@@ -372,9 +372,9 @@ async def test_work_may_stand_still_for_a_little_longer_than_the_stage_lets_it()
         heard.append(receive)
         return client
 
-    watch = Watch(load_s=700.0, sampling_s=200.0)
+    timeouts = TimeoutsConfig(load_s=700.0, sampling_s=200.0)
     info = await engine.start()
-    worker = Worker(engine, info, connect, name="e0", chunk_tokens=8, watch=watch)
+    worker = Worker(engine, info, connect, name="e0", chunk_tokens=8, timeouts=timeouts)
     for message in (
         Welcome(incarnation=1, epoch=1, weights_directory=""),
         Generate(requests=(request_of(1),)),

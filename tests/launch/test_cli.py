@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -233,10 +234,18 @@ def test_export_of_what_is_no_run_exits_1_with_a_sentence(elsewhere: Path) -> No
     assert not (elsewhere / "out").exists()
 
 
+def test_config_schema_prints_the_schema_of_every_setting_and_option() -> None:
+    result = darts("config", "schema")
+    assert result.exit_code == 0
+    assert json.loads(result.output)["properties"]["seed"]["maximum"] == 2**31 - 1
+    assert result.output == (ROOT / "configs" / "schema.json").read_text()
+    assert "darts config schema > schema.json" in darts("config", "schema", "--help").output
+
+
 def test_plugins_lists_every_seam_with_options_and_their_defaults() -> None:
     result = darts("plugins")
     assert result.exit_code == 0
-    for kind in ("prompts", "budget", "selector", "batch", "reward", "advantage", "loss"):
+    for kind in ("prompt_order", "budget", "selector", "batch", "reward", "advantage", "loss"):
         assert f"{kind}:\n" in result.output
     assert "dual_end" in result.output
     assert "redundancy = 1.5: " in result.output

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import LoraSection
+from pipeline.config.schema import LoraConfig
 from tests.learner.ranks import STEPS, Rank, resumed, shares, streamed
 
 BF16: dict[str, Any] = {"dtype": "bfloat16"}
@@ -22,7 +22,7 @@ DECAYED: dict[str, Any] = {
     "min_lr": 0.1,
     "eps": 1e-4,
 }
-LORA: dict[str, Any] = {"lora": LoraSection(rank=3, alpha=6.0), "lr": 1e-2}
+LORA: dict[str, Any] = {"lora": LoraConfig(rank=3, alpha=6.0), "lr": 1e-2}
 THEIRS = {
     "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "contiguous_gradients": False},
     "communication_data_type": "fp32",

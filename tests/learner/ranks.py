@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import CloseStep, TrainGroup, TrainMember
 from tests.paths import ROOT
 
 VOCABULARY = 24
 TEMPERATURE = 0.7
-SECTION = LearnerSection(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
+SECTION = LearnerConfig(lr=1e-3, clip_norm=0.05, warmup_steps=2, tokens_per_micro_batch=150)
 RUN_STEPS = 6
 """`step.count` that the schedules end at."""
 SEVERAL: dict[str, Any] = {"updates": 2, "epochs": 2, "importance": "mask", "importance_cap": 2.5}

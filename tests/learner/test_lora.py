@@ -17,11 +17,11 @@ from learner.forward import lm_head
 from learner.forward.micro_batches import logprobs, pack_whole
 from learner.forward.packing_check import prove
 from learner.weights import WeightPublisher, checkpoint_tensors
-from pipeline.config.schema import LoraSection
+from pipeline.config.schema import LoraConfig
 from tests.learner.ranks import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
-SECTION = LoraSection(rank=3, alpha=6.0, targets=("q_proj", "down_proj"))
+SECTION = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "down_proj"))
 TOKENS = ([5, 6, 7], [[8, 9, 10, 11], [12], [13, 14, 15, 16, 17]])
 
 
@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("lora") / "model")
 
 
-def adapted(base: Path, section: LoraSection = SECTION, dtype: str = "float32") -> Any:
+def adapted(base: Path, section: LoraConfig = SECTION, dtype: str = "float32") -> Any:
     """A model whose adapters are as if they had been trained."""
     model = load(base, CPU, dtype)
     lora.attach(model, section, base)
@@ -48,9 +48,9 @@ def found(model: Any) -> torch.Tensor:
     return logprobs(model, pack_whole([TOKENS], CPU), 1.0)
 
 
-@pytest.mark.parametrize("section", [SECTION, LoraSection(rank=2)], ids=["named", "all-linear"])
+@pytest.mark.parametrize("section", [SECTION, LoraConfig(rank=2)], ids=["named", "all-linear"])
 def test_what_engines_get_has_the_logprobs_of_the_adapters_to_1e_5(
-    base: Path, tmp_path: Path, section: LoraSection
+    base: Path, tmp_path: Path, section: LoraConfig
 ):
     model = adapted(base, section)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -77,7 +77,7 @@ def test_layers_that_hold_their_weights_the_other_way_round_are_merged_too(tmp_p
     torch.manual_seed(1)
     shape = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
-    model = adapted(tmp_path / "gpt2", LoraSection(rank=2, targets=("c_attn",)))
+    model = adapted(tmp_path / "gpt2", LoraConfig(rank=2, targets=("c_attn",)))
     plain = load(tmp_path / "gpt2", CPU)
     plain.load_state_dict(checkpoint_tensors(model), strict=False)
     assert float((found(model) - found(plain)).abs().max()) < 1e-5
@@ -110,7 +110,7 @@ def test_reference_start_has_no_adapter_of_the_output_layer_either(
     )  # fmt: skip
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
     plain = found(load(tmp_path / "gpt2", CPU))
-    model = adapted(tmp_path / "gpt2", LoraSection(rank=2, targets=("lm_head",)))
+    model = adapted(tmp_path / "gpt2", LoraConfig(rank=2, targets=("lm_head",)))
     prove(model, "auto")
     monkeypatch.setattr(lm_head, "LARGEST_LOGITS", 2 * VOCABULARY)  # in parts, as a large one's are
     assert float((found(lora.Base(model)) - plain).abs().max()) < 1e-5
@@ -144,7 +144,7 @@ def test_export_writes_the_merged_model_and_the_adapter(base: Path, tmp_path: Pa
 
 def test_adapter_of_other_targets_is_refused_by_name(base: Path, tmp_path: Path):
     lora.save(adapted(base), tmp_path / "adapter")
-    other = adapted(base, LoraSection(rank=3, targets=("q_proj",)))
+    other = adapted(base, LoraConfig(rank=3, targets=("q_proj",)))
     with pytest.raises(lora.LoraError, match=r"down_proj.*resume with the learner.lora"):
         lora.load(other, tmp_path / "adapter")
 
@@ -161,4 +161,4 @@ def test_what_cannot_be_merged_is_refused_by_name(
     base: Path, targets: tuple[str, ...], message: str
 ):
     with pytest.raises(lora.LoraError, match=message):
-        adapted(base, LoraSection(targets=targets))
+        adapted(base, LoraConfig(targets=targets))

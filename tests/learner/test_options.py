@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 import torch
 
 from learner.deepspeed.lr_schedule import rate
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 from tests.learner.option_ranks import DECAYED
 from tests.learner.ranks import RUN_STEPS, SECTION, make_model, run_ranks
 from tests.learner.test_exactness import Plain, groups_of, relative, same_update
@@ -119,6 +119,9 @@ def test_lora_moves_its_adapters_and_nothing_else(ranks: list[dict[str, Any]]):
     assert found["moved"] == [name for name in found["names"] if "lora_" in name]
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
 @pytest.mark.parametrize(
     "schedule,expected",
     [
@@ -127,8 +130,8 @@ def test_lora_moves_its_adapters_and_nothing_else(ranks: list[dict[str, Any]]):
         ("cosine", [0.5, 1.0, 0.8828, 0.6, 0.3172, 0.2]),
     ],
 )
-def test_schedules_reach_their_end_after_the_last_step(schedule: str, expected: list[float]):
-    section = LearnerSection(lr=1.0, warmup_steps=2, schedule=schedule, min_lr=0.2)
+def test_schedules_reach_their_end_after_the_last_step(schedule: Schedule, expected: list[float]):
+    section = LearnerConfig(lr=1.0, warmup_steps=2, schedule=schedule, min_lr=0.2)
     found = [rate(section, updates, 5) for updates in range(6)]
     assert found == pytest.approx(expected, abs=1e-3)
     assert rate(section, 99, 5) == found[-1]  # a run that is resumed with fewer steps

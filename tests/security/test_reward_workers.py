@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.config.schema import Plugin
-from pipeline.plugins.interfaces import RewardOptions
+from pipeline.config.load import ConfigError, load
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import RewardFailed, RewardPool
 from pipeline.workers.process import OUTPUT_BYTES
 from pipeline.workers.resource_limits import MARK, scrubbed
+from tests.paths import ROOT
 from tests.pipeline.workers.test_pool import eventually, runs
 
 pytestmark = pytest.mark.timeout(120)
@@ -42,14 +43,16 @@ SECRETS = {
 HARMLESS = {"TOKENIZERS_PARALLELISM": "false", "HTTP_PROXY": "http://proxy:3128", "LANG": "C"}
 
 
-def plugin(function: str = "by_response", **options: Any) -> Plugin:
-    function = f"tests.security.reward_functions:{function}"
-    return Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
+def pool_of(function: str = "by_response", limit_s: float = 20.0, **workers: Any) -> RewardPool:
+    plugin = Plugin(
+        name="python", options={"function": f"tests.security.reward_functions:{function}"}
+    )
+    return RewardPool(plugin, WorkersConfig(limit_s=limit_s, **workers))
 
 
 @pytest.fixture
 async def pool() -> AsyncIterator[RewardPool]:
-    async with RewardPool(plugin(memory_gib=1.0, file_mib=4.0, open_files=64)) as pool:
+    async with pool_of(memory_gib=1.0, file_mib=4.0, open_files=64) as pool:
         yield pool
 
 
@@ -65,7 +68,7 @@ async def test_a_worker_sees_no_secret_no_descriptor_and_no_directory_of_the_sta
         monkeypatch.setenv(name, value)
     note = tmp_path / "seen"
     with open(tmp_path / "secret", "w"):  # noqa: ASYNC230  a descriptor of the stage's
-        async with RewardPool(plugin(memory_gib=1.0, env=("HF_TOKEN",))) as pool:
+        async with pool_of(memory_gib=1.0, env=("HF_TOKEN",)) as pool:
             await pool.score(sample_of(f"look {note}"))
             seen = json.loads(note.read_text())
             assert seen["environ"]["HF_TOKEN"] == "hf_123"  # asked for
@@ -123,7 +126,7 @@ async def test_a_call_that_spins_is_killed_by_its_cpu_seconds() -> None:
     """Promise: it is killed by the kernel for its CPU seconds, and the call fails.
     Bound: `cpu_s` (here 1 s of CPU).
     """
-    async with RewardPool(plugin(cpu_s=1.0)) as pool:
+    async with pool_of(cpu_s=1.0) as pool:
         with pytest.raises(RewardFailed, match="killed by SIGXCPU"):
             await pool.score(sample_of("spin"))
 
@@ -134,7 +137,7 @@ async def test_a_call_that_forks_without_end_is_killed_with_all_that_it_has_star
     and the next call is served.
     Bound: `processes` (here 16) and a tenth of a second; 20 s for their ends.
     """
-    async with RewardPool(plugin(processes=16)) as pool:
+    async with pool_of(processes=16) as pool:
         with pytest.raises(RewardFailed, match="it had started more than 16 processes"):
             await pool.score(sample_of("fork"))
         assert (await pool.score(sample_of("fine"))).value == 1.0
@@ -180,7 +183,7 @@ async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_w
     Bound: 10 s after the limit (here 3 s) or the close.
     """
     note = tmp_path / "pid"
-    async with RewardPool(plugin(limit_s=3.0)) as pool:
+    async with pool_of(limit_s=3.0) as pool:
         if waits == "wait":
             with pytest.raises(RewardFailed, match="took longer"):
                 await pool.score(sample_of(f"stubborn {note}", answer=waits))
@@ -194,7 +197,7 @@ async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_w
 
 @pytest.mark.slow
 async def test_a_reward_that_imports_torch_works_under_the_default_limits() -> None:
-    async with RewardPool(plugin("with_torch")) as pool:
+    async with pool_of("with_torch") as pool:
         assert (await pool.score(sample_of("x"))).value == 3.0
 
 
@@ -204,5 +207,7 @@ async def test_a_reward_that_imports_torch_works_under_the_default_limits() -> N
 def test_a_limit_that_leaves_no_room_is_a_problem_of_the_configuration(
     name: str, value: Any
 ) -> None:
-    [problem] = RewardOptions(**{name: value}).problems(8)
-    assert problem.startswith(f"{name} is {value}, expected at least ")
+    with pytest.raises(ConfigError) as raised:
+        load(ROOT / "configs" / "quickstart.yaml", [f"workers.{name}={value}"])
+    [problem] = raised.value.problems
+    assert f": workers.{name}: found {value}, expected at least " in problem

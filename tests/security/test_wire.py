@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from pipeline.config.load import load
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.data import eval_sets
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire import curve_auth
 from pipeline.wire.client import StageClient
-from pipeline.wire.codec import MAX_REPORT_BYTES, decode_tokens, encode
+from pipeline.wire.codec import MAX_REPORT_BYTES, decode_to_peer, decode_tokens, encode
 from pipeline.wire.keys import addresses
 from pipeline.wire.messages import (
     PROTOCOL,
@@ -224,7 +224,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         [
             "engine.kind=simulated",
             "data.held_out=4",
-            "watch.lost_s=60",
+            "timeouts.heartbeat_s=60",
             "metrics.tensorboard=false",
         ],
     )
@@ -246,7 +246,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         resumed_step=-1,
     )
     parts.server.open()
-    async with RewardPool(Plugin(name="exact")) as pool:
+    async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
         made = StageProcess(parts, pool, lambda line: None)
         serving = asyncio.create_task(made.run())
         yield made, parts
@@ -321,3 +321,28 @@ async def test_a_stage_outlives_what_hostile_peers_send_and_loses_them(
         assert 1 <= len(told) <= 15
     for line in run.metrics.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
+@pytest.mark.fault(
+    "a peer that says of itself that it has just joined, and joins again", part="wire", by="socket"
+)
+async def test_a_peer_that_calls_itself_joined_joins_once_in_an_epoch(tmp_path: Path) -> None:
+    """Promise: the repeated join is welcomed and changes nothing: the engine keeps its state.
+    Bound: 30 s for each welcome.
+    """
+    join = Join(protocol=PROTOCOL, role="engine", name="e0", slots=4)
+    beat = Heartbeat(progress=1, activity="joined", budget_s=0.0)
+    async with stage(tmp_path) as (_, parts):
+        with raw(parts.server.directory, b"e0/1/aa") as (dealer, _):
+            engines = parts.coordinator.scheduler.engines
+            dealer.send_multipart([number(0), encode(join)])
+            await until(lambda: "e0" in engines)
+            first = engines["e0"]
+            dealer.send_multipart([number(1), encode(beat)])
+            dealer.send_multipart([number(2), encode(join)])
+            welcomes = 0
+            while welcomes < 2:
+                async with asyncio.timeout(SECONDS):
+                    frames = await asyncio.to_thread(dealer.recv_multipart)
+                welcomes += isinstance(decode_to_peer(frames[-1]), Welcome)
+            assert engines["e0"] is first

@@ -24,7 +24,7 @@ from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
 
 STOP_S = 15.0
-"""From Ctrl-C to the end of a cell's processes; `watch.stop_s` is 10 by default."""
+"""From Ctrl-C to the end of a cell's processes; `timeouts.stop_s` is 10 by default."""
 _POLL_S = 0.2
 
 

@@ -81,7 +81,7 @@ METHODS = {
         _method(
             "tail_batching",
             "a quarter more prompts (12 of 48) and candidates; what is late waits for long rounds",
-            "prompts=tail_batching",
+            "prompt_order=tail_batching",
             "step.reserve=12",
             "budget=uniform",
             "budget.redundancy=1.25",

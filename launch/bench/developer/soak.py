@@ -46,16 +46,16 @@ SETTINGS = [
     "engine.count=2",
     "engine.restarts=1000000",
     f"reward.python.function={__name__}:reward".replace("__main__", "launch.bench.developer.soak"),
-    "reward.python.limit_s=2",
-    "reward.python.workers=2",
-    "reward.python.fail_share=0.5",
+    "workers.limit_s=2",
+    "workers.count=2",
+    "workers.fail_share=0.5",
     "step.count=1000000",
     "step.prompts=8",
     "group.size=4",
     "sampling.max_tokens=64",
     "eval.every=0",
     "checkpoint.every=20",
-    f"watch.lost_s={LOST_S}",
+    f"timeouts.heartbeat_s={LOST_S}",
 ]
 RAISES, CRASHES, HANGS = 0.01, 0.002, 0.001
 """Shares of the calls of the reward."""

@@ -1,6 +1,6 @@
 """What it costs to know where time goes: `python -m launch.bench.developer.tracing [--out FILE]`.
 
-The same steps three ways, interleaved, each run in fresh processes: `off` (`watch.timing=false`),
+The same steps three ways, interleaved, each run in fresh processes: `off` (`metrics.timing=false`),
 `timing` (latency figures and critical paths), `trace` (and every step in the trace). All candidates
 are trained on and the learning rate is next to nothing: every way samples the same tokens. Beside
 the ratio of step times, which noise blurs, stands the time that the stage itself spent on it.
@@ -21,9 +21,9 @@ from pipeline.config.load import load
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)
 WAYS = {
-    "off": ("watch.timing=false",),
-    "timing": ("watch.timing=true", "watch.trace_steps=0"),
-    "trace": ("watch.timing=true", "watch.trace_steps=1000000"),
+    "off": ("metrics.timing=false",),
+    "timing": ("metrics.timing=true", "metrics.trace_steps=0"),
+    "trace": ("metrics.timing=true", "metrics.trace_steps=1000000"),
 }
 
 

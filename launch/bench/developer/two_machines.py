@@ -37,7 +37,7 @@ _SETTINGS = [
     "group.size=4",
     "eval.every=15",
     "data.held_out=64",
-    "watch.join_s=1800",
+    "timeouts.join_s=1800",
     "metrics.tensorboard=false",
 ]
 

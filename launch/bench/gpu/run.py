@@ -52,7 +52,7 @@ ALONE = {
 }
 RUNS = ("group", "off")
 GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
-_GRACE_S = 12.0  # from Ctrl-C to the end of a run: `watch.stop_s` and a little
+_GRACE_S = 12.0  # from Ctrl-C to the end of a run: `timeouts.stop_s` and a little
 _POLL_S = 0.5
 
 
@@ -87,7 +87,7 @@ def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str
         "engine": engine,
         "eval": {"every": 0},
         "checkpoint": {"every": 0},
-        "watch": {"join_s": 90.0},
+        "timeouts": {"join_s": 90.0},
         "metrics": {"tensorboard": False},
     }
 

@@ -10,12 +10,13 @@ overlong penalty and dropping, DAPO, arXiv 2503.14476, equation 13 and section 3
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Advantages, NoSignal
+from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Outcome
 
@@ -30,12 +31,8 @@ class GrpoOptions(interfaces.Options, frozen=True, kw_only=True):
     drop_equal: bool = False
     """Drop a group whose rewards are all equal, and ask another prompt in its place (DAPO);
     else it is trained on with advantage 0, and its tokens count in the step's mean."""
-    overlong_tokens: int = 0
+    overlong_tokens: NonNegativeInt = 0
     """Last tokens before the limit in which the reward falls linearly by up to 1; 0: off."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if self.overlong_tokens < 0:
-            yield f"overlong_tokens is {self.overlong_tokens}, expected at least 0"
 
 
 def overlong_penalty(tokens: int, max_tokens: int, zone: int) -> float:

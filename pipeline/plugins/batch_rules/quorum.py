@@ -8,10 +8,14 @@ trajectories fewer. Once a step, which the view says: remembers nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from msgspec import Meta
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import BatchAction, Relax
 from pipeline.plugins.batch_rules.fifo import Fifo
+from pipeline.plugins.ranges import PositiveShare
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BatchView
 
@@ -19,16 +23,14 @@ from pipeline.plugins.views import BatchView
 class QuorumOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `quorum` batch rule."""
 
-    share: float = 0.9
+    share: PositiveShare = 0.9
     """Share of the step's groups that must be in before the others close with fewer members,
     above 0 and at most 1 (1: never fewer)."""
-    size: int = 6
+    size: Annotated[int, Meta(ge=2)] = 6
     """Members that an open group needs from then on, from 2 to M."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        if not 0 < self.share <= 1:
-            yield f"share is {self.share}, expected above 0 and at most 1"
-        if not 2 <= self.size <= group_size:
+        if self.size > group_size:
             rule = f"from 2 to {group_size}"
             yield f"size is {self.size}, but group.size is {group_size}: {rule}"
 

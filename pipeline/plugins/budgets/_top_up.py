@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.views import OpenView
+
+PerMember = Annotated[float, Meta(ge=1, le=64)]
+"""Candidates of a group for each trajectory trained on."""
 
 
 class BudgetOptions(interfaces.Options, frozen=True, kw_only=True):
@@ -21,12 +26,8 @@ class BudgetOptions(interfaces.Options, frozen=True, kw_only=True):
     top_up: Literal["none", "fewest"] = "none"
     """Slots that fall idle: left idle, or given to new candidates of the open groups with
     the `fewest` finished. Only below an engine's knee."""
-    most: float = 2.0
+    most: PerMember = 2.0
     """Candidates of a group at most, for each trajectory trained on; M_up in the paper is 2."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if not 1 <= self.most <= 64:
-            yield f"most is {self.most}, expected from 1 to 64"
 
 
 def most_candidates(options: BudgetOptions, size: int) -> int:

@@ -19,6 +19,7 @@ from pipeline.plugins.budgets._allocation import allocate_by_finish, allocate_ca
 from pipeline.plugins.budgets._spread import Estimate, Spread
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
 from pipeline.plugins.budgets._utility import Choice, Lengths, Utility
+from pipeline.plugins.ranges import NonNegativeFloat, NonNegativeInt, PositiveShare
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 
@@ -26,7 +27,7 @@ from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 class LengthVarianceOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the `length_variance` budget."""
 
-    memory: float = 0.7
+    memory: PositiveShare = 0.7
     """Weight of a group in its prompt's moving averages, above 0 to 1; a in the paper."""
     by: Literal["variance", "mth_finish"] = "variance"
     """What is minimised: `variance`, the sum of deviation / candidates, as published;
@@ -34,27 +35,20 @@ class LengthVarianceOptions(BudgetOptions, frozen=True, kw_only=True):
     mean: float = 0.0
     """Candidates of a prompt on average, for each trajectory trained on. 0: as many as the
     utility of a step asks for."""
-    time_weight: float = 0.5
+    time_weight: NonNegativeFloat = 0.5
     """With `mean: 0`: what a step costs in utility, in units of the time that M candidates a
     prompt take; lambda in the paper. Within its bounds the mean is then at least
     M x (deviation / mean of lengths) / this. 0: as many as `most` allows."""
-    spare: int = 0
+    spare: NonNegativeInt = 0
     """Candidates beyond M that every prompt gets at least: M_low = M + spare. 0 is as published,
     and leaves groups of little variance to wait for every candidate."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if not 0 < self.memory <= 1:
-            yield f"memory is {self.memory}, expected above 0, at most 1"
-        if not 0 <= self.time_weight < math.inf:
-            yield f"time_weight is {self.time_weight}, expected 0 or more"
-        upper = most_candidates(self, group_size) if 1 <= self.most <= 64 else None
-        if self.spare < 0:
-            yield f"spare is {self.spare}, expected at least 0"
-        elif upper is not None and group_size + self.spare > upper:
+        upper = most_candidates(self, group_size)
+        if group_size + self.spare > upper:
             rule = f"at most {upper - group_size}"
             yield f"spare is {self.spare}, but most allows {upper} for {group_size}: {rule}"
-        elif self.mean != 0 and upper is not None:
+        elif self.mean != 0:
             least = (group_size + self.spare) / group_size
             if not least <= self.mean <= self.most:
                 yield f"mean is {self.mean}, expected 0, or from {least:g} to most ({self.most:g})"

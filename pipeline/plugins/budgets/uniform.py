@@ -6,10 +6,10 @@ M' = redundancy x M, rounded to the nearest whole number, halves up, never below
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets._top_up import BudgetOptions, PerMember, fewest_finished
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
@@ -17,13 +17,8 @@ from pipeline.plugins.views import BudgetView, OpenView, PromptView
 class UniformOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the `uniform` budget."""
 
-    redundancy: float = 1.5
+    redundancy: PerMember = 1.5
     """Candidates sampled for each trajectory trained on; 1: no spare."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if not 1 <= self.redundancy <= 64:
-            yield f"redundancy is {self.redundancy}, expected from 1 to 64"
 
 
 @register("budget", "uniform")

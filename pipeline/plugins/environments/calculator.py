@@ -1,4 +1,4 @@
-"""Rollout `calculator`: the model writes `7+9=`, and `16` is appended.
+"""Environment `calculator`: the model writes `7+9=`, and `16` is appended.
 
 An expression is the longest run of digits, `+ - * / . ( )` and spaces before the
 text that ended the turn. What cannot be computed is left to the model: it continues
@@ -10,9 +10,13 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Annotated
 
-from pipeline.plugins.interfaces import RolloutOptions
+from msgspec import Meta
+
+from pipeline.plugins.interfaces import EnvironmentOptions
+from pipeline.plugins.ranges import NonEmpty
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Turn
 
@@ -26,19 +30,17 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 }
 
 
-class CalculatorOptions(RolloutOptions, frozen=True, kw_only=True):
-    """Options of the `calculator` rollout."""
+_STOP = "texts that the calculator answers to, as in stop: ['=']"
 
-    stop: tuple[str, ...] = ("=",)
+
+class CalculatorOptions(EnvironmentOptions, frozen=True, kw_only=True):
+    """Options of the `calculator` environment."""
+
+    stop: Annotated[tuple[NonEmpty, ...], Meta(min_length=1, description=_STOP)] = ("=",)
     """Texts after an expression whose value is wanted; they stay in the response."""
 
-    def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if not self.stop:
-            yield "stop is empty, but the calculator answers to a text, as in stop: ['=']"
 
-
-@register("rollout", "calculator")
+@register("environment", "calculator")
 class Calculator:
     Options = CalculatorOptions
 

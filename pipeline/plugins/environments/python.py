@@ -1,4 +1,4 @@
-"""Rollout `python`: any importable function of one `Turn`, sync or async.
+"""Environment `python`: any importable function of one `Turn`, sync or async.
 
 It returns what follows: text, an `Append` (tokens, or a text with something to
 remember), or None when the response is complete.
@@ -10,20 +10,19 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plugins.interfaces import RolloutOptions
+from pipeline.plugins.interfaces import EnvironmentOptions
 from pipeline.plugins.registry import register
 from pipeline.plugins.rewards._functions import imported
 from pipeline.plugins.views import Turn
 
 
-class PythonOptions(RolloutOptions, frozen=True, kw_only=True):
-    """Options of the `python` rollout."""
+class PythonOptions(EnvironmentOptions, frozen=True, kw_only=True):
+    """Options of the `python` environment."""
 
     function: str
     """`package.module:callable` or `file.py:callable`; called with one `Turn`."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
         try:
             function = imported(self.function)
         except ValueError as error:
@@ -35,7 +34,7 @@ class PythonOptions(RolloutOptions, frozen=True, kw_only=True):
             yield f"function is {self.function!r}, which does not take one argument, the turn"
 
 
-@register("rollout", "python")
+@register("environment", "python")
 class Python:
     Options = PythonOptions
 

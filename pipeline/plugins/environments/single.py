@@ -1,4 +1,4 @@
-"""Rollout `single`: a response is one turn of the model. No calls, no cost."""
+"""Environment `single`: a response is one turn of the model. No calls, no cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipeline.plugins.registry import register
 from pipeline.plugins.views import Turn
 
 
-@register("rollout", "single")
+@register("environment", "single")
 class Single(Stateless):
     idle = True
 

@@ -18,19 +18,16 @@ from typing import Any
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Plan
+from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.views import PlanView, SourceView
 
 
 class OrderOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of every order."""
 
-    epochs: int = 0
+    epochs: NonNegativeInt = 0
     """How often the data set is gone through, each of several sources for itself; then the run
     ends. 0: as often as needed."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if self.epochs < 0:
-            yield f"epochs is {self.epochs}, expected at least 0"
 
 
 Permutation = Callable[[int, int, int], Sequence[int]]

@@ -8,7 +8,7 @@ from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
 from pipeline.plugins.registry import register
 
 
-@register("prompts", "sequential")
+@register("prompt_order", "sequential")
 class Sequential(Walk):
     Options = OrderOptions
 

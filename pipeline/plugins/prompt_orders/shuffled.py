@@ -9,7 +9,7 @@ from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
 from pipeline.plugins.registry import register
 
 
-@register("prompts", "shuffled")
+@register("prompt_order", "shuffled")
 class Shuffled(Walk):
     Options = OrderOptions
 

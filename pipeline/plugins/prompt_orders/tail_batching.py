@@ -35,7 +35,7 @@ class TailBatchingOptions(OrderOptions, frozen=True, kw_only=True):
     top-up say. RollPacker's do not; in simulation it is where half of the time goes."""
 
 
-@register("prompts", "tail_batching")
+@register("prompt_order", "tail_batching")
 class TailBatching:
     Options = TailBatchingOptions
 

@@ -4,7 +4,7 @@ POST of `{"samples": [{"prompt", "response", "answer", "finish", "tokens", "colu
 the answer is `{"scores": [...]}` with a number for each, or an object with "score" (its other
 numbers are parts), an object with "error", or null for no opinion. Before a run it is
 asked for no samples at all, so that a server that is not there, or answers otherwise, is told
-of early. At most `workers` requests are under way, each of at most `batch` responses.
+of early. At most `workers.count` requests are under way, each of at most `batch` responses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, cast
 import httpx
 import msgspec
 
-from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.interfaces import RewardOptions, WorkerSettings
+from pipeline.plugins.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
 
@@ -35,19 +36,19 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
 
     url: str
     """Where to POST: http://host:port/path."""
-    timeout_s: float = 2.0
+    timeout_s: PositiveFloat = 2.0
     """Seconds that one request may take."""
-    tries: int = 3
+    tries: PositiveInt = 3
     """Requests for one call: again after no connection, no answer in time, or a status of 429, 500,
     502, 503 or 504."""
-    pause_s: float = 0.25
+    pause_s: NonNegativeFloat = 0.25
     """Pause before the second of them; each later one is twice as long."""
     bearer_env: str = ""
-    """Variable that holds a token to be sent as `Authorization: Bearer ...`; name it in `env` too.
+    """Variable that holds a token to be sent as `Authorization: Bearer ...`; name it in
+    `workers.env` too.
     Empty: none is sent."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
@@ -55,20 +56,20 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
         else:
             if url.scheme not in ("http", "https") or not url.host:
                 yield f"url is {self.url!r}, expected http://host:port/path"
-        if not self.timeout_s > 0:
-            yield f"timeout_s is {self.timeout_s}, expected above 0"
-        if self.tries < 1:
-            yield f"tries is {self.tries}, expected at least 1"
-        if self.pause_s < 0:
-            yield f"pause_s is {self.pause_s}, expected at least 0"
+
+    def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         longest = self.tries * self.timeout_s + sum(_pauses(self.tries, self.pause_s))
-        if longest > self.limit_s:
+        if longest > workers.limit_s:
             yield (
-                f"limit_s is {self.limit_s:g}, but {self.tries} tries of {self.timeout_s:g} s with "
-                f"their pauses may take {longest:g} s: raise limit_s, or lower timeout_s or tries"
+                f"timeout_s is {self.timeout_s:g}, but workers.limit_s is {workers.limit_s:g}: "
+                f"{self.tries} tries of {self.timeout_s:g} s with their pauses may take "
+                f"{longest:g} s: raise workers.limit_s, or lower timeout_s or tries"
             )
-        if self.bearer_env and self.bearer_env not in self.env:
-            yield f"bearer_env is {self.bearer_env!r}, but workers do not see it: add it to env"
+        if self.bearer_env and self.bearer_env not in workers.env:
+            yield (
+                f"bearer_env is {self.bearer_env!r}, but workers do not see it: add it to "
+                "workers.env"
+            )
         elif self.bearer_env and not os.environ.get(self.bearer_env):
             yield f"bearer_env is {self.bearer_env!r}, a variable that is not set here"
 

@@ -6,20 +6,17 @@ values, not words. A gold answer that it cannot read is an error before anything
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import Sampled
 
-GRADED = ("boxed", "whole")
-
 
 class MathOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `math` reward."""
 
-    graded: str = "boxed"
+    graded: Literal["boxed", "whole"] = "boxed"
     r"""What of the response is graded: the content of its last `\boxed{}` (`boxed`; without one it
     is wrong), or what math-verify finds in the `whole` of it, the last `\boxed{}` first."""
     gold_after: str = ""
@@ -27,11 +24,6 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
     it is the whole of it."""
     cut: bool = False
     """Grade also what reached `sampling.max_tokens`; else that is wrong."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
-        if self.graded not in GRADED:
-            yield f"graded is {self.graded!r}, expected one of {', '.join(GRADED)}"
 
 
 @register("reward", "math")

@@ -5,7 +5,7 @@ A response that one of them fails on, or has no opinion on, has no sum either.
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from pipeline.plugins import interfaces, registry
-from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.interfaces import RewardOptions, WorkerOptions, WorkerSettings
+from pipeline.plugins.ranges import broken, did_you_mean
 from pipeline.plugins.registry import PluginError, register
 from pipeline.plugins.rewards._results import Outcome, outcomes, weighted_sum
 from pipeline.plugins.views import Sampled
 
 _EXAMPLE = "[{math: {}, weight: 1}, {python: {function: my_rewards:brief}, weight: 0.2}]"
-_GUARDS = frozenset(RewardOptions.__struct_fields__)
+_OWN = frozenset(RewardOptions.__struct_fields__)
 
 
 class SumOptions(RewardOptions, frozen=True, kw_only=True):
@@ -27,10 +28,9 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
 
     of: tuple[str | dict[str, Any], ...]
     """Each a reward with its options, and `weight` (1) and `name` (the reward's own) of the part.
-    What guards the workers (`limit_s`, `workers`, ...) is the sum's own, not the parts'."""
+    How many are given to one call (`batch`) is the sum's own, not the parts'."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        yield from super().problems(group_size)
         if not self.of:
             yield f"of is empty, expected rewards, as in {_EXAMPLE}"
         names: set[str] = set()
@@ -45,6 +45,14 @@ class SumOptions(RewardOptions, frozen=True, kw_only=True):
             if part.name in names:
                 yield f"of [{index}]: there is a part {part.name!r} already; give this one a `name`"
             names.add(part.name)
+
+    def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
+        for index, given in enumerate(self.of):
+            with contextlib.suppress(ValueError):  # which `problems` tells of
+                part = _Part(given)
+                if isinstance(part.options, WorkerOptions):
+                    for text in part.options.worker_problems(workers):
+                        yield f"of [{index}] {part.plugin}: {text}"
 
 
 class _Part:
@@ -78,18 +86,23 @@ class _Part:
         given: dict[str, Any] = {} if options is None else options
         if not isinstance(given, dict):
             raise ValueError(f"found {given!r:.60} for {self.plugin}, expected its options")
-        if guards := sorted(_GUARDS & given.keys()):
-            cure = f"the sum has its own; set reward.sum.{guards[0]}"
-            raise ValueError(f"{self.plugin}: {', '.join(guards)}: {cure}")
-        known = [name for name in struct.__struct_fields__ if name not in _GUARDS]
-        for name in given:
+        if own := sorted(_OWN & given.keys()):
+            cure = f"the sum has its own; set reward.sum.{own[0]}"
+            raise ValueError(f"{self.plugin}: {', '.join(own)}: {cure}")
+        known = {f.name: f.type for f in msgspec.structs.fields(struct) if f.name not in _OWN}
+        for name, value in given.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"options: {', '.join(known)}"
-                raise ValueError(f"{self.plugin}.{name}: unknown option; {hint}")
+                hint = did_you_mean(name, known) or f"; options: {', '.join(known)}"
+                raise ValueError(f"{self.plugin}.{name}: unknown option{hint}")
+            try:
+                rule = broken(value, known[name])
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{self.plugin}.{name}: {error}") from error
+            if rule:
+                raise ValueError(f"{self.plugin}.{name}: found {value!r}, {rule}")
         try:
             return msgspec.convert(given, struct)
-        except msgspec.ValidationError as error:
+        except msgspec.ValidationError as error:  # a needed option is missing
             raise ValueError(f"{self.plugin}: {error}") from error
 
 

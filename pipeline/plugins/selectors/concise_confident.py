@@ -14,11 +14,14 @@ Truncated candidates only fill up otherwise. Remembers nothing between calls.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyAction, Enough, Stop
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
+from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
     both_ends,
@@ -34,26 +37,22 @@ from pipeline.plugins.views import GroupView, MemberView
 class ConciseConfidentOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `concise_confident` selector."""
 
-    longest: int = 1
+    longest: NonNegativeInt = 1
     """Trajectories taken from the long end, with `depth: step` and `stop`; the other
     size - longest are short and confident."""
     depth: Literal["step", "stop", "none"] = "step"
     """`step`: long candidates may continue until the step closes, and the longest finished
     are trained on; `stop`: at once, and the longest still running are cut and trained on
     where most of the short ones are known to be right; `none`: only the short end, at once."""
-    quantile: float = 0.2
+    quantile: Annotated[float, Meta(ge=0, lt=1)] = 0.2
     """Share of recent candidates whose confidence fails the gate, from 0 to below 1."""
-    slack: int = 1
+    slack: NonNegativeInt = 1
     """With `depth: none`: candidates finished beyond M after which the gate waits no more."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        if not 0 <= self.longest < group_size:
-            rule = f"at most {group_size - 1}" if self.longest > 0 else "at least 0"
+        if self.longest >= group_size:
+            rule = f"at most {group_size - 1}"
             yield f"longest is {self.longest}, but group.size is {group_size}: {rule}"
-        if not 0 <= self.quantile < 1:
-            yield f"quantile is {self.quantile}, expected from 0 to below 1"
-        if self.slack < 0:
-            yield f"slack is {self.slack}, expected at least 0"
 
 
 @register("selector", "concise_confident")

@@ -11,11 +11,12 @@ Source: dual-end selection and tail pruning, arXiv 2605.30859.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import AnyAction, Enough
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
+from pipeline.plugins.ranges import NonNegativeInt, zero_or
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
     both_ends,
@@ -30,21 +31,19 @@ from pipeline.plugins.views import GroupView
 class DualEndOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `dual_end` selector."""
 
-    longest: int = 1
+    longest: NonNegativeInt = 1
     """Trajectories taken from the long end; L in the paper. The other size - L are the shortest."""
     long_wait: Literal["group", "step"] = "step"
     """How long to wait for the long end: `group`, until every candidate has ended, as published;
     `step`, until the step closes."""
-    prune_at: float = 0.0
+    prune_at: Annotated[float, zero_or(1)] = 0.0
     """A group that was given prune_at x M candidates or more keeps the short end alone: it ends
     when its first M have finished. 2.0: as published; 0: never."""
 
     def problems(self, group_size: int) -> Iterator[str]:
-        if not 0 <= self.longest < group_size:
-            rule = f"at most {group_size - 1}" if self.longest > 0 else "at least 0"
+        if self.longest >= group_size:
+            rule = f"at most {group_size - 1}"
             yield f"longest is {self.longest}, but group.size is {group_size}: {rule}"
-        if self.prune_at != 0 and not self.prune_at >= 1:
-            yield f"prune_at is {self.prune_at}, expected 0, or at least 1"
 
 
 @register("selector", "dual_end")

@@ -111,7 +111,7 @@ def test_advice_names_settings_as_they_are_and_none_that_is_followed_already() -
     "arguments,said",
     [
         (["--steps", "0"], "--steps 0: at least 1"),
-        (["watch.timing=false"], "watch.timing: darts profile sets it itself"),
+        (["metrics.timing=false"], "metrics.timing: darts profile sets it itself"),
         (["--out", "no/such/p.json"], "no such folder"),
     ],
 )

@@ -184,6 +184,6 @@ def broken_reward(sample: Any) -> float:
 
 
 async def slow_tool(turn: Any) -> str | None:
-    """A rollout: something to add to the first two turns, after a while."""
+    """An environment: something to add to the first two turns, after a while."""
     await asyncio.sleep(0.1)
     return "=16;" if turn.number < 2 else None

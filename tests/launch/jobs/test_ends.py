@@ -96,10 +96,10 @@ def test_ranks_that_wait_for_each_other_for_ever_are_found_stuck(tmp_path: Path)
 def test_who_never_joins_is_named(tmp_path: Path) -> None:
     """Promise: it is waited for, and then the run ends with status 1 and names who is missing.
     (Once a run trains, an engine may come whenever it likes.)
-    Bound: `watch.join_s` (here 1 s) and 60 s.
+    Bound: `timeouts.join_s` (here 1 s) and 60 s.
     """
     run = tmp_path / "run"
-    with train(run, tmp_path / "log", "--stage-only", *SIMULATED, "watch.join_s=1") as job:
+    with train(run, tmp_path / "log", "--stage-only", *SIMULATED, "timeouts.join_s=1") as job:
         assert job.wait(61) == 1
         assert "missing: learner rank 0, an engine that serves the weights" in job.text
 

@@ -22,10 +22,10 @@ def test_an_engine_whose_loop_hangs_is_killed_and_its_work_goes_on_elsewhere(
 ) -> None:
     """Promise: it is killed, told of with what it did not send, and started again; what it was
     sampling goes on at the other engine, each prompt is trained on once, and the accounts add up.
-    Bound: `watch.sampling_s` (here 4 s) until it is found; 200 s for the whole run.
+    Bound: `timeouts.sampling_s` (here 4 s) until it is found; 200 s for the whole run.
     """
     run = tmp_path / "hangs"
-    shape = ["engine.count=2", "step.count=2", "watch.sampling_s=4", "learner.overlap=off"]
+    shape = ["engine.count=2", "step.count=2", "timeouts.sampling_s=4", "learner.overlap=off"]
     module = "tests.launch.jobs.hanging_engine"
     with train(run, tmp_path / "log", *SIMULATED, *shape, module=module) as job:
         assert job.wait(200) == 0, job.text

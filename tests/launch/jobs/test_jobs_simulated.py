@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("jobs") / "undisturbed"
-    with train(run, run.parent / "undisturbed.log", *SIMULATED, "watch.trace_steps=2") as job:
+    with train(run, run.parent / "undisturbed.log", *SIMULATED, "metrics.trace_steps=2") as job:
         assert job.wait() == 0, job.text
     return run
 
@@ -226,7 +226,7 @@ def test_a_reward_that_mostly_raises_stops_the_run_with_its_traceback(tmp_path: 
     with train(run, tmp_path / "raises.log", *overrides) as job:
         assert job.wait(120) == 1
         assert "this reward is broken" in job.text
-        assert "reward.python.fail_share" in job.text
+        assert "workers.fail_share" in job.text
 
 
 def test_engine_and_learner_started_by_hand_join_a_stage_that_runs_alone(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_an_engine_killed_while_a_tool_runs_loses_no_turn_and_appended_tokens_ar
     """
     run = tmp_path / "tool"
     tool = (
-        "rollout.python.function=tests.launch.jobs.jobs:slow_tool",
-        "rollout.python.workers=2",
+        "environment.python.function=tests.launch.jobs.jobs:slow_tool",
+        "workers.count=2",
         *(
             "learner.overlap=token",
             "learner.updates=2",

@@ -107,7 +107,13 @@ def test_other_settings_are_refused_by_name(
 
 @pytest.mark.parametrize(
     "edit",
-    ["step.count=90", "engine.count=2", "checkpoint.every=5", "learner.lr=1e-5", "watch.warn_s=9"],
+    [
+        "step.count=90",
+        "engine.count=2",
+        "checkpoint.every=5",
+        "learner.lr=1e-5",
+        "timeouts.log_wait_s=9",
+    ],
 )
 def test_settings_that_say_only_how_it_goes_on_may_change(
     tmp_path: Path, state: store.Snapshot, started: list[Path | None], edit: str

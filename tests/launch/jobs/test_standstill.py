@@ -72,7 +72,7 @@ def going(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Going]:
     (folder / "sitecustomize.py").write_text(JUMPING)
     run = folder / "run"
     settings = [*SIMULATED, "engine.count=2", "step.count=2000", "step.prompts=8"]
-    settings += [f"watch.lost_s={LOST_S}", "watch.warn_s=2", "checkpoint.every=0"]
+    settings += [f"timeouts.heartbeat_s={LOST_S}", "timeouts.log_wait_s=2", "checkpoint.every=0"]
     with train(run, folder / "job.log", *settings, path=folder) as job:
         job.until(lambda: steps_done(run) >= 1)
         yield Going(run, job)
@@ -84,7 +84,7 @@ def test_a_stopped_engine_is_killed_and_replaced_and_its_work_goes_on_elsewhere(
 ) -> None:
     """Promise: it is found silent, its trajectories go on at the other one, and a launcher kills it
     and starts another.
-    Bound: `watch.lost_s` (here 3 s) and 15 s.
+    Bound: `timeouts.heartbeat_s` (here 3 s) and 15 s.
     """
     stopped = going.process("engines.worker", "e1")
     stopped.suspend()
@@ -102,7 +102,8 @@ def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
 ) -> None:
     """Promise: what it still sends is refused and counted, it ends with the reason, and joins anew
     under the same name; the run has gone on without it.
-    Bound: it is lost after `watch.lost_s` (here 3 s) and 15 s, and ends within 15 s of going on.
+    Bound: it is lost after `timeouts.heartbeat_s` (here 3 s) and 15 s, and ends within 15 s of
+    going on.
     """
     join = ["engine", "--join", str(going.run), "--name", "guest"]
     with Job(join, tmp_path / "guest.log") as guest:
@@ -128,7 +129,8 @@ def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
 def test_a_stopped_stage_blames_nobody_and_goes_on(going: Going) -> None:
     """Promise: the launcher says that it is silent; when it goes on it says how late it was, counts
     nobody as lost for it, and trains on.
-    Bound: told after `watch.warn_s` (here 2 s); stopped for longer than `watch.lost_s` (3 s).
+    Bound: told after `timeouts.log_wait_s` (here 2 s); stopped for longer than
+    `timeouts.heartbeat_s` (3 s).
     """
     before = going.said
     stage = going.process("pipeline.stage")
@@ -181,7 +183,7 @@ def test_a_clock_that_jumps_moves_no_limit(going: Going) -> None:
 def test_sigterm_is_the_first_ctrl_c_and_nothing_is_trained_on_twice(going: Going) -> None:
     """Promise: a checkpoint, status 130, no process, and nothing in memory or in the directory of
     sockets; after all that has happened to the run every prompt was trained on once.
-    Bound: `watch.stop_s` (10 s).
+    Bound: `timeouts.stop_s` (10 s).
     """
     sockets = Path((going.run / "address").read_text().strip())
     going.job.look()

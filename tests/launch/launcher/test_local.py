@@ -40,11 +40,11 @@ class Heard:
 @pytest.mark.fault("the stage's process lives and says nothing", part="stage", by="process")
 def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Path) -> None:
     """Promise: the launcher says so, with the log to look into, once a limit.
-    Bound: `watch.warn_s` (here 1 s).
+    Bound: `timeouts.log_wait_s` (here 1 s).
     """
     run, view = RunFolder(tmp_path / "run"), Heard()
     run.create()
-    config = load(ROOT / "configs" / "quickstart.yaml", ["watch.warn_s=1"])
+    config = load(ROOT / "configs" / "quickstart.yaml", ["timeouts.log_wait_s=1"])
     launcher = local.Launcher(config, run, view)
     said = "import time; print('up'); time.sleep(60)"
     stage = launcher.children["stage"]

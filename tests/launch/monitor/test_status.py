@@ -21,7 +21,7 @@ from tests.pipeline.coordinator.bench import Bench
 
 def waiting() -> RunStatus:
     """Of a run in which one engine samples and another loads."""
-    bench = Bench(candidates=2, limits=Timeouts(still_s=300.0, load_s=60.0))
+    bench = Bench(candidates=2, limits=Timeouts(no_token_s=300.0, load_s=60.0))
     bench.begin(engines=2, slots=1)
     bench.handle(Tick())
     bench.now += 8

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from launch.preflight.learner import complaints, of_model
-from pipeline.config.schema import Config, LearnerSection, LoraSection
+from pipeline.config.schema import Config, LearnerConfig, LoraConfig
 
 
 def config_of(directory: Path, model: dict[str, Any], **learner: Any) -> Config:
     (directory / "config.json").write_text(json.dumps(model))
-    return Config(model=str(directory), learner=LearnerSection(**learner))
+    return Config(model=str(directory), learner=LearnerConfig(**learner))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_models_that_can_be_trained_have_no_complaint():
 def test_missing_peft_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = config_of(tmp_path, {"model_type": "qwen3"}, lora=LoraSection())
+    config = config_of(tmp_path, {"model_type": "qwen3"}, lora=LoraConfig())
     assert list(complaints(config)) == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     [problem] = complaints(config)

@@ -69,8 +69,12 @@ def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> Non
     "settings, gantt, others",
     [
         ((), "an older version of darts wrote none", "an older version of darts wrote it"),
-        (("watch.trace_steps=0",), "set watch.trace_steps=5", "an older version of darts wrote it"),
-        (("watch.timing=false",), "set watch.timing=true", "set watch.timing=true"),
+        (
+            ("metrics.trace_steps=0",),
+            "set metrics.trace_steps=5",
+            "an older version of darts wrote it",
+        ),
+        (("metrics.timing=false",), "set metrics.timing=true", "set metrics.timing=true"),
     ],
 )
 def test_an_empty_section_names_the_setting_that_the_run_has(
@@ -85,11 +89,11 @@ def test_an_empty_section_names_the_setting_that_the_run_has(
 def test_runs_that_lack_data_for_different_reasons_are_named(tmp_path: Path) -> None:
     made = [
         Made(path=tmp_path / name, steps=2, traced=0, timing=False, settings=settings).write()
-        for name, settings in (("old", ()), ("untimed", ("watch.timing=false",)))
+        for name, settings in (("old", ()), ("untimed", ("metrics.timing=false",)))
     ]
     said = missing(build(made, print))["latency"]
     assert "old: metrics.jsonl has no lines" in said
-    assert "untimed: The run was not timed: set watch.timing=true" in said
+    assert "untimed: The run was not timed: set metrics.timing=true" in said
 
 
 def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path: Path) -> None:

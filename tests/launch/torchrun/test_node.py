@@ -12,7 +12,7 @@ import pytest
 
 from launch.torchrun.node import Node, Plan, hand_over, leave_there, left_there, make_site
 from launch.torchrun.rendezvous import Hello
-from pipeline.config.schema import Config, EngineSection, LearnerSection, Nodes
+from pipeline.config.schema import Config, EngineConfig, LearnerConfig, NodesConfig
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory
 from pipeline.wire.curve_auth import new_pair
@@ -27,9 +27,9 @@ from pipeline.wire.keys import (
 
 TWO = Config(
     model="m",
-    learner=LearnerSection(ranks=2),
-    engine=EngineSection(count=2),
-    nodes=Nodes(learners="spread", interface="lo"),
+    learner=LearnerConfig(ranks=2),
+    engine=EngineConfig(count=2),
+    nodes=NodesConfig(learners="spread", interface="lo"),
 )
 
 
@@ -84,7 +84,7 @@ def test_another_configuration_or_number_of_ranks_is_refused() -> None:
 
 
 def test_fixed_ports_are_four_in_a_row() -> None:
-    nodes = Nodes(interface="lo", port=40100)
+    nodes = NodesConfig(interface="lo", port=40100)
     plan = Plan.make(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
     assert [plan.control, plan.data, plan.weights, plan.port] == [
         *(f"tcp://127.0.0.1:{port}" for port in (40100, 40101, 40102)),
@@ -122,9 +122,9 @@ def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
 
 
 def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
-    wide = msgspec.structs.replace(TWO, nodes=Nodes(interface="0.0.0.0"))
+    wide = msgspec.structs.replace(TWO, nodes=NodesConfig(interface="0.0.0.0"))
     assert Plan.make(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
-    nowhere = msgspec.structs.replace(TWO, nodes=Nodes(interface="eth99"))
+    nowhere = msgspec.structs.replace(TWO, nodes=NodesConfig(interface="eth99"))
     with pytest.raises(TransportError, match="eth99"):
         Plan.make(nowhere, node_of(2))
 

@@ -88,7 +88,7 @@ def test_what_a_round_before_has_left_is_taken_for_nobody() -> None:
 @pytest.mark.fault("a rank never comes to the meeting", part="network", by="direct")
 def test_missing_ranks_are_named() -> None:
     """Promise: rank 0 ends and names those that are missing.
-    Bound: `watch.join_s` (here 0.2 s).
+    Bound: `timeouts.join_s` (here 0.2 s).
     """
     store = Shelf()
     store.set("darts/hello/1", OPEN.close("darts/hello/1", hello_of("n1")))

@@ -234,7 +234,7 @@ def test_real_vllm_and_deepspeed_learn_the_quickstart_task_on_two_machines(
     machines: Machines, tmp_path: Path
 ) -> None:
     run = tmp_path / "real"
-    shape = ["nodes.learners=spread", "learner.ranks=3", "engine.count=2", "watch.join_s=900"]
+    shape = ["nodes.learners=spread", "learner.ranks=3", "engine.count=2", "timeouts.join_s=900"]
     with ExitStack() as stack:
         # l0 l1 e0 here, l2 e1 there: machines may have different numbers of ranks
         jobs = [

@@ -1,4 +1,4 @@
-"""What a rollout appended is context: no loss, no gradient, no logprob of its own."""
+"""What an environment appended is context: no loss, no gradient, no logprob of its own."""
 
 from __future__ import annotations
 

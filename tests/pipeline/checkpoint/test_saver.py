@@ -87,7 +87,7 @@ async def test_a_rank_that_cannot_write_gives_the_checkpoint_up(tmp_path: Path) 
 )
 async def test_a_rank_that_never_answers_is_named(tmp_path: Path) -> None:
     """Promise: the checkpoint is given up, the rank is named, and nothing of it is left.
-    Bound: when the coordinator says so, after `watch.checkpoint_s`.
+    Bound: when the coordinator says so, after `timeouts.checkpoint_s`.
     """
     bureau = Bureau(tmp_path)
     save = bureau.begin()

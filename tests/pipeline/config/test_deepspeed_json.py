@@ -17,7 +17,7 @@ from pipeline.config.deepspeed_json import (
     passed,
     read,
 )
-from pipeline.config.schema import LearnerSection
+from pipeline.config.schema import LearnerConfig
 
 AUTO: dict[str, Any] = {
     "bf16": {"enabled": "auto"},
@@ -42,7 +42,7 @@ AUTO: dict[str, Any] = {
 
 
 def test_file_of_a_trainer_that_fills_in_auto_is_taken():
-    section = LearnerSection(zero=2)
+    section = LearnerConfig(zero=2)
     assert list(complaints(AUTO, section)) == []
     assert passed(AUTO) == {
         "zero_optimization": {"reduce_bucket_size": 5000},
@@ -73,13 +73,13 @@ def test_file_of_a_trainer_that_fills_in_auto_is_taken():
     ],
 )  # fmt: skip
 def test_what_is_not_passed_on_is_named_with_its_reason(given: dict[str, Any], expected: str):
-    [problem] = complaints(given, LearnerSection(zero=2))
+    [problem] = complaints(given, LearnerConfig(zero=2))
     assert expected in problem
     assert problem.startswith(next(iter(given)))
 
 
 def test_bf16_that_says_the_same_as_the_dtype_is_taken():
-    section = LearnerSection(zero=2, dtype="bfloat16")
+    section = LearnerConfig(zero=2, dtype="bfloat16")
     assert list(complaints({"bf16": {"enabled": True}}, section)) == []
 
 
@@ -87,7 +87,7 @@ def test_all_problems_of_a_file_come_in_one_go_with_its_name(tmp_path: Path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"train_batch_size": 8, "amp": {"enabled": True}, "x": 1}))
     with pytest.raises(DeepSpeedFileError) as found:
-        read(LearnerSection(deepspeed=str(path)))
+        read(LearnerConfig(deepspeed=str(path)))
     assert [line.split(": ")[:2] for line in found.value.problems] == [
         [str(path), key] for key in ("train_batch_size", "amp", "x")
     ]
@@ -98,7 +98,7 @@ def test_file_that_holds_no_object_is_refused(tmp_path: Path, text: str, expecte
     path = tmp_path / "ds.json"
     path.write_text(text)
     with pytest.raises(DeepSpeedFileError, match=expected):
-        read(LearnerSection(deepspeed=str(path)))
+        read(LearnerConfig(deepspeed=str(path)))
 
 
 def test_no_key_is_in_two_tables():
@@ -109,14 +109,14 @@ def test_nothing_of_a_null_is_passed_on(tmp_path: Path):
     (tmp_path / "ds.json").write_text(
         '{"zero_optimization": null, "aio": null, "wall_clock_breakdown": false}'
     )
-    found = read(LearnerSection(deepspeed=str(tmp_path / "ds.json")))
+    found = read(LearnerConfig(deepspeed=str(tmp_path / "ds.json")))
     assert found == {"wall_clock_breakdown": False}
     assert passed({"zero_optimization": {"reduce_bucket_size": None}})["zero_optimization"] == {}
 
 
 def test_what_else_bf16_says_is_refused_for_it_would_do_nothing():
     given = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}
-    [problem] = complaints(given, LearnerSection(dtype="bfloat16", zero=1))
+    [problem] = complaints(given, LearnerConfig(dtype="bfloat16", zero=1))
     assert problem.startswith("bf16.bf16_master_weights_and_grads: ")
     off = {"bf16": {"enabled": True, "immediate_grad_update": False}}
-    assert list(complaints(off, LearnerSection(dtype="bfloat16", zero=1))) == []
+    assert list(complaints(off, LearnerConfig(dtype="bfloat16", zero=1))) == []

@@ -3,11 +3,11 @@
 import pytest
 
 from pipeline.config.engine_arguments import OWNED, arguments, problems
-from pipeline.config.schema import EngineSection
+from pipeline.config.schema import EngineConfig
 
 
 def complaints(**given: object) -> dict[str, str]:
-    return dict(problems(EngineSection(**given)))  # pyright: ignore[reportArgumentType]
+    return dict(problems(EngineConfig(**given)))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

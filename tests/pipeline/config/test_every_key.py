@@ -21,8 +21,7 @@ from tests.paths import ROOT
 
 # What only describes or checks a setting is no reader of it.
 DESCRIBES = {
-    *("config.py", "configdocs.py", "configpaths.py", "configrules.py"),
-    *("docs.py", "listing.py"),
+    *("docs.py", "paths.py", "rules.py", "schema.py"),
 }
 SOURCES = [
     ast.parse(path.read_text())
@@ -188,9 +187,8 @@ def test_every_option_of_a_plugin_is_read_where_it_is_declared(kind: str, name: 
 def option_is_read(cls: type[Any], field: str) -> bool:
     """Read from an instance named `options` or `_options`, outside of `problems`."""
     base = cls in (
-        interfaces.WorkerOptions,
         interfaces.RewardOptions,
-        interfaces.RolloutOptions,
+        interfaces.EnvironmentOptions,
     )  # the core's
     trees = SOURCES if base else [ast.parse(Path(inspect.getfile(cls)).read_text())]
     return any(
@@ -210,13 +208,13 @@ def option_is_read(cls: type[Any], field: str) -> bool:
     [
         "def f(config): return config.engine.slots",
         "class A:\n def f(self): return self._config.engine.slots",
-        "def f(section: EngineSection): return section.slots",
+        "def f(section: EngineConfig): return section.slots",
         "def f(config):\n mine = config.engine\n return mine.slots",
-        "def f(given: EngineSection):\n own, x = given, 1\n return own.slots",
+        "def f(given: EngineConfig):\n own, x = given, 1\n return own.slots",
     ],
 )
 def test_rule_finds_a_reader(code: str):
-    assert is_read("engine.slots", "EngineSection", [ast.parse(code)])
+    assert is_read("engine.slots", "EngineConfig", [ast.parse(code)])
 
 
 @pytest.mark.parametrize(
@@ -225,12 +223,12 @@ def test_rule_finds_a_reader(code: str):
         "def f(engine): return engine.slots",  # an engine, not its section
         "def f(config): return config.learner.slots",
         "def f(config): config.engine.slots = 1",
-        "def f(section: LearnerSection): return section.slots",
+        "def f(section: LearnerConfig): return section.slots",
         "'engine.slots'",
     ],
 )
 def test_rule_fails_for_a_key_that_nothing_reads(code: str):
-    assert not is_read("engine.slots", "EngineSection", [ast.parse(code)])
+    assert not is_read("engine.slots", "EngineConfig", [ast.parse(code)])
 
 
 @pytest.mark.parametrize("key", ["engine.kv_pages", "step.warp", "nonsense"])

@@ -99,7 +99,7 @@ class Bench:
         self.settings = settings_of(**{**quiet, **changes})
         self.selector: Any = selector or Scripted()
         own = Plugins(
-            prompts=Sequential(),
+            prompt_order=Sequential(),
             budget=Candidates(candidates),
             selector=self.selector,
             batch=Fifo(),

@@ -137,7 +137,7 @@ def test_a_cut_never_begins_while_another_is_written_and_the_last_one_is_not_lef
 
 
 def test_a_last_step_that_is_empty_is_in_a_checkpoint_too() -> None:
-    bench = Bench(plugins={"prompts": Nothing()}, steps=1, checkpoint_every=5)
+    bench = Bench(plugins={"prompt_order": Nothing()}, steps=1, checkpoint_every=5)
     bench.begin()
     [cut] = only(bench.everything, Checkpoint)
     assert cut.step == 1

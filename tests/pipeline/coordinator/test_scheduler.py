@@ -87,7 +87,7 @@ def test_legs_are_spread_over_engines_by_load() -> None:
 
 
 def test_the_first_engine_with_new_weights_leaves_the_others_their_part() -> None:
-    bench = Bench(candidates=3, need=2, steps=2, warn_s=5.0)
+    bench = Bench(candidates=3, need=2, steps=2, log_wait_s=5.0)
     bench.begin(engines=2)
     for group in (0, 1):
         bench.learn(bench.train_one(group))
@@ -101,9 +101,9 @@ def test_the_first_engine_with_new_weights_leaves_the_others_their_part() -> Non
 @pytest.mark.fault("an engine takes too long to load new weights", part="engines", by="direct")
 def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
     """Promise: others take its part of the requests.
-    Bound: `watch.warn_s` (here 5 s).
+    Bound: `timeouts.log_wait_s` (here 5 s).
     """
-    bench = Bench(candidates=3, need=2, steps=2, warn_s=5.0)
+    bench = Bench(candidates=3, need=2, steps=2, log_wait_s=5.0)
     bench.begin(engines=2)
     for group in (0, 1):
         bench.learn(bench.train_one(group))
@@ -115,7 +115,7 @@ def test_an_engine_that_loads_too_long_is_not_waited_for() -> None:
 @pytest.mark.fault("an engine answers an abort late", part="engines", by="direct")
 def test_a_slot_is_free_only_when_the_finish_has_arrived_in_band() -> None:
     """Promise: its slot is not given away before the answer has come.
-    Bound: until the answer, or the engine is started again (`watch.abort_s`).
+    Bound: until the answer, or the engine is started again (`timeouts.abort_s`).
     """
     bench = Bench(candidates=3)
     bench.begin(slots=2)

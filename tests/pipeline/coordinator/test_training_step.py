@@ -223,7 +223,7 @@ def test_a_step_without_any_signal_ends_empty_and_the_run_goes_on() -> None:
 
 
 def test_a_run_without_prompts_left_ends_with_a_warning_for_each_step() -> None:
-    bench = Bench(plugins={"prompts": Planned()}, steps=3)
+    bench = Bench(plugins={"prompt_order": Planned()}, steps=3)
     bench.begin()
     assert bench.over == Shutdown(error="")
     assert bench.core.step == 3
@@ -245,7 +245,7 @@ class Planned:
 
 @pytest.mark.parametrize("plan", [(0, 1, 2), (0, 0), (99,), (-1,)], ids=str)
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> None:
-    bench = Bench(plugins={"prompts": Planned(plan)}, need=2)
+    bench = Bench(plugins={"prompt_order": Planned(plan)}, need=2)
     with pytest.raises(PluginFault, match="prompts Planned: plan .* at most 2"):
         bench.begin()
     assert bench.core.groups == {}

@@ -1,4 +1,4 @@
-"""Turns: what a rollout appends is context, and nothing that happens on the way loses it."""
+"""Turns: what an environment appends is context, and nothing that happens on the way loses it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bench_of(**changes: Any) -> Bench:
 
 
 def answer(bench: Bench, trajectory: int, count: int, **other: Any) -> list[AnyCommand]:
-    """The rollout appends so many tokens to the turn at hand."""
+    """The environment appends so many tokens to the turn at hand."""
     turn = other.pop("turn", bench.member(trajectory).turns - 1)
     tokens = np.full(count, APPENDED, "<i4").tobytes()
     given: dict[str, Any] = {"over": False, "tokens": tokens, **other}
@@ -59,10 +59,10 @@ def test_a_turn_that_is_over_frees_its_slot_and_asks_with_all_that_an_answer_dep
     assert ints(asked.tokens).tolist() == [5, 5, EOS]
     assert bench.member(0).state is TrajectoryState.WAITING_ENV
     assert (0, 0) not in bench.coordinator.scheduler.engines["e0"].legs
-    assert [w.what for w in bench.coordinator.waits.find() if "rollout" in w.what] == [
+    assert [w.what for w in bench.coordinator.waits.find() if "environment" in w.what] == [
         (
             "step 1 waits for train group 0, which waits for "
-            "the rollout to answer turn 1 of trajectory 0"
+            "the environment to answer turn 1 of trajectory 0"
         )
     ]
 

@@ -37,7 +37,7 @@ LIMITS = Timeouts(
     load_s=20.0,
     abort_s=5.0,
     sampling_s=10.0,
-    still_s=30.0,
+    no_token_s=30.0,
     reward_s=15.0,
     learner_s=40.0,
     checkpoint_s=25.0,
@@ -77,7 +77,7 @@ def stopped(bench: Bench) -> str:
 def test_an_engine_that_sends_nothing_is_restarted_and_its_work_goes_on_elsewhere() -> None:
     """Promise: it is ended and started again, and its trajectories go on at another engine, with
     the tokens received; an engine that sends is left alone.
-    Bound: `watch.sampling_s` (here 10 s).
+    Bound: `timeouts.sampling_s` (here 10 s).
     """
     bench = bench_of(candidates=2)
     bench.begin(engines=2, slots=1)
@@ -97,7 +97,7 @@ def test_an_engine_that_sends_nothing_is_restarted_and_its_work_goes_on_elsewher
 def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
     """Promise: it is aborted there and queued again with its tokens; the others are left alone,
     and after three such legs it is given up.
-    Bound: `watch.still_s` (here 30 s).
+    Bound: `timeouts.no_token_s` (here 30 s).
     """
     bench = bench_of(candidates=2, max_tokens=100)
     bench.begin(slots=3)
@@ -113,7 +113,7 @@ def test_a_trajectory_that_stands_still_is_aborted_and_goes_on() -> None:
 @pytest.mark.fault("an engine ignores an abort", part="engines", by="direct")
 def test_an_engine_that_ignores_an_abort_is_restarted() -> None:
     """Promise: its slot stays taken until it is ended and started again; the line names the legs.
-    Bound: `watch.abort_s` (here 5 s).
+    Bound: `timeouts.abort_s` (here 5 s).
     """
     bench = bench_of(candidates=3)
     bench.begin()
@@ -138,7 +138,7 @@ def test_an_abort_is_not_due_while_the_engine_loads() -> None:
 @pytest.mark.fault("an engine never ends a load of weights", part="engines", by="direct")
 def test_an_engine_that_never_serves_is_restarted() -> None:
     """Promise: it is ended and started again, however often newer weights come meanwhile.
-    Bound: `watch.load_s` (here 20 s).
+    Bound: `timeouts.load_s` (here 20 s).
     """
     bench = bench_of()
     bench.begin()
@@ -177,7 +177,7 @@ def test_an_engine_that_serves_older_versions_late_is_at_work() -> None:
 def test_a_reward_that_never_comes_is_missing_never_zero() -> None:
     """Promise: the question is taken back, the member is missing from its group, and the group
     goes on without it.
-    Bound: `watch.reward_s` and two calls of `limit_s` without any reward (here 15 s).
+    Bound: `timeouts.reward_s` and two calls of `limit_s` without any reward (here 15 s).
     """
     bench = bench_of(size=3)
     bench.begin()
@@ -209,11 +209,11 @@ def test_a_reward_that_was_taken_back_is_not_waited_for_and_did_not_fail() -> No
     assert only(bench.everything, CancelReward) == [CancelReward(trajectory=2)]
 
 
-@pytest.mark.fault("a rollout never answers", part="rewards", by="direct")
-def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> None:
+@pytest.mark.fault("an environment never answers", part="rewards", by="direct")
+def test_an_environment_that_never_answers_costs_its_member_and_not_the_group() -> None:
     """Promise: the question is taken back, the member is missing from its group, and the group
     goes on without it.
-    Bound: `watch.reward_s` without an answer of any rollout (here 15 s).
+    Bound: `timeouts.reward_s` without an answer of any environment (here 15 s).
     """
     bench = bench_of(turns=3)
     bench.begin()
@@ -221,7 +221,7 @@ def test_a_rollout_that_never_answers_costs_its_member_and_not_the_group() -> No
     assert "CancelEnvironmentCall" not in pass_time(bench, 14, lambda: bench.tokens(1, 1))
     pass_time(bench, 2)
     assert only(bench.everything, CancelEnvironmentCall) == [CancelEnvironmentCall(trajectory=0)]
-    assert bench.warnings() == ["trajectory 0: given up after no rollout has answered for 15 s"]
+    assert bench.warnings() == ["trajectory 0: given up after no environment has answered for 15 s"]
     assert [m.id for m in bench.group(0).members if m.state is not TrajectoryState.ABORTED] == [
         1,
         2,
@@ -244,7 +244,7 @@ def test_rewards_that_come_are_progress_for_those_in_the_queue() -> None:
 )
 def test_a_rank_that_owes_an_answer_for_too_long_is_lost() -> None:
     """Promise: the run ends with the rank's name, to be resumed from its last checkpoint.
-    Bound: `watch.learner_s` without an answer of that rank (here 40 s).
+    Bound: `timeouts.learner_s` without an answer of that rank (here 40 s).
     """
     bench = bench_of()
     bench.begin()
@@ -273,7 +273,7 @@ def test_the_close_of_a_step_has_a_limit_of_its_own() -> None:
 def test_a_checkpoint_that_never_ends_is_given_up_and_three_in_a_row_stop_the_run() -> None:
     """Promise: it is given up with a warning, and the next one is tried; the third in a row stops
     the run.
-    Bound: `watch.checkpoint_s` each (here 25 s).
+    Bound: `timeouts.checkpoint_s` each (here 25 s).
     """
     limits = Timeouts(checkpoint_s=LIMITS.checkpoint_s)
     bench = Bench(limits=limits, steps=9, checkpoint_every=1)
@@ -328,7 +328,7 @@ def test_a_checkpoint_that_is_whole_forgives_those_that_failed() -> None:
 @pytest.mark.fault("an engine or a learner rank never joins", part="stage", by="direct")
 def test_who_never_joins_is_named_and_the_run_stops() -> None:
     """Promise: the run stops and names everybody who is missing.
-    Bound: `watch.join_s` (here 50 s).
+    Bound: `timeouts.join_s` (here 50 s).
     """
     bench = bench_of(ranks=2)
     bench.handle(LearnerJoined(rank=0))
@@ -342,7 +342,7 @@ def test_who_never_joins_is_named_and_the_run_stops() -> None:
 @pytest.mark.fault("all engines are lost and none comes back", part="engines", by="direct")
 def test_a_run_without_any_engine_stops_after_a_checkpoint() -> None:
     """Promise: the run writes a checkpoint and stops, and says that no engine came back.
-    Bound: `watch.join_s` (here 50 s).
+    Bound: `timeouts.join_s` (here 50 s).
     """
     bench = bench_of()
     bench.begin()
@@ -364,7 +364,7 @@ class Never:
 def test_a_rule_that_takes_nothing_stops_the_run_by_its_name() -> None:
     """Promise: when nothing moves and nothing is under way the run stops, after a checkpoint, with
     the plug-in's name.
-    Bound: `watch.still_s` (here 30 s).
+    Bound: `timeouts.no_token_s` (here 30 s).
     """
     bench = bench_of(plugins={"batch": Never()})
     bench.begin()

@@ -60,7 +60,7 @@ from pipeline.simulation.invariants import check
 from pipeline.wire.messages import ChunkHead
 
 EOS = 1
-APPENDED = 7  # by a rollout: no engine samples it
+APPENDED = 7  # by an environment: no engine samples it
 
 
 def settings_of(**changes: Any) -> Settings:
@@ -80,7 +80,7 @@ def settings_of(**changes: Any) -> Settings:
         eval_samples=2,
         checkpoint_every=2,
         stop_tokens=frozenset({EOS}),
-        warn_s=20.0,
+        log_wait_s=20.0,
         gap_limit=1e-3,
     )
     return Settings(**{**base, **changes})
@@ -95,11 +95,11 @@ def plugins_of(
 ) -> Plugins:
     def make(kind: str, name: str, **given: Any) -> Any:
         cls = registry.find_plugin(kind, name)
-        extra = {"seed": seed} if kind == "prompts" else {}
+        extra = {"seed": seed} if kind == "prompt_order" else {}
         return cls(registry.options_type(cls)(**given), **extra)
 
     return Plugins(
-        prompts=make("prompts", "shuffled"),
+        prompt_order=make("prompt_order", "shuffled"),
         budget=make("budget", "uniform", redundancy=redundancy, top_up=top_up),
         selector=make("selector", selector, **options),
         batch=make("batch", "fifo"),
@@ -309,7 +309,7 @@ class World:
         rng = self.rng
         choices: list[str] = ["tick"] + ["sample", "frame"] * 3
         choices += ["reward"] * 2 if self.rewards else []
-        choices += ["rollout"] * 2 if self.questions else []
+        choices += ["environment"] * 2 if self.questions else []
         choices += ["learn"] * 2 if any(self.learner.values()) else []
         choices += ["load"] if self.loads else []
         choices += ["join"] if self.away else []
@@ -342,7 +342,7 @@ class World:
         else:
             self.tell(RewardReady(trajectory=trajectory, value=float(self.rng.random() < 0.5)))
 
-    def _rollout(self, chaos: bool) -> None:
+    def _environment(self, chaos: bool) -> None:
         asked = self.questions.pop(self.rng.choice(list(self.questions)))
         trajectory, turn = asked.trajectory, asked.turn
         if chaos and self.rng.random() < self.reward_faults:

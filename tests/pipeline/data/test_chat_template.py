@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pipeline.config.schema import Data
+from pipeline.config.schema import DataConfig
 from pipeline.data.chat_template import Chat
 from pipeline.data.files import DataError
 
@@ -54,7 +54,7 @@ def model(tmp_path: Path) -> Path:
 
 def chat_of(model: Path, template: str, **data: Any) -> Chat:
     (model / "chat_template.jinja").write_text(template)
-    return Chat(model, Data(**data))
+    return Chat(model, DataConfig(**data))
 
 
 @pytest.mark.parametrize("template", [CHATML, HEADERS, MARKED], ids=["chatml", "headers", "marked"])
@@ -98,7 +98,7 @@ def test_template_is_the_settings_then_the_files_then_that_of_the_tokenizers_con
     model: Path, tmp_path: Path
 ):
     def text(**data: Any) -> str:
-        return Chat(model, Data(**data)).text([USER])[0]
+        return Chat(model, DataConfig(**data)).text([USER])[0]
 
     config = model / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "one"}))
@@ -154,11 +154,11 @@ def test_a_template_that_is_none_or_missing_is_refused(model: Path):
         chat_of(model, "\n{% for %}").text([USER])
     (model / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(DataError, match="cannot be read"):
-        Chat(model, Data()).text([USER])
+        Chat(model, DataConfig()).text([USER])
     (model / "chat_template.jinja").unlink()
     with pytest.raises(
         DataError, match=r"no chat template .* name a file with data\.chat_template"
     ):
-        Chat(model, Data()).text([USER])
+        Chat(model, DataConfig()).text([USER])
     with pytest.raises(ValueError, match=r"data\.chat is never: expected text"):
-        Chat(model, Data(chat="never")).text([USER])
+        Chat(model, DataConfig(chat="never")).text([USER])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.schema import Data
+from pipeline.config.schema import DataConfig
 from pipeline.data.dataset import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, check
 from tests.paths import MODEL
@@ -66,15 +66,15 @@ def test_model_and_tokenizer_that_disagree_are_refused(tmp_path: Path):
 
 
 def test_a_task_gives_prompts_for_training_and_others_held_out(tokenizer: Tokenizer):
-    train = load_train(Data(), tokenizer, 128)
-    held_out = load_held_out(Data(held_out=50), tokenizer, 128)
+    train = load_train(DataConfig(), tokenizer, 128)
+    held_out = load_held_out(DataConfig(held_out=50), tokenizer, 128)
     assert (len(train), len(held_out)) == (TASK_PROMPTS, 50)
     assert not {item.prompt for item in train.items} & {item.prompt for item in held_out.items}
     item = train[0]
     assert tokenizer.decode(np.frombuffer(item.tokens, dtype="<i4").tolist()) == item.prompt
     assert item.answer == str(sum(map(int, item.prompt[:-1].split("+"))))
     assert item.tag == f"terms={item.columns['terms']}"
-    assert len(load_held_out(Data(held_out=0), tokenizer, 128)) == 0
+    assert len(load_held_out(DataConfig(held_out=0), tokenizer, 128)) == 0
 
 
 BAD = [
@@ -108,7 +108,7 @@ def test_every_bad_line_is_named_and_stops_the_run(bad_file: Path, tokenizer: To
     Bound: while it is loaded.
     """
     with pytest.raises(DataError) as raised:
-        load_train(Data(train=str(bad_file), prompt="q", answer="a"), tokenizer, 128)
+        load_train(DataConfig(train=str(bad_file), prompt="q", answer="a"), tokenizer, 128)
     text = str(raised.value)
     for _, claim in BAD:
         assert f"{bad_file}{claim}" in text
@@ -116,7 +116,7 @@ def test_every_bad_line_is_named_and_stops_the_run(bad_file: Path, tokenizer: To
 
 
 def test_bad_lines_are_skipped_and_counted_when_asked(bad_file: Path, tokenizer: Tokenizer):
-    data = Data(train=str(bad_file), prompt="q", answer="a", bad_lines="skip")
+    data = DataConfig(train=str(bad_file), prompt="q", answer="a", bad_lines="skip")
     dataset = load_train(data, tokenizer, 128)
     # duplicate prompts are two prompts
     assert [(item.prompt, item.answer) for item in dataset.items] == [("1+1=", "2")] * 2
@@ -128,12 +128,12 @@ def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path, tokenizer: To
     path = tmp_path / "empty.jsonl"
     path.write_text("\n")
     with pytest.raises(DataError, match="no usable prompt"):
-        load_train(Data(train=str(path)), tokenizer, 128)
+        load_train(DataConfig(train=str(path)), tokenizer, 128)
     path.write_text('{"prompt": 1}\n')
     with pytest.raises(DataError, match=r"no usable prompt; first: .*:1: prompt is a number"):
-        load_held_out(Data(held_out=str(path), bad_lines="skip"), tokenizer, 128)
+        load_held_out(DataConfig(held_out=str(path), bad_lines="skip"), tokenizer, 128)
     with pytest.raises(DataError, match="no such file"):
-        load_train(Data(train=str(tmp_path / "none.jsonl")), tokenizer, 128)
+        load_train(DataConfig(train=str(tmp_path / "none.jsonl")), tokenizer, 128)
 
 
 @pytest.mark.fault("a line of the data without an end", part="configuration", by="file")
@@ -147,12 +147,12 @@ def test_a_line_without_an_end_is_not_read_to_it(
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "' + "1" * 1000)
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 100 bytes"):
-        load_train(Data(train=str(path)), tokenizer, 128)
+        load_train(DataConfig(train=str(path)), tokenizer, 128)
 
 
 def test_a_data_set_of_many_lines_keeps_their_order(tmp_path: Path, tokenizer: Tokenizer):
     path = tmp_path / "many.jsonl"
     lines = [json.dumps({"prompt": f"{i}+1=", "answer": i + 1}) for i in range(3000)]
     path.write_text("\n".join(lines))
-    dataset: Dataset = load_train(Data(train=str(path)), tokenizer, 64)
+    dataset: Dataset = load_train(DataConfig(train=str(path)), tokenizer, 64)
     assert [item.answer for item in dataset.items] == [str(i + 1) for i in range(3000)]

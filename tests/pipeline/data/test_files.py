@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.config.schema import Data, Source
+from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.dataset import Dataset, load_held_out, load_train
 from pipeline.data.files import DataError, files_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def test_a_file_to_train_on_is_never_read_as_the_held_out_prompts(
     splits: Any = {name: datasets.Dataset.from_list(sums(1)) for name in ("train", "validation")}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))  # without a split "test"
     for path in (lines(tmp_path / "a.jsonl", sums(1, 2)), tmp_path / "saved"):
-        assert len(load_held_out(Data(train=str(path)), tokenizer, 64)) == 0
+        assert len(load_held_out(DataConfig(train=str(path)), tokenizer, 64)) == 0
 
 
 def test_a_saved_data_set_without_the_package_names_what_to_install(
@@ -118,7 +118,7 @@ VERL = {
 
 
 def loaded(tokenizer: Tokenizer, rows: list[dict[str, Any]], path: Path, **data: Any) -> Dataset:
-    return load_train(Data(train=str(table(path, rows)), **data), tokenizer, 64)
+    return load_train(DataConfig(train=str(table(path, rows)), **data), tokenizer, 64)
 
 
 @pytest.fixture
@@ -198,10 +198,10 @@ def test_long_prompts_stop_by_default_and_what_a_template_wrote_is_not_cut(
 def test_several_sources_keep_their_order_fields_and_tags(tmp_path: Path, tokenizer: Tokenizer):
     one = lines(tmp_path / "one.jsonl", [{"q": "1+1=", "gold": 2, "terms": 2}])
     two = table(tmp_path / "two.parquet", sums(5, 6, terms=2))
-    data = Data(
+    data = DataConfig(
         train=(
-            Source(path=str(one), weight=2, tag="easy", prompt="q", answer="gold"),
-            Source(path=str(two)),
+            SourceConfig(path=str(one), weight=2, tag="easy", prompt="q", answer="gold"),
+            SourceConfig(path=str(two)),
         )
     )
     dataset = load_train(data, tokenizer, 64)
@@ -211,5 +211,7 @@ def test_several_sources_keep_their_order_fields_and_tags(tmp_path: Path, tokeni
         ("6+1=", "terms=2"),
     ]
     assert [(s.first, s.count, s.weight) for s in dataset.shares] == [(0, 1, 2.0), (1, 2, 1.0)]
-    assert load_train(Data(train=str(two)), tokenizer, 64).shares == ()
-    assert load_held_out(Data(train=data.train, held_out=str(two)), tokenizer, 64).name == str(two)
+    assert load_train(DataConfig(train=str(two)), tokenizer, 64).shares == ()
+    assert load_held_out(
+        DataConfig(train=data.train, held_out=str(two)), tokenizer, 64
+    ).name == str(two)

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.config.schema import Config, Metrics
+from pipeline.config.schema import Config, MetricsConfig
 from pipeline.coordinator.token_ledger import ACCOUNTS
 from pipeline.observability import timing, trackers
 from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
@@ -68,12 +68,12 @@ def free_port() -> int:
 
 def config_of(**metrics: Any) -> Config:
     section: dict[str, Any] = {"tensorboard": False, **metrics}
-    return Config(model="models/chain-sums", metrics=Metrics(**section))
+    return Config(model="models/chain-sums", metrics=MetricsConfig(**section))
 
 
 def test_nothing_is_started_and_nothing_imported_that_is_not_asked_for(run: RunFolder) -> None:
     assert trackers.start_trackers(config_of(), run) == []
-    assert list(trackers.tracker_complaints(Metrics())) == []
+    assert list(trackers.tracker_complaints(MetricsConfig())) == []
 
 
 # --- TensorBoard ------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_port_in_use_is_complained_of_before_anything_starts_and_at_the_start(
     served: tuple[int, Records], run: RunFolder
 ) -> None:
     port, _ = served
-    [complaint] = trackers.tracker_complaints(Metrics(prometheus_port=port))
+    [complaint] = trackers.tracker_complaints(MetricsConfig(prometheus_port=port))
     assert complaint.startswith("metrics.prometheus_port: cannot listen on 127.0.0.1:")
     assert "in use" in complaint
     with pytest.raises(trackers.TrackerError, match=r"metrics\.prometheus_port: .* in use"):
@@ -215,7 +215,7 @@ def test_the_port_is_free_again_after_the_end(run: RunFolder) -> None:
     for _ in range(2):
         [tracker] = trackers.start_trackers(config_of(prometheus_port=port), run)
         tracker.close()
-    assert list(trackers.tracker_complaints(Metrics(prometheus_port=port))) == []
+    assert list(trackers.tracker_complaints(MetricsConfig(prometheus_port=port))) == []
 
 
 # --- W&B --------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_without_the_package_the_key_and_the_extra_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.tracker_complaints(Metrics(wandb="sums"))
+    [complaint] = trackers.tracker_complaints(MetricsConfig(wandb="sums"))
     assert complaint.startswith("metrics.wandb: found 'sums'")
     assert "pip install 'darts-rl[wandb]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):

@@ -104,7 +104,15 @@ def trapped(tmp_path: Path) -> Path:
     info = tmp_path / "booby_trapped-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: booby-trapped\nVersion: 1.0\n")
-    groups = ("prompts", "budgets", "selectors", "batches", "rewards", "advantages", "losses")
+    groups = (
+        "prompt_orders",
+        "budgets",
+        "selectors",
+        "batch_rules",
+        "rewards",
+        "advantages",
+        "losses",
+    )
     points = "".join(f"[darts.{group}]\ntrap = booby_trapped:Trap\n" for group in groups)
     (info / "entry_points.txt").write_text(points)
     return tmp_path

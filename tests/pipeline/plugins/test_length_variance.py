@@ -16,6 +16,7 @@ from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._censored import fit_lognormal, lognormal, moments
 from pipeline.plugins.budgets._utility import Lengths, Utility
 from pipeline.plugins.budgets.length_variance import LengthVariance, LengthVarianceOptions
+from pipeline.plugins.testing import option_problems
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -324,15 +325,15 @@ def test_a_faulty_run_ends_balanced_and_its_checkpoints_hold_what_was_learnt(by:
 @pytest.mark.parametrize(
     "options,complaint",
     [
-        ({"memory": 0.0}, "memory is 0.0, expected above 0, at most 1"),
-        ({"memory": 1.5}, "memory is 1.5, expected above 0, at most 1"),
-        ({"time_weight": -1.0}, "time_weight is -1.0, expected 0 or more"),
-        ({"time_weight": math.nan}, "time_weight is nan, expected 0 or more"),
-        ({"spare": -1}, "spare is -1, expected at least 0"),
+        ({"memory": 0.0}, "memory: found 0.0, expected above 0 and at most 1"),
+        ({"memory": 1.5}, "memory: found 1.5, expected above 0 and at most 1"),
+        ({"time_weight": -1.0}, "time_weight: found -1.0, expected at least 0"),
+        ({"time_weight": math.nan}, "time_weight: found nan, expected at least 0"),
+        ({"spare": -1}, "spare: found -1, expected at least 0"),
         ({"spare": 5, "most": 1.5}, "spare is 5, but most allows 12 for 8: at most 4"),
         ({"mean": 2.5}, "mean is 2.5, expected 0, or from 1 to most (2)"),
         ({"mean": 1.1, "spare": 2}, "mean is 1.1, expected 0, or from 1.25 to most (2)"),
-        ({"most": 0.5}, "most is 0.5, expected from 1 to 64"),
+        ({"most": 0.5}, "most: found 0.5, expected from 1 to 64"),
         ({}, None),
         ({"mean": 1.25, "spare": 2, "by": "mth_finish", "time_weight": 0.0}, None),
     ],
@@ -340,7 +341,7 @@ def test_a_faulty_run_ends_balanced_and_its_checkpoints_hold_what_was_learnt(by:
 def test_settings_that_cannot_be_are_told_with_their_rule(
     options: dict[str, Any], complaint: str | None
 ):
-    found = list(LengthVarianceOptions(**options).problems(8))
+    found = option_problems(LengthVarianceOptions, **options)
     assert found == ([complaint] if complaint else [])
 
 

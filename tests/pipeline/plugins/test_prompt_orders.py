@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pipeline.checkpoint import fingerprint
-from pipeline.config.schema import Config, Data, Source
+from pipeline.config.schema import Config, DataConfig, SourceConfig
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.state import Plugins
 from pipeline.plugins.actions import Plan
@@ -135,10 +135,10 @@ def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(hal
     second.start(saved.version)
     second.run()
     assert second.coordinator.core.step == 6
-    before, after = (w.coordinator.core.plugins.prompts for w in (first, second))
+    before, after = (w.coordinator.core.plugins.prompt_order for w in (first, second))
     assert isinstance(before, Noted)
     assert isinstance(after, Noted)
-    until = sum(source["given"] for source in saved.plugins["prompts"]["sources"])
+    until = sum(source["given"] for source in saved.plugins["prompt_order"]["sources"])
     opened = before.planned[:until] + after.planned
     assert len(after.planned) > 0
     whole = Shuffled(seed=3).plan(view_of(len(opened), dataset=100, sources=sources))
@@ -152,10 +152,10 @@ def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
 
     def taken(weight: float = 1.0) -> fingerprint.Fingerprint:
         sources = (
-            Source(path=str(tmp_path / "a.jsonl"), weight=weight),
-            Source(path=str(tmp_path / "[bc].jsonl")),
+            SourceConfig(path=str(tmp_path / "a.jsonl"), weight=weight),
+            SourceConfig(path=str(tmp_path / "[bc].jsonl")),
         )
-        return fingerprint.take(Config(model=str(tmp_path), data=Data(train=sources)))
+        return fingerprint.take(Config(model=str(tmp_path), data=DataConfig(train=sources)))
 
     def changed(before: fingerprint.Fingerprint, after: fingerprint.Fingerprint) -> list[str]:
         found = fingerprint.differences(before, after, "mine.yaml")

@@ -18,6 +18,7 @@ from pipeline.plugins.batch_rules.quorum import Quorum, QuorumOptions
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching, TailBatchingOptions
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
+from pipeline.plugins.testing import option_problems
 from pipeline.plugins.views import BatchView, PlanView
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -63,12 +64,12 @@ def test_quorum_of_every_group_or_every_member_is_fifo():
 
 
 def test_quorum_names_options_out_of_range():
-    assert list(QuorumOptions(share=0.0, size=9).problems(8)) == [
-        "share is 0.0, expected above 0 and at most 1",
-        "size is 9, but group.size is 8: from 2 to 8",
+    assert option_problems(QuorumOptions, share=0.0, size=1) == [
+        "share: found 0.0, expected above 0 and at most 1",
+        "size: found 1, expected at least 2",
     ]
-    assert len(list(QuorumOptions(size=1).problems(8))) == 1
-    assert list(QuorumOptions().problems(8)) == []
+    assert option_problems(QuorumOptions, size=9) == ["size is 9, but group.size is 8: from 2 to 8"]
+    assert option_problems(QuorumOptions) == []
 
 
 # --- tail batching ---------------------------------------------------------------------------

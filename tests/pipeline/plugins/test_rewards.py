@@ -16,13 +16,15 @@ import pytest
 
 from launch.preflight import rewards
 from pipeline.config.load import ConfigError, load
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Config, Plugin, WorkersConfig
 from pipeline.data.dataset import Dataset, Item
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Score
 from pipeline.plugins.rewards._results import Outcome, outcomes
+from pipeline.plugins.rewards.http import HttpOptions
 from pipeline.plugins.rewards.python import Python, PythonOptions
-from pipeline.plugins.testing import sample_of
+from pipeline.plugins.rewards.sum import SumOptions
+from pipeline.plugins.testing import option_problems, sample_of
 from pipeline.plugins.views import Sampled
 from tests.paths import ROOT
 
@@ -33,8 +35,7 @@ def reward(name: str, **options: Any) -> Any:
 
 
 def problems(name: str, **options: Any) -> list[str]:
-    struct = registry.options_type(registry.find_plugin("reward", name))
-    return list(msgspec.convert(options, struct).problems(8))
+    return option_problems(registry.options_type(registry.find_plugin("reward", name)), **options)
 
 
 # --- math -------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_several_functions_are_summed_with_weights_and_one_may_have_no_opinion()
         ({"function": [HERE + "lengths"] * 2}, "has the same name, 'lengths'"),
         ({"function": HERE + "lengths", "weights": [1, 2]}, "2 numbers for 1 functions"),
         ({"function": []}, "empty list"),
-        ({"function": HERE + "lengths", "batch": 0}, "batch is 0, expected at least 1"),
+        ({"function": HERE + "lengths", "batch": 0}, "batch: found 0, expected at least 1"),
     ],
 )
 def test_python_says_what_does_not_fit(options: dict[str, Any], says: str):
@@ -258,12 +259,15 @@ def test_sum_names_the_part_that_failed():
         ([{"exact": {}, "math": {}}], "of [0]: found exact, math, expected one reward"),
         (["exakt"], "did you mean exact?"),
         (["exact", {"exact": {"markre": "#"}}], "of [1]: exact.markre: unknown option; did you"),
-        ([{"exact": {"limit_s": 3}}], "the sum has its own; set reward.sum.limit_s"),
-        ([{"exact": {"marker": 3}}], "of [0]: exact: Expected `str`, got `int`"),
+        ([{"exact": {"batch": 3}}], "the sum has its own; set reward.sum.batch"),
+        ([{"exact": {"marker": 3}}], "of [0]: exact.marker: Expected `str`, got `int`"),
         ([{"exact": {}, "weight": "much"}], "weight is 'much', expected a number"),
         (["exact", "exact"], "there is a part 'exact' already"),
         ([{"sum": {"of": []}}], "a sum in a sum"),
-        ([{"math": {"graded": "box"}}], "of [0] math: graded is 'box', expected one of boxed, "),
+        (
+            [{"math": {"graded": "box"}}],
+            "of [0]: math.graded: found 'box', expected one of boxed, whole",
+        ),
     ],
 )
 def test_sum_says_which_part_does_not_fit(of: list[Any], says: str):
@@ -300,17 +304,18 @@ async def test_answers_that_a_reward_cannot_use_are_named_by_file_and_line():
     picky = "tests.pipeline.workers.reward_functions:Picky"
     plugin = Plugin(name=picky, options={})
     assert rewards.has_checks(plugin)
-    assert await rewards.complaints(plugin, [data("3", "4"), data()]) == []
-    lines = await rewards.complaints(plugin, [data("3", "four"), data("five")])
+    config = Config(model="m", reward=plugin)
+    assert await rewards.complaints(config, [data("3", "4"), data()]) == []
+    lines = await rewards.complaints(config, [data("3", "four"), data("five")])
     assert lines == [
         f"my.jsonl:2: answer: found 'four', expected digits (reward.{picky})",
         f"my.jsonl:1: answer: found 'five', expected digits (reward.{picky})",
         "2 of 3 answers looked at: mend them, leave them out, or take another reward",
     ]
-    [last, _] = await rewards.complaints(plugin, [data(*["3"] * 398, "four")])
+    [last, _] = await rewards.complaints(config, [data(*["3"] * 398, "four")])
     assert last.startswith("my.jsonl:399: answer: found 'four'")  # of 399 not the first 200
     refused = Plugin(name="http", options={"url": "http://127.0.0.1:9/score", "pause_s": 0.0})
-    [line] = await rewards.complaints(refused, [data("3")])
+    [line] = await rewards.complaints(Config(model="m", reward=refused), [data("3")])
     assert line.startswith("reward 'http': ServerError: http://127.0.0.1:9/score: ")
     assert "(after 3 tries); start the server" in line
 
@@ -446,11 +451,28 @@ def test_http_tells_at_the_start_that_nobody_listens_and_waits_no_longer_than_it
     [
         ({"url": "localhost:8000"}, "expected http://host:port/path"),
         ({"url": "http://a:b/score"}, "expected http://host:port/path"),
-        ({"url": "http://a/b", "timeout_s": 5}, "limit_s is 10, but 3 tries of 5 s"),
-        ({"url": "http://a/b", "tries": 0}, "tries is 0"),
-        ({"url": "http://a/b", "bearer_env": "MY_TOKEN"}, "add it to env"),
-        ({"url": "http://a/b", "bearer_env": "MY_TOKEN", "env": ["MY_TOKEN"]}, "not set here"),
+        ({"url": "http://a/b", "tries": 0}, "tries: found 0"),
     ],
 )
 def test_http_says_which_options_do_not_fit(options: dict[str, Any], says: str):
     assert any(says in text for text in problems("http", **options))
+
+
+@pytest.mark.parametrize(
+    "options, env, says",
+    [
+        ({"timeout_s": 5}, (), "workers.limit_s is 10: 3 tries of 5 s"),
+        ({"bearer_env": "MY_TOKEN"}, (), "add it to workers.env"),
+        ({"bearer_env": "MY_TOKEN"}, ("MY_TOKEN",), "not set here"),
+    ],
+)
+def test_http_says_which_options_do_not_fit_the_workers(
+    options: dict[str, Any], env: tuple[str, ...], says: str
+):
+    asked = HttpOptions(url="http://a/b", **options)
+    [text] = asked.worker_problems(WorkersConfig(env=env))
+    assert says in text
+    of = ({"http": {"url": "http://a/b", **options}},)
+    assert list(SumOptions(of=of).worker_problems(WorkersConfig(env=env))) == [
+        f"of [0] http: {text}"
+    ]

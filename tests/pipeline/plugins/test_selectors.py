@@ -14,7 +14,7 @@ from pipeline.plugins.selectors.concise_confident import ConciseConfident, Conci
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
 from pipeline.plugins.selectors.first_m import FirstM
 from pipeline.plugins.selectors.shortest import Shortest
-from pipeline.plugins.testing import Recent, group_of, illegal
+from pipeline.plugins.testing import Recent, group_of, illegal, option_problems
 from pipeline.plugins.views import GroupView
 
 EVENT = Finish(trajectory=1)
@@ -153,15 +153,15 @@ def test_dual_end_prunes_a_group_that_was_given_prune_at_times_m_candidates():
 
 @pytest.mark.parametrize("prune_at", [-1.0, 0.5, float("nan")])
 def test_dual_end_refuses_to_prune_below_m_candidates(prune_at: float):
-    [text] = DualEndOptions(prune_at=prune_at).problems(8)
-    assert text == f"prune_at is {prune_at}, expected 0, or at least 1"
+    [text] = option_problems(DualEndOptions, prune_at=prune_at)
+    assert text == f"prune_at: found {prune_at}, expected at least 1, or 0"
 
 
 def test_dual_end_refuses_a_long_end_as_large_as_the_group():
-    assert list(DualEndOptions(longest=8).problems(8)) == [
+    assert option_problems(DualEndOptions, longest=8) == [
         "longest is 8, but group.size is 8: at most 7"
     ]
-    assert list(DualEndOptions(longest=7).problems(8)) == []
+    assert option_problems(DualEndOptions, longest=7) == []
 
 
 # --- concise_confident -----------------------------------------------------------------------
@@ -252,8 +252,11 @@ def test_concise_confident_fills_up_with_truncated_ones_when_all_have_ended():
 
 
 def test_concise_confident_names_every_option_out_of_range():
-    options = ConciseConfidentOptions(longest=-1, quantile=1.0, slack=-1)
-    assert len(list(options.problems(8))) == 3
+    assert option_problems(ConciseConfidentOptions, longest=-1, quantile=1.0, slack=-1) == [
+        "longest: found -1, expected at least 0",
+        "quantile: found 1.0, expected from 0 to below 1",
+        "slack: found -1, expected at least 0",
+    ]
 
 
 # --- every selector --------------------------------------------------------------------------

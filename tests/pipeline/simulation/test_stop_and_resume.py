@@ -36,7 +36,7 @@ SETTINGS = Settings(
     eval_samples=2,
     checkpoint_every=1,
     stop_tokens=frozenset({STOP}),
-    warn_s=20.0,
+    log_wait_s=20.0,
     gap_limit=1e-3,
     knee=6,  # else a matter of the latency that engines have shown: no state of the run
 )
@@ -54,7 +54,7 @@ MACHINES = Machines(
 """Powers of two, and a decode step takes as long for one as for eight: sums are exact, so that what
 happens does not depend on when. Nobody is in the middle of anything after the optimizer step."""
 BASE: dict[str, tuple[str, dict[str, Any]]] = {
-    "prompts": ("shuffled", {}),
+    "prompt_order": ("shuffled", {}),
     "budget": ("length_variance", {"top_up": "fewest"}),
     "selector": ("dual_end", {}),
     "batch": ("fifo", {}),
@@ -80,7 +80,7 @@ def coordinator_with(kind: str, name: str, options: dict[str, Any]) -> Coordinat
     for each, (usual, usual_options) in BASE.items():
         cls = registry.find_plugin(each, name if each == kind else usual)
         given = options if each == kind else usual_options
-        extra = {"seed": SETTINGS.seed} if each == "prompts" else {}
+        extra = {"seed": SETTINGS.seed} if each == "prompt_order" else {}
         made[each] = cls(registry.options_type(cls)(**given), **extra)
     lengths = [3 + prompt % 4 for prompt in range(SETTINGS.prompts)]
     return Coordinator(SETTINGS, Plugins(**made), lengths, ["a", "b"] * (SETTINGS.prompts // 2))

@@ -1,4 +1,4 @@
-"""Rollouts in their workers: answers become tokens, failures are told, nobody is left behind."""
+"""Environments in their workers: answers become tokens, failures are told, none is left."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.coordinator.events import CallEnvironment, Halt, TurnAnswered, TurnFailed
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.actions import Append
 from pipeline.plugins.environments.calculator import Calculator
-from pipeline.plugins.interfaces import RolloutOptions
+from pipeline.plugins.interfaces import EnvironmentOptions
 from pipeline.plugins.views import Turn
 from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool, pieces_of
 from pipeline.wire.messages import ints
@@ -62,14 +62,15 @@ class Line:
 
 @asynccontextmanager
 async def turning(
-    tokenizer: Tokenizer, **options: Any
+    tokenizer: Tokenizer, failure_text: str = "", limit_s: float = 20.0, **workers: Any
 ) -> AsyncIterator[tuple[EnvironmentCalls, EnvironmentPool, asyncio.Queue[Any]]]:
     heard: asyncio.Queue[Any] = asyncio.Queue()
     function = f"{__name__}:by_text"
-    known = RolloutOptions(failure_text=options.get("failure_text", ""))
+    known = EnvironmentOptions(failure_text=failure_text)
     data: dict[str, Dataset] = {"train": [Line()]}  # type: ignore[dict-item]
-    plugin = Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
-    async with EnvironmentPool(plugin) as pool:
+    plugin = Plugin(name="python", options={"function": function, "failure_text": failure_text})
+    section = WorkersConfig(limit_s=limit_s, **workers)
+    async with EnvironmentPool(plugin, section) as pool:
         found = EnvironmentCalls(pool, tokenizer, data, heard.put_nowait, known)
         yield found, pool, heard
         await found.close()
@@ -111,8 +112,11 @@ async def test_answers_become_tokens_and_bad_ones_leave_the_member_missing(token
 
 
 async def test_a_call_that_takes_too_long_fails_or_is_told_in_words(tokenizer: Tokenizer):
-    options = {"limit_s": 0.5, "failure_text": "?", "fail_share": 1.0}
-    async with turning(tokenizer, **options) as (asks, _, heard):
+    async with turning(tokenizer, failure_text="?", limit_s=0.5, fail_share=1.0) as (
+        asks,
+        _,
+        heard,
+    ):
         asks.ask(question(tokenizer, "3"))
         found = await heard.get()
         assert isinstance(found, TurnAnswered)
@@ -125,8 +129,8 @@ async def test_too_many_failures_stop_the_run(tokenizer: Tokenizer):
             asks.ask(question(tokenizer, "2", number))
         found = [await heard.get() for _ in range(11)]
         [halt] = [event for event in found if isinstance(event, Halt)]
-        assert "rollout 'python' failed in 10 of the last 10 calls" in halt.error
-        assert "rollout.python.fail_share" in halt.error
+        assert "environment 'python' failed in 10 of the last 10 calls" in halt.error
+        assert "workers.fail_share" in halt.error
 
 
 async def test_an_aborted_member_ends_its_call_and_the_next_one_is_answered(tokenizer: Tokenizer):

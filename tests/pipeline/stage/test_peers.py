@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stage.peers import Peer, Peers, complaint
+from pipeline.coordinator.groups import IllegalTransition
+from pipeline.stage.peers import Peer, PeerEvent, Peers, PeerState, complaint
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join
 
 
@@ -121,3 +122,17 @@ def test_a_process_that_does_not_fit_is_told_why(changes: dict[str, Any], why: s
 )
 def test_a_process_that_fits_is_welcome(changes: dict[str, Any]) -> None:
     assert complaint(join(**changes), ranks=2, vocabulary=24, resumed_step=-1) == ""
+
+
+def test_a_peers_state_moves_along_its_table_and_not_by_what_it_says(
+    peers: Peers, peer: Peer
+) -> None:
+    assert peer.state is PeerState.CONNECTED
+    peer.advance(PeerEvent.WELCOME)
+    peers.beat(peer, beat(1, activity="joined"), 101.0)
+    assert (peer.state, peer.activity) == (PeerState.WELCOMED, "joined")
+    with pytest.raises(IllegalTransition, match="peer e0: welcome while welcomed; legal: leave"):
+        peer.advance(PeerEvent.WELCOME)
+    peers.leave(peer)
+    assert peer.state is PeerState.GONE
+    peers.leave(peer)  # once more changes nothing

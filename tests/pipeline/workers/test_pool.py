@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.config.schema import Plugin
+from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins.rewards._results import checked_score
 from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import Metrics, RewardFailed, RewardPool, Scored
@@ -21,9 +22,10 @@ from pipeline.workers.pool import Metrics, RewardFailed, RewardPool, Scored
 pytestmark = pytest.mark.timeout(120)
 
 
-def python(function: str, **options: object) -> Plugin:
+def pool_of(function: str, *, batch: int = 1, limit_s: float = 20.0, **workers: Any) -> RewardPool:
     function = f"tests.pipeline.workers.reward_functions:{function}"
-    return Plugin(name="python", options={"function": function, "limit_s": 20.0, **options})
+    plugin = Plugin(name="python", options={"function": function, "batch": batch})
+    return RewardPool(plugin, WorkersConfig(limit_s=limit_s, **workers))
 
 
 async def eventually(claim: Callable[[], bool], limit_s: float = 10.0) -> bool:
@@ -50,7 +52,7 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
     replaced and the call tried once more; too many failures are a verdict that quotes them.
     Bound: one call; a crash is tried twice.
     """
-    async with RewardPool(python("by_response")) as pool:
+    async with pool_of("by_response") as pool:
         assert (await pool.score(sample_of("fine"))).value == 1.0
         for response, why in (
             ("raise", "ValueError: no such unit"),
@@ -74,19 +76,19 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
         assert (metrics.called, metrics.failed, metrics.running, metrics.queued) == (11, 8, 0, 0)
         assert pool.verdict is not None
         assert "failed in 8 of the last 11 calls" in pool.verdict
-        assert "reward.python.fail_share 0.2" in pool.verdict
+        assert "workers.fail_share 0.2" in pool.verdict
         assert "its worker died twice: " in pool.verdict
 
 
 @pytest.mark.fault("a reward hangs", part="rewards", by="process")
 async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_path: Path):
     """Promise: its worker and the child that it started are killed, and the next call is served.
-    Bound: 5 s at `limit_s` 0.7, and 10 s for its processes.
+    Bound: 5 s at `workers.limit_s` 0.7, and 10 s for its processes.
     """
     note = tmp_path / "pids"
-    async with RewardPool(python("by_response", limit_s=0.7)) as pool:
+    async with pool_of("by_response", limit_s=0.7) as pool:
         began = time.monotonic()
-        with pytest.raises(RewardFailed, match=r"took longer than limit_s 0\.7"):
+        with pytest.raises(RewardFailed, match=r"took longer than workers\.limit_s 0\.7"):
             await pool.score(sample_of(f"hang_with_child {note}"))
         assert time.monotonic() - began < 5
         child, worker = map(int, note.read_text().split())
@@ -100,7 +102,7 @@ async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
     Bound: 10 s.
     """
     note = tmp_path / "pids"
-    async with RewardPool(python("by_response")) as pool:
+    async with pool_of("by_response") as pool:
         call = asyncio.ensure_future(pool.score(sample_of(f"hang_with_child {note}"), trajectory=7))
         assert await eventually(lambda: note.exists() and len(note.read_text().split()) == 2)
         assert pool.statistics().running == 1
@@ -115,7 +117,7 @@ async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
 
 
 async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
-    async with RewardPool(python("together", batch=4, limit_s=2.0, fail_share=1.0)) as pool:
+    async with pool_of("together", batch=4, limit_s=2.0, fail_share=1.0) as pool:
 
         async def of(*responses: str) -> list[object]:
             calls = [pool.score(sample_of(response)) for response in responses]
@@ -131,7 +133,7 @@ async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
         for bad, why in (
             ("raise", "ValueError: one of these"),
             ("exit", "its worker died twice: exit code 3"),
-            ("hang", "took longer than limit_s 2"),
+            ("hang", "took longer than workers.limit_s 2"),
         ):
             assert await of("a", "b", bad, "c") == [1.0, 1.0, why, 1.0], bad
         assert pool.statistics() == Metrics(queued=0, running=0, called=22, failed=3)
@@ -140,7 +142,7 @@ async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
 @pytest.mark.parametrize("batch", [1, 4])
 async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_alone(batch: int):
     odd = sample_of("none", columns={"image": object()})  # as a column of pictures is decoded
-    async with RewardPool(python("together", batch=batch, workers=1)) as pool:
+    async with pool_of("together", batch=batch) as pool:
         asked = [pool.score(sample) for sample in (odd, sample_of("fine"))]
         async with asyncio.timeout(20.0):
             failed, scored = await asyncio.gather(*asked, return_exceptions=True)
@@ -151,7 +153,7 @@ async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_al
 
 
 async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses():
-    async with RewardPool(python("by_response", batch=3)) as pool:
+    async with pool_of("by_response", batch=3) as pool:
         first = asyncio.ensure_future(pool.score(sample_of("sleep 0.3")))
         names = ("sleep 0.1", "fine", "sleep 0.2")
         calls = [
@@ -169,31 +171,31 @@ async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses
 
 async def test_a_plugin_is_asked_what_is_wrong_with_the_answers_before_a_run():
     plugin = Plugin(name="tests.pipeline.workers.reward_functions:Picky")
-    async with RewardPool(plugin) as pool:
+    async with RewardPool(plugin, WorkersConfig()) as pool:
         answers = [sample_of("", answer=answer) for answer in ("3", "three")]
         assert await pool.check(answers) == ["", "found 'three', expected digits"]
         with pytest.raises(RewardFailed, match="no such unit"):
             await pool.check([sample_of("", answer="raise")])
-    async with RewardPool(Plugin(name="exact")) as pool:
+    async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
         assert await pool.check(answers) == [], "it checks none"
 
 
 async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are():
     columns = {"prompt": "1+2=", "answer": "3", "terms": 2, "data_source": "sums"}
     sample = sample_of("#3", answer="3", prompt="1+2=", columns=columns)
-    async with RewardPool(python("of_trl")) as pool:
+    async with pool_of("of_trl") as pool:
         assert (await pool.score(sample)).value == 8.0
-    async with RewardPool(python("of_verl")) as pool:
+    async with pool_of("of_verl") as pool:
         score = await pool.score(sample_of("3", answer="3", columns=columns))
         assert (score.value, score.parts) == (1.0, {"length": 1.0})
         assert 0 < score.times[0] <= score.times[1] <= time.monotonic()
-    async with RewardPool(python("slow_but_async")) as pool:
+    async with pool_of("slow_but_async") as pool:
         assert (await pool.score(sample)).value == 0.25
 
 
 @pytest.mark.parametrize("function", ["loops_each", "loops_together"])
 async def test_async_functions_are_called_in_one_event_loop(function: str):
-    async with RewardPool(python(function, workers=1)) as pool:
+    async with pool_of(function) as pool:
         assert [(await pool.score(sample_of(""))).value for _ in range(2)] == [1.0, 1.0]
 
 
@@ -202,7 +204,8 @@ async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
     """Promise: it is an error at the start that names the plug-in and what it said.
     Bound: at the start.
     """
-    pool = RewardPool(Plugin(name="tests.pipeline.workers.reward_functions:FailsToBuild"))
+    plugin = Plugin(name="tests.pipeline.workers.reward_functions:FailsToBuild")
+    pool = RewardPool(plugin, WorkersConfig())
     with pytest.raises(RewardFailed, match="no licence") as failed:
         await pool.start()
     assert "FailsToBuild" in failed.value.why
@@ -217,12 +220,12 @@ def test_no_worker_outlives_a_killed_parent():
     """
     script = (
         "import asyncio\n"
-        "from pipeline.config.schema import Plugin\n"
+        "from pipeline.config.schema import Plugin, WorkersConfig\n"
         "from pipeline.workers.pool import RewardPool\n"
         "from pipeline.plugins.testing import sample_of\n"
         "async def main():\n"
         "    pool = RewardPool(Plugin(name='python', options={'function':"
-        " 'tests.pipeline.workers.reward_functions:by_response'}))\n"
+        " 'tests.pipeline.workers.reward_functions:by_response'}), WorkersConfig())\n"
         "    await pool.start()\n"
         "    print(int((await pool.score(sample_of('pid'))).value), flush=True)\n"
         "    await asyncio.sleep(600)\n"

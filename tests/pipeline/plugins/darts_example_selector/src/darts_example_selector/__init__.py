@@ -7,7 +7,7 @@ docs/selectors.md, packaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from darts.plugins import (
     AnyAction,
@@ -15,6 +15,7 @@ from darts.plugins import (
     Drop,
     Finalize,
     GroupView,
+    NonNegativeInt,
     Options,
     SelectorEvent,
     Wants,
@@ -24,12 +25,8 @@ from darts.plugins import (
 class QuickestOptions(Options, frozen=True, kw_only=True):
     """Options of the `quickest` selector."""
 
-    spare: int = 0
+    spare: NonNegativeInt = 0
     """Candidates that must have finished beyond M before the group ends."""
-
-    def problems(self, group_size: int) -> Iterator[str]:
-        if self.spare < 0:
-            yield f"spare is {self.spare}, expected at least 0"
 
 
 class Quickest:

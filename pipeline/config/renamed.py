@@ -1,0 +1,80 @@
+"""Settings that have another name now: a tree that uses an old one -> a complaint for each.
+
+Each complaint says the new name. The value is moved there, so that it is checked in the same go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pipeline.config.yaml_tree import Branch, Leaf, Tree
+
+_WORKERS = {
+    **{name: name for name in ("limit_s", "fail_share", "memory_gib", "cpu_s", "file_mib")},
+    **{name: name for name in ("open_files", "processes", "env")},
+    "workers": "count",
+}
+RENAMED: dict[str, str] = {
+    "watch.warn_s": "timeouts.log_wait_s",
+    "watch.lost_s": "timeouts.heartbeat_s",
+    "watch.still_s": "timeouts.no_token_s",
+    "watch.timing": "metrics.timing",
+    "watch.trace_steps": "metrics.trace_steps",
+    **{
+        f"{plugin}.{old}": f"workers.{new}"
+        for plugin in ("reward.*", "reward.sum.of.*.*", "rollout.*", "environment.*")
+        for old, new in _WORKERS.items()
+    },
+    "watch": "timeouts",
+    "prompts": "prompt_order",
+    "rollout": "environment",
+}
+"""Old setting -> new one, keys before their section; `*` is any name, as of a plug-in."""
+SECTIONS = frozenset(old for old in RENAMED if "." not in old)
+
+
+def refuse(tree: Branch, problem: Callable[[str, str, str], None]) -> None:
+    """Moves what has an old name.
+
+    Args:
+        problem: called with each complaint: key, text, place.
+    """
+    emptied: set[str] = set()  # sections whose keys all had a row of their own
+    for old, new in RENAMED.items():
+        for key, holder in list(_holders(tree, old.split("."))):
+            above, _, last = key.rpartition(".")
+            entry = holder.entries.pop(last)
+            if key in emptied and isinstance(entry, Branch) and not entry.entries:
+                continue
+            emptied.add(above)
+            how = "moved" if last == new.rpartition(".")[2] else "renamed"
+            problem(key, f"{how} to {new}", entry.where)
+            _put(tree, new.split("."), entry)
+
+
+def _holders(tree: Tree, pattern: list[str], prefix: str = "") -> Iterator[tuple[str, Branch]]:
+    """(key, the branch that holds it) of every setting that fits the pattern."""
+    first, *rest = pattern
+    if isinstance(tree, Leaf):
+        return
+    for name, entry in tree.entries.items():
+        if first not in ("*", name):
+            continue
+        if rest:
+            yield from _holders(entry, rest, f"{prefix}{name}.")
+        elif isinstance(tree, Branch):
+            yield prefix + name, tree
+
+
+def _put(tree: Branch, path: list[str], entry: Tree) -> None:
+    """Writes it at its new place, unless something is there."""
+    *above, last = path
+    for name in above:
+        inner = tree.entries.setdefault(name, Branch(entry.where))
+        if not isinstance(inner, Branch):
+            return
+        tree = inner
+    there = tree.entries.setdefault(last, entry)
+    if there is not entry and isinstance(there, Branch) and isinstance(entry, Branch):
+        for name, value in entry.entries.items():
+            there.entries.setdefault(name, value)
