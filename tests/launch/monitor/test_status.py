@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from pipeline.coordinator.events import Tick
 from pipeline.coordinator.timeouts import OverdueAction, Timeouts
-from pipeline.observability.live_status import PeerStatus, RunStatus, live
+from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.system.run_folder import RunFolder
 from tests.pipeline.coordinator.bench import Bench
 
@@ -30,7 +30,7 @@ def waiting() -> RunStatus:
     bench.handle(Tick())
     peer = PeerStatus(name="e0", role="engine", activity="sampling", heard_s=0.2, still_s=0.4)
     return msgspec.structs.replace(
-        live(bench.coordinator, 1.5), time=time.time(), peers=(peer,), acted={"abort": 2}
+        run_status(bench.coordinator, 1.5), time=time.time(), peers=(peer,), acted={"abort": 2}
     )
 
 
