@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
-    parser.add_argument("--entrance", type=Path, help="key file: where to listen on a network")
+    parser.add_argument("--listen-keys", type=Path, help="key file: where to listen on a network")
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()
