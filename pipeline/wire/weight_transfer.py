@@ -156,7 +156,7 @@ class _Asking:
             while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
                 self._socket.send(_encode(Ask(self._version, self._next)))
                 self._next += PIECE_BYTES
-            ready = dict(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+            ready = dict(poller.poll(int(max(0.0, until - time.monotonic()) * 1000)))
             if self._monitor in ready:
                 self.why = refusal(self._monitor)
             if self._socket in ready:

@@ -112,7 +112,7 @@ def test_the_tail_of_a_log_costs_no_more_than_its_end(program: Callable[[str], C
     """A log may be longer than the memory; /dev/full is read without an end."""
     child = program("print(*('y' * 99 for _ in range(100_000)), sep='\\n')")
     child.start()
-    until(child.ended)
+    until(child.exit_text)
     assert child.tail(2) == "\n".join(["y" * 99] * 2)
     assert len(child.tail(1_000_000)) < 1 << 17
     child.log = Path("/dev/full")
