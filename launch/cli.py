@@ -53,7 +53,7 @@ def _check(config: Any) -> list[str]:
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = eval_sets.load(config, tokenizer)
+        held_out = eval_sets.load_eval_sets(config, tokenizer)
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         exit_with_error(error, 2)
@@ -66,8 +66,8 @@ def _check(config: Any) -> list[str]:
     return [
         *skipped,
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
-        f"training: {train.summary()}",
-        f"held out: {held_out.data.summary()}",
+        f"training: {train.summary_line()}",
+        f"held out: {held_out.data.summary_line()}",
     ]
 
 

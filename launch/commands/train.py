@@ -21,7 +21,7 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability import trackers
-from pipeline.system.durable_files import SYSTEM, finish
+from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
 
@@ -68,7 +68,7 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
     run.config.write_text(dump(config))
-    finish(SYSTEM, run.config)  # no checkpoint is resumed without it
+    make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
 
@@ -77,7 +77,7 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
-    finish(SYSTEM, draft)
+    make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)
 
@@ -99,8 +99,8 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
     """
     try:
         run = RunFolder(new_name(path) if fresh else path)
-        run.create()
-        run.hold()
+        run.make_folders()
+        run.hold_lock()
         if run.config.exists():
             raise RunError(
                 f"{run.path}: already holds a run; resume it with "
@@ -119,7 +119,7 @@ def check_fits(
     """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
     tokenizer or data. `settings` says where the current settings are from.
     """
-    now = fingerprint.take(config)
+    now = fingerprint.fingerprint_of(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
@@ -131,7 +131,7 @@ def resume_run(path: Path) -> int:
         config = load(run.config)
         if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
             raise RunError("\n".join(problems))
-        run.hold()
+        run.hold_lock()
         directory, manifest, complaints = store.newest(run.checkpoints)
         for line in complaints:
             _say(f"skipped a damaged checkpoint: {line}")
@@ -160,7 +160,7 @@ def _carry_out(
         status = launcher.run_job()
     finally:
         view.close()
-        run.release()
+        run.release_lock()
     print_outcome(run, config, status, launcher.error)
     if status == 0 and config.eval.best:
         print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
@@ -173,15 +173,15 @@ def _carry_out(
 
 def export_run(run: Path, directory: Path) -> str:
     """Writes a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
-    from learner.checkpoint.export import export
+    from learner.checkpoint.export import export_model
 
     if directory.exists():
         raise ValueError(f"{directory}: already exists")
     source = run
     if not (run / store.MANIFEST).exists():
         try:
-            source = store.look(run / "checkpoints")
+            source = store.peek_newest(run / "checkpoints")
         except store.CheckpointError as error:
             raise ValueError(str(error)) from error
-    export(source, directory)
+    export_model(source, directory)
     return f"{source} -> {directory}"
