@@ -261,7 +261,7 @@ def test_a_file_that_starts_its_run_when_imported_is_refused(tmp_path: Path):
 
 def test_a_folder_that_holds_a_run_is_refused_and_kept(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("model: x\n")
-    with pytest.raises(darts.RunError, match="holds a run already") as caught:
+    with pytest.raises(darts.RunError, match="already holds a run") as caught:
         darts.train(data=ROWS, out=tmp_path, **SMALL)
     assert caught.value.status == 2
     assert (tmp_path / "config.yaml").exists()
