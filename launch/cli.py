@@ -1,4 +1,4 @@
-"""The `darts` command. Heavy imports wait until a command needs them: `--help` is quick."""
+"""The `darts` command. Heavy imports wait until a command needs them, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from launch.commands.config import config as config_commands
-from launch.commands.data import data
-from launch.commands.profile import profile
-from launch.commands.reward import reward
-from launch.explain.command import explain
-from launch.monitor.status import status
-from launch.monitor.top import top
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
-from launch.report.cli import report
-from launch.simulate.cli import simulate
+from launch.commands.data import data_app
+from launch.commands.profile import profile_command
+from launch.commands.reward import reward_app
+from launch.explain.command import explain_command
+from launch.monitor.status import status_command
+from launch.monitor.top import top_command
+from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.report.cli import report_command
+from launch.simulate.cli import simulate_command
 
 app = typer.Typer(
     name="darts",
@@ -29,46 +29,46 @@ app = typer.Typer(
     add_completion=False,
 )
 
-bench = typer.Typer(help="Measurements.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(config_commands, name="config")
-app.add_typer(data, name="data")
-app.add_typer(reward, name="reward")
+app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """What a run would read, a line each; ends the command if something does not fit."""
+    """Checks what a run would read; returns lines about it. Ends the command at a problem."""
     from launch.preflight.everything import PreflightError, check_everything
 
     try:
         return check_everything(config)
     except PreflightError as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="the run's folder; a new one below runs/ by default")
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with this run from its newest checkpoint")
+        Path | None, typer.Option(help="folder of a run to continue from its newest checkpoint")
     ] = None,
     stage_only: Annotated[
         bool,
         typer.Option(
             "--stage-only",
-            help="start the stage alone; engines and learner ranks are started by hand with "
+            help="start only the stage; start engines and learner ranks by hand with "
             "darts engine --join and darts learner --join",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="resolve and check everything, start nothing")
+        bool, typer.Option("--dry-run", help="check all settings, model and data; start nothing")
     ] = False,
 ) -> None:
-    """Train a model on this machine: stage, engines and learner ranks.
+    """Train a model on this machine.
 
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
@@ -77,11 +77,11 @@ def train(
 
     if resume is not None:
         if out is not None or overrides or config is not None or dry_run or stage_only:
-            what = "what may change (docs/run-folder.md) is changed in its config.yaml"
-            fail(f"--resume takes the run's folder and nothing else; {what}", 2)
+            what = "edit its config.yaml to change settings (docs/run-folder.md: which)"
+            exit_with_error(f"--resume takes the run's folder and nothing else; {what}", 2)
         raise typer.Exit(resume_run(resume))
     if config is None:
-        fail("a configuration is missing: darts train configs/quickstart.yaml", 2)
+        exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
     lines = _check(loaded)
     if dry_run:
@@ -95,12 +95,14 @@ def train(
 
 
 @app.command("eval")
-def evaluate(
+def eval_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the result")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
+    ] = None,
 ) -> None:
-    """Sample the held-out prompts and print accuracy and lengths.
+    """Evaluate a model on the held-out prompts and print accuracy and response lengths.
 
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
@@ -108,20 +110,23 @@ def evaluate(
 
     loaded = load_config(config, [*(overrides or []), "step.count=0"])
     if not loaded.eval.every:
-        fail("eval.every is 0: nothing would be evaluated", 2)
+        exit_with_error("eval.every is 0: nothing would be evaluated", 2)
     _check(loaded)
     raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="a run's folder, or one checkpoint of it")],
-    directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="folder of a run, or one of its checkpoints")],
+    directory: Annotated[Path, typer.Argument(help="folder to write; must not exist yet")],
     best: Annotated[
-        bool, typer.Option("--best", help="that of the run's best step, by eval.best")
+        bool, typer.Option("--best", help="the checkpoint of the best step (setting eval.best)")
     ] = False,
 ) -> None:
-    """Write the newest checkpoint as a Hugging Face directory (transformers and vLLM load it)."""
+    """Write the newest checkpoint as a Hugging Face directory for transformers and vLLM.
+
+    darts export runs/quickstart exported
+    """
     from launch.commands.best_checkpoint import best_checkpoint
     from launch.commands.train import export_run
     from pipeline.checkpoint.store import CheckpointError
@@ -134,7 +139,7 @@ def export(
             typer.echo(why)
         typer.echo(export_run(run, directory))
     except (OSError, ValueError, RunError, ConfigError, CheckpointError) as error:
-        fail(error)
+        exit_with_error(error)
 
 
 def _part(module: str, arguments: list[str]) -> NoReturn:
@@ -147,29 +152,30 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _joined(join: Path) -> list[str]:
-    """Sockets and configuration of a running job, from its folder."""
+    """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
 
     address = join / "address"
     if not address.is_file():
-        fail(f"{address}: no such file; ADDRESS is the folder of a running job", 2)
+        exit_with_error(f"{address}: no such file; --join takes the folder of a running job", 2)
     sockets = address.read_text().strip()
     if not Path(sockets).is_dir():
-        fail(f"{join}: this job does not run any more", 2)
+        exit_with_error(f"{join}: this job is not running any more", 2)
     if not is_ours(Path(sockets)):
-        fail(f"{sockets}: another user's, or a link; it is not joined", 2)
+        exit_with_error(
+            f"{sockets}: belongs to another user or is a symbolic link; refused to join", 2
+        )
     return ["--stage", sockets, "--config", str(join / "config.yaml")]
 
 
-@app.command()
-def engine(
+@app.command("engine")
+def engine_command(
     join: Annotated[
-        Path,
-        typer.Option(help="folder of the running job to work for, or its join.key, copied here"),
+        Path, typer.Option(help="folder of the running job, or a copy of its join.key")
     ],
-    name: Annotated[str, typer.Option(help="a name that no other engine of the job has")],
+    name: Annotated[str, typer.Option(help="name of the engine, unique in the job")],
 ) -> None:
-    """One more rollout engine for a running job, of this machine or of another.
+    """Add a rollout engine to a running job, on this machine or another one.
 
     darts engine --join join.key --name extra
     """
@@ -188,17 +194,24 @@ def engine(
     try:
         arguments = guest_arguments(key, name)
     except TransportError as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     _part("launch.torchrun.engine_supervisor", arguments)
 
 
-@app.command()
-def learner(
-    join: Annotated[Path, typer.Option(help="folder of the running job to work for")],
-    rank: Annotated[int, typer.Option(help="this rank; all of learner.ranks are needed")] = 0,
-    port: Annotated[int, typer.Option(help="loopback port where the ranks meet")] = 29400,
+@app.command("learner")
+def learner_command(
+    join: Annotated[Path, typer.Option(help="folder of the running job")],
+    rank: Annotated[
+        int, typer.Option(help="number of this rank, from 0; the job needs learner.ranks of them")
+    ] = 0,
+    port: Annotated[
+        int, typer.Option(help="loopback port at which the ranks find each other")
+    ] = 29400,
 ) -> None:
-    """One learner rank for a job that was started with --stage-only."""
+    """Start a learner rank for a job that was started with --stage-only.
+
+    darts learner --join runs/quickstart --rank 0
+    """
     import os
 
     from launch.launcher.processes import learner_arguments, learner_environment
@@ -209,92 +222,103 @@ def learner(
     _part("learner.learner_rank", [*arguments, *learner_arguments(rank, ranks, "")])
 
 
-@app.command()
-def plugins() -> None:
-    """What can be plugged in at each seam, with its options."""
+@app.command("plugins")
+def plugins_command() -> None:
+    """List the plug-ins of each kind and their options.
+
+    darts plugins
+    """
     from launch.commands.plugins import plugin_lines
 
     typer.echo("\n".join(plugin_lines()))
 
 
-app.command()(top)
-app.command()(status)
-app.command()(explain)
-app.command()(simulate)
-app.command()(profile)
-app.command()(report)
+app.command("top")(top_command)
+app.command("status")(status_command)
+app.command("explain")(explain_command)
+app.command("simulate")(simulate_command)
+app.command("profile")(profile_command)
+app.command("report")(report_command)
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def doctor_command(
     overrides: Overrides = None,
     cluster: Annotated[
         Path | None,
-        typer.Option("--cluster", help="look at all machines of a job with this configuration"),
+        typer.Option("--cluster", help="check all machines of a job with this configuration"),
     ] = None,
     head: Annotated[
         str, typer.Option("--head", help="without torchrun: HOST:PORT of the first machine")
     ] = "",
-    nodes: Annotated[int, typer.Option("--nodes", help="how many machines", min=1)] = 1,
-    node: Annotated[int, typer.Option("--node", help="which one this is, from 0", min=0)] = 0,
+    nodes: Annotated[int, typer.Option("--nodes", help="number of machines", min=1)] = 1,
+    node: Annotated[int, typer.Option("--node", help="number of this machine, from 0", min=0)] = 0,
     secret: Annotated[
-        Path | None, typer.Option("--secret", help="a file, the same on every machine")
+        Path | None, typer.Option("--secret", help="file with a secret, the same on every machine")
     ] = None,
     wait_s: Annotated[
-        float, typer.Option("--wait", help="seconds that machines may take to come", min=1)
+        float, typer.Option("--wait", help="seconds to wait for the other machines", min=1)
     ] = 60.0,
 ) -> None:
-    """Look at this machine and installation: what is missing, and the command that mends it.
+    """Check this machine and its installation, and print how to fix what is wrong.
 
-    With --cluster CONFIG, under torchrun or started on every machine: who reaches whom, and what
-    differs; the exit status says whether a run would start (docs/nodes.md).
+    With --cluster CONFIG, started on every machine or under torchrun, it also checks which
+    machines reach each other and what differs between them. The exit status is 0 if a run would
+    start (docs/nodes.md).
+
+    darts doctor
+
+    darts doctor --cluster configs/mine.yaml --head HOST:29500 --nodes 2 --node 0
     """
     if cluster is None:
         from launch.doctor.machine import examine
 
         raise typer.Exit(examine())
-    from launch.doctor.cluster_probe import SurveyError, take_part
+    from launch.doctor.cluster_probe import ProbeError, run_probe
     from pipeline.wire.keys import TransportError
 
     config = load_config(cluster, overrides)
     try:
-        raise typer.Exit(take_part(config, head, nodes, node, secret, wait_s))
-    except (SurveyError, TransportError, OSError) as error:
-        fail(error)
+        raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
+    except (ProbeError, TransportError, OSError) as error:
+        exit_with_error(error)
 
 
-@bench.command()
-def compare(
+@bench.command("compare")
+def compare_command(
     overrides: Overrides = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="one seed of three methods, a few steps: ten minutes")
+        bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
     ] = False,
     methods: Annotated[
-        str, typer.Option(help="names or sets (ablation, ends, quick), with commas")
+        str, typer.Option(help="names or sets (ablation, ends, quick), separated by commas")
     ] = "all",
     seeds: Annotated[
-        int | None, typer.Option(help="seeds of each method: 0, 1, ...; 3 by default")
+        int | None, typer.Option(help="number of seeds for each method; default: 3")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="short for step.count=N")] = None,
+    steps: Annotated[int | None, typer.Option(help="the same as step.count=N")] = None,
     target: Annotated[
-        float | None, typer.Option(help="held-out accuracy to be reached; 0.75, with --quick 0.5")
+        float | None,
+        typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
     ] = None,
     config: Annotated[Path, typer.Option(help=CONFIG_HELP)] = Path("configs/bench.yaml"),
-    folder: Annotated[Path, typer.Option(help="of the runs and results")] = Path("runs/compare"),
-    out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
+    folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
+        "runs/compare"
+    ),
+    out: Annotated[Path | None, typer.Option(help="file for the results as JSON")] = None,
     show_methods: Annotated[
-        bool, typer.Option("--list", help="what can be compared; start nothing")
+        bool, typer.Option("--list", help="list the methods and start nothing")
     ] = False,
 ) -> None:
-    """Train with every method and seed in turn, and compare time, tokens and accuracy.
+    """Train with each method and seed in turn, and compare time, tokens and accuracy.
 
-    Takes hours; started again it goes on with what is missing.
+    This takes hours. Started again, it runs only what is missing.
 
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
     """
     from launch.bench.compare.command import QUICK_TARGET, TARGET, Comparison, quick_comparison
-    from launch.bench.compare.command import compare as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, named
+    from launch.bench.compare.command import run_comparison as carry_out
+    from launch.bench.compare.methods import METHODS, SETS, methods_named
 
     if show_methods:
         for method in METHODS.values():
@@ -303,11 +327,11 @@ def compare(
             typer.echo(f"{name}: {', '.join(names)}")
         return
     if quick and (methods != "all" or seeds is not None):
-        fail("--quick is one seed of three methods: leave out --methods and --seeds", 2)
+        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
     wanted = Comparison(
         config=config,
         folder=folder,
-        methods=named(methods),
+        methods=methods_named(methods),
         seeds=3 if seeds is None else seeds,
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),

@@ -1,4 +1,4 @@
-"""What the commands share: overrides, reading a configuration, and an end with one clear line."""
+"""Shared by the commands: overrides, reading a configuration, and ending with a clear message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="settings as key=value: step.prompts=32 selector=dual_end seed=1"),
+    typer.Argument(help="settings as key=value, such as step.prompts=32 selector=dual_end"),
 ]
-CONFIG_HELP = "a YAML file; configs/quickstart.yaml names every setting"
-RUN_HELP = "a run's folder"
+CONFIG_HELP = "YAML file with the settings, such as configs/quickstart.yaml"
+RUN_HELP = "folder of a run"
 
 
-def fail(text: object, status: int = 1) -> NoReturn:
+def exit_with_error(text: object, status: int = 1) -> NoReturn:
     from pipeline.system.terminal_text import printable
 
     typer.echo(f"darts: {printable(str(text))}", err=True)
@@ -32,20 +32,20 @@ def load_config(config: Path, overrides: list[str] | None) -> Any:
         return load(config, overrides or ())
     except ConfigError as error:
         count = len(error.problems)
-        cure = "mend them there; docs/configuration.md says what each key takes"
-        fail(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
+        cure = "docs/configuration.md lists every key and its values"
+        exit_with_error(f"{count} problem(s) in the configuration\n{error}\n{cure}", 2)
 
 
 def run_folder(path: Path) -> RunFolder:
-    """The folder of a run, running or not; ends with a clear line if it is none."""
+    """Returns the folder of a run, running or not; ends with a message if it is none."""
     from pipeline.system.run_folder import RunError, RunFolder
 
     try:
         run = RunFolder(path.absolute())
     except RunError as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     if not path.is_dir():
-        fail(f"{path}: there is no such folder", 2)
+        exit_with_error(f"{path}: no such folder", 2)
     if not run.config.exists():
-        fail(f"{path}: no run: it has no {run.config.name}", 2)
+        exit_with_error(f"{path}: not the folder of a run: it has no {run.config.name}", 2)
     return run

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A job over several machines under Slurm: one torchrun a machine, the same entry as by hand.
+# Starts a job over several machines under Slurm, with one torchrun on each.
 #
 #     sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh configs/mine.yaml learner.ranks=16 engine.count=16
 #
-# Submitted again with the same --job-name it goes on with the same run. docs/nodes.md is the guide.
+# Submit it again with the same --job-name to continue the run. docs/nodes.md is the guide.
 #SBATCH --job-name=darts
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -12,12 +12,12 @@ set -euo pipefail
 
 : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${PORT:=$((20000 + SLURM_JOB_ID % 10000))}"
-: "${OUT:=runs/${SLURM_JOB_NAME}}" # shared: a job that is queued again may get other machines
+: "${OUT:=runs/${SLURM_JOB_NAME}}" # on a shared disk: a requeued job may get other machines
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# Without it a torchrun that comes back is never told where the others are (docs/nodes.md).
+# Without this a restarted torchrun does not find the others (docs/nodes.md).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# Slurm signals the steps; torchrun passes it on, and the run writes a checkpoint before it ends.
+# Slurm signals the steps; torchrun passes the signal on, and the run ends with a checkpoint.
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$RANKS_PER_NODE" --max-restarts=3 \
   --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$PORT" \

@@ -1,5 +1,1 @@
-"""Measurements: what a run of darts is compared to.
-
-`plain_loop` is GRPO in one process without streaming, `sampler` the batched sampler
-it uses. Importing this package loads no torch.
-"""
+"""Measurements: methods, one GPU, and those for developers. Importing this loads no torch."""

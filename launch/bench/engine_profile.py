@@ -1,12 +1,11 @@
-"""What an engine costs, for the simulator: decode, requests, and a learner beside it.
+"""Measures the cost of an engine for the simulator: decoding, requests, and a learner beside it.
 
     python -m launch.bench.engine_profile --out profile.json [--config CONFIG]
 
-Starts the configuration's engine and measures, on a quiet machine, three things that no run
-of the pipeline is needed for: seconds of a token by running sequences (as every engine does
-at its start); seconds that a request costs before its first token, prompt included; and how
-much slower decoding is while a learner's work (one thread of matrix products) keeps the
-other cores busy. `darts simulate --replay` predicts steps from them.
+Starts the configured engine on a quiet machine and measures seconds for a token by number of
+running sequences (as every engine does at its start), seconds that a request costs before its
+first token, prompt included, and how much slower decoding is while a learner's work (one thread of
+matrix products) keeps the other cores busy. `darts simulate --replay` predicts steps from them.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ _NEIGHBOUR = (
 
 
 class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured of one engine, alone on its core."""
+    """The cost of one engine, alone on its core."""
 
-    latency: Points  # (running sequences, seconds of a token)
-    request_s: float  # a request holds the engine up for so long, its prompt's prefill included
-    beside: float  # a token takes so many times as long while a learner works
+    latency: Points  # (running sequences, seconds for a token)
+    request_s: float  # seconds that a request delays the engine, prefill included
+    beside: float  # factor by which a token is slower while a learner works
 
 
-async def profile(config: Config) -> EngineProfile:
-    """Start the engine, measure, and end it. Raises EngineError."""
+async def profile_engine(config: Config) -> EngineProfile:
+    """Starts the engine, measures it, and ends it. Raises EngineError."""
     engine = build(config)
     info = await engine.start()
     try:
@@ -62,7 +61,7 @@ async def profile(config: Config) -> EngineProfile:
         code = f"import os; os.sched_setaffinity(0, {others})\n{_NEIGHBOUR}"
         neighbour = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
         try:
-            await asyncio.sleep(5.0)  # until torch is there
+            await asyncio.sleep(5.0)  # until torch is imported
             together = await seconds(many, _DECODED)
         finally:
             neighbour.kill()
@@ -80,17 +79,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
-    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    parser.add_argument(
+        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="YAML file"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="file for the profile, JSON")
     options = parser.parse_args()
     lead_own_group()
     import uvloop
 
     try:
-        found = uvloop.run(profile(load(options.config)))
+        found = uvloop.run(profile_engine(load(options.config)))
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
         running = ", ".join(f"{b}: {1e3 * s:.2f}" for b, s in found.latency)
-        print(f"ms of a token by running sequences: {running}")
+        print(f"ms for a token by running sequences: {running}")
         print(f"a request: {1e3 * found.request_s:.2f} ms; beside a learner: {found.beside:.2f}x")
     finally:
         end_group()

@@ -1,1 +1,1 @@
-"""Commands of `darts` that are one file each."""
+"""Commands of `darts`, one file each."""

@@ -1,7 +1,4 @@
-"""`darts data check`: prompts as a run would read them, counted, before a run.
-
-Reads files and tokenizer, starts nothing.
-"""
+"""`darts data check`: reads prompts as a run would, and counts them. Starts nothing."""
 
 from __future__ import annotations
 
@@ -12,34 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.options import Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from launch.commands.data_report import DataReport, Lengths
     from pipeline.config.schema import Config
     from pipeline.data.dataset import Dataset
 
-data = typer.Typer(help="Prompts before a run.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Check a prompt data set before a run.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _BAR = 40  # characters of the longest bar
-_WIDE = 100  # columns where nobody looks
+_WIDE = 100  # columns without a terminal
 
 
-@data.command()
-def check(
+@data_app.command("check")
+def check_command(
     what: Annotated[
-        str,
-        typer.Argument(help="a configuration (.yaml), or data: a file, a folder, a pattern"),
+        str, typer.Argument(help="a configuration (.yaml), or data: a file, a folder or a pattern")
     ],
     overrides: Overrides = None,
     model: Annotated[
-        Path | None, typer.Option(help="whose tokenizer and chat template; needed with data alone")
+        Path | None,
+        typer.Option(help="model whose tokenizer is used; needed without a configuration"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Count prompts, lengths and faults, and show the first prompt as the model reads it.
 
-    Status 0: a run would start with it; 1: bad lines would stop it; 2: nothing can be read.
+    Exit status 0: a run would start; 1: bad lines would stop it; 2: the data cannot be read.
 
     darts data check configs/quickstart.yaml
 
@@ -54,7 +53,7 @@ def check(
     reports = {"training": data_report.report_of(train)}
     if len(held_out):
         reports["held_out"] = data_report.report_of(held_out)
-    leaked = data_report.shared(train, held_out)
+    leaked = data_report.shared_prompts(train, held_out)
     faults = sum(report.faults for report in reports.values())
     stops = bool(faults) and config.data.bad_lines == "stop"
     if as_json:
@@ -66,12 +65,12 @@ def check(
 
 
 def _config(what: str, overrides: list[str], model: Path | None) -> Config:
-    """Of a file; or the defaults with this data alone."""
+    """Loads a configuration file, or the defaults with this data."""
     own = [f"model={model}"] if model is not None else []
     if what.endswith((".yaml", ".yml")):
         return load_config(Path(what), [*own, *overrides])
     if model is None:
-        fail(f"{what}: name the model that is to read it: --model DIR", 2)
+        exit_with_error(f"{what}: name the model whose tokenizer to use: --model DIR", 2)
     import json
 
     alone = [
@@ -83,7 +82,7 @@ def _config(what: str, overrides: list[str], model: Path | None) -> Config:
 
 
 def _read(config: Config) -> tuple[Dataset, Dataset]:
-    """Both data sets with their bad lines beside them."""
+    """Reads both data sets; bad lines are collected."""
     import msgspec
 
     from pipeline.data import eval_sets
@@ -100,7 +99,7 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
         held_out = eval_sets.load(lenient, tokenizer).data
         build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     return train, held_out
 
 
@@ -121,10 +120,10 @@ def _show(reports: dict[str, DataReport], leaked: int, stops: bool) -> None:
         for line in _words(report):
             console.print(Text(printable(line)), soft_wrap=True)
     if leaked:
-        console.print(f"{leaked} held-out prompts are trained on as well")
+        console.print(f"{leaked} held-out prompts are in the training data too")
     if stops:
         console.print(
-            "a run would stop here: mend the bad lines, or leave them out with data.bad_lines=skip"
+            "a run would stop here: correct the bad lines, or skip them with data.bad_lines=skip"
         )
 
 
@@ -154,7 +153,7 @@ def _table(report: DataReport) -> Any:
 
 
 def _bars(lengths: Lengths) -> Iterator[str]:
-    """The histogram, a line a bin."""
+    """Draws the histogram, a line for each bin."""
     most = max(count for _, _, count in lengths.histogram)
     width = len(str(lengths.max))
     for start, end, count in lengths.histogram:
@@ -165,9 +164,9 @@ def _bars(lengths: Lengths) -> Iterator[str]:
 def _words(report: DataReport) -> Iterator[str]:
     for source in report.sources:
         if source.too_long or source.cut:
-            yield f"{source.name}: {source.too_long} too long and left out, {source.cut} cut"
+            yield f"{source.name}: {source.too_long} too long (left out), {source.cut} cut"
     if report.duplicates:
-        yield f"{report.duplicates} prompts stood before already:"
+        yield f"{report.duplicates} prompts are duplicates:"
         yield from (f"  {where} as {before}" for where, before in report.first_duplicates)
         yield from _and_more(report.duplicates - len(report.first_duplicates))
     if report.faults:

@@ -1,6 +1,6 @@
-"""A data set that was read -> what `darts data check` says of it: counts, lengths, faults.
+"""A data set -> the report of `darts data check`: counts, lengths, bad lines.
 
-Pure: reads no file and prints nothing. Lengths are tokens, after the chat template.
+Pure. Lengths are in tokens, after the chat template.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from pipeline.data.dataset import Dataset, Item
 
 FAULTS = 20
-"""Bad lines that are listed; the others are counted."""
+"""Bad lines that are listed; the others are only counted."""
 _BINS = 8
 _PAIRS = 5  # duplicates listed
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """Of prompts, tokens."""
+    """Lengths of prompts, tokens."""
 
     min: int
     median: float
@@ -29,12 +29,12 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One source."""
+    """One source of a data set."""
 
     name: str
     prompts: int
     weight: float
-    answer: str  # the field that was taken; "" if there is none
+    answer: str  # the field that is used; "" if there is none
     too_long: int  # left out
     cut: int
     tags: dict[str, int]  # kind -> prompts; "" for those without one
@@ -51,20 +51,20 @@ class FirstPrompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one data set."""
+    """One data set."""
 
     prompts: int
     sources: tuple[SourceReport, ...]
     lengths: Lengths
-    duplicates: int  # prompts that stood before already
-    first_duplicates: tuple[tuple[str, str], ...]  # where, and where before
+    duplicates: int  # prompts that occur earlier
+    first_duplicates: tuple[tuple[str, str], ...]  # place, and earlier place
     faults: int  # bad lines
     first_faults: tuple[str, ...]
     first: FirstPrompt
 
 
 def report_of(data: Dataset) -> DataReport:
-    """Of a data set with a prompt at least."""
+    """Reports on a data set, which has at least one prompt."""
     before: dict[bytes, str] = {}
     twice: list[tuple[str, str]] = []
     for item in data.items:
@@ -100,14 +100,14 @@ def report_of(data: Dataset) -> DataReport:
     )
 
 
-def shared(one: Dataset, other: Dataset) -> int:
-    """Prompts of `other` that are in `one` as well: trained on, and evaluated on."""
+def shared_prompts(one: Dataset, other: Dataset) -> int:
+    """Counts the prompts of `other` that are also in `one`."""
     known = {item.tokens for item in one.items}
     return sum(item.tokens in known for item in other.items)
 
 
 def lengths_of(items: tuple[Item, ...]) -> Lengths:
-    """Of one prompt at least."""
+    """Summarizes the lengths of at least one prompt."""
     lengths = np.array([_length(item) for item in items])
     low, high = int(lengths.min()), int(lengths.max())
     edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(int))

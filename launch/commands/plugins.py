@@ -1,4 +1,4 @@
-"""`darts plugins`: every seam, its plug-ins and their options with default and meaning."""
+"""`darts plugins`: the plug-ins of every kind and their options with default and meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.plugins import interfaces, registry
 
 
 def plugin_lines() -> Iterator[str]:
-    """For people. Installed plug-ins are listed by their metadata only, not imported."""
+    """Yields the lines to print. Installed plug-ins are listed by metadata, not imported."""
     for kind in registry.PACKAGES:
         yield f"{kind}:"
         for name in registry.builtin_names(kind):

@@ -1,4 +1,4 @@
-"""`darts profile`: a short run, and where its steps' time went."""
+"""`darts profile`: runs a few steps and shows where their time went."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from launch.options import Overrides, fail, load_config
+from launch.options import Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from launch.run_files.records import Lives, TimingLine
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STEPS = 5
 _ROWS = 8  # of the critical path's table; the rest is one row
-_STEPS = 10  # that are listed
+_STEPS = 10  # listed steps
 _PHASES = (
     "waiting for a slot", "to the first token", "decoding", "tokens to the stage",
     "waiting for its group", "waiting for the learner", "forward and backward",
@@ -34,39 +34,40 @@ class Wait(msgspec.Struct, frozen=True):
     advice: str
 
 
-def profile(
+def profile_command(
     config: Annotated[
-        Path, typer.Argument(help="a YAML file; or the folder of a run, that is read, not repeated")
+        Path,
+        typer.Argument(help="YAML file with the settings, or the folder of a past run to analyse"),
     ],
     overrides: Overrides = None,
     steps: Annotated[
-        int | None, typer.Option(help=f"of the run, {STEPS} by default; the first warms up")
+        int | None, typer.Option(help=f"number of steps; default: {STEPS}, the first warms up")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="of the run; a new one below runs/ by default")
+        Path | None, typer.Option(help="folder of the run; default: a new one below runs/")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="also write everything as JSON here")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the whole analysis as JSON")] = None,
 ) -> None:
-    """Run a few steps and print what they waited for: the critical path, lane by lane.
+    """Run a few steps and show what they waited for: the critical path by kind of wait.
 
     darts profile configs/quickstart.yaml selector=first_m
 
     darts profile runs/quickstart --out profile.json
     """
     if out is not None and not out.absolute().parent.is_dir():
-        fail(f"--out {out}: no such folder {out.absolute().parent}", 2)
+        exit_with_error(f"--out {out}: no such folder: {out.absolute().parent}", 2)
     if config.is_dir():
         if overrides or steps is not None or folder is not None:
-            fail(f"{config} is a run that has been: it takes no settings, --steps or --folder", 2)
+            exit_with_error(f"{config} is a past run: leave out settings, --steps and --folder", 2)
         run = config
     else:
         run = _run(config, overrides, STEPS if steps is None else steps, folder)
-    timings = read(run)
-    found = summary(timings, load_config(run / "config.yaml", None))
-    typer.echo("\n" + text(timings, found))
+    timings = read_timings(run)
+    found = critical_waits(timings, load_config(run / "config.yaml", None))
+    typer.echo("\n" + profile_text(timings, found))
     typer.echo(f"\ntrace: {run / 'trace.json'} (open it in https://ui.perfetto.dev)")
     if out is not None:
-        encoded = msgspec.json.encode(document(timings, found))
+        encoded = msgspec.json.encode(profile_document(timings, found))
         out.write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
 
 
@@ -75,12 +76,12 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     from pipeline.system.run_folder import new_name
 
     if steps < 1:
-        fail(f"--steps {steps}: at least 1", 2)
+        exit_with_error(f"--steps is {steps}, but must be at least 1", 2)
     short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
     must = [f"step.count={steps}", f"metrics.trace_steps={steps}", "metrics.timing=true"]
     for own in (word.partition("=")[0] for word in must):
         if any(given.partition("=")[0] == own for given in overrides or ()):
-            fail(f"{own}: darts profile sets it itself (--steps N)", 2)
+            exit_with_error(f"{own}: darts profile sets it itself (--steps N)", 2)
     loaded = load_config(config, [*short, *must])
     run = folder or new_name(Path("runs") / f"{config.stem}-profile")
     if status := start_run(loaded, run, fresh=False):
@@ -88,34 +89,36 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
     return run
 
 
-def read(run: Path) -> list[TimingLine]:
-    """The timing lines of a run. Ends the command with a word if there are none."""
-    from launch.run_files.jsonl import lines
+def read_timings(run: Path) -> list[TimingLine]:
+    """Reads the timing lines of a run; ends the command with a message if there are none."""
+    from launch.run_files.jsonl import read_lines
     from launch.run_files.records import TimingLine
 
     path = run / "metrics.jsonl"
     if not path.is_file():
-        fail(f"{path}: no such file; a run's folder has one", 2)
-    found = list(lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
+        exit_with_error(f"{path}: no such file; this is not the folder of a run", 2)
+    found = list(read_lines(path, {"timing": TimingLine}, lambda text: typer.echo(text, err=True)))
     if not found:
-        fail(f"{path}: no lines of timing: no step is done yet, or metrics.timing was false", 2)
+        exit_with_error(
+            f"{path}: no lines of timing: no step is done yet, or metrics.timing was false", 2
+        )
     return found
 
 
 def _warm(timings: Sequence[TimingLine]) -> Sequence[TimingLine]:
-    """Without the first step, which also compiles and warms up, if there are others."""
+    """Leaves out the first step, which also compiles and warms up, if there are others."""
     return timings[1:] or timings
 
 
-def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
-    """Kinds of wait on the critical path of a mean step, the longest first."""
-    from launch.commands.profile_advice import Facts, advice, paces
+def critical_waits(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
+    """Returns the kinds of wait on the critical path of a mean step, the longest first."""
+    from launch.commands.profile_advice import RunFacts, advice, paces
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
-    whole = sum(timing.seconds for timing in warm) or 1.0  # steps without a prompt take no time
+    whole = sum(timing.seconds for timing in warm) or 1.0  # a step without prompts takes no time
     waits = [t.percentiles["slot_wait_s"].p50 for t in warm if "slot_wait_s" in t.percentiles]
-    facts = Facts(
+    facts = RunFacts(
         config=config,
         paces=paces([timing.engines for timing in warm]),
         slot_wait_share=sum(waits) / whole,
@@ -126,8 +129,8 @@ def summary(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     ]
 
 
-def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
-    """The printed answer."""
+def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
+    """Formats the analysis."""
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
@@ -162,7 +165,7 @@ def text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
 
 
 def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
-    """Percentile groups of response length, over all steps."""
+    """Averages the percentile groups of response length over all steps."""
     from launch.run_files.records import Lives
 
     groups: dict[str, list[Lives]] = {}
@@ -189,7 +192,7 @@ def mean_lives(timings: Sequence[TimingLine]) -> list[Lives]:
 
 
 def _lives(found: Sequence[Lives]) -> list[str]:
-    """Where trajectories spent their time, by percentile of length; and what dominates."""
+    """Shows where trajectories spent their time, by percentile of length."""
     lines = ["where trajectories spent their time, mean seconds, by percentile of their length"]
     lines.append(f"{'':26}" + "".join(f"{life.group:>10}" for life in found))
     lines.append(f"{'trajectories':26}" + "".join(f"{life.trajectories:10}" for life in found))
@@ -203,8 +206,8 @@ def _lives(found: Sequence[Lives]) -> list[str]:
     return lines
 
 
-def document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
-    """What `--out` writes."""
+def profile_document(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> dict[str, Any]:
+    """Returns the content of `--out`."""
     return {
         "steps": [
             {

@@ -1,7 +1,7 @@
-"""`darts reward try`: what a configuration's reward makes of given responses, and in what time.
+"""`darts reward try`: scores given responses with the reward of a configuration.
 
-The responses go through the very workers of a run, with their limits; what user code
-raises is shown with its traceback. No model is loaded, no engine started.
+The responses go through the same workers as in a run, with their limits; errors of user code are
+shown with their traceback. No model is loaded, no engine started.
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from launch.options import CONFIG_HELP, Overrides, fail, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
     from pipeline.plugins.views import Sampled
 
-reward = typer.Typer(help="Rewards.", no_args_is_help=True, rich_markup_mode=None)
+reward_app = typer.Typer(
+    help="Try a reward function on given responses.", no_args_is_help=True, rich_markup_mode=None
+)
 _SHOWN = 60  # characters of a response
 
 
-@reward.command("try")
-def try_(
+@reward_app.command("try")
+def try_command(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     samples: Annotated[
         Path,
         typer.Option(
-            help="JSONL with prompt, response and answer in each line (other fields are columns); "
-            "or a run's folder: the samples of its newest evaluation"
+            help="JSONL file with prompt, response and answer in each line (other fields are "
+            "columns), or the folder of a run: the samples of its newest evaluation"
         ),
     ],
     overrides: Overrides = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N samples")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score given responses with the reward of a configuration: score, parts, time of each call.
+    """Score given responses with a configuration's reward; print score, parts and time of each.
 
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
@@ -54,16 +56,16 @@ def try_(
             raise ValueError(f"{samples}: no samples")
         found = asyncio.run(_tried(loaded, given))
     except (OSError, ValueError, PluginError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     except RewardFailed as error:
-        fail(f"{error.why}\n{error.traceback}".rstrip(), 2)
+        exit_with_error(f"{error.why}\n{error.traceback}".rstrip(), 2)
     typer.echo(json.dumps(_document(found)) if as_json else "\n".join(_lines(given, found)))
     if any("error" in one for one in found):
         raise typer.Exit(1)
 
 
 async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[dict[str, Any]]:
-    """For each sample its place, and its score, or why it has none."""
+    """Scores each sample; returns its place, and its score or why it has none."""
     from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
     async with RewardPool(config.reward, config.workers) as pool:
@@ -90,7 +92,7 @@ async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[d
 
 
 def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
-    """Raises ValueError that names file and line."""
+    """Reads samples from a file. Raises ValueError that names file and line."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
@@ -124,15 +126,15 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
         raise ValueError(f"{where}: finish: found {finish!r:.80}, expected stop or length")
     if answer == "" and registry.needs_answer(*plugin_class("reward", config.reward)):
         raise ValueError(
-            f"{where}: answer: none of the fields {', '.join(filter(None, names))}, and the reward "
-            f"{config.reward.name} compares with an answer; add one, or name its field with "
+            f"{where}: answer: the reward {config.reward.name} needs one, but there is none of the "
+            f"fields {', '.join(filter(None, names))}; add one, or name its field with "
             "data.answer"
         )
     return Sampled(
         prompt="" if messages else str(prompt),
         response=response,
         finish=finish,
-        tokens=0,  # none is known
+        tokens=0,  # not known
         answer=answer if isinstance(answer, str) else json.dumps(answer),
         columns={name: value for name, value in row.items() if name not in ("response", "finish")},
         messages=messages,
@@ -140,7 +142,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
 
 
 def _first_of(row: dict[str, Any], *names: str) -> Any:
-    """Value of the first of these fields that the row has, named as a data set's; '' of none."""
+    """Returns the value of the first of these fields that the row has; '' if it has none."""
     from pipeline.data.files import field_of
 
     found = (field_of(row, name)[1] for name in names if name)
@@ -148,8 +150,8 @@ def _first_of(row: dict[str, Any], *names: str) -> Any:
 
 
 def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
-    """Of its newest evaluation: the file has prompt and response as one text, the data the rest.
-    Raises ValueError."""
+    """Reads samples of a run's newest evaluation: the file has prompt and response as one text, the
+    data set has the rest. Raises ValueError."""
     from launch.report.sections.samples import entries
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError
@@ -159,7 +161,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     files = sorted((path / "samples").glob("step-*.txt"))
     if not files:
         raise ValueError(
-            f"{path}: no samples/step-*.txt in it: no run, or it has not evaluated yet"
+            f"{path}: has no samples/step-*.txt: not a run, or it has not evaluated yet"
         )
     try:
         data = eval_sets.load(config, Tokenizer(Path(config.model))).data

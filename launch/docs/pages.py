@@ -1,6 +1,6 @@
-"""`python -m launch.docs.pages`: the pages of docs/ that are made from the source.
+"""`python -m launch.docs.pages`: generates pages of docs/ from the source.
 
-docs/configuration.md and configs/schema.json from the types and docstrings of
+docs/configuration.md and configs/schema.json come from the types and docstrings of
 `pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
 `pipeline.coordinator.groups`.
 `--check` writes nothing and exits with 1 when a page is out of date.
@@ -42,7 +42,7 @@ def _cell(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    """A default as one writes it in YAML."""
+    """Formats a default as in YAML."""
     if value is msgspec.NODEFAULT:
         return "(needed)"
     if isinstance(value, Plugin):
@@ -68,7 +68,7 @@ def _settings(section: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _summary(cls: type[Any]) -> str:
-    """First paragraph of the plug-in's module, without "Selector `name`: "."""
+    """Returns the first paragraph of the plug-in's module, without "Selector `name`: "."""
     text = inspect.getdoc(sys.modules[cls.__module__]) or ""
     return _cell(text.split("\n\n")[0]).partition(": ")[2]
 
@@ -81,7 +81,7 @@ def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def configuration_page() -> str:
-    """Every setting and every option of the built-in plug-ins, with default and meaning."""
+    """Lists every setting and every option of the built-in plug-ins, with default and meaning."""
     named = dict.fromkeys(key.rpartition(".")[0] for key in documentation())
     lines = [
         "# Settings",
@@ -115,7 +115,7 @@ def configuration_page() -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from the tables that the run moves by."""
+    """Draws the state machines from their tables."""
     lines = [
         "# States",
         "",

@@ -1,1 +1,1 @@
-"""`darts doctor`: whether this machine, or every machine of a job, can run darts."""
+"""`darts doctor`: checks that this machine, or every machine of a job, can run darts."""

@@ -1,9 +1,8 @@
-"""`darts doctor --cluster`: a process on every machine looks at its own and knocks at the others'.
+"""`darts doctor --cluster`: a process on each machine checks it and probes the others' ports.
 
-Under torchrun the first rank of each machine does it, by hand whoever is started with
-`--head`, `--nodes` and `--node`. They tell each other through a store, as the ranks of a
-job do; the first machine prints what was found (`cluster` judges it), and all end with
-the same status.
+Under torchrun the first rank of each machine does this; without it, a process started by hand with
+`--head`, `--nodes` and `--node`. They exchange results through a store, as the ranks of a job do.
+The first machine prints the findings (`cluster_report`), and all end with the same status.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ from typing import Any, TypeVar
 import msgspec
 import xxhash
 
-from launch.commands.train import versions
+from launch.commands.train import installed_versions
 from launch.doctor import cluster_report
-from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe
+from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, MachineFacts, Probe
 from launch.launcher.local import free_port
 from launch.torchrun.network import interface_towards, own_address
-from launch.torchrun.node import Node, digest_of
-from launch.torchrun.rendezvous import POLL_S, Seal, Store
+from launch.torchrun.node import Node, config_digest
+from launch.torchrun.rendezvous import POLL_S, SharedSecret, Store
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.clock_sync import PeerClock
 
-KNOCK_S = 3.0
-"""A port that has not answered by then is not reached."""
+PROBE_LIMIT_S = 3.0
+"""Seconds after which a port that has not answered counts as not reached."""
 _PINGS = 8
-_LAST_WORD_S = 10.0  # the first machine's store stays for the others to hear the end
-_SAMPLE = 1 << 20  # bytes at either end of a file of weights that stand for it
+_VERDICT_LIMIT_S = 10.0  # the first machine keeps its store open until the others have the verdict
+_SAMPLE = 1 << 20  # bytes at both ends of a weights file that go into its checksum
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Of this process among the machines."""
+class Participant(msgspec.Struct, frozen=True, kw_only=True):
+    """This process among the machines."""
 
     node: int
     machines: int
@@ -55,8 +54,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     torchrun: bool
 
     @classmethod
-    def by_torchrun(cls, environment: Mapping[str, str]) -> Place:
-        node = Node.of(environment)
+    def by_torchrun(cls, environment: Mapping[str, str]) -> Participant:
+        node = Node.from_torchrun(environment)
         return cls(
             node=node.number,
             machines=node.machines,
@@ -67,46 +66,48 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class SurveyError(Exception):
+class ProbeError(Exception):
     """This machine cannot take part; the message says why, and what to look at."""
 
 
-def open_store(place: Place, limit_s: float) -> Store:
-    """Torchrun's, or one on the first machine. Raises SurveyError."""
+def open_store(me: Participant, limit_s: float) -> Store:
+    """Opens torchrun's store, or one on the first machine. Raises ProbeError."""
     from torch.distributed import TCPStore
 
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and place.torchrun
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and me.torchrun
     limit = timedelta(seconds=limit_s)
     try:
         return TCPStore(
-            *(place.head, place.port),
-            is_master=place.node == 0 and not shared,
+            *(me.head, me.port),
+            is_master=me.node == 0 and not shared,
             wait_for_workers=False,
             timeout=limit,
         )
     except RuntimeError as error:
         first = str(error).splitlines()[0]
-        raise SurveyError(
-            f"machine {place.node}: no store at {place.head}:{place.port} within {limit_s:.0f} s: "
-            f"{first}; is the doctor started on the first machine, and the port open?"
+        raise ProbeError(
+            f"machine {me.node}: no store at {me.head}:{me.port} within {limit_s:.0f} s: {first}; "
+            "check that the doctor runs on the first machine and that the port is open"
         ) from error
 
 
 # --- this machine -----------------------------------------------------------------------------
 
 
-def facts_of(place: Place, config: Config, ports: dict[str, int], taken: dict[str, str]) -> Facts:
-    """What can be told without asking anybody."""
+def facts_of(
+    me: Participant, config: Config, ports: dict[str, int], taken: dict[str, str]
+) -> MachineFacts:
+    """Collects what this machine knows without asking the others."""
     model = Path(config.model)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     shm = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path.cwd()
-    return Facts(
-        node=place.node,
+    return MachineFacts(
+        node=me.node,
         host=socket.gethostname(),
-        address=_address(place, config),
-        ranks=place.ranks,
-        versions=versions() | {"darts": _sources()},
-        config=digest_of(config),
+        address=_address(me, config),
+        ranks=me.ranks,
+        versions=installed_versions() | {"darts": _sources()},
+        config=config_digest(config),
         model=_model_checksum(model),
         model_bytes=size,
         weights_bytes=size * (2 if _widened(config) else 1),
@@ -128,7 +129,7 @@ def _sources() -> str:
 
 
 def _model_checksum(model: Path) -> str:
-    """Of small files all, of weights the size and both ends; '' where there is no model."""
+    """Checksum over all small files, and size and both ends of weights; '' without a model."""
     if not (model / "config.json").is_file():
         return ""
     digest = xxhash.xxh3_64()
@@ -145,26 +146,26 @@ def _model_checksum(model: Path) -> str:
 
 
 def _widened(config: Config) -> bool:
-    """Whether engines get float32 of a model whose file has 16 bits a weight."""
+    """Returns True if engines get float32 weights and the model's file has 16 bits a weight."""
     published = config.learner.dtype if config.engine.dtype == "auto" else config.engine.dtype
     try:
         settings = read_json(Path(config.model) / "config.json")
-    except ModelError:  # that there is none is told as such
+    except ModelError:  # a missing model is reported elsewhere
         return False
     stored = settings.get("dtype") or settings.get("torch_dtype")
     return published == "float32" and stored in ("bfloat16", "float16")
 
 
-def _address(place: Place, config: Config) -> str:
-    """Where this machine listens, as a job's parts would."""
-    if place.node == 0:
-        return own_address(config.nodes.interface, place.head)
-    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(place.head)
-    return own_address(interface, place.head)
+def _address(me: Participant, config: Config) -> str:
+    """The address at which this machine listens, as a job's processes would."""
+    if me.node == 0:
+        return own_address(config.nodes.interface, me.head)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_towards(me.head)
+    return own_address(interface, me.head)
 
 
 class Listeners:
-    """Answers whoever knocks with the machine's number and clock, until it is closed."""
+    """Answers every probe with the machine's number and clock, until it is closed."""
 
     def __init__(self, node: int, address: str, wanted: Mapping[str, int]) -> None:
         self._node = node
@@ -190,8 +191,8 @@ class Listeners:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:  # who knocks may go at any time
-            connection.settimeout(KNOCK_S)
+        with contextlib.suppress(OSError), connection:  # the prober may disconnect at any time
+            connection.settimeout(PROBE_LIMIT_S)
             while connection.recv(1):
                 said = {"node": self._node, "clock": time.time()}
                 connection.sendall(json.dumps(said).encode() + b"\n")
@@ -203,10 +204,10 @@ class Listeners:
             listening.close()
 
 
-def wanted_ports(place: Place, config: Config, address: str) -> dict[str, int]:
-    """For what, and at which port this machine is to listen."""
+def wanted_ports(me: Participant, config: Config, address: str) -> dict[str, int]:
+    """Purpose -> port at which this machine is to listen."""
     found = {ANY_PORT: free_port(address)}
-    if place.node == 0:
+    if me.node == 0:
         first = config.nodes.port
         numbers = (first + n if first else free_port(address) for n in range(len(STAGE_PORTS)))
         found |= dict(zip(STAGE_PORTS, numbers, strict=True))
@@ -216,12 +217,12 @@ def wanted_ports(place: Place, config: Config, address: str) -> dict[str, int]:
 # --- the others -------------------------------------------------------------------------------
 
 
-def knock(source: int, target: Facts, what: str, port: int) -> Probe:
-    """Round trips to a port of another machine; the shortest tells its clock, as NTP does it."""
+def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe:
+    """Measures round trips to another machine's port; the shortest gives its clock, as in NTP."""
     clock, trips = PeerClock(0.0, 0.0, same=False), list[float]()
     why = ""
     try:
-        with socket.create_connection((target.address, port), timeout=KNOCK_S) as connection:
+        with socket.create_connection((target.address, port), timeout=PROBE_LIMIT_S) as connection:
             answers = connection.makefile("rb")
             for _ in range(_PINGS):
                 asked = time.time()
@@ -246,34 +247,39 @@ def knock(source: int, target: Facts, what: str, port: int) -> Probe:
     )
 
 
-def knock_at_all(own: Facts, others: Sequence[Facts]) -> list[Probe]:
-    """At every port of every other machine, at once."""
-    doors = [(f, what, port) for f in others for what, port in f.ports.items()]
+def probe_all_ports(own: MachineFacts, others: Sequence[MachineFacts]) -> list[Probe]:
+    """Probes every port of every other machine, in parallel."""
+    targets = [(f, what, port) for f in others for what, port in f.ports.items()]
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return list(pool.map(lambda door: knock(own.node, *door), doors))
+        return list(pool.map(lambda target: probe_port(own.node, *target), targets))
 
 
 class _Board:
-    """What each machine has said, sealed, in the store."""
+    """Signed messages of the machines to each other, in the store."""
 
-    def __init__(self, store: Store, seal: Seal, place: Place, limit_s: float) -> None:
-        self._store, self._seal, self._place, self._limit_s = store, seal, place, limit_s
+    def __init__(self, store: Store, secret: SharedSecret, me: Participant, limit_s: float) -> None:
+        self._store, self._secret, self._me, self._limit_s = (
+            store,
+            secret,
+            me,
+            limit_s,
+        )
 
-    def say(self, what: str, message: msgspec.Struct) -> None:
-        key = f"darts/doctor/{what}/{self._place.node}"
-        self._store.set(key, self._seal.close(key, message))
+    def post(self, what: str, message: msgspec.Struct) -> None:
+        key = f"darts/doctor/{what}/{self._me.node}"
+        self._store.set(key, self._secret.sign_message(key, message))
 
-    def hear(
+    def wait_for_posts(
         self, what: str, kind: type[_T], nodes: Sequence[int], limit_s: float | None = None
     ) -> dict[int, _T]:
-        """Of those that have said it within the limit."""
+        """Returns the messages that came within the limit, by machine."""
         found: dict[int, _T] = {}
         deadline = time.monotonic() + (self._limit_s if limit_s is None else limit_s)
         while len(found) < len(nodes) and time.monotonic() < deadline:
             for node in nodes:
                 key = f"darts/doctor/{what}/{node}"
                 if node not in found and self._store.check([key]):
-                    body = self._seal.open(key, self._store.get(key))
+                    body = self._secret.verified_message(key, self._store.get(key))
                     if body is not None:
                         found[node] = msgspec.json.decode(body, type=kind)
             if len(found) < len(nodes):
@@ -289,95 +295,92 @@ class _Verdict(msgspec.Struct, frozen=True):
     problems: list[str]
 
 
-def take_part(
+def run_probe(
     config: Config, head: str, nodes: int, node: int, secret: Path | None, wait_s: float
 ) -> int:
-    """Under torchrun, or by hand. Returns the exit status. Raises as `survey`, and OSError."""
+    """Runs under torchrun or by hand. Returns the exit status.
+
+    Raises: as `probe_cluster`, and OSError.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if os.environ["LOCAL_RANK"] != "0":
-            return 0  # one process speaks for a machine
-        place = Place.by_torchrun(os.environ)
+            return 0  # one process represents a machine
+        me = Participant.by_torchrun(os.environ)
     else:
         host, _, port = head.rpartition(":")
         if not host or not port.isdecimal() or node >= nodes:
-            raise SurveyError(
-                f"--head {head!r}, machine {node} of {nodes}: start it by torchrun, or with "
-                "--head HOST:PORT of the first machine, --nodes, and --node from 0 on each"
+            raise ProbeError(
+                f"--head {head!r}, machine {node} of {nodes}: start it with torchrun, or on each "
+                "machine with --head HOST:PORT of the first one, --nodes, and --node from 0"
             )
-        place = Place(node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False)
-    seal = Seal(secret.read_bytes() if secret else b"")
-    return survey(place, config, seal, wait_s, say=print)
+        me = Participant(
+            node=node, machines=nodes, head=host, port=int(port), ranks=0, torchrun=False
+        )
+    shared = SharedSecret(secret.read_bytes() if secret else b"")
+    return probe_cluster(me, config, shared, wait_s, say=print)
 
 
-def survey(
-    place: Place, config: Config, seal: Seal, limit_s: float, say: Callable[[str], Any]
+def probe_cluster(
+    me: Participant, config: Config, secret: SharedSecret, limit_s: float, say: Callable[[str], Any]
 ) -> int:
-    """The whole of it, on each machine. Returns the exit status, the same on all of them.
+    """Checks and probes, on each machine. Returns the exit status, the same on all of them.
 
-    Raises: SurveyError, TransportError.
+    Raises: ProbeError, TransportError.
     """
+    board = _Board(open_store(me, limit_s), secret, me, limit_s)
+    address = _address(me, config)
+    wanted = wanted_ports(me, config, address)
     try:
-        return _survey(place, config, seal, limit_s, say)
+        with contextlib.closing(Listeners(me.node, address, wanted)) as listeners:
+            own = facts_of(me, config, listeners.ports, listeners.taken)
+            board.post("facts", own)
+            facts = board.wait_for_posts("facts", MachineFacts, range(me.machines))
+            others = [f for node, f in sorted(facts.items()) if node != me.node]
+            board.post("reached", _Reached(probe_all_ports(own, others)))
+            if me.node == 0:
+                return _conclude(board, facts, me, config, say)
+            verdict = board.wait_for_posts("verdict", _Verdict, [0])
+            board.post("heard", _Verdict([]))
     except RuntimeError as error:  # of the store
-        raise SurveyError(
-            f"machine {place.node}: the first machine is gone: {str(error).splitlines()[0]}"
+        raise ProbeError(
+            f"machine {me.node}: the first machine is gone: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _survey(
-    place: Place, config: Config, seal: Seal, limit_s: float, say: Callable[[str], Any]
-) -> int:
-    store = open_store(place, limit_s)
-    board = _Board(store, seal, place, limit_s)
-    address = _address(place, config)
-    listeners = Listeners(place.node, address, wanted_ports(place, config, address))
-    try:
-        own = facts_of(place, config, listeners.ports, listeners.taken)
-        board.say("facts", own)
-        everybody = range(place.machines)
-        facts = board.hear("facts", Facts, everybody)
-        others = [f for node, f in sorted(facts.items()) if node != place.node]
-        board.say("reached", _Reached(knock_at_all(own, others)))
-        if place.node == 0:
-            return _conclude(board, facts, place, config, say)
-        heard = board.hear("verdict", _Verdict, [0])
-        board.say("heard", _Verdict([]))
-        if not heard:
-            raise SurveyError(f"machine {place.node}: the first machine has come to no end")
-        found = heard[0].problems
-        say(f"machine {place.node}: {_word(found)}; the first machine says more")
-        return int(bool(found))
-    finally:
-        listeners.close()
+    if not verdict:
+        raise ProbeError(f"machine {me.node}: no verdict from the first machine")
+    found = verdict[0].problems
+    say(f"machine {me.node}: {_verdict_line(found)}; details on the first machine")
+    return int(bool(found))
 
 
 def _conclude(
     board: _Board,
-    facts: dict[int, Facts],
-    place: Place,
+    facts: dict[int, MachineFacts],
+    me: Participant,
     config: Config,
     say: Callable[[str], Any],
 ) -> int:
-    """The first machine: gather, judge, tell people and the others."""
+    """Collects and judges the results on the first machine; prints and posts the verdict."""
     here = sorted(facts)
-    reached = board.hear("reached", _Reached, here)
+    reached = board.wait_for_posts("reached", _Reached, here)
     probes = [probe for found in reached.values() for probe in found.probes]
     known = [facts[node] for node in here]
-    found = list(cluster_report.problems(known, probes, place.machines, config))
-    board.say("verdict", _Verdict(found))
-    for line in _told(known, probes, found):
+    found = list(cluster_report.cluster_problems(known, probes, me.machines, config))
+    board.post("verdict", _Verdict(found))
+    for line in _report_lines(known, probes, found):
         say(line)
-    board.hear("heard", _Verdict, [node for node in here if node], _LAST_WORD_S)
+    board.wait_for_posts("heard", _Verdict, [node for node in here if node], _VERDICT_LIMIT_S)
     return int(bool(found))
 
 
-def _told(facts: Sequence[Facts], probes: Sequence[Probe], found: Sequence[str]) -> Iterator[str]:
-    yield from cluster_report.table(facts, probes)
+def _report_lines(
+    facts: Sequence[MachineFacts], probes: Sequence[Probe], found: Sequence[str]
+) -> Iterator[str]:
+    yield from cluster_report.cluster_table(facts, probes)
     yield ""
-    yield from (f"note  {line}" for line in cluster_report.notes(probes))
+    yield from (f"note  {line}" for line in cluster_report.cluster_notes(probes))
     yield from (f"BAD   {line}" for line in found)
-    yield _word(found)
+    yield _verdict_line(found)
 
 
-def _word(found: Sequence[str]) -> str:
+def _verdict_line(found: Sequence[str]) -> str:
     return f"a run would not start: {len(found)} problem(s)" if found else "a run would start"

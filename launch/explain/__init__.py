@@ -1,1 +1,1 @@
-"""`darts explain`: why each group was chosen, dropped or stopped, in words."""
+"""`darts explain`: why each group was chosen, dropped or stopped, in plain words."""

@@ -1,7 +1,6 @@
 """`darts explain`: why a group ended as it did, and which groups cost most.
 
-Reads `decisions.jsonl`, and `metrics.jsonl` for when the step began; `launch.explain.wording`
-puts it into words. Decides nothing and needs nothing but the folder.
+Reads only the run's folder: `decisions.jsonl`, and `metrics.jsonl` for the start of the step.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, fail, run_folder
+from launch.options import RUN_HELP, exit_with_error, run_folder
 
 if TYPE_CHECKING:
     from launch.explain.decisions import Ended, Line, Opened, Story
@@ -20,25 +19,23 @@ if TYPE_CHECKING:
     from pipeline.system.run_folder import RunFolder
 
 
-def explain(
+def explain_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
-    group: Annotated[str | None, typer.Argument(help="number of a group, from 0")] = None,
+    group: Annotated[str | None, typer.Argument(help="number of the group, from 0")] = None,
     trajectory: Annotated[
-        int | None, typer.Option(min=0, help="instead: the group of this trajectory")
+        int | None, typer.Option(min=0, help="explain the group of this trajectory instead")
     ] = None,
     worst: Annotated[
-        int | None,
-        typer.Option(min=1, help="instead: so many groups that cost most, one line each"),
+        int | None, typer.Option(min=1, help="list this many groups that cost most, one line each")
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="groups that ended in this step, counted from 1"),
+        int | None, typer.Option(min=1, help="list the groups that ended in this step, from 1")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="for programs; steps are counted from 0, as on file")
+        bool, typer.Option("--json", help="print JSON; its steps are counted from 0")
     ] = False,
 ) -> None:
-    """Say what became of a group: every candidate, and every decision with its reason.
+    """Explain what happened to a group: its candidates, and each decision with its reason.
 
     darts explain runs/quickstart 258
 
@@ -52,11 +49,11 @@ def explain(
     folder = run_folder(run)
     number = _number(group)
     if number is None and trajectory is None and worst is None and step is None:
-        fail("name a group or a --trajectory, or ask for --worst N or --step S", 2)
+        exit_with_error("name a group or a --trajectory, or ask for --worst N or --step S", 2)
     if number is not None and trajectory is not None:
-        fail("--trajectory finds its group itself: leave out the group", 2)
+        exit_with_error("--trajectory finds the group itself: leave out the group", 2)
     if (number, trajectory) != (None, None) and (worst, step) != (None, None):
-        fail("--worst and --step are about many groups: leave out the group", 2)
+        exit_with_error("--worst and --step list groups: leave out the group", 2)
     lines = _lines(folder, _complain)
     try:
         if trajectory is not None:
@@ -65,9 +62,9 @@ def explain(
             asked = None if step is None else step - 1
             data, words = _many(folder, decisions.costliest(lines, worst, asked), asked)
         else:
-            data, words = _one(folder, decisions.story(lines, number))
+            data, words = _one(folder, decisions.read_story(lines, number))
     except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
-        fail(f"{run}: {error}", 2)
+        exit_with_error(f"{run}: {error}", 2)
     found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
     typer.echo(found_text)
 
@@ -76,7 +73,9 @@ def _number(group: str | None) -> int | None:
     if group is None:
         return None
     if not group.isdecimal():
-        fail(f"group is {group!r}, but must be a number from 0: --worst 10 lists some", 2)
+        exit_with_error(
+            f"group is {group!r}, but must be a number from 0: --worst 10 lists some", 2
+        )
     return int(group)
 
 
@@ -85,7 +84,7 @@ def _complain(text: str) -> None:
 
 
 def _ignore(text: str) -> None:
-    """What another reading of the same file says."""
+    """Drops the messages of a second reading of the same file."""
 
 
 def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
@@ -93,19 +92,19 @@ def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
 
     path = run.decisions
     if not path.exists() or not path.stat().st_size:
-        why = "the run is done, so the file was lost" if run.result.exists() else (
+        why = "the run is done, so the file is lost" if run.result.exists() else (
             "no group has ended yet"
         )  # fmt: skip
-        fail(f"{run.path}: no decision is on file in {path.name}: {why}", 2)
-    return decisions.decisions(path, say)
+        exit_with_error(f"{run.path}: {path.name} holds no decisions: {why}", 2)
+    return decisions.read_decisions(path, say)
 
 
-def _one(run: RunFolder, told: Story) -> tuple[Any, Iterator[str]]:
-    from launch.explain.wording import told_in_words
+def _one(run: RunFolder, story: Story) -> tuple[Any, Iterator[str]]:
+    from launch.explain.wording import story_in_words
 
-    text = _prompt_text(run, told)
-    first = next((line.step for line in told.lines), -1)
-    return _as_data(told, text), told_in_words(told, text, _facts(run, first))
+    text = _prompt_text(run, story)
+    first = next((line.step for line in story.lines), -1)
+    return _as_data(story, text), story_in_words(story, text, _facts(run, first))
 
 
 def _many(run: RunFolder, groups: list[Ended], step: int | None) -> tuple[Any, Iterator[str]]:
@@ -126,14 +125,14 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
     return step_facts(run.metrics, step, _complain)
 
 
-def _prompt_text(run: RunFolder, told: Story) -> str:
-    """Of the data set that the configuration names; '' if that cannot be read (any more)."""
+def _prompt_text(run: RunFolder, story: Story) -> str:
+    """Reads the prompt from the configured data set; '' if that cannot be read."""
     from pipeline.config.load import ConfigError, load
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
 
-    evaluated = told.ended is not None and told.ended.kind == "eval"
+    evaluated = story.ended is not None and story.ended.kind == "eval"
     try:
         config = load(run.config)
         tokenizer = Tokenizer(Path(config.model))
@@ -141,7 +140,7 @@ def _prompt_text(run: RunFolder, told: Story) -> str:
             data = eval_sets.load(config, tokenizer).data
         else:
             data = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        return data[told.prompt].prompt
+        return data[story.prompt].prompt
     except (ConfigError, DataError, ModelError, OSError, IndexError) as error:
         first = str(error).splitlines()[0]
         typer.echo(f"darts: the prompt's text cannot be read: {first}", err=True)
@@ -166,19 +165,19 @@ def _cost(ended: Ended) -> dict[str, Any]:
     }
 
 
-def _as_data(told: Story, text: str) -> dict[str, Any]:
-    ended = told.ended
+def _as_data(story: Story, text: str) -> dict[str, Any]:
+    ended = story.ended
     found: dict[str, Any] = {
-        "group": told.group,
-        "prompt": told.prompt,
+        "group": story.group,
+        "prompt": story.prompt,
         "prompt_text": text or None,
-        "budget": None if told.budget is None else _as_opened(told.budget),
+        "budget": None if story.budget is None else _as_opened(story.budget),
         "decisions": [
             {"step": d.step, "time": d.time or None, "action": d.action, "ids": d.ids, "why": d.why}
-            for d in told.decisions
+            for d in story.decisions
         ],
         "ended": ended is not None,
-        "again": told.again,
+        "again": story.again,
     }
     if ended is None:
         return found
@@ -186,34 +185,22 @@ def _as_data(told: Story, text: str) -> dict[str, Any]:
         **found,
         **_cost(ended),
         "version": ended.version,
-        "candidates": [_candidate(told, ended, number) for number in range(len(ended.members))],
+        "candidates": [_candidate(story, ended, number) for number in range(len(ended.members))],
     }
 
 
 def _as_opened(opened: Opened) -> dict[str, Any]:
-    return {
-        "step": opened.step,
-        "time": opened.time or None,
-        "candidates": opened.candidates,
-        "note": opened.note,
-    }
+    import msgspec
+
+    return {**msgspec.structs.asdict(opened), "time": opened.time or None}
 
 
-def _candidate(told: Story, ended: Ended, number: int) -> dict[str, Any]:
+def _candidate(story: Story, ended: Ended, number: int) -> dict[str, Any]:
+    import msgspec
+
     from launch.explain.wording import fate_of
 
-    member = ended.members[number]
-    fate, why = fate_of(member, told, ended)
-    return {
-        "id": member.id,
-        "state": member.state,
-        "tokens": member.tokens,
-        "confidence": member.confidence,
-        "reward": member.reward,
-        "chosen": member.chosen,
-        "versions": member.versions,
-        "turns": member.turns,
-        "tokens_appended": member.appended,
-        "fate": fate,
-        "why": why,
-    }
+    fields = msgspec.structs.asdict(ended.members[number])
+    fate, why = fate_of(ended.members[number], story, ended)
+    appended = fields.pop("appended")
+    return {**fields, "tokens_appended": appended, "fate": fate, "why": why}

@@ -1,7 +1,7 @@
-"""A run's `decisions.jsonl`, read line by line: what became of a group, and which cost most.
+"""Reads a run's `decisions.jsonl` line by line: the story of one group, and the costliest groups.
 
-Pure but for reading the file. Holds at most the lines of one group, and of every
-prompt the newest budget; a run of any length can be asked.
+Pure except for reading the file. Keeps at most the lines of one group and the newest budget of
+each prompt, so a run can be of any length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch.run_files.jsonl import lines
+from launch.run_files.jsonl import read_lines
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
@@ -25,12 +25,12 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     reward: float | None
     chosen: bool
     versions: tuple[int, ...]
-    turns: int = 0  # of which its environment was told
-    appended: int = 0  # tokens that the environment appended, beside those sampled
+    turns: int = 0  # calls of the environment
+    appended: int = 0  # tokens that the environment appended
 
 
 class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
-    """Line `group`: it has ended."""
+    """Line `group`: a group has ended."""
 
     step: int
     group: int
@@ -41,16 +41,16 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
     why: str
     version: int
     members: tuple[Candidate, ...]
-    time: float = 0.0  # clock on the wall, seconds since 1970; 0: of an older darts, not known
+    time: float = 0.0  # wall clock, seconds since 1970; 0: written by an older darts, not known
 
     @property
     def sampled(self) -> int:
-        """Response tokens of the members that were in it at its end."""
+        """Response tokens of its members at its end."""
         return sum(member.tokens for member in self.members)
 
     @property
     def trained(self) -> int:
-        """Those trained on."""
+        """Response tokens trained on."""
         if self.fate != "trained":
             return 0
         return sum(member.tokens for member in self.members if member.chosen)
@@ -65,7 +65,7 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
 
 
 class Decided(msgspec.Struct, frozen=True, tag_field="what", tag="decision"):
-    """Line `decision`: a verb of the selector, or candidates of a budget's top-up."""
+    """Line `decision`: an action of the selector, or candidates of a budget's top-up."""
 
     step: int
     group: int
@@ -77,7 +77,7 @@ class Decided(msgspec.Struct, frozen=True, tag_field="what", tag="decision"):
 
 
 class Budgeted(msgspec.Struct, frozen=True, tag_field="what", tag="budget"):
-    """Line `budget`: how many candidates prompts got when they were opened."""
+    """Line `budget`: the candidates that prompts got when they were opened."""
 
     step: int
     prompts: tuple[tuple[int, int, str], ...] = ()  # prompt, candidates, note
@@ -88,13 +88,13 @@ Line = Ended | Decided | Budgeted
 _TYPES = {"group": Ended, "decision": Decided, "budget": Budgeted}
 
 
-def decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
-    """Every line in its order; see `jsonl.lines`."""
-    return lines(path, _TYPES, complain)
+def read_decisions(path: Path, complain: Callable[[str], None]) -> Iterator[Line]:
+    """Yields every line in order; see `jsonl.read_lines`."""
+    return read_lines(path, _TYPES, complain)
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """What a budget gave a prompt when it was opened."""
+    """The candidates that a budget gave a prompt when it was opened."""
 
     step: int
     candidates: int
@@ -103,18 +103,18 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct, kw_only=True):
-    """All that is on file of one group."""
+    """All lines on file about one group."""
 
     group: int
     prompt: int
     decisions: list[Decided] = []
-    ended: Ended | None = None  # None: it was open when the file ended
+    ended: Ended | None = None  # None: it was still open
     budget: Opened | None = None
-    again: int | None = None  # group that the same prompt came in later
+    again: int | None = None  # a later group of the same prompt
 
     @property
     def lines(self) -> Iterator[Opened | Decided | Ended]:
-        """In their order."""
+        """All lines in order."""
         if self.budget is not None:
             yield self.budget
         yield from self.decisions
@@ -123,52 +123,52 @@ class Story(msgspec.Struct, kw_only=True):
 
 
 class NoSuchGroup(Exception):
-    """Nothing is on file of it; the message says which groups there are."""
+    """The group is not on file; the message says which groups are."""
 
 
 class NoSuchTrajectory(Exception):
-    """No group on file names it; the message says which trajectories there are."""
+    """No group on file has the trajectory; the message says which ones are on file."""
 
 
-def story(found: Iterable[Line], number: int) -> Story:
-    """Raises NoSuchGroup."""
+def read_story(found: Iterable[Line], number: int) -> Story:
+    """Collects the lines of one group. Raises NoSuchGroup."""
     budgets: dict[int, Opened] = {}
-    told: Story | None = None
+    story: Story | None = None
     first, last = -1, -1
-    home: int | None = None  # group of the trajectory with this number
+    owner: int | None = None  # group of the trajectory with this number
     for line in found:
         if isinstance(line, Budgeted):
             for prompt, candidates, note in line.prompts:
                 budgets[prompt] = Opened(line.step, candidates, note, line.time)
             continue
-        if home is None and number in _trajectories(line):
-            home = line.group
+        if owner is None and number in _trajectories(line):
+            owner = line.group
         first = line.group if first < 0 else min(first, line.group)
         last = max(last, line.group)
         if line.group == number:
-            if told is None:
-                # an evaluation counts its prompts by themselves
+            if story is None:
+                # an evaluation numbers its prompts separately
                 trains = isinstance(line, Decided) or line.kind == "train"
                 known = budgets.get(line.prompt) if trains else None
-                told = Story(group=number, prompt=line.prompt, budget=known)
+                story = Story(group=number, prompt=line.prompt, budget=known)
             if isinstance(line, Ended):
-                told.ended = line
+                story.ended = line
             else:
-                told.decisions.append(line)
-        elif told is not None and told.again is None and line.group > number:
-            if line.prompt == told.prompt and _trains(line) and _gave_back(told):
-                told.again = line.group
-    if told is None:
+                story.decisions.append(line)
+        elif story is not None and story.again is None and line.group > number:
+            if line.prompt == story.prompt and _trains(line) and _gave_back(story):
+                story.again = line.group
+    if story is None:
         there = f"those on file are {first} to {last}" if last >= 0 else "there is none on file"
-        hint = "" if home is None else (
-            f"; it is a trajectory of group {home}: ask with --trajectory {number}"
+        hint = "" if owner is None else (
+            f"; it is a trajectory of group {owner}: use --trajectory {number}"
         )  # fmt: skip
         raise NoSuchGroup(f"no group {number}: {there}{hint}")
-    return told
+    return story
 
 
 def group_with(found: Iterable[Line], trajectory: int) -> int:
-    """The group that a trajectory is a candidate of. Raises NoSuchTrajectory."""
+    """Returns the group of a trajectory. Raises NoSuchTrajectory."""
     first, last = -1, -1
     for line in found:
         if isinstance(line, Budgeted):
@@ -190,19 +190,19 @@ def _trains(line: Ended | Decided) -> bool:
     return isinstance(line, Decided) or line.kind == "train"
 
 
-def _gave_back(told: Story) -> bool:
-    return told.ended is not None and told.ended.fate == "deferred"
+def _gave_back(story: Story) -> bool:
+    return story.ended is not None and story.ended.fate == "deferred"
 
 
 class NoSuchStep(Exception):
-    """No group has ended in it; the message says which steps there are."""
+    """No group ended in the step; the message says which steps are on file."""
 
 
 def costliest(found: Iterable[Line], most: int | None, step: int | None = None) -> list[Ended]:
-    """Training groups by response tokens sampled and not trained on, the most first.
+    """Returns training groups by response tokens sampled but not trained on, most first.
 
     Args:
-        most: so many of them; None: all.
+        most: number of groups; None: all.
         step: only groups that ended in this step, counted from 0. Raises NoSuchStep.
     """
     groups = (line for line in found if isinstance(line, Ended) and line.kind == "train")
@@ -223,5 +223,5 @@ def costliest(found: Iterable[Line], most: int | None, step: int | None = None) 
     )  # fmt: skip
     if step is not None and step not in steps:
         there = f"steps {min(steps) + 1} to {max(steps) + 1}" if steps else "no step"
-        raise NoSuchStep(f"no group ended in step {step + 1}: {there} are on file")
+        raise NoSuchStep(f"no group ended in step {step + 1}: {there} on file")
     return worst

@@ -1,6 +1,6 @@
-"""A group's story in words: what happened when, what it stayed open for, each candidate's fate.
+"""Puts a group's story into words: its events, why it stayed open, and each candidate's fate.
 
-Fates are the ledger's words (docs/run-folder.md), with what brought them about in brackets. Pure.
+Fates are the ledger's words (docs/run-folder.md), with their cause in brackets. Pure.
 """
 
 from __future__ import annotations
@@ -12,86 +12,87 @@ from launch.run_files.records import Straggler
 from launch.run_files.step_facts import StepFacts
 from pipeline.observability.critical_path import by_kind
 
-KINDS_TOLD = 4
-"""Kinds of wait of a critical path."""
+KINDS_SHOWN = 4
+"""Kinds of wait that are shown of a critical path."""
 NAMED = 6
-"""Candidates that a sentence names."""
-_LATE_S = 0.1  # a line's time is that of its writing: a step may seem to begin after its first line
+"""Largest number of candidates that a sentence names."""
+_LATE_S = 0.1  # lines have the time of their writing: a step may seem to begin after its first line
 
-_VERBS = {
+_ACTIONS = {
     "Sample": "more candidates",
     "Abort": "stop and leave out",
-    "Stop": "end now, with the tokens held",
+    "Stop": "end now, keep the tokens",
     "Park": "set aside",
-    "Enough": "it could close now, and stays open",
+    "Enough": "it could close now, but stays open",
     "Finalize": "choose",
     "Defer": "give the prompt back",
     "Drop": "drop the group",
 }
 _FATES = {
-    "dropped": "dropped (its prompt is not asked again in this epoch)",
-    "deferred": "deferred (its prompt was given back, to be asked again)",
+    "dropped": "dropped (its prompt is not used again in this epoch)",
+    "deferred": "deferred (its prompt was given back and will be used again)",
 }
-# phrases of the selectors that ship with darts -> what they mean
+# phrases of the built-in selectors -> their meaning
 _PHRASES = {
-    "at the barrier": "at the barrier: when the step closed, having as many groups as it needs",
-    "of all": "of all: every candidate had ended when it closed",
+    "at the barrier": "at the barrier: when the step had enough groups and closed",
+    "of all": "of all: every candidate had ended when the group closed",
 }
 
 
 class Clock:
-    """Seconds since a group's step began; since its own first line where that is not known."""
+    """Seconds since the group's step began; since the group's first line if that is not known."""
 
-    def __init__(self, told: Story, step: StepFacts | None) -> None:
-        evaluated = told.ended is not None and told.ended.kind == "eval"  # in no step
-        first = None if evaluated else next((line for line in told.lines if line.time), None)
+    def __init__(self, story: Story, step: StepFacts | None) -> None:
+        evaluated = story.ended is not None and story.ended.kind == "eval"  # in no step
+        first = None if evaluated else next((line for line in story.lines if line.time), None)
         self._since = first.time if first is not None else 0.0
-        self.of = "its first line on file"
+        self.origin = "its first line on file"
         if step is not None and step.since and self._since > step.since - _LATE_S:
-            self._since, self.of = step.since, f"the start of step {step.step + 1}"
+            self._since, self.origin = step.since, f"the start of step {step.step + 1}"
 
     @property
     def known(self) -> bool:
         return self._since > 0
 
-    def at(self, line: Opened | Decided | Ended) -> float:
+    def seconds_at(self, line: Opened | Decided | Ended) -> float:
         return max(0.0, line.time - self._since)
 
-    def said(self, line: Opened | Decided | Ended) -> str:
-        """` at 0.41 s`; '' of an older run's line."""
-        return f" at {self.at(line):.2f} s" if self.known and line.time else ""
+    def time_text(self, line: Opened | Decided | Ended) -> str:
+        """Returns ` at 0.41 s`; '' for a line of an older run."""
+        return f" at {self.seconds_at(line):.2f} s" if self.known and line.time else ""
 
 
-def told_in_words(told: Story, text: str, step: StepFacts | None) -> Iterator[str]:
-    """The whole story, line by line.
+def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[str]:
+    """Yields the whole story, line by line.
 
     Args:
-        text: of the prompt; '' if not known.
-        step: the one that the group's first line belongs to; None if it has not ended.
+        text: the prompt; '' if not known.
+        step: the step of the group's first line; None if it has not ended.
     """
-    ended, clock = told.ended, Clock(told, step)
+    ended, clock = story.ended, Clock(story, step)
     kind = "held-out " if ended is not None and ended.kind == "eval" else ""
     attempt = f", attempt {ended.attempt + 1}" if ended is not None and ended.attempt else ""
-    yield f"group {told.group}: {kind}prompt {told.prompt}{attempt}"
+    yield f"group {story.group}: {kind}prompt {story.prompt}{attempt}"
     if text:
         yield f"    {text.strip()}"
     yield ""
     events = [
-        f"step {line.step + 1}{clock.said(line)}: {_event(line, told)}" for line in told.lines
+        f"step {line.step + 1}{clock.time_text(line)}: {_event(line, story)}"
+        for line in story.lines
     ]
     if ended is None:
-        events.append("it had not ended when the file did")
+        events.append("it had not ended when the file was read")
     yield from (f"{number}. {event}" for number, event in enumerate(events, start=1))
-    if told.again is not None:
-        yield f"   (its prompt came again in group {told.again})"
-    yield from _notes(told, clock, step)
+    if story.again is not None:
+        yield f"   (its prompt came again in group {story.again})"
+    yield from _notes(story, clock, step)
     if ended is None:
         return
     yield ""
-    yield from _table(told, ended)
-    if gone := sorted(_left_before(told, ended)):
-        yield f"aborted before the group's end, their lengths are not on file: {_ids(gone)}"
-    if cut := sum(1 for m in ended.members if _hit_limit(m, told)):
+    yield from _table(story, ended)
+    if gone := sorted(_left_before(story, ended)):
+        yield f"aborted before the group ended (their lengths are not on file): {_ids(gone)}"
+    if cut := sum(1 for m in ended.members if _hit_limit(m, story)):
         yield (
             f"{cut} hit sampling.max_tokens: {'that limit' if cut == 1 else 'the limit'} ended "
             f"{'it' if cut == 1 else 'them'}, not the selector"
@@ -105,17 +106,19 @@ def told_in_words(told: Story, text: str, step: StepFacts | None) -> Iterator[st
         )
 
 
-def _event(line: Opened | Decided | Ended, told: Story) -> str:
+def _event(line: Opened | Decided | Ended, story: Story) -> str:
     if isinstance(line, Opened):
-        return f"opened with {line.candidates} candidates{because(line.note)}"
+        return f"opened with {line.candidates} candidates{reason_text(line.note)}"
     if isinstance(line, Decided):
         who = f" {_ids(line.ids)}" if line.ids else ""
-        return f"{line.action}, {_VERBS.get(line.action, line.action)}{who}{because(line.why)}"
-    said_before = bool(told.decisions) and told.decisions[-1].why == line.why
-    return _FATES.get(line.fate, line.fate) + ("" if said_before else because(line.why))
+        return (
+            f"{line.action}, {_ACTIONS.get(line.action, line.action)}{who}{reason_text(line.why)}"
+        )
+    said_before = bool(story.decisions) and story.decisions[-1].why == line.why
+    return _FATES.get(line.fate, line.fate) + ("" if said_before else reason_text(line.why))
 
 
-def because(why: str) -> str:
+def reason_text(why: str) -> str:
     return f": {why}" if why else ""
 
 
@@ -126,28 +129,28 @@ def _ids(ids: Iterable[int]) -> str:
 # --- what it waited for -----------------------------------------------------------------
 
 
-def _notes(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
-    """What the group stayed open for, what phrases mean, and what the times count from."""
-    notes = [*_waited(told, clock, step)]
-    whys = [line.why for line in told.decisions]
+def _notes(story: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
+    """Yields why the group stayed open, the meaning of phrases, and the origin of the times."""
+    notes = [*_waited(story, clock, step)]
+    whys = [line.why for line in story.decisions]
     for phrase, meaning in _PHRASES.items():
         if any(why.endswith(phrase) for why in whys):
             notes.append(meaning)
     if clock.known:
-        notes.append(f"times: since {clock.of}")
+        notes.append(f"times count from {clock.origin}")
     if notes:
         yield ""
     yield from notes
 
 
-def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
-    ended = told.ended
+def _waited(story: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
+    ended = story.ended
     if ended is None or ended.kind == "eval":
         return
-    actions = {line.action: line for line in told.decisions}  # of each the last
+    actions = {line.action: line for line in story.decisions}  # the last of each
     closed = next((actions[v] for v in ("Finalize", "Defer", "Drop") if v in actions), ended)
     enough = actions.get("Enough")
-    running = [m for m in ended.members if m.state == "aborted" and _abort(m, told) is None]
+    running = [m for m in ended.members if m.state == "aborted" and _abort(m, story) is None]
     if running:
         action = "was" if len(running) == 1 else "were"
         until = f"{_named(running)} still ran when it closed and {action} aborted"
@@ -155,22 +158,22 @@ def _waited(told: Story, clock: Clock, step: StepFacts | None) -> Iterator[str]:
         until = f"it closed when its last candidate had ended; the longest is {_longest(ended)}"
     else:
         until = "it closed without a candidate"
-    yield f"{_stayed(enough or told.budget, closed, clock)}: {until}"
+    yield f"{_stayed(enough or story.budget, closed, clock)}: {until}"
     if step is not None:
-        yield from (_last(known) for known in step.stragglers if known.group == told.group)
+        yield from (_last(known) for known in step.stragglers if known.group == story.group)
     if isinstance(closed, Decided) and closed.action == "Finalize" and closed.time and ended.time:
         yield (
-            f"closed{clock.said(closed)}; {ended.fate} {max(0.0, ended.time - closed.time):.2f} s "
-            "later, with the step's other groups"
+            f"closed{clock.time_text(closed)}; {ended.fate} "
+            f"{max(0.0, ended.time - closed.time):.2f} s later, with the step's other groups"
         )
 
 
 def _stayed(begun: Opened | Decided | None, closed: Opened | Decided | Ended, clock: Clock) -> str:
-    """How long it stayed open, since it was enough where that was said."""
+    """Says how long the group stayed open, or stayed open after it had enough."""
     longer = isinstance(begun, Decided)
-    said = f"enough{clock.said(begun)}, then open" if isinstance(begun, Decided) else "open"
+    said = f"enough{clock.time_text(begun)}, then open" if isinstance(begun, Decided) else "open"
     if begun is None or not begun.time or not closed.time:
-        return f"{said} on" if longer else said
+        return said
     seconds = max(0.0, closed.time - begun.time)
     return f"{said} for {seconds:.2f} s{' more' if longer else ''}"
 
@@ -181,7 +184,7 @@ def _longest(ended: Ended) -> str:
 
 def _last(known: Straggler) -> str:
     return (
-        f"of those trained, {known.trajectory} ({known.tokens} tokens) ended last, "
+        f"of its trained members {known.trajectory} ({known.tokens} tokens) ended last, "
         f"{known.waited_s:.2f} s after half of them"
     )
 
@@ -196,81 +199,81 @@ def _named(members: Sequence[Candidate]) -> str:
 # --- candidates -------------------------------------------------------------------------
 
 
-def _left_before(told: Story, ended: Ended) -> set[int]:
-    """Ended members that an Abort took out are not in the group's table."""
-    named = {i for line in told.decisions for i in line.ids}
+def _left_before(story: Story, ended: Ended) -> set[int]:
+    """Returns candidates that an Abort removed: they are not in the group's table."""
+    named = {i for line in story.decisions for i in line.ids}
     return named - {member.id for member in ended.members}
 
 
-def _table(told: Story, ended: Ended) -> Iterator[str]:
+def _table(story: Story, ended: Ended) -> Iterator[str]:
     yield f"{'candidate':>9} {'tokens':>7} {'confidence':>11} {'reward':>8} {'versions':>9}  fate"
     for m in sorted(ended.members, key=lambda member: member.id):
         reward = "-" if m.reward is None else f"{m.reward:.3g}"
         confidence = f"{m.confidence:.3f}" if m.tokens else "-"
         versions = f"{m.versions[0]}-{m.versions[-1]}" if len(m.versions) > 1 else _ids(m.versions)
-        fate, why = fate_of(m, told, ended)
+        fate, why = fate_of(m, story, ended)
         yield (
             f"{m.id:>9} {m.tokens:>7} {confidence:>11} {reward:>8} {versions or '-':>9}  "
             f"{fate}{f' ({why})' if why else ''}"
         )
 
 
-def fate_of(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
-    """The ledger's word for a candidate, and what brought it about; '' where that is plain."""
+def fate_of(member: Candidate, story: Story, ended: Ended) -> tuple[str, str]:
+    """Returns the ledger's word for a candidate, and its cause; '' if that is obvious."""
     if member.state == "aborted":
-        return "aborted", _why_aborted(member, told, ended)
-    fate, why = _account(member, told, ended)
-    return fate, "; ".join(filter(None, (why, _cut(member, told), _turns(member))))
+        return "aborted", _why_aborted(member, story, ended)
+    fate, why = _account(member, story, ended)
+    return fate, "; ".join(filter(None, (why, _cut(member, story), _turns(member))))
 
 
-def _account(member: Candidate, told: Story, ended: Ended) -> tuple[str, str]:
+def _account(member: Candidate, story: Story, ended: Ended) -> tuple[str, str]:
     if ended.fate == "evaluated":
         return "eval", ""
     if ended.fate != "trained":
         chosen = "chosen, but " if member.chosen else ""
         fate = "stale" if ended.why == "stale" else "dropped"
-        return fate, f"{chosen}its group was {ended.fate}{because(ended.why)}"
+        return fate, f"{chosen}its group was {ended.fate}{reason_text(ended.why)}"
     if member.chosen:
         return "trained", ""
     if member.reward is None and any(
-        line.action == "Finalize" and member.id in line.ids for line in told.decisions
+        line.action == "Finalize" and member.id in line.ids for line in story.decisions
     ):
         return "failed", "it has no reward"
     return "redundant", "not chosen"
 
 
 def _turns(member: Candidate) -> str:
-    """Nothing of one whose environment was not asked."""
+    """Returns '' if the environment was not called."""
     return f"{member.turns} turns, {member.appended} tokens appended" if member.turns else ""
 
 
-def _cut(member: Candidate, told: Story) -> str:
-    if _hit_limit(member, told):
+def _cut(member: Candidate, story: Story) -> str:
+    if _hit_limit(member, story):
         return "hit sampling.max_tokens"
-    stop = _named_by("Stop", member, told)
-    return f"stopped by the selector{because(stop.why)}" if stop is not None else ""
+    stop = _named_by("Stop", member, story)
+    return f"stopped by the selector{reason_text(stop.why)}" if stop is not None else ""
 
 
-def _hit_limit(member: Candidate, told: Story) -> bool:
-    return member.state == "truncated" and _named_by("Stop", member, told) is None
+def _hit_limit(member: Candidate, story: Story) -> bool:
+    return member.state == "truncated" and _named_by("Stop", member, story) is None
 
 
-def _abort(member: Candidate, told: Story) -> Decided | None:
-    return _named_by("Abort", member, told)
+def _abort(member: Candidate, story: Story) -> Decided | None:
+    return _named_by("Abort", member, story)
 
 
-def _named_by(action: str, member: Candidate, told: Story) -> Decided | None:
-    found = (line for line in told.decisions if line.action == action and member.id in line.ids)
+def _named_by(action: str, member: Candidate, story: Story) -> Decided | None:
+    found = (line for line in story.decisions if line.action == action and member.id in line.ids)
     return next(found, None)
 
 
-def _why_aborted(member: Candidate, told: Story, ended: Ended) -> str:
-    abort = _abort(member, told)
+def _why_aborted(member: Candidate, story: Story, ended: Ended) -> str:
+    abort = _abort(member, story)
     if abort is not None:
         return abort.why or "by the selector"
     was = "still ran" if member.tokens else "had no token yet"
     if ended.fate != "trained":
-        return f"{was} when its group was {ended.fate}{because(ended.why)}"
+        return f"{was} when its group was {ended.fate}{reason_text(ended.why)}"
     return f"{was} {'at the barrier' if 'at the barrier' in ended.why else 'when its group closed'}"
 
 
@@ -278,21 +281,21 @@ def _why_aborted(member: Candidate, told: Story, ended: Ended) -> str:
 
 
 def step_in_words(step: StepFacts) -> Iterator[str]:
-    """A step's seconds and reward, and the kinds of wait that most of its time went to."""
+    """Yields a step's seconds and reward, and the kinds of wait that took most of its time."""
     groups = ", ".join(f"{number} {fate}" for fate, number in step.groups.items())
     yield (
         f"step {step.step + 1}: {step.seconds:.2f} s, mean reward {step.reward:.2f}, "
         f"groups: {groups or 'none'}"
     )
     if step.critical_path:
-        kinds = by_kind([step.critical_path])[:KINDS_TOLD]
+        kinds = by_kind([step.critical_path])[:KINDS_SHOWN]
         waits = ", ".join(f"{seconds:.2f} s {lane}: {what}" for lane, what, seconds in kinds)
-        yield f"longest on its critical path: {waits}"
+        yield f"longest waits on its critical path: {waits}"
     yield ""
 
 
 def costs_in_words(groups: Iterable[Ended]) -> Iterator[str]:
-    """A line a group."""
+    """Yields one line for each group."""
     yield (
         f"{'group':>7}  {'step':>4}  {'prompt':>7}  {'tokens not trained on':>21}  "
         f"{'trained on':>10}  {'longest':>7}  fate"
@@ -300,5 +303,5 @@ def costs_in_words(groups: Iterable[Ended]) -> Iterator[str]:
     for g in groups:
         yield (
             f"{g.group:>7}  {g.step + 1:>4}  {g.prompt:>7}  {g.wasted:>21}  {g.trained:>10}  "
-            f"{g.longest:>7}  {g.fate}{because(g.why)}"
+            f"{g.longest:>7}  {g.fate}{reason_text(g.why)}"
         )

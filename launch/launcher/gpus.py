@@ -1,7 +1,7 @@
-"""Which GPUs of its machine an engine sees: those behind the learner ranks', one after another.
+"""Assigns GPUs to engines: those after the learner ranks', in order.
 
-Learner rank r of a machine takes GPU r. Where a machine has too few for all,
-the count begins anew at the first: with one GPU everybody shares it.
+Learner rank r of a machine takes GPU r. On a machine with too few, counting starts again at the
+first: a single GPU is shared by all.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _DEVICE = re.compile(r"nvidia\d+")
 
 
-def of_machine(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA takes them; [] where there are none."""
+def machine_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """Returns the names of the GPUs that this process may use, as CUDA takes them."""
     if _VISIBLE in environment:
         return [name for name in environment[_VISIBLE].split(",") if name]
     found = sum(_DEVICE.fullmatch(path.name) is not None for path in devices.iterdir())
     return [str(number) for number in range(found)]
 
 
-def for_engine(gpus: Sequence[str], learners: int, number: int, each: int) -> dict[str, str]:
-    """What its environment needs; {} on a machine without GPUs.
+def engine_gpus(gpus: Sequence[str], learners: int, number: int, each: int) -> dict[str, str]:
+    """Returns an engine's environment variables; {} on a machine without GPUs.
 
     Args:
         gpus: of the machine.
@@ -31,11 +31,11 @@ def for_engine(gpus: Sequence[str], learners: int, number: int, each: int) -> di
         number: of the engine among those of the machine, from 0.
         each: GPUs of one engine (`engine.tensor_parallel`).
 
-    >>> for_engine(["0", "1", "2", "3"], learners=1, number=1, each=1)
+    >>> engine_gpus(["0", "1", "2", "3"], learners=1, number=1, each=1)
     {'CUDA_VISIBLE_DEVICES': '2'}
-    >>> for_engine(["0", "1", "2", "3"], learners=0, number=1, each=2)
+    >>> engine_gpus(["0", "1", "2", "3"], learners=0, number=1, each=2)
     {'CUDA_VISIBLE_DEVICES': '2,3'}
-    >>> for_engine(["0"], learners=1, number=0, each=1)
+    >>> engine_gpus(["0"], learners=1, number=0, each=1)
     {'CUDA_VISIBLE_DEVICES': '0'}
     """
     if not gpus:

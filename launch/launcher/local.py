@@ -1,8 +1,7 @@
-"""One machine: the stage, the engines and the learner ranks as children of this process.
+"""Runs a job on one machine: stage, engines and learner ranks as children of this process.
 
-Says who is to be started, restarts engines that die, passes Ctrl-C on as a
-halt, and leaves no process, socket or weight file behind. What is going on it
-hears from the stage over a pipe, and hands to a view.
+Restarts engines that die, turns Ctrl-C into a halt, and leaves no process, socket or weight file
+behind. The stage reports progress over a pipe; a view shows it.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ _LOOK_S = 1.0
 
 
 class View(Protocol):
-    """What shows a run to a person."""
+    """Shows a run to a person."""
 
     def on_line(self, line: dict[str, Any]) -> None: ...
 
 
 class Roles:
-    """Which parts of the run this process starts."""
+    """The parts of the run that this process starts."""
 
     def __init__(self, engines: int, ranks: list[int], stage: bool = True) -> None:
         self.engines, self.ranks, self.stage = engines, ranks, stage
@@ -55,17 +54,17 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the parts of a run meet, as torchrun's ranks have agreed."""
+    """Sockets, address and keys of a run, as torchrun's ranks have agreed."""
 
     sockets: Path  # a 0700 directory
-    host: str  # where the learner ranks meet
+    host: str  # rendezvous of the learner ranks
     port: int
     listen_keys: Path | None = None  # key file of the stage; None: one machine, no keys
     peer_keys: Path | None = None  # key file of this process's own learner rank
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
-    """A new 0700 directory in memory for two versions of the weights, or below the run."""
+    """Makes a 0700 directory for two versions of the weights: in memory, or below the run."""
     base = temp_dirs.SHARED_MEMORY
     if not base.is_dir() or shutil.disk_usage(base).free < 3 * need_bytes:
         base = run.path
@@ -78,7 +77,7 @@ def free_port(host: str = LOOPBACK) -> int:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports of an address of this machine that nobody listens at now. Raises OSError."""
+    """Returns ports of an address of this machine that are free now. Raises OSError."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -87,7 +86,7 @@ def free_ports(host: str, count: int) -> list[int]:
 
 
 class Launcher:
-    """Runs one job. `run()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
+    """Runs one job. `run_job()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
 
     def __init__(
         self,
@@ -101,19 +100,19 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        temp_dirs.sweep(run.path)  # weights, where memory was short
+        temp_dirs.sweep(run.path)  # weights of a killed run that had too little shared memory
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
-        self.error: str | None = None  # said by the stage at its end
+        self.error: str | None = None  # from the stage at its end
         self._buffer = b""
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
-        self._looked_at = 0.0  # when the children's memory was
+        self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
-        self._heard_at = self._missed_at = 0.0  # a line of the stage; when its silence was told
+        self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
         self._ours, theirs = socket.socketpair()
         self._theirs = theirs
         self._ours.setblocking(False)
@@ -130,13 +129,7 @@ class Launcher:
         site = self._site
         common = ["--stage", str(site.peer_keys or site.sockets), "--config", str(run.config)]
         if self._roles.stage:
-            command = [
-                "pipeline.stage",
-                "--run",
-                str(run.path),
-                "--sockets",
-                str(self.sockets),
-            ]
+            command = ["pipeline.stage", "--run", str(run.path), "--sockets", str(self.sockets)]
             command += ["--weights", str(self.weights), "--control", str(self._theirs.fileno())]
             command += ["--resume", str(self._resume)] if self._resume else []
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
@@ -145,17 +138,17 @@ class Launcher:
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common, *learner_arguments(rank, ranks, resume)]
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
-        machine, each = gpus.of_machine(base), config.engine.tensor_parallel
+        machine, each = gpus.machine_gpus(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
             command = ["engines.worker", *common, "--name", f"e{number}"]
-            cards = gpus.for_engine(machine, ranks, number, each)
+            cards = gpus.engine_gpus(machine, ranks, number, each)
             add(f"e{number}", command, base | engine_environment(self.sockets) | cards)
         return children
 
     # --- the run ------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Start everything, serve until the stage ends, leave nothing behind."""
+    def run_job(self) -> int:
+        """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n")
@@ -194,44 +187,46 @@ class Launcher:
         while self._interrupts < 2:
             if self._interrupts and not said:
                 said = True
-                self._tell({"halt": ""})
-                self._view.on_line({"say": "stopping: one checkpoint (again: stop at once)"})
-            self._hear()
+                self._send({"halt": ""})
+                self._view.on_line(
+                    {"say": "stopping after a checkpoint (Ctrl-C again: stop at once)"}
+                )
+            self._receive()
             if self.error is not None:
-                self._say_who_died()
+                self._report_dead_child()
                 return
-            if (how := stage.ended()) is not None:
-                self._hear()
+            if (how := stage.exit_text()) is not None:
+                self._receive()
                 if self.error is None:
-                    how = f"({how}){stage.why(how, self._memory)}"
-                    self.error = f"the stage ended {how}; its log ends:\n{stage.tail()}"
+                    how = f"({how}){stage.memory_note(how, self._memory)}"
+                    self.error = f"the stage ended {how}; end of its log:\n{stage.tail()}"
                 return
             self._watch_children()
-            self._miss_the_stage()
+            self._warn_if_silent()
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
 
-    def _miss_the_stage(self) -> None:
-        """Once it has begun to speak it does so every second."""
+    def _warn_if_silent(self) -> None:
+        """Warns when the stage, which reports every second, has been silent too long."""
         now, limit = time.monotonic(), self._config.timeouts.log_wait_s
         if self._heard_at and now - max(self._heard_at, self._missed_at) > limit:
             self._missed_at = now
             silent, log = now - self._heard_at, self._run.logs / "stage.log"
-            text = f"the stage has been silent for {silent:.0f} s; where it stands: {log}"
+            text = f"the stage has been silent for {silent:.0f} s; see {log}"
             self._view.on_line({"say": text})
 
-    def _say_who_died(self) -> None:
-        """The stage may hear of a broken connection before we see why: the end of its process."""
+    def _report_dead_child(self) -> None:
+        """Reports the child that died: the stage may see its broken connection before we do."""
         deadline = time.monotonic() + _LAST_WORDS_S
         while self.error and not self._interrupts and time.monotonic() < deadline:
             for child in self.children.values():
-                how = None if child.name == "stage" else child.collect()
+                how = None if child.name == "stage" else child.take_exit()
                 if how == _IN_ORDER:
-                    continue  # it left because it was told to
+                    continue  # it ended on request
                 if how is not None:
-                    text = f"{child.name} ended ({how}){child.why(how, self._memory)}"
-                    self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
+                    text = f"{child.name} ended ({how}){child.memory_note(how, self._memory)}"
+                    self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
                     return
             time.sleep(_POLL_S)
 
@@ -241,56 +236,56 @@ class Launcher:
         self._looked_at = now if look else self._looked_at
         for child in self.children.values():
             if look:
-                child.look()
+                child.sample_memory()
             if child.name == "stage":
                 continue
-            how = child.collect()
+            how = child.take_exit()
             if how is not None:
-                why = child.why(how, self._memory)
-                self._tell({"dead": child.name, "why": f"{how}{why}"})
+                why = child.memory_note(how, self._memory)
+                self._send({"dead": child.name, "why": f"{how}{why}"})
                 if not self._interrupts:
-                    self._bury(child, f"({how}){why}", now)
+                    self._restart_or_end(child, f"({how}){why}", now)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
                 child.start()
 
-    def _bury(self, child: Child, how: str, now: float) -> None:
-        """An engine is started again with growing patience; a learner rank ends the run."""
+    def _restart_or_end(self, child: Child, how: str, now: float) -> None:
+        """Restarts an engine after a growing delay; the loss of a learner rank ends the run."""
         text = f"{child.name} ended {how}"
         if not child.name.startswith("e"):
-            self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
+            self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
         elif child.starts > self._config.engine.restarts:
-            self._view.on_line({"say": f"{text}; its log ends:\n{child.tail()}"})
-            self._tell({"halt": f"{text} for the {child.starts}th time (engine.restarts)"})
+            self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
+            self._send({"halt": f"{text} for the {child.starts}th time (limit: engine.restarts)"})
         else:
             wait_s = min(60.0, 2.0 ** (child.starts - 1))
             child.next_start = now + wait_s
-            self._view.on_line({"say": f"{text}; starting it again in {wait_s:.0f} s"})
+            self._view.on_line({"say": f"{text}; restarting it in {wait_s:.0f} s"})
 
     def _interrupt(self, number: int, frame: object) -> None:
-        """First: a checkpoint, then the end. Second: the end. Third: no waiting for anybody."""
+        """First signal: checkpoint, then end. Second: end now. Third: kill all processes."""
         del number, frame
         self._interrupts += 1
         if self._interrupts == 1:
             self._deadline = time.monotonic() + self._config.timeouts.stop_s - 2.0
         elif self._interrupts > 2:
             for child in self.children.values():
-                child.end(signal.SIGKILL)
+                child.signal_all(signal.SIGKILL)
 
     # --- the pipe -----------------------------------------------------------------------
 
-    def _tell(self, line: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the stage is gone; its end is seen elsewhere
+    def _send(self, line: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the stage is gone; `_serve` sees that
             self._ours.sendall(json.dumps(line).encode() + b"\n")
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         ready, _, _ = select.select([self._ours], [], [], _POLL_S)
         if not ready:
             return
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             received = self._ours.recv(1 << 20)
             if not received:
-                time.sleep(_POLL_S)  # the stage has closed it and is about to end
+                time.sleep(_POLL_S)  # the stage has closed the pipe and is about to end
             else:
                 self._heard_at = time.monotonic()
             self._buffer += received
@@ -302,5 +297,5 @@ class Launcher:
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:
-                    child.end(signal.SIGKILL)
+                    child.signal_all(signal.SIGKILL)
             self._view.on_line(line)

@@ -1,7 +1,7 @@
-"""Whether a process that ended by SIGKILL was killed for its memory: what the kernel says of it.
+"""Tells if a process that ended by SIGKILL was killed because memory ran out.
 
-Turns the counter of such kills in this process's memory group (cgroup version 1 or 2) and the peak
-that was seen of a process into half a sentence.
+Turns the kernel's count of such kills in this process's cgroup (version 1 or 2) and the observed
+peak of a process into half a sentence.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 KILLED = "killed by SIGKILL"
-"""How `Child.ended` says it."""
+"""The text of `Child.exit_text`."""
 
 
 def own_groups(root: Path = _GROUPS, memberships: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """The directories of this process's memory group and of those around it, innermost first;
-    empty where the system has none. In a container the innermost may be `root` itself."""
+    """Returns the directories of this process's memory cgroup and its parents, innermost first;
+    [] on a system without. In a container the innermost may be `root` itself."""
     try:
         lines = [line.split(":", 2) for line in memberships.read_text().splitlines()]
     except OSError:
@@ -38,7 +38,7 @@ def own_groups(root: Path = _GROUPS, memberships: Path = Path("/proc/self/cgroup
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a living process has had (resident); 0 if it is gone."""
+    """Returns the largest resident memory that a live process has had; 0 if it is gone."""
     try:
         found = _PEAK.search(Path(f"/proc/{pid}/status").read_text())
     except OSError:
@@ -47,7 +47,7 @@ def peak_bytes(pid: int) -> int:
 
 
 class MemoryWatch:
-    """Made before the processes whose ends it explains.
+    """Explains kills of processes; create it before they start.
 
     Args:
         groups: see `own_groups`.
@@ -57,26 +57,27 @@ class MemoryWatch:
         self._groups = groups
         self._kills = self._count()
 
-    def why(self, how: str, peak: int) -> str:
-        """After how a process has ended: what there is to say of its memory; '' if nothing.
+    def explain_kill(self, how: str, peak: int) -> str:
+        """Returns half a sentence on the process's memory; '' if it was not killed.
 
         Args:
-            peak: the most that was seen of it, bytes.
+            how: how it ended, see `Child.exit_text`.
+            peak: its largest observed memory, bytes.
         """
         if how != KILLED:
             return ""
         kills, before = self._count(), self._kills
         if kills is None or before is None:
-            text = "; the kernel does that when memory runs out"
+            text = "; the kernel does this when memory runs out"
         elif kills > before:
-            self._kills = before + 1  # another of our processes may ask for its own
-            text = "; the kernel has killed it for its memory, which is over the limit"
+            self._kills = before + 1  # the other kills may belong to other processes of ours
+            text = "; the kernel killed it because memory ran out"
         else:
-            return "; not for its memory: the kernel counts no such kill"
+            return "; not because of memory: the kernel counts no such kill"
         return f"{text} (peak seen: {_gib(peak)} of {_gib(self._limit())} GiB)"
 
     def _count(self) -> int | None:
-        """Kills so far in our own group; None: nobody counts."""
+        """Returns the kills so far in our own group; None if they are not counted."""
         for group in self._groups:
             for name in _COUNTS:
                 with contextlib.suppress(OSError):
@@ -85,7 +86,7 @@ class MemoryWatch:
         return None
 
     def _limit(self) -> int:
-        """Of the machine or the tightest group around us, bytes."""
+        """Returns the memory limit of the machine or of the tightest cgroup around us, bytes."""
         limits = [psutil.virtual_memory().total]
         for group in self._groups:
             for name in _LIMITS:

@@ -1,8 +1,8 @@
-"""Children of a launcher: started, watched, restarted, and never left behind.
+"""Child processes of a launcher: started, watched, restarted, and never left behind.
 
-Each child leads its own session (so Ctrl-C reaches the launcher alone), logs
-into its own file, and is killed by the kernel when the launcher dies. The thread
-that starts one must live until it has ended: the kernel watches that thread.
+Each child leads its own session (so Ctrl-C reaches only the launcher), logs into its own file, and
+is killed by the kernel when the launcher dies. The thread that starts one must live until it has
+ended: the kernel watches that thread.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ from launch.launcher.oom import MemoryWatch, peak_bytes
 from pipeline.system.private_dirs import UMASK
 from pipeline.wire.keys import IPC_LIMIT
 
-PROVED_S = 600.0
-"""A process that has run for so long is one that can run."""
+STABLE_S = 600.0
+"""Seconds after which a process counts as working: its restarts are counted from 0 again."""
+_TAIL_BYTES = 64 << 10
+"""Bytes that are read of a log for its last lines, however long it is."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
-# Large blocks are kept by malloc: without these a training call takes up to three times as long.
+# malloc keeps large blocks: without these a training call takes up to three times as long.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "200000000",
 }
-# Torchrun's own variables would make a child believe that it is a rank of it.
+# With torchrun's variables a child would believe that it is one of its ranks.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "OMP_")
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without torchrun's variables."""
+    """Returns this process's environment without torchrun's variables."""
     return {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
 
 
 def engine_environment(directory: Path) -> dict[str, str]:
-    """What an engine needs beside what it inherits: `directory` is removed after it, and with it
-    the sockets that vLLM's own processes leave when they are killed (named by 36 characters)."""
+    """Returns an engine's own environment variables. vLLM's sockets (names of 36 characters) go to
+    `directory`, which is removed afterwards: killed vLLM processes leave them behind."""
     fits = len(os.fsencode(directory)) + len("/") + 36 <= IPC_LIMIT
     return {"VLLM_RPC_BASE_PATH": str(directory)} if fits else {}
 
 
 def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
-    """Arguments of `learner.learner_rank` beside its sockets; `resume`: a checkpoint, or ''."""
+    """Returns arguments of `learner.learner_rank`; `resume` is a checkpoint, or ''."""
     arguments = ["--rank", str(rank), "--world", str(ranks)]
     return [*arguments, "--resume", resume] if resume else arguments
 
@@ -58,7 +60,7 @@ def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
 def learner_environment(
     rank: int, ranks: int, port: int, host: str = "127.0.0.1"
 ) -> dict[str, str]:
-    """What a learner rank needs to meet the others at this address of rank 0's machine."""
+    """Returns a learner rank's environment, with the address of rank 0 for the rendezvous."""
     return _MALLOC | {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
@@ -69,15 +71,14 @@ def learner_environment(
 
 
 def die_with_parent() -> None:
-    """Be killed when the thread that started this process ends; passed on to what it becomes."""
+    """Has the kernel kill this process when the thread that started it ends; survives `exec`."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
     """One process by name; `start()` again after it has ended.
 
-    `starts` counts those since it last ran for `PROVED_S`: what ends once a day is no process that
-    cannot run.
+    `starts` counts starts since it last ran for `STABLE_S`: a process that ends once a day works.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Child:
         self.environment = dict(environment)
         self.starts = 0
         self.next_start = 0.0  # monotonic; restarts back off
-        self._peak = 0  # bytes of memory, the most that was seen of its present process
+        self._peak = 0  # bytes, largest observed memory of the current process
         self._killed = False  # by us
         self._started_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,8 +114,8 @@ class Child:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    def ended(self) -> str | None:
-        """How it ended ('exit 1', 'killed by SIGKILL'), None while it runs or never ran."""
+    def exit_text(self) -> str | None:
+        """Returns how it ended ('exit 1', 'killed by SIGKILL'); None if it runs or never ran."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
         if code >= 0:
@@ -125,32 +126,32 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def collect(self) -> str | None:
-        """Like `ended`, once: afterwards it counts as not started."""
-        how = self.ended()
+    def take_exit(self) -> str | None:
+        """Returns `exit_text` once: afterwards the child counts as not started."""
+        how = self.exit_text()
         if how is not None:
             self._process = None
-            if time.monotonic() - self._started_at > PROVED_S:
+            if time.monotonic() - self._started_at > STABLE_S:
                 self.starts = 1
         return how
 
-    def look(self) -> None:
-        """Remember how much memory it has had: when it is gone, nobody can tell."""
+    def sample_memory(self) -> None:
+        """Records its memory so far, which cannot be read after its end."""
         if self._process is not None:
             self._peak = max(self._peak, peak_bytes(self._process.pid))
 
-    def why(self, how: str, watch: MemoryWatch) -> str:
-        """What `ended` leaves out, where it was killed and not by us; '' if nothing."""
-        return "" if self._killed else watch.why(how, self._peak)
+    def memory_note(self, how: str, watch: MemoryWatch) -> str:
+        """Explains a kill that was not ours by its memory; '' if there is nothing to say."""
+        return "" if self._killed else watch.explain_kill(how, self._peak)
 
-    def end(self, number: int) -> None:
-        """Signal the child's whole session."""
+    def signal_all(self, number: int) -> None:
+        """Sends a signal to the child and all its descendants."""
         self._killed = self._killed or number == signal.SIGKILL
-        for process in self.family():
+        for process in self.process_tree():
             _signal(process, number)
 
-    def family(self) -> list[psutil.Process]:
-        """The child and everything that it has started."""
+    def process_tree(self) -> list[psutil.Process]:
+        """Returns the child and all its descendants."""
         if self._process is None:
             return []
         try:
@@ -160,15 +161,19 @@ class Child:
             return []
 
     def tail(self, lines: int = 12) -> str:
-        """The end of its log, for the error message."""
+        """Returns the end of its log, for the error message."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            with self.log.open("rb") as file:
+                size = min(_TAIL_BYTES, os.fstat(file.fileno()).st_size)
+                file.seek(-size, os.SEEK_END)
+                text = file.read(size).decode(errors="replace")
         except OSError:
             return ""
+        return "\n".join(text.splitlines()[-lines:])
 
 
-def _families(children: Sequence[Child]) -> list[psutil.Process]:
-    return [process for child in children for process in child.family()]
+def _process_trees(children: Sequence[Child]) -> list[psutil.Process]:
+    return [process for child in children for process in child.process_tree()]
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -180,25 +185,25 @@ def _lives(process: psutil.Process) -> bool:
 
 def _signal(process: psutil.Process, number: int) -> None:
     with contextlib.suppress(psutil.Error):
-        # Python's tracker ends when those it watches have, and removes their shared memory then.
+        # Python's tracker ends after the processes it watches, and removes their shared memory.
         tracker = "multiprocessing.resource_tracker" in " ".join(process.cmdline())
         if not (tracker and number == signal.SIGKILL):
             process.send_signal(number)
 
 
 def end_all(children: Sequence[Child], grace_s: float) -> None:
-    """Wait for all to end by themselves, then terminate, then kill."""
+    """Waits for all to end by themselves, then terminates, then kills them."""
     families: list[psutil.Process] = []
     steps = ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0))
     for number, wait_s in steps:
-        families = list({p.pid: p for p in families + _families(children)}.values())
+        families = list({p.pid: p for p in families + _process_trees(children)}.values())
         for process in families:
             if number is not None:
                 _signal(process, number)
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             families = [p for p in families if _lives(p)]
-            # A process looks dead when its first thread is, and can be reaped when its last is.
+            # A process looks dead once its first thread is, but can be reaped only after its last.
             if not any([*families, *(child.running for child in children)]):
                 return
             time.sleep(0.05)

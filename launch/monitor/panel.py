@@ -1,7 +1,7 @@
-"""One frame of a run as a panel: for `darts top`, and for `darts train` on a terminal.
+"""Renders a run as a panel: for `darts top`, and for `darts train` on a terminal.
 
-Turns what the run does now (`pipeline.observability.live_status.Live`) and its newest steps into
-something that rich can print, for any width. Reads no file and no clock.
+Turns a run's status (`pipeline.observability.live_status.RunStatus`) and its newest steps into
+something that rich can print at any width. Reads no file and no clock.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStat
 from pipeline.system.terminal_text import printable
 
 POINTS = 40
-"""Steps of a sparkline."""
+"""Largest number of steps in a sparkline."""
 _ENGINES_SHOWN = 6
 _WAITS_SHOWN = 4
-_SILENT_S = 2.0  # from then on silence is told: peers are heard once a second
+_SILENT_S = 2.0  # a peer reports once a second; after this it is shown as silent
 _LEVELS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█░·…", "_.,-:=+#.|~")
-_JOINED = ("joined", "welcomed")  # the stage's words for a peer that has not said a word yet
+_JOINED = ("joined", "welcomed")  # the stage's words for a peer that has not reported yet
 _OF_A_GROUP = re.compile(r"(?:step \d+ waits for )?(\w+) group (\d+), which waits for (.*)")
-# account -> colour; told apart without colours by their order and their names
+# account -> colour; their order and names distinguish them without colours
 _ACCOUNTS = {
     "trained": "green",
     "redundant": "cyan",
@@ -46,7 +46,7 @@ _ACCOUNTS = {
 
 
 def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour.
+    """Formats seconds as 1:02:03, or 2:03 below an hour.
 
     >>> clock(123)
     '2:03'
@@ -57,7 +57,7 @@ def clock(seconds: float) -> str:
 
 
 def count(tokens: float) -> str:
-    """Thousands and millions short.
+    """Shortens thousands and millions.
 
     >>> count(12_345)
     '12.3k'
@@ -68,7 +68,7 @@ def count(tokens: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` values between the lowest and the highest of them.
+    """Draws the last `width` values, scaled between their lowest and highest.
 
     >>> sparkline([0, 1, 2, 4], 3)
     '▁▃█'
@@ -83,21 +83,21 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 class History:
-    """The newest steps and evaluations, for sparklines and the time that is left."""
+    """The newest steps and evaluations, for sparklines and the remaining time."""
 
     def __init__(self) -> None:
         self.steps: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
         self.evals: deque[Mapping[str, Any]] = deque(maxlen=POINTS)
 
-    def add(self, what: str, fields: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl`; what is neither step nor evaluation is not kept."""
+    def add_line(self, what: str, fields: Mapping[str, Any]) -> None:
+        """Keeps a line of `metrics.jsonl` if it is a step or an evaluation."""
         if what == "step":
             self.steps.append(fields)
         elif what == "eval":
             self.evals.append(fields)
 
     def left_s(self, steps: int) -> float | None:
-        """Seconds inside the steps that are left, by the last ten; None before the first."""
+        """Estimates the seconds of the remaining steps from the last ten; None before the first."""
         recent = [line["seconds"] for line in self.steps][-10:]
         if not recent:
             return None
@@ -105,14 +105,14 @@ class History:
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """Of a run that is no more: nobody in it waits for anything."""
+    """The end of a run."""
 
     word: str  # for the title
-    advice: str = ""  # what can be done about it
+    advice: str = ""  # what to do next
 
 
 class _Legible:
-    """A renderable in ASCII alone where the terminal's encoding has no more."""
+    """Turns a renderable into ASCII if the terminal's encoding has nothing else."""
 
     def __init__(self, whole: RenderableType) -> None:
         self._whole = whole
@@ -126,7 +126,7 @@ class _Legible:
                 yield segment
 
 
-def frame(
+def render_panel(
     name: str,
     now: RunStatus,
     history: History,
@@ -135,13 +135,13 @@ def frame(
     note: str = "",
     ending: Ending | None = None,
 ) -> RenderableType:
-    """The panel.
+    """Draws the panel.
 
     Args:
-        name: of the run, for the title.
-        width: of the terminal, columns.
-        note: below the panel's end: how old the data is, or how the run ended.
-        ending: how it ended; None: it goes on.
+        name: name of the run, for the title.
+        width: columns of the terminal.
+        note: shown at the lower edge: the age of the data, or how the run ended.
+        ending: how the run ended; None: it is not over.
     """
     parts: list[RenderableType] = [_newest(history), _learning(now, history, width - 4)]
     if ending is None and now.phase != "over" and (now.engines or now.peers):
@@ -166,27 +166,27 @@ def frame(
 
 
 def _place(now: RunStatus, ending: Ending | None) -> str:
-    """Steps are counted from 1: the one under way, or how many are done."""
+    """Names the current step, counted from 1, or the number of finished steps."""
     if ending is None and now.phase == "training" and now.step < now.steps:
         return f"step {now.step + 1} of {now.steps}"
     return f"{now.step} of {_many(now.steps, 'step')} done"
 
 
 def _newest(history: History) -> Text:
-    """Which step and which evaluation the figures are of."""
+    """Names the step and the evaluation of the metrics shown."""
     if not history.steps:
         return Text("no step has ended yet", "bright_black")
     text = f"step {history.steps[-1]['step'] + 1}"
     if history.evals:
         text += f", accuracy of the evaluation at step {history.evals[-1]['step']}"
-    return Text(f"figures of {text}", "bright_black", no_wrap=True, overflow="ellipsis")
+    return Text(f"metrics of {text}", "bright_black", no_wrap=True, overflow="ellipsis")
 
 
 # --- the parts --------------------------------------------------------------------------
 
 
 def _learning(now: RunStatus, history: History, width: int) -> Table:
-    """Two columns of figures with their sparklines."""
+    """Draws two columns of metrics with their sparklines."""
     step = {**now.newest_step, **(history.steps[-1] if history.steps else {})}
     found = {**now.newest_eval, **(history.evals[-1] if history.evals else {})}
     length = _form(step, "tokens_mean", ".0f")
@@ -213,7 +213,7 @@ def _learning(now: RunStatus, history: History, width: int) -> Table:
 
 
 def _form(metrics: Mapping[str, Any], name: str, form: str) -> str:
-    """`form` may end in a unit: `.2f s`."""
+    """Formats one metric; `form` may end in a unit: `.2f s`."""
     value = metrics.get(name)
     number, _, unit = form.partition(" ")
     return "-" if value is None else f"{value:{number}}{' ' + unit if unit else ''}"
@@ -224,7 +224,7 @@ def _curve(lines: Iterable[Mapping[str, Any]], name: str, width: int) -> str:
 
 
 def _processes(now: RunStatus, width: int) -> Table:
-    """Engines with the slots in use, then the learner ranks, with what each says it does."""
+    """Lists engines with their used slots, then learner ranks, with the activity of each."""
     peers = {peer.name: peer for peer in now.peers}
     engines = sorted(now.engines, key=_use)[:_ENGINES_SHOWN]
     table = Table.grid(padding=(0, 1))
@@ -242,7 +242,7 @@ def _processes(now: RunStatus, width: int) -> Table:
         )
     if more := len(now.engines) - len(engines):
         slots = sum(engine.slots for engine in now.engines)
-        rest = f"all {len(now.engines)} engines; {more} fuller ones are not listed"
+        rest = f"all {len(now.engines)} engines; {more} busier ones are not listed"
         share = now.running / max(1, slots)
         table.add_row("", _bar(share, room), f"{now.running}/{slots}", Text(rest))
     for peer in now.peers:
@@ -262,7 +262,7 @@ def _weights(engine: EngineStatus) -> str:
 
 
 def _learns(peer: PeerStatus, now: RunStatus) -> str:
-    """A rank that has got groups since it said that it was idle is not idle any more."""
+    """Describes a rank; one that has got groups since it reported `idle` is not idle."""
     groups = now.at_rank.get(peer.name.removeprefix("l"), 0)
     if not groups:
         return _says(peer.activity, peer.heard_s)
@@ -273,7 +273,7 @@ def _learns(peer: PeerStatus, now: RunStatus) -> str:
 
 
 def _says(activity: str, heard_s: float) -> str:
-    doing = "has joined, no word of its work yet" if activity in _JOINED else printable(activity)
+    doing = "has joined, no report of its work yet" if activity in _JOINED else printable(activity)
     return doing if heard_s < _SILENT_S else f"{doing}, silent for {heard_s:.0f} s"
 
 
@@ -287,7 +287,7 @@ def _bar(share: float, width: int) -> Text:
 
 
 def _rest(now: RunStatus, ending: Ending | None) -> Table:
-    """Queues, where the tokens went, and who waits for whom; of a run that has ended, what next."""
+    """Lists queues, token accounts and waits; for a run that has ended, what to do next."""
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="bright_black")
     table.add_column()
@@ -301,7 +301,7 @@ def _rest(now: RunStatus, ending: Ending | None) -> Table:
     if now.rewards_queued or now.rewards_running:
         queues.insert(1, f"rewards: {now.rewards_running} running, {now.rewards_queued} queued")
     if now.evaluating:
-        queues.append(f"{now.evaluating} held-out prompts to go")
+        queues.append(f"{now.evaluating} held-out prompts left")
     table.add_row("queues", "; ".join(queues))
     table.add_row("sampled", _ledger(now))
     if refused := ", ".join(f"{n} {what}" for what, n in now.refused.items() if n):
@@ -313,7 +313,7 @@ def _rest(now: RunStatus, ending: Ending | None) -> Table:
 
 
 def _for_whom(what: str) -> str:
-    """A wait's sentence, short.
+    """Shortens the sentence of a wait.
 
     >>> _for_whom("step 5 waits for train group 4, which waits for trajectory 9, queued")
     'group 4 (trajectory 9, queued)'

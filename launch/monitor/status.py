@@ -1,6 +1,6 @@
-"""`darts status`: who waits for whom in a run, who can end it, and what the run does at its limit.
+"""`darts status`: what a run waits for, which process can end the wait, and its time limit.
 
-Reads what the run leaves in its folder (`live.json`), as `darts top` does; touches nothing.
+Reads `live.json` in the run's folder, as `darts top` does; changes nothing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from pipeline.observability.live_status import PeerStatus, RunStatus, WaitStatus
 
 NOT_WELL = 1
-"""Exit status where the run neither goes on nor is done."""
+"""Exit status of a run that is neither making progress nor done."""
 
 
-def status(
+def status_command(
     run: Annotated[Path, typer.Argument(help=RUN_HELP)],
-    as_json: Annotated[bool, typer.Option("--json", help="the same as one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Who waits for whom, since when, until which limit, and what happens then.
+    """Show what a run waits for, since when, and what happens at each time limit.
 
-    Exit status 0 while the run starts or goes on and when it is done, 1 otherwise.
+    The exit status is 0 while the run starts or works and when it is done, else 1.
 
     darts status runs/quickstart
     """
@@ -37,27 +37,27 @@ def status(
 
     folder = run_folder(run)
     now, note, word = _look(Watched(folder, run), started=folder.live.exists())
-    found = document(run, now, note, word)
+    found = status_document(run, now, note, word)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
-        typer.echo(printable("\n".join(lines(run, now, note, word))))
+        typer.echo(printable("\n".join(status_lines(run, now, note, word))))
     raise typer.Exit(0 if word in ("starting", "running", "done") else NOT_WELL)
 
 
 def _look(watched: Watched, started: bool) -> tuple[RunStatus, str, str]:
-    """What the run does now, in words, and in one: running, starting, silent, done, stopped,
+    """Returns the status, a note in words, and one word: running, starting, silent, done, stopped,
     ended, or never started."""
-    now, note, ending = watched.look()
+    now, note, ending = watched.read_state()
     if ending is not None:
         return (now, note, ending.word) if started else (now, "", "never started")
     if not now.time:
         return now, "", "starting"
-    return now, note, "silent" if note.startswith("NO NEWS") else "running"
+    return now, note, "silent" if note.startswith("SILENT") else "running"
 
 
-def document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
-    """All of it, for programs."""
+def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
+    """Returns everything as one document, for programs."""
     import msgspec
 
     return {
@@ -73,36 +73,36 @@ def document(run: Path, now: RunStatus, note: str, word: str) -> dict[str, Any]:
     }
 
 
-def lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
-    """For people."""
+def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[str]:
+    """Yields the lines that are printed."""
     if word == "never started":
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"
         return
     yield f"{run}: {word}, {now.step} of {now.steps} steps done" + (f"; {note}" if note else "")
     if word in ("done", "stopped", "ended"):
         if word == "ended" and now.waits:
-            yield "when it was last heard of it waited for:"
+            yield "in its last report it waited for:"
             yield from (line for wait in now.waits for line in _of_a_wait(wait))
         return
     if word == "starting":
-        yield "nothing heard of its stage yet; logs/ says how far it is"
+        yield "no report from its stage yet; see logs/"
         return
     if word == "silent":
-        yield "the stage says nothing: it hangs, is stopped, or is dead. It last waited for:"
+        yield "the stage is silent: it hangs, is stopped, or is dead. It last waited for:"
     for wait in now.waits:
         yield from _of_a_wait(wait)
     if not now.waits:
-        yield "nobody waits for anything"
+        yield "nothing is being waited for"
     yield from (_of_a_peer(peer) for peer in now.peers)
     if now.acted:
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(now.acted.items()))
-        yield f"acted on so far: {counts}"
+        yield f"time limits acted on so far: {counts}"
 
 
 def _of_a_wait(wait: WaitStatus) -> Iterator[str]:
     yield f"{wait.seconds:8.1f} s  {wait.what}"
     if wait.limit_s:
-        until = f"nothing has moved for {wait.still_s:.1f} of {wait.limit_s:g} s"
+        until = f"no progress for {wait.still_s:.1f} of {wait.limit_s:g} s"
         yield f"{'':12}{wait.by} can end it; {until}; then {wait.then}"
     else:
         yield f"{'':12}{wait.by} can end it; no limit: {wait.then}"
@@ -110,6 +110,6 @@ def _of_a_wait(wait: WaitStatus) -> Iterator[str]:
 
 def _of_a_peer(peer: PeerStatus) -> str:
     return (
-        f"{peer.name:>10}  {peer.role}, {peer.activity!r}, heard of {peer.heard_s:.1f} s ago, "
-        f"moved {peer.still_s:.1f} s ago"
+        f"{peer.name:>10}  {peer.role}, {peer.activity!r}, last report {peer.heard_s:.1f} s ago, "
+        f"last progress {peer.still_s:.1f} s ago"
     )

@@ -1,7 +1,6 @@
-"""What a person sees of a run that `darts train` has started.
+"""Output of `darts train`: a line for each step, evaluation and warning.
 
-A line for each step, evaluation and warning; on a terminal the panel of
-`darts top` stays below them, elsewhere a change of the phase is a line too.
+On a terminal the panel of `darts top` stays below the lines; elsewhere each new phase is a line.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from rich.console import Console
 from rich.live import Live as LivePanel
 from rich.text import Text
 
-from launch.monitor.panel import History, clock, count, frame
+from launch.monitor.panel import History, clock, count, render_panel
 from pipeline.observability.live_status import RunStatus
 from pipeline.system.terminal_text import printable
 
 _ECHO = len("^C^C")
-"""Columns right of the panel: what a terminal echoes there at a Ctrl-C must not begin a line of
-its own, or one line of the panel is left behind."""
+"""Columns kept free right of the panel for the terminal's echo of Ctrl-C: on a line of its own it
+would leave a line of the panel behind."""
 
 
 class TerminalView:
-    """Prints steps, evaluations and warnings; keeps a panel alive on a terminal."""
+    """Prints steps, evaluations and warnings; updates a panel on a terminal."""
 
     def __init__(self, steps: int, out: TextIO | None = None, name: str = "") -> None:
         self._out = out or sys.stdout
@@ -38,15 +37,15 @@ class TerminalView:
         self._panel: LivePanel | None = None
         if self._out.isatty():
             self._console = Console(file=self._out, highlight=False)
-            # its own thread would draw between a signal and our answer to it
+            # its own thread would draw between a signal and our reaction
             self._panel = LivePanel(console=self._console, auto_refresh=False, transient=True)
 
     def on_line(self, line: dict[str, Any]) -> None:
         if "step" in line:
-            self._history.add("step", line["step"])
+            self._history.add_line("step", line["step"])
             self._print(self._step(line["step"]))
         elif "eval" in line:
-            self._history.add("eval", line["eval"])
+            self._history.add_line("eval", line["eval"])
             self._print(self._evaluation(line["eval"]))
         elif "say" in line:
             self._print(f"  ! {line['say']}")
@@ -80,11 +79,11 @@ class TerminalView:
                 self._phase = now.phase
                 self._print(f"{elapsed}  {now.phase}")
             return
-        self._panel.start()  # again: nothing
+        self._panel.start()  # only the first call has an effect
         width = self._console.width - _ECHO
         note = f"{elapsed} since the start"
         self._panel.update(
-            frame(self._name, now, self._history, width=width, note=note), refresh=True
+            render_panel(self._name, now, self._history, width=width, note=note), refresh=True
         )
 
     def _print(self, text: str) -> None:
@@ -100,8 +99,8 @@ class TerminalView:
             self._panel.stop()
 
 
-def table(result: dict[str, Any], steps: int) -> str:
-    """The final table of a run."""
+def result_table(result: dict[str, Any], steps: int) -> str:
+    """Formats the final table of a run."""
     ledger = result["tokens"]
     rows: list[tuple[str, str, str, str]] = []
 
@@ -127,11 +126,11 @@ def table(result: dict[str, Any], steps: int) -> str:
 
 
 def _further(found: dict[str, Any]) -> Iterator[str]:
-    """Figures of an evaluation that were asked for: pass@k, greedy ones, sets by name."""
+    """Yields the optional metrics of an evaluation: pass@k, greedy, and sets by name."""
     own = [f"{key} {found[key]:.3f}" for key in found if key == "greedy" or "pass@" in key]
     if own:
         yield ", ".join(own)
     for name, metrics in found.get("sets", {}).items():
         more = _further(metrics)
-        accuracy = f"accuracy {metrics['accuracy']:.3f}" if "accuracy" in metrics else "no figures"
+        accuracy = f"accuracy {metrics['accuracy']:.3f}" if "accuracy" in metrics else "no metrics"
         yield ", ".join([f"{name}: {accuracy}", *more])

@@ -1,1 +1,1 @@
-"""Checks before a run starts: what would fail later is refused now."""
+"""Checks before a run starts: problems that would show hours later are reported now."""

@@ -36,10 +36,13 @@ def check_everything(config: Config) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := [*learner.complaints(config), *trackers.tracker_complaints(config.metrics)]:
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_problems(config.metrics),
+    ]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.complaints(config, [train, held_out.data])):
+        if problems := asyncio.run(rewards.reward_problems(config, [train, held_out.data])):
             raise PreflightError("\n".join(problems))
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [

@@ -1,7 +1,7 @@
-"""What the learner will need, looked at before anything starts.
+"""Checks what the learner will need, before anything starts.
 
-Reads the model's config.json and DeepSpeed's file, and looks for packages; loads
-no model. What only the loaded model shows, the learner proves at its start.
+Reads the model's config.json and DeepSpeed's file, and looks for packages; loads no model. The
+learner checks at its start what only the loaded model shows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ OWN_ATTENTION = {
 }
 """model_type -> why packed calls cannot run it (seen with transformers 5.19)."""
 _KINDS = ("full_attention", "sliding_attention")
-_CURE = "take a model of another architecture (Qwen, Llama, Mistral, Gemma, Phi, OLMo, GPT-2, ...)"
+_CURE = (
+    "choose a model of another architecture (Qwen, Llama, Mistral, Gemma, Phi, OLMo, GPT-2, ...)"
+)
 
 
-def complaints(config: Config) -> Iterator[str]:
-    """Why this model or these settings of the learner cannot be trained, one line each."""
+def learner_problems(config: Config) -> Iterator[str]:
+    """Yields why this model or these learner settings cannot be trained, one line each."""
     section = config.learner
     path = Path(config.model) / "config.json"
     try:
@@ -38,7 +40,7 @@ def complaints(config: Config) -> Iterator[str]:
     except ModelError as error:
         yield str(error)
     else:
-        yield from (f"{path}: {problem}" for problem in of_model(settings))
+        yield from (f"{path}: {problem}" for problem in model_problems(settings))
     if section.lora is not None and importlib.util.find_spec("peft") is None:
         yield (
             "learner.lora: the package peft is not installed: pip install 'darts-rl[lora]', or "
@@ -50,8 +52,8 @@ def complaints(config: Config) -> Iterator[str]:
         yield from error.problems
 
 
-def of_model(settings: dict[str, Any]) -> Iterator[str]:
-    """Why a model with this config.json cannot be trained."""
+def model_problems(settings: dict[str, Any]) -> Iterator[str]:
+    """Yields why a model with this config.json cannot be trained."""
     inner = settings.get("text_config")
     text: dict[str, Any] = {**settings, **inner} if isinstance(inner, dict) else settings
     kind = text.get("model_type", "")

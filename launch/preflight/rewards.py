@@ -1,7 +1,7 @@
-"""What a run's reward has against its data, told before anything starts.
+"""Checks a run's reward against its data, before anything starts.
 
-Workers are started as a run would start them: what fails to build, a server that does not
-answer, and gold answers that cannot be graded against are found in seconds, not in hours.
+Starts workers as a run would: a reward that cannot be built, a server that does not answer and
+reference answers that cannot be graded are found in seconds, not in hours.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pipeline.plugins.views import Sampled
 from pipeline.workers.pool import RewardFailed, RewardPool
 
 LOOKED_AT = 200
-"""Answers of each data set that are looked at, at most, evenly spread over it."""
+"""Largest number of answers checked in each data set, evenly spread over it."""
 _SHOWN = 20  # complaints listed
 
 
 def has_checks(plugin: Plugin) -> bool:
-    """Whether the plug-in has anything to say before a run. Raises PluginError."""
+    """Returns True if the plug-in can check answers before a run. Raises PluginError."""
     return hasattr(registry.find_plugin("reward", plugin.name), "complaint")
 
 
-async def complaints(config: Config, data: list[Dataset]) -> list[str]:
-    """A line for each answer that the reward cannot use, and one for a reward that cannot start."""
+async def reward_problems(config: Config, data: list[Dataset]) -> list[str]:
+    """Returns a line for each answer that the reward cannot use, or why it cannot start."""
     plugin = config.reward
     items = [item for found in data for item in _spread(found)]
     try:
@@ -38,7 +38,7 @@ async def complaints(config: Config, data: list[Dataset]) -> list[str]:
         return []
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     cure = (
-        f"{len(lines)} of {len(items)} answers looked at: mend them, leave them out, or take "
+        f"{len(lines)} of {len(items)} checked answers: correct them, leave them out, or choose "
         "another reward"
     )
     return [*lines[:_SHOWN], *more, cure]

@@ -1,1 +1,1 @@
-"""`darts report`: the files of finished or running runs -> one HTML page that needs no network."""
+"""`darts report`: the files of finished or running runs -> one HTML page that works offline."""

@@ -1,7 +1,4 @@
-"""Curves of several seeds -> one line with a band. Pure.
-
-A line is the median over seeds, its band reaches from the lowest to the highest.
-"""
+"""Curves of several seeds -> one line (the median) with a band (lowest to highest). Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True):
-    """One line; all of one length."""
+    """One line with its band; all lists have the same length."""
 
     x: list[float]
     low: list[float]
@@ -21,13 +18,12 @@ class Band(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def band(seeds: Sequence[Sequence[tuple[float, float]]]) -> Band:
-    """Median, lowest and highest over seeds.
+    """Returns median, lowest and highest over seeds.
 
-    Seeds meet at the same steps but not at the same seconds: each is read between its
-    points, from where the last of them begins to where the first of them ends.
+    Seeds share steps but not seconds: each is interpolated, over the range that all seeds cover.
 
     Args:
-        seeds: of each seed its points, at least one, in the order of x.
+        seeds: the points of each seed, at least one, in the order of x.
     """
     begin, end = max(s[0][0] for s in seeds), min(s[-1][0] for s in seeds)
     grid = np.array(sorted({x for seed in seeds for x, _ in seed if begin <= x <= end}))

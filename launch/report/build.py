@@ -1,4 +1,4 @@
-"""Folders of runs -> the page: reads them, names them, lets each section draw its part."""
+"""Folders of runs -> the page: reads and names the runs, and collects the sections."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.report.page import render
-from launch.report.read_run import Say, read
-from launch.report.run_names import lines
+from launch.report.read_run import Say, read_run
+from launch.report.run_names import run_lines
 from launch.report.sections import (
     budgets,
     comparison,
@@ -21,32 +21,32 @@ from launch.report.sections import (
 )
 
 
-def build(paths: Sequence[Path], say: Say) -> str:
-    """The page as text. Raises RunError if a folder holds no run.
+def build_page(paths: Sequence[Path], say: Say) -> str:
+    """Returns the page as text. Raises RunError if a folder holds no run.
 
     Args:
-        say: hears of everything that could not be read; the page tells it, too.
+        say: called with each thing that could not be read; the page lists them too.
     """
     warnings: list[str] = []
 
-    def told(line: str) -> None:
+    def warn(line: str) -> None:
         warnings.append(line)
         say(line)
 
-    runs = [read(path, told) for path in dict.fromkeys(path.absolute() for path in paths)]
-    named = lines(runs)
-    looks = critical_path.looks(runs)
+    runs = [read_run(path, warn) for path in dict.fromkeys(path.absolute() for path in paths)]
+    named = run_lines(runs)
+    looks = critical_path.path_looks(runs)
     sections = [
-        comparison.head(named),
-        curves.section(named),
-        length_distribution.section(named),
-        gantt.section(runs, looks),
-        critical_path.section(runs, looks),
-        latency.section(runs),
-        waste.section(runs),
-        budgets.section(runs),
-        samples.section(runs, samples.held_out(told)),
-        comparison.section(named),
+        comparison.runs_section(named),
+        curves.curves_section(named),
+        length_distribution.lengths_section(named),
+        gantt.gantt_section(runs, looks),
+        critical_path.critical_path_section(runs, looks),
+        latency.latency_section(runs),
+        waste.waste_section(runs),
+        budgets.budgets_section(runs),
+        samples.samples_section(runs, samples.held_out(warn)),
+        comparison.comparison_section(named),
     ]
     title = f"darts: {runs[0].name}" if len(runs) == 1 else f"darts: {len(runs)} runs"
     return render(title, sections, warnings)

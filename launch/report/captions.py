@@ -1,7 +1,7 @@
 """A traced step and its critical path -> a sentence on what it waited for, and its trajectories.
 
-The sentence follows the path: what was before the first trajectory, the trajectories that waited
-for one another, what was left to do after the last. Pure.
+The sentence follows the path: the work before the first trajectory, the trajectories that waited
+for each other, and the work after the last one. Pure.
 """
 
 from __future__ import annotations
@@ -11,40 +11,41 @@ from collections.abc import Sequence
 import msgspec
 from markupsafe import Markup
 
-from launch.report.section import seconds, table
+from launch.report.section import html_table, seconds_text
 from launch.report.spans import TracedStep
-from launch.report.straggler_path import Chain, Kinds
+from launch.report.straggler_path import Kinds, StragglerPath
 from launch.report.stragglers import Life
 
-_LISTED = 8  # trajectories below the sentence, more if the path has more
-_NAMED = 0.01  # of the step: shortest work with its name in the sentence
-_BEFORE = 0.05  # of the step: what lies before the first trajectory is worth a sentence
+_LISTED = 8  # trajectories in the table; more if the path has more
+_NAMED = 0.01  # share of the step from which work is named in the sentence
+_BEFORE = 0.05  # share of the step from which the work before is mentioned
 _TRAINED = "trained"
 _HEAD = ("trajectory", "group", "prompt", "engine", "fate", "tokens", "ran", "ended at",
          "on the path")  # fmt: skip
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one step."""
+class Caption(msgspec.Struct, frozen=True, kw_only=True):
+    """The caption of one step."""
 
     straggler: Life | None
     html: Markup
 
 
-def account(step: TracedStep, found: Sequence[Life], path: Chain | None) -> Account:
-    """Args:
-    found: the step's trajectories, the longest-running first.
-    path: none where the run has no timing.
+def step_caption(step: TracedStep, found: Sequence[Life], path: StragglerPath | None) -> Caption:
+    """Writes the caption of a step.
+
+    Args:
+        found: the step's trajectories, the longest-running first.
+        path: None if the run has no timing.
     """
     by_id = {life.trajectory: life for life in found}
     late = _last_trained(found) if path is None else None
     if path is not None and path.links:
         late = by_id.get(path.links[-1].trajectory)
-    said = f"Step {step.number} took {seconds(step.seconds)}. "
+    said = f"Step {step.number} took {seconds_text(step.seconds)}. "
     said += _without(late) if path is None else _along(path, by_id, step.seconds)
-    return Account(
-        straggler=late,
-        html=Markup('<p class="said">{}</p>{}').format(said, _table(found, path)),
+    return Caption(
+        straggler=late, html=Markup('<p class="caption">{}</p>{}').format(said, _table(found, path))
     )
 
 
@@ -54,45 +55,44 @@ def _last_trained(found: Sequence[Life]) -> Life | None:
 
 def _without(late: Life | None) -> str:
     if late is None:
-        return "No trajectory that was trained on ended in it."
+        return "No trained trajectory ended in it."
     return (
-        f"The last one trained on was trajectory {late.trajectory} of group {late.group} "
-        f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds(late.end)} after "
-        "the step's start."
+        f"The last trained trajectory was {late.trajectory} of group {late.group} "
+        f"({late.tokens:,} tokens on engine {late.engine}), which ended {seconds_text(late.end)} "
+        "after the step's start."
     )
 
 
-def _along(path: Chain, by_id: dict[int, Life], whole: float) -> str:
+def _along(path: StragglerPath, by_id: dict[int, Life], whole: float) -> str:
     if not path.links:
         return f"No trajectory is on its critical path, but {_listed(path.after, whole)}."
     *earlier, last = path.links
     said = "It waited for " if not earlier else "Each had to wait for the one before it: "
-    names = [f"{link.trajectory} ({seconds(link.end - link.start)})" for link in earlier]
-    spent = seconds(last.end - last.start)
+    names = [f"{link.trajectory} ({seconds_text(link.end - link.start)})" for link in earlier]
+    spent = seconds_text(last.end - last.start)
     if life := by_id.get(last.trajectory):
         of = f" of group {life.group}"
         held = f"{spent}, {life.tokens:,} tokens on engine {last.engine}"
-    else:  # an evaluation's, say
+    else:  # for example of an evaluation
         of, held = "", f"{spent} on engine {last.engine}"
     names.append(f"{last.trajectory}{of} ({held})")
-    said += (
-        f"trajectory {' → '.join(names)}, which ended {seconds(last.end)} after the step's start."
-    )
+    end = seconds_text(last.end)
+    said += f"trajectory {' → '.join(names)}, which ended {end} after the step's start."
     if sum(spent for _, spent in path.before) > _BEFORE * whole:
         said += f" Before {'the first' if earlier else 'it'}: {_listed(path.before, whole)}."
     return f"{said} After it: {_listed(path.after, whole)}." if path.after else said
 
 
 def _listed(kinds: Kinds, whole: float) -> str:
-    """With what is too short for its name as `other`."""
+    """Lists work by its seconds; what is too short to be named is `other`."""
     long = [(what, spent) for what, spent in kinds if spent >= _NAMED * whole]
     rest = sum(spent for _, spent in kinds[len(long) :])
-    named = [f"{what} {seconds(spent)}" for what, spent in long]
-    return ", ".join([*named, *([f"other {seconds(rest)}"] if rest > 0 else [])])
+    named = [f"{what} {seconds_text(spent)}" for what, spent in long]
+    return ", ".join([*named, *([f"other {seconds_text(rest)}"] if rest > 0 else [])])
 
 
-def _table(found: Sequence[Life], path: Chain | None) -> Markup:
-    """Those on the path in its order, then the longest-running ones."""
+def _table(found: Sequence[Life], path: StragglerPath | None) -> Markup:
+    """Lists the trajectories on the path in its order, then the longest-running ones."""
     if not found:
         return Markup()
     links = path.links if path is not None else []
@@ -104,11 +104,11 @@ def _table(found: Sequence[Life], path: Chain | None) -> Markup:
     rows = [
         (
             life.trajectory, life.group, life.prompt, life.engine, life.fate,
-            f"{life.tokens:,}", seconds(life.running_s), seconds(life.end),
-            (seconds(spent[life.trajectory]) if life.trajectory in spent else "–")
+            f"{life.tokens:,}", seconds_text(life.running_s), seconds_text(life.end),
+            (seconds_text(spent[life.trajectory]) if life.trajectory in spent else "–")
             + (" (straggler)" if life.trajectory == last else ""),
         )
         for life in order[: max(_LISTED, len(spent))]
     ]  # fmt: skip
     columns = len(_HEAD) if path is not None else len(_HEAD) - 1
-    return table(_HEAD[:columns], [row[:columns] for row in rows], texts=5)
+    return html_table(_HEAD[:columns], [row[:columns] for row in rows], texts=5)

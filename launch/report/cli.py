@@ -1,4 +1,4 @@
-"""The options of `darts report`. Light: what it does is imported when it is asked for."""
+"""The options of `darts report`; its implementation is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from launch.options import fail
+from launch.options import exit_with_error
 
 _MEGABYTE = 1e6
 
 
-def report(
+def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs")],
     out: Annotated[
         Path | None,
-        typer.Option(help="the page; RUN/report.html for one run, report.html for several"),
+        typer.Option(help="file of the page; default: RUN/report.html, report.html for several"),
     ] = None,
 ) -> None:
-    """Draw one HTML page of a run, or of several compared; needs no network to be looked at.
+    """Write one HTML page about a run, or comparing several runs. The page works offline.
 
     darts report runs/quickstart
 
@@ -32,17 +32,17 @@ def report(
 
     begun = time.monotonic()
     if importlib.util.find_spec("bokeh") is None:
-        fail("the plots need bokeh: pip install 'darts-rl[report]'", 2)
-    from launch.report.build import build
+        exit_with_error("the plots need bokeh: pip install 'darts-rl[report]'", 2)
+    from launch.report.build import build_page
     from pipeline.system.run_folder import RunError
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if not path.absolute().parent.is_dir() and path.parent not in runs:
-        fail(f"--out {path}: there is no folder {path.absolute().parent}", 2)
+        exit_with_error(f"--out {path}: no such folder: {path.absolute().parent}", 2)
     try:
-        page = build(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
+        page = build_page(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
         path.write_text(page)
     except (RunError, OSError) as error:
-        fail(error, 2)
+        exit_with_error(error, 2)
     size = path.stat().st_size / _MEGABYTE
     typer.echo(f"{path}: {size:.1f} MB, in {time.monotonic() - begun:.1f} s")

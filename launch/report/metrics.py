@@ -1,4 +1,4 @@
-"""The steps of a run -> the figures by which runs are compared. Pure."""
+"""The steps of a run -> the metrics by which runs are compared. Pure."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import msgspec
 from launch.run_files.records import StepLine
 
 
-class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the steps of one run come to."""
+class RunAverages(msgspec.Struct, frozen=True, kw_only=True):
+    """Averages and sums over the steps of one run."""
 
     step_seconds: float  # mean over the steps
     sampled_per_trained: float | None
     tokens_trained: int
     depth: float | None  # mean over the steps
-    bubble_engine: float | None  # of the generation spans together
-    bubble_learner: float | None  # of the steps together
+    bubble_engine: float | None  # mean, weighted by seconds of generation
+    bubble_learner: float | None  # mean, weighted by seconds of the steps
 
 
-def step_metrics(steps: Sequence[StepLine]) -> StepFigures:
-    """Args: at least one step."""
+def run_averages(steps: Sequence[StepLine]) -> RunAverages:
+    """Averages the steps of a run, at least one."""
     trained = sum(s.tokens_trained for s in steps)
     depths = [s.depth for s in steps if s.depth is not None]
-    return StepFigures(
+    return RunAverages(
         step_seconds=sum(s.seconds for s in steps) / len(steps),
         sampled_per_trained=sum(s.tokens_sampled for s in steps) / trained if trained else None,
         tokens_trained=trained,
         depth=sum(depths) / len(depths) if depths else None,
-        bubble_engine=weighted([(s.bubble_engine, s.generation_s) for s in steps]),
-        bubble_learner=weighted([(s.bubble_learner, s.seconds) for s in steps]),
+        bubble_engine=weighted_mean([(s.bubble_engine, s.generation_s) for s in steps]),
+        bubble_learner=weighted_mean([(s.bubble_learner, s.seconds) for s in steps]),
     )
 
 
-def weighted(shares: Sequence[tuple[float | None, float]]) -> float | None:
-    """Mean of those shares that are known, by their weights."""
+def weighted_mean(shares: Sequence[tuple[float | None, float]]) -> float | None:
+    """Returns the weighted mean of the known shares; None if there is none."""
     known = [(share, weight) for share, weight in shares if share is not None]
     total = sum(weight for _, weight in known)
     return sum(share * weight for share, weight in known) / total if total > 0 else None

@@ -1,4 +1,4 @@
-"""What a section without data would need: the setting, as the runs have it. Pure."""
+"""Says why a section has no data, and which setting would bring it. Pure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from launch.report.read_run import Run
 
 
-def lacks_timing(runs: Sequence[Run]) -> str:
-    """Why no run has a line `timing`."""
+def missing_timing(runs: Sequence[Run]) -> str:
+    """Says why no run has a line `timing`."""
     return _each(runs, _timing)
 
 
-def lacks_trace(runs: Sequence[Run]) -> str:
-    """Why no run has a trace with a whole step."""
+def missing_trace(runs: Sequence[Run]) -> str:
+    """Says why no run has a trace with a complete step."""
     return _each(runs, _trace)
 
 
@@ -36,7 +36,7 @@ def _trace(run: Run) -> str:
         return "No step has ended yet."
     if not run.trace:
         return "There is no trace.json: it was removed, or an older version of darts wrote none."
-    return "trace.json holds no whole step."
+    return "trace.json holds no complete step."
 
 
 def _metrics(run: Run) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _each(runs: Sequence[Run], reason: Callable[[Run], str]) -> str:
-    """One reason, or those of the runs by name."""
+    """Returns the common reason, or the reason of each run by name."""
     reasons = {run.name: reason(run) for run in runs}
     if len(set(reasons.values())) == 1:
         return next(iter(reasons.values()))

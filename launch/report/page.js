@@ -1,6 +1,6 @@
 "use strict";
-// Texts of plots are drawn on canvases, which style sheets do not reach: they are given the page's
-// colours here, again when these change.
+// Texts of plots are drawn on canvases, which style sheets do not reach: this sets their colours to
+// the page's, also when these change.
 function paint() {
   const style = getComputedStyle(document.documentElement);
   const [ink, soft] = ["--ink", "--soft"].map(name => style.getPropertyValue(name).trim());

@@ -1,4 +1,4 @@
-"""Sections -> one HTML file that needs nothing else: style, scripts and data are in it."""
+"""Sections -> one self-contained HTML file with style, scripts and data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> str:
-    """The whole page.
+    """Renders the whole page.
 
     Args:
         warnings: what could not be read.
@@ -31,7 +31,7 @@ def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> 
         if isinstance(part, Model)
     }
     script, places = components(models, wrap_script=False) if models else ("", {})
-    # Neither the tables' bundle nor MathJax: nothing here needs them.
+    # Nothing here needs the tables' bundle or MathJax.
     bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string((_HERE / "page.html").read_text())
@@ -40,7 +40,7 @@ def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> 
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         bokeh=Markup(bokeh.render_js()),
-        # Within a script element only its end is markup, and in a string "<\\/" is "</".
+        # In a script element only its end tag is markup, and in a string "<\\/" is "</".
         plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),
         warnings=warnings,
         sections=[(section, _parts(section, places)) for section in sections],
@@ -48,7 +48,7 @@ def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> 
 
 
 def _parts(section: Section, places: dict[str, Any]) -> list[Markup]:
-    """The section's HTML, with places for its plots."""
+    """Returns the section's HTML, with placeholders for its plots."""
     return [
         part if isinstance(part, Markup)
         else Markup('<div class="{}">{}</div>').format(

@@ -1,7 +1,7 @@
 """A run's folder -> what the report shows of it.
 
-Reads what is there: a run that still trains, and one of an older version, lack files and
-fields. A line that does not parse is named and skipped; the rest of its file counts.
+Files and fields may be missing: the run may still train, or be of an older version. A line that
+does not parse is reported and skipped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from launch.run_files.jsonl import lines
-from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, curve
+from launch.run_files.jsonl import read_lines
+from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, learning_curve
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
 from pipeline.system.run_folder import RunError, RunFolder
@@ -28,19 +28,19 @@ _METRICS = {"step": StepLine, "eval": EvalLine, "timing": TimingLine}
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the training groups, in the order of the file: groups G, members that ended N."""
+    """Members of the training groups, in the order of the file: groups G, ended members N."""
 
     step_G: Ints
-    candidates_G: Ints  # with those that did not end
-    group_N: Ints  # its place among the groups
+    candidates_G: Ints  # includes those that did not end
+    group_N: Ints  # index of the member's group
     tokens_N: Ints
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One run as far as it has come."""
+    """One run, finished or not."""
 
     path: Path
-    settings: dict[str, Any]  # of config.yaml, nested
+    settings: dict[str, Any]  # from config.yaml, nested
     about: dict[str, Any]
     result: dict[str, Any]  # empty: not finished
     steps: list[StepLine]
@@ -49,8 +49,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     members: Members
     trace: dict[str, Any]  # empty: none was kept
     samples: dict[int, str]  # step -> text of its evaluation
-    running: bool  # some process holds the folder
-    resumable: bool  # a checkpoint is there
+    running: bool  # a process holds the folder
+    resumable: bool  # there is a checkpoint
 
     @property
     def name(self) -> str:
@@ -61,18 +61,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.settings.get("seed", 0)
 
 
-def read(path: Path, say: Say) -> Run:
-    """Everything of one folder. Raises RunError if it holds no run.
+def read_run(path: Path, say: Say) -> Run:
+    """Reads one folder. Raises RunError if it holds no run.
 
     Args:
-        say: hears of every line and file that was skipped.
+        say: called for each skipped line or file.
     """
     folder = RunFolder(path.absolute())
     if not folder.config.is_file() or not folder.metrics.is_file():
-        lacking = folder.metrics if folder.config.is_file() else folder.config
-        raise RunError(f"{path}: not a run's folder, {lacking.name} is missing there")
+        missing = folder.metrics if folder.config.is_file() else folder.config
+        raise RunError(f"{path}: not the folder of a run: {missing.name} is missing")
     found: dict[type, list[Any]] = {type_: [] for type_ in _METRICS.values()}
-    for line in lines(folder.metrics, _METRICS, say):
+    for line in read_lines(folder.metrics, _METRICS, say):
         found[type(line)].append(line)
     members = _members(folder.decisions, say)
     result = _json(folder.result, say)
@@ -82,7 +82,7 @@ def read(path: Path, say: Say) -> Run:
         about=_json(folder.about, say),
         result=result,
         steps=found[StepLine],
-        curve=curve(found[StepLine], found[EvalLine]),
+        curve=learning_curve(found[StepLine], found[EvalLine]),
         timing=found[TimingLine],
         members=members,
         trace=_json(folder.trace, say),
@@ -95,8 +95,8 @@ def read(path: Path, say: Say) -> Run:
 def _in_use(folder: RunFolder, say: Say) -> bool:
     try:
         return folder.in_use
-    except OSError as error:  # of another user, say
-        say(f"{folder.path}: not known whether it still runs, {error}")
+    except OSError as error:  # for example another user's
+        say(f"{folder.path}: cannot tell if it still runs: {error}")
         return False
 
 
@@ -105,7 +105,7 @@ def _members(path: Path, say: Say) -> Members:
     candidates: list[int] = []
     groups: list[int] = []
     tokens: list[int] = []
-    for line in lines(path, {"group": GroupLine}, say) if path.is_file() else ():
+    for line in read_lines(path, {"group": GroupLine}, say) if path.is_file() else ():
         if line.kind != "train":
             continue
         held = [m.tokens for m in line.members if m.state in _ENDED]
@@ -122,7 +122,7 @@ def _members(path: Path, say: Say) -> Members:
 
 
 def _json(path: Path, say: Say) -> dict[str, Any]:
-    """A file that may not be there yet."""
+    """Reads a file that may not exist yet."""
     if not path.is_file():
         return {}
     try:

@@ -1,6 +1,6 @@
-"""Runs -> the lines that stand for them, named by folder and by the settings that differ. Pure.
+"""Runs -> lines of a plot, named by folder and by the settings that differ. Pure.
 
-Finished runs that differ in nothing but `seed` are one line; every other run is its own.
+Finished runs that differ only in `seed` share a line; every other run has its own.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _SEED = re.compile(r"[-_.](s|seed)?[-_.]?\d+$")  # at the end of a folder's name
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of one setting."""
+    """Runs with the same settings."""
 
     name: str
-    differs: dict[str, Any]  # setting -> value, of those in which lines differ
+    differs: dict[str, Any]  # setting -> value, where lines differ
     runs: list[Run]
 
     @property
     def label(self) -> str:
         """Name and settings, short enough for a legend."""
-        told = [f"{key}={value}" for key, value in self.differs.items()]
-        more = [f"{len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-        return " · ".join([self.name, *told[:_SHOWN], *more])
+        shown = [f"{key}={value}" for key, value in self.differs.items()]
+        more = [f"{len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+        return " · ".join([self.name, *shown[:_SHOWN], *more])
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values. A plug-in (a mapping of one mapping) has its name as value, and
-    its options below.
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted keys and values. The value of a plug-in (a mapping of one mapping) is its name,
+    followed by its options.
 
-    >>> dict(flat({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
+    >>> dict(flat_settings({"seed": 1, "selector": {"dual_end": {"longest": 2}}}))
     {'seed': 1, 'selector': 'dual_end', 'selector.dual_end.longest': 2}
     """
     for key, value in settings.items():
@@ -46,14 +46,14 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         inner: dict[str, Any] = value
         if len(inner) == 1 and all(isinstance(v, dict) for v in inner.values()):
             yield prefix + key, next(iter(inner))
-        yield from flat(inner, f"{prefix}{key}.")
+        yield from flat_settings(inner, f"{prefix}{key}.")
 
 
-def lines(runs: Sequence[Run]) -> list[Line]:
-    """In the order of the runs."""
+def run_lines(runs: Sequence[Run]) -> list[Line]:
+    """Groups runs into lines, in the order of the runs."""
     found: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
-        settings = dict(flat(run.settings))
+        settings = dict(flat_settings(run.settings))
         settings.pop("seed", None)
         alone = "" if run.result else str(run.path)
         same = (alone, *sorted((key, repr(value)) for key, value in settings.items()))
@@ -71,7 +71,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _differing(every: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys in which settings differ, without the options of plug-ins that differ themselves."""
+    """Returns the keys that differ, without the options of plug-ins that differ themselves."""
     keys = dict.fromkeys(key for settings in every for key in settings)
     found = [key for key in keys if len({repr(s.get(key)) for s in every}) > 1]
     return [key for key in found if not any(key.startswith(f"{other}.") for other in found)]

@@ -1,8 +1,8 @@
-"""What a part of the page is: a heading, a sentence on what to see, plots and plain HTML."""
+"""A section of the page: a heading, a sentence on what to see, plots and plain HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,21 +13,29 @@ _SHORT_S, _LONG_S = 0.1, 1000.0  # below: milliseconds; above: no more than whol
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of the page; a part without content says why in `missing`."""
+    """One section; without content it says why in `missing`."""
 
     id: str
     title: str
     see: str  # one sentence
-    use: str = ""  # what can be done on a screen; not on paper
+    use: str = ""  # how to use it on a screen; not printed
     content: Sequence[Model | Markup] = ()
-    columns: bool = False  # plots beside one another where there is room
-    missing: str = ""  # what would bring the data
+    columns: bool = False  # plots side by side if there is room
+    missing: str = ""  # why there is no data, and its cure
+
+    def showing(self, *content: Model | Markup) -> Section:
+        """Returns the section with this content."""
+        return msgspec.structs.replace(self, content=content)
+
+    def without_data(self, why: str) -> Section:
+        """Returns the section with the reason for which it is empty."""
+        return msgspec.structs.replace(self, missing=why)
 
 
-def table(
+def html_table(
     head: Sequence[str], rows: Sequence[Sequence[Any]], *, texts: int = 1, attributes: str = ""
 ) -> Markup:
-    """A table of figures; the first `texts` columns are words and set to the left."""
+    """Makes a table of numbers; the first `texts` columns are text, aligned left."""
 
     def cells(tag: str, row: Sequence[Any]) -> Markup:
         return Markup("").join(
@@ -41,15 +49,23 @@ def table(
     ).format(Markup(attributes), cells("th", head), body)
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A figure, or a dash for none."""
+def folded(parts: Iterable[tuple[str, Markup]]) -> Iterator[Markup]:
+    """Yields named parts that a click opens; the first one is open."""
+    for i, (name, part) in enumerate(parts):
+        yield Markup("<details{}><summary>{}</summary>{}</details>").format(
+            Markup(" open") if i == 0 else "", name, part
+        )
+
+
+def number_text(value: float | None, digits: int = 2) -> str:
+    """Formats a number; None is a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def seconds(value: float | None) -> str:
-    """Seconds, or milliseconds where those are shorter to read.
+def seconds_text(value: float | None) -> str:
+    """Formats seconds, short times as milliseconds; None is a dash.
 
-    >>> seconds(0.0123), seconds(12.3)
+    >>> seconds_text(0.0123), seconds_text(12.3)
     ('12.3 ms', '12.3 s')
     """
     if value is None:

@@ -1,7 +1,7 @@
 """A trace of a run -> the bars of each traced step, on rows, with times from the step's start.
 
-The inverse of `pipeline.observability.chrome_trace`, as far as a picture needs it: spans of a
-name that is not known are kept, as neither a fate nor anything else. Pure.
+The inverse of `pipeline.observability.chrome_trace`, as far as a picture needs it: spans of
+unknown names are kept as other work. Pure.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.observability.chrome_trace import PATH
 
 OTHER, EVALUATION = "other work", "evaluation"
 _THICK = 18
-"""A lane is at least one of so many parts of the slots together, that its name has room."""
-_GAP = 0.6  # between lanes, in parts of that
+"""A lane is at least this fraction (1/18) of all slots high, so that its name has room."""
+_GAP = 0.6  # between lanes, as a share of that height
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Where the bars of one row lie: the middle, counted downwards, and the height."""
+    """Position of one row of bars: its middle, counted downwards, and its height."""
 
     y: float
     height: float
@@ -32,7 +32,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     """One process of the trace."""
 
     name: str
-    rows: dict[int, Row]  # by row of the trace
+    rows: dict[int, Row]  # row of the trace -> position
 
     @property
     def middle(self) -> float:
@@ -57,7 +57,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slot(self) -> bool:
-        """Of an engine's slot: a trajectory that was decoded."""
+        """True for an engine's slot: a trajectory that was decoded."""
         return "finish" in self.args
 
 
@@ -80,7 +80,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def traced(document: dict[str, Any]) -> Traced:
-    """Steps and bars of a Chrome trace; its critical path is drawn from the timing lines."""
+    """Reads steps and bars from a Chrome trace; timing lines hold its critical path."""
     events = document.get("traceEvents", [])
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     spans = [e for e in events if e["ph"] == "X" and e["pid"] != PATH]
@@ -99,7 +99,7 @@ def traced(document: dict[str, Any]) -> Traced:
 
 
 def _lanes(names: dict[int, str], work: list[dict[str, Any]]) -> tuple[Row, dict[int, Lane], float]:
-    """From the top: critical path, stage, learner, rewards, engines; rows of few are thicker."""
+    """Stacks critical path, stage, learner, rewards and engines; lanes of few rows are thicker."""
     used: dict[int, set[int]] = defaultdict(set)
     for event in work:
         used[event["pid"]].add(event["tid"])
@@ -127,9 +127,7 @@ def _within(work: list[dict[str, Any]], bound: dict[str, Any]) -> Iterator[dict[
 
 
 def _step(
-    bound: dict[str, Any],
-    events: Iterator[dict[str, Any]],
-    lanes: dict[int, Lane],
+    bound: dict[str, Any], events: Iterator[dict[str, Any]], lanes: dict[int, Lane]
 ) -> TracedStep:
     bars: list[Bar] = []
     moments: list[Bar] = []

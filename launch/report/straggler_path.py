@@ -1,7 +1,7 @@
-"""A critical path -> the trajectories on it, and what was done before the first and after the last.
+"""A critical path -> the trajectories on it, and the work before the first and after the last.
 
-The last one is the step's straggler: when it had ended, nothing was left but what follows it. All
-are stretches of one path, so their seconds add up to the step's. Pure.
+The last one is the step's straggler: after its end only the work that follows it was left. All are
+parts of one path, so their seconds add up to the step's. Pure.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ _TRAJECTORY = re.compile(r"trajectory (\d+)")
 _ENGINE = "engine "
 
 Kinds = list[tuple[str, float]]
-"""What was done and for how many seconds, the longest first."""
+"""Kinds of work with their seconds, the longest first."""
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class PathLink(msgspec.Struct, frozen=True, kw_only=True):
     """A trajectory on the path; seconds since the step's start."""
 
     trajectory: int
     engine: str
     start: float
-    end: float  # where the next one's begins; of the last one, of its last token at the engine
+    end: float  # start of the next one; for the last one, its last token at the engine
 
 
-class Chain(msgspec.Struct, frozen=True, kw_only=True):
+class StragglerPath(msgspec.Struct, frozen=True, kw_only=True):
     """The whole path."""
 
     before: Kinds
-    links: list[Link]
+    links: list[PathLink]
     after: Kinds
 
 
 def trajectory_of(segment: Segment) -> int | None:
-    """Whose part of a path it is."""
+    """Returns the trajectory of a segment; None if it has none."""
     match = _TRAJECTORY.search(segment.detail)
     return int(match[1]) if match else None
 
 
-def chain(path: Sequence[Segment]) -> Chain:
-    """Of a step's critical path."""
+def straggler_path(path: Sequence[Segment]) -> StragglerPath:
+    """Finds the trajectories on a step's critical path."""
     starts: list[float] = [0.0]
     for segment in path:
         starts.append(starts[-1] + segment.seconds)
@@ -55,7 +55,7 @@ def chain(path: Sequence[Segment]) -> Chain:
         if segment.lane.startswith(_ENGINE) and (trajectory := trajectory_of(segment)) is not None
     ]
     if not at_engine:
-        return Chain(before=[], links=[], after=_kinds(path))
+        return StragglerPath(before=[], links=[], after=_kinds(path))
     first, last = at_engine[0][0], at_engine[-1][0]
     begun = [
         (i, trajectory)
@@ -64,7 +64,7 @@ def chain(path: Sequence[Segment]) -> Chain:
     ]
     ends = [starts[i] for i, _ in begun[1:]] + [starts[last + 1]]
     links = [
-        Link(
+        PathLink(
             trajectory=trajectory,
             engine=path[i].lane.removeprefix(_ENGINE),
             start=starts[i],
@@ -72,7 +72,7 @@ def chain(path: Sequence[Segment]) -> Chain:
         )
         for (i, trajectory), end in zip(begun, ends, strict=True)
     ]
-    return Chain(before=_kinds(path[:first]), links=links, after=_kinds(path[last + 1 :]))
+    return StragglerPath(before=_kinds(path[:first]), links=links, after=_kinds(path[last + 1 :]))
 
 
 def _kinds(path: Sequence[Segment]) -> Kinds:

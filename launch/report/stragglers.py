@@ -1,4 +1,4 @@
-"""The bars of a step -> its trajectories, and where its critical path runs among them. Pure."""
+"""The bars of a step -> its trajectories, and the position of its critical path. Pure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from launch.run_files.records import Segment
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
-    """A trajectory in one step, its legs together; seconds since the step's start."""
+    """A trajectory in one step, all legs together; seconds since the step's start."""
 
     trajectory: int
     group: int | None
     prompt: int | None
     engine: str
-    row: Row  # of its last leg
+    row: Row  # row of its last leg
     fate: str
     tokens: int
     running_s: float
     end: float
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A segment of the critical path in the picture."""
+class PathSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment of the critical path, placed in the picture."""
 
     what: str
     detail: str
@@ -37,8 +37,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     end: float
 
 
-def lives(step: TracedStep) -> list[Life]:
-    """Training trajectories that ended in the step, the longest-running first."""
+def step_trajectories(step: TracedStep) -> list[Life]:
+    """Returns the training trajectories that ended in the step, the longest-running first."""
     legs: dict[int, list[Bar]] = defaultdict(list)
     for bar in step.bars:
         if bar.slot and bar.kind != EVALUATION and bar.trajectory is not None:
@@ -63,14 +63,14 @@ def lives(step: TracedStep) -> list[Life]:
     return sorted(found, key=lambda life: -life.running_s)
 
 
-def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[Place]:
-    """The path's segments, one after another from the step's start, each on the row of what
-    was done: of the bar of its lane that covers most of it, of its trajectory where it has one."""
+def path_spans(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> list[PathSpan]:
+    """Places the path's segments one after another, each on the row of its work: the bar in its
+    lane that covers most of it, if possible one of its own trajectory."""
     by_lane: dict[str, list[Bar]] = defaultdict(list)
     for bar in step.bars:
         by_lane[bar.lane].append(bar)
     first = {lane.name: min(lane.rows.values(), key=lambda row: row.y) for lane in lanes}
-    found: list[Place] = []
+    found: list[PathSpan] = []
     now = 0.0
     for segment in path:
         end = now + segment.seconds
@@ -82,7 +82,7 @@ def placed(step: TracedStep, path: Sequence[Segment], lanes: Sequence[Lane]) -> 
         row = row or first.get(segment.lane)
         if row is not None:
             found.append(
-                Place(what=segment.what, detail=segment.detail, lane=segment.lane, row=row,
+                PathSpan(what=segment.what, detail=segment.detail, lane=segment.lane, row=row,
                       start=now, end=end)
             )  # fmt: skip
         now = end

@@ -1,6 +1,6 @@
-"""How the page's plots look: neutral on white and on black; choices, stacked bars, legends.
+"""Look of the plots on white and on black: choices, stacked bars, legends.
 
-page.js sets the colours of texts to the page's; those given here are read on both.
+page.js gives texts the page's colours; the colours here are legible on both.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def plot(
     wheel: Literal["width", "height", "both"] = "both",
     **more: Any,
 ) -> Any:
-    """An empty figure as wide as its place on the page.
+    """Makes an empty figure that fills the width of the page.
 
     Args:
-        wheel: dimensions that the wheel zooms.
+        wheel: dimensions that the mouse wheel zooms.
     """
     options: dict[str, Any] = {
         "title": title,
         "x_axis_label": x,
         "y_axis_label": y,
         "height": height,
-        "min_width": 240,  # a phone's
+        "min_width": 240,  # of a phone
         "sizing_mode": "stretch_width",
-        "lod_threshold": None,  # bokeh hides points while one drags
+        "lod_threshold": None,  # else bokeh hides points while dragging
         "tools": "pan,box_zoom,save,reset",
         "active_drag": None,  # on a phone a finger scrolls the page
         **more,
     }
     made: Any = figure(**options)
-    # Without a key held the wheel scrolls the page, wherever the cursor is.
+    # Without Ctrl the wheel scrolls the page, wherever the cursor is.
     zoom = WheelZoomTool(dimensions=wheel, modifiers="ctrl", maintain_focus=False)
     made.add_tools(zoom)
     made.toolbar.active_scroll = zoom
@@ -88,7 +88,7 @@ def legend(made: Any, columns: int = 3) -> None:
 def above(made: Any, own: Any, columns: int) -> None:
     """Puts a legend above the plot; a click hides what it names."""
     own.click_policy = "hide"
-    own.ncols = columns  # what a phone has room for
+    own.ncols = columns  # fits on a phone
     own.orientation = "horizontal"
     own.background_fill_alpha = 0.0
     own.border_line_color = None
@@ -101,8 +101,8 @@ def above(made: Any, own: Any, columns: int) -> None:
     made.add_layout(own, "above")
 
 
-def filled(look: Look) -> dict[str, Any]:
-    """Of a bar that is tall enough for a pattern."""
+def fill_style(look: Look) -> dict[str, Any]:
+    """Returns the fill of a bar that is tall enough for a pattern."""
     colour, hatch = look
     return {
         "fill_color": colour, "hatch_pattern": hatch or None, "hatch_alpha": 0.45,
@@ -117,18 +117,18 @@ def stacked(
     kinds: Sequence[str],
     looks: Mapping[str, Look],
 ) -> None:
-    """Bars over `step`, one part a kind, with the legend above."""
+    """Draws stacked bars over `step`, one part for each kind."""
     bars = made.vbar_stack(
         list(kinds), x="step", width=0.9, source=source, view=view,
         legend_label=[k.replace("_", " ") for k in kinds], fill_color=[looks[k][0] for k in kinds],
     )  # fmt: skip
     for bar, kind in zip(bars, kinds, strict=True):
         bar.name = kind
-        bar.glyph.update(line_color=INK, line_width=0.5, **filled(looks[kind]))
+        bar.glyph.update(line_color=INK, line_width=0.5, **fill_style(looks[kind]))
 
 
 def chosen(runs: Sequence[Run]) -> tuple[list[Select], CDSView]:
-    """A choice of the run (none for a single one), and the view of a source's rows of it."""
+    """Makes a choice of the run (none for a single run), and a view of the chosen run's rows."""
     pick = GroupFilter(column_name="run", group="0")
     names = {str(i): run.name for i, run in enumerate(runs)}
     show = CustomJS(args={"pick": pick}, code="pick.group = cb_obj.value")
@@ -138,7 +138,7 @@ def chosen(runs: Sequence[Run]) -> tuple[list[Select], CDSView]:
 def chosen_line(
     lines: Sequence[Line], data: Sequence[dict[str, Any]]
 ) -> tuple[list[Select], ColumnDataSource]:
-    """A choice of the line, and a source whose data are exchanged by it."""
+    """Makes a choice of the line, and a source whose data it replaces."""
     source = ColumnDataSource(data[0])
     code = "source.data = data[Number(cb_obj.value)]"
     names = {str(i): line.label for i, line in enumerate(lines)}
@@ -146,7 +146,7 @@ def chosen_line(
 
 
 def select(title: str, options: dict[str, str], show: CustomJS) -> list[Select]:
-    """A choice; nothing where there is nothing to choose."""
+    """Makes a choice; [] if there are fewer than two options."""
     if len(options) < 2:
         return []
     choice = Select(

@@ -1,6 +1,6 @@
-"""Traced steps -> the columns that the picture of a step is drawn from, and the tables below it.
+"""Traced steps -> the columns for the picture of a step, and the tables below it.
 
-A step has a key; every glyph's rows carry it, so that one choice shows one step. Pure.
+Each row carries the key of its step, so that one choice shows one step. Pure.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.captions import account
+from launch.report.captions import step_caption
 from launch.report.spans import Bar, Traced, TracedStep
-from launch.report.straggler_path import chain
-from launch.report.stragglers import Life, Place, lives, placed
+from launch.report.straggler_path import straggler_path
+from launch.report.stragglers import Life, PathSpan, path_spans, step_trajectories
 from launch.run_files.records import Segment
 from pipeline.wire.messages import CLOSE, CLOSE_WITH_PASSES
 
 _BARS = 60_000
-"""On the page, about 6 MB; further steps are left out, and said to be."""
-_WIDTH, _LETTER = 230, 7  # pixels: of the picture on a phone, and of a letter in it
-_GROUPS = 6  # named in a tooltip
+"""Largest number of bars on the page, about 6 MB; the page names the steps that are left out."""
+_WIDTH, _LETTER = 230, 7  # pixels: the picture on a phone, and a letter in it
+_GROUPS = 6  # shown in a tooltip
 _OF_STEPS = (CLOSE, CLOSE_WITH_PASSES, "optimizer, publish", "rejected")
-"""What a learner rank does for a step, not for groups; the last two as the stage sees it."""
-_BEYOND = 0.02  # of the step: room at both ends
+"""Work of a learner rank for a step, not for groups; the last two in the stage's words."""
+_BEYOND = 0.02  # room at both ends, as a share of the step
 
 BAR = ("kind", "name", "lane", "y", "height", "start", "end", "seconds", "trajectory", "group",
        "prompt", "tokens", "reward", "why")  # fmt: skip
@@ -34,7 +34,7 @@ LATE = ("x", "y", "text", "align", "shift")
 
 
 class Picture:
-    """Columns by glyph; `views` is what the axes show of each step."""
+    """Columns by glyph; `views` holds the ranges of the axes for each step."""
 
     def __init__(self) -> None:
         self.bars, self.moments = _columns(BAR), _columns(BAR)
@@ -44,10 +44,10 @@ class Picture:
         self.views: dict[str, dict[str, Any]] = {}
         self.tables: list[Markup] = []
         self.left_out: list[str] = []
-        self.rows = 0  # of the deepest
+        self.rows = 0  # rows of the tallest step
 
-    def add(self, name: str, whole: Traced, step: TracedStep, path: Sequence[Segment]) -> None:
-        """One step more, unless the page has enough."""
+    def add_step(self, name: str, whole: Traced, step: TracedStep, path: Sequence[Segment]) -> None:
+        """Adds a step, unless the page has enough bars."""
         if self.names and len(self.bars["step"]) + len(step.bars) > _BARS:
             self.left_out.append(name)
             return
@@ -55,8 +55,10 @@ class Picture:
         for columns, some in ((self.bars, step.bars), (self.moments, step.moments)):
             for bar in some:
                 _add(columns, step=key, **_of(bar))
-        told = account(step, lives(step), chain(path) if path else None)
-        self._mark(key, whole, step, placed(step, path, whole.lanes), told.straggler)
+        caption = step_caption(
+            step, step_trajectories(step), straggler_path(path) if path else None
+        )
+        self._mark(key, whole, step, path_spans(step, path, whole.lanes), caption.straggler)
         room = step.seconds * _BEYOND
         self.views[key] = {
             "x": [-room, step.seconds + room],
@@ -67,13 +69,13 @@ class Picture:
         self.rows = max(self.rows, sum(len(lane.rows) for lane in whole.lanes))
         self.tables.append(
             Markup('<div data-step="{}"{}>{}</div>').format(
-                key, Markup(" hidden") if self.names else "", told.html
+                key, Markup(" hidden") if self.names else "", caption.html
             )
         )
         self.names[key] = name
 
     def _mark(
-        self, key: str, whole: Traced, step: TracedStep, places: list[Place], late: Life | None
+        self, key: str, whole: Traced, step: TracedStep, places: list[PathSpan], late: Life | None
     ) -> None:
         if places:
             xs = [x for place in places for x in (place.start, place.end)]
@@ -122,17 +124,17 @@ def _shown(value: Any) -> str:
 
 
 def _why(bar: Bar) -> str:
-    """For whom, of what is neither in a slot nor a decision."""
+    """Returns the reason, version, step or groups of a bar, for its tooltip."""
     args = bar.args
-    told = [args["why"]] if "why" in args else []
+    reasons = [args["why"]] if "why" in args else []
     if "version" in args:
-        told.append(f"version {args['version']}")
+        reasons.append(f"version {args['version']}")
     if of := args.get("of"):
         more = f" and {len(of) - _GROUPS} more" if len(of) > _GROUPS else ""
-        told.append(
+        reasons.append(
             f"step {of[0] + 1}" if bar.name in _OF_STEPS
             else f"group{'s' if len(of) > 1 else ''} {', '.join(map(str, of[:_GROUPS]))}{more}"
         )  # fmt: skip
     if not bar.slot:
-        told += [f"{key} {args[key]}" for key in ("trajectory", "reward") if key in args]
-    return "; ".join(told)
+        reasons += [f"{key} {args[key]}" for key in ("trajectory", "reward") if key in args]
+    return "; ".join(reasons)

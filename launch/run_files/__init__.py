@@ -1,1 +1,1 @@
-"""Reads what a run has written: lines of JSON and figures of steps."""
+"""Reads what a run has written: lines of JSON and facts about steps."""

@@ -13,13 +13,18 @@ class _What(msgspec.Struct):
     what: str
 
 
-def lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
-    """Lines of these kinds, decoded, one after another.
+def all_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file whose lines are all complete."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
+def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Any]:
+    """Yields the decoded lines of these kinds, in order.
 
     Args:
-        types: by the lines' `what`; other kinds are passed over.
-        say: hears of every line that does not parse, by file and number; the others count. A
-            last line without an end is being written, or was when the run died.
+        types: `what` of the lines -> type; other kinds are skipped.
+        say: called for every line that does not parse, with file and number. A last line without
+            an end is still being written, or was when the run died.
     """
     kind = msgspec.json.Decoder(_What)
     decoders = {what: msgspec.json.Decoder(type_) for what, type_ in types.items()}

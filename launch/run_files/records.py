@@ -1,7 +1,7 @@
-"""What is read of the lines that a run leaves: metrics.jsonl and decisions.jsonl.
+"""Types for the lines of a run's metrics.jsonl and decisions.jsonl.
 
-Only the fields that a figure is made of, so that runs of other versions are read too; what
-they mean is in docs/run-folder.md. Pure.
+They have only the fields that are used, so that runs of other versions can be read too;
+docs/run-folder.md explains the fields. Pure.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def learning_s(self) -> float:
-        """Seconds in which a learner rank had work, mean over ranks."""
+        """Seconds in which a learner rank had work; mean over ranks."""
         return 0.0 if self.bubble_learner is None else self.seconds * (1.0 - self.bubble_learner)
 
 
 class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line `eval` of metrics.jsonl; `train_s` is added by `curve`."""
+    """A line `eval` of metrics.jsonl; `train_s` is added by `learning_curve`."""
 
     step: int
     accuracy: float
@@ -43,16 +43,16 @@ class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
     tokens_p95: float
     by_tag: dict[str, float] = {}  # accuracy by kind of prompt
     tokens_by_tag: dict[str, float] = {}
-    train_s: float = 0.0  # seconds inside steps up to it: evaluations cost nothing
+    train_s: float = 0.0  # seconds inside the steps before it, without evaluations
 
     @property
     def deep_accuracy(self) -> float | None:
-        """Of the last kind of prompt by name: the deepest, in the tasks of the house."""
+        """Accuracy on the last kind of prompt by name: the deepest, in the built-in tasks."""
         return self.by_tag[max(self.by_tag)] if self.by_tag else None
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one latency within one step; seconds."""
+    """One latency within one step; seconds."""
 
     count: int
     p50: float
@@ -71,13 +71,13 @@ class Lives(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Straggler(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a group that waited long: the last to end of those that it was trained on."""
+    """The last trained member to end of a group that waited long."""
 
     group: int
     trajectory: int
     engine: str = ""
     tokens: int
-    waited_s: float  # since half of them had ended
+    waited_s: float  # from the end of half of the trained members
 
 
 class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,11 +89,11 @@ class TimingLine(msgspec.Struct, frozen=True, kw_only=True):
     percentiles: dict[str, Percentiles] = {}
     engines: dict[str, dict[str, float]] = {}
     lives: tuple[Lives, ...] = ()
-    stragglers: tuple[Straggler, ...] = ()  # of the few groups that waited longest
+    stragglers: tuple[Straggler, ...] = ()  # of the groups that waited longest
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
-    """A trajectory in a line `group`; what follows in the line is left out."""
+    """A trajectory in a line `group`; its further fields are not read."""
 
     trajectory: int
     state: str
@@ -113,8 +113,8 @@ class GroupLine(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[Member, ...]
 
 
-def curve(steps: list[StepLine], evaluations: list[EvalLine]) -> list[EvalLine]:
-    """The evaluations, with the training seconds at each."""
+def learning_curve(steps: list[StepLine], evaluations: list[EvalLine]) -> list[EvalLine]:
+    """Returns the evaluations, each with the training seconds before it."""
     return [
         msgspec.structs.replace(found, train_s=sum(s.seconds for s in steps if s.step < found.step))
         for found in evaluations

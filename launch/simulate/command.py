@@ -1,4 +1,4 @@
-"""What `darts simulate` does: one run, a preset's tables, seeds with faults."""
+"""The modes of `darts simulate`: one run, a preset's tables, seeds with faults, replays."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch.simulate.fuzz import Found, explain, explore
+from launch.simulate.fuzz import Found, explore, outcome_text
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
     Metrics,
     Scenario,
-    metrics,
-    simulate,
+    begin_simulation,
+    run_metrics,
     teacher,
     worth,
 )
@@ -57,7 +57,7 @@ def _write(document: dict[str, Any], out: Path | None) -> None:
 
 
 class _Steps:
-    """Moves a bar as steps end."""
+    """Moves a progress bar as steps end."""
 
     def __init__(self, bar: Progress, steps: int) -> None:
         self._bar, self._task = bar, bar.add_task("", total=steps)
@@ -90,7 +90,7 @@ def play_one(
     workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=config.seed)
     before = worth(workload, scenario.limit, 0)
     machines = msgspec.structs.replace(scenario.machines(), chunk_tokens=config.engine.chunk_tokens)
-    simulation = simulate(
+    simulation = begin_simulation(
         config, machines, workload, learn=teacher(workload), observers=observers,
         prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
     )  # fmt: skip
@@ -101,11 +101,11 @@ def play_one(
     if simulation.over is not None and simulation.over.error:
         raise RunStopped(f"the run stopped: {simulation.over.error}")
     after = worth(workload, scenario.limit, simulation.version)
-    return metrics(simulation, scenario, before, after), simulation
+    return run_metrics(simulation, scenario, before, after), simulation
 
 
-def one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """One run; a table of its steps, its figures, and a trace if asked for."""
+def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
+    """Simulates one run; prints its steps and metrics, and writes a trace if asked for."""
     spans = Tracer()
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
@@ -151,16 +151,16 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def preset(name: str, out: Path | None) -> int:
-    """The tables of one preset, and its JSON."""
+def print_preset(name: str, out: Path | None) -> int:
+    """Prints the tables of one preset and writes its JSON."""
     from launch.simulate import methods_at_scale, published, scale
 
     if name == "paper":
         document = published.reproduce(_say)
-        print(published.table(document))
+        print(published.published_table(document))
     elif name == "ours":
         rows = methods_at_scale.scale_table(_say)
-        print(methods_at_scale.markdown(rows))
+        print(methods_at_scale.scale_markdown(rows))
         document = {"rows": [msgspec.structs.asdict(row) for row in rows]}
     elif name == "map":
         cells = methods_at_scale.heat_map(_say)
@@ -170,20 +170,20 @@ def preset(name: str, out: Path | None) -> int:
             methods_at_scale.map_page(cells, out.with_suffix(".html"))
     else:
         costs = scale.all_sizes(_say)
-        print(scale.table(costs))
-        document = scale.document(costs)
+        print(scale.cost_table(costs))
+        document = scale.cost_document(costs)
     _write(document, out)
     return 0
 
 
-def explored(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
-    """So many seeds with faults; 1 if a violation was found."""
+def explore_seeds(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
+    """Runs `count` seeds with faults. Returns 1 if one violates an invariant."""
     with _bar("seeds") as bar:
         task = bar.add_task("", total=count)
         found = explore(range(start, start + count), modes or MODES,
                         lambda done: bar.update(task, completed=done))  # fmt: skip
     for outcome in found.shown:
-        print(explain(outcome))
+        print(outcome_text(outcome))
     modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
     print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
     _write(_found(found), out)
@@ -191,22 +191,15 @@ def explored(count: int, start: int, modes: Sequence[Mode], out: Path | None) ->
 
 
 def _found(found: Found) -> dict[str, Any]:
-    return {
-        "seeds": found.seeds,
-        "violations": found.violations,
-        "events": found.events,
-        "by_mode": found.by_mode,
-        "shown": [
-            {"seed": o.seed, "mode": o.mode, "faults": o.faults, "violation": o.violation}
-            for o in found.shown
-        ],
-    }
+    names = ("seed", "mode", "faults", "violation")
+    shown = [{name: getattr(outcome, name) for name in names} for outcome in found.shown]
+    return {**msgspec.structs.asdict(found), "shown": shown}
 
 
-def again(seed: int, mode: Mode, faults: str | None) -> int:
-    """One seed; its log if it fails. Without `faults` it is made small first.
+def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
+    """Runs one seed and prints its log if it fails. Without `faults` it is shrunk first.
 
-    Raises ValueError if `faults` are no numbers of the seed's plan.
+    Raises: ValueError if `faults` are not numbers of the seed's plan.
     """
     chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
     count = len(world(seed, mode).faults)
@@ -215,18 +208,20 @@ def again(seed: int, mode: Mode, faults: str | None) -> int:
     outcome = play(seed, mode, chosen)
     if outcome.violation and chosen is None:
         outcome = shrink(outcome)
-    print(explain(outcome))
+    print(outcome_text(outcome))
     return 1 if outcome.violation else 0
 
 
-def replayed(runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None) -> int:
-    """Steps of real runs, measured and predicted. Raises OSError, ValueError (ReplayError)."""
+def replay_runs(
+    runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None
+) -> int:
+    """Predicts the steps of real runs. Raises OSError, ValueError (ReplayError)."""
     from launch.bench.engine_profile import EngineProfile
     from launch.simulate import replay
 
     engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
-    found = [replay.replay(run, engine, left) for run in runs]
-    print(replay.table(found))
+    found = [replay.replay_run(run, engine, left) for run in runs]
+    print(replay.replay_table(found))
     _write({"replays": [{**msgspec.structs.asdict(r), "error": r.error} for r in found]}, out)
     return 0

@@ -1,4 +1,4 @@
-"""Seeds of runs with faults, on all cores, with a bar; what failed is made small and printed."""
+"""Runs seeds with faults on all cores; failures are shrunk and printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 20
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """Of an exploration."""
+    """Result of an exploration."""
 
     seeds: int = 0
     events: int = 0
@@ -35,7 +35,7 @@ def explore(
     progress: Callable[[int], None] = lambda done: None,
     processes: int | None = None,
 ) -> Found:
-    """Every seed in one of the modes, in turn; so many processes (all cores by default)."""
+    """Runs each seed in one of the modes, in turn; `processes` defaults to all cores."""
     jobs = [(seed, modes[number % len(modes)]) for number, seed in enumerate(seeds)]
     found, counts = Found(), Counter[str]()
     with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
@@ -52,8 +52,8 @@ def explore(
     return found
 
 
-def explain(outcome: Outcome) -> str:
-    """A seed for people: its faults, its last events, and how to play it again."""
+def outcome_text(outcome: Outcome) -> str:
+    """Describes a seed: its faults, its last events, and the command that repeats it."""
     if not outcome.violation:
         return f"seed {outcome.seed}, {outcome.mode}: all held over {outcome.events} events"
     plan = world(outcome.seed, outcome.mode).faults

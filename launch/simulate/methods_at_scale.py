@@ -1,8 +1,8 @@
-"""Our methods at published scale, and where each method wins: tables of simulated runs.
+"""Our methods at published scale, and the best method by workload: tables of simulated runs.
 
 `scale_table`: 7B on H20, 128 prompts x 8, limits of 8k and 16k, 8 to 64 engines.
 `heat_map`: methods x severity of the tail x engines x cost of the learner.
-Speed-ups are over synchronous rollout in the same scenario, on-policy but for `k1`.
+Speed-ups are over synchronous rollout in the same scenario; all methods but `k1` are on-policy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from launch.bench.compare.methods import BASELINE
 from launch.bench.compare.methods import METHODS as BENCH
-from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run
+from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run_method
 from pipeline.simulation.workload import Lengths
 
 SYNC = BENCH[BASELINE].overrides
@@ -37,18 +37,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "tail_batching": (*BENCH["tail_batching"].overrides, "step.reserve=32"),
     "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG),
     "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum"),
-    "top_up_deferred_half_quorum": (
-        *_TOP_UP,
-        *_DEFERRED,
-        "step.reserve=64",
-        _LONG,
-        "batch=quorum",
-    ),
+    "top_up_deferred_half_quorum": (*_TOP_UP, *_DEFERRED, "step.reserve=64", _LONG, "batch=quorum"),
     "top_up_deferred_barrier": (*_TOP_UP, *_DEFERRED, _LONG, "selector.dual_end.long_wait=step"),
 }
-"""Those of `darts bench compare` where both have them; `deferred` adds tail batching's long
-rounds to top-up, in which ours samples more than M candidates too; `half`: with half as many
-prompts again, where the others have a quarter."""
+"""Settings by method. `deferred` adds tail batching's long rounds to top-up, and samples more than
+M candidates in them too; `half` has 50% more prompts in reserve, the others 25%."""
 
 SCALE = (
     "first_m",
@@ -66,7 +59,7 @@ MAP = ("darts_published", "darts_barrier", "first_m", "tail_batching", "top_up_q
 TAILS = (0.3, 0.6, 0.9, 1.2)
 ENGINES = (4, 16, 64)
 LEARNERS = (0.25, 1.0, 4.0)
-_STEPS, _MAP_STEPS = 20, 10  # whole turns of four short rounds and a long one
+_STEPS, _MAP_STEPS = 20, 10  # whole cycles of four short rounds and a long one
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,20 +70,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
     speed_up: float
     per_token: float  # speed-up per token trained on
-    trained: float  # tokens trained on, of those of synchronous rollout
+    trained: float  # tokens trained on, as a share of synchronous rollout's
     sampled_per_trained: float
     depth: float
-    load: float  # responses for each engine and step, ended ones
-    bound: float  # share of the step that the bound is: max(all slots' throughput, learning)
+    load: float  # ended responses for each engine and step
+    bound: float  # lower bound as a share of the step: max(all slots' throughput, learning)
 
 
 def bound_seconds(scenario: Scenario, metrics: Metrics) -> float:
-    """What no schedule beats with these tokens: the learner, or engines that always run as many
-    sequences as is best; prompts and loads are free."""
+    """Returns a bound for every schedule of these tokens: the learner, or engines that always run
+    the best number of sequences; prompts and loads cost nothing."""
     cost = scenario.engine_cost()
     table = cost.table(scenario.slots)
     mean = metrics.trained_tokens / (scenario.prompts * scenario.size)
-    token_s = min(  # one after another in a slot: half of each is cached on average
+    token_s = min(  # one after another in a slot: on average half of each is cached
         (table[running] + cost.kv_s * running * (mean / 2 + PROMPT_TOKENS)) / running
         for running in range(1, scenario.slots + 1)
     )
@@ -99,21 +92,21 @@ def bound_seconds(scenario: Scenario, metrics: Metrics) -> float:
     return max(metrics.trained_tokens / scenario.engines * token_s, learning_s)
 
 
-def compare(
+def compare_methods(
     scenario: Scenario, methods: Sequence[str], progress: Callable[[str], None]
 ) -> list[Row]:
-    """Each method against synchronous rollout."""
-    base, _ = run(scenario, SYNC)
-    rows = [row("sync", scenario, base, base)]
+    """Compares each method with synchronous rollout."""
+    base, _ = run_method(scenario, SYNC)
+    rows = [method_row("sync", scenario, base, base)]
     for method in methods:
-        metrics, _ = run(scenario, METHODS[method])
-        rows.append(row(method, scenario, base, metrics))
+        metrics, _ = run_method(scenario, METHODS[method])
+        rows.append(method_row(method, scenario, base, metrics))
         progress(f"{method}, {scenario.engines} engines: {rows[-1].speed_up:.2f}x")
     return rows
 
 
-def row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
-    """A method's figures against those of synchronous rollout."""
+def method_row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
+    """Compares a method's metrics with those of synchronous rollout."""
     trained = own.trained_tokens / base.trained_tokens
     speed_up = base.step_s / own.step_s
     return Row(
@@ -131,7 +124,7 @@ def row(method: str, scenario: Scenario, base: Metrics, own: Metrics) -> Row:
 
 
 def scale_table(progress: Callable[[str], None], steps: int = _STEPS) -> list[Row]:
-    """7B, 128 prompts x 8: what is asked of ours at published scale."""
+    """Compares the methods at published scale: 7B, 128 prompts x 8."""
     rows: list[Row] = []
     for limit, lengths in (
         (8192, Lengths(median=1200, between=0.45, within=0.8)),
@@ -141,12 +134,12 @@ def scale_table(progress: Callable[[str], None], steps: int = _STEPS) -> list[Ro
             scenario = Scenario(
                 engines=engines, limit=limit, lengths=lengths, steps=steps, learner_gpus=4 * engines
             )
-            rows += compare(scenario, SCALE, progress)
+            rows += compare_methods(scenario, SCALE, progress)
     return rows
 
 
 def heat_map(progress: Callable[[str], None], steps: int = _MAP_STEPS) -> list[dict[str, Any]]:
-    """Speed-up of each method for tails, engines and learners; the learner in units of 32 GPUs."""
+    """Returns the speed-up of each method by tail, engines and learner (in units of 32 GPUs)."""
     found: list[dict[str, Any]] = []
     for within in TAILS:
         for engines in ENGINES:
@@ -157,13 +150,13 @@ def heat_map(progress: Callable[[str], None], steps: int = _MAP_STEPS) -> list[d
                     learner_factor=learner,
                     steps=steps,
                 )
-                for row in compare(scenario, MAP, progress):
+                for row in compare_methods(scenario, MAP, progress):
                     about = {"tail": within, "learner": learner}
                     found.append({**about, **msgspec.structs.asdict(row)})
     return found
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def scale_markdown(rows: Sequence[Row]) -> str:
     titles = "limit | engines | method | x | x per token | tokens trained | sampled per trained"
     lines = [f"| {titles} | depth | load | bound of step |", "|---" * 10 + "|"]
     lines += [
@@ -176,7 +169,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def map_markdown(cells: Sequence[Mapping[str, Any]]) -> str:
-    """A table a learner: rows are tail and engines, columns methods; the best in bold."""
+    """Makes a table for each learner: rows are tail and engines; the best method is bold."""
     parts: list[str] = []
     for learner in sorted({c["learner"] for c in cells}):
         parts += [f"Learner x {learner:g}", ""]
@@ -196,11 +189,11 @@ def map_markdown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The heat map as one HTML file (bokeh, of the tools)."""
+    """Writes the heat map as one HTML file with bokeh."""
     from bokeh.embed import file_html
     from bokeh.layouts import gridplot
     from bokeh.models import BasicTicker, ColorBar, FactorRange, LinearColorMapper
-    from bokeh.palettes import Cividis256  # read by people who do not tell red from green
+    from bokeh.palettes import Cividis256  # legible without red and green
     from bokeh.plotting import figure
     from bokeh.resources import INLINE
 

@@ -1,12 +1,11 @@
-"""Published speed-ups against simulated ones: one constant fitted on one cell, the rest predicted.
+"""Published speed-ups against simulated ones: one constant is fitted, the rest is predicted.
 
-Lengths are not published. For each publication one number of theirs (the deviation of log
-length within a prompt, or the median) is chosen so that one of its cells comes out as
-published; everything else follows from hardware, method, and assumptions that stand here.
-Two readings of "K shortest and L longest of M'": `barrier` (the long one is the longest that
-has finished when the step's last group has M; this is `simulated`) and `waiting` (every group
-waits for its longest, word by word). Each with shaping (the policy learns, at a rate that is
-assumed and not fitted) and without.
+Publications do not give lengths. For each of them one constant (the deviation of the log length
+within a prompt, or the median) is fitted so that one cell is as published; the rest follows from
+hardware, method, and the assumptions below. "K shortest and L longest of M'" has two readings:
+`barrier` (the longest that has finished when the step's last group has M; column `simulated`) and
+`waiting` (literally: every group waits for its longest). Both are simulated with shaping (the
+policy learns, at an assumed rate) and without.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from typing import Any
 import msgspec
 
 from launch.simulate.methods_at_scale import SYNC
-from launch.simulate.scenario import Scenario, run
+from launch.simulate.scenario import Scenario, run_method
 from pipeline.simulation.workload import Lengths
 
 STEPS = 16
 DATASET = 512
-"""Prompts, so that four epochs pass: as many as in the published runs."""
+"""Prompts: few enough for four epochs, as in the published runs."""
 RATE = 1.0
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A publication: what is assumed of its prompts, and what is fitted.
+    """A publication: the assumptions about its prompts, and the fitted constant.
 
-    `constant` is looked for from `low`, where the speed-up is small, to `high`, where it is
-    large: beyond, the limit cuts every method's longest and ratios turn.
+    `constant` lies between `low`, where the speed-up is small, and `high`, where it is large:
+    beyond, the limit cuts every method's longest responses and the ratio falls again.
     """
 
-    fitted: str  # the cell that the constant is fitted on
-    constant: str  # the field of Lengths
+    fitted: str  # the cell for the fit
+    constant: str  # a field of Lengths
     low: float
     high: float
     lengths: Lengths
 
-    def of(self, constant: float) -> Lengths:
+    def lengths_for(self, constant: float) -> Lengths:
         return msgspec.structs.replace(self.lengths, **{self.constant: constant})
 
 
@@ -75,16 +74,16 @@ _TAIL = ("prompt_order=tail_batching", "step.reserve=32", *_UNIFORM, "selector=f
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One published figure: the method's speed-up over synchronous rollout."""
+    """One published speed-up of a method over synchronous rollout."""
 
     name: str
     source: str = "DARTS"
     published: float
-    about: str  # where the figure and the set-up come from
-    overrides: tuple[str, ...]  # of the method
+    about: str  # source of the number and the set-up
+    overrides: tuple[str, ...]  # settings of the method
     scenario: Scenario
     by_tokens: bool = False  # trained tokens a second of generation, not steps a second
-    ends: bool = False  # the method has a long end: the readings differ
+    ends: bool = False  # the method keeps a long end, so the readings differ
 
 
 def _scenario(shape: str, gpus: int, of_engine: int, streamed: bool = False) -> Scenario:
@@ -104,8 +103,8 @@ def _darts(*more: str) -> tuple[str, ...]:
     return (*_ADAPTIVE, *more, _OFF)
 
 
-def cells() -> list[Cell]:
-    """In the order of the publications."""
+def published_cells() -> list[Cell]:
+    """Returns all cells, in the order of the publications."""
     darts = "arXiv 2605.30859"
     sizes = (
         ("3B", "qwen2.5-3b", 32, 1, 1.07, 1.29),
@@ -187,35 +186,32 @@ def _others() -> Iterator[Cell]:
             about=f"APRIL, rollout throughput; here 8 engines, {prompts} prompts x 8",
             overrides=(*SYNC, "learner.max_staleness=2"),
             scenario=msgspec.structs.replace(
-                _scenario("qwen2.5-7b", 8, 1),
-                prompts=prompts,
-                learner_factor=1e-3,
-                limit=16_384,
+                _scenario("qwen2.5-7b", 8, 1), prompts=prompts, learner_factor=1e-3, limit=16_384
             ),
             by_tokens=True,
         )
 
 
 def speed_up(cell: Cell, reading: str, rate: float, constant: float) -> float:
-    """The cell's method over synchronous rollout, in one reading."""
-    lengths = SOURCES[cell.source].of(constant)
+    """Simulates the cell's speed-up over synchronous rollout, in one reading."""
+    lengths = SOURCES[cell.source].lengths_for(constant)
     scenario = msgspec.structs.replace(cell.scenario, rate=rate, lengths=lengths)
     wait = {"barrier": "step", "waiting": "group"}[reading]
     ends = (f"selector.dual_end.long_wait={wait}",) if cell.ends else ()
-    base, _ = run(msgspec.structs.replace(scenario, streamed=False), SYNC)
-    own, _ = run(scenario, (*ends, *cell.overrides))
-    if cell.by_tokens:  # of a run whose learner takes no time, steps are generation
+    base, _ = run_method(msgspec.structs.replace(scenario, streamed=False), SYNC)
+    own, _ = run_method(scenario, (*ends, *cell.overrides))
+    if cell.by_tokens:  # the learner takes no time here: steps are generation
         return (own.trained_tokens / own.step_s) / (base.trained_tokens / base.step_s)
     return base.step_s / own.step_s
 
 
-def fit(source: str, progress: Callable[[str], None]) -> float:
-    """The constant for which the source's cell is as published, by halving, or the nearest.
+def fit_constant(source: str, progress: Callable[[str], None]) -> float:
+    """Finds by bisection the constant for which the source's cell is as published, or the nearest.
 
-    Of the barrier with shaping, as the column `simulated`.
+    Uses the barrier reading with shaping, as the column `simulated`.
     """
     about = SOURCES[source]
-    cell = next(cell for cell in cells() if cell.name == about.fitted)
+    cell = next(cell for cell in published_cells() if cell.name == about.fitted)
     low, high = about.low, about.high
     middle = low
     for _ in range(_FIT_STEPS):
@@ -231,10 +227,10 @@ def reproduce(
     only: Sequence[Cell] | None = None,
     constants: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """All cells, both readings, with and without shaping; constants are fitted unless given."""
-    chosen = constants or {source: fit(source, progress) for source in SOURCES}
+    """Simulates all cells in both readings, with and without shaping; fits missing constants."""
+    chosen = constants or {source: fit_constant(source, progress) for source in SOURCES}
     rows: list[dict[str, Any]] = []
-    for cell in only or cells():
+    for cell in only or published_cells():
         own = chosen[cell.source]
         row: dict[str, Any] = {"name": cell.name, "published": cell.published}
         row["simulated"] = speed_up(cell, "barrier", RATE, own)
@@ -251,7 +247,7 @@ def reproduce(
     return {"fitted": fitted, "rate": RATE, "steps": STEPS, "cells": rows}
 
 
-def table(document: dict[str, Any]) -> str:
+def published_table(document: dict[str, Any]) -> str:
     titles = "cell | published | simulated | error | without shaping | waiting | without shaping"
     lines = [f"| {titles} |", "|---" * 7 + "|"]
     for row in document["cells"]:

@@ -1,14 +1,14 @@
-"""A real run in virtual time: its recorded responses, its engine's latency, its learner's pace.
+"""Replays a real run in virtual time and predicts the length of its steps.
 
     python -m launch.bench.engine_profile --out profile.json
     python -m launch.bench.developer.engine_overhead --out overhead.json
     darts simulate --replay runs/a --profile profile.json --overhead overhead.json
 
-From the profile: what decoding and requests cost the engine alone; from the overhead: what of
-its tokens a second is left with sockets and stage around it. From a run's folder: lengths
-of every candidate (`decisions.jsonl`), the learner's seconds a token and the time weights
-take (`metrics.jsonl`). Nothing of it is a step's time, nor generation's: they are predicted,
-and held against what the run measured. A candidate that was cut short has an unknown
+The profile gives the cost of decoding and requests for the engine alone; the overhead gives the
+share of its tokens a second that remains with sockets and stage around it. The run's folder gives
+the length of every candidate (`decisions.jsonl`), the learner's seconds a token and the time to
+load weights (`metrics.jsonl`). The times of steps and of generation are not used: they are
+predicted, and compared with the measured ones. A candidate that was cut short has an unknown
 length; it gets that of some longer response of the run.
 """
 
@@ -23,20 +23,21 @@ from typing import Any
 import msgspec
 
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate.scenario import simulate
+from launch.run_files.jsonl import all_lines
+from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.workload import Recorded
 from pipeline.system.run_folder import RunFolder
 
-_PROMPT = 20  # tokens; a request costs what the profile says, however they are counted
+_PROMPT = 20  # tokens; arbitrary: the cost of a request is that of the profile
 _REWARD_S = 5e-3
-"""A call of a light reward function, there and back."""
+"""Seconds of a call of a cheap reward function, with its transport."""
 
 
 class ReplayError(ValueError):
-    """The folder is not that of a finished run, or lacks what is needed."""
+    """The folder is not that of a finished run, or lacks data."""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +51,12 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less 1."""
+        """Predicted over measured, minus 1."""
         return self.predicted / self.measured - 1.0
 
 
-def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
-    """One run. Raises ReplayError, ConfigError.
+def replay_run(path: Path, profile: EngineProfile, left: float) -> Replay:
+    """Replays one run. Raises ReplayError, ConfigError.
 
     Args:
         left: tokens a second through the pipeline, over those of the engine alone.
@@ -64,11 +65,11 @@ def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
     if not run.result.exists():
         raise ReplayError(f"{run.result}: no such file; only a finished run can be replayed")
     config = load(run.config)
-    metrics = _lines(run.metrics)
+    metrics = all_lines(run.metrics)
     steps = [line for line in metrics if line["what"] == "step"]
-    decisions = _lines(run.decisions)
+    decisions = all_lines(run.decisions)
     workload = Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed)
-    simulation = simulate(
+    simulation = begin_simulation(
         msgspec.structs.replace(
             config,
             eval=msgspec.structs.replace(config.eval, every=0),
@@ -90,14 +91,14 @@ def replay(path: Path, profile: EngineProfile, left: float) -> Replay:
 
 
 def left_by_pipeline(overhead: Path) -> float:
-    """Tokens a second with a learner that learns nothing, over those of vLLM alone."""
+    """Returns tokens a second with an idle learner, over those of vLLM alone."""
     return float(json.loads(overhead.read_text())["sink"]["ratio"])
 
 
 def groups_of(
     decisions: Sequence[dict[str, Any]],
 ) -> list[tuple[int, list[tuple[int, bool, float]]]]:
-    """(prompt, members as (tokens, finished, reward)) of training groups, as they were opened."""
+    """Returns (prompt, members as (tokens, finished, reward)) of training groups, in order."""
     groups = sorted(
         (line for line in decisions if line["what"] == "group" and line["kind"] == "train"),
         key=lambda line: line["group"],
@@ -115,7 +116,7 @@ def groups_of(
 def machines_of(
     config: Config, profile: EngineProfile, left: float, metrics: Sequence[dict[str, Any]]
 ) -> Machines:
-    """The engine's profile, and what the run measured of its learner."""
+    """Models the machines by the engine's profile and the run's measurements of its learner."""
     steps = [line for line in metrics if line["what"] == "step"]
     learner = [line["learner"] for line in steps if line["learner"].get("backward_s")]
     tokens = sum(line["tokens_trained"] for line in steps)
@@ -135,14 +136,14 @@ def machines_of(
         ),
         ranks=config.learner.ranks,
         chunk_tokens=config.engine.chunk_tokens,
-        delay_s=profile.latency[-1][1],  # it is looked at between two decode steps
+        delay_s=profile.latency[-1][1],  # a message is read between two decode steps
         reward_s=_REWARD_S,
         tick_s=1.0,
     )
 
 
 def load_seconds(metrics: Sequence[dict[str, Any]]) -> float:
-    """From a step's end until the first engine has proved the next weights; median."""
+    """Returns the median time from a step's end until an engine has verified the next weights."""
     found: list[float] = []
     applied: dict[int, float] = {}
     for line in metrics:
@@ -161,11 +162,7 @@ def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:
     return statistics.fmean(step[name] for step in steps)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def table(replays: Sequence[Replay]) -> str:
+def replay_table(replays: Sequence[Replay]) -> str:
     lines = ["| run | step, measured | predicted | error | generation | predicted | error |"]
     lines.append("|---" * 7 + "|")
     lines += [

@@ -1,7 +1,7 @@
-"""What the coordinator costs at 8, 128 and 1,024 engines, all slots in use.
+"""Measures the coordinator's cost at 8, 128 and 1,024 engines, all slots in use.
 
-Time is measured inside `Coordinator.handle` alone, on one core: the models around it are
-not counted. A frame is one engine's flush: a chunk of every sequence that runs.
+Only time inside `Coordinator.handle` counts, on one core, not the models around it. A frame is one
+engine's flush: a chunk of every running sequence.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ METHODS = {
 }
 _CHUNKS = 600_000
 _WAVES = 2
-"""Prompts of a step, in slots: an ended response makes room for one that waits."""
+"""Candidates of a step, as a multiple of the slots: a waiting one follows each ended response."""
 _WARM = 0.15
-"""Responses that have ended before the clock starts, for each slot."""
+"""Ended responses for each slot before the measurement starts."""
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """At one number of engines."""
+    """Cost at one number of engines."""
 
     engines: int
     method: str
     groups: int  # in flight
     chunks: int  # measured
-    chunks_per_second: float  # over frames, rewards and answers of the learner
+    chunks_per_second: float  # in frames, rewards and answers of the learner
     microseconds_per_chunk: float  # of frames in which nothing ended
-    microseconds_per_decision: float  # an ended response: its reward, the selector, the hand-over
+    microseconds_per_decision: float  # for an ended response: reward, selector, dispatch
     boundary_share: float  # of all time in `handle`: steps closed and opened, loads, ticks
 
 
 class Timed(Coordinator):
-    """Counts what `handle` takes, by what it was asked."""
+    """Measures the seconds in `handle`, by kind of event."""
 
     measuring = False
     quiet_s = ended_s = answers_s = other_s = 0.0
@@ -100,8 +100,8 @@ class Timed(Coordinator):
         )
 
 
-def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
-    """All slots of so many engines in use, for so many chunks."""
+def measure_cost(engines: int, chunks: int, method: str = "first_m") -> Cost:
+    """Measures `chunks` chunks with all slots of the engines in use."""
     need = _WAVES * engines * SLOTS // 8
     prompts = 2 * need
     config = load(
@@ -140,11 +140,11 @@ def measure(engines: int, chunks: int, method: str = "first_m") -> Cost:
 
 
 def all_sizes(progress: Callable[[str], None]) -> list[Cost]:
-    """Each method at each number of engines; large ones for a few chunks of every slot."""
+    """Measures each method at each number of engines, at least six chunks for every slot."""
     costs: list[Cost] = []
     for method in METHODS:
         for engines in ENGINES:
-            costs.append(measure(engines, max(_CHUNKS, 6 * engines * SLOTS), method))
+            costs.append(measure_cost(engines, max(_CHUNKS, 6 * engines * SLOTS), method))
             rate = costs[-1].chunks_per_second
             progress(f"{method}, {engines} engines: {rate:,.0f} chunks a second")
     return costs
@@ -157,7 +157,7 @@ def _run_until(simulation: Simulation, there: Callable[[], bool]) -> None:
                 simulation.step()
 
 
-def table(costs: list[Cost]) -> str:
+def cost_table(costs: list[Cost]) -> str:
     titles = "method | engines | groups in flight | chunks a second | us a chunk | us a decision"
     lines = [f"| {titles} | at steps' ends |", "|---" * 7 + "|"]
     lines += [
@@ -169,5 +169,5 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines)
 
 
-def document(costs: list[Cost]) -> dict[str, Any]:
+def cost_document(costs: list[Cost]) -> dict[str, Any]:
     return {"coordinator": [msgspec.structs.asdict(cost) for cost in costs]}

@@ -1,7 +1,7 @@
 """One simulated run: a configuration, hardware, and a population of prompts.
 
-The configuration's plug-ins and sizes are those of a real run; models of hardware take the
-place of engines and learner. Everything follows from the configuration's seed.
+Plug-ins and sizes are those of a real run; models of hardware replace engines and learner.
+Everything follows from the configuration's seed.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from pipeline.simulation.workload import Lengths, Parametric, Workload
 from pipeline.stage import build
 
 PROMPTS = 17_000
-"""Of the data set; as many as DAPO-MATH has."""
+"""Prompts of the data set, as many as in DAPO-MATH."""
 PROMPT_TOKENS = 200
 STOP = frozenset({1})
-_MEASURED = 4000  # responses drawn to say what a policy is worth
+_MEASURED = 4000  # responses drawn to measure a policy
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What is simulated, apart from the method.
+    """Everything that is simulated except the method.
 
-    `forwards`: passes for old and reference logprobs beside training; `streamed`: whether
-    they run on chunks of what still generates, whatever `learner.overlap` says of backward.
+    `forwards`: passes for old and reference logprobs beside training; `streamed`: these run on
+    chunks of responses that are still generated, for any `learner.overlap`.
     """
 
     shape: str = "qwen2.5-7b"
     device: str = "h20"
     engines: int = 32
-    ranks: int = 1  # the learner's GPUs are shared out among them
+    ranks: int = 1  # they share the learner's GPUs
     gpus_of_engine: int = 1
     slots: int = 256
     learner_gpus: int = 32
-    learner_factor: float = 1.0  # the learner's seconds, times this
-    engine: EngineCost | None = None  # in place of what shape and device cost
+    learner_factor: float = 1.0  # multiplies the learner's seconds
+    engine: EngineCost | None = None  # instead of the cost by shape and device
     learner: LearnerCost | None = None
     forwards: int = 1
     streamed: bool = False
@@ -66,7 +66,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     prompts: int = 128
     size: int = 8
     steps: int = 20
-    rate: float = 0.0  # of the policy's gradient; 0: lengths stay as they are
+    rate: float = 0.0  # learning rate of the policy; 0: lengths do not change
     seed: int = 0
 
     def engine_cost(self) -> EngineCost:
@@ -94,8 +94,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             chunk_tokens=256,
         )
 
-    def config(self, overrides: Sequence[str]) -> Config:
-        """The configuration of a method in this scenario. Raises ConfigError."""
+    def method_config(self, overrides: Sequence[str]) -> Config:
+        """Makes a method's configuration for this scenario. Raises ConfigError."""
         own = (
             f"sampling.max_tokens={self.limit}",
             f"step.prompts={self.prompts}",
@@ -107,7 +107,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is compared by; means over its steps."""
+    """Metrics by which runs are compared; means over steps."""
 
     step_s: float  # from one applied step to the next
     generation_s: float
@@ -116,24 +116,22 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     depth: float
     bubble_engine: float
     bubble_learner: float
-    load: float  # responses of a step that ended, for each engine
-    accuracy_before: float  # of the policy, expected, on the training prompts
+    load: float  # ended responses of a step, for each engine
+    accuracy_before: float  # expected, of the policy on the training prompts
     accuracy_after: float
-    tokens_before: float  # mean length of what it writes, limit applied
+    tokens_before: float  # mean length of its responses, after the limit
     tokens_after: float
 
 
-def run(
-    scenario: Scenario,
-    overrides: Sequence[str],
-    observers: Sequence[Observer] = (),
+def run_method(
+    scenario: Scenario, overrides: Sequence[str], observers: Sequence[Observer] = ()
 ) -> tuple[Metrics, Simulation]:
-    """One method in a scenario, to its end."""
-    config = scenario.config(overrides)
+    """Runs a method in a scenario to its end."""
+    config = scenario.method_config(overrides)
     policy = Policy(scenario.rate)
     workload = Parametric(scenario.lengths, policy, seed=scenario.seed)
     before = worth(workload, scenario.limit, 0, scenario.dataset)
-    simulation = simulate(
+    simulation = begin_simulation(
         config,
         scenario.machines(),
         workload,
@@ -144,10 +142,10 @@ def run(
     )
     simulation.run()
     after = worth(workload, scenario.limit, simulation.version, scenario.dataset)
-    return metrics(simulation, scenario, before, after), simulation
+    return run_metrics(simulation, scenario, before, after), simulation
 
 
-def simulate(
+def begin_simulation(
     config: Config,
     machines: Machines,
     workload: Workload,
@@ -157,12 +155,12 @@ def simulate(
     streamed: bool = False,
     prompt_tokens: Sequence[int] = (PROMPT_TOKENS,) * PROMPTS,
 ) -> Simulation:
-    """A run that has begun; `run()` plays it."""
+    """Begins a run; `run()` plays it."""
     numbers = build.coordinator_settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    # Modelled engines may speak only when a response ends: nobody of them hangs. And a response
-    # is one turn: what an environment would answer is not known.
+    # No timeouts: modelled engines may report only at the end of a response. One turn: the
+    # environment's replies are not modelled.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
     coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
@@ -171,7 +169,7 @@ def simulate(
 
 
 def teacher(workload: Parametric) -> Learns:
-    """Moves the workload's policy by what was trained on."""
+    """Updates the workload's policy with the trained groups."""
 
     def learn(before: int, after: int, groups: Sequence[TrainGroup]) -> None:
         lessons = (
@@ -194,7 +192,7 @@ def teacher(workload: Parametric) -> Learns:
 def worth(
     workload: Parametric, limit: int, version: int, dataset: int = PROMPTS
 ) -> tuple[float, float]:
-    """(accuracy, mean tokens) of a policy version: the same draws for every version."""
+    """Returns (accuracy, mean tokens) of a policy version, by the same draws for every version."""
     rng = random.Random(0)
     right = tokens = 0.0
     for prompt in range(_MEASURED):
@@ -206,13 +204,13 @@ def worth(
     return right / _MEASURED, tokens / _MEASURED
 
 
-def metrics(
+def run_metrics(
     simulation: Simulation,
     scenario: Scenario,
     before: tuple[float, float],
     after: tuple[float, float],
 ) -> Metrics:
-    """Of a run that is over. Raises RuntimeError if it ended with an error."""
+    """Computes the metrics of a finished run. Raises RuntimeError if it ended with an error."""
     steps = simulation.of("step")
     if simulation.over is None or simulation.over.error or not steps:
         raise RuntimeError(f"the simulated run ended: {simulation.over}")

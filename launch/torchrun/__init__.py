@@ -1,1 +1,1 @@
-"""Runs under torchrun: roles by rank, rendezvous, keys, and engines that are restarted."""
+"""Runs under torchrun: roles by rank, rendezvous, keys, and restarts of engines."""

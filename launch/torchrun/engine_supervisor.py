@@ -2,10 +2,9 @@
 
     python -m launch.torchrun.engine_supervisor --scratch DIR --name e0 --logs DIR [--weights DIR]
 
-Under torchrun every engine's rank becomes one: an engine that dies is started
-again here, and torchrun, which would restart the whole job, does not hear of
-it. Ends when its engine has ended in good order, or has died `engine.restarts`
-times.
+Under torchrun every engine's rank becomes a supervisor. It restarts an engine that dies, so that
+torchrun does not restart the whole job. It ends when its engine has ended normally, or has died
+more than `engine.restarts` times.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
-from launch.torchrun.node import CONFIG, leave_there, left_there
+from launch.torchrun.node import CONFIG, join_arguments, write_join_files
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import shared_directory, sweep
 from pipeline.wire.keys import PeerKeys, read_private
@@ -29,21 +28,21 @@ _POLL_S = 0.2
 _MOST_S = 60.0
 
 
-def keep(child: Child, restarts: int, stopped: list[int]) -> int:
-    """Start, watch, start again; the exit status."""
+def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
+    """Starts the engine and restarts it when it dies. Returns the exit status."""
     memory = MemoryWatch(own_groups())
     child.start()
     while not stopped:
         time.sleep(_POLL_S)
-        child.look()
-        how = child.collect()
+        child.sample_memory()
+        how = child.take_exit()
         if how == "exit 0":
             return 0
         if how is not None:
-            how = f"({how}){child.why(how, memory)}"
+            how = f"({how}){child.memory_note(how, memory)}"
             print(f"darts: {child.name} ended {how}; its log: {child.log}", flush=True)
             if child.starts > restarts:
-                print(f"darts: {child.name}: its log ends:\n{child.tail()}", flush=True)
+                print(f"darts: {child.name}: end of its log:\n{child.tail()}", flush=True)
                 return 1
             child.next_start = time.monotonic() + min(_MOST_S, 2.0 ** (child.starts - 1))
         elif child.next_start and time.monotonic() >= child.next_start:
@@ -53,37 +52,39 @@ def keep(child: Child, restarts: int, stopped: list[int]) -> int:
 
 
 def guest_arguments(key: Path, name: str) -> list[str]:
-    """Of a keeper for an engine that joins with the key file of a running job.
+    """Returns the arguments for an engine that joins with the key file of a running job.
 
-    Raises: TransportError if it is none.
+    Raises: TransportError if the file is not one.
     """
     peer_keys = read_private(key, PeerKeys)
-    own = shared_directory(os.getpid(), name)  # `exec` keeps the id
-    leave_there(own, peer_keys, peer_keys.config)
+    own = shared_directory(os.getpid(), name)  # `exec` keeps the process id
+    write_join_files(own, peer_keys, peer_keys.config)
     arguments = ["--scratch", str(own), "--name", name, "--logs", str(Path.cwd())]
     return [*arguments, "--weights", str(own / "weights")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scratch", type=Path, required=True, help="with stage.key, config.yaml")
-    parser.add_argument("--name", required=True, help="of the engine")
+    parser.add_argument(
+        "--scratch", type=Path, required=True, help="directory with stage.key and config.yaml"
+    )
+    parser.add_argument("--name", required=True, help="name of the engine")
     parser.add_argument("--logs", type=Path, required=True, help="directory of its log")
-    parser.add_argument("--weights", type=Path, help="where to keep weights that are fetched")
+    parser.add_argument("--weights", type=Path, help="directory for weights that are fetched")
     options = parser.parse_args()
 
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
     sweep()
-    command = ["engines.worker", "--name", options.name, *left_there(options.scratch)]
+    command = ["engines.worker", "--name", options.name, *join_arguments(options.scratch)]
     if options.weights is not None:
         command += ["--weights", str(options.weights)]
     log = options.logs / f"{options.name}.log"
     environment = clean_environment() | engine_environment(options.scratch)
     child = Child(options.name, command, log, environment)
     try:
-        status = keep(child, load(options.scratch / CONFIG).engine.restarts, stopped)
+        status = supervise(child, load(options.scratch / CONFIG).engine.restarts, stopped)
     finally:
         end_all([child], 0.0 if stopped else 5.0)
         for directory in (options.scratch, options.weights):

@@ -10,10 +10,10 @@ from pipeline.wire.keys import TransportError
 
 
 def own_address(interface: str, towards: str) -> str:
-    """The address to listen at.
+    """Returns the address to listen at.
 
     Args:
-        interface: a network interface, an address, or '': the address that `towards` names.
+        interface: a network interface, an address, or '' for the address of `towards`.
         towards: a host name or address of this machine, as others know it.
 
     Raises: TransportError if there is none.
@@ -24,7 +24,7 @@ def own_address(interface: str, towards: str) -> str:
         for address in addresses
         if address.family == socket.AF_INET
     }
-    if interface in ("0.0.0.0", "*"):  # noqa: S104  the stage refuses it unless it was asked for
+    if interface in ("0.0.0.0", "*"):  # noqa: S104  the stage refuses it without nodes.expose
         return interface
     if not interface:
         interface = socket.gethostbyname(towards)
@@ -33,12 +33,14 @@ def own_address(interface: str, towards: str) -> str:
     own = [address for address, name in found.items() if name == interface]
     if not own:
         names = ", ".join(f"{name} ({address})" for address, name in found.items())
-        raise TransportError(f"{interface}: no interface or address of this machine: {names}")
+        raise TransportError(
+            f"{interface}: not an interface or address of this machine; it has {names}"
+        )
     return own[0]
 
 
 def interface_towards(host: str) -> str:
-    """The interface by which this machine reaches a host, for gloo and NCCL."""
+    """Returns the interface by which this machine reaches a host, for gloo and NCCL."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing
         address = probe.getsockname()[0]

@@ -1,6 +1,5 @@
-"""A machine of a torchrun job: what it was told, who sits where, and rank 0's plan of the job.
-
-Turns torchrun's variables and the hellos of the ranks into a place for each.
+"""A machine of a torchrun job, and rank 0's plan: torchrun's variables and the ranks' hellos -> one
+assignment for each rank.
 """
 
 from __future__ import annotations
@@ -17,33 +16,27 @@ import msgspec
 
 from launch.launcher.local import LOOPBACK, Site, free_ports
 from launch.torchrun.network import own_address
-from launch.torchrun.rendezvous import Hello, Place, allowed
-from launch.torchrun.roles import PlacementError, roles
+from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
+from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
 from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import (
-    KeyPair,
-    ListenKeys,
-    PeerKeys,
-    addresses,
-    write_private,
-)
+from pipeline.wire.keys import KeyPair, ListenKeys, PeerKeys, addresses, write_private
 
 CONFIG, _KEY = "config.yaml", "stage.key"
 _PORTS = 4  # control, tokens, weights, learner ranks
 
 
-def digest_of(config: Config) -> str:
-    """The same on every machine that has the same configuration."""
+def config_digest(config: Config) -> str:
+    """Checksum of a configuration."""
     return hashlib.sha256(dump(config).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where this process is."""
+    """This process in torchrun's terms."""
 
     rank: int
     world: int
@@ -53,8 +46,8 @@ class Node:
     host: str  # rank 0's machine, as torchrun knows it
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Node:
-        """From torchrun's variables."""
+    def from_torchrun(cls, environment: Mapping[str, str]) -> Node:
+        """Reads torchrun's variables."""
         return cls(
             rank=int(environment["RANK"]),
             world=int(environment["WORLD_SIZE"]),
@@ -65,25 +58,25 @@ class Node:
         )
 
     def logs(self, run: Path) -> Path:
-        """Of this machine's ranks; on rank 0's machine the run's own."""
+        """Makes the log directory of this machine's ranks; on rank 0's machine it is the run's."""
         logs = run / "logs" if self.number == 0 else run / "logs" / f"node{self.number}"
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         return logs
 
     def scratch(self, name: str) -> Path:
-        """A 0700 directory in memory, named after this process's torchrun: of one name for all
-        its ranks and rounds, and swept when that is gone."""
+        """Makes a 0700 directory in memory for all ranks and restarts of this torchrun; it is
+        removed after torchrun has ended."""
         return shared_directory(os.getppid(), name)
 
 
-def leave_there(directory: Path, peer_keys: PeerKeys, config: str) -> None:
-    """Write what a part of the run needs to take part."""
+def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
+    """Writes the key file and the configuration that a process needs to join the run."""
     write_private(directory / _KEY, peer_keys)
     (directory / CONFIG).write_text(config)
 
 
-def hand_over(peer_keys: PeerKeys, config: str) -> list[str]:
-    """The same as files without a name, for what this process becomes: gone when that ends."""
+def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:
+    """Returns the same arguments for nameless files, which are gone when this process ends."""
     paths: list[str] = []
     for content in (msgspec.json.encode(peer_keys), config.encode()):
         descriptor = os.memfd_create("darts", 0)  # survives `exec`
@@ -93,14 +86,14 @@ def hand_over(peer_keys: PeerKeys, config: str) -> list[str]:
     return ["--stage", paths[0], "--config", paths[1]]
 
 
-def left_there(directory: Path) -> list[str]:
-    """The same as arguments of `engines.worker` and `learner.learner_rank`."""
+def join_arguments(directory: Path) -> list[str]:
+    """Returns those files as arguments of `engines.worker` and `learner.learner_rank`."""
     return ["--stage", str(directory / _KEY), "--config", str(directory / CONFIG)]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Rank 0's: addresses and keys of this round."""
+class RoundPlan:
+    """Addresses and keys that rank 0 has chosen for this round."""
 
     config: Config
     node: Node
@@ -116,8 +109,8 @@ class Plan:
     guest: KeyPair = field(default_factory=new_pair)
 
     @classmethod
-    def make(cls, config: Config, node: Node) -> Plan:
-        """Choose addresses. Raises TransportError or OSError."""
+    def for_job(cls, config: Config, node: Node) -> RoundPlan:
+        """Chooses addresses. Raises TransportError or OSError."""
         host = LOOPBACK
         if node.machines > 1:
             host = own_address(config.nodes.interface, node.host)
@@ -137,26 +130,26 @@ class Plan:
         )
 
     @property
-    def keyed(self) -> bool:
-        """Whether the stage listens on a network, and peers show keys."""
+    def uses_keys(self) -> bool:
+        """Returns True if the stage listens on a network, where peers need keys."""
         return self.node.machines > 1
 
-    def names(self, hellos: Mapping[int, Hello]) -> list[str]:
-        """Roles by rank. Raises PlacementError."""
+    def rank_names(self, hellos: Mapping[int, Hello]) -> list[str]:
+        """Returns the role of each rank. Raises RolesError."""
         nodes = [self.node.number, *(hellos[rank].node for rank in range(1, self.node.world))]
         learner, engines = self.config.learner, self.config.engine.count
-        return roles(nodes, learner.ranks, engines, self.config.nodes.learners)
+        return assign_roles(nodes, learner.ranks, engines, self.config.nodes.learners)
 
-    def places(
+    def assignments(
         self, hellos: Mapping[int, Hello], run: Path, resume: Path | None, digest: str
-    ) -> dict[int, Place]:
-        """What each rank is told."""
+    ) -> dict[int, Assignment]:
+        """Returns the assignment of each rank but rank 0."""
         refused, names = "", [""] * self.node.world
         try:
-            names = self.names(hellos)
-        except PlacementError as error:
+            names = self.rank_names(hellos)
+        except RolesError as error:
             refused = str(error)
-        found: dict[int, Place] = {}
+        found: dict[int, Assignment] = {}
         nodes = {0: self.node.number, **{rank: hello.node for rank, hello in hellos.items()}}
         learners = Counter(nodes[r] for r, name in enumerate(names) if name.startswith("l"))
         for rank, hello in hellos.items():
@@ -164,48 +157,46 @@ class Plan:
             ipc, ipc_data = addresses(self.sockets)
             why = refused
             if hello.config != digest:
-                why = "its configuration is not that of rank 0: start every machine with the same"
-            found[rank] = Place(
+                why = (
+                    "its configuration differs from rank 0's: start every machine with the same one"
+                )
+            found[rank] = Assignment(
                 round=self.round,
                 name=names[rank],
                 run=str(run),
                 resume=str(resume or ""),
                 host=self.host,
                 port=self.port,
-                control=ipc if here else self.seen(self.control),
-                data=ipc_data if here else self.seen(self.data),
-                weights="" if here else self.seen(self.weights),
+                control=ipc if here else self.remote_address(self.control),
+                data=ipc_data if here else self.remote_address(self.data),
+                weights="" if here else self.remote_address(self.weights),
                 learners=learners[hello.node],
-                server=self.server.public if self.keyed else "",
+                server=self.server.public if self.uses_keys else "",
                 refused=why,
             )
         return found
 
-    def seen(self, endpoint: str) -> str:
-        """As other machines reach it."""
+    def remote_address(self, endpoint: str) -> str:
+        """Returns the endpoint as other machines reach it."""
         return f"tcp://{self.host}:{endpoint.rpartition(':')[2]}"
 
 
-def make_site(plan: Plan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
-    """Write the key files of the stage, of learner rank 0 and of guests (`darts engine --join`)."""
-    if not plan.keyed:
-        plan.names(hellos)
+def make_site(plan: RoundPlan, hellos: Mapping[int, Hello], run: RunFolder, config: str) -> Site:
+    """Writes the key files of stage, learner rank 0 and guests (`darts engine --join`)."""
+    if not plan.uses_keys:
+        plan.rank_names(hellos)
         return Site(sockets=plan.sockets, host=plan.host, port=plan.port)
-    names = plan.names(hellos)
-    keys = allowed(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
+    names = plan.rank_names(hellos)
+    keys = allowed_keys(dict(enumerate(names)), hellos, {names[0]: plan.own, "": plan.guest})
     listen_keys = ListenKeys(
-        control=plan.control,
-        data=plan.data,
-        weights=plan.weights,
-        keys=plan.server,
-        allowed=keys,
+        control=plan.control, data=plan.data, weights=plan.weights, keys=plan.server, allowed=keys
     )
     control, data = addresses(plan.sockets)
     peer_keys = PeerKeys(control=control, data=data, server=plan.server.public, keys=plan.own)
     guest = PeerKeys(
-        control=plan.seen(plan.control),
-        data=plan.seen(plan.data),
-        weights=plan.seen(plan.weights),
+        control=plan.remote_address(plan.control),
+        data=plan.remote_address(plan.data),
+        weights=plan.remote_address(plan.weights),
         server=plan.server.public,
         keys=plan.guest,
         config=config,

@@ -1,10 +1,9 @@
-"""Ranks of torchrun find each other through its store: addresses and public keys, never secrets.
+"""Torchrun's ranks find each other through its store: addresses and public keys, never secrets.
 
-Every other rank says hello (with a number of its own, drawn anew), rank 0
-answers each hello with its place, and each confirms it. So nobody acts on what
-an earlier round of an elastic restart has left in the store. Who can write into
-the store could answer in another's name: with a shared secret (`--secret`) both
-sides seal what they say, and unsealed words count as none.
+Every other rank posts a hello with a fresh random number, rank 0 answers each hello with an
+assignment, and the rank confirms it. So no rank acts on what an earlier round of an elastic restart
+has left in the store. Anyone who can write to the store could impersonate a rank: with a shared
+secret (`--secret`) both sides sign their messages, and unsigned messages are ignored.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ POLL_S = 0.1
 
 
 class Store(Protocol):
-    """What is needed of torch's TCPStore."""
+    """The part of torch's TCPStore that is used."""
 
     def set(self, key: str, value: str, /) -> object: ...
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
 
 
-class MeetingError(Exception):
-    """The ranks do not come together; the message names who is missing or what differs."""
+class RendezvousError(Exception):
+    """The ranks did not find each other; the message names the missing ranks or the difference."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a rank, to rank 0."""
+    """A message from a rank to rank 0."""
 
     number: str  # of this process
     node: int
@@ -43,35 +42,35 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     config: str  # checksum of the whole configuration
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Of rank 0, to one rank: what it is, and where the others are."""
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """Rank 0's answer to one rank: its role, and where the others are."""
 
     round: str  # of rank 0's process
     name: str  # "l1", "e0", ...
     run: str
     resume: str  # a checkpoint, or ''
-    host: str  # where the learner ranks meet
+    host: str  # rendezvous of the learner ranks
     port: int
     control: str
     data: str
     weights: str  # '': weights are files on this machine
-    learners: int = 0  # learner ranks on this rank's machine, which are its first
+    learners: int = 0  # learner ranks on this rank's machine; they come first there
     server: str  # the stage's public key; '': one machine, no keys
     refused: str = ""  # why this rank cannot take part
 
 
-class Seal:
-    """What is said, with a proof that its speaker knows the secret ('': no proof)."""
+class SharedSecret:
+    """Signs messages and checks signatures; an empty secret signs nothing."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def close(self, key: str, message: msgspec.Struct) -> str:
+    def sign_message(self, key: str, message: msgspec.Struct) -> str:
         body = msgspec.json.encode(message)
         return f"{self._proof(key, body)} {body.decode()}"
 
-    def open(self, key: str, sealed: bytes) -> bytes | None:
-        """The message; None if it is not sealed with our secret."""
+    def verified_message(self, key: str, sealed: bytes) -> bytes | None:
+        """Returns the message; None if it is not signed with our secret."""
         proof, _, body = sealed.partition(b" ")
         if not hmac.compare_digest(proof, self._proof(key, body).encode()):
             return None
@@ -83,23 +82,23 @@ class Seal:
         return hmac.new(self._secret, key.encode() + b"\0" + body, hashlib.sha256).hexdigest()
 
 
-def _read(store: Store, seal: Seal, key: str) -> bytes | None:
-    return seal.open(key, store.get(key)) if store.check([key]) else None
+def _read(store: Store, secret: SharedSecret, key: str) -> bytes | None:
+    return secret.verified_message(key, store.get(key)) if store.check([key]) else None
 
 
-def attend(
+def host_rendezvous(
     store: Store,
-    seal: Seal,
+    secret: SharedSecret,
     ranks: int,
-    answer: Callable[[Mapping[int, Hello]], Mapping[int, Place]],
+    answer: Callable[[Mapping[int, Hello]], Mapping[int, Assignment]],
     limit_s: float,
 ) -> dict[int, Hello]:
-    """Rank 0: hear every other rank, answer, and wait until each has confirmed.
+    """Waits on rank 0 for every other rank, answers, and waits until each has confirmed.
 
     Args:
-        answer: hellos by rank -> a place for each; asked again when a rank starts anew.
+        answer: hellos by rank -> their assignments; called again when a rank restarts.
 
-    Raises: MeetingError naming the ranks that are missing after `limit_s`.
+    Raises: RendezvousError naming the ranks that are missing after `limit_s`.
     """
     others = range(1, ranks)
     deadline = time.monotonic() + limit_s
@@ -107,64 +106,69 @@ def attend(
     while True:
         now_heard: dict[int, Hello] = {}
         for rank in others:
-            if (body := _read(store, seal, f"darts/hello/{rank}")) is not None:
+            if (body := _read(store, secret, f"darts/hello/{rank}")) is not None:
                 now_heard[rank] = msgspec.json.decode(body, type=Hello)
-        places: Mapping[int, Place] = {}
+        assignments: Mapping[int, Assignment] = {}
         if len(now_heard) == len(others):
-            places = answer(now_heard)
+            assignments = answer(now_heard)
             if now_heard != heard:
-                for rank, place in places.items():
+                for rank, assignment in assignments.items():
                     key = f"darts/place/{now_heard[rank].number}"
-                    store.set(key, seal.close(key, place))
+                    store.set(key, secret.sign_message(key, assignment))
                 heard = now_heard
             confirmed = [
                 rank
                 for rank in others
-                if store.check([f"darts/here/{places[rank].round}/{now_heard[rank].number}"])
+                if store.check([f"darts/here/{assignments[rank].round}/{now_heard[rank].number}"])
             ]
             if len(confirmed) == len(others):
                 return heard
         if time.monotonic() > deadline:
             silent = [r for r in others if r not in now_heard]
-            raise MeetingError(
-                f"after {limit_s:.0f} s ranks {silent or 'that had said hello'} are missing "
+            raise RendezvousError(
+                f"after {limit_s:.0f} s ranks {silent or 'that had posted a hello'} are missing "
                 "(or have another --secret)"
             )
         time.sleep(POLL_S)
 
 
-def join(store: Store, seal: Seal, rank: int, hello: Hello, limit_s: float) -> Place:
-    """Another rank: say hello, wait for rank 0's answer, confirm it. Raises MeetingError."""
+def join_rendezvous(
+    store: Store, secret: SharedSecret, rank: int, hello: Hello, limit_s: float
+) -> Assignment:
+    """Posts a hello from another rank, waits for the answer, confirms it.
+
+    Raises: RendezvousError.
+    """
     said = f"darts/hello/{rank}"
-    store.set(said, seal.close(said, hello))
+    store.set(said, secret.sign_message(said, hello))
     key = f"darts/place/{hello.number}"
     deadline = time.monotonic() + limit_s
-    while (body := _read(store, seal, key)) is None:
+    while (body := _read(store, secret, key)) is None:
         if time.monotonic() > deadline:
-            raise MeetingError(
+            raise RendezvousError(
                 f"rank 0 has not answered within {limit_s:.0f} s (or has another --secret)"
             )
         time.sleep(POLL_S)
-    place = msgspec.json.decode(body, type=Place)
-    store.set(f"darts/here/{place.round}/{hello.number}", "")
-    if place.refused:
-        raise MeetingError(place.refused)
-    return place
+    assignment = msgspec.json.decode(body, type=Assignment)
+    store.set(f"darts/here/{assignment.round}/{hello.number}", "")
+    if assignment.refused:
+        raise RendezvousError(assignment.refused)
+    return assignment
 
 
-def allowed(
+def allowed_keys(
     names: Mapping[int, str], hellos: Mapping[int, Hello], own: Mapping[str, KeyPair]
 ) -> dict[str, KeyOwner]:
-    """The stage's allow list: every rank's key, and the keys that rank 0 has made."""
+    """Returns the stage's allow list: every rank's key, and the keys that rank 0 has made."""
     keys = {hello.key: names[rank] for rank, hello in hellos.items()}
     keys |= {pair.public: name for name, pair in own.items()}
-    return {key: bearer_of(name) for key, name in keys.items()}
+    return {key: key_owner(name) for key, name in keys.items()}
 
 
-def bearer_of(name: str) -> KeyOwner:
-    """Of a role's name; of '' a guest, who may be any other engine.
+def key_owner(name: str) -> KeyOwner:
+    """Returns the owner for a role's name; '' is a guest, which may be any other engine.
 
-    >>> bearer_of("l2")
-    Bearer(role='learner', name='l2')
+    >>> key_owner("l2")
+    KeyOwner(role='learner', name='l2')
     """
     return KeyOwner("learner" if name.startswith("l") else "engine", name)

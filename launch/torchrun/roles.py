@@ -1,31 +1,33 @@
-"""Who is what: ranks of torchrun become learner ranks and engines. Pure."""
+"""Roles: which ranks of torchrun become learner ranks and which engines. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-class PlacementError(Exception):
-    """The ranks that were started do not fit the configuration; the message says the cure."""
+class RolesError(Exception):
+    """The number of ranks does not fit the configuration; the message says the cure."""
 
 
-def roles(nodes: Sequence[int], ranks: int, engines: int, learners: str = "first") -> list[str]:
-    """The role of each rank of torchrun: "l0", "l1", ... are learner ranks, "e0", ... engines.
+def assign_roles(
+    nodes: Sequence[int], ranks: int, engines: int, learners: str = "first"
+) -> list[str]:
+    """Returns the role of each rank: "l0", "l1", ... are learner ranks, "e0", ... engines.
 
     Args:
-        nodes: the machine of each rank, numbered from 0; ranks of one machine stand together.
+        nodes: the machine of each rank, numbered from 0; ranks of one machine are neighbours.
         ranks, engines: how many of each (`learner.ranks`, `engine.count`).
-        learners: `first`, or `spread` over machines, as evenly as these have room.
+        learners: `first`, or `spread` over machines, as evenly as they have room.
 
-    Raises: PlacementError if there are not as many ranks as roles.
+    Raises: RolesError if there are not as many ranks as roles.
 
-    >>> roles([0, 0, 0, 1, 1, 1], 3, 3)
+    >>> assign_roles([0, 0, 0, 1, 1, 1], 3, 3)
     ['l0', 'l1', 'l2', 'e0', 'e1', 'e2']
-    >>> roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
+    >>> assign_roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
     ['l0', 'l1', 'e0', 'l2', 'e1', 'e2']
     """
     if len(nodes) != ranks + engines:
-        raise PlacementError(
+        raise RolesError(
             f"torchrun started {len(nodes)} ranks, but learner.ranks {ranks} + engine.count "
             f"{engines} are {ranks + engines}: choose --nnodes and --nproc-per-node to match"
         )
@@ -40,7 +42,7 @@ def roles(nodes: Sequence[int], ranks: int, engines: int, learners: str = "first
 
 
 def _spread(nodes: Sequence[int], ranks: int) -> set[int]:
-    """One learner after the other to the machine that has the fewest and still has room."""
+    """Gives each learner to the machine that has the fewest and still has room."""
     free = {node: [r for r, where in enumerate(nodes) if where == node] for node in nodes}
     taken: dict[int, list[int]] = {node: [] for node in free}
     for _ in range(ranks):

@@ -1,9 +1,8 @@
-"""Where a run over several machines has its folder: with rank 0, and with whoever shares its files.
+"""Location of a run's folder: on rank 0's machine, and on machines that share its file system.
 
-Rank 0 leaves the name of its round there, and the others look for it: under the
-same path on another machine may lie nothing, or a folder of the same name. One
-that is not the run's gets a note of where that is, so that no run is begun
-anew there unasked when rank 0 is another machine one day.
+Rank 0 writes the name of its round there, and the others look for it: on another machine the same
+path may hold nothing, or an unrelated folder. A machine without the folder writes down where it
+is, so that no new run starts there by mistake when it later becomes the first machine.
 """
 
 from __future__ import annotations
@@ -16,36 +15,36 @@ _ROUND = "round"
 _NOTE = "elsewhere"
 
 
-def claim(run: Path, round_: str) -> None:
-    """Rank 0: this is the folder."""
+def write_round(run: Path, round_: str) -> None:
+    """Marks the folder as the run's, on rank 0."""
     (run / _ROUND).write_text(f"{round_}\n")
 
 
-def leave(run: Path) -> None:
-    """Rank 0, at its end."""
+def remove_round(run: Path) -> None:
+    """Removes the mark, when rank 0 ends."""
     (run / _ROUND).unlink(missing_ok=True)
 
 
-def shared(run: Path, round_: str) -> bool:
-    """Whether what this machine has under the path of rank 0's folder is that folder."""
+def is_shared(run: Path, round_: str) -> bool:
+    """Returns True if this machine sees rank 0's folder under the same path."""
     try:
         return (run / _ROUND).read_text().strip() == round_
     except OSError:
         return False
 
 
-def note(run: Path, host: str) -> None:
-    """On a machine that does not share it: where it is."""
+def write_location(run: Path, host: str) -> None:
+    """Writes down the host of the folder, on a machine that does not share it."""
     (run / _NOTE).write_text(f"{host}\n")
 
 
-def check(run: RunFolder) -> None:
-    """Raise RunError if the run is on another machine's disk."""
+def refuse_moved_run(run: RunFolder) -> None:
+    """Raises RunError if the run is on another machine's disk."""
     path = run.path / _NOTE
     if path.exists() and not run.config.exists():
         raise RunError(
-            f"{run.path}: holds what this machine kept of a run whose folder is on "
-            f"{path.read_text().strip()}, but torchrun has made this machine the first: it is the "
-            "one whose --local-addr (or host name) comes first as text. Give the machine with the "
-            f"folder such a one, or share or move the folder; to begin anew here, remove {path}"
+            f"{run.path}: the folder of this run is on {path.read_text().strip()}, but torchrun "
+            "made this machine the first one: the one whose --local-addr (or host name) sorts "
+            "first as text. Change that address on the machine with the folder, or share or move "
+            f"the folder; to start a new run here, remove {path}"
         )

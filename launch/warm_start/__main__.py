@@ -27,21 +27,21 @@ relies on.
 
 
 def main() -> None:
-    """Train, then write the model directory."""
+    """Trains, then writes the model directory."""
     parser = argparse.ArgumentParser(prog="python -m launch.warm_start", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and traces")
     parser.add_argument("--steps", type=int, default=800, help="600 to 1000 are enough")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
 
-    import torch  # late: --help answers at once
+    import torch  # imported here, so that --help is quick
 
     from launch.warm_start import tokenizer, train
     from pipeline.tasks import chain_sums
 
     torch.set_num_threads(options.threads)
-    model = train.train(options.steps, options.seed)
+    model = train.train_model(options.steps, options.seed)
 
     model.generation_config.eos_token_id = train.EOS_ID
     model.generation_config.pad_token_id = train.PAD_ID
@@ -66,7 +66,7 @@ def main() -> None:
         encoding="utf-8",
     )
     for file in options.out.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
     print(f"wrote {options.out}")
 
 

@@ -1,9 +1,8 @@
 """A character tokenizer in Hugging Face format.
 
-Turns an alphabet into a tokenizer that `AutoTokenizer.from_pretrained` loads without
-code of ours. Invariants: one character is one token, its id is its place in the
-alphabet, and decoding gives back exactly the text. A character outside of the
-alphabet is an error, never a silent "unknown".
+Turns an alphabet into a tokenizer that `AutoTokenizer.from_pretrained` loads without extra code.
+Invariants: one character is one token, its id is its place in the alphabet, and decoding gives back
+exactly the text. A character outside the alphabet is an error, never a silent "unknown".
 """
 
 from typing import cast
@@ -15,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 def character_tokenizer(
     alphabet: str, *, pad: str, eos: str, size: int, max_tokens: int
 ) -> PreTrainedTokenizerFast:
-    """Build the tokenizer; ids from `len(alphabet)` to `size` are named but never written.
+    """Builds the tokenizer; ids from `len(alphabet)` to `size` are named but never written.
 
     Args:
         alphabet: the characters in order of their ids.
-        pad, eos: the two of them that padding and the end of a response use.
-        size: size of the vocabulary, the model's number of output logits.
+        pad, eos: the characters for padding and for the end of a response.
+        size: size of the vocabulary, the number of the model's logits.
         max_tokens: longest sequence of the model, prompt included.
     """
     names = [*alphabet, *(f"<unused{i}>" for i in range(len(alphabet), size))]

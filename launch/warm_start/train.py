@@ -1,7 +1,7 @@
 """Supervised warm start: traces of `chain_sums` -> a small Qwen3 checkpoint.
 
 Invariant: seed and number of steps determine the data and the schedule; nothing
-depends on the clock. Trains in float32 and returns float32; the caller stores it.
+depends on the clock. Trains and returns float32; the caller stores it.
 
 Shapes: B traces of a micro-batch, T tokens.
 """
@@ -25,8 +25,8 @@ PAD_ID = chain_sums.ALPHABET.index(chain_sums.PAD)
 EOS_ID = chain_sums.ALPHABET.index(chain_sums.EOS)
 
 TRACES_PER_STEP = 96
-MICRO_BATCHES = 4  # of traces of like length: half of the padding of one batch
-# Styles have no memory, so cut traces teach the same decisions: a third of the tokens saved.
+MICRO_BATCHES = 4  # of traces of similar length: half the padding of one batch
+# Styles have no memory, so cut traces teach the same decisions with a third fewer tokens.
 LONG_SHARE, LONG_CUT, SHORT_CUT = 0.3, 140, 72  # tokens, prompt included
 
 LR = 3e-3
@@ -39,7 +39,7 @@ _ID = {character: i for i, character in enumerate(chain_sums.ALPHABET)}
 
 
 def new_model(seed: int) -> Qwen3ForCausalLM:
-    """An untrained model of 593,984 parameters in float32."""
+    """Makes an untrained model of 593,984 parameters in float32."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=128,
@@ -68,14 +68,14 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Learning rate: up over 50 steps, flat to 30% of the run, then down to zero."""
+    """Learning rate: rises over 50 steps, flat to 30% of the run, then down to zero."""
     flat_until = FLAT_UNTIL * steps
     down = (steps - step) / (steps - flat_until) if step > flat_until else 1.0
     return LR * min((step + 1) / WARMUP_STEPS, down)
 
 
 def draw_trace(rng: Random) -> tuple[list[int], int]:
-    """Draw a training trace: token ids, cut to length, and how many of them are prompt."""
+    """Draws a training trace: token ids, cut to length, and how many of them are prompt."""
     terms = chain_sums.draw_terms("train", rng)
     question = chain_sums.prompt(terms)
     text, _ = chain_sums.trace(terms, rng)
@@ -84,7 +84,7 @@ def draw_trace(rng: Random) -> tuple[list[int], int]:
 
 
 def tensors_of(traces: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`inputs_BT` and `targets_BT`, padded on the right; a prompt and padding have no target."""
+    """`inputs_BT` and `targets_BT`, padded on the right; prompts and padding have no target."""
     width = max(len(ids) for ids, _ in traces) - 1
     inputs_BT = torch.full((len(traces), width), PAD_ID)
     targets_BT = torch.full((len(traces), width), IGNORED)
@@ -94,8 +94,8 @@ def tensors_of(traces: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch
     return inputs_BT, targets_BT
 
 
-def train(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3ForCausalLM:
-    """Train a new model for `steps` steps and say now and then how it goes."""
+def train_model(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3ForCausalLM:
+    """Trains a new model for `steps` steps and reports progress."""
     model = new_model(seed)
     rng = Random(f"warm_start/{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
@@ -107,7 +107,7 @@ def train(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3For
         loss = 0.0
         for start in range(0, TRACES_PER_STEP, size):
             inputs_BT, targets_BT = tensors_of(traces[start : start + size])
-            # Padding is on the right, so the causal mask alone keeps it out of sight.
+            # Padding is on the right, so the causal mask is enough to hide it.
             logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
             part = torch.nn.functional.cross_entropy(
                 logits_BTV.flatten(0, 1),

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from launch.docs import failures
-from launch.docs.failures import Row, page, problems, rows
+from launch.docs.failures import Row, failures_page, fault_rows, table_problems
 
 GOOD = Row(
     fault="engine killed",
@@ -22,15 +22,15 @@ MARK = '@pytest.mark.fault("engine killed", part="engines", by="process")\n'
 
 
 def test_page_is_up_to_date_and_no_row_lacks_anything() -> None:
-    found = rows()
-    assert list(problems(found)) == []
-    assert failures.PAGE.read_text() == page(found), "run: python -m launch.docs.failures"
+    found = fault_rows()
+    assert list(table_problems(found)) == []
+    assert failures.PAGE.read_text() == failures_page(found), "run: python -m launch.docs.failures"
 
 
 def row_of(folder: Path, text: str) -> list[Row]:
     (folder / "tests").mkdir()
     (folder / "tests" / "test_a.py").write_text(text)
-    return rows(folder)
+    return fault_rows(folder)
 
 
 @pytest.mark.parametrize("function", ["def", "async def"])
@@ -48,13 +48,13 @@ def test_a_marked_test_is_a_row_with_its_docstrings_words(tmp_path: Path, functi
 )
 def test_a_marked_test_without_promise_or_bound_is_named(tmp_path: Path, docstring: str) -> None:
     found = row_of(tmp_path, f'{MARK}def test_killed():\n    """{docstring}"""\n')
-    [problem] = problems(found)
+    [problem] = table_problems(found)
     assert problem == f'{GOOD.test}: its docstring lacks "Promise: ... Bound: ..."'
 
 
 def test_two_tests_of_one_fault_are_named() -> None:
     other = msgspec.structs.replace(GOOD, test="tests/test_b.py::test_also_killed")
-    [problem] = problems([GOOD, other])
+    [problem] = table_problems([GOOD, other])
     assert problem == f"{other.test}: shows 'engine killed', as {GOOD.test} does"
 
 
@@ -68,5 +68,5 @@ def test_two_tests_of_one_fault_are_named() -> None:
     ],
 )
 def test_a_mark_that_does_not_fit_is_named(changes: dict[str, str], why: str) -> None:
-    [problem] = problems([msgspec.structs.replace(GOOD, **changes)])
+    [problem] = table_problems([msgspec.structs.replace(GOOD, **changes)])
     assert why in problem

@@ -14,10 +14,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.monitor.panel import History, frame
+from launch.monitor.panel import History, render_panel
 from launch.monitor.terminal import TerminalView
-from launch.report.build import build
-from launch.report.read_run import read
+from launch.report.build import build_page
+from launch.report.read_run import read_run
 from launch.report.sections.samples import entries
 from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.observability.recorder import Records
@@ -71,8 +71,8 @@ def spoiled(folder: Path, text: str) -> Path:
 
 
 def test_markup_in_texts_of_a_run_adds_no_element_to_its_page(tmp_path: Path) -> None:
-    harmless = Tags(build([made(tmp_path / "a")], lambda line: None))
-    page = build([spoiled(made(tmp_path / "b"), MARKUP)], lambda line: None)
+    harmless = Tags(build_page([made(tmp_path / "a")], lambda line: None))
+    page = build_page([spoiled(made(tmp_path / "b"), MARKUP)], lambda line: None)
     found = Tags(page)
     for tag in ("script", "img", "iframe", "style", "link"):
         assert found.count[tag] == harmless.count[tag], tag
@@ -118,7 +118,7 @@ def test_a_terminal_gets_no_escape_sequence_of_a_stranger() -> None:
         waits=(WaitStatus(seconds=1.0, what=ESCAPES),),
     )
     console = Console(file=io.StringIO(), width=200)
-    console.print(frame("run", now, History(), width=200, note=ESCAPES))
+    console.print(render_panel("run", now, History(), width=200, note=ESCAPES))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert harmless(shown)
     assert "[red]" in shown  # markup of rich is text as well
@@ -149,5 +149,5 @@ def test_the_settings_that_a_report_reads_are_bounded(tmp_path: Path) -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (folder / "config.yaml").write_text("\n".join(lines))
     said: list[str] = []
-    read(folder, said.append)
+    read_run(folder, said.append)
     assert any("aliases unfold to too much" in line for line in said)

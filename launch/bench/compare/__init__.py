@@ -1,1 +1,1 @@
-"""`darts bench compare`: methods side by side, as one table."""
+"""`darts bench compare`: methods side by side in one table."""

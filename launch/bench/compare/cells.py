@@ -1,8 +1,7 @@
-"""One cell of a comparison: a method with one seed, as a `darts train` in a folder of its own.
+"""One cell of a comparison: a method with one seed, run by `darts train` in its own folder.
 
-Turns a cell into a finished run, and a finished run's files into figures. A cell is
-finished when its folder holds a result of exactly this configuration; what was
-interrupted is removed and run again, so that every time is that of a whole run.
+A cell is finished when its folder holds a result of exactly this configuration. An interrupted
+cell is removed and run again, so that every time is that of a complete run.
 """
 
 from __future__ import annotations
@@ -12,40 +11,40 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from launch.bench.compare.methods import Method
 from launch.launcher.processes import Child, clean_environment, end_all
-from launch.report.metrics import StepFigures, step_metrics
-from launch.run_files.records import EvalLine, StepLine, curve
+from launch.report.metrics import RunAverages, run_averages
+from launch.run_files.jsonl import all_lines
+from launch.run_files.records import EvalLine, StepLine, learning_curve
 from pipeline.config.load import dump, load
 from pipeline.system.run_folder import RunFolder
 
 STOP_S = 15.0
-"""From Ctrl-C to the end of a cell's processes; `timeouts.stop_s` is 10 by default."""
+"""Seconds from Ctrl-C to the end of a cell's processes; `timeouts.stop_s` is 10 by default."""
 _POLL_S = 0.2
 
 
 class CellError(Exception):
-    """A cell cannot be run, or has failed; the message says where to look."""
+    """A cell cannot run or has failed; the message says where to look."""
 
 
-class Metrics(StepFigures, frozen=True, kw_only=True):
-    """One finished cell in numbers."""
+class Metrics(RunAverages, frozen=True, kw_only=True):
+    """Metrics of a finished cell."""
 
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
     final_accuracy: float
-    deep_accuracy: float | None  # final, on the deepest prompts
-    mean_tokens: float  # of a held-out response, last evaluation
+    deep_accuracy: float | None  # final accuracy on the deepest prompts
+    mean_tokens: float  # of held-out responses, last evaluation
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     method: Method
     seed: int
     config: Path
-    overrides: tuple[str, ...]  # for every cell of the comparison; the method's come after them
+    overrides: tuple[str, ...]  # of every cell; the method's follow
     base: Path  # folder of the comparison
 
     @property
@@ -62,18 +61,18 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
-        """Whether a whole run of it is there. Raises CellError if one of other settings is."""
+        """True if its run is complete. Raises CellError if that run has other settings."""
         if not self.run.result.exists():
             return False
         if self.run.config.read_text() != dump(load(self.config, self.settings)):
             raise CellError(
-                f"{self.run.path}: a finished run of other settings; "
+                f"{self.run.path}: a finished run with other settings; "
                 f"remove it, or choose another --folder"
             )
         return True
 
     def carry_out(self) -> None:
-        """Run it from the start. Raises CellError if it fails; Ctrl-C ends it first."""
+        """Runs it from the start. Raises CellError if it fails; Ctrl-C ends it first."""
         if self.run.path.exists():
             shutil.rmtree(self.run.path)
         log = self.base / f"{self.name}.log"
@@ -89,23 +88,19 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             raise
         finally:
             end_all([child], STOP_S)
-        if child.ended() != "exit 0":
-            raise CellError(f"{self.name}: {child.ended()}; {log} ends:\n{child.tail()}")
+        if child.exit_text() != "exit 0":
+            raise CellError(f"{self.name}: {child.exit_text()}; end of {log}:\n{child.tail()}")
 
-    def curve(self) -> list[EvalLine]:
-        """Its evaluations, with the training seconds at each."""
-        return curve(*self._lines())
+    def eval_curve(self) -> list[EvalLine]:
+        """Returns its evaluations, each with the training seconds before it."""
+        return learning_curve(*self._lines())
 
-    def metrics(self, target: float) -> Metrics:
-        """Numbers of a finished cell.
-
-        Args:
-            target: held-out accuracy.
-        """
+    def final_metrics(self, target: float) -> Metrics:
+        """Computes its metrics; `target` is a held-out accuracy."""
         steps, evaluations = self._lines()
-        found = curve(steps, evaluations)
+        found = learning_curve(steps, evaluations)
         return Metrics(
-            **msgspec.structs.asdict(step_metrics(steps)),
+            **msgspec.structs.asdict(run_averages(steps)),
             seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
             final_accuracy=found[-1].accuracy,
             deep_accuracy=found[-1].deep_accuracy,
@@ -113,9 +108,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
-        lines: list[dict[str, Any]] = [
-            msgspec.json.decode(line) for line in self.run.metrics.read_bytes().splitlines()
-        ]
+        lines = all_lines(self.run.metrics)
         return (
             [msgspec.convert(line, StepLine) for line in lines if line["what"] == "step"],
             [msgspec.convert(line, EvalLine) for line in lines if line["what"] == "eval"],

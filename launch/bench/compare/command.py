@@ -1,9 +1,8 @@
-"""`darts bench compare`: methods x seeds, one `darts train` after another, and what came of it.
+"""`darts bench compare`: runs methods x seeds one after another, and compares the results.
 
-Turns a list of methods into finished runs below one folder and into the JSON, the table
-and the page of plots. Seeds come first, so that every method has its first seed before
-any has its second. The results are written after every cell; started again with the same
-settings, only what is missing is run.
+Turns a list of methods into runs below one folder, a JSON file, a table and a page of plots. Every
+method gets its first seed before any gets its second. Results are written after every cell;
+started again with the same settings, it runs only what is missing.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ import msgspec
 from launch.bench.compare import plots, tables
 from launch.bench.compare.cells import Cell, CellError, Metrics
 from launch.bench.compare.methods import METHODS, QUICK, SETS
-from launch.commands.train import about
+from launch.commands.train import about_run
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError
 
 TARGET = 0.75
-"""Held-out accuracy of configs/bench.yaml; the warm start has .39, `sync` .66 after 60 steps."""
+"""Held-out accuracy for configs/bench.yaml; the warm start has .39, `sync` .66 after 60 steps."""
 QUICK_OVERRIDES = ("step.count=16", "step.prompts=32", "learner.lr=1.0e-4", "eval.every=4")
 QUICK_TARGET = 0.5
 
 
 class CompareError(Exception):
-    """Nothing was started: methods, settings or folder do not fit."""
+    """Nothing was started: methods, settings or folder are wrong."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be compared."""
+    """The runs to compare."""
 
     config: Path
     folder: Path
@@ -45,8 +44,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     target: float  # held-out accuracy
     overrides: tuple[str, ...] = ()
 
-    def cells(self) -> list[Cell]:
-        """All of them, the seeds outermost. Raises CompareError, with every problem."""
+    def all_cells(self) -> list[Cell]:
+        """Returns all cells, seeds outermost. Raises CompareError with the problems."""
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
             raise CompareError(
@@ -77,15 +76,15 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quick_comparison(wanted: Comparison) -> Comparison:
-    """One seed of three methods, a few steps; settings of the user's own still win."""
+    """Returns a comparison of three methods, one seed, few steps; the user's settings win."""
     overrides = (*QUICK_OVERRIDES, *wanted.overrides)
     return msgspec.structs.replace(wanted, methods=QUICK, seeds=1, overrides=overrides)
 
 
-def compare(wanted: Comparison, out: Path | None = None) -> int:
-    """Run what is missing, show and write what is there. Returns the exit status."""
+def run_comparison(wanted: Comparison, out: Path | None = None) -> int:
+    """Runs what is missing, and prints and writes the results. Returns the exit status."""
     try:
-        cells = wanted.cells()
+        cells = wanted.all_cells()
         wanted.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(wanted.folder / "lock", timeout=0):
             return _compare(wanted, cells, out)
@@ -101,7 +100,7 @@ def _compare(wanted: Comparison, cells: list[Cell], out: Path | None) -> int:
     done = [cell for cell in cells if cell.finished]
     table = _write(wanted, cells, done, out)
     if done:
-        _say(f"{len(done)} of {len(cells)} runs are there: {', '.join(c.name for c in done)}")
+        _say(f"{len(done)} of {len(cells)} runs are done: {', '.join(c.name for c in done)}")
         print(table, flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a cell as Ctrl-C does
     failed: list[str] = []
@@ -121,19 +120,19 @@ def _compare(wanted: Comparison, cells: list[Cell], out: Path | None) -> int:
             _say(f"    {_outcome(cell, wanted.target)}, {time.monotonic() - begun:.0f} s in all")
             print(_write(wanted, cells, done, out), flush=True)
     except KeyboardInterrupt:
-        _say(f"stopped; what is finished is kept below {wanted.folder}")
+        _say(f"stopped; finished runs are kept in {wanted.folder}")
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     if done:
         _plot(wanted, done)
     if failed:
-        _say(f"failed: {', '.join(failed)}; started again, only these are run")
+        _say(f"failed: {', '.join(failed)}; start again to run only these")
     return 1 if failed else 0
 
 
 def _outcome(cell: Cell, target: float) -> str:
-    found, curve = cell.metrics(target), cell.curve()
+    found, curve = cell.final_metrics(target), cell.eval_curve()
     reached = found.seconds_to_target
     return (
         f"accuracy {curve[0].accuracy:.3f} -> {found.final_accuracy:.3f}, "
@@ -143,21 +142,21 @@ def _outcome(cell: Cell, target: float) -> str:
 
 
 def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | None) -> str:
-    """comparison.json (and `out`) of what is done so far; returns the table."""
+    """Writes comparison.json (and `out`) for the finished runs. Returns the table."""
     known: dict[str, list[Metrics | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
     for cell in cells:
-        known[cell.method.name].append(cell.metrics(wanted.target) if cell in done else None)
+        known[cell.method.name].append(cell.final_metrics(wanted.target) if cell in done else None)
     columns = tables.columns(known)
     comparison: dict[str, Any] = {
         "target": wanted.target,
         "seeds": list(range(wanted.seeds)),
         "overrides": list(wanted.overrides),
-        "about": about(),
+        "about": about_run(),
         "settings": {name: list(METHODS[name].overrides) for name in known},
         "methods": columns,
-        "ratios": tables.ratios(columns),
+        "ratios": tables.baseline_ratios(columns),
     }
-    table = tables.markdown(comparison)
+    table = tables.comparison_markdown(comparison)
     text = json.dumps(comparison, indent=1) + "\n"
     for path in (wanted.folder / "comparison.json", *([out] if out else [])):
         temporary = path.with_name(f"{path.name}.tmp")
@@ -173,7 +172,7 @@ def _plot(wanted: Comparison, done: list[Cell]) -> None:
         return
     page = wanted.folder / "comparison.html"
     curves = {
-        name: [cell.curve() for cell in done if cell.method.name == name]
+        name: [cell.eval_curve() for cell in done if cell.method.name == name]
         for name in dict.fromkeys(wanted.methods)
     }
     plots.draw(curves, wanted.target, page)

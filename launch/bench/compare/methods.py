@@ -1,7 +1,7 @@
 """The methods that `darts bench compare` holds against each other.
 
-A method is a name, its settings and a line that says what it is. It sets its budget,
-selector and overlap, so that it does not change with a default of the house.
+A method is a name, its settings and a line that describes it. It sets budget, selector and
+overlap, so that it does not change with the defaults of darts.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import msgspec
 
 BASELINE = "sync"
-"""What ratios are taken to."""
+"""The method that ratios refer to."""
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """One column of settings."""
+    """A named set of settings."""
 
     name: str
     about: str
@@ -62,7 +62,7 @@ METHODS = {
         _method(
             "darts_adaptive",
             "the paper's: as darts_published, more candidates where lengths vary more, up to 16; "
-            "who has 16 keeps the first 8",
+            "a group of 16 keeps the first 8",
             "budget=length_variance",
             "selector.dual_end.long_wait=group",
             "selector.dual_end.prune_at=2",
@@ -80,7 +80,7 @@ METHODS = {
         _method("first_m", "the first 8 of 12 to finish", *_UNIFORM, "selector=first_m"),
         _method(
             "tail_batching",
-            "a quarter more prompts (12 of 48) and candidates; what is late waits for long rounds",
+            "a quarter more prompts (12 of 48) and candidates; late ones wait for long rounds",
             "prompt_order=tail_batching",
             "step.reserve=12",
             "budget=uniform",
@@ -90,7 +90,7 @@ METHODS = {
         _method("top_up", "first 8, sample 8: idle slots get more, up to 16", *_TOP_UP),
         _method(
             "top_up_quorum",
-            "the same; once 90% of the groups are in, the others close with 6",
+            "the same; once 90% of the groups have closed, the others close with 6",
             *_TOP_UP,
             "batch=quorum",
         ),
@@ -105,7 +105,7 @@ METHODS = {
 }
 
 QUICK = (BASELINE, "darts_barrier", "top_up_quorum")
-"""Synchronous, DARTS with the step barrier, and the fastest of ours."""
+"""Synchronous, DARTS with the step barrier, and our fastest method."""
 
 SETS = {
     "all": tuple(METHODS),
@@ -117,10 +117,10 @@ SETS = {
 """Names that stand for several methods."""
 
 
-def named(text: str) -> tuple[str, ...]:
-    """Methods by name or set, with commas between them; each once, in the order of the text.
+def methods_named(text: str) -> tuple[str, ...]:
+    """Parses names of methods and sets, separated by commas; each once, in their order.
 
-    >>> named("ends, sync, first_m")
+    >>> methods_named("ends, sync, first_m")
     ('sync', 'darts_published', 'darts_6_2', 'darts_4_4', 'first_m')
     """
     words = [word.strip() for word in text.split(",")]

@@ -1,8 +1,7 @@
-"""Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, both by depth
-of the prompt, seeds as bands.
+"""Curves of a comparison -> one HTML page: accuracy over time, lengths over steps, also by depth.
 
-Lengths are those of held-out responses: among training candidates the long ones are
-cut short by some methods and not by others. Drawing needs bokeh, an extra (`report`).
+Lengths are of held-out responses: some methods cut the long training candidates short. Drawing
+needs bokeh, an extra (`report`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from launch.report.palette import COLOURS
 from launch.run_files.records import EvalLine
 
 Curves = Mapping[str, Sequence[Sequence[EvalLine]]]
-"""Method -> finished seed -> its evaluations."""
+"""Method -> finished seed -> evaluations."""
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,10 +27,10 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     x: str  # field of EvalLine
     y: str
     unit: str
-    tag: str = ""  # of a field that is by kind of prompt
+    tag: str = ""  # kind of prompt, for a field by kind
 
-    def value(self, found: EvalLine) -> float:
-        """What it shows of one evaluation."""
+    def value_of(self, found: EvalLine) -> float:
+        """Returns its value for one evaluation."""
         value: Any = getattr(found, self.y)
         return float(value[self.tag] if self.tag else value)
 
@@ -44,7 +43,7 @@ PLOTS = (
 
 
 def by_depth(curves: Curves) -> list[Plot]:
-    """Accuracy and length for each kind of held-out prompt that every evaluation names."""
+    """Returns plots of accuracy and length for each kind of prompt that all evaluations have."""
     known = [set(e.by_tag) & set(e.tokens_by_tag) for c in curves.values() for s in c for e in s]
     tags = sorted(set[str].intersection(*known)) if known else []
     return [
@@ -55,17 +54,17 @@ def by_depth(curves: Curves) -> list[Plot]:
 
 
 def available() -> bool:
-    """Whether bokeh is installed."""
+    """Returns True if bokeh is installed."""
     return importlib.util.find_spec("bokeh") is not None
 
 
-def points(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> list[list[tuple[float, float]]]:
-    """Of each seed, what a plot shows of it."""
-    return [[(getattr(e, plot.x), plot.value(e)) for e in seed] for seed in seeds]
+def plot_points(plot: Plot, seeds: Sequence[Sequence[EvalLine]]) -> list[list[tuple[float, float]]]:
+    """Returns the points of a plot for each seed."""
+    return [[(getattr(e, plot.x), plot.value_of(e)) for e in seed] for seed in seeds]
 
 
 def draw(curves: Curves, target: float, out: Path) -> None:
-    """Write the page; needs no network to be looked at. Raises ImportError without bokeh."""
+    """Writes the page, which works offline. Raises ImportError without bokeh."""
     plotting: Any = importlib.import_module("bokeh.plotting")
     layouts: Any = importlib.import_module("bokeh.layouts")
     embed: Any = importlib.import_module("bokeh.embed")
@@ -79,7 +78,7 @@ def draw(curves: Curves, target: float, out: Path) -> None:
         )  # fmt: skip
         for index, (name, seeds) in enumerate((n, s) for n, s in curves.items() if s):
             colour = COLOURS[index % len(COLOURS)]
-            found = band(points(plot, seeds))
+            found = band(plot_points(plot, seeds))
             shared = {"color": colour, "legend_label": name}
             figure.varea(found.x, found.low, found.high, alpha=0.15, **shared)
             figure.line(found.x, found.middle, line_width=2, **shared)

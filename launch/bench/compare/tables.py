@@ -1,7 +1,7 @@
-"""Figures of cells -> the comparison: lists by seed, medians, ratios to the baseline, a table.
+"""Metrics of cells -> the comparison: lists by seed, medians, ratios to the baseline, a table.
 
-Pure. Ratios are paired by seed: a seed draws the same prompts in every method. Their
-intervals are those of a percentile bootstrap over seeds, which says little below three.
+Pure. Ratios are paired by seed, since a seed draws the same prompts in every method. Intervals are
+from a percentile bootstrap over seeds, which needs at least three of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FEWEST_SEEDS = 3  # for an interval
 _DRAWS = 10_000
 
 BySeed = Sequence[Metrics | None]
-"""One method's cells in the order of the seeds; None: not there yet, or failed."""
+"""One method's cells in the order of the seeds; None: not done yet, or failed."""
 
 
 def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[float | None]]]:
-    """Method -> figure -> values by seed; None where there is none."""
+    """Returns method -> metric -> values by seed."""
     return {
         name: {
             figure: [getattr(found, figure) if found else None for found in by_seed]
@@ -36,13 +36,13 @@ def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[float | Non
     }
 
 
-def ratios(
+def baseline_ratios(
     table: Mapping[str, Mapping[str, Sequence[float | None]]],
 ) -> dict[str, dict[str, list[float | None]]]:
-    """Method -> figure -> [baseline over method, low, high]: above 1 is faster.
+    """Returns method -> metric -> [baseline over method, low, high]: above 1 is faster.
 
-    Only seeds count where both have the figure. `low` and `high` hold 95% and are None
-    below `FEWEST_SEEDS` such seeds; methods and figures without any are left out.
+    A seed counts if both methods have the metric. `low` and `high` bound 95%; they are None below
+    `FEWEST_SEEDS` such seeds. Methods and metrics without any are left out.
     """
     found: dict[str, dict[str, list[float | None]]] = {}
     for name, metrics in table.items():
@@ -50,7 +50,7 @@ def ratios(
             pairs = [
                 (base, own)
                 for base, own in zip(table[BASELINE][figure], metrics[figure], strict=True)
-                if base is not None and own  # a target reached before training has no ratio
+                if base is not None and own  # no ratio if the target was reached before training
             ]
             if pairs:
                 found.setdefault(name, {})[figure] = list(_ratio(pairs))
@@ -58,7 +58,7 @@ def ratios(
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float | None, float | None]:
-    """Median of the pairs' ratios, and the interval over resampled pairs."""
+    """Returns the median of the pairs' ratios, and its interval over resampled pairs."""
     ratios = np.array([base / own for base, own in pairs])
     middle = float(np.median(ratios))
     if len(pairs) < FEWEST_SEEDS:
@@ -89,11 +89,11 @@ _COLUMNS = (
 )
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """The table: medians over seeds, and in brackets how many times faster than the baseline.
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+    """Makes the table: medians over seeds; in brackets how many times faster than the baseline.
 
     Args:
-        comparison: with `methods` as of `columns`, `ratios` as of `ratios`.
+        comparison: `methods` from `columns`, `ratios` from `baseline_ratios`.
     """
     titles = ["method", "seeds", *(column.title for column in _COLUMNS)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]

@@ -1,6 +1,6 @@
-"""The measurements of `make show` beside its own runs: each a program of its own, told as a table.
+"""The programs that `make show` runs beside its own jobs, each with a table of its results.
 
-Turns a program's JSON into lines of Markdown. A file that is there is not measured again.
+Turns a program's JSON into lines of Markdown. A file that exists is not measured again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Found = Mapping[str, Any]
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """One program that writes JSON with `--out`."""
 
-    name: str  # of the file, and for `--only`
+    name: str  # name of the file, and for `--only`
     title: str
     module: str
     arguments: tuple[str, ...]
     table: Callable[[Found], list[str]]
 
-    def measure(self, base: Path) -> None:
-        """Run it unless its file is there. Raises RuntimeError if it fails."""
+    def run_if_missing(self, base: Path) -> None:
+        """Runs it unless its file exists. Raises RuntimeError if it fails."""
         out = base / f"{self.name}.json"
         if out.exists():
             return
@@ -37,11 +37,11 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
         whole = out.with_suffix(".tmp")
         command = [sys.executable, "-m", self.module, *self.arguments, "--out", str(whole)]
         if subprocess.run(command, check=False).returncode:
-            raise RuntimeError(f"{self.name} failed; run it by itself: {' '.join(command[1:])}")
+            raise RuntimeError(f"{self.name} failed; run it alone: {' '.join(command[1:])}")
         whole.rename(out)
 
-    def lines(self, base: Path) -> list[str]:
-        """Its section of the document, nothing where it has not been measured."""
+    def markdown_lines(self, base: Path) -> list[str]:
+        """Returns its section of the document; [] if it has not been measured."""
         file = base / f"{self.name}.json"
         if not file.exists():
             return []
@@ -50,22 +50,22 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
         return ["", f"## {self.title}", "", f"`{shown}`", "", *table]
 
 
-def overhead(found: Found) -> list[str]:
-    """Rates through the pipeline against vLLM alone."""
+def overhead_table(found: Found) -> list[str]:
+    """Compares rates through the pipeline with vLLM alone."""
     rows = [
         f"| {about} | {statistics.median(found[way]['tokens_per_s']):.0f} "
         f"| {found[way]['ratio']:.3f} | {_span(found[way]['ratios'])} |"
         for way, about in (
             ("raw", "`AsyncLLM` alone"),
-            ("sink", "through the pipeline, a learner that learns nothing"),
-            ("learner", "through the pipeline, the learner training beside it"),
+            ("sink", "through the pipeline, with an idle learner"),
+            ("learner", "through the pipeline, with the learner training"),
         )
     ]
     return ["| way | tokens/s | of raw, median | lowest to highest |", "|---|---|---|---|", *rows]
 
 
-def backward(found: Found) -> list[str]:
-    """A step against the longer of generation and learning plus what cannot overlap."""
+def backward_table(found: Found) -> list[str]:
+    """Compares a step with its bound: the longer of generation and learning, plus the rest."""
     limit = _medians(found["bounds"])
     lines = [
         "| | s |",
@@ -82,8 +82,8 @@ def backward(found: Found) -> list[str]:
     return lines
 
 
-def logprobs(found: Found) -> list[str]:
-    """Forwards for old logprobs behind generation."""
+def logprobs_table(found: Found) -> list[str]:
+    """Shows the share of forwards for old logprobs that ran during generation."""
     lines = ["| `learner.overlap` | s a step | logprobs s | hidden |", "|---|---|---|---|"]
     for way in ("off", "token"):
         middle = _medians(found[way])
@@ -95,19 +95,19 @@ def logprobs(found: Found) -> list[str]:
     return lines
 
 
-def tracing(found: Found) -> list[str]:
-    """Steps with and without timing and trace."""
+def tracing_table(found: Found) -> list[str]:
+    """Compares steps with and without timing and trace."""
     rows = [
         f"| {way} | {statistics.median(metrics['step_s']):.4f} | {metrics['ratio']:.3f} "
         f"| {metrics['own_share']:.2%} |"
         for way, metrics in found.items()
     ]
-    head = "| way | s a step | of `off`, median of pairs | of it, the stage noting it |"
+    head = "| way | s a step | of `off`, median of pairs | share of recording in the stage |"
     return [head, "|---|---|---|---|", *rows]
 
 
-def trl(found: Found) -> list[str]:
-    """Both trainers by seed."""
+def trl_table(found: Found) -> list[str]:
+    """Compares both trainers by seed."""
     lines = [
         "| trainer | seed | s a step | s to target | accuracy | mean tokens |",
         "|---|---|---|---|---|---|",
@@ -121,12 +121,12 @@ def trl(found: Found) -> list[str]:
                 f"| {run['accuracy_before']:.3f} -> {run['accuracy_after']:.3f} "
                 f"| {run['mean_tokens_after']:.1f} |"
             )
-    told = [
+    known = [
         f"{name.replace('_', ' ')} {ratio:.1f}x"
         for name, ratio in found["ratios"].items()
         if ratio is not None
     ]
-    return [*lines, "", f"TRL over darts: {', '.join(told) or 'no figure on both sides'}."]
+    return [*lines, "", f"TRL over darts: {', '.join(known) or 'no metric on both sides'}."]
 
 
 BENCHES = (
@@ -135,35 +135,35 @@ BENCHES = (
         title="Tokens per second, through the pipeline and without it",
         module="launch.bench.developer.engine_overhead",
         arguments=("--repeats", "3"),
-        table=overhead,
+        table=overhead_table,
     ),
     Bench(
         name="backward",
         title="A large step of `first_m`, with and without overlap",
         module="launch.bench.developer.overlap",
         arguments=("--study", "backward"),
-        table=backward,
+        table=backward_table,
     ),
     Bench(
         name="barrier",
         title="The same step with `dual_end`, whose groups may wait for the barrier",
         module="launch.bench.developer.overlap",
         arguments=("--study", "barrier", "--repeats", "2"),
-        table=backward,
+        table=backward_table,
     ),
     Bench(
         name="logprobs",
         title="`configs/darts.yaml`: old logprobs chunk by chunk",
         module="launch.bench.developer.overlap",
         arguments=("--study", "logprobs"),
-        table=logprobs,
+        table=logprobs_table,
     ),
     Bench(
         name="tracing",
         title="What timing and trace cost",
         module="launch.bench.developer.tracing",
         arguments=("--steps", "30", "--repeats", "2"),
-        table=tracing,
+        table=tracing_table,
     ),
 )
 PEER = Bench(
@@ -171,9 +171,9 @@ PEER = Bench(
     title="TRL on the same model, task and machine",
     module="launch.bench.developer.trl_peer",
     arguments=(),
-    table=trl,
+    table=trl_table,
 )
-"""Needs the extra `bench`, so it is measured only when asked for by name."""
+"""Needs the extra `bench`, so it runs only by name."""
 
 
 def _span(values: Sequence[float]) -> str:

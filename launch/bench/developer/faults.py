@@ -1,15 +1,13 @@
-"""What a job over two machines does when something breaks: a table, one fault a row.
+"""Measures how a job over two machines recovers: a table with one fault in each row.
 
     python -m launch.bench.developer.faults [--only NAME] [--out FILE]
 
-Two network namespaces, one torchrun in each, simulated engines and a real
-learner. Each row is a job of its own, which must end with every prompt trained
-on once and its books balanced.
+Uses two network namespaces with a torchrun in each, simulated engines and a real learner. Each row
+is a separate job, which must end with every prompt trained on once and every token accounted for.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -24,7 +22,8 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
-from launch.run_files.jsonl import lines
+from launch.bench.developer.program import options_parser, write_json
+from launch.run_files.jsonl import read_lines
 
 RESTARTS = 3
 PROMPTS = 12
@@ -45,17 +44,17 @@ _SETTINGS = [
 
 @dataclass
 class Row:
-    """What one fault did; seconds."""
+    """The effect of one fault; seconds."""
 
     fault: str
     detect_s: float
-    recover_s: float  # from the fault (a cut: from its end) to the next step done
-    restarted: bool  # the learner went on from a checkpoint
-    twice: int  # response tokens whose first sampling was undone
+    recover_s: float  # from the fault (or the end of a cut) to the next finished step
+    restarted: bool  # the learner continued from a checkpoint
+    twice: int  # response tokens that were sampled again
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a job is, and where its fault is; a test's is smaller."""
+    """Size of a job and time of its fault; tests use a smaller one."""
 
     steps: int = 60
     before: int = 8  # steps before the fault
@@ -63,95 +62,95 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job:
-    """One run on both machines."""
+    """A run on both machines."""
 
     def __init__(self, machines: Machines, folder: Path, stack: ExitStack, scale: Scale) -> None:
         self.machines, self.run, self._stack = machines, folder / "run", stack
         self.scale = scale
-        self.parts = [self.start(0), self.start(1)]
+        self.parts = [self.start_machine(0), self.start_machine(1)]
 
-    def start(self, machine: int) -> Started:
-        """One machine's torchrun."""
+    def start_machine(self, machine: int) -> Started:
+        """Starts one machine's torchrun."""
         arguments = ["configs/quickstart.yaml", "--out", str(self.run), *_SETTINGS]
         arguments.append(f"step.count={self.scale.steps}")
         command = self.machines.torchrun(machine, 2, arguments, RESTARTS)
         log = self.run.parent / f"machine{machine}.log"
         return self._stack.enter_context(Started(command, log))
 
-    def lines(self, what: str) -> list[dict[str, Any]]:
+    def metric_lines(self, what: str) -> list[dict[str, Any]]:
         return records(self.run / "metrics.jsonl", what)
 
-    def steps(self) -> int:
-        return len(self.lines("step"))
+    def steps_done(self) -> int:
+        return len(self.metric_lines("step"))
 
-    def sampled(self, steps: int | None = None) -> int:
-        """Response tokens sampled by the end of so many steps; None: by now."""
+    def tokens_sampled(self, steps: int | None = None) -> int:
+        """Returns the response tokens sampled by the end of `steps` steps; None: until now."""
         if steps is None:
             return json.loads((self.run / "live.json").read_text())["sampled"]
-        return self.lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
+        return self.metric_lines("step")[steps - 1]["ledger"]["sampled"] if steps else 0
 
     def checkpoint(self) -> int:
-        """Steps of the newest one."""
+        """Returns the step of the newest checkpoint."""
         found = sorted((self.run / "checkpoints").glob("step-*"))
         return int(found[-1].name.removeprefix("step-")) if found else 0
 
     def incarnation(self) -> int:
         return int((self.run / "incarnation").read_text())
 
-    def until(self, what: Callable[[], bool]) -> float:
-        """Seconds until it is so."""
+    def wait_until(self, what: Callable[[], bool]) -> float:
+        """Waits until the condition holds; returns the seconds."""
         begun = time.monotonic()
         while not what():
             if time.monotonic() - begun > _LIMIT_S:
                 raise TimeoutError(self.parts[0].text[-3000:])
             for part in self.parts:
-                part.look()
+                part.running_processes()
             time.sleep(0.05)
         return time.monotonic() - begun
 
-    def told(self, *words: str) -> Callable[[], bool]:
-        """Whether the stage has said it since now."""
+    def stage_logs(self, *words: str) -> Callable[[], bool]:
+        """Returns a condition: the stage has logged one of these words after this call."""
         log = self.run / "logs" / "stage.log"
         before = len(log.read_text())
         return lambda: any(word in log.read_text()[before:] for word in words)
 
 
 def _cut(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("e1 lost")
-    job.machines.cut()
+    lost = job.stage_logs("e1 lost")
+    job.machines.cut_cable()
     healed = time.monotonic() + job.scale.cut_s
 
     def heal() -> None:
         time.sleep(max(0.0, healed - time.monotonic()))
-        job.machines.heal()
+        job.machines.heal_cable()
 
     return lost, heal
 
 
 def _kill_engine(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("e1 lost")
+    lost = job.stage_logs("e1 lost")
     job.parts[1].part("engines.worker", "e1").kill()
     return lost, lambda: None
 
 
 def _kill_learner(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("l1 lost", "learner rank 1", "over")
+    lost = job.stage_logs("l1 lost", "learner rank 1", "over")
     job.parts[1].part("learner.learner_rank").kill()
     return lost, lambda: None
 
 
 def _kill_torchrun(job: Job) -> tuple[Callable[[], bool], Callable[[], None]]:
-    lost = job.told("l1 lost", "e1 lost")
-    job.parts[1].kill()
+    lost = job.stage_logs("l1 lost", "e1 lost")
+    job.parts[1].kill_torchrun()
 
     def again() -> None:
-        job.parts[1] = job.start(1)
+        job.parts[1] = job.start_machine(1)
 
     return lost, again
 
 
 Fault = Callable[[Job], tuple[Callable[[], bool], Callable[[], None]]]
-"""Brings it about; whether it has been noticed, and what mends it."""
+"""Causes a fault; returns a condition for its detection, and the repair."""
 FAULTS: dict[str, Fault] = {
     f"link cut for {Scale().cut_s:.0f} s": _cut,
     "engine killed": _kill_engine,
@@ -161,55 +160,55 @@ FAULTS: dict[str, Fault] = {
 
 
 def carry_out(fault: str, machines: Machines, folder: Path, scale: Scale | None = None) -> Row:
-    """One job with one fault in its middle. Raises AssertionError if anything was lost."""
+    """Runs one job with one fault. Raises AssertionError if anything was lost."""
     scale = scale or Scale()
     with ExitStack() as stack:
         job = Job(machines, folder, stack, scale)
-        job.until(lambda: job.steps() >= scale.before)
+        job.wait_until(lambda: job.steps_done() >= scale.before)
         incarnation = job.incarnation()
         lost, mend = FAULTS[fault](job)
-        detect_s = job.until(lost)
-        known, done = job.sampled(), job.steps()
+        detect_s = job.wait_until(lost)
+        known, done = job.tokens_sampled(), job.steps_done()
         mend()
-        mended, before = time.monotonic(), job.steps()
+        mended, before = time.monotonic(), job.steps_done()
         restarting = "killed" in fault and "engine" not in fault
         if restarting:
-            job.until(lambda: job.incarnation() > incarnation)
+            job.wait_until(lambda: job.incarnation() > incarnation)
             before = job.checkpoint()
-        job.until(lambda: job.steps() > before)
+        job.wait_until(lambda: job.steps_done() > before)
         recover_s = time.monotonic() - mended
         restarted = job.incarnation() > incarnation
         print(f"{fault}: {known} tokens by step {done}, from step {before}", file=sys.stderr)
-        twice = known - job.sampled(before) if restarted else 0
+        twice = known - job.tokens_sampled(before) if restarted else 0
         for part in job.parts:
             if part.wait(_LIMIT_S) != 0:
                 raise AssertionError(part.text[-3000:])
-        check(job.run, scale.steps)
+        check_books(job.run, scale.steps)
     return Row(fault, detect_s, recover_s, restarted, max(0, twice))
 
 
 def records(path: Path, what: str) -> list[dict[str, Any]]:
-    """Lines of one kind. Raises ValueError for one that does not parse."""
+    """Reads lines of one kind. Raises ValueError for one that does not parse."""
 
     def bad(text: str) -> None:
         raise ValueError(text)
 
-    return list(lines(path, {what: dict}, bad)) if path.exists() else []
+    return list(read_lines(path, {what: dict}, bad)) if path.exists() else []
 
 
-def check(run: Path, steps: int) -> None:
-    """Books balanced, every prompt trained on once. Raises AssertionError."""
+def check_books(run: Path, steps: int) -> None:
+    """Raises AssertionError unless all tokens are accounted for and each prompt is trained once."""
     result = json.loads((run / "result.json").read_text())
     if sum(result["tokens"].values()) != result["tokens_reported_by_engines"]:
-        raise AssertionError(f"{run}: the books do not balance")
+        raise AssertionError(f"{run}: the token accounts do not add up")
     groups = records(run / "decisions.jsonl", "group")
     trained = Counter(line["prompt"] for line in groups if line["fate"] == "trained")
     if sorted(trained.values()) != [1] * (steps * PROMPTS):
         raise AssertionError(f"{run}: a prompt was lost or trained on twice")
 
 
-def table(rows: list[Row]) -> list[str]:
-    """In Markdown."""
+def faults_table(rows: list[Row]) -> list[str]:
+    """Formats the rows as Markdown."""
     head = "| fault | detected, s | next step, s | from a checkpoint | tokens sampled twice |"
     body = [
         f"| {row.fault} | {row.detect_s:.1f} | {row.recover_s:.1f} "
@@ -220,9 +219,8 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(FAULTS), help="one fault alone")
-    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    parser = options_parser(__doc__)
+    parser.add_argument("--only", choices=list(FAULTS), help="run only this fault")
     options = parser.parse_args()
     if reason := why_not():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -231,9 +229,8 @@ def main() -> int:
     for fault in [options.only] if options.only else FAULTS:
         with two_machines() as machines, tempfile.TemporaryDirectory() as folder:
             rows.append(carry_out(fault, machines, Path(folder)))
-            print("\n".join(table(rows)), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
+            print("\n".join(faults_table(rows)), flush=True)
+    write_json(options.out, [row.__dict__ for row in rows])
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Whether what a long run holds (descriptors, memory, files) stays flat: samples in, a verdict out.
+"""Samples of a long run's descriptors, memory and files -> a verdict: do they stay flat?
 
-Pure. A slope is the median of the slopes between all pairs (Theil-Sen): a process that is killed
-and started again makes steps, not a trend.
+Pure. A slope is the median of the slopes between all pairs (Theil-Sen): a restarted process makes
+a step, not a trend.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import msgspec
 import numpy as np
 
 WARM_UP = 0.25
-"""Share of the run before which a slope is not taken: caches fill, allocators grow."""
+"""Share of the run that is left out at its start: caches fill, allocators grow."""
 LEAST = 8
-"""Samples after the warm-up without which nothing is said."""
+"""Smallest number of samples after the warm-up for a verdict."""
 PAIRS = 1000
-"""Samples that a slope is taken from at most, evenly chosen: pairs are their square."""
+"""Largest number of samples for a slope, evenly chosen: the number of pairs is its square."""
 ALLOWED: dict[str, tuple[float, float]] = {
     "descriptors": (4.0, 0.05),
     "threads": (4.0, 0.05),
     "MiB": (24.0, 0.05),
     "entries": (2.0, 0.0),
 }
-"""Growth over the time after the warm-up that counts as flat, by unit: absolute, or this share of
-the level, whichever is more. A leak shows in a longer run as the same slope and more growth."""
+"""Growth after the warm-up that counts as flat, by unit: absolute, or a share of the level if that
+is more. A leak has the same slope and more growth in a longer run."""
 
 
 class Series(msgspec.Struct, kw_only=True):
@@ -36,26 +36,26 @@ class Series(msgspec.Struct, kw_only=True):
     times_s: list[float] = []
     values: list[float] = []
 
-    def add(self, time_s: float, value: float) -> None:
+    def add_sample(self, time_s: float, value: float) -> None:
         self.times_s.append(time_s)
         self.values.append(value)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a series."""
+    """The verdict on a series."""
 
     of: str
     unit: str
     samples: int
     first: float  # median of the first quarter of the samples
-    last: float  # and of the last
+    last: float  # median of the last quarter
     slope_per_hour: float  # after the warm-up
     growth: float  # by that slope, over the time after the warm-up
     flat: bool
 
 
 def slope(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """Median slope between all pairs, per second.
+    """Returns the median slope between all pairs, per second.
 
     >>> slope([0, 1, 2, 3, 4], [5, 7, 9, 11, 100])
     2.0
@@ -66,8 +66,8 @@ def slope(times_s: Sequence[float], values: Sequence[float]) -> float:
     return float(np.median((found[to] - found[at]) / (times[to] - times[at])))
 
 
-def row(series: Series, seconds: float) -> Row | None:
-    """The verdict on one series of a run of so many seconds; None: too few samples."""
+def series_row(series: Series, seconds: float) -> Row | None:
+    """Judges one series of a run of `seconds` seconds; None if it has too few samples."""
     kept = [
         (at, value)
         for at, value in zip(series.times_s, series.values, strict=True)
@@ -92,8 +92,8 @@ def row(series: Series, seconds: float) -> Row | None:
     )
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """In Markdown."""
+def flatness_table(rows: Sequence[Row]) -> list[str]:
+    """Formats the rows as Markdown."""
     head = ["| of | unit | samples | first quarter | last quarter | an hour | flat |"]
     head += ["|---|---|---|---|---|---|---|"]
     return head + [
@@ -103,8 +103,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def verdict(rows: Sequence[Row], faults: Mapping[str, int]) -> str:
-    """In a line."""
+def flatness_verdict(rows: Sequence[Row], faults: Mapping[str, int]) -> str:
+    """Returns the verdict in one line."""
     grown = [f"{r.unit} of {r.of} by {r.growth:.1f}" for r in rows if not r.flat]
     count = sum(faults.values())
     if not rows:

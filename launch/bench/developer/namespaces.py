@@ -1,8 +1,7 @@
-"""Two machines on this one: network namespaces with a cable between them (needs root).
+"""Simulates two machines by network namespaces with a cable between them (needs root).
 
-Each has its own interfaces, addresses and ports, and no way to the other but
-the cable, which can be cut. Processes, the kernel's clock and files are shared,
-but for directories that the second machine is given others in the place of.
+Each has its own interfaces, addresses and ports; only the cable connects them, and it can be cut.
+Processes, clock and files are shared, except for directories that the second machine replaces.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ def _ip(*arguments: str) -> None:
 
 
 class Machines:
-    """Both, and the cable. Made by `two_machines`.
+    """Both machines and the cable. Made by `two_machines`.
 
     Args:
-        own: a directory -> the one that the second machine has in its place.
+        own: a directory -> its replacement on the second machine.
     """
 
     def __init__(self, own: Mapping[Path, Path] | None = None) -> None:
@@ -40,7 +39,7 @@ class Machines:
         self.names = [f"darts-{os.getpid()}-{side}" for side in "ab"]
         self._ends = [f"d{os.getpid()}{side}" for side in "ab"]  # 15 characters at most
 
-    def make(self) -> None:
+    def set_up(self) -> None:
         for name in self.names:
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
@@ -50,27 +49,27 @@ class Machines:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
             _ip("-n", name, "link", "set", end, "up")
 
-    def remove(self) -> None:
+    def tear_down(self) -> None:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
-    def cut(self) -> None:
-        """Unplug the cable."""
+    def cut_cable(self) -> None:
+        """Unplugs the cable."""
         _ip("-n", self.names[0], "link", "set", self._ends[0], "down")
 
-    def heal(self) -> None:
+    def heal_cable(self) -> None:
         _ip("-n", self.names[0], "link", "set", self._ends[0], "up")
 
     def block(self, machine: int, port: int) -> None:
-        """No way from this machine to that port of another, as behind a firewall."""
+        """Blocks a port of the other machine for this one, like a firewall."""
         rule = ["rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(port), "prohibit"]
         _ip("-n", self.names[machine], *rule)
 
-    def command(self, machine: int, arguments: Sequence[str]) -> list[str]:
-        """To be run on one of them."""
+    def command_on(self, machine: int, arguments: Sequence[str]) -> list[str]:
+        """Returns the command that runs these arguments on a machine."""
         command = list(arguments)
         for path, other in self._own.items() if machine == 1 else ():
-            # The program ip has given it mounts of its own.
+            # The program ip has given it its own mounts.
             bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
             command = ["sh", "-c", bind, "sh", str(other), str(path), *command]
         return ["ip", "netns", "exec", self.names[machine], *command]
@@ -83,60 +82,55 @@ class Machines:
         restarts: int = 0,
         module: str = "launch.torchrun",
     ) -> list[str]:
-        """One machine's line."""
+        """Returns one machine's command for torchrun."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
         command += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{RENDEZVOUS_PORT}"]
-        # A namespace has no host name of its own by which torchrun would know which it is.
+        # A namespace has no host name by which torchrun could tell which machine it is.
         command += [
             f"--rdzv-conf=is_host={int(machine == 0)}",
             f"--local-addr={ADDRESSES[machine]}",
         ]
-        return self.command(machine, [*command, "-m", module, *arguments])
+        return self.command_on(machine, [*command, "-m", module, *arguments])
 
 
 def environment() -> dict[str, str]:
-    """Of the commands."""
-    # With the store that torchrun shares, a machine that comes back waits for ever (torch 2.13).
+    """Returns the environment of the commands."""
+    # With torchrun's shared store, a machine that returns waits for ever (torch 2.13).
     unshared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, "PYTHONPATH": str(ROOT), **unshared}
 
 
 def why_not() -> str:
-    """Why namespaces cannot be made here; '' if they can."""
+    """Says why namespaces cannot be made here; '' if they can."""
     if os.getuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "network namespaces need the program ip (iproute2)"
     machines = Machines()
     try:
-        machines.make()
+        machines.set_up()
     except subprocess.CalledProcessError as error:
         return f"network namespaces cannot be made here: {error.stderr.strip()}"
     finally:
-        machines.remove()
+        machines.tear_down()
     return ""
 
 
 @contextmanager
 def two_machines(own: Mapping[Path, Path] | None = None) -> Iterator[Machines]:
     machines = Machines(own)
-    machines.make()
+    machines.set_up()
     try:
         yield machines
     finally:
-        machines.remove()
+        machines.tear_down()
 
 
 class Started:
-    """A command on a machine; whatever it has started ends with this context."""
+    """A command on a machine; all its processes end with this context."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        directory: Path = ROOT,
-    ) -> None:
+    def __init__(self, command: Sequence[str], log: Path, directory: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -154,7 +148,7 @@ class Started:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.look()
+        self.running_processes()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -166,8 +160,8 @@ class Started:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def look(self) -> list[psutil.Process]:
-        """All that it has started and that still runs."""
+    def running_processes(self) -> list[psutil.Process]:
+        """Returns its processes that still run."""
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 self._family[process.pid] = process
@@ -176,8 +170,8 @@ class Started:
         return [p for p in self._family.values() if p.is_running() and p.status() != "zombie"]
 
     def part(self, *words: str) -> psutil.Process:
-        """The process whose command line has all these words. Raises LookupError."""
-        for process in self.look():
+        """Finds the process whose command line has all these words. Raises LookupError."""
+        for process in self.running_processes():
             try:
                 line = process.cmdline()
             except psutil.Error:
@@ -186,16 +180,16 @@ class Started:
                 return process
         raise LookupError(f"no process with {words}")
 
-    def kill(self) -> None:
-        """torchrun itself alone: its ranks have to see for themselves that it is gone."""
-        self.look()
+    def kill_torchrun(self) -> None:
+        """Kills only torchrun: its ranks have to notice by themselves."""
+        self.running_processes()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def wait(self, limit_s: float) -> int:
         deadline = time.monotonic() + limit_s
         while self.process.poll() is None:
-            self.look()
+            self.running_processes()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"still running after {limit_s:.0f} s:\n{self.text[-3000:]}")
             time.sleep(0.2)

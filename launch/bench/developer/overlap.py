@@ -1,25 +1,24 @@
-"""What overlap hides: `python -m launch.bench.developer.overlap [--study NAME] [--out FILE]`.
+"""Measures what overlap hides.
 
-`backward`: steps of the quickstart's task, large ones, three ways: `sink` generates and learns
-nothing, `off` learns when generation has ended, `group` while other groups are generated. The
-mean step of each is held against the longer of generation alone and learning alone plus what
-cannot overlap: the last group, the optimizer, the publish, the load and its proof.
+    python -m launch.bench.developer.overlap [--study NAME] [--out FILE]
 
-`barrier`: the same with `dual_end`, whose groups may have to wait for the step's last.
+`backward`: large steps of the quickstart's task, run three ways: `sink` only generates, `off`
+learns after generation, `group` learns while other groups are generated. The mean step is compared
+with the longer of generation alone and learning alone, plus what cannot overlap: the last group,
+the optimizer, the publish, the load and its check.
+
+`barrier`: the same with `dual_end`, whose groups may have to wait for the last one of the step.
 
 `logprobs`: `configs/darts.yaml` with `learner.overlap` `off` and `token`: the share of the forwards
-for old logprobs that ran while groups of their step were still to come.
+for old logprobs that ran before all groups of their step had come.
 
 Ways are interleaved, each run in fresh processes; the first step of a run is left out. The learning
-rate is next to nothing in the first two, so that every way generates what the others do.
+rate is almost zero in the first two studies, so that all ways generate the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.engine_overhead import SHORT, metrics_of
+from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from pipeline.config.load import load
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
-    """One configuration and the ways in which its steps are run."""
+    """A configuration and the ways to run its steps."""
 
     config: str
     overrides: tuple[str, ...]
@@ -56,21 +56,21 @@ STUDIES = {
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """Means over the steps of one run, seconds."""
+    """Means over the steps of one run; seconds."""
 
     step: float
     generation: float  # first request to last token
     learning: float  # forward and backward
-    last_group: float  # of those, by its share of the groups
+    last_group: float  # share of one group in `learning`
     optimizer: float
     publish: float
-    load: float  # from the end of a step to the engines' proof of its version
+    load: float  # from the end of a step until an engine has checked its version
     logprobs: float  # forwards for old logprobs
-    hidden: float  # of those, while groups were to come
+    hidden: float  # of those, before all groups had come
 
 
 def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
-    """Of the lines of a run's metrics, without its first step.
+    """Averages the lines of a run's metrics, without its first step.
 
     Raises: ValueError if there are fewer than two steps.
     """
@@ -100,11 +100,11 @@ def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
 
 
 def bound(sink: Steps, off: Steps) -> dict[str, float]:
-    """What a step cannot be faster than: its longer half, and what cannot overlap.
+    """Returns the lower bound of a step: its longer half plus what cannot overlap.
 
     Args:
         sink: generation alone.
-        off: learning alone, each group's share of it, and the serial rest.
+        off: learning alone, the share of each group, and the serial part.
     """
     serial = off.last_group + off.optimizer + off.publish + off.load
     return {
@@ -115,63 +115,54 @@ def bound(sink: Steps, off: Steps) -> dict[str, float]:
     }
 
 
-def measure(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
-    """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
+def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dict[str, list[Steps]]:
+    """Runs every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[Steps]] = {way: [] for way in study.ways}
-    with tempfile.TemporaryDirectory(prefix="darts-overlap-") as folder:
-        for repeat in range(repeats):
-            for way in study.ways:
-                overlap = "off" if way == "sink" else way
-                given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
-                learner = "sink" if way == "sink" else "learner"
-                path = Path(folder) / f"{way}-{repeat}"
-                steps = means(metrics_of(load(Path(study.config), given), path, learner))
-                found[way].append(steps)
-                print(
-                    f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "
-                    f"learning {steps.learning:.2f}, logprobs {steps.logprobs:.2f}",
-                    flush=True,
-                )
+    for way, path in ways_in_turn(study.ways, repeats):
+        overlap, learner = ("off", "sink") if way == "sink" else (way, "learner")
+        given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
+        steps = means(metrics_of(load(Path(study.config), given), path, learner))
+        found[way].append(steps)
+        print(
+            f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "
+            f"learning {steps.learning:.2f}, logprobs {steps.logprobs:.2f}",
+            flush=True,
+        )
     return found
 
 
-def summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
-    """Medians over the repetitions; ratios are taken within each."""
-    told: dict[str, Any] = {
+def overlap_summary(name: str, found: Mapping[str, Sequence[Steps]]) -> dict[str, Any]:
+    """Returns medians over the repetitions; ratios are taken within each."""
+    document: dict[str, Any] = {
         way: [msgspec.to_builtins(steps) for steps in runs] for way, runs in found.items()
     }
     if name != "logprobs":
         limits = [bound(*pair) for pair in zip(found["sink"], found["off"], strict=True)]
-        told["bounds"] = limits
+        document["bounds"] = limits
         for way in ("off", "group"):
             ratios = [s.step / b["bound"] for s, b in zip(found[way], limits, strict=True)]
-            told[f"{way}_over_bound"] = statistics.median(ratios)
+            document[f"{way}_over_bound"] = statistics.median(ratios)
     else:
         for way, runs in found.items():
             shares = [s.hidden / s.logprobs for s in runs if s.logprobs]
-            told[f"{way}_hidden_share"] = statistics.median(shares) if shares else None
+            document[f"{way}_hidden_share"] = statistics.median(shares) if shares else None
         pairs = zip(found["off"], found["token"], strict=True)
-        told["speed_up"] = statistics.median(off.step / token.step for off, token in pairs)
-    return told
+        document["speed_up"] = statistics.median(off.step / token.step for off, token in pairs)
+    return document
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--study", choices=list(STUDIES), default="backward")
-    parser.add_argument("--steps", type=int, default=6, help="of one run; two or more")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON with every repetition")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the study's config")
+    parser = options_parser(__doc__, steps=6, repeats=3, overrides="settings of the study")
+    parser.add_argument("--study", choices=list(STUDIES), default="backward", help="see above")
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
-    told = summary(options.study, measure(STUDIES[options.study], options.repeats, given))
-    for key, value in told.items():
+    found = overlap_summary(
+        options.study, measure_overlap(STUDIES[options.study], options.repeats, given)
+    )
+    for key, value in found.items():
         if isinstance(value, float):
             print(f"{key}: {value:.3f}")
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Packed, prefix-shared passes against padded batches: `python -m launch.bench.developer.packed`.
+"""Compares packed, prefix-shared passes with padded batches.
 
-Turns groups of responses into a table of times on one thread: the learner's own
-packed path, and a reference that pads length-sorted sequences as plain trainers
-do. Both give the same logprobs and gradients, which is checked first. Runs are
-interleaved; the table shows medians.
+    python -m launch.bench.developer.packed
+
+Measures two ways on one thread: the learner's packed path, and a reference that pads length-sorted
+sequences as plain trainers do. First it checks that both give the same logprobs and gradients.
+Runs are interleaved; the table shows medians.
 
 Axes: B sequences, L tokens of the longest, V vocabulary.
 """
@@ -67,7 +68,7 @@ def group_of(number: int, prompt: Sequence[int], responses: Sequence[Sequence[in
 
 
 def chain_sums_groups(count: int, rng: random.Random) -> list[TrainGroup]:
-    """Prompts and traces of the shipped task: 8 and 40 tokens on average, with a long tail."""
+    """Makes prompts and traces of the built-in task: on average 8 and 40 tokens, long-tailed."""
     groups: list[TrainGroup] = []
     for number in range(count):
         item = chain_sums.item("train", number)
@@ -82,7 +83,7 @@ def chain_sums_groups(count: int, rng: random.Random) -> list[TrainGroup]:
 
 
 def random_groups(count: int, prompt: int, mean: float, rng: random.Random) -> list[TrainGroup]:
-    """Random tokens; lengths are log-normal (deviation 0.7 of the logarithm)."""
+    """Makes groups of random tokens; lengths are log-normal (deviation 0.7 of the logarithm)."""
 
     def length() -> int:
         drawn = rng.lognormvariate(0.0, 0.7) * mean / 1.28  # 1.28: mean of that log-normal
@@ -105,7 +106,7 @@ def shipped_model() -> Any:
 
 
 def middle_model() -> Any:
-    """Qwen3 of 29 M parameters, random weights."""
+    """Makes a Qwen3 of 29 M parameters with random weights."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=8192,
@@ -124,16 +125,16 @@ def middle_model() -> Any:
 
 
 def packed(case: Case) -> Iterator[Tensor]:
-    """Logprobs of each micro-batch's response tokens, by the learner's own path."""
+    """Yields the logprobs of each micro-batch's response tokens, by the learner's own path."""
     for groups in case.packs:
         for batch in micro_batches(groups, case.cap, CPU):
             yield logprobs(case.model, batch.packed, 1.0)
 
 
 def padded(case: Case, price: int = 128) -> Iterator[Tensor]:
-    """The same by right-padded batches of similar length, and stock attention.
+    """Yields the same by right-padded batches of similar length, with stock attention.
 
-    The cuts minimise padded tokens plus `price` per batch: the cheapest padding there is.
+    The cuts minimise padded tokens plus `price` per batch: the cheapest possible padding.
     """
     for groups in case.packs:
         rows = [(ints(g.prompt), ints(m.response)) for g in groups for m in g.members]
@@ -173,13 +174,13 @@ Way = Callable[[Case], Iterator[Tensor]]
 
 
 @torch.no_grad()
-def forward(way: Way, case: Case) -> float:
-    """Sum of all logprobs."""
+def logprob_sum(way: Way, case: Case) -> float:
+    """Returns the sum of all logprobs."""
     return sum(float(found.double().sum()) for found in way(case))
 
 
-def backward(way: Way, case: Case) -> Tensor:
-    """Gradient of the sum of squared logprobs: one that tells the tokens apart."""
+def squared_gradient(way: Way, case: Case) -> Tensor:
+    """Returns the gradient of the sum of squared logprobs, which differs between tokens."""
     case.model.zero_grad()
     for found in way(case):
         found.square().sum().backward()
@@ -190,31 +191,31 @@ def backward(way: Way, case: Case) -> Tensor:
 
 
 def milliseconds(work: Callable[[Way, Case], Any], case: Case, repeats: int) -> tuple[float, float]:
-    """Medians of the padded and the packed way, taken in turns."""
+    """Returns the medians of the padded and the packed way, run in turns."""
     ways: tuple[Way, Way] = (padded, packed)
     times: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way in ways:
-            begun = time.process_time()  # one thread: what others do counts little
+            begun = time.process_time()  # one thread: other processes matter little
             work(way, case)
             times[way].append(1e3 * (time.process_time() - begun))
     first, second = (statistics.median(times[way]) for way in ways)
     return first, second
 
 
-def check(case: Case) -> tuple[float, float]:
-    """Relative difference of the two ways: of the sum of logprobs, and of the gradient."""
-    expected, found = forward(padded, case), forward(packed, case)
-    gradient = backward(padded, case)
-    gap = float((backward(packed, case) - gradient).norm() / gradient.norm())
+def relative_gaps(case: Case) -> tuple[float, float]:
+    """Returns relative differences of the ways: sum of logprobs, and gradient."""
+    expected, found = logprob_sum(padded, case), logprob_sum(packed, case)
+    gradient = squared_gradient(padded, case)
+    gap = float((squared_gradient(packed, case) - gradient).norm() / gradient.norm())
     if abs(found / expected - 1) > 1e-5 or gap > 1e-5:
         raise ValueError(f"{case.name}: logprobs {found} and {expected}, gradients {gap} apart")
     return abs(found / expected - 1), gap
 
 
 @torch.no_grad()
-def fed(way: Way, case: Case) -> int:
-    """Tokens that go through the model's linear layers, padding included."""
+def tokens_fed(way: Way, case: Case) -> int:
+    """Counts tokens that go through the model's linear layers, padding included."""
     counts: list[int] = []
 
     def count(_module: Any, _given: Any, named: dict[str, Any]) -> None:
@@ -249,7 +250,7 @@ def cases(cap: int) -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="measurements of each way")
     parser.add_argument("--cap", type=int, default=4096, help="tokens of a micro-batch")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,14 +258,17 @@ def main() -> None:
     print(f"{'padded -> packed (ratio)':40} {'tokens fed':>22} {'forward ms':>26}", end="")
     print(f" {'forward + backward ms':>26}   equal to")
     for case in cases(options.cap):
-        gap = max(check(case))
-        print(f"{case.name:40} {cell(fed(padded, case), fed(packed, case), 0):>22}", end="")
-        for work in (forward, backward):
-            print(f" {cell(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True)
+        gap = max(relative_gaps(case))
+        fed = cell_text(tokens_fed(padded, case), tokens_fed(packed, case), 0)
+        print(f"{case.name:40} {fed:>22}", end="")
+        for work in (logprob_sum, squared_gradient):
+            print(
+                f" {cell_text(*milliseconds(work, case, options.repeats)):>26}", end="", flush=True
+            )
         print(f"   {gap:.0e}")
 
 
-def cell(before: float, after: float, digits: int = 1) -> str:
+def cell_text(before: float, after: float, digits: int = 1) -> str:
     return f"{before:.{digits}f} -> {after:.{digits}f} ({after / before:.2f})"
 
 

@@ -1,9 +1,9 @@
-"""GRPO without darts: `python -m launch.bench.developer.plain_loop [--steps 60] [--seed 0]`.
+"""Runs GRPO without darts: `python -m launch.bench.developer.plain_loop [--steps 60] [--seed 0]`.
 
-Turns the warm-start model into a trained one, in one process: sample everything, wait
-for the slowest, train, repeat. No streaming, no vLLM, no DeepSpeed. It proves that the
-recipe learns the task, and its table is what every other way of training is held against.
-Must not import darts' own engines or learner: a baseline shares no bug with what it judges.
+Trains the warm-start model in one process: sample everything, wait for the slowest, train, repeat.
+No streaming, no vLLM, no DeepSpeed. It shows that the recipe learns the task, and is the baseline
+for every other way of training. It must not import darts' engines or learner, so that it shares no
+bugs with them.
 
 Shapes: B responses of a micro-batch, T tokens, V vocabulary.
 """
@@ -22,17 +22,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from launch.bench.developer.sampler import Response, sample
+from launch.bench.developer.sampler import Response, sample_batch
 from pipeline.tasks import chain_sums
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
 
 MAX_TOKENS = 128
 PROMPTS, GROUP_SIZE = 16, 8
-LR, WARMUP_STEPS = 1e-4, 5  # from 2e-4 up, accuracy wobbles late on this task
+LR, WARMUP_STEPS = 1e-4, 5  # from 2e-4 up, accuracy is unstable late on this task
 TOKENS_PER_MICRO_BATCH = 2048  # padding included
 EVALUATE_EVERY = 10
-HELD_OUT, HELD_OUT_BRIEF = 256, 96  # prompts of an evaluation: at both ends, and in between
+HELD_OUT, HELD_OUT_BRIEF = 256, 96  # prompts of the first and last evaluation, and of others
 SAMPLES = 4  # of each of them
 
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     accuracy: float
     mean: float  # length in tokens, as is the next
@@ -71,11 +71,15 @@ class Policy:
         )
         self.eos = cast(int, self.tokenizer.eos_token_id)
 
-    def encode(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(text))
 
-    def sample(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[Response]:
-        return sample(self.model, prompts, max_tokens=MAX_TOKENS, eos=self.eos, generator=generator)
+    def sample_responses(
+        self, prompts: Sequence[list[int]], generator: torch.Generator
+    ) -> list[Response]:
+        return sample_batch(
+            self.model, prompts, max_tokens=MAX_TOKENS, eos=self.eos, generator=generator
+        )
 
     def is_right(self, response: Response, answer: str) -> bool:
         text = cast(str, self.tokenizer.decode(response.tokens, skip_special_tokens=True))
@@ -83,10 +87,12 @@ class Policy:
         return response.ended and bool(mark) and given == answer
 
 
-def evaluate(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
-    """Sample held-out prompts at temperature 1."""
+def evaluate_policy(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
+    """Samples held-out prompts at temperature 1."""
     items = [i for i in chain_sums.generate("held_out", prompts) for _ in range(SAMPLES)]
-    responses = policy.sample([policy.encode(item["prompt"]) for item in items], generator)
+    responses = policy.sample_responses(
+        [policy.encode_text(item["prompt"]) for item in items], generator
+    )
     right = [policy.is_right(r, i["answer"]) for r, i in zip(responses, items, strict=True)]
     lengths = sorted(len(response.tokens) for response in responses)
     return Score(
@@ -98,14 +104,14 @@ def evaluate(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
 
 
 def rollout(policy: Policy, step: int, seed: int, generator: torch.Generator) -> list[Row]:
-    """Sample one group a prompt; keep those whose rewards differ.
+    """Samples a group for each prompt; keeps those whose rewards differ.
 
     The advantage is `reward - mean of the group`, not divided by the deviation
     (Dr. GRPO, arXiv 2503.20783); a group of equal rewards has none and is dropped.
     """
     items = [chain_sums.item("train", step * PROMPTS + i, seed) for i in range(PROMPTS)]
-    prompts = [policy.encode(item["prompt"]) for item in items]
-    responses = policy.sample([p for p in prompts for _ in range(GROUP_SIZE)], generator)
+    prompts = [policy.encode_text(item["prompt"]) for item in items]
+    responses = policy.sample_responses([p for p in prompts for _ in range(GROUP_SIZE)], generator)
     rows: list[Row] = []
     for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         group = responses[index * GROUP_SIZE : (index + 1) * GROUP_SIZE]
@@ -120,7 +126,7 @@ def rollout(policy: Policy, step: int, seed: int, generator: torch.Generator) ->
 
 
 def micro_batches(rows: list[Row]) -> Iterator[list[Row]]:
-    """Cut rows, the longest first, into batches of bounded size."""
+    """Cuts rows, the longest first, into batches of bounded size."""
     batch: list[Row] = []
     width = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt) - len(row.response)):
@@ -135,7 +141,7 @@ def micro_batches(rows: list[Row]) -> Iterator[list[Row]]:
 
 
 def loss_sum(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
-    """Policy-gradient loss, summed over the response tokens of one micro-batch.
+    """Sums the policy-gradient loss over the response tokens of one micro-batch.
 
     One optimizer step per batch of fresh samples: the ratio to the sampling policy
     is 1 and clipping never acts, so the clipped objective is `-advantage * logprob`.
@@ -147,7 +153,7 @@ def loss_sum(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
         start, end = len(row.prompt), len(row.prompt) + len(row.response)
         tokens_BT[i, :end] = torch.tensor([*row.prompt, *row.response])
         weight_BT[i, start:end] = row.advantage
-    # Padding is on the right, so the causal mask alone keeps it out of sight.
+    # Padding is on the right, so the causal mask is enough to hide it.
     logits_BTV = cast(torch.Tensor, model(input_ids=tokens_BT[:, :-1], use_cache=False).logits)
     logprobs_BT = logits_BTV.log_softmax(-1).gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
     return -(weight_BT[:, 1:] * logprobs_BT).sum()
@@ -156,7 +162,7 @@ def loss_sum(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
 def train_step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], step: int
 ) -> None:
-    """One optimizer step on the mean over all tokens (token-level loss, arXiv 2503.14476)."""
+    """Takes an optimizer step on the mean over all tokens (token-level loss, arXiv 2503.14476)."""
     tokens = sum(len(row.response) for row in rows)
     for batch in micro_batches(rows):
         (loss_sum(model, batch) / tokens).backward()
@@ -168,14 +174,14 @@ def train_step(
 
 
 def main() -> None:
-    """Train and print a table."""
+    """Trains and prints a table."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.bench.developer.plain_loop", description=__doc__
     )
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=Path, default=MODEL, help="model to train")
+    parser.add_argument("--steps", type=int, default=60, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
 
     policy = Policy(options.model, options.threads)
@@ -187,7 +193,7 @@ def main() -> None:
 
     def report(step: int) -> None:
         prompts = HELD_OUT if step in (0, options.steps) else HELD_OUT_BRIEF
-        score = evaluate(policy, prompts, torch.Generator().manual_seed(1))
+        score = evaluate_policy(policy, prompts, torch.Generator().manual_seed(1))
         print(
             f"| {step:4d} | {sum(spent.values()):6.1f} | {score.accuracy:8.3f} | {score.mean:6.1f}"
             f" | {score.p95:3d} | {score.truncated:9.3f} |",

@@ -1,11 +1,11 @@
-"""vLLM alone: what a step of darts asks of its engine, asked of `AsyncLLM` directly.
+"""Measures vLLM alone: sends the requests of a step of darts to `AsyncLLM` directly.
 
     python -m launch.bench.developer.raw_engine --config CONFIG --out FILE
 
-Turns a configuration into the requests of its first step (the coordinator says which),
-streams them with `engine.slots` in flight, and writes tokens and seconds as JSON. A process of
-its own, since vLLM is imported with its environment set. Engine and sampling settings are those
-of `engines.backends.vllm`: only what darts adds around them is missing.
+Asks a coordinator for the requests of a configuration's first step, streams them with
+`engine.slots` in flight, and writes tokens and seconds as JSON. It is a separate process because
+vLLM is imported with its environment set. Engine and sampling settings are those of
+`engines.backends.vllm`: only what darts adds around them is missing.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.stage import build
 from pipeline.wire.messages import ints
 
-if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
+if __name__ == "__mp_main__":  # the name in a process that `multiprocessing` has spawned
     die_with_parent()
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """What was generated, and in what time."""
+    """Number of generated tokens, and their time."""
 
     tokens: int  # response tokens
     seconds: float  # from the first request to the last token
@@ -55,9 +55,9 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def requests_of(config: Config) -> list[Sampling]:
-    """The first step's requests, in the order in which a run places them.
+    """Returns the first step's requests, in the order in which a run sends them.
 
-    Asks a coordinator with one engine that has a slot for each. Evaluation must be off.
+    Uses a coordinator with one engine that has a slot for each. Evaluation must be off.
     """
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
@@ -83,8 +83,8 @@ def requests_of(config: Config) -> list[Sampling]:
     ]
 
 
-async def measure(config: Config, requests: Sequence[Sampling]) -> Span:
-    """Stream all requests. Once around with as many as there are slots comes before, unmeasured."""
+async def measure_raw(config: Config, requests: Sequence[Sampling]) -> Span:
+    """Streams all requests, after an unmeasured warm-up with one request for each slot."""
     stops = read_model_facts(config.model).stop_tokens
     llm = async_llm(config.model, config.engine, config.seed)
 
@@ -112,15 +112,15 @@ async def measure(config: Config, requests: Sequence[Sampling]) -> Span:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.raw_engine")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     lead_own_group()
     import uvloop
 
     try:
         config = load(options.config)
-        span = uvloop.run(measure(config, requests_of(config)))
+        span = uvloop.run(measure_raw(config, requests_of(config)))
         options.out.write_bytes(msgspec.json.encode(span))
     finally:
         end_group()

@@ -1,8 +1,7 @@
 """A plain batched sampler with a key-value cache: prompts in, responses out.
 
-Turns token ids into sampled token ids, all prompts in one batch, one token a step.
-Invariant: a row's distribution depends on its own prompt only; rows that ended leave
-the batch when they make up a quarter of it. Must not know tasks or rewards.
+All prompts are one batch, with one token a step. Invariant: a row's distribution depends only on
+its prompt. Ended rows leave the batch when they are a quarter of it. Knows no tasks or rewards.
 
 Shapes: B rows still in the batch, T tokens of prompt (padded on the left), V vocabulary.
 """
@@ -21,7 +20,7 @@ COMPACT_AT = 0.25  # share of ended rows; each compaction copies the whole cache
 
 
 class CausalLM(Protocol):
-    """What the sampler needs of a transformers model; the answer has `.logits`."""
+    """The part of a transformers model that is used; the result has `.logits`."""
 
     def __call__(self, *, input_ids: torch.Tensor, **inputs: Any) -> Any: ...
 
@@ -30,12 +29,12 @@ class CausalLM(Protocol):
 class Response:
     """One sampled response."""
 
-    tokens: tuple[int, ...]  # with the end-of-sequence token, where there is one
+    tokens: tuple[int, ...]  # with the end-of-sequence token, if there is one
     ended: bool  # False: cut at the limit
 
 
 @torch.no_grad()
-def sample(
+def sample_batch(
     model: CausalLM,
     prompts: Sequence[Sequence[int]],
     *,
@@ -45,12 +44,12 @@ def sample(
     pad: int = 0,
     temperature: float = 1.0,
 ) -> list[Response]:
-    """Sample one response for each prompt; name a prompt k times to get k of them.
+    """Samples one response for each prompt; repeat a prompt k times to get k of them.
 
     Args:
         prompts: token ids, none empty.
         max_tokens: limit of a response, tokens.
-        eos, pad: token ids; `pad` fills short prompts up and is never seen by the model.
+        eos, pad: token ids; `pad` fills short prompts and is masked.
         generator: the only source of randomness.
     """
     width = max(map(len, prompts))

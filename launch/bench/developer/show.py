@@ -1,11 +1,10 @@
-"""`make show`: the tables of the documents, measured here, one job after another.
+"""`make show`: measures the tables of the documents, one job after another.
 
-Runs the quickstart with three seeds, every selector of the house once and again with
-audits, then the programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from
-their own files. Takes its time (about a minute and a half a job on two cores); a job
-whose result is there is not run again, so an interrupted show goes on where it was.
-`--only NAME` runs one. A comparison (`darts bench compare --folder RUNS/compare`) takes
-hours and is told where it is there.
+Runs the quickstart with three seeds, every built-in selector once and again with audits, then the
+programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from their files. A job
+takes about 90 seconds on two cores; one whose result exists is not run again, so an interrupted
+show continues where it stopped. `--only NAME` runs one. The page includes a comparison (`darts
+bench compare --folder RUNS/compare`, which takes hours) if there is one.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.developer.benches import BENCHES, PEER
+from launch.run_files.jsonl import all_lines
 from pipeline.config.load import dump, load
 
 CONFIG = "configs/quickstart.yaml"
@@ -60,13 +60,13 @@ VARIANTS = [
 
 
 def folder(base: Path, job: Job) -> Path:
-    """Named by what is different, so that two tables can share a run."""
+    """Returns the folder of a job, named by its settings so that tables can share a run."""
     different = "".join(c if c.isalnum() else "-" for c in "-".join(job.overrides))
     return base / ("audited" if job.audited else "") / different
 
 
 def carry_out(base: Path, job: Job) -> dict[str, Any]:
-    """Run a job unless its result is there. Raises RuntimeError if it fails."""
+    """Runs a job unless its result exists. Raises RuntimeError if it fails."""
     run = folder(base, job)
     result = run / "result.json"
     if not result.exists():
@@ -75,16 +75,18 @@ def carry_out(base: Path, job: Job) -> dict[str, Any]:
         if subprocess.run([*command, *job.settings], check=False).returncode:
             raise RuntimeError(f"{job.name} failed; see {run}; remove the folder to run it again")
     if (run / "config.yaml").read_text() != dump(load(Path(CONFIG), job.settings)):
-        raise RuntimeError(f"{run}: a finished run of other settings; remove it, or choose --runs")
+        raise RuntimeError(
+            f"{run}: a finished run with other settings; remove it, or choose --runs"
+        )
     found = json.loads(result.read_text())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = all_lines(run / "metrics.jsonl")
     found["revision"] = json.loads((run / "about.json").read_text())["revision"]
     found["steps"] = [line for line in lines if line["what"] == "step"]
     found["evals"] = [line for line in lines if line["what"] == "eval"]
     return found
 
 
-def row(name: str, r: dict[str, Any]) -> str:
+def run_row(name: str, r: dict[str, Any]) -> str:
     tokens = r["tokens"]
     sampled = r["tokens_reported_by_engines"] - tokens["eval"]
     shorter = r["mean_tokens_after"] / r["mean_tokens_before"] - 1
@@ -108,7 +110,7 @@ BIAS_HEAD = "| run | audited steps | reward | tokens | advantage |\n|---|---|---
 
 
 def bias_row(name: str, r: dict[str, Any]) -> str:
-    """Means over the audited steps: the chosen minus all that were sampled to their end."""
+    """Formats means over the audited steps: chosen candidates minus all that ended."""
     audits = [step["audit"] for step in r["steps"] if "audit" in step]
     cells: list[str] = []
     for what in ("reward", "tokens", "advantage"):
@@ -124,8 +126,8 @@ INTRODUCTION = (
 )
 
 
-def write(base: Path, out: Path) -> None:
-    """The tables of what has been run so far."""
+def write_page(base: Path, out: Path) -> None:
+    """Writes the tables of all finished runs."""
     parts: list[str] = []
     revisions: list[str] = []
     for title, jobs in (
@@ -134,7 +136,7 @@ def write(base: Path, out: Path) -> None:
         ("Variants, seed 0", VARIANTS),
         (BIAS, AUDITED),
     ):
-        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, row)
+        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, run_row)
         runs = [
             (job.name, carry_out(base, job))
             for job in jobs
@@ -145,7 +147,7 @@ def write(base: Path, out: Path) -> None:
         if rows:
             parts += ["", f"## {title}", "", head, *rows]
     for bench in (*BENCHES, PEER):
-        parts += bench.lines(base)
+        parts += bench.markdown_lines(base)
     compared = base / "compare" / "comparison.md"
     if compared.exists():
         parts += ["", "## Methods side by side", "", compared.read_text().rstrip()]
@@ -160,10 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/show"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/measured.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/measured.md"), help="page to write")
     parser.add_argument(
         "--only",
-        help="run only jobs whose name begins with this, or one of: "
+        help="run only jobs whose name starts with this, or one of: "
         + ", ".join(bench.name for bench in (*BENCHES, PEER)),
     )
     args = parser.parse_args(arguments)
@@ -171,11 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.only or job.name.startswith(args.only):
             found = carry_out(args.runs, job)
             if job not in AUDITED:
-                print(f"{HEAD}\n{row(job.name, found)}", flush=True)
+                print(f"{HEAD}\n{run_row(job.name, found)}", flush=True)
     for bench in (*BENCHES, PEER):
         if args.only == bench.name or (not args.only and bench is not PEER):
-            bench.measure(args.runs)
-    write(args.runs, args.out)
+            bench.run_if_missing(args.runs)
+    write_page(args.runs, args.out)
     print(f"written: {args.out}")
 
 

@@ -1,9 +1,9 @@
-"""A learner that learns nothing: the pipeline without the time and the core of training.
+"""An idle learner: the pipeline without the time and the core of training.
 
     python -m launch.bench.developer.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
 
-Speaks the learner's side of the wire: publishes the start weights, calls every group
-trained and every step done at once, and lets each version after the first be the same file.
+Speaks the learner's side of the wire: publishes the start weights, reports every group as trained
+and every step as done at once, and uses the same file for each version.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.wire.messages import (
 
 
 class Sink:
-    """Serves one stage as its only learner rank."""
+    """Serves a stage as its only learner rank."""
 
     def __init__(self, config: Config, stage: Path) -> None:
         import torch
@@ -56,8 +56,8 @@ class Sink:
         join = Join(protocol=PROTOCOL, role="learner", name="l0", vocabulary=self._vocabulary)
         self._client = StageClient(stage, join, self._inbox.put)
 
-    def run(self) -> int:
-        """Serve until told to leave; the exit status."""
+    def serve_stage(self) -> int:
+        """Serves until the stage sends it away. Returns the exit status."""
         self._client.start()
         self._client.working("idle", 0.0)
         while True:
@@ -79,7 +79,7 @@ class Sink:
                     print(f"refused by the stage: {why}", flush=True)
                     return 2
                 case _:
-                    pass  # what would change weights it has none of
+                    pass  # messages that would change weights
 
     def _publish(self, directory: Path) -> None:
         from learner.weights import WeightPublisher, probe_logprobs, probe_tokens
@@ -99,14 +99,14 @@ class Sink:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.sink")
-    parser.add_argument("--stage", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--rank", type=int, choices=[0], required=True)
-    parser.add_argument("--world", type=int, choices=[1], required=True)
+    parser.add_argument("--stage", type=Path, required=True, help="sockets or key file")
+    parser.add_argument("--config", type=Path, required=True, help="the run's settings")
+    parser.add_argument("--rank", type=int, choices=[0], required=True, help="0")
+    parser.add_argument("--world", type=int, choices=[1], required=True, help="1")
     options = parser.parse_args()
     config = load(options.config)
     keep_off_the_engines_cores(config)
-    raise SystemExit(Sink(config, options.stage).run())
+    raise SystemExit(Sink(config, options.stage).serve_stage())
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""A long run under random faults: does anything grow that should not?
+"""Runs a long job under random faults: does anything grow that should not?
 
     python -m launch.bench.developer.soak [--minutes 20] [--seed 0] [--out FILE]
 
-`darts train` with two simulated engines and a real learner. All the while engines are killed,
-stopped and thawed, the stage reads slowly or not at all, frames are corrupted, and rewards raise,
-crash and hang. Every few seconds: descriptors, threads and memory of each process, entries in
-shared memory and in the directory of sockets. In the end a table, a verdict by slope (`flatness`),
-and the books: no prompt trained on twice in a pass over the data, every token in one account.
+`darts train` runs with two simulated engines and a real learner. Engines are killed, stopped and
+continued, the stage reads slowly or not at all, frames are corrupted, and rewards raise, crash and
+hang. Every few seconds it samples descriptors, threads and memory of each process, and the entries
+in shared memory and in the directory of sockets. It ends with a table, a verdict by slope
+(`flatness`), and checks that no prompt was trained on twice in a pass over the data and that every
+token is in one account.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -28,18 +27,25 @@ from typing import Any
 import msgspec
 import psutil
 
-from launch.bench.developer.flatness import Row, Series, row, table, verdict
+from launch.bench.developer.flatness import (
+    Row,
+    Series,
+    flatness_table,
+    flatness_verdict,
+    series_row,
+)
 from launch.bench.developer.namespaces import Started
-from launch.run_files.jsonl import lines
+from launch.bench.developer.program import options_parser, write_json
+from launch.run_files.jsonl import read_lines
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.client import StageClient
 from pipeline.wire.messages import Join, TokenBatch
 
 SAMPLE_S = 2.0
 PAUSE_S = (3.0, 9.0)
-"""Between two faults."""
+"""Seconds between two faults."""
 LOST_S = 8.0
-"""A longer stop loses an engine, a shorter one loses nobody."""
+"""Seconds of a stop after which an engine is lost."""
 START_S, END_S = 300.0, 60.0
 SETTINGS = [
     "engine.kind=simulated",
@@ -58,11 +64,11 @@ SETTINGS = [
     f"timeouts.heartbeat_s={LOST_S}",
 ]
 RAISES, CRASHES, HANGS = 0.01, 0.002, 0.001
-"""Shares of the calls of the reward."""
+"""Shares of the reward's calls that do so."""
 
 
 def reward(sample: Any) -> float:
-    """Short ones are right; now and then one raises, crashes or hangs."""
+    """Rewards short responses; some calls raise, crash or hang."""
     draw = random.random()
     if draw < RAISES:
         raise ValueError("this call of the reward fails")
@@ -86,11 +92,11 @@ class Soak:
         self._series: dict[tuple[str, str], Series] = {}
         self._thaw: list[tuple[float, psutil.Process]] = []  # when, whom
 
-    # --- what happens to it -----------------------------------------------------------------
+    # --- faults ----------------------------------------------------------------------------
 
     def harm(self, now: float) -> None:
-        """One fault, drawn from the seed. Engines end seldom: each time they wait longer to be
-        started again, and what is not there cannot be harmed."""
+        """Causes one fault, drawn from the seed. Engines are rarely killed: each restart waits
+        longer, and a missing engine cannot be harmed."""
         kinds: dict[Callable[[float], str], int] = {
             self._kill_engine: 1,
             self._lose_engine: 1,
@@ -100,7 +106,7 @@ class Soak:
             self._corrupt: 3,
         }
         [kind] = self.draw.choices(list(kinds), list(kinds.values()))
-        with contextlib.suppress(psutil.Error, LookupError):  # it is being started just now
+        with contextlib.suppress(psutil.Error, LookupError):  # it is just starting
             self.faults[kind(now)] += 1
 
     def _engine(self) -> psutil.Process:
@@ -117,7 +123,7 @@ class Soak:
 
     def _stop_engine(self, now: float) -> str:
         self._stop(self._engine(), self.draw.uniform(0.5, LOST_S / 4), now)
-        return "engine stopped, thawed in time"
+        return "engine stopped, continued in time"
 
     def _lose_engine(self, now: float) -> str:
         self._stop(self._engine(), LOST_S * 1.5, now)
@@ -131,10 +137,10 @@ class Soak:
     def _stop_learner(self, now: float) -> str:
         learner = self.job.part("learner.learner_rank")
         self._stop(learner, self.draw.uniform(0.5, LOST_S / 4), now)
-        return "learner stopped, thawed in time"
+        return "learner stopped, continued in time"
 
     def _corrupt(self, now: float) -> str:
-        """A peer of another protocol, whose tokens are noise."""
+        """Connects a peer with another protocol, and sends noise as tokens."""
         nobody = Join(protocol=0, role="engine", name="nobody", clock_s=now)
         link = StageClient(self.sockets, nobody, lambda message: None)
         link.start()
@@ -146,27 +152,27 @@ class Soak:
         return "corrupted frames"
 
     def thaw(self, now: float) -> None:
-        """Whoever has been stopped for long enough goes on."""
+        """Continues processes that have been stopped for long enough."""
         due = [process for when, process in self._thaw if when <= now]
         self._thaw = [(when, process) for when, process in self._thaw if when > now]
         for process in due:
-            with contextlib.suppress(psutil.Error):  # a launcher may have killed it
+            with contextlib.suppress(psutil.Error):  # the launcher may have killed it
                 process.resume()
 
-    # --- what it holds ----------------------------------------------------------------------
+    # --- samples ---------------------------------------------------------------------------
 
     @property
     def sockets(self) -> Path:
         return Path((self.run / "address").read_text().strip())
 
     def _note(self, of: str, unit: str, at: float, value: float) -> None:
-        self._series.setdefault((of, unit), Series(of=of, unit=unit)).add(at, value)
+        self._series.setdefault((of, unit), Series(of=of, unit=unit)).add_sample(at, value)
 
-    def sample(self, at: float) -> None:
-        """One look at everything; `at` seconds since it began to train. Of several processes with
-        one role the largest counts."""
+    def take_sample(self, at: float) -> None:
+        """Samples everything `at` seconds after training began. Of several processes with one role
+        the largest counts."""
         most: dict[tuple[str, str], float] = {}
-        for process in [psutil.Process(self.job.process.pid), *self.job.look()]:
+        for process in [psutil.Process(self.job.process.pid), *self.job.running_processes()]:
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended
                 name = _role(process.cmdline())
                 if not name:
@@ -185,11 +191,11 @@ class Soak:
         temporary = Path(tempfile.gettempdir()).glob(f"darts-{os.getuid()}-*")
         self._note("temporary directories", "entries", at, len(list(temporary)))
 
-    def rows(self, seconds: float) -> list[Row]:
-        found = [row(series, seconds) for _, series in sorted(self._series.items())]
+    def verdict_rows(self, seconds: float) -> list[Row]:
+        found = [series_row(series, seconds) for _, series in sorted(self._series.items())]
         return [one for one in found if one is not None]
 
-    # --- what it has done -------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------
 
     @property
     def steps(self) -> int:
@@ -197,14 +203,14 @@ class Soak:
 
     def _lines(self, file: str, what: str) -> list[dict[str, Any]]:
         path = self.run / file
-        return list(lines(path, {what: dict}, lambda text: None)) if path.exists() else []
+        return list(read_lines(path, {what: dict}, lambda text: None)) if path.exists() else []
 
-    def complaints(self) -> list[str]:
-        """What of its books or its end is not as it should be."""
+    def final_problems(self) -> list[str]:
+        """Returns problems of its accounts or its end."""
         found: list[str] = []
         if self.job.process.returncode != 130:
             found.append(f"it ended with {self.job.process.returncode}, expected 130 (Ctrl-C)")
-        if alive := self.job.look():
+        if alive := self.job.running_processes():
             found.append(f"processes are left: {', '.join(str(p.pid) for p in alive)}")
         owner = f"darts-{os.getuid()}-{self.job.process.pid}-*"
         for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
@@ -222,7 +228,7 @@ class Soak:
 
 
 def _role(command: list[str]) -> str:
-    """The name of a process of the run by its command line; '' if it is not looked at."""
+    """Names a process of the run by its command line; '' if it is not sampled."""
     words = " ".join(command)
     if "engines.worker" in words:
         return command[command.index("--name") + 1]
@@ -236,18 +242,18 @@ def _role(command: list[str]) -> str:
 
 
 def _entries(place: Path) -> int:
-    """Everything below a directory."""
+    """Counts everything below a directory."""
     return sum(len(folders) + len(files) for _, folders, files in os.walk(place))
 
 
 def carry_out(soak: Soak, seconds: float) -> float:
-    """Run it, harm it, look at it; then a Ctrl-C. Returns for how long it was looked at.
+    """Runs the job with faults and samples, then stops it. Returns the seconds of sampling.
 
-    Raises: TimeoutError if it does not begin to train, or does not end.
+    Raises: TimeoutError if it does not start to train, or does not end.
     """
     begun = time.monotonic()
     while not soak.steps:
-        soak.job.look()
+        soak.job.running_processes()
         if soak.job.process.poll() is not None or time.monotonic() - begun > START_S:
             raise TimeoutError(f"it does not train:\n{soak.job.text[-3000:]}")
         time.sleep(0.2)
@@ -257,14 +263,14 @@ def carry_out(soak: Soak, seconds: float) -> float:
         soak.thaw(now)
         if now >= next_look:
             next_look = now + SAMPLE_S
-            soak.sample(now - begun)
+            soak.take_sample(now - begun)
         if now >= next_harm:
             next_harm = now + soak.draw.uniform(*PAUSE_S)
             soak.harm(now)
         time.sleep(0.1)
     lasted = time.monotonic() - begun
     soak.thaw(float("inf"))
-    soak.job.look()
+    soak.job.running_processes()
     if soak.job.process.poll() is None:
         soak.job.process.send_signal(signal.SIGTERM)
     soak.job.wait(END_S)
@@ -272,36 +278,25 @@ def carry_out(soak: Soak, seconds: float) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=20.0, help="from its first step on")
-    parser.add_argument("--seed", type=int, default=0, help="of what happens when, and to whom")
-    parser.add_argument("--out", type=Path, help="also write everything here, as JSON")
+    parser = options_parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes after its first step")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.seed)
         with soak.job:
             seconds = carry_out(soak, 60 * options.minutes)
-            rows, wrong, steps = soak.rows(seconds), soak.complaints(), soak.steps
+            rows, wrong, steps = soak.verdict_rows(seconds), soak.final_problems(), soak.steps
             said = soak.job.text[-3000:] if wrong else ""
-    told = verdict(rows, soak.faults)
-    print("\n".join(table(rows)))
+    outcome = flatness_verdict(rows, soak.faults)
+    print("\n".join(flatness_table(rows)))
     print("\n| fault | times |\n|---|---|")
     print("\n".join(f"| {name} | {times} |" for name, times in sorted(soak.faults.items())))
-    print(f"\n{seconds / 60:.1f} minutes, {steps} steps; {told}")
-    print("\n".join(wrong) + said if wrong else "books balanced, nothing left behind")
-    if options.out:
-        found = {
-            "minutes": seconds / 60,
-            "seed": options.seed,
-            "steps": steps,
-            "faults": dict(soak.faults),
-            "rows": msgspec.to_builtins(rows),
-            "verdict": told,
-            "complaints": wrong,
-        }
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{seconds / 60:.1f} minutes, {steps} steps; {outcome}")
+    print("\n".join(wrong) + said if wrong else "all tokens accounted for, nothing left behind")
+    found = {"minutes": seconds / 60, "seed": options.seed, "steps": steps, "verdict": outcome}
+    found |= {"faults": dict(soak.faults), "rows": msgspec.to_builtins(rows), "complaints": wrong}
+    write_json(options.out, found)
     return 1 if wrong or not rows or not all(one.flat for one in rows) else 0
 
 

@@ -1,22 +1,22 @@
-"""What it costs to know where time goes: `python -m launch.bench.developer.tracing [--out FILE]`.
+"""Measures the cost of timing and tracing.
 
-The same steps three ways, interleaved, each run in fresh processes: `off` (`metrics.timing=false`),
-`timing` (latency figures and critical paths), `trace` (and every step in the trace). All candidates
-are trained on and the learning rate is next to nothing: every way samples the same tokens. Beside
-the ratio of step times, which noise blurs, stands the time that the stage itself spent on it.
+    python -m launch.bench.developer.tracing [--out FILE]
+
+Runs the same steps three ways, interleaved, in fresh processes: `off` (`metrics.timing=false`),
+`timing` (latencies and critical paths), `trace` (also every step in the trace). All candidates are
+trained on and the learning rate is almost zero, so that all ways sample the same tokens. The ratio
+of step times is noisy; so the stage's own time for recording is measured too.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.bench.developer.engine_overhead import SHORT, metrics_of
+from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from pipeline.config.load import load
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)
@@ -28,7 +28,7 @@ WAYS = {
 
 
 def step_and_own_s(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Median step and the median of what noting it took, seconds, without the first step.
+    """Returns the median seconds of a step and of recording it, without the first step.
 
     Raises: ValueError if there are fewer than two steps.
     """
@@ -39,48 +39,38 @@ def step_and_own_s(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return statistics.median(steps), statistics.median(own) if own else 0.0
 
 
-def measure(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """Runs of every way, interleaved. Raises BenchError, ConfigError and ValueError."""
+def measure_tracing(repeats: int, overrides: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """Runs every way, interleaved. Raises BenchError, ConfigError and ValueError."""
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory(prefix="darts-tracing-") as folder:
-        for repeat in range(repeats):
-            for way, settings in WAYS.items():
-                config = load(Path("configs/quickstart.yaml"), (*_SAME, *overrides, *settings))
-                lines = metrics_of(config, Path(folder) / f"{way}-{repeat}", "learner")
-                step_s, own_s = step_and_own_s(lines)
-                found[way].append((step_s, own_s))
-                print(f"{way:7}{step_s:8.4f} s a step, {1e3 * own_s:6.2f} ms to note", flush=True)
+    for way, path in ways_in_turn(WAYS, repeats):
+        config = load(Path("configs/quickstart.yaml"), (*_SAME, *overrides, *WAYS[way]))
+        step_s, own_s = step_and_own_s(metrics_of(config, path, "learner"))
+        found[way].append((step_s, own_s))
+        print(f"{way:7}{step_s:8.4f} s a step, {1e3 * own_s:6.2f} ms to record", flush=True)
     return found
 
 
-def summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """Medians over repetitions; ratios to `off` are taken within each."""
-    told: dict[str, Any] = {}
+def tracing_summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Returns medians over repetitions; ratios to `off` are taken within each."""
+    document: dict[str, Any] = {}
     for way, runs in found.items():
         pairs = zip(runs, found["off"], strict=True)
-        told[way] = {
+        document[way] = {
             "step_s": [step_s for step_s, _ in runs],
             "ratio": statistics.median(step_s / off_s for (step_s, _), (off_s, _) in pairs),
             "own_share": statistics.median(own_s / step_s for step_s, own_s in runs),
         }
-    return told
+    return document
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=60, help="of one run; two or more")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON with every repetition")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart")
+    parser = options_parser(__doc__, steps=60, repeats=3, overrides="settings of the quickstart")
     options = parser.parse_args(arguments)
     given = (f"step.count={options.steps}", *options.overrides)
-    told = summary(measure(options.repeats, given))
-    for way, metrics in told.items():
-        print(f"{way:7} {metrics['ratio']:.3f} of off; noting it {metrics['own_share']:.2%} of it")
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    found = tracing_summary(measure_tracing(options.repeats, given))
+    for way, metrics in found.items():
+        print(f"{way:7} {metrics['ratio']:.3f} of off; recording takes {metrics['own_share']:.2%}")
+    write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""Weights from machine to machine against a copy of the same file, in one run.
+"""Compares sending weights to another machine with copying the same file.
 
     python -m launch.bench.developer.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
 
-Random bfloat16 parameters, published on one network namespace and fetched on
-another as an engine does it: TCP, CURVE, checked against the manifest. Beside
-it, in turn: the file copied within /dev/shm, and copied and checked. Needs
-root, and three times the file's bytes in /dev/shm.
+Publishes random bfloat16 parameters in one network namespace and fetches them in another as an
+engine does: TCP, CURVE, checked against the manifest. In turn with this, it copies the file within
+/dev/shm, without and with a check. Needs root, and three times the file's size in /dev/shm.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import statistics
 import subprocess
@@ -34,6 +32,7 @@ from launch.bench.developer.namespaces import (
     two_machines,
     why_not,
 )
+from launch.bench.developer.program import options_parser, write_json
 from pipeline.system.temp_dirs import SHARED_MEMORY
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, read_private, write_private
@@ -44,8 +43,8 @@ _PORTS = (41001, 41002, 41003)
 _BLOCK = 1 << 24
 
 
-def publish(directory: Path, parameters: int) -> Manifest:
-    """A version 0 of so many random bfloat16 numbers."""
+def publish_random(directory: Path, parameters: int) -> Manifest:
+    """Writes a version 0 of random bfloat16 numbers."""
     (directory / "v0").mkdir(parents=True)
     path = directory / "v0" / FILE
     generator, digest, left = np.random.default_rng(0), xxhash.xxh3_128(), 2 * parameters
@@ -64,8 +63,8 @@ def publish(directory: Path, parameters: int) -> Manifest:
     )
 
 
-def serve(keys: Path, weights: Path) -> None:
-    """The stage's part, until it is killed."""
+def serve_weights(keys: Path, weights: Path) -> None:
+    """Serves the weights as the stage does, until it is killed."""
 
     async def attend() -> None:
         server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
@@ -75,17 +74,17 @@ def serve(keys: Path, weights: Path) -> None:
     asyncio.run(attend())
 
 
-def fetch(keys: Path, manifest: Path, into: Path) -> None:
-    """An engine's part; prints its seconds."""
+def fetch_weights(keys: Path, manifest: Path, into: Path) -> None:
+    """Fetches the weights as an engine does; prints the seconds."""
     receiver = FetchingReceiver(read_private(keys, PeerKeys), into)
-    told = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
+    published = msgspec.json.decode(manifest.read_bytes(), type=Manifest)
     started = time.monotonic()
-    receiver.receive(told)
+    receiver.receive(published)
     print(time.monotonic() - started, flush=True)
 
 
 def write_keys(folder: Path) -> tuple[Path, Path]:
-    """Key files of both sides."""
+    """Writes the key files of both sides."""
     control, data, weights = (f"tcp://{ADDRESSES[0]}:{port}" for port in _PORTS)
     server, client = new_pair(), new_pair()
     listen_keys = ListenKeys(
@@ -103,14 +102,16 @@ def write_keys(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> dict[str, object]:
-    """Seconds of each way, in turn."""
-    manifest = publish(folder / "published", parameters)
+def measure_transfer(
+    machines: Machines, folder: Path, parameters: int, repeats: int
+) -> dict[str, object]:
+    """Measures the seconds of each way, in turn."""
+    manifest = publish_random(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, peer_keys = write_keys(folder)
     module = [sys.executable, "-m", "launch.bench.developer.transfer"]
     serving = subprocess.Popen(
-        machines.command(0, [*module, "--serve", str(stage), str(folder / "published")]),
+        machines.command_on(0, [*module, "--serve", str(stage), str(folder / "published")]),
         env=environment(),
     )
     source, into = folder / "published" / "v0" / FILE, folder / "here"
@@ -119,7 +120,7 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
         for _ in range(repeats):
             asked = [*module, "--fetch", str(peer_keys), str(folder / "manifest.json"), str(into)]
             done = subprocess.run(
-                machines.command(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
+                machines.command_on(1, asked), env=environment(), check=True, stdout=subprocess.PIPE
             )
             found["fetched"].append(float(done.stdout))
             shutil.rmtree(into)
@@ -140,17 +141,15 @@ def measure(machines: Machines, folder: Path, parameters: int, repeats: int) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=float, default=0.5e9)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    parser = options_parser(__doc__, repeats=3)
+    parser.add_argument("--parameters", type=float, default=0.5e9, help="size of the weights")
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--fetch", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve)
+        serve_weights(*options.serve)
     if options.fetch:
-        fetch(*options.fetch)
+        fetch_weights(*options.fetch)
         return 0
     if reason := why_not():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -159,7 +158,7 @@ def main() -> int:
         two_machines() as machines,
         tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="transfer-") as folder,
     ):
-        metrics = measure(machines, Path(folder), int(options.parameters), options.repeats)
+        metrics = measure_transfer(machines, Path(folder), int(options.parameters), options.repeats)
     size, seconds = metrics["bytes"], metrics["seconds"]
     assert isinstance(size, int)
     assert isinstance(seconds, dict)
@@ -167,8 +166,7 @@ def main() -> int:
     for way, times in seconds.items():
         middle = statistics.median(times)
         print(f"| {way} | {middle:.2f} | {size / middle / 1e6:.0f} |")
-    if options.out:
-        options.out.write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(options.out, metrics)
     return 0
 
 

@@ -1,13 +1,13 @@
-"""TRL's GRPOTrainer on the quickstart's model and task, beside darts on the same machine.
+"""Compares TRL's GRPOTrainer with darts on the quickstart's model and task, on one machine.
 
     pip install 'darts-rl[bench]'
     python -m launch.bench.developer.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
 
-Both train with the quickstart's recipe: group size, learning rate, loss, limits, and as many
-prompts a step of the same data, shuffled by the seed, each in its own way. TRL samples with
-transformers' `generate` (its vLLM mode wants a GPU) on all cores; darts is `darts train`.
-Evaluations are those of each side at the same steps, and count in no time. A row of the table is
-one seed: seconds a step, and training seconds to the first evaluation that reaches the target.
+Both use the quickstart's recipe: group size, learning rate, loss, limits, and the same number of
+prompts a step from the same data, shuffled by the seed. TRL samples with transformers' `generate`
+(its vLLM mode needs a GPU) on all cores; darts is `darts train`. Each side evaluates at the same
+steps, outside the measured time. A row of the table is one seed: seconds a step, and training
+seconds until the first evaluation that reaches the target.
 """
 
 # TRL, datasets and parts of torch and transformers have no usable types.
@@ -15,9 +15,7 @@ one seed: seconds a step, and training seconds to the first evaluation that reac
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
 import random
 import statistics
@@ -32,7 +30,8 @@ import torch
 
 from launch.bench.compare.cells import Cell
 from launch.bench.compare.methods import Method
-from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate
+from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate_policy
+from launch.bench.developer.program import options_parser, write_json
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train
@@ -54,12 +53,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def with_darts(steps: int, every: int, seed: int, target: float, folder: Path) -> Training:
-    """One `darts train`. Raises CellError if it fails."""
+    """Trains with darts. Raises CellError if it fails."""
     overrides = (f"step.count={steps}", f"eval.every={every}", "checkpoint.every=0")
     method = Method(name="darts", about="the quickstart", overrides=())
     cell = Cell(method=method, seed=seed, config=CONFIG, overrides=overrides, base=folder)
     cell.carry_out()
-    metrics, curve = cell.metrics(target), cell.curve()
+    metrics, curve = cell.final_metrics(target), cell.eval_curve()
     return Training(
         step_seconds=metrics.step_seconds,
         seconds_to_target=metrics.seconds_to_target,
@@ -70,16 +69,16 @@ def with_darts(steps: int, every: int, seed: int, target: float, folder: Path) -
 
 
 def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> Training:
-    """One run of GRPOTrainer. Raises ImportError without TRL."""
+    """Trains with GRPOTrainer. Raises ImportError without TRL."""
     trl: Any = importlib.import_module("trl")
     config = load(CONFIG, [f"seed={seed}"])
     policy = Policy(Path(config.model), torch.get_num_threads())
     generator = torch.Generator().manual_seed(1)
-    scores = [(0.0, evaluate(policy, HELD_OUT, generator))]
+    scores = [(0.0, evaluate_policy(policy, HELD_OUT, generator))]
     spent = begun = 0.0
 
     class Clock(_callback()):
-        """Seconds inside steps; evaluates in between."""
+        """Counts the seconds inside steps; evaluates in between."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal begun
@@ -93,7 +92,7 @@ def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> 
             step = int(state.global_step)
             if step % every == 0 or step == steps:
                 policy.model.eval()
-                scores.append((spent, evaluate(policy, HELD_OUT, generator)))
+                scores.append((spent, evaluate_policy(policy, HELD_OUT, generator)))
                 policy.model.train()
             begun = time.monotonic()
 
@@ -149,7 +148,7 @@ def _callback() -> Any:
 
 
 def _dataset(config: Config, steps: int, seed: int) -> Any:
-    """As many prompts as the run needs."""
+    """Makes a data set with as many prompts as the run needs."""
     datasets: Any = importlib.import_module("datasets")
     tokenizer = Tokenizer(Path(config.model))
     items = load_train(config.data, tokenizer, config.sampling.max_tokens).items
@@ -158,7 +157,7 @@ def _dataset(config: Config, steps: int, seed: int) -> Any:
 
 
 def _reward(eos: int) -> Any:
-    """The quickstart's reward with TRL's signature."""
+    """Wraps the quickstart's reward in TRL's signature."""
     exact = Exact()
 
     def reward(
@@ -188,10 +187,10 @@ def _reward(eos: int) -> Any:
     return reward
 
 
-def ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, float | None]:
-    """How many times longer TRL takes: medians over seeds, paired.
+def trl_ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, float | None]:
+    """Returns how many times as long TRL takes: medians over paired seeds.
 
-    None where no seed has the figure on both sides.
+    None if no seed has the metric on both sides.
     """
     found: dict[str, float | None] = {}
     for figure in ("step_seconds", "seconds_to_target"):
@@ -205,14 +204,10 @@ def ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=60)
+    parser = options_parser(__doc__, steps=60)
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--target", type=float, default=0.9, help="held-out accuracy")
-    parser.add_argument("--out", type=Path, help="JSON with both sides by seed")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sides: dict[str, list[Training]] = {"darts": [], "trl": []}
@@ -229,15 +224,14 @@ def main() -> None:
                     + (f"after {reached:.0f} s" if reached is not None else "not reached"),
                     flush=True,
                 )
-    compared = ratios(sides["darts"], sides["trl"])
-    told = {
+    compared = trl_ratios(sides["darts"], sides["trl"])
+    outcome = {
         **{name: [msgspec.to_builtins(run) for run in runs] for name, runs in sides.items()},
         "ratios": compared,
     }
     for figure, ratio in compared.items():
         print(f"{figure}: TRL takes {'no known' if ratio is None else f'{ratio:.2f}'} times darts'")
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    write_json(options.out, outcome)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""Metrics of jobs over two machines against those of one machine, seed by seed.
+"""Compares metrics of jobs over two machines with those of one machine, seed by seed.
 
     python -m launch.bench.developer.two_machines [--seeds N] [--folder DIR] [--out FILE]
         [key=value ...]
 
-The same task, ranks and engines: by `darts train`, and by a torchrun in each of
-two network namespaces (needs root). A live run is not reproducible to the bit.
-So the two ways count as equal when runs of one seed are no further apart than
-runs of one way with different seeds are.
+Runs the same task, ranks and engines with `darts train`, and with a torchrun in each of two network
+namespaces (needs root). A live run is not reproducible to the bit. So the two ways count as equal
+if runs of one seed differ no more than runs of one way with different seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -24,6 +21,7 @@ from pathlib import Path
 
 from launch.bench.developer.faults import records
 from launch.bench.developer.namespaces import Started, two_machines, why_not
+from launch.bench.developer.program import options_parser, write_json
 
 RANKS = (3, 2)  # of torchrun on each machine: l0 l1 e0, and l2 e1
 WAYS = ("one", "two")
@@ -42,12 +40,12 @@ _SETTINGS = [
 ]
 
 Curves = Mapping[str, Sequence[float]]
-"""A run's metrics by name, a value a step (an evaluation)."""
+"""A run's metrics by name, a value for each step or evaluation."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric. Distances are absolute differences, mean over steps and pairs of runs."""
+    """One metric. Distances are mean absolute differences over steps and pairs of runs."""
 
     metric: str
     one: float  # mean over steps and seeds
@@ -57,12 +55,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Up to about 1 the ways differ by no more than seeds do."""
+        """Distance between ways over distance between seeds: 1 or less counts as equal."""
         return self.between_ways / self.between_seeds if self.between_seeds else float("inf")
 
 
 def curves(run: Path) -> dict[str, list[float]]:
-    """What a finished run was like, step by step."""
+    """Returns a finished run's metrics, step by step."""
     steps, evaluations = (records(run / "metrics.jsonl", what) for what in ("step", "eval"))
     return {
         "reward": [step["reward"] for step in steps],
@@ -73,10 +71,10 @@ def curves(run: Path) -> dict[str, list[float]]:
     }
 
 
-def compare(one: Sequence[Curves], two: Sequence[Curves]) -> list[Row]:
-    """Both ways, each a run a seed, in the same order of seeds; at least two.
+def compare_ways(one: Sequence[Curves], two: Sequence[Curves]) -> list[Row]:
+    """Compares both ways; each has a run for each seed, in the same order, at least two.
 
-    >>> [row] = compare([{"x": [0, 4]}, {"x": [2, 2]}], [{"x": [1, 4]}, {"x": [2, 2]}])
+    >>> [row] = compare_ways([{"x": [0, 4]}, {"x": [2, 2]}], [{"x": [1, 4]}, {"x": [2, 2]}])
     >>> row.one, row.two, row.between_ways, row.between_seeds
     (2.0, 2.25, 0.25, 1.75)
     """
@@ -101,8 +99,8 @@ def _distance(metric: str, pairs: Iterable[tuple[Curves, Curves]]) -> float:
     return _mean(abs(a - b) for x, y in pairs for a, b in zip(x[metric], y[metric], strict=True))
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """In Markdown."""
+def distance_table(rows: Sequence[Row]) -> list[str]:
+    """Formats the rows as Markdown."""
     lines = [
         "| metric | one machine | two | between the two, same seed | between seeds | ratio |",
         "|---|---|---|---|---|---|",
@@ -115,7 +113,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def carry_out(way: str, run: Path, settings: Sequence[str]) -> None:
-    """One run, from the start to its end. Raises RuntimeError if it fails."""
+    """Runs one job to its end. Raises RuntimeError if it fails."""
     arguments = ["configs/quickstart.yaml", "--out", str(run), *settings]
     with ExitStack() as stack:
         if way == "one":
@@ -130,17 +128,16 @@ def carry_out(way: str, run: Path, settings: Sequence[str]) -> None:
         jobs = [stack.enter_context(Started(command, log)) for command, log in parts]
         for job in jobs:
             if job.wait(_LIMIT_S) != 0:
-                raise RuntimeError(f"{run.name} failed; {job.log} ends:\n{job.text[-3000:]}")
+                raise RuntimeError(f"{run.name} failed; end of {job.log}:\n{job.text[-3000:]}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_parser(__doc__)
     parser.add_argument("overrides", nargs="*", help="settings of every run, as key=value")
-    parser.add_argument("--seeds", type=int, default=3, help="runs each way; at least 2")
-    parser.add_argument("--folder", type=Path, help="keep the runs; those that are there count")
-    parser.add_argument("--out", type=Path, help="also write rows and curves here, as JSON")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds; at least 2")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the runs; finished ones are not run again"
+    )
     options = parser.parse_intermixed_args()
     if options.seeds < 2:
         parser.error(f"--seeds is {options.seeds}: the distance between seeds needs two at least")
@@ -158,12 +155,10 @@ def main() -> int:
                 carry_out(way, run, [*settings, f"seed={seed}"])
             found[way].append(curves(run))
             print(f"{run.name}: {found[way][-1]}", file=sys.stderr, flush=True)
-    rows = compare(found["one"], found["two"])
-    print("\n".join(table(rows)))
-    if options.out:
-        rows_out = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        content = {"settings": settings, "rows": rows_out, "curves": found}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    rows = compare_ways(found["one"], found["two"])
+    print("\n".join(distance_table(rows)))
+    rows_out = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    write_json(options.out, {"settings": settings, "rows": rows_out, "curves": found})
     return 0
 
 

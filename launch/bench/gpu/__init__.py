@@ -1,1 +1,1 @@
-"""The benchmark of engine and learner on one GPU."""
+"""Benchmark of engine and learner on one GPU."""

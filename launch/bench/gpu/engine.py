@@ -1,8 +1,10 @@
-"""The transformers engine alone: `python -m launch.bench.gpu.engine --config CONFIG --out FILE`.
+"""Measures the transformers engine alone.
 
-Seconds of a decode step and tokens per second by running sequences, the time of
-a load of weights with requests in flight, and how far its logprobs are from a
-plain forward of the same model: JSON. A process of its own, so that its memory is.
+    python -m launch.bench.gpu.engine --config CONFIG --out FILE
+
+Writes seconds for a decode step and tokens per second by running sequences, the time to load
+weights with requests in flight, and the largest gap of its logprobs to a plain forward, as JSON.
+It is a separate process, so that its memory is separate too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pipeline.config.load import load
 from pipeline.config.schema import Config
 
 SHORT, LONG = 8, 72
-"""New tokens of a request in the two batches whose difference is the decode steps' time."""
+"""New tokens of a request in two batches; their difference gives the time of decode steps."""
 PROBE_TOKENS = 48
 PROMPT = [2, 3, 4, 5, 6, 7, 8, 9]
 
@@ -34,18 +36,18 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured."""
+    """The measurements."""
 
     about: dict[str, str]
     start_s: float
     points: list[Point]
     load_s: float  # of new weights, with `slots` requests in flight
-    gap: float  # largest of sampled tokens' logprobs to a plain forward's, nats
-    peak_gib: float  # of the device's memory that torch has taken; 0: no GPU
+    gap: float  # largest, of sampled tokens' logprobs to a plain forward's, nats
+    peak_gib: float  # device memory that torch has reserved; 0: no GPU
 
 
 def counts(slots: int) -> list[int]:
-    """1, 2, 4, ... up to the slots.
+    """Returns 1, 2, 4, ... up to the number of slots.
 
     >>> counts(20)
     [1, 2, 4, 8, 16, 20]
@@ -53,8 +55,8 @@ def counts(slots: int) -> list[int]:
     return sorted({slots, *(2**power for power in range(slots.bit_length()) if 2**power <= slots)})
 
 
-async def measure(config: Config, running_most: int) -> Found:
-    """All of it, on one engine; decode steps up to so many sequences."""
+async def measure_engine(config: Config, running_most: int) -> Found:
+    """Measures one engine, with up to `running_most` running sequences."""
     started = time.monotonic()
     engine = TransformersEngine(config.model, config.engine, config.seed)
     info = await engine.start()
@@ -62,9 +64,7 @@ async def measure(config: Config, running_most: int) -> Found:
     try:
         points: list[Point] = []
         for running in counts(min(info.slots, running_most)):
-            await latency_profile.batch(
-                engine, info, running, SHORT
-            )  # what happens once is no step
+            await latency_profile.batch(engine, info, running, SHORT)  # warms up
             short = await latency_profile.batch(engine, info, running, SHORT)
             step_s = (await latency_profile.batch(engine, info, running, LONG) - short) / (
                 LONG - SHORT
@@ -76,7 +76,7 @@ async def measure(config: Config, running_most: int) -> Found:
             start_s=start_s,
             points=points,
             load_s=await load_in_flight(engine, info, config.model),
-            gap=await gap(engine, config),
+            gap=await logprob_gap(engine, config),
             peak_gib=peak_gib(),
         )
     finally:
@@ -84,7 +84,7 @@ async def measure(config: Config, running_most: int) -> Found:
 
 
 async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: str) -> float:
-    """Seconds of a load of the same weights while all slots run."""
+    """Measures the seconds to load the same weights while all slots run."""
     running = asyncio.create_task(latency_profile.batch(engine, info, info.slots, LONG))
     await asyncio.sleep(0.2)
     started = time.monotonic()
@@ -94,8 +94,8 @@ async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: st
     return took_s
 
 
-async def gap(engine: TransformersEngine, config: Config) -> float:
-    """Largest difference of a response's logprobs to those of a plain forward."""
+async def logprob_gap(engine: TransformersEngine, config: Config) -> float:
+    """Returns the largest difference of a response's logprobs to those of a plain forward."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -129,13 +129,15 @@ def peak_gib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.engine")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=1 << 16, help="sequences at once")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the results")
+    parser.add_argument(
+        "--most", type=int, default=1 << 16, help="largest number of running sequences"
+    )
     given = parser.parse_args()
     import uvloop
 
-    found = uvloop.run(measure(load(given.config), given.most))
+    found = uvloop.run(measure_engine(load(given.config), given.most))
     given.out.write_bytes(msgspec.json.encode(found))
 
 

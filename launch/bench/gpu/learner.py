@@ -1,8 +1,10 @@
-"""One pass of the learner alone: `python -m launch.bench.gpu.learner --config CONFIG --out FILE`.
+"""Measures one pass of the learner alone.
 
-Seconds of forward and backward over one step's groups, on the device that the
-learner would take, by what a bucket of `learner.forward.packed_call` is worth. Lengths are
-geometric. Prints a table and writes JSON.
+    python -m launch.bench.gpu.learner --config CONFIG --out FILE
+
+Measures seconds of forward and backward over one step's groups, on the learner's device, by the
+price of a bucket in `learner.forward.packed_call`. Lengths are geometric. Prints a table and writes
+JSON.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ from pipeline.config.schema import Config
 from pipeline.wire.messages import TrainGroup
 
 PRICES = tuple(1 << power for power in (12, 15, 18, 21))
-"""Query-key pairs; the first is a CPU's."""
-REPEATS = 3  # the last counts
+"""Prices of a bucket in query-key pairs; the first is for a CPU."""
+REPEATS = 3  # only the last counts
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to cut segments into buckets."""
+    """Measurement with one price of a bucket."""
 
     price: int
-    buckets: int  # of all micro-batches
+    buckets: int  # in all micro-batches
     seconds: float  # forward and backward of the step's groups
-    peak_gib: float  # of the device's memory; 0: no GPU
+    peak_gib: float  # device memory; 0: no GPU
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def groups_of(config: Config, mean: float, rng: random.Random) -> list[TrainGroup]:
-    """A step's groups, with random tokens below 100."""
+    """Makes a step's groups with random tokens below 100."""
     most = config.sampling.max_tokens
 
     def tokens() -> list[int]:
@@ -59,15 +61,15 @@ def groups_of(config: Config, mean: float, rng: random.Random) -> list[TrainGrou
     ]
 
 
-def measure(config: Config, mean: float) -> Found:
-    """All prices, one after another, on the same groups."""
+def measure_passes(config: Config, mean: float) -> Found:
+    """Measures all prices, one after another, on the same groups."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     model: Any = cast(Any, AutoModelForCausalLM).from_pretrained(
         config.model, dtype=getattr(torch, config.learner.dtype), trust_remote_code=False
     )
     model.to(device)
     switch(model, config.learner.attention)
-    model.darts_output_is_last = True  # as the learner's proof finds for this shape
+    model.darts_output_is_last = True  # as the learner's check finds for this shape
     groups = groups_of(config, mean, random.Random(0))
     points: list[Point] = []
     batches: list[MicroBatch] = []
@@ -102,11 +104,11 @@ def _synchronize(reset: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.learner")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--mean-tokens", type=float, default=72.0, help="of a response")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="file for the results")
+    parser.add_argument("--mean-tokens", type=float, default=72.0, help="mean length of a response")
     given = parser.parse_args()
-    found = measure(load(given.config), given.mean_tokens)
+    found = measure_passes(load(given.config), given.mean_tokens)
     given.out.write_bytes(msgspec.json.encode(found))
 
 

@@ -1,10 +1,10 @@
-"""A model of Qwen2.5-0.5B's shape with random weights.
+"""Makes a model of Qwen2.5-0.5B's shape with random weights.
 
     python -m launch.bench.gpu.model --out DIR
 
-Nothing is downloaded: weights are drawn, and the tokenizer is the quickstart's,
-padded to the shape's vocabulary with words that no prompt has. So many tokens
-end a response that lengths are geometric, with the long tail that this brings.
+Nothing is downloaded: weights are random, and the tokenizer is the quickstart's, padded to the
+shape's vocabulary with unused words. Enough tokens end a response to make lengths geometric, with a
+long tail.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ TINY = QWEN | {
     "vocab_size": 512,
     "max_position_embeddings": 1024,
 }
-"""To try the script where there is no GPU."""
+"""For trying the script without a GPU."""
 
 
 def stop_tokens(vocabulary: int, mean_tokens: int) -> list[int]:
-    """Ids that end a response, so many that a uniform draw ends it after `mean_tokens`.
+    """Returns ids that end a response: a uniform draw ends it after `mean_tokens` on average.
 
     >>> stop_tokens(512, 128)
     [508, 509, 510, 511]
@@ -49,14 +49,14 @@ def stop_tokens(vocabulary: int, mean_tokens: int) -> list[int]:
 
 
 def padded_tokenizer(source: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-    """The content of a word-level tokenizer.json with a word for each id below `vocabulary`."""
+    """Returns a word-level tokenizer.json with a word for each id below `vocabulary`."""
     words: dict[str, int] = source["model"]["vocab"]
     more = {f"<{number}>": number for number in range(len(words), vocabulary)}
     return {**source, "model": {**source["model"], "vocab": {**words, **more}}}
 
 
-def make(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None:
-    """Write model and tokenizer to a new directory."""
+def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None:
+    """Writes model and tokenizer to a new directory."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
 
@@ -79,12 +79,12 @@ def make(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.model")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true", help="a shape that a CPU computes")
-    parser.add_argument("--mean-tokens", type=int, default=128, help="of a response")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--tiny", action="store_true", help="a shape for a CPU")
+    parser.add_argument("--mean-tokens", type=int, default=128, help="mean length of a response")
+    parser.add_argument("--dtype", default="bfloat16", help="type of the weights")
     given = parser.parse_args()
-    make(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
+    make_model(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""One GPU shared by engine and learner: `python -m launch.bench.gpu.run --out DIR [--tiny]`.
+"""Benchmarks one GPU shared by engine and learner.
 
-Turns nothing but this repository into figures: a model of Qwen2.5-0.5B's shape
-with random weights (`launch.bench.gpu.model`), the transformers engine alone
-(`launch.bench.gpu.engine`), the learner alone (`launch.bench.gpu.learner`), then
-the whole pipeline through `darts train`, with `learner.overlap` group and off.
-Part `graphs`, by name only: the engine with the library's own attention and
-captured CUDA graphs. Every part is a process under a time limit, and
-one that fails or hangs leaves the others standing: a GPU is lent by the minute.
-Writes DIR/gpu.json and prints a table. `--tiny` is the same on a CPU.
+    python -m launch.bench.gpu.run --out DIR [--tiny]
+
+Needs only this repository: makes a model of Qwen2.5-0.5B's shape with random weights
+(`launch.bench.gpu.model`), measures the transformers engine alone (`launch.bench.gpu.engine`), the
+learner alone (`launch.bench.gpu.learner`), then the whole pipeline through `darts train`, with
+`learner.overlap` group and off. The part `graphs` runs only by name: the engine with the library's
+own attention and captured CUDA graphs. Every part is a process with a time limit; one that fails
+or hangs does not stop the others. Writes DIR/gpu.json and prints a table. `--tiny` is for a CPU.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import psutil
 import yaml
 
 from launch.bench.developer.overlap import means
+from launch.run_files.jsonl import all_lines
 from pipeline.plugins.views import Sampled
 
 LIMITS_S = {
@@ -43,7 +44,7 @@ LIMITS_S = {
     "group": 110.0,
     "off": 110.0,
 }
-"""Of each part."""
+"""Time limit of each part, seconds."""
 ALL_S = 300.0
 ALONE = {
     "engine": "launch.bench.gpu.engine",
@@ -52,17 +53,17 @@ ALONE = {
 }
 RUNS = ("group", "off")
 GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
-_GRACE_S = 12.0  # from Ctrl-C to the end of a run: `timeouts.stop_s` and a little
+_GRACE_S = 12.0  # from Ctrl-C to the end of a run: a little more than `timeouts.stop_s`
 _POLL_S = 0.5
 
 
 def coin(sample: Sampled) -> float:
-    """A reward that random responses of one prompt do not share."""
+    """A reward that differs among random responses to a prompt."""
     return float(zlib.crc32(sample.response.encode()) % 2)
 
 
-def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
-    """The run: the quickstart's task with the size of a GPU, or of two cores."""
+def gpu_settings(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
+    """Returns the settings of a run: the quickstart's task, sized for a GPU or two cores."""
     learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "entropy": False}
     if not tiny:
         learner |= {"dtype": "bfloat16", "zero": 1, "tokens_per_micro_batch": 8192}
@@ -80,8 +81,8 @@ def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str
         "step": {"count": steps, "prompts": 4 if tiny else 16},
         "group": {"size": 4 if tiny else 8},
         "reward": {"python": {"function": "launch.bench.gpu.run:coin"}},
-        # Groups end one by one: with the default most end together at the step's barrier, and
-        # there is little to run their passes beside.
+        # Groups end one by one. With the default most end together at the step's barrier, which
+        # leaves little generation to overlap with.
         "selector": "first_m",
         "learner": learner,
         "engine": engine,
@@ -93,7 +94,7 @@ def configuration(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str
 
 
 class Memory(threading.Thread):
-    """The most device memory of each process and of all, by nvidia-smi; nothing without it."""
+    """Peak device memory of each process and of all, by nvidia-smi; nothing without it."""
 
     def __init__(self) -> None:
         super().__init__(name="memory", daemon=True)
@@ -125,7 +126,7 @@ class Memory(threading.Thread):
 
 
 def _role(pid: int) -> str:
-    """What a process of a run is, by its command line."""
+    """Names the role of a process by its command line."""
     with contextlib.suppress(psutil.Error):
         words = " ".join(psutil.Process(pid).cmdline())
         for module, role in (("engines.worker", "engine"), ("learner.learner_rank", "learner")):
@@ -134,8 +135,8 @@ def _role(pid: int) -> str:
     return "other"
 
 
-def run(command: Sequence[str], log: Path, limit_s: float) -> str:
-    """Run a module under a time limit; '' or what went wrong."""
+def run_limited(command: Sequence[str], log: Path, limit_s: float) -> str:
+    """Runs a module under a time limit. Returns what went wrong, or ''."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -158,7 +159,7 @@ def run(command: Sequence[str], log: Path, limit_s: float) -> str:
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """Means over the steps of one run but its first, seconds."""
+    """Means over the steps of one run without its first; seconds."""
 
     steps: int
     step_s: float
@@ -166,16 +167,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     learning_s: float  # forward and backward
     optimizer_s: float
     publish_s: float
-    load_s: float  # of the new weights, and their proof
-    hidden_share: float  # of forward and backward, that behind generation
+    load_s: float  # of the new weights, with their check
+    hidden_share: float  # share of forward and backward that ran during generation
     tokens_per_s: float  # sampled
     trained_per_s: float  # tokens
-    engine_idle: float  # share of the slots' seconds within generation
-    mismatch: float  # of the learner's to the engine's logprobs, nats
+    engine_idle: float  # share of the slots' seconds during generation
+    mismatch: float  # between the learner's and the engine's logprobs, nats
 
 
-def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
-    """Of the lines of a run's metrics. Raises ValueError below two steps."""
+def run_averages(lines: Sequence[Mapping[str, Any]]) -> Run:
+    """Averages the lines of a run's metrics. Raises ValueError below two steps."""
     found = means(lines)
     steps = [line for line in lines if line["what"] == "step"][1:]
     after_s = found.step - found.generation - found.load - found.optimizer - found.publish
@@ -197,8 +198,8 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> Run:
     )
 
 
-def table(found: Mapping[str, Any]) -> list[str]:
-    """What was found, to read."""
+def gpu_table(found: Mapping[str, Any]) -> list[str]:
+    """Formats the results."""
     lines: list[str] = []
     for part in ("engine", "graphs"):
         engine = found["parts"].get(part, {}).get("found")
@@ -236,14 +237,14 @@ def table(found: Mapping[str, Any]) -> list[str]:
             lines += [f"| {field} | {' | '.join(f'{value:.3g}' for value in values)} |"]
         for name in names:
             memory = found["parts"][name]["memory_mib"]
-            lines += [f"| most memory, MiB, {name} | {memory or 'no nvidia-smi'} |"]
+            lines += [f"| peak memory, MiB, {name} | {memory or 'no nvidia-smi'} |"]
     for name, part in found["parts"].items():
         lines += [f"{name}: {part['error']}"] if part["error"] else []
     return lines
 
 
-def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str, Any]:
-    """Every part in turn; what fails is noted and left out."""
+def measure_parts(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str, Any]:
+    """Runs every part in turn; failures are recorded."""
     found: dict[str, Any] = {"tiny": tiny, "parts": {}}
     started, model = time.monotonic(), out / "model"
 
@@ -251,35 +252,35 @@ def measure(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> dict[str
         left_s = ALL_S - (time.monotonic() - started)
         memory, begun = Memory(), time.monotonic()
         memory.start()
-        error = run(command, out / f"{name}.log", max(1.0, min(LIMITS_S[name], left_s)))
-        told = {"error": error, "seconds": time.monotonic() - begun, "memory_mib": memory.stop()}
-        print(f"{name}: {told['seconds']:.0f} s {error}", flush=True)
-        found["parts"][name] = told
+        error = run_limited(command, out / f"{name}.log", max(1.0, min(LIMITS_S[name], left_s)))
+        done = {"error": error, "seconds": time.monotonic() - begun, "memory_mib": memory.stop()}
+        print(f"{name}: {done['seconds']:.0f} s {error}", flush=True)
+        found["parts"][name] = done
         (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        return told
+        return done
 
     shape = ["--tiny", "--mean-tokens", "32", "--dtype", "float32"] if tiny else []
     part("model", ["launch.bench.gpu.model", "--out", str(model), *shape])
     for name in parts:
         config = out / f"{name}.yaml"
-        settings = configuration(model, name if name in RUNS else "group", tiny, steps)
+        settings = gpu_settings(model, name if name in RUNS else "group", tiny, steps)
         if name == "graphs":
             settings["engine"]["transformers"] = GRAPHS
         config.write_text(yaml.safe_dump(settings))
         if module := ALONE.get(name):
             file = out / f"{name}.json"
-            told = part(name, [module, "--config", str(config), "--out", str(file)])
+            done = part(name, [module, "--config", str(config), "--out", str(file)])
             if file.exists():
-                told["found"] = json.loads(file.read_text())
+                done["found"] = json.loads(file.read_text())
             continue
         folder = out / f"run-{name}"
-        told = part(name, ["launch.cli", "train", str(config), "--out", str(folder)])
+        done = part(name, ["launch.cli", "train", str(config), "--out", str(folder)])
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = all_lines(metrics) if metrics.exists() else []
         try:
-            told["found"] = msgspec.to_builtins(figures([json.loads(line) for line in lines]))
+            done["found"] = msgspec.to_builtins(run_averages(lines))
         except ValueError as error:
-            told["error"] = told["error"] or str(error)
+            done["error"] = done["error"] or str(error)
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -288,16 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("--out", type=Path, required=True, help="a new directory for the results")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, for a CPU")
-    parser.add_argument("--steps", type=int, default=6, help="of each run; two or more")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each run; two or more")
     parser.add_argument(
         "--parts", nargs="+", choices=(*ALONE, *RUNS), default=("engine", "learner", *RUNS)
     )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True)
-    found = measure(given.out, given.tiny, given.steps, given.parts)
-    print("\n".join(["", *table(found)]))
+    found = measure_parts(given.out, given.tiny, given.steps, given.parts)
+    print("\n".join(["", *gpu_table(found)]))
     return int(any(part["error"] for part in found["parts"].values()))
 
 

@@ -1,4 +1,4 @@
-"""Section: how many candidates prompts were given, against how much their lengths vary."""
+"""Section: the candidates of each prompt against how much its lengths vary."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 
 from launch.report.read_run import Members, Run
 from launch.report.section import Section
-from launch.report.sections.length_distribution import Floats
+from launch.report.sections.length_distribution import NO_GROUPS, Floats
 from launch.report.style import INK, chosen, plot
 
-_POINTS = 6000  # on the page, all runs together: more are neither seen nor quick
+_POINTS = 6000  # of all runs together; more would be slow and not visible
 _JITTER = 0.3  # candidates
 _PALETTE = (
     "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55",
 )  # fmt: skip
 
+_SECTION = Section(
+    id="budgets", title="Budgets against length variance",
+    see="Each point is a group: candidates over the standard deviation of its response lengths. "
+    "Budgets that follow length variance (budget.length_variance) rise to the right, a uniform "
+    "budget is flat. Points are moved up or down a little so that they do not overlap.",
+)  # fmt: skip
 
-def section(runs: Sequence[Run]) -> Section:
-    """One point a group."""
-    see = (
-        "Each point is a group, against the standard deviation of its response lengths: budgets "
-        "that follow length variance (budget.length_variance) rise to the right, a uniform budget "
-        "is flat; points are moved up or down a little to be seen apart."
-    )
+
+def budgets_section(runs: Sequence[Run]) -> Section:
+    """Draws one point for each group."""
     known = [run for run in runs if len(run.members.tokens_N)]
     if not known:
-        return Section(
-            id="budgets", title="Budgets against length variance", see=see,
-            missing="No training group has ended yet, or decisions.jsonl is not there.",
-        )  # fmt: skip
+        return _SECTION.without_data(NO_GROUPS)
     parts = [_points(run.members, _POINTS // len(known)) for run in known]
     names = [np.full(len(part[0]), str(i)) for i, part in enumerate(parts)]
     deviation, candidates, step = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -57,13 +56,11 @@ def section(runs: Sequence[Run]) -> Section:
         title_text_color=INK, major_label_text_color=INK,
     )  # fmt: skip
     made.add_layout(bar, "right")
-    return Section(
-        id="budgets", title="Budgets against length variance", see=see, content=[*choice, made]
-    )
+    return _SECTION.showing(*choice, made)
 
 
 def _points(members: Members, most: int) -> tuple[Floats, Floats, Floats]:
-    """Deviation of lengths, candidates (moved a little) and step (from 1), of at most so many
+    """Returns deviation of lengths, candidates (moved a little) and step (from 1) of at most `most`
     groups, evenly over the run."""
     counts = np.bincount(members.group_N, minlength=len(members.step_G))
     some = np.maximum(1, counts)

@@ -1,4 +1,4 @@
-"""Sections: what each run is, and their figures beside one another."""
+"""Sections: the runs, and their metrics side by side."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report.metrics import StepFigures, step_metrics
+from launch.report.metrics import RunAverages, run_averages
 from launch.report.read_run import Run
 from launch.report.run_names import Line
-from launch.report.section import Section, number, seconds, table
+from launch.report.section import Section, html_table, number_text, seconds_text
 
 _HEAD = ("run", "model", "settings that differ", "state", "steps", "seed", "accuracy before",
          "after", "seconds in steps", "tokens sampled", "started", "revision")  # fmt: skip
-_FIGURES: tuple[tuple[str, int, Callable[[Run, StepFigures], float | None]], ...] = (
+_METRICS: tuple[tuple[str, int, Callable[[Run, RunAverages], float | None]], ...] = (
     ("seconds a step", 2, lambda run, of: of.step_seconds),
     ("accuracy", 3, lambda run, of: accuracy(run)[1]),
     ("sampled per trained", 2, lambda run, of: of.sampled_per_trained),
@@ -24,13 +24,11 @@ _FIGURES: tuple[tuple[str, int, Callable[[Run, StepFigures], float | None]], ...
 )
 
 
-def head(lines: Sequence[Line]) -> Section:
-    """One row a run."""
+def runs_section(lines: Sequence[Line]) -> Section:
+    """Lists the runs, one in each row."""
     rows = [_about(line, run) for line in lines for run in line.runs]
-    return Section(
-        id="runs", title="Runs", see="What was run, and whether it is finished.",
-        content=[table(_HEAD, rows, texts=4)],
-    )  # fmt: skip
+    section = Section(id="runs", title="Runs", see="The runs and their state.")
+    return section.showing(html_table(_HEAD, rows, texts=4))
 
 
 def _about(line: Line, run: Run) -> Sequence[Any]:
@@ -45,9 +43,9 @@ def _about(line: Line, run: Run) -> Sequence[Any]:
         _state(run),
         f"{run.result.get('steps', len(run.steps))} of {wanted}",
         run.seed,
-        number(before, 3),
-        number(after, 3),
-        seconds(spent),
+        number_text(before, 3),
+        number_text(after, 3),
+        seconds_text(spent),
         f"{tokens:,}",
         run.about.get("started", "–"),
         run.about.get("revision", "–"),
@@ -62,11 +60,11 @@ def _state(run: Run) -> str:
     if not run.resumable:
         return "unfinished"
     done = run.steps[-1].step + 1 if run.steps else 0
-    return f"stopped (Ctrl-C?) at step {done}, resume with darts train --resume"
+    return f"stopped (Ctrl-C?) at step {done}; resume with darts train --resume"
 
 
 def accuracy(run: Run) -> tuple[float | None, float | None]:
-    """Of the first and the last evaluation so far."""
+    """Returns the accuracy of the first and the last evaluation so far."""
     return (run.curve[0].accuracy, run.curve[-1].accuracy) if run.curve else (None, None)
 
 
@@ -74,36 +72,35 @@ def _sampled(run: Run) -> int:
     return run.steps[-1].ledger.get("sampled", 0) if run.steps else 0
 
 
-def section(lines: Sequence[Line]) -> Section:
-    """Figures of every run, and their ratios to the first's."""
+_SECTION = Section(
+    id="comparison", title="Comparison",
+    see="In brackets: the value divided by that of the first run. Below 1 is better for seconds, "
+    "sampled per trained and bubbles (idle shares). If a run is fast only because it trains on "
+    "less or shorter text, tokens trained and depth show it.",
+)  # fmt: skip
+
+
+def comparison_section(lines: Sequence[Line]) -> Section:
+    """Compares the metrics of all runs with those of the first."""
     runs = [run for line in lines for run in line.runs if run.steps]
-    see = (
-        "In brackets, each figure over that of the first run: below 1 is better for seconds, "
-        "sampled per trained and bubbles (idle shares). A run that is fast because it trains on "
-        "less, or shorter, text shows it in tokens trained and depth."
-    )
     if len(runs) < 2:
-        return Section(
-            id="comparison", title="Comparison", see=see,
-            missing="One run with steps is nothing to compare: darts report RUN RUN ...",
-        )  # fmt: skip
-    values = [[of(run, step_metrics(run.steps)) for _, _, of in _FIGURES] for run in runs]
+        return _SECTION.without_data(
+            "A comparison needs two runs with steps: darts report RUN RUN ..."
+        )
+    values = [[of(run, run_averages(run.steps)) for _, _, of in _METRICS] for run in runs]
     rows = [
         (
             run.name,
             *(
                 _ratio(value, base, digits)
-                for value, base, (_, digits, _) in zip(row, values[0], _FIGURES, strict=True)
+                for value, base, (_, digits, _) in zip(row, values[0], _METRICS, strict=True)
             ),
         )
         for run, row in zip(runs, values, strict=True)
     ]
-    return Section(
-        id="comparison", title="Comparison", see=see,
-        content=[table(["run", *(name for name, _, _ in _FIGURES)], rows)],
-    )  # fmt: skip
+    return _SECTION.showing(html_table(["run", *(name for name, _, _ in _METRICS)], rows))
 
 
 def _ratio(value: float | None, base: float | None, digits: int) -> str:
     ratio = f" ({value / base:.2f}x)" if value is not None and base else ""
-    return number(value, digits) + ratio
+    return number_text(value, digits) + ratio

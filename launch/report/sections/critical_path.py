@@ -1,4 +1,4 @@
-"""Section: the critical path's seconds by what was done, step by step, against the lower bound."""
+"""Section: the seconds of each step's critical path by kind of work, against the lower bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource
 
-from launch.report.missing_data import lacks_timing
+from launch.report.missing_data import missing_timing
 from launch.report.palette import PARTS, REST, Look
 from launch.report.read_run import Run
 from launch.report.section import Section
@@ -17,9 +17,8 @@ from launch.report.style import chosen, legend, plot, stacked
 _ELSE = "other"
 
 
-def looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """Colour and pattern of the parts of critical paths, those with most seconds first; the
-    grey `other` stands for the rest."""
+def path_looks(runs: Sequence[Run]) -> dict[str, Look]:
+    """Returns the looks of the parts of critical paths, the longest first; the rest is grey."""
     whole: Counter[str] = Counter()
     for run in runs:
         for line in run.timing:
@@ -29,18 +28,18 @@ def looks(runs: Sequence[Run]) -> dict[str, Look]:
     return {what: PARTS[i] if i < len(PARTS) else REST for i, what in enumerate(order)}
 
 
-def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
-    """Args: looks: what `looks` says of the same runs."""
-    see = (
-        "A bar is the step's seconds along its critical path; what stands above the lower bound, "
-        "the longer of generation and learning, is what an ideal overlap of both would save."
-    )
+_SECTION = Section(
+    id="seconds", title="Where the time went",
+    see="A bar shows the seconds of a step along its critical path. The part above the lower bound "
+    "(the longer of generation and learning) is what an ideal overlap of both would save.",
+)  # fmt: skip
+
+
+def critical_path_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
+    """Draws the critical path of every step; `looks` come from `path_looks`."""
     known = [run for run in runs if any(line.critical_path for line in run.timing)]
     if not known:
-        return Section(
-            id="seconds", title="Where the time went", see=see,
-            missing=lacks_timing(runs),
-        )  # fmt: skip
+        return _SECTION.without_data(missing_timing(runs))
     parts = {what: look for what, look in looks.items() if look != REST}
     if len(parts) < len(looks):
         parts[_ELSE] = REST
@@ -67,4 +66,4 @@ def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
             line_color=colour, line_width=width, legend_label="lower bound",
         )  # fmt: skip
     legend(made, columns=2)
-    return Section(id="seconds", title="Where the time went", see=see, content=[*choice, made])
+    return _SECTION.showing(*choice, made)

@@ -1,10 +1,11 @@
-"""Section: held-out accuracy, reward and lengths over training, one line a setting."""
+"""Section: held-out accuracy, reward and lengths over training, one line for each setting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from bokeh.models import HoverTool
 from markupsafe import Markup
 
@@ -36,27 +37,25 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Run], Points]], ...] = (
     ("Mean response length", "steps", "tokens", _steps(lambda s: s.tokens_mean)),
     ("95th percentile of response length", "steps", "tokens", _steps(lambda s: s.tokens_p95)),
 )
+_SECTION = Section(
+    id="curves", title="Learning curves", columns=True,
+    see="Accuracy should rise, over time earlier if steps are faster. "
+    "Reward rises with it, and lengths show if responses grow or shrink.",
+)  # fmt: skip
 
 
-def section(lines: Sequence[Line]) -> Section:
-    """Args: all lines, in the order of their colours."""
-    see = (
-        "Accuracy should rise, and earlier over seconds where steps are faster; "
-        "reward rises with it, and lengths show whether responses grow or shrink."
-    )
+def curves_section(lines: Sequence[Line]) -> Section:
+    """Draws all lines, in the order of their colours."""
+    section = _SECTION
     if any(len(line.runs) > 1 for line in lines):
-        see += " A line is the median over seeds, its band reaches from the lowest to the highest."
+        band = " A line is the median over seeds, its band the range from lowest to highest."
+        section = msgspec.structs.replace(section, see=section.see + band)
     made = [figure for entry in _PLOTS if (figure := _figure(lines, *entry))]
     if not made:
-        return Section(
-            id="curves", title="Learning curves", see=see,
-            missing="There is neither a step nor an evaluation yet; with eval.every=20 there is "
-            "an evaluation every 20 steps.",
-        )  # fmt: skip
-    return Section(
-        id="curves", title="Learning curves", see=see, content=[*_legend(lines), *made],
-        columns=True,
-    )  # fmt: skip
+        return section.without_data(
+            "There is no step or evaluation yet; eval.every=20 evaluates every 20 steps."
+        )
+    return section.showing(*_legend(lines), *made)
 
 
 def _style(index: int) -> tuple[str, str]:
@@ -64,7 +63,7 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def _legend(lines: Sequence[Line]) -> list[Markup]:
-    """Names of the lines, beside no plot in particular; a click hides one in all of them."""
+    """Makes one legend for all plots; a click hides a line in each of them."""
     if len(lines) == 1:
         return []
     chips = Markup("").join(
@@ -80,7 +79,7 @@ def _legend(lines: Sequence[Line]) -> list[Markup]:
 def _figure(
     lines: Sequence[Line], title: str, x: str, y: str, points: Callable[[Run], Points]
 ) -> Any:
-    """One plot; none if no run has a point of it."""
+    """Draws one plot; None if no run has a point for it."""
     made = plot(title, x, y)
     drawn: list[Any] = []
     for index, line in enumerate(lines):
@@ -93,7 +92,7 @@ def _figure(
         if len(seeds) > 1:
             made.varea(found.x, found.low, found.high, alpha=0.2, **shared)
         drawn.append(made.line(found.x, found.middle, line_width=2, line_dash=dash, **shared))
-        if len(found.x) == 1:  # an unfinished run's first evaluation
+        if len(found.x) == 1:  # the first evaluation of an unfinished run
             made.scatter(found.x, found.middle, size=7, **shared)
         tips = [("", line.label), (x, "@x{0.[0]}"), (title, "@y{0.[000]}")]
         made.add_tools(HoverTool(renderers=[drawn[-1]], tooltips=tips, visible=False))

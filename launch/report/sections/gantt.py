@@ -1,6 +1,6 @@
-"""Section: one traced step as bars over time, its critical path, and who held it up.
+"""Section: one traced step as bars over time, with its critical path and its straggler.
 
-Bars of slots have no patterns: on rows of a few pixels these are but noise.
+Bars of slots have no patterns, which are only noise on rows of a few pixels.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bokeh.models import CDSView, ColumnDataSource, CustomJS, HoverTool, Legend,
 from bokeh.models.filters import GroupFilter
 from markupsafe import Markup
 
-from launch.report.missing_data import lacks_timing, lacks_trace
+from launch.report.missing_data import missing_timing, missing_trace
 from launch.report.palette import FATES, REST, Look
 from launch.report.read_run import Run
 from launch.report.section import Section
 from launch.report.spans import EVALUATION, OTHER, traced
-from launch.report.style import INK, above, filled, plot, select
+from launch.report.style import INK, above, fill_style, plot, select
 from launch.report.trace_columns import Picture
 
 _COLOURS = {
@@ -28,7 +28,7 @@ _COLOURS = {
 }
 _ELSE = "other parts"
 _HEIGHT, _PER_ROW, _HIGHEST = 360, 6, 900  # pixels
-_FATES, _WORDS = 3, 2  # columns of legends, what a phone has room for
+_FATES, _WORDS = 3, 2  # columns of the legends, to fit on a phone
 _LINE, _HALO = "#000000", "#ffffff"
 _SHOW = """
 pick.group = cb_obj.value
@@ -41,47 +41,46 @@ for (const [range, ends] of [[x, view.x], [y, view.y]]) {
 }
 axis.ticker.ticks = view.ticks
 axis.major_label_overrides = new Map(view.ticks.map((tick, i) => [tick, view.lanes[i]]))
-for (const told of document.querySelectorAll("[data-step]"))
-  told.hidden = told.dataset.step !== cb_obj.value
+for (const part of document.querySelectorAll("[data-step]"))
+  part.hidden = part.dataset.step !== cb_obj.value
 """
 
+_SECTION = Section(
+    id="gantt", title="One step",
+    see="The thick line is the critical path, on which every second counts; its parts are at the "
+    "top. The last trajectory on it is the straggler, named in the picture and below it: after "
+    "its end only the rest of the path was left. A trajectory before it on the path usually "
+    "had its slot.",
+    use="Zoom with Ctrl and the wheel, or by drawing a box. Click in the legend to hide an entry. "
+    "The tooltip of a bar says what it is.",
+)  # fmt: skip
 
-def section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
-    """Args: looks: of the parts of critical paths."""
-    see = (
-        "The thick line is the critical path, on which every second counts; its parts are at the "
-        "top. The last trajectory on it is the straggler, named in the picture and below it: when "
-        "it had ended, only what the path shows after it was left. Where another trajectory comes "
-        "before it, as a rule that one had its slot."
-    )
-    use = (
-        "Zoom with Ctrl and the wheel, or by drawing a box; a click in the legend hides what it "
-        "names; the tooltip of a bar tells what it is."
-    )
+
+def gantt_section(runs: Sequence[Run], looks: Mapping[str, Look]) -> Section:
+    """Draws the traced steps; `looks` are those of the parts of critical paths."""
     picture = Picture()
     for run in runs:
         whole = traced(run.trace)
         paths = {line.step + 1: line.critical_path for line in run.timing}
         for step in whole.steps:
             name = f"step {step.number}" if len(runs) == 1 else f"{run.name}, step {step.number}"
-            picture.add(name, whole, step, paths.get(step.number, ()))
+            picture.add_step(name, whole, step, paths.get(step.number, ()))
     if not picture.names:
-        return Section(id="gantt", title="One step", see=see, missing=lacks_trace(runs))
+        return _SECTION.without_data(missing_trace(runs))
     pick = GroupFilter(column_name="step", group="0")
     made = _drawn(picture, pick, looks)
     notes: list[Markup] = []
     if picture.left_out:
         notes.append(
-            Markup('<p class="said">Left out, for the size of the page: {}.</p>').format(
+            Markup('<p class="caption">Left out to limit the size of the page: {}.</p>').format(
                 ", ".join(picture.left_out)
             )
         )
     if not picture.path["step"]:
-        notes.append(Markup('<p class="said">No critical path. {}</p>').format(lacks_timing(runs)))
-    return Section(
-        id="gantt", title="One step", see=see, use=use,
-        content=[*_choice(picture, made, pick), made, *picture.tables, *notes],
-    )  # fmt: skip
+        notes.append(
+            Markup('<p class="caption">No critical path. {}</p>').format(missing_timing(runs))
+        )
+    return _SECTION.showing(*_choice(picture, made, pick), made, *picture.tables, *notes)
 
 
 def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> Any:
@@ -105,7 +104,7 @@ def _drawn(picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]) -> An
 
 
 def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
-    """Bars by fate, and decisions as points."""
+    """Draws bars by fate, and decisions as points."""
     items: list[LegendItem] = []
     bars, moments = ColumnDataSource(dict(picture.bars)), ColumnDataSource(dict(picture.moments))
     present = set(picture.bars["kind"])
@@ -130,16 +129,16 @@ def _bars(made: Any, picture: Picture, pick: GroupFilter) -> list[LegendItem]:
         "start", "y", source=moments, view=CDSView(filter=pick), marker="dash", angle=1.5708,
         size=9, color=INK, name="decision",
     )  # fmt: skip
-    told = [("", "@name"), ("group", "@group"), ("at", "@start{0.000} s"), ("", "@why")]
-    made.add_tools(HoverTool(renderers=[points], tooltips=told, visible=False))
+    tips = [("", "@name"), ("group", "@group"), ("at", "@start{0.000} s"), ("", "@why")]
+    made.add_tools(HoverTool(renderers=[points], tooltips=tips, visible=False))
     return [*items, *([LegendItem(label="decision", renderers=[points])] if moments.length else [])]
 
 
 def _parts(
     made: Any, picture: Picture, pick: GroupFilter, looks: Mapping[str, Look]
 ) -> list[LegendItem]:
-    """The parts of critical paths, in a row at the top; all without a look of their own are one
-    in the legend."""
+    """Draws the parts of critical paths in a row at the top; those without a look of their own
+    share an entry in the legend."""
     parts = ColumnDataSource(dict(picture.parts))
     named: dict[str, list[Any]] = {}
     present = set(picture.parts["what"])
@@ -149,27 +148,27 @@ def _parts(
         strip = made.hbar(
             y="y", height="height", left="start", right="end", source=parts, line_color=_HALO,
             view=CDSView(filter=pick & GroupFilter(column_name="what", group=what)),
-            name=f"part {what}", **filled(look),
+            name=f"part {what}", **fill_style(look),
         )  # fmt: skip
         about = [("", "@what, @lane"), ("seconds", "@seconds{0.000}"), ("", "@detail")]
         made.add_tools(HoverTool(renderers=[strip], tooltips=about, visible=False))
         label = _ELSE if look == REST else what
         if label not in named:
-            named[label] = [_key(made, line_color=INK, **filled(look))]
+            named[label] = [_key(made, line_color=INK, **fill_style(look))]
         named[label].append(strip)
     return [LegendItem(label=what, renderers=strips) for what, strips in named.items()]
 
 
 def _key(made: Any, **look: Any) -> Any:
-    """A bar in the legend alone, which shows no kind that the chosen step lacks without it."""
+    """Adds an invisible bar: the legend needs one if the chosen step has none of the kind."""
     return made.hbar(y=[math.nan], height=[1.0], left=[0.0], right=[1.0], **look)
 
 
 def _path(made: Any, picture: Picture, pick: GroupFilter) -> LegendItem:
-    """The critical path as a line over the bars, and the straggler."""
+    """Draws the critical path as a line over the bars, and marks the straggler."""
     path = ColumnDataSource(dict(picture.path))
 
-    def view() -> CDSView:  # one for each glyph: a view knows how long its source is
+    def view() -> CDSView:  # each glyph needs its own: a view knows the length of its source
         return CDSView(filter=pick)
 
     lines = [

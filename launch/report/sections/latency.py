@@ -1,4 +1,4 @@
-"""Section: percentiles of latencies, over the run and from its first to its last tenth."""
+"""Section: percentiles of latencies, over the run and in its first and last tenth."""
 
 from __future__ import annotations
 
@@ -7,36 +7,31 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launch.report.metrics import weighted
-from launch.report.missing_data import lacks_timing
+from launch.report.metrics import weighted_mean
+from launch.report.missing_data import missing_timing
 from launch.report.read_run import Run
-from launch.report.section import Section, seconds, table
+from launch.report.section import Section, folded, html_table, seconds_text
 from launch.run_files.records import TimingLine
 from pipeline.observability.timing import MEANINGS
 
 _HEAD = ("latency", "count", "p50", "p95", "p99", "max", "p95, first tenth", "p95, last tenth",
          "change")  # fmt: skip
 
+_SECTION = Section(
+    id="latency", title="Latencies",
+    see="Steps wait for tails: p99 far above p50. A last tenth above the first is a slow-down. "
+    "Percentiles are taken within steps; shown is their mean, weighted by count.",
+)  # fmt: skip
 
-def section(runs: Sequence[Run]) -> Section:
-    """A table for each run."""
-    see = (
-        "Tails (p99) far above the middle (p50) are what steps wait for, and a last tenth above "
-        "the first is a slow-down. Percentiles are taken within steps; here is their mean, "
-        "weighted by count."
-    )
+
+def latency_section(runs: Sequence[Run]) -> Section:
+    """Makes a table for each run."""
     known = [run for run in runs if any(line.percentiles for line in run.timing)]
     if not known:
-        return Section(
-            id="latency", title="Latencies", see=see,
-            missing=lacks_timing(runs),
-        )  # fmt: skip
-    return Section(id="latency", title="Latencies", see=see, content=[
-        Markup("<details{}><summary>{}</summary>{}</details>").format(
-            Markup(" open") if i == 0 else "", run.name, table(_HEAD, _rows(run.timing))
-        )
-        for i, run in enumerate(known)
-    ])  # fmt: skip
+        return _SECTION.without_data(missing_timing(runs))
+    return _SECTION.showing(
+        *folded((run.name, html_table(_HEAD, _rows(run.timing))) for run in known)
+    )
 
 
 def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:
@@ -52,10 +47,10 @@ def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:
                     name.removesuffix("_s").replace("_", " "), MEANINGS.get(name, "")
                 ),
                 f"{sum(p.count for p in of):,}",
-                *(seconds(_mean(timing, name, at)) for at in ("p50", "p95", "p99")),
-                seconds(max(p.max for p in of)),
-                seconds(begin),
-                seconds(end),
+                *(seconds_text(_mean(timing, name, at)) for at in ("p50", "p95", "p99")),
+                seconds_text(max(p.max for p in of)),
+                seconds_text(begin),
+                seconds_text(end),
                 change,
             )
         )
@@ -64,4 +59,4 @@ def _rows(timing: Sequence[TimingLine]) -> list[Sequence[Any]]:
 
 def _mean(timing: Sequence[TimingLine], name: str, at: str) -> float | None:
     found = [line.percentiles[name] for line in timing if name in line.percentiles]
-    return weighted([(getattr(p, at), p.count) for p in found])
+    return weighted_mean([(getattr(p, at), p.count) for p in found])

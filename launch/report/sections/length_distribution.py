@@ -1,4 +1,4 @@
-"""Section: how long responses are, and how that changes while the policy learns."""
+"""Section: response lengths, and how they change while the policy learns."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from launch.report.style import INK, chosen_line, plot
 
 Floats = npt.NDArray[np.float64]
 
+NO_GROUPS = "No training group has ended yet, or decisions.jsonl is missing."
 _RIDGES = 8  # bins of training steps
-_GRID = 160  # points of a ridge
-_OVERLAP = 1.6  # height of the highest ridge, in distances between two
-_NAMES = 0.18  # room for the ridges' names left of them, of their width
-_NARROWEST = 0.06  # of a kernel, in ln(length): whole tokens are no peaks of their own
+_GRID = 160  # points in a ridge
+_OVERLAP = 1.6  # height of the highest ridge, in distances between ridges
+_NAMES = 0.18  # room for the names left of the ridges, as a share of their width
+_NARROWEST = 0.06  # kernel width in ln(length), so that whole tokens are not separate peaks
 _COLOUR = "#4477aa"
 _TICKS = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5)]
 
+_SECTION = Section(
+    id="lengths", title="Response lengths", columns=True,
+    see="Each ridge is the distribution of response lengths in one part of the training, the "
+    "first on top. Ridges that move left mean shorter responses; a long right end is the tail "
+    "that steps wait for. Responses that were stopped early are left out.",
+)  # fmt: skip
 
-def section(lines: Sequence[Line]) -> Section:
-    """Two plots: lengths, and lengths over the median of their group."""
-    see = (
-        "Each ridge is the distribution of response lengths in one part of the training, the "
-        "first on top: a ridge that moves left learns to be brief, a long right foot is the tail "
-        "that steps wait for. Responses that were stopped early are left out."
-    )
+
+def lengths_section(lines: Sequence[Line]) -> Section:
+    """Draws lengths, and lengths over the median of their group."""
     known = [line for line in lines if any(len(r.members.tokens_N) for r in line.runs)]
     if not known:
-        return Section(
-            id="lengths", title="Response lengths", see=see,
-            missing="No training group has ended yet, or decisions.jsonl is not there.",
-        )  # fmt: skip
+        return _SECTION.without_data(NO_GROUPS)
     data = [
         {f"{key} {of}": column for of, values in _MEASURES.items()
          for key, column in _ridges([run.members for run in line.runs], values).items()}
@@ -51,9 +51,7 @@ def section(lines: Sequence[Line]) -> Section:
             source, "Within a prompt, by training steps", "length over the group's median", "ratio"
         ),
     ]
-    return Section(
-        id="lengths", title="Response lengths", see=see, content=[*choice, *made], columns=True
-    )
+    return _SECTION.showing(*choice, *made)
 
 
 def _figure(source: ColumnDataSource, title: str, x: str, of: str) -> Any:
@@ -78,12 +76,12 @@ def _lengths(members: Members) -> Floats:
 
 
 def _ratios(members: Members) -> Floats:
-    """Length of each member over the median of its group's."""
+    """Returns each member's length over its group's median length."""
     return members.tokens_N / np.maximum(1.0, medians(members)[members.group_N])
 
 
 def medians(members: Members) -> Floats:
-    """Of the lengths of each group; 0 for one of which no member ended."""
+    """Returns the median length of each group; 0 for a group without ended members."""
     order = np.lexsort((members.tokens_N, members.group_N))
     tokens = members.tokens_N[order].astype(float)
     counts = np.bincount(members.group_N, minlength=len(members.step_G))
@@ -99,7 +97,7 @@ _MEASURES = {"length": _lengths, "ratio": _ratios}
 
 
 def _ridges(runs: Sequence[Members], of: Any) -> dict[str, Any]:
-    """Columns of one setting's ridges, seeds together; the lowest is drawn last."""
+    """Returns the columns of one setting's ridges, all seeds together; the lowest is last."""
     steps: Ints = np.concatenate([m.step_G[m.group_N] for m in runs])
     values = np.log(np.maximum(np.concatenate([of(m) for m in runs]), 1e-2))
     edges = np.unique(np.linspace(0, steps.max() + 1, _RIDGES + 1).astype(int))
@@ -125,7 +123,7 @@ def _ridges(runs: Sequence[Members], of: Any) -> dict[str, Any]:
 
 
 def _density(values: Floats, grid: Floats) -> Floats:
-    """Gaussian kernels over bins of the grid, their width by Silverman's rule."""
+    """Estimates a density with Gaussian kernels, their width by Silverman's rule."""
     step = grid[1] - grid[0]
     width = max(_NARROWEST, 1.06 * float(values.std()) * len(values) ** -0.2)
     reach = int(np.ceil(4 * width / step))

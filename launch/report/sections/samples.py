@@ -1,7 +1,7 @@
-"""Section: what held-out prompts were answered in the first and in the last evaluation.
+"""Section: responses to held-out prompts in the first and the last evaluation.
 
-The files hold prompt and response as one text. Where a prompt ends is known from the run's
-held-out data, which are read again; without them texts are shown whole.
+The files hold prompt and response as one text. The run's held-out data, which are read again, say
+where a prompt ends; without them the texts are shown whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from markupsafe import Markup
 
 from launch.report.read_run import Run, Say
-from launch.report.section import Section
+from launch.report.section import Section, folded
 
 _ENTRY = re.compile(r"^\[(-?\d+(?:\.\d+)?(?:e[-+]\d+)?|None)\] ", re.MULTILINE)
 
@@ -28,7 +28,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def entries(text: str, prompts: Sequence[str]) -> list[Sample]:
-    """The samples of one file. The longest prompt with which a text begins is its own."""
+    """Parses one file. A text belongs to the longest prompt that it begins with."""
     parts = _ENTRY.split(text)[1:]
     found: list[Sample] = []
     for reward, written in zip(parts[::2], parts[1::2], strict=True):
@@ -42,8 +42,8 @@ def entries(text: str, prompts: Sequence[str]) -> list[Sample]:
 
 
 def held_out(say: Say) -> Prompts:
-    """A reader of runs' held-out prompts, which reads each data set once; none where the
-    model or the data are not here any more."""
+    """Returns a reader of runs' held-out prompts, which reads each data set once; it finds none if
+    the model or the data are gone."""
     known: dict[str, Sequence[str]] = {}
 
     def prompts(run: Run) -> Sequence[str]:
@@ -66,36 +66,30 @@ def _read(config: Path, say: Say) -> Sequence[str]:
         tokenizer = Tokenizer(Path(loaded.model))
         data = eval_sets.load(loaded, tokenizer).data
     except (ConfigError, DataError, ModelError) as error:
-        say(f"{config}: samples are shown without their prompts told apart: {error}")
+        say(f"{config}: samples are shown without separating their prompts: {error}")
         return []
     return [data[i].prompt for i in range(len(data))]
 
 
-def section(runs: Sequence[Run], prompts: Prompts) -> Section:
-    """Args: prompts: held-out prompts of a run."""
-    see = (
-        "The same prompts answered before and after training, with their rewards: what has the "
-        "policy learned to write?"
-    )
+_SECTION = Section(
+    id="samples", title="Samples",
+    see="Responses to the same prompts before and after training, with their rewards: what has the "
+    "policy learned to write?",
+)  # fmt: skip
+
+
+def samples_section(runs: Sequence[Run], prompts: Prompts) -> Section:
+    """Compares first and last responses; `prompts` returns the held-out prompts of a run."""
     known = [run for run in runs if run.samples]
     if not known:
-        return Section(
-            id="samples", title="Samples", see=see,
-            missing="No evaluation has kept samples; with eval.every=20 each one does.",
-        )  # fmt: skip
+        return _SECTION.without_data(
+            "No evaluation has kept samples; eval.every=20 evaluates every 20 steps."
+        )
     box = Markup(
         '<p><input id="filter" type="search" placeholder="only those that contain …" '
         'aria-label="filter of samples"> <span id="left"></span></p>'
     )
-    return Section(id="samples", title="Samples", see=see, content=[
-        box,
-        *(
-            Markup("<details{}><summary>{}</summary>{}</details>").format(
-                Markup(" open") if i == 0 else "", run.name, _compared(run, prompts(run))
-            )
-            for i, run in enumerate(known)
-        ),
-    ])  # fmt: skip
+    return _SECTION.showing(box, *folded((run.name, _compared(run, prompts(run))) for run in known))
 
 
 def _compared(run: Run, prompts: Sequence[str]) -> Markup:
@@ -103,7 +97,7 @@ def _compared(run: Run, prompts: Sequence[str]) -> Markup:
     before, after = (entries(run.samples[step], prompts) for step in (first, last))
     if first == last:
         after = []
-    # Prompts that both have come first, then in the order of the files.
+    # Prompts in both come first; otherwise the order is that of the files.
     order = dict.fromkeys(s.prompt for s in (*before, *after))
     both = {s.prompt for s in before} & {s.prompt for s in after}
     rows = Markup("").join(
@@ -121,7 +115,7 @@ def _compared(run: Run, prompts: Sequence[str]) -> Markup:
 
 def _answers(samples: Sequence[Sample]) -> Markup:
     if not samples:
-        return Markup('<span class="soft">not among those kept</span>')
+        return Markup('<span class="soft">not kept</span>')
     return Markup("").join(
         Markup('<div class="answer"><b>{}</b><pre>{}</pre></div>').format(s.reward, s.response)
         for s in samples

@@ -1,4 +1,4 @@
-"""Section: what became of the tokens of each step, and what was sampled for one trained on."""
+"""Section: tokens of each step by fate, and tokens sampled for each one trained on."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from launch.report.style import chosen, legend, plot, stacked
 from launch.run_files.records import StepLine
 
 _COUNTED = 1e-3
-"""Smallest share of all tokens that a fate has to have for a place in the legend."""
+"""Smallest share of all tokens for a fate to be in the legend."""
+
+_SECTION = Section(
+    id="waste", title="Where the tokens went", columns=True,
+    see="The lowest part of a bar, “trained”, was learned from; the rest was sampled for "
+    "nothing. Much “redundant” means over-sampling, much “aborted” means stopping late.",
+)  # fmt: skip
 
 
-def section(runs: Sequence[Run]) -> Section:
-    """Accounts of the ledger, step by step."""
-    see = (
-        "What is “trained”, the lowest part of a bar, was learned from; the rest was sampled for "
-        "nothing: much “redundant” is over-sampling, much “aborted” is stopping late."
-    )
+def waste_section(runs: Sequence[Run]) -> Section:
+    """Draws the accounts of the ledger, step by step."""
     known = [run for run in runs if run.steps]
     if not known:
-        return Section(
-            id="waste", title="Where the tokens went", see=see,
-            missing="No step has ended yet.",
-        )  # fmt: skip
+        return _SECTION.without_data("No step has ended yet.")
     columns: dict[str, list[Any]] = {key: [] for key in ("run", "step", "ratio", *FATES)}
     for index, run in enumerate(known):
         for before, now in itertools.pairwise([None, *run.steps]):
@@ -37,7 +36,7 @@ def section(runs: Sequence[Run]) -> Section:
             columns["run"].append(str(index))
             columns["step"].append(now.step + 1)
             columns["ratio"].append(now.sampled_per_trained)
-            for fate, tokens in grown(before, now).items():
+            for fate, tokens in tokens_by_fate(before, now).items():
                 columns[fate].append(tokens)
     whole = sum(sum(columns[fate]) for fate in FATES) or 1
     kinds = [fate for fate in FATES if sum(columns[fate]) > _COUNTED * whole]
@@ -46,16 +45,13 @@ def section(runs: Sequence[Run]) -> Section:
     bars = plot("Tokens sampled, by fate", "steps", "tokens")
     stacked(bars, source, view, kinds, FATES)
     legend(bars)
-    ratio = plot("Tokens sampled for one trained on", "steps", "", x_range=bars.x_range)
+    ratio = plot("Tokens sampled for each one trained on", "steps", "", x_range=bars.x_range)
     ratio.scatter("step", "ratio", source=source, view=view, size=6, color=FATES["trained"][0])
     ratio.y_range.start = 0
-    return Section(
-        id="waste", title="Where the tokens went", see=see, content=[*choice, bars, ratio],
-        columns=True,
-    )  # fmt: skip
+    return _SECTION.showing(*choice, bars, ratio)
 
 
-def grown(before: StepLine | None, now: StepLine) -> dict[str, int]:
-    """Tokens by fate of one step: accounts count from the start of the run."""
+def tokens_by_fate(before: StepLine | None, now: StepLine) -> dict[str, int]:
+    """Returns the tokens of one step by fate; the accounts count from the start of the run."""
     old = before.ledger if before is not None else {}
     return {fate: max(0, now.ledger.get(fate, 0) - old.get(fate, 0)) for fate in FATES}

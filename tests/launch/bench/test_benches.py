@@ -62,13 +62,13 @@ def test_no_step_is_faster_than_its_longer_half_and_what_is_serial() -> None:
     assert found["serial"] == pytest.approx(0.5)
     assert found["bound"] == pytest.approx(3.5)
     group = steps_of(step=7.0)
-    told = overlap.summary("backward", {"sink": [sink], "off": [off], "group": [group]})
+    told = overlap.overlap_summary("backward", {"sink": [sink], "off": [off], "group": [group]})
     assert told["group_over_bound"] == pytest.approx(2.0)
 
 
 def test_the_hidden_share_is_of_the_seconds_of_logprob_forwards() -> None:
     off, token = steps_of(logprobs=1.0), steps_of(step=2.0, logprobs=2.0, hidden=1.5)
-    told = overlap.summary("logprobs", {"off": [off], "token": [token]})
+    told = overlap.overlap_summary("logprobs", {"off": [off], "token": [token]})
     assert (told["off_hidden_share"], told["token_hidden_share"]) == (0.0, 0.75)
     assert told["speed_up"] == 2.0
 
@@ -85,7 +85,7 @@ def test_a_ratio_to_trl_needs_the_figure_on_both_sides() -> None:
 
     darts = [training(1.0, 10.0), training(1.0, None)]
     trl = [training(4.0, None), training(6.0, 50.0)]
-    assert trl_peer.ratios(darts, trl) == {"step_seconds": 5.0, "seconds_to_target": None}
+    assert trl_peer.trl_ratios(darts, trl) == {"step_seconds": 5.0, "seconds_to_target": None}
 
 
 def test_the_document_tells_what_was_measured_and_leaves_out_the_rest(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_document_tells_what_was_measured_and_leaves_out_the_rest(tmp_path: 
         )
     )
     out = tmp_path / "measured.md"
-    show.write(tmp_path, out)
+    show.write_page(tmp_path, out)
     text = out.read_text()
     assert "| `AsyncLLM` alone | 11 | 0.900 | 0.80 to 1.00 |" in text
     assert "| off | 4.00 | 1.00 | - |" in text
@@ -133,10 +133,12 @@ def test_a_ratio_of_tracing_is_taken_within_each_repetition() -> None:
     assert tracing.step_and_own_s(lines) == (1.5, pytest.approx(0.02))
     with pytest.raises(ValueError, match="two steps"):
         tracing.step_and_own_s(lines[:2])
-    told = tracing.summary({"off": [(1.0, 0.0), (2.0, 0.0)], "timing": [(1.1, 0.011), (2.0, 0.02)]})
+    told = tracing.tracing_summary(
+        {"off": [(1.0, 0.0), (2.0, 0.0)], "timing": [(1.1, 0.011), (2.0, 0.02)]}
+    )
     assert told["timing"]["ratio"] == pytest.approx(1.05)
     assert told["timing"]["own_share"] == pytest.approx(0.01)
-    assert benches.tracing(told)[2].startswith("| off | 1.5000 | 1.000 | 0.00% |")
+    assert benches.tracing_table(told)[2].startswith("| off | 1.5000 | 1.000 | 0.00% |")
 
 
 def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() -> None:
@@ -145,7 +147,7 @@ def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() 
     parts = {"backward_s": 3.0, "optimizer_s": 0.3, "publish_s": 0.2, "mismatch": 0.01}
     lines = [step_line(v, 10.0 * v, **parts) | more for v in range(3)]
     lines += [{"what": "served", "version": v, "time": 10.0 * v - 9.5} for v in (1, 2)]
-    found = run.figures(lines)
+    found = run.run_averages(lines)
     assert found.hidden_share == pytest.approx(2 / 3)
     assert (found.steps, found.tokens_per_s, found.trained_per_s) == (2, 200.0, 100.0)
 
@@ -158,25 +160,25 @@ def test_what_a_gpu_run_lost_is_told_beside_what_it_found() -> None:
         "engine": {"error": "", "found": engine},
         "group": {"error": "not done within 110 s"},
     }
-    told = run.table({"parts": parts})
+    told = run.gpu_table({"parts": parts})
     assert "| 8 | 20.00 | 400 |" in told
     assert "group: not done within 110 s" in told
 
 
 def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path: Path) -> None:
     hangs = ["http.server", "0", "--bind", "127.0.0.1"]
-    assert "not done within 1 s" in run.run(hangs, tmp_path / "log", 1.0)
-    assert "status 2" in run.run(["launch.bench.gpu.model"], tmp_path / "log", 30.0)
+    assert "not done within 1 s" in run.run_limited(hangs, tmp_path / "log", 1.0)
+    assert "status 2" in run.run_limited(["launch.bench.gpu.model"], tmp_path / "log", 30.0)
 
 
 def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:
     one = [{"x": [0.0, 4.0]}, {"x": [2.0, 2.0]}]
     near, far = [{"x": [1.0, 4.0]}, {"x": [2.0, 2.0]}], [{"x": [9.0, 9.0]}, {"x": [9.0, 9.0]}]
-    [row] = two_machines.compare(one, near)
+    [row] = two_machines.compare_ways(one, near)
     assert (row.one, row.two, row.between_ways, row.between_seeds) == (2.0, 2.25, 0.25, 1.75)
-    assert two_machines.table([row])[-1] == "| x | 2 | 2.25 | 0.25 | 1.75 | 0.14 |"
-    assert two_machines.compare(one, far)[0].ratio == 7.0
-    assert two_machines.compare(far, [{"x": [8.0, 9.0]}, *far[1:]])[0].ratio == 1.0
+    assert two_machines.distance_table([row])[-1] == "| x | 2 | 2.25 | 0.25 | 1.75 | 0.14 |"
+    assert two_machines.compare_ways(one, far)[0].ratio == 7.0
+    assert two_machines.compare_ways(far, [{"x": [8.0, 9.0]}, *far[1:]])[0].ratio == 1.0
     run = tmp_path / "metrics.jsonl"
     step = {"what": "step", "reward": 0.5, "tokens_mean": 30.0, "learner": {"grad_norm": 0.1}}
     lines = [step, {"what": "eval", "accuracy": 0.7, "tokens_mean": 31.0}]

@@ -13,8 +13,8 @@ import pytest
 
 from launch.bench.compare import plots, tables
 from launch.bench.compare.cells import Cell, CellError, Metrics
-from launch.bench.compare.command import Comparison, compare, quick_comparison
-from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, named
+from launch.bench.compare.command import Comparison, quick_comparison, run_comparison
+from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, methods_named
 from launch.report.bands import band
 from launch.run_files.records import EvalLine
 from pipeline.config.load import dump, load
@@ -92,9 +92,9 @@ def test_a_method_is_a_configuration_of_its_own(method: Method) -> None:
 
 def test_sets_stand_for_methods_that_there_are() -> None:
     assert all(name in METHODS for names in SETS.values() for name in names)
-    assert named("ablation,sync") == SETS["ablation"]
-    assert named("all") == tuple(METHODS)
-    assert named("sinc") == ("sinc",), "what is unknown is refused with the others"
+    assert methods_named("ablation,sync") == SETS["ablation"]
+    assert methods_named("all") == tuple(METHODS)
+    assert methods_named("sinc") == ("sinc",), "what is unknown is refused with the others"
 
 
 def test_quick_is_one_seed_of_three_methods_and_settings_given_still_win() -> None:
@@ -102,7 +102,7 @@ def test_quick_is_one_seed_of_three_methods_and_settings_given_still_win() -> No
         config=CONFIG, folder=Path(), methods=tuple(METHODS), seeds=3, target=0.5,
         overrides=("step.count=7",),
     )  # fmt: skip
-    cells = quick_comparison(wanted).cells()
+    cells = quick_comparison(wanted).all_cells()
     assert [(cell.method.name, cell.seed) for cell in cells] == [(name, 0) for name in QUICK]
     assert load(CONFIG, cells[0].settings).step.count == 7
 
@@ -111,7 +111,7 @@ def test_seeds_are_interleaved() -> None:
     wanted = Comparison(
         config=CONFIG, folder=Path(), methods=("sync", "first_m"), seeds=2, target=0.5
     )
-    assert [cell.name for cell in wanted.cells()] == [
+    assert [cell.name for cell in wanted.all_cells()] == [
         "sync-s0", "first_m-s0", "sync-s1", "first_m-s1",
     ]  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
     ]
     cell = finished_cell(tmp_path, lines)
     assert cell.finished
-    found = cell.metrics(target=0.7)
+    found = cell.final_metrics(target=0.7)
     assert found == Metrics(
         step_seconds=4.0,
         seconds_to_target=6.0,
@@ -145,8 +145,8 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
         bubble_engine=(0.25 * 1 + 0.5 * 2 + 0.5 * 3) / 6,
         bubble_learner=(0.25 * 2 + 1.0 * 4 + 0.25 * 6) / 12,
     )
-    assert cell.metrics(target=0.95).seconds_to_target is None
-    assert [point.train_s for point in cell.curve()] == [0.0, 6.0, 12.0]
+    assert cell.final_metrics(target=0.95).seconds_to_target is None
+    assert [point.train_s for point in cell.eval_curve()] == [0.0, 6.0, 12.0]
 
 
 def test_a_finished_run_of_other_settings_is_neither_used_nor_removed(tmp_path: Path) -> None:
@@ -163,22 +163,24 @@ def test_a_finished_run_of_other_settings_is_neither_used_nor_removed(tmp_path: 
 def test_ratios_are_paired_by_seed_and_have_an_interval_from_three_seeds_on() -> None:
     sync = [metrics_of(step_seconds=s) for s in (2.0, 4.0, 6.0)]
     own = [metrics_of(step_seconds=s, seconds_to_target=None) for s in (1.0, 2.0, 3.0)]
-    found = tables.ratios(tables.columns({"sync": sync, "first_m": own}))
+    found = tables.baseline_ratios(tables.columns({"sync": sync, "first_m": own}))
     assert found == {"first_m": {"step_seconds": [2.0, 2.0, 2.0]}}, "each seed is twice as fast"
-    found = tables.ratios(tables.columns({"sync": sync, "first_m": [own[0], None, own[2]]}))
+    found = tables.baseline_ratios(
+        tables.columns({"sync": sync, "first_m": [own[0], None, own[2]]})
+    )
     assert found == {"first_m": {"step_seconds": [2.0, None, None]}}
-    assert tables.ratios(tables.columns({"first_m": own})) == {}
+    assert tables.baseline_ratios(tables.columns({"first_m": own})) == {}
 
 
 def test_the_interval_holds_the_ratio_and_is_the_same_every_time() -> None:
     sync = [metrics_of(step_seconds=s) for s in (4.0, 4.2, 3.9, 4.4)]
     own = [metrics_of(step_seconds=s) for s in (2.0, 1.5, 2.5, 2.2)]
     columns = tables.columns({"sync": sync, "first_m": own})
-    middle, low, high = tables.ratios(columns)["first_m"]["step_seconds"]
+    middle, low, high = tables.baseline_ratios(columns)["first_m"]["step_seconds"]
     assert low is not None
     assert high is not None
     assert 1.5 < low < middle < high < 2.9  # type: ignore[operator]
-    assert tables.ratios(columns)["first_m"]["step_seconds"] == [middle, low, high]
+    assert tables.baseline_ratios(columns)["first_m"]["step_seconds"] == [middle, low, high]
 
 
 def test_the_table_tells_seeds_that_are_missing_from_targets_that_were_not_reached() -> None:
@@ -188,7 +190,9 @@ def test_the_table_tells_seeds_that_are_missing_from_targets_that_were_not_reach
         "darts_barrier": [None, None, None],
     }
     columns = tables.columns(cells)
-    table = tables.markdown({"methods": columns, "ratios": tables.ratios(columns)})
+    table = tables.comparison_markdown(
+        {"methods": columns, "ratios": tables.baseline_ratios(columns)}
+    )
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "| 2 of 3 | 400 in 1 |" in rows["sync"]
     assert "| 1 of 3 | never |" in rows["first_m"]
@@ -202,10 +206,10 @@ def test_the_table_tells_seeds_that_are_missing_from_targets_that_were_not_reach
 def test_a_band_over_time_reads_every_seed_at_the_same_second() -> None:
     seeds = [curve_of((0, 0.0, 0.0), (2, 10.0, 1.0)), curve_of((0, 0.0, 0.0), (2, 20.0, 1.0))]
     over_time, over_steps = plots.PLOTS[0], plots.PLOTS[1]
-    found = band(plots.points(over_time, seeds))
+    found = band(plots.plot_points(over_time, seeds))
     assert (found.x[-1], found.low[-1], found.high[-1]) == (10.0, 0.5, 1.0)
     assert math.isclose(found.middle[-1], 0.75)
-    assert band(plots.points(over_steps, seeds)).x == [0.0, 2.0]
+    assert band(plots.plot_points(over_steps, seeds)).x == [0.0, 2.0]
 
 
 def test_lines_by_depth_are_of_kinds_that_every_evaluation_names() -> None:
@@ -215,7 +219,10 @@ def test_lines_by_depth_are_of_kinds_that_every_evaluation_names() -> None:
     assert known.deep_accuracy == 0.1
     assert point.deep_accuracy is None
     found = plots.by_depth({"sync": [[known]], "first_m": []})
-    assert [(plot.tag, plot.value(known)) for plot in found] == [("terms=7", 0.1), ("terms=7", 50)]
+    assert [(plot.tag, plot.value_of(known)) for plot in found] == [
+        ("terms=7", 0.1),
+        ("terms=7", 50),
+    ]
     assert plots.by_depth({"sync": [[known], [point]]}) == plots.by_depth({}) == []
 
 
@@ -244,7 +251,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(
         ({"overrides": ("group.size=1",)}, "method sync:"),
         ({"overrides": ("eval.every=0",)}, "eval.every"),
     ):
-        assert compare(msgspec.structs.replace(good, **changes)) == 2
+        assert run_comparison(msgspec.structs.replace(good, **changes)) == 2
         assert said in capsys.readouterr().err
     assert not good.folder.exists()
 
@@ -262,7 +269,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
         target=0.5,
         overrides=(f"data.train={bad}", f"data.held_out={bad}"),
     )
-    assert compare(wanted) == 1
+    assert run_comparison(wanted) == 1
     said = capsys.readouterr().err
     assert "bad.jsonl:1: not JSON" in said
     assert "failed: sync-s0, first_m-s0" in said

@@ -6,7 +6,14 @@ import random
 
 import pytest
 
-from launch.bench.developer.flatness import ALLOWED, Series, row, slope, table, verdict
+from launch.bench.developer.flatness import (
+    ALLOWED,
+    Series,
+    flatness_table,
+    flatness_verdict,
+    series_row,
+    slope,
+)
 
 
 def series_of(values: list[float], unit: str = "MiB") -> Series:
@@ -17,25 +24,27 @@ def series_of(values: list[float], unit: str = "MiB") -> Series:
 def test_a_leak_is_found_in_noise() -> None:
     draw = random.Random(0)
     leaking = series_of([300 + 0.5 * i + draw.uniform(-20, 20) for i in range(200)])
-    found = row(leaking, 400)
+    found = series_row(leaking, 400)
     assert found is not None
     assert not found.flat
     assert found.slope_per_hour == pytest.approx(0.25 * 3600, rel=0.1)
     assert found.first < found.last
-    assert verdict([found], {"engine killed": 3}).startswith("NOT flat under 3 faults: MiB of")
-    assert table([found])[-1].endswith("| NO |")
+    assert flatness_verdict([found], {"engine killed": 3}).startswith(
+        "NOT flat under 3 faults: MiB of"
+    )
+    assert flatness_table([found])[-1].endswith("| NO |")
 
 
 def test_a_process_that_starts_again_and_again_is_flat() -> None:
     saw = series_of([100.0 + 3 * (i % 20) for i in range(200)])
-    found = row(saw, 400)
+    found = series_row(saw, 400)
     assert found is not None
     assert found.flat
-    assert verdict([found], {}).startswith("flat under 0 faults")
+    assert flatness_verdict([found], {}).startswith("flat under 0 faults")
 
 
 def test_growth_in_the_warm_up_is_none() -> None:
-    found = row(series_of([float(min(i, 40) * 10) for i in range(200)]), 400)
+    found = series_row(series_of([float(min(i, 40) * 10) for i in range(200)]), 400)
     assert found is not None
     assert found.flat
     assert (found.first, found.last) == (245.0, 400.0)
@@ -43,15 +52,15 @@ def test_growth_in_the_warm_up_is_none() -> None:
 
 def test_a_descriptor_every_minute_is_a_leak_within_twenty() -> None:
     values = [30.0 + int(i * 2 / 60) for i in range(600)]
-    found = row(series_of(values, "descriptors"), 1200)
+    found = series_row(series_of(values, "descriptors"), 1200)
     assert found is not None
     assert found.growth > ALLOWED["descriptors"][0]
     assert not found.flat
 
 
 def test_of_too_few_samples_nothing_is_said() -> None:
-    assert row(series_of([1.0] * 8), 16) is None
-    assert verdict([], {}) == "too short to say anything"
+    assert series_row(series_of([1.0] * 8), 16) is None
+    assert flatness_verdict([], {}) == "too short to say anything"
 
 
 def test_a_slope_is_the_middle_of_all_pairs() -> None:

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.commands.profile import document, read, summary
-from launch.commands.profile_advice import Facts, advice
+from launch.commands.profile import critical_waits, profile_document, read_timings
+from launch.commands.profile_advice import RunFacts, advice
 from pipeline.config.load import load
 from tests.launch.jobs.jobs import QUICK, ROOT, SIMULATED, Job
 
@@ -23,7 +23,7 @@ PROFILE = [*(key for key in QUICK if not key.startswith(("step.count", "checkpoi
 
 
 def slow_reward(sample: Any) -> float:
-    time.sleep(0.4)
+    time.sleep(0.2)
     return float(sample.tokens < 20)
 
 
@@ -84,26 +84,26 @@ def test_the_first_step_warms_up_and_is_not_in_the_mean(tmp_path: Path) -> None:
         timing(2, [["engine e0", "decoding", 0.2, ""], ["rewards", "scoring", 0.8, ""]], 1.0),
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    waits = summary(read(tmp_path), CONFIG)
+    waits = critical_waits(read_timings(tmp_path), CONFIG)
     assert [(w.lane, round(w.seconds, 3), round(w.share, 3)) for w in waits] == [
         ("rewards", 0.6, 0.6),
         ("engine e0", 0.4, 0.4),
     ]
-    steps = document(read(tmp_path), waits)["steps"]
+    steps = profile_document(read_timings(tmp_path), waits)["steps"]
     assert [step["step_seconds"] for step in steps] == [9.0, 1.0, 1.0]
 
 
 def test_only_an_engine_that_is_much_slower_is_blamed_for_its_pace() -> None:
-    facts = Facts(config=CONFIG, paces={"e0": 0.010, "e1": 0.040, "e2": 0.012})
+    facts = RunFacts(config=CONFIG, paces={"e0": 0.010, "e1": 0.040, "e2": 0.012})
     assert "on e1" in advice("engine e1", "decoding", facts)
     assert "on e2" not in advice("engine e2", "decoding", facts)
 
 
 def test_advice_names_settings_as_they_are_and_none_that_is_followed_already() -> None:
     config = load(ROOT / "configs/quickstart.yaml", ["learner.overlap=off", "engine.slots=8"])
-    assert "learner.overlap=group" in advice("", "forward and backward", Facts(config=config))
-    assert "overlap" not in advice("", "forward and backward", Facts(config=CONFIG))
-    full = advice("engine e0", "decoding", Facts(config=config, slot_wait_share=0.5))
+    assert "learner.overlap=group" in advice("", "forward and backward", RunFacts(config=config))
+    assert "overlap" not in advice("", "forward and backward", RunFacts(config=CONFIG))
+    full = advice("engine e0", "decoding", RunFacts(config=config, slot_wait_share=0.5))
     assert "engine.slots=8 now" in full
 
 

@@ -16,15 +16,30 @@ from typer.testing import CliRunner
 
 from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from launch.cli import app
-from launch.doctor.cluster_probe import Listeners, Place, SurveyError, facts_of, knock, survey
-from launch.doctor.cluster_report import ANY_PORT, STAGE_PORTS, Facts, Probe, notes, problems, table
+from launch.doctor.cluster_probe import (
+    Listeners,
+    Participant,
+    ProbeError,
+    facts_of,
+    probe_cluster,
+    probe_port,
+)
+from launch.doctor.cluster_report import (
+    ANY_PORT,
+    STAGE_PORTS,
+    MachineFacts,
+    Probe,
+    cluster_notes,
+    cluster_problems,
+    cluster_table,
+)
 from launch.launcher.local import LOOPBACK, free_port
-from launch.torchrun.rendezvous import Seal
+from launch.torchrun.rendezvous import SharedSecret
 from pipeline.config.load import load
 
 CONFIG = Path("configs/quickstart.yaml")
 GIB = 2**30
-FIRST = Facts(
+FIRST = MachineFacts(
     node=0,
     host="a",
     address="10.0.0.1",
@@ -49,16 +64,16 @@ SHAPE = ["learner.ranks=2", "engine.count=2"]
 
 
 def found(
-    first: Facts = FIRST,
-    second: Facts | None = SECOND,
+    first: MachineFacts = FIRST,
+    second: MachineFacts | None = SECOND,
     probes: list[Probe] = PROBES,
     shape: list[str] = SHAPE,
 ) -> list[str]:
     facts = [first, *([second] if second else [])]
-    return list(problems(facts, probes, 2, load(CONFIG, shape)))
+    return list(cluster_problems(facts, probes, 2, load(CONFIG, shape)))
 
 
-def other(**changes: Any) -> Facts:
+def other(**changes: Any) -> MachineFacts:
     return msgspec.structs.replace(SECOND, **changes)
 
 
@@ -125,13 +140,13 @@ def test_who_has_not_come_or_has_said_nothing_is_named() -> None:
 
 def test_a_clock_that_is_off_is_a_note_and_no_problem() -> None:
     late = [msgspec.structs.replace(p, ahead_s=-90.0, error_s=0.001) for p in PROBES]
-    [note] = notes(late)
+    [note] = cluster_notes(late)
     assert "machine 0 is -90.0 s from that of machine 1" in note
     assert found(probes=late) == []
 
 
 def test_the_table_has_a_line_for_each_machine_and_each_way() -> None:
-    lines = table([FIRST, SECOND], shut("tokens"))
+    lines = cluster_table([FIRST, SECOND], shut("tokens"))
     assert len(lines) == 3 + 1 + 1 + len(PROBES)
     [tokens] = [line for line in lines if "tokens" in line]
     assert tokens.split()[:4] == ["1", "0", "40001", "tokens"]
@@ -148,21 +163,21 @@ def listening() -> Iterator[Listeners]:
     made.close()
 
 
-def loopback(listening: Listeners) -> Facts:
+def loopback(listening: Listeners) -> MachineFacts:
     return other(address=LOOPBACK, ports=listening.ports)
 
 
 def test_a_port_that_answers_tells_round_trip_and_clock(listening: Listeners) -> None:
-    probe = knock(0, loopback(listening), ANY_PORT, listening.ports[ANY_PORT])
+    probe = probe_port(0, loopback(listening), ANY_PORT, listening.ports[ANY_PORT])
     assert (probe.why, probe.source, probe.target) == ("", 0, 1)
     assert 0 < probe.trip_s < 1
     assert abs(probe.ahead_s) <= probe.error_s + 1e-3
 
 
 def test_a_port_where_nobody_or_somebody_else_listens_is_not_reached(listening: Listeners) -> None:
-    assert "refused" in knock(0, loopback(listening), ANY_PORT, free_port()).why
+    assert "refused" in probe_port(0, loopback(listening), ANY_PORT, free_port()).why
     stranger = msgspec.structs.replace(loopback(listening), node=7)
-    why = knock(0, stranger, ANY_PORT, listening.ports[ANY_PORT]).why
+    why = probe_port(0, stranger, ANY_PORT, listening.ports[ANY_PORT]).why
     assert why == "machine 1 answers there"
 
 
@@ -186,7 +201,7 @@ def test_room_for_weights_is_that_of_what_engines_get_not_of_the_file(
     (tmp_path / "config.json").write_text(json.dumps({"dtype": stored}))
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     config = load(CONFIG, [f"model={tmp_path}", *settings])
-    place = Place(node=0, machines=1, head=LOOPBACK, port=1, ranks=0, torchrun=False)
+    place = Participant(node=0, machines=1, head=LOOPBACK, port=1, ranks=0, torchrun=False)
     facts = facts_of(place, config, {}, {})
     assert (facts.model_bytes, facts.weights_bytes) == (1000, 1000 * times)
 
@@ -206,10 +221,12 @@ def survey_of(machines: int, here: list[int], secrets: list[bytes], wait_s: floa
     said: list[list[str]] = [[] for _ in here]
 
     def one(number: int, node: int) -> int:
-        place = Place(
+        place = Participant(
             node=node, machines=machines, head=LOOPBACK, port=port, ranks=0, torchrun=False
         )
-        return survey(place, config, Seal(secrets[number]), wait_s, said[number].append)
+        return probe_cluster(
+            place, config, SharedSecret(secrets[number]), wait_s, said[number].append
+        )
 
     with ThreadPoolExecutor(len(here)) as pool:
         futures = [pool.submit(one, number, node) for number, node in enumerate(here)]
@@ -233,7 +250,7 @@ def test_a_machine_that_does_not_come_is_waited_for_and_named() -> None:
 def test_a_machine_with_another_secret_has_not_come() -> None:
     (first, _), ends = survey_of(2, [0, 1], [b"one", b"other"], 2.0)
     assert ends[0] == 1 and "machine 1: has not come" in first[-2]
-    assert isinstance(ends[1], SurveyError)
+    assert isinstance(ends[1], ProbeError)
 
 
 def test_what_it_needs_without_torchrun_is_told() -> None:

@@ -103,7 +103,7 @@ def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
         deadline = time.monotonic() + 10
         while stage.running and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert stage.ended() == "killed by SIGKILL"
+        assert stage.exit_text() == "killed by SIGKILL"
     finally:
         end_all([stage], 0.0)
         shutil.rmtree(launcher.weights)

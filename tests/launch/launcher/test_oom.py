@@ -9,7 +9,7 @@ import pytest
 
 from launch.launcher.oom import KILLED, MemoryWatch, own_groups, peak_bytes
 from launch.launcher.processes import Child, clean_environment
-from launch.torchrun.engine_supervisor import keep
+from launch.torchrun.engine_supervisor import supervise
 from tests.launch.launcher.test_processes import until
 
 GIB = 1 << 30
@@ -51,7 +51,7 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
     (tmp_path / "hungry.py").write_text(HUNGRY.format(counts=str(group / COUNTS[version])))
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
     child = Child("e0", ["hungry"], tmp_path / "log", environment)
-    assert keep(child, 1, []) == 1
+    assert supervise(child, 1, []) == 1
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(
         "darts: e0 ended (killed by SIGKILL); the kernel has killed it for its memory, which is "
@@ -63,7 +63,7 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
 def test_two_that_are_killed_for_memory_at_once_are_both_told_so(tmp_path: Path) -> None:
     watch = MemoryWatch([group_of(tmp_path, 3)])
     group_of(tmp_path, 5)
-    said = [watch.why(KILLED, GIB) for _ in range(3)]
+    said = [watch.explain_kill(KILLED, GIB) for _ in range(3)]
     assert ["has killed it for its memory" in text for text in said] == [True, True, False]
 
 
@@ -79,14 +79,14 @@ def test_a_process_over_its_own_limit_ends_with_a_memory_error(
         "block = bytearray(2 << 30)\n"
     )
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
-    assert keep(Child("e0", ["hungry"], tmp_path / "log", environment), 0, []) == 1
+    assert supervise(Child("e0", ["hungry"], tmp_path / "log", environment), 0, []) == 1
     said = capsys.readouterr().out
     assert "darts: e0 ended (exit 1); its log: " in said
     assert said.rstrip().endswith("MemoryError")
 
 
 def test_where_nobody_counts_it_is_said_that_it_may_be_so() -> None:
-    said = MemoryWatch([]).why(KILLED, 3 * GIB)
+    said = MemoryWatch([]).explain_kill(KILLED, 3 * GIB)
     assert said.startswith("; the kernel does that when memory runs out (peak seen: 3.0 of ")
 
 
@@ -94,7 +94,7 @@ def test_where_nobody_counts_it_is_said_that_it_may_be_so() -> None:
 def test_of_other_ends_nothing_is_said(tmp_path: Path, how: str) -> None:
     watch = MemoryWatch([group_of(tmp_path, 0)])
     group_of(tmp_path, 1)
-    assert watch.why(how, GIB) == ""
+    assert watch.explain_kill(how, GIB) == ""
 
 
 def test_a_child_that_we_have_killed_was_not_killed_for_its_memory(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_a_child_that_we_have_killed_was_not_killed_for_its_memory(tmp_path: Pat
     child.start()
     until(lambda: child.tail())
     assert peak_bytes(child.pid) > 1 << 20
-    child.end(signal.SIGKILL)
-    child.end(signal.SIGTERM)  # it may not be gone yet when all are asked to leave
-    until(child.ended)
-    assert child.why(child.ended() or "", MemoryWatch([])) == ""
+    child.signal_all(signal.SIGKILL)
+    child.signal_all(signal.SIGTERM)  # it may not be gone yet when all are asked to leave
+    until(child.exit_text)
+    assert child.memory_note(child.exit_text() or "", MemoryWatch([])) == ""
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,17 @@ def up(child: Child) -> bool:
 
 def test_how_a_child_ended_is_said_in_words(program: Callable[[str], Child]) -> None:
     fine, wrong, killed = program("pass"), program("raise SystemExit(3)"), program(SLEEPER)
-    assert fine.ended() is None, "it has not started"
+    assert fine.exit_text() is None, "it has not started"
     for child in (fine, wrong, killed):
         child.start()
     until(lambda: up(killed))
-    killed.end(signal.SIGKILL)
-    until(lambda: fine.ended() and wrong.ended() and killed.ended())
-    assert [c.ended() for c in (fine, wrong, killed)] == ["exit 0", "exit 3", "killed by SIGKILL"]
+    killed.signal_all(signal.SIGKILL)
+    until(lambda: fine.exit_text() and wrong.exit_text() and killed.exit_text())
+    assert [c.exit_text() for c in (fine, wrong, killed)] == [
+        "exit 0",
+        "exit 3",
+        "killed by SIGKILL",
+    ]
 
 
 def test_an_end_is_collected_once_and_starts_are_counted(program: Callable[[str], Child]) -> None:
@@ -77,9 +81,9 @@ def test_an_end_is_collected_once_and_starts_are_counted(program: Callable[[str]
     for start in (1, 2):
         child.start()
         assert child.starts == start
-        until(child.ended)
-        assert child.collect() == "exit 0"
-        assert child.collect() is None
+        until(child.exit_text)
+        assert child.take_exit() == "exit 0"
+        assert child.take_exit() is None
         assert (child.running, child.pid) == (False, 0)
     assert child.tail() == "hello\nhello", "its log goes on"
 
@@ -89,10 +93,10 @@ def test_a_child_that_has_run_for_long_begins_to_count_anew(
 ) -> None:
     child = program("pass")
     for proved_s, starts in ((600.0, 1), (600.0, 2), (0.0, 1)):
-        monkeypatch.setattr("launch.launcher.processes.PROVED_S", proved_s)
+        monkeypatch.setattr("launch.launcher.processes.STABLE_S", proved_s)
         child.start()
-        until(child.ended)
-        child.collect()
+        until(child.exit_text)
+        child.take_exit()
         assert child.starts == starts
 
 
@@ -100,14 +104,25 @@ def test_the_tail_of_a_log_is_its_last_lines(program: Callable[[str], Child]) ->
     child = program("print(*range(100), sep='\\n')")
     assert child.tail() == ""
     child.start()
-    until(child.ended)
+    until(child.exit_text)
     assert child.tail(3) == "97\n98\n99"
+
+
+def test_the_tail_of_a_log_costs_no_more_than_its_end(program: Callable[[str], Child]) -> None:
+    """A log may be longer than the memory; /dev/full is read without an end."""
+    child = program("print(*('y' * 99 for _ in range(100_000)), sep='\\n')")
+    child.start()
+    until(child.exit_text)
+    assert child.tail(2) == "\n".join(["y" * 99] * 2)
+    assert len(child.tail(1_000_000)) < 1 << 17
+    child.log = Path("/dev/full")
+    assert child.tail() == ""
 
 
 def test_a_child_leads_its_own_session_and_reads_nothing(program: Callable[[str], Child]) -> None:
     child = program("import os, sys; print(os.getsid(0), os.getpid(), repr(sys.stdin.read()))")
     child.start()
-    until(child.ended)
+    until(child.exit_text)
     session, pid, read = child.tail().split()
     assert session == pid
     assert read == "''"
@@ -123,7 +138,7 @@ def test_end_all_kills_a_child_that_ignores_sigterm(program: Callable[[str], Chi
     until(lambda: up(stubborn))
     begun = time.monotonic()
     end_all([stubborn], grace_s=0.1)
-    assert stubborn.ended() == "killed by SIGKILL"
+    assert stubborn.exit_text() == "killed by SIGKILL"
     assert time.monotonic() - begun < 10.0
 
 
@@ -132,7 +147,7 @@ def test_end_all_lets_those_end_who_do_so_by_themselves(program: Callable[[str],
     child.start()
     until(lambda: up(child))
     end_all([child], grace_s=20.0)
-    assert child.ended() == "exit 7"
+    assert child.exit_text() == "exit 7"
 
 
 def test_end_all_reaps_a_child_whose_first_thread_ends_before_the_others(
@@ -148,7 +163,7 @@ def test_end_all_reaps_a_child_whose_first_thread_ends_before_the_others(
     until(lambda: gone(child.pid))
     assert child.running, "its first thread is a zombie, it is none"
     end_all([child], grace_s=20.0)
-    assert child.ended() == "exit 5"
+    assert child.exit_text() == "exit 5"
 
 
 @pytest.mark.fault("a child leaves a process of its own behind", part="people", by="process")

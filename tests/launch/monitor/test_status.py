@@ -105,7 +105,7 @@ def test_a_run_whose_processes_were_killed_tells_what_it_last_waited_for(run: Ru
     leave(run, waiting(), age_s=60)
     told = asked(run)
     assert told.exit_code == 1
-    assert "ended, 0 of 1 steps done; ENDED without a result; news 60 s old" in told.output
+    assert "ended, 0 of 1 steps done; ENDED without a result; last report 60 s old" in told.output
     assert "when it was last heard of it waited for:" in told.output
     assert "trajectory 0, running on e0" in told.output
 
@@ -116,7 +116,7 @@ def test_a_stage_that_says_nothing_in_a_run_that_is_there_is_told(run: RunFolder
     told = asked(run)
     run.release()
     assert told.exit_code == 1
-    assert "silent, 0 of 1 steps done; NO NEWS: the newest is 60 s old" in told.output
+    assert "silent, 0 of 1 steps done; SILENT: the last report is 60 s old" in told.output
     assert "it hangs, is stopped, or is dead. It last waited for:" in told.output
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launch.monitor.panel import clock, count
-from launch.monitor.terminal import TerminalView, table
+from launch.monitor.terminal import TerminalView, result_table
 
 STEP: dict[str, Any] = {
     "step": 0,
@@ -117,7 +117,7 @@ RESULT: dict[str, Any] = {
 
 
 def test_the_table_compares_before_and_after_and_says_where_tokens_went() -> None:
-    text = table(RESULT, 60)
+    text = result_table(RESULT, 60)
     rows = {line.split("  ")[0]: line.split() for line in text.splitlines() if line}
     assert rows["held-out accuracy"][-3:] == ["0.500", "0.960", "+92%"]
     assert rows["mean response, tokens"][-3:] == ["40.0", "20.0", "-50%"]
@@ -130,7 +130,7 @@ def test_the_table_compares_before_and_after_and_says_where_tokens_went() -> Non
 
 def test_a_run_without_evaluation_has_a_table_too() -> None:
     without = {**RESULT, **dict.fromkeys(("accuracy_before", "accuracy_after"), None)}
-    text = table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
+    text = result_table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
     assert "accuracy" not in text
     assert "before" in text, "lengths are compared all the same"
 
@@ -139,10 +139,10 @@ def test_a_table_without_anything_to_compare_has_no_empty_header() -> None:
     metrics = (
         f"{what}_{when}" for what in ("accuracy", "mean_tokens") for when in ("before", "after")
     )
-    text = table({**RESULT, **dict.fromkeys(metrics, None)}, 60)
+    text = result_table({**RESULT, **dict.fromkeys(metrics, None)}, 60)
     assert "before" not in text and "change" not in text
     assert text.startswith("60 of 60 steps")
 
 
 def test_an_accuracy_of_zero_before_is_no_division() -> None:
-    assert "0.000" in table({**RESULT, "accuracy_before": 0.0}, 60)
+    assert "0.000" in result_table({**RESULT, "accuracy_before": 0.0}, 60)

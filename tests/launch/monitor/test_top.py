@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.monitor.panel import History, frame, sparkline
+from launch.monitor.panel import History, render_panel, sparkline
 from launch.monitor.top import OLD_S
 from pipeline.observability.live_status import EngineStatus, PeerStatus, RunStatus, WaitStatus
 from pipeline.system.run_folder import RunFolder
@@ -65,7 +65,7 @@ STEPS: list[dict[str, Any]] = [
 
 def text_of(now: RunStatus, history: History | None = None, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(frame("r", now, history or History(), width=width))
+    console.print(render_panel("r", now, history or History(), width=width))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -88,12 +88,12 @@ def test_a_frame_says_who_does_what_and_who_waits_for_whom() -> None:
 def test_curves_and_the_time_left_come_from_the_steps() -> None:
     history = History()
     for line in STEPS:
-        history.add("step", line)
+        history.add_line("step", line)
     text = text_of(NOW, history)
     assert "0.500" in text and "▁▄█" in text
     assert "step 4 of 60 · about 1:54 of training left" in text
     assert "figures of step 3 " in text, "counted from 1, as the step under way"
-    history.add("eval", {"step": 2, "accuracy": 0.5})
+    history.add_line("eval", {"step": 2, "accuracy": 0.5})
     assert "figures of step 3, accuracy of the evaluation at step 2" in text_of(NOW, history)
     assert text_of(NOW).count("▁") == 0, "nothing is drawn of what is not known"
 
@@ -152,13 +152,15 @@ def test_a_run_that_goes_on_shows_the_age_of_its_data(run: RunFolder) -> None:
 def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) -> None:
     run.hold()
     assert "starting: nothing heard yet" in shown(run)
-    assert re.search(r"NO NEWS: the newest is \d+ s old", shown(run, time=time.time() - OLD_S - 4))
+    assert re.search(
+        r"SILENT: the last report is \d+ s old", shown(run, time=time.time() - OLD_S - 4)
+    )
     run.release()
 
 
 def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
     text = shown(run, time=time.time() - 60)
-    assert re.search(r"ENDED without a result; news 6\d s old", text)
+    assert re.search(r"ENDED without a result; last report 6\d s old", text)
     for line in ("queues", "waiting", "silent", "of training left"):
         assert line not in text, "nobody in it waits any more"
     run.result.write_text("{}")
@@ -221,7 +223,9 @@ def test_ascii_is_as_wide_as_what_it_stands_for() -> None:
     bytes_ = io.BytesIO()
     console = Console(file=io.TextIOWrapper(bytes_, "ascii", write_through=True), width=100)
     wait = WaitStatus(seconds=1.0, what="learner rank 0 to publish " + "x" * 100)
-    console.print(frame("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=100))
+    console.print(
+        render_panel("r", msgspec.structs.replace(NOW, waits=(wait,)), History(), width=100)
+    )
     text = bytes_.getvalue().decode()
     assert f"e0  {32 * '#'} 64/64" in text
     assert f"e1  {3 * '#'}{29 * '.'} 6/64" in text

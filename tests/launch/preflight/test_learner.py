@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.preflight.learner import complaints, of_model
+from launch.preflight.learner import learner_problems, model_problems
 from pipeline.config.schema import Config, LearnerConfig, LoraConfig
 
 
@@ -33,24 +33,24 @@ def config_of(directory: Path, model: dict[str, Any], **learner: Any) -> Config:
 def test_model_that_cannot_be_trained_is_named_with_the_file(
     tmp_path: Path, model: dict[str, Any], expected: str
 ):
-    [problem] = complaints(config_of(tmp_path, model))
+    [problem] = learner_problems(config_of(tmp_path, model))
     assert problem.startswith(f"{tmp_path / 'config.json'}: ")
     assert expected in problem
 
 
 def test_models_that_can_be_trained_have_no_complaint():
     for kind in ("qwen2", "qwen3", "llama", "mistral", "gpt2"):
-        assert list(of_model({"model_type": kind})) == []
-    assert not list(of_model({"layer_types": ["full_attention", "sliding_attention"]}))
+        assert list(model_problems({"model_type": kind})) == []
+    assert not list(model_problems({"layer_types": ["full_attention", "sliding_attention"]}))
 
 
 def test_missing_peft_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = config_of(tmp_path, {"model_type": "qwen3"}, lora=LoraConfig())
-    assert list(complaints(config)) == []
+    assert list(learner_problems(config)) == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    [problem] = complaints(config)
+    [problem] = learner_problems(config)
     assert "pip install 'darts-rl[lora]'" in problem
 
 
@@ -58,12 +58,12 @@ def test_problems_of_deepspeeds_file_are_among_them(tmp_path: Path):
     path = tmp_path / "ds.json"
     path.write_text('{"train_batch_size": 8}')
     config = config_of(tmp_path, {"model_type": "qwen3"}, deepspeed=str(path))
-    [problem] = complaints(config)
+    [problem] = learner_problems(config)
     assert problem.startswith(f"{path}: train_batch_size")
 
 
 def test_a_damaged_config_is_named_as_any_other_problem(tmp_path: Path):
     config = config_of(tmp_path, {})
     (tmp_path / "config.json").write_text("{")
-    [problem] = complaints(config)
+    [problem] = learner_problems(config)
     assert problem.startswith(f"{tmp_path / 'config.json'}: not JSON: ")

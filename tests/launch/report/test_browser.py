@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launch.report.build import build
+from launch.report.build import build_page
 from tests.launch.jobs.jobs import ROOT
 from tests.launch.report.folders import Made
 
@@ -59,7 +59,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ).write(),
     ]  # fmt: skip
     path = folder / "report.html"
-    path.write_text(build(runs, print))
+    path.write_text(build_page(runs, print))
     return path
 
 
@@ -199,7 +199,7 @@ def test_a_click_in_the_legend_hides_a_fate(seen: Seen) -> None:
 
 
 def test_another_step_is_shown_with_its_own_bars_and_table(seen: Seen) -> None:
-    told = seen.page.locator("#gantt [data-step]:visible .said")
+    told = seen.page.locator("#gantt [data-step]:visible .caption")
     assert told.inner_text().startswith("Step 1 took")
     end = "model.x_range.end"
     before = seen.model("gantt", end)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
-from launch.report.build import build
+from launch.report.build import build_page
 from launch.report.sections.latency import MEANINGS
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs.jobs import ROOT
@@ -60,7 +60,7 @@ def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> Non
     path = Made(path=tmp_path / "a", steps=2, traced=0, timing=False, finished=False).write()
     for sample in (path / "samples").iterdir():
         sample.unlink()
-    found = missing(build([path], print))
+    found = missing(build_page([path], print))
     assert set(found) == {"gantt", "seconds", "latency", "samples", "comparison"}
     assert "eval.every=20" in found["samples"]
 
@@ -81,7 +81,7 @@ def test_an_empty_section_names_the_setting_that_the_run_has(
     tmp_path: Path, settings: tuple[str, ...], gantt: str, others: str
 ) -> None:
     path = Made(path=tmp_path / "a", steps=2, traced=0, timing=False, settings=settings).write()
-    found = missing(build([path], print))
+    found = missing(build_page([path], print))
     assert gantt in found["gantt"]
     assert others in found["seconds"] and others in found["latency"]
 
@@ -91,7 +91,7 @@ def test_runs_that_lack_data_for_different_reasons_are_named(tmp_path: Path) -> 
         Made(path=tmp_path / name, steps=2, traced=0, timing=False, settings=settings).write()
         for name, settings in (("old", ()), ("untimed", ("metrics.timing=false",)))
     ]
-    said = missing(build(made, print))["latency"]
+    said = missing(build_page(made, print))["latency"]
     assert "old: metrics.jsonl has no lines" in said
     assert "untimed: The run was not timed: set metrics.timing=true" in said
 
@@ -101,12 +101,12 @@ def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path: Path) ->
     whole = path / "checkpoints" / "step-000004"
     whole.mkdir(parents=True)
     resume = "stopped (Ctrl-C?) at step 4, resume with darts train --resume"
-    assert resume not in build([path], print), "a checkpoint without its manifest is none"
+    assert resume not in build_page([path], print), "a checkpoint without its manifest is none"
     (whole / "MANIFEST.json").write_text("{}")
-    assert resume in build([path], print)
+    assert resume in build_page([path], print)
     folder = RunFolder(path)
     folder.hold()
-    page = build([path], print)
+    page = build_page([path], print)
     folder.release()
     assert resume not in page
     assert ">running</td>" in page
@@ -116,7 +116,7 @@ def test_every_latency_is_explained_on_the_page_as_in_the_manual(tmp_path: Path)
     manual = (ROOT / "docs" / "latency.md").read_text()
     table = manual.split("| percentile | of |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+_s)`", table)) == set(MEANINGS)
-    page = build([Made(path=tmp_path / "a", steps=2).write()], print)
+    page = build_page([Made(path=tmp_path / "a", steps=2).write()], print)
     assert MEANINGS["inter_token_s"] in page
 
 
@@ -124,7 +124,7 @@ def test_a_run_without_a_single_step_has_a_page(tmp_path: Path) -> None:
     path = Made(path=tmp_path / "a", steps=1, traced=0, finished=False).write()
     (path / "metrics.jsonl").write_text("")
     (path / "decisions.jsonl").write_text("")
-    page = build([path], print)
+    page = build_page([path], print)
     assert "unfinished" in page
     assert {"curves", "lengths", "waste", "budgets"} <= set(missing(page))
 
@@ -155,7 +155,7 @@ def test_a_folder_that_is_no_run_exits_2_with_a_sentence(
 def test_texts_of_samples_are_shown_and_not_carried_out(tmp_path: Path) -> None:
     path = Made(path=tmp_path / "a", steps=1).write()
     (path / "samples" / "step-000000.txt").write_text("[1.0] 1+9=<script>alert(1)</script>\n")
-    page = build([path], print)
+    page = build_page([path], print)
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
 

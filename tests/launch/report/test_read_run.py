@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from launch.report.bands import band
-from launch.report.read_run import read
-from launch.report.run_names import lines
+from launch.report.read_run import read_run
+from launch.report.run_names import run_lines
 from launch.report.sections.length_distribution import medians
 from launch.report.sections.samples import Sample, entries
-from launch.report.sections.waste import grown
+from launch.report.sections.waste import tokens_by_fate
 from launch.run_files.records import StepLine
 from pipeline.system.run_folder import RunError
 from tests.launch.report.folders import Made
@@ -23,7 +23,7 @@ def silent(line: str) -> None:
 
 
 def test_a_whole_run_is_read_without_a_warning(tmp_path: Path) -> None:
-    run = read(Made(path=tmp_path / "a", steps=6, groups=3, members=9).write(), silent)
+    run = read_run(Made(path=tmp_path / "a", steps=6, groups=3, members=9).write(), silent)
     assert [step.step for step in run.steps] == list(range(6))
     assert [found.step for found in run.curve] == [0, 2, 4, 6]
     assert run.curve[1].train_s == run.steps[0].seconds + run.steps[1].seconds
@@ -38,7 +38,7 @@ def test_lines_that_do_not_parse_are_named_with_file_and_line_and_skipped(tmp_pa
     bad = [b'{"what": "step", "step": 0}\n', b"\xff\xfe\n", b'{"what": "news", "of": 1}\n']
     metrics.write_bytes(b"".join([*bad, *whole, b'{"what":"step","st']))
     said: list[str] = []
-    run = read(path, said.append)
+    run = read_run(path, said.append)
     assert len(run.steps) == 3
     places = [line.split(": ")[0] for line in said]
     assert places == [f"{metrics}:1", f"{metrics}:2"], "the last one is still being written"
@@ -51,7 +51,7 @@ def test_a_folder_that_is_no_run_is_refused_with_what_is_missing(
     path = Made(path=tmp_path / "a", steps=1).write()
     (path / lacking).unlink()
     with pytest.raises(RunError, match=f"not a run's folder, {lacking} is missing"):
-        read(path, silent)
+        read_run(path, silent)
 
 
 def test_a_run_that_has_hardly_begun_is_read(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_a_run_that_has_hardly_begun_is_read(tmp_path: Path) -> None:
     for name in ("decisions.jsonl", "about.json"):
         (path / name).unlink()
     (path / "metrics.jsonl").write_text("")
-    run = read(path, silent)
+    run = read_run(path, silent)
     assert (run.steps, run.curve, run.result, run.trace) == ([], [], {}, {})
 
 
 def test_finished_runs_that_differ_in_the_seed_alone_are_one_line(tmp_path: Path) -> None:
     runs = [
-        read(made.write(), silent)
+        read_run(made.write(), silent)
         for made in (
             Made(path=tmp_path / "plain-s0", steps=1),
             Made(path=tmp_path / "plain-s1", steps=1, seed=1),
@@ -73,7 +73,7 @@ def test_finished_runs_that_differ_in_the_seed_alone_are_one_line(tmp_path: Path
             Made(path=tmp_path / "short", steps=1, settings=("selector=shortest",)),
         )
     ]
-    assert [line.label for line in lines(runs)] == [
+    assert [line.label for line in run_lines(runs)] == [
         "plain, seeds 0, 1 · selector=dual_end",
         "plain-s2 (unfinished) · selector=dual_end",
         "short · selector=shortest",
@@ -88,7 +88,7 @@ def test_a_band_reaches_from_the_last_begin_to_the_first_end() -> None:
 
 
 def test_medians_are_those_of_each_group(tmp_path: Path) -> None:
-    members = read(Made(path=tmp_path / "a", steps=2, groups=4).write(), silent).members
+    members = read_run(Made(path=tmp_path / "a", steps=2, groups=4).write(), silent).members
     expected = [
         np.median(members.tokens_N[members.group_N == group])
         for group in range(len(members.step_G))
@@ -102,8 +102,8 @@ def test_tokens_of_a_step_are_what_the_accounts_grew_by() -> None:
                         generation_s=1, ledger=ledger)  # fmt: skip
 
     first, second = step(0, trained=5, eval=7), step(1, trained=8, aborted=2, eval=9)
-    assert grown(None, first)["trained"] == 5
-    found = grown(first, second)
+    assert tokens_by_fate(None, first)["trained"] == 5
+    found = tokens_by_fate(first, second)
     assert (found["trained"], found["aborted"], found["redundant"]) == (3, 2, 0)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from launch.report.captions import account
+from launch.report.captions import step_caption
 from launch.report.spans import Row, Traced, TracedStep
-from launch.report.straggler_path import chain
+from launch.report.straggler_path import straggler_path
 from launch.report.stragglers import Life
 from launch.report.trace_columns import Picture
 from launch.run_files.records import Segment
@@ -40,12 +40,12 @@ LIVES = [life(8, 4, 128, 1.9), life(7, 3, 90, 0.71, "e0"), life(9, 4, 20, 1.17)]
 
 
 def test_the_straggler_is_the_last_on_the_path_not_the_longest() -> None:
-    told = account(STEP, LIVES, chain(PATH))
+    told = step_caption(STEP, LIVES, straggler_path(PATH))
     assert told.straggler is LIVES[2]
 
 
 def test_the_parts_of_a_path_add_up_to_the_step() -> None:
-    found = chain(PATH)
+    found = straggler_path(PATH)
     assert [link.trajectory for link in found.links] == [7, 9]
     assert found.links[0].end == found.links[1].start
     parts = [spent for _, spent in (*found.before, *found.after)]
@@ -55,7 +55,7 @@ def test_the_parts_of_a_path_add_up_to_the_step() -> None:
 
 
 def test_the_sentence_follows_the_path() -> None:
-    said = str(account(STEP, LIVES, chain(PATH)).html)
+    said = str(step_caption(STEP, LIVES, straggler_path(PATH)).html)
     assert said.startswith(
         '<p class="said">Step 3 took 2 s. Each had to wait for the one before it: '
         "trajectory 7 (0.56 s) → 9 of group 4 (0.4 s, 20 tokens on engine e1), "
@@ -67,7 +67,7 @@ def test_the_sentence_follows_the_path() -> None:
 
 
 def test_every_trajectory_on_the_path_is_marked_in_the_table_in_its_order() -> None:
-    rows = str(account(STEP, LIVES, chain(PATH)).html).split("<tr>")[2:]
+    rows = str(step_caption(STEP, LIVES, straggler_path(PATH)).html).split("<tr>")[2:]
     assert [row[: row.index("</td>")] for row in rows] == [
         '<td class="">7', '<td class="">9', '<td class="">8',
     ]  # fmt: skip
@@ -77,13 +77,13 @@ def test_every_trajectory_on_the_path_is_marked_in_the_table_in_its_order() -> N
 
 
 def test_a_path_without_a_trajectory_names_what_was_done() -> None:
-    told = account(STEP, LIVES, chain(PATH[-3:]))
+    told = step_caption(STEP, LIVES, straggler_path(PATH[-3:]))
     assert told.straggler is None
     assert "No trajectory is on its critical path, but forward and backward 0.7 s" in told.html
 
 
 def test_a_trajectory_that_the_trace_does_not_know_is_named_all_the_same() -> None:
-    told = account(STEP, [], chain(PATH))
+    told = step_caption(STEP, [], straggler_path(PATH))
     assert told.straggler is None
     assert "→ 9 (0.4 s on engine e1), which ended 1.17 s" in told.html
 
@@ -110,5 +110,5 @@ def test_the_tooltip_of_a_pass_tells_its_groups_and_that_of_an_optimizer_step_it
         }
     )
     picture = Picture()
-    picture.add("step 1", whole, whole.steps[0], ())
+    picture.add_step("step 1", whole, whole.steps[0], ())
     assert picture.bars["why"] == ["groups 258, 259", "step 1", "trajectory 4; reward 1.0"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.report.captions import account
-from launch.report.read_run import read
+from launch.report.captions import step_caption
+from launch.report.read_run import read_run
 from launch.report.spans import EVALUATION, OTHER, Traced, traced
-from launch.report.straggler_path import chain
-from launch.report.stragglers import lives, placed
+from launch.report.straggler_path import straggler_path
+from launch.report.stragglers import path_spans, step_trajectories
 from launch.run_files.records import Segment
 from launch.simulate import CONFIG
-from launch.simulate.command import one
+from launch.simulate.command import simulate_one
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import load
 from tests.launch.report.folders import Made
@@ -26,7 +26,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Traced:
     """A trace as the pipeline writes it."""
     path = tmp_path_factory.mktemp("simulated") / "trace.json"
     small = ["step.count=3", "engine.count=2", "engine.slots=32", "step.prompts=6"]
-    assert one(load(CONFIG, small), Scenario(), None, path) == 0
+    assert simulate_one(load(CONFIG, small), Scenario(), None, path) == 0
     return traced(json.loads(path.read_text()))
 
 
@@ -54,7 +54,7 @@ def test_rows_of_the_picture_do_not_overlap(simulated: Traced) -> None:
 
 def test_without_a_critical_path_the_last_that_was_trained_on_is_named(simulated: Traced) -> None:
     for step in simulated.steps:
-        told = account(step, lives(step), None)
+        told = step_caption(step, step_trajectories(step), None)
         trained = [bar for bar in step.bars if bar.kind == "trained" and bar.end > 0]
         assert told.straggler is not None
         assert told.straggler.end == max(bar.end for bar in trained)
@@ -63,10 +63,12 @@ def test_without_a_critical_path_the_last_that_was_trained_on_is_named(simulated
 
 
 def test_the_straggler_ends_where_its_part_of_the_path_ends(tmp_path: Path) -> None:
-    run = read(Made(path=tmp_path / "a", steps=3).write(), print)
+    run = read_run(Made(path=tmp_path / "a", steps=3).write(), print)
     whole = traced(run.trace)
     for step, line in zip(whole.steps, run.timing, strict=True):
-        late = account(step, lives(step), chain(line.critical_path)).straggler
+        late = step_caption(
+            step, step_trajectories(step), straggler_path(line.critical_path)
+        ).straggler
         assert late is not None
         assert f"trajectory {late.trajectory}," in line.critical_path[1].detail
         assert abs(late.end - sum(s.seconds for s in line.critical_path[:2])) < 1e-4
@@ -74,13 +76,13 @@ def test_the_straggler_ends_where_its_part_of_the_path_ends(tmp_path: Path) -> N
 
 def test_a_path_runs_along_the_rows_of_what_was_done(simulated: Traced) -> None:
     step = simulated.steps[2]
-    late = lives(step)[0]
+    late = step_trajectories(step)[0]
     path = (
         Segment(f"engine {late.engine}", "decoding", late.end, f"trajectory {late.trajectory}"),
         Segment("nowhere", "lost", 1.0),
         Segment("learner rank 0", "optimizer", 0.5),
     )
-    places = placed(step, path, simulated.lanes)
+    places = path_spans(step, path, simulated.lanes)
     assert [(p.what, p.start, p.end) for p in places] == [
         ("decoding", 0.0, late.end),
         ("optimizer", late.end + 1.0, late.end + 1.5),

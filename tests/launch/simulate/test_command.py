@@ -10,20 +10,18 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from launch.bench.developer import simulate_show
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import (
     CONFIG,
-    early_estimates,
     methods_at_scale,
     published,
     replay,
     scale,
+    show,
 )
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
-from pipeline.simulation.hardware import EngineCost
 from pipeline.simulation.workload import Lengths
 
 SMALL = ("step.count=2", "step.prompts=4", "engine.count=2", "sampling.max_tokens=512")
@@ -103,7 +101,7 @@ def test_cells_of_the_paper_have_both_columns_and_their_error():
         msgspec.structs.replace(
             cell, scenario=msgspec.structs.replace(QUICK, streamed=cell.scenario.streamed)
         )
-        for cell in published.cells()
+        for cell in published.published_cells()
         if cell.name.startswith("ablation") or cell.by_tokens
     ]
     said: list[str] = []
@@ -114,12 +112,12 @@ def test_cells_of_the_paper_have_both_columns_and_their_error():
         assert row["simulated"] > 0 and row["simulated_without_shaping"] > 0
         assert row["error"] == pytest.approx(row["simulated"] / row["published"] - 1)
     assert [row["fitted"] for row in document["cells"]].count(True) == 2
-    lines = published.table(document).splitlines()
+    lines = published.published_table(document).splitlines()
     assert len(lines) == 2 + 5 and "(fitted)" in lines[3]
 
 
 def test_every_published_figure_is_a_cell():
-    by_name = {cell.name: cell.published for cell in published.cells()}
+    by_name = {cell.name: cell.published for cell in published.published_cells()}
     assert len(by_name) == 20
     ablation = ("streaming", "plus sampling", "plus allocation")
     assert [by_name[f"ablation 14B: {name}"] for name in ablation] == [1.09, 1.40, 1.63]
@@ -131,22 +129,26 @@ def test_every_published_figure_is_a_cell():
 
 def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.1 + x)
-    assert published.fit("DARTS", lambda line: None) == pytest.approx(0.3, abs=0.01)
+    assert published.fit_constant("DARTS", lambda line: None) == pytest.approx(0.3, abs=0.01)
     monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.0)
-    assert published.fit("DARTS", lambda line: None) == pytest.approx(0.45, abs=0.01), "the nearest"
+    assert published.fit_constant("DARTS", lambda line: None) == pytest.approx(0.45, abs=0.01), (
+        "the nearest"
+    )
     monkeypatch.setattr(published, "speed_up", lambda cell, reading, rate, x: 1.0 + 1000 / x)
-    assert published.fit("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), (
+    assert published.fit_constant("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), (
         "falls with x"
     )
 
 
 def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():
-    rows = methods_at_scale.compare(QUICK, ["first_m", "top_up_deferred"], lambda line: None)
+    rows = methods_at_scale.compare_methods(
+        QUICK, ["first_m", "top_up_deferred"], lambda line: None
+    )
     sync, first, _ = rows
     assert (sync.method, sync.speed_up, sync.trained) == ("sync", 1.0, 1.0)
     assert first.trained < 1.0 and first.per_token == pytest.approx(first.speed_up * first.trained)
     assert all(0 < row.bound < 1 for row in rows)
-    assert len(methods_at_scale.markdown(rows).splitlines()) == 2 + 3
+    assert len(methods_at_scale.scale_markdown(rows).splitlines()) == 2 + 3
 
 
 def test_the_heat_map_is_a_table_and_a_page(tmp_path: Path):
@@ -166,10 +168,10 @@ def test_the_heat_map_is_a_table_and_a_page(tmp_path: Path):
 
 
 def test_the_coordinators_cost_is_measured_with_every_slot_in_use():
-    cost = scale.measure(engines=2, chunks=3000)
+    cost = scale.measure_cost(engines=2, chunks=3000)
     assert cost.chunks >= 3000 and cost.groups > 2 * scale.SLOTS // 8
     assert 0 < cost.microseconds_per_chunk < 1e4 and 0 < cost.microseconds_per_decision < 1e6
-    assert set(scale.document([cost])["coordinator"][0]) >= {
+    assert set(scale.cost_document([cost])["coordinator"][0]) >= {
         "engines", "chunks_per_second", "microseconds_per_decision"
     }  # fmt: skip
 
@@ -196,18 +198,18 @@ def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
         lines.append({"what": "served", "version": number + 1, "time": 10.0 * number + 0.1})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(replay.ReplayError, match="only a finished run"):
-        replay.replay(folder, PROFILE, 1.0)
+        replay.replay_run(folder, PROFILE, 1.0)
     profile = tmp_path / "profile.json"
     profile.write_bytes(msgspec.json.encode(PROFILE))
     refused = darts("--replay", str(folder), "--profile", str(profile))
     assert refused.exit_code == 2 and "only a finished run" in refused.output
     (folder / "result.json").write_text("{}")
-    found = replay.replay(folder, PROFILE, left=0.5)
+    found = replay.replay_run(folder, PROFILE, left=0.5)
     # 50 tokens of 20 ms, messages aside; the second step opens with a load of .1 s
     assert found.generation_predicted == pytest.approx(1.0, abs=0.05)
     assert found.predicted == pytest.approx(1.0 + 0.05 + 0.225 + 0.03, abs=0.1)
     assert found.measured == pytest.approx(0.8)
-    assert f"{found.error:+.1%}" in replay.table([found])
+    assert f"{found.error:+.1%}" in replay.replay_table([found])
     assert darts("--replay", str(folder), "--profile", str(profile)).exit_code == 0
 
 
@@ -215,11 +217,9 @@ PROFILE = EngineProfile(latency=((1, 0.01), (64, 0.01)), request_s=0.0, beside=1
 
 
 def test_the_page_is_made_of_every_part():
-    row = methods_at_scale.compare(QUICK, [], lambda line: None)[0]
+    row = methods_at_scale.compare_methods(QUICK, [], lambda line: None)[0]
     cell = {"name": "a", "published": 1.0, "simulated": 1.1, "error": 0.1, "fitted": True,
             "simulated_without_shaping": 1.0}  # fmt: skip
-    statement = {"statement": "s", "said": 1.0, "found": 1.2, "agrees": False, "depth": 1.0,
-                 "sampled_per_trained": 1.0}  # fmt: skip
     cost = scale.Cost(engines=8, method="first_m", groups=9, chunks=10, chunks_per_second=1e5,
                       microseconds_per_chunk=2.0, microseconds_per_decision=30.0,
                       boundary_share=0.1)  # fmt: skip
@@ -229,17 +229,10 @@ def test_the_page_is_made_of_every_part():
         "knee": [msgspec.structs.asdict(row)],
         "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
                 for m in methods_at_scale.MAP],
-        "scale": scale.document([cost]),
+        "scale": scale.cost_document([cost]),
         "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
                     "generation_predicted": 0.6}],
-        "expected": [statement],
     }  # fmt: skip
-    text = simulate_show.page(made)
-    for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%", "| s | 1.00 | 1.20 | no |"):
+    text = show.simulated_page(made)
+    for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%"):
         assert part in text
-
-
-def test_the_small_engine_of_the_expectations_is_what_they_were_made_with():
-    assert early_estimates.small().engine == EngineCost(
-        points=((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))
-    )

@@ -10,7 +10,7 @@ import pytest
 
 from launch.launcher.processes import Child, end_all
 from launch.torchrun import engine_supervisor
-from launch.torchrun.engine_supervisor import guest_arguments, keep
+from launch.torchrun.engine_supervisor import guest_arguments, supervise
 from launch.torchrun.node import CONFIG
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError, peer_keys_of, write_private
@@ -24,7 +24,7 @@ def child_of(command: list[str], tmp_path: Path) -> Child:
 
 def test_an_engine_that_ends_in_good_order_is_not_started_again(tmp_path: Path) -> None:
     child = child_of(ENDS_WELL, tmp_path)
-    assert keep(child, restarts=3, stopped=[]) == 0
+    assert supervise(child, restarts=3, stopped=[]) == 0
     assert child.starts == 1
 
 
@@ -37,7 +37,7 @@ def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
     Bound: the number of starts (here 2).
     """
     child = child_of(FAILS, tmp_path)
-    assert keep(child, restarts=1, stopped=[]) == 1
+    assert supervise(child, restarts=1, stopped=[]) == 1
     assert child.starts == 2
     said = capsys.readouterr().out
     assert said.count("e0 ended (exit ") == 2
@@ -46,7 +46,7 @@ def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
 
 def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> None:
     child = child_of(FAILS, tmp_path)
-    assert keep(child, restarts=9, stopped=[signal.SIGTERM]) == 128 + 15
+    assert supervise(child, restarts=9, stopped=[signal.SIGTERM]) == 128 + 15
     end_all([child], 5.0)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launch.torchrun.node import Node, Plan, hand_over, leave_there, left_there, make_site
+from launch.torchrun.node import (
+    Node,
+    RoundPlan,
+    join_arguments,
+    join_arguments_in_memory,
+    make_site,
+    write_join_files,
+)
 from launch.torchrun.rendezvous import Hello
 from pipeline.config.schema import Config, EngineConfig, LearnerConfig, NodesConfig
 from pipeline.system.run_folder import RunFolder
@@ -47,12 +54,12 @@ def hellos(*nodes: int, config: str = "c") -> dict[int, Hello]:
 def test_machines_of_torchruns_variables() -> None:
     told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
     told |= {"GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
-    assert Node.of(told) == Node(5, 8, 1, 1, 2, "10.0.0.1")
+    assert Node.from_torchrun(told) == Node(5, 8, 1, 1, 2, "10.0.0.1")
 
 
 def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network() -> None:
-    plan = Plan.make(TWO, node_of(2))
-    places = plan.places(hellos(0, 1, 1), Path("/run"), None, "c")
+    plan = RoundPlan.for_job(TWO, node_of(2))
+    places = plan.assignments(hellos(0, 1, 1), Path("/run"), None, "c")
     assert [place.name for place in places.values()] == ["e0", "l1", "e1"]
     assert places[1].control.startswith("ipc://")
     assert places[1].weights == ""
@@ -63,10 +70,10 @@ def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network()
 
 
 def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_path: Path) -> None:
-    plan, run = Plan.make(TWO, node_of(1)), RunFolder(tmp_path / "run")
+    plan, run = RoundPlan.for_job(TWO, node_of(1)), RunFolder(tmp_path / "run")
     run.create()
     said = hellos(0, 0, 0)
-    for place in plan.places(said, run.path, None, "c").values():
+    for place in plan.assignments(said, run.path, None, "c").values():
         assert place.control.startswith("ipc://")
         assert place.server == ""
     site = make_site(plan, said, run, "")
@@ -75,17 +82,17 @@ def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_pa
 
 
 def test_another_configuration_or_number_of_ranks_is_refused() -> None:
-    plan = Plan.make(TWO, node_of(2))
-    other = plan.places(hellos(0, 1, 1, config="d"), Path("/run"), None, "c")
+    plan = RoundPlan.for_job(TWO, node_of(2))
+    other = plan.assignments(hellos(0, 1, 1, config="d"), Path("/run"), None, "c")
     assert all("its configuration is not that of rank 0" in p.refused for p in other.values())
-    few = Plan.make(TWO, Node(0, 3, 0, 0, 2, "localhost"))
-    refused = few.places(hellos(0, 1), Path("/run"), None, "c")
+    few = RoundPlan.for_job(TWO, Node(0, 3, 0, 0, 2, "localhost"))
+    refused = few.assignments(hellos(0, 1), Path("/run"), None, "c")
     assert all("started 3 ranks" in place.refused for place in refused.values())
 
 
 def test_fixed_ports_are_four_in_a_row() -> None:
     nodes = NodesConfig(interface="lo", port=40100)
-    plan = Plan.make(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
+    plan = RoundPlan.for_job(msgspec.structs.replace(TWO, nodes=nodes), node_of(2))
     assert [plan.control, plan.data, plan.weights, plan.port] == [
         *(f"tcp://127.0.0.1:{port}" for port in (40100, 40101, 40102)),
         40103,
@@ -93,7 +100,7 @@ def test_fixed_ports_are_four_in_a_row() -> None:
 
 
 def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path: Path) -> None:
-    plan, run = Plan.make(TWO, node_of(2)), RunFolder(tmp_path / "run")
+    plan, run = RoundPlan.for_job(TWO, node_of(2)), RunFolder(tmp_path / "run")
     run.create()
     said = hellos(0, 1, 1)
     site = make_site(plan, said, run, "model: m")
@@ -113,7 +120,7 @@ def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path
 
 def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
     peer_keys = PeerKeys(control="c", data="d", server=new_pair().public, keys=new_pair())
-    _, stage, _, config = hand_over(peer_keys, "model: m")
+    _, stage, _, config = join_arguments_in_memory(peer_keys, "model: m")
     assert peer_keys_of(Path(stage)) == peer_keys
     assert Path(config).read_text() == "model: m"
     for path in (stage, config):
@@ -123,17 +130,17 @@ def test_what_is_handed_over_is_read_by_what_a_process_becomes() -> None:
 
 def test_every_interface_is_left_to_the_stage_to_refuse() -> None:
     wide = msgspec.structs.replace(TWO, nodes=NodesConfig(interface="0.0.0.0"))
-    assert Plan.make(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
+    assert RoundPlan.for_job(wide, node_of(2)).control.startswith("tcp://0.0.0.0:")
     nowhere = msgspec.structs.replace(TWO, nodes=NodesConfig(interface="eth99"))
     with pytest.raises(TransportError, match="eth99"):
-        Plan.make(nowhere, node_of(2))
+        RoundPlan.for_job(nowhere, node_of(2))
 
 
 def test_what_is_left_in_a_scratch_directory_is_found_there() -> None:
     mine = shared_directory(os.getpid(), "test")
     try:
-        leave_there(mine, PeerKeys(control="c", data="d"), "model: m")
-        _, stage, _, config = left_there(mine)
+        write_join_files(mine, PeerKeys(control="c", data="d"), "model: m")
+        _, stage, _, config = join_arguments(mine)
         assert peer_keys_of(Path(stage)).control == "c"
         assert Path(config).read_text() == "model: m"
     finally:

@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 
-from launch.torchrun.rendezvous import Hello, MeetingError, Place, Seal, allowed, attend, join
-from launch.torchrun.roles import PlacementError, roles
+from launch.torchrun.rendezvous import (
+    Assignment,
+    Hello,
+    RendezvousError,
+    SharedSecret,
+    allowed_keys,
+    host_rendezvous,
+    join_rendezvous,
+)
+from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner
 
-OPEN = Seal(b"")
+OPEN = SharedSecret(b"")
 
 
 class Shelf:
@@ -39,7 +47,7 @@ def hello_of(number: str, key: str = "k") -> Hello:
     return Hello(number=number, node=0, key=key, config="c")
 
 
-def place_of(round_: str, **changes: str) -> Place:
+def place_of(round_: str, **changes: str) -> Assignment:
     fields: dict[str, Any] = {
         "name": "e0",
         "run": "/r",
@@ -49,18 +57,20 @@ def place_of(round_: str, **changes: str) -> Place:
         "data": "d",
     }
     fields |= {"weights": "", "server": ""} | changes
-    return Place(round=round_, port=1, **fields)
+    return Assignment(round=round_, port=1, **fields)
 
 
-def answers(round_: str, hellos: Mapping[int, Hello], **changes: str) -> dict[int, Place]:
+def answers(round_: str, hellos: Mapping[int, Hello], **changes: str) -> dict[int, Assignment]:
     return {rank: place_of(round_, name=f"e{rank}", **changes) for rank in hellos}
 
 
 def test_every_rank_is_heard_and_gets_its_place() -> None:
     store = Shelf()
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(attend, store, OPEN, 3, lambda h: answers("1", h), 20)
-        others = [pool.submit(join, store, OPEN, r, hello_of(f"n{r}"), 20) for r in (1, 2)]
+        first = pool.submit(host_rendezvous, store, OPEN, 3, lambda h: answers("1", h), 20)
+        others = [
+            pool.submit(join_rendezvous, store, OPEN, r, hello_of(f"n{r}"), 20) for r in (1, 2)
+        ]
         assert [other.result().name for other in others] == ["e1", "e2"]
         assert first.result() == {1: hello_of("n1"), 2: hello_of("n2")}
 
@@ -74,14 +84,14 @@ def test_what_a_round_before_has_left_is_taken_for_nobody() -> None:
     """
     store = Shelf()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(attend, store, OPEN, 2, lambda h: answers("1", h), 20)
-        join(store, OPEN, 1, hello_of("old"), 20)
+        first = pool.submit(host_rendezvous, store, OPEN, 2, lambda h: answers("1", h), 20)
+        join_rendezvous(store, OPEN, 1, hello_of("old"), 20)
         first.result()
         # All are started again; rank 0 is the first to look.
-        second = pool.submit(attend, store, OPEN, 2, lambda h: answers("2", h), 20)
+        second = pool.submit(host_rendezvous, store, OPEN, 2, lambda h: answers("2", h), 20)
         with pytest.raises(TimeoutError):
             second.result(timeout=0.5)
-        assert join(store, OPEN, 1, hello_of("new"), 20).round == "2"
+        assert join_rendezvous(store, OPEN, 1, hello_of("new"), 20).round == "2"
         assert second.result() == {1: hello_of("new")}
 
 
@@ -91,17 +101,17 @@ def test_missing_ranks_are_named() -> None:
     Bound: `timeouts.join_s` (here 0.2 s).
     """
     store = Shelf()
-    store.set("darts/hello/1", OPEN.close("darts/hello/1", hello_of("n1")))
-    with pytest.raises(MeetingError, match=r"ranks \[2\] are missing"):
-        attend(store, OPEN, 3, lambda h: answers("1", h), 0.2)
+    store.set("darts/hello/1", OPEN.sign_message("darts/hello/1", hello_of("n1")))
+    with pytest.raises(RendezvousError, match=r"ranks \[2\] are missing"):
+        host_rendezvous(store, OPEN, 3, lambda h: answers("1", h), 0.2)
 
 
 def test_a_rank_that_is_refused_ends_with_the_reason() -> None:
     store = Shelf()
     with ThreadPoolExecutor(2) as pool:
-        pool.submit(attend, store, OPEN, 2, lambda h: answers("1", h, refused="no"), 20)
-        with pytest.raises(MeetingError, match="no"):
-            join(store, OPEN, 1, hello_of("n1"), 20)
+        pool.submit(host_rendezvous, store, OPEN, 2, lambda h: answers("1", h, refused="no"), 20)
+        with pytest.raises(RendezvousError, match="no"):
+            join_rendezvous(store, OPEN, 1, hello_of("n1"), 20)
 
 
 @pytest.mark.fault("a rank has another secret", part="network", by="direct")
@@ -110,27 +120,29 @@ def test_without_the_secret_nothing_counts_as_said(other: bytes) -> None:
     """Promise: both ends name another `--secret` as the likely reason.
     Bound: the patience of the meeting (here 0.5 s).
     """
-    store, ours, theirs = Shelf(), Seal(b"right"), Seal(other)
+    store, ours, theirs = Shelf(), SharedSecret(b"right"), SharedSecret(other)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(attend, store, ours, 2, lambda h: answers("1", h), 0.5)
-        with pytest.raises(MeetingError, match="another --secret"):
-            join(store, theirs, 1, hello_of("n1"), 0.5)
-        with pytest.raises(MeetingError, match=r"ranks \[1\] are missing .*another --secret"):
+        first = pool.submit(host_rendezvous, store, ours, 2, lambda h: answers("1", h), 0.5)
+        with pytest.raises(RendezvousError, match="another --secret"):
+            join_rendezvous(store, theirs, 1, hello_of("n1"), 0.5)
+        with pytest.raises(RendezvousError, match=r"ranks \[1\] are missing .*another --secret"):
             first.result()
 
 
 def test_sealed_words_cannot_be_moved_to_another_place() -> None:
-    seal = Seal(b"right")
-    sealed = seal.close("darts/hello/1", hello_of("n1")).encode()
-    assert seal.open("darts/hello/1", sealed) is not None
-    assert seal.open("darts/hello/2", sealed) is None
-    assert seal.open("darts/hello/1", sealed.replace(b"n1", b"n2")) is None
+    seal = SharedSecret(b"right")
+    sealed = seal.sign_message("darts/hello/1", hello_of("n1")).encode()
+    assert seal.verified_message("darts/hello/1", sealed) is not None
+    assert seal.verified_message("darts/hello/2", sealed) is None
+    assert seal.verified_message("darts/hello/1", sealed.replace(b"n1", b"n2")) is None
 
 
 def test_the_allow_list_has_every_ranks_key_and_rank_0s_own() -> None:
     own, guest = new_pair(), new_pair()
     names = {0: "l0", 1: "l1", 2: "e0"}
-    found = allowed(names, {1: hello_of("a", "K1"), 2: hello_of("b", "K2")}, {"l0": own, "": guest})
+    found = allowed_keys(
+        names, {1: hello_of("a", "K1"), 2: hello_of("b", "K2")}, {"l0": own, "": guest}
+    )
     assert found == {
         "K1": KeyOwner("learner", "l1"),
         "K2": KeyOwner("engine", "e0"),
@@ -158,9 +170,9 @@ TWO = [0, 0, 0, 1, 1, 1]
 def test_roles_follow_ranks_and_machines(
     nodes: list[int], ranks: int, learners: str, expected: str
 ) -> None:
-    assert " ".join(roles(nodes, ranks, len(nodes) - ranks, learners)) == expected
+    assert " ".join(assign_roles(nodes, ranks, len(nodes) - ranks, learners)) == expected
 
 
 def test_ranks_that_do_not_fit_are_refused_with_the_sum() -> None:
-    with pytest.raises(PlacementError, match=r"started 6 ranks, but .* 2 \+ .* 3 are 5"):
-        roles(TWO, 2, 3)
+    with pytest.raises(RolesError, match=r"started 6 ranks, but .* 2 \+ .* 3 are 5"):
+        assign_roles(TWO, 2, 3)

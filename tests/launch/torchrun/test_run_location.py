@@ -40,13 +40,13 @@ def folder_of(path: Path) -> RunFolder:
 
 def test_a_folder_of_the_same_name_is_not_the_runs(tmp_path: Path) -> None:
     run, namesake = folder_of(tmp_path / "a" / "run"), folder_of(tmp_path / "b" / "run")
-    run_location.claim(run.path, "round-1")
-    assert run_location.shared(run.path, "round-1")
-    assert not run_location.shared(namesake.path, "round-1")
-    run_location.claim(namesake.path, "round-0")
-    assert not run_location.shared(namesake.path, "round-1"), "of an earlier round"
-    run_location.leave(run.path)
-    assert not run_location.shared(run.path, "round-1")
+    run_location.write_round(run.path, "round-1")
+    assert run_location.is_shared(run.path, "round-1")
+    assert not run_location.is_shared(namesake.path, "round-1")
+    run_location.write_round(namesake.path, "round-0")
+    assert not run_location.is_shared(namesake.path, "round-1"), "of an earlier round"
+    run_location.remove_round(run.path)
+    assert not run_location.is_shared(run.path, "round-1")
 
 
 @pytest.mark.fault(
@@ -57,15 +57,15 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     Bound: before anything starts.
     """
     run = folder_of(tmp_path / "run")
-    run_location.check(run)
-    run_location.note(run.path, "10.0.0.1")
+    run_location.refuse_moved_run(run)
+    run_location.write_location(run.path, "10.0.0.1")
     args = argparse.Namespace(out=run.path, config=MINE)
     config = load(Path("configs/quickstart.yaml"))
     with pytest.raises(RunError, match=r"a run whose folder is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
     run.release()
     run.config.write_text("model: m\n")
-    run_location.check(
+    run_location.refuse_moved_run(
         run
     )  # a machine that shares it, seen too early: it is the run's all the same
 

@@ -50,7 +50,7 @@ def until(jobs: list[Started], what: Callable[[], bool], limit_s: float = 240.0)
     deadline = time.monotonic() + limit_s
     while not what():
         for job in jobs:
-            job.look()
+            job.running_processes()
             assert job.process.poll() is None, job.text
         assert time.monotonic() < deadline, jobs[0].text
         time.sleep(0.2)
@@ -123,7 +123,7 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         seen = key.read_text()
         guest = [sys.executable, "-m", "launch.cli", "engine", "--join", str(key)]
-        command = machines.command(1, [*guest, "--name", "guest"])
+        command = machines.command_on(1, [*guest, "--name", "guest"])
         joined = Started(command, tmp_path / "guest-keeper.log", tmp_path)
         jobs.append(stack.enter_context(joined))
         for job in jobs:

@@ -38,8 +38,8 @@ def sampled() -> list[Sampled]:
 
     policy = Policy(MODEL, threads=1)
     items = chain_sums.generate("held_out", PROMPTS)
-    prompts = [policy.encode(item["prompt"]) for item in items for _ in range(SAMPLES)]
-    responses = policy.sample(prompts, torch.Generator().manual_seed(0))
+    prompts = [policy.encode_text(item["prompt"]) for item in items for _ in range(SAMPLES)]
+    responses = policy.sample_responses(prompts, torch.Generator().manual_seed(0))
     found: list[Sampled] = []
     for i, item in enumerate(items):
         group = responses[i * SAMPLES : (i + 1) * SAMPLES]

@@ -305,17 +305,17 @@ async def test_answers_that_a_reward_cannot_use_are_named_by_file_and_line():
     plugin = Plugin(name=picky, options={})
     assert rewards.has_checks(plugin)
     config = Config(model="m", reward=plugin)
-    assert await rewards.complaints(config, [data("3", "4"), data()]) == []
-    lines = await rewards.complaints(config, [data("3", "four"), data("five")])
+    assert await rewards.reward_problems(config, [data("3", "4"), data()]) == []
+    lines = await rewards.reward_problems(config, [data("3", "four"), data("five")])
     assert lines == [
         f"my.jsonl:2: answer: found 'four', expected digits (reward.{picky})",
         f"my.jsonl:1: answer: found 'five', expected digits (reward.{picky})",
-        "2 of 3 answers looked at: mend them, leave them out, or take another reward",
+        "2 of 3 checked answers: correct them, leave them out, or choose another reward",
     ]
-    [last, _] = await rewards.complaints(config, [data(*["3"] * 398, "four")])
+    [last, _] = await rewards.reward_problems(config, [data(*["3"] * 398, "four")])
     assert last.startswith("my.jsonl:399: answer: found 'four'")  # of 399 not the first 200
     refused = Plugin(name="http", options={"url": "http://127.0.0.1:9/score", "pause_s": 0.0})
-    [line] = await rewards.complaints(Config(model="m", reward=refused), [data("3")])
+    [line] = await rewards.reward_problems(Config(model="m", reward=refused), [data("3")])
     assert line.startswith("reward 'http': ServerError: http://127.0.0.1:9/score: ")
     assert "(after 3 tries); start the server" in line
 

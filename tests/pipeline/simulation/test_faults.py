@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.simulate.fuzz import explain, explore
+from launch.simulate.fuzz import explore, outcome_text
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent
 from pipeline.coordinator.scheduler import Scheduler
@@ -38,7 +38,7 @@ def test_a_thousand_seeds_with_faults_hold_what_must_hold():
     """
     done: list[int] = []
     found = explore(range(SEEDS), progress=done.append)
-    assert found.violations == 0, "\n\n".join(explain(outcome) for outcome in found.shown)
+    assert found.violations == 0, "\n\n".join(outcome_text(outcome) for outcome in found.shown)
     assert found.seeds == done[-1] == sum(found.by_mode.values()) == SEEDS
     assert set(found.by_mode) == set(MODES)
     assert found.events > 50 * SEEDS, "these runs did something"
@@ -94,7 +94,7 @@ def test_without_faults_nobody_is_lost_and_nothing_is_started_again(
     monkeypatch.setattr(Faulty, "_restart", refused)
     for seed in range(60):
         outcome = play(seed, Mode.HEAL, [])
-        assert outcome.violation == "", explain(outcome)
+        assert outcome.violation == "", outcome_text(outcome)
 
 
 def test_faults_go_on_to_the_end_in_chaos_and_end_in_heal():
@@ -169,5 +169,5 @@ def test_the_exploration_finds(owner: Any, name: str, broken: Any, monkeypatch: 
     small = shrink(outcome)
     assert small.violation and len(small.faults) <= len(outcome.faults)
     assert play(small.seed, small.mode, small.faults) == small, "it can be played again"
-    text = explain(small)
+    text = outcome_text(small)
     assert small.command in text and small.violation in text

@@ -10,16 +10,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.simulate import early_estimates
-from launch.simulate.early_estimates import small
 from launch.simulate.methods_at_scale import METHODS, SYNC, bound_seconds
-from launch.simulate.scenario import Scenario, metrics, run, simulate, teacher, worth
+from launch.simulate.scenario import (
+    Scenario,
+    begin_simulation,
+    run_method,
+    run_metrics,
+    teacher,
+    worth,
+)
 from pipeline.coordinator.events import EngineLost
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric
+from tests.pipeline.simulation.early_estimates import ESTIMATES, small, with_reserve
 from tests.traces import arrows, checked_spans
 
 TINY = Scenario(
@@ -37,8 +43,8 @@ TINY = Scenario(
 
 def played(scenario: Scenario, overrides: tuple[str, ...], *observers: Any) -> Simulation:
     workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=scenario.seed)
-    simulation = simulate(
-        scenario.config(overrides),
+    simulation = begin_simulation(
+        scenario.method_config(overrides),
         scenario.machines(),
         workload,
         learn=teacher(workload),
@@ -60,7 +66,7 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(method: str):
 def test_a_run_may_be_played_in_pieces():
     whole, pieces = played(TINY, SYNC), None
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
-    pieces = simulate(TINY.config(SYNC), TINY.machines(), workload)
+    pieces = begin_simulation(TINY.method_config(SYNC), TINY.machines(), workload)
     for second in range(1, 100):
         pieces.run(seconds=float(second))
         assert pieces.now <= second
@@ -88,12 +94,12 @@ def test_forwards_of_hinted_tokens_are_hidden_behind_generation():
 
 
 def test_learning_moves_lengths_and_accuracy_and_a_rate_of_zero_does_not():
-    still, _ = run(TINY, SYNC)
+    still, _ = run_method(TINY, SYNC)
     assert (still.accuracy_before, still.tokens_before) == (
         still.accuracy_after,
         still.tokens_after,
     )
-    moved, _ = run(msgspec.structs.replace(TINY, rate=2.0, steps=8), SYNC)
+    moved, _ = run_method(msgspec.structs.replace(TINY, rate=2.0, steps=8), SYNC)
     assert moved.accuracy_after > moved.accuracy_before
 
 
@@ -101,7 +107,7 @@ def test_no_step_is_faster_than_its_bound():
     full = msgspec.structs.replace(TINY, engine=None, engines=1, slots=256, prompts=200, steps=1)
     for scenario, methods in ((TINY, ("sync_streamed", "top_up_quorum")), (full, ("first_m",))):
         for method in methods:
-            found, _ = run(scenario, METHODS[method])
+            found, _ = run_method(scenario, METHODS[method])
             bound = bound_seconds(scenario, found)
             assert 0.1 * found.step_s < bound < found.step_s
 
@@ -111,19 +117,19 @@ def test_figures_of_a_run_that_failed_are_refused():
         def response(self, request: object) -> Any:
             raise KeyError("no such prompt")
 
-    simulation = simulate(TINY.config(SYNC), TINY.machines(), Broken())
+    simulation = begin_simulation(TINY.method_config(SYNC), TINY.machines(), Broken())
     with pytest.raises(KeyError):
         simulation.run()
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
     with pytest.raises(RuntimeError, match="ended: None"):
-        metrics(simulation, TINY, worth(workload, 9, 0), worth(workload, 9, 0))
+        run_metrics(simulation, TINY, worth(workload, 9, 0), worth(workload, 9, 0))
 
 
 def test_engines_speak_in_chunks_and_the_coordinator_hears_the_same_tokens():
     coarse = played(TINY, SYNC)
     machines: Machines = msgspec.structs.replace(TINY.machines(), chunk_tokens=8)
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
-    fine = simulate(TINY.config(SYNC), machines, workload).run()
+    fine = begin_simulation(TINY.method_config(SYNC), machines, workload).run()
     assert fine.events > 1.5 * coarse.events
     assert fine.coordinator.core.ledger.accounts == coarse.coordinator.core.ledger.accounts
 
@@ -134,7 +140,7 @@ def test_a_rule_that_waits_for_ever_is_named_and_ends_the_run():
             return []
 
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
-    simulation = simulate(TINY.config(SYNC), TINY.machines(), workload)
+    simulation = begin_simulation(TINY.method_config(SYNC), TINY.machines(), workload)
     plugins = msgspec.structs.replace(simulation.coordinator.core.plugins, batch=Never())
     simulation.coordinator.core.plugins = plugins
     with pytest.raises(StandsStill, match="batch rule Never to take it"):
@@ -152,23 +158,27 @@ def test_ranks_share_the_learners_gpus(ranks: int):
 # --- statements about selection that hold, on one small engine ---------------------------------
 
 
-@pytest.mark.parametrize(
-    "method,overrides,said", [(m, o, s[0]) for m, o, s in early_estimates.SAID]
-)
-def test_what_was_expected_of_one_small_engine_holds(
-    method: str, overrides: tuple[str, ...], said: float
+@pytest.mark.parametrize("method,overrides,estimate", ESTIMATES)
+def test_estimates_for_one_small_engine_hold(
+    method: str, overrides: tuple[str, ...], estimate: float
 ):
     scenario = msgspec.structs.replace(small(), steps=60)
-    base, _ = run(scenario, SYNC)
-    own, _ = run(scenario, early_estimates.fitting(scenario, overrides))
-    assert base.step_s / own.step_s == pytest.approx(said, rel=0.15), method
+    base, _ = run_method(scenario, SYNC)
+    own, _ = run_method(scenario, with_reserve(scenario, overrides))
+    assert base.step_s / own.step_s == pytest.approx(estimate, rel=0.15), method
+
+
+def test_the_small_engine_is_the_one_that_the_estimates_were_made_with():
+    assert small().engine == EngineCost(
+        points=((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))
+    )
 
 
 def test_what_waits_for_the_longest_wins_nothing_and_what_does_not_wins_much():
     scenario = msgspec.structs.replace(small(), steps=25)
-    base, _ = run(scenario, SYNC)
+    base, _ = run_method(scenario, SYNC)
     names = ("darts_published", "darts_barrier", "first_m", "top_up", "top_up_quorum", "k1")
-    found = {name: run(scenario, METHODS[name])[0] for name in names}
+    found = {name: run_method(scenario, METHODS[name])[0] for name in names}
     x = {name: base.step_s / own.step_s for name, own in found.items()}
     assert x["darts_published"] < 1.1, "it waits for the longest of more"
     assert x["first_m"] > 1.5
@@ -184,8 +194,8 @@ def test_wider_tails_pay_more():
     wins = []
     for within in (0.3, 0.8, 1.2):
         scenario = msgspec.structs.replace(small(within=within), steps=25)
-        base, _ = run(scenario, SYNC)
-        wins.append(base.step_s / run(scenario, METHODS["top_up"])[0].step_s)
+        base, _ = run_method(scenario, SYNC)
+        wins.append(base.step_s / run_method(scenario, METHODS["top_up"])[0].step_s)
     assert wins == sorted(wins) and wins[-1] > 1.5 * wins[0]
 
 
@@ -220,7 +230,9 @@ def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
     trace = Tracer()
     workload = Parametric(TINY.lengths, Policy(0.0), seed=0)
     machines = msgspec.structs.replace(TINY.machines(), reward_s=2.0, chunk_tokens=8)
-    simulation = simulate(TINY.config(METHODS[method]), machines, workload, observers=[trace])
+    simulation = begin_simulation(
+        TINY.method_config(METHODS[method]), machines, workload, observers=[trace]
+    )
     simulation.run(seconds=0.3)
     simulation.tell(EngineLost(engine="e0", why="killed"))
     gone = simulation.engines.pop("e0")

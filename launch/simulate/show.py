@@ -1,8 +1,8 @@
-"""`make simulate`: the simulator's tables, one after another, into docs/simulated.md.
+"""`make simulate`: writes the simulator's tables into docs/simulated.md.
 
-Each part's JSON is kept in the folder (`runs/simulate`); one that is there is not made
-again. `replay` holds simulated steps against those of real runs that were measured with
-the quickstart and no evaluation; it trains them first, and measures the engine.
+Each part's JSON is kept in the folder (`runs/simulate`) and not made again. `replay` compares
+simulated steps with those of real runs of the quickstart without evaluation; it trains them first,
+and measures the engine.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import msgspec
 
 from launch.bench.developer.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate import early_estimates, methods_at_scale, published, replay, scale
-from launch.simulate.scenario import Scenario, run
+from launch.simulate import methods_at_scale, published, replay, scale
+from launch.simulate.scenario import Scenario, run_method
 
-_HERE = "`launch/bench/developer/simulate_show.py`"
 _RUNS = {
     "all": ("selector=all", "budget.redundancy=1"),
     "first_m": ("selector=first_m",),
@@ -38,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
-    """Real runs and the engine's profile, unless they are there; each run predicted."""
+    """Predicts real runs; trains them and profiles the engine unless that has been done."""
 
     def have(file: Path, *module: str) -> None:
         if not file.exists():
@@ -54,40 +53,39 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
         run = folder / name.replace(", ", "-")
         train = ("launch.cli", "train", "configs/quickstart.yaml", *SHORT, *overrides)
         have(run / "result.json", *train, "--out", str(run))
-        one = replay.replay(run, engine, replay.left_by_pipeline(overhead))
+        one = replay.replay_run(run, engine, replay.left_by_pipeline(overhead))
         say(f"{name}: measured {one.measured:.3f} s, predicted {one.predicted:.3f} s")
         found.append(msgspec.structs.asdict(one))
     return found
 
 
 def _knees(say: Say) -> list[dict[str, Any]]:
-    """Top-up beyond the knee, where an engine has four times as many requests as its knee."""
+    """Measures top-up beyond the knee: an engine has four times as many requests as its knee."""
     scenario = Scenario(engines=8, steps=20)
-    base, _ = run(scenario, methods_at_scale.SYNC)
+    base, _ = run_method(scenario, methods_at_scale.SYNC)
     rows: list[dict[str, Any]] = []
     for knee in _KNEES:
-        own, _ = run(scenario, (*methods_at_scale.METHODS["top_up"], f"engine.knee={knee}"))
-        row = methods_at_scale.row(f"knee {knee}", scenario, base, own)
+        own, _ = run_method(scenario, (*methods_at_scale.METHODS["top_up"], f"engine.knee={knee}"))
+        row = methods_at_scale.method_row(f"knee {knee}", scenario, base, own)
         say(f"knee {knee}: {row.speed_up:.2f}x")
         rows.append(msgspec.structs.asdict(row))
     return rows
 
 
 def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
-    """What is made, by name."""
+    """Returns the parts of the page by name."""
     return {
-        "expected": lambda: early_estimates.confirm(say),
         "paper": lambda: published.reproduce(say),
         "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
         "map": lambda: methods_at_scale.heat_map(say),
         "knee": lambda: _knees(say),
-        "scale": lambda: scale.document(scale.all_sizes(say)),
+        "scale": lambda: scale.cost_document(scale.all_sizes(say)),
         "replay": lambda: _replays(folder, say),
     }
 
 
-def page(made: dict[str, Any]) -> str:
-    """docs/simulated.md of what was made."""
+def simulated_page(made: dict[str, Any]) -> str:
+    """Returns docs/simulated.md for these parts."""
     rows = [methods_at_scale.Row(**row) for row in made["ours"]]
     knees = [methods_at_scale.Row(**row) for row in made["knee"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
@@ -99,22 +97,22 @@ def page(made: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Simulated\n",
-            f"Written by `make simulate` ({_HERE}). What is modelled, and what",
+            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
             "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
             "Speed-up over synchronous rollout. One constant is fitted on one cell of each",
             f"publication ({fitted}).",
             "`waiting`: dual-end selection word by word, each group waits for its longest.\n",
-            published.table(made["paper"]),
+            published.published_table(made["paper"]),
             "\n## Ours at published scale\n",
             "7B on H20, 128 prompts x 8, a learner of four GPUs an engine. `x per token`: times",
             "the tokens trained on, of those of synchronous rollout. `load`: responses an engine",
             "and step. `bound of step`: what all slots full, or the learner, would take, over the",
             "step.\n",
-            methods_at_scale.markdown(rows),
+            methods_at_scale.scale_markdown(rows),
             "\n## Top-up beyond the knee, 128 requests an engine\n",
             "`engine.knee=N`; 0 is the measured one.\n",
-            methods_at_scale.markdown(knees),
+            methods_at_scale.scale_markdown(knees),
             "\n## Which method wins where\n",
             "Speed-up over synchronous rollout; `tail`: deviation of log length within a prompt;",
             "the best on-policy method in bold. 7B on H20, 128 prompts x 8.\n",
@@ -123,18 +121,12 @@ def page(made: dict[str, Any]) -> str:
             "Inside `Coordinator.handle`, one core; 256 slots an engine, all in use, chunks of 32",
             "tokens, responses of 1,800 on average. `decision`: an ended response, with its",
             "reward, the selector and the next request.\n",
-            scale.table(costs),
+            scale.cost_table(costs),
             "\n## Real runs, replayed\n",
             "The quickstart without evaluation, 2 cores; seconds of a step, mean over 60.",
             "Predicted from lengths, the engine's profile and overhead, the learner's pace and the",
             "loads.\n",
-            replay.table(replays),
-            "\n## What a throw-away model said\n",
-            "`launch/simulate/early_estimates.py`; those of the small engine are tests.",
-            "Not repeated:",
-            "orders by length, a window after the K-th, fixed costs of a step, lengths shortened",
-            "by hand, 32 prompts a step.\n",
-            early_estimates.table(made["expected"]),
+            replay.replay_table(replays),
             "",
         ]
     )
@@ -144,9 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/simulate"))
-    parser.add_argument("--only", help="make this part alone, and no page")
-    parser.add_argument("--page", type=Path, default=Path("docs/simulated.md"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/simulate"), help="folder of the parts"
+    )
+    parser.add_argument("--only", help="make only this part, and no page")
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/simulated.md"), help="page to write"
+    )
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {}
@@ -163,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made[name] = json.loads(file.read_text())
     if options.only is None:
         methods_at_scale.map_page(made["map"], options.folder / "map.html")
-        options.page.write_text(page(made))
+        options.page.write_text(simulated_page(made))
         print(options.page)
 
 
