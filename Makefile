@@ -107,7 +107,7 @@ soak: env  ## twenty minutes of random faults: does anything grow? (SOAK_FLAGS="
 
 .PHONY: simulate
 simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)
-	@$(BIN)/python -m launch.bench.developer.simulate_show
+	@$(BIN)/python -m launch.simulate.show
 
 .PHONY: build
 build: env  ## wheel and source archive into dist/

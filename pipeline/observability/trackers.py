@@ -1,7 +1,7 @@
 """Sends the numbers of a run to TensorBoard, Prometheus, W&B and others, beside its own files.
 
 A tracker gets the flattened figures of every step and evaluation, and what the
-run does now once a second. `tracker_complaints` says before anything is started what a
+run does now once a second. `tracker_problems` says before anything is started what a
 configuration asks for and this machine cannot do. What is not asked for is not
 imported.
 """
@@ -81,7 +81,7 @@ def flat_metrics(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float
     return numbers
 
 
-def tracker_complaints(section: MetricsConfig) -> Iterator[str]:
+def tracker_problems(section: MetricsConfig) -> Iterator[str]:
     """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():
@@ -171,9 +171,7 @@ class WeightsAndBiases:
         try:
             wandb: Any = importlib.import_module("wandb")  # an extra
         except ImportError as error:
-            raise TrackerError(
-                "; ".join(tracker_complaints(config.metrics)) or str(error)
-            ) from error
+            raise TrackerError("; ".join(tracker_problems(config.metrics)) or str(error)) from error
         try:
             self._run: Any = wandb.init(
                 project=project,
@@ -214,9 +212,7 @@ class Trackio:
         try:
             trackio: Any = importlib.import_module("trackio")  # an extra
         except ImportError as error:
-            raise TrackerError(
-                "; ".join(tracker_complaints(config.metrics)) or str(error)
-            ) from error
+            raise TrackerError("; ".join(tracker_problems(config.metrics)) or str(error)) from error
         self._trackio = trackio
         try:
             trackio.init(

@@ -73,7 +73,7 @@ def config_of(**metrics: Any) -> Config:
 
 def test_nothing_is_started_and_nothing_imported_that_is_not_asked_for(run: RunFolder) -> None:
     assert trackers.start_trackers(config_of(), run) == []
-    assert list(trackers.tracker_complaints(MetricsConfig())) == []
+    assert list(trackers.tracker_problems(MetricsConfig())) == []
 
 
 # --- TensorBoard ------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_port_in_use_is_complained_of_before_anything_starts_and_at_the_start(
     served: tuple[int, Records], run: RunFolder
 ) -> None:
     port, _ = served
-    [complaint] = trackers.tracker_complaints(MetricsConfig(prometheus_port=port))
+    [complaint] = trackers.tracker_problems(MetricsConfig(prometheus_port=port))
     assert complaint.startswith("metrics.prometheus_port: cannot listen on 127.0.0.1:")
     assert "in use" in complaint
     with pytest.raises(trackers.TrackerError, match=r"metrics\.prometheus_port: .* in use"):
@@ -215,7 +215,7 @@ def test_the_port_is_free_again_after_the_end(run: RunFolder) -> None:
     for _ in range(2):
         [tracker] = trackers.start_trackers(config_of(prometheus_port=port), run)
         tracker.close()
-    assert list(trackers.tracker_complaints(MetricsConfig(prometheus_port=port))) == []
+    assert list(trackers.tracker_problems(MetricsConfig(prometheus_port=port))) == []
 
 
 # --- W&B --------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_without_the_package_the_key_and_the_extra_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.tracker_complaints(MetricsConfig(wandb="sums"))
+    [complaint] = trackers.tracker_problems(MetricsConfig(wandb="sums"))
     assert complaint.startswith("metrics.wandb: found 'sums'")
     assert "pip install 'darts-rl[wandb]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
@@ -417,7 +417,7 @@ def test_a_tracker_without_its_package_is_told_of_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.tracker_complaints(config_of(**{package: "sums"}).metrics)
+    [complaint] = trackers.tracker_problems(config_of(**{package: "sums"}).metrics)
     assert complaint.startswith(f"metrics.{package}: found 'sums'")
     assert f"pip install 'darts-rl[{package}]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):

@@ -24,7 +24,6 @@ from launch.bench.engine_profile import EngineProfile
 from launch.simulate import methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run_method
 
-_HERE = "`launch/bench/developer/simulate_show.py`"
 _RUNS = {
     "all": ("selector=all", "budget.redundancy=1"),
     "first_m": ("selector=first_m",),
@@ -98,7 +97,7 @@ def simulated_page(made: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Simulated\n",
-            f"Written by `make simulate` ({_HERE}). What is modelled, and what",
+            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
             "not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
             "Speed-up over synchronous rollout. One constant is fitted on one cell of each",
