@@ -18,6 +18,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(KIND)
 PYTEST_FLAGS ?=
+# Test files side by side. A job is three processes that mostly wait for one another: two
+# fill two cores, and all limits of the tests hold. PYTEST_FLAGS="-n 0 --pdb" is none beside another.
+WORKERS ?= 2
 SOAK_FLAGS ?=
 
 export PYTHON
@@ -25,6 +28,8 @@ export PYTHON
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled extensions belong to the environment, see learner/deepspeed/build_lock.py.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+# What is started here may keep its bytecode, see scripts/setup.sh.
+unexport PYTHONDONTWRITEBYTECODE
 # Nothing here asks a model hub for anything.
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
@@ -57,7 +62,7 @@ $(STAMP): $(INPUTS)
 test: env  ## everything that CI runs: lint, types, all tests
 	@$(MAKE) lint
 	@echo '==> pytest'
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: test-fast
 test-fast: env  ## the tests of what decides: no engine, socket or worker process; half a minute

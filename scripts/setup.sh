@@ -12,6 +12,10 @@ venv=${2:-.venv}
 torch=2.13.0
 torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
+# Bytecode belongs to the environment, whatever the user's shell says of it: without it every
+# process compiles what it imports anew, six seconds of a learner's start.
+unset PYTHONDONTWRITEBYTECODE
+
 step() { printf '==> %s\n' "$*"; }
 # --no-compile: bytecode of what is really imported is made at the first import, in a
 # quarter of the time that compiling all of it takes.
@@ -67,6 +71,7 @@ DS_ACCELERATOR=$([ "$kind" = cpu ] && echo cpu || echo cuda) \
 import time
 started = time.monotonic()
 import torch, transformers, vllm, deepspeed
+import learner.deepspeed.engine, transformers.masking_utils, vllm.v1.engine.async_llm  # as a run does
 print(f"    torch {torch.__version__}, transformers {transformers.__version__}, "
       f"vllm {vllm.__version__}, deepspeed {deepspeed.__version__} "
       f"({time.monotonic() - started:.0f} s)")

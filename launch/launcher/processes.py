@@ -25,6 +25,8 @@ from pipeline.wire.keys import IPC_LIMIT
 
 STABLE_S = 600.0
 """Seconds after which a process counts as working: its restarts are counted from 0 again."""
+_TAIL_BYTES = 64 << 10
+"""Bytes that are read of a log for its last lines, however long it is."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # malloc keeps large blocks: without these a training call takes up to three times as long.
@@ -161,9 +163,13 @@ class Child:
     def tail(self, lines: int = 12) -> str:
         """Returns the end of its log, for the error message."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            with self.log.open("rb") as file:
+                size = min(_TAIL_BYTES, os.fstat(file.fileno()).st_size)
+                file.seek(-size, os.SEEK_END)
+                text = file.read(size).decode(errors="replace")
         except OSError:
             return ""
+        return "\n".join(text.splitlines()[-lines:])
 
 
 def _process_trees(children: Sequence[Child]) -> list[psutil.Process]:

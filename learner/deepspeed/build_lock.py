@@ -7,9 +7,18 @@ deletes it at the end; a process killed in between leaves it, and every later
 process holds open is never removed. Imports neither torch nor DeepSpeed.
 """
 
+import contextlib
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+_LOOK_S = 1.0
+"""Between two looks for what others leave while this process waits."""
+_RELEASE_S = 0.2
+"""torch closes its lock a moment before it removes it: for so long it is left to torch."""
 
 
 def torch_extensions_dir() -> Path:
@@ -53,18 +62,47 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
     locks = sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})
     if not locks or not Path("/proc/self/fd").is_dir():
         return []
+    seen = {lock: _identity(lock) for lock in locks}
     held = _open_files()
+    stale = {lock: file for lock, file in seen.items()
+             if file is not None and file[0] == os.getuid() and file[1:3] not in held}  # fmt: skip
+    if stale:
+        time.sleep(_RELEASE_S)
     removed: list[Path] = []
-    for lock in locks:
-        try:
-            status = lock.stat()
-            if status.st_uid != os.getuid() or (status.st_dev, status.st_ino) in held:
-                continue
-            lock.unlink()
-        except FileNotFoundError:  # released, or cleared by another rank, since we looked
-            continue
-        removed.append(lock)
+    for lock, file in stale.items():
+        if _identity(lock) == file:  # else released, or taken anew
+            with contextlib.suppress(FileNotFoundError):  # cleared by another rank
+                lock.unlink()
+                removed.append(lock)
     return removed
+
+
+@contextlib.contextmanager
+def no_stale_locks(directory: Path | None = None) -> Iterator[None]:
+    """Within it no lock waits for a process that is gone, be it killed meanwhile."""
+    clear_stale_lock(directory)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_S):
+            clear_stale_lock(directory)
+
+    looking = threading.Thread(target=look, daemon=True, name="stale locks")
+    looking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looking.join()
+
+
+def _identity(lock: Path) -> tuple[int, int, int, int] | None:
+    """Owner, device, inode and time of the file; None: there is none. An inode is used again."""
+    try:
+        status = lock.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_uid, status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _open_files() -> set[tuple[int, int]]:

@@ -41,9 +41,16 @@ if shutil.which("ninja") is None:  # a virtual environment that was not activate
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
+# DeepSpeed's autotuner, which nothing here uses, would import MLflow where that is installed:
+# a second of every learner's start.
+_LEFT_OUT = {"mlflow": None} if "mlflow" not in sys.modules else {}
+sys.modules.update(_LEFT_OUT)  # type: ignore[arg-type]
 import deepspeed  # noqa: E402
 import torch.distributed  # noqa: E402
 from deepspeed import comm  # noqa: E402
+
+for _name in _LEFT_OUT:
+    del sys.modules[_name]
 
 from pipeline.config import deepspeed_json  # noqa: E402
 from pipeline.config.schema import LearnerConfig  # noqa: E402
@@ -73,9 +80,9 @@ def device_of(local_rank: int) -> torch.device:
 
 def join_ranks() -> None:
     """Form the learner's process group from MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE."""
-    build_lock.clear_stale_lock()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    with build_lock.no_stale_locks():
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def leave_ranks() -> None:

@@ -15,7 +15,8 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from pipeline.config.schema import Config, Section
+from pipeline.config.schema import Config
+from pipeline.config.setting_types import Section
 from pipeline.plugins.ranges import choices, did_you_mean, rule_of
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
+from pipeline.config import setting_types as allowed
+from pipeline.config.setting_types import Plugin, Section
 from pipeline.plugins.ranges import (
     AtLeastOne,
     NonEmpty,
@@ -24,37 +25,17 @@ from pipeline.plugins.ranges import (
     zero_or,
 )
 
-_FIELD = "the name of a field, with dots for one inside another"
-FieldName = Annotated[str, Meta(pattern=r"^[^.]+(\.[^.]+)*$", description=_FIELD)]
-OptionalFieldName = Annotated[
-    str, Meta(pattern=r"^([^.]+(\.[^.]+)*)?$", description=f"{_FIELD}, or nothing")
-]
-Beta = Annotated[float, Meta(ge=0, lt=1)]
-Port = Annotated[int, zero_or(1024, 65535)]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the sections."""
-
-
-class Plugin(msgspec.Struct, frozen=True, kw_only=True):
-    """A named plug-in: `selector: dual_end` or `selector: {dual_end: {longest: 2}}`."""
-
-    name: str
-    options: dict[str, Any] = {}
-    """Every option with its value, defaults included, once the configuration is loaded."""
-
 
 class SourceConfig(Section, frozen=True, kw_only=True):
-    path: Annotated[str, Meta(min_length=1, description="a task, a file, a folder or a pattern")]
+    path: allowed.DataPath
     """A task, a file, a folder, or a pattern, as for `data.train`."""
     weight: PositiveFloat = 1.0
     """Prompts of this source for each one of a source with weight 1, whatever their sizes."""
     tag: str = ""
     """Kind of these prompts, for budgets and by-kind figures. Empty: the data's own."""
-    prompt: OptionalFieldName = ""
+    prompt: allowed.OptionalFieldName = ""
     """Field that holds the prompt, in this source. Empty: `data.prompt`."""
-    answer: OptionalFieldName = ""
+    answer: allowed.OptionalFieldName = ""
     """Field that holds the answer, in this source. Empty: `data.answer`."""
 
 
@@ -66,9 +47,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
-    prompt: FieldName = "prompt"
+    prompt: allowed.FieldName = "prompt"
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
-    answer: OptionalFieldName = ""
+    answer: allowed.OptionalFieldName = ""
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that a source has."""
     bad_lines: Literal["stop", "skip"] = "stop"
@@ -78,7 +59,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     as the user's message; `never` none, and messages are refused."""
     chat_template: str = ""
     """File with a chat template (Jinja). Empty: the model's own."""
-    chat_arguments: dict[str, Any] = {}
+    chat_arguments: dict[str, Any] = {}  # noqa: RUF012  copied by msgspec
     """Arguments of the template, by name: `{enable_thinking: false}`."""
     system: str = ""
     """System message put before messages that have none of their own."""
@@ -142,20 +123,9 @@ class LoraConfig(Section, frozen=True, kw_only=True):
     """Rank of the adapters: each adds two matrices of so many rows and columns."""
     alpha: PositiveFloat = 32.0
     """Scale of the adapters: their product counts alpha / rank times."""
-    dropout: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=0,
-            description="0: with dropout the learner's logprobs are not those of what the engines "
-            "serve",
-        ),
-    ] = 0.0
+    dropout: allowed.NoDropout = 0.0
     """Only 0: with dropout the learner's logprobs are not those of what the engines serve."""
-    targets: Annotated[
-        tuple[NonEmpty, ...],
-        Meta(min_length=1, description="names of linear layers, or all-linear"),
-    ] = ("all-linear",)
+    targets: allowed.LayerNames = ("all-linear",)
     """Names of the linear layers that get adapters (`q_proj`, `v_proj`); `all-linear`: all but the
     output layer."""
 
@@ -163,16 +133,14 @@ class LoraConfig(Section, frozen=True, kw_only=True):
 class LearnerConfig(Section, frozen=True, kw_only=True):
     ranks: PositiveInt = 1
     """Data-parallel learner processes."""
-    zero: Annotated[int, Meta(ge=0, le=3, description="a stage from 0 to 3")] = 0
+    zero: allowed.ZeroStage = 0
     """DeepSpeed ZeRO stage, 0 to 3: 1 shares out the optimizer's state; 2 also the reduced gradient
     (each rank's own is whole until the step closes); 3 also the weights, and then everything but
     the reference model runs when the step closes, all ranks together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights that are trained: `float32`, or `bfloat16`, with float32 master
     weights, gradient sums and optimizer state (needs `zero` 1 to 3, which keep them)."""
-    attention: Literal[
-        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
-    ] = "auto"
+    attention: allowed.Attention = "auto"
     """Attention function, by transformers' names: `sdpa`, `eager` (plain matrix products), or
     `auto`: eager where a layer caps its scores, sdpa elsewhere."""
     gradient_checkpointing: bool = False
@@ -189,13 +157,11 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up: `constant`, or from `lr` to `min_lr` over the
     rest of `step.count`, `linear` or by a half `cosine`."""
-    min_lr: Annotated[float, Meta(ge=0, le=1, description="a share of learner.lr, from 0 to 1")] = (
-        0.0
-    )
+    min_lr: allowed.MinLr = 0.0
     """Learning rate at the end of `linear` and `cosine`, as a share of `lr`."""
     warmup_steps: NonNegativeInt = 5
     """Steps over which the learning rate rises linearly to `lr`."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[allowed.Beta, allowed.Beta] = (0.9, 0.95)
     """Decay rates of AdamW's running means of the gradient and of its square."""
     eps: PositiveFloat = 1.0e-8
     """Epsilon of AdamW, added to the root of the running mean of the gradient's square."""
@@ -258,13 +224,7 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     """New tokens of a trajectory that are sent in one chunk."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Number type of weights and computation in the engine: float32, bfloat16, auto."""
-    cpu_cores: Annotated[
-        str,
-        Meta(
-            pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$",
-            description='auto, or cores such as "0" or "0-3"',
-        ),
-    ] = "auto"
+    cpu_cores: allowed.CpuCores = "auto"
     """Cores for the engine's threads, on a CPU ("0", "0-3"); `auto`: the first core for the engine
     when there are two or more, so that the learner keeps the others."""
     cpu_kv_gib: PositiveInt = 1
@@ -273,9 +233,9 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     """Share of a GPU's memory that one engine may take, weights included; on a GPU only."""
     tensor_parallel: PositiveInt = 1
     """GPUs of one engine."""
-    vllm: dict[str, Any] = {}
+    vllm: dict[str, Any] = {}  # noqa: RUF012  copied by msgspec
     """Arguments of vLLM's `AsyncEngineArgs`, by name, for what has no key here."""
-    transformers: dict[str, Any] = {}
+    transformers: dict[str, Any] = {}  # noqa: RUF012  copied by msgspec
     """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
     (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
     restarts: NonNegativeInt = 5
@@ -308,7 +268,7 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     """One more response for each prompt, at temperature 0: its mean reward is `greedy`."""
     correct: float = 1.0
     """Reward from which on a response counts as correct, for pass@k."""
-    sets: dict[str, str | EvalFileConfig] = {}
+    sets: dict[str, str | EvalFileConfig] = {}  # noqa: RUF012  copied by msgspec
     """More to evaluate on: a name and its file, as in `{aime: aime.jsonl}`, or its keys, as in
     `{aime: {path: aime.jsonl, samples: 16, k: [1, 16]}}`. Each has figures of its own."""
     best: str = ""
@@ -335,9 +295,7 @@ class AuditConfig(Section, frozen=True, kw_only=True):
 class TimeoutsConfig(Section, frozen=True, kw_only=True):
     log_wait_s: PositiveFloat = 20.0
     """Seconds after which a wait prints one line that names what it waits for."""
-    heartbeat_s: Annotated[
-        float, Meta(ge=2, description="at least 2: peers are heard once a second")
-    ] = 5.0
+    heartbeat_s: allowed.HeartbeatSeconds = 5.0
     """Seconds without a heartbeat after which a peer is lost."""
     join_s: PositiveFloat = 600.0
     """Seconds that engines and learner may take to join; then the run stops and names who is
@@ -368,13 +326,7 @@ class NodesConfig(Section, frozen=True, kw_only=True):
     learners: Literal["first", "spread"] = "first"
     """Ranks of torchrun that are learners: the `first` ones, or `spread` over the machines as
     evenly as possible, each machine's first ranks. The others are engines."""
-    interface: Annotated[
-        str,
-        Meta(
-            pattern=r"^[^ /:]*$",
-            description="a network interface (eth1), an IPv4 address, or nothing",
-        ),
-    ] = ""
+    interface: allowed.NetworkInterface = ""
     """Network interface (eth1) or address of rank 0's machine where the stage listens for other
     machines. Empty: the address that torchrun gave as MASTER_ADDR."""
     port: Annotated[int, zero_or(1024, 65532)] = 0
@@ -396,21 +348,16 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
     has ended: 1.6 kB for each response of a simulated run."""
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
-    prometheus_port: Port = 0
+    prometheus_port: allowed.Port = 0
     """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does now; 0:
     none."""
-    wandb: Annotated[
-        str,
-        Meta(pattern=r"^[^/\\#?%:]*$", description="a project's name, without / \\ # ? % :"),
-    ] = ""
+    wandb: allowed.WandbProject = ""
     """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
     WANDB_MODE=offline keeps them here). Empty: none."""
-    mlflow: Annotated[str, Meta(pattern=r"^(\S(.*\S)?)?$", description="an experiment's name")] = ""
+    mlflow: allowed.MlflowExperiment = ""
     """Experiment of MLflow for steps and evaluations (needs `pip install 'darts-rl[mlflow]'`;
     MLFLOW_TRACKING_URI says where it is). Empty: none."""
-    trackio: Annotated[
-        str, Meta(pattern=r"^[^/\\]*$", description="a project's name, without / \\")
-    ] = ""
+    trackio: allowed.TrackioProject = ""
     """Project of trackio for steps and evaluations (needs the package trackio, which asks for an
     older pillow than vLLM: an environment of its own; TRACKIO_DIR says where). Empty: none."""
 
@@ -418,7 +365,7 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
 class Config(Section, frozen=True, kw_only=True):
     model: str
     """Directory of any Hugging Face causal LM with its tokenizer."""
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()

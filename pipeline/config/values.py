@@ -17,7 +17,7 @@ from typing import Any, Union, cast, get_args, get_origin
 import msgspec
 
 from pipeline.config.docs import is_section, near_key, sections_in
-from pipeline.config.schema import Section
+from pipeline.config.setting_types import Section
 from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, plain
 from pipeline.plugins.ranges import bare, broken
 

@@ -144,20 +144,25 @@ class _Asking:
         self._socket.close()
 
     def pieces(self) -> Iterator[bytes]:
-        """What comes, in order, until all is here or nothing comes any more."""
+        """What comes, in order, until all is here or nothing comes any more.
+
+        An attempt that is turned away is nothing: where another key is expected they come for ever.
+        """
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
+        until = time.monotonic() + RETRY_S
         while self._offset < self._total:
             while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
                 self._socket.send(_encode(Ask(self._version, self._next)))
                 self._next += PIECE_BYTES
-            ready = dict(poller.poll(int(RETRY_S * 1000)))
+            ready = dict(poller.poll(int(max(0.0, until - time.monotonic()) * 1000)))
             if self._monitor in ready:
                 self.why = refusal(self._monitor)
             if self._socket in ready:
                 yield self._received(self._socket.recv_multipart())
-            elif not ready:
+                until = time.monotonic() + RETRY_S
+            elif time.monotonic() >= until:
                 return
 
     def _received(self, parts: list[bytes]) -> bytes:

@@ -34,7 +34,7 @@ from tests.learner.ranks import (
     run_ranks,
 )
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 Results = dict[int, list[dict[str, Any]]]
 CASES = [(zero, world) for world in (1, 2) for zero in (0, 1, 2, 3)]
 LOCAL = [(zero, world) for zero, world in CASES if zero < 3]  # backward is the rank's alone

@@ -36,7 +36,7 @@ from pipeline.wire.messages import (
 from pipeline.wire.server import StageServer
 from tests.learner.ranks import ROOT, STEPS, group_of
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 MODEL = ROOT / "models" / "chain-sums"
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from tests.learner.option_ranks import DECAYED
 from tests.learner.ranks import RUN_STEPS, SECTION, make_model, run_ranks
 from tests.learner.test_exactness import Plain, groups_of, relative, same_update
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 @pytest.fixture(scope="module")

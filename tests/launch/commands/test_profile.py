@@ -23,7 +23,7 @@ PROFILE = [*(key for key in QUICK if not key.startswith(("step.count", "checkpoi
 
 
 def slow_reward(sample: Any) -> float:
-    time.sleep(0.4)
+    time.sleep(0.2)
     return float(sample.tokens < 20)
 
 

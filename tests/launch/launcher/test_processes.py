@@ -108,6 +108,17 @@ def test_the_tail_of_a_log_is_its_last_lines(program: Callable[[str], Child]) ->
     assert child.tail(3) == "97\n98\n99"
 
 
+def test_the_tail_of_a_log_costs_no_more_than_its_end(program: Callable[[str], Child]) -> None:
+    """A log may be longer than the memory; /dev/full is read without an end."""
+    child = program("print(*('y' * 99 for _ in range(100_000)), sep='\\n')")
+    child.start()
+    until(child.exit_text)
+    assert child.tail(2) == "\n".join(["y" * 99] * 2)
+    assert len(child.tail(1_000_000)) < 1 << 17
+    child.log = Path("/dev/full")
+    assert child.tail() == ""
+
+
 def test_a_child_leads_its_own_session_and_reads_nothing(program: Callable[[str], Child]) -> None:
     child = program("import os, sys; print(os.getsid(0), os.getpid(), repr(sys.stdin.read()))")
     child.start()

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from learner.deepspeed.build_lock import (
     clear_stale_lock,
+    no_stale_locks,
     torch_extensions_dir,
     use_torch_extensions_dir,
 )
@@ -17,6 +19,19 @@ def lock_in(folder: Path) -> Path:
     lock = folder / "lock"
     lock.touch()
     return lock
+
+
+def held_lock(folder: Path) -> tuple[Path, subprocess.Popen[bytes]]:
+    """A lock, and the process that holds it."""
+    lock = folder / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    # As torch.utils.file_baton takes it.
+    take = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)"
+    code = f"{take}; print(flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    return lock, holder
 
 
 def test_lock_that_no_process_holds_is_removed_at_both_depths(tmp_path: Path):
@@ -35,19 +50,31 @@ def test_lock_that_a_live_process_holds_stays_until_that_process_is_killed(tmp_p
     """Promise: the lock that it leaves is removed by the next start; that of a live process is not.
     Bound: at the next start.
     """
-    lock = tmp_path / "deepspeed_shm_comm" / "lock"
-    lock.parent.mkdir()
-    # As torch.utils.file_baton takes it.
-    take = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)"
-    code = f"{take}; print(flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    lock, holder = held_lock(tmp_path)
     with holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
         assert clear_stale_lock(tmp_path) == []
         assert lock.exists()
         holder.kill()
     assert clear_stale_lock(tmp_path) == [lock]
+
+
+@pytest.mark.fault(
+    "a process is killed for whose extension another waits", part="learner", by="process"
+)
+def test_who_waits_for_a_process_that_is_killed_waits_no_longer(tmp_path: Path):
+    """Promise: its lock is left alone while it lives, and removed for those that wait already.
+    Bound: 5 s.
+    """
+    lock, holder = held_lock(tmp_path)
+    with holder, no_stale_locks(tmp_path):
+        time.sleep(1.5)
+        assert lock.exists()
+        holder.kill()
+        holder.wait()
+        deadline = time.monotonic() + 5
+        while lock.exists():  # as torch waits
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_missing_folder_has_no_locks(tmp_path: Path):

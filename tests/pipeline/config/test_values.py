@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pipeline.config.overrides import apply
-from pipeline.config.schema import Section
+from pipeline.config.setting_types import Section
 from pipeline.config.values import Misfit, Values, converted
 from pipeline.config.yaml_tree import Branch, Leaf, parse, write
 

@@ -81,9 +81,9 @@ TWICE = {"model/chat_template.jinja": "${{ messages[0].content }}"}
 LONG = {"prompt": "1" * 500 + "=", "answer": "2"}
 FILES = [
     Bad("a file that is not there", "c.yaml:2: data.train", "found 'no.jsonl'",
-        "neither a task of the house (chain_sums, deep_sums, mixed_sums) nor a file",
+        "neither a built-in task (chain_sums, deep_sums, mixed_sums) nor a file",
         "mend the path", "data: {train: no.jsonl, held_out: 1}\n"),
-    Bad("a task misspelt", "c.yaml:2: data.train", "found 'chain_sum'", "a task of the house",
+    Bad("a task misspelt", "c.yaml:2: data.train", "found 'chain_sum'", "a built-in task",
         "did you mean chain_sums?", "data: {train: chain_sum}\n"),
     Bad("a folder without data", "empty", "found no file", "expected .jsonl, .json, .parquet in it",
         "name another", "data: {train: empty, held_out: empty}\n", {"empty/README": "x"}),

@@ -53,7 +53,7 @@ def test_installed_selector_resolves_by_package_module_and_class(site: Path):
 def test_options_of_an_installed_selector_are_checked_before_anything_starts(site: Path):
     done = darts("train", QUICKSTART, "--dry-run", "selector.quickest.spare=-1", site=site)
     assert done.returncode == 2
-    assert "selector.quickest: spare is -1, expected at least 0" in done.stderr
+    assert "selector.quickest.spare: found -1, expected at least 0" in done.stderr
 
 
 def test_installed_selector_is_listed_with_the_distribution_that_brought_it(site: Path):

@@ -119,7 +119,7 @@ def test_a_resumed_run_opens_the_prompts_that_it_would_have_without_the_stop(hal
     numbers = settings_of(prompts=100, sources=sources, steps=6, eval_every=0)
 
     def plugins() -> Plugins:
-        return msgspec.structs.replace(plugins_of("first_m", seed=3), prompts=Noted(3))
+        return msgspec.structs.replace(plugins_of("first_m", seed=3), prompt_order=Noted(3))
 
     first = World(5, numbers, plugins())
     first.start()

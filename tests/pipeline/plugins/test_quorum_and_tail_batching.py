@@ -204,7 +204,7 @@ class Watched(TailBatching):
 
 def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
     order = Watched(TailBatchingOptions(epochs=1), seed=2)
-    world = ran(2, dict(steps=20, reserve=2, prompts=24), prompts=order)
+    world = ran(2, dict(steps=20, reserve=2, prompts=24), prompt_order=order)
     long = [(view, plan) for view, plan in order.seen if view.first and not plan.speculate]
     full = [plan.prompts for view, plan in long if len(view.deferred) >= 3]
     assert full and all(len(prompts) == 3 for prompts in full)
@@ -219,7 +219,7 @@ def test_a_run_with_tail_batching_has_long_rounds_and_loses_no_prompt():
 
 
 def test_a_long_round_samples_no_spare_candidate_and_defers_nobody():
-    world = ran(4, dict(steps=8, reserve=2), prompts=TailBatching(seed=4))
+    world = ran(4, dict(steps=8, reserve=2), prompt_order=TailBatching(seed=4))
     again = [group for group in told(world, "group") if group["attempt"]]  # all from long rounds
     assert len(again) >= 3
     assert {len(group["members"]) for group in again} == {4}

@@ -353,10 +353,10 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
 DEAF_PEER = """
 import sys, time
 from pathlib import Path
-from pipeline.wire.client import Link
+from pipeline.wire.client import StageClient
 from pipeline.wire.messages import PROTOCOL, Join
 join = Join(protocol=PROTOCOL, role="engine", name="e0", slots=1)
-Link(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, deaf_s=0.5).start()
+StageClient(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, deaf_s=0.5).start()
 time.sleep(60)
 """
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import xxhash
 
@@ -95,6 +96,20 @@ async def test_weights_are_for_bearers_of_a_key(
         keys=STRANGER,
     )
     with pytest.raises(TransportError, match=r"nothing came .* the stage does not know this key"):
+        await asyncio.to_thread(whole, other)
+
+
+@pytest.mark.fault("another stage listens where weights are fetched", part="network", by="socket")
+@pytest.mark.timeout(30)
+async def test_a_stage_with_another_key_is_not_asked_for_ever(
+    peer_keys: PeerKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: attempts that fail, several a second, are no news: the error names the reason.
+    Bound: the patience of the fetch (here 1 s).
+    """
+    monkeypatch.setattr(weight_transfer, "RETRY_S", 0.5)
+    other = msgspec.structs.replace(peer_keys, server=STRANGER.public)
+    with pytest.raises(TransportError, match=r"nothing came .* the stage there has another key"):
         await asyncio.to_thread(whole, other)
 
 
