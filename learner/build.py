@@ -95,7 +95,7 @@ def _build(
             )
     trainer = engine.Zero(model, section, config.step.count)
     restored = save.Restored(-1, 0) if resume is None else save.load_checkpoint(trainer, resume)
-    cls = registry.find("loss", config.loss.name)
+    cls = registry.find_plugin("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
     old_stream, reference_stream = model_streams(section, trainer, reference, temperature)

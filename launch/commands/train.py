@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,23 @@ def print_outcome(run: RunFolder, config: Config, status: int, error: str | None
         _say(error)
 
 
+def create_run(path: Path, fresh: bool) -> RunFolder:
+    """Makes the folder of a new run and takes its lock. Raises RunError or OSError.
+
+    Args:
+        fresh: take a new name when `path` is in use.
+    """
+    run = RunFolder(new_name(path) if fresh else path)
+    run.make_folders()
+    run.hold_lock()
+    if run.config.exists():
+        raise RunError(
+            f"{run.path}: already holds a run; resume it with "
+            f"darts train --resume {run.path}, or choose another --out"
+        )
+    return run
+
+
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
     """Starts a run. Returns the exit status.
 
@@ -98,14 +116,7 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
         stage_only: engines and learner ranks are started by hand.
     """
     try:
-        run = RunFolder(new_name(path) if fresh else path)
-        run.make_folders()
-        run.hold_lock()
-        if run.config.exists():
-            raise RunError(
-                f"{run.path}: already holds a run; resume it with "
-                f"darts train --resume {run.path}, or choose another --out"
-            )
+        run = create_run(path, fresh)
     except (RunError, OSError) as error:
         _say(error)
         return 2
@@ -124,49 +135,111 @@ def check_fits(
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 
-def resume_run(path: Path) -> int:
-    """Continues a run from its newest complete checkpoint. Returns the exit status."""
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A run whose lock is held, and the checkpoint that it continues from."""
+
+    config: Config
+    run: RunFolder
+    checkpoint: Path
+    step: int
+    damaged: list[str]  # newer checkpoints that cannot be used, a line each
+
+
+RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSError)
+"""What `open_run` raises."""
+
+
+def open_run(path: Path) -> Resumed:
+    """Reads a run and its newest whole checkpoint, and checks that they fit each other.
+
+    Raises: one of RESUME_ERRORS.
+    """
+    run = RunFolder(path)
+    config = load(run.config)
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_complaints(config.metrics),
+    ]:
+        raise RunError("\n".join(problems))
+    run.hold_lock()
     try:
-        run = RunFolder(path)
-        config = load(run.config)
-        if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
-            raise RunError("\n".join(problems))
-        run.hold_lock()
-        directory, manifest, complaints = store.newest(run.checkpoints)
-        for line in complaints:
-            _say(f"skipped a damaged checkpoint: {line}")
+        directory, manifest, damaged = store.newest(run.checkpoints)
         check_fits(directory, manifest, config, run.config)
-    except (RunError, ConfigError, DataError, store.CheckpointError, OSError) as error:
+    except BaseException:
+        run.release_lock()
+        raise
+    return Resumed(config, run, directory, manifest["step"], damaged)
+
+
+def resume_run(path: Path) -> int:
+    """Continues a run from its newest whole checkpoint. Returns the exit status."""
+    try:
+        found = open_run(path)
+    except RESUME_ERRORS as error:
         _say(error)
         none = isinstance(error, store.CheckpointError)
         return 5 if none and not isinstance(error, store.Refused) else 2
-    _say(f"resuming {run.path} at step {manifest['step']}")
-    return _carry_out(config, run, directory)
+    for line in found.damaged:
+        _say(f"damaged, not used: {line}")
+    _say(f"resuming {found.run.path} at step {found.step}")
+    return _carry_out(found.config, found.run, found.checkpoint)
 
 
-def _carry_out(
-    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
-) -> int:
-    view = TerminalView(config.step.count, name=run.path.name)
+class _NoView:
+    """Shows nothing."""
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        del line
+
+
+def run_job(
+    config: Config,
+    run: RunFolder,
+    resume: Path | None = None,
+    roles: Roles | None = None,
+    quiet: bool = False,
+) -> tuple[int, str]:
+    """Starts the processes of a run and shows it until it ends; frees the run's lock.
+
+    Returns: exit status (0, 1 or 130), and the reason if the run failed.
+    """
+    view = None if quiet else TerminalView(config.step.count, name=run.path.name)
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
         parts += f"{config.learner.ranks} learner rank(s)"
     else:
         parts = f"start the rest: darts learner --join {run.path} and "
         parts += f"darts engine --join {run.path} --name e0"
-    print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
-    launcher = Launcher(config, run, view, resume, roles)
+    if view is not None:
+        print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
+        launcher = Launcher(config, run, view or _NoView(), resume, roles)
         status = launcher.run_job()
     finally:
-        view.close()
+        if view is not None:
+            view.close()
         run.release_lock()
-    print_outcome(run, config, status, launcher.error)
-    if status == 0 and config.eval.best:
-        print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
-    if status == 0:
+    if status == 0 and view is not None:
+        print_outcome(run, config, status, None)
+        if config.eval.best:
+            print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
         print(f"\nreport page: darts report {run.path}", flush=True)
-    if status and any(run.checkpoints.glob("step-*")):
+    return status, launcher.error or ""
+
+
+def can_resume(run: RunFolder) -> bool:
+    """Returns True if the run has written a checkpoint."""
+    return any(run.checkpoints.glob("step-*"))
+
+
+def _carry_out(
+    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
+) -> int:
+    status, error = run_job(config, run, resume, roles)
+    if status:
+        print_outcome(run, config, status, error)
+    if status and can_resume(run):
         _say(f"continue with: darts train --resume {run.path}")
     return status
 

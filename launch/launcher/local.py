@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,7 @@ class Launcher:
 
     def run_job(self) -> int:
         """Starts everything, serves until the stage ends, and cleans up."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-            numbers.append(signal.SIGHUP)
-        before = {n: signal.signal(n, self._interrupt) for n in numbers}
+        before = self._take_signals()
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n")
             for child in self.children.values():
@@ -174,6 +172,16 @@ class Launcher:
         if self._interrupts:
             return 130
         return 1 if self.error is None or self.error else 0
+
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        """Handles the signals that stop a run; returns the handlers before. Python gives signals to
+        the main thread only: a run in another thread does not see them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        return {number: signal.signal(number, self._interrupt) for number in numbers}
 
     def _serve(self) -> None:
         stage = self.children["stage"]

@@ -19,7 +19,7 @@ _SHOWN = 20  # complaints listed
 
 def has_checks(plugin: Plugin) -> bool:
     """Returns True if the plug-in can check answers before a run. Raises PluginError."""
-    return hasattr(registry.find("reward", plugin.name), "complaint")
+    return hasattr(registry.find_plugin("reward", plugin.name), "complaint")
 
 
 async def reward_problems(config: Config, data: list[Dataset]) -> list[str]:

@@ -125,7 +125,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "
                 "another --out"
             )
-        Records.cut(run, {})  # of an attempt that left no checkpoint
+        Records.truncate_files(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
     resume, manifest, complaints = newest(run.checkpoints)
@@ -141,7 +141,10 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_complaints(config.metrics),
+    ]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)

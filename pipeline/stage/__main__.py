@@ -135,8 +135,8 @@ async def serve(args: argparse.Namespace) -> str:
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
-            Records.cut(run, saved[1]["records"])
-        parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
+            Records.truncate_files(run, saved[1]["records"])
+        parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
         parts.server.open_sockets()
         stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
     parser.add_argument("--listen-keys", type=Path, help="key file: where to listen on a network")
-    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--resume", type=Path, help="checkpoint to continue from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()
     handler = logging.StreamHandler(sys.stderr)

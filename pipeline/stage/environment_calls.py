@@ -29,7 +29,7 @@ class EnvironmentPool(WorkerPool):
     kind: ClassVar[str] = "environment"
 
     async def turn(self, turn: Turn, trajectory: int) -> Followed:
-        """What follows. Raises RewardFailed; CancelledError after `cancel`."""
+        """Returns what follows. Raises RewardFailed; CancelledError after `cancel`."""
         found = await self.ask_plugin(turn, trajectory)
         if not isinstance(found, Followed):
             raise RewardFailed("its worker answered what follows no turn")

@@ -51,7 +51,7 @@ def _next(stream: BinaryIO) -> Order | None:
 
 
 def _build(setup: Setup) -> Any:
-    cls = registry.find(setup.kind, setup.plugin.name)
+    cls = registry.find_plugin(setup.kind, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, registry.options_type(cls)))
 
 

@@ -91,7 +91,7 @@ class WorkerPool:
         self._last: RewardFailed | None = None
 
     def _plugin_options(self) -> interfaces.Options:
-        found = registry.find(self.kind, self._plugin.name)
+        found = registry.find_plugin(self.kind, self._plugin.name)
         return msgspec.convert(self._plugin.options, registry.options_type(found))
 
     async def __aenter__(self) -> Self:

@@ -196,7 +196,7 @@ def test_damage_is_named_and_the_one_before_is_used(
     shutil.copytree(halted.directory, newer)
     (newer / "optimizer-rank0.pt").write_bytes(b"momentun")
     assert halted.edited() == 0
-    assert f"damaged, not used: {newer}/optimizer-rank0.pt" in capsys.readouterr().err
+    assert f"skipped a damaged checkpoint: {newer}/optimizer-rank0.pt" in capsys.readouterr().err
     assert started == [halted.directory]
     (halted.directory / store.MANIFEST).unlink()
     assert halted.edited() == 5

@@ -60,7 +60,7 @@ def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Pat
     shutil.rmtree(launcher.weights)
     shutil.rmtree(launcher.sockets)
     told = [line["say"] for line in view.lines if "say" in line]
-    assert told[0].startswith("the stage has been silent for 1 s; where it stands: ")
+    assert told[0].startswith("the stage has been silent for 1 s; see ")
     assert told[0].endswith("stage.log")
     assert len(told) <= 3, "once a limit, not at every look"
 

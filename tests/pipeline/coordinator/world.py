@@ -94,7 +94,7 @@ def plugins_of(
     **options: Any,
 ) -> Plugins:
     def make(kind: str, name: str, **given: Any) -> Any:
-        cls = registry.find(kind, name)
+        cls = registry.find_plugin(kind, name)
         extra = {"seed": seed} if kind == "prompt_order" else {}
         return cls(registry.options_type(cls)(**given), **extra)
 

@@ -22,7 +22,7 @@ from tests.paths import MODEL
 DATA = "data: {train: a.jsonl, held_out: a.jsonl%s}\n"
 GOOD = {"prompt": "1+1=", "answer": "2"}
 MEND = "correct them, or leave them out with data.bad_lines: skip"
-KEYS = "docs/configuration.md says what each key takes"
+KEYS = "docs/configuration.md lists every key and its values"
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ REWARDS = [
         "expected (prompts, completions, **columns)", KEYS,
         "reward: {python: {function: 'own.py:f'}}\n", {"own.py": "def f(a, b): return 0.0\n"}),
     Bad("a gold answer without its mark", "a.jsonl:1: answer", "found '2'", "expected '####'",
-        "mend them, leave them out", DATA % "" + "reward: {math: {gold_after: '####'}}\n",
+        "correct them, leave them out", DATA % "" + "reward: {math: {gold_after: '####'}}\n",
         rows(GOOD)),
     Bad("a sum of what is not there", "c.yaml:2: reward.sum", "of [1]: no reward named 'maths'",
         "known:", "did you mean math?", "reward: {sum: {of: [exact, maths]}}\n"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import Plugin, WorkersConfig
-from pipeline.plugins.rewards._results import checked
+from pipeline.plugins.rewards._results import checked_score
 from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import PoolStatistics, RewardFailed, RewardPool, Scored
 
@@ -246,6 +246,6 @@ def test_no_worker_outlives_a_killed_parent():
 
 
 def test_a_dict_needs_a_score_and_keeps_its_other_numbers_as_parts():
-    assert checked({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
+    assert checked_score({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
     with pytest.raises(ValueError, match="without 'score': acc"):
-        checked({"acc": 1})
+        checked_score({"acc": 1})
