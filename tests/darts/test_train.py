@@ -111,7 +111,7 @@ def test_export_writes_a_model_and_refuses_a_directory_that_is_there(
 ):
     written = run.export(tmp_path / "model")
     assert (written / "config.json").is_file()
-    with pytest.raises(darts.RunError, match="exists already"):
+    with pytest.raises(darts.RunError, match="already exists"):
         run.export(written)
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_starts_its_run_when_imported_is_refused(tmp_path: Path):
 
 def test_a_folder_that_holds_a_run_is_refused_and_kept(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("model: x\n")
-    with pytest.raises(darts.RunError, match="holds a run already") as caught:
+    with pytest.raises(darts.RunError, match="already holds a run") as caught:
         darts.train(data=ROWS, out=tmp_path, **SMALL)
     assert caught.value.status == 2
     assert (tmp_path / "config.yaml").exists()
@@ -283,7 +283,7 @@ def test_checks_run_beside_a_running_event_loop(tmp_path: Path):
     async def cell() -> str:
         return refused(tmp_path, reward="math", data=[{"prompt": "1+1=", "answer": "#"}])
 
-    assert "answers looked at" in asyncio.run(cell())
+    assert "1 of 1 checked answers" in asyncio.run(cell())
 
 
 # --- settings and the simulator -----------------------------------------------------------------
