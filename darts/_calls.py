@@ -244,7 +244,7 @@ def _start(
                     print(line)
             identify(run, loaded)
         except BaseException:
-            run.release()
+            run.release_lock()
             if not before or out is None:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise

@@ -37,7 +37,7 @@ app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """Checks what a run would read; returns lines about it. Ends the command at a problem."""
+    """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
 
     try:

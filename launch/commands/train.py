@@ -22,7 +22,7 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability import trackers
-from pipeline.system.durable_files import SYSTEM, finish
+from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
 
@@ -69,7 +69,7 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
     run.config.write_text(dump(config))
-    finish(SYSTEM, run.config)  # no checkpoint is resumed without it
+    make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
 
@@ -78,7 +78,7 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
-    finish(SYSTEM, draft)
+    make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)
 
@@ -98,8 +98,8 @@ def create_run(path: Path, fresh: bool) -> RunFolder:
         fresh: take a new name when `path` is in use.
     """
     run = RunFolder(new_name(path) if fresh else path)
-    run.create()
-    run.hold()
+    run.make_folders()
+    run.hold_lock()
     if run.config.exists():
         raise RunError(
             f"{run.path}: already holds a run; resume it with "
@@ -130,7 +130,7 @@ def check_fits(
     """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
     tokenizer or data. `settings` says where the current settings are from.
     """
-    now = fingerprint.take(config)
+    now = fingerprint.fingerprint_of(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
@@ -151,7 +151,7 @@ RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSErro
 
 
 def open_run(path: Path) -> Resumed:
-    """Reads a run and its newest complete checkpoint, and checks that they fit each other.
+    """Reads a run and its newest whole checkpoint, and checks that they fit each other.
 
     Raises: one of RESUME_ERRORS.
     """
@@ -159,21 +159,21 @@ def open_run(path: Path) -> Resumed:
     config = load(run.config)
     if problems := [
         *learner.learner_problems(config),
-        *trackers.tracker_problems(config.metrics),
+        *trackers.tracker_complaints(config.metrics),
     ]:
         raise RunError("\n".join(problems))
-    run.hold()
+    run.hold_lock()
     try:
         directory, manifest, damaged = store.newest(run.checkpoints)
         check_fits(directory, manifest, config, run.config)
     except BaseException:
-        run.release()
+        run.release_lock()
         raise
     return Resumed(config, run, directory, manifest["step"], damaged)
 
 
 def resume_run(path: Path) -> int:
-    """Continues a run from its newest complete checkpoint. Returns the exit status."""
+    """Continues a run from its newest whole checkpoint. Returns the exit status."""
     try:
         found = open_run(path)
     except RESUME_ERRORS as error:
@@ -181,7 +181,7 @@ def resume_run(path: Path) -> int:
         none = isinstance(error, store.CheckpointError)
         return 5 if none and not isinstance(error, store.Refused) else 2
     for line in found.damaged:
-        _say(f"skipped a damaged checkpoint: {line}")
+        _say(f"damaged, not used: {line}")
     _say(f"resuming {found.run.path} at step {found.step}")
     return _carry_out(found.config, found.run, found.checkpoint)
 
@@ -219,7 +219,7 @@ def run_job(
     finally:
         if view is not None:
             view.close()
-        run.release()
+        run.release_lock()
     if status == 0 and view is not None:
         print_outcome(run, config, status, None)
         if config.eval.best:
@@ -246,15 +246,15 @@ def _carry_out(
 
 def export_run(run: Path, directory: Path) -> str:
     """Writes a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
-    from learner.checkpoint.export import export
+    from learner.checkpoint.export import export_model
 
     if directory.exists():
         raise ValueError(f"{directory}: already exists")
     source = run
     if not (run / store.MANIFEST).exists():
         try:
-            source = store.look(run / "checkpoints")
+            source = store.peek_newest(run / "checkpoints")
         except store.CheckpointError as error:
             raise ValueError(str(error)) from error
-    export(source, directory)
+    export_model(source, directory)
     return f"{source} -> {directory}"

@@ -100,7 +100,9 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        temp_dirs.sweep(run.path)  # weights of a killed run that had too little shared memory
+        temp_dirs.remove_orphans(
+            run.path
+        )  # weights of a killed run that had too little shared memory
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()

@@ -32,13 +32,13 @@ def check_everything(config: Config) -> list[str]:
         if config.learner.reference not in ("", "start"):
             refuse_code(Path(config.learner.reference))
         train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = eval_sets.load(config, tokenizer)
+        held_out = eval_sets.load_eval_sets(config, tokenizer)
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
     if problems := [
         *learner.learner_problems(config),
-        *trackers.tracker_problems(config.metrics),
+        *trackers.tracker_complaints(config.metrics),
     ]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
@@ -48,6 +48,6 @@ def check_everything(config: Config) -> list[str]:
     return [
         *skipped,
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
-        f"training: {train.summary()}",
-        f"held out: {held_out.data.summary()}",
+        f"training: {train.summary_line()}",
+        f"held out: {held_out.data.summary_line()}",
     ]

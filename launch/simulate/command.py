@@ -105,7 +105,7 @@ def play_one(
 
 
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """Simulates one run; prints its steps and metrics, and writes a trace if asked for."""
+    """One run; a table of its steps, its figures, and a trace if asked for."""
     spans = Tracer()
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]

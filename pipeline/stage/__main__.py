@@ -100,9 +100,9 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = eval_sets.load(config, tokenizer)
+    held_out = eval_sets.load_eval_sets(config, tokenizer)
     for data in (train, held_out.data):
-        log.info("%s", data.summary())
+        log.info("%s", data.summary_line())
         for line in data.skipped:
             log.warning("skipped: %s", line)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
@@ -137,7 +137,7 @@ async def serve(args: argparse.Namespace) -> str:
             parts.resumed_step = saved[0].step
             Records.truncate_files(run, saved[1]["records"])
         parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
-        parts.server.open()
+        parts.server.open_sockets()
         stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))

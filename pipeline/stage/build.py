@@ -47,7 +47,7 @@ class Parts:
     def silence_s(self) -> dict[str, float]:
         """Seconds a peer may be silent, by role: a cut link loses no learner rank at once."""
         lost_s, nodes = self.config.timeouts.heartbeat_s, self.config.nodes
-        patience_s = max(nodes.patience_s, lost_s) if self.server.far else lost_s
+        patience_s = max(nodes.patience_s, lost_s) if self.server.accepts_remote else lost_s
         return {"engine": lost_s, "learner": patience_s}
 
     @property

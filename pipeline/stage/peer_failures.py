@@ -52,7 +52,7 @@ class PeerMonitor:
         if peer.identity not in self._peers.by_identity:
             return
         self._peers.leave(peer)
-        self._server.forget(peer.identity)
+        self._server.forget_peer(peer.identity)
         log.warning("%s lost: %s", peer.name, why)
         if peer.join.role == "engine":
             self._tell(EngineLost(engine=peer.name, why=why))

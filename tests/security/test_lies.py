@@ -273,7 +273,7 @@ def test_clocks_of_peers_may_be_absurd_but_stay_numbers() -> None:
             ),
             101.0,
         )
-        assert math.isfinite(peer.clock.offset)
+        assert math.isfinite(peer.clock.offset_s)
 
 
 @pytest.mark.fault("a peer goes on sending what is refused", part="wire", by="direct")

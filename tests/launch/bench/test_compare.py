@@ -59,7 +59,7 @@ def finished_cell(base: Path, lines: list[dict[str, Any]], **changes: Any) -> Ce
     """A cell with a result and these lines of metrics, as if it had been run."""
     cell = Cell(method=METHODS[BASELINE], seed=0, config=CONFIG, overrides=(), base=base)
     cell = msgspec.structs.replace(cell, **changes)
-    cell.run.create()
+    cell.run.make_folders()
     cell.run.config.write_text(dump(load(CONFIG, cell.settings)))
     cell.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     cell.run.result.write_text("{}")
@@ -152,7 +152,7 @@ def test_figures_are_of_training_alone_and_weighted_by_what_they_are_shares_of(
 def test_a_finished_run_of_other_settings_is_neither_used_nor_removed(tmp_path: Path) -> None:
     cell = finished_cell(tmp_path, [])
     other = msgspec.structs.replace(cell, overrides=("learner.lr=0.5",))
-    with pytest.raises(CellError, match="of other settings"):
+    with pytest.raises(CellError, match="with other settings"):
         _ = other.finished
     assert cell.run.result.exists()
 
@@ -303,7 +303,7 @@ def test_an_interrupted_comparison_goes_on_without_repeating_what_is_finished(
     written = (first / "metrics.jsonl").stat().st_mtime_ns
     with Job(command, tmp_path / "resumed.log") as job:
         assert job.wait() == 0, job.text
-        assert "3 of 4 runs are there: sync-s0, sync-s1, first_m-s1" in job.text
+        assert "3 of 4 runs are done: sync-s0, sync-s1, first_m-s1" in job.text
     assert (first / "metrics.jsonl").stat().st_mtime_ns == written
     assert not (second / "left-over").exists()
     found = json.loads(out.read_text())

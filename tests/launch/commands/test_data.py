@@ -80,7 +80,7 @@ def test_json_has_both_sets_and_what_they_share(file: Path):
 
 def test_what_cannot_be_read_at_all_ends_with_2_and_the_reason(tmp_path: Path, file: Path):
     assert check(str(file)).exit_code == 2
-    assert "name the model that is to read it: --model DIR" in check(str(file)).stderr
+    assert "name the model whose tokenizer to use: --model DIR" in check(str(file)).stderr
     missing = check(str(tmp_path / "none.parquet"), "--model", str(MODEL))
     assert missing.exit_code == 2
     assert "nor a file, a folder or a pattern that fits one" in missing.stderr

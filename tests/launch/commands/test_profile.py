@@ -67,7 +67,7 @@ def test_a_slow_engine_is_named_among_its_peers(tmp_path: Path) -> None:
                 slow.wait()
     culprit = json.loads((tmp_path / "out").read_text())["culprit"]
     assert (culprit["lane"], culprit["what"]) == ("engine e1", "decoding"), job.text
-    assert "on e1" in culprit["advice"] and "look at its machine" in culprit["advice"]
+    assert "on e1" in culprit["advice"] and "check its machine" in culprit["advice"]
 
 
 def timing(step: int, path: list[list[Any]], seconds: float) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_advice_names_settings_as_they_are_and_none_that_is_followed_already() -
 @pytest.mark.parametrize(
     "arguments,said",
     [
-        (["--steps", "0"], "--steps 0: at least 1"),
+        (["--steps", "0"], "--steps is 0, but must be at least 1"),
         (["metrics.timing=false"], "metrics.timing: darts profile sets it itself"),
         (["--out", "no/such/p.json"], "no such folder"),
     ],

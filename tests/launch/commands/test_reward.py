@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from launch.commands.best_checkpoint import best_checkpoint
 from pipeline.checkpoint import store
-from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write_durably
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 CONFIG = "configs/quickstart.yaml"
@@ -88,7 +88,8 @@ def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> No
         ([{"response": "a", "finish": "eos"}], "finish: found 'eos', expected stop or length"),
         (
             [{"response": "a", "gold": "3"}],
-            "1: answer: none of the fields answer, reward_model.ground_truth, solution, and the",
+            "1: answer: the reward exact needs one, but there is none of the fields answer, "
+            "reward_model.ground_truth, solution;",
         ),
     ],
 )
@@ -150,10 +151,10 @@ def run_of(tmp_path: Path, best: str, *steps: int) -> Path:
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     for step in steps:
-        directory = store.begin(run / "checkpoints", step)
+        directory = store.begin_draft(run / "checkpoints", step)
         SYSTEM.mkdir(directory / "model")
         for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
-            write(SYSTEM, directory / "model" / name, str(step).encode())
+            write_durably(SYSTEM, directory / "model" / name, str(step).encode())
         store.commit(directory, msgspec.structs.replace(world.cuts[-1], step=step), {})
     return run
 

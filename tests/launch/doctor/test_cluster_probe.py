@@ -96,7 +96,7 @@ def test_machines_that_fit_have_no_problem() -> None:
         ({"versions": {**FIRST.versions, "darts": "xyz"}}, "darts differs: abc on machine 0, xyz"),
         ({"config": "d" * 16}, "the configuration differs, by checksum: cccccccc on machine 0"),
         ({"model": "n" * 16}, "the model differs, by checksum"),
-        ({"model": ""}, "models/chain-sums: no model there; it has to be at the same path"),
+        ({"model": ""}, "models/chain-sums: no model; every machine needs it at this path"),
         (
             {"shm_free": GIB},
             "machine 1: 1.0 GiB free in /dev/shm, two versions of",
@@ -133,9 +133,11 @@ def test_any_port_has_to_be_open_only_between_machines_of_learner_ranks() -> Non
 
 
 def test_who_has_not_come_or_has_said_nothing_is_named() -> None:
-    assert "machine 1: has not come; start the same command there" in found(second=None)
+    assert "machine 1: did not join; start the same command there" in found(second=None)
     silent = [p for p in PROBES if p.source == 0]
-    assert found(probes=silent) == ["machine 1: came, and has not said whom it reaches"]
+    assert found(probes=silent) == [
+        "machine 1: joined, but did not report which machines it reaches"
+    ]
 
 
 def test_a_clock_that_is_off_is_a_note_and_no_problem() -> None:
@@ -237,26 +239,28 @@ def test_machines_started_by_hand_agree_that_a_run_would_start() -> None:
     (first, second), ends = survey_of(2, [0, 1], [b"", b""], 60.0)
     assert ends == [0, 0], first
     assert first[-1] == "a run would start"
-    assert second == ["machine 1: a run would start; the first machine says more"]
+    assert second == ["machine 1: a run would start; details on the first machine"]
 
 
 def test_a_machine_that_does_not_come_is_waited_for_and_named() -> None:
     [said], ends = survey_of(2, [0], [b""], 1.0)
     assert ends == [1]
     assert said[-1] == "a run would not start: 1 problem(s)"
-    assert said[-2] == "BAD   machine 1: has not come; start the same command there"
+    assert said[-2] == "BAD   machine 1: did not join; start the same command there"
 
 
 def test_a_machine_with_another_secret_has_not_come() -> None:
     (first, _), ends = survey_of(2, [0, 1], [b"one", b"other"], 2.0)
-    assert ends[0] == 1 and "machine 1: has not come" in first[-2]
+    assert ends[0] == 1 and "machine 1: did not join" in first[-2]
     assert isinstance(ends[1], ProbeError)
 
 
 def test_what_it_needs_without_torchrun_is_told() -> None:
     told = CliRunner().invoke(app, ["doctor", "--cluster", str(CONFIG)])
     assert told.exit_code == 1
-    assert "start it by torchrun, or with --head HOST:PORT" in " ".join(told.stderr.split())
+    assert "start it with torchrun, or on each machine with --head HOST:PORT" in " ".join(
+        told.stderr.split()
+    )
 
 
 # --- two machines ---------------------------------------------------------------------------

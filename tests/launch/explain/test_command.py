@@ -81,7 +81,7 @@ def test_a_group_is_told_in_the_order_in_which_it_happened(run: Path) -> None:
     assert lines[1].strip().endswith("="), "the prompt's text, from the task of the house"
     assert [line for line in lines if line[:1].isdigit()][:4] == [
         "1. step 1: opened with 3 candidates: hard",
-        "2. step 1: Enough, it could close now, and stays open: 2 have finished",
+        "2. step 1: Enough, it could close now, but stays open: 2 have finished",
         "3. step 1: Finalize, choose 10, 12: the shortest",
         "4. step 1: trained",
     ]
@@ -96,14 +96,14 @@ def test_a_drop_is_told_before_the_end_that_it_brought_and_who_left_is_named(run
     text = darts("explain", str(run), "2").stdout
     assert "1. step 2: Abort, stop and leave out 21: too long" in text
     assert "2. step 2: Drop, drop the group: every reward is 0" in text
-    assert "3. step 2: dropped (its prompt is not asked again in this epoch)" in text
-    assert "their lengths are not on file: 21" in text
+    assert "3. step 2: dropped (its prompt is not used again in this epoch)" in text
+    assert "(their lengths are not on file): 21" in text
     assert "dropped (its group was dropped: every reward is 0)" in text
 
 
 def test_a_prompt_that_was_given_back_is_followed_to_its_next_group(run: Path) -> None:
     text = darts("explain", str(run), "3").stdout
-    assert "deferred (its prompt was given back, to be asked again): surplus" in text
+    assert "deferred (its prompt was given back and will be used again): surplus" in text
     assert "its prompt came again in group 4" in text
     assert "attempt 2" in darts("explain", str(run), "4").stdout
 
@@ -117,7 +117,7 @@ def test_an_evaluation_group_has_no_choice_to_explain(run: Path) -> None:
 def test_a_group_that_has_not_ended_says_so(run: Path) -> None:
     text = darts("explain", str(run), "5").stdout
     assert "1. step 3: Sample, more candidates: top-up: 1 for idle slots" in text
-    assert "2. it had not ended when the file did" in text
+    assert "2. it had not ended when the file was read" in text
 
 
 def test_the_costliest_groups_come_first_with_tokens_trained_and_the_longest(run: Path) -> None:
@@ -172,7 +172,7 @@ def test_damaged_lines_are_named_by_file_and_line_and_passed_over(run: Path) -> 
     "arguments,said",
     [
         (["99"], "no group 99: those on file are 0 to 5"),
-        (["--step", "9"], "no group ended in step 9: steps 1 to 3 are on file"),
+        (["--step", "9"], "no group ended in step 9: steps 1 to 3 on file"),
         ([], "name a group or a --trajectory, or ask for --worst N or --step S"),
         (["1", "--worst", "3"], "leave out the group"),
         (["1", "--trajectory", "10"], "leave out the group"),
@@ -194,7 +194,10 @@ def test_a_folder_that_is_no_run_and_a_run_without_decisions_say_so(
     run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
-    for folder, said in (("nowhere", "no such folder"), ("other", "no run: it has no config.yaml")):
+    for folder, said in (
+        ("nowhere", "no such folder"),
+        ("other", "not the folder of a run: it has no config.yaml"),
+    ):
         result = darts("explain", str(tmp_path / folder), "1")
         assert (result.exit_code, said in result.stderr) == (2, True)
     (run / "decisions.jsonl").unlink()
@@ -202,7 +205,7 @@ def test_a_folder_that_is_no_run_and_a_run_without_decisions_say_so(
     assert (result.exit_code, "no group has ended yet" in result.stderr) == (2, True)
     (run / "result.json").write_text("{}")
     result = darts("explain", str(run), "1")
-    assert (result.exit_code, "the file was lost" in result.stderr) == (2, True)
+    assert (result.exit_code, "the file is lost" in result.stderr) == (2, True)
 
 
 def test_a_prompt_whose_data_are_gone_is_told_by_its_number(run: Path) -> None:
@@ -258,21 +261,21 @@ def test_it_says_when_each_thing_happened_since_the_steps_start(run: Path) -> No
     assert "2. step 1 at 0.75 s: Enough" in text
     assert "3. step 1 at 1.25 s: Finalize" in text
     assert "4. step 1 at 1.50 s: trained\n" in text
-    assert "times: since the start of step 1" in text
+    assert "times count from the start of step 1" in text
 
 
 def test_in_an_open_step_times_count_from_the_groups_first_line(run: Path) -> None:
     write(run, TIMED)
     text = darts("explain", str(run), "1").stdout
     assert "2. step 1 at 0.25 s: Enough" in text
-    assert "times: since its first line on file" in text
+    assert "times count from its first line on file" in text
 
 
 def test_a_start_after_the_first_line_is_not_believed(run: Path) -> None:
     """A resume may go on with a step whose first groups are on file from before."""
     write(run, TIMED)
     measured(run, {**STEP, "seconds": 0.25})
-    assert "times: since its first line on file" in darts("explain", str(run), "1").stdout
+    assert "times count from its first line on file" in darts("explain", str(run), "1").stdout
 
 
 def test_it_says_how_long_it_stayed_open_after_enough_and_for_whom(run: Path) -> None:
@@ -283,9 +286,9 @@ def test_it_says_how_long_it_stayed_open_after_enough_and_for_whom(run: Path) ->
         "enough at 0.75 s, then open for 0.50 s more: "
         "11 (70 tokens) still ran when it closed and was aborted"
     ) in text
-    assert "of those trained, 10 (40 tokens) ended last, 0.12 s after half of them" in text
+    assert "of its trained members 10 (40 tokens) ended last, 0.12 s after half of them" in text
     assert "closed at 1.25 s; trained 0.25 s later" in text
-    assert "at the barrier: when the step closed" in text
+    assert "at the barrier: when the step had enough groups and closed" in text
     assert "aborted (still ran at the barrier)" in text
 
 
@@ -335,5 +338,5 @@ def test_a_step_begins_with_its_seconds_its_reward_and_its_longest_waits(run: Pa
     lines = darts("explain", str(run), "--step", "1").stdout.splitlines()
     assert lines[0] == "step 1: 1.50 s, mean reward 0.25, groups: 1 trained"
     assert lines[1] == (
-        "longest on its critical path: 1.00 s engine e0: decoding, 0.25 s stage: deciding"
+        "longest waits on its critical path: 1.00 s engine e0: decoding, 0.25 s stage: deciding"
     )

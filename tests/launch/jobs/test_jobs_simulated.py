@@ -57,7 +57,7 @@ def test_a_run_leaves_every_file_that_it_promises(undisturbed: Path) -> None:
 def test_top_and_explain_tell_of_a_run_that_is_over(undisturbed: Path) -> None:
     frame = CliRunner().invoke(app, ["top", str(undisturbed), "--once"])
     assert frame.exit_code == 0, frame.output
-    for part in ("undisturbed · done · 6 of 6 steps done", "figures of step 6", "trained "):
+    for part in ("undisturbed · done · 6 of 6 steps done", "metrics of step 6", "trained "):
         assert part in frame.output
     last = json.loads((undisturbed / "live.json").read_text())
     assert last["ledger"] == json.loads((undisturbed / "result.json").read_text())["tokens"]

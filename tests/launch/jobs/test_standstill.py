@@ -93,7 +93,7 @@ def test_a_stopped_engine_is_killed_and_replaced_and_its_work_goes_on_elsewhere(
     going.more_steps()
     going.job.until(lambda: "e1 joined, epoch 1" in going.said, 60)
     going.job.until(lambda: going.serves("e1"), 60)
-    assert "e1 ended (killed by SIGKILL); starting it again" in going.job.text
+    assert "e1 ended (killed by SIGKILL); restarting it" in going.job.text
 
 
 @pytest.mark.fault("an engine is stopped (SIGSTOP) and goes on", part="engines", by="process")
@@ -114,7 +114,7 @@ def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
         going.more_steps()
         guest.process.send_signal(signal.SIGCONT)
         assert guest.wait(15) == 1
-        assert "guest: ends: silent for" in guest.text
+        assert "guest: stopping: silent for" in guest.text
         going.job.until(lambda: going.live["refused"]["epoch"] > refused, 10)
     with Job(join, tmp_path / "again.log") as guest:
         going.job.until(lambda: "guest joined, epoch 1" in going.said, 60)

@@ -54,17 +54,17 @@ def test_a_kill_that_the_kernel_counts_names_the_limit(
     assert supervise(child, 1, []) == 1
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(
-        "darts: e0 ended (killed by SIGKILL); the kernel has killed it for its memory, which is "
-        "over the limit (peak seen: 0.1 of 0.5 GiB)"
+        "darts: e0 ended (killed by SIGKILL); the kernel killed it because memory ran out "
+        "(peak seen: 0.1 of 0.5 GiB)"
     )
-    assert "(killed by SIGKILL); not for its memory: the kernel counts no such kill" in second
+    assert "(killed by SIGKILL); not because of memory: the kernel counts no such kill" in second
 
 
 def test_two_that_are_killed_for_memory_at_once_are_both_told_so(tmp_path: Path) -> None:
     watch = MemoryWatch([group_of(tmp_path, 3)])
     group_of(tmp_path, 5)
     said = [watch.explain_kill(KILLED, GIB) for _ in range(3)]
-    assert ["has killed it for its memory" in text for text in said] == [True, True, False]
+    assert ["killed it because memory ran out" in text for text in said] == [True, True, False]
 
 
 @pytest.mark.fault("a process meets its limit of address space", part="everything", by="process")
@@ -87,7 +87,7 @@ def test_a_process_over_its_own_limit_ends_with_a_memory_error(
 
 def test_where_nobody_counts_it_is_said_that_it_may_be_so() -> None:
     said = MemoryWatch([]).explain_kill(KILLED, 3 * GIB)
-    assert said.startswith("; the kernel does that when memory runs out (peak seen: 3.0 of ")
+    assert said.startswith("; the kernel does this when memory runs out (peak seen: 3.0 of ")
 
 
 @pytest.mark.parametrize("how", ["exit 1", "killed by SIGTERM", "killed by SIGSEGV"])

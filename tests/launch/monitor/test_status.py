@@ -37,7 +37,7 @@ def waiting() -> RunStatus:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     run.config.write_text("model: m\n")
     return run
 
@@ -60,12 +60,12 @@ def test_every_wait_says_who_can_end_it_until_when_and_what_happens_then(run: Ru
     lines = told.output.splitlines()
     [at] = [n for n, line in enumerate(lines) if "trajectory 0, running on e0, 3 tokens" in line]
     assert lines[at].startswith("    10.1 s  step 1 waits for train group 0, which waits for ")
-    limit = "nothing has moved for 2.0 of 300 s"
+    limit = "no progress for 2.0 of 300 s"
     assert (
         lines[at + 1].strip()
         == f"the engine can end it; {limit}; then {OverdueAction.REQUEUE.value}"
     )
-    assert "e0  engine, 'sampling', heard of 0.2 s ago, moved 0.4 s ago" in told.output
+    assert "e0  engine, 'sampling', last report 0.2 s ago, last progress 0.4 s ago" in told.output
     assert lines[-1] == "acted on so far: abort 2"
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_never_started_says_how_to_start_it(run: RunFolder) -> No
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert told.exit_code == 2
-    assert "no run: it has no config.yaml" in told.output
+    assert "not the folder of a run: it has no config.yaml" in told.output
 
 
 def test_a_run_that_is_done_waits_for_nobody(run: RunFolder) -> None:
@@ -106,23 +106,23 @@ def test_a_run_whose_processes_were_killed_tells_what_it_last_waited_for(run: Ru
     told = asked(run)
     assert told.exit_code == 1
     assert "ended, 0 of 1 steps done; ENDED without a result; last report 60 s old" in told.output
-    assert "when it was last heard of it waited for:" in told.output
+    assert "in its last report it waited for:" in told.output
     assert "trajectory 0, running on e0" in told.output
 
 
 def test_a_stage_that_says_nothing_in_a_run_that_is_there_is_told(run: RunFolder) -> None:
     leave(run, waiting(), age_s=60)
-    run.hold()
+    run.hold_lock()
     told = asked(run)
-    run.release()
+    run.release_lock()
     assert told.exit_code == 1
     assert "silent, 0 of 1 steps done; SILENT: the last report is 60 s old" in told.output
     assert "it hangs, is stopped, or is dead. It last waited for:" in told.output
 
 
 def test_a_run_that_starts_says_where_to_look(run: RunFolder) -> None:
-    run.hold()
+    run.hold_lock()
     told = asked(run)
-    run.release()
+    run.release_lock()
     assert told.exit_code == 0
-    assert "starting, 0 of 0 steps done\nnothing heard of its stage yet; logs/" in told.output
+    assert "starting, 0 of 0 steps done\nno report from its stage yet; see logs/" in told.output

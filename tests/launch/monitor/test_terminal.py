@@ -76,7 +76,7 @@ def test_an_evaluation_is_one_line() -> None:
     assert more.splitlines()[1:] == [
         "  pass@1 0.938, greedy 0.950",
         "  aime: accuracy 0.250, pass@2 0.500",
-        "  empty: no figures",
+        "  empty: no metrics",
     ]
 
 

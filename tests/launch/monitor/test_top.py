@@ -92,9 +92,9 @@ def test_curves_and_the_time_left_come_from_the_steps() -> None:
     text = text_of(NOW, history)
     assert "0.500" in text and "▁▄█" in text
     assert "step 4 of 60 · about 1:54 of training left" in text
-    assert "figures of step 3 " in text, "counted from 1, as the step under way"
+    assert "metrics of step 3 " in text, "counted from 1, as the step under way"
     history.add_line("eval", {"step": 2, "accuracy": 0.5})
-    assert "figures of step 3, accuracy of the evaluation at step 2" in text_of(NOW, history)
+    assert "metrics of step 3, accuracy of the evaluation at step 2" in text_of(NOW, history)
     assert text_of(NOW).count("▁") == 0, "nothing is drawn of what is not known"
 
 
@@ -126,7 +126,7 @@ def test_a_sparkline_spans_from_the_lowest_to_the_highest(
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     run.config.write_text("model: m\n")
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in STEPS) + '{"what": "ste')
     return run
@@ -150,12 +150,12 @@ def test_a_run_that_goes_on_shows_the_age_of_its_data(run: RunFolder) -> None:
 
 
 def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) -> None:
-    run.hold()
-    assert "starting: nothing heard yet" in shown(run)
+    run.hold_lock()
+    assert "starting: no report yet" in shown(run)
     assert re.search(
         r"SILENT: the last report is \d+ s old", shown(run, time=time.time() - OLD_S - 4)
     )
-    run.release()
+    run.release_lock()
 
 
 def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
@@ -177,9 +177,9 @@ def test_a_run_that_has_said_nothing_yet_shows_the_steps_of_its_configuration(
     run: RunFolder,
 ) -> None:
     run.config.write_text(f"model: {MODEL}\nstep:\n  count: 17\n")
-    run.hold()
+    run.hold_lock()
     assert "3 of 17 steps done" in shown(run)
-    run.release()
+    run.release_lock()
 
 
 def test_a_stopped_run_names_its_checkpoint_and_how_to_go_on_if_there_is_one(
@@ -187,13 +187,13 @@ def test_a_stopped_run_names_its_checkpoint_and_how_to_go_on_if_there_is_one(
 ) -> None:
     text = shown(run, time=time.time() - 60, phase="over")
     assert "r · stopped · 3 of 60 steps done" in text
-    assert "ENDED: stopped; news" in text
+    assert "ENDED: stopped; last report" in text
     assert "go on with" not in text
     (run.checkpoints / ".tmp-step-000004-1").mkdir()
     for step in (2, 3):
         (run.checkpoints / f"step-00000{step}").mkdir()
     text = shown(run, time=time.time() - 60, phase="over")
-    assert "ENDED: stopped, checkpoint at step 3; news" in text
+    assert "ENDED: stopped, checkpoint at step 3; last report" in text
     folded = re.sub(r"[│\s]+", "", text)
     assert f"goonwith:dartstrain--resume{run.path}" in folded
 
@@ -246,7 +246,7 @@ def rank(activity: str, groups: int, heard_s: float = 0.1) -> str:
         ("idle", 10, "10 groups to train on"),
         ("idle", 0, "idle"),
         ("backward", 1, "backward; 1 group to train on"),
-        ("welcomed", 0, "has joined, no word of its work yet"),
+        ("welcomed", 0, "has joined, no report of its work yet"),
     ],
 )
 def test_a_rank_is_not_idle_with_groups_to_train_on(activity: str, groups: int, said: str) -> None:
@@ -266,7 +266,9 @@ def test_a_wait_is_told_short(what: str, said: str) -> None:
     assert f"1.0 s for {said} " in text_of(msgspec.structs.replace(NOW, waits=waits))
 
 
-@pytest.mark.parametrize("name,said", [("nowhere", "no such folder"), ("empty", "no run: it has")])
+@pytest.mark.parametrize(
+    "name,said", [("nowhere", "no such folder"), ("empty", "not the folder of a run: it has")]
+)
 def test_what_is_no_run_exits_2_with_a_sentence(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
     result = CliRunner().invoke(app, ["top", str(tmp_path / name), "--once"])

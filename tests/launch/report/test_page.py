@@ -100,14 +100,14 @@ def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path: Path) ->
     path = Made(path=tmp_path / "a", steps=4, finished=False).write()
     whole = path / "checkpoints" / "step-000004"
     whole.mkdir(parents=True)
-    resume = "stopped (Ctrl-C?) at step 4, resume with darts train --resume"
+    resume = "stopped (Ctrl-C?) at step 4; resume with darts train --resume"
     assert resume not in build_page([path], print), "a checkpoint without its manifest is none"
     (whole / "MANIFEST.json").write_text("{}")
     assert resume in build_page([path], print)
     folder = RunFolder(path)
-    folder.hold()
+    folder.hold_lock()
     page = build_page([path], print)
-    folder.release()
+    folder.release_lock()
     assert resume not in page
     assert ">running</td>" in page
 
@@ -148,7 +148,7 @@ def test_a_folder_that_is_no_run_exits_2_with_a_sentence(
     monkeypatch.chdir(tmp_path)
     result = report(folder)
     assert result.exit_code == 2
-    assert "not a run's folder" in result.output
+    assert "not the folder of a run" in result.output
     assert list(tmp_path.iterdir()) == []
 
 

@@ -50,7 +50,7 @@ def test_a_folder_that_is_no_run_is_refused_with_what_is_missing(
 ) -> None:
     path = Made(path=tmp_path / "a", steps=1).write()
     (path / lacking).unlink()
-    with pytest.raises(RunError, match=f"not a run's folder, {lacking} is missing"):
+    with pytest.raises(RunError, match=f"not the folder of a run: {lacking} is missing"):
         read_run(path, silent)
 
 

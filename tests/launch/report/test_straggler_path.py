@@ -57,7 +57,7 @@ def test_the_parts_of_a_path_add_up_to_the_step() -> None:
 def test_the_sentence_follows_the_path() -> None:
     said = str(step_caption(STEP, LIVES, straggler_path(PATH)).html)
     assert said.startswith(
-        '<p class="said">Step 3 took 2 s. Each had to wait for the one before it: '
+        '<p class="caption">Step 3 took 2 s. Each had to wait for the one before it: '
         "trajectory 7 (0.56 s) → 9 of group 4 (0.4 s, 20 tokens on engine e1), "
         "which ended 1.17 s after the step&#39;s start. "
         "Before the first: loading weights 0.2 s, other 10 ms. "

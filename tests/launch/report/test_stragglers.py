@@ -58,7 +58,7 @@ def test_without_a_critical_path_the_last_that_was_trained_on_is_named(simulated
         trained = [bar for bar in step.bars if bar.kind == "trained" and bar.end > 0]
         assert told.straggler is not None
         assert told.straggler.end == max(bar.end for bar in trained)
-        assert "The last one trained on was trajectory" in told.html
+        assert "The last trained trajectory was" in told.html
         assert "on the path" not in told.html
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
+from launch.bench.developer import simulate_show
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import (
@@ -18,7 +19,6 @@ from launch.simulate import (
     published,
     replay,
     scale,
-    show,
 )
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
@@ -56,11 +56,11 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
         (("--mode", "chaos", "--faults", "x"), "--faults is 'x': invalid literal"),
         (("--mode", "heal", "--faults", "99"), "--faults is '99': the plan of seed 0 has"),
         (("--mode", "heal", "--faults", "-1"), "--faults is '-1': the plan of seed 0 has"),
-        (("--seed", "3"), "--seed is of no use to a single run"),
-        (("--explore", "3", "--trace", "t.json"), "--trace is of no use with --explore"),
-        (("--preset", "paper", "--model", "qwen2.5-3b"), "--model is of no use with --preset"),
+        (("--seed", "3"), "--seed has no effect on a single run"),
+        (("--explore", "3", "--trace", "t.json"), "--trace has no effect with --explore"),
+        (("--preset", "paper", "--model", "qwen2.5-3b"), "--model has no effect with --preset"),
         (("--replay", "run"), "--replay needs --profile FILE"),
-        (("--out", "nowhere/x.json"), "there is no folder"),
+        (("--out", "nowhere/x.json"), "no such folder"),
         (("--median", "0"), "--median"),
         (("nosuch.yaml",), "nosuch.yaml: cannot be read"),
         (("step.prompt=3",), "step.prompt"),
@@ -233,6 +233,6 @@ def test_the_page_is_made_of_every_part():
         "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
                     "generation_predicted": 0.6}],
     }  # fmt: skip
-    text = show.simulated_page(made)
+    text = simulate_show.simulated_page(made)
     for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%"):
         assert part in text

@@ -41,7 +41,7 @@ def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
     assert child.starts == 2
     said = capsys.readouterr().out
     assert said.count("e0 ended (exit ") == 2
-    assert "its log ends:\n" in said
+    assert "end of its log:\n" in said
 
 
 def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> None:

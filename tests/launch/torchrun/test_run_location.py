@@ -34,7 +34,7 @@ class Store:
 
 def folder_of(path: Path) -> RunFolder:
     run = RunFolder(path)
-    run.create()
+    run.make_folders()
     return run
 
 
@@ -61,9 +61,9 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     run_location.write_location(run.path, "10.0.0.1")
     args = argparse.Namespace(out=run.path, config=MINE)
     config = load(Path("configs/quickstart.yaml"))
-    with pytest.raises(RunError, match=r"a run whose folder is on 10\.0\.0\.1"):
+    with pytest.raises(RunError, match=r"the folder of this run is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
-    run.release()
+    run.release_lock()
     run.config.write_text("model: m\n")
     run_location.refuse_moved_run(
         run
@@ -74,11 +74,11 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> N
     run = folder_of(tmp_path / "run")
     run.result.write_text(json.dumps({"steps": 60}))
     args = argparse.Namespace(out=run.path, config=MINE)
-    with pytest.raises(RunError, match=r"over, after 60 steps; raise step\.count"):
+    with pytest.raises(RunError, match=r"finished its 60 steps; raise step\.count"):
         torchrun._open_run(load(Path("configs/quickstart.yaml")), args, Store())
-    run.release()
+    run.release_lock()
     longer = load(Path("configs/quickstart.yaml"), ["step.count=61"])
-    torchrun._open_run(longer, args, Store()).release()
+    torchrun._open_run(longer, args, Store()).release_lock()
 
 
 @pytest.mark.parametrize("zero, goes_on", [(0, True), (1, False), (3, False)])
@@ -108,5 +108,5 @@ def test_another_configuration_takes_no_folder_without_a_checkpoint(tmp_path: Pa
     assert torchrun._resume_point(config, MINE, run) is None
     assert run.config.read_text() == dump(config)
     assert torchrun._resume_point(config, MINE, run) is None, "an attempt that left no checkpoint"
-    with pytest.raises(RunError, match="another configuration, without a checkpoint"):
+    with pytest.raises(RunError, match="another configuration and no checkpoint"):
         torchrun._resume_point(load(Path("configs/quickstart.yaml"), ["seed=1"]), MINE, run)

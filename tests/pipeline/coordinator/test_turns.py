@@ -101,7 +101,12 @@ def test_what_goes_to_the_learner_says_which_tokens_were_appended():
     bench.reward(0, 1.0)
     [train] = only(bench.reward(1, 0.0), TrainGroup)
     first, second = train.members
-    assert (first.appended, first.sampled, second.appended, second.sampled) == (((3, 4),), 5, (), 4)
+    assert (first.appended, first.sampled_tokens, second.appended, second.sampled_tokens) == (
+        ((3, 4),),
+        5,
+        (),
+        4,
+    )
     assert floats(first.behaviour).tolist() == [-0.5] * 3 + [0.0] * 4 + [-0.5] * 2
     bench.learn([train])
     [step] = [c.fields for c in only(bench.everything, Report) if c.what == "step"]

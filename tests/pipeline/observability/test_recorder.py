@@ -21,7 +21,7 @@ from pipeline.system.run_folder import RunFolder
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     return run
 
 

@@ -56,7 +56,7 @@ NOW = RunStatus(
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     return run
 
 
