@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from launch.bench.developer import simulate_show
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import (
@@ -19,6 +18,7 @@ from launch.simulate import (
     published,
     replay,
     scale,
+    show,
 )
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
@@ -233,6 +233,6 @@ def test_the_page_is_made_of_every_part():
         "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
                     "generation_predicted": 0.6}],
     }  # fmt: skip
-    text = simulate_show.simulated_page(made)
+    text = show.simulated_page(made)
     for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%"):
         assert part in text
