@@ -111,7 +111,7 @@ def test_export_writes_a_model_and_refuses_a_directory_that_is_there(
 ):
     written = run.export(tmp_path / "model")
     assert (written / "config.json").is_file()
-    with pytest.raises(darts.RunError, match="exists already"):
+    with pytest.raises(darts.RunError, match="already exists"):
         run.export(written)
 
 
@@ -283,7 +283,7 @@ def test_checks_run_beside_a_running_event_loop(tmp_path: Path):
     async def cell() -> str:
         return refused(tmp_path, reward="math", data=[{"prompt": "1+1=", "answer": "#"}])
 
-    assert "answers looked at" in asyncio.run(cell())
+    assert "1 of 1 checked answers" in asyncio.run(cell())
 
 
 # --- settings and the simulator -----------------------------------------------------------------
