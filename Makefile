@@ -99,15 +99,15 @@ format: env  ## apply ruff's fixes and format
 
 .PHONY: show
 show: env  ## measure, and make the tables of the docs (takes its time)
-	@$(BIN)/python -m launch.bench.developer.show
+	@$(BIN)/python -m scripts.bench.show
 
 .PHONY: soak
 soak: env  ## twenty minutes of random faults: does anything grow? (SOAK_FLAGS="--minutes 3")
-	@$(BIN)/python -m launch.bench.developer.soak $(SOAK_FLAGS)
+	@$(BIN)/python -m scripts.bench.soak $(SOAK_FLAGS)
 
 .PHONY: simulate
 simulate: env  ## the simulator's tables (half an hour; what is made is kept in runs/simulate)
-	@$(BIN)/python -m launch.simulate.show
+	@$(BIN)/python -m scripts.bench.simulated_page
 
 .PHONY: build
 build: env  ## wheel and source archive into dist/

@@ -233,7 +233,9 @@ def test_nothing_imports_launch_but_launch_and_the_face_for_users():
 
 
 def test_only_the_wire_imports_zmq():
-    found = {name_of(path) for path in sources(*PACKAGES) if "zmq" in top_level(tree_of(path))}
+    found = {
+        name_of(path) for path in sources(*PACKAGES, "scripts") if "zmq" in top_level(tree_of(path))
+    }
     assert found
     assert {name for name in found if not name.startswith("pipeline/wire/")} == set()
 
@@ -327,7 +329,7 @@ def unsafe(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "scripts"])
 def test_nothing_read_from_a_file_or_a_socket_becomes_code(package: str):
     found = {(name_of(path), use) for path in sources(package) for use in unsafe(tree_of(path))}
     assert found - set(ALLOWED) == set()
@@ -367,7 +369,7 @@ def test_no_file_is_longer_than_400_lines():
 
 
 def test_every_module_opens_with_its_map():
-    bare = [name_of(p) for p in sources(*PACKAGES) if not ast.get_docstring(tree_of(p))]
+    bare = [name_of(p) for p in sources(*PACKAGES, "scripts") if not ast.get_docstring(tree_of(p))]
     assert bare == []
 
 

@@ -87,7 +87,7 @@ def simulate_command(
     ] = None,
     overhead: Annotated[
         Path | None,
-        typer.Option(help="with --replay: output of launch.bench.developer.engine_overhead"),
+        typer.Option(help="with --replay: output of scripts.bench.engine_overhead"),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="file for a trace of the run, for ui.perfetto.dev")

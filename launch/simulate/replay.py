@@ -1,7 +1,7 @@
 """Replays a real run in virtual time and predicts the length of its steps.
 
     python -m launch.bench.engine_profile --out profile.json
-    python -m launch.bench.developer.engine_overhead --out overhead.json
+    python -m scripts.bench.engine_overhead --out overhead.json
     darts simulate --replay runs/a --profile profile.json --overhead overhead.json
 
 The profile gives the cost of decoding and requests for the engine alone; the overhead gives the

@@ -30,7 +30,7 @@ Measured on one CPU core, 4 heads of 32: about 0.2 ms of forward and backward,
 where a pair takes 45 ns. Larger models lose little by it. On a GPU a bucket
 costs dozens of kernel launches in every layer, a pair almost nothing: on an H200
 a 0.5 B model took .55 s for a step of 10,000 tokens with the price of a CPU,
-.26 s with this one (`launch.bench.gpu.learner`).
+.26 s with this one (`scripts.bench.gpu.learner`).
 """
 
 

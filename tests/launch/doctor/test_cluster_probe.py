@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from launch.cli import app
 from launch.doctor.cluster_probe import (
     Listeners,
@@ -36,6 +35,7 @@ from launch.doctor.cluster_report import (
 from launch.launcher.local import LOOPBACK, free_port
 from launch.torchrun.rendezvous import SharedSecret
 from pipeline.config.load import load
+from scripts.bench.namespaces import Machines, Started, two_machines, why_not
 
 CONFIG = Path("configs/quickstart.yaml")
 GIB = 2**30

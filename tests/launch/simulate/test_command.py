@@ -12,17 +12,11 @@ from typer.testing import CliRunner, Result
 
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
-from launch.simulate import (
-    CONFIG,
-    methods_at_scale,
-    published,
-    replay,
-    scale,
-    show,
-)
+from launch.simulate import CONFIG, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
 from pipeline.simulation.workload import Lengths
+from scripts.bench import simulated_page
 
 SMALL = ("step.count=2", "step.prompts=4", "engine.count=2", "sampling.max_tokens=512")
 
@@ -233,6 +227,6 @@ def test_the_page_is_made_of_every_part():
         "replay": [{"run": "r", "measured": 1.0, "predicted": 1.1, "generation_measured": 0.5,
                     "generation_predicted": 0.6}],
     }  # fmt: skip
-    text = show.simulated_page(made)
+    text = simulated_page.simulated_page(made)
     for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%"):
         assert part in text

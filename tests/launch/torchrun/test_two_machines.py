@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from launch.bench.developer import faults
-from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
 from pipeline.checkpoint import store
+from scripts.bench import faults
+from scripts.bench.namespaces import Machines, Started, two_machines, why_not
 from tests.launch.jobs.jobs import QUICK, SIMULATED, lines, shared_memory, train, trained_prompts
 from tests.launch.jobs.kill_often import (
     SETTINGS,

@@ -34,7 +34,7 @@ class Sampled:
 
 @pytest.fixture(scope="module")
 def sampled() -> list[Sampled]:
-    from launch.bench.developer.plain_loop import MODEL, Policy
+    from scripts.bench.plain_loop import MODEL, Policy
 
     policy = Policy(MODEL, threads=1)
     items = chain_sums.generate("held_out", PROMPTS)

@@ -1,6 +1,6 @@
 """Runs a long job under random faults: does anything grow that should not?
 
-    python -m launch.bench.developer.soak [--minutes 20] [--seed 0] [--out FILE]
+    python -m scripts.bench.soak [--minutes 20] [--seed 0] [--out FILE]
 
 `darts train` runs with two simulated engines and a real learner. Engines are killed, stopped and
 continued, the stage reads slowly or not at all, frames are corrupted, and rewards raise, crash and
@@ -27,19 +27,19 @@ from typing import Any
 import msgspec
 import psutil
 
-from launch.bench.developer.flatness import (
+from launch.run_files.jsonl import read_lines
+from pipeline.system.temp_dirs import SHARED_MEMORY
+from pipeline.wire.client import StageClient
+from pipeline.wire.messages import Join, TokenBatch
+from scripts.bench.flatness import (
     Row,
     Series,
     flatness_table,
     flatness_verdict,
     series_row,
 )
-from launch.bench.developer.namespaces import Started
-from launch.bench.developer.program import options_parser, write_json
-from launch.run_files.jsonl import read_lines
-from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.wire.client import StageClient
-from pipeline.wire.messages import Join, TokenBatch
+from scripts.bench.namespaces import Started
+from scripts.bench.program import options_parser, write_json
 
 SAMPLE_S = 2.0
 PAUSE_S = (3.0, 9.0)
@@ -51,7 +51,7 @@ SETTINGS = [
     "engine.kind=simulated",
     "engine.count=2",
     "engine.restarts=1000000",
-    f"reward.python.function={__name__}:reward".replace("__main__", "launch.bench.developer.soak"),
+    f"reward.python.function={__name__}:reward".replace("__main__", "scripts.bench.soak"),
     "workers.limit_s=2",
     "workers.count=2",
     "workers.fail_share=0.5",

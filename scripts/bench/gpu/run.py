@@ -1,10 +1,10 @@
 """Benchmarks one GPU shared by engine and learner.
 
-    python -m launch.bench.gpu.run --out DIR [--tiny]
+    python -m scripts.bench.gpu.run --out DIR [--tiny]
 
 Needs only this repository: makes a model of Qwen2.5-0.5B's shape with random weights
-(`launch.bench.gpu.model`), measures the transformers engine alone (`launch.bench.gpu.engine`), the
-learner alone (`launch.bench.gpu.learner`), then the whole pipeline through `darts train`, with
+(`scripts.bench.gpu.model`), measures the transformers engine alone (`.engine`), the
+learner alone (`.learner`), then the whole pipeline through `darts train`, with
 `learner.overlap` group and off. The part `graphs` runs only by name: the engine with the library's
 own attention and captured CUDA graphs. Every part is a process with a time limit; one that fails
 or hangs does not stop the others. Writes DIR/gpu.json and prints a table. `--tiny` is for a CPU.
@@ -32,9 +32,9 @@ import msgspec
 import psutil
 import yaml
 
-from launch.bench.developer.overlap import means
 from launch.run_files.jsonl import all_lines
 from pipeline.plugins.views import Sampled
+from scripts.bench.overlap import means
 
 LIMITS_S = {
     "model": 60.0,
@@ -47,9 +47,9 @@ LIMITS_S = {
 """Time limit of each part, seconds."""
 ALL_S = 300.0
 ALONE = {
-    "engine": "launch.bench.gpu.engine",
-    "graphs": "launch.bench.gpu.engine",
-    "learner": "launch.bench.gpu.learner",
+    "engine": "scripts.bench.gpu.engine",
+    "graphs": "scripts.bench.gpu.engine",
+    "learner": "scripts.bench.gpu.learner",
 }
 RUNS = ("group", "off")
 GRAPHS = {"attn_implementation": "sdpa", "use_cuda_graph": True}
@@ -80,7 +80,7 @@ def gpu_settings(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str,
         "sampling": {"max_tokens": 64 if tiny else 384},
         "step": {"count": steps, "prompts": 4 if tiny else 16},
         "group": {"size": 4 if tiny else 8},
-        "reward": {"python": {"function": "launch.bench.gpu.run:coin"}},
+        "reward": {"python": {"function": "scripts.bench.gpu.run:coin"}},
         # Groups end one by one. With the default most end together at the step's barrier, which
         # leaves little generation to overlap with.
         "selector": "first_m",
@@ -260,7 +260,7 @@ def measure_parts(out: Path, tiny: bool, steps: int, parts: Sequence[str]) -> di
         return done
 
     shape = ["--tiny", "--mean-tokens", "32", "--dtype", "float32"] if tiny else []
-    part("model", ["launch.bench.gpu.model", "--out", str(model), *shape])
+    part("model", ["scripts.bench.gpu.model", "--out", str(model), *shape])
     for name in parts:
         config = out / f"{name}.yaml"
         settings = gpu_settings(model, name if name in RUNS else "group", tiny, steps)

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from launch.bench.developer import benches, overlap, show, tracing, trl_peer, two_machines
-from launch.bench.developer.overlap import Steps
-from launch.bench.gpu import model, run
+from scripts.bench import benches, overlap, show, tracing, trl_peer, two_machines
+from scripts.bench.gpu import model, run
+from scripts.bench.overlap import Steps
 
 
 def step_line(version: int, time: float, **learner: float) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def test_what_a_gpu_run_lost_is_told_beside_what_it_found() -> None:
 def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path: Path) -> None:
     hangs = ["http.server", "0", "--bind", "127.0.0.1"]
     assert "not done within 1 s" in run.run_limited(hangs, tmp_path / "log", 1.0)
-    assert "status 2" in run.run_limited(["launch.bench.gpu.model"], tmp_path / "log", 30.0)
+    assert "status 2" in run.run_limited(["scripts.bench.gpu.model"], tmp_path / "log", 30.0)
 
 
 def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Compares sending weights to another machine with copying the same file.
 
-    python -m launch.bench.developer.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
+    python -m scripts.bench.transfer [--parameters 0.5e9] [--repeats 3] [--out FILE]
 
 Publishes random bfloat16 parameters in one network namespace and fetches them in another as an
 engine does: TCP, CURVE, checked against the manifest. In turn with this, it copies the file within
@@ -25,19 +25,19 @@ import xxhash
 
 from engines.weights import FILE, WeightReceiver
 from engines.weights_fetch import FetchingReceiver
-from launch.bench.developer.namespaces import (
+from pipeline.system.temp_dirs import SHARED_MEMORY
+from pipeline.wire.curve_auth import new_pair
+from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, read_private, write_private
+from pipeline.wire.messages import Manifest
+from pipeline.wire.server import StageServer
+from scripts.bench.namespaces import (
     ADDRESSES,
     Machines,
     environment,
     two_machines,
     why_not,
 )
-from launch.bench.developer.program import options_parser, write_json
-from pipeline.system.temp_dirs import SHARED_MEMORY
-from pipeline.wire.curve_auth import new_pair
-from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, read_private, write_private
-from pipeline.wire.messages import Manifest
-from pipeline.wire.server import StageServer
+from scripts.bench.program import options_parser, write_json
 
 _PORTS = (41001, 41002, 41003)
 _BLOCK = 1 << 24
@@ -109,7 +109,7 @@ def measure_transfer(
     manifest = publish_random(folder / "published", parameters)
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     stage, peer_keys = write_keys(folder)
-    module = [sys.executable, "-m", "launch.bench.developer.transfer"]
+    module = [sys.executable, "-m", "scripts.bench.transfer"]
     serving = subprocess.Popen(
         machines.command_on(0, [*module, "--serve", str(stage), str(folder / "published")]),
         env=environment(),

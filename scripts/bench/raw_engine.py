@@ -1,6 +1,6 @@
 """Measures vLLM alone: sends the requests of a step of darts to `AsyncLLM` directly.
 
-    python -m launch.bench.developer.raw_engine --config CONFIG --out FILE
+    python -m scripts.bench.raw_engine --config CONFIG --out FILE
 
 Asks a coordinator for the requests of a configuration's first step, streams them with
 `engine.slots` in flight, and writes tokens and seconds as JSON. It is a separate process because
@@ -111,7 +111,7 @@ async def measure_raw(config: Config, requests: Sequence[Sampling]) -> Span:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.raw_engine")
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.raw_engine")
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()

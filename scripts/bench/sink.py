@@ -1,6 +1,6 @@
 """An idle learner: the pipeline without the time and the core of training.
 
-    python -m launch.bench.developer.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
+    python -m scripts.bench.sink --stage SOCKETS --config CONFIG --rank 0 --world 1
 
 Speaks the learner's side of the wire: publishes the start weights, reports every group as trained
 and every step as done at once, and uses the same file for each version.
@@ -98,7 +98,7 @@ class Sink:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.developer.sink")
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.sink")
     parser.add_argument("--stage", type=Path, required=True, help="sockets or key file")
     parser.add_argument("--config", type=Path, required=True, help="the run's settings")
     parser.add_argument("--rank", type=int, choices=[0], required=True, help="0")

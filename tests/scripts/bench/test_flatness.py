@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from launch.bench.developer.flatness import (
+from scripts.bench.flatness import (
     ALLOWED,
     Series,
     flatness_table,

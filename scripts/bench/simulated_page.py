@@ -19,10 +19,10 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.developer.engine_overhead import SHORT
 from launch.bench.engine_profile import EngineProfile
 from launch.simulate import methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run_method
+from scripts.bench.engine_overhead import SHORT
 
 _RUNS = {
     "all": ("selector=all", "budget.redundancy=1"),
@@ -46,7 +46,7 @@ def _replays(folder: Path, say: Say) -> list[dict[str, Any]]:
 
     profile, overhead = folder / "profile.json", folder / "overhead.json"
     have(profile, "launch.bench.engine_profile", "--out", str(profile))
-    have(overhead, "launch.bench.developer.engine_overhead", "--out", str(overhead))
+    have(overhead, "scripts.bench.engine_overhead", "--out", str(overhead))
     engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
     found: list[dict[str, Any]] = []
     for name, overrides in _RUNS.items():
@@ -97,8 +97,8 @@ def simulated_page(made: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Simulated\n",
-            "Written by `make simulate` (`launch/simulate/show.py`). What is modelled, and what",
-            "not: [simulation.md](simulation.md).\n",
+            "Written by `make simulate` (`scripts/bench/simulated_page.py`). What is modelled, and",
+            "what not: [simulation.md](simulation.md).\n",
             "## Published speed-ups against simulated ones\n",
             "Speed-up over synchronous rollout. One constant is fitted on one cell of each",
             f"publication ({fitted}).",

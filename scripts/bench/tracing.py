@@ -1,6 +1,6 @@
 """Measures the cost of timing and tracing.
 
-    python -m launch.bench.developer.tracing [--out FILE]
+    python -m scripts.bench.tracing [--out FILE]
 
 Runs the same steps three ways, interleaved, in fresh processes: `off` (`metrics.timing=false`),
 `timing` (latencies and critical paths), `trace` (also every step in the trace). All candidates are
@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.bench.developer.engine_overhead import SHORT, metrics_of
-from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from pipeline.config.load import load
+from scripts.bench.engine_overhead import SHORT, metrics_of
+from scripts.bench.program import options_parser, ways_in_turn, write_json
 
 _SAME = ("selector=all", "budget.uniform.redundancy=1", "learner.lr=1e-12", *SHORT)
 WAYS = {

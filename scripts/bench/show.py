@@ -1,7 +1,7 @@
 """`make show`: measures the tables of the documents, one job after another.
 
 Runs the quickstart with three seeds, every built-in selector once and again with audits, then the
-programs of `launch.bench.developer.benches`, and writes `docs/measured.md` from their files. A job
+programs of `scripts.bench.benches`, and writes `docs/measured.md` from their files. A job
 takes about 90 seconds on two cores; one whose result exists is not run again, so an interrupted
 show continues where it stopped. `--only NAME` runs one. The page includes a comparison (`darts
 bench compare --folder RUNS/compare`, which takes hours) if there is one.
@@ -22,9 +22,9 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.developer.benches import BENCHES, PEER
 from launch.run_files.jsonl import all_lines
 from pipeline.config.load import dump, load
+from scripts.bench.benches import BENCHES, PEER
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -120,7 +120,7 @@ def bias_row(name: str, r: dict[str, Any]) -> str:
 
 
 INTRODUCTION = (
-    "Written by `make show` (`launch/bench/developer/show.py`) from the runs' own files: held-out "
+    "Written by `make show` (`scripts/bench/show.py`) from the runs' own files: held-out "
     "accuracy and lengths of {config}, 256 prompts x 4 samples; tokens without evaluation. "
     "One machine, {cores} cores, no GPU, one job at a time."
 )

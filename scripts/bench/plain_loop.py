@@ -1,4 +1,4 @@
-"""Runs GRPO without darts: `python -m launch.bench.developer.plain_loop [--steps 60] [--seed 0]`.
+"""Runs GRPO without darts: `python -m scripts.bench.plain_loop [--steps 60] [--seed 0]`.
 
 Trains the warm-start model in one process: sample everything, wait for the slowest, train, repeat.
 No streaming, no vLLM, no DeepSpeed. It shows that the recipe learns the task, and is the baseline
@@ -22,10 +22,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from launch.bench.developer.sampler import Response, sample_batch
 from pipeline.tasks import chain_sums
+from scripts.bench.sampler import Response, sample_batch
 
-MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
+MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 
 MAX_TOKENS = 128
 PROMPTS, GROUP_SIZE = 16, 8
@@ -175,9 +175,7 @@ def train_step(
 
 def main() -> None:
     """Trains and prints a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.bench.developer.plain_loop", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.plain_loop", description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL, help="model to train")
     parser.add_argument("--steps", type=int, default=60, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")

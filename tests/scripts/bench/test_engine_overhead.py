@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench.developer.engine_overhead import (
+from scripts.bench.engine_overhead import (
     one_step_config,
     overhead_summary,
     through_the_pipeline,
 )
-from launch.bench.developer.raw_engine import Span, requests_of
+from scripts.bench.raw_engine import Span, requests_of
 
 
 def test_requests_of_a_step_are_groups_of_one_prompt_each_member_with_its_own_seed() -> None:

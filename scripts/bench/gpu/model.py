@@ -1,6 +1,6 @@
 """Makes a model of Qwen2.5-0.5B's shape with random weights.
 
-    python -m launch.bench.gpu.model --out DIR
+    python -m scripts.bench.gpu.model --out DIR
 
 Nothing is downloaded: weights are random, and the tokenizer is the quickstart's, padded to the
 shape's vocabulary with unused words. Enough tokens end a response to make lengths geometric, with a
@@ -78,7 +78,7 @@ def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.model")
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.gpu.model")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--tiny", action="store_true", help="a shape for a CPU")
     parser.add_argument("--mean-tokens", type=int, default=128, help="mean length of a response")

@@ -1,6 +1,6 @@
 """Measures the transformers engine alone.
 
-    python -m launch.bench.gpu.engine --config CONFIG --out FILE
+    python -m scripts.bench.gpu.engine --config CONFIG --out FILE
 
 Writes seconds for a decode step and tokens per second by running sequences, the time to load
 weights with requests in flight, and the largest gap of its logprobs to a plain forward, as JSON.
@@ -128,7 +128,7 @@ def peak_gib() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.engine")
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.gpu.engine")
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
     parser.add_argument("--out", type=Path, required=True, help="file for the results")
     parser.add_argument(

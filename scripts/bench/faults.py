@@ -1,6 +1,6 @@
 """Measures how a job over two machines recovers: a table with one fault in each row.
 
-    python -m launch.bench.developer.faults [--only NAME] [--out FILE]
+    python -m scripts.bench.faults [--only NAME] [--out FILE]
 
 Uses two network namespaces with a torchrun in each, simulated engines and a real learner. Each row
 is a separate job, which must end with every prompt trained on once and every token accounted for.
@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.developer.namespaces import Machines, Started, two_machines, why_not
-from launch.bench.developer.program import options_parser, write_json
 from launch.run_files.jsonl import read_lines
+from scripts.bench.namespaces import Machines, Started, two_machines, why_not
+from scripts.bench.program import options_parser, write_json
 
 RESTARTS = 3
 PROMPTS = 12

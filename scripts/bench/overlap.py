@@ -1,6 +1,6 @@
 """Measures what overlap hides.
 
-    python -m launch.bench.developer.overlap [--study NAME] [--out FILE]
+    python -m scripts.bench.overlap [--study NAME] [--out FILE]
 
 `backward`: large steps of the quickstart's task, run three ways: `sink` only generates, `off`
 learns after generation, `group` learns while other groups are generated. The mean step is compared
@@ -25,9 +25,9 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.developer.engine_overhead import SHORT, metrics_of
-from launch.bench.developer.program import options_parser, ways_in_turn, write_json
 from pipeline.config.load import load
+from scripts.bench.engine_overhead import SHORT, metrics_of
+from scripts.bench.program import options_parser, ways_in_turn, write_json
 
 _LARGE = ("step.prompts=160", "learner.lr=1e-12")
 

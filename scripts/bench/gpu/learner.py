@@ -1,6 +1,6 @@
 """Measures one pass of the learner alone.
 
-    python -m launch.bench.gpu.learner --config CONFIG --out FILE
+    python -m scripts.bench.gpu.learner --config CONFIG --out FILE
 
 Measures seconds of forward and backward over one step's groups, on the learner's device, by the
 price of a bucket in `learner.forward.packed_call`. Lengths are geometric. Prints a table and writes
@@ -20,13 +20,13 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
-from launch.bench.developer.packed import group_of
 from learner.forward import packed_call
 from learner.forward.micro_batches import MicroBatch, micro_batches, response_logprobs
 from learner.forward.packed_attention import switch_attention
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.wire.messages import TrainGroup
+from scripts.bench.packed import group_of
 
 PRICES = tuple(1 << power for power in (12, 15, 18, 21))
 """Prices of a bucket in query-key pairs; the first is for a CPU."""
@@ -103,7 +103,7 @@ def _synchronize(reset: bool = False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.gpu.learner")
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.gpu.learner")
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
     parser.add_argument("--out", type=Path, required=True, help="file for the results")
     parser.add_argument("--mean-tokens", type=float, default=72.0, help="mean length of a response")

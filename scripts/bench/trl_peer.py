@@ -1,7 +1,7 @@
 """Compares TRL's GRPOTrainer with darts on the quickstart's model and task, on one machine.
 
     pip install 'darts-rl[bench]'
-    python -m launch.bench.developer.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
+    python -m scripts.bench.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
 
 Both use the quickstart's recipe: group size, learning rate, loss, limits, and the same number of
 prompts a step from the same data, shuffled by the seed. TRL samples with transformers' `generate`
@@ -30,14 +30,14 @@ import torch
 
 from launch.bench.compare.cells import Cell
 from launch.bench.compare.methods import Method
-from launch.bench.developer.plain_loop import HELD_OUT, Policy, evaluate_policy
-from launch.bench.developer.program import options_parser, write_json
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.dataset import load_train
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.rewards.exact import Exact
 from pipeline.plugins.views import Sampled
+from scripts.bench.plain_loop import HELD_OUT, Policy, evaluate_policy
+from scripts.bench.program import options_parser, write_json
 
 CONFIG = Path("configs/quickstart.yaml")
 

@@ -1,6 +1,6 @@
 """Compares packed, prefix-shared passes with padded batches.
 
-    python -m launch.bench.developer.packed
+    python -m scripts.bench.packed
 
 Measures two ways on one thread: the learner's packed path, and a reference that pads length-sorted
 sequences as plain trainers do. First it checks that both give the same logprobs and gradients.
@@ -32,7 +32,7 @@ from learner.forward.micro_batches import micro_batches, response_logprobs
 from pipeline.tasks import chain_sums
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
 
-MODEL = Path(__file__).resolve().parents[3] / "models" / "chain-sums"
+MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
 MEMBERS = 8
 MAX_TOKENS = 128
 CPU = torch.device("cpu")

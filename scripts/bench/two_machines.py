@@ -1,6 +1,6 @@
 """Compares metrics of jobs over two machines with those of one machine, seed by seed.
 
-    python -m launch.bench.developer.two_machines [--seeds N] [--folder DIR] [--out FILE]
+    python -m scripts.bench.two_machines [--seeds N] [--folder DIR] [--out FILE]
         [key=value ...]
 
 Runs the same task, ranks and engines with `darts train`, and with a torchrun in each of two network
@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.bench.developer.faults import records
-from launch.bench.developer.namespaces import Started, two_machines, why_not
-from launch.bench.developer.program import options_parser, write_json
+from scripts.bench.faults import records
+from scripts.bench.namespaces import Started, two_machines, why_not
+from scripts.bench.program import options_parser, write_json
 
 RANKS = (3, 2)  # of torchrun on each machine: l0 l1 e0, and l2 e1
 WAYS = ("one", "two")

@@ -1,10 +1,10 @@
 """Measures the overhead of darts: tokens per second through the pipeline against vLLM alone.
 
-    python -m launch.bench.developer.engine_overhead [--requests 2048] [--repeats 3] [--out FILE]
+    python -m scripts.bench.engine_overhead [--requests 2048] [--repeats 3] [--out FILE]
 
 Runs the same requests three ways in turn, `--repeats` times, each in fresh processes: `raw` is
-`AsyncLLM` streaming (`launch.bench.developer.raw_engine`), `sink` is the pipeline with an idle
-learner (`launch.bench.developer.sink`), `learner` the pipeline with the real learner. vLLM's
+`AsyncLLM` streaming (`scripts.bench.raw_engine`), `sink` is the pipeline with an idle
+learner (`scripts.bench.sink`), `learner` the pipeline with the real learner. vLLM's
 threads have the first core in all of them. Seconds count from the first request to the last
 token.
 """
@@ -20,8 +20,6 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.developer.program import options_parser, ways_in_turn, write_json
-from launch.bench.developer.raw_engine import Span
 from launch.commands.train import identify
 from launch.launcher.local import Launcher
 from launch.launcher.processes import Child, clean_environment, end_all
@@ -29,6 +27,8 @@ from launch.run_files.jsonl import all_lines
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.run_folder import RunFolder
+from scripts.bench.program import options_parser, ways_in_turn, write_json
+from scripts.bench.raw_engine import Span
 
 CONFIG = Path("configs/quickstart.yaml")
 SHORT = ("eval.every=0", "data.held_out=0", "checkpoint.every=0")  # only steps
@@ -83,7 +83,7 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
         identify(run, config)
         launcher = Launcher(config, run, Complaints())
         if learner == "sink":
-            launcher.children["l0"].command[0] = "launch.bench.developer.sink"
+            launcher.children["l0"].command[0] = "scripts.bench.sink"
         if launcher.run_job():
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
@@ -103,7 +103,7 @@ def run_raw(config: Config, path: Path) -> Span:
     run.make_folders()
     identify(run, config)
     out = path / "span.json"
-    command = ["launch.bench.developer.raw_engine", "--config", str(run.config), "--out", str(out)]
+    command = ["scripts.bench.raw_engine", "--config", str(run.config), "--out", str(out)]
     child = Child("raw", command, run.logs / "raw.log", clean_environment())
     deadline = time.monotonic() + RAW_LIMIT_S
     child.start()
