@@ -159,7 +159,7 @@ def open_run(path: Path) -> Resumed:
     config = load(run.config)
     if problems := [
         *learner.learner_problems(config),
-        *trackers.complaints(config.metrics),
+        *trackers.tracker_problems(config.metrics),
     ]:
         raise RunError("\n".join(problems))
     run.hold_lock()

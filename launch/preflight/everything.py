@@ -38,7 +38,7 @@ def check_everything(config: Config) -> list[str]:
         raise PreflightError(str(error)) from error
     if problems := [
         *learner.learner_problems(config),
-        *trackers.complaints(config.metrics),
+        *trackers.tracker_problems(config.metrics),
     ]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):

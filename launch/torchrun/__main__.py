@@ -143,7 +143,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := [
         *learner.learner_problems(config),
-        *trackers.complaints(config.metrics),
+        *trackers.tracker_problems(config.metrics),
     ]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
