@@ -152,7 +152,7 @@ def test_adapter_of_other_targets_is_refused_by_name(base: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "targets,message",
     [
-        (("embed_tokens",), "embed_tokens is a Embedding, which is not merged"),
+        (("embed_tokens",), "embed_tokens is a Embedding, which cannot be merged"),
         (("lm_head",), "lm_head shares its weights with the embedding"),
         (("nowhere",), "learner.lora.targets: Qwen3ForCausalLM: .*nowhere"),
     ],

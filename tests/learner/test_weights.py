@@ -65,7 +65,7 @@ def test_at_most_two_versions_are_on_disk_and_a_version_can_be_published_again(
 
 def test_loss_options_are_checked_without_loading_torch():
     program = (
-        "import sys; from pipeline import plugins; plugins.find('loss', 'dapo');"
+        "import sys; from pipeline.plugins import registry; registry.find_plugin('loss', 'dapo');"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -170,7 +170,7 @@ def test_behaviour_of_another_length_is_refused_by_trajectory():
 
 def test_model_with_an_attention_of_its_own_is_refused():
     bloom = BloomForCausalLM(BloomConfig(vocab_size=24, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(AttentionError, match="BloomForCausalLM cannot be given another"):
+    with pytest.raises(AttentionError, match="BloomForCausalLM does not use"):
         response_logprobs(bloom, pack_whole([([5], [[6]])], CPU), 1.0)
 
 
