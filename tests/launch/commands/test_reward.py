@@ -88,8 +88,10 @@ def test_what_user_code_raises_is_shown_with_its_traceback(tmp_path: Path) -> No
         ([{"response": "a", "finish": "eos"}], "finish: found 'eos', expected stop or length"),
         (
             [{"response": "a", "gold": "3"}],
-            "1: answer: the reward exact needs one, but there is none of the fields answer, "
-            "reward_model.ground_truth, solution;",
+            (
+                "1: answer: the reward exact needs one, but there is none of the fields answer, "
+                "reward_model.ground_truth, solution;"
+            ),
         ),
     ],
 )
