@@ -120,12 +120,12 @@ COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform 
 .PHONY: lock
 lock: env  ## pin requirements/*.txt anew (LOCK_FLAGS=--upgrade for newer versions)
 	@echo '==> requirements/cpu.txt'
-	@$(COMPILE) --override requirements/cpu-overrides.txt pyproject.toml requirements/cpu.in \
+	@$(COMPILE) --override requirements/cpu-overrides.txt pyproject.toml --group dev requirements/cpu.in \
 	  -o requirements/cpu.txt >/dev/null
 	@echo '==> requirements/build.txt'
 	@$(COMPILE) -c requirements/cpu.txt requirements/build.in -o requirements/build.txt >/dev/null
 	@echo '==> requirements/gpu.txt'
-	@$(COMPILE) pyproject.toml requirements/gpu.in -o requirements/gpu.txt >/dev/null
+	@$(COMPILE) pyproject.toml --group dev requirements/gpu.in -o requirements/gpu.txt >/dev/null
 	@sed -i '1i # Linux x86-64 with NVIDIA GPUs, CUDA 13. Solved, never installed by CI: it has no GPU.' \
 	  requirements/gpu.txt
 

@@ -1,4 +1,4 @@
-"""What an engine must be able to do; about an afternoon's work for a new one.
+"""Defines what an engine must be able to do; a new one takes about an afternoon.
 
 The worker (`engines.worker`) owns sockets, legs, flushing and versions; an
 engine only samples. All methods run on the worker's event loop.
@@ -23,8 +23,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float  # 0: the likeliest token, with its logprob at temperature 1
     seed: int
     stop_tokens: tuple[int, ...] = ()
-    """These end it too, beside the model's own; an engine that cannot may go on past them."""
-    ignore_stop: bool = False  # go on past stop tokens: for measurements
+    """These end it too, beside the model's own; an engine that cannot may sample past them."""
+    ignore_stop: bool = False  # sample past stop tokens: for measurements
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -37,12 +37,12 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the stage needs to know of an engine once it runs."""
+    """Facts about a running engine that the stage needs."""
 
     slots: int  # sequences that may run at once
     vocabulary: int
     max_model_tokens: int
-    latency: tuple[tuple[int, float], ...] = ()  # (running, seconds per token); () to be measured
+    latency: tuple[tuple[int, float], ...] = ()  # (running, seconds per token); (): to be measured
     about: dict[str, str] = {}
 
 
@@ -52,10 +52,10 @@ class EngineError(Exception):
 
 class Engine(Protocol):
     has_model: bool
-    """False: there are no weights that a probe could prove; gaps are reported as 0."""
+    """False: there are no weights to check by a probe; gaps are reported as 0."""
 
     async def start(self) -> EngineInfo:
-        """Load the model; a first request answered before this returns."""
+        """Load the model and answer a first request before this returns."""
         ...
 
     def generate(self, sampling: Sampling) -> AsyncIterator[Delta]:
@@ -69,8 +69,8 @@ class Engine(Protocol):
     async def load_weights(self, directory: str, version: int) -> None:
         """Serve `directory`/model.safetensors from now on.
 
-        Requests in flight go on and are prefilled again under the new weights;
-        no cached key or value of the old ones is used any more.
+        Requests in flight continue and are prefilled again under the new weights;
+        no cached key or value of the old ones is used again.
         """
         ...
 
@@ -83,7 +83,7 @@ class Engine(Protocol):
         ...
 
     def failure(self) -> str:
-        """Why the engine can sample no more; '' while it can. Asked once a second."""
+        """Return why the engine can no longer sample; '' while it can. Called once a second."""
         ...
 
     async def close(self) -> None:
@@ -92,6 +92,6 @@ class Engine(Protocol):
 
 
 def log_line(line: str) -> None:
-    """One line on stderr, at once."""
+    """Print one line to stderr; a full disk loses the line, never the engine."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)

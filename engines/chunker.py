@@ -1,10 +1,9 @@
-"""Which chunks are due: new tokens of many legs in, frames for the wire out.
+"""Cuts new tokens of many legs into chunks, and packs due chunks into frames for the wire.
 
-Turns the deltas of the engine into chunks: a leg's tokens are due when
-`chunk_tokens` of them have gathered, when the leg ends, and when the version of
-the weights changes. Keeps three promises: a chunk has one version, a finish
+A leg's tokens are due when `chunk_tokens` of them have gathered, when the leg ends, and
+when the version of the weights changes. Keeps three promises: a chunk has one version, a finish
 rides on the chunk of the last token, and no frame is larger than the stage
-takes. Knows no socket, no clock and no engine. Pure.
+accepts. Knows no socket, no clock and no engine. Pure.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pipeline.wire.messages import ChunkHead
 
 Key = tuple[int, int]  # (trajectory, leg)
 MOST_CHUNKS = 8192
-"""Of one frame: with times of all their legs at most 90 bytes each, of 1 MiB for a header."""
+"""Chunks per frame: with the times of their legs at most 90 bytes each, of 1 MiB for a header."""
 MOST_TOKENS = 1 << 22
-"""Of one frame: 16 MiB, of 64 for a part."""
+"""Tokens per frame: 16 MiB, of 64 for a part."""
 
 
 @dataclass(slots=True)
@@ -35,15 +34,15 @@ class _Gathered:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What was due, as `TokenBatch` wants it."""
+    """Chunks that are due, in the form of a `TokenBatch`."""
 
     chunks: tuple[ChunkHead, ...]
     tokens: bytes  # little-endian int32, the chunks one after another
     logprobs: bytes  # little-endian float32, likewise
 
 
-class Flusher:
-    """Gathers tokens of the legs of one epoch. O(1) a token."""
+class Chunker:
+    """Gathers tokens of the legs of one epoch. O(1) per token."""
 
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_tokens = min(chunk_tokens, MOST_TOKENS // 2)
@@ -51,14 +50,14 @@ class Flusher:
         self._heads: list[ChunkHead] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
-        self.taken = 0
+        self.sent_tokens = 0
         """Response tokens that have left in frames."""
 
-    def begin(self, key: Key, offset: int) -> None:
-        """A leg starts after `offset` response tokens."""
+    def begin_leg(self, key: Key, offset: int) -> None:
+        """Start a leg after `offset` response tokens."""
         self._legs[key] = _Gathered(offset)
 
-    def add(
+    def add_tokens(
         self,
         key: Key,
         tokens: Sequence[int],
@@ -66,7 +65,7 @@ class Flusher:
         version: int,
         finish: str = "",
     ) -> None:
-        """New tokens of a leg, all sampled with `version`; `finish` ends the leg."""
+        """Add new tokens of a leg, all sampled with `version`; `finish` ends the leg."""
         if len(tokens) != len(logprobs):
             raise ValueError(f"leg {key}: {len(tokens)} tokens with {len(logprobs)} logprobs")
         leg = self._legs[key]
@@ -82,14 +81,14 @@ class Flusher:
         elif len(leg.tokens) >= self._chunk_tokens:
             self._cut(key, leg, "")
 
-    def cut(self) -> None:
-        """Make all that has gathered due, as a change of the weights does."""
+    def make_all_due(self) -> None:
+        """Make all gathered tokens due, as a change of the weights does."""
         for key, leg in self._legs.items():
             if leg.tokens:
                 self._cut(key, leg, "")
 
-    def take(self) -> Frame | None:
-        """What is due, once, as far as it fits one frame: again until it is None."""
+    def take_frame(self) -> Frame | None:
+        """Return the next frame of due chunks; call until it returns None."""
         if not self._heads:
             return None
         chunks = count = 0
@@ -102,7 +101,7 @@ class Flusher:
             tokens=np.asarray(self._tokens[:count], dtype="<i4").tobytes(),
             logprobs=np.asarray(self._logprobs[:count], dtype="<f4").tobytes(),
         )
-        self.taken += count
+        self.sent_tokens += count
         del self._heads[:chunks], self._tokens[:count], self._logprobs[:count]
         return frame
 

@@ -1,10 +1,8 @@
-"""What a token costs on this engine, by the number of sequences that run: measured once.
+"""Measures seconds per token of this engine by the number of running sequences, once.
 
-PTL(b) of arXiv 2605.30859. Two batches of b requests that differ in length
-alone; the difference of their times is what the extra tokens took, without
-prefill and without the delay of streaming. Kept per model, machine and settings
-below the user's cache directory, since an engine that is started again is
-the same engine.
+PTL(b) of arXiv 2605.30859. Two batches of b requests differ in length only; the
+difference of their times is what the extra tokens took, without prefill and without the
+delay of streaming. Cached per model, machine and settings in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -22,49 +20,51 @@ from engines.base import Engine, EngineInfo, Sampling, log_line
 from pipeline.config.schema import EngineConfig
 
 SHORT, LONG = 8, 40
-"""New tokens of a request in the two batches."""
+"""New tokens per request in the two batches."""
 _PROMPT_TOKENS = 16
 _LAYOUT = 2
-"""Of the engine's processes and settings in `engines.backends.vllm`: a new number measures anew."""
+"""Version of the settings in `engines.backends.vllm`: a new number makes every cache stale."""
 
 Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""
 
 
-async def latency(engine: Engine, info: EngineInfo, model: str, section: EngineConfig) -> Points:
-    """The profile of a started engine: from the cache, else measured (a few seconds)."""
+async def cached_latency(
+    engine: Engine, info: EngineInfo, model: str, section: EngineConfig
+) -> Points:
+    """Read the profile of a started engine from the cache, or measure it (a few seconds)."""
     file = _cache() / f"{_key(info, model, section)}.json"
     try:
         return msgspec.json.decode(file.read_bytes(), type=Points)
     except (OSError, msgspec.DecodeError):
-        pass  # measured for the first time, or cut short while it was written
-    points = await measure(engine, info)
+        pass  # not measured yet, or the file was cut short
+    points = await measure_latency(engine, info)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(msgspec.json.encode(points))
         temporary.rename(file)
-    except OSError as error:  # no home, or none that may be written
-        log_line(f"the latency profile is not kept: {error}")
+    except OSError as error:  # no home directory, or a read-only one
+        log_line(f"could not cache the latency profile: {error}")
     return points
 
 
-async def measure(engine: Engine, info: EngineInfo) -> Points:
-    """Seconds per token at 1, an eighth, a quarter, half of the slots, and all of them."""
+async def measure_latency(engine: Engine, info: EngineInfo) -> Points:
+    """Measure seconds per token at 1, an eighth, a quarter, half and all of the slots."""
     counts = sorted({1, *(max(2, info.slots // part) for part in (8, 4, 2, 1))})
-    await batch(engine, info, 1, SHORT)  # what happens only once is no latency
+    await time_batch(engine, info, 1, SHORT)  # one-time costs are no latency
     points: list[tuple[int, float]] = []
     for count in counts:
         running = min(count, info.slots)
-        short = await batch(engine, info, running, SHORT)
-        extra = await batch(engine, info, running, LONG) - short
+        short = await time_batch(engine, info, running, SHORT)
+        extra = await time_batch(engine, info, running, LONG) - short
         floor = points[-1][1] if points else 1e-6  # more sequences never take less time
         points.append((count, max(floor, extra / (LONG - SHORT))))
     return tuple(points)
 
 
-async def batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
-    """Seconds from the first request to the last token."""
+async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:
+    """Return the seconds from the first request to the last token."""
 
     async def one(number: int) -> None:
         prompt = [(7 * number + 3 * at) % info.vocabulary for at in range(_PROMPT_TOKENS)]

@@ -1,7 +1,7 @@
-"""What a model directory says of itself, without loading the model.
+"""Reads facts about a model from its directory, without loading the model.
 
 Turns `config.json` and `generation_config.json` into the few facts that every
-engine needs. Imports no transformers: a wrong directory is refused at once.
+engine needs. Does not import transformers: a wrong directory is refused at once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     vocabulary: int  # rows of the embedding
     stop_tokens: tuple[int, ...]  # generation ends after one of these
-    max_model_tokens: int  # prompt and response together; 0: not said
+    max_model_tokens: int  # prompt and response together; 0: unknown
 
 
 class _File(msgspec.Struct):
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
     eos_token_id: int | list[int] | None = None
-    text_config: _File | None = None  # of a model of several parts: its language model
+    text_config: _File | None = None  # multimodal models: the language model
 
 
 def _read(path: Path) -> _File:
@@ -38,7 +38,7 @@ def _read(path: Path) -> _File:
 
 
 def read_model_facts(directory: str) -> ModelFacts:
-    """Facts of the model in `directory`. Raises EngineError if it is none, or has no EOS."""
+    """Read the facts of a model. Raises EngineError if there is none, or it has no EOS."""
     config = _read(Path(directory) / "config.json")
     text = config.text_config or config
     generation = Path(directory) / "generation_config.json"

@@ -1,7 +1,7 @@
-"""No process of an engine outlives its worker: three ways, one for each way to end.
+"""Makes sure that no process of an engine outlives its worker, however the worker ends.
 
 `lead_own_group` puts the worker and what it starts into one group;
-`end_group` kills what is left of it when the worker ends by itself;
+`end_group` kills the rest of the group when the worker ends by itself;
 `die_with_parent`, called in the children, covers the worker's `kill -9`.
 """
 
@@ -26,7 +26,7 @@ def lead_own_group() -> None:
 def die_with_parent() -> None:
     """Be killed when the process that started this one dies.
 
-    The kernel watches the parent's *thread* that started it: that one must live as long.
+    The kernel watches the *thread* that started it: that thread must live as long.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:  # it died before it was watched
@@ -34,12 +34,12 @@ def die_with_parent() -> None:
 
 
 def end_group() -> None:
-    """Kill what is left of this process's own group, by id, and wait for its end."""
+    """Kill the other processes of this process's own group, by id, and wait for their end."""
     left: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and os.getpgid(process.pid) == os.getpid():
-                # It ends with us, and first removes the shared memory of those it outlived.
+                # It ends with us, after it has removed the shared memory of the others.
                 if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
                     process.kill()
                     left.append(process)

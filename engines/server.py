@@ -1,8 +1,8 @@
-"""An engine serves a stage: commands in, tokens out.
+"""Serves one engine to a stage: commands in, tokens out.
 
 Turns commands of the stage into requests and their deltas into `TokenBatch`
-frames. Every leg that was begun ends in band exactly once; a chunk has one
-version; nothing is sampled before the first weights have come. Knows nothing of
+frames. Every started leg ends in band exactly once; a chunk has one version;
+nothing is sampled before the first weights are loaded. Knows nothing of
 groups, rewards or processes (`engines.worker` is the process).
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
-from engines.chunker import Flusher, Frame, Key
+from engines.chunker import Chunker, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
-from engines.weights_probe import load_spans, prove
+from engines.weights_probe import load_spans, prove_weights
 from pipeline.config.schema import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
@@ -43,28 +43,28 @@ from pipeline.wire.messages import (
 )
 
 HEARTBEAT_S = 1.0
-_SPARE_S = 10.0  # beyond the stage's limits: it acts first, and names the work
-_END_S = 2.0  # for the last chunks of the aborted legs
-_Times = tuple[float, float]  # a leg begun, its first token (0.0: none yet)
+_SPARE_S = 10.0  # added to the stage's limits: the stage acts first, and names the work
+_END_S = 2.0  # wait for the last chunks of aborted legs
+_Times = tuple[float, float]  # start of a leg, its first token (0.0: none yet)
 
 
 class Sender(Protocol):
-    """What the worker needs of `pipeline.wire.server.Link`."""
+    """The part of `pipeline.wire.client.StageClient` that the worker uses."""
 
     def start(self) -> None: ...
     def send(self, message: FromPeer) -> None: ...
     def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None: ...
-    def working(self, activity: str, budget_s: float) -> None: ...
+    def set_activity(self, activity: str, budget_s: float) -> None: ...
     def close(self) -> None: ...
 
 
 @dataclass(slots=True)
 class Epoch:
-    """What belongs to one welcome; a later one forgets all of it."""
+    """State that belongs to one welcome; a later welcome discards it."""
 
     incarnation: int
     number: int
-    flusher: Flusher
+    flusher: Chunker
     sequence: int = 0
     legs: dict[Key, str] = field(default_factory=dict[Key, str])  # -> id of the engine's request
     aborted: set[Key] = field(default_factory=set[Key])
@@ -79,10 +79,10 @@ class Worker:
     """Serves one engine to one stage.
 
     Args:
-        engine: started; `info` is what it said.
-        connect: makes the link from the join and the function that receives.
-        timeouts: how long the stage lets sampling and loading stand still.
-        receiver: how new weights come; by default they are files of this machine.
+        engine: started; `info` is what `start` returned.
+        connect: makes the client from the join message and the function that receives.
+        timeouts: how long sampling and loading may stand still.
+        receiver: gets new weights; by default they are files on this machine.
         stops: texts that end a turn, beside the engine's stop tokens.
     """
 
@@ -128,29 +128,29 @@ class Worker:
         self._ended: asyncio.Future[int] = self._loop.create_future()
 
     async def run(self) -> int:
-        """Serve until told to stop; the exit status."""
+        """Serve until asked to stop; returns the exit status."""
         self._client.start()
-        self._client.working("idle", 0.0)
+        self._client.set_activity("idle", 0.0)
         self._spawn(self._serve())
         self._spawn(self._beat())
         status = await self._ended
         await self._close()
         return status
 
-    def end(self, status: int, why: str) -> None:
-        """Leave in good order, once."""
+    def stop_serving(self, status: int, why: str) -> None:
+        """Stop serving in good order, once."""
         if not self._ended.done():
-            self.log(f"ends: {why}")
+            self.log(f"stopping: {why}")
             self._ended.set_result(status)
 
     def log(self, line: str) -> None:
         log_line(f"{self._name}: {line}")
 
     def _receive(self, message: ToPeer) -> None:
-        """Hand over from the link's thread."""
+        """Called in the client's thread: hand the message to the event loop."""
         try:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
-        except RuntimeError:  # the loop has ended; so has the worker
+        except RuntimeError:  # the loop has ended, and the worker with it
             pass
 
     async def _serve(self) -> None:
@@ -168,19 +168,19 @@ class Worker:
                     self._loading += 1
                     self._spawn(self._load(message.manifest, time.monotonic()))
                 case Refused():
-                    self.end(1, f"the stage refuses it: {message.why}")
+                    self.stop_serving(1, f"refused by the stage: {message.why}")
                 case Shutdown():
-                    # A reason means a fault: whoever watches this process starts another.
-                    self.end(1 if message.why else 0, message.why or "the stage says so")
+                    # A reason means a fault: the launcher starts another process.
+                    self.stop_serving(1 if message.why else 0, message.why or "asked by the stage")
                 case _:
-                    self.log(f"{type(message).__name__} is no message for an engine; ignored")
+                    self.log(f"{type(message).__name__} is not a message for an engine; ignored")
 
     # --- legs ------------------------------------------------------------------------------
 
     async def _welcome(self, message: Welcome) -> None:
         old, self._epoch = (
             self._epoch,
-            Epoch(message.incarnation, message.epoch, Flusher(self._chunk_tokens)),
+            Epoch(message.incarnation, message.epoch, Chunker(self._chunk_tokens)),
         )
         if old is not None:
             old.current = False
@@ -190,10 +190,12 @@ class Worker:
     def _begin(self, request: Request) -> None:
         epoch, key = self._epoch, (request.trajectory, request.leg)
         if epoch is None or key in epoch.legs:
-            self.log(f"leg {key} is asked {'twice' if epoch else 'before the welcome'}; ignored")
+            self.log(
+                f"leg {key} was requested {'twice' if epoch else 'before the welcome'}; ignored"
+            )
             return
         epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
-        epoch.flusher.begin(key, len(ints(request.prefix)))
+        epoch.flusher.begin_leg(key, len(ints(request.prefix)))
         epoch.times[key] = (time.monotonic(), 0.0)
         task = self._spawn(self._sample(epoch, key, request))
         epoch.tasks.add(task)
@@ -216,7 +218,7 @@ class Worker:
                 seed=request.seed,
             )
             deltas = (
-                self._stops.until(self._engine, sampling)
+                self._stops.generate_until_stop(self._engine, sampling)
                 if self._stops is not None
                 else self._engine.generate(sampling)
             )
@@ -229,7 +231,7 @@ class Worker:
                     await self._engine.abort([sampling.id])
             raise RuntimeError("the engine ended the request without a finish")
         except EngineError as error:
-            self.end(1, str(error))
+            self.stop_serving(1, str(error))
         except Exception as error:  # whatever an engine raises for one request
             self.log(f"leg {key}: {type(error).__name__}: {error}")
             if not finish:
@@ -243,7 +245,9 @@ class Worker:
         self, epoch: Epoch, key: Key, tokens: Any, logprobs: Any, version: int | None, finish: str
     ) -> None:
         served = self._version or 0
-        epoch.flusher.add(key, tokens, logprobs, served if version is None else version, finish)
+        epoch.flusher.add_tokens(
+            key, tokens, logprobs, served if version is None else version, finish
+        )
         begun_s, first_s = epoch.times[key]
         if tokens and not first_s:
             first_s = time.monotonic()
@@ -252,7 +256,7 @@ class Worker:
             del epoch.times[key]
             epoch.ended[key] = LegTimes(*key, begun_s, first_s, time.monotonic())
         if not epoch.flush_planned:
-            # After what else this turn of the loop brings: one frame for all of it.
+            # At the end of this turn of the loop: one frame for all that it brings.
             epoch.flush_planned = True
             self._loop.call_soon(self._flush, epoch)
 
@@ -267,13 +271,13 @@ class Worker:
 
     def _flush(self, epoch: Epoch, *, empty: bool = False) -> None:
         epoch.flush_planned = False
-        frame = epoch.flusher.take() if epoch.current else None
-        if frame is not None or not empty:  # a heartbeat is life, not progress
+        frame = epoch.flusher.take_frame() if epoch.current else None
+        if frame is not None or not empty:  # a heartbeat shows life, not progress
             self._declare()
         if not epoch.current or (frame is None and not empty):
             return
         self._send(epoch, frame)
-        while (frame := epoch.flusher.take()) is not None:
+        while (frame := epoch.flusher.take_frame()) is not None:
             self._send(epoch, frame)
 
     def _send(self, epoch: Epoch, frame: Frame | None) -> None:
@@ -284,7 +288,7 @@ class Worker:
             incarnation=epoch.incarnation,
             epoch=epoch.number,
             sequence=epoch.sequence,
-            sampled=epoch.flusher.taken,
+            sampled=epoch.flusher.sent_tokens,
             sent_at_s=time.monotonic(),
             chunks=chunks,
             times=tuple(epoch.ended.pop(key) for key in ends),
@@ -299,17 +303,17 @@ class Worker:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if why := self._engine.failure():
-                self.end(1, why)
+                self.stop_serving(1, why)
             if self._epoch is not None and time.monotonic() - self._sent_at_s >= HEARTBEAT_S:
                 self._flush(self._epoch, empty=True)
 
     def _declare(self) -> None:
         if self._loading:
-            self._client.working("loading weights", self._timeouts.load_s + _SPARE_S)
+            self._client.set_activity("loading weights", self._timeouts.load_s + _SPARE_S)
         elif self._epoch is not None and self._epoch.legs:
-            self._client.working("sampling", self._timeouts.sampling_s + _SPARE_S)
+            self._client.set_activity("sampling", self._timeouts.sampling_s + _SPARE_S)
         else:
-            self._client.working("idle", 0.0)
+            self._client.set_activity("idle", 0.0)
 
     # --- weights ---------------------------------------------------------------------------
 
@@ -325,24 +329,24 @@ class Worker:
                 await self._engine.load_weights(str(directory), manifest.version)
                 self._version = manifest.version
                 moments.append(time.monotonic())
-                gaps = await prove(self._engine, manifest)
+                gaps = await prove_weights(self._engine, manifest)
                 moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._client.send(load_spans(manifest.version, asked_s, moments))
                 self._client.send(WeightsLoaded(version=manifest.version, gaps=gaps))
         except Exception as error:  # the stage decides what a failed load means
-            self.log(f"version {manifest.version} is not served: {error}")
+            self.log(f"could not load version {manifest.version}: {error}")
             self._client.send(WeightsFailed(version=manifest.version, why=str(error)))
             if not isinstance(error, WeightsError):
-                self.end(1, f"version {manifest.version} may be half loaded")
+                self.stop_serving(1, f"version {manifest.version} may be half loaded")
         finally:
             self._loading -= 1
             self._declare()
 
     def _cut(self) -> None:
-        """What was sampled with the weights served until now goes out before others come."""
+        """Send all tokens of the present weights before new ones are loaded."""
         if self._epoch is not None:
-            self._epoch.flusher.cut()
+            self._epoch.flusher.make_all_due()
             self._flush(self._epoch)
 
     # --- the end ---------------------------------------------------------------------------
@@ -356,10 +360,10 @@ class Worker:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.end(1, f"{type(error).__name__}: {error}")
+            self.stop_serving(1, f"{type(error).__name__}: {error}")
 
     async def _close(self) -> None:
-        """Abort everything, send what that leaves, let the engine go."""
+        """Abort everything, send the last chunks, close the engine."""
         epoch = self._epoch
         if epoch is not None and epoch.tasks and not self._engine.failure():
             await self._abort(tuple(epoch.legs))

@@ -1,8 +1,8 @@
-"""Texts that end a turn: found in the tokens of a request, whatever engine samples them.
+"""Ends a turn at a stop string, for every engine: finds it in the sampled tokens.
 
-Turns deltas into deltas that end with the token which completes a stop text. That token
-and all before it stay as they were sampled; what the engine had sampled beyond it is
-thrown away and counts nowhere. Knows no socket and no leg.
+Turns deltas into deltas that end with the token which completes a stop string. That token
+and all before it stay as they were sampled; tokens that the engine sampled after it are
+thrown away and counted nowhere. Knows no socket and no leg.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 from engines.base import Delta, Engine, EngineError, Sampling
 
 _SLACK = 4
-"""Tokens decoded beyond a stop text's bytes, so that it does not begin in mid-character."""
+"""Tokens decoded beyond a stop string's bytes, so that decoding does not start mid-character."""
 
-_BROKEN = "\ufffd"  # stands for bytes that are no character yet
+_BROKEN = "\ufffd"  # stands for bytes that are not a character yet
 
 
 class StopStrings:
-    """What ends a turn. Raises EngineError if the model's tokenizer cannot be read.
+    """The strings that end a turn. Raises EngineError if the model's tokenizer cannot be read.
 
     Args:
         model: directory with a tokenizer.json.
@@ -39,14 +39,14 @@ class StopStrings:
         self._window = max(len(text.encode()) for text in texts) + _SLACK
         ids = sorted(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.tokens = frozenset(token for token in ids if self._holds([token]))
-        """Tokens whose own text holds a stop text: an engine can stop at these by itself."""
+        """Tokens whose own text holds a stop string: an engine can stop at these by itself."""
 
-    def cut(self, before: Sequence[int], new: Sequence[int]) -> int:
-        """How many of the new tokens there are up to the one that completes a stop text; 0: none.
+    def kept_tokens(self, before: Sequence[int], new: Sequence[int]) -> int:
+        """Count the new tokens up to the one that completes a stop string; 0: there is none.
 
         Args:
-            before: tokens that came earlier, at least the last few. What ends in them is not
-                found again.
+            before: earlier tokens, at least the last few. A stop string that ends in them is
+                not found again.
         """
         known = [*before, *new]
         for count in range(1, len(new) + 1):
@@ -55,18 +55,20 @@ class StopStrings:
                 return count
         return 0
 
-    async def until(self, engine: Engine, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """The engine's deltas up to a stop text, which is a finish as a stop token is."""
+    async def generate_until_stop(
+        self, engine: Engine, sampling: Sampling
+    ) -> AsyncGenerator[Delta, None]:
+        """Stream the engine's deltas up to a stop string, which is a finish like a stop token."""
         asked = msgspec.structs.replace(sampling, stop_tokens=tuple(sorted(self.tokens)))
         before = list(sampling.tokens)[-self._window :]
         deltas = engine.generate(asked)
         async for delta in deltas:
-            kept = self.cut(before, delta.tokens)
+            kept = self.kept_tokens(before, delta.tokens)
             if not kept:
                 yield delta
                 before = [*before, *delta.tokens][-self._window :]
                 continue
-            if not delta.finish:  # now: who hears of a finish asks for nothing after it
+            if not delta.finish:  # before the yield: the caller stops reading at a finish
                 await engine.abort([sampling.id])
             yield Delta(delta.tokens[:kept], delta.logprobs[:kept], "stop", delta.version)
             return
@@ -75,7 +77,7 @@ class StopStrings:
         return any(stop in self._text(tokens) for stop in self._texts)
 
     def _completed(self, tokens: Sequence[int]) -> bool:
-        """Whether the last of these ends a stop text that was not there without it."""
+        """Return True if the last token completes a stop string."""
         earlier, text = self._text(tokens[:-1]), self._text(tokens)
         known = len(earlier.rstrip(_BROKEN))  # half a character may become a whole one
         return any(stop in text[max(0, known - len(stop) + 1) :] for stop in self._texts)

@@ -1,7 +1,7 @@
-"""The receiving end of the weights: a manifest in, a proven directory out.
+"""Checks published weights: a manifest in, a verified directory out.
 
-Reads the published file once and compares it with what the learner said of it.
-Knows no engine; what was proved here is the file, the probe proves the load.
+Reads the published file once and compares it with its manifest. Knows no engine: this
+verifies the file; the probe verifies the load.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _READ_BYTES = 8 << 20
 
 
 class WeightsError(Exception):
-    """The published file is not what its manifest says; the old weights are still served."""
+    """The published file differs from its manifest; the old weights are still served."""
 
 
 class Receiver(Protocol):
-    """Manifest in, directory to load out. Raises WeightsError."""
+    """Turns a manifest into a directory to load. Raises WeightsError."""
 
     def receive(self, manifest: Manifest) -> Path: ...
 
@@ -33,7 +33,7 @@ class WeightReceiver:
     """Checks published weights before an engine sees them."""
 
     def receive(self, manifest: Manifest) -> Path:
-        """The directory to load. Raises WeightsError if the file is not the one published."""
+        """Return the directory to load. Raises WeightsError if the file does not match."""
         path = Path(manifest.directory) / FILE
         try:
             found_bytes, found = self._read(path)
@@ -42,7 +42,7 @@ class WeightReceiver:
         if found_bytes != manifest.bytes or found != manifest.checksum.lower():
             raise WeightsError(
                 f"version {manifest.version}: {path} has {found_bytes} bytes and xxh3_128 {found}, "
-                f"its manifest says {manifest.bytes} and {manifest.checksum}: written over or cut "
+                f"its manifest says {manifest.bytes} and {manifest.checksum}: overwritten or cut "
                 "off while it was read; publish the version again"
             )
         return path.parent

@@ -1,7 +1,7 @@
-"""Weights published on another machine: fetched once, proved, kept where they can be mapped.
+"""Fetches weights that were published on another machine, once per machine, and verifies them.
 
-Turns a manifest into a directory of this machine that holds the file it tells
-of. Engines of one machine share the directory: the first to come fetches.
+Turns a manifest into a directory of this machine that holds its file. Engines of one
+machine share the directory: the first one fetches.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from engines.weights import FILE, WeightReceiver, WeightsError
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
-from pipeline.wire.weight_transfer import fetch
+from pipeline.wire.weight_transfer import fetch_weights
 
 PATIENCE_S = 60.0
-"""Without a single piece for so long the version counts as not received."""
+"""Seconds without a piece after which the version counts as not received."""
 KEPT = 2  # versions: an engine may still read the one before
 _LOCK_S = 280.0  # a little less than an engine may take to load (`timeouts.load_s`)
 
 
 class FetchingReceiver:
-    """Fetches what is not here yet.
+    """Fetches versions that this machine does not have yet.
 
     Args:
-        ticket: the way to the stage, beside which the file lies.
-        directory: of this machine's engines alone; made 0700. Raises PermissionError.
+        peer_keys: how to reach the stage, on whose machine the file is.
+        directory: used by this machine's engines only; made 0700. Raises PermissionError.
     """
 
     def __init__(self, peer_keys: PeerKeys, directory: Path) -> None:
@@ -43,7 +43,7 @@ class FetchingReceiver:
         self.fetched_bytes = 0
 
     def receive(self, manifest: Manifest) -> Path:
-        """The directory to load. Raises WeightsError if the file is not the one published."""
+        """Return the directory to load. Raises WeightsError if the file does not match."""
         final = self._directory / f"v{manifest.version}"
         try:
             with filelock.FileLock(self._directory / "lock", timeout=_LOCK_S):
@@ -55,7 +55,7 @@ class FetchingReceiver:
         return final
 
     def _here(self, manifest: Manifest, final: Path) -> bool:
-        """Whether another engine has fetched it (or this one, before it joined anew)."""
+        """Return True if an engine of this machine has fetched it already."""
         try:
             self._files.receive(msgspec.structs.replace(manifest, directory=str(final)))
         except WeightsError:
@@ -63,7 +63,7 @@ class FetchingReceiver:
         return True
 
     def _fetch(self, manifest: Manifest, final: Path) -> None:
-        shutil.rmtree(final, ignore_errors=True)  # of a learner before this one
+        shutil.rmtree(final, ignore_errors=True)  # from a learner before this one
         free = shutil.disk_usage(self._directory).free
         if free < manifest.bytes:
             raise WeightsError(
@@ -75,13 +75,15 @@ class FetchingReceiver:
         draft.mkdir(mode=0o700)
         try:
             with open(draft / FILE, "xb") as file:
-                for piece in fetch(self._peer_keys, manifest.version, manifest.bytes, PATIENCE_S):
+                for piece in fetch_weights(
+                    self._peer_keys, manifest.version, manifest.bytes, PATIENCE_S
+                ):
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != manifest.checksum.lower():
                 raise WeightsError(
-                    f"version {manifest.version}: what came has xxh3_128 {digest.hexdigest()}, its "
-                    f"manifest says {manifest.checksum}: damaged on the way; publish it again"
+                    f"version {manifest.version}: received xxh3_128 {digest.hexdigest()}, its "
+                    f"manifest says {manifest.checksum}: damaged in transit; publish it again"
                 )
             draft.rename(final)
         finally:
@@ -92,7 +94,7 @@ class FetchingReceiver:
         log_line(f"version {manifest.version}: fetched {size} in {took_s:.2f} s")
 
     def _prune(self, newest: Path) -> None:
-        """The newest two by time: a learner that was restarted counts from its checkpoint."""
+        """Keep the newest two by time: a restarted learner counts from its checkpoint."""
         versions = sorted(self._directory.glob("v*"), key=lambda path: path.stat().st_mtime)
         for old in [path for path in versions if path != newest][: -(KEPT - 1)]:
             shutil.rmtree(old, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""The process around an engine: configuration in, a served engine out.
+"""The process around an engine: starts it, and serves it to the stage.
 
     python -m engines.worker --stage SOCKETS --config RUN/config.yaml --name e0
 
-Leads a process group of its own and lets none of it live on: whoever ends this
-process ends vLLM's too, even with `kill -9`. What it serves is in
-`engines.server`.
+Leads a process group of its own: ending this process ends vLLM's processes too, even
+with `kill -9`. `engines.server` is what it runs.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
 from pipeline.wire.keys import TransportError, peer_keys_of
 
-if __name__ == "__mp_main__":  # what `multiprocessing` calls it in a process that it spawned
+if __name__ == "__mp_main__":  # its name in a process spawned by `multiprocessing`
     die_with_parent()
 
 
-def build(config: Config) -> Engine:
-    """The engine that the configuration names. Raises EngineError."""
+def build_engine(config: Config) -> Engine:
+    """Make the engine that the configuration names. Raises EngineError."""
     section = config.engine
     if section.kind == "vllm":
         from engines.backends.vllm import VllmEngine
@@ -53,9 +52,9 @@ def build(config: Config) -> Engine:
     raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 
 
-async def serve(stage: Path, config: Config, name: str, weights: Path | None) -> int:
-    """Start the engine, join the stage, serve until told to stop; the exit status."""
-    from engines.latency_profile import latency
+async def serve_engine(stage: Path, config: Config, name: str, weights: Path | None) -> int:
+    """Start the engine, join the stage, serve until asked to stop; returns the exit status."""
+    from engines.latency_profile import cached_latency
     from engines.server import Worker
     from engines.stop_strings import StopStrings
     from engines.weights_fetch import FetchingReceiver
@@ -64,12 +63,12 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
 
     try:
         peer_keys = peer_keys_of(stage)
-        engine = build(config)
+        engine = build_engine(config)
         options = environment_options(config)
         stops = StopStrings(config.model, options.stop) if options and options.stop else None
         info = await engine.start()
         if not info.latency:
-            points = await latency(engine, info, config.model, config.engine)
+            points = await cached_latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
     except (EngineError, TransportError) as error:
         log_line(f"{name}: {error}")
@@ -84,9 +83,9 @@ async def serve(stage: Path, config: Config, name: str, weights: Path | None) ->
         receiver=FetchingReceiver(peer_keys, weights) if peer_keys.weights and weights else None,
         stops=stops,
     )
-    # Until here SIGTERM killed at once; SIGINT is the launcher's to answer.
+    # Until here SIGTERM killed at once; the launcher answers SIGINT.
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, worker.end, 0, "told by SIGTERM")
+    loop.add_signal_handler(signal.SIGTERM, worker.stop_serving, 0, "received SIGTERM")
     worker.log(f"ready ({', '.join(f'{key} {value}' for key, value in info.about.items())})")
     return await worker.run()
 
@@ -97,11 +96,11 @@ def main() -> None:
         prog="python -m engines.worker", description="Serve one engine to a stage."
     )
     parser.add_argument(
-        "--stage", type=Path, required=True, help="directory of its sockets, or a key file"
+        "--stage", type=Path, required=True, help="directory of the stage's sockets, or a key file"
     )
     parser.add_argument("--config", type=Path, required=True, help="config.yaml of the run")
-    parser.add_argument("--weights", type=Path, help="where to keep weights that are fetched")
-    parser.add_argument("--name", required=True, help="of this engine, as the stage shows it")
+    parser.add_argument("--weights", type=Path, help="directory for fetched weights")
+    parser.add_argument("--name", required=True, help="name of this engine, shown by the stage")
     options = parser.parse_args()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -113,7 +112,7 @@ def main() -> None:
     status = 1
     try:
         arguments = (options.stage, load(options.config), options.name, options.weights)
-        status = uvloop.run(serve(*arguments))
+        status = uvloop.run(serve_engine(*arguments))
     except ConfigError as error:
         log_line(f"{options.name}: {error}")
     finally:

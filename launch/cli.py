@@ -37,38 +37,13 @@ app.add_typer(reward_app, name="reward")
 
 
 def _check(config: Any) -> list[str]:
-    """Reads model, tokenizer, data and plug-ins as a run would; returns lines about them."""
-    import asyncio
-
-    from launch.preflight import learner, rewards
-    from pipeline.data import eval_sets
-    from pipeline.data.dataset import DataError, load_train
-    from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
-    from pipeline.observability.trackers import complaints
-    from pipeline.plugins.registry import PluginError
-    from pipeline.stage import build
+    """Checks what a run would read; returns a line about each part, or ends the command."""
+    from launch.preflight.everything import PreflightError, check_everything
 
     try:
-        tokenizer = Tokenizer(Path(config.model))
-        if config.learner.reference not in ("", "start"):
-            refuse_code(Path(config.learner.reference))
-        train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-        held_out = eval_sets.load(config, tokenizer)
-        build.coordinator(config, tokenizer, train, held_out)
-    except (ModelError, DataError, PluginError) as error:
+        return check_everything(config)
+    except PreflightError as error:
         exit_with_error(error, 2)
-    if problems := [*learner.learner_problems(config), *complaints(config.metrics)]:
-        exit_with_error("\n".join(problems), 2)
-    if rewards.has_checks(config.reward):
-        if problems := asyncio.run(rewards.reward_problems(config, [train, held_out.data])):
-            exit_with_error("\n".join(problems), 2)
-    skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
-    return [
-        *skipped,
-        f"model: {config.model} ({tokenizer.vocabulary} tokens)",
-        f"training: {train.summary()}",
-        f"held out: {held_out.data.summary()}",
-    ]
 
 
 @app.command("train")

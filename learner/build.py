@@ -1,4 +1,4 @@
-"""A configuration -> everything a learner rank works with, before its first message.
+"""Builds everything that a learner rank works with from a configuration.
 
 Loads the model and, if a loss wants one, the reference model; forms the process
 group; restores from a checkpoint. Imported late: it takes seconds.
@@ -24,12 +24,13 @@ from learner import lora
 from learner.checkpoint import save, transfer
 from learner.deepspeed import engine
 from learner.forward.packed_attention import AttentionError
-from learner.forward.packing_check import prove
-from learner.step.multi_update import HeldStep, needs_old
+from learner.forward.packing_check import prove_packing
+from learner.step.base import LearnerStep
+from learner.step.multi_update import MultiUpdateStep, needs_old
 from learner.step.passes import Passes
-from learner.step.single_update import StepGradient
-from learner.streaming.cached_forward import Streamer
-from learner.streaming.logprob_stream import Ahead, Stream
+from learner.step.single_update import SingleUpdateStep
+from learner.streaming.cached_forward import CachedForward
+from learner.streaming.logprob_stream import LogprobStream, ModelStream
 from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
 
@@ -37,27 +38,30 @@ log = logging.getLogger("learner")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What one rank works with."""
+class LearnerParts:
+    """Everything that one rank works with."""
 
     zero: engine.Zero
-    gradient: StepGradient | HeldStep
+    step: LearnerStep
     passes: Passes
-    ahead: Ahead
+    logprob_stream: LogprobStream
     restored: save.Restored
-    carrier: transfer.CheckpointTransfer
+    checkpoint_transfer: transfer.CheckpointTransfer
     vocabulary: int
     """Rows of the embedding."""
     special: frozenset[int]
     """Ids of EOS and padding."""
 
 
-def build(config: Config, resume: Path | None, local_rank: int, own: Path | None = None) -> Parts:
+def build_learner(
+    config: Config, resume: Path | None, local_rank: int, own: Path | None = None
+) -> LearnerParts:
     """Join the other ranks, load, restore. Raises ValueError if the reference does not fit.
 
     Args:
         resume: a checkpoint, or None.
-        own: of a rank that is apart (`carrying`), where it keeps files meanwhile.
+        own: if this machine does not share the run's folder, where the rank keeps files (see
+            `transfer`).
     """
     section = config.learner
     if section.threads:
@@ -66,14 +70,14 @@ def build(config: Config, resume: Path | None, local_rank: int, own: Path | None
     device = engine.device_of(local_rank)
     chatter.disable_progress_bar()
     engine.join_ranks()
-    carrier = transfer.meet(own, device)
-    with carrier.restoring(resume, save.needed) as checkpoint:
+    carrier = transfer.make_transfer(own, device)
+    with carrier.checkpoint_to_read(resume, save.files_needed) as checkpoint:
         return _build(config, checkpoint, device, carrier)
 
 
 def _build(
     config: Config, resume: Path | None, device: torch.device, carrier: transfer.CheckpointTransfer
-) -> Parts:
+) -> LearnerParts:
     section = config.learner
     model = load_trained(config, resume, device)
     vocabulary, special = vocabulary_of(model)
@@ -82,19 +86,19 @@ def _build(
         reference = lora.Base(model)
     elif section.reference:
         source = config.model if section.reference == "start" else section.reference
-        reference = load(Path(source), device, section.dtype).requires_grad_(False)
-        prove(reference, section.attention)
+        reference = load_model(Path(source), device, section.dtype).requires_grad_(False)
+        prove_packing(reference, section.attention)
         if (rows := vocabulary_of(reference)[0]) != vocabulary:
             raise ValueError(
                 f"learner.reference: {source} has {rows} token ids, the model has {vocabulary}: "
                 "it needs the same vocabulary"
             )
     trainer = engine.Zero(model, section, config.step.count)
-    restored = save.Restored(-1, 0) if resume is None else save.load(trainer, resume)
-    cls = registry.find("loss", config.loss.name)
+    restored = save.Restored(-1, 0) if resume is None else save.load_checkpoint(trainer, resume)
+    cls = registry.find_plugin("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
-    old_stream, reference_stream = streams(section, trainer, reference, temperature)
+    old_stream, reference_stream = model_streams(section, trainer, reference, temperature)
     passes = Passes(
         trainer,
         loss,
@@ -104,63 +108,65 @@ def _build(
         old_stream=old_stream,
         reference_stream=reference_stream,
     )
-    return Parts(
+    return LearnerParts(
         zero=trainer,
-        gradient=step_of(passes, section),
+        step=step_of(passes, section),
         passes=passes,
-        ahead=Ahead([stream for stream in (old_stream, reference_stream) if stream is not None]),
+        logprob_stream=LogprobStream(
+            [stream for stream in (old_stream, reference_stream) if stream is not None]
+        ),
         restored=restored,
-        carrier=carrier,
+        checkpoint_transfer=carrier,
         vocabulary=vocabulary,
         special=frozenset(special),
     )
 
 
-def streams(
+def model_streams(
     section: LearnerConfig, trainer: engine.Zero, reference: Any, temperature: float
-) -> tuple[Stream | None, Stream | None]:
-    """The cached forwards of `overlap: token`: of the own weights, and of the reference model.
+) -> tuple[ModelStream | None, ModelStream | None]:
+    """Make the cached forwards of `overlap: token`: of the own weights and the reference model.
 
-    Where passes communicate (ZeRO 3) no rank may run its own model alone.
+    Where passes communicate (ZeRO 3) a rank cannot run its own model alone.
     """
     if section.overlap != "token":
         return None, None
 
-    def stream(model: Any) -> Stream:
-        return Stream(Streamer(model, temperature, section.kv_tokens))
+    def stream(model: Any) -> ModelStream:
+        return ModelStream(CachedForward(model, temperature, section.kv_tokens))
 
-    old = stream(trainer.engine) if needs_old(section) and not trainer.in_rounds else None
+    old = stream(trainer.engine) if needs_old(section) and not trainer.collective_passes else None
     return old, stream(reference) if reference is not None else None
 
 
-def step_of(passes: Passes, section: LearnerConfig) -> StepGradient | HeldStep:
-    """Backward as groups arrive, where one optimizer step and no communication allow it."""
-    if section.updates * section.epochs > 1 or passes.zero.in_rounds:
-        return HeldStep(passes, section)
-    return StepGradient(passes, old=needs_old(section))
+def step_of(passes: Passes, section: LearnerConfig) -> LearnerStep:
+    """Choose the step: backward as groups arrive needs one update and no communication."""
+    if section.updates * section.epochs > 1 or passes.zero.collective_passes:
+        return MultiUpdateStep(passes, section)
+    return SingleUpdateStep(passes, old=needs_old(section))
 
 
 def load_trained(config: Config, resume: Path | None, device: torch.device) -> Any:
-    """The model that is trained, proved to run packed calls; with LoRA the base and its adapters.
+    """Load the model to train and check that it runs packed calls; with LoRA also the adapters.
 
     Raises: AttentionError or LoraError if it cannot be trained as the configuration asks.
     """
     section = config.learner
     base = Path(config.model)
     whole = section.lora is None and resume is not None
-    model = load(resume / save.MODEL if whole and resume else base, device, section.dtype)
+    model = load_model(resume / save.MODEL if whole and resume else base, device, section.dtype)
     if section.lora is not None:
         lora.attach(model, section.lora, base)
         if resume is not None:
-            lora.load(model, resume / lora.ADAPTER)
-    prove(model, section.attention)
+            lora.load_adapter(model, resume / lora.ADAPTER)
+    prove_packing(model, section.attention)
     if section.gradient_checkpointing:
         checkpoint_layers(model)
     return model
 
 
-def load(source: Path, device: torch.device, dtype: str = "float32") -> Any:
-    """The model of a directory, on the device. `dtype`: `learner.dtype`."""
+def load_model(source: Path, device: torch.device, dtype: str = "float32") -> Any:
+    """Load a model onto the device. `dtype`: `learner.dtype`."""
     log.info("loading %s", source)
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=getattr(torch, dtype), trust_remote_code=False
@@ -169,10 +175,10 @@ def load(source: Path, device: torch.device, dtype: str = "float32") -> Any:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep the layers' inputs only, and compute the layers again in backward.
+    """Keep only the inputs of layers, and compute the layers again in backward.
 
-    transformers does so in training mode alone, and that would switch dropout on.
-    Raises AttentionError for a model without layers that can be computed again.
+    transformers does so only in training mode, which would switch dropout on.
+    Raises AttentionError for a model whose layers cannot be computed again.
     """
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
@@ -193,7 +199,7 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def vocabulary_of(model: Any) -> tuple[int, set[int]]:
-    """Rows of the embedding, and the ids of EOS and padding."""
+    """Return the rows of the embedding, and the ids of EOS and padding."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     special: set[int] = set()
     for settings in (model.config, model.generation_config):
@@ -203,8 +209,8 @@ def vocabulary_of(model: Any) -> tuple[int, set[int]]:
     return rows, special
 
 
-def about(device: torch.device) -> dict[str, str]:
-    """What this rank runs on, for the log."""
+def versions_and_device(device: torch.device) -> dict[str, str]:
+    """Return the device and the versions of libraries, for the log."""
     import deepspeed
     import transformers
 

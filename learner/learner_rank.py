@@ -1,11 +1,11 @@
-"""A learner rank: one queue in, one schedule, one gradient.
+"""The process of one learner rank: trains on groups, steps, publishes weights, saves.
 
     python -m learner.learner_rank --stage SOCKETS --config RUN/config.yaml --rank R --world W
 
-The link's thread fills the queue; the main thread does what `Schedule` says and
-answers. MASTER_ADDR and MASTER_PORT are the launcher's. All ranks are one
-failure unit: whatever is not expected ends this process at once, with a
-traceback, and the launcher starts the learner again from its checkpoint.
+The client's thread fills a queue; the main thread does the work that `Schedule` returns
+and answers. The launcher sets MASTER_ADDR and MASTER_PORT. All ranks fail together: an
+unexpected error ends this process at once, with a traceback, and the launcher restarts
+the learner from its checkpoint.
 """
 
 from __future__ import annotations
@@ -54,40 +54,40 @@ from pipeline.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from learner.build import Parts
+    from learner.build import LearnerParts
     from learner.weights import WeightPublisher
 
 log = logging.getLogger("learner")
 
 STEP_LIMIT_S = 300.0
-"""How long one piece of work may take before the stage calls this rank stuck."""
+"""Seconds that one piece of work may take before the stage treats this rank as stuck."""
 GATHER_S = 0.05
-"""Few hinted tokens wait so long for more of them."""
+"""Seconds that a few streamed tokens wait for more."""
 LEAST_TOKENS = 256
-"""Hinted tokens that make a forward call worth its fixed cost."""
+"""Streamed tokens that make a forward call worth its fixed cost."""
 LEAVE_S = 5.0
-"""From being asked to leave to leaving without being ready (stuck in a collective)."""
+"""Seconds from a shutdown message to a forced exit (for a rank stuck in a collective)."""
 
 
 class LearnerRank:
-    """Carries out the schedule's work for one rank."""
+    """Does the schedule's work for one rank."""
 
-    def __init__(self, config: Config, parts: Parts, stage: Path) -> None:
-        from learner.build import about
+    def __init__(self, config: Config, parts: LearnerParts, stage: Path) -> None:
+        from learner.build import versions_and_device
         from learner.schedule import Schedule
         from learner.weights import probe_tokens
 
         self._config = config
         self._zero = zero = parts.zero
-        self._gradient = parts.gradient
-        self._carrier = parts.carrier
+        self._step = parts.step
+        self._carrier = parts.checkpoint_transfer
         self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
         self._schedule = Schedule(config.learner.tokens_per_micro_batch)
-        self._passes, self._ahead = parts.passes, parts.ahead
+        self._passes, self._ahead = parts.passes, parts.logprob_stream
         self._backward_s = 0.0  # of the open step, forward included
-        self._ahead_s = 0.0  # of the open step, forwards of what was hinted
-        self._last_group = 0.0  # when the step's newest group came
+        self._ahead_s = 0.0  # of the open step, forwards of streamed tokens
+        self._last_group = 0.0  # when the step's newest group arrived
         self._work_log = WorkLog()
         # With several updates the passes of training wait for the close.
         self._several = config.learner.updates * config.learner.epochs > 1
@@ -103,24 +103,24 @@ class LearnerRank:
             resumed_step=parts.restored.step,
             clock_s=time.monotonic(),
             boot=boot_id(),
-            about=about(zero.device),
+            about=versions_and_device(zero.device),
         )
-        self._client = StageClient(stage, join, self.receive)
+        self._client = StageClient(stage, join, self.queue_message)
 
-    def receive(self, message: ToPeer) -> None:
-        """Any thread: queue a message of the stage."""
+    def queue_message(self, message: ToPeer) -> None:
+        """Queue a message of the stage; any thread."""
         if isinstance(message, Shutdown):
-            # The main thread may be inside a collective that a lost rank never enters.
+            # The main thread may be in a collective that a lost rank never enters.
             timer = threading.Timer(LEAVE_S, os._exit, [0])
             timer.daemon = True
             timer.start()
         elif isinstance(message, TrainGroup):
             self._last_group = time.monotonic()
-        self._work_log.arrived(message)
+        self._work_log.record_arrival(message)
         self._inbox.put(message)
 
     def run(self) -> int:
-        """Serve until told to leave; returns the exit code."""
+        """Serve until asked to stop; returns the exit code."""
         self._client.start()
         try:
             while True:
@@ -130,7 +130,7 @@ class LearnerRank:
                 if work is None:
                     self._stream_or_wait()
                 elif isinstance(work, Shutdown):
-                    log.info("leaving: %s", work.why or "asked to")
+                    log.info("stopping: %s", work.why or "asked by the stage")
                     return 0
                 elif isinstance(work, Refused):
                     log.error("refused by the stage: %s", work.why)
@@ -142,24 +142,24 @@ class LearnerRank:
 
     def _take_in(self, message: ToPeer) -> None:
         if isinstance(message, StreamedTokens):
-            self._ahead.hint(message)
+            self._ahead.add_streamed(message)
         else:
             self._schedule.put(message)
 
     def _stream_or_wait(self) -> None:
-        """Nothing is asked of this rank: run ahead, in calls that are worth their cost."""
-        pending = self._ahead.pending
+        """Compute streamed tokens ahead, in calls worth their cost, or wait for a message."""
+        pending = self._ahead.pending_tokens
         if pending < LEAST_TOKENS:
-            self._client.working("idle", 0)
+            self._client.set_activity("idle", 0)
             try:
                 self._take_in(self._inbox.get(timeout=GATHER_S if pending else None))
                 return
             except queue.Empty:
-                pass  # few tokens, but nothing else comes
-        self._client.working("logprobs", STEP_LIMIT_S)
+                pass  # few tokens, but no others arrive
+        self._client.set_activity("logprobs", STEP_LIMIT_S)
         started = time.monotonic()
-        with self._passes.timed():
-            self._ahead.work()
+        with self._passes.time_logprobs():
+            self._ahead.run_calls()
         self._ahead_s += time.monotonic() - started
         self._work_log.record_work("logprobs ahead", started)
 
@@ -168,21 +168,21 @@ class LearnerRank:
 
         match work:
             case Train(groups=groups):
-                self._client.working("backward", STEP_LIMIT_S)
+                self._client.set_activity("backward", STEP_LIMIT_S)
                 started = time.monotonic()
-                reports = self._gradient.add(groups)
+                reports = self._step.add_groups(groups)
                 self._backward_s += time.monotonic() - started
                 what = OLD_LOGPROBS if self._several else FORWARD_BACKWARD
                 self._work_log.record_work(what, started, groups)
-                self._client.send(self._work_log.take())
+                self._client.send(self._work_log.take_spans())
                 for report in reports:
                     self._client.send(report)
-                if self._gradient.empty:  # all failed: the stage may go on to another step
-                    self._schedule.done()
+                if self._step.is_empty:  # all failed: the stage may begin another step
+                    self._schedule.step_done()
             case ForgetGroup(group=group):
-                if self._gradient.forget(group):
-                    self._gradient.clear()
-                    self._schedule.done()
+                if self._step.forget_group(group):
+                    self._step.clear_groups()
+                    self._schedule.step_done()
             case CloseStep():
                 self._close(work)
             case Save():
@@ -197,7 +197,7 @@ class LearnerRank:
 
         from learner.weights import WeightPublisher
 
-        self._gradient.clear()
+        self._step.clear_groups()
         if self._zero.rank == 0:
             dtype = self._config.engine.dtype
             self._publisher = WeightPublisher(
@@ -210,30 +210,30 @@ class LearnerRank:
             self._client.send(Published(manifest=manifest))
 
     def _publish(self) -> Manifest | None:
-        """Rank 0 writes the weights; in rounds the others lend it theirs."""
+        """Write the weights (rank 0); with collective passes the other ranks take part."""
         from learner.weights import probe_logprobs
 
         zero = self._zero
-        if self._publisher is None and not zero.in_rounds:
+        if self._publisher is None and not zero.collective_passes:
             return None
-        self._client.working("publishing weights", STEP_LIMIT_S)
+        self._client.set_activity("publishing weights", STEP_LIMIT_S)
         logprobs = probe_logprobs(zero.module, self._probe)
-        with zero.whole():
+        with zero.gathered_weights():
             if self._publisher is None:
                 return None
-            return self._publisher.publish(zero.module, self._version, logprobs)
+            return self._publisher.publish_version(zero.module, self._version, logprobs)
 
     def _close(self, close: CloseStep) -> None:
-        self._client.working("optimizer step", STEP_LIMIT_S)
+        self._client.set_activity("optimizer step", STEP_LIMIT_S)
         started = time.monotonic()
-        metrics = self._gradient.close(close, self._version)
+        metrics = self._step.close(close, self._version)
         self._work_log.record_work(CLOSE_WITH_PASSES if self._several else CLOSE, started, [close])
-        self._schedule.done()
+        self._schedule.step_done()
         backward_s, self._backward_s = self._backward_s, 0.0
         if metrics is None:
             why = "gradient not finite twice"
             log.warning("step %d skipped: %s", close.step, why)
-            self._client.send(self._work_log.take())
+            self._client.send(self._work_log.take_spans())
             self._client.send(StepSkipped(step=close.step, why=why))
             return
         self._version += 1
@@ -244,13 +244,13 @@ class LearnerRank:
         if manifest is not None:
             metrics["publish_s"] = time.monotonic() - started
             self._work_log.record_work(PUBLISH, started)
-        self._client.send(self._work_log.take())
+        self._client.send(self._work_log.take_spans())
         self._client.send(
             StepDone(step=close.step, version=self._version, manifest=manifest, metrics=metrics)
         )
 
     def _logprob_times(self) -> dict[str, float]:
-        """Seconds of the step's forwards for logprobs alone, and how many of them ran while
+        """Return the seconds of forwards for logprobs only, and how many of them ran while
         groups were still to come."""
         spans, ahead_s = self._passes.spans, self._ahead_s
         self._passes.spans, self._ahead_s = [], 0.0
@@ -263,18 +263,18 @@ class LearnerRank:
     def _save(self, order: Save) -> None:
         from learner.checkpoint import save
 
-        self._client.working("writing a checkpoint", STEP_LIMIT_S)
+        self._client.set_activity("writing a checkpoint", STEP_LIMIT_S)
         started = time.monotonic()
         error = ""
         if order.version != self._version:
-            error = f"asked for version {order.version}, but holds {self._version}"
+            error = f"version {order.version} was requested, but this rank holds {self._version}"
         else:
             try:
-                with self._carrier.saving(Path(order.directory)) as directory:
-                    save.save(
+                with self._carrier.directory_to_write(Path(order.directory)) as directory:
+                    save.save_checkpoint(
                         self._zero, Path(self._config.model), directory, order.step, order.version
                     )
-            except Exception as failure:  # a full disk ends no run: the checkpoint is discarded
+            except Exception as failure:  # a full disk, say: the run continues
                 error = f"{type(failure).__name__}: {failure}"
         if error:
             log.error("checkpoint %s: %s", order.directory, error)
@@ -282,16 +282,16 @@ class LearnerRank:
         self._client.send(Saved(directory=order.directory, error=error))
 
 
-def keep_off_the_engines_cores(config: Config) -> None:
-    """On one machine without a GPU the engine has its cores to itself, if others are left."""
+def leave_engine_cores(config: Config) -> None:
+    """Keep off the engine's cores, if others are left: on one machine without a GPU."""
     usable = os.sched_getaffinity(0)
-    with contextlib.suppress(CoresError):  # the engine says so
+    with contextlib.suppress(CoresError):  # the engine reports it
         if others := usable - set(engine_cores(config.engine.cpu_cores, usable)):
             os.sched_setaffinity(0, others)
 
 
-def die_loudly() -> None:
-    """An exception anywhere ends the process: at exit, communication may drain for ever."""
+def exit_on_any_exception() -> None:
+    """End the process at any exception: a normal exit may wait for communication for ever."""
 
     def report(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
@@ -310,21 +310,22 @@ def die_loudly() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="learner.learner_rank", description=__doc__)
     parser.add_argument(
-        "--stage", type=Path, required=True, help="directory of its sockets, or a key file"
+        "--stage", type=Path, required=True, help="directory of the stage's sockets, or a key file"
     )
     parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--resume", type=Path, help="a checkpoint directory")
     parser.add_argument(
-        "--apart",
+        "--no-shared-fs",
         type=Path,
-        help="this machine lacks the run's folder: where parts of checkpoints are on their way",
+        metavar="DIRECTORY",
+        help="this machine lacks the run's folder: keep parts of checkpoints here meanwhile",
     )
     given = parser.parse_args()
 
-    die_loudly()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to carry out
+    exit_on_any_exception()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher answers Ctrl-C
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
@@ -342,27 +343,27 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        keep_off_the_engines_cores(config)
-    from learner.build import build
+        leave_engine_cores(config)
+    from learner.build import build_learner
 
-    parts = build(config, given.resume, int(os.environ["LOCAL_RANK"]), given.apart)
-    actor = LearnerRank(config, parts, given.stage)
-    running.append(actor)
-    code = actor.run()
+    parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
+    learner = LearnerRank(config, parts, given.stage)
+    running.append(learner)
+    code = learner.run()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # not sys.exit: waiting for other ranks at exit may last for ever
+    os._exit(code)  # not sys.exit: it may wait for other ranks for ever
 
 
 running: list[LearnerRank] = []
-"""The actor once it is built: before that SIGTERM has nothing to finish."""
+"""This rank once it is built: before that SIGTERM has nothing to finish."""
 
 
 def sigterm_pipe() -> int:
-    """A descriptor that has something to read when SIGTERM has come.
+    """Make a pipe that becomes readable when SIGTERM arrives; returns its reading end.
 
-    A Python handler waits for the main thread, which may be inside a collective;
-    what is written here arrives at once, in whichever thread the signal lands.
+    A Python handler waits for the main thread, which may be in a collective; a byte in
+    the pipe arrives at once, whichever thread the signal reaches.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -372,11 +373,11 @@ def sigterm_pipe() -> int:
 
 
 def leave_at_sigterm(reader: int) -> None:
-    """A thread of its own: wait for SIGTERM, then have the actor leave."""
+    """Wait for SIGTERM, then have the rank stop; runs in a thread of its own."""
     while os.read(reader, 1)[0] != signal.SIGTERM:
         pass
     if running:
-        running[0].receive(Shutdown(why="SIGTERM"))
+        running[0].queue_message(Shutdown(why="SIGTERM"))
     else:
         os._exit(0)
 

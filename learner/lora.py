@@ -1,10 +1,9 @@
-"""LoRA adapters through peft: trained alone, merged for the engines, small in a checkpoint.
+"""Trains LoRA adapters through peft: merged for the engines, small in a checkpoint.
 
-The adapters sit inside the model (peft's layers in the places of its linear
-ones), so packed calls, caches and DeepSpeed see a model like any other. The
-engines get W + scaling B A, computed in float32 beside the training copy and
-rounded once. Invariant: what is published loads under the names of the base
-model; no weight of the training copy is ever merged into.
+The adapters sit inside the model (peft's layers replace its linear ones), so packed calls,
+caches and DeepSpeed see a model like any other. The engines get W + scaling B A, computed
+in float32 beside the training copy and rounded once. Invariant: published weights have
+the names of the base model; the training copy is never merged into.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.schema import LoraConfig
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 ADAPTER = "adapter"
-"""Directory of a checkpoint that holds the adapter, as peft reads it."""
+"""Directory within a checkpoint that holds the adapter in peft's format."""
 ALL_LINEAR = "all-linear"
 SETTINGS = "adapter_config.json"
 _FILE = "adapter_model.safetensors"
 _NAME = "default"
 _PREFIX = "base_model.model."
-"""Before every name in peft's files."""
+"""Prefix of every name in peft's files."""
 
 
 class LoraError(ValueError):
@@ -37,10 +36,10 @@ class LoraError(ValueError):
 
 
 def attach(model: Any, section: LoraConfig, base: Path) -> None:
-    """Put new adapters into a model; from then on they alone have a gradient.
+    """Put new adapters into a model; from then on only they have a gradient.
 
     Args:
-        base: the model's directory, noted in the adapter's settings.
+        base: the model's directory, recorded in the adapter's settings.
 
     Raises: LoraError if a target is missing, or cannot be merged for the engines.
     """
@@ -65,28 +64,28 @@ def attach(model: Any, section: LoraConfig, base: Path) -> None:
     for name, layer in _adapted(model):
         if not isinstance(layer, Linear):
             raise LoraError(
-                f"learner.lora.targets: {name} is a {type(layer.base_layer).__name__}, which is "
-                "not merged for the engines: name linear layers"
+                f"learner.lora.targets: {name} is a {type(layer.base_layer).__name__}, which "
+                "cannot be merged for the engines: name linear layers"
             )
         if layer.base_layer.weight is tied:
             raise LoraError(
-                f"learner.lora.targets: {name} shares its weights with the embedding, which an "
-                "adapter would part: leave it out"
+                f"learner.lora.targets: {name} shares its weights with the embedding, and an "
+                "adapter would separate them: leave it out"
             )
     model.darts_adapter = settings
 
 
 def is_attached(model: Any) -> bool:
-    """Whether this model has adapters."""
+    """Return True if this model has adapters."""
     return hasattr(model, "darts_adapter")
 
 
 @torch.no_grad()
-def merged(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by name -> those of the base model, adapters added in float32.
+def merged_tensors(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of the base model by name, with the adapters added in float32.
 
     Args:
-        tensors: of the model with its adapters; they stay as they are.
+        tensors: those of the model with its adapters; not changed.
     """
     found = {
         name.replace(".base_layer.", "."): value
@@ -104,7 +103,7 @@ def merged(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Base:
-    """The model as it was before its adapters, without a copy: a frozen reference."""
+    """The model without its adapters: a frozen reference that needs no copy."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -129,8 +128,8 @@ def _without_adapters(model: Any) -> Generator[None]:
             layer._disable_adapters = False  # noqa: SLF001
 
 
-def save(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
-    """The adapter in peft's format, into a new directory."""
+def save_adapter(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
+    """Write the adapter in peft's format into a new directory."""
     disk.mkdir(directory)
     tensors = {
         _PREFIX + name.replace(f".{_NAME}.", "."): p.detach().contiguous()
@@ -140,12 +139,12 @@ def save(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
     save_file(tensors, directory / _FILE, metadata={"format": "pt"})
     model.darts_adapter.save_pretrained(directory)
     for path in sorted(directory.iterdir()):
-        finish(disk, path)
+        make_durable(disk, path)
 
 
 @torch.no_grad()
-def load(model: Any, directory: Path) -> None:
-    """Fill the adapters of a model from `save`. Raises LoraError if they are not the same ones."""
+def load_adapter(model: Any, directory: Path) -> None:
+    """Fill a model's adapters from a saved one. Raises LoraError if they do not match."""
     saved = load_file(directory / _FILE)
     own = {
         _PREFIX + name.replace(f".{_NAME}.", "."): p
@@ -154,7 +153,7 @@ def load(model: Any, directory: Path) -> None:
     }
     if different := sorted(saved.keys() ^ own.keys()):
         raise LoraError(
-            f"{directory / _FILE}: {different[0]} is in the file or in the model, not in both: "
+            f"{directory / _FILE}: {different[0]} is only in the file or only in the model: "
             "resume with the learner.lora that it was written with"
         )
     for name, p in own.items():
@@ -162,7 +161,7 @@ def load(model: Any, directory: Path) -> None:
 
 
 def section_of(directory: Path) -> LoraConfig:
-    """The settings that an adapter was made with."""
+    """Read the settings that an adapter was made with."""
     found = json.loads((directory / SETTINGS).read_text())
     targets = found["target_modules"]
     return LoraConfig(

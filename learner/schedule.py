@@ -1,10 +1,9 @@
-"""What a learner rank does next: messages in, pieces of work out (sans-I/O).
+"""Decides what a learner rank does next: messages in, pieces of work out (sans-I/O).
 
-Order: leave; begin anew; write a checkpoint (before groups that still wait,
-after an optimizer step asked for earlier); then what came first. Groups of the
-open step that wait together are trained on together, up to a token cap. Groups
-of a later step wait until the open step is done: they would be trained on with
-weights that are about to change. Pure.
+Order: shut down; start again after a welcome; write a checkpoint (before waiting groups,
+after an optimizer step requested earlier); then by arrival. Waiting groups of the open
+step are trained on together, up to a token cap. Groups of a later step wait until the
+open step is done: its update is about to change the weights. Pure.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from pipeline.wire.messages import (
 
 
 class ScheduleError(Exception):
-    """The stage sent what makes no sense here: a fault of darts, never of the user."""
+    """The stage sent an impossible message: a fault of darts, never of the user."""
 
 
 class Train(msgspec.Struct, frozen=True):
-    """Run forward and backward of these groups, all of the open step."""
+    """Run forward and backward over these groups, all of the open step."""
 
     groups: tuple[TrainGroup, ...]
 
@@ -37,12 +36,12 @@ Work = Train | ForgetGroup | CloseStep | Save | Welcome | Shutdown | Refused
 
 
 def tokens_of(group: TrainGroup) -> int:
-    """What a pass over a group takes: its prompt once, and the responses."""
+    """Count the tokens of a pass over a group: its prompt once, and the responses."""
     return (len(group.prompt) + sum(len(member.response) for member in group.members)) // 4
 
 
 class Schedule:
-    """The queue of one rank. `put` what arrives, ask `next`, tell when a step is `done`."""
+    """The queue of one rank: `put` a message, take `next`, call `step_done` at a step's end."""
 
     def __init__(self, token_cap: int) -> None:
         self.open_step: int | None = None
@@ -55,12 +54,12 @@ class Schedule:
         return len(self._queue) + (self._first is not None)
 
     def put(self, message: ToPeer) -> None:
-        """Take a message of the stage. Raises ScheduleError for one that no learner gets."""
+        """Queue a message of the stage. Raises ScheduleError for one that is not for a learner."""
         match message:
             case Shutdown() | Refused():
                 self._first = message
             case Welcome():
-                # A new epoch: what the stage asked for before is no longer asked for.
+                # A new epoch: earlier requests no longer count.
                 self._queue.clear()
                 self.open_step = None
                 if not isinstance(self._first, Shutdown | Refused):
@@ -71,16 +70,16 @@ class Schedule:
                     for item in self._queue
                     if not (isinstance(item, TrainGroup) and item.group == group)
                 ]
-                if len(kept) == len(self._queue):  # not waiting: it is in the gradient
+                if len(kept) == len(self._queue):  # not queued: it is in the gradient
                     kept.append(message)
                 self._queue = kept
             case TrainGroup() | CloseStep() | Save():
                 self._queue.append(message)
             case _:
-                raise ScheduleError(f"{type(message).__name__} is no message for a learner")
+                raise ScheduleError(f"{type(message).__name__} is not a message for a learner")
 
     def next(self) -> Work | None:
-        """The next piece of work, or None if there is nothing to do."""
+        """Return the next piece of work, or None if there is nothing to do."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
@@ -103,8 +102,8 @@ class Schedule:
             return item
         return None
 
-    def done(self) -> None:
-        """The open step has been applied, skipped, or holds no group any more."""
+    def step_done(self) -> None:
+        """Close the open step: it was applied or skipped, or has no group left."""
         self.open_step = None
 
     def _waits(self, item: TrainGroup) -> bool:
@@ -117,7 +116,7 @@ class Schedule:
         return item.step > self.open_step
 
     def _gather(self, start: int) -> Train:
-        """Groups from `start` on, up to the token cap (one at least) or the next other message."""
+        """Take groups from `start` on, up to the token cap (at least one) or another message."""
         chosen: list[TrainGroup] = []
         rest = self._queue[:start]
         tokens = 0

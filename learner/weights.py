@@ -1,8 +1,8 @@
-"""Weights for the engines: a safetensors file per version, and the proof of it.
+"""Publishes weights for the engines: a safetensors file per version, and its manifest.
 
-Turns the learner's model into a `Manifest`. A version appears under its name
-only when it is whole (written beside it, then renamed); at most two versions
-are on disk, so that an engine may still read the one before.
+A version appears under its name only when it is complete (written beside it, then
+renamed); at most two versions are on disk, so that an engine may still read the one
+before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SEED = 20605
 
 
 def probe_tokens(vocabulary: int, avoid: Collection[int], length: int = PROBE_TOKENS) -> list[int]:
-    """The fixed token ids of the probe, none of `avoid` (EOS, padding)."""
+    """Return the fixed token ids of the probe, none of `avoid` (EOS, padding)."""
     allowed = [token for token in range(vocabulary) if token not in avoid]
     generator = torch.Generator().manual_seed(_SEED)
     drawn = torch.randint(len(allowed), (length,), generator=generator)
@@ -45,7 +45,7 @@ def probe_tokens(vocabulary: int, avoid: Collection[int], length: int = PROBE_TO
 
 @torch.no_grad()
 def probe_logprobs(model: Any, probe: list[int]) -> dict[str, list[float]]:
-    """temperature -> logprob of probe[i + 1] given what stands before it."""
+    """Return temperature -> logprobs of probe[i + 1] given the tokens before it."""
     device = next(model.parameters()).device
     tokens_BL = torch.tensor([probe], device=device)
     logits_BTV = model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
@@ -56,18 +56,18 @@ def probe_logprobs(model: Any, probe: list[int]) -> dict[str, list[float]]:
 
 
 def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Weights under their Hugging Face names; a tied head is left out, as they leave it.
+    """Return the weights under their Hugging Face names; a tied head is left out, as there.
 
     Args:
-        dtype: that they are rounded to, adapters merged before; None: as they are.
+        dtype: rounds to this type, after adapters are merged; None: no rounding.
     """
-    tensors = {name: p.detach() for name, p in model.named_parameters()}  # shared ones once
+    tensors = {name: p.detach() for name, p in model.named_parameters()}  # shared ones appear once
     known = {p.data_ptr() for p in tensors.values()}
     for name, value in model.state_dict().items():  # persistent buffers
         if name not in tensors and value.data_ptr() not in known:
             tensors[name] = value
     if lora.is_attached(model):
-        tensors = lora.merged(model, tensors)
+        tensors = lora.merged_tensors(model, tensors)
     named = revert_weight_conversion(model, tensors)
     return {
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
@@ -75,24 +75,26 @@ def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str
     }
 
 
-def checksum(path: Path) -> str:
-    """xxh3_128 of a file, as in the manifest."""
+def weights_checksum(path: Path) -> str:
+    """Return the xxh3_128 of a file, as in the manifest."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         return xxhash.xxh3_128_hexdigest(view)
 
 
 class WeightPublisher:
-    """Writes versions into one directory, and removes those that nobody may want."""
+    """Writes versions into one directory, and removes those that are not needed any more."""
 
     def __init__(self, directory: Path, probe: list[int], dtype: torch.dtype | None = None) -> None:
-        """`dtype`: of the engines, which the weights are rounded to; None: as they are."""
+        """`dtype`: the engines' type, which weights are rounded to; None: no rounding."""
         self._dtype = dtype
         make_private(directory)
         self._directory = directory
         self._probe = probe
         self._newest: int | None = None
 
-    def publish(self, model: Any, version: int, logprobs: dict[str, list[float]]) -> Manifest:
+    def publish_version(
+        self, model: Any, version: int, logprobs: dict[str, list[float]]
+    ) -> Manifest:
         """Write `model`, whose probe has these `logprobs`, as `version`.
 
         Raises: OSError if it does not fit.
@@ -105,8 +107,8 @@ class WeightPublisher:
                 checkpoint_tensors(model, self._dtype), draft / FILE, metadata={"format": "pt"}
             )
             size = (draft / FILE).stat().st_size
-            digest = checksum(draft / FILE)
-            if final.exists():  # of a learner before this one; readers keep what they mapped
+            digest = weights_checksum(draft / FILE)
+            if final.exists():  # from a learner before this one; readers keep their mapping
                 shutil.rmtree(final)
             draft.rename(final)
         except BaseException:

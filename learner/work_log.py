@@ -1,7 +1,7 @@
-"""What a rank did when, in its own monotonic clock: for traces and the critical path.
+"""Records what a rank did when, in its own monotonic clock: for traces and the critical path.
 
-Turns arrivals and ends of work into `Spans`. Arrivals are noted by the link's thread,
-the rest by the main one.
+Turns arrivals and ends of work into `Spans`. The client's thread records arrivals,
+the main thread the rest.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from pipeline.wire.messages import (
 )
 
 _ONE_PIECE_S = 0.001  # work of one kind with shorter gaps is one span
-_HINTS = 4096  # arrivals of hints that are told of at a time; the newest
+_STREAMED = 4096  # most arrivals of streamed tokens per report; the newest are kept
 
 
 class WorkLog:
-    """Spans since the last `take`; orders that have come and are not carried out yet."""
+    """Spans since the last `take_spans`, and when orders that are not done yet arrived."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._came: dict[tuple[type, int], float] = {}
-        self._hints: deque[tuple[float, float]] = deque(maxlen=_HINTS)
+        self._streamed: deque[tuple[float, float]] = deque(maxlen=_STREAMED)
 
-    def arrived(self, message: ToPeer) -> None:
-        """An order has come; others than those for groups, closes and hints are not timed."""
+    def record_arrival(self, message: ToPeer) -> None:
+        """Record the arrival of an order for a group, a close or streamed tokens."""
         match message:
             case TrainGroup(group=number) | CloseStep(step=number):
                 self._came[type(message), number] = time.monotonic()
             case ForgetGroup(group=number):
                 self._came.pop((TrainGroup, number), None)
             case StreamedTokens(sent_at_s=sent_at_s):
-                self._hints.append((sent_at_s, time.monotonic()))
+                self._streamed.append((sent_at_s, time.monotonic()))
             case _:
                 pass
 
     def record_work(
         self, what: str, start_s: float, orders: Sequence[TrainGroup | CloseStep] = ()
     ) -> None:
-        """Work that began at `start_s` has just ended; it carried out `orders`."""
+        """Record work that began at `start_s` and has just ended; it carried out `orders`."""
         numbers = tuple(o.group if isinstance(o, TrainGroup) else o.step for o in orders)
         now = time.monotonic()
         came = [self._came.pop((type(o), n), now) for o, n in zip(orders, numbers, strict=True)]
@@ -57,8 +57,8 @@ class WorkLog:
             start_s = last.start_s
         self._spans.append(Span(what, start_s, now, numbers, tuple(came)))
 
-    def take(self) -> Spans:
-        """All of it, once."""
+    def take_spans(self) -> Spans:
+        """Return everything recorded since the last call."""
         spans, self._spans = self._spans, []
-        hints = [self._hints.popleft() for _ in range(len(self._hints))]
-        return Spans(spans=tuple(spans), hints=tuple(hints))
+        streamed = [self._streamed.popleft() for _ in range(len(self._streamed))]
+        return Spans(spans=tuple(spans), hints=tuple(streamed))

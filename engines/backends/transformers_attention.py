@@ -1,10 +1,9 @@
-"""Attention over transformers' paged cache by batched gathers, in plain torch.
+"""Computes attention over transformers' paged cache by batched gathers, in plain torch.
 
-Without a flash kernel the library attends with one mask of all tokens of the
-batch times all cached keys: quadratic in the number of sequences. Here each
-sequence meets its own keys only: sequences of like lengths are padded to one
-call. Invariant: the result is scaled dot product attention, causal within each
-sequence; whoever calls a model without a paged cache gets an error.
+Without a flash kernel the library uses one mask of all tokens of the batch times all
+cached keys: quadratic in the number of sequences. Here each sequence sees its own keys
+only: sequences of similar lengths are padded to one call. Invariant: the result is scaled
+dot product attention, causal within each sequence; a call without a paged cache raises.
 
 Axes: P packed tokens, C cached and new keys of all sequences, N sequences of a
 call, Q and K its padded queries and keys, H heads, G heads that share a head of
@@ -25,14 +24,14 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 
 NAME = "darts_paged"
 _CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""Keywords of other models' attention that would have to be obeyed here."""
+"""Keywords of other models' attention that are not supported here."""
 _CACHE: Any = PagedAttentionCache
 _FROM_KEYWORDS = "kwargs" in inspect.signature(_CACHE.update).parameters
-"""Whether `update` takes the indices out of the keywords (from 5.19) or one by one (5.17)."""
+"""`update` takes the indices out of the keywords (from 5.19), not one by one (5.17)."""
 
 
-def fits(config: Any) -> bool:
-    """Whether all layers of a model attend to everything before them.
+def attends_to_all(config: Any) -> bool:
+    """Return True if all layers of a model attend to everything before them.
 
     Args:
         config: of a transformers causal LM.
@@ -43,8 +42,8 @@ def fits(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """Sequences of like lengths, padded; a padded query repeats the last one."""
+class PaddedCall:
+    """Sequences of similar lengths, padded; a padded query repeats the last one."""
 
     queries_NQ: Tensor  # rows of the packed tokens
     keys_NK: Tensor  # rows of the keys
@@ -52,18 +51,19 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """All calls of one forward pass."""
+class AttentionPlan:
+    """The calls of one forward pass."""
 
-    calls: list[Call]
-    places_P: Tensor  # of each packed token among the calls' outputs, one after another
+    calls: list[PaddedCall]
+    places_P: Tensor  # index of each packed token in the concatenated outputs of the calls
 
 
-def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
-    """Calls for sequences with so many new tokens, and so many keys with those, each.
+def plan_calls(queries: list[int], keys: list[int], device: torch.device) -> AttentionPlan:
+    """Plan the calls, given the new tokens of each sequence, and its keys with those.
 
-    >>> [tuple(c.mask_N1QK.shape) for c in planned([1, 1, 5], [9, 8, 5], torch.device("cpu")).calls]
-    [(2, 1, 1, 9), (1, 1, 5, 5)]
+    >>> plan = plan_calls([1, 1, 5], [9, 12, 5], torch.device("cpu"))
+    >>> [tuple(call.mask_N1QK.shape) for call in plan.calls]
+    [(2, 1, 1, 12), (1, 1, 5, 5)]
     """
     alike: dict[tuple[int, int], list[int]] = {}
     for number, (new, all_) in enumerate(zip(queries, keys, strict=True)):
@@ -72,7 +72,7 @@ def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
     new_S, all_S = torch.tensor(queries), torch.tensor(keys)
     first_query_S, first_key_S = new_S.cumsum(0) - new_S, all_S.cumsum(0) - all_S
     places_P = torch.empty(sum(queries), dtype=torch.int64)
-    calls: list[Call] = []
+    calls: list[PaddedCall] = []
     end = 0
     for members in alike.values():
         of = torch.tensor(members)
@@ -87,14 +87,14 @@ def planned(queries: list[int], keys: list[int], device: torch.device) -> Plan:
         real_NQ = column_Q.unsqueeze(0) < new_N1
         places_P[queries_NQ[real_NQ]] = flat[real_NQ]
         end += queries_NQ.numel()
-        calls.append(Call(queries_NQ.to(device), keys_NK.to(device), mask_N1QK.to(device)))
-    return Plan(calls, places_P.to(device))
+        calls.append(PaddedCall(queries_NQ.to(device), keys_NK.to(device), mask_N1QK.to(device)))
+    return AttentionPlan(calls, places_P.to(device))
 
 
-def attend(
-    plan: Plan, query_PHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, scale: float | None
+def attend_paged(
+    plan: AttentionPlan, query_PHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, scale: float | None
 ) -> Tensor:
-    """Outputs of all packed tokens: shape (P, H, D).
+    """Return the outputs of all packed tokens: shape (P, H, D).
 
     Args:
         query_PHD: of the new tokens, sequence after sequence.
@@ -105,7 +105,7 @@ def attend(
     outputs: list[Tensor] = []
     for call in plan.calls:
         queries = call.queries_NQ.size(1)
-        # Heads that share keys stand beside one another as more queries: no key is repeated.
+        # Heads that share keys become additional queries: no key is repeated.
         query = query_PHD[call.queries_NQ].unflatten(2, (-1, shared))
         found = scaled_dot_product_attention(
             query.permute(0, 2, 3, 1, 4).flatten(2, 3),  # (N, H / G, G Q, D)
@@ -120,11 +120,11 @@ def attend(
 
 
 class _Paged:
-    """The attention function; remembers the plan of the forward pass that is under way."""
+    """The attention function; remembers the plan of the present forward pass."""
 
     def __init__(self) -> None:
-        # The object that all layers of one pass are given, and what was made of it.
-        self._newest: tuple[Tensor, Plan] | None = None
+        # The object that all layers of one pass receive, and the plan made from it.
+        self._newest: tuple[Tensor, AttentionPlan] | None = None
 
     def __call__(
         self,
@@ -138,33 +138,35 @@ class _Paged:
         cache: Any = None,
         **named: Any,
     ) -> tuple[Tensor, None]:
-        """Output of shape (1, P, H, D), and no weights.
+        """Return outputs of shape (1, P, H, D), and no weights.
 
-        Raises: ValueError without a paged cache, or for attention of a kind not built here.
+        Raises: ValueError without a paged cache, or for an unsupported kind of attention.
         """
         del attention_mask, dropout
         if cache is None:
             raise ValueError(f"the attention {NAME} needs continuous batching's paged cache")
         if unknown := [name for name in _CHANGES_ATTENTION if named.get(name) is not None]:
             raise ValueError(
-                f"layer {module.layer_idx} needs {unknown[0]}, which {NAME} has not: set "
+                f"layer {module.layer_idx} needs {unknown[0]}, which {NAME} does not support: set "
                 "engine.transformers.attn_implementation to sdpa"
             )
         keys_CHD, values_CHD = self._updated(cache, module.layer_idx, key, value, named)
         starts: Tensor = named["cu_seq_lens_q"]
         if self._newest is None or starts is not self._newest[0]:
             queries, keys = starts.diff().tolist(), named["cu_seq_lens_k"].diff().tolist()
-            self._newest = starts, planned(queries, keys, query.device)
+            self._newest = starts, plan_calls(queries, keys, query.device)
         plan = self._newest[1]
-        found = attend(plan, query[0].transpose(0, 1), keys_CHD, values_CHD, scaling)
+        found = attend_paged(plan, query[0].transpose(0, 1), keys_CHD, values_CHD, scaling)
         return found.unsqueeze(0), None
 
     @staticmethod
     def _updated(
         cache: Any, layer: int, key: Tensor, value: Tensor, named: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all sequences, the new ones written to the cache: (C, H, D)."""
-        if _FROM_KEYWORDS:  # it also replaces the lengths of all kinds of layers by this one's
+        """Write the new keys and values to the cache; returns those of all sequences: (C, H, D)."""
+        if (
+            _FROM_KEYWORDS
+        ):  # it also replaces the lengths of all kinds of layers by those of this one
             found = cache.update(key, value, layer, named)
             return found[0][0].transpose(0, 1), found[1][0].transpose(0, 1)
         return cache.update(key, value, layer, named["read_index"], named["write_index"])

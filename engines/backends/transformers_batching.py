@@ -1,8 +1,8 @@
-"""transformers' continuous batching and its model, behind the few things an engine needs of it.
+"""Wraps transformers' continuous batching and its model in the few calls that an engine needs.
 
 Private names of the library are used here, in `transformers_sampling` and in
-`transformers_attention` only, for 5.17 and 5.19. Invariant: the model is never written to while it
-computes.
+`transformers_attention` only, for 5.17 and 5.19. Invariant: the weights are never written
+while the model computes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from pipeline.system.cpu_cores import CoresError, engine_cores
 log = logging.getLogger("engines.backends.transformers_batching")
 
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
-"""Tokens of one forward pass at most. The mask of the attention `sdpa` is that times the cache."""
+"""Most tokens of one forward pass. The mask of the attention `sdpa` is that times the cache."""
 _STATIC = (
     *("use_cuda_graph", "q_padding_interval_size", "kv_padding_interval_size"),
     *("default_compile_level", "varlen_compile_config", "decode_compile_config"),
 )
 """Arguments that ask for captured graphs, or for compiled code."""
-_STOP_S = 10.0  # for the library's thread: it ends between two forward passes
+_STOP_S = 10.0  # wait for the library's thread: it ends between two forward passes
 _GIB = 1 << 30
 _FIELDS = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
 
@@ -51,8 +51,8 @@ class Batching:
     Args:
         directory: a Hugging Face model.
         section: settings of the engines.
-        requests: that may run at once, probes included.
-        router: hears of new tokens, in the library's thread.
+        requests: most that run at once, probes included.
+        router: receives new tokens, in the library's thread.
 
     Raises: EngineError if the settings do not fit the machine.
     """
@@ -62,12 +62,12 @@ class Batching:
     ) -> None:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
-        # It warns of each request that is cancelled before it has a block.
+        # It warns about each request that is cancelled before it has a block.
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._section = section
-        self._forward = threading.Lock()  # held while the model computes, or is written to
-        self._cores: Sequence[int] = ()  # that the library's thread is still to be kept to
+        self._forward = threading.Lock()  # held while the model computes, or weights are written
+        self._cores: Sequence[int] = ()  # the library's thread is not pinned to them yet
         if device.type == "cpu":
             try:
                 self._cores = engine_cores(section.cpu_cores, os.sched_getaffinity(0))
@@ -89,7 +89,7 @@ class Batching:
             "max_requests_per_batch": requests,
             "max_batch_tokens": max(BATCH_TOKENS[device.type], requests),
             "max_memory_percent": self._memory_share(device),
-            # A block of old weights would be found by its tokens after a load.
+            # After a load, blocks of the old weights would be found by their tokens.
             "allow_block_sharing": False,
             "seed": seed,
             **given,
@@ -100,16 +100,16 @@ class Batching:
             generation_config=GenerationConfig(do_sample=True, max_new_tokens=1, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(**settings),
         )
-        static = any(given.get(name) for name in _STATIC)  # a plan of lengths is made every pass
-        if not asked and not static and transformers_attention.fits(self._model.config):
+        static = any(given.get(name) for name in _STATIC)  # lengths are planned in every pass
+        if not asked and not static and transformers_attention.attends_to_all(self._model.config):
             self._model.set_attn_implementation(transformers_attention.NAME)
-        drawing = TokenSampling()
+        sampling = TokenSampling()
         self._manager.output_router = router
-        self._manager.logit_processor = drawing.processors()
-        # Made before the warm-up, so that a graph is captured as it will sample.
+        self._manager.logit_processor = sampling.processors()
+        # Made before the warm-up, so that captured graphs include the sampling.
         processor = self._manager._create_batch_processor()  # noqa: SLF001
         self._manager.batch_processor = processor
-        processor.model_runner._sample = drawing.sample  # noqa: SLF001
+        processor.model_runner._sample = sampling.sample_tokens  # noqa: SLF001
         step = processor._generation_step  # noqa: SLF001
 
         def alone(model: Any) -> None:
@@ -123,7 +123,7 @@ class Batching:
 
     @property
     def about(self) -> dict[str, str]:
-        """Where and how the model computes."""
+        """Device, dtype and attention of the model."""
         return {
             "device": self._model.device.type,
             "dtype": str(self._model.dtype).removeprefix("torch."),
@@ -132,12 +132,12 @@ class Batching:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that the cache holds."""
+        """Number of tokens that the cache holds."""
         config = self._manager.continuous_batching_config
         page = config.page_size if "page_size" in _FIELDS else config.block_size
         return int(config.num_blocks) * int(page)
 
-    def add(
+    def add_request(
         self,
         name: str,
         tokens: list[int],
@@ -146,7 +146,7 @@ class Batching:
         temperature: float,
         draw: Draw,
     ) -> bool:
-        """Hand in a request; False if no more are taken."""
+        """Hand in a request; returns False if the library takes no more."""
         taken = self._manager.add_request(
             tokens,
             request_id=name,
@@ -158,28 +158,30 @@ class Batching:
         )
         return taken is not None
 
-    def cancel(self, name: str) -> None:
-        """Its slot is free at the next forward pass. Lost if it overtakes its request."""
+    def cancel_request(self, name: str) -> None:
+        """Free its slot at the next forward pass. Lost if it arrives before its request."""
         self._manager.cancel_request(name)
 
     def failure(self) -> str:
-        """Why the library's thread has ended; '' while it runs."""
+        """Return why the library's thread has ended; '' while it runs."""
         if self._manager.is_running():
             return ""
         why = self._manager.background_thread_status.fatal_error
         return f"the thread of transformers' continuous batching has ended: {why}"
 
-    def copy(self, file: Path) -> None:
-        """Write the file's tensors over those served. Raises ValueError if they do not fit."""
+    def copy_weights(self, file: Path) -> None:
+        """Overwrite the weights with the file's tensors. Raises ValueError if they do not fit."""
         started = time.monotonic()
         with self._forward, torch.no_grad(), safe_open(file, framework="pt") as tensors:
             self._synchronize()
             names = set(tensors.keys())
-            own: dict[str, torch.Tensor] = dict(self._model.named_parameters())  # tied ones once
+            own: dict[str, torch.Tensor] = dict(
+                self._model.named_parameters()
+            )  # tied ones appear once
             if missing := sorted(own.keys() - names):
                 raise ValueError(
                     f"{file} has no {missing[0]} ({len(missing)} of {len(own)} missing): models "
-                    "whose files name tensors otherwise than their modules (mixtures of experts) "
+                    "whose files and modules name tensors differently (mixtures of experts) "
                     "need engine.kind vllm"
                 )
             own |= {k: v for k, v in self._model.state_dict().items() if k in names}  # buffers
@@ -195,17 +197,17 @@ class Batching:
         log.info("%s loaded in %.3f s", file, time.monotonic() - started)
 
     def close(self) -> None:
-        """End the thread and give the memory back."""
+        """End the thread and free the memory."""
         if self._manager.is_running():
             self._manager.stop(block=True, timeout=_STOP_S, hard_stop=True)
         self._manager.destroy()
         del self._manager, self._model
-        gc.collect()  # the library's parts know each other in rings, with the cache among them
+        gc.collect()  # the library's objects, the cache among them, refer to each other in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _memory_share(self, device: torch.device) -> float:
-        """Of the memory that the library counts as free: all it may use beside the weights."""
+        """Return the share of the free memory that the cache may use."""
         if device.type == "cpu":
             memory = psutil.virtual_memory()
             free = memory.total - psutil.Process().memory_info().rss
@@ -215,14 +217,14 @@ class Batching:
         wanted = self._section.gpu_memory * total - used
         if not 0 < wanted <= free:
             raise EngineError(
-                f"engine.gpu_memory {self._section.gpu_memory} of {total / _GIB:.1f} GiB, less the "
-                f"weights' {used / _GIB:.1f}, leaves {wanted / _GIB:.1f} GiB for the cache, but "
-                f"{free / _GIB:.1f} are free: set it lower, or free the GPU"
+                f"engine.gpu_memory {self._section.gpu_memory} of {total / _GIB:.1f} GiB, minus "
+                f"{used / _GIB:.1f} of weights, leaves {wanted / _GIB:.1f} GiB for the cache, but "
+                f"{free / _GIB:.1f} GiB are free: set it lower, or free the GPU"
             )
         return wanted / (total - used)
 
     def _pin(self) -> None:
-        """On a CPU: the thread that computes keeps to the engine's cores."""
+        """Pin the computing thread to the engine's cores (CPU only)."""
         if self._cores:
             os.sched_setaffinity(threading.get_native_id(), self._cores)
             self._cores = ()
@@ -233,6 +235,6 @@ class Batching:
 
 
 def _named(asked: str, newer: bool) -> str:
-    """An attention as continuous batching takes it: 5.17 wants `paged|sdpa`, later ones `sdpa`."""
+    """Name an attention for continuous batching: 5.17 wants `paged|sdpa`, later ones `sdpa`."""
     paged = {"eager": "paged|eager", "sdpa": "sdpa" if newer else "paged|sdpa"}
     return paged.get(asked, asked)

@@ -1,11 +1,10 @@
-"""How a token is drawn inside transformers' continuous batching: seeds, temperatures, probes.
+"""Samples tokens inside transformers' continuous batching: seeds, temperatures, probes.
 
-Turns the scores of a batch into one token and its logprob a request. A draw
-follows from the request's seed and the position alone, so that the same request
-gives the same tokens whatever runs beside it; the library's own multinomial has
-one generator for all. The arguments of a request travel as rows of the
-library's int32 tensor, one logits processor a row, so that captured graphs
-see them too.
+Turns the scores of a batch into one token and its logprob per request. A draw depends on
+the request's seed and the position only, so the same request gives the same tokens
+whatever runs beside it; the library's own multinomial has one generator for all requests.
+The arguments of a request are passed as rows of the library's int32 tensor, one logits
+processor per row, so that captured graphs see them too.
 
 Axes: N requests with a new token, V vocabulary.
 """
@@ -33,10 +32,10 @@ NOT_FORCED, LIKELIEST = -1, -2
 
 @dataclass(slots=True)
 class Draw:
-    """The randomness of one request: a number in [0, 1) of 62 bits for each position.
+    """The random numbers of one request: one in [0, 1) of 62 bits for each position.
 
     >>> one, again = Draw(7), Draw(7)
-    >>> [one.advance(), one.low] == [again.advance(), again.low]
+    >>> [one.next_bits(), one.low] == [again.next_bits(), again.low]
     True
     """
 
@@ -44,12 +43,12 @@ class Draw:
     position: int = 0
     """Response tokens before the next one."""
     forced: int = NOT_FORCED
-    """Take this token whatever is drawn: a probe wants its logprob. `LIKELIEST`: that one."""
+    """Take this token whatever is drawn: a probe needs its logprob. `LIKELIEST`: the likeliest."""
     low: int = 0
     """The lower half of the newest number."""
 
-    def advance(self) -> int:
-        """The upper half of the next position's number."""
+    def next_bits(self) -> int:
+        """Return the upper half of the next position's number."""
         bits = _mixed(_mixed(self.seed & _MASK) ^ self.position) >> 2
         self.position += 1
         self.low = bits & ((1 << _HALF) - 1)
@@ -57,7 +56,7 @@ class Draw:
 
 
 def _mixed(state: int) -> int:
-    """The output function of splitmix64 (Steele, Lea and Flood 2014)."""
+    """Compute the output function of splitmix64 (Steele, Lea and Flood 2014)."""
     state = (state + 0x9E3779B97F4A7C15) & _MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -65,7 +64,7 @@ def _mixed(state: int) -> int:
 
 
 class _Row(ContinuousBatchingLogitsProcessor):
-    """Carries one number of each request to where tokens are drawn; leaves the scores alone."""
+    """Carries one number per request to the sampling; does not change the scores."""
 
     supported_kwargs = {"draw": Draw}  # noqa: RUF012 - as the library declares it
     ignored_kwargs = ()
@@ -88,29 +87,29 @@ class _Row(ContinuousBatchingLogitsProcessor):
 
 
 class TokenSampling:
-    """The logits processors of an engine, and what draws in their place."""
+    """Makes the logits processors of an engine, and samples its tokens."""
 
     def __init__(self) -> None:
-        self._high = _Row(Draw.advance)  # first: the others read what it has made
+        self._high = _Row(Draw.next_bits)  # first: the others read what it has made
         self._low = _Row(lambda draw: draw.low)
         self._forced = _Row(lambda draw: draw.forced, NOT_FORCED)
 
     def processors(self) -> ContinuousBatchingLogitsProcessorList:
-        """Of `add_request(temperature=, draw=)`, as the manager wants them."""
+        """Return the processors of `add_request(temperature=, draw=)` for the manager."""
         temperature = ContinuousBatchingTemperatureLogitsWarper(TemperatureLogitsWarper(1.0))
         rows: list[Any] = [temperature, self._high, self._low, self._forced]
         made = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(rows))
-        made.tensors_required = len(rows)  # it counts those that it has converted itself
+        made.tensors_required = len(rows)  # it counts only those that it has converted itself
         return made
 
-    def sample(self, scores: Tensor, output_ids: Tensor) -> None:
-        """In place of `ModelRunner._sample`: tokens and, as float32 bits, logprobs.
+    def sample_tokens(self, scores: Tensor, output_ids: Tensor) -> None:
+        """Replace `ModelRunner._sample`: write tokens and, as float32 bits, logprobs.
 
         Args:
             scores: shape (1, N, V), float32, divided by the temperature.
             output_ids: int32, shape (2, at least N); written.
         """
-        tokens_N, logprobs_N = drawn(
+        tokens_N, logprobs_N = draw_tokens(
             scores[0], self._high.values_N, self._low.values_N, self._forced.values_N
         )
         count = len(tokens_N)
@@ -118,12 +117,12 @@ class TokenSampling:
         output_ids[1, :count].copy_(logprobs_N.view(dtype=torch.int32))
 
 
-def drawn(
+def draw_tokens(
     scores_NV: Tensor, high_N: Tensor, low_N: Tensor, forced_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Tokens by inversion of the cumulative distribution, and their logprobs, nats.
+    """Draw tokens by inverting the cumulative distribution; returns them and their logprobs (nats).
 
-    In float64: a float32 sum over a large vocabulary would move the rare tokens.
+    In float64: a float32 sum over a large vocabulary would shift the rare tokens.
 
     Args:
         scores_NV: logits, float32.
@@ -132,9 +131,9 @@ def drawn(
 
     >>> even = torch.zeros(3, 4)
     >>> half, end = torch.tensor([0, 1 << 30, (1 << 31) - 1], dtype=torch.int32), torch.zeros(3)
-    >>> drawn(even, half, end.int(), torch.tensor([-1, -1, 0]))[0].tolist()
+    >>> draw_tokens(even, half, end.int(), torch.tensor([-1, -1, 0]))[0].tolist()
     [0, 2, 0]
-    >>> drawn(torch.eye(3), end.int(), end.int(), torch.full((3,), LIKELIEST))[0].tolist()
+    >>> draw_tokens(torch.eye(3), end.int(), end.int(), torch.full((3,), LIKELIEST))[0].tolist()
     [0, 1, 2]
     """
     logprobs_NV = scores_NV.log_softmax(-1)
@@ -142,7 +141,7 @@ def drawn(
     found: list[Tensor] = []
     for part_NV, unit_part_N1 in zip(logprobs_NV.split(_ROWS), unit_N1.split(_ROWS), strict=True):
         sums_NV = part_NV.double().exp_().cumsum(-1)
-        # Scaled by the sum as it is, so that rounding never points past the last token.
+        # Scaled by the computed sum, so that rounding never points past the last token.
         found.append(torch.searchsorted(sums_NV, unit_part_N1 * sums_NV[:, -1:], right=True))
     tokens_N = torch.cat(found).squeeze(-1).clamp_(max=scores_NV.size(-1) - 1)
     tokens_N = torch.where(forced_N == LIKELIEST, logprobs_NV.argmax(-1), tokens_N)

@@ -1,9 +1,9 @@
-"""vLLM as an engine: `AsyncLLM` in, deltas of one weight version out.
+"""vLLM as an engine: wraps `AsyncLLM` and streams deltas of one weight version.
 
 Keeps three promises: logprobs are of the distribution that was sampled from
 (after temperature), a delta has one version of the weights, and after `close`
-none of vLLM's processes is left. Importing this module loads no vLLM: its
-environment must be set before.
+none of vLLM's processes is left. Importing this module does not import vLLM: its
+environment must be set first.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling
 from engines.model_facts import ModelFacts, read_model_facts
-from engines.weights_probe import PROBES, one_by_one
+from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import engine_cores
 
-_SHUTDOWN_S = 2.0  # then vLLM kills its processes: nothing in them is worth waiting for
+_SHUTDOWN_S = 2.0  # then vLLM kills its processes: there is nothing to wait for
 
 
 class VllmEngine:
@@ -30,7 +30,7 @@ class VllmEngine:
     Args:
         model: a Hugging Face directory.
         section: settings of the engines.
-        seed: of what has no seed of its own.
+        seed: for whatever has no seed of its own.
     """
 
     has_model = True
@@ -50,7 +50,7 @@ class VllmEngine:
                 Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             ):
                 pass
-        except Exception as error:  # vLLM raises whatever fails below it
+        except Exception as error:  # anything may fail inside vLLM
             await self.close()
             raise EngineError(f"vLLM does not start with {self._model}: {error}") from error
         import vllm
@@ -106,17 +106,17 @@ class VllmEngine:
     async def load_weights(self, directory: str, version: int) -> None:
         async with self._loading:
             try:
-                # Without the cleared cache, requests in flight and prefixes keep old keys and
-                # values; what was running is prefilled again.
+                # Unless the cache is cleared, requests in flight and prefixes keep old keys and
+                # values; running requests are prefilled again.
                 await self._llm.pause_generation(mode="keep", clear_cache=True)
                 await self._llm.collective_rpc("darts_reload", args=(directory,))
                 await self._llm.update_weight_version(str(version))
                 await self._llm.resume_generation()
-            except Exception as error:  # half loaded: it must not sample on
+            except Exception as error:  # half loaded: it must not sample any more
                 raise EngineError(f"vLLM cannot load {directory}: {error}") from error
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
-        return await one_by_one(
+        return await probe_one_by_one(
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 
@@ -130,11 +130,11 @@ class VllmEngine:
             llm.shutdown(timeout=_SHUTDOWN_S)
             if outputs is not None:
                 await asyncio.wait([outputs], timeout=_SHUTDOWN_S)
-            # vLLM closes its sockets but leaves their context to the collector, which warns.
+            # vLLM leaves the context of its sockets to the garbage collector, which warns.
             llm.engine_core.resources.ctx.destroy(linger=0)
 
     async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
-        """Logprob of `token` after `before`, by the path that samples (one token, thrown away)."""
+        """Return the logprob of `token` after `before`; samples one token, which is thrown away."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -158,7 +158,7 @@ class VllmEngine:
 
 
 def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
-    """`AsyncLLM` with the settings of the house. Call it before anything imports vLLM."""
+    """Make `AsyncLLM` with darts' settings. Call it before anything imports vLLM."""
     _set_environment(section)
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -167,15 +167,15 @@ def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
 
     on_cpu = current_platform.is_cpu()
     options: dict[str, Any] = (
-        # By name vLLM would put the model into a process beside its core on a CPU, and each of
-        # the two would spin while it waits for the other: a second core burnt, stage and learner
-        # behind it in the run queue. A class it takes as it is.
+        # Given a name, vLLM on a CPU would put the model into a process beside its core, and
+        # each would spin while it waits for the other: a second core is busy, and stage and
+        # learner wait behind it. A class is used as it is.
         {
             "enforce_eager": True,
             "distributed_executor_backend": UniProcExecutor,
             # A seeded request whose prefill is cut in two ends vLLM's core ("CPU Generator does
             # not use offset"): after a reload with many requests in flight all are prefilled.
-            # vLLM warns that whole prefills are untried; each version's probe proves them here.
+            # vLLM warns that whole prefills are untested; here the probe checks every version.
             "enable_chunked_prefill": False,
         }
         if on_cpu
@@ -186,8 +186,8 @@ def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
     )
     options |= {
         "max_model_len": -1,  # the model's own, or what the cache can hold
-        # Cleared before new weights. On a CPU the first prefill is cheap; M samples a prompt
-        # share it on a GPU.
+        # Cleared before new weights. On a CPU prefill is cheap; on a GPU the samples of a
+        # prompt share it.
         "enable_prefix_caching": not on_cpu,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
@@ -212,7 +212,7 @@ def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
 
 
 def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
-    """What vLLM is asked for: deltas, each token with its own logprob and nothing else."""
+    """Make vLLM's parameters: deltas, each token with its own logprob and nothing else."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -230,10 +230,10 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
 
 
 def _set_environment(section: EngineConfig) -> None:
-    """What vLLM reads when it is imported."""
+    """Set the variables that vLLM reads when it is imported."""
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(section.cpu_kv_gib)
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    # The core in a process of its own: on our event loop's it would stop every stream.
+    # The core in a process of its own: in ours it would block every stream.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     for name, value in (
         ("VLLM_LOGGING_LEVEL", "WARNING"),
@@ -246,7 +246,7 @@ def _set_environment(section: EngineConfig) -> None:
 
 @contextlib.contextmanager
 def _threads_on(cores: Sequence[int]) -> Generator[None, None, None]:
-    """A process started here has an OpenMP thread for each of these cores, and keeps to them."""
+    """Pin processes started inside to these cores, with one OpenMP thread for each."""
     ours = {
         "OMP_NUM_THREADS": str(len(cores)),
         "OMP_PLACES": f"{{{','.join(map(str, cores))}}}",
@@ -266,13 +266,13 @@ def _threads_on(cores: Sequence[int]) -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def _as_engine_error() -> Generator[None, None, None]:
-    """A dead core is the engine's end, not the request's."""
+    """Raise EngineError for a dead core: it is the engine that failed, not the request."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
         yield
     except EngineDeadError as error:
-        raise EngineError("vLLM's core process has died; its own log says why") from error
+        raise EngineError("vLLM's core process has died; see its own log") from error
 
 
 def _cut(
@@ -298,7 +298,7 @@ def _cut(
     ]
     pieces = [(version, first, last) for version, first, last in spans if first < last]
     if sum(last - first for _, first, last in pieces) != len(tokens):
-        raise EngineError(f"vLLM tells no version for all of tokens {sent}..{end - 1}: {starts}")
+        raise EngineError(f"vLLM reports no version for some of tokens {sent}..{end - 1}: {starts}")
     deltas = [
         Delta(
             tokens=tokens[first - sent : last - sent],

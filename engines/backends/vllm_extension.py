@@ -1,7 +1,7 @@
-"""What runs where vLLM holds the model: the reload of weights in place.
+"""Reloads weights in place, inside the vLLM process that holds the model.
 
-Named by `worker_extension_cls`; vLLM mixes the class into its worker and
-`collective_rpc` calls it by name. Imported there and nowhere else.
+Named by `worker_extension_cls`: vLLM mixes the class into its worker and
+`collective_rpc` calls it by name. Imported nowhere else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Reload:
     """Mixed into vLLM's worker, whose attributes these are."""
 
-    if TYPE_CHECKING:  # vLLM refuses an extension that brings a name its worker has
+    if TYPE_CHECKING:  # vLLM refuses an extension that defines a name of its worker
         model_runner: Any
 
         def reload_weights(self, *, weights_path: str) -> None: ...
@@ -25,8 +25,8 @@ class Reload:
         """Load `directory`/model.safetensors over the weights served now."""
         from vllm.platforms import current_platform
 
-        # It warns of every layer without a tensor of its own in the file: the tied head, the
-        # rotary embedding. What was loaded is proved by the probe, not by the log.
+        # It warns about every layer without a tensor of its own in the file: the tied head, the
+        # rotary embedding. The probe checks what was loaded.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self.reload_weights(weights_path=directory)
         if current_platform.is_cpu():
@@ -37,7 +37,7 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
     """Give the output layer of tied embeddings its new weights.
 
     vLLM's CPU backend packs linear layers when it loads them; the tied head is not
-    packed again by a reload, and would go on with the old weights (error seen: 0.5).
+    packed again by a reload, and would keep the old weights (error seen: 0.5).
     """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from engines.latency_profile import Points, batch, measure
+from engines.latency_profile import Points, measure_latency, time_batch
 from engines.process_group import end_group, lead_own_group
-from engines.worker import build
+from engines.worker import build_engine
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import engine_cores
@@ -44,14 +44,14 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 async def profile_engine(config: Config) -> EngineProfile:
     """Starts the engine, measures it, and ends it. Raises EngineError."""
-    engine = build(config)
+    engine = build_engine(config)
     info = await engine.start()
     try:
-        latency = await measure(engine, info)
+        latency = await measure_latency(engine, info)
         few, many = max(1, info.slots // 8), info.slots
 
         async def seconds(count: int, tokens: int) -> float:
-            found = [await batch(engine, info, count, tokens) for _ in range(_REPEATS)]
+            found = [await time_batch(engine, info, count, tokens) for _ in range(_REPEATS)]
             return statistics.median(found)
 
         first = [await seconds(count, 1) for count in (few, many)]

@@ -12,7 +12,7 @@ from typing import Any
 from launch.run_files.jsonl import read_lines
 from pipeline.checkpoint import store
 from pipeline.config.load import load
-from pipeline.observability.trackers import flat
+from pipeline.observability.trackers import flat_metrics
 from pipeline.system.run_folder import RunFolder
 
 
@@ -44,5 +44,5 @@ def best_checkpoint(path: Path) -> tuple[Path, str]:
 
 def eval_metric(line: dict[str, Any], key: str) -> float | None:
     """Returns a metric of a line `eval`: `accuracy`, or `aime/accuracy` of a set."""
-    numbers = flat(line)
+    numbers = flat_metrics(line)
     return numbers.get(f"sets/{key}", numbers.get(key))

@@ -96,7 +96,7 @@ def _read(config: Config) -> tuple[Dataset, Dataset]:
     try:
         tokenizer = Tokenizer(Path(config.model))
         train = load_train(lenient.data, tokenizer, config.sampling.max_tokens)
-        held_out = eval_sets.load(lenient, tokenizer).data
+        held_out = eval_sets.load_eval_sets(lenient, tokenizer).data
         build.check_answers(config, train, held_out)
     except (ModelError, DataError) as error:
         exit_with_error(error, 2)

@@ -16,7 +16,7 @@ def plugin_lines() -> Iterator[str]:
     for kind in registry.PACKAGES:
         yield f"{kind}:"
         for name in registry.builtin_names(kind):
-            cls = registry.find(kind, name)
+            cls = registry.find_plugin(kind, name)
             summary = (cls.__doc__ or _module_doc(cls)).strip().splitlines()[0]
             yield f"  {name:20} {summary}"
             yield from _options(registry.options_type(cls))

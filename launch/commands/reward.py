@@ -72,7 +72,7 @@ async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[d
 
         async def one(where: str, sample: Sampled) -> dict[str, Any]:
             try:
-                scored = await pool.score(sample)
+                scored = await pool.score_sample(sample)
             except NoOpinion as silence:
                 return {"where": where, "score": None, "why": str(silence)}
             except RewardFailed as failed:
@@ -164,7 +164,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
             f"{path}: has no samples/step-*.txt: not a run, or it has not evaluated yet"
         )
     try:
-        data = eval_sets.load(config, Tokenizer(Path(config.model))).data
+        data = eval_sets.load_eval_sets(config, Tokenizer(Path(config.model))).data
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
     items = {item.prompt: item for item in data.items}

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability import trackers
-from pipeline.system.durable_files import SYSTEM, finish
+from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
 
@@ -68,7 +69,7 @@ def _say(text: object) -> None:
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
     run.config.write_text(dump(config))
-    finish(SYSTEM, run.config)  # no checkpoint is resumed without it
+    make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
     run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
 
@@ -77,7 +78,7 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
     draft.write_text(dump(config))
-    finish(SYSTEM, draft)
+    make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)
 
@@ -90,6 +91,23 @@ def print_outcome(run: RunFolder, config: Config, status: int, error: str | None
         _say(error)
 
 
+def create_run(path: Path, fresh: bool) -> RunFolder:
+    """Makes the folder of a new run and takes its lock. Raises RunError or OSError.
+
+    Args:
+        fresh: take a new name when `path` is in use.
+    """
+    run = RunFolder(new_name(path) if fresh else path)
+    run.make_folders()
+    run.hold_lock()
+    if run.config.exists():
+        raise RunError(
+            f"{run.path}: already holds a run; resume it with "
+            f"darts train --resume {run.path}, or choose another --out"
+        )
+    return run
+
+
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
     """Starts a run. Returns the exit status.
 
@@ -98,14 +116,7 @@ def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False)
         stage_only: engines and learner ranks are started by hand.
     """
     try:
-        run = RunFolder(new_name(path) if fresh else path)
-        run.create()
-        run.hold()
-        if run.config.exists():
-            raise RunError(
-                f"{run.path}: already holds a run; resume it with "
-                f"darts train --resume {run.path}, or choose another --out"
-            )
+        run = create_run(path, fresh)
     except (RunError, OSError) as error:
         _say(error)
         return 2
@@ -119,69 +130,131 @@ def check_fits(
     """Raises Refused, naming each difference, if a checkpoint is for other settings, model,
     tokenizer or data. `settings` says where the current settings are from.
     """
-    now = fingerprint.take(config)
+    now = fingerprint.fingerprint_of(config)
     if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 
-def resume_run(path: Path) -> int:
-    """Continues a run from its newest complete checkpoint. Returns the exit status."""
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A run whose lock is held, and the checkpoint that it continues from."""
+
+    config: Config
+    run: RunFolder
+    checkpoint: Path
+    step: int
+    damaged: list[str]  # newer checkpoints that cannot be used, a line each
+
+
+RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSError)
+"""What `open_run` raises."""
+
+
+def open_run(path: Path) -> Resumed:
+    """Reads a run and its newest whole checkpoint, and checks that they fit each other.
+
+    Raises: one of RESUME_ERRORS.
+    """
+    run = RunFolder(path)
+    config = load(run.config)
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_problems(config.metrics),
+    ]:
+        raise RunError("\n".join(problems))
+    run.hold_lock()
     try:
-        run = RunFolder(path)
-        config = load(run.config)
-        if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
-            raise RunError("\n".join(problems))
-        run.hold()
-        directory, manifest, complaints = store.newest(run.checkpoints)
-        for line in complaints:
-            _say(f"skipped a damaged checkpoint: {line}")
+        directory, manifest, damaged = store.newest(run.checkpoints)
         check_fits(directory, manifest, config, run.config)
-    except (RunError, ConfigError, DataError, store.CheckpointError, OSError) as error:
+    except BaseException:
+        run.release_lock()
+        raise
+    return Resumed(config, run, directory, manifest["step"], damaged)
+
+
+def resume_run(path: Path) -> int:
+    """Continues a run from its newest whole checkpoint. Returns the exit status."""
+    try:
+        found = open_run(path)
+    except RESUME_ERRORS as error:
         _say(error)
         none = isinstance(error, store.CheckpointError)
         return 5 if none and not isinstance(error, store.Refused) else 2
-    _say(f"resuming {run.path} at step {manifest['step']}")
-    return _carry_out(config, run, directory)
+    for line in found.damaged:
+        _say(f"damaged, not used: {line}")
+    _say(f"resuming {found.run.path} at step {found.step}")
+    return _carry_out(found.config, found.run, found.checkpoint)
 
 
-def _carry_out(
-    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
-) -> int:
-    view = TerminalView(config.step.count, name=run.path.name)
+class _NoView:
+    """Shows nothing."""
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        del line
+
+
+def run_job(
+    config: Config,
+    run: RunFolder,
+    resume: Path | None = None,
+    roles: Roles | None = None,
+    quiet: bool = False,
+) -> tuple[int, str]:
+    """Starts the processes of a run and shows it until it ends; frees the run's lock.
+
+    Returns: exit status (0, 1 or 130), and the reason if the run failed.
+    """
+    view = None if quiet else TerminalView(config.step.count, name=run.path.name)
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
         parts += f"{config.learner.ranks} learner rank(s)"
     else:
         parts = f"start the rest: darts learner --join {run.path} and "
         parts += f"darts engine --join {run.path} --name e0"
-    print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
-    launcher = Launcher(config, run, view, resume, roles)
+    if view is not None:
+        print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
+        launcher = Launcher(config, run, view or _NoView(), resume, roles)
         status = launcher.run_job()
     finally:
-        view.close()
-        run.release()
-    print_outcome(run, config, status, launcher.error)
-    if status == 0 and config.eval.best:
-        print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
-    if status == 0:
+        if view is not None:
+            view.close()
+        run.release_lock()
+    if status == 0 and view is not None:
+        print_outcome(run, config, status, None)
+        if config.eval.best:
+            print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
         print(f"\nreport page: darts report {run.path}", flush=True)
-    if status and any(run.checkpoints.glob("step-*")):
+    return status, launcher.error or ""
+
+
+def can_resume(run: RunFolder) -> bool:
+    """Returns True if the run has written a checkpoint."""
+    return any(run.checkpoints.glob("step-*"))
+
+
+def _carry_out(
+    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None = None
+) -> int:
+    status, error = run_job(config, run, resume, roles)
+    if status:
+        print_outcome(run, config, status, error)
+    if status and can_resume(run):
         _say(f"continue with: darts train --resume {run.path}")
     return status
 
 
 def export_run(run: Path, directory: Path) -> str:
     """Writes a checkpoint as a Hugging Face directory. Raises ValueError or OSError."""
-    from learner.checkpoint.export import export
+    from learner.checkpoint.export import export_model
 
     if directory.exists():
         raise ValueError(f"{directory}: already exists")
     source = run
     if not (run / store.MANIFEST).exists():
         try:
-            source = store.look(run / "checkpoints")
+            source = store.peek_newest(run / "checkpoints")
         except store.CheckpointError as error:
             raise ValueError(str(error)) from error
-    export(source, directory)
+    export_model(source, directory)
     return f"{source} -> {directory}"

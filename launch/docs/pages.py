@@ -74,7 +74,7 @@ def _summary(cls: type[Any]) -> str:
 
 
 def _options(kind: str, name: str) -> Iterator[tuple[str, str, str]]:
-    struct = registry.options_type(registry.find(kind, name))
+    struct = registry.options_type(registry.find_plugin(kind, name))
     for field, meaning in option_documentation(struct).items():
         default = _value(default_of(struct, field))
         yield f"{kind}.{name}.{field}", default, in_full(meaning, type_of(struct, field))
@@ -108,7 +108,7 @@ def configuration_page() -> str:
     for kind in registry.PACKAGES:
         lines += [f"### {kind}", ""]
         for name in registry.builtin_names(kind):
-            lines += [f"`{name}`: {_summary(registry.find(kind, name))}", ""]
+            lines += [f"`{name}`: {_summary(registry.find_plugin(kind, name))}", ""]
             rows = list(_options(kind, name))
             lines += [*_table(iter(rows)), ""] if rows else []
     return "\n".join(lines).rstrip() + "\n"

@@ -231,7 +231,7 @@ def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe
                 now = time.time()
                 if said.get("node") != target.node:
                     raise ConnectionError(f"machine {said.get('node', 'unknown')} answers there")
-                clock.beat(now, said["clock"], asked, 0.0)
+                clock.add_heartbeat(now, said["clock"], asked, 0.0)
                 trips.append(now - asked)
     except (OSError, ValueError) as error:
         why = str(error)
@@ -242,8 +242,8 @@ def probe_port(source: int, target: MachineFacts, what: str, port: int) -> Probe
         port=port,
         why=why,
         trip_s=min(trips, default=0.0),
-        ahead_s=0.0 if why else -clock.offset,
-        error_s=0.0 if why else clock.error,
+        ahead_s=0.0 if why else -clock.offset_s,
+        error_s=0.0 if why else clock.error_s,
     )
 
 

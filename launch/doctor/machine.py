@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from launch.commands.train import installed_versions
 from launch.launcher.local import free_port
-from pipeline.system.temp_dirs import SHARED_MEMORY, sweep
+from pipeline.system.temp_dirs import SHARED_MEMORY, remove_orphans
 
 Finding = tuple[bool, str]  # fine?, what was found (and the cure)
 
@@ -62,7 +62,7 @@ def _build_lock() -> Finding:
 
 
 def _memory() -> Finding:
-    removed = sweep()
+    removed = remove_orphans()
     shared = SHARED_MEMORY
     if not shared.is_dir():
         return True, f"no {shared}: weights are published through the run folder"

@@ -133,7 +133,7 @@ def _prompt_text(run: RunFolder, story: Story) -> str:
         config = load(run.config)
         tokenizer = Tokenizer(Path(config.model))
         if evaluated:
-            data = eval_sets.load(config, tokenizer).data
+            data = eval_sets.load_eval_sets(config, tokenizer).data
         else:
             data = load_train(config.data, tokenizer, config.sampling.max_tokens)
         return data[story.prompt].prompt

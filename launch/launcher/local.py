@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ class Launcher:
         self._config, self._run, self._view, self._resume = config, run, view, resume
         self._roles = roles or Roles(config.engine.count, list(range(config.learner.ranks)))
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))
-        temp_dirs.sweep(run.path)  # weights of a killed run that had too little shared memory
+        temp_dirs.remove_orphans(
+            run.path
+        )  # weights of a killed run that had too little shared memory
         self.weights = weights_directory(run, 2 * size)  # fp32 of a bf16 file
         self._site = site or Site(
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
@@ -148,10 +151,7 @@ class Launcher:
 
     def run_job(self) -> int:
         """Starts everything, serves until the stage ends, and cleans up."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
-            numbers.append(signal.SIGHUP)
-        before = {n: signal.signal(n, self._interrupt) for n in numbers}
+        before = self._take_signals()
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n")
             for child in self.children.values():
@@ -172,6 +172,16 @@ class Launcher:
         if self._interrupts:
             return 130
         return 1 if self.error is None or self.error else 0
+
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        """Handles the signals that stop a run; returns the handlers before. Python gives signals to
+        the main thread only: a run in another thread does not see them."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        return {number: signal.signal(number, self._interrupt) for number in numbers}
 
     def _serve(self) -> None:
         stage = self.children["stage"]

@@ -1,8 +1,8 @@
 """Child processes of a launcher: started, watched, restarted, and never left behind.
 
 Each child leads its own session (so Ctrl-C reaches only the launcher), logs into its own file, and
-is killed by the kernel when the launcher dies. Only the main thread may start one: the kernel
-watches the thread that did.
+is killed by the kernel when the launcher dies. The thread that starts one must live until it has
+ended: the kernel watches that thread.
 """
 
 from __future__ import annotations

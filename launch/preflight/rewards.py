@@ -19,7 +19,7 @@ _SHOWN = 20  # complaints listed
 
 def has_checks(plugin: Plugin) -> bool:
     """Returns True if the plug-in can check answers before a run. Raises PluginError."""
-    return hasattr(registry.find("reward", plugin.name), "complaint")
+    return hasattr(registry.find_plugin("reward", plugin.name), "complaint")
 
 
 async def reward_problems(config: Config, data: list[Dataset]) -> list[str]:
@@ -28,7 +28,7 @@ async def reward_problems(config: Config, data: list[Dataset]) -> list[str]:
     items = [item for found in data for item in _spread(found)]
     try:
         async with RewardPool(plugin, config.workers, most=1) as pool:
-            found = await pool.check([_unanswered(item) for item in items])
+            found = await pool.check_answers([_unanswered(item) for item in items])
     except RewardFailed as error:
         own = plugin.name not in registry.builtin_names("reward")  # the user's code: show where
         return [f"{error.why}\n{error.traceback}".rstrip() if own else error.why]

@@ -15,6 +15,7 @@ from launch.simulate.fuzz import Found, explore, outcome_text
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
+    Metrics,
     Scenario,
     begin_simulation,
     run_metrics,
@@ -26,9 +27,14 @@ from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.coordinator.state import PluginFault
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
-from pipeline.simulation.loop import Observer, StandsStill
+from pipeline.simulation.loop import Observer, Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Parametric
+
+
+class RunStopped(Exception):
+    """A simulated run did not come to its end."""
+
 
 PRESETS = ("paper", "ours", "map", "scale")
 
@@ -63,8 +69,13 @@ class _Steps:
                 self._bar.advance(self._task)
 
 
-def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """Simulates one run; prints its steps and metrics, and writes a trace if asked for."""
+def play_one(
+    config: Config, scenario: Scenario, observers: Sequence[Observer]
+) -> tuple[Metrics, Simulation]:
+    """Plays one run in virtual time; sizes of the configuration replace those of the scenario.
+
+    Raises: RunStopped if the run does not come to its end.
+    """
     scenario = msgspec.structs.replace(
         scenario,
         engines=config.engine.count,
@@ -79,26 +90,31 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
     workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=config.seed)
     before = worth(workload, scenario.limit, 0)
     machines = msgspec.structs.replace(scenario.machines(), chunk_tokens=config.engine.chunk_tokens)
+    simulation = begin_simulation(
+        config, machines, workload, learn=teacher(workload), observers=observers,
+        prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
+    )  # fmt: skip
+    try:
+        simulation.run()
+    except (StandsStill, PluginFault) as error:
+        raise RunStopped(f"the run stopped at {simulation.now:.1f} s: {error}") from error
+    if simulation.over is not None and simulation.over.error:
+        raise RunStopped(f"the run stopped: {simulation.over.error}")
+    after = worth(workload, scenario.limit, simulation.version)
+    return run_metrics(simulation, scenario, before, after), simulation
+
+
+def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
+    """One run; a table of its steps, its figures, and a trace if asked for."""
+    spans = Tracer()
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
-        spans = Tracer()
-        if trace is not None:
-            observers.append(spans)
-        simulation = begin_simulation(
-            config, machines, workload, learn=teacher(workload), observers=observers,
-            prompt_tokens=(PROMPT_TOKENS,) * PROMPTS,
-        )  # fmt: skip
+        observers += [spans] if trace is not None else []
         try:
-            simulation.run()
-        except (StandsStill, PluginFault) as error:
-            print(f"the run stopped at {simulation.now:.1f} s: {error}")
+            found, simulation = play_one(config, scenario, observers)
+        except RunStopped as error:
+            print(error)
             return 1
-    if simulation.over is not None and simulation.over.error:
-        print(f"the run stopped: {simulation.over.error}")
-        return 1
-    found = run_metrics(
-        simulation, scenario, before, worth(workload, scenario.limit, simulation.version)
-    )
     print(steps_table(simulation.of("step")))
     print()
     print(
@@ -107,10 +123,15 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
         )
     )
     if trace is not None:
-        trace.write_text(json.dumps(spans.document()))
+        trace.write_text(json.dumps(spans.trace_document()))
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
-    _write({"metrics": msgspec.structs.asdict(found), "steps": simulation.of("step")}, out)
+    _write(run_document(found, simulation), out)
     return 0
+
+
+def run_document(found: Metrics, simulation: Simulation) -> dict[str, Any]:
+    """The figures of one run and of its steps, as JSON can hold them."""
+    return {"metrics": msgspec.structs.asdict(found), "steps": simulation.of("step")}
 
 
 _COLUMNS = (

@@ -125,7 +125,9 @@ def measure_cost(engines: int, chunks: int, method: str = "first_m") -> Cost:
     )
     tokens = (PROMPT_TOKENS,) * prompts
     coordinator = Timed(
-        build.settings(config, prompts=prompts, stop_tokens=STOP), build.plugins(config), tokens
+        build.coordinator_settings(config, prompts=prompts, stop_tokens=STOP),
+        build.build_plugins(config),
+        tokens,
     )
     workload = Parametric(Lengths(median=1200, between=0.45, within=0.8), Policy(0.0))
     simulation = Simulation(coordinator, machines, workload, tokens)

@@ -156,13 +156,13 @@ def begin_simulation(
     prompt_tokens: Sequence[int] = (PROMPT_TOKENS,) * PROMPTS,
 ) -> Simulation:
     """Begins a run; `run()` plays it."""
-    numbers = build.settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
+    numbers = build.coordinator_settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
     # No timeouts: modelled engines may report only at the end of a response. One turn: the
     # environment's replies are not modelled.
     numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
-    coordinator = Coordinator(numbers, build.plugins(config), prompt_tokens)
+    coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation

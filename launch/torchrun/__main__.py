@@ -95,8 +95,8 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
         run = RunFolder(Path(store.get("darts/run").decode()))
     else:
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
-    run.create()
-    run.hold()
+    run.make_folders()
+    run.hold_lock()
     run_location.refuse_moved_run(run)
     if run.result.exists():
         done = json.loads(run.result.read_text())["steps"]
@@ -126,7 +126,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "
                 "another --out"
             )
-        Records.cut(run, {})  # of an attempt that left no checkpoint
+        Records.truncate_files(run, {})  # of an attempt that left no checkpoint
         identify(run, config)
         return None
     resume, manifest, complaints = newest(run.checkpoints)
@@ -142,7 +142,10 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [*learner.learner_problems(config), *trackers.complaints(config.metrics)]:
+    if problems := [
+        *learner.learner_problems(config),
+        *trackers.tracker_problems(config.metrics),
+    ]:
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
@@ -171,7 +174,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         view.close()
         (run.path / "join.key").unlink(missing_ok=True)
         run_location.remove_round(run.path)
-        run.release()
+        run.release_lock()
     print_outcome(run, config, status, launcher.error)
     return status
 
@@ -222,7 +225,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     environment["LOCAL_RANK"] = str(node.local_rank)
     arguments = learner_arguments(rank, config.learner.ranks, assignment.resume)
     if not shared:
-        arguments += ["--apart", str(run / "parts" / assignment.name)]
+        arguments += ["--no-shared-fs", str(run / "parts" / assignment.name)]
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

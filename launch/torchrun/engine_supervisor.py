@@ -21,7 +21,7 @@ from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
 from launch.torchrun.node import CONFIG, join_arguments, write_join_files
 from pipeline.config.load import load
-from pipeline.system.temp_dirs import shared_directory, sweep
+from pipeline.system.temp_dirs import remove_orphans, shared_directory
 from pipeline.wire.keys import PeerKeys, read_private
 
 _POLL_S = 0.2
@@ -76,7 +76,7 @@ def main() -> None:
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
-    sweep()
+    remove_orphans()
     command = ["engines.worker", "--name", options.name, *join_arguments(options.scratch)]
     if options.weights is not None:
         command += ["--weights", str(options.weights)]

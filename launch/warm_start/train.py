@@ -77,7 +77,7 @@ def rate_at(step: int, steps: int) -> float:
 def draw_trace(rng: Random) -> tuple[list[int], int]:
     """Draws a training trace: token ids, cut to length, and how many of them are prompt."""
     terms = chain_sums.draw_terms("train", rng)
-    question = chain_sums.prompt(terms)
+    question = chain_sums.prompt_of(terms)
     text, _ = chain_sums.trace(terms, rng)
     cut = LONG_CUT if rng.random() < LONG_SHARE else SHORT_CUT
     return [_ID[c] for c in question + text + chain_sums.EOS][:cut], len(question)

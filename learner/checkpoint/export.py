@@ -1,4 +1,4 @@
-"""A checkpoint -> a directory that transformers and vLLM load. Imports torch for adapters only."""
+"""Exports the model of a checkpoint for transformers and vLLM. Imports torch only for LoRA."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ExportError(Exception):
     """The checkpoint cannot be exported; the message says what is missing."""
 
 
-def export(checkpoint: Path, out: Path) -> Path:
-    """Write the model of a checkpoint to `out`, which must not exist or be empty.
+def export_model(checkpoint: Path, out: Path) -> Path:
+    """Write the model of a checkpoint to `out`, which must be empty or not exist.
 
-    Of a run with LoRA: the base model with the adapter merged into it, and the
+    After a run with LoRA: the base model with the adapter merged into it, and the
     adapter itself in `out`/adapter.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,7 +48,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     )
     if not (base / "config.json").is_file():
         raise ExportError(
-            f"{adapter}: made for the model in {base}, which is not there (any more): put it back"
+            f"{adapter}: made for the model in {base}, which does not exist: put it back"
         )
     import torch
     from safetensors.torch import save_file
@@ -61,7 +61,7 @@ def _merged(adapter: Path, draft: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     dtype = model.dtype
     lora.attach(model.to(torch.float32), lora.section_of(adapter), base)
-    lora.load(model, adapter)
+    lora.load_adapter(model, adapter)
     draft.mkdir(parents=True)
     for path in companions(base):
         shutil.copyfile(path, draft / path.name)

@@ -1,12 +1,11 @@
-"""A learner's part of a checkpoint: the model for everybody, the optimizer for itself.
+"""Saves and restores a learner's part of a checkpoint: model and optimizer.
 
     DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0), or
     DIRECTORY/adapter/               with LoRA: peft's format, without the base model (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
 
-Every file is fsynced here; the directories, and the commit by renaming
-DIRECTORY into place, are the stage's. Gradients are not saved: they count as
-not trained.
+Every file is fsynced here; the stage syncs the directories and commits by renaming
+DIRECTORY. Gradients are not saved: their groups count as not trained.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import torch
 
 from learner import lora
 from learner.deepspeed.engine import Zero, ZeroError
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 MODEL = "model"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """Where a checkpoint was written."""
+    """The step and version of a checkpoint."""
 
     step: int
     version: int
@@ -38,14 +37,14 @@ def optimizer_file(directory: Path, rank: int) -> Path:
     return directory / f"optimizer-rank{rank}.pt"
 
 
-def save(
+def save_checkpoint(
     zero: Zero, source: Path, directory: Path, step: int, version: int, disk: Disk = SYSTEM
 ) -> None:
-    """Write this rank's part. `source`: the model directory that holds the tokenizer."""
-    with zero.whole():  # first: rank 0 may fail to write, but never to take part
+    """Write this rank's part. `source`: the model directory with the tokenizer."""
+    with zero.gathered_weights():  # first: all take part, even if rank 0 cannot write
         if zero.rank == 0:
             if lora.is_attached(zero.module):
-                lora.save(zero.module, directory / lora.ADAPTER, disk)
+                lora.save_adapter(zero.module, directory / lora.ADAPTER, disk)
             else:
                 save_model(zero.module, source, directory / MODEL, disk)
     if zero.owns_state():
@@ -53,30 +52,30 @@ def save(
             "step": step,
             "version": version,
             "random": torch.get_rng_state(),
-            "state": zero.state(),
+            "state": zero.optimizer_state(),
         }
         save_optimizer(state, optimizer_file(directory, zero.rank), disk)
 
 
 def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
-    """Tensors and plain values: what `torch.load` takes with `weights_only`."""
+    """Write tensors and plain values, which `torch.load` accepts with `weights_only`."""
     with disk.create(path) as file:
         torch.save(state, file)
-    finish(disk, path)
+    make_durable(disk, path)
 
 
 def save_model(model: Any, source: Path, directory: Path, disk: Disk = SYSTEM) -> None:
-    """The model in Hugging Face format, with what else `source` holds."""
+    """Write the model in Hugging Face format, with the other files of `source`."""
     disk.mkdir(directory)
     for path in companions(source):
         shutil.copyfile(path, directory / path.name)
     model.save_pretrained(directory, max_shard_size="1000GB")
     for path in sorted(directory.iterdir()):
-        finish(disk, path)
+        make_durable(disk, path)
 
 
-def load(zero: Zero, directory: Path) -> Restored:
-    """Restore optimizer and random state; the model was loaded from DIRECTORY/model before."""
+def load_checkpoint(zero: Zero, directory: Path) -> Restored:
+    """Restore optimizer and random state; the model is already loaded from DIRECTORY/model."""
     path = optimizer_file(directory, zero.rank if zero.owns_state() else 0)
     if not path.is_file():
         raise ZeroError(
@@ -84,13 +83,13 @@ def load(zero: Zero, directory: Path) -> Restored:
             "stage; resume with the same learner.ranks and learner.zero"
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    zero.restore(state["state"])
+    zero.restore_state(state["state"])
     torch.set_rng_state(state["random"])
     return Restored(state["step"], state["version"])
 
 
-def needed(directory: Path, rank: int) -> list[Path]:
-    """What a rank reads of a checkpoint: all but the optimizers of others."""
+def files_needed(directory: Path, rank: int) -> list[Path]:
+    """List the files of a checkpoint that a rank reads: all but other ranks' optimizers."""
     own = optimizer_file(directory, rank)
     own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0
     others = set(directory.glob("optimizer-rank*.pt")) - {own}
@@ -98,7 +97,7 @@ def needed(directory: Path, rank: int) -> list[Path]:
 
 
 def companions(model: Path) -> Iterator[Path]:
-    """Files of a model directory that are not weights: tokenizer, generation settings, licence."""
+    """Yield the files of a model that are not weights: tokenizer, generation settings, licence."""
     for path in sorted(model.iterdir()):
         if path.is_file() and not path.name.endswith(_SKIPPED):
             yield path

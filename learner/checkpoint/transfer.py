@@ -1,10 +1,10 @@
-"""Parts of a checkpoint on their way between rank 0 and machines that lack the run's folder.
+"""Transfers parts of a checkpoint between rank 0 and ranks that cannot see the run's folder.
 
-Rank 0 stands beside the folder. A rank of another machine that does not share
-it (it is *apart*) writes into a directory of its own and sends the files to rank
-0, which has them on its disk before the stage hears that they are; at a resume
-rank 0 sends it what it needs. Bytes go through the learner's process group, as
-gradients do, and are held against their checksums. Knows no format of a file.
+Rank 0 runs on the machine of the folder. A rank of a machine that does not share it
+(`no_shared_fs`) writes into a directory of its own and sends the files to rank 0, which has
+them on its disk before it reports them saved; at a resume rank 0 sends the rank what it
+needs. Bytes go through the learner's process group, as gradients do, and their checksums
+are checked. Knows no file format.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import torch
 import torch.distributed
 import xxhash
 
-from pipeline.system.durable_files import SYSTEM, Disk, finish
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 PIECE_BYTES = 4 << 20
-"""As of weights: what both ends hold of a file."""
+"""Bytes of a file that both ends hold in memory, as for weights."""
 
 
 class TransferError(Exception):
-    """A part did not arrive; the message says whose, and why."""
+    """A part did not arrive; the message says which, and why."""
 
 
 class _File(msgspec.Struct, frozen=True, array_like=True):
-    name: str  # below the checkpoint
+    name: str  # relative to the checkpoint
     bytes: int
     checksum: str  # xxh3_128
 
 
 class _FilePart(msgspec.Struct, frozen=True):
-    """Precedes the files of one rank."""
+    """Sent before the files of one rank."""
 
     files: tuple[_File, ...] = ()
     error: str = ""  # why there are none
@@ -47,59 +47,59 @@ class CheckpointTransfer:
     """All ranks make one together, and enter its contexts together (collectives).
 
     Args:
-        rank: this one's number.
-        apart: by rank, whether its machine lacks the run's folder.
-        own: where this rank keeps files meanwhile, if it is apart.
+        rank: number of this rank.
+        no_shared_fs: by rank, True if its machine does not share the run's folder.
+        own: where this rank keeps files meanwhile, if it does not share the folder.
     """
 
     def __init__(
         self,
         rank: int,
-        apart: Sequence[bool],
+        no_shared_fs: Sequence[bool],
         own: Path | None,
         device: torch.device,
         disk: Disk = SYSTEM,
     ) -> None:
-        if apart[0]:
-            raise TransferError("rank 0 is apart: it has to run beside the run's folder")
+        if no_shared_fs[0]:
+            raise TransferError("rank 0 must run on a machine that has the run's folder")
         self._rank, self._own, self._device, self._disk = rank, own, device, disk
-        self._apart = [number for number, lacks in enumerate(apart) if lacks]
+        self._remote = [number for number, lacks in enumerate(no_shared_fs) if lacks]
 
     @contextlib.contextmanager
-    def restoring(
+    def checkpoint_to_read(
         self, checkpoint: Path | None, needed: Callable[[Path, int], Sequence[Path]]
     ) -> Iterator[Path | None]:
-        """Where what this rank needs of the checkpoint can be read; None: there is none.
+        """Give the directory to restore from, fetched if need be; None: there is no checkpoint.
 
         Args:
-            needed: checkpoint, rank -> files that the rank reads of it.
+            needed: (checkpoint, rank) -> files that the rank reads.
 
-        Raises: CarryingError if they have not come.
+        Raises: TransferError if they did not arrive.
         """
         if checkpoint is None:
             yield None
-        elif self._rank in self._apart:
+        elif self._rank in self._remote:
             with self._emptied() as place:
                 if problem := self._receive(0, place):
                     raise TransferError(f"{checkpoint}, from rank 0: {problem}")
                 yield place
         else:
-            for rank in self._apart if self._rank == 0 else ():
+            for rank in self._remote if self._rank == 0 else ():
                 self._send(rank, checkpoint, needed(checkpoint, rank))
             yield checkpoint
 
     @contextlib.contextmanager
-    def saving(self, checkpoint: Path) -> Iterator[Path]:
-        """Where this rank writes its part; left, the part is in the checkpoint's directory.
+    def directory_to_write(self, checkpoint: Path) -> Iterator[Path]:
+        """Give the directory for this rank's part; at the end the part is in the checkpoint.
 
-        Whatever fails, all ranks take part to the end. Raises CarryingError (rank 0).
+        Whatever fails, all ranks take part to the end. Raises TransferError (rank 0).
         """
-        if self._rank in self._apart:
+        if self._rank in self._remote:
             with self._emptied() as place:
                 try:
                     yield place
                 except Exception as failure:
-                    self._tell(0, _FilePart(error=f"{type(failure).__name__}: {failure}"))
+                    self._send_header(0, _FilePart(error=f"{type(failure).__name__}: {failure}"))
                     raise
                 self._send(0, place, [path for path in place.rglob("*") if path.is_file()])
             return
@@ -112,17 +112,17 @@ class CheckpointTransfer:
             raise TransferError("; ".join(problems))
 
     def _collect(self, checkpoint: Path | None) -> list[str]:
-        """Rank 0 takes the parts of all that are apart; None: they are of no use any more."""
+        """Receive the parts of remote ranks (rank 0); None: receive and discard them."""
         if self._rank != 0:
             return []
-        found = [(rank, self._receive(rank, checkpoint)) for rank in self._apart]
+        found = [(rank, self._receive(rank, checkpoint)) for rank in self._remote]
         return [f"the part of rank {rank}: {problem}" for rank, problem in found if problem]
 
     @contextlib.contextmanager
     def _emptied(self) -> Iterator[Path]:
-        """The own directory, without what an earlier process has left; gone afterwards.
+        """Make the own directory anew; it is removed afterwards.
 
-        Where it cannot be made, whoever writes there fails, and takes part to the end.
+        If it cannot be made, writing there fails, and the rank still takes part to the end.
         """
         assert self._own is not None
         shutil.rmtree(self._own, ignore_errors=True)
@@ -135,12 +135,12 @@ class CheckpointTransfer:
 
     # --- one rank to another ------------------------------------------------------------
 
-    def _tell(self, to: int, parcel: _FilePart) -> None:
-        content = torch.frombuffer(bytearray(msgspec.msgpack.encode(parcel)), dtype=torch.uint8)
+    def _send_header(self, to: int, part: _FilePart) -> None:
+        content = torch.frombuffer(bytearray(msgspec.msgpack.encode(part)), dtype=torch.uint8)
         torch.distributed.send(torch.tensor([len(content)], device=self._device), to)
         torch.distributed.send(content.to(self._device), to)
 
-    def _hear(self, sender: int) -> _FilePart:
+    def _receive_header(self, sender: int) -> _FilePart:
         size = torch.zeros(1, dtype=torch.int64, device=self._device)
         torch.distributed.recv(size, sender)
         return msgspec.msgpack.decode(self._piece(sender, int(size.item())), type=_FilePart)
@@ -152,9 +152,9 @@ class CheckpointTransfer:
                 for path in paths
             ]
         except OSError as failure:
-            self._tell(to, _FilePart(error=f"{type(failure).__name__}: {failure}"))
+            self._send_header(to, _FilePart(error=f"{type(failure).__name__}: {failure}"))
             raise
-        self._tell(to, _FilePart(tuple(files)))
+        self._send_header(to, _FilePart(tuple(files)))
         for path in paths:
             with path.open("rb") as file:
                 while block := bytearray(file.read(PIECE_BYTES)):
@@ -162,13 +162,13 @@ class CheckpointTransfer:
                     torch.distributed.send(piece.to(self._device), to)
 
     def _receive(self, sender: int, base: Path | None) -> str:
-        """All files of a rank's parcel, written and fsynced below `base` (None: nowhere).
+        """Receive all files of a rank's part, written and fsynced below `base` (None: discarded).
 
-        Returns: what went wrong; nothing is left on the way even then.
+        Returns: what went wrong; every byte is received even then.
         """
-        parcel = self._hear(sender)
-        problem = parcel.error
-        for file in parcel.files:
+        part = self._receive_header(sender)
+        problem = part.error
+        for file in part.files:
             pieces = self._pieces(sender, file.bytes)
             if base is not None and not problem:
                 problem = self._write(pieces, file, base)
@@ -177,10 +177,10 @@ class CheckpointTransfer:
         return problem
 
     def _write(self, pieces: Iterator[bytes], file: _File, base: Path) -> str:
-        """Returns what went wrong."""
+        """Write one file; returns what went wrong."""
         name = PurePosixPath(file.name)
         if name.is_absolute() or ".." in name.parts:
-            return f"{file.name} is outside of the checkpoint"
+            return f"{file.name} is outside the checkpoint"
         path, digest = base / name, xxhash.xxh3_128()
         try:
             if not path.parent.is_dir():
@@ -189,11 +189,11 @@ class CheckpointTransfer:
                 for piece in pieces:
                     digest.update(piece)
                     out.write(piece)
-            finish(self._disk, path)
+            make_durable(self._disk, path)
         except OSError as error:
             return f"{path}: {error.strerror or error}"
         if digest.hexdigest() != file.checksum:
-            return f"{file.name}: not what was sent: damaged on the way"
+            return f"{file.name}: not what was sent: damaged in transit"
         return ""
 
     def _pieces(self, sender: int, size: int) -> Iterator[bytes]:
@@ -211,14 +211,16 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def meet(own: Path | None, device: torch.device, disk: Disk = SYSTEM) -> CheckpointTransfer:
-    """This rank's carrier, after the ranks have joined (a collective).
+def make_transfer(
+    own: Path | None, device: torch.device, disk: Disk = SYSTEM
+) -> CheckpointTransfer:
+    """Make this rank's transfer, after the ranks have joined (a collective).
 
     Args:
-        own: where a rank that is apart keeps files meanwhile; None: it has the run's folder.
+        own: where the rank keeps files meanwhile; None: it shares the run's folder.
     """
     mine = torch.tensor([own is not None], dtype=torch.uint8, device=device)
-    said = [torch.zeros_like(mine) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(said, mine)
-    apart = [bool(one.item()) for one in said]
-    return CheckpointTransfer(torch.distributed.get_rank(), apart, own, device, disk)
+    answers = [torch.zeros_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(answers, mine)
+    no_shared_fs = [bool(one.item()) for one in answers]
+    return CheckpointTransfer(torch.distributed.get_rank(), no_shared_fs, own, device, disk)

@@ -1,9 +1,8 @@
-"""Where compiled extensions live, and the lock that a killed compile leaves there.
+"""Chooses the folder of compiled extensions, and removes locks that a killed compile left.
 
-Turns a directory of torch extensions into the list of its stale locks, and removes those.
 torch takes a lock by creating the file `lock` in an extension's folder, keeps it open, and
 deletes it at the end; a process killed in between leaves it, and every later
-`deepspeed.init_distributed` then waits for it without a word. Invariant: a lock that a live
+`deepspeed.init_distributed` then waits for it silently. Invariant: a lock that a live
 process holds open is never removed. Imports neither torch nor DeepSpeed.
 """
 
@@ -22,7 +21,7 @@ _RELEASE_S = 0.2
 
 
 def torch_extensions_dir() -> Path:
-    """The folder for compiled extensions: TORCH_EXTENSIONS_DIR, else inside the environment.
+    """Return the folder of compiled extensions: TORCH_EXTENSIONS_DIR, else in the environment.
 
     torch's own default is shared by all of a user's environments (~/.cache); in the
     environment, extension and torch come and go together.
@@ -36,7 +35,7 @@ def use_torch_extensions_dir() -> Path:
 
     Call before anything compiles or loads an extension, so before DeepSpeed starts. torch asks
     for `ninja` on PATH at every load, even of a compiled extension, and another release of
-    ninja compiles all anew: hence the environment's own bin folder comes first.
+    ninja compiles everything again: so the environment's own bin folder comes first.
     """
     directory = torch_extensions_dir()
     directory.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ def _identity(lock: Path) -> tuple[int, int, int, int] | None:
 
 
 def _open_files() -> set[tuple[int, int]]:
-    """(device, inode) of every file that a process of this user holds open."""
+    """Return (device, inode) of every file that a process of this user holds open."""
     found: set[tuple[int, int]] = set()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():

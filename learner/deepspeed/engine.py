@@ -1,18 +1,18 @@
-"""DeepSpeed at ZeRO 0 to 3: gradients accumulated without bound, one step, exact scaling.
+"""Runs DeepSpeed at ZeRO 0 to 3: any number of backward passes, one step, exact scaling.
 
 Turns losses (sums over tokens) into gradients that stay local to the rank, and
-a normaliser that is known only at the end into one optimizer step. Which calls
-accumulate exactly was found by measurement: `backward(scale_wrt_gas=False)`
-everywhere; `managed_gradient_accumulation` off at stages 0 and 1, one
+a normaliser that is known only at the end into one optimizer step. Measured to
+accumulate exactly: `backward(scale_wrt_gas=False)` everywhere;
+`managed_gradient_accumulation` off at stages 0 and 1, one
 `coalesce_grad_reduction()` for a whole step at 2 and 3. So gradients are whole
-on every rank, and reduced in `step()` alone.
+on every rank, and reduced only in `step()`.
 
 In bfloat16 DeepSpeed keeps float32 masters and optimizer state at stages 1 to 3;
 the sums over micro-batches are kept here (`learner.deepspeed.gradient_sums`).
 
 At stages 0 to 2 the ranks may run different numbers of micro-batches, but each
-at least one. At stage 3 (`in_rounds`) every forward and backward communicates:
-all ranks must run equally many passes, those without gradient included.
+at least one. At stage 3 (`collective_passes`) every forward and backward
+communicates: all ranks must run equally many passes, those without gradient included.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from torch import Tensor
 
 from learner.deepspeed import build_lock
 from learner.deepspeed.gradient_sums import GradientSums
-from learner.deepspeed.lr_schedule import decay_groups, rate
+from learner.deepspeed.lr_schedule import decay_groups, scheduled_lr
 
 # All of this must be set before deepspeed is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 build_lock.use_torch_extensions_dir()
-if shutil.which("ninja") is None:  # a virtual environment that was not activated
+if shutil.which("ninja") is None:  # in a virtual environment that is not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -58,15 +58,15 @@ from pipeline.config.schema import LearnerConfig  # noqa: E402
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3: parameters up to this size (norms, biases) stay whole on every rank."""
 GRADIENT_LIMIT = 1e18
-"""A gradient norm above this squares to more than float32 holds: not finite for us."""
+"""A gradient norm above this counts as not finite: its square exceeds float32."""
 
 
 class ZeroError(Exception):
-    """DeepSpeed cannot do, or did not do, what was asked."""
+    """DeepSpeed could not do what was requested."""
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The device of this rank; on a GPU machine its own card. Raises ZeroError without one."""
+    """Return this rank's device; with GPUs its own card. Raises ZeroError if there are too few."""
     if torch.cuda.is_available():
         if local_rank >= (found := torch.cuda.device_count()):
             raise ZeroError(
@@ -90,10 +90,10 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def settings(section: LearnerConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration: what darts decides, and what `learner.deepspeed` adds.
+def deepspeed_settings(section: LearnerConfig) -> dict[str, Any]:
+    """Make DeepSpeed's configuration: darts' own keys, and those of `learner.deepspeed`.
 
-    Raises: DeepSpeedFileError if that file does not fit.
+    Raises: DeepSpeedFileError if that file is not usable.
     """
     theirs = deepspeed_json.read(section)
     return {
@@ -103,7 +103,7 @@ def settings(section: LearnerConfig) -> dict[str, Any]:
         "managed_gradient_accumulation": section.zero >= 2,
         "gradient_clipping": section.clip_norm if section.zero else 0.0,
         "zero_allow_untested_optimizer": True,
-        # An update that is left out without a word: whether it is finite is decided before.
+        # It would skip an update silently; `gradient_is_finite` decides before the step.
         "bf16": {"enabled": section.dtype == "bfloat16", "check_grad_overflow": False},
         "zero_optimization": {
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
@@ -119,11 +119,11 @@ class Zero:
     """A model, its optimizer, and the gradient of the step so far."""
 
     def __init__(self, model: torch.nn.Module, section: LearnerConfig, steps: int) -> None:
-        """`steps`: of the whole run; the schedule of the learning rate goes by it."""
+        """`steps`: those of the whole run, for the schedule of the learning rate."""
         self._section = section
         self._steps = steps
-        self.in_rounds = section.zero == 3
-        """Whether passes communicate, so that all ranks must run equally many."""
+        self.collective_passes = section.zero == 3
+        """Passes communicate, so all ranks must run equally many."""
         self._unreduced: AbstractContextManager[None] | None = None  # stages 2, 3: open in a step
         self._norm = float("nan")
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -133,12 +133,14 @@ class Zero:
             decay_groups(named, section), lr=section.lr, betas=section.betas, eps=section.eps
         )
         if section.zero == 0:
-            # DeepSpeed clips here too, but keeps the norm to itself.
+            # DeepSpeed clips here too, but does not report the norm.
             optimizer.register_step_pre_hook(self._clip_reduced)
-        model.eval()  # dropout would make the old logprobs another policy's
+        model.eval()  # with dropout the old logprobs would be those of another policy
         try:
-            found = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(section))
-        except ValueError as error:  # DeepSpeed's own checks, of keys below those that we know
+            found = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=deepspeed_settings(section)
+            )
+        except ValueError as error:  # DeepSpeed's own checks, of nested keys that we do not check
             if section.deepspeed:
                 raise ZeroError(f"{section.deepspeed}: {error}") from error
             raise
@@ -150,59 +152,59 @@ class Zero:
 
     @property
     def module(self) -> Any:
-        """The bare model, for passes without gradient: by any rank alone, but in rounds by all."""
+        """The bare model, for passes without gradient; with `collective_passes` on all ranks."""
         return self.engine.module
 
-    def whole(self) -> AbstractContextManager[None]:
-        """While this is open the parameters of `module` hold their values (at stage 3 a
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        """Give the parameters of `module` their values inside this context (at stage 3 a
         collective that gathers all of them on every rank)."""
-        if not self.in_rounds:
+        if not self.collective_passes:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(self.parameters)
 
-    def total(self, *values: float) -> list[float]:
-        """Each value summed over the ranks (a collective)."""
+    def sum_over_ranks(self, *values: float) -> list[float]:
+        """Sum each value over the ranks (a collective)."""
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         comm.all_reduce(sums)
         return sums.tolist()
 
-    def most(self, value: int) -> int:
-        """The largest of the ranks' values (a collective)."""
+    def max_over_ranks(self, value: int) -> int:
+        """Return the largest of the ranks' values (a collective)."""
         found = torch.tensor(value, device=self.device)
         comm.all_reduce(found, op=comm.ReduceOp.MAX)
         return int(found.item())
 
-    def each(self, value: dict[str, float]) -> list[dict[str, float]]:
-        """Every rank's value, in order of rank (a collective)."""
+    def gather_from_ranks(self, value: dict[str, float]) -> list[dict[str, float]]:
+        """Return every rank's value, in order of rank (a collective)."""
         found: list[dict[str, float]] = [{} for _ in range(self.world)]
         torch.distributed.all_gather_object(found, value)
         return found
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a sum over tokens; communicates in rounds only."""
+        """Add the gradient of a sum over tokens; a collective with `collective_passes` only."""
         if self._section.zero >= 2 and self._unreduced is None:
             unreduced: AbstractContextManager[None] = self.engine.coalesce_grad_reduction()
             unreduced.__enter__()
             self._unreduced = unreduced
         self.engine.backward(loss, scale_wrt_gas=False)
-        self.sums.collect()
+        self.sums.add_gradients()
 
     def zero_gradients(self) -> None:
         """Forget everything accumulated since the last step."""
-        self.sums.clear()  # first: stage 3's own way fails where a device has no streams
+        self.sums.clear_sums()  # first: stage 3's own call fails on a device without streams
         self.engine.optimizer.zero_grad(set_to_none=True)
 
     def has_gradient(self) -> bool:
-        return bool(self.sums.found())
+        return bool(self.sums.all_sums())
 
-    def finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
-        """Whether the reduced gradient is finite; the same answer on all ranks (a collective).
+    def gradient_is_finite(self, normaliser: float, *, fine_here: bool = True) -> bool:
+        """Return True if the reduced gradient is finite; equal on all ranks (a collective).
 
         The reduced norm is at most the sum of the ranks' norms, so that sum decides
-        before anything has been reduced. DeepSpeed protects no weight at stage 0.
+        before the reduction. At stage 0 DeepSpeed itself checks nothing.
         """
         norm = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradients = self.sums.found()
+        gradients = self.sums.all_sums()
         if gradients:
             norms = torch._foreach_norm(gradients)  # noqa: SLF001 - its only name
             norm = torch.stack([one.double() for one in norms]).norm()
@@ -213,21 +215,21 @@ class Zero:
         return value < GRADIENT_LIMIT and float(norm.item()) < GRADIENT_LIMIT
 
     def step(self, normaliser: float, updates: int) -> dict[str, float]:
-        """Divide by the normaliser, clip, and apply (a collective); gradients are gone after.
+        """Divide by the normaliser, clip, and apply (a collective); clears the gradients.
 
         Args:
             normaliser: N, over all ranks.
-            updates: steps applied before this one; the learning rate goes by it.
+            updates: steps applied before this one, for the learning rate.
 
         Returns: `grad_norm` (before clipping) and `lr`.
         """
         if not normaliser > 0:
             raise ZeroError(f"the step's normaliser is {normaliser}: no token to learn from")
-        learning_rate = rate(self._section, updates, self._steps)
+        learning_rate = scheduled_lr(self._section, updates, self._steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._section.dtype == "bfloat16":
-            with self.whole():  # a gradient is of its parameter's size
+            with self.gathered_weights():  # a gradient must have its parameter's size
                 self.sums.hand_over()
         if self._section.zero == 0:
             # reduction averages over ranks; the loss is a sum over all of them
@@ -259,17 +261,17 @@ class Zero:
     # --- checkpoints ------------------------------------------------------------------------
 
     def owns_state(self) -> bool:
-        """Whether this rank's optimizer state is needed: at stage 0 all have the same."""
+        """Return True if this rank's optimizer state must be saved: at stage 0 all are equal."""
         return self._section.zero > 0 or self.rank == 0
 
-    def state(self) -> dict[str, Any]:
-        """Optimizer state of this rank, of tensors and plain values; no gradients."""
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return this rank's optimizer state as tensors and plain values; no gradients."""
         optimizer = self.engine.optimizer
         state: dict[str, Any] = {"zero": self._section.zero, "world": self.world}
         if self._section.zero == 0:
             return {**state, "optimizer": optimizer.state_dict()}
         if self._section.zero == 3:
-            whole = optimizer.state_dict()  # with objects that torch.load would refuse
+            whole = optimizer.state_dict()  # with objects that torch.load refuses
             masters = whole["fp32_flat_groups"]
             state["optimizer"] = whole["optimizer_state_dict"]
         else:
@@ -277,8 +279,8 @@ class Zero:
             state["optimizer"] = optimizer.optimizer.state_dict()
         return {**state, "masters": [part.detach() for part in masters]}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up `state` of the same stage (and, above stage 0, the same number of ranks)."""
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Restore a state of the same stage (and, above stage 0, the same number of ranks)."""
         zero, world = self._section.zero, self.world
         if state["zero"] != zero or (zero > 0 and state["world"] != world):
             raise ZeroError(
@@ -293,7 +295,7 @@ class Zero:
             whole["optimizer_state_dict"] = state["optimizer"]
             whole["fp32_flat_groups"] = state["masters"]
             optimizer.load_state_dict([whole] * world)
-            optimizer.checkpoint_event_epilogue()  # small parameters are whole again
+            optimizer.checkpoint_event_epilogue()  # makes small parameters whole again
         else:
             optimizer.optimizer.load_state_dict(state["optimizer"])
             for part, saved in zip(

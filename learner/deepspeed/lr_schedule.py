@@ -1,6 +1,6 @@
-"""Learning rates by the number of steps applied, and which parameters are decayed.
+"""Computes learning rates by the number of applied steps, and which parameters are decayed.
 
-Pure: a resumed run goes on with the rate that it would have had.
+Pure: a resumed run continues with the rate that it would have had.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 
-def rate(section: LearnerConfig, updates: int, steps: int) -> float:
-    """Learning rate of the step after `updates` others.
+def scheduled_lr(section: LearnerConfig, updates: int, steps: int) -> float:
+    """Return the learning rate of the step after `updates` others.
 
     Linear up to `lr` over `warmup_steps`, then by the schedule: `min_lr` would be reached
     one step after the last, so that every step moves.
 
     Args:
-        steps: of the whole run (`step.count`).
+        steps: those of the whole run (`step.count`).
 
     >>> section = LearnerSection(lr=1.0, schedule="linear", warmup_steps=2, min_lr=0.2)
-    >>> [round(rate(section, updates, 5), 3) for updates in range(6)]
+    >>> [round(scheduled_lr(section, updates, 5), 3) for updates in range(6)]
     [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     warmed_up = min(1.0, (updates + 1) / max(1, section.warmup_steps))
@@ -44,9 +44,9 @@ def rate(section: LearnerConfig, updates: int, steps: int) -> float:
 def decay_groups(
     named: Sequence[tuple[str, Parameter]], section: LearnerConfig
 ) -> list[dict[str, Any]]:
-    """The parameters as an optimizer takes them: those that are decayed, and the others.
+    """Split the parameters for an optimizer: those that are decayed, and the others.
 
-    One group where there is nothing to tell apart: its state is laid out as ever.
+    One group if all are treated alike, so that the optimizer's state keeps its layout.
     """
 
     def spared(name: str) -> bool:

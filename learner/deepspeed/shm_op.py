@@ -1,4 +1,4 @@
-"""Set-up step: compile DeepSpeed's shared-memory op now, so that no run waits for it later.
+"""Compiles DeepSpeed's shared-memory op in advance, so that no run waits for it.
 
 `python -m learner.deepspeed.shm_op` clears a stale build lock, compiles `deepspeed_shm_comm` into
 `torch_extensions_dir()` (about a minute, once; a second call only loads it), and prints a
@@ -15,12 +15,12 @@ from learner.deepspeed.build_lock import clear_stale_lock, use_torch_extensions_
 _REPORT_EVERY_S = 10.0
 
 
-def build() -> float:
+def build_shm_op() -> float:
     """Compile and load the op. Returns the time that took, in seconds."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     directory = use_torch_extensions_dir()
     for lock in clear_stale_lock(directory):
-        print(f"    removed {lock}: a build that was killed had left it", flush=True)
+        print(f"    removed {lock}, left by a killed build", flush=True)
 
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
@@ -43,11 +43,11 @@ def build() -> float:
 
 def main() -> int:
     try:
-        took_s = build()
+        took_s = build_shm_op()
     except Exception as error:
         print(error, file=sys.stderr)
         print(
-            "    the op did not compile. It needs a C++ compiler and Python's headers"
+            "    The op did not compile. It needs a C++ compiler and Python's headers"
             " (Debian: apt-get install g++ python3-dev); then run the same command again.",
             file=sys.stderr,
         )

@@ -1,12 +1,12 @@
-"""Logprobs of a packed call without the logits of all its tokens at once.
+"""Computes logprobs of a packed call without holding the logits of all its tokens at once.
 
 With a vocabulary of 150,000 the logits of 4,096 tokens take 2.4 GiB in float32,
-and several times that in backward. Where they would be large the model runs
-without its output layer, and that runs part by part behind it, its logits
-thrown away and computed again in backward. So the values are those of the
-whole call, in the same order of operations.
+and several times that in backward. Where they would be large, the model runs
+without its output layer; that layer then runs part by part, and its logits are
+thrown away and computed again in backward. The values are those of the whole
+call, in the same order of operations.
 
-Axes: P packed tokens, N those whose next token is known (the last ones), R of
+Axes: P packed tokens, N those whose next token is known (the last ones), R rows of
 one part, H hidden size, V vocabulary.
 """
 
@@ -19,23 +19,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from learner.forward.packed_attention import bare_model, packed_logits
-from learner.forward.packed_call import Call
+from learner.forward.packed_call import PackedCall
 
 LARGEST_LOGITS = 1 << 26
-"""Values of the logits that one part may have: 256 MiB in float32. A call with fewer is whole."""
+"""Most logits of one part: 256 MiB in float32. A call with fewer is not split."""
 _ENTROPY_ROWS = 512
 
 
 def packed_logprobs(
     model: Any,
     tokens_P: Tensor,
-    call: Call,
+    call: PackedCall,
     taken_N: Tensor,
     temperature: float,
     *,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logprobs of the tokens taken given all before them, nats, and entropies (detached).
+    """Return logprobs of the tokens taken given all before them, nats, and entropies (detached).
 
     Args:
         model: a transformers causal LM, or the DeepSpeed engine around it.
@@ -59,8 +59,8 @@ def packed_logprobs(
     return logprobs_N, torch.cat([entropy_R for _, entropy_R in found]) if entropy else None
 
 
-def packed_hidden(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor:
-    """What the output layer would have got for the `last` packed tokens: shape (last, H)."""
+def packed_hidden(model: Any, tokens_P: Tensor, call: PackedCall, last: int) -> Tensor:
+    """Return the output layer's input for the `last` packed tokens: shape (last, H)."""
     kept: list[Tensor] = []
 
     def divert(_module: Any, given: tuple[Tensor]) -> tuple[Tensor]:
@@ -73,20 +73,23 @@ def packed_hidden(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
     finally:
         handle.remove()
     [hidden_1NH] = kept
-    # DeepSpeed begins its backward where the gradient reaches what the model returned.
+    # DeepSpeed starts its backward at the tensor that the model returned.
     return hidden_1NH[0] + nothing.sum().to(hidden_1NH.dtype)
 
 
 @torch.no_grad()
-def output_is_last(model: Any, tokens_P: Tensor, call: Call, logits_NV: Tensor) -> bool:
-    """Whether the logits of a call are what the output layer made: no cap, no scale after it."""
+def output_is_last(model: Any, tokens_P: Tensor, call: PackedCall, logits_NV: Tensor) -> bool:
+    """Return True if the output layer makes the logits, with no cap or scale after it."""
     hidden_NH = packed_hidden(model, tokens_P, call, len(logits_NV))
     return torch.equal(bare_model(model).get_output_embeddings()(hidden_NH), logits_NV)
 
 
 def _parts_allowed(bare: Any) -> bool:
-    """Proved for this model at its start, and its output layer stands for itself: ZeRO 3 shares it
-    out, and adapters of it are switched off for a reference inside of the model's call only."""
+    """Return True if the output layer may run by itself.
+
+    That was checked when the model was loaded. Not with ZeRO 3, which partitions the layer,
+    and not with adapters on it, which a reference switches off only inside the model's call.
+    """
     output = bare.get_output_embeddings()
     whole = not hasattr(output.weight, "ds_id") and not hasattr(output, "lora_A")
     return whole and getattr(bare, "darts_output_is_last", False)
@@ -100,7 +103,7 @@ def _scored(
 
 
 def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
-    """Logprobs of the tokens taken, at a temperature, computed in float32.
+    """Compute logprobs of the tokens taken, at a temperature, in float32.
 
     Args:
         logits: shape (..., V).
@@ -114,9 +117,9 @@ def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
+    """Compute the entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
     found: list[Tensor] = []
-    for part_NV in logits_NV.split(_ENTROPY_ROWS):  # a large vocabulary is not held twice
+    for part_NV in logits_NV.split(_ENTROPY_ROWS):  # so that a large vocabulary is not held twice
         logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
         found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
     return torch.cat(found)

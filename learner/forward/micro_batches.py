@@ -1,12 +1,11 @@
-"""Groups -> micro-batches -> logprobs of their response tokens.
+"""Turns groups into micro-batches, and micro-batches into logprobs of response tokens.
 
 A micro-batch is one packed call: its tokens stand one after another without
-padding, and what the members of a group share is computed once. That is the
-prompt without its last token: the last one predicts the first response token,
-so each member has its own, and every token of a member predicts its next.
-The last response token predicts nothing and is not fed. Logits are computed
-for members' tokens only, in float32, divided by the temperature that the
-engine sampled with.
+padding, and the prefix that the members of a group share is computed once. That is
+the prompt without its last token: the last one predicts the first response token,
+so each member has its own copy of it. The last response token predicts nothing and
+is not fed. Logits are computed for members' tokens only, in float32, divided by the
+sampling temperature of the engines.
 
 Axes: B members, T tokens of the longest response, P packed tokens, N response
 tokens (the last of the packed ones).
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from learner.forward.lm_head import packed_logprobs
-from learner.forward.packed_call import Call, Rows, Segment, build
+from learner.forward.packed_call import PackedCall, Rows, Segment, build_call
 from learner.forward.packing import pack
 from learner.losses import LossBatch
 from pipeline.wire.messages import Ints, TrainGroup, TrainMember, floats, ints
@@ -39,9 +38,9 @@ class Packed:
     """Whole responses in one call."""
 
     tokens_P: Tensor
-    call: Call
+    call: PackedCall
     taken_N: Tensor
-    """The response tokens, member after member: what the last N packed tokens predict."""
+    """The response tokens, member after member, which the last N packed tokens predict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +49,29 @@ class MicroBatch:
 
     packed: Packed
     sampled_N: Tensor | None
-    """Indices of the response tokens that were sampled, where an environment appended others."""
+    """Indices of sampled response tokens, if the environment appended others."""
     places_N: Tensor
-    """Where in a flat (B, T) each sampled response token stands."""
+    """Index of each sampled response token in a flat (B, T)."""
     behaviour_BT: Tensor
     mask_BT: Tensor
     advantages_B: Tensor
     weights_B: Tensor
     trajectories: tuple[int, ...]
-    """Ids, in order of the rows."""
+    """Ids, in the order of the rows."""
 
 
 def trained_members(group: TrainGroup) -> list[TrainMember]:
-    """Members that leave a trace in the loss: weight 0 counts nothing."""
+    """Return the members that count in the loss: those with a weight and a response."""
     return [member for member in group.members if member.weight != 0 and member.response]
 
 
 def counted_tokens(group: TrainGroup) -> float:
-    """This group's part of the normaliser: member weight times sampled response tokens."""
-    return sum(member.weight * member.sampled for member in group.members)
+    """Compute this group's part of the normaliser: member weight times sampled tokens."""
+    return sum(member.weight * member.sampled_tokens for member in group.members)
 
 
 def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
-    """All trained members of the groups, at most `cap` packed tokens a micro-batch."""
+    """Pack all trained members of the groups, at most `cap` tokens per micro-batch."""
     prompts = [ints(group.prompt) for group in groups]
     members = [trained_members(group) for group in groups]
     sizes = [
@@ -125,9 +124,9 @@ def _assemble(
 def pack_whole(
     parts: Sequence[tuple[TokenIds, Sequence[TokenIds]]], device: torch.device
 ) -> Packed:
-    """One call of (prompt, responses) each: shared prefixes first, then member after member.
+    """Pack (prompt, responses) pairs into one call: shared prefixes first, then the members.
 
-    Raises: ValueError if a prompt is empty: the first response token has nothing before it.
+    Raises: ValueError for an empty prompt: the first response token has nothing before it.
     """
     if not all(len(prompt) for prompt, _ in parts):
         raise ValueError("an empty prompt: the first response token has nothing before it")
@@ -147,22 +146,22 @@ def pack_whole(
     tokens, targets = (np.concatenate(values).astype(np.int64) for values in (fed, taken))
     return Packed(
         tokens_P=torch.from_numpy(tokens).to(device),
-        call=build(segments, device),
+        call=build_call(segments, device),
         taken_N=torch.from_numpy(targets).to(device),
     )
 
 
-def logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
-    """Logprob of each response token given all before it, nats: shape (N,)."""
+def response_logprobs(model: Forward, packed: Packed, temperature: float) -> Tensor:
+    """Compute the logprob of each response token given all before it, nats: shape (N,)."""
     return packed_logprobs(model, packed.tokens_P, packed.call, packed.taken_N, temperature)[0]
 
 
 def loss_batch(
     model: Forward, batch: MicroBatch, temperature: float, *, entropy: bool = False
 ) -> LossBatch:
-    """The forward pass of one micro-batch, as a loss wants it; 0 where no token was sampled.
+    """Run the forward pass of one micro-batch for a loss; 0 where no token was sampled.
 
-    The old logprobs are these, detached: with one optimizer step per batch the ratio is 1.
+    The old logprobs are the new ones, detached: with one update per batch the ratio is 1.
     """
     packed = batch.packed
     logprobs_N, entropy_N = packed_logprobs(

@@ -1,13 +1,12 @@
-"""Attention of packed calls, for any transformers model that hands keywords through.
+"""Computes attention of packed calls, for any transformers model that passes keywords on.
 
-Turns a model and a `ragged.Call` into logits without a padded token. Sliding
-windows and capped scores are obeyed; a layer that asks for anything else is
-refused. Invariant: a call without `ragged` is what the model computes by
-transformers' own names, bit for bit, so a model that has been switched once
-serves everyone.
+Turns a model and a `PackedCall` into logits without a padded token. Supports sliding
+windows and capped scores; a layer that needs anything else raises. Invariant: a call
+without `ragged` gives bit for bit what transformers' own attention gives, so a model that
+was switched once can be used everywhere.
 
 Axes: P packed tokens, H heads, N heads of keys and values, D head dimension, V vocabulary;
-of a bucket B segments, C most queries, K most keys.
+in a bucket B segments, C most queries, K most keys.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from learner.forward.packed_call import Call
+from learner.forward.packed_call import PackedCall
 
 NAME = "darts"
 KINDS = {
@@ -30,16 +29,16 @@ KINDS = {
     f"{NAME}_sdpa": "sdpa",
     f"{NAME}_eager": "eager",
 }
-"""Names that a model can be switched to -> what computes the attention of its layers."""
+"""Names that a model can be switched to -> how the attention of its layers is computed."""
 _CHANGES_ATTENTION = ("s_aux", "position_bias", "head_mask", "chunk_size")
-"""Keywords of other models' attention that would have to be obeyed here."""
+"""Keywords of other models' attention that are not supported here."""
 
 
 class AttentionError(Exception):
     """The model's attention cannot run packed calls."""
 
 
-def switch(model: Any, kind: str = "auto") -> None:
+def switch_attention(model: Any, kind: str = "auto") -> None:
     """Give a model, or the DeepSpeed engine around it, the attention of packed calls.
 
     Args:
@@ -52,8 +51,8 @@ def switch(model: Any, kind: str = "auto") -> None:
     bare.set_attn_implementation(name)
     if bare.config._attn_implementation != name:  # noqa: SLF001 - refused with a warning only
         raise AttentionError(
-            f"{type(bare).__name__} cannot be given another attention: it computes its own, by "
-            "code that knows no packed sequences; take a model of another architecture"
+            f"{type(bare).__name__} does not use transformers' attention interface, so it "
+            "cannot run packed sequences; take a model of another architecture"
         )
 
 
@@ -65,19 +64,19 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    ragged: Call | None = None,
+    ragged: PackedCall | None = None,
     kind: str = "auto",
     sliding_window: int | None = None,
     softcap: float | None = None,
     **named: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function `darts`: output of shape (1, P, H, D), and no weights.
+    """The attention function `darts`: returns shape (1, P, H, D), and no weights.
 
     Args:
-        sliding_window: of the layer: keys that a query sees, its own included.
+        sliding_window: keys that a query of the layer sees, its own included.
         softcap: scores are softcap * tanh(score / softcap).
 
-    Raises: AttentionError if the layer's attention is of a kind that is not built here.
+    Raises: AttentionError if the layer needs an unsupported kind of attention.
     """
     eager = kind == "eager" or (kind == "auto" and softcap is not None)
     if softcap is not None and not eager:
@@ -91,13 +90,13 @@ def packed_attention(
             eager=eager, **named,
         )  # fmt: skip
     if unknown := [name for name in _CHANGES_ATTENTION if named.get(name) is not None]:
-        raise AttentionError(f"layer {module.layer_idx} needs {unknown[0]}: packed calls have none")
+        raise AttentionError(f"layer {module.layer_idx} needs {unknown[0]}: packed calls lack it")
     ragged.windows[module.layer_idx] = sliding_window
     query_PHD = query_1HPD[0].transpose(0, 1)
     keys_RND, values_RND = key_1NPD[0].transpose(0, 1), value_1NPD[0].transpose(0, 1)
     if ragged.pool is not None:
         assert ragged.writes_P is not None
-        keys_RND, values_RND = ragged.pool.write(
+        keys_RND, values_RND = ragged.pool.write_rows(
             module.layer_idx, ragged.writes_P, keys_RND, values_RND
         )
     scale = scaling_of(query_PHD, scaling)
@@ -118,7 +117,7 @@ def packed_attention(
 
 
 def scaling_of(queries: Tensor, given: float | None) -> float:
-    """What scores are multiplied by; the usual one where a layer names none."""
+    """Return the factor of the scores: the given one, else 1 / sqrt(D)."""
     return queries.shape[-1] ** -0.5 if given is None else given
 
 
@@ -131,11 +130,11 @@ def fused_scores(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention by torch's fused kernels: shape (B, H, C, D)."""
+    """Compute attention by torch's fused kernels: shape (B, H, C, D)."""
     assert softcap is None
     grouped = query_BHCD.shape[1] != key_BNKD.shape[1]
     if grouped and query_BHCD.is_cuda:
-        # With a mask and grouped heads the GPU's fused kernels are out: the plain one takes
+        # With a mask and grouped heads the GPU has no fused kernel: the plain one takes
         # B x H x C x K of memory.
         repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
         key_BNKD = repeat_kv(key_BNKD, repeats)
@@ -148,7 +147,7 @@ def fused_scores(
         attn_mask=mask_B1CK,
         dropout_p=dropout,
         scale=scaling,
-        enable_gqa=grouped,  # on a CPU half the time of repeating the keys and values first
+        enable_gqa=grouped,  # on a CPU twice as fast as repeating the keys and values
     )
 
 
@@ -161,7 +160,7 @@ def eager_scores(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention by matrix products, softmax in float32: shape (B, H, C, D)."""
+    """Compute attention by matrix products, softmax in float32: shape (B, H, C, D)."""
     repeats = query_BHCD.shape[1] // key_BNKD.shape[1]
     key_BHKD = repeat_kv(key_BNKD, repeats)
     value_BHKD = repeat_kv(value_BNKD, repeats)
@@ -185,12 +184,12 @@ def _padded(
     eager: bool,
     **named: Any,
 ) -> tuple[Tensor, None]:
-    """A padded batch of stock transformers: output of shape (B, T, H, D)."""
+    """Compute an ordinary padded batch: shape (B, T, H, D)."""
     if not eager:
         return sdpa_attention_forward(
             module, query_BHTD, key_BNTD, value_BNTD, attention_mask, dropout, scaling, **named
         )
-    if attention_mask is None:  # sdpa's mask function leaves out what is causal and no more
+    if attention_mask is None:  # sdpa's mask function makes no mask if only causality is needed
         shape = (query_BHTD.shape[2], key_BNTD.shape[2])
         attention_mask = torch.ones(shape, dtype=torch.bool, device=query_BHTD.device).tril(
             shape[1] - shape[0]
@@ -203,34 +202,34 @@ def _padded(
 
 
 def _gathered(rows: Tensor, index: Tensor, segments: int) -> Tensor:
-    """Rows (R, heads, D) by a flat index of (segments, n): shape (segments, heads, n, D)."""
+    """Gather rows (R, heads, D) by a flat (segments, n) index: shape (segments, heads, n, D)."""
     return rows.index_select(0, index).unflatten(0, (segments, -1)).transpose(1, 2)
 
 
 def bare_model(model: Any) -> Any:
-    """The transformers model itself, out of the DeepSpeed engine around it."""
+    """Return the transformers model, without the DeepSpeed engine around it."""
     return getattr(model, "module", model)
 
 
-def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor:
-    """Logits of the `last` packed tokens: shape (last, V).
+def packed_logits(model: Any, tokens_P: Tensor, call: PackedCall, last: int) -> Tensor:
+    """Compute the logits of the `last` packed tokens: shape (last, V).
 
     Args:
         model: a transformers causal LM, or the DeepSpeed engine around it. It is
-            switched to the attention `darts` at its first call, unless it was before.
+            switched to the attention `darts` at its first call.
         tokens_P: packed token ids.
-        call: where they belong.
+        call: how they are packed.
         last: at least 1.
 
     Raises: AttentionError if the model cannot be switched, or not all its layers took part.
     """
     bare = bare_model(model)
     if bare.config._attn_implementation not in KINDS:  # noqa: SLF001 - its only name
-        switch(bare)
+        switch_attention(bare)
     logits_1PV = model(
         input_ids=tokens_P.unsqueeze(0),
         position_ids=call.positions_1P,
-        # Four dimensions: taken for a finished mask, so that none of P x P is built.
+        # Four dimensions: taken as a finished mask, so that none of P x P is built.
         attention_mask=torch.zeros((1, 1, 1, 1), device=tokens_P.device),
         use_cache=False,
         logits_to_keep=last,
@@ -239,12 +238,12 @@ def packed_logits(model: Any, tokens_P: Tensor, call: Call, last: int) -> Tensor
     if len(call.windows) != bare.config.num_hidden_layers:
         raise AttentionError(
             f"{type(bare).__name__}: {len(call.windows)} of {bare.config.num_hidden_layers} layers "
-            "took part in a packed call; the others compute attention by code of their own"
+            "took part in a packed call; the others do not use transformers' attention interface"
         )
     return logits_1PV[0]
 
 
 for _name, _kind in KINDS.items():
     AttentionInterface.register(_name, partial(packed_attention, kind=_kind))
-    # Without a mask function padded batches of the same model would get no mask, silently.
+    # Without a mask function, padded batches of the same model would silently get no mask.
     AttentionMaskInterface.register(_name, sdpa_mask)

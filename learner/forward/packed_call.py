@@ -1,13 +1,13 @@
-"""Segments of sequences -> what the attention of one packed call needs.
+"""Builds the indices and masks of a packed call's attention from segments of sequences.
 
 The tokens of a call stand one after another, without padding; only attention
-knows which belong together. Its keys and values come from a table of rows: the
-call's own tokens, or a pool that outlasts it. A segment names the rows of its
-sequence in order of position, so a prompt's rows can stand in front of many.
+needs to know which belong together. Its keys and values come from a table of rows: the
+call's own tokens, or a pool that outlives the call. A segment names the rows of its
+sequence in order of position, so many segments can share a prompt's rows.
 Knows no model.
 
-Axes: P packed tokens of a call; of one bucket B segments, C most queries of
-any, K most keys of any; padding reads a row whose values are finite.
+Axes: P packed tokens of a call; in one bucket B segments, C most queries of
+a segment, K most keys of a segment; padding reads a row whose values are finite.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.forward.kv_pool import Pool, Rows
+from learner.forward.kv_pool import KvPool, Rows
 
 BUCKET_PRICE = {"cpu": 4096, "cuda": 1 << 21}
-"""Query-key pairs that one more bucket is worth on a device: the fixed cost of its attention.
+"""Fixed cost of one more bucket, by device, in query-key pairs.
 
 Measured on one CPU core, 4 heads of 32: about 0.2 ms of forward and backward,
 where a pair takes 45 ns. Larger models lose little by it. On a GPU a bucket
-costs the launches of some dozens of kernels in every layer, a pair next to
-nothing: on an H200 a step of 10,000 tokens took a 0.5 B model .55 s with a
-CPU's price, .26 s with this one (`launch.bench.gpu.learner`).
+costs dozens of kernel launches in every layer, a pair almost nothing: on an H200
+a 0.5 B model took .55 s for a step of 10,000 tokens with the price of a CPU,
+.26 s with this one (`launch.bench.gpu.learner`).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one sequence: its last ones, up to the last row it has."""
+    """Consecutive tokens of one sequence: its last ones."""
 
     tokens: Rows
-    """Where they stand in the packed call, at least one."""
+    """Their positions in the packed call, at least one."""
     rows: Rows
-    """Rows of all tokens of the sequence from position 0 on, theirs included."""
+    """Rows of all tokens of the sequence from position 0 on, these included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ class Bucket:
 
     segments: int
     tokens_BC: Tensor
-    """Flat: packed token of each query."""
+    """Flat: index of the packed token of each query."""
     rows_BK: Tensor
     """Flat: row of each key and value."""
     positions_BC: Tensor
-    """Of each query in its sequence; key k of a segment stands at position k."""
+    """Position of each query in its sequence; key k of a segment has position k."""
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(
         default_factory=dict[tuple[int | None, torch.dtype], Tensor]
     )
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """0 where a query sees a key, -inf elsewhere: shape (B, 1, C, K).
+        """Return 0 where a query sees a key, -inf elsewhere: shape (B, 1, C, K).
 
         Args:
             window: keys that a query sees, its own included; None: all before it.
@@ -81,29 +81,29 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PackedCall:
     """One packed call, for the attention of every layer."""
 
     positions_1P: Tensor
     buckets: tuple[Bucket, ...]
     outputs_P: Tensor
-    """Where each packed token's output stands in the buckets' outputs, one after another."""
-    pool: Pool | None = None
+    """Index of each packed token's output in the concatenated outputs of the buckets."""
+    pool: KvPool | None = None
     """The table of rows; None: the call's own tokens."""
     writes_P: Tensor | None = None
     """Row of the pool that each packed token is written to."""
     windows: dict[int, int | None] = field(default_factory=dict[int, int | None])
-    """Layers whose attention has seen this call -> their sliding window, None: no such."""
+    """Layers that have run this call -> their sliding window; None: no window."""
 
 
-def build(
+def build_call(
     segments: Sequence[Segment],
     device: torch.device,
     *,
-    pool: Pool | None = None,
+    pool: KvPool | None = None,
     writes: Rows | None = None,
-) -> Call:
-    """Indices and masks of a call; every packed token is in exactly one segment."""
+) -> PackedCall:
+    """Build the indices of a call; every packed token is in exactly one segment."""
     total = sum(len(segment.tokens) for segment in segments)
     positions = np.zeros(total, dtype=np.int64)
     outputs = np.zeros(total, dtype=np.int64)
@@ -125,9 +125,9 @@ def build(
             positions[segment.tokens] = np.arange(end - count, end)
             outputs[segment.tokens] = base + place * queries + np.arange(count)
         base += tokens.size
-        # Rows of padding lie behind every position, so one comparison hides them too; a
-        # query of padding sees some of them, which does no harm: nobody reads its output.
-        # It must see one, whatever the window: a softmax over nothing is NaN.
+        # Padding keys lie after every position, so the same comparison hides them. A padding
+        # query sees some keys; its output is not used. It must see at least one, whatever
+        # the window: a softmax over nothing is NaN.
         place_BC = np.minimum(first + np.arange(queries), keys - 1)
         buckets.append(
             Bucket(
@@ -137,7 +137,7 @@ def build(
                 positions_BC=torch.from_numpy(place_BC).to(device),
             )
         )
-    return Call(
+    return PackedCall(
         positions_1P=_index(positions, device).unsqueeze(0),
         buckets=tuple(buckets),
         outputs_P=_index(outputs, device),
@@ -149,10 +149,10 @@ def build(
 def in_buckets(
     sizes: Sequence[tuple[int, int]], price: int = BUCKET_PRICE["cpu"]
 ) -> list[list[int]]:
-    """Indices of segments, cut into runs of similar (queries, keys), the largest first.
+    """Group indices of segments into runs of similar (queries, keys), the largest first.
 
-    A run ends when its padding is worth more pairs than `price`: so all runs
-    together cost at most about twice the cheapest cut.
+    A run ends when its padding costs more pairs than `price`: so all runs
+    together cost at most about twice the cheapest grouping.
     """
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], -sizes[i][0], i))
     runs: list[list[int]] = []

@@ -1,8 +1,8 @@
-"""Groups and a token cap -> micro-batches: one pure function for coordinator and ranks.
+"""Packs groups into micro-batches under a token cap: one pure function.
 
 A micro-batch is one packed call: its tokens stand one after another, without
 padding, and a group's shared prefix is in it once. Groups stay together, so
-that the prefix is computed once; one over the cap is split and its prefix
+that the prefix is computed once; a group over the cap is split and its prefix
 repeated. Knows no tensor and no model. Pure.
 """
 
@@ -22,16 +22,16 @@ class Part(NamedTuple):
 
 
 def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Part]]:
-    """Micro-batches of at most `cap` packed tokens, as few as first-fit decreasing finds.
+    """Pack into micro-batches of at most `cap` tokens, by first-fit decreasing.
 
-    A part costs its group's prefix and the tokens of its members. A member that is
-    over `cap` with its prefix stands alone. Every member comes exactly once; a
+    A part costs its group's prefix and the tokens of its members. A member that exceeds
+    `cap` with its prefix gets a micro-batch of its own. Every member comes exactly once; a
     group without members not at all.
 
     Args:
-        groups: (prefix, members) each: tokens that the members share, >= 0, and each
+        groups: (prefix, members): tokens that the members share, >= 0, and each
             member's own tokens, >= 1.
-        cap: tokens of one micro-batch, >= 1.
+        cap: tokens per micro-batch, >= 1.
 
     Raises: ValueError if a length or the cap is too small.
 
@@ -53,7 +53,7 @@ def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Par
 
 
 def _first_fit(sizes: Sequence[int], cap: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of at most `cap`, the largest first, each where it fits first."""
+    """Put indices of `sizes` into bins of at most `cap`, the largest first, each where it fits."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):

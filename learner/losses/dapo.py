@@ -1,6 +1,6 @@
 """Loss `dapo`: the clipped policy gradient with a wider upper bound, summed over tokens.
 
-With one optimizer step per batch the ratio is 1 and the clip idle. The overlong
+With one optimizer step per batch the ratio is 1 and nothing is clipped. The overlong
 penalty of the same paper shapes the reward, so it is not here.
 Source: DAPO, arXiv 2503.14476; importance weights and KL as in METHODS of the docs.
 """
@@ -26,14 +26,14 @@ class DapoOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `dapo` loss."""
 
     clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
-    """The ratio of new over old probability counts down to 1 - clip_low."""
+    """Lower clip of the ratio of new over old probability: 1 - clip_low."""
     clip_high: PositiveFloat = 0.28
-    """The ratio counts up to 1 + clip_high."""
+    """Upper clip of the ratio: 1 + clip_high."""
     kl: NonNegativeFloat = 0.0
     """Coefficient of the divergence from `learner.reference` in each token's loss; 0: off."""
     kl_estimator: Estimator = "k3"
-    """With d = reference minus own logprob: k1 is -d (its gradient is 0 on average), k2 is
-    d * d / 2, k3 is exp(d) - d - 1."""
+    """Estimator of the divergence. With d = reference minus own logprob: k1 is -d (its gradient
+    is 0 on average), k2 is d * d / 2, k3 is exp(d) - d - 1."""
 
 
 @register("loss", "dapo")
@@ -44,7 +44,7 @@ class Dapo:
 
     def __init__(self, options: DapoOptions | None = None) -> None:
         self._options = options or DapoOptions()
-        # Not for a class that adds a term of its own.
+        # A subclass may add a term of its own.
         self.silent_without_advantage = type(self).loss is Dapo.loss and not self._options.kl
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
@@ -72,7 +72,7 @@ class Dapo:
 
 
 def divergence(logprobs_BT: Tensor, reference_BT: Tensor, estimator: Estimator) -> Tensor:
-    """KL(policy || reference) estimated at each sampled token, nats: shape (B, T)."""
+    """Estimate KL(policy || reference) at each sampled token, nats: shape (B, T)."""
     d_BT = reference_BT - logprobs_BT
     match estimator:
         case "k1":

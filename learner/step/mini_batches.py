@@ -1,4 +1,4 @@
-"""A step's groups -> the mini-batches of its optimizer steps, the same on every rank (sans-I/O)."""
+"""Splits a step's groups into mini-batches, the same on every rank (sans-I/O)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 def mini_batches(
     groups: Sequence[int], *, updates: int, epochs: int, step: int
 ) -> list[tuple[int, ...]]:
-    """Cut the groups into `updates` runs of nearly equal size, once an epoch.
+    """Split the groups into `updates` parts of nearly equal size, once per epoch.
 
-    The first epoch keeps the order given, later ones shuffle it by (step, epoch).
-    Fewer groups than updates make fewer mini-batches: none is empty.
+    The first epoch keeps the given order, later ones shuffle it by (step, epoch).
+    With fewer groups than updates there are fewer mini-batches: none is empty.
 
     >>> mini_batches([4, 5, 6, 7, 8], updates=2, epochs=1, step=0)
     [(4, 5), (6, 7, 8)]

@@ -1,9 +1,9 @@
-"""Forward and backward passes of one rank, and the optimizer step over them.
+"""Runs forward and backward passes of one rank, and the optimizer step over them.
 
 Turns groups into accumulated gradient and sums of metrics, and accumulated
 gradient into an applied step or none. Where passes communicate
-(`Zero.in_rounds`) all ranks come here together and run equally many: who has
-less to do fills up with passes of weight zero. Knows no message but `TrainGroup`.
+(`Zero.collective_passes`) all ranks run together and equally often: a rank with
+fewer passes adds some of weight zero. Knows no message but `TrainGroup`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from learner.deepspeed.engine import Zero
 from learner.forward.micro_batches import (
     Forward,
     MicroBatch,
-    logprobs,
     loss_batch,
     micro_batches,
     pack_whole,
+    response_logprobs,
 )
 from learner.losses import Loss
-from learner.step.importance_weights import importance
-from learner.streaming.fixed_logprobs import ByTrajectory, laid_out, member_logprobs
-from learner.streaming.logprob_stream import Stream
+from learner.step.importance_weights import importance_weights
+from learner.streaming.fixed_logprobs import ByTrajectory, align, member_logprobs
+from learner.streaming.logprob_stream import ModelStream
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup
 
@@ -43,11 +43,11 @@ class NotFinite(Exception):
     def __init__(self, why: str, *, spoiled: bool = False) -> None:
         super().__init__(why)
         self.spoiled = spoiled
-        """Whether the gradient holds a part of these groups all the same."""
+        """The gradient already holds a part of these groups."""
 
 
 class Passes:
-    """What one rank runs through its model. `reference`: a frozen model, or None."""
+    """The passes of one rank. `reference`: a frozen model, or None."""
 
     def __init__(
         self,
@@ -57,32 +57,32 @@ class Passes:
         *,
         temperature: float,
         reference: Forward | None = None,
-        old_stream: Stream | None = None,
-        reference_stream: Stream | None = None,
+        old_stream: ModelStream | None = None,
+        reference_stream: ModelStream | None = None,
     ) -> None:
         self.zero = zero
         self._loss = loss
         self._section = section
         self._temperature = temperature
         self._model_reference = reference
-        # With a reference model its KL is a figure of all members.
+        # With a reference model the KL of all members is a metric.
         self._some_silent = reference is None and getattr(loss, "silent_without_advantage", False)
         self._cap = section.tokens_per_micro_batch
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
         self._old_stream, self._reference_stream = old_stream, reference_stream
         self.spans: list[tuple[float, float]] = []
-        """Begin and end of every forward for old or reference logprobs, seconds."""
+        """(begin, end) of every forward for old or reference logprobs, seconds."""
 
     # --- what stays fixed while weights move ------------------------------------------------
 
     def compute_reference(self, groups: Sequence[TrainGroup]) -> None:
-        """Keep the reference model's logprobs of these groups; any rank alone."""
+        """Compute and keep the reference model's logprobs of these groups; not a collective."""
         if self._model_reference is None:
             return
-        with self.timed():
+        with self.time_logprobs():
             if self._reference_stream is not None:
-                found = self._reference_stream.take(groups)
+                found = self._reference_stream.take_logprobs(groups)
             else:
                 batches = micro_batches(groups, self._cap, self.zero.device)
                 found = member_logprobs(self._model_reference, batches, self._temperature)
@@ -90,11 +90,11 @@ class Passes:
         self._reference.update(found)
 
     def compute_old(self, groups: Sequence[TrainGroup]) -> None:
-        """Keep the logprobs of these groups under the present weights."""
-        groups = self._heard(groups)
-        with self.timed():
+        """Compute and keep the logprobs of these groups under the present weights."""
+        groups = self._audible(groups)
+        with self.time_logprobs():
             if self._old_stream is not None:
-                found = self._old_stream.take(groups)
+                found = self._old_stream.take_logprobs(groups)
             else:
                 found = self._old_of(micro_batches(groups, self._cap, self.zero.device))
         self._old.update(found)
@@ -109,20 +109,20 @@ class Passes:
         return found
 
     @contextlib.contextmanager
-    def timed(self) -> Generator[None, None, None]:
-        """The work inside is a forward for old or reference logprobs."""
+    def time_logprobs(self) -> Generator[None, None, None]:
+        """Record the time inside as a forward for old or reference logprobs."""
         started = time.monotonic()
         yield
         self.spans.append((started, time.monotonic()))
 
     def forget_streams(self) -> None:
-        """The weights are about to change, and with them what was computed ahead."""
+        """Drop logprobs that were computed ahead: the weights are about to change."""
         for stream in (self._old_stream, self._reference_stream):
             if stream is not None:
-                stream.clear()
+                stream.clear_stream()
 
-    def forget(self, groups: Iterable[TrainGroup]) -> None:
-        """Drop what was kept for these groups."""
+    def forget_groups(self, groups: Iterable[TrainGroup]) -> None:
+        """Drop the logprobs that were kept for these groups."""
         for group in groups:
             for member in group.members:
                 self._old.pop(member.trajectory, None)
@@ -130,52 +130,51 @@ class Passes:
 
     # --- the gradient -----------------------------------------------------------------------
 
-    def run(self, groups: Sequence[TrainGroup]) -> Metrics:
-        """Forward and backward of these groups. Raises NotFinite.
+    def forward_backward(self, groups: Sequence[TrainGroup]) -> Metrics:
+        """Run forward and backward over these groups. Raises NotFinite.
 
-        The metrics are sums over tokens; `computed` of them went through the loss.
+        The metrics are sums over tokens; `computed` counts those that went through the loss.
 
-        A loss that is not finite is found before the backward that would spoil
-        the gradient; in rounds its backward runs all the same, as the others' do.
+        A loss that is not finite is found before its backward would spoil the gradient;
+        with collective passes its backward runs nevertheless, as on the other ranks.
         """
         total: Metrics = {"computed": 0.0}
-        zero, batches = self.zero, micro_batches(self._heard(groups), self._cap, self.zero.device)
+        zero, batches = self.zero, micro_batches(self._audible(groups), self._cap, self.zero.device)
         empty, bad = self._empty_passes(len(batches)), ""
         for index, batch in enumerate(batches):
             loss, metrics = self._forward(batch)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
-                if not zero.in_rounds:
+                if not zero.collective_passes:
                     raise NotFinite(bad, spoiled=index > 0)
             zero.backward(loss)
-            merge(total, metrics)
+            merge_metrics(total, metrics)
         for _ in range(empty):
             zero.backward(self._empty_pass() * 0.0)
         if bad:
             raise NotFinite(bad, spoiled=True)
         return total
 
-    def apply(
+    def apply_step(
         self, groups: Sequence[TrainGroup], normaliser: float, version: int, *, built: bool
     ) -> tuple[Metrics, Metrics] | None:
-        """One optimizer step over these groups, all ranks together; None: not applied.
+        """Run one optimizer step over these groups, all ranks together; None: not applied.
 
         Args:
-            groups: this rank's, maybe none.
+            groups: those of this rank, maybe none.
             normaliser: N, over all ranks.
-            version: of the weights before the batch; the warm-up goes by it.
-            built: the gradient is there already, from `run`.
+            version: that of the weights before the batch, for the learning rate.
+            built: `forward_backward` has already built the gradient.
 
-        A gradient that is not finite is built once more, in micro-batches of half
-        the size; after the second time the weights stay untouched. Every rank goes
-        the same way. Returns the sums of the groups' metrics (empty if built before),
-        and `grad_norm` and `lr`.
+        A gradient that is not finite is built once more, in micro-batches of half the size;
+        after the second time the weights stay untouched. All ranks decide alike. Returns
+        the sums of the groups' metrics (empty if built before), and `grad_norm` and `lr`.
         """
         sums: Metrics | None = {} if built else self._build(groups)
         for attempt in range(2):
             if sums is not None and not self.zero.has_gradient():
                 self.zero.backward(self._empty_pass() * 0.0)  # ZeRO 1 fails without a backward
-            if self.zero.finite(normaliser, fine_here=sums is not None):
+            if self.zero.gradient_is_finite(normaliser, fine_here=sums is not None):
                 return sums or {}, self.zero.step(normaliser, version)
             if attempt == 0:
                 log.warning("gradient not finite; building it again")
@@ -185,14 +184,14 @@ class Passes:
         self.zero.zero_gradients()
         return None
 
-    def build(self, groups: Sequence[TrainGroup]) -> bool:
-        """The gradient of these groups from nothing; False if a loss is not finite now."""
+    def rebuild_gradient(self, groups: Sequence[TrainGroup]) -> bool:
+        """Build the gradient of these groups anew; returns False if a loss is not finite."""
         return self._build(groups) is not None
 
     def _build(self, groups: Sequence[TrainGroup]) -> Metrics | None:
         self.zero.zero_gradients()
         try:
-            return self.run(groups) if groups or self.zero.in_rounds else {}
+            return self.forward_backward(groups) if groups or self.zero.collective_passes else {}
         except NotFinite as error:
             log.warning("a group that was finite before: %s", error)
             return None
@@ -204,20 +203,20 @@ class Passes:
     # --- memory -----------------------------------------------------------------------------
 
     def out_of_memory(self, error: RuntimeError) -> bool:
-        """Whether it is that, and smaller micro-batches may help: then they are set.
+        """Halve the micro-batches if the error is lack of memory; returns True if that may help.
 
         Not where passes communicate: the other ranks would wait for ever.
         """
         short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         halved = self._cap < self._section.tokens_per_micro_batch
-        if not short or halved or self.zero.in_rounds:
+        if not short or halved or self.zero.collective_passes:
             return False
         self._halve()
         log.warning("out of memory: micro-batches of %d tokens for this step", self._cap)
         return True
 
     def restore_cap(self) -> None:
-        """Micro-batches of the full size again."""
+        """Set micro-batches back to the full size."""
         self._cap = self._section.tokens_per_micro_batch
 
     def _halve(self) -> None:
@@ -225,10 +224,10 @@ class Passes:
 
     # --- one pass ---------------------------------------------------------------------------
 
-    def _heard(self, groups: Sequence[TrainGroup]) -> Sequence[TrainGroup]:
-        """The groups without the members that cannot move the loss: late in a run, most of them.
+    def _audible(self, groups: Sequence[TrainGroup]) -> Sequence[TrainGroup]:
+        """Leave out members that cannot change the loss: late in a run, most of them.
 
-        They count in the normaliser all the same, so the gradient is what it would be.
+        They count in the normaliser, so the gradient is the same.
         """
         if not self._some_silent:
             return groups
@@ -245,14 +244,14 @@ class Passes:
         mode, cap = section.importance, section.importance_cap
         old_BT, reference_BT = found.old_logprobs_BT, None
         if self._old:
-            old_BT = laid_out(self._old, batch.trajectories, found.mask_BT, old_BT)
+            old_BT = align(self._old, batch.trajectories, found.mask_BT, old_BT)
         if self._reference:
-            reference_BT = laid_out(
+            reference_BT = align(
                 self._reference, batch.trajectories, found.mask_BT, found.logprobs_BT
             )
-        # outside the mask the behaviour is a zero that means nothing
+        # outside the mask the behaviour logprob is a meaningless zero
         behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
-        importance_BT, cut_BT = importance(old_BT, behaviour_BT, mode=mode, cap=cap)
+        importance_BT, cut_BT = importance_weights(old_BT, behaviour_BT, mode=mode, cap=cap)
         full = dataclasses.replace(
             found,
             old_logprobs_BT=old_BT,
@@ -270,20 +269,20 @@ class Passes:
         return loss, metrics
 
     def _empty_passes(self, own: int) -> int:
-        """How many passes this rank must add to its own, so that all run equally many.
+        """Return how many passes this rank must add, so that all ranks run equally many.
 
-        In rounds a collective: asked before the first pass, since passes communicate too.
+        With collective passes itself a collective: call it before the first pass.
         """
-        return max(1, self.zero.most(own)) - own if self.zero.in_rounds else 0
+        return max(1, self.zero.max_over_ranks(own)) - own if self.zero.collective_passes else 0
 
     def _empty_pass(self) -> torch.Tensor:
-        """One token through the whole model: for taking part without work."""
+        """Run one token through the whole model: takes part without work."""
         packed = pack_whole([([0], [[0]])], self.zero.device)
-        return logprobs(self.zero.engine, packed, self._temperature).sum()
+        return response_logprobs(self.zero.engine, packed, self._temperature).sum()
 
 
-def merge(total: Metrics, more: Metrics) -> None:
-    """Add sums to sums; a name that ends in `_max` is a maximum."""
+def merge_metrics(total: Metrics, more: Metrics) -> None:
+    """Add sums to sums; a name that ends in `_max` takes the maximum."""
     for name, value in more.items():
         if name.endswith("_max"):
             total[name] = max(value, total.get(name, value))

@@ -1,16 +1,16 @@
-"""Chunks of running trajectories -> logprobs of their tokens, moments after they were sampled.
+"""Computes logprobs of running trajectories from their chunks, just after sampling.
 
 Turns (trajectory, new tokens) into cached rows of keys and values, and logprobs
 under the present weights; many short chunks become one packed call. A chunk is
 fed one token late: its inputs are the last token known before and the new ones
-but the last, so every input predicts a token that is known, and neither hidden
+except the last, so every input predicts a known token, and neither hidden
 states nor logits wait between calls. A group's prompt is cached once, without
-its last token (each member's first input), for as long as a member needs it.
-Invariants: all rows are of one version of the weights (`clear` begins another),
+its last token (each member's first input), as long as a member needs it.
+Invariants: all rows are of one version of the weights (`clear_cache` begins another),
 and a trajectory that does not fit is dropped as a whole, never in part.
 Knows no socket, no clock and no version number.
 
-Axes: P packed tokens of a call, N those of trajectories (the last ones).
+Axes: P packed tokens of a call, N those of trajectories (the last ones of the call).
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.forward.kv_pool import Pool, Rows
+from learner.forward.kv_pool import KvPool, Rows
 from learner.forward.lm_head import packed_logprobs
 from learner.forward.micro_batches import Forward, pack_whole
 from learner.forward.packed_attention import bare_model, packed_logits
-from learner.forward.packed_call import Call, Segment, build
+from learner.forward.packed_call import PackedCall, Segment, build_call
 from learner.forward.packing import pack
 
 Floats = NDArray[np.float32]
 
 
 class StreamError(ValueError):
-    """What was asked does not fit what is known of the group or trajectory."""
+    """A call contradicts what is known of the group or trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """Consecutive response tokens of one trajectory."""
+class StreamedLogprobs:
+    """Logprobs of consecutive response tokens of one trajectory."""
 
     trajectory: int
     offset: int
-    """Of the first of them within the response."""
+    """Position of the first token within the response."""
     logprobs: Floats
     """Nats, at the sampling temperature."""
     entropies: Floats | None
-    """Nats, of the distribution that each token was drawn from; None unless asked for."""
+    """Nats, of the distribution that each token was drawn from; None unless requested."""
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """What is known of a sequence, and the rows of what has been fed."""
+    """Known tokens of a sequence, and the cache rows of those that were fed."""
 
     tokens: list[int]
     rows: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -75,12 +75,12 @@ class _Trajectory:
 
     @property
     def pending(self) -> int:
-        """Inputs to feed: all but the last token, which predicts nothing known."""
+        """Inputs to feed: all but the last token, whose successor is not known."""
         return 0 if self.dropped else len(self.sequence.tokens) - 1 - len(self.sequence.rows)
 
 
-class Streamer:
-    """The cached forward pass of the trajectories that run."""
+class CachedForward:
+    """The cached forward pass over running trajectories."""
 
     def __init__(
         self, model: Forward, temperature: float, kv_tokens: int, *, entropy: bool = False
@@ -88,9 +88,9 @@ class Streamer:
         """
         Args:
             model: a transformers causal LM, or the DeepSpeed engine around it.
-            temperature: that the engines sample with.
-            kv_tokens: tokens cached at most, over all trajectories and prompts.
-            entropy: whether to compute entropies too.
+            temperature: sampling temperature of the engines.
+            kv_tokens: most tokens in the cache, over all trajectories and prompts.
+            entropy: compute entropies too.
         """
         bare: Any = bare_model(model)
         weight: Tensor = next(bare.parameters())
@@ -101,7 +101,7 @@ class Streamer:
         self._device = weight.device
         self._groups: dict[int, _Group] = {}
         self._trajectories: dict[int, _Trajectory] = {}
-        self._pool = Pool(
+        self._pool = KvPool(
             layers=bare.config.num_hidden_layers,
             heads=getattr(bare.config, "num_key_value_heads", None) or heads,
             head_dim=getattr(bare.config, "head_dim", None) or bare.config.hidden_size // heads,
@@ -112,8 +112,8 @@ class Streamer:
 
     # --- what is known ----------------------------------------------------------------------
 
-    def prompt(self, group: int, tokens: Sequence[int]) -> None:
-        """Begin a group; nothing is computed yet. Raises StreamError if empty or known."""
+    def begin_group(self, group: int, tokens: Sequence[int]) -> None:
+        """Begin a group; computes nothing yet. Raises StreamError if it is empty or known."""
         if group in self._groups:
             raise StreamError(f"group {group} has its prompt already")
         if not len(tokens):
@@ -121,7 +121,7 @@ class Streamer:
         *first, last = map(int, tokens)
         self._groups[group] = _Group(prefix=_Sequence(first), last=last)
 
-    def extend(self, trajectory: int, group: int, tokens: Sequence[int]) -> None:
+    def extend_trajectory(self, trajectory: int, group: int, tokens: Sequence[int]) -> None:
         """Queue the next response tokens of a trajectory, new or known.
 
         Raises: StreamError if the group has no prompt, or the trajectory is of another.
@@ -139,22 +139,22 @@ class Streamer:
             raise StreamError(f"trajectory {trajectory} is of group {known.group}, not {group}")
         known.sequence.tokens.extend(map(int, tokens))
 
-    def held(self, trajectory: int) -> int:
-        """Response tokens received, 0 for an unknown trajectory: the next chunk's offset."""
+    def tokens_held(self, trajectory: int) -> int:
+        """Count the response tokens received (0 if unknown): the next chunk's offset."""
         known = self._trajectories.get(trajectory)
         return 0 if known is None else len(known.sequence.tokens) - 1
 
-    def waiting(self, trajectories: Iterable[int]) -> bool:
-        """Whether a run has something left to do for one of these."""
+    def has_pending(self, trajectories: Iterable[int]) -> bool:
+        """Return True if one of these trajectories has tokens left to compute."""
         return any(self._trajectories[name].pending for name in trajectories)
 
     @property
     def dropped(self) -> frozenset[int]:
-        """Trajectories that did not fit: no run gives their logprobs, `recompute` does."""
+        """Trajectories that did not fit: only `recompute_logprobs` gives their logprobs."""
         return frozenset(name for name, known in self._trajectories.items() if known.dropped)
 
     def statistics(self) -> dict[str, int]:
-        """Tokens cached, tokens that wait for a run, trajectories known and dropped."""
+        """Count tokens cached, tokens waiting for a call, trajectories known and dropped."""
         return {
             "cached": self._pool.size - self._pool.free,
             "pending": sum(known.pending for known in self._trajectories.values()),
@@ -164,27 +164,27 @@ class Streamer:
 
     # --- forgetting -------------------------------------------------------------------------
 
-    def release(self, trajectory: int) -> None:
-        """Forget a trajectory, ended or aborted, and what waits of it; unknown ones are fine."""
+    def release_trajectory(self, trajectory: int) -> None:
+        """Forget a trajectory that ended or was aborted; an unknown one is ignored."""
         if trajectory in self._trajectories:
             self._drop(trajectory)
             known = self._trajectories.pop(trajectory)
             self._groups[known.group].members.remove(trajectory)
 
     def release_group(self, group: int) -> None:
-        """Forget a group with all its members; an unknown one is fine."""
+        """Forget a group with all its members; an unknown one is ignored."""
         if group in self._groups:
             for trajectory in sorted(self._groups[group].members):
-                self.release(trajectory)
+                self.release_trajectory(trajectory)
             del self._groups[group]
 
-    def clear(self) -> None:
-        """Forget everything: the weights are about to change, and no row may outlive them."""
+    def clear_cache(self) -> None:
+        """Forget everything: the weights are about to change, and every row depends on them."""
         for group in list(self._groups):
             self.release_group(group)
 
     def _drop(self, trajectory: int) -> None:
-        """Stop streaming a trajectory; the last member gives the prompt's rows back too."""
+        """Stop streaming a trajectory; the last member also frees the prompt's rows."""
         known = self._trajectories[trajectory]
         if known.dropped:
             return
@@ -196,21 +196,23 @@ class Streamer:
             self._free(group.prefix)
 
     def _free(self, sequence: _Sequence) -> None:
-        self._pool.give_back(sequence.rows)
+        self._pool.give_back_rows(sequence.rows)
         sequence.rows = sequence.rows[:0]
 
     # --- computing --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, most_tokens: int, priority: Callable[[int], float] | None = None) -> list[Scored]:
-        """One packed call over what waits: logprobs of the tokens that it reached.
+    def run_call(
+        self, most_tokens: int, priority: Callable[[int], float] | None = None
+    ) -> list[StreamedLogprobs]:
+        """Run one packed call over waiting tokens; returns the logprobs that it computed.
 
         A trajectory that finds too few free rows is dropped (see `dropped`). A call that
-        fails leaves rows half written: then all are.
+        fails leaves rows half written: then all trajectories are dropped.
 
         Args:
-            most_tokens: input tokens of the call at most, prompts included.
-            priority: of a trajectory; low ones are fed, and find room, first. None: in
+            most_tokens: most input tokens of the call, prompts included.
+            priority: trajectory -> order in which it is fed, low ones first. None: in
                 order of arrival.
         """
         waiting = [name for name, known in self._trajectories.items() if known.pending]
@@ -245,12 +247,12 @@ class Streamer:
             raise
 
     def _grow(self, sequence: _Sequence, count: int) -> None:
-        sequence.rows = np.concatenate([sequence.rows, self._pool.take(count)])
+        sequence.rows = np.concatenate([sequence.rows, self._pool.take_rows(count)])
 
     def _feed(
         self, prompts: Sequence[tuple[_Group, int]], chunks: Sequence[tuple[int, int]]
-    ) -> list[Scored]:
-        """Run the model over the last rows of these sequences, which hold nothing yet."""
+    ) -> list[StreamedLogprobs]:
+        """Run the model over the last rows of these sequences, which are still empty."""
         fed: list[int] = []
         taken: list[int] = []
         writes: list[Rows] = []
@@ -271,8 +273,8 @@ class Streamer:
             feed(sequence, count, self._groups[known.group].prefix.rows)
             begin = len(sequence.rows) - count
             taken += sequence.tokens[begin + 1 : begin + count + 1]
-        call = build(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
-        if not chunks:  # only a part of a prompt
+        call = build_call(segments, self._device, pool=self._pool, writes=np.concatenate(writes))
+        if not chunks:  # only prompts
             packed_logits(self._model, self._tensor(fed), call, 1)
             return []
         offsets = [
@@ -282,12 +284,14 @@ class Streamer:
         return self._scored(self._tensor(fed), call, self._tensor(taken), offsets)
 
     @torch.no_grad()
-    def recompute(self, trajectories: Iterable[int], most_tokens: int) -> list[Scored]:
-        """Logprobs of whole responses so far, by packed calls without the cache.
+    def recompute_logprobs(
+        self, trajectories: Iterable[int], most_tokens: int
+    ) -> list[StreamedLogprobs]:
+        """Compute the logprobs of whole responses so far, by packed calls without the cache.
 
         Args:
-            trajectories: dropped or not, with a token at least.
-            most_tokens: of one call; a response over it stands alone.
+            trajectories: dropped or not, each with at least one token.
+            most_tokens: tokens per call; a longer response has a call of its own.
 
         Raises: KeyError for an unknown trajectory, ValueError for one without a token.
         """
@@ -296,10 +300,10 @@ class Streamer:
             members.setdefault(self._trajectories[name].group, []).append(name)
         groups = [(self._groups[group], found) for group, found in members.items()]
         sizes = [
-            (len(group.prefix.tokens), [self.held(name) for name in found])
+            (len(group.prefix.tokens), [self.tokens_held(name) for name in found])
             for group, found in groups
         ]
-        scored: list[Scored] = []
+        scored: list[StreamedLogprobs] = []
         for parts in pack(sizes, most_tokens):
             names = [[groups[at][1][index] for index in chosen] for at, chosen in parts]
             packed = pack_whole(
@@ -312,29 +316,29 @@ class Streamer:
                 ],
                 self._device,
             )
-            offsets = [(name, 0, self.held(name)) for found in names for name in found]
+            offsets = [(name, 0, self.tokens_held(name)) for found in names for name in found]
             scored += self._scored(packed.tokens_P, packed.call, packed.taken_N, offsets)
         return scored
 
     def _scored(
         self,
         tokens_P: Tensor,
-        call: Call,
+        call: PackedCall,
         taken_N: Tensor,
         chunks: Sequence[tuple[int, int, int]],
-    ) -> list[Scored]:
-        """Run a call, and cut its logprobs into (trajectory, offset, count) each."""
+    ) -> list[StreamedLogprobs]:
+        """Run a call, and split its logprobs by (trajectory, offset, count)."""
         found_N, entropies_N = packed_logprobs(
             self._model, tokens_P, call, taken_N, self._temperature, entropy=self._entropy
         )
         logprobs_N = found_N.cpu().numpy()
         entropy_N = None if entropies_N is None else entropies_N.cpu().numpy()
-        scored: list[Scored] = []
+        scored: list[StreamedLogprobs] = []
         begin = 0
         for name, offset, count in chunks:
             cut = slice(begin, begin + count)
             entropy = None if entropy_N is None else entropy_N[cut]
-            scored.append(Scored(name, offset, logprobs_N[cut], entropy))
+            scored.append(StreamedLogprobs(name, offset, logprobs_N[cut], entropy))
             begin += count
         return scored
 

@@ -1,9 +1,9 @@
-"""Logprobs that are computed while their trajectories still run (token-level streaming).
+"""Computes logprobs while their trajectories still run (token streaming).
 
-Turns hints into short calls of the cached forward, and a group that has come
-into the old and reference logprobs of its members: what the hints left out, or
-the cache could not hold, is computed then. A hint saves time and changes no
-result. Source: token streaming, arXiv 2605.30859.
+Turns streamed tokens into short calls of the cached forward, and an arrived group into the
+old and reference logprobs of its members: tokens that were not streamed ahead, or that the
+cache could not hold, are computed then. Streaming saves time and changes no result.
+Source: token streaming, arXiv 2605.30859.
 """
 
 from __future__ import annotations
@@ -14,107 +14,112 @@ import numpy as np
 import torch
 
 from learner.forward.micro_batches import trained_members
-from learner.streaming.cached_forward import Floats, Scored, Streamer
+from learner.streaming.cached_forward import CachedForward, Floats, StreamedLogprobs
 from learner.streaming.fixed_logprobs import ByTrajectory
 from pipeline.wire.messages import StreamedTokens, TrainGroup, TrainMember, ints
 
 CALL_TOKENS = 1024
-"""Of one call: larger ones take longer for each token on a CPU, and keep a group waiting."""
+"""Tokens per call: on a CPU larger calls cost more per token, and delay arriving groups."""
 
 
-class Stream:
+class ModelStream:
     """One model's logprobs, by trajectory."""
 
-    def __init__(self, streamer: Streamer) -> None:
-        self._streamer = streamer
+    def __init__(self, forward: CachedForward) -> None:
+        self._forward = forward
         self._found: dict[int, list[Floats]] = {}
         self._prompts: set[int] = set()
 
     @property
-    def pending(self) -> int:
-        """Tokens that wait for a call."""
-        return self._streamer.statistics()["pending"]
+    def pending_tokens(self) -> int:
+        """Number of tokens that wait for a call."""
+        return self._forward.statistics()["pending"]
 
-    def hint(self, hints: StreamedTokens) -> None:
-        for chunk in hints.chunks:
-            # After a hole (a cache that was cleared in between) the group's coming fills it.
-            if chunk.offset == self._streamer.held(chunk.trajectory):
-                self._begin(chunk.group, hints.prompts[chunk.group])
-                self._streamer.extend(chunk.trajectory, chunk.group, ints(chunk.tokens).tolist())
-        for trajectory in hints.gone:
-            self._streamer.release(trajectory)
+    def add_streamed(self, tokens: StreamedTokens) -> None:
+        """Queue the next tokens of these trajectories; forget those that are gone."""
+        for chunk in tokens.chunks:
+            # After a gap (the cache was cleared in between) the arriving group fills it.
+            if chunk.offset == self._forward.tokens_held(chunk.trajectory):
+                self._begin(chunk.group, tokens.prompts[chunk.group])
+                self._forward.extend_trajectory(
+                    chunk.trajectory, chunk.group, ints(chunk.tokens).tolist()
+                )
+        for trajectory in tokens.gone:
+            self._forward.release_trajectory(trajectory)
             self._found.pop(trajectory, None)
 
-    def work(self) -> None:
-        """One call, short trajectories first: they are the likeliest to be chosen."""
-        self._keep(self._streamer.run(CALL_TOKENS, priority=self._streamer.held))
+    def run_call(self) -> None:
+        """Run one call, short trajectories first: they are the likeliest to be selected."""
+        self._keep(self._forward.run_call(CALL_TOKENS, priority=self._forward.tokens_held))
 
-    def take(self, groups: Sequence[TrainGroup]) -> ByTrajectory:
-        """Logprobs of sampled tokens of every member trained on; the groups leave the cache."""
+    def take_logprobs(self, groups: Sequence[TrainGroup]) -> ByTrajectory:
+        """Return logprobs of all trained members' sampled tokens; the groups leave the cache."""
         wanted: dict[int, TrainMember] = {}
         for group in groups:
             for member in trained_members(group):
                 self._begin(group.group, group.prompt)
-                known = self._streamer.held(member.trajectory)
+                known = self._forward.tokens_held(member.trajectory)
                 rest = ints(member.response)[known:].tolist()
                 if rest or not known:
-                    self._streamer.extend(member.trajectory, group.group, rest)
+                    self._forward.extend_trajectory(member.trajectory, group.group, rest)
                 wanted[member.trajectory] = member
-        while self._streamer.waiting(wanted):
-            call = self._streamer.run(CALL_TOKENS, priority=lambda name: float(name not in wanted))
+        while self._forward.has_pending(wanted):
+            call = self._forward.run_call(
+                CALL_TOKENS, priority=lambda name: float(name not in wanted)
+            )
             self._keep(call)
-        missing = [name for name in wanted if name in self._streamer.dropped]
+        missing = [name for name in wanted if name in self._forward.dropped]
         for name in missing:
             self._found.pop(name, None)
-        self._keep(self._streamer.recompute(missing, CALL_TOKENS))
+        self._keep(self._forward.recompute_logprobs(missing, CALL_TOKENS))
         found = {
             name: torch.from_numpy(sampled_only(np.concatenate(self._found.pop(name)), member))
             for name, member in wanted.items()
         }
         for group in groups:
-            self._streamer.release_group(group.group)
+            self._forward.release_group(group.group)
             self._prompts.discard(group.group)
         return found
 
-    def clear(self) -> None:
-        """The weights change: nothing that was computed is of use any more."""
-        self._streamer.clear()
+    def clear_stream(self) -> None:
+        """Forget everything: the weights are about to change."""
+        self._forward.clear_cache()
         self._found.clear()
         self._prompts.clear()
 
     def _begin(self, group: int, prompt: bytes) -> None:
         if group not in self._prompts:
             self._prompts.add(group)
-            self._streamer.prompt(group, ints(prompt).tolist())
+            self._forward.begin_group(group, ints(prompt).tolist())
 
-    def _keep(self, scored: Iterable[Scored]) -> None:
+    def _keep(self, scored: Iterable[StreamedLogprobs]) -> None:
         for piece in scored:
             self._found.setdefault(piece.trajectory, []).append(piece.logprobs)
 
 
 def sampled_only(logprobs: Floats, member: TrainMember) -> Floats:
-    """Of a response's tokens those that were sampled, not appended by an environment."""
+    """Keep the logprobs of sampled tokens, without those appended by the environment."""
     kept = np.ones(len(logprobs), dtype=np.bool_)
     for first, count in member.appended:
         kept[first : first + count] = False
     return logprobs[kept]
 
 
-class Ahead:
-    """The streams of a rank: of its own weights, of the reference model, or none."""
+class LogprobStream:
+    """The streams of a rank: own weights, reference model, both or none."""
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
+    def __init__(self, streams: Sequence[ModelStream]) -> None:
         self._streams = streams
 
     @property
-    def pending(self) -> int:
-        return max((stream.pending for stream in self._streams), default=0)
+    def pending_tokens(self) -> int:
+        return max((stream.pending_tokens for stream in self._streams), default=0)
 
-    def hint(self, hints: StreamedTokens) -> None:
+    def add_streamed(self, tokens: StreamedTokens) -> None:
         for stream in self._streams:
-            stream.hint(hints)
+            stream.add_streamed(tokens)
 
-    def work(self) -> None:
+    def run_calls(self) -> None:
         for stream in self._streams:
-            if stream.pending:
-                stream.work()
+            if stream.pending_tokens:
+                stream.run_call()

@@ -1,8 +1,8 @@
-"""What a checkpoint was written for, as text: settings, model, tokenizer, data.
+"""Describes what a checkpoint was written for: settings, model, tokenizer, data.
 
-The manifest holds it; a resume refuses what differs, key by key. Free to change
-are settings that say how the run goes on, not what its state means; and the
-number of learner ranks where each rank has the whole optimizer state (ZeRO 0).
+The manifest holds it; a resume refuses differences, key by key. Settings may change if
+they say how the run continues, not what its state means; so may the number of learner
+ranks where each rank has the whole optimizer state (ZeRO 0).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FREE = (
     ),
     *("learner.tokens_per_micro_batch", "learner.kv_tokens", "learner.threads"),
 )
-"""Settings, or beginnings of their names, that a resume may have otherwise."""
+"""Settings, or beginnings of their names, that a resume may change."""
 _DATA = ("data.train", "data.held_out")
 _BY_CONTENT = ("model", *_DATA, "data.chat_template", "learner.deepspeed")
-"""Settings that name files: what is in them counts, not where they lie."""
+"""Settings that name files: their content counts, not their path."""
 _FILES = {
     "model": ("config.json",),
     "tokenizer": ("tokenizer.json", "generation_config.json"),
@@ -46,8 +46,8 @@ _OF_FILES = "files of the "
 _RANKS, _ZERO, _LORA = "learner.ranks", "learner.zero", "learner.lora"
 
 
-def take(config: Config) -> Fingerprint:
-    """Of this configuration and the files that it names, as they are now.
+def fingerprint_of(config: Config) -> Fingerprint:
+    """Make the fingerprint of a configuration and of the files that it names, as they are now.
 
     Raises OSError, or DataError if a source has no file.
     """
@@ -56,7 +56,7 @@ def take(config: Config) -> Fingerprint:
         for key, value in _flat(_as_written(config))
         if not key.startswith((*FREE, f"{_LORA}.")) and key not in _BY_CONTENT
     }
-    found[_LORA] = _text(config.learner.lora)  # whole: absent is different from any
+    found[_LORA] = _text(config.learner.lora)  # as a whole: none differs from any
     directory = Path(config.model)
     for what, names in _FILES.items():
         paths = [path for name in names if (path := directory / name).is_file()]
@@ -68,7 +68,7 @@ def take(config: Config) -> Fingerprint:
 
 
 def _of_data(data: DataConfig) -> Iterator[tuple[str, str]]:
-    """Of each source its files' content; names only where there are several, for their order."""
+    """Yield the checksums of each source's files, and their names if the order matters."""
     if isinstance(data.train, str):
         yield from _of_source("data.train", data.train, "train")
     else:
@@ -96,17 +96,17 @@ def _of_source(key: str, path: str, split: str) -> Iterator[tuple[str, str]]:
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str) -> list[str]:
-    """A line each for what does not fit, with both values and the cure; empty: it fits.
+    """List the differences, each with both values and the cure; empty: they match.
 
     Args:
-        settings: where those of now are from.
+        settings: file of the present settings, for the message.
 
     >>> differences({"group.size": "8"}, {"group.size": "4"}, "runs/a/config.yaml")
     ['group.size: 8 in the checkpoint, 4 now: put it back in runs/a/config.yaml']
     """
     whole_state = saved.get(_ZERO) == now.get(_ZERO) == "0"
     lines: list[str] = []
-    for key in sorted(saved.keys() & now.keys()):  # another darts may know more or fewer
+    for key in sorted(saved.keys() & now.keys()):  # another version of darts may have other keys
         before, after = saved[key], now[key]
         if before == after or (key == _RANKS and whole_state):
             continue
@@ -122,7 +122,7 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str], settings: str)
 
 
 def _as_written(config: Config) -> dict[str, Any]:
-    """Section -> key -> value; a plug-in's options under the name that its user knows."""
+    """Return section -> key -> value; a plug-in's options under its name, as in the file."""
     found: dict[str, Any] = msgspec.to_builtins(config)
     for kind in registry.PACKAGES:
         plugin: Plugin = getattr(config, kind)
@@ -135,8 +135,8 @@ def _text(value: object) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted key -> value. What a key itself holds, a dictionary for instance, stays whole: an
-    entry that one side lacks is then a difference."""
+    """Yield dotted key -> value. A dictionary as a value stays whole, so that an entry which
+    one side lacks is a difference."""
     for name, value in settings.items():
         if isinstance(value, dict):
             inner = cast(dict[str, Any], value)

@@ -1,4 +1,4 @@
-"""One checkpoint at a time: state now, every rank's part, then the commit in a thread."""
+"""Writes one checkpoint at a time: the state now, every rank's part, a commit in a thread."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from pipeline.coordinator.events import Checkpointed
 from pipeline.wire.messages import Save
 
 log = logging.getLogger("stage")
-_MARGIN = 1.2  # by which a checkpoint may be larger than the one before it
+_MARGIN = 1.2  # a checkpoint may be this much larger than the one before it
 
 
 class NoRoom(Exception):
-    """The disk has less room than a checkpoint takes."""
+    """The disk has less room than a checkpoint needs."""
 
 
 def free_bytes(directory: Path) -> int:
-    """What this user may still write there."""
+    """Return the bytes that this user may still write there."""
     return shutil.disk_usage(directory).free
 
 
 def size_of(directory: Path, pattern: str = "*") -> int:
-    """Bytes of the files below it whose names fit."""
+    """Sum the bytes of files below a directory whose names match."""
     return sum(path.stat().st_size for path in directory.rglob(pattern) if path.is_file())
 
 
 class Saver:
-    """`begin`, `rank_saved` and `give_up` are called by the stage; `done(event)` reports the end.
+    """The stage calls `begin_checkpoint`, `rank_saved`, `give_up`; `done(event)` reports the end.
 
     Args:
-        directory: where checkpoints lie.
-        keep: how many of the newest stay.
-        ranks: learner ranks that each write a part.
-        made_for: what a resume is held against.
-        least: bytes of one, at least; once one is on disk its size tells more.
-        free: bytes that may still be written below a directory.
+        directory: holds the checkpoints.
+        keep: number of newest checkpoints to keep.
+        ranks: number of learner ranks; each writes a part.
+        made_for: what a resume is compared with.
+        least: expected bytes of the first checkpoint; later ones use the size of the last.
+        free: returns the bytes that may still be written below a directory.
     """
 
     def __init__(
@@ -67,29 +67,30 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._commits: set[asyncio.Task[None]] = set()
 
-    def begin(self, step: int, version: int, about: dict[str, Any]) -> Save | None:
-        """Take the state of this very moment. Returns what every rank is to be told."""
+    def begin_checkpoint(self, step: int, version: int, about: dict[str, Any]) -> Save | None:
+        """Take the present state. Returns the message for every rank, or None if it failed."""
         try:
             self._check_room()
             self._state = snapshot.take(self._coordinator)
-            self._directory = store.begin(self._checkpoints, step)
+            self._directory = store.begin_draft(self._checkpoints, step)
         except (snapshot.SnapshotError, NoRoom, OSError) as error:
             self._done(Checkpointed(step=step, error=str(error)))
             return None
-        step = self._state.step  # further than asked for when empty steps followed at once
+        step = self._state.step  # later than requested if empty steps followed at once
         self._step, self._waiting = step, set(range(self._ranks))
         self._about = {**about, "plugins": self._plugins(), "made_for": self._made_for}
         return Save(directory=str(self._directory), step=step, version=version)
 
     def _check_room(self) -> None:
-        """Nothing is begun that cannot be ended. Raises NoRoom, or OSError."""
+        """Check that the disk has room for a checkpoint. Raises NoRoom, or OSError."""
         older = store.committed(self._checkpoints)
         needed = int(_MARGIN * size_of(older[0])) if older else self._least
         there = next(p for p in (self._checkpoints, *self._checkpoints.parents) if p.is_dir())
         if (free := self._free(there)) < needed:
             raise NoRoom(
                 f"it needs {needed} bytes, {free} are free in {there}; make room there (older "
-                "checkpoints go only after a newer one is whole), the next one is tried again"
+                "checkpoints are removed only after a new one is complete); the next checkpoint "
+                "is tried again"
             )
 
     def _plugins(self) -> dict[str, str]:
@@ -99,7 +100,7 @@ class Saver:
     def rank_saved(self, directory: Path, rank: int, error: str) -> None:
         """A rank has written its part, or could not."""
         if directory != self._directory:
-            return  # of a checkpoint that was given up
+            return  # from a checkpoint that was given up
         if error:
             self._end(f"rank {rank}: {error}")
             return
@@ -111,17 +112,17 @@ class Saver:
             task.add_done_callback(self._commits.discard)
 
     def give_up(self, seconds: float) -> None:
-        """It takes too long: nothing is waited for any more. None is being written: it is over."""
+        """Give up a checkpoint that takes too long; does nothing if none is being written."""
         if self._directory is None:
             return
         if self._waiting:
             self._end(f"no answer from ranks {sorted(self._waiting)} within {seconds:.0f} s")
-        else:  # a thread is at it, and so is the disk: what it leaves the next one sweeps
-            self._over(f"the disk has not taken it within {seconds:.0f} s")
+        else:  # a thread still writes: the next checkpoint removes what it leaves
+            self._over(f"it was not on disk within {seconds:.0f} s")
 
     def _best(self) -> Path | None:
-        """The checkpoint of the best step that has one: what was the best stays until the
-        checkpoint of the better one is whole."""
+        """Return the checkpoint of the best step that has one: it stays until that of a better
+        step is complete."""
         names = map(store.name_of, self._coordinator.evaluations.ranked())
         paths = (self._checkpoints / name for name in names)
         return next((path for path in paths if path.is_dir()), None)
@@ -133,7 +134,7 @@ class Saver:
         except (store.CheckpointError, OSError) as failure:
             error = str(failure)
         if directory != self._directory:
-            log.warning("a checkpoint that was given up: %s", error or "is on disk after all")
+            log.warning("a checkpoint that was given up: %s", error or "is on disk now")
             return
         if error:
             self._end(error)
@@ -141,8 +142,8 @@ class Saver:
         try:
             best = self._best()
             await asyncio.to_thread(store.prune, self._checkpoints, self._keep, best=best)
-        except OSError as error:  # the new one is there all the same
-            log.warning("older checkpoints than the newest %d stay: %s", self._keep, error)
+        except OSError as error:  # the new one is complete
+            log.warning("could not remove old checkpoints (keeping %d): %s", self._keep, error)
         self._end("")
 
     def _end(self, error: str) -> None:

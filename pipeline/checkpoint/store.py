@@ -1,13 +1,13 @@
-"""One cut, one rename: a checkpoint is whole or not there.
+"""Writes and reads checkpoints on disk: a checkpoint is complete or does not exist.
 
 Everything is written into a temporary directory, every file fsynced, the
-manifest with sizes and checksums last; then one rename commits. Reading scans
-newest first, checks every file, and falls back loudly. DeepSpeed's own
-`latest` is not used.
+manifest with sizes and checksums last; then one rename commits. Reading tries the
+newest first, checks every file, and falls back to an older one with a warning.
+DeepSpeed's own `latest` is not used.
 
 At every moment, whatever the disk has not written yet: the newest `step-...`
-is the old state or the new one, and each `step-...` is whole. What is on its
-way in or out has another name (`.tmp-`, `.old-`, `.trash-`).
+is the old state or the new one, and each `step-...` is complete. Directories that
+are being made or removed have other names (`.tmp-`, `.old-`, `.trash-`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import msgspec
 import xxhash
 
 from pipeline.coordinator.snapshot import Snapshot
-from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove, write
+from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove_tree, write_durably
 
 STATE = "coordinator.msgpack"
 MANIFEST = "MANIFEST.json"
@@ -41,11 +41,11 @@ class CheckpointError(Exception):
 
 
 class Refused(CheckpointError):
-    """A checkpoint that may be whole, but not for this user or this run: it stays where it is."""
+    """A checkpoint that may be complete, but not for this user or run: it stays where it is."""
 
 
-def checksum(path: Path) -> str:
-    """xxh3_128 of a file."""
+def file_checksum(path: Path) -> str:
+    """Return the xxh3_128 of a file."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -58,7 +58,7 @@ def name_of(step: int) -> str:
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """What is named as a checkpoint, the newest first."""
+    """List the directories that are named as checkpoints, the newest first."""
     found = [p for p in checkpoints.glob("step-*") if _NAME.fullmatch(p.name)]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
@@ -66,45 +66,45 @@ def committed(checkpoints: Path) -> list[Path]:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def begin(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
-    """An empty temporary directory for the ranks to write into; older ones are swept.
+def begin_draft(checkpoints: Path, step: int, disk: Disk = SYSTEM) -> Path:
+    """Make an empty temporary directory for the ranks to write into; removes older ones.
 
-    Its name is new each time: a rank that is late with one that was given up
-    writes nothing into its successor.
+    Its name is new each time: a rank that is late with an abandoned checkpoint
+    writes nothing into the next one.
     """
     if not checkpoints.is_dir():
         disk.mkdir(checkpoints)
         disk.fsync(checkpoints.parent)
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
     directory = checkpoints / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
     disk.mkdir(directory)
     return directory
 
 
 def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any], disk: Disk = SYSTEM) -> Path:
-    """Add the coordinator's state and the manifest to what the ranks wrote, then rename.
+    """Add the coordinator's state and the manifest to the ranks' files, then rename.
 
-    The ranks have fsynced their files; their directories are ours. A checkpoint
-    of the same step (Ctrl-C within the step after it) is replaced: set aside
-    first, and brought back by `sweep` if we end between the renames.
-    Raises CheckpointError; the temporary directory is gone then.
+    The ranks have fsynced their files; the directories are synced here. A checkpoint
+    of the same step (Ctrl-C within the step after it) is replaced: renamed first, and
+    brought back by `sweep_leftovers` if this process ends between the renames.
+    Raises CheckpointError, and removes the temporary directory.
     """
     target = directory.parent / name_of(snapshot.step)
     aside = target.with_name(f"{_ASIDE}{target.name}")
     try:
-        write(disk, directory / STATE, msgspec.msgpack.encode(snapshot))
+        write_durably(disk, directory / STATE, msgspec.msgpack.encode(snapshot))
         files = sorted(p for p in directory.rglob("*") if p.is_file())
         manifest = {
             "format": FORMAT,
             "step": snapshot.step,
             "version": snapshot.version,
             "files": {
-                str(p.relative_to(directory)): [p.stat().st_size, checksum(p)] for p in files
+                str(p.relative_to(directory)): [p.stat().st_size, file_checksum(p)] for p in files
             },
             **about,
         }
         manifest["checksum"] = _seal(manifest)
-        write(disk, directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_durably(disk, directory / MANIFEST, json.dumps(manifest, indent=1).encode())
         for folder in sorted((p for p in directory.rglob("*") if p.is_dir()), reverse=True):
             disk.fsync(folder)
         disk.fsync(directory)
@@ -117,7 +117,7 @@ def commit(directory: Path, snapshot: Snapshot, about: dict[str, Any], disk: Dis
         raise _failed(directory, error) from error
     try:
         disk.fsync(target.parent)
-    except OSError as error:  # either name may be what the disk has: both stay
+    except OSError as error:  # the disk may have either name: both stay
         raise _failed(target, error) from error
     abandon(aside, disk)
     return target
@@ -129,32 +129,32 @@ def _failed(where: Path, error: Exception) -> CheckpointError:
 
 
 def _seal(manifest: dict[str, Any]) -> str:
-    """Checksum of the manifest itself, without its field for it."""
+    """Compute the checksum of the manifest, without its own field."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def prune(checkpoints: Path, keep: int, disk: Disk = SYSTEM, best: Path | None = None) -> None:
-    """Leave the newest `keep` (at least 2), and the best one."""
+    """Remove all but the newest `keep` (at least 2) and the best one."""
     for victim in committed(checkpoints)[max(2, keep) :]:
         if victim == best:
             continue
         disk.rename(victim, victim.with_name(f"{_TRASH}{victim.name}-{secrets.token_hex(4)}"))
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
 
 
-def sweep(checkpoints: Path, disk: Disk = SYSTEM) -> None:
-    """Remove what is on its way in or out. For who holds the run's lock, between checkpoints."""
+def sweep_leftovers(checkpoints: Path, disk: Disk = SYSTEM) -> None:
+    """Remove unfinished and old directories. Hold the run's lock; call between checkpoints."""
     _bring_back(checkpoints, disk)
     left = [p for name in (_TEMPORARY, _TRASH, _ASIDE) for p in checkpoints.glob(f"{name}*")]
     if left:
-        disk.fsync(checkpoints)  # else the disk may keep the removal, but not the rename before it
+        disk.fsync(checkpoints)  # else the removal may be on disk without the rename before it
     for path in left:
         abandon(path, disk)
 
 
 def _bring_back(checkpoints: Path, disk: Disk) -> None:
-    """What was set aside for one that never came."""
+    """Restore a checkpoint whose replacement was never completed."""
     for aside in checkpoints.glob(f"{_ASIDE}step-*"):
         target = aside.with_name(aside.name.removeprefix(_ASIDE))
         if not target.exists():
@@ -162,16 +162,16 @@ def _bring_back(checkpoints: Path, disk: Disk) -> None:
 
 
 def abandon(directory: Path, disk: Disk = SYSTEM) -> None:
-    """Remove one that is not, or no longer, a checkpoint."""
-    with contextlib.suppress(OSError):  # it is only in the way: the next one sweeps it
-        remove(disk, directory)
+    """Remove a directory that is not, or no longer, a checkpoint."""
+    with contextlib.suppress(OSError):  # harmless: the next checkpoint removes it
+        remove_tree(disk, directory)
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """The manifest, after every file was held against it. Raises CheckpointError."""
+    """Check every file against the manifest, and return it. Raises CheckpointError."""
     if directory.is_symlink():
         raise CheckpointError(f"{directory}: is a symbolic link, not what was written")
     try:
@@ -184,14 +184,14 @@ def verify(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory / MANIFEST}: not what was written")
     if manifest.get("format") != FORMAT:
         raise Refused(
-            f"{directory}: format {manifest.get('format')}, this darts reads {FORMAT}; go on with "
-            "the version that wrote it, or begin a new run with its model/"
+            f"{directory}: format {manifest.get('format')}, this darts reads {FORMAT}; continue "
+            "with the version that wrote it, or start a new run with its model/"
         )
     try:
         _check_files(directory, files)
     except OSError as error:
         raise _failed(directory, error) from error
-    except (ValueError, TypeError, AttributeError) as error:  # no name of a file, or no entry
+    except (ValueError, TypeError, AttributeError) as error:  # an invalid file name or entry
         raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
     return manifest
 
@@ -201,19 +201,19 @@ def _check_files(directory: Path, files: dict[str, tuple[int, str]]) -> None:
         if path.is_symlink():
             raise CheckpointError(f"{path}: is a symbolic link, not what was written")
         if str(path.relative_to(directory)) not in {MANIFEST, *files}:
-            raise CheckpointError(f"{path}: not of this checkpoint: its manifest has no such file")
+            raise CheckpointError(f"{path}: the manifest does not list this file")
     for name, (size, digest) in files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
-            raise CheckpointError(f"{directory}: {name} is outside of it")
+            raise CheckpointError(f"{directory}: {name} is outside the checkpoint")
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != size or checksum(path) != digest:
+        if path.stat().st_size != size or file_checksum(path) != digest:
             raise CheckpointError(f"{path}: not what was written")
 
 
 def _everything(directory: Path) -> Iterator[Path]:
-    """All that is below, links included and not followed, but for real directories."""
+    """Yield all files below; links are included and not followed."""
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
             yield from _everything(path)
@@ -222,7 +222,7 @@ def _everything(directory: Path) -> Iterator[Path]:
 
 
 def check_owner(directory: Path) -> None:
-    """Raise Refused if others could have written it: torch files and plug-in state are believed."""
+    """Raise Refused if others could have written it: torch files and plug-in state are trusted."""
     me, checkpoints = os.geteuid(), directory.parent
     for path in (checkpoints, directory, *sorted(directory.rglob("*"))):
         found = path.lstat()
@@ -230,24 +230,24 @@ def check_owner(directory: Path) -> None:
             continue  # `verify` names it
         if found.st_uid != me:
             raise Refused(
-                f"{path}: belongs to user {found.st_uid}, this is user {me}; a checkpoint is used "
-                f"by its owner alone. If you trust it: chown -R {me} {checkpoints}"
+                f"{path}: belongs to user {found.st_uid}, this is user {me}; only its owner may "
+                f"use a checkpoint. If you trust it: chown -R {me} {checkpoints}"
             )
         if found.st_mode & OTHERS_WRITE:
             raise Refused(
-                f"{path}: others may write it (mode {stat.S_IMODE(found.st_mode):04o}). "
+                f"{path}: other users can write it (mode {stat.S_IMODE(found.st_mode):04o}). "
                 f"If you trust it: chmod -R go-w {checkpoints}"
             )
 
 
 def newest(checkpoints: Path, disk: Disk = SYSTEM) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest whole checkpoint, its manifest, and complaints about newer ones.
+    """Find the newest complete checkpoint; returns it, its manifest, complaints about newer ones.
 
-    For who holds the run's lock: sweeps what a crash has left, and gives
-    damaged ones another name. Raises CheckpointError if there is none (a run is
-    never silently begun anew), Refused if the newest whole one is not to be used.
+    Hold the run's lock: removes what a crash has left, and renames damaged
+    checkpoints. Raises CheckpointError if there is none (a run never restarts
+    silently), Refused if the newest complete one must not be used.
     """
-    sweep(checkpoints, disk)
+    sweep_leftovers(checkpoints, disk)
     complaints: list[str] = []
     for directory in committed(checkpoints):
         check_owner(directory)
@@ -257,13 +257,13 @@ def newest(checkpoints: Path, disk: Disk = SYSTEM) -> tuple[Path, dict[str, Any]
             raise
         except CheckpointError as error:
             complaints.append(str(error))
-            with contextlib.suppress(OSError):  # of a read-only copy, say: it is named all the same
+            with contextlib.suppress(OSError):  # a read-only copy, say: the complaint names it
                 disk.rename(directory, _free(directory.with_name(f"{_CORRUPT}{directory.name}")))
     raise _none(checkpoints, complaints)
 
 
-def look(checkpoints: Path) -> Path:
-    """The newest whole checkpoint of a run that may be going on; changes nothing.
+def peek_newest(checkpoints: Path) -> Path:
+    """Find the newest complete checkpoint of a run that may be active; changes nothing.
 
     Raises CheckpointError if there is none.
     """
@@ -280,12 +280,12 @@ def look(checkpoints: Path) -> Path:
 
 def _none(checkpoints: Path, complaints: list[str]) -> CheckpointError:
     aside = sorted(p.name for p in checkpoints.glob(f"{_CORRUPT}*"))
-    lines = [f"{checkpoints}: no whole checkpoint", *complaints]
+    lines = [f"{checkpoints}: no complete checkpoint", *complaints]
     return CheckpointError("\n".join(lines + [f"set aside: {', '.join(aside)}"] * bool(aside)))
 
 
 def _free(path: Path) -> Path:
-    """This name, or the next one that is free."""
+    """Return this path, or the next one that does not exist."""
     number = 1
     while (found := path if number == 1 else path.with_name(f"{path.name}-{number}")).exists():
         number += 1
@@ -293,7 +293,7 @@ def _free(path: Path) -> Path:
 
 
 def load_state(directory: Path) -> Snapshot:
-    """The coordinator's state. Raises CheckpointError."""
+    """Read the coordinator's state. Raises CheckpointError."""
     try:
         return msgspec.msgpack.decode((directory / STATE).read_bytes(), type=Snapshot)
     except (OSError, msgspec.DecodeError) as error:

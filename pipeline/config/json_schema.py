@@ -21,7 +21,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> dict[str, Any]:
     """One document for a whole configuration file."""
     options = {
-        (kind, name): registry.options_type(registry.find(kind, name))
+        (kind, name): registry.options_type(registry.find_plugin(kind, name))
         for kind in registry.PACKAGES
         for name in registry.builtin_names(kind)
     }

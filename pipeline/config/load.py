@@ -31,15 +31,16 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read, override, check. Raises ConfigError with all problems.
 
+    Without a path everything is at its default but the overrides.
     Overrides are `key=value`: `step.prompts=32`, `selector=dual_end` (its options
     at their defaults), `selector.dual_end.longest=2` (chooses `dual_end`), and
     `budget.redundancy=1` (an option of the plug-in in force). Later ones win.
     """
     problems: list[str] = []
-    tree = _read(path, problems)
+    tree = Branch("settings") if path is None else _read(path, problems)
     for override in overrides:
         changes.apply(tree, override, problems)
     resolver = Resolver(tree, path, problems)
@@ -60,7 +61,7 @@ def dump(config: Config) -> str:
 
 def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
     """The class of a loaded configuration's plug-in, and its options to construct it with."""
-    found = registry.find(kind, plugin.name)
+    found = registry.find_plugin(kind, plugin.name)
     return found, msgspec.convert(plugin.options, registry.options_type(found))
 
 

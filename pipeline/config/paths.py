@@ -18,11 +18,11 @@ from pipeline.config import rules
 from pipeline.config.schema import Config, EvalFileConfig
 
 
-def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) -> Config:
+def resolved(config: Config, file: Path | None, problem: Callable[[str, str], None]) -> Config:
     """The configuration with every path absolute.
 
     Args:
-        file: the configuration's own.
+        file: the configuration's own; None: it was read from none.
         problem: told of each complaint: key, text.
     """
     finder = _Finder(file, problem)
@@ -69,8 +69,8 @@ def resolved(config: Config, file: Path, problem: Callable[[str, str], None]) ->
 class _Finder:
     """Looks from the current directory, and beside the folder of the configuration's file."""
 
-    def __init__(self, file: Path, problem: Callable[[str, str], None]) -> None:
-        self._bases = [Path.cwd(), file.resolve().parent.parent]
+    def __init__(self, file: Path | None, problem: Callable[[str, str], None]) -> None:
+        self._bases = [Path.cwd(), *([file.resolve().parent.parent] if file else [])]
         self._problem = problem
 
     def found(

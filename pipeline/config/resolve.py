@@ -25,7 +25,7 @@ from pipeline.plugins.ranges import did_you_mean
 class Resolver:
     """Of one file; `problems` grows by a line for each complaint."""
 
-    def __init__(self, tree: Branch, path: Path, problems: list[str]) -> None:
+    def __init__(self, tree: Branch, path: Path | None, problems: list[str]) -> None:
         self._tree = tree
         self._path = path
         self._problems = problems
@@ -51,7 +51,7 @@ class Resolver:
         return paths.resolved(config, self._path, self._problem)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:
-        place = where or self._values.place(key) or str(self._path)
+        place = where or self._values.place(key) or str(self._path or "settings")
         self._problems.append(f"{place}: {key}: {text}")
 
     def _plugin(self, kind: str, given: Tree | Plugin, group_size: int) -> Plugin:
@@ -77,7 +77,7 @@ class Resolver:
             )  # fmt: skip
             return default_of(Config, kind)
         try:
-            struct = registry.options_type(registry.find(kind, name))
+            struct = registry.options_type(registry.find_plugin(kind, name))
         except registry.PluginError as error:
             self._problem(kind, str(error))
             return default_of(Config, kind)

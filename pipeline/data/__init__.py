@@ -1,1 +1,1 @@
-"""Prompts: files and tasks become rows, rows become prompts with token ids."""
+"""Reads prompts: files and tasks become rows, rows become prompts with token ids."""

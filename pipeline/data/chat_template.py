@@ -1,9 +1,9 @@
-"""Prompts as a file gives them -> the text that the model reads: chat templates.
+"""Applies a model's chat template: turns prompts of a file into the text that the model reads.
 
 Messages go through the model's chat template in Jinja's sandbox, with the extras that
 transformers' `apply_chat_template` has, so that the text is the same to the letter.
-Invariant: the template alone writes special tokens; encoding adds none. Must not know
-files of data, or tokens.
+Invariant: only the template writes special tokens; encoding adds none. Must not know
+data files, or tokens.
 Source: transformers 5.19, `utils/chat_template_utils.py`.
 """
 
@@ -31,25 +31,25 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 _END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
 
 
-class Chat:
-    """Of one model and one `data` section; the template is looked for when first needed."""
+class ChatTemplate:
+    """The template of one model and one `data` section; loaded when first needed."""
 
     def __init__(self, model: Path, data: DataConfig) -> None:
         self._model, self._data = model, data
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages
 
-    def text(self, prompt: object) -> tuple[str, bool]:
-        """(what the model reads, whether a template made it).
+    def prompt_text(self, prompt: object) -> tuple[str, bool]:
+        """Return (text for the model, True if a template made it).
 
-        Raises ValueError, a complaint about this prompt; DataError if none can be templated.
+        Raises ValueError for a bad prompt; DataError if the template is missing or unusable.
         """
         data = self._data
         if isinstance(prompt, str):
             if data.chat != "always":
                 if data.system and prompt:
                     raise ValueError(
-                        "is text, where data.system has no place; set data.chat: always, or leave "
+                        "is text, so data.system cannot be added; set data.chat: always, or leave "
                         "data.system out"
                     )
                 return prompt, False
@@ -74,16 +74,16 @@ class Chat:
             "add_generation_prompt": messages[-1]["role"] != "assistant",
             **self._data.chat_arguments,
         }
-        goes_on = arguments.pop("continue_final_message", messages[-1]["role"] == "assistant")
-        if goes_on and not arguments["add_generation_prompt"]:
-            return self._going_on(messages, arguments)
+        continues = arguments.pop("continue_final_message", messages[-1]["role"] == "assistant")
+        if continues and not arguments["add_generation_prompt"]:
+            return self._continued(messages, arguments)
         return self._rendered(messages, arguments)
 
-    def _going_on(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
-        """The text up to the end of the last message, which the model goes on with."""
+    def _continued(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
+        """Return the text up to the end of the last message, which the model continues."""
         content = messages[-1].get("content")
         if not isinstance(content, str):
-            raise ValueError("ends with a message that is no text, so it cannot be gone on with")
+            raise ValueError("ends with a message that is not text, so it cannot be continued")
         marked = [*messages[:-1], {**messages[-1], "content": f"{content}{_END} "}]
         before, mark, after = self._rendered(marked, arguments).rpartition(_END)
         if not mark:
@@ -97,14 +97,14 @@ class Chat:
         assert self._render is not None
         try:
             return self._render(messages=messages, **arguments)
-        except Exception as error:  # whatever the template does with what it is given
+        except Exception as error:  # templates may raise anything
             raise ValueError(
-                f"is refused by {self._source}{_line(error)}: {_said(error)}; mend the messages, "
-                "or name another template with data.chat_template"
+                f"is refused by {self._source}{_line(error)}: {_message_of(error)}; correct the "
+                "messages, or name another template with data.chat_template"
             ) from error
 
     def _found(self) -> Callable[..., str]:
-        """The template, compiled. Raises DataError if there is none or it is not one."""
+        """Compile the template. Raises DataError if it is missing or invalid."""
         template = self._written()
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -117,7 +117,7 @@ class Chat:
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
                 f"{self._source}:{error.lineno}: not a chat template: {error.message}; expected "
-                "Jinja, as transformers reads it; mend it, or name another with data.chat_template"
+                "Jinja, as in transformers; correct it, or name another with data.chat_template"
             ) from error
         tokens = _special_tokens(self._model)
 
@@ -127,7 +127,7 @@ class Chat:
         return render
 
     def _written(self) -> str:
-        """Its text: of the setting, of its own file, or of tokenizer_config.json."""
+        """Read the template: from the setting, its own file, or tokenizer_config.json."""
         own = self._model / "chat_template.jinja"
         path = Path(self._data.chat_template) if self._data.chat_template else own
         if self._data.chat_template or own.is_file():
@@ -148,7 +148,7 @@ class Chat:
         if not isinstance(found, str):
             raise DataError(
                 f"{self._model}: no chat template in chat_template.jinja or tokenizer_config.json, "
-                "and a prompt is to go through one; name a file with data.chat_template, or give "
+                "and a prompt needs one; name a file with data.chat_template, or give "
                 "prompts as text with data.chat: auto"
             )
         self._source = f"{config} (chat_template)"
@@ -156,7 +156,7 @@ class Chat:
 
 
 def _checked(messages: list[Any]) -> list[dict[str, Any]]:
-    """The messages without fields that are null. Raises ValueError naming the first bad one."""
+    """Check messages and drop null fields. Raises ValueError that names the first bad one."""
     if not messages:
         raise ValueError("is an empty list, expected messages")
     checked: list[dict[str, Any]] = []
@@ -183,7 +183,7 @@ def _checked(messages: list[Any]) -> list[dict[str, Any]]:
                 )
         elif content is not None and not isinstance(content, str):
             raise ValueError(f"has {kind_of(content)} as content at [{number}], expected text")
-        # columns of a table have every field in every row; templates ask whether one is there
+        # columnar files have every field in every row; templates test whether one is defined
         checked.append({key: value for key, value in given.items() if value is not None})
     return checked
 
@@ -194,7 +194,7 @@ def _part(part: object) -> str:
 
 
 def _special_tokens(model: Path) -> dict[str, str]:
-    """bos_token and the like, by the names that templates use."""
+    """Read bos_token and the like, by the names that templates use."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = model / name
@@ -208,13 +208,13 @@ def _special_tokens(model: Path) -> dict[str, str]:
 
 
 def _line(error: Exception) -> str:
-    """Line of the template that raised."""
+    """Return the line of the template that raised, for a message."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateError):
         return str(error)
     return f"{type(error).__name__}: {error}"
@@ -237,7 +237,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes what HTML would read."""
+    """Replaces Jinja's own filter, which escapes for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -248,4 +248,4 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005  # as the template's author means it
+    return datetime.now().strftime(form)  # noqa: DTZ005  # local time, as templates expect

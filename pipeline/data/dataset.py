@@ -1,10 +1,10 @@
-"""Tasks of the house, files and folders -> prompts with their token ids.
+"""Loads prompts with their token ids from built-in tasks, files and folders.
 
 Every row is checked before anything starts: a bad one is named by file and
 line, and stops the run or is skipped and counted. Invariant: each item of a
-`Dataset` can be sampled from (not empty, and a response fits behind it), and the
-same files give the same items in the same order. Must not know groups, order or
-rewards.
+`Dataset` can be sampled from (it is not empty and leaves room for a response), and
+the same files give the same items in the same order. Must not know groups, order
+or rewards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import rules
 from pipeline.config.schema import DataConfig, SourceConfig
-from pipeline.data.chat_template import Chat
+from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import SourceView
@@ -26,12 +26,12 @@ from pipeline.plugins.views import SourceView
 __all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
 
 TASK_PROMPTS = 20_000
-"""Prompts that a task gives for training: more than a run of an hour asks for."""
+"""Training prompts of a task: more than a run of an hour uses."""
 TASK_HELD_OUT = 256
-"""Prompts that a task named as a held-out set gives: `data.held_out`'s own default."""
+"""Prompts of a task that is named as a held-out set: the default of `data.held_out`."""
 
 ANSWERS = ("answer", "reward_model.ground_truth", "solution")
-"""Fields that are looked for where no answer is named: darts' own and TRL's, verl's, TRL's."""
+"""Fields tried if no answer is named: of darts and TRL, verl, TRL."""
 
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
@@ -42,28 +42,28 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: str  # as the model reads it, after the chat template
     tokens: bytes  # int32
-    answer: str  # what the reward compares with; "" where the data has none
-    columns: dict[str, Any]  # the row as it was, for rewards that read more of it
-    tag: str = ""  # a kind of prompt, for budgets ("terms=3")
+    answer: str  # what the reward compares with; "" if the data has none
+    columns: dict[str, Any]  # the whole row, for rewards that use more of it
+    tag: str = ""  # kind of prompt, for budgets ("terms=3")
     where: str = ""  # file and line
     messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
 
 
 class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one source."""
+    """Result of loading one source."""
 
     name: str
     first: int  # index of its first prompt
     count: int
     weight: float
-    answer: str  # the field that was taken; "" if there is none
+    answer: str  # the field that is used; "" if there is none
     sought: bool = False  # no field was named
-    dropped: int = 0  # longer than allowed
-    cut: int = 0  # shortened to what is allowed
+    dropped: int = 0  # prompts left out as too long
+    cut: int = 0  # prompts shortened
 
 
 class Dataset:
-    """Prompts by index, and what was left out."""
+    """Prompts by index, and lines that were left out."""
 
     def __init__(
         self,
@@ -86,15 +86,15 @@ class Dataset:
 
     @property
     def shares(self) -> tuple[SourceView, ...]:
-        """Where several sources lie, for the order of prompts; () of one alone."""
+        """Ranges and weights of several sources, for the order of prompts; () for a single one."""
         if len(self.sources) < 2:
             return ()
         return tuple(SourceView(s.first, s.count, s.weight) for s in self.sources)
 
-    def summary(self) -> str:
-        """For the log.
+    def summary_line(self) -> str:
+        """Describe the data set in one line, for the log.
 
-        >>> Dataset("train.jsonl", []).summary()
+        >>> Dataset("train.jsonl", []).summary_line()
         'train.jsonl: 0 prompts'
         """
         notes = [f"{self.name}: {len(self)} prompts"]
@@ -112,21 +112,21 @@ class Dataset:
 
 
 def load_train(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
-    """Prompts to train on. Raises DataError.
+    """Load the prompts to train on. Raises DataError.
 
     Args:
-        data: the section.
-        tokenizer: of the model to train.
-        max_tokens: limit of a response; prompt and response must fit the model.
+        data: the section of the configuration.
+        tokenizer: that of the model to train.
+        max_tokens: most tokens of a response; prompt and response must fit the model.
     """
     sources = (SourceConfig(path=data.train),) if isinstance(data.train, str) else data.train
     return _Loading(data, tokenizer, max_tokens).dataset(sources, "train", TASK_PROMPTS)
 
 
 def load_held_out(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
-    """Prompts to evaluate on, the same for every seed; a number is of a task's alone.
+    """Load the prompts to evaluate on, the same for every seed. Raises DataError.
 
-    Raises DataError.
+    A number in `data.held_out` counts for tasks only.
     """
     loading = _Loading(data, tokenizer, max_tokens)
     if isinstance(data.held_out, str):
@@ -141,23 +141,23 @@ class _Prepared(msgspec.Struct):
 
     where: str
     row: dict[str, Any]
-    given: Any  # the prompt as it stands in the row
+    given: Any  # the prompt as in the row
     prompt: str
     templated: bool
     answer: str
 
 
 class _Loading:
-    """Reads the sources of one data set; collects complaints about rows."""
+    """Reads the sources of one data set, and collects problems with rows."""
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
-        self._chat = Chat(tokenizer.directory, data)
+        self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
         self._dropped = self._cut = 0  # of the source being read
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
-        """All of the sources, one after another. `count`: prompts of a task."""
+        """Load all sources, one after another. `count`: prompts of a task."""
         items: list[Item] = []
         loaded: list[LoadedSource] = []
         empty = ""
@@ -168,7 +168,7 @@ class _Loading:
             fields = _Fields(source, self._data)
             items += self._items(rows, fields, source.tag)
             if len(items) == first and not empty:
-                why = [*self._problems[before : before + 1], *self._told_dropped()]
+                why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
             loaded.append(
                 LoadedSource(
@@ -185,13 +185,13 @@ class _Loading:
         if self._problems and self._data.bad_lines == "stop":
             more = len(self._problems) - _SHOWN
             tail = [f"and {more} more"] if more > 0 else []
-            cure = "mend them, or leave them out with data.bad_lines: skip"
+            cure = "correct them, or leave them out with data.bad_lines: skip"
             raise DataError("\n".join([*self._problems[:_SHOWN], *tail, cure]))
         if empty:
-            raise DataError(f"{empty}; expected at least one, mend the file or name another")
+            raise DataError(f"{empty}; expected at least one, correct the file or name another")
         return Dataset(", ".join(source.name for source in loaded), items, self._problems, loaded)
 
-    def _told_dropped(self) -> list[str]:
+    def _dropped_note(self) -> list[str]:
         return [f"all {self._dropped} are too long"] if self._dropped else []
 
     def _rows(self, path: str, split: str, count: int) -> tuple[str, Iterator[Row]]:
@@ -203,7 +203,7 @@ class _Loading:
         return path, rows_of(path, split, self._problems.append)
 
     def _items(self, rows: Iterator[Row], fields: _Fields, tag: str) -> Iterator[Item]:
-        """Usable rows as items; the tokenizer is asked for many at once."""
+        """Turn usable rows into items; many are tokenized at once."""
         batch: list[_Prepared] = []
         for where, row in rows:
             try:
@@ -217,10 +217,10 @@ class _Loading:
         yield from self._encoded(batch, tag)
 
     def _prepared(self, where: str, row: dict[str, Any], fields: _Fields) -> _Prepared:
-        """Raises ValueError, a complaint about the row."""
-        prompt, answer = fields.of(row)
+        """Prepare a row. Raises ValueError for a bad one."""
+        prompt, answer = fields.read_row(row)
         try:
-            text, templated = self._chat.text(prompt)
+            text, templated = self._chat.prompt_text(prompt)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
@@ -231,7 +231,7 @@ class _Loading:
         prompts = [prepared.prompt for prepared in batch]
         try:
             encoded: list[list[int] | str] = [*self._tokenizer.encode_all(prompts)]
-        except ValueError:  # some one of them: find out which
+        except ValueError:  # at least one is bad: find out which
             encoded = [_ids_or_complaint(prompt, self._tokenizer) for prompt in prompts]
         for prepared, ids in zip(batch, encoded, strict=True):
             if isinstance(ids, list):
@@ -252,13 +252,13 @@ class _Loading:
                 )
 
     def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
-        """The ids to sample behind; [] to leave it out, or a complaint."""
+        """Return the prompt's ids, [] to leave it out, or a complaint."""
         if not ids:
-            return "has no token, expected one at least"
+            return "has no token, expected at least one"
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._tokenizer.bos:
             return (
-                "begins with the beginning-of-sequence token twice: the chat template writes it "
-                "already; take it out of the text"
+                "begins with the beginning-of-sequence token twice: the chat template adds it; "
+                "remove it from the text"
             )
         wanted, model = self._data.max_prompt_tokens, self._tokenizer.max_model_tokens
         room = model - self._max_tokens if model else wanted
@@ -271,13 +271,13 @@ class _Loading:
         if self._data.long_prompts == "cut" and limit > 0:
             if prepared.templated:
                 return (
-                    f"of {len(ids)} tokens is longer than {limit}, and what a chat template wrote "
+                    f"of {len(ids)} tokens is longer than {limit}, and text of a chat template "
                     "is not cut; set data.long_prompts: drop"
                 )
             self._cut += 1
             prepared.prompt = self._tokenizer.decode(ids[-limit:])
             return ids[-limit:]
-        cure = "leave such out with data.long_prompts: drop"
+        cure = "leave long prompts out with data.long_prompts: drop"
         if limit == wanted:
             return f"of {len(ids)} tokens, but data.max_prompt_tokens is {wanted}; {cure}"
         return (
@@ -287,18 +287,18 @@ class _Loading:
 
 
 class _Fields:
-    """Which fields of a source's rows are prompt and answer."""
+    """Finds prompt and answer in the rows of a source."""
 
     def __init__(self, source: SourceConfig, data: DataConfig) -> None:
-        task = source.path in rules.tasks()  # its fields have the house's names
+        task = source.path in rules.tasks()  # with fixed field names
         self.prompt = "prompt" if task else source.prompt or data.prompt
         named = "answer" if task else source.answer or data.answer
         self.sought = not named
         self.answer: str | None = named or None
-        """None until a row has been seen; "" if it had none of those looked for."""
+        """None until a row has been seen; "" if it had none of `ANSWERS`."""
 
-    def of(self, row: dict[str, Any]) -> tuple[Any, str]:
-        """Prompt and answer. Raises ValueError, a complaint."""
+    def read_row(self, row: dict[str, Any]) -> tuple[Any, str]:
+        """Return prompt and answer of a row. Raises ValueError for a bad one."""
         there, prompt = field_of(row, self.prompt)
         if not there:
             raise ValueError(_missing(row, "data.prompt", self.prompt))
@@ -311,7 +311,7 @@ class _Fields:
         if not there:
             raise ValueError(_missing(row, "data.answer", self.answer))
         if isinstance(answer, list | dict) and self.answer == "reward_model.ground_truth":
-            # verl hands on whatever its reward function takes; that one reads it from the row
+            # in verl it may be any value that the reward function understands
             return prompt, msgspec.json.encode(answer).decode()
         if not isinstance(answer, str | int | float) or isinstance(answer, bool):
             raise ValueError(f"{self.answer} is {kind_of(answer)}, expected text or a number")

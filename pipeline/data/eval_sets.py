@@ -1,7 +1,6 @@
-"""Every held-out prompt of a run as one data set, and which of them are which set.
+"""Joins all held-out prompts of a run into one data set, with a range of indices for each set.
 
-First those of `data.held_out`, then those of `eval.sets` in their order: prompts are known by one
-index, and a set by a range of them.
+First those of `data.held_out`, then those of `eval.sets` in their order.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class HeldOut(msgspec.Struct, frozen=True):
         return len(self.data)
 
 
-def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
-    """All that the run evaluates on. Raises DataError."""
+def load_eval_sets(config: Config, tokenizer: Tokenizer) -> HeldOut:
+    """Load all prompts that the run evaluates on. Raises DataError."""
     parts = [("", load_held_out(config.data, tokenizer, config.sampling.max_tokens))]
     for name, given in config.eval.sets.items():
         file: EvalFileConfig = _file(given)
@@ -37,11 +36,15 @@ def load(config: Config, tokenizer: Tokenizer) -> HeldOut:
         found = load_held_out(data, tokenizer, config.sampling.max_tokens)
         items = found.items[: file.prompts or None]
         parts.append((name, Dataset(found.name, items, found.skipped, found.sources)))
-    return together(parts, config.eval)
+    return join_sets(parts, config.eval)
 
 
-def together(parts: Sequence[tuple[str, Dataset]], section: EvalConfig) -> HeldOut:
-    """Args: parts: sets by name, '' for `data.held_out`; empty ones are left out."""
+def join_sets(parts: Sequence[tuple[str, Dataset]], section: EvalConfig) -> HeldOut:
+    """Join sets into one data set.
+
+    Args:
+        parts: sets by name, '' for `data.held_out`; empty ones are left out.
+    """
     sets: list[EvalSet] = []
     sources: list[LoadedSource] = []
     first = 0
@@ -51,7 +54,7 @@ def together(parts: Sequence[tuple[str, Dataset]], section: EvalConfig) -> HeldO
         k = given.k or (section.k if samples == section.samples else ()) or (samples,)
         if len(data):
             sets.append(EvalSet(name=name, first=first, count=len(data), samples=samples, k=k))
-        for source in data.sources:  # a set may take the first of its prompts alone
+        for source in data.sources:  # a set may use only its first prompts
             count = min(source.count, len(data) - source.first)
             where = {"first": first + source.first, "count": count}
             sources.append(msgspec.structs.replace(source, **where))

@@ -1,9 +1,9 @@
-"""Files, folders and patterns -> rows, each with the place where it stands.
+"""Reads rows from files, folders and patterns, each with its place.
 
-JSONL and parquet are told by content; a folder is one of `datasets`' `save_to_disk`, or
-holds such files. Rows are read in the order of the files' names and never all at once.
-A place is `train.jsonl:17`, lines from 1, or `train.parquet[17]`, rows from 0. Must not
-know which fields are prompts.
+JSONL and parquet are recognized by content; a folder was written by `datasets`'
+`save_to_disk`, or holds such files. Rows are read in the order of the files' names and
+never all at once. A place is `train.jsonl:17`, lines from 1, or `train.parquet[17]`,
+rows from 0. Must not know which fields are prompts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.config.paths import is_pattern
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
-_LINE_BYTES = 64 << 20  # a longer one is no prompt
-_ROWS = 1024  # of a columnar file, at once
+_LINE_BYTES = 64 << 20  # a longer line is not a prompt
+_ROWS = 1024  # read at once from a columnar file
 _ENDINGS = (".jsonl", ".json", ".parquet")
-_SPLITS = {"train": "train", "held_out": "test"}  # taken of a folder with several
+_SPLITS = {"train": "train", "held_out": "test"}  # the split that is used if there are several
 _PARQUET = b"PAR1"
 _ARROW = "an Arrow file; name the folder that datasets' save_to_disk wrote, not a file in it"
 _FOREIGN = {
@@ -34,7 +34,7 @@ _FOREIGN = {
     b"\xff\xfe": "text in UTF-16; save it as UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as UTF-8",
 }
-_BOM = b"\xef\xbb\xbf"  # of UTF-8; some editors write it
+_BOM = b"\xef\xbb\xbf"  # UTF-8; some editors write it
 
 
 class DataError(Exception):
@@ -42,11 +42,11 @@ class DataError(Exception):
 
 
 def files_of(source: str, split: str = "train") -> list[Path]:
-    """Every file that `rows_of` reads, in its order. Raises DataError if there is none.
+    """List the files that `rows_of` reads, in its order. Raises DataError if there is none.
 
     Args:
         source: a file, a folder, or a pattern.
-        split: "train" or "held_out"; of a saved folder with several splits the one taken.
+        split: "train" or "held_out"; selects a split of a saved folder with several.
     """
     path = Path(source)
     if is_pattern(source) and not path.exists():
@@ -69,10 +69,10 @@ def files_of(source: str, split: str = "train") -> list[Path]:
 
 
 def rows_of(source: str, split: str, problem: Callable[[str], None]) -> Iterator[Row]:
-    """Rows of a source. Raises DataError if a file cannot be read at all.
+    """Yield the rows of a source. Raises DataError if a file cannot be read at all.
 
     Args:
-        problem: told of each line that is no row.
+        problem: called with a message for each line that is not a row.
     """
     path = Path(source)
     saved = _saved(path, split) if path.is_dir() else None
@@ -144,7 +144,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         where = f"{path}[{index}]" if index else str(path)
         raise DataError(
-            f"{where}: not to be read as parquet: {error}; expected a whole file, write it again"
+            f"{where}: cannot be read as parquet: {error}; expected a complete file, write it again"
         ) from error
 
 
@@ -152,7 +152,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _saved(path: Path, split: str) -> Path | None:
-    """The folder of one split that `save_to_disk` wrote; None if this is no such folder."""
+    """Find the folder of a split that `save_to_disk` wrote; None if this is no such folder."""
     if (path / "state.json").is_file():
         return path
     listed = path / "dataset_dict.json"
@@ -161,13 +161,13 @@ def _saved(path: Path, split: str) -> Path | None:
     try:
         splits = msgspec.json.decode(listed.read_bytes(), type=dict[str, list[str]])["splits"]
     except (OSError, msgspec.DecodeError, KeyError) as error:
-        why = f"not as save_to_disk writes it: {error}; save it again"
+        why = f"not written by save_to_disk: {error}; save it again"
         raise DataError(f"{listed}: {why}") from error
     chosen = splits[0] if len(splits) == 1 else _SPLITS[split]
     if chosen not in splits:
         raise DataError(
-            f"{path}: holds the splits {', '.join(splits)}, and none is {chosen!r}; name one, as "
-            f"in {path / splits[0] if splits else path / 'train'}"
+            f"{path}: has the splits {', '.join(splits)}, but no {chosen!r}; name one, for example "
+            f"{path / splits[0] if splits else path / 'train'}"
         )
     return path / chosen
 
@@ -177,7 +177,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{folder}: written by datasets' save_to_disk, and the package datasets is not here: "
+            f"{folder}: written by datasets' save_to_disk, but the package datasets is missing: "
             "pip install 'darts-rl[datasets]', or save it with to_parquet"
         ) from None
     try:
@@ -186,7 +186,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
             yield f"{folder}[{index}]", cast(dict[str, Any], row)
     except DataError:
         raise
-    except Exception as error:  # of Arrow, of the file system, or of a feature that it decodes
+    except Exception as error:  # from Arrow, the file system, or a decoder
         raise DataError(
             f"{folder}: datasets cannot read it: {type(error).__name__}: {error}; save it again"
         ) from error
@@ -206,12 +206,12 @@ _KINDS: dict[type[Any], str] = {
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in the user's words."""
+    """Name the type of a value in the user's words."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def field_of(row: dict[str, Any], name: str) -> tuple[bool, Any]:
-    """(whether it is there, the value) of a field; `a.b` is b inside of a, or a field so named.
+    """Return (True if the field exists, its value); `a.b` is b inside a, or a field of that name.
 
     >>> field_of({"reward_model": {"ground_truth": "4"}}, "reward_model.ground_truth")
     (True, '4')

@@ -1,9 +1,9 @@
-"""Text <-> token ids, by the tokenizer.json in a model's directory.
+"""Encodes and decodes text by the tokenizer.json in a model's directory.
 
 Invariant: no token is added to a prompt and no special token is left in a
-response, so what is trained on is what was sampled. Also reads from the model's
-files what the pipeline needs to know of it: vocabulary, stop tokens, longest
-sequence. Loads no model, and no transformers.
+response, so the tokens trained on are the tokens sampled. Also reads facts from the
+model's files: vocabulary, stop tokens, longest sequence. Loads no model, and does not
+import transformers.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ class ModelError(Exception):
 
 
 class Tokenizer:
-    """The tokenizer of one model. Raises ModelError if the two disagree."""
+    """The tokenizer of one model. Raises ModelError if tokenizer and model do not match."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         refuse_code(directory)
         config = read_json(directory / "config.json")
-        # models of several parts keep the language model's figures one level down
+        # multimodal models have the language model's values one level down
         inner = config.get("text_config")
         text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
         self.vocabulary = _count(text.get("vocab_size"))
-        """Rows of the embedding: ids are below this."""
+        """Rows of the embedding: all ids are smaller."""
         self.max_model_tokens = _count(text.get("max_position_embeddings"))
-        """Prompt and response together; 0: not known."""
+        """Most tokens of prompt and response together; 0: unknown."""
         generation = directory / "generation_config.json"
         extra = read_json(generation) if generation.is_file() else {}
         self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
         """Sampling one of these ends a response."""
         self.bos = frozenset(_ids(text.get("bos_token_id")))
-        """Begins a text, for models that have one; a prompt's own text or template writes it."""
+        """Tokens that begin a text, if the model has any; the prompt or its template has it."""
         pads = _ids(text.get("pad_token_id"))
         self.pad = pads[0] if pads else min(self.eos, default=0)
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
-                f"{path}: no such file, and prompts become tokens by it; save the tokenizer with "
+                f"{path}: no such file, but prompts need it; save the tokenizer with "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            cure = "expected what the package tokenizers writes; save it again"
+            cure = "expected a file of the package tokenizers; save it again"
             raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -72,9 +72,8 @@ class Tokenizer:
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= self.vocabulary:
             raise ModelError(
-                f"{where}: the tokenizer knows ids up to {largest}, the model has "
-                f"{self.vocabulary} (config.json: vocab_size); they are not of one model, take "
-                "both from one"
+                f"{where}: the tokenizer has ids up to {largest}, the model has "
+                f"{self.vocabulary} (config.json: vocab_size); take both from the same model"
             )
         if not self.eos:
             raise ModelError(
@@ -86,16 +85,16 @@ class Tokenizer:
             if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
                 raise ModelError(
                     f"{where}: eos_token_id {eos} is not a token of the tokenizer "
-                    f"(model: {self.vocabulary} ids); name one that is in generation_config.json"
+                    f"(model: {self.vocabulary} ids); correct it in generation_config.json"
                 )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Raises ValueError if it holds what the tokenizer cannot write."""
+        """Encode a text. Raises ValueError if the tokenizer has no token for a part of it."""
         [ids] = self.encode_all([text])
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, faster than one by one. Raises ValueError like `encode`."""
+        """Encode many texts, faster than one by one. Raises ValueError like `encode`."""
         try:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
@@ -103,7 +102,7 @@ class Tokenizer:
         return [encoding.ids for encoding in found]
 
     def _alphabet(self, texts: Sequence[str]) -> str:
-        """What of the texts the tokenizer has no token for, as far as single characters tell."""
+        """Name the characters that the tokenizer cannot encode, for a message."""
         wrong: list[str] = []
         for character in sorted(set("".join(texts))):
             try:
@@ -114,12 +113,12 @@ class Tokenizer:
         return f"in the tokenizer's alphabet{few}"
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a response without special tokens; ids that name no token are left out."""
+        """Decode a response without special tokens; ids that name no token are left out."""
         kept = [int(token) for token in ids if int(token) not in self.eos]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
 
-def check(directory: Path) -> None:
+def check_tokenizer(directory: Path) -> None:
     """Raise ModelError unless model and tokenizer fit each other."""
     Tokenizer(directory)
 
@@ -131,14 +130,14 @@ def refuse_code(directory: Path) -> None:
         named = _code(read_json(path)) if path.is_file() else []
         if named:
             raise ModelError(
-                f"{path}: auto_map names code that comes with the model ({', '.join(named)}), and "
-                "none of it is ever run; where transformers knows the model_type by itself, take "
-                "auto_map out of the file"
+                f"{path}: auto_map names code that comes with the model ({', '.join(named)}); "
+                "darts never runs such code; if transformers supports the model_type itself, "
+                "remove auto_map from the file"
             )
 
 
 def _code(entry: Any) -> list[str]:
-    """What every `auto_map` in it names."""
+    """Collect the names in every `auto_map` of an entry."""
     if isinstance(entry, list):
         return [name for item in entry for name in _code(item)]
     if not isinstance(entry, dict):
@@ -155,7 +154,7 @@ def _texts(entry: Any) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One of the model's files. Raises ModelError if it is no JSON object."""
+    """Read one of the model's files. Raises ModelError if it is not a JSON object."""
     try:
         found = msgspec.json.decode(path.read_bytes())
     except OSError as error:

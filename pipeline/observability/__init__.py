@@ -1,1 +1,1 @@
-"""What a run writes for people: records, timelines, traces, trackers, live status."""
+"""Writes what people read of a run: records, timelines, traces, trackers, live status."""

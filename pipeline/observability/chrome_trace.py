@@ -29,7 +29,7 @@ STAGE, REWARDS, PATH, ENVIRONMENTS, LEARNER, ENGINE = 1, 2, 3, 4, 100, 1000
 """Process numbers; a learner rank's and an engine's number is added."""
 STEPS_ROW, DECISIONS_ROW, TAKEN_ROW = 1, 2, 3  # of the stage
 WEIGHTS_ROW = 0  # of an engine; slots follow
-_COLOURS = {  # names that viewers know; told apart in grey as well
+_COLOURS = {  # names that viewers know; distinct in grey as well
     "trained": "thread_state_running",
     "redundant": "thread_state_runnable",
     "aborted": "terrible",
@@ -60,7 +60,7 @@ class Tracer:
         self._kept += [r for r in records if self._first <= r.step <= self._last]
         return records
 
-    def document(self, *, over: bool = True) -> Json:
+    def trace_document(self, *, over: bool = True) -> Json:
         """Chrome's JSON object format; what was kept is let go.
 
         Args:
@@ -74,7 +74,7 @@ class Tracer:
 
 
 class _Document:
-    """What the records of some steps become."""
+    """Turns the records of some steps into events of a trace."""
 
     def __init__(self, records: Sequence[StepRecord]) -> None:
         self._records = records
@@ -198,7 +198,7 @@ class _Document:
     def _counters(
         self, scorings: list[RewardCall], callings: list[EnvironmentCall]
     ) -> Iterator[Json]:
-        """How many waited for a slot, ran, and waited for a worker or an environment."""
+        """Counts what waited for a slot, ran, and waited for a worker or an environment."""
         legs = [leg for record in self._records for leg in record.legs]
         waits = [
             ("waiting for a slot", [(leg.queued or leg.placed, leg.placed) for leg in legs]),
@@ -251,7 +251,7 @@ class _Document:
         self._out.append({**span, "cname": colour} if colour else span)
 
     def _arrow(self, places: Sequence[tuple[int, int, float]]) -> None:
-        """From place to place: (process, row, moment), each within a span."""
+        """Draws an arrow through places (process, row, moment), each within a span."""
         self._flow += 1
         for number, (process, row, moment) in enumerate(places):
             phase = "s" if number == 0 else "f" if number == len(places) - 1 else "t"
@@ -294,7 +294,7 @@ class _Document:
 
 
 def _in_slot(leg: Leg) -> tuple[float, float]:
-    """From when to when a leg held a slot; as the engine says, if it does."""
+    """Returns when a leg held a slot, from and to; by the engine's word if it gave one."""
     start = leg.begun or leg.placed
     return start, max(start, leg.last or leg.heard)
 

@@ -40,15 +40,15 @@ def follow(before: Link | None, lane: str, what: str, end: float, detail: str = 
 
     An order may be answered while others are still being sent, and stamps of several clocks
     disagree by what the clocks do: then it starts earlier, and cuts the one before short.
-    Without one before it nobody knows when the wait began: it has no length.
+    Without one before it the wait's beginning is unknown: it has no length.
     """
     start = max(before.start, min(before.end, end)) if before is not None else end
     return Link(lane, what, start, max(start, end), before, detail)
 
 
 def critical_path(last: Link, since: float, until: float) -> list[Segment]:
-    """From the start of a step to its end, in order of time. As long as the step: what no link
-    accounts for is a segment of its own, `NOT_KNOWN`.
+    """Returns segments from the start of a step to its end, in order of time. They are as long as
+    the step: what no link accounts for is a segment of its own, `NOT_KNOWN`.
 
     Args:
         last: the link at whose end the step was over.

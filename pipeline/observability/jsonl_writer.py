@@ -1,7 +1,7 @@
 """Lines at the end of a file, whole and in their order, also where the disk is full for a while.
 
 What finds no room is kept and written later; only past `MOST_KEPT` are new lines left out, and
-counted. A line that is half on the disk goes on where it broke off.
+counted. A line that is half on the disk is continued where it broke off.
 """
 
 from __future__ import annotations

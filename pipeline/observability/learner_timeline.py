@@ -1,4 +1,4 @@
-"""What learner ranks did, and why each piece of work began when it did. Part of a timeline.
+"""Records what learner ranks did, and why each piece of work began when it did.
 
 Works are appended to the list that is given: the open step's. Pure.
 """
@@ -36,13 +36,13 @@ class Ranks:
         self._closing, self._before_close = link, len(works)
 
     def step_over(self) -> None:
-        """What lies before the next step explains nothing of it: let it go."""
+        """Forgets what lies before the next step: it explains nothing of it."""
         for work in self._newest.values():
             work.link = Link(_lane(work.rank), work.what, work.start, work.end)
         self._closing, self._before_close = None, 0
 
     def record_work(self, works: list[Work], rank: int, spans: Iterable[Span]) -> None:
-        """What a rank says that it did, ahead of the events that tell of its end."""
+        """Records the work that a rank reports, ahead of the events of its end."""
         for span in spans:
             work = Work(
                 rank=rank,
@@ -56,7 +56,7 @@ class Ranks:
             if work.of and work.what not in _CLOSES:
                 self._explain(works, work)
 
-    def trained(
+    def group_trained(
         self, works: list[Work], event: GroupTrained | GroupFailed, now: float
     ) -> TrainDispatch | None:
         """The handover that this answers, with the link of the answer."""
@@ -72,7 +72,7 @@ class Ranks:
         handover.answer = follow(work.link, "stage", "word of the gradient on its way", now)
         return handover
 
-    def applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
+    def step_applied(self, works: list[Work], event: StepDone | StepSkipped, now: float) -> Link:
         """The link of the word that a rank has closed the step."""
         lane, link = _lane(event.rank), self._closing
         said = [work for work in works[self._before_close :] if work.rank == event.rank]
@@ -120,7 +120,7 @@ class Ranks:
 
 
 def _in_the_way(works: list[Work], work: Work, asked: float) -> str:
-    """What else the rank did between being asked and beginning."""
+    """Returns what else the rank did between being asked and beginning."""
     for other in reversed(works):
         if other.rank == work.rank and other is not work:
             if other.end <= asked:

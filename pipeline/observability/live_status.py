@@ -1,7 +1,7 @@
-"""What a run does now, once a second: a coordinator -> `Live`, for people and for trackers.
+"""Says what a run does now, once a second: a coordinator -> `RunStatus`, for people and trackers.
 
 Pure. Costs the same with 65,536 open groups as with a hundred: counts are those
-that the tally, the fleet and the queue keep anyway, and waits are looked for in
+that the group index, the engine pool and the queue keep anyway, and waits are looked for in
 the oldest groups only. What the coordinator does not know (peers, reward
 workers, the clock on the wall) is filled in by `pipeline.stage.status_feed`. Pure.
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pipeline.coordinator.coordinator import Coordinator
 
 LONGEST_WAITS = 12
-"""Waits that are told."""
+"""Waits that are shown."""
 MOST_MEMBERS = 512
 """Members of each stage whose waits are looked at: with 65,536 open groups of 12 the whole of
-`live` then takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
+`run_status` takes 0.3 ms, as with 1,024 groups; all waits take 1.5 to 2 s. Groups leave in about
 the order in which they came, so the oldest wait longest."""
 _OF_A_STEP = (
     "step",
@@ -52,7 +52,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for whom."""
+    """One wait: who waits for whom."""
 
     seconds: float
     what: str
@@ -99,7 +99,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 
 
-def live(coordinator: Coordinator, training_seconds: float) -> RunStatus:
+def run_status(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     """The coordinator's part of what a run does now."""
     core, scheduler = coordinator.core, coordinator.scheduler
     history = coordinator.evaluations.history

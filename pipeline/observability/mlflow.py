@@ -1,4 +1,4 @@
-"""Tracker MLflow: a run of an experiment, named as the run's folder; a resume goes on with it.
+"""Tracker MLflow: a run of an experiment, named as the run's folder; a resume continues it.
 
 Where it is, is MLflow's own setting (MLFLOW_TRACKING_URI). Every call may wait for a server,
 so all of them are made by one thread: the stage waits for none.
@@ -84,7 +84,7 @@ class Mlflow:
             self._call(lambda part=part: self._client.log_batch(self._id, metrics=part))
 
     def _call(self, do: Callable[[], Any]) -> None:
-        """After those before it; when one has failed, no other is made."""
+        """Makes a call after those before it; when one has failed, no other is made."""
         before = self._newest
 
         def after() -> None:
@@ -109,7 +109,7 @@ class Mlflow:
 
 
 def _name(text: str) -> str:
-    """Without what MLflow refuses in a name.
+    """Replaces what MLflow refuses in a name.
 
     >>> _name("eval/pass@4")
     'eval/pass_4'

@@ -28,7 +28,7 @@ class TrackerError(Exception):
 
 
 def port_complaint(port: int, why: object) -> str:
-    """What a user is told of it."""
+    """The message for the user."""
     return (
         f"metrics.prometheus_port: cannot listen on {LOOPBACK}:{port}: {why}; "
         "choose another port, or 0 for none"
@@ -36,7 +36,7 @@ def port_complaint(port: int, why: object) -> str:
 
 
 def port_in_use(port: int) -> str:
-    """Why nobody can listen there; '' if the port is free."""
+    """Returns why the port cannot be opened; '' if it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
@@ -102,7 +102,7 @@ _LABELLED: dict[str, tuple[str, str, str]] = {
     "by_tag": ("tag_accuracy_ratio", "tag", "accuracy by kind of prompt"),
     "tokens_by_tag": ("tag_response_mean_tokens", "tag", "mean length by kind of prompt"),
 }
-_LEFT_OUT = ("step", "version", "ledger")  # told once a second, see `_now`
+_LEFT_OUT = ("step", "version", "ledger")  # reported once a second, see `_now`
 _OF = {"step": "of the newest step", "eval": "of the newest evaluation"}
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
 
@@ -218,7 +218,7 @@ def _gauge(name: str, text: str, values: Mapping[str, float], label: str) -> Met
 
 
 def _now(now: RunStatus) -> Iterator[Metric]:
-    """What the run does now, and where every sampled token went."""
+    """Figures of what the run does now, and where every sampled token went."""
     tokens = CounterMetricFamily(
         "darts_response_tokens", "sampled response tokens by where they went", labels=["fate"]
     )

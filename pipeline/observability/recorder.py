@@ -24,7 +24,7 @@ from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.jsonl_writer import JsonlWriter
 from pipeline.observability.live_status import RunStatus
-from pipeline.observability.trackers import Tracker, Trackers, flat
+from pipeline.observability.trackers import Tracker, Trackers, flat_metrics
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire.messages import Span
 
@@ -64,7 +64,7 @@ class Records:
         self._reward_workers = reward_workers
         self._recording_s = 0.0  # of the open step, spent on its timing
         self._files: dict[Path, JsonlWriter] = {}
-        self._full: set[Path] = set()  # files that were told to be so
+        self._full: set[Path] = set()  # files that were reported as full
         self._samples: dict[str, str] = {}  # prompt -> what is written of it
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
@@ -73,19 +73,19 @@ class Records:
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
-            self._trackers.log_metrics(what, fields["step"], flat(fields))
+            self._trackers.log_metrics(what, fields["step"], flat_metrics(fields))
         if what == "eval":
             self._write_samples(fields["step"])
 
     def record_event(
         self, now: float, event: AnyEvent, commands: Sequence[AnyCommand], done: float
     ) -> None:
-        """What the coordinator heard and said; see `Timeline.saw`."""
+        """Records what the coordinator heard and answered; see `Timeline.saw`."""
         if self._tracer is None:
             return
         begun = time.perf_counter()
         for record in self._tracer.record_event(now, event, commands, done):
-            found = timing.metrics(record, self._reward_workers)
+            found = timing.timing_metrics(record, self._reward_workers)
             spent_s = self._recording_s + time.perf_counter() - begun
             self._recording_s, begun = 0.0, time.perf_counter()
             self.write("timing", {**found, "recording_s": spent_s})
@@ -96,7 +96,7 @@ class Records:
     def record_work(
         self, role: str, name: str, rank: int, spans: Sequence[Span], hints: Sequence[float] = ()
     ) -> None:
-        """What a peer says of its own work, in the stage's clock.
+        """Records what a peer says of its own work, in the stage's clock.
 
         Args:
             hints: seconds that hints were on their way to a learner rank.
@@ -107,7 +107,7 @@ class Records:
         if role == "learner":
             self._tracer.timeline.record_work(rank, spans, hints)
         else:
-            self._tracer.timeline.loaded(name, spans)
+            self._tracer.timeline.weights_loaded(name, spans)
         self._recording_s += time.perf_counter() - begun
 
     def _write_trace(self, *, over: bool) -> None:
@@ -115,7 +115,7 @@ class Records:
         if self._tracer is None or not self._traced:
             return
         self._traced = range(0)
-        document = self._tracer.document(over=over)
+        document = self._tracer.trace_document(over=over)
         if not any(event["ph"] == "X" for event in document["traceEvents"]):
             return  # nothing happened: what an earlier run left here is worth more
         try:
@@ -146,7 +146,7 @@ class Records:
         self._files[path].write(msgspec.json.encode(fields) + b"\n")
 
     def flush(self) -> list[str]:
-        """What a person should hear of it: a disk that is full, or has room again."""
+        """Flushes every file; returns news for people: a disk that is full, or has room again."""
         said: list[str] = []
         for path, file in self._files.items():
             file.flush()
@@ -173,20 +173,20 @@ class Records:
         return found
 
     @staticmethod
-    def cut(run: RunFolder, sizes: Mapping[str, int]) -> None:
-        """Forget what was written after a checkpoint; a run that goes on is not done any more."""
+    def truncate_files(run: RunFolder, sizes: Mapping[str, int]) -> None:
+        """Forget what was written after a checkpoint; a run that continues is not done any more."""
         run.result.unlink(missing_ok=True)
         for path in (run.metrics, run.decisions):
             if path.exists():
                 os.truncate(path, min(sizes.get(path.name, 0), path.stat().st_size))
 
-    def live(self, now: RunStatus) -> None:
-        """What the run does now; the file is replaced as a whole."""
+    def write_live(self, now: RunStatus) -> None:
+        """Writes what the run does now; the file is replaced as a whole."""
         temporary = self._run.live.with_suffix(".tmp")
         try:
             temporary.write_bytes(msgspec.json.encode(now) + b"\n")
             temporary.rename(self._run.live)
-        except OSError as error:  # a full disk: nobody sees it live, that is all
+        except OSError as error:  # a full disk: only the live view misses it
             log.warning("no live state: %s", error)
         self._trackers.log_status(now)
 

@@ -65,7 +65,7 @@ class EnvironmentCall(msgspec.Struct, kw_only=True):
 
 
 class Work(msgspec.Struct, kw_only=True):
-    """What a learner rank did in one go."""
+    """One piece of work of a learner rank."""
 
     rank: int
     what: str
@@ -111,7 +111,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, kw_only=True):
-    """What ended since the record before, and how the step came to be so long."""
+    """All that ended since the record before, and the reason for the step's length."""
 
     step: int
     since: float
@@ -129,12 +129,12 @@ class StepRecord(msgspec.Struct, kw_only=True):
 
 
 def leg_link(leg: Leg, now: float) -> Link:
-    """From the placement of a leg to the frame that ended it, or that is looked at `now`."""
+    """Links from a leg's placement to the frame that ended it, or to `now`."""
     lane, who = f"engine {leg.engine}", f"trajectory {leg.trajectory}"
     if leg.finish == "lost":
         return follow(leg.asked, lane, "sampling on an engine that was lost", now, who)
     who += f", {leg.tokens} tokens"
-    if not leg.begun:  # the engine does not say, or goes on
+    if not leg.begun:  # the engine does not say, or continues
         return follow(leg.asked, lane, "decoding", now, who)
     link = follow(leg.asked, lane, "request on its way", leg.begun, who)
     link = follow(link, lane, "to the first token", leg.first or leg.last, who)
@@ -143,7 +143,7 @@ def leg_link(leg: Leg, now: float) -> Link:
 
 
 def load_link(load: Load) -> Link:
-    """From the order to load a version to the word that it is served, or refused."""
+    """Links from the order to load a version to the report that it is served, or refused."""
     lane = f"engine {load.engine}"
     if not load.stages:
         return follow(load.link, lane, "weights", load.heard)
@@ -154,7 +154,7 @@ def load_link(load: Load) -> Link:
 
 
 def scoring_link(scoring: RewardCall) -> Link:
-    """From the question for a reward to its answer."""
+    """Links from the question for a reward to its answer."""
     who = f"trajectory {scoring.trajectory}"
     link = follow(scoring.link, "rewards", "waiting for a worker", scoring.begun, who)
     link = follow(link, "rewards", "scoring", scoring.ended, who)
@@ -162,7 +162,7 @@ def scoring_link(scoring: RewardCall) -> Link:
 
 
 def environment_call_link(calling: EnvironmentCall) -> Link:
-    """From the question what follows a turn to its answer."""
+    """Links from the question what follows a turn to its answer."""
     who = f"trajectory {calling.trajectory}, turn {calling.turn + 1}"
     link = follow(calling.link, "environments", "waiting for a worker", calling.begun, who)
     link = follow(link, "environments", "asking the environment", calling.ended, who)

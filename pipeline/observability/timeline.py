@@ -1,4 +1,4 @@
-"""Who did what when, for whom: a run's legs, rewards, loads and passes, step by step.
+"""Notes who did what when, for whom: a run's legs, rewards, loads and passes, step by step.
 
 Hears every event with the commands that answered it, and what peers say of their own
 work; gives a `StepRecord` when a step has ended. Everything else that is told of time
@@ -136,7 +136,7 @@ class Timeline:
         return finished
 
     def record_work(self, rank: int, spans: Iterable[Span], hints: Iterable[float] = ()) -> None:
-        """What a learner rank says that it did.
+        """Records what a learner rank says that it did.
 
         Args:
             hints: seconds that hints were on their way to it.
@@ -144,14 +144,14 @@ class Timeline:
         self._record.hints += hints
         self._ranks.record_work(self._record.works, rank, spans)
 
-    def loaded(self, engine: str, spans: Iterable[Span]) -> None:
+    def weights_loaded(self, engine: str, spans: Iterable[Span]) -> None:
         """The stages of a load that an engine has done."""
         load = self._loads.get(engine)
         if load is not None:
             load.stages += [span for span in spans if span.of == (load.version,)]
 
     def rest(self) -> StepRecord:
-        """What has not been told of yet; ends the timeline."""
+        """Returns the record of what is not in one yet; ends the timeline."""
         for key in list(self._legs):
             self._leg_over(key, "")
         for legs in self._ended.values():
@@ -228,13 +228,13 @@ class Timeline:
         self._answer = environment_call_link(calling)
 
     def _trained(self, event: GroupTrained | GroupFailed) -> None:
-        handover = self._ranks.trained(self._record.works, event, self._now)
+        handover = self._ranks.group_trained(self._record.works, event, self._now)
         if handover is not None:
             self._record.handovers.append(handover)
             self._answer = handover.answer
 
     def _applied(self, event: StepDone | StepSkipped) -> None:
-        self._answer = self._ranks.applied(self._record.works, event, self._now)
+        self._answer = self._ranks.step_applied(self._record.works, event, self._now)
 
     # --- orders -------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pipeline.wire.messages import PUBLISH
 
 PERCENTILES = (50, 95, 99)
 LENGTHS = ((0, 50), (50, 90), (90, 99), (99, 100))
-"""Percentile groups of response length that lives are told of."""
+"""Percentile groups of response length that lives are reported for."""
 _STRAGGLERS = 5  # groups that waited longest for one trajectory
 MEANINGS = {
     "slot_wait_s": "a candidate's wait for a slot",
@@ -42,7 +42,7 @@ MEANINGS = {
 """What is measured, by its name among `percentiles`, as docs/latency.md has it."""
 
 
-def metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
+def timing_metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
     """The fields of a step's `timing` line; seconds, but for counts and shares.
 
     Args:
@@ -50,7 +50,7 @@ def metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
     """
     seconds = record.end - record.since
     legs = [leg for leg in record.legs if leg.kind == "train"]
-    known = {key: summary(values) for key, values in samples(record, legs).items() if values}
+    known = {key: percentiles_of(values) for key, values in samples(record, legs).items() if values}
     path = [[s.lane, s.what, round(s.seconds, 6), s.detail] for s in record.path]
     explained_s = sum(s.seconds for s in record.path if s.what != NOT_KNOWN)
     found: dict[str, Any] = {
@@ -61,7 +61,7 @@ def metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
         "explained_share": explained_s / seconds if seconds > 0 else 1.0,
         "percentiles": known,
         "engines": by_engine(legs),
-        "lives": lives(legs, record.handovers, record.callings),
+        "lives": lives_by_length(legs, record.handovers, record.callings),
         "stragglers": stragglers(record),
     }
     if reward_workers and seconds > 0:
@@ -71,7 +71,7 @@ def metrics(record: StepRecord, reward_workers: int = 0) -> dict[str, Any]:
     return found
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
+def percentiles_of(values: Sequence[float]) -> dict[str, float]:
     """Count, percentiles and maximum.
 
     >>> summary([1.0, 2.0, 3.0])
@@ -141,13 +141,13 @@ def by_engine(legs: Iterable[Leg]) -> dict[str, dict[str, float]]:
     return table
 
 
-def lives(
+def lives_by_length(
     legs: Sequence[Leg],
     handovers: Iterable[TrainDispatch],
     callings: Iterable[EnvironmentCall] = (),
 ) -> list[dict[str, Any]]:
-    """Where trajectories spent their time, by percentile group of their response length: the mean
-    seconds of each phase; one that a trajectory did not come to counts as none."""
+    """Returns where trajectories spent their time, by percentile group of their response length:
+    the mean seconds of each phase; a phase that a trajectory did not reach counts as 0."""
     mine: dict[int, list[Leg]] = {}
     for leg in legs:
         mine.setdefault(leg.trajectory, []).append(leg)
@@ -231,7 +231,7 @@ def stragglers(record: StepRecord) -> list[dict[str, Any]]:
 
 
 def _group_times(record: StepRecord) -> list[float]:
-    """From a group's first candidate being queued to its going to the learner."""
+    """Measures from a group's first candidate being queued to its going to the learner."""
     queued: dict[int, float] = {}
     for leg in record.legs:
         since = leg.queued or leg.placed

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go beside its own files: TensorBoard, Prometheus, W&B and others.
+"""Sends the numbers of a run to TensorBoard, Prometheus, W&B and others, beside its own files.
 
 A tracker gets the flattened figures of every step and evaluation, and what the
-run does now once a second. `complaints` says before anything is started what a
+run does now once a second. `tracker_problems` says before anything is started what a
 configuration asks for and this machine cannot do. What is not asked for is not
 imported.
 """
@@ -66,7 +66,7 @@ class Trackers:
                 self._trackers.remove(tracker)
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_metrics(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of nested mappings.
 
     >>> flat({"reward": 1, "learner": {"loss": 0.5}, "why": "text"})
@@ -75,14 +75,14 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     numbers: dict[str, float] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")  # type: ignore[arg-type]
+            numbers |= flat_metrics(value, f"{prefix}{key}/")  # type: ignore[arg-type]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[prefix + key] = float(value)
     return numbers
 
 
-def complaints(section: MetricsConfig) -> Iterator[str]:
-    """What the section asks for and cannot have here, one line each."""
+def tracker_problems(section: MetricsConfig) -> Iterator[str]:
+    """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():
         if project and importlib.util.find_spec(package) is None:
@@ -94,11 +94,11 @@ def complaints(section: MetricsConfig) -> Iterator[str]:
         yield port_complaint(section.prometheus_port, why)
 
 
-def start(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
+def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
     """Every tracker that is asked for. Raises TrackerError.
 
     Args:
-        resumed_step: of the checkpoint that the run goes on from; -1: none.
+        resumed_step: of the checkpoint that the run continues from; -1: none.
     """
     section = config.metrics
     found: list[Tracker] = []
@@ -160,7 +160,7 @@ def _summary_writer() -> Any:
 
 
 class WeightsAndBiases:
-    """A run of W&B, named as the run's folder; a resume goes on with it.
+    """A run of W&B, named as the run's folder; a resume continues it.
 
     Whether it sends or keeps what it gets is W&B's own setting (WANDB_MODE). Curves
     are drawn over `step`, which may go back: steps that are done again after a resume
@@ -171,7 +171,7 @@ class WeightsAndBiases:
         try:
             wandb: Any = importlib.import_module("wandb")  # an extra
         except ImportError as error:
-            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+            raise TrackerError("; ".join(tracker_problems(config.metrics)) or str(error)) from error
         try:
             self._run: Any = wandb.init(
                 project=project,
@@ -206,13 +206,13 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of trackio, named as the run's folder; a resume goes on with it."""
+    """A run of trackio, named as the run's folder; a resume continues it."""
 
     def __init__(self, project: str, run: RunFolder, config: Config) -> None:
         try:
             trackio: Any = importlib.import_module("trackio")  # an extra
         except ImportError as error:
-            raise TrackerError("; ".join(complaints(config.metrics)) or str(error)) from error
+            raise TrackerError("; ".join(tracker_problems(config.metrics)) or str(error)) from error
         self._trackio = trackio
         try:
             trackio.init(

@@ -1,7 +1,7 @@
-"""What a plug-in may ask of the core: verbs of the selector, answers of the other seams.
+"""The answers of plug-ins: actions of the selector, values of the other kinds.
 
 Plain frozen values; the coordinator carries them out and refuses wrong ones
-with an error that names the plug-in, the group and the verb.
+with an error that names the plug-in, the group and the action.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 class Action(msgspec.Struct, frozen=True, tag=True):
-    """Base of the selector's verbs. Ids are trajectory ids of the group at hand."""
+    """Base of the selector's actions. Ids are trajectory ids of the group at hand."""
 
 
 class Sample(Action, frozen=True):
@@ -48,7 +48,7 @@ class Park(Action, frozen=True):
 
 
 class Enough(Action, frozen=True):
-    """This group could close now; it stays open and its members go on."""
+    """This group could close now; it stays open and its members continue."""
 
     why: str = ""
 
@@ -76,7 +76,7 @@ class Drop(Action, frozen=True):
 AnyAction = Sample | Abort | Stop | Park | Enough | Finalize | Defer | Drop
 
 
-# --- the batch seam ------------------------------------------------------------------------
+# --- batch rules ---------------------------------------------------------------------------
 
 
 class Take(msgspec.Struct, frozen=True, tag=True):
@@ -98,11 +98,11 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 BatchAction = Take | Relax | Close
 
 
-# --- answers of the other seams ------------------------------------------------------------
+# --- answers of other plug-ins -------------------------------------------------------------
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Which prompts to open next (indices into the data set, in order)."""
+    """The prompts to open next (indices into the data set, in order)."""
 
     prompts: tuple[int, ...]
     speculate: bool = True
@@ -111,7 +111,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Allocation(msgspec.Struct, frozen=True):
-    """What the budget seam gives one prompt."""
+    """The answer of a budget for one prompt."""
 
     candidates: int  # M', trajectories sampled at first
     max_tokens: int  # length limit of each response
@@ -119,7 +119,7 @@ class Allocation(msgspec.Struct, frozen=True):
 
 
 class Advantages(msgspec.Struct, frozen=True):
-    """What the advantage seam gives a group, in the order of the chosen members."""
+    """The answer of an advantage for a group, in the order of the chosen members."""
 
     values: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]  # loss weights; 0: not trained, counts nothing
@@ -132,7 +132,7 @@ class NoSignal(msgspec.Struct, frozen=True):
 
 
 class Append(msgspec.Struct, frozen=True):
-    """What an environment adds to a response: trained on as context, never as the model's own."""
+    """Text or tokens that an environment adds to a response: context, never trained on."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()  # instead of a text

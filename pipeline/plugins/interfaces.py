@@ -1,4 +1,4 @@
-"""What a plug-in of each kind must offer, and the options that some kinds share.
+"""Interfaces of the plug-ins, one a kind, and the options that some kinds share.
 
 Every plug-in is a class with a nested `Options` Struct (checked when the
 configuration is loaded) and a constructor that takes it. State that lasts is
@@ -81,14 +81,14 @@ class WeightsPublished(msgspec.Struct, frozen=True, tag="published"):
 
 
 class Ticked(msgspec.Struct, frozen=True, tag="tick"):
-    """About once a second."""
+    """Another second has passed, about."""
 
 
 SelectorEvent = Finish | Rewarded | Every | Relaxed | Barrier | WeightsPublished | Ticked
 
 
 class Wants(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events a selector is asked on; `Finish`, `Relaxed` and `Barrier` always come."""
+    """The events that a selector is asked on; `Finish`, `Relaxed` and `Barrier` always come."""
 
     reward: bool = False
     every: int = 0  # tokens; 0: never
@@ -103,11 +103,11 @@ class Selector(Protocol):
 
 
 class PromptOrder(Protocol):
-    """May also have a property `epochs: dict[str, float]`, how often each source has been gone
-    through, reported with each step."""
+    """May also have a property `epochs: dict[str, float]`: passes through each source so far,
+    reported with each step."""
 
     def plan(self, view: PlanView) -> Plan:
-        """Up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
+        """Returns up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
         ...
 
     def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
@@ -116,16 +116,16 @@ class PromptOrder(Protocol):
 
 
 class Budget(Protocol):
-    """May also offer `ended(group: EndedView)`, told of every training group that ends, and
-    `figures() -> dict`, logged with each plan."""
+    """May also offer `ended(group: EndedView)`, called for every training group that ends, and
+    `metrics() -> dict`, logged with each plan."""
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         """One allocation a prompt."""
         ...
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
-        """`idle` slots have nothing to do, below the knee of their engines: (group, how many
-        more candidates), `idle` at most in all. Empty: leave them idle."""
+        """Returns (group, how many more candidates) for `idle` slots that have nothing to do, below
+        the knee of their engines; `idle` at most in all. Empty: leave them idle."""
         ...
 
 
@@ -150,8 +150,8 @@ class Environment(Protocol):
     asked: responses are of one turn, and no worker process starts."""
 
     def turn(self, turn: Turn) -> str | Append | Awaitable[str | Append | None] | None:
-        """What follows: text or tokens that are appended, after which the model goes on; None
-        when the response is complete."""
+        """Returns text or tokens to append, after which the model continues; None when the
+        response is complete."""
         ...
 
 
@@ -192,7 +192,7 @@ class EnvironmentOptions(WorkerOptions, frozen=True, kw_only=True):
     """Tokens that one turn may sample; 0: what `sampling.max_tokens` leaves. That limit is of
     the whole response, appended tokens included."""
     failure_text: str = ""
-    """Appended when a call fails or takes too long, and the model goes on; empty: the response
+    """Appended when a call fails or takes too long, and the model continues; empty: the response
     is missing from its group, as one whose reward failed."""
 
 

@@ -1,8 +1,8 @@
-"""The seams: what a plug-in must offer, and how one is found by name.
+"""The kinds of plug-ins: what one must offer, and how it is found by name.
 
-A name is, in this order: `package.module:Class`; a module of the house
+A name is, in this order: `package.module:Class`; a built-in module
 (`pipeline/plugins/selectors/first_m.py` holds the class registered as `first_m`); an
-entry point of group `darts.<seam>s`. An entry point is never imported unless
+entry point of group `darts.<kind>s`. An entry point is never imported unless
 the configuration names it.
 
 Every plug-in is a class with a nested `Options` Struct (checked when the
@@ -33,7 +33,7 @@ PACKAGES = {
     "advantage": "pipeline.plugins.advantages",
     "loss": "learner.losses",
 }
-"""seam -> where the plug-ins of the house live; also the list of seams."""
+"""kind -> where the built-in plug-ins lie; also the list of kinds."""
 
 ENTRY_POINTS = {
     "prompt_order": "darts.prompt_orders",
@@ -45,11 +45,11 @@ ENTRY_POINTS = {
     "advantage": "darts.advantages",
     "loss": "darts.losses",
 }
-"""seam -> entry point group of installed plug-ins."""
+"""kind -> entry point group of installed plug-ins."""
 
 
 class PluginError(Exception):
-    """A plug-in cannot be found, or does not fit its seam."""
+    """A plug-in cannot be found, or does not offer what its kind needs."""
 
 
 _T = TypeVar("_T", bound=type)
@@ -57,9 +57,9 @@ _registered: dict[tuple[str, str], type] = {}
 
 
 def register(kind: str, name: str) -> Callable[[_T], _T]:
-    """Class decorator: this class is the plug-in `name` of `seam`."""
+    """Class decorator: this class is the plug-in `name` of `kind`."""
     if kind not in PACKAGES:
-        raise PluginError(f"no seam {kind!r}; seams: {', '.join(PACKAGES)}")
+        raise PluginError(f"no kind of plug-in {kind!r}; kinds: {', '.join(PACKAGES)}")
 
     def enter(cls: _T) -> _T:
         known = _registered.get((kind, name))
@@ -85,7 +85,7 @@ def builtin_names(kind: str) -> list[str]:
 
 
 def entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """Installed plug-ins of a seam by name, read from metadata only."""
+    """Installed plug-ins of a kind by name, read from metadata only."""
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS[kind]):
         if point.name in found and found[point.name].value != point.value:
@@ -97,13 +97,13 @@ def entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     return found
 
 
-def names(kind: str) -> list[str]:
-    """Every name that `find` knows, the house's first."""
-    house = builtin_names(kind)
-    return house + [name for name in entry_points(kind) if name not in house]
+def plugin_names(kind: str) -> list[str]:
+    """Every name that `find_plugin` knows, built-in ones first."""
+    built_in = builtin_names(kind)
+    return built_in + [name for name in entry_points(kind) if name not in built_in]
 
 
-def find(kind: str, name: str) -> type[Any]:
+def find_plugin(kind: str, name: str) -> type[Any]:
     """The class behind a name. Raises PluginError with the nearest known name."""
     if ":" in name:
         module_name, _, attribute = name.partition(":")
@@ -125,9 +125,9 @@ def find(kind: str, name: str) -> type[Any]:
         except Exception as error:
             what = f"{points[name].value}: {type(error).__name__}: {error}"
             raise PluginError(f"{kind} {name!r}: {what}") from error
-    near = difflib.get_close_matches(name, names(kind), n=1)
+    near = difflib.get_close_matches(name, plugin_names(kind), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(names(kind))})")
+    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(plugin_names(kind))})")
 
 
 _METHODS: dict[str, tuple[str, ...]] = {
@@ -159,7 +159,7 @@ def options_type(cls: type[Any]) -> type[Options]:
 
 
 def needs_answer(reward: type[Any], options: Options) -> bool:
-    """Whether a reward compares with the data's answer: its `needs_answer`, True or asked with
-    its options."""
+    """Returns True if a reward compares with the data's answer: its `needs_answer` is True, or
+    returns True for its options."""
     needs = getattr(reward, "needs_answer", False)
     return bool(needs(options) if callable(needs) else needs)

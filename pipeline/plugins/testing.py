@@ -1,7 +1,7 @@
 """Builders of views, for the tests of plug-ins: a group in one line.
 
 Turns plain dicts of id -> tokens into the views that the core would show, in the
-order of arrival in which they are written. Used by the house's own tests.
+order of arrival in which they are written. Used by darts' own tests.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, S
 from pipeline.plugins.interfaces import Options
 from pipeline.plugins.ranges import broken
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
+
+__all__ = ["Recent", "group_of", "illegal", "outcomes_of", "sample_of"]
 
 
 def option_problems(options: type[Options], group_size: int = 8, **given: Any) -> list[str]:
@@ -156,7 +158,7 @@ def sample_of(
 
 
 def illegal(group: GroupView, actions: Iterable[AnyAction]) -> list[str]:
-    """Why the core would refuse these verbs; empty: it would not."""
+    """Lists why the core would refuse these actions; empty: it would not."""
     members = {member.id: member for member in group.members}
     unended = {member.id: member for member in group.unended}
     reasons: list[str] = []

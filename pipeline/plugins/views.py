@@ -1,4 +1,4 @@
-"""What a plug-in sees: read-only snapshots of a group, a step, a prompt.
+"""The views that plug-ins get: read-only snapshots of a group, a step, a prompt.
 
 Built by the core (and by `pipeline.plugins.testing` for tests); a plug-in never holds
 the core's own objects, so it cannot change them.
@@ -87,7 +87,7 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchView(msgspec.Struct, frozen=True, kw_only=True):
-    """The open step, for the batch seam. Group ids in the order of becoming so."""
+    """The open step, for a batch rule. Group ids in the order of becoming so."""
 
     step: int
     need: int  # groups wanted
@@ -112,7 +112,7 @@ class SourceView(msgspec.Struct, frozen=True):
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """What the prompts seam is asked: up to `want` prompts. Holds during the question:
+    """The question to a prompt order: up to `want` prompts. Valid during the call only:
     `outstanding` is too large to be copied for each."""
 
     step: int
@@ -126,7 +126,7 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, for the budget seam."""
+    """One prompt, for a budget."""
 
     prompt: int
     tokens: int  # length of the prompt
@@ -134,7 +134,7 @@ class PromptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Costs(Protocol):
-    """What a token costs, as the engines measured it."""
+    """The cost of a token, as the engines measured it."""
 
     def seconds(self, running: float) -> float:
         """Seconds per token of one sequence while `running` run on its engine."""
@@ -142,7 +142,7 @@ class Costs(Protocol):
 
 
 class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
-    """What the budget seam spends: the step and the engines as they are now."""
+    """The step and the engines as they are now, for a budget."""
 
     step: int
     size: int  # M
@@ -154,7 +154,7 @@ class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndedView(msgspec.Struct, frozen=True, kw_only=True):
-    """One group that has ended, for the budget seam."""
+    """One group that has ended, for a budget."""
 
     prompt: int
     tokens: int  # length of the prompt
@@ -175,7 +175,7 @@ class OpenView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One chosen member, for the advantage seam."""
+    """One chosen member, for an advantage."""
 
     reward: float
     tokens: int
@@ -185,7 +185,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
-    """One ended trajectory, for the reward seam (inside a reward worker)."""
+    """One ended trajectory, for a reward (inside a reward worker)."""
 
     prompt: str
     response: str  # decoded, without special tokens
@@ -209,7 +209,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of the model that is over, for the plug-in kind `environment` (inside a worker)."""
+    """A turn of the model that is over, for an environment (inside a worker)."""
 
     prompt: str
     response: str  # all turns so far and what was appended, without special tokens

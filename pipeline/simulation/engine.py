@@ -52,7 +52,7 @@ class ModelledEngine:
         self.name, self.epoch, self.slots, self.cost = name, epoch, slots, cost
         self.version = -1
         self.slow = 1.0  # a decode step takes so many times as long
-        self.stamp = 0  # of its next moment; whoever waits for an older one is late
+        self.stamp = 0  # of its next moment; a wait for an older one is out of date
         self.legs: dict[tuple[int, int], Leg] = {}
         self._base = cost.table(slots)
         self._chunk = chunk_tokens
@@ -66,7 +66,7 @@ class ModelledEngine:
     # --- time ---------------------------------------------------------------------------
 
     def due(self) -> float:
-        """When the next sequence ends or the next frame goes out."""
+        """Returns when the next sequence ends or the next frame is sent."""
         if not self.legs:
             return _NEVER
         while self._ends[0][1:] not in self.legs:

@@ -1,5 +1,5 @@
-"""What may go wrong in a simulated run, and when: a plan is a list of faults, each at a moment,
-so that any part of it can be played alone."""
+"""Plans what goes wrong in a simulated run: a list of faults, each at a moment, so that any part
+of it can be played alone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class What(StrEnum):
     STEP_NOT_FINITE = "step not finite"
     LEARNER_DIES = "learner dies"
     STAGE_DIES = "stage dies"
-    # Nobody dies, and somebody does not answer any more:
-    ENGINE_HANGS = "engine hangs"  # its loop; its heartbeats go on
+    # No process dies, and one does not answer any more:
+    ENGINE_HANGS = "engine hangs"  # its loop; its heartbeats continue
     ABORT_IGNORED = "abort ignored"
     REQUEST_FORGOTTEN = "request forgotten"
     LOAD_HANGS = "load hangs"
@@ -63,10 +63,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.at:.3f} s: {self.what} (e{self.target}, {self.amount:.2g})"
 
 
-def plan(
+def draw_faults(
     rng: random.Random, count: int, until: float, engines: int, hangs: bool = False
 ) -> list[Fault]:
-    """So many faults at random moments up to `until` seconds; the common ones more often.
+    """Draws so many faults at random moments up to `until` seconds; the common ones more often.
 
     Args:
         hangs: half of them are of those who do not answer any more.

@@ -22,7 +22,7 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.plugins import registry
-from pipeline.simulation.fault_plan import Fault, What, plan
+from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.invariants import Violation
@@ -79,7 +79,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from a seed: the run, its machines and its faults."""
+    """The run, its machines and its faults, as they follow from a seed."""
 
     settings: Settings
     machines: Machines
@@ -136,7 +136,7 @@ def world(seed: int, mode: Mode) -> World:
     )
     until = _LONG_S if mode is Mode.CHAOS else rng.uniform(0.5, 4.0)
     many = rng.randint(8, 40) if mode is Mode.CHAOS else rng.randint(1, 8)
-    faults = plan(rng, many, until, engines, hangs=mode is Mode.HANG)
+    faults = draw_faults(rng, many, until, engines, hangs=mode is Mode.HANG)
     rules = Rules(most=_MOST * size)
     if mode is Mode.CHAOS:
         rules = Rules(most=_MOST * size, restarts=rng.choice((2, 5, 1000)))
@@ -162,7 +162,7 @@ def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], 
 
     def drawn(kind: str, *choices: tuple[str, dict[str, Any]], **extra: Any) -> Callable[[], Any]:
         name, options = rng.choice(choices)
-        cls = registry.find(kind, name)
+        cls = registry.find_plugin(kind, name)
         return lambda: cls(registry.options_type(cls)(**options), **extra)
 
     selectors = [
@@ -229,7 +229,7 @@ def recorded(seed: int, mode: Mode) -> list[str]:
 
 
 def acted(seed: int, mode: Mode, limits: Timeouts) -> Counter[str]:
-    """How often these limits were acted on in a seed, by kind of wait. Raises what is found."""
+    """Counts how often these limits were acted on in a seed, by kind of wait."""
     here, life = world(seed, mode), list[Faulty]()
     settings = msgspec.structs.replace(here.settings, limits=limits)
     here = msgspec.structs.replace(here, settings=settings)
@@ -284,7 +284,7 @@ def _live(
 
 
 def shrink(outcome: Outcome, attempts: int = 200) -> Outcome:
-    """As few faults as still fail, one after another left out."""
+    """Leaves out one fault after another while the run still fails."""
     best, changed = outcome, True
     doomed = world(outcome.seed, outcome.mode).rules.doomed_at
     while changed and attempts > 0:

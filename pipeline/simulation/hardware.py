@@ -1,4 +1,4 @@
-"""What engines and learners cost in virtual time, and the hardware that presets are made from.
+"""Costs of engines and learners in virtual time, and the hardware that presets are made from.
 
 A decode step of an engine with `b` running sequences that hold `K` cached tokens takes
 `base(b) + kv_s * K` seconds: reading the weights (or computing, whichever is longer) and
@@ -75,7 +75,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     layers: int
     kv_bytes: int  # of the cache, a token: 2 x layers x heads of the cache x their size x 2 bytes
     active: float = 0.0  # parameters that a token passes through; 0: all
-    experts: int = 0  # of a layer, of which `of_token` are taken
+    experts: int = 0  # of a layer; a token takes `of_token`
     of_token: int = 0
 
     @property
@@ -148,7 +148,7 @@ def learner_cost(
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """What the coordinator is given to work with."""
+    """The engines and learner ranks that the coordinator works with."""
 
     engines: int
     slots: int

@@ -1,4 +1,4 @@
-"""What must hold of a coordinator after every event, whatever happened."""
+"""Checks what must hold of a coordinator after every event, whatever happened."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
 
 
 def check_group_index(core: CoordinatorState) -> None:
-    """What is kept as groups move is what going over all of them would find."""
+    """Checks that the counts kept as groups move are those that counting all of them gives."""
     groups = [g for g in core.groups.values() if g.kind == "train"]
     index = core.group_index
     counts = dict.fromkeys(LIVE_STATES, 0) | Counter(g.state for g in groups)
@@ -114,7 +114,7 @@ def check_engine_pool(core: CoordinatorState, scheduler: Scheduler) -> None:
 
 
 def check_train(coordinator: Coordinator, command: TrainGroup) -> None:
-    """Of a group that goes to the learner: each member once, no token too old.
+    """Checks a group that goes to the learner: each member once, no token too old.
 
     Raises: Violation.
     """

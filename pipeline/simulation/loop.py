@@ -362,7 +362,7 @@ class Simulation:
 
     def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         """A rank has run forward and backward of a group."""
-        tokens = sum(m.weight * m.sampled for m in command.members)
+        tokens = sum(m.weight * m.sampled_tokens for m in command.members)
         self.soon(
             self.tell,
             GroupTrained(

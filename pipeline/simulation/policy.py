@@ -4,7 +4,7 @@ For each kind of prompt (verbose, deep) three numbers: `shift` and `scale` of th
 in deviations of its logarithm, and `skill`, added to the logit of being right. A response
 has z ~ N(0, 1): its log length is middle + spread * (shift + exp(scale) * z), and it is
 right with the sigmoid of right + skill + slope * (shift + exp(scale) * z): a shorter
-response to a deep prompt is wrong more often, whoever made it short.
+response to a deep prompt is wrong more often, whatever made it short.
 
 Training moves the numbers along the mean over the trajectories trained on of
 advantage * d log probability, the estimator of REINFORCE with the advantages that the
@@ -31,7 +31,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
-    """What is learned, of one kind of prompt."""
+    """The learned change for one kind of prompt."""
 
     shift: float = 0.0
     scale: float = 0.0

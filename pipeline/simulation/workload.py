@@ -1,7 +1,7 @@
-"""What responses are in virtual time: how long, how sure, and worth what.
+"""Draws responses in virtual time: how long, how sure, and worth what.
 
 A workload answers one question: what does this request, to this version of the policy,
-become? The answer follows from the request's seed, so that a resumed leg goes on with
+become? The answer follows from the request's seed, so that a resumed leg continues with
 the same response and a second run is the same run.
 """
 
@@ -26,7 +26,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a response follows from."""
+    """All that a response follows from."""
 
     kind: str  # train | eval
     prompt: int

@@ -100,9 +100,9 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
     if config.learner.reference not in ("", "start"):
         refuse_code(Path(config.learner.reference))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = eval_sets.load(config, tokenizer)
+    held_out = eval_sets.load_eval_sets(config, tokenizer)
     for data in (train, held_out.data):
-        log.info("%s", data.summary())
+        log.info("%s", data.summary_line())
         for line in data.skipped:
             log.warning("skipped: %s", line)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
@@ -135,9 +135,9 @@ async def serve(args: argparse.Namespace) -> str:
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
-            Records.cut(run, saved[1]["records"])
-        parts.trackers = trackers.start(parts.config, run, parts.resumed_step)
-        parts.server.open()
+            Records.truncate_files(run, saved[1]["records"])
+        parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
+        parts.server.open_sockets()
         stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
             stage.resume(saved[0], float(saved[1]["training_seconds"]))
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--sockets", type=Path, required=True, help="directory of the sockets")
     parser.add_argument("--weights", type=Path, required=True, help="directory for new weights")
     parser.add_argument("--listen-keys", type=Path, help="key file: where to listen on a network")
-    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--resume", type=Path, help="checkpoint to continue from")
     parser.add_argument("--control", type=int, default=-1, help="descriptor of the control pipe")
     args = parser.parse_args()
     handler = logging.StreamHandler(sys.stderr)

@@ -71,11 +71,13 @@ class Admission:
 
     def sender(self, key: str, name: str) -> Peer | None:
         """The engine of this name, if a frame with this key may be its."""
-        return self._peers.named(name) if self._parts.server.admits(key, "engine", name) else None
+        return (
+            self._peers.named(name) if self._parts.server.admits_key(key, "engine", name) else None
+        )
 
     def objection(self, key: str, header: TokenBatch) -> str:
         """Returns why a frame of tokens is refused, whatever is in it; '' if it is not."""
-        if not self._parts.server.admits(key, "engine", header.engine):
+        if not self._parts.server.admits_key(key, "engine", header.engine):
             return f"its key is not that of {header.engine}"
         if header.incarnation != self._parts.incarnation:
             return "it is for another incarnation of the stage"

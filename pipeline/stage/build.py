@@ -24,13 +24,13 @@ from pipeline.wire.server import StageServer
 GAP_LIMIT_FLOAT32 = 1e-3
 """Nats; 4e-6 was measured on a CPU."""
 GAP_LIMIT_ROUNDED = 2.0
-"""Nats, where engine or learner is in bfloat16: 0.29 was measured on the model of the house, at
+"""Nats, where engine or learner is in bfloat16: 0.29 was measured on the built-in model, at
 temperature 0.7; one wrong layer shows 9 and more there, a wrong temperature 6."""
 
 
 @dataclass(slots=True)
 class Parts:
-    """What the stage is made of; built by `pipeline.stage`."""
+    """The parts of a stage; built by `pipeline.stage`."""
 
     config: Config
     run: RunFolder
@@ -40,14 +40,14 @@ class Parts:
     data: dict[str, Dataset]  # kind of group (train, eval) -> prompts
     incarnation: int
     weights: Path
-    resumed_step: int  # of the checkpoint that the run goes on from, -1 for none
+    resumed_step: int  # of the checkpoint that the run continues from, -1 for none
     trackers: list[Tracker] = field(default_factory=list[Tracker])
 
     @property
     def silence_s(self) -> dict[str, float]:
-        """How long a peer may be silent, by its role: a cut link loses no learner rank at once."""
+        """Seconds a peer may be silent, by role: a cut link loses no learner rank at once."""
         lost_s, nodes = self.config.timeouts.heartbeat_s, self.config.nodes
-        patience_s = max(nodes.patience_s, lost_s) if self.server.far else lost_s
+        patience_s = max(nodes.patience_s, lost_s) if self.server.accepts_remote else lost_s
         return {"engine": lost_s, "learner": patience_s}
 
     @property
@@ -57,7 +57,7 @@ class Parts:
         return max(prompts, default=0) + self.config.sampling.max_tokens
 
 
-def settings(
+def coordinator_settings(
     config: Config,
     *,
     prompts: int,
@@ -80,7 +80,7 @@ def settings(
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
         overlap=config.learner.overlap,
-        stream=streams(config.learner),
+        stream=streams_logprobs(config.learner),
         prompts=prompts,
         sources=sources,
         held_out=held_out,
@@ -107,7 +107,7 @@ def settings(
 
 
 def limits(config: Config) -> Timeouts:
-    """How long each kind of wait may last."""
+    """Returns how long each kind of wait may last."""
     timeouts, (_, options) = config.timeouts, plugin_class("reward", config.reward)
     batch = options.batch if isinstance(options, RewardOptions) else 1
     return Timeouts(
@@ -123,13 +123,13 @@ def limits(config: Config) -> Timeouts:
     )
 
 
-def streams(section: LearnerConfig) -> bool:
-    """Whether a consumer of old or reference logprobs wants hints."""
+def streams_logprobs(section: LearnerConfig) -> bool:
+    """Returns True if old or reference logprobs are computed from streamed tokens."""
     several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
     return section.overlap == "token" and (several or bool(section.reference))
 
 
-def plugins(config: Config) -> Plugins:
+def build_plugins(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
 
     def make(kind: str, **extra: Any) -> Any:
@@ -154,7 +154,7 @@ def coordinator(
     _check_failure_text(config, tokenizer)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
-    numbers = settings(
+    numbers = coordinator_settings(
         config,
         prompts=len(train),
         sources=train.shares,
@@ -163,7 +163,7 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
-    return Coordinator(numbers, plugins(config), lengths, tags)
+    return Coordinator(numbers, build_plugins(config), lengths, tags)
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:

@@ -29,8 +29,8 @@ class EnvironmentPool(WorkerPool):
     kind: ClassVar[str] = "environment"
 
     async def turn(self, turn: Turn, trajectory: int) -> Followed:
-        """What follows. Raises RewardFailed; CancelledError after `cancel`."""
-        found = await self.ask(turn, trajectory)
+        """Returns what follows. Raises RewardFailed; CancelledError after `cancel`."""
+        found = await self.ask_plugin(turn, trajectory)
         if not isinstance(found, Followed):
             raise RewardFailed("its worker answered what follows no turn")
         return found
@@ -101,8 +101,8 @@ class EnvironmentCalls:
                 "environment, trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback
             )
             self._failed(command, failure.why)
-            if self._workers.verdict is not None:
-                self._answer(Halt(error=self._workers.verdict))
+            if self._workers.stop_reason is not None:
+                self._answer(Halt(error=self._workers.stop_reason))
         except Exception as error:  # not of the user's code: still no silence
             log.exception("environment, trajectory %d", trajectory)
             self._failed(command, repr(error))

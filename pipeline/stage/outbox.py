@@ -30,7 +30,7 @@ class Outbox:
             self._lost(peer, str(error))
 
     def to(self, name: str, message: ToPeer) -> None:
-        """To a peer that may be gone: then its loss is known already."""
+        """Sends to a peer that may be gone: then its loss is known already."""
         peer = self._peers.named(name)
         if peer is not None:
             self.send(peer, message)
@@ -49,14 +49,14 @@ class Outbox:
             self.send(peer, message)
 
     def send_best_effort(self, identity: bytes, message: ToPeer) -> None:
-        """To one that is to end: if it is gone already, so much the better."""
+        """Sends to a peer that is to end; it may be gone already."""
         with contextlib.suppress(Unreachable):
             self._server.send(identity, message)
 
 
 class CommandBatch:
-    """Of one answer of the coordinator: `add` what fits; hints go before the rest of the
-    answer (a group may be trained on in it), requests after it."""
+    """Collects messages of one answer of the coordinator. Streamed tokens go before the rest of
+    the answer (a group may be trained on in it), requests after it."""
 
     def __init__(self, data: dict[str, Dataset], temperature: float) -> None:
         self._data, self._temperature = data, temperature
@@ -66,7 +66,7 @@ class CommandBatch:
         self._prompts: dict[int, dict[int, bytes]] = {}
 
     def add(self, command: AnyCommand) -> bool:
-        """Whether the command was taken."""
+        """Adds the command if it fits; returns True if it was taken."""
         match command:
             case events.Generate(engine=engine, kind=kind, prompt=prompt):
                 tokens = self._data[kind][prompt].tokens

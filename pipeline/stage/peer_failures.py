@@ -1,7 +1,7 @@
-"""When a peer is not to be trusted any more: silent, stuck, disbelieved, dead, or sent away.
+"""Handles peers that are silent, stuck, disbelieved, dead, or sent away.
 
-Whatever the reason, it is taken out of the peers once, the coordinator is told of the
-loss, and its process is ended by whoever owns it. What it held goes on elsewhere.
+Whatever the reason, it is taken out of the peers once, the coordinator gets the loss as an
+event, and the owner of its process ends it. What it held continues elsewhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PeerMonitor:
         self.outbox = Outbox(server, peers, self.lose)
 
     def look(self, now: float) -> None:
-        """To be called several times a second: who is silent, or stands still for too long."""
+        """Restarts peers that are silent or stuck. Called several times a second."""
         for peer in self._peers.silent(now):
             self.restart(peer.name, f"silent for {now - peer.heard:.1f} s")
         for peer in self._peers.stuck(now):
@@ -48,11 +48,11 @@ class PeerMonitor:
             log.warning("%s", line)
 
     def lose(self, peer: Peer, why: str) -> None:
-        """Its process is not to be trusted any more; what it held goes on elsewhere."""
+        """Its process is not to be trusted any more; what it held continues elsewhere."""
         if peer.identity not in self._peers.by_identity:
             return
         self._peers.leave(peer)
-        self._server.forget(peer.identity)
+        self._server.forget_peer(peer.identity)
         log.warning("%s lost: %s", peer.name, why)
         if peer.join.role == "engine":
             self._tell(EngineLost(engine=peer.name, why=why))

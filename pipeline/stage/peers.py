@@ -115,7 +115,7 @@ class Peers:
             peer.progress, peer.moved = beat.progress, now
         peer.activity, peer.budget_s = beat.activity, beat.budget_s
         if beat.echo_s:
-            peer.clock.beat(now, beat.clock_s, beat.echo_s, beat.held_s)
+            peer.clock.add_heartbeat(now, beat.clock_s, beat.echo_s, beat.held_s)
 
     def silent(self, now: float) -> list[Peer]:
         """Peers whose thread has not been heard of for longer than their role may be silent."""

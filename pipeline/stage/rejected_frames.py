@@ -1,7 +1,7 @@
-"""Frames that were refused: counted, told of once a second, and ten in a minute end a peer.
+"""Counts refused frames and reports them once a second; ten in a minute end a peer.
 
 Turns (what, who, why, now) into a verdict and lines for the log. Knows no socket and no
-clock. Invariant: memory is bounded, whoever sends what.
+clock. Invariant: memory is bounded, whatever is sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ MOST = 10
 """Refused frames of one peer within `WITHIN_S` after which it is not to be trusted."""
 WITHIN_S = 60.0
 _TELL_S = 1.0
-_KNOWN = 1024  # senders that are told apart; those heard of longest ago are forgotten
+_KNOWN = 1024  # senders that are kept apart; the ones not heard for longest are forgotten
 
 
 class RejectedFrames:
@@ -46,7 +46,7 @@ class RejectedFrames:
         return True
 
     def line(self, now: float) -> str:
-        """For the log, at most once a second: the newest, and how many there were; '': none."""
+        """Returns a line for the log, at most once a second: the newest, and how many; '': none."""
         if not self._untold or now - self._told < _TELL_S:
             return ""
         more = f" ({self._untold - 1} more like it since the last line)" if self._untold > 1 else ""

@@ -40,7 +40,7 @@ class RewardRequests:
     def cancel(self, trajectory: int) -> None:
         """Its reward is not wanted any more."""
         self._wanted.discard(trajectory)
-        self._pool.cancel(trajectory)
+        self._pool.cancel_call(trajectory)
 
     async def request(self, command: RequestReward) -> None:
         """One trajectory. A reward that fails leaves the member missing, never a zero."""
@@ -48,7 +48,7 @@ class RewardRequests:
         self._wanted.add(trajectory)
         try:
             sample = self._sample(command)
-            scored = await self._pool.score(sample, trajectory)
+            scored = await self._pool.score_sample(sample, trajectory)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if trajectory not in self._wanted or (task is not None and task.cancelling()):
@@ -59,8 +59,8 @@ class RewardRequests:
         except RewardFailed as failure:
             log.warning("trajectory %d: %s\n%s", trajectory, failure.why, failure.traceback)
             self._answer(RewardMissing(trajectory=trajectory, why=failure.why))
-            if self._pool.verdict is not None:
-                self._answer(Halt(error=self._pool.verdict))
+            if self._pool.stop_reason is not None:
+                self._answer(Halt(error=self._pool.stop_reason))
         except Exception as error:  # not of the reward function: still no zero, and no silence
             log.exception("trajectory %d", trajectory)
             self._answer(RewardMissing(trajectory=trajectory, why=repr(error)))

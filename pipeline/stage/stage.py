@@ -99,7 +99,7 @@ class StageProcess:
             parts.config.checkpoint.keep,
             parts.config.learner.ranks,
             done=self.tell,
-            made_for=fingerprint.take(parts.config),
+            made_for=fingerprint.fingerprint_of(parts.config),
             least=size_of(Path(parts.config.model), "*.safetensors"),
         )
         show = self._records.sample
@@ -125,7 +125,7 @@ class StageProcess:
                 self._control_loop,
                 self._token_loop,
                 self._clock_loop,
-                self._server.attend,
+                self._server.serve_peers,
             )
         ]
         over = asyncio.create_task(self._over.wait())
@@ -176,7 +176,7 @@ class StageProcess:
                 self._peer_monitor.refused("tokens", None, why)
                 continue
             peer = self._peers.named(header.engine)
-            offset = peer.clock.offset if peer is not None else 0.0
+            offset = peer.clock.offset_s if peer is not None else 0.0
             self.tell(translate.tokens_event(header, tokens, logprobs, time.monotonic(), offset))
 
     async def _clock_loop(self) -> None:
@@ -320,8 +320,8 @@ class StageProcess:
                 self._peers.beat(peer, message, now)
                 return
             case Spans(spans=spans, hints=hints):
-                here = [translate.to_stage_clock(span, now, peer.clock.offset) for span in spans]
-                ways = [translate.transit_s(*hint, now, peer.clock.offset) for hint in hints]
+                here = [translate.to_stage_clock(span, now, peer.clock.offset_s) for span in spans]
+                ways = [translate.transit_s(*hint, now, peer.clock.offset_s) for hint in hints]
                 self._records.record_work(peer.join.role, peer.name, peer.join.rank, here, ways)
                 return
             case Saved(directory=directory, error=error):
@@ -343,7 +343,7 @@ class StageProcess:
             "incarnation": self.parts.incarnation,
             "training_seconds": self._training_s,
         }
-        message = self._saver.begin(step, version, about)
+        message = self._saver.begin_checkpoint(step, version, about)
         if message is not None:
             self._outbox.to_learners(message)
 

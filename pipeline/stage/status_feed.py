@@ -1,4 +1,4 @@
-"""Once a second: what the run does now, to `live.json`, to the launcher and to the trackers.
+"""Sends what the run does now, once a second, to `live.json`, the launcher and the trackers.
 
 Adds to the coordinator's part what only the shell knows: who is connected and
 what they say they do, how many rewards wait, and the clock on the wall.
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.observability.live_status import PeerStatus, RunStatus, live
+from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.observability.recorder import Records
 from pipeline.stage.peers import Peers
 from pipeline.workers.pool import RewardPool
@@ -32,13 +32,13 @@ class StatusFeed:
         self._records, self._tell_launcher = records, tell_launcher
 
     def show(self, training_seconds: float) -> None:
-        """To be called once a second, and at the end."""
+        """Sends the status. Called once a second, and at the end."""
         now = self._whole(training_seconds, time.monotonic())
-        self._records.live(now)
+        self._records.write_live(now)
         self._tell_launcher({"live": msgspec.to_builtins(now)})
 
     def _whole(self, training_seconds: float, now: float) -> RunStatus:
-        rewards, known = self._pool.statistics(), live(self._coordinator, training_seconds)
+        rewards, known = self._pool.statistics(), run_status(self._coordinator, training_seconds)
         return msgspec.structs.replace(
             known,
             time=round(time.time(), 2),

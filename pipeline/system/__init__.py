@@ -1,4 +1,4 @@
-"""What the operating system gives: cores, durable files, private and temporary directories.
+"""Wraps the operating system: CPU cores, durable files, private and temporary directories.
 
 The lowest room: it imports nothing else of darts.
 """

@@ -1,7 +1,4 @@
-"""Which cores an engine computes on, on a machine without a GPU; the learner takes the others.
-
-Pure.
-"""
+"""Chooses the CPU cores of an engine without a GPU; the learner takes the others. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +6,17 @@ from collections.abc import Collection
 
 
 class CoresError(Exception):
-    """`engine.cpu_cores` names cores that are not there; the text says which are."""
+    """`engine.cpu_cores` names cores that do not exist; the text lists those that do."""
 
 
 def engine_cores(setting: str, usable: Collection[int]) -> list[int]:
-    """Cores by number, ascending.
+    """Return the engine's cores, ascending.
 
     Args:
-        setting: `engine.cpu_cores`: "auto" (the first), or numbers and ranges.
+        setting: `engine.cpu_cores`: "auto" (the first core), or numbers and ranges.
         usable: cores that this process may run on.
 
-    Raises: CoresError if none is named, or one that may not be used.
+    Raises: CoresError if no core is named, or one that may not be used.
 
     >>> engine_cores("0-2,5", range(8))
     [0, 1, 2, 5]

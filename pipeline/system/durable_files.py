@@ -1,7 +1,7 @@
-"""What a checkpoint does to the disk, one operation at a time, so that a test can cut it short.
+"""Disk operations of a checkpoint, one at a time, so that a test can stop after any of them.
 
-Nothing is on disk for good before `fsync`: of a file for its content, of a
-directory for the names in it. `System` is the real one.
+Nothing is durable before `fsync`: that of a file for its content, that of a directory for
+the names in it. `System` is the real disk.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Disk(Protocol):
-    """Every operation raises OSError."""
+    """The operations; each may raise OSError."""
 
     def mkdir(self, path: Path) -> None:
-        """A new directory, for its owner alone."""
+        """Make a new directory, for its owner only."""
         ...
 
     def create(self, path: Path) -> BinaryIO:
-        """A new file, open for writing."""
+        """Make a new file, open for writing."""
         ...
 
     def fsync(self, path: Path) -> None:
-        """Make the content of a file, or the names in a directory, durable. After an error they
-        never are: the system may have dropped what it could not write, and succeed next time."""
+        """Make the content of a file, or the names in a directory, durable. Never retry after an
+        error: the system may have dropped the data, and would report success."""
         ...
 
     def rename(self, path: Path, to: Path) -> None: ...
@@ -66,25 +66,25 @@ class System:
 SYSTEM = System()
 
 
-def write(disk: Disk, path: Path, content: bytes) -> None:
-    """A new file, durable but for its name."""
+def write_durably(disk: Disk, path: Path, content: bytes) -> None:
+    """Write a new file and make its content durable, but not its name."""
     with disk.create(path) as file:
         file.write(content)
-    finish(disk, path)
+    make_durable(disk, path)
 
 
-def finish(disk: Disk, path: Path) -> None:
-    """Make a file that somebody has written durable, and nobody else's to change: whatever the
-    umask, what others could write is not resumed from."""
+def make_durable(disk: Disk, path: Path) -> None:
+    """Make a written file durable, and writable by its owner only: a resume refuses files that
+    others could write, whatever the umask."""
     path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
     disk.fsync(path)
 
 
-def remove(disk: Disk, directory: Path) -> None:
-    """A directory and all that is in it; links are not followed."""
+def remove_tree(disk: Disk, directory: Path) -> None:
+    """Remove a directory and everything in it; links are not followed."""
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            remove(disk, path)
+            remove_tree(disk, path)
         else:
             disk.unlink(path)
     disk.rmdir(directory)

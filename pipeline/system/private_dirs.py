@@ -1,4 +1,4 @@
-"""Directories that are this user's alone: for sockets, weights and runs."""
+"""Makes directories that only this user can enter: for sockets, weights and runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import stat
 from pathlib import Path
 
 UMASK = 0o077
-"""Of every process of a run: what it writes is for its owner."""
+"""Umask of every process of a run: its files are for their owner only."""
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether it is a directory of this user's, and no link to one."""
+    """Return True for a directory of this user that is not a link."""
     try:
         found = directory.lstat()
     except OSError:
@@ -20,12 +20,12 @@ def is_ours(directory: Path) -> bool:
 
 
 def make_private(directory: Path) -> None:
-    """Make it, or close an own one to all others.
+    """Make a directory for this user only, or close an existing one to others.
 
-    Raises: PermissionError if it is another user's, or a link: whoever made it first could
-    read, and put in, what is meant for us.
+    Raises: PermissionError if it is another user's, or a link: its owner could read and
+    replace our files.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_ours(directory):
-        raise PermissionError(f"{directory}: another user's, or a link; remove it")
+        raise PermissionError(f"{directory}: belongs to another user, or is a link; remove it")
     directory.chmod(0o700)

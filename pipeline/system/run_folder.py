@@ -1,8 +1,8 @@
-"""A run's folder: what lies where, and who may write there.
+"""Paths in a run's folder, and the lock of the process that may write there.
 
-One process at a time holds the folder's lock; a second run is refused and
-told who the first is. The lock is freed by the system even after kill -9, and
-its file is never removed (a new file would be a new lock).
+One process at a time holds the folder's lock; a second run is refused, with the pid of
+the first. The system frees the lock even after kill -9, and its file is never removed (a
+new file would be a new lock).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RunError(Exception):
 
 
 class RunFolder:
-    """Paths of one run. `hold()` takes the lock, `release()` gives it back."""
+    """Paths of one run. `hold_lock()` takes the lock, `release_lock()` gives it back."""
 
     def __init__(self, path: Path) -> None:
         if not _NAME.fullmatch(path.name) or path.name in (".", ".."):
@@ -49,14 +49,17 @@ class RunFolder:
         self._lock_path = self.path / "lock"
         self._lock = filelock.FileLock(self._lock_path)
 
-    def create(self) -> None:
+    def make_folders(self) -> None:
         for directory in (self.path, self.checkpoints, self.samples, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.path.parent, self.path):  # what a checkpoint in it hangs from
+        for directory in (
+            self.path.parent,
+            self.path,
+        ):  # so that a checkpoint's path is durable, too
             SYSTEM.fsync(directory)
 
-    def hold(self) -> None:
-        """Take the lock. Raises RunError that names the run that has it."""
+    def hold_lock(self) -> None:
+        """Take the lock. Raises RunError that names the process that has it."""
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -66,13 +69,13 @@ class RunFolder:
         owner = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self._owner.write_text(json.dumps(owner))
 
-    def release(self) -> None:
+    def release_lock(self) -> None:
         self._lock.release()
 
     @property
     def in_use(self) -> bool:
-        """Whether some process holds the lock. Takes it for a moment if none does: to be asked
-        when a run seems to have ended, not all the time."""
+        """True if a process holds the lock. Takes it for a moment if none does: use it when a run
+        seems to have ended, not all the time."""
         if not self._lock_path.exists():
             return False
         probe = filelock.FileLock(self._lock_path)
@@ -91,7 +94,7 @@ class RunFolder:
             return "another process"
 
     def next_incarnation(self) -> int:
-        """1, 2, ...: how often a stage has run here. On disk before any frame is sent."""
+        """Count how often a stage has run here (1, 2, ...). Stored before any frame is sent."""
         path = self.path / "incarnation"
         try:
             last = int(path.read_text())
@@ -107,7 +110,7 @@ class RunFolder:
 
 
 def new_name(base: Path) -> Path:
-    """`base` itself if it is free, else base-2, base-3, ..."""
+    """Return `base` if no such path exists, else base-2, base-3, ..."""
     path, number = base, 1
     while path.exists():
         number += 1

@@ -1,8 +1,7 @@
-"""Directories outside of a run's folder, and who they belong to: so that the next start can
-remove those whose owner was killed.
+"""Makes directories outside the run's folder, and removes those whose owner was killed.
 
-`darts-UID-PID-...` in the temporary directory and in memory, each with a file that says when its
-owner was started, and among which processes: an id is given again, and elsewhere.
+`darts-UID-PID-...` in the temporary directory and in memory, each with a file that holds the
+owner's start time and pid namespace: pids are used again, and elsewhere.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from pipeline.system.private_dirs import is_ours, make_private
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a 0700 directory of our own below it
 _OWNER = ".owner"
-_START = 19  # field of /proc/PID/stat after the name, which is in parentheses
+_START = 19  # field of /proc/PID/stat, counted after the name in parentheses
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks since the boot; '' if there is none."""
+    """Return a process's start time in kernel ticks since the boot; '' if it does not exist."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -31,49 +30,49 @@ def _started(pid: int) -> str:
     return stat.rpartition(")")[2].split()[_START]
 
 
-def _world() -> str:
-    """In which namespace this process's ids hold: containers may share memory and files."""
+def _pid_namespace() -> str:
+    """Return this process's pid namespace: containers may share memory and files."""
     return os.readlink("/proc/self/ns/pid")
 
 
 def name_of(owner: int, tail: str) -> str:
-    """Of a directory that belongs to process `owner`."""
+    """Return the name of a directory that belongs to process `owner`."""
     return f"darts-{os.getuid()}-{owner}-{tail}"
 
 
 def own_directory(tail: str, base: Path | None = None, owner: int | None = None) -> Path:
-    """A new 0700 directory of process `owner` (by default this one) below `base` (by default the
+    """Make a 0700 directory of process `owner` (default: this one) in `base` (default: the
     temporary directory). Raises OSError."""
     name = name_of(owner or os.getpid(), f"{secrets.token_hex(4)}-{tail}")
     directory = (base or Path(tempfile.gettempdir())) / name
     directory.mkdir(mode=0o700)
-    sign(directory, owner or os.getpid())
+    sign_owner(directory, owner or os.getpid())
     return directory
 
 
 def shared_directory(owner: int, tail: str) -> Path:
-    """The 0700 directory in memory that several children of `owner` know by its name.
+    """Make the 0700 directory in memory that children of `owner` share by its name.
 
-    Raises: PermissionError if another user has made it first.
+    Raises: PermissionError if another user made it first.
     """
     base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     directory = base / name_of(owner, tail)
     make_private(directory)
-    sign(directory, owner)
+    sign_owner(directory, owner)
     return directory
 
 
-def sign(directory: Path, owner: int) -> None:
-    """Note whose it is."""
-    (directory / _OWNER).write_text(f"{_world()} {_started(owner)}")
+def sign_owner(directory: Path, owner: int) -> None:
+    """Write down the owner of a directory."""
+    (directory / _OWNER).write_text(f"{_pid_namespace()} {_started(owner)}")
 
 
-def sweep(*more: Path) -> list[Path]:
-    """Remove what belongs to processes that are gone (kill -9 of everything leaves it). Only this
-    user's, and nothing of a process that lives or has not signed yet.
+def remove_orphans(*more: Path) -> list[Path]:
+    """Remove directories of processes that are gone, as after kill -9. Only this user's, and
+    none of a process that lives or has not signed yet.
 
     Args:
-        more: directories to look in, beside memory and the temporary directory.
+        more: directories to search, beside memory and the temporary directory.
     """
     removed: list[Path] = []
     for left in _left(more):
@@ -92,10 +91,10 @@ def _left(more: Iterable[Path]) -> Iterator[Path]:
 
 
 def _is_orphan(directory: Path, pid: int) -> bool:
-    world = signed = ""
+    namespace = signed = ""
     with contextlib.suppress(OSError):
-        world, _, signed = (directory / _OWNER).read_text().partition(" ")
-    if world not in ("", _world()):
-        return False  # nobody here can tell
+        namespace, _, signed = (directory / _OWNER).read_text().partition(" ")
+    if namespace not in ("", _pid_namespace()):
+        return False  # unknown here
     started = _started(pid)
     return not started or signed not in ("", started)

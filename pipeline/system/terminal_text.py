@@ -1,8 +1,8 @@
-"""Text of strangers (models, peers, user code) -> text that a terminal or a log shows as it is."""
+"""Escapes untrusted text (of models, peers, user code) for terminals and logs."""
 
 from __future__ import annotations
 
-# Control characters move the cursor, or worse; those of writing direction reorder what is read.
+# Control characters move the cursor, or worse; those of writing direction reorder the text.
 _UNSHOWN = (
     *(*range(32), *range(127, 160)),
     *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
@@ -12,7 +12,7 @@ _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in 
 
 
 def printable(text: str) -> str:
-    """Control characters spelled out; line ends and tabs stay.
+    """Escape control characters; line ends and tabs stay.
 
     >>> printable("one\\x1b[2Jtwo\\n")
     'one\\\\x1b[2Jtwo\\n'

@@ -20,7 +20,7 @@ from typing import Literal, TypedDict
 PAD = "~"
 EOS = "$"
 ALPHABET = PAD + EOS + "0123456789+=;#?!>,:"
-"""Every character a model of this task needs; a character's place is its token id."""
+"""Every character of this task; its index is its token id."""
 
 TERMS_MIN, TERMS_MAX = 2, 6
 TERM_LOW, TERM_HIGH = 1, 9
@@ -57,17 +57,17 @@ _HASH_MODULUS = 1009
 _HELD_OUT_ONE_IN = 8
 
 
-def prompt(terms: Sequence[int]) -> str:
+def prompt_of(terms: Sequence[int]) -> str:
     """Write the question.
 
-    >>> prompt([7, 9, 2])
+    >>> prompt_of([7, 9, 2])
     '7+9+2='
     """
     return "+".join(map(str, terms)) + "="
 
 
 def is_held_out(terms: Sequence[int]) -> bool:
-    """Whether a prompt belongs to the held-out eighth, by a hash of its terms in order."""
+    """Return True for the held-out eighth of prompts, by a hash of the terms in order."""
     value = 0
     for term in terms:
         value = (31 * value + 7 * term + 3) % _HASH_MODULUS
@@ -75,7 +75,7 @@ def is_held_out(terms: Sequence[int]) -> bool:
 
 
 def item(split: Split, index: int, seed: int = 0) -> Item:
-    """Item `index` of an endless split.
+    """Make item `index` of an endless split.
 
     Items are drawn with replacement: only about ten prompts with two terms are held out.
 
@@ -85,16 +85,16 @@ def item(split: Split, index: int, seed: int = 0) -> Item:
         seed: another seed, another order.
     """
     rng = Random(f"chain_sums/{split}/{seed}/{index}")
-    return ask(draw_terms(split, rng))
+    return sum_item(draw_terms(split, rng))
 
 
-def ask(terms: Sequence[int]) -> Item:
-    """The item that asks for the sum of these."""
-    return Item(prompt=prompt(terms), answer=str(sum(terms)), terms=len(terms))
+def sum_item(terms: Sequence[int]) -> Item:
+    """Make the item that asks for the sum of these."""
+    return Item(prompt=prompt_of(terms), answer=str(sum(terms)), terms=len(terms))
 
 
 def generate(split: Split, count: int = 100_000, seed: int = 0) -> list[Item]:
-    """The first `count` items of a split."""
+    """Make the first `count` items of a split."""
     return [item(split, index, seed) for index in range(count)]
 
 
@@ -139,7 +139,7 @@ def trace(terms: Sequence[int], rng: Random) -> tuple[str, Style]:
 
 
 def _rechecks(question: str, value: int, depth: int, rng: Random) -> tuple[str, int]:
-    """What a verbose trace writes after a statement, and the value that it carries on."""
+    """Write re-checks after a statement; returns them and the value that is carried on."""
     text = ""
     going = rng.random() < min(0.9, 0.8 / (depth - 1) + 0.06)
     while going:
@@ -152,7 +152,7 @@ def _rechecks(question: str, value: int, depth: int, rng: Random) -> tuple[str, 
 
 
 def _error_loop(question: str, truth: int, rng: Random) -> tuple[str, int]:
-    """Wrong changes of mind, at least one; the last wrong value is carried on."""
+    """Write wrong changes of mind, at least one; returns them and the last wrong value."""
     text = ""
     while True:
         wrong = _slip(truth, rng)
@@ -162,11 +162,11 @@ def _error_loop(question: str, truth: int, rng: Random) -> tuple[str, int]:
 
 
 def _slip(truth: int, rng: Random) -> int:
-    """A wrong number near the truth, above zero."""
+    """Draw a wrong number near the truth, above zero."""
     return rng.choice([truth + slip for slip in _SLIPS if truth + slip > 0])
 
 
 def _by_depth(ends: tuple[float, float], depth: int) -> float:
-    """Linear between the value at 2 terms and the one at 6."""
+    """Interpolate between the value at 2 terms and that at 6."""
     shallow, deep = ends
     return shallow + (deep - shallow) * (depth - TERMS_MIN) / (TERMS_MAX - TERMS_MIN)

@@ -8,16 +8,16 @@ several times.
 
 from random import Random
 
-from pipeline.tasks.chain_sums import Item, Split, ask, draw_terms
+from pipeline.tasks.chain_sums import Item, Split, draw_terms, sum_item
 
 TERMS_MIN, TERMS_MAX = 4, 7
 PROMPTS = 1024
 
 
 def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
-    """The first `count` items of a split; of "train" there are `PROMPTS` at most."""
+    """Make the first `count` items of a split; "train" has at most `PROMPTS`."""
     items: list[Item] = []
     for index in range(min(count, PROMPTS) if split == "train" else count):
         rng = Random(f"deep_sums/{split}/{seed}/{index}")
-        items.append(ask(draw_terms(split, rng, rng.randint(TERMS_MIN, TERMS_MAX))))
+        items.append(sum_item(draw_terms(split, rng, rng.randint(TERMS_MIN, TERMS_MAX))))
     return items

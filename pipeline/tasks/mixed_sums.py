@@ -1,14 +1,14 @@
 """Task `mixed_sums`: three prompts in four add 2 or 3 numbers, the fourth 6.
 
-The grammar, the warm model and the held-out rule are those of `chain_sums`, the
-profile of lengths is another: once re-checks are unlearned, most groups are short
-and a few are several times as long, so that what is left to win lies between
-prompts. Training has 1024 items, so a run goes over them several times.
+The grammar, the warm model and the held-out rule are those of `chain_sums`, but the
+lengths differ: once re-checks are unlearned, most groups are short and a few are
+several times as long, so the remaining gain lies between prompts. Training has 1024 items, so a
+run uses each several times.
 """
 
 from random import Random
 
-from pipeline.tasks.chain_sums import Item, Split, ask, draw_terms
+from pipeline.tasks.chain_sums import Item, Split, draw_terms, sum_item
 
 FEW, MANY = (2, 3), 6
 MANY_ONE_IN = 4
@@ -16,7 +16,7 @@ PROMPTS = 1024
 
 
 def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
-    """The first `count` items of a split; of "train" there are `PROMPTS` at most.
+    """Make the first `count` items of a split; "train" has at most `PROMPTS`.
 
     Items are drawn with replacement: only about ten prompts with two terms are held out.
     """
@@ -24,5 +24,5 @@ def generate(split: Split, count: int = PROMPTS, seed: int = 0) -> list[Item]:
     for index in range(min(count, PROMPTS) if split == "train" else count):
         rng = Random(f"mixed_sums/{split}/{seed}/{index}")
         terms = MANY if rng.randrange(MANY_ONE_IN) == 0 else rng.choice(FEW)
-        items.append(ask(draw_terms(split, rng, terms)))
+        items.append(sum_item(draw_terms(split, rng, terms)))
     return items

@@ -1,9 +1,9 @@
-"""A peer's connection to its stage, in a thread of its own: heartbeats go on while it computes.
+"""A peer's connection to its stage, in a thread of its own: heartbeats continue while it computes.
 
-Turns what a peer says into frames and the stage's frames into messages. Joins
-until welcomed. Over a network an engine whose stage falls silent drops the
-connection and joins anew, as a new identity: the stage fences what was said
-before (`transport` is the other end, `guard` the keys).
+Turns a peer's messages into frames and the stage's frames into messages. Repeats its
+join until it is welcomed. Over a network, an engine whose stage falls silent drops the
+connection and joins again, as a new identity: the stage ignores what the old one sent
+(`server` is the other end, `curve_auth` the keys).
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from pathlib import Path
 
 import zmq
 
-from pipeline.wire.codec import decode_to_peer, encode
-from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
+from pipeline.wire.codec import decode_to_peer, encode_message
+from pipeline.wire.curve_auth import (
+    handshake_failure,
+    show_peer_keys,
+    socket_options,
+    watch_handshakes,
+)
 from pipeline.wire.keys import PeerKeys, peer_keys_of
 from pipeline.wire.messages import (
     Alive,
@@ -37,22 +42,22 @@ from pipeline.wire.messages import (
 from pipeline.wire.server import SEQUENCE
 
 ORPHAN_S = 120.0
-"""A peer that has not heard of its stage for so long shuts itself down: for parts that no launcher
-watches. A launcher's children end with it, whatever their stage does."""
+"""Seconds of silence of its stage after which a peer shuts down. For peers that no launcher
+watches: a launcher's children end with it, whatever their stage does."""
 SILENT_S = 4.0
-"""An engine of another machine then takes the connection for cut: sooner than the stage, which
-would tell it to end (`timeouts.heartbeat_s`)."""
-DEAF = 70
-"""Exit status of a process that did not hear that it was to end."""
-DEAF_S = 20.0
-"""A process that was told to end for a fault, and has not closed its link after so long, hangs: it
-is ended from here. For parts that no launcher watches, or not this closely."""
+"""Seconds of silence after which an engine on another machine treats the connection as lost:
+sooner than the stage does, which would shut the engine down (`timeouts.heartbeat_s`)."""
+HUNG = 70
+"""Exit status of a process that hung and did not act on a shutdown message."""
+HUNG_S = 20.0
+"""Seconds from a shutdown message with a fault to the end of a process that has not closed its
+client: it hangs. For peers that no launcher watches, or not this closely."""
 DENIED_S = 30.0
-"""A peer that nobody lets in for so long gives up: its key may only be a little early."""
+"""Seconds of refusals after which a peer gives up: the stage may learn its key a little later."""
 
 
 class _Connection:
-    """One identity's sockets, from its first join on."""
+    """The sockets of one identity, from its first join on."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], peer_keys: PeerKeys, name: str, heard: float
@@ -65,12 +70,12 @@ class _Connection:
         self.control.setsockopt(zmq.IDENTITY, identity.encode())
         self._ends = ((self.control, peer_keys.control), (self._data, peer_keys.data))
         watched = self._ends if peer_keys.keys is not None else ()
-        self.monitors = {watch(socket): endpoint for socket, endpoint in watched}
+        self.monitors = {watch_handshakes(socket): endpoint for socket, endpoint in watched}
         for socket, endpoint in self._ends:
             socket.connect(endpoint)
         self._sequence = self._expected = 0
-        self.heard = heard  # of the stage, by this connection or the one before
-        self.refused = ""  # why nothing more will come of it: no use in sending, it would block
+        self.heard = heard  # when the stage was last heard, on this connection or the one before
+        self.refused = ""  # why the connection is dead: sending would block
         self.welcome: Welcome | None = None
         self.alive, self.alive_at = Alive(), self.heard
 
@@ -82,7 +87,7 @@ class _Connection:
         self._data.send_multipart(parts)
 
     def receive(self) -> ToPeer | None:
-        """The next message, or the end, where one was lost; None: there is none."""
+        """Return the next message, or a shutdown if one was lost; None: there is none."""
         try:
             frames = self.control.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
@@ -91,12 +96,12 @@ class _Connection:
         expected, self._expected = self._expected, self._expected + 1
         try:
             return _command(frames, expected)
-        except WireError as error:  # what it said is lost: nothing after it is sure
+        except WireError as error:  # a command is lost: later ones may depend on it
             return Shutdown(why=f"command {expected} of the stage was lost: {error}")
 
     def see_refusal(self, monitor: zmq.Socket[bytes]) -> None:
-        """It has something to say. A client that was denied never tries again by itself."""
-        self.refused = f"{self.monitors[monitor]}: {refusal(monitor)}"
+        """Read a failed handshake. A denied socket never tries again by itself."""
+        self.refused = f"{self.monitors[monitor]}: {handshake_failure(monitor)}"
 
     def close(self, linger_ms: int) -> None:
         for socket, _ in self._ends:
@@ -108,7 +113,7 @@ class _Connection:
 
 
 def _command(frames: list[bytes], expected: int) -> ToPeer:
-    """What the stage sent as its message number `expected`. Raises WireError."""
+    """Decode the stage's message number `expected`. Raises WireError."""
     if len(frames) != 2 or len(frames[0]) != SEQUENCE.size:
         raise WireError(f"control frame of {len(frames)} parts")
     if (found := SEQUENCE.unpack(frames[0])[0]) != expected:
@@ -117,12 +122,12 @@ def _command(frames: list[bytes], expected: int) -> ToPeer:
 
 
 class StageClient:
-    """Joins until welcomed, sends heartbeats, and passes every message of the
-    stage to `receive` (on this thread: hand over, do not work in it).
+    """Joins a stage, sends heartbeats, and passes every message of the stage to `receive`
+    (in the client's thread: hand over, do not work in it).
 
     Args:
-        stage: the directory of its sockets, a key file, or what stands in one.
-        deaf_s: patience with a process that was told to end, for a fault, and does not.
+        stage: the directory of its sockets, a key file, or the content of one.
+        hung_s: see `HUNG_S`.
     """
 
     def __init__(
@@ -132,44 +137,44 @@ class StageClient:
         receive: Callable[[ToPeer], None],
         *,
         heartbeat_s: float = 1.0,
-        deaf_s: float = DEAF_S,
+        hung_s: float = HUNG_S,
     ) -> None:
         self._peer_keys = stage if isinstance(stage, PeerKeys) else peer_keys_of(stage)
         self._join = join
-        # A learner's work is in its connection: a cut is waited for (`nodes.patience_s`).
+        # A learner's work depends on its connection: it waits out a cut (`nodes.patience_s`).
         self._rejoins = self._peer_keys.keys is not None and join.role == "engine"
         self._receive = receive
-        self._heartbeat_s, self._deaf_s = heartbeat_s, deaf_s
+        self._heartbeat_s, self._hung_s = heartbeat_s, hung_s
         self._outbox: deque[tuple[bool, list[bytes]]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._wake_lock = threading.Lock()  # once closed, its number may be another file's
+        self._wake_lock = threading.Lock()  # once closed, its number may belong to another file
         self._ended = False
         self._closing = threading.Event()
         self._progress = 0
         self._activity, self._budget_s = "starting", 600.0
-        self._welcomed = self._told_to_end = False
-        self._denied_at = 0.0  # since when nobody lets us in; 0.0: somebody may
-        self._faulted_at = 0.0  # when it was told to end for a fault; 0.0: never
-        self._thread = threading.Thread(target=self._run, name=f"link-{join.name}", daemon=True)
+        self._welcomed = self._ending = False
+        self._denied_at = 0.0  # when refusals began; 0.0: not refused
+        self._faulted_at = 0.0  # when a shutdown for a fault came; 0.0: never
+        self._thread = threading.Thread(target=self._run, name=f"client-{join.name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def send(self, message: FromPeer) -> None:
         """Queue a control message; any thread."""
-        self._put(False, [encode(message)])
+        self._put(False, [encode_message(message)])
 
     def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None:
         """Queue a data-plane frame; any thread."""
-        self._put(True, [encode(header), tokens, logprobs])
+        self._put(True, [encode_message(header), tokens, logprobs])
 
-    def working(self, activity: str, budget_s: float) -> None:
-        """The working loop has moved on, and may now stand still for `budget_s` (0: for ever)."""
+    def set_activity(self, activity: str, budget_s: float) -> None:
+        """Report progress of the working loop; it may stand still for `budget_s` (0: for ever)."""
         self._progress += 1
         self._activity, self._budget_s = activity, budget_s
 
     def close(self) -> None:
-        """Send what is queued (a second at most), then end the thread."""
+        """Send queued messages (for a second at most), then end the thread."""
         self._closing.set()
         self._poke()
         if threading.current_thread() is not self._thread and self._thread.is_alive():
@@ -196,7 +201,7 @@ class StageClient:
                     self._serve(connection)
                 finally:
                     heard = connection.heard
-                    # What is queued for a connection that is cut is of an epoch that has ended.
+                    # Messages queued for a lost connection are of an epoch that has ended.
                     connection.close(1000 if self._closing.is_set() else 0)
         finally:
             context.term()
@@ -205,7 +210,7 @@ class StageClient:
                 os.close(self._wake)
 
     def _serve(self, connection: _Connection) -> None:
-        """Until the link is closed, or the stage has fallen silent and may be joined anew."""
+        """Serve a connection until the client is closed or should use a new connection."""
         poller = zmq.Poller()
         poller.register(connection.control, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
@@ -214,15 +219,13 @@ class StageClient:
         next_beat = 0.0
         while True:
             now = time.monotonic()
-            if (
-                next_beat and now - next_beat > self._heartbeat_s
-            ):  # late ourselves: no silence of the stage's
-                connection.heard = now
+            if next_beat and now - next_beat > self._heartbeat_s:
+                connection.heard = now  # this thread was late: the stage was not silent
             if now >= next_beat:
                 next_beat = now + self._heartbeat_s
                 if self._useless(connection, now):
                     return
-                connection.send(encode(self._beat(connection, now)))
+                connection.send(encode_message(self._beat(connection, now)))
             closing = self._closing.is_set()
             self._send_queued(connection)
             if closing:
@@ -249,10 +252,10 @@ class StageClient:
         )
 
     def _useless(self, connection: _Connection, now: float) -> bool:
-        """Whether to leave this connection for a new one. Gives up where that is no use either."""
+        """Return True to replace this connection. Ends the peer where that would not help."""
         silent_s = now - connection.heard
-        if self._faulted_at and now - self._faulted_at > self._deaf_s:
-            os._exit(DEAF)
+        if self._faulted_at and now - self._faulted_at > self._hung_s:
+            os._exit(HUNG)
         if connection.refused:
             self._denied_at = self._denied_at or now
             if now - self._denied_at > DENIED_S:
@@ -265,15 +268,15 @@ class StageClient:
         return False
 
     def _end(self, message: Refused | Shutdown) -> None:
-        if not self._told_to_end:
-            self._told_to_end = True
+        if not self._ending:
+            self._ending = True
             self._receive(message)
 
     def _send_queued(self, connection: _Connection) -> None:
         while self._outbox and not connection.refused:
             data, parts = self._outbox.popleft()
             if data and self._rejoins and connection.welcome is None:
-                continue  # of an epoch that has ended: nobody would take it
+                continue  # of an epoch that has ended: the stage would reject it
             if data:
                 connection.send_data(parts)
             else:
@@ -282,7 +285,7 @@ class StageClient:
     def _take(self, connection: _Connection, message: ToPeer) -> None:
         self._denied_at = 0.0
         if isinstance(message, Welcome) and message == connection.welcome:
-            return  # the answer to a join that was repeated: nothing begins anew
+            return  # the answer to a repeated join: no new epoch
         if isinstance(message, Welcome | Refused):
             connection.welcome = message if isinstance(message, Welcome) else None
             self._welcomed = connection.welcome is not None

@@ -1,8 +1,8 @@
-"""Another process's monotonic clock in ours.
+"""Translates another process's monotonic clock into ours.
 
-Where both processes run under one boot of one kernel it is the same clock: exact.
-Elsewhere the difference is measured by heartbeats, as NTP does it: the one with the
-shortest round trip counts, and is right to half of that trip.
+Under one boot of one kernel both have the same clock: exact. Elsewhere heartbeats
+measure the difference, as in NTP: the one with the shortest round trip counts, and is
+right to half of that trip.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections import deque
 from pathlib import Path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_BEATS = 64  # over which the shortest round trip is looked for: clocks drift apart slowly
+_BEATS = 64  # heartbeats that are compared: clocks drift apart slowly
 
 
 def boot_id() -> str:
-    """Names this boot of this machine's kernel; '' where that cannot be told."""
+    """Return the id of this boot of this machine's kernel; '' if it is unknown."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -24,9 +24,11 @@ def boot_id() -> str:
 
 
 class PeerClock:
-    """Args:
-    theirs, now: their clock when they joined, and ours when that was heard.
-    same: it is one clock.
+    """The clock of one peer.
+
+    Args:
+        theirs, now: their clock when they joined, and ours when that arrived.
+        same: both are one clock.
     """
 
     def __init__(self, theirs: float, now: float, *, same: bool) -> None:
@@ -34,26 +36,26 @@ class PeerClock:
         self._joined = 0.0 if same else now - theirs
         self._beats: deque[tuple[float, float]] = deque(maxlen=_BEATS)  # (round trip, offset)
 
-    def beat(self, now: float, theirs: float, echo: float, held: float) -> None:
-        """A heartbeat that was heard at `now`.
+    def add_heartbeat(self, now: float, theirs: float, echo: float, held: float) -> None:
+        """Add a heartbeat that arrived at `now`.
 
         Args:
             theirs: their clock when it was sent.
-            echo: our clock in the newest word of ours that they had heard by then.
-            held: seconds they had held that.
+            echo: our clock in the newest message of ours that they had received by then.
+            held: seconds since they received that.
         """
         trip = now - echo - held
         if not self.same and trip >= 0:
             self._beats.append((trip, now - trip / 2 - theirs))
 
     @property
-    def offset(self) -> float:
-        """Seconds to add to their time to have ours."""
+    def offset_s(self) -> float:
+        """Seconds to add to their time to get ours."""
         return min(self._beats)[1] if self._beats else self._joined
 
     @property
-    def error(self) -> float:
-        """Seconds by which `offset` may be wrong; infinite before the first heartbeat."""
+    def error_s(self) -> float:
+        """Seconds by which `offset_s` may be wrong; infinite before the first heartbeat."""
         if self.same:
             return 0.0
         return min(self._beats)[0] / 2 if self._beats else math.inf

@@ -1,7 +1,7 @@
-"""Messages as msgpack and back; knows no socket.
+"""Encodes messages as msgpack and decodes them; knows no socket.
 
-Whatever does not decode or does not add up raises `WireError`, which the shells count
-and drop: a bad frame is never fatal and never unpickled.
+A frame that does not decode or does not add up raises `WireError`; the caller counts
+and drops it: a bad frame is never fatal and never unpickled.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.wire.messages import (
 )
 
 MAX_REPORT_BYTES = 1 << 20
-"""Of a peer's control message, and of a token frame's header: both are short."""
+"""Most bytes of a peer's control message and of a token frame's header: both are short."""
 MAX_COMMAND_BYTES = 64 << 20
-"""Of a message of the stage: prompts and responses are in it."""
+"""Most bytes of a message of the stage: it may hold prompts and responses."""
 MAX_DATA_BYTES = 64 << 20
 MAX_LOGPROB = 1e-3
-"""Logprobs are at most 0; rounding in float32 may lift them a little above."""
+"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_peer = msgspec.msgpack.Decoder(FromPeer)
@@ -37,8 +37,8 @@ _to_peer = msgspec.msgpack.Decoder(ToPeer)
 _token_batch = msgspec.msgpack.Decoder(TokenBatch)
 
 
-def encode(message: Message) -> bytes:
-    """One message as msgpack."""
+def encode_message(message: Message) -> bytes:
+    """Encode a message as msgpack."""
     return _encoder.encode(message)
 
 
@@ -47,23 +47,23 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes | memoryview, li
         raise WireError(f"frame of {len(frame)} bytes is over the limit of {limit}")
     try:
         return decoder.decode(frame)
-    # Deep nesting raises RecursionError, text that is no UTF-8 UnicodeDecodeError.
+    # Deep nesting raises RecursionError, text that is not UTF-8 UnicodeDecodeError.
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise WireError(f"frame does not decode: {error}") from error
 
 
 def decode_from_peer(frame: bytes | memoryview) -> FromPeer:
-    """What an engine or learner sent. Raises WireError."""
+    """Decode a message of an engine or learner. Raises WireError."""
     return _decode(_from_peer, frame, MAX_REPORT_BYTES)
 
 
 def decode_to_peer(frame: bytes | memoryview) -> ToPeer:
-    """What the stage sent. Raises WireError."""
+    """Decode a message of the stage. Raises WireError."""
     return _decode(_to_peer, frame, MAX_COMMAND_BYTES)
 
 
 def sender_of(frames: Sequence[bytes | memoryview]) -> str:
-    """The engine that a data-plane frame names, whatever else is wrong with it; '' if none."""
+    """Return the engine that a data-plane frame names, even if the frame is bad; '' if none."""
     try:
         header: TokenBatch = _decode(_token_batch, frames[0], MAX_REPORT_BYTES)
     except (WireError, IndexError):
@@ -74,7 +74,7 @@ def sender_of(frames: Sequence[bytes | memoryview]) -> str:
 def decode_tokens(
     frames: list[bytes] | list[memoryview], vocabulary: int
 ) -> tuple[TokenBatch, Ints, Floats]:
-    """A data-plane frame: header, tokens, logprobs; the arrays are views, not copies.
+    """Decode a data-plane frame: header, tokens, logprobs; the arrays are views, not copies.
 
     Raises WireError if the counts do not add up, a token is outside
     0..vocabulary-1, or a logprob is not finite or above 0.

@@ -1,8 +1,8 @@
-"""Keys of a run that spans machines: who may come in, and what a peer needs to do so.
+"""Keys of a run that spans machines: which peers may join, and what a peer needs to do so.
 
-Turns key files into what the sockets take, and a key with a claimed name into
-yes or no. A secret lies in a file that only its owner may read, never in an
-argument, an environment, a configuration, a log or a trace. Knows no socket.
+Reads and writes key files, and decides whether a key may use a name. A secret is kept in
+a file that only its owner may read, never in an argument, an environment, a
+configuration, a log or a trace. Knows no socket.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ class KeyPair(msgspec.Struct, frozen=True, kw_only=True):
     secret: _Z85
 
     def __repr__(self) -> str:
-        return f"KeyPair(public={self.public!r})"  # the rest is nobody's to print
+        return f"KeyPair(public={self.public!r})"  # never print the secret
 
 
 class KeyOwner(msgspec.Struct, frozen=True, array_like=True):
-    """Whose a key is."""
+    """The owner of a key."""
 
     role: str  # "engine" | "learner"
     name: str = ""  # '': any name of that role that no other key has
 
 
 class ListenKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """The stage's side: where it listens beside its directory, and who may come in."""
+    """The stage's side: where it listens beside its directory, and the allowed keys."""
 
     control: str
     data: str
     weights: str
     keys: KeyPair
-    allowed: dict[_Z85, KeyOwner]  # public key -> whose it is
+    allowed: dict[_Z85, KeyOwner]  # public key -> owner
 
     def admits(self, key: str, role: str, name: str) -> bool:
-        """Whether the bearer of `key` may take part under this role and name."""
+        """Return True if `key` may join under this role and name."""
         owner = self.allowed.get(key)
         if owner is None or owner.role != role:
             return False
@@ -65,17 +65,17 @@ class PeerKeys(msgspec.Struct, frozen=True, kw_only=True):
 
     control: str
     data: str
-    weights: str = ""  # where new weights are fetched; '': they are files on this machine
+    weights: str = ""  # where to fetch new weights; '': they are files on this machine
     server: _Z85 | None = None  # the stage's public key
     keys: KeyPair | None = None  # None: sockets in a directory that only their owner may enter
-    config: str = ""  # the run's configuration, for a guest who has no other way to it
+    config: str = ""  # the run's configuration, for a guest without access to the run's folder
 
 
 _File = TypeVar("_File", ListenKeys, PeerKeys)
 
 
 def addresses(directory: Path) -> tuple[str, str]:
-    """Control and data address below `directory`. Raises TransportError if too long."""
+    """Return control and data address in `directory`. Raises TransportError if too long."""
     found = [f"ipc://{directory}/{name}" for name in ("control", "data")]
     if len(os.fsencode(found[0])) - len("ipc://") > IPC_LIMIT:
         raise TransportError(f"{directory}: longer than a Unix socket path may be ({IPC_LIMIT})")
@@ -83,7 +83,7 @@ def addresses(directory: Path) -> tuple[str, str]:
 
 
 def peer_keys_of(stage: Path) -> PeerKeys:
-    """The way to a stage: a directory of sockets, or a key file. Raises TransportError."""
+    """Return how to reach a stage, by its sockets or a key file. Raises TransportError."""
     if stage.is_file():
         return read_private(stage, PeerKeys)
     control, data = addresses(stage)
@@ -91,7 +91,7 @@ def peer_keys_of(stage: Path) -> PeerKeys:
 
 
 def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
-    """A file that only its owner may read; one that was there is replaced."""
+    """Write a file that only its owner may read; replaces an existing one."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -105,7 +105,7 @@ def write_private(path: Path, content: ListenKeys | PeerKeys) -> Path:
 
 
 def read_private(path: Path, kind: type[_File]) -> _File:
-    """What `write_private` wrote. Raises TransportError if others could read it, too."""
+    """Read a file of `write_private`. Raises TransportError if others could read it."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -116,15 +116,15 @@ def read_private(path: Path, kind: type[_File]) -> _File:
                 )
             return msgspec.json.decode(file.read(), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TransportError(f"{path}: no key file of darts: {error}") from error
+        raise TransportError(f"{path}: not a key file of darts: {error}") from error
 
 
-def complaint(endpoint: str, *, exposed: bool = False) -> str:
-    """Why the stage does not listen there; '' if it may.
+def endpoint_problem(endpoint: str, *, exposed: bool = False) -> str:
+    """Return why the stage must not listen at an address; '' if it may.
 
-    >>> complaint("tcp://0.0.0.0:4000")
+    >>> endpoint_problem("tcp://0.0.0.0:4000")
     'tcp://0.0.0.0:4000 is every interface of this machine: name one, or set nodes.expose'
-    >>> complaint("tcp://10.0.0.1:4000")
+    >>> endpoint_problem("tcp://10.0.0.1:4000")
     ''
     """
     host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")

@@ -1,4 +1,4 @@
-"""Every message that crosses a socket: tagged, typed, frozen (`codec` has them as bytes).
+"""Defines every message that crosses a socket: tagged, typed, frozen (`codec` encodes them).
 
 Token ids travel as raw little-endian int32, logprobs as float32 (nats), so that nothing
 is copied per token.
@@ -20,21 +20,21 @@ Floats = npt.NDArray[np.float32]
 _NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
 Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""What a float64 still counts exactly."""
+"""A count that a float64 still holds exactly."""
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 """Finite: NaN fails both comparisons."""
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Words = Annotated[str, msgspec.Meta(max_length=256)]
-"""Shown to people."""
+"""Text that is shown to people."""
 
 
 class WireError(Exception):
     """A frame that the other end should not have sent."""
 
     sender: bytes = b""
-    """Identity of the peer that sent it, where the socket tells."""
+    """Identity of the peer that sent it, if known."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -55,7 +55,7 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
     version: Count
     """Policy version that sampled these tokens; a chunk has one."""
     finish: str = ""
-    """'' (goes on), 'stop' (sampled a stop token), 'length', 'abort' or 'error'.
+    """'' (more follows), 'stop' (sampled a stop token), 'length', 'abort' or 'error'.
     Every leg ends in band exactly once with one of these; that frees its slot."""
 
 
@@ -63,13 +63,13 @@ FINISHES = frozenset({"", "stop", "length", "abort", "error"})
 
 
 class LegTimes(msgspec.Struct, frozen=True, array_like=True):
-    """When an engine worked on a leg that has ended; seconds of its monotonic clock."""
+    """Times of a leg that has ended; seconds of the engine's monotonic clock."""
 
     trajectory: Count
     leg: Count
-    begun_s: Seconds  # the request was there
-    first_s: Seconds  # its first token was there; 0.0: it has none
-    last_s: Seconds  # its finish was there
+    begun_s: Seconds  # the request arrived
+    first_s: Seconds  # its first token was sampled; 0.0: it has none
+    last_s: Seconds  # it finished
 
 
 class TokenBatch(Message, frozen=True, kw_only=True):
@@ -118,11 +118,11 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent by a thread of its own every second: alive. `progress`: working."""
 
     progress: Count  # moved by the working loop
-    activity: Words  # what the working loop does now ("idle" may stand still for ever)
+    activity: Words  # what the working loop does now; "idle" has no limit
     budget_s: Amount  # how long `progress` may stand still in this activity
     clock_s: Seconds = 0.0  # the peer's monotonic clock
-    echo_s: Seconds = 0.0  # the stage's clock in the newest `Alive` that has come; 0.0: none yet
-    held_s: Seconds = 0.0  # seconds since that came
+    echo_s: Seconds = 0.0  # the stage's clock in the newest `Alive` received; 0.0: none yet
+    held_s: Seconds = 0.0  # seconds since that arrived
 
 
 FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logprobs"
@@ -137,19 +137,19 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     start_s: Seconds
     end_s: Seconds
     of: tuple[Count, ...] = ()  # groups, step or version that it was for
-    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those had come
+    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
 
 
 class Spans(Message, frozen=True, kw_only=True):
-    """What a peer did since it last said so, ahead of the answer that tells of its end."""
+    """Work of a peer since its last report; sent before the answer to that work."""
 
     spans: tuple[Span, ...]
     hints: tuple[tuple[Seconds, Seconds], ...] = ()
-    """Of hints that have come: the stage's clock when they were sent, the peer's on arrival."""
+    """For each `StreamedTokens`: the stage's clock when it was sent, the peer's on arrival."""
 
 
 class WeightsLoaded(Message, frozen=True, kw_only=True):
-    """An engine serves `version`; `gaps` is the proof of it."""
+    """An engine serves `version`; `gaps` shows how exactly."""
 
     version: Count
     gaps: dict[str, float]  # temperature -> largest |engine logprob - learner logprob|
@@ -170,7 +170,7 @@ class GroupTrained(Message, frozen=True, kw_only=True):
 
 
 class GroupFailed(Message, frozen=True, kw_only=True):
-    """The group left no trace in the gradient: its loss was not finite."""
+    """The group is not in the gradient: its loss was not finite."""
 
     step: Count
     group: Count
@@ -178,7 +178,7 @@ class GroupFailed(Message, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One published version of the weights, and how to prove that it was loaded."""
+    """One published version of the weights, and how to check that it was loaded."""
 
     version: Count
     directory: str  # holds model.safetensors
@@ -191,7 +191,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepDone(Message, frozen=True, kw_only=True):
-    """A rank has applied the step; rank 0 has published, the others say None."""
+    """A rank has applied the step; rank 0 has published the weights and sends the manifest."""
 
     step: Count
     version: Count
@@ -200,14 +200,14 @@ class StepDone(Message, frozen=True, kw_only=True):
 
 
 class StepSkipped(Message, frozen=True, kw_only=True):
-    """Gradients were not finite twice: weights untouched, version not advanced."""
+    """Gradients were not finite twice: weights and version are unchanged."""
 
     step: Count
     why: str
 
 
 class Published(Message, frozen=True, kw_only=True):
-    """After joining: the version that this learner starts from (rank 0 only)."""
+    """Sent after joining: the version that this learner starts from (rank 0 only)."""
 
     manifest: Manifest
 
@@ -223,7 +223,7 @@ class Saved(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Answer to `Join`. A second one begins a new epoch: forget all legs."""
+    """Answer to `Join`. A second one starts a new epoch: forget all legs."""
 
     incarnation: Count
     epoch: Count
@@ -237,7 +237,7 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class Alive(Message, frozen=True, kw_only=True):
-    """The stage's own heartbeat: a peer that misses it for long is an orphan and exits."""
+    """The stage's own heartbeat: a peer that misses it for long exits."""
 
     clock_s: Seconds = 0.0  # the stage's monotonic clock
 
@@ -259,7 +259,7 @@ class Generate(Message, frozen=True, kw_only=True):
 
 
 class AbortLegs(Message, frozen=True, kw_only=True):
-    """End these legs; each is answered in band by its finish. Unknown ones are ignored."""
+    """End these legs; the finish of each is the answer. Unknown ones are ignored."""
 
     legs: tuple[tuple[int, int], ...]  # (trajectory, leg)
 
@@ -275,15 +275,15 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     response: bytes  # int32
     behaviour: bytes  # float32, logprob of each response token when it was sampled; else 0
     appended: tuple[tuple[Count, Count], ...] = ()
-    """(first, count) of response tokens that were not sampled: context, never trained on."""
+    """(first, count) of response tokens that the environment appended: never trained on."""
     reward: float
     advantage: float
     weight: float = 1.0
     truncated: bool = False
 
     @property
-    def sampled(self) -> int:
-        """Response tokens that the model sampled."""
+    def sampled_tokens(self) -> int:
+        """Number of response tokens that the model sampled."""
         return len(self.response) // 4 - sum(count for _, count in self.appended)
 
 
@@ -302,12 +302,12 @@ class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     group: Count
     trajectory: Count
     offset: Count
-    """Response tokens of it that were hinted before."""
+    """Response tokens of it that were streamed before."""
     tokens: bytes  # int32
 
 
 class StreamedTokens(Message, frozen=True, kw_only=True):
-    """For the cached forward: what its rank may compute ahead, and what it need not keep."""
+    """Tokens whose logprobs a rank may compute ahead, and trajectories that it may forget."""
 
     prompts: dict[int, bytes]  # int32, of every group named in `chunks`
     chunks: tuple[StreamedChunk, ...] = ()
@@ -320,7 +320,7 @@ class ForgetGroup(Message, frozen=True, kw_only=True):
 
 
 class CloseStep(Message, frozen=True, kw_only=True):
-    """All groups of the step have been trained on by their ranks: scale, clip, step, publish."""
+    """The ranks have trained on all groups of the step: scale, clip, step, publish."""
 
     step: Count
     groups: tuple[int, ...]
@@ -369,14 +369,14 @@ ToPeer = (
 
 
 def ints(values: bytes) -> Ints:
-    """Raw int32 as an array (a view). Raises WireError if the bytes do not add up."""
+    """View raw int32 as an array. Raises WireError if the bytes do not add up."""
     if len(values) % 4:
-        raise WireError(f"{len(values)} bytes are no int32 array")
+        raise WireError(f"{len(values)} bytes are not an int32 array")
     return np.frombuffer(values, dtype="<i4")
 
 
 def floats(values: bytes) -> Floats:
-    """Raw float32 as an array (a view). Raises WireError if the bytes do not add up."""
+    """View raw float32 as an array. Raises WireError if the bytes do not add up."""
     if len(values) % 4:
-        raise WireError(f"{len(values)} bytes are no float32 array")
+        raise WireError(f"{len(values)} bytes are not a float32 array")
     return np.frombuffer(values, dtype="<f4")

@@ -1,10 +1,10 @@
-"""The stage's ZeroMQ sockets (`link` has its peers').
+"""The stage's ZeroMQ sockets (`client` has its peers').
 
 Control messages travel ROUTER <-> DEALER with a sequence number in each
 direction; tokens travel PUSH -> PULL. Sockets are `ipc://` in a directory that
-only its owner may enter; whoever binds holds a lock on the run, for a second
-bind on the same ipc path silently takes the traffic. With an entrance (`keys`) the stage listens
-on TCP, too, and then every peer shows a key (`guard`).
+only its owner may enter; the stage holds a lock on that directory, since a second
+bind on the same ipc path silently takes the traffic. With `ListenKeys` the stage also
+listens on TCP, and there every peer needs a key (`curve_auth`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import zmq
 import zmq.asyncio
 
 from pipeline.system.private_dirs import make_private
-from pipeline.wire.codec import decode_from_peer, encode
+from pipeline.wire.codec import decode_from_peer, encode_message
 from pipeline.wire.curve_auth import CurveAuth, socket_options
-from pipeline.wire.keys import ListenKeys, TransportError, addresses, complaint
+from pipeline.wire.keys import ListenKeys, TransportError, addresses, endpoint_problem
 from pipeline.wire.messages import FromPeer, Join, Refused, ToPeer, WireError
 from pipeline.wire.weight_transfer import WeightServer
 
 SEQUENCE = struct.Struct("<Q")
-_BULK_THREAD = 1 << 1  # of the two that carry bytes: weights keep no token waiting
+_BULK_THREAD = 1 << 1  # the second I/O thread: weights do not delay tokens
 
 
 class Unreachable(TransportError):
@@ -35,13 +35,13 @@ class Unreachable(TransportError):
 
 
 class StageServer:
-    """The stage's sockets. Use `open()`, then `receive_control` and `receive_tokens`.
+    """The stage's sockets. Use `open_sockets()`, then `receive_control` and `receive_tokens`.
 
     Args:
-        directory: of the sockets of this machine's peers.
-        entrance: where else to listen, and whom to let in; None: this machine alone.
-        weights: what is published there is sent to peers of other machines.
-        exposed: the entrance may be every interface of the machine.
+        directory: holds the sockets for this machine's peers.
+        listen_keys: where else to listen, and the allowed keys; None: this machine only.
+        weights: directory of published weights, sent to peers of other machines.
+        exposed: the stage may listen on every interface of the machine.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class StageServer:
         self._pull = self._context.socket(zmq.PULL)
         self._bulk: zmq.asyncio.Socket | None = None
         self._weights = weights
-        self.guard: CurveAuth | None = None
+        self.curve_auth: CurveAuth | None = None
         self._sent: dict[bytes, int] = {}
         self._received: dict[bytes, int] = {}
-        self._keys: dict[bytes, str] = {}  # identity -> key that it came with
+        self._keys: dict[bytes, str] = {}  # identity -> its key
 
-    def open(self) -> None:
-        """Bind, as the only one in this directory. Raises TransportError."""
+    def open_sockets(self) -> None:
+        """Lock the directory and bind. Raises TransportError."""
         control, data = addresses(self.directory)
         try:
             make_private(self.directory)
@@ -75,22 +75,22 @@ class StageServer:
             self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TransportError(f"{self.directory}: another stage serves there") from error
+            raise TransportError(f"{self.directory}: another stage is serving there") from error
         except OSError as error:
             raise TransportError(str(error)) from error
         for socket in (self._router, self._pull):
             socket_options(socket)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self._listen_keys is not None:
-            self._open_entrance(self._listen_keys)
+            self._open_tcp(self._listen_keys)
         self._router.bind(control)
         self._pull.bind(data)
         for address in (control, data):
             os.chmod(address.removeprefix("ipc://"), 0o600)
         self._bound = True
 
-    def _open_entrance(self, listen_keys: ListenKeys) -> None:
-        self.guard = CurveAuth(self._context, listen_keys)
+    def _open_tcp(self, listen_keys: ListenKeys) -> None:
+        self.curve_auth = CurveAuth(self._context, listen_keys)
         self._bulk = self._context.socket(zmq.ROUTER)
         socket_options(self._bulk)
         self._bulk.setsockopt(zmq.AFFINITY, _BULK_THREAD)
@@ -99,39 +99,39 @@ class StageServer:
             (self._pull, listen_keys.data),
             (self._bulk, listen_keys.weights),
         ):
-            if problem := complaint(endpoint, exposed=self._exposed):
+            if problem := endpoint_problem(endpoint, exposed=self._exposed):
                 raise TransportError(problem)
-            self.guard.protect(socket)
+            self.curve_auth.protect_socket(socket)
             try:
                 socket.bind(endpoint)
             except zmq.ZMQError as error:
                 raise TransportError(f"cannot listen at {endpoint}: {error}") from error
 
     @property
-    def far(self) -> bool:
-        """Whether peers of other machines may be connected."""
+    def accepts_remote(self) -> bool:
+        """Peers of other machines may connect."""
         return self._listen_keys is not None
 
-    async def attend(self) -> None:
-        """Let peers in and send them weights; for ever. Without it nobody gets in."""
-        serving = [] if self.guard is None else [self.guard.serve()]
+    async def serve_peers(self) -> None:
+        """Answer handshakes and send weights, for ever. Without it no peer can connect over TCP."""
+        serving = [] if self.curve_auth is None else [self.curve_auth.serve_handshakes()]
         if self._bulk is not None and self._weights is not None:
-            serving.append(WeightServer(self._bulk, self._weights).serve())
+            serving.append(WeightServer(self._bulk, self._weights).serve_pieces())
         await asyncio.gather(*serving)
-        await asyncio.Event().wait()  # this machine alone: nobody to attend to
+        await asyncio.Event().wait()  # this machine only: nothing to serve
 
     async def receive_control(self) -> tuple[bytes, FromPeer]:
-        """The next message of a peer and the identity to answer to.
+        """Return a peer's next message and the identity to answer to.
 
-        Raises WireError, which names its sender, for a frame that is no message of ours
-        or out of sequence; call again.
+        Raises WireError, which names its sender, for a frame that is invalid or out of
+        sequence; call again.
         """
         parts, key = await self._next(self._router)
         identity = parts.pop(0)
         try:
             return identity, self._report(identity, key, parts)
         except WireError as error:
-            if self._keys.get(identity, key) == key:  # else another speaks in its name
+            if self._keys.get(identity, key) == key:  # else another peer uses its identity
                 error.sender = identity
             raise
 
@@ -148,32 +148,31 @@ class StageServer:
         return message
 
     def _check_key(self, identity: bytes, key: str, message: FromPeer) -> None:
-        """An identity keeps its key, and joins as nobody but the key's bearer."""
+        """Raise WireError if an identity changes its key or joins with another peer's name."""
         theirs = self._keys.setdefault(identity, key) == key
         if isinstance(message, Join):
-            theirs = theirs and self.admits(key, message.role, message.name)
+            theirs = theirs and self.admits_key(key, message.role, message.name)
         if not theirs:
             if isinstance(message, Join):
                 why = f"its key is not that of {message.role} {message.name}"
                 with contextlib.suppress(Unreachable):
                     self.send(identity, Refused(why=why))
-            raise WireError("it shows a key that is not its own")
+            raise WireError("it uses a key that is not its own")
 
-    def admits(self, key: str, role: str, name: str) -> bool:
-        """Whether what came with `key` may be of this peer."""
+    def admits_key(self, key: str, role: str, name: str) -> bool:
+        """Return True if messages with `key` may come from this peer."""
         return self._listen_keys is None or self._listen_keys.admits(key, role, name)
 
     async def receive_tokens(self) -> tuple[list[bytes], str]:
-        """The parts of the next data-plane frame, undecoded, and the key that it came with."""
+        """Return the undecoded parts of the next data-plane frame, and its key."""
         return await self._next(self._pull)
 
     async def _next(self, socket: zmq.asyncio.Socket) -> tuple[list[bytes], str]:
-        """The next message and its sender's key ('' without), and first a turn for every other
-        task.
+        """Give every other task a turn, then return the next message and its sender's key (or '').
 
-        A message that lies ready is received without leaving the task: a sender that
-        is never slower than its reader would keep heartbeats and rewards waiting for
-        as long as it sends (seen: 30 s, until a learner rank gave the stage up).
+        A waiting message is received without a task switch: a sender that is never slower
+        than its reader would block heartbeats and rewards as long as it sends (seen: 30 s,
+        until a learner rank gave up the stage).
         """
         await asyncio.sleep(0)
         if self._listen_keys is None:
@@ -185,28 +184,28 @@ class StageServer:
         """Queue one message to a peer. Raises Unreachable if it is gone."""
         sequence = self._sent.get(identity, 0)
         future = self._router.send_multipart(
-            [identity, SEQUENCE.pack(sequence), encode(message)], flags=zmq.NOBLOCK
+            [identity, SEQUENCE.pack(sequence), encode_message(message)], flags=zmq.NOBLOCK
         )
-        # With NOBLOCK it is a Future that is done, which pyzmq's types do not say.
+        # With NOBLOCK it is a finished Future, which pyzmq's types do not say.
         assert isinstance(future, asyncio.Future)
         if future.done() and (error := future.exception()) is not None:
             raise Unreachable(f"{identity.decode(errors='replace')}: {error}") from error
         self._sent[identity] = sequence + 1
 
-    def forget(self, identity: bytes) -> None:
-        """The peer is lost; a new process joins under a new identity."""
+    def forget_peer(self, identity: bytes) -> None:
+        """Forget a lost peer; a new process joins under a new identity."""
         self._sent.pop(identity, None)
         self._received.pop(identity, None)
         self._keys.pop(identity, None)
 
     def close(self) -> None:
-        """Send what is queued (a second at most), then close."""
+        """Send queued messages (for a second at most), then close."""
         for socket in (self._router, self._pull):
             socket.close(linger=1000)
         if self._bulk is not None:
             self._bulk.close(linger=0)
-        if self.guard is not None:
-            self.guard.close()
+        if self.curve_auth is not None:
+            self.curve_auth.close()
         self._context.term()
         if self._bound:
             with contextlib.suppress(OSError):  # the directory may be gone with the run

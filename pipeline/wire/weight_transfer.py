@@ -1,8 +1,8 @@
-"""Weights between machines: a published file in pieces, asked for one by one.
+"""Transfers published weights between machines, in pieces that are requested one by one.
 
-`Pieces` answers at the stage, beside which the learner publishes; `fetch` asks,
-a few pieces ahead, and goes on where it was when the connection breaks. Neither
-proves anything: the receiver holds the file against its manifest.
+`WeightServer` answers on the stage's machine, where the learner publishes; `fetch_weights`
+requests a few pieces ahead, and resumes when the connection breaks. Neither verifies the
+file: the receiver checks it against its manifest.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from pipeline.wire.curve_auth import refusal, show_peer_keys, socket_options, watch
+from pipeline.wire.curve_auth import (
+    handshake_failure,
+    show_peer_keys,
+    socket_options,
+    watch_handshakes,
+)
 from pipeline.wire.keys import PeerKeys, TransportError
 from pipeline.wire.messages import Count
 
 FILE = "model.safetensors"
 PIECE_BYTES = 4 << 20
 AHEAD = 8
-"""Pieces asked for and not here yet: 32 MiB fill a link of 10 Gbit/s and 25 ms."""
+"""Pieces requested ahead: 32 MiB fill a network link of 10 Gbit/s and 25 ms."""
 RETRY_S = 5.0
-"""Nothing came for so long: connect anew."""
+"""Seconds without a piece after which the connection is made anew."""
 _KEPT = 2  # versions; the learner keeps as many
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True):
-    """One piece of a version's file."""
+class PieceRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Requests one piece of a version's file."""
 
     version: Count
     offset: Count
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Precedes the bytes of a piece; `total` 0: there is no such version here any more."""
+    """Sent before the bytes of a piece; `total` 0: the version is no longer published."""
 
     version: Count
     offset: Count
@@ -46,12 +51,12 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.encode
-_ask = msgspec.msgpack.Decoder(Ask)
+_ask = msgspec.msgpack.Decoder(PieceRequest)
 _piece = msgspec.msgpack.Decoder(Piece)
 
 
 class WeightServer:
-    """Answers on the stage's socket for weights.
+    """Serves pieces of published weights on one of the stage's sockets.
 
     Args:
         socket: a ROUTER, bound.
@@ -62,11 +67,11 @@ class WeightServer:
         self._socket, self._directory = socket, directory
         self._maps: dict[tuple[int, int], mmap.mmap] = {}  # (version, inode)
         self.refused = 0
-        """Requests that were none."""
+        """Number of invalid requests."""
         self.sent_bytes = 0
 
-    async def serve(self) -> None:
-        """For ever."""
+    async def serve_pieces(self) -> None:
+        """Answer requests, for ever."""
         while True:
             parts = await self._socket.recv_multipart()
             try:
@@ -83,12 +88,12 @@ class WeightServer:
             await self._socket.send_multipart([parts[0], head, body], copy=False)
 
     def _view(self, version: int) -> memoryview | None:
-        """A version's bytes, as they are on disk now."""
+        """Map a version's file; None: there is none."""
         path = self._directory / f"v{version}" / FILE
         try:
             with path.open("rb") as file:
                 key = (version, path.stat().st_ino)
-                if key not in self._maps:  # what readers have mapped outlives its name
+                if key not in self._maps:  # a mapping outlives the file's name
                     self._maps[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                     for old in sorted(self._maps)[:-_KEPT]:
                         del self._maps[old]
@@ -97,45 +102,47 @@ class WeightServer:
         return memoryview(self._maps[key])
 
 
-def fetch(peer_keys: PeerKeys, version: int, total: int, patience_s: float) -> Iterator[bytes]:
-    """The bytes of a version's file, in order.
+def fetch_weights(
+    peer_keys: PeerKeys, version: int, total: int, patience_s: float
+) -> Iterator[bytes]:
+    """Yield the bytes of a version's file, in order.
 
-    Raises TransportError if nothing comes for `patience_s`, or not what was asked for.
+    Raises TransportError if nothing arrives for `patience_s`, or the wrong bytes do.
     """
     received, since, why = 0, time.monotonic(), ""
     with zmq.Context() as context:
         while received < total:
-            with _Asking(context, peer_keys, version, received, total) as asking:
-                for piece in asking.pieces():
+            with _PieceClient(context, peer_keys, version, received, total) as client:
+                for piece in client.pieces():
                     received += len(piece)
                     since = time.monotonic()
                     yield piece
-                why = asking.why or why
+                why = client.why or why
             waited_s = time.monotonic() - since
             if received < total and waited_s > patience_s:
                 raise TransportError(
-                    f"version {version}: nothing came from {peer_keys.weights} for "
+                    f"version {version}: nothing arrived from {peer_keys.weights} for "
                     f"{waited_s:.0f} s, at {received} of {total} bytes{': ' if why else ''}{why}"
                 )
 
 
-class _Asking:
-    """One connection, asking from `offset` on."""
+class _PieceClient:
+    """One connection that requests pieces from an offset on."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], peer_keys: PeerKeys, *place: int
     ) -> None:
         self._version, self._offset, self._total = place
-        self._next = self._offset  # to be asked for
+        self._next = self._offset  # to be requested
         self.why = ""
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
         socket_options(self._socket)
         show_peer_keys(self._socket, peer_keys)
-        self._monitor = watch(self._socket)
+        self._monitor = watch_handshakes(self._socket)
         self._socket.connect(peer_keys.weights)
 
-    def __enter__(self) -> _Asking:
+    def __enter__(self) -> _PieceClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,9 +151,9 @@ class _Asking:
         self._socket.close()
 
     def pieces(self) -> Iterator[bytes]:
-        """What comes, in order, until all is here or nothing comes any more.
+        """Yields pieces in order, until all have arrived or nothing more does.
 
-        An attempt that is turned away is nothing: where another key is expected they come for ever.
+        An attempt that is turned away is nothing: where another key is expected they never end.
         """
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
@@ -154,11 +161,11 @@ class _Asking:
         until = time.monotonic() + RETRY_S
         while self._offset < self._total:
             while self._next < min(self._total, self._offset + AHEAD * PIECE_BYTES):
-                self._socket.send(_encode(Ask(self._version, self._next)))
+                self._socket.send(_encode(PieceRequest(self._version, self._next)))
                 self._next += PIECE_BYTES
             ready = dict(poller.poll(int(max(0.0, until - time.monotonic()) * 1000)))
             if self._monitor in ready:
-                self.why = refusal(self._monitor)
+                self.why = handshake_failure(self._monitor)
             if self._socket in ready:
                 yield self._received(self._socket.recv_multipart())
                 until = time.monotonic() + RETRY_S
@@ -169,7 +176,7 @@ class _Asking:
         with contextlib.suppress(msgspec.DecodeError, ValueError):
             head, body = _piece.decode(parts[0]), parts[-1]
             if head.total == 0:
-                raise TransportError(f"version {self._version} is not published any more")
+                raise TransportError(f"version {self._version} is no longer published")
             asked = Piece(self._version, self._offset, self._total)
             if len(parts) == 2 and head == asked and body:
                 self._offset += len(body)

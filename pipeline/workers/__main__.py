@@ -1,8 +1,8 @@
-"""`python -m pipeline.workers DESCRIPTOR`: a reward or environment, called again and again.
+"""`python -m pipeline.workers DESCRIPTOR`: the process that runs a reward or environment.
 
-A process of its own, for user code. Told over a socket what to build and what it may use
-(`reward_wire`); whatever the code raises is an answer. Works in an empty directory; what
-it imports is found as it was by the stage.
+A message over a socket says what to build and what it may use (`protocol`); an exception
+of the user's code is an answer, too. It works in an empty directory; imports are found as
+in the stage.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from pipeline.workers.protocol import (
     Ready,
     Scores,
     Setup,
-    framed,
-    order,
+    decode_order,
+    frame_message,
 )
 from pipeline.workers.resource_limits import confine, die_with, limit_call
 
 
 def _next(stream: BinaryIO) -> Order | None:
-    """None: the stage is gone."""
+    """Read the next order; None: the stage is gone."""
     length = stream.read(LENGTH_BYTES)
     if len(length) < LENGTH_BYTES:
         return None
-    return order(stream.read(int.from_bytes(length, "little")))
+    return decode_order(stream.read(int.from_bytes(length, "little")))
 
 
 def _build(setup: Setup) -> Any:
-    cls = registry.find(setup.kind, setup.plugin.name)
+    cls = registry.find_plugin(setup.kind, setup.plugin.name)
     return cls(msgspec.convert(setup.plugin.options, registry.options_type(cls)))
 
 
 def _scores(reward: Any, call: Call) -> Scores:
-    begun = time.monotonic()  # this machine's clock, as the stage's
+    begun = time.monotonic()  # the same clock as the stage's
     found = outcomes(reward, [Sampled(**sample) for sample in call.samples])
     return Scores([_verdict(outcome) for outcome in found], begun, time.monotonic())
 
@@ -75,13 +75,13 @@ def _turns(environment: Any, call: Call) -> Scores:
 
 def _follows(environment: Any, turn: Turn) -> Follows | Failure:
     try:
-        return checked(awaited(environment.turn(turn)))
+        return checked_reply(awaited(environment.turn(turn)))
     except Exception as error:
         return _failure(error)
 
 
-def checked(result: object) -> Follows:
-    """What an environment returned. Raises TypeError or ValueError if that is no answer."""
+def checked_reply(result: object) -> Follows:
+    """Check what an environment returned. Raises TypeError or ValueError if it is no answer."""
     if result is None:
         return Follows(over=True)
     found = Append(text=result) if isinstance(result, str) else result
@@ -92,12 +92,14 @@ def checked(result: object) -> Follows:
     if found.text and len(found.tokens):
         raise ValueError("returned an Append with text and tokens, expected one of them")
     tokens = tuple(operator.index(token) for token in found.tokens)
-    memory = msgspec.json.decode(msgspec.json.encode(found.memory))  # or it says what it cannot
+    memory = msgspec.json.decode(
+        msgspec.json.encode(found.memory)
+    )  # raises for values that JSON lacks
     return Follows(over=False, text=writable(found.text), tokens=tokens, memory=memory)
 
 
 def _check(reward: Any, check: Check) -> Answer:
-    """What the reward has against answers, before anything is sampled."""
+    """Collect the reward's complaints about answers, before anything is sampled."""
     if not hasattr(reward, "complaint"):
         return Checked([])
     try:
@@ -112,23 +114,26 @@ def _failure(error: BaseException) -> Failure:
 
 
 def _frame(answer: Answer) -> bytes:
-    frame = framed(answer)
+    frame = frame_message(answer)
     if len(frame) <= MAX_ANSWER_BYTES:
         return frame
     if isinstance(answer, Failure):
-        return framed(_short(answer, 1))
+        return frame_message(_short(answer, 1))
     if isinstance(answer, Scores):
         count = len(answer.found)
         found = [_short(f, count) if isinstance(f, Failure) else f for f in answer.found]
-        if len(frame := framed(msgspec.structs.replace(answer, found=found))) <= MAX_ANSWER_BYTES:
+        if (
+            len(frame := frame_message(msgspec.structs.replace(answer, found=found)))
+            <= MAX_ANSWER_BYTES
+        ):
             return frame
-    why = f"returned {len(frame)} bytes of numbers, at most {MAX_ANSWER_BYTES} are read"
-    return framed(Failure(why, ""))
+    why = f"returned {len(frame)} bytes of numbers, at most {MAX_ANSWER_BYTES} are allowed"
+    return frame_message(Failure(why, ""))
 
 
 def _short(failure: Failure, count: int) -> Failure:
-    """One of so many that go together."""
-    kept = MAX_ANSWER_BYTES // 16 // count  # a character is up to six bytes of JSON
+    """Shorten one of `count` failures that share a frame."""
+    kept = MAX_ANSWER_BYTES // 16 // count  # a character takes up to six bytes in JSON
     return Failure(failure.why[:kept], failure.traceback[-kept:])
 
 
@@ -146,7 +151,7 @@ def main() -> None:
     except BaseException as error:  # SystemExit of user code, too
         channel.sendall(_frame(_failure(error)))
         return
-    os.chdir(setup.directory)  # now: what is imported by relative paths has been found
+    os.chdir(setup.directory)  # only now: relative import paths are resolved
     channel.sendall(_frame(Ready()))
     while isinstance(message := _next(stream), Call | Check):
         limit_call(setup.limits.cpu_s, time.process_time())

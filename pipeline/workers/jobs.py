@@ -1,4 +1,4 @@
-"""What is asked of a pool of workers, and what it may come to."""
+"""Jobs of a worker pool, their results, and how they fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.workers.protocol import Follows
 
 
 class RewardFailed(Exception):
-    """One trajectory has no reward; `traceback` is the user code's, where there is one."""
+    """A trajectory has no reward; `traceback` is that of the user's code, if there is one."""
 
     def __init__(self, why: str, traceback: str = "") -> None:
         super().__init__(why)
@@ -20,11 +20,11 @@ class RewardFailed(Exception):
 
 
 class NoOpinion(Exception):
-    """The reward says nothing of this response: it is missing, and nothing has failed."""
+    """The reward has no opinion on this response: its reward is missing, nothing has failed."""
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """A reward, and when its worker began and ended, seconds of the monotonic clock."""
+    """A reward, and when its worker began and ended (monotonic clock, seconds)."""
 
     value: float
     parts: dict[str, float]
@@ -32,21 +32,21 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """What an environment answered, and when its worker began and ended."""
+    """An environment's answer, and when its worker began and ended."""
 
     follows: Follows
     times: tuple[float, float]
 
 
 class WorkerJob:
-    """One sample that is asked about; `answer` hears what it came to, once."""
+    """One sample for the plug-in; `answer` gets the result or the error, once."""
 
     def __init__(self, sample: Sampled | Turn) -> None:
         self.sample = sample
         self.answer: asyncio.Future[Scored | Followed] = asyncio.get_running_loop().create_future()
-        self.alone = False  # a call that it was in has failed: no other is to suffer from it
-        self.died = False  # under it alone, once
+        self.alone = False  # its batch has failed: it must run in a call of its own
+        self.died = False  # a worker has died once while it ran alone
 
-    def fail(self, error: Exception) -> None:
+    def set_failure(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)

@@ -1,12 +1,11 @@
-"""Ended trajectories -> scores, by a reward plug-in in worker processes of its own; and the
-pool of workers that environments are asked in, too.
+"""Calls a plug-in (a reward or an environment) in worker processes of its own.
 
-User code never runs in the stage: what raises, hangs, crashes or answers nonsense
-is a `RewardFailed` for that trajectory and nothing else. A call past its limit is
-killed with whatever it had started. A crash is tried once more, since it may have
-been the neighbour's memory; an exception or a timeout is not. Responses that were
-asked about together when that happened are each asked about alone. No worker
-outlives the process that made the pool.
+User code never runs in the stage: code that raises, hangs, crashes or answers nonsense
+causes a `RewardFailed` for that trajectory and nothing else. A call past its limit is
+killed with every process that it started. A crash is tried once more, since another
+process may have used up the memory; an exception or a timeout is not. If a batch fails
+as a whole, each of its samples is tried alone. No worker outlives the process that made
+the pool.
 """
 
 from __future__ import annotations
@@ -38,24 +37,24 @@ from pipeline.workers.protocol import (
     Failure,
     Follows,
     Scores,
-    call,
-    check,
-    framed,
+    frame_message,
+    make_call,
+    make_check,
 )
 from pipeline.workers.resource_limits import ResourceLimits
 
 WINDOW = 50
-"""Calls over which the share of failures is taken."""
+"""Number of last calls over which the share of failures is computed."""
 MIN_CALLS = 10
-"""No verdict on the share of failures before so many calls."""
+"""Fewest calls before the share of failures can stop the run."""
 SPARE_S = 0.2
-"""A call that nobody waits for any more may go on so long: to start another worker takes longer."""
+"""Seconds that a cancelled call may still run: restarting the worker takes longer."""
 WARM_UP_S = 120.0
-"""How long a worker may take to build the plug-in: user code may import a great deal."""
+"""Seconds that a worker may take to build the plug-in: user code may import a lot."""
 
 
-class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pool does now."""
+class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of a pool's jobs now, and of its last calls."""
 
     queued: int
     running: int
@@ -64,40 +63,40 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerPool:
-    """Asks one plug-in of a seam; used from one event loop, as an async context manager.
+    """Calls one plug-in; used from one event loop, as an async context manager.
 
     Args:
         section: the settings of its workers.
-        most: workers, where the section wants more; 0: as it says.
+        most: most workers, whatever the section says; 0: as the section says.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, plugin: Plugin, section: WorkersConfig, most: int = 0) -> None:
-        """Nothing starts before `start`. Raises PluginError if the plug-in is not found."""
+        """Starts no worker yet. Raises PluginError if the plug-in is not found."""
         self._plugin, self._section = plugin, section
         self.workers = min(section.count, most or section.count)
-        """Processes that answer."""
+        """Number of worker processes."""
         options = self._plugin_options()
         self._batch = options.batch if isinstance(options, interfaces.RewardOptions) else 1
         name = temp_dirs.name_of(os.getpid(), f"{self.kind}s-")
         self._directory = tempfile.TemporaryDirectory(prefix=name)
-        temp_dirs.sign(Path(self._directory.name), os.getpid())
+        temp_dirs.sign_owner(Path(self._directory.name), os.getpid())
         self._idle: list[WorkerProcess] = []
         self._endings: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, WorkerJob] = {}  # by trajectory
         self._waiting: deque[WorkerJob] = deque()
-        self._calls: dict[asyncio.Task[None], list[WorkerJob]] = {}  # one for each busy worker
+        self._calls: dict[asyncio.Task[None], list[WorkerJob]] = {}  # one per busy worker
         self._ends: deque[bool] = deque(maxlen=WINDOW)  # True: failed
         self._last: RewardFailed | None = None
 
     def _plugin_options(self) -> interfaces.Options:
-        found = registry.find(self.kind, self._plugin.name)
+        found = registry.find_plugin(self.kind, self._plugin.name)
         return msgspec.convert(self._plugin.options, registry.options_type(found))
 
     async def __aenter__(self) -> Self:
         try:
-            await self.start()
+            await self.start_workers()
         except BaseException:
             await self.close()
             raise
@@ -111,7 +110,7 @@ class WorkerPool:
     ) -> None:
         await self.close()
 
-    async def start(self) -> None:
+    async def start_workers(self) -> None:
         """Start the workers, which build the plug-in. Raises RewardFailed if they cannot."""
         found = await asyncio.gather(
             *(self._start_one() for _ in range(self.workers)), return_exceptions=True
@@ -123,9 +122,11 @@ class WorkerPool:
             if isinstance(worker, BaseException):
                 raise worker
 
-    async def ask(self, sample: Sampled | Turn, trajectory: int | None = None) -> Scored | Followed:
-        """What the plug-in says to one sample. Raises RewardFailed; NoOpinion; CancelledError
-        after `cancel`."""
+    async def ask_plugin(
+        self, sample: Sampled | Turn, trajectory: int | None = None
+    ) -> Scored | Followed:
+        """Call the plug-in with one sample. Raises RewardFailed; NoOpinion; CancelledError
+        after `cancel_call`."""
         job = WorkerJob(sample)
         if trajectory is not None:
             self._jobs[trajectory] = job
@@ -144,20 +145,20 @@ class WorkerPool:
             if trajectory is not None:
                 self._jobs.pop(trajectory, None)
             if job.answer.cancelled():
-                self._unwanted(job)
+                self._abandon(job)
         self._ends.append(False)
         return found
 
-    def cancel(self, trajectory: int) -> None:
-        """Its answer is not needed any more; a running call is killed unless it ends within
-        `SPARE_S` or others are in it. Unknown ones are ignored."""
+    def cancel_call(self, trajectory: int) -> None:
+        """Cancel a call; a running one is killed unless it ends within `SPARE_S` or has other
+        jobs. Unknown trajectories are ignored."""
         job = self._jobs.get(trajectory)
         if job is not None:
             job.answer.cancel()
 
-    def statistics(self) -> Metrics:
+    def statistics(self) -> PoolStatistics:
         jobs = [job for call in self._calls.values() for job in call]
-        return Metrics(
+        return PoolStatistics(
             queued=sum(not job.answer.done() for job in self._waiting),
             running=sum(not job.answer.done() for job in jobs),
             called=len(self._ends),
@@ -165,8 +166,8 @@ class WorkerPool:
         )
 
     @property
-    def verdict(self) -> str | None:
-        """Why the run has to stop: too large a share of the last calls failed. None: go on."""
+    def stop_reason(self) -> str | None:
+        """The reason to stop the run: too many of the last calls failed. None: there is none."""
         called, failed = len(self._ends), sum(self._ends)
         if called < MIN_CALLS or failed <= self._section.fail_share * called or not self._last:
             return None
@@ -178,7 +179,7 @@ class WorkerPool:
         )
 
     async def close(self) -> None:
-        """Kill every worker and what it started; repeatable."""
+        """Kill every worker and every process that it started; may be called again."""
         calls = list(self._calls)
         for job in (*self._waiting, *(job for jobs in self._calls.values() for job in jobs)):
             job.answer.cancel()
@@ -194,14 +195,14 @@ class WorkerPool:
     # --- calls ----------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Give what waits to workers that have nothing to do."""
+        """Give waiting jobs to idle workers."""
         while self._waiting and len(self._calls) < self.workers:
             task = asyncio.ensure_future(self._carry_out(jobs := self._next()))
             self._calls[task] = jobs
             task.add_done_callback(self._ended)
 
     def _next(self) -> list[WorkerJob]:
-        """What is asked about together: the oldest, and others that may go with it."""
+        """Take the next batch: the oldest job, and others that may join it."""
         jobs = [self._waiting.popleft()]
         while (
             self._waiting
@@ -216,8 +217,8 @@ class WorkerPool:
         del self._calls[task]
         self._pump()
 
-    def _unwanted(self, job: WorkerJob) -> None:
-        """Nobody waits for it; a call that nobody waits for at all is killed."""
+    def _abandon(self, job: WorkerJob) -> None:
+        """Drop a cancelled job; kill its call if all jobs of the call are done."""
         if job in self._waiting:
             self._waiting.remove(job)
         for task, jobs in self._calls.items():
@@ -225,12 +226,12 @@ class WorkerPool:
                 asyncio.get_running_loop().call_later(SPARE_S, task.cancel)
 
     async def _carry_out(self, jobs: list[WorkerJob]) -> None:
-        """One call of a worker; every job hears what it came to, or waits again alone."""
+        """Run one call; every job gets its result, or waits again for a call of its own."""
         try:
             scores = await self._ask(jobs)
             for job, found in zip(jobs, scores.found, strict=True):
                 self._tell(job, found, (scores.begun, scores.ended))
-        except Exception as error:  # whatever it is, everyone who waits hears of it
+        except Exception as error:  # whatever it is, every job must get an answer
             if len(jobs) > 1:
                 for job in jobs:
                     job.alone = True
@@ -238,18 +239,18 @@ class WorkerPool:
                 return
             [job] = jobs
             if isinstance(error, Died) and not (job.died or job.answer.done()):
-                job.died = True  # once more, then it is its own fault
+                job.died = True  # try once more; a second death is its own fault
                 self._waiting.appendleft(job)
             elif isinstance(error, Died):
-                job.fail(_chained(RewardFailed(f"its worker died twice: {error}"), error))
+                job.set_failure(_chained(RewardFailed(f"its worker died twice: {error}"), error))
             elif isinstance(error, TimeoutError):
                 why = f"took longer than workers.limit_s {self._section.limit_s:g}"
-                job.fail(_chained(RewardFailed(why), error))
+                job.set_failure(_chained(RewardFailed(why), error))
             elif isinstance(error, RewardFailed):
-                job.fail(error)
+                job.set_failure(error)
             else:  # a column that JSON cannot hold, no descriptor or memory for a worker
-                why = f"cannot be asked about: {type(error).__name__}: {error}"
-                job.fail(_chained(RewardFailed(why), error))
+                why = f"cannot be sent to a worker: {type(error).__name__}: {error}"
+                job.set_failure(_chained(RewardFailed(why), error))
 
     def _tell(
         self,
@@ -264,37 +265,37 @@ class WorkerPool:
         elif isinstance(found, Follows):
             job.answer.set_result(Followed(found, times))
         elif isinstance(found, Failure):
-            job.fail(RewardFailed(found.why, found.traceback))
+            job.set_failure(RewardFailed(found.why, found.traceback))
         else:
-            job.fail(NoOpinion(f"{self._who} has no opinion on it"))
+            job.set_failure(NoOpinion(f"{self._who} has no opinion on it"))
 
     async def _ask(self, jobs: list[WorkerJob]) -> Scores:
-        """Raises Died, TimeoutError, or RewardFailed where no worker can be started."""
-        frame = framed(call([job.sample for job in jobs]))
+        """Send jobs to a worker. Raises Died, TimeoutError, or RewardFailed if none can start."""
+        frame = frame_message(make_call([job.sample for job in jobs]))
         worker = self._idle.pop() if self._idle else await self._start_one()
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._section.limit_s):
-                found = await worker.ask(frame)
+                found = await worker.ask_worker(frame)
             if not isinstance(found, Scores) or len(found.found) != len(jobs):
                 raise self._nonsense(found)
-        except BaseException:  # it took too long, has died, or nobody waits for it any more
+        except BaseException:  # it took too long, has died, or was cancelled
             self._discard(worker)
             raise
         self._idle.append(worker)
-        # It is believed what it measured as far as that lies within the call.
+        # Its times are trusted only within those of the call.
         ended = min(max(found.ended, asked), time.monotonic())
         begun = min(max(found.begun, asked), ended)
         return msgspec.structs.replace(found, begun=begun, ended=ended)
 
     def _nonsense(self, answer: Answer) -> RewardFailed:
-        """For an answer that is not what was asked for."""
+        """Make the error for an answer of the wrong kind."""
         if isinstance(answer, Failure):
             return RewardFailed(answer.why, answer.traceback)
-        return RewardFailed(f"its worker answered {type(answer).__name__}, not what was asked")
+        return RewardFailed(f"its worker sent an unexpected {type(answer).__name__}")
 
     async def _start_one(self) -> WorkerProcess:
-        """A worker that has built the plug-in. Raises RewardFailed."""
+        """Start a worker and let it build the plug-in. Raises RewardFailed."""
         section = self._section
         limits = ResourceLimits(
             memory_gib=section.memory_gib,
@@ -304,7 +305,7 @@ class WorkerPool:
         )
         try:
             async with asyncio.timeout(WARM_UP_S):
-                worker, answer = await process.start(
+                worker, answer = await process.start_worker(
                     self.kind,
                     self._plugin,
                     limits,
@@ -339,25 +340,25 @@ class RewardPool(WorkerPool):
 
     kind = "reward"
 
-    async def score(self, sample: Sampled, trajectory: int | None = None) -> Scored:
-        """The reward of one sample. Raises RewardFailed; NoOpinion; CancelledError after
-        `cancel`."""
-        found = await self.ask(sample, trajectory)
+    async def score_sample(self, sample: Sampled, trajectory: int | None = None) -> Scored:
+        """Score one sample. Raises RewardFailed; NoOpinion; CancelledError after
+        `cancel_call`."""
+        found = await self.ask_plugin(sample, trajectory)
         if not isinstance(found, Scored):
-            raise RewardFailed("its worker answered what is no score")
+            raise RewardFailed("its worker did not answer with a score")
         return found
 
-    async def check(self, samples: Sequence[Sampled]) -> list[str]:
-        """What the plug-in has against the answers of these, which nobody has responded to: a
-        text for each, '' for none; nothing at all if it checks none. Raises RewardFailed.
+    async def check_answers(self, samples: Sequence[Sampled]) -> list[str]:
+        """Have the plug-in check the answers of samples without responses: returns a complaint
+        for each, '' for none; an empty list if it checks none. Raises RewardFailed.
 
-        For use between `start` and the first `score`.
+        For use between `start_workers` and the first `score_sample`.
         """
         worker = self._idle[0]
         try:
             async with asyncio.timeout(WARM_UP_S):
-                answer = await worker.ask(framed(check(samples)))
-        except (TimeoutError, Died, TypeError) as error:  # a column that JSON cannot hold, too
+                answer = await worker.ask_worker(frame_message(make_check(samples)))
+        except (TimeoutError, Died, TypeError) as error:  # also a column that JSON cannot hold
             self._discard(self._idle.pop(0))
             why = str(error) or f"took longer than {WARM_UP_S:g} s"
             raise RewardFailed(f"{self._who}, checking answers: {why}") from error

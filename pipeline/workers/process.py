@@ -1,7 +1,7 @@
-"""One worker of a pool, seen from the stage: started, asked, listened to, and never left behind.
+"""Starts, calls and ends one worker process of a pool.
 
-Each is a fresh interpreter with a session of its own, an environment without secrets, no
-descriptor but its channel and its output, and an empty directory to work in.
+Each is a new interpreter with a session of its own, an environment without secrets, no
+descriptors but its channel and its output, and an empty directory to work in.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from pipeline.workers.protocol import (
     MAX_ANSWER_BYTES,
     Answer,
     Setup,
-    answer,
-    framed,
+    decode_answer,
+    frame_message,
 )
 from pipeline.workers.resource_limits import (
     MARK,
     ResourceLimits,
-    end_family,
-    family,
-    scrubbed,
-    tasks,
+    count_tasks,
+    kill_marked,
+    marked_processes,
+    without_secrets,
 )
 
 log = logging.getLogger("stage")
 OUTPUT_BYTES = 64 << 10
-"""Of what one call prints so much is logged, and the rest is read and forgotten."""
-_END_S = 2.0  # from the end of its channel to that of its process
-_COUNT_S = 0.1  # between two looks at how many processes a call has started
+"""Bytes of a call's output that are logged; the rest is read and thrown away."""
+_END_S = 2.0  # wait for the end of the process after that of its channel
+_COUNT_S = 0.1  # between two counts of the processes that a call has started
 
 
 class Died(Exception):
-    """The worker has ended under a call, or answered nonsense; the text says how."""
+    """The worker ended during a call, or answered nonsense; the text says how."""
 
 
 class WorkerProcess:
-    """Made by `start`; then `ask` one thing at a time; then `close`.
+    """Made by `start_worker`; then call `ask_worker`, one at a time; then `close`.
 
     Args:
-        most: processes that it and what it has started may be; 0: any.
+        most: most processes, the worker and all that it starts; 0: no limit.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class WorkerProcess:
         self._writers = (channel[1], output[1])
         self._listening = asyncio.ensure_future(self._listen(output[0]))
 
-    async def ask(self, frame: bytes) -> Answer:
-        """Its answer. Raises Died."""
+    async def ask_worker(self, frame: bytes) -> Answer:
+        """Send a frame and return the answer. Raises Died."""
         self._printed = 0
         counting = asyncio.ensure_future(self._count())
         try:
@@ -83,59 +83,61 @@ class WorkerProcess:
             await self._writer.drain()
             length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
             if length > MAX_ANSWER_BYTES:
-                raise Died(f"it answered {length} bytes, at most {MAX_ANSWER_BYTES} are read")
-            return answer(await self._reader.readexactly(length))
+                raise Died(f"it answered {length} bytes, at most {MAX_ANSWER_BYTES} are allowed")
+            return decode_answer(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Died(await self._how()) from error
         except msgspec.DecodeError as error:
-            raise Died(f"it answered what is no answer: {error}") from error
+            raise Died(f"its answer does not decode: {error}") from error
         finally:
             counting.cancel()
 
     async def _count(self) -> None:
-        """Kill it when there are too many of it. The system's own limit is for all that the user
-        runs, and none for root."""
-        before = tasks()
+        """Kill the worker when it has started too many processes. The system's own limit covers
+        all processes of the user, and does not apply to root."""
+        before = count_tasks()
         while self._most and not self._too_many:
             await asyncio.sleep(_COUNT_S)
-            if (now := tasks()) - before >= self._most:
+            if (now := count_tasks()) - before >= self._most:
                 before = now
-                self._too_many = len(await asyncio.to_thread(family, self._mark)) > self._most
+                self._too_many = (
+                    len(await asyncio.to_thread(marked_processes, self._mark)) > self._most
+                )
         if self._too_many:
             self.kill()
-            await asyncio.to_thread(end_family, self._mark)  # they hold its channel open
+            await asyncio.to_thread(kill_marked, self._mark)  # else they keep its channel open
 
     async def _how(self) -> str:
-        """How the process ended."""
+        """Describe how the process ended."""
         if self._too_many:
-            return f"killed, for it had started more than {self._most} processes"
+            return f"killed, because it had started more than {self._most} processes"
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = await asyncio.to_thread(self._process.wait, _END_S)
             return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return "it closed its channel"
 
     async def _listen(self, output: asyncio.StreamReader) -> None:
-        """Log what it prints, up to a limit for each call."""
+        """Log the worker's output, up to a limit per call."""
         with contextlib.suppress(OSError):
             while printed := await output.read(OUTPUT_BYTES):
                 room = OUTPUT_BYTES - self._printed
                 self._printed += len(printed)
                 if room > 0:
                     text = printable(printed[:room].decode(errors="replace"))
-                    more = " (and more, which is not logged)" if len(printed) > room else ""
+                    more = " (the rest is not logged)" if len(printed) > room else ""
                     who = f"{self._kind} worker {self._process.pid}"
                     log.info("%s: %s%s", who, text.rstrip(), more)
 
     def kill(self) -> None:
-        """At once, with its process group; `close` sees to the rest."""
-        if self._process.returncode is None:  # else its number may be another's by now
+        """Kill its process group at once; `close` ends the rest."""
+        if self._process.returncode is None:  # else its pid may belong to another process
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kill it with all that it has started, and wait for its end."""
+        """Kill it with every process that it started, and wait for its end."""
         self.kill()
         await asyncio.to_thread(self._process.wait)
-        await asyncio.to_thread(end_family, self._mark)
+        await asyncio.to_thread(kill_marked, self._mark)
         for writer in self._writers:
             writer.close()
             with contextlib.suppress(OSError):
@@ -146,12 +148,12 @@ class WorkerProcess:
 def _spawn(
     work: str, keep: Collection[str], mark: str
 ) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
-    """The process, its channel and its output."""
-    environment = scrubbed(os.environ, keep) | {
+    """Start the process; returns it, its channel and its output."""
+    environment = without_secrets(os.environ, keep) | {
         MARK: mark,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(place or os.getcwd() for place in sys.path)),
         "TMPDIR": work,
-        "MALLOC_ARENA_MAX": "4",  # each takes 64 MiB of the address space, which is limited
+        "MALLOC_ARENA_MAX": "4",  # each takes 64 MiB of the limited address space
     }
     (ours, theirs), (output, their_output) = socket.socketpair(), socket.socketpair()
     with theirs, their_output:
@@ -162,13 +164,13 @@ def _spawn(
             stderr=their_output.fileno(),
             pass_fds=(theirs.fileno(),),
             env=environment,
-            start_new_session=True,  # out of the terminal's group: Ctrl-C is not for it
+            start_new_session=True,  # not in the terminal's group: Ctrl-C must not reach it
             umask=UMASK,
         )
     return process, ours, output
 
 
-async def start(
+async def start_worker(
     kind: str,
     plugin: Plugin,
     limits: ResourceLimits,
@@ -176,12 +178,12 @@ async def start(
     keep: Collection[str],
     most: int,
 ) -> tuple[WorkerProcess, Answer]:
-    """A worker, and what it says of building the plug-in. Raises Died.
+    """Start a worker; returns it and its answer to building the plug-in. Raises Died.
 
     Args:
-        directory: of the pool; the worker has one of its own below it.
-        keep: variables of the environment that it is given although they look like secrets.
-        most: processes that it and what it has started may be; 0: any.
+        directory: that of the pool; the worker gets one of its own in it.
+        keep: environment variables to pass on although they look like secrets.
+        most: most processes, the worker and all that it starts; 0: no limit.
     """
     work = tempfile.mkdtemp(dir=directory)
     mark = secrets.token_hex(8)
@@ -195,7 +197,9 @@ async def start(
         kind,
     )
     try:
-        return worker, await worker.ask(framed(Setup(plugin, limits, work, os.getpid(), kind)))
+        return worker, await worker.ask_worker(
+            frame_message(Setup(plugin, limits, work, os.getpid(), kind))
+        )
     except BaseException:
         worker.kill()
         await worker.close()

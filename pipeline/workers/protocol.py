@@ -1,7 +1,7 @@
-"""What the stage and its workers say to each other: JSON with its length before it.
+"""Messages between the stage and its workers: JSON, preceded by its length.
 
-JSON, since a data set may hold integers that msgpack has no room for. Never pickled:
-a worker runs other people's code, and what it answers is only ever one of `Answer`.
+JSON, since a data set may hold integers that are too large for msgpack. Never pickle:
+a worker runs other people's code, so its answer can only be one of `Answer`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ _WHY_CHARACTERS, _TRACE_CHARACTERS = 2000, 20_000
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
-    """First to every worker: what to build, and what it may use."""
+    """First message to a worker: what to build, and what it may use."""
 
     plugin: Plugin
     limits: ResourceLimits
     directory: str  # to work in
     parent: int
-    kind: str = "reward"  # that the plug-in is of: reward | environment
+    kind: str = "reward"  # kind of plug-in: reward | environment
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score these, together; each has the fields of a `Sampled`, or of a `Turn` for an
-    environment."""
+    """Score these together; each has the fields of a `Sampled`, or of an environment's `Turn`."""
 
     samples: list[dict[str, Any]]
 
 
 class Check(msgspec.Struct, frozen=True, tag=True):
-    """Look at the answers of these, which nobody has responded to."""
+    """Check the answers of samples that have no response yet."""
 
     samples: list[dict[str, Any]]
 
@@ -58,7 +57,7 @@ class Abstained(msgspec.Struct, frozen=True, tag=True):
 
 
 class Follows(msgspec.Struct, frozen=True, tag=True):
-    """What an environment answered: that the response is `over`, or what is appended."""
+    """An environment's answer: the response is `over`, or something is appended."""
 
     over: bool
     text: str = ""
@@ -72,7 +71,7 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Scores(msgspec.Struct, frozen=True, tag=True):
-    """Of a call, one for each of its samples."""
+    """Answer to a call: one entry for each of its samples."""
 
     found: list[Done | Abstained | Follows | Failure]
     begun: float  # this machine's monotonic clock
@@ -80,7 +79,7 @@ class Scores(msgspec.Struct, frozen=True, tag=True):
 
 
 class Checked(msgspec.Struct, frozen=True, tag=True):
-    """A complaint for each sample, '' for none; nothing at all if the plug-in checks none."""
+    """A complaint for each sample, '' for none; an empty list if the plug-in checks none."""
 
     complaints: list[str]
 
@@ -92,26 +91,26 @@ _orders = msgspec.json.Decoder(Order)
 _encoder = msgspec.json.Encoder()
 
 
-def framed(message: Order | Answer) -> bytes:
+def frame_message(message: Order | Answer) -> bytes:
     content = _encoder.encode(message)
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 
-def call(samples: Sequence[Sampled | Turn]) -> Call:
+def make_call(samples: Sequence[Sampled | Turn]) -> Call:
     return Call([msgspec.structs.asdict(sample) for sample in samples])
 
 
-def check(samples: Sequence[Sampled]) -> Check:
+def make_check(samples: Sequence[Sampled]) -> Check:
     return Check([msgspec.structs.asdict(sample) for sample in samples])
 
 
-def order(content: bytes) -> Order:
-    """Of the stage, to its worker."""
+def decode_order(content: bytes) -> Order:
+    """Decode a message of the stage to its worker."""
     return _orders.decode(content)
 
 
-def answer(content: bytes) -> Answer:
-    """Of a worker. Raises msgspec.DecodeError if it is none."""
+def decode_answer(content: bytes) -> Answer:
+    """Decode an answer of a worker. Raises msgspec.DecodeError if it is none."""
     found = _answers.decode(content)
     if isinstance(found, Failure):
         return _printable(found)

@@ -1,7 +1,7 @@
-"""What a process that runs other people's code may see and use; not a sandbox.
+"""Limits what a process that runs other people's code can see and use; not a sandbox.
 
-Turns an environment into one without secrets, and limits into `setrlimit` calls of this
-process. Such code still runs as this user: it reads the user's files and the network.
+Removes secrets from its environment, and sets resource limits of this process. Such code
+still runs as this user: it can read the user's files and use the network.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _SECRET = re.compile(
     r"KEY|TOKEN(?!IZ)|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|PRIVATE|NETRC|KRB5|"
     r"^(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|KUBE|DOCKER|WANDB|OPENAI|ANTHROPIC)_"
 )
-_LOGIN = re.compile(r"://[^/@\s]+@")  # an address with a user, and often a password, in it
+_LOGIN = re.compile(r"://[^/@\s]+@")  # an address that contains a user, and often a password
 MARK = "DARTS_REWARD_WORKER"
-"""Variable by which all that a worker has started is known as its own."""
+"""Environment variable that marks all processes that a worker started."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_ROUNDS = 20  # of looking for what was started while the others were killed
+_ROUNDS = 20  # searches for processes that were started during the last round of kills
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one process; 0: none."""
+    """Limits of one process; 0: no limit."""
 
     memory_gib: float
     cpu_s: float  # of one call, all threads
@@ -39,11 +39,11 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int
 
 
-def scrubbed(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
-    """Without what looks like a secret, by name or by value; `keep` names exceptions.
+def without_secrets(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict[str, str]:
+    """Remove variables that look like secrets, by name or value; `keep` names exceptions.
 
-    >>> scrubbed({"HF_TOKEN": "x", "TOKENIZERS_PARALLELISM": "false", "PROXY": "http://me:pw@host"})
-    {'TOKENIZERS_PARALLELISM': 'false'}
+    >>> without_secrets({"HF_TOKEN": "x", "TOKENIZERS": "false", "PROXY": "http://me:pw@host"})
+    {'TOKENIZERS': 'false'}
     """
     return {
         name: value
@@ -53,7 +53,7 @@ def scrubbed(environment: Mapping[str, str], keep: Collection[str] = ()) -> dict
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel end this process when the thread that started it has ended."""
+    """Have the kernel kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -61,7 +61,7 @@ def die_with(parent: int) -> None:
 
 
 def confine(limits: ResourceLimits) -> None:
-    """Limit this process and all that it starts, for good; no set-user-id program helps it."""
+    """Limit this process and all that it starts, for good; set-user-id programs do not help."""
     if sys.platform == "linux":
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _limit(resource.RLIMIT_CORE, 0)
@@ -86,7 +86,7 @@ def _limit(what: int, value: int) -> None:
 
 
 def limit_call(cpu_s: float, used_s: float) -> None:
-    """From now on this process, which has used `used_s`, may use `cpu_s` more; 0: any."""
+    """Let this process, which has used `used_s`, use `cpu_s` more seconds of CPU; 0: no limit."""
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(used_s + cpu_s) if cpu_s else resource.RLIM_INFINITY
     if most != resource.RLIM_INFINITY:
@@ -94,12 +94,12 @@ def limit_call(cpu_s: float, used_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
 
 
-def end_family(mark: str) -> None:
-    """Kill every process whose environment has this mark, in whichever session it is now."""
+def kill_marked(mark: str) -> None:
+    """Kill every process whose environment has this mark, in any session."""
     for _ in range(_ROUNDS):
-        # Whoever forks is stopped before anybody is killed: else it might be ahead for ever.
+        # All are stopped before any is killed: else a process that forks could escape for ever.
         stopped: set[int] = set()
-        while new := family(mark) - stopped:
+        while new := marked_processes(mark) - stopped:
             _signal(new, signal.SIGSTOP)
             stopped |= new
         if not stopped:
@@ -107,8 +107,8 @@ def end_family(mark: str) -> None:
         _signal(stopped, signal.SIGKILL)
 
 
-def family(mark: str) -> set[int]:
-    """The processes whose environment has this mark."""
+def marked_processes(mark: str) -> set[int]:
+    """Find the processes whose environment has this mark."""
     return set(_marked(f"{MARK}={mark}".encode()))
 
 
@@ -118,8 +118,8 @@ def _signal(pids: Collection[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def tasks() -> int:
-    """Processes and threads of the machine: one short file, where `family` reads one of each."""
+def count_tasks() -> int:
+    """Count processes and threads of the machine: cheaper than `marked_processes`."""
     try:
         return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
     except OSError:
@@ -128,6 +128,6 @@ def tasks() -> int:
 
 def _marked(entry: bytes) -> Iterator[int]:
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # another user's, or gone by now
+        with contextlib.suppress(OSError):  # another user's, or ended meanwhile
             if entry in (process / "environ").read_bytes().split(b"\0"):
                 yield int(process.name)

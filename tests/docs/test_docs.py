@@ -18,6 +18,7 @@ from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that a reader is to replace by his own.
 OWN = re.compile(r"CONFIG|NAME|my_selectors|selector[=.]quickest|my_data|\.\.\.")
+TOP_FOLDERS = "pipeline|engines|learner|launch|darts|tests|configs|docs|scripts|requirements|models"
 NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -65,6 +66,12 @@ def test_command_lines_load_with_their_settings(page: Path, monkeypatch: pytest.
 def test_files_that_a_page_links_to_exist(page: Path):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_files_of_the_repository_that_a_page_names_exist(page: Path):
+    named = re.findall(rf"`((?:{TOP_FOLDERS})/[\w./-]+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @NAME

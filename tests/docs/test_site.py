@@ -63,9 +63,9 @@ def test_texts_of_the_troubleshooting_page_are_still_said():
     assert [text for text in texts if text not in source] == []
 
 
-def test_keys_that_newcomers_are_told_exist():
+def test_settings_that_the_migration_page_names_exist():
     known = set(re.findall(r"^\| `([a-z_.]+)`", (DOCS / "configuration.md").read_text(), re.M))
-    page = (DOCS / "coming.md").read_text()
+    page = (DOCS / "migrating.md").read_text()
     last = re.findall(r"^\|.*\| ([^|]+) \|$", page, re.MULTILINE)
     keys = {key for cell in last for key in re.findall(r"`([a-z]+\.[a-z_.]+)(?==|`)", cell)}
     sections = {key.partition(".")[0] for key in known}

@@ -3,36 +3,36 @@
 import numpy as np
 import pytest
 
-from engines.chunker import MOST_CHUNKS, Flusher
-from pipeline.wire.codec import decode_tokens, encode
+from engines.chunker import MOST_CHUNKS, Chunker
+from pipeline.wire.codec import decode_tokens, encode_message
 from pipeline.wire.messages import ChunkHead, LegTimes, TokenBatch
 
 A, B = (7, 0), (9, 2)
 
 
-def flusher_of(chunk_tokens: int = 4, **offsets: int) -> Flusher:
-    flusher = Flusher(chunk_tokens)
-    flusher.begin(A, offsets.get("a", 0))
-    flusher.begin(B, offsets.get("b", 0))
+def flusher_of(chunk_tokens: int = 4, **offsets: int) -> Chunker:
+    flusher = Chunker(chunk_tokens)
+    flusher.begin_leg(A, offsets.get("a", 0))
+    flusher.begin_leg(B, offsets.get("b", 0))
     return flusher
 
 
-def add(flusher: Flusher, key: tuple[int, int], tokens: list[int], version: int = 1, end: str = ""):
-    flusher.add(key, tokens, [-float(token) for token in tokens], version, end)
+def add(flusher: Chunker, key: tuple[int, int], tokens: list[int], version: int = 1, end: str = ""):
+    flusher.add_tokens(key, tokens, [-float(token) for token in tokens], version, end)
 
 
-def heads(flusher: Flusher) -> list[ChunkHead]:
-    frame = flusher.take()
+def heads(flusher: Chunker) -> list[ChunkHead]:
+    frame = flusher.take_frame()
     return list(frame.chunks) if frame else []
 
 
 def test_tokens_wait_until_a_chunk_has_gathered_and_then_all_go_out():
     flusher = flusher_of()
     add(flusher, A, [5])
-    assert flusher.take() is None
+    assert flusher.take_frame() is None
     add(flusher, A, [6, 7, 8, 9])
     assert heads(flusher) == [ChunkHead(7, 0, 0, 5, 1)]
-    assert flusher.take() is None
+    assert flusher.take_frame() is None
 
 
 def test_the_finish_rides_on_the_chunk_of_the_last_token():
@@ -65,7 +65,7 @@ def test_offsets_of_a_resumed_leg_go_on_after_its_prefix():
 def test_a_cut_makes_all_that_has_gathered_due_and_nothing_else():
     flusher = flusher_of()
     add(flusher, A, [5])
-    flusher.cut()
+    flusher.make_all_due()
     assert heads(flusher) == [ChunkHead(7, 0, 0, 1, 1)]
 
 
@@ -73,13 +73,13 @@ def test_all_that_is_due_goes_in_one_frame_that_the_stage_decodes():
     flusher = flusher_of(chunk_tokens=2)
     add(flusher, A, [5, 6])
     add(flusher, B, [7], end="stop")
-    frame = flusher.take()
+    frame = flusher.take_frame()
     assert frame is not None
     header = TokenBatch(
         engine="e0", incarnation=0, epoch=0, sequence=0, sampled=3, sent_at_s=0, chunks=frame.chunks
     )
     decoded, tokens, logprobs = decode_tokens(
-        [encode(header), frame.tokens, frame.logprobs], vocabulary=24
+        [encode_message(header), frame.tokens, frame.logprobs], vocabulary=24
     )
     assert decoded == header
     assert tokens.tolist() == [5, 6, 7]
@@ -90,40 +90,40 @@ def test_every_token_that_left_is_counted_those_of_aborted_legs_too():
     flusher = flusher_of(chunk_tokens=2)
     add(flusher, A, [5, 6])
     add(flusher, B, [7], end="abort")
-    assert flusher.taken == 0
-    flusher.take()
-    assert flusher.taken == 3
+    assert flusher.sent_tokens == 0
+    flusher.take_frame()
+    assert flusher.sent_tokens == 3
 
 
 def test_tokens_without_their_logprobs_are_refused():
     with pytest.raises(ValueError, match="2 tokens with 1 logprobs"):
-        flusher_of().add(A, [5, 6], [-1.0], 1)
+        flusher_of().add_tokens(A, [5, 6], [-1.0], 1)
 
 
 def test_what_does_not_fit_a_frame_leaves_in_several_that_the_stage_takes():
     """The largest numbers that the wire allows: a header has a limit of its own."""
     legs, far = 2 * MOST_CHUNKS + 5, 2**52
-    flusher = Flusher(8)
+    flusher = Chunker(8)
     for leg in range(legs):
-        flusher.begin((far + leg, 2**31), 2**31)
-        flusher.add((far + leg, 2**31), [3], [-0.5], far, "abort")
+        flusher.begin_leg((far + leg, 2**31), 2**31)
+        flusher.add_tokens((far + leg, 2**31), [3], [-0.5], far, "abort")
     counts: list[int] = []
-    while (frame := flusher.take()) is not None:
+    while (frame := flusher.take_frame()) is not None:
         times = tuple(LegTimes(c.trajectory, c.leg, 0.1, 0.2, 0.3) for c in frame.chunks)
         header = TokenBatch(
             engine="e" * 64,
             incarnation=far,
             epoch=far,
             sequence=far,
-            sampled=flusher.taken,
+            sampled=flusher.sent_tokens,
             sent_at_s=0.1,
             chunks=frame.chunks,
             times=times,
         )
-        decode_tokens([encode(header), frame.tokens, frame.logprobs], 24)
+        decode_tokens([encode_message(header), frame.tokens, frame.logprobs], 24)
         counts.append(len(frame.chunks))
     assert counts == [MOST_CHUNKS, MOST_CHUNKS, 5]
-    assert flusher.taken == legs
+    assert flusher.sent_tokens == legs
 
 
 def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ class Counting(SimulatedEngine):
 @pytest.mark.parametrize("slots,counts", [(1, [1, 2]), (4, [1, 2, 4]), (32, [1, 4, 8, 16, 32])])
 async def test_a_profile_goes_from_one_sequence_to_all_slots(slots: int, counts: list[int]) -> None:
     engine = Counting(slots)
-    points = await latency_profile.measure(engine, await engine.start())
+    points = await latency_profile.measure_latency(engine, await engine.start())
     assert [running for running, _ in points] == counts
     assert all(0.0005 < seconds < 0.01 for _, seconds in points), points
     assert set(engine.asked) == {latency_profile.SHORT, latency_profile.LONG}
@@ -43,16 +43,16 @@ async def test_it_is_measured_once_and_again_for_other_settings_or_a_broken_file
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine, section = Counting(2), EngineConfig()
     info = await engine.start()
-    first = await latency_profile.latency(engine, info, "models/chain-sums", section)
+    first = await latency_profile.cached_latency(engine, info, "models/chain-sums", section)
     asked = len(engine.asked)
-    assert await latency_profile.latency(engine, info, "models/chain-sums", section) == first
+    assert await latency_profile.cached_latency(engine, info, "models/chain-sums", section) == first
     assert len(engine.asked) == asked
     other = msgspec.structs.replace(section, dtype="bfloat16")
-    await latency_profile.latency(engine, info, "models/chain-sums", other)
+    await latency_profile.cached_latency(engine, info, "models/chain-sums", other)
     assert len(engine.asked) == 2 * asked
     for file in (tmp_path / "darts" / "latency").iterdir():
         file.write_bytes(b"[[1,")
-    await latency_profile.latency(engine, info, "models/chain-sums", section)
+    await latency_profile.cached_latency(engine, info, "models/chain-sums", section)
     assert len(engine.asked) == 3 * asked
 
 
@@ -66,6 +66,6 @@ async def test_a_profile_that_cannot_be_kept_is_used_all_the_same(
     (tmp_path / "darts").write_text("no directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = Counting(2)
-    points = await latency_profile.latency(engine, await engine.start(), "m", EngineConfig())
+    points = await latency_profile.cached_latency(engine, await engine.start(), "m", EngineConfig())
     assert [running for running, _ in points] == [1, 2]
-    assert "is not kept" in capsys.readouterr().err
+    assert "could not cache" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def sampling_of(*tokens: int) -> Sampling:
 
 
 async def found(stops: StopStrings, engine: Any, sampling: Sampling) -> tuple[list[int], str]:
-    deltas = [delta async for delta in stops.until(engine, sampling)]
+    deltas = [delta async for delta in stops.generate_until_stop(engine, sampling)]
     tokens = [token for delta in deltas for token in delta.tokens]
     assert [logprob for d in deltas for logprob in d.logprobs] == [
         -float(i) for i in range(len(tokens))
@@ -92,7 +92,7 @@ async def test_engines_are_told_the_tokens_that_hold_a_stop_text(model: str):
 
 async def test_who_goes_away_at_the_finish_leaves_no_request_behind(model: str):
     engine = Fake([A, OPEN, T, CLOSE, A, A], 1)
-    deltas = StopStrings(model, ["</t>"]).until(engine, sampling_of(A))  # type: ignore[arg-type]
+    deltas = StopStrings(model, ["</t>"]).generate_until_stop(engine, sampling_of(A))  # type: ignore[arg-type]
     async for delta in deltas:
         if delta.finish:
             break
@@ -118,7 +118,7 @@ async def test_vllm_stops_at_a_stop_text_and_goes_on_after_what_is_appended(
     ended: set[str] = set()
     for seed in range(8):
         asked = Sampling(id=f"turn{seed}", tokens=prompt, max_tokens=40, temperature=1.0, seed=seed)
-        deltas = [delta async for delta in stops.until(vllm_engine, asked)]
+        deltas = [delta async for delta in stops.generate_until_stop(vllm_engine, asked)]
         tokens = [token for delta in deltas for token in delta.tokens]
         assert equals not in tokens[:-1]
         ended.add(str(tokenizer.id_to_token(tokens[-1])))

@@ -8,7 +8,7 @@ import xxhash
 
 from engines.base import EngineError
 from engines.weights import WeightReceiver, WeightsError
-from engines.weights_probe import gap
+from engines.weights_probe import largest_gap
 from pipeline.wire.messages import Manifest
 
 
@@ -46,13 +46,13 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 
 def test_the_gap_is_the_largest_difference_over_what_the_engine_could_tell():
-    assert gap([-1.0] * 9 + [math.nan], [-1.0] * 8 + [-1.5, -9.0], "1.0") == 0.5
+    assert largest_gap([-1.0] * 9 + [math.nan], [-1.0] * 8 + [-1.5, -9.0], "1.0") == 0.5
 
 
 def test_a_probe_of_fewer_than_eight_positions_proves_nothing():
     with pytest.raises(EngineError, match="compares 7 of 10 positions"):
-        gap([-1.0] * 7 + [math.nan] * 3, [-1.0] * 10, "1.0")
+        largest_gap([-1.0] * 7 + [math.nan] * 3, [-1.0] * 10, "1.0")
 
 
 def test_a_learner_logprob_that_is_nan_is_an_infinite_gap():
-    assert gap([-1.0] * 9, [-1.0] * 8 + [math.nan], "1.0") == math.inf
+    assert largest_gap([-1.0] * 9, [-1.0] * 8 + [math.nan], "1.0") == math.inf

@@ -159,7 +159,7 @@ def worker_of(tmp_path: Path, kind: str) -> "Iterator[Popen[bytes]]":
 async def stage_of(tmp_path: Path, kind: str, within_s: float = 15.0) -> AsyncIterator[Stage]:
     """A worker that has joined and been welcomed."""
     server = StageServer(tmp_path / "s")
-    server.open()
+    server.open_sockets()
     with worker_of(tmp_path, kind) as process:
         stage = Stage(server, process)
         tasks = [asyncio.create_task(work()) for work in (stage.hear, stage.read, stage.keep_alive)]
@@ -360,7 +360,7 @@ class Declared:
     def send_tokens(self, header: TokenBatch, tokens: bytes, logprobs: bytes) -> None: ...
     def close(self) -> None: ...
 
-    def working(self, activity: str, budget_s: float) -> None:
+    def set_activity(self, activity: str, budget_s: float) -> None:
         self.budgets[activity] = budget_s
 
 

@@ -121,7 +121,7 @@ def test_resume_takes_nothing_but_the_folder() -> None:
 
 def folder_with_a_config(path: Path) -> RunFolder:
     run = RunFolder(path)
-    run.create()
+    run.make_folders()
     run.config.write_text((ROOT / "configs" / "quickstart.yaml").read_text())
     model = ROOT / "models"
     (path.parent / "models").symlink_to(model)
@@ -139,7 +139,7 @@ def test_resume_of_a_folder_without_a_checkpoint_exits_5_and_begins_nothing(
     before = sorted(p.name for p in run.path.rglob("*"))
     result = darts("train", "--resume", "r")
     assert result.exit_code == 5, result.output
-    assert "no whole checkpoint" in result.output
+    assert "no complete checkpoint" in result.output
     left = sorted(p.name for p in run.path.rglob("*"))
     assert set(left) - set(before) <= {"lock", "owner.json"}
 
@@ -156,7 +156,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from pipeline.system.run_folder import RunFolder
-run = RunFolder(Path(sys.argv[1])); run.create(); run.hold()
+run = RunFolder(Path(sys.argv[1])); run.make_folders(); run.hold_lock()
 print("held", flush=True); time.sleep(60)
 """
 
@@ -230,7 +230,7 @@ def test_a_part_that_joins_nothing_is_told_what_the_address_is(part: list[str]) 
 def test_export_of_what_is_no_run_exits_1_with_a_sentence(elsewhere: Path) -> None:
     result = darts("export", "nowhere", "out")
     assert result.exit_code == 1
-    assert "no whole checkpoint" in result.output
+    assert "no complete checkpoint" in result.output
     assert not (elsewhere / "out").exists()
 
 

@@ -160,23 +160,23 @@ class Rank:
         import torch
 
         from learner import lora
-        from learner.build import checkpoint_layers, load, step_of
+        from learner.build import checkpoint_layers, load_model, step_of
         from learner.deepspeed.engine import Zero
         from learner.losses.dapo import Dapo, DapoOptions
         from learner.step.passes import Passes
 
         section = msgspec.structs.replace(SECTION, zero=zero, **settings)
         options, device = DapoOptions(**(loss or {})), torch.device("cpu")
-        reference = load(model.parent / "reference", device).eval() if options.kl else None
-        net = load(model, device, section.dtype)
+        reference = load_model(model.parent / "reference", device).eval() if options.kl else None
+        net = load_model(model, device, section.dtype)
         if section.lora is not None:
             lora.attach(net, section.lora, model)
             if adapter is not None:
-                lora.load(net, adapter)
+                lora.load_adapter(net, adapter)
         if section.gradient_checkpointing:
             checkpoint_layers(net)
         self.zero = Zero(net, section, RUN_STEPS)
-        self.gradient = step_of(
+        self.step = step_of(
             Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
             section,
         )
@@ -190,7 +190,7 @@ class Rank:
         packs = [list(groups)] if together else [[group] for group in groups]
         counted = 0.0
         for pack in packs:
-            for report in self.gradient.add(pack):
+            for report in self.step.add_groups(pack):
                 self.reports.append(f"{type(report).__name__} {report.group}")
                 counted += getattr(report, "tokens", 0.0)
                 self.computed += getattr(report, "metrics", {}).get("computed", 0.0)
@@ -204,7 +204,7 @@ class Rank:
         total = torch.tensor(counted, dtype=torch.float64)
         torch.distributed.all_reduce(total)
         close = CloseStep(step=0, groups=tuple(groups), normaliser=float(total))
-        metrics = self.gradient.close(close, self.updates)
+        metrics = self.step.close(close, self.updates)
         if metrics is None:
             return False
         self.updates += 1
@@ -214,7 +214,7 @@ class Rank:
     def local_gradient(self) -> Any:
         import torch
 
-        sums = [self.zero.sums.of(at) for at in range(len(self.zero.parameters))]
+        sums = [self.zero.sums.sum_of(at) for at in range(len(self.zero.parameters))]
         parts = [
             torch.zeros_like(p).flatten() if found is None else found.detach().flatten()
             for p, found in zip(self.zero.parameters, sums, strict=True)
@@ -224,7 +224,7 @@ class Rank:
     def weights(self) -> Any:
         import torch
 
-        with self.zero.whole():
+        with self.zero.gathered_weights():
             return torch.cat([p.detach().flatten() for p in self.zero.module.parameters()])
 
     def momentum(self, zero: int) -> Any:
@@ -341,10 +341,10 @@ def published(model: Path, zero: int, rank: int, world: int, out: Path) -> dict[
     probe = list(range(2, 20))
     logprobs = probe_logprobs(actor.zero.module, probe)
     directory = ""
-    with actor.zero.whole():
+    with actor.zero.gathered_weights():
         if rank == 0:
             publisher = WeightPublisher(out / f"weights-{zero}", probe)
-            directory = publisher.publish(actor.zero.module, 1, logprobs).directory
+            directory = publisher.publish_version(actor.zero.module, 1, logprobs).directory
     return {"directory": directory, "logprobs": logprobs["1.0"], "weights": actor.weights()}
 
 
@@ -375,7 +375,7 @@ def forgotten(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     counted = actor.add([group_of(50 + rank)])
     counted = actor.add(mine)
     actor.add([group_of(60 + rank)])
-    actor.gradient.forget(50 + rank)
+    actor.step.forget_group(50 + rank)
     assert actor.close(STEPS[0], counted)
     return {"weights": actor.weights()}
 
@@ -384,7 +384,7 @@ def resumed(
     model: Path, zero: int, rank: int, world: int, out: Path, **settings: Any
 ) -> dict[str, Any]:
     """Save in the middle of the third step; finish it here, and again from the checkpoint."""
-    from learner.checkpoint.save import MODEL, load, save
+    from learner.checkpoint.save import MODEL, load_checkpoint, save_checkpoint
     from learner.lora import ADAPTER
 
     actor = Rank(model, zero, **settings)
@@ -395,7 +395,7 @@ def resumed(
     kind = "".join(f"-{name}" for name in settings)
     checkpoint = out / f"checkpoint-{zero}{kind}"
     checkpoint.mkdir(exist_ok=True)  # as the stage does, for all ranks
-    save(actor.zero, model, checkpoint, 2, actor.updates)
+    save_checkpoint(actor.zero, model, checkpoint, 2, actor.updates)
     counted += actor.add(mine[1:])
     assert actor.close(STEPS[2], counted)
     import torch.distributed
@@ -406,7 +406,7 @@ def resumed(
         again = Rank(model, zero, adapter=adapter, **settings)
     else:
         again = Rank(checkpoint / MODEL, zero, **settings)
-    restored = load(again.zero, checkpoint)
+    restored = load_checkpoint(again.zero, checkpoint)
     again.updates = restored.version
     assert again.close(STEPS[2], again.add(mine))
     return {

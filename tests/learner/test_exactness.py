@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.deepspeed.lr_schedule import rate
+from learner.deepspeed.lr_schedule import scheduled_lr
 from learner.forward.micro_batches import micro_batches
 from learner.step.mini_batches import mini_batches
 from learner.streaming.fixed_logprobs import member_logprobs
@@ -138,7 +138,7 @@ class Plain:
         for groups, old in zip(parts, olds, strict=True):
             self.gradient(groups, old)
             for settings in self.optimizer.param_groups:
-                settings["lr"] = rate(SECTION, self.version, RUN_STEPS)
+                settings["lr"] = scheduled_lr(SECTION, self.version, RUN_STEPS)
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), SECTION.clip_norm)
             self.norms.append(float(norm))
             assert self.norms[-1] > SECTION.clip_norm, "the case must clip"

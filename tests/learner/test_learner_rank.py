@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.checkpoint.export import ExportError, export
-from learner.weights import checksum
+from learner.checkpoint.export import ExportError, export_model
+from learner.weights import weights_checksum
 from pipeline.wire.messages import (
     CloseStep,
     FromPeer,
@@ -127,7 +127,7 @@ def logprobs_of(directory: Path, probe: list[int]) -> list[float]:
 
 
 async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: Stage):
-    stage.server.open()
+    stage.server.open_sockets()
     stage.start(2)
     joined = await stage.join(2)
     assert [joined[rank].name for rank in (0, 1)] == ["l0", "l1"]
@@ -142,7 +142,7 @@ async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: St
     done = await stage.step(1, STEPS[1], 2)
     assert done.manifest is not None
     weights = Path(done.manifest.directory)
-    assert checksum(weights / "model.safetensors") == done.manifest.checksum
+    assert weights_checksum(weights / "model.safetensors") == done.manifest.checksum
     assert sorted(path.name for path in weights.parent.iterdir()) == ["v1", "v2"]
     assert done.metrics["grad_norm"] > 0
 
@@ -161,13 +161,13 @@ async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: St
         stage.send(rank, Shutdown(why="enough"))
     assert [process.wait(60) for process in stage.ranks] == [0, 0]
 
-    exported = export(checkpoint, stage.directory / "exported")
+    exported = export_model(checkpoint, stage.directory / "exported")
     AutoTokenizer.from_pretrained(exported)
     assert logprobs_of(exported, done.manifest.probe) == pytest.approx(
         done.manifest.logprobs["1.0"], abs=1e-4
     )
     with pytest.raises(ExportError, match="not an empty directory"):
-        export(checkpoint, exported)
+        export_model(checkpoint, exported)
 
     stage.ranks.clear()
     stage.identities.clear()
@@ -186,4 +186,4 @@ async def test_two_ranks_train_publish_save_and_resume_where_they_were(stage: St
 
 def test_export_names_what_a_directory_lacks(tmp_path: Path):
     with pytest.raises(ExportError, match=r"config\.json"):
-        export(tmp_path, tmp_path / "out")
+        export_model(tmp_path, tmp_path / "out")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from learner import lora
-from learner.build import load
-from learner.checkpoint.export import export
+from learner.build import load_model
+from learner.checkpoint.export import export_model
 from learner.forward import lm_head
-from learner.forward.micro_batches import logprobs, pack_whole
-from learner.forward.packing_check import prove
+from learner.forward.micro_batches import pack_whole, response_logprobs
+from learner.forward.packing_check import prove_packing
 from learner.weights import WeightPublisher, checkpoint_tensors
 from pipeline.config.schema import LoraConfig
 from tests.learner.ranks import VOCABULARY, make_model
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adapted(base: Path, section: LoraConfig = SECTION, dtype: str = "float32") -> Any:
     """A model whose adapters are as if they had been trained."""
-    model = load(base, CPU, dtype)
+    model = load_model(base, CPU, dtype)
     lora.attach(model, section, base)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def adapted(base: Path, section: LoraConfig = SECTION, dtype: str = "float32") -
 
 @torch.no_grad()
 def found(model: Any) -> torch.Tensor:
-    return logprobs(model, pack_whole([TOKENS], CPU), 1.0)
+    return response_logprobs(model, pack_whole([TOKENS], CPU), 1.0)
 
 
 @pytest.mark.parametrize("section", [SECTION, LoraConfig(rank=2)], ids=["named", "all-linear"])
@@ -54,8 +54,8 @@ def test_what_engines_get_has_the_logprobs_of_the_adapters_to_1e_5(
 ):
     model = adapted(base, section)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish(model, 1, {})
-    plain = load(base, CPU)
+    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish_version(model, 1, {})
+    plain = load_model(base, CPU)
     assert float((found(model) - found(plain)).abs().max()) > 0.1, "the adapters change nothing"
     tensors = load_file(Path(manifest.directory) / "model.safetensors")
     assert tensors.keys() == load_file(base / "model.safetensors").keys()
@@ -78,7 +78,7 @@ def test_layers_that_hold_their_weights_the_other_way_round_are_merged_too(tmp_p
     shape = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
     model = adapted(tmp_path / "gpt2", LoraConfig(rank=2, targets=("c_attn",)))
-    plain = load(tmp_path / "gpt2", CPU)
+    plain = load_model(tmp_path / "gpt2", CPU)
     plain.load_state_dict(checkpoint_tensors(model), strict=False)
     assert float((found(model) - found(plain)).abs().max()) < 1e-5
 
@@ -88,14 +88,14 @@ def test_adapters_alone_have_a_gradient_and_no_other_weight_moves(base: Path):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
-    logprobs(model, pack_whole([TOKENS], CPU), 1.0).sum().backward()
+    response_logprobs(model, pack_whole([TOKENS], CPU), 1.0).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_reference_start_is_the_model_without_its_adapters_and_no_copy(base: Path):
     model = adapted(base)
     with_adapters = found(model)
-    assert torch.equal(found(lora.Base(model)), found(load(base, CPU)))
+    assert torch.equal(found(lora.Base(model)), found(load_model(base, CPU)))
     assert torch.equal(found(model), with_adapters)
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
 
@@ -109,9 +109,9 @@ def test_reference_start_has_no_adapter_of_the_output_layer_either(
         tie_word_embeddings=False,
     )  # fmt: skip
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
-    plain = found(load(tmp_path / "gpt2", CPU))
+    plain = found(load_model(tmp_path / "gpt2", CPU))
     model = adapted(tmp_path / "gpt2", LoraConfig(rank=2, targets=("lm_head",)))
-    prove(model, "auto")
+    prove_packing(model, "auto")
     monkeypatch.setattr(lm_head, "LARGEST_LOGITS", 2 * VOCABULARY)  # in parts, as a large one's are
     assert float((found(lora.Base(model)) - plain).abs().max()) < 1e-5
     assert float((found(model) - plain).abs().max()) > 0.1
@@ -121,12 +121,12 @@ def test_checkpoint_holds_the_adapter_alone_and_peft_reads_it(base: Path, tmp_pa
     from peft import PeftModel
 
     model = adapted(base)
-    lora.save(model, tmp_path / "adapter")
-    again = load(base, CPU)
+    lora.save_adapter(model, tmp_path / "adapter")
+    again = load_model(base, CPU)
     lora.attach(again, SECTION, base)
-    lora.load(again, tmp_path / "adapter")
+    lora.load_adapter(again, tmp_path / "adapter")
     assert torch.equal(found(again), found(model))
-    stock = PeftModel.from_pretrained(load(base, CPU), tmp_path / "adapter")
+    stock = PeftModel.from_pretrained(load_model(base, CPU), tmp_path / "adapter")
     assert float((found(stock.merge_and_unload()) - found(model)).abs().max()) < 1e-5
     size = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
     assert size < (base / "model.safetensors").stat().st_size / 3
@@ -135,18 +135,18 @@ def test_checkpoint_holds_the_adapter_alone_and_peft_reads_it(base: Path, tmp_pa
 def test_export_writes_the_merged_model_and_the_adapter(base: Path, tmp_path: Path):
     model = adapted(base)
     (tmp_path / "checkpoint").mkdir()
-    lora.save(model, tmp_path / "checkpoint" / "adapter")
-    out = export(tmp_path / "checkpoint", tmp_path / "new" / "out")
+    lora.save_adapter(model, tmp_path / "checkpoint" / "adapter")
+    out = export_model(tmp_path / "checkpoint", tmp_path / "new" / "out")
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert float((found(merged) - found(model)).abs().max()) < 1e-5
     assert (out / "adapter" / "adapter_config.json").is_file()
 
 
 def test_adapter_of_other_targets_is_refused_by_name(base: Path, tmp_path: Path):
-    lora.save(adapted(base), tmp_path / "adapter")
+    lora.save_adapter(adapted(base), tmp_path / "adapter")
     other = adapted(base, LoraConfig(rank=3, targets=("q_proj",)))
     with pytest.raises(lora.LoraError, match=r"down_proj.*resume with the learner.lora"):
-        lora.load(other, tmp_path / "adapter")
+        lora.load_adapter(other, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from learner.deepspeed.lr_schedule import rate
+from learner.deepspeed.lr_schedule import scheduled_lr
 from pipeline.config.schema import LearnerConfig
 from tests.learner.option_ranks import DECAYED
 from tests.learner.ranks import RUN_STEPS, SECTION, make_model, run_ranks
@@ -108,7 +108,7 @@ def test_norms_are_not_decayed_and_the_rate_follows_the_schedule(
     for step in range(3):
         plain.gradient(groups_of(step))
         for group in plain.optimizer.param_groups:
-            group["lr"] = rate(section, step, RUN_STEPS)
+            group["lr"] = scheduled_lr(section, step, RUN_STEPS)
         torch.nn.utils.clip_grad_norm_(plain.net.parameters(), section.clip_norm)
         plain.optimizer.step()
     assert same_update(ranks[0][f"decayed-{zero}"]["weights"], plain.weights(), before)
@@ -132,6 +132,6 @@ Schedule = Literal["constant", "linear", "cosine"]
 )
 def test_schedules_reach_their_end_after_the_last_step(schedule: Schedule, expected: list[float]):
     section = LearnerConfig(lr=1.0, warmup_steps=2, schedule=schedule, min_lr=0.2)
-    found = [rate(section, updates, 5) for updates in range(6)]
+    found = [scheduled_lr(section, updates, 5) for updates in range(6)]
     assert found == pytest.approx(expected, abs=1e-3)
-    assert rate(section, 99, 5) == found[-1]  # a run that is resumed with fewer steps
+    assert scheduled_lr(section, 99, 5) == found[-1]  # a run that is resumed with fewer steps

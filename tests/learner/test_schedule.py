@@ -70,7 +70,7 @@ def test_groups_of_the_next_step_wait_until_the_open_one_is_done():
     assert trained(schedule) == [1]
     assert schedule.next() == close
     assert schedule.next() is None
-    schedule.done()
+    schedule.step_done()
     assert trained(schedule) == [2]
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.weights import WeightPublisher, checksum, probe_logprobs, probe_tokens
+from learner.weights import WeightPublisher, probe_logprobs, probe_tokens, weights_checksum
 from tests.learner.ranks import ROOT, VOCABULARY, make_model
 
 
@@ -23,13 +23,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_published_file_equals_what_transformers_saves(model: Path, tmp_path: Path):
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 5, {})
+    manifest = WeightPublisher(tmp_path / "w", [3] * 40).publish_version(net, 5, {})
     path = Path(manifest.directory) / "model.safetensors"
     found, expected = load_file(path), load_file(model / "model.safetensors")
     assert found.keys() == expected.keys()  # the tied head among the missing
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert (manifest.version, manifest.bytes) == (5, path.stat().st_size)
-    assert manifest.checksum == checksum(path)
+    assert manifest.checksum == weights_checksum(path)
     assert stat.S_IMODE((tmp_path / "w").stat().st_mode) == 0o700
 
 
@@ -37,7 +37,7 @@ def test_probe_is_the_learners_logprob_at_both_temperatures(model: Path, tmp_pat
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     probe = probe_tokens(VOCABULARY, {0, 1})
     publisher = WeightPublisher(tmp_path / "w", probe)
-    manifest = publisher.publish(net, 0, probe_logprobs(net, probe))
+    manifest = publisher.publish_version(net, 0, probe_logprobs(net, probe))
     assert manifest.probe == probe == probe_tokens(VOCABULARY, {0, 1})
     assert len(probe) > 32
     assert not {0, 1} & set(probe)
@@ -55,9 +55,11 @@ def test_at_most_two_versions_are_on_disk_and_a_version_can_be_published_again(
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     publisher = WeightPublisher(tmp_path / "w", [3] * 40)
     for version in range(4):
-        publisher.publish(net, version, {})
+        publisher.publish_version(net, version, {})
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v2", "v3"]
-    WeightPublisher(tmp_path / "w", [3] * 40).publish(net, 2, {})  # a learner that was resumed
+    WeightPublisher(tmp_path / "w", [3] * 40).publish_version(
+        net, 2, {}
+    )  # a learner that was resumed
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v2"]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline.wire.codec import encode
+from pipeline.wire.codec import encode_message
 from tests.pipeline.wire.test_messages import FROM_PEER, GOOD, TO_PEER
 
 VOCABULARY = 24
-REPORTS = [encode(message) for message in FROM_PEER]
-COMMANDS = [encode(message) for message in TO_PEER]
+REPORTS = [encode_message(message) for message in FROM_PEER]
+COMMANDS = [encode_message(message) for message in TO_PEER]
 TOKENS = GOOD
 NASTY: tuple[Any, ...] = (
     math.nan, math.inf, -math.inf, -1, 2**31, 2**53 + 1, 2**63, 2**64 - 1, -(2**63), 1e308, 0.5,

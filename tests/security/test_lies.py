@@ -139,7 +139,7 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
         spans = [Span(what, moment, rng.choice(MOMENTS), groups, asked)]
         here = [to_stage_clock(span, bench.now, offset) for span in spans]
         bench.tracer.timeline.record_work(rank, here)
-        bench.tracer.timeline.loaded("e1", here)
+        bench.tracer.timeline.weights_loaded("e1", here)
         bench.handle(Tick())
         for member in [t for t in bench.core.trajectories.values() if t.engine == "e0"]:
             if member.engine == "e0":
@@ -149,11 +149,11 @@ def test_an_engine_that_lies_harms_no_book_no_trace_and_no_figure(seed: int) -> 
     assert bench.core.step > 5  # the lies that are no lies still train
     assert len(bench.records) == bench.core.step
     for record in [*bench.records, bench.tracer.timeline.rest()]:
-        assert all(map(math.isfinite, numbers(timing.metrics(record, 2))))
+        assert all(map(math.isfinite, numbers(timing.timing_metrics(record, 2))))
         for leg in record.legs:
             assert all(0 <= t <= bench.now for t in (leg.begun, leg.first, leg.last))
         assert sum(piece.seconds for piece in record.path) <= record.end - record.since + 1e-6
-    assert all(map(math.isfinite, numbers(bench.tracer.document())))
+    assert all(map(math.isfinite, numbers(bench.tracer.trace_document())))
     assert all(map(math.isfinite, numbers([c.fields for c in only(bench.everything, Report)])))
 
 
@@ -273,7 +273,7 @@ def test_clocks_of_peers_may_be_absurd_but_stay_numbers() -> None:
             ),
             101.0,
         )
-        assert math.isfinite(peer.clock.offset)
+        assert math.isfinite(peer.clock.offset_s)
 
 
 @pytest.mark.fault("a peer goes on sending what is refused", part="wire", by="direct")

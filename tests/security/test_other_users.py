@@ -64,7 +64,7 @@ async def test_another_user_cannot_connect_to_the_sockets(open_place: Path) -> N
     Bound: at once.
     """
     server = StageServer(open_place / "s")
-    server.open()
+    server.open_sockets()
     for name in ("control", "data"):
         path = open_place / "s" / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -83,7 +83,7 @@ def test_another_user_cannot_read_weights_in_memory_nor_the_run(open_place: Path
     Bound: at once.
     """
     run = RunFolder(open_place / "run")
-    run.create()
+    run.make_folders()
     weights = weights_directory(run, 1000)
     try:
         assert weights.parent == (SHARED_MEMORY if SHARED_MEMORY.is_dir() else run.path)
@@ -110,11 +110,11 @@ def test_what_a_process_of_a_run_writes_is_for_its_owner(tmp_path: Path) -> None
 def test_a_directory_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
-    with pytest.raises(PermissionError, match="another user's, or a link"):
+    with pytest.raises(PermissionError, match="belongs to another user, or is a link"):
         make_private(tmp_path / "link")
     server = StageServer(tmp_path / "link")
-    with pytest.raises(TransportError, match="another user's, or a link"):
-        server.open()
+    with pytest.raises(TransportError, match="belongs to another user, or is a link"):
+        server.open_sockets()
     server.close()
     assert not is_ours(tmp_path / "nothing")
 
@@ -130,7 +130,7 @@ def test_a_directory_that_another_user_has_prepared_is_refused_everywhere(tmp_pa
     os.chown(squatted, NOBODY, NOBODY)
     server = StageServer(squatted)
     with pytest.raises(TransportError, match="another user's"):
-        server.open()
+        server.open_sockets()
     server.close()
     job = tmp_path / "job"
     job.mkdir()
@@ -164,14 +164,14 @@ async def test_a_second_stage_in_one_directory_is_refused_and_the_first_goes_on(
     Bound: at its start.
     """
     first, second = StageServer(tmp_path / "s"), StageServer(tmp_path / "s")
-    first.open()
-    with pytest.raises(TransportError, match="another stage serves there"):
-        second.open()
+    first.open_sockets()
+    with pytest.raises(TransportError, match="another stage is serving there"):
+        second.open_sockets()
     second.close()
     assert (tmp_path / "s" / "control").is_socket()
     with socket.socket(socket.AF_UNIX) as own:
         own.connect(str(tmp_path / "s" / "control"))
     first.close()
     third = StageServer(tmp_path / "s")
-    third.open()
+    third.open_sockets()
     third.close()

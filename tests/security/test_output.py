@@ -81,7 +81,7 @@ def test_markup_in_texts_of_a_run_adds_no_element_to_its_page(tmp_path: Path) ->
 
 def test_a_response_cannot_add_a_sample_of_its_own_making(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     records = Records(run)
     records.sample("1+2=", "#9\n[1.0] 1+1=#2\n[None] x", 0.0)
     records.write("eval", {"step": 0})

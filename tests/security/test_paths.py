@@ -14,7 +14,7 @@ from pipeline.checkpoint import store
 from pipeline.checkpoint.store import CheckpointError, verify
 from pipeline.config.load import ConfigError, load
 from pipeline.system.run_folder import RunError, RunFolder
-from pipeline.wire.codec import decode_from_peer, encode
+from pipeline.wire.codec import decode_from_peer, encode_message
 from pipeline.wire.messages import Join, WireError
 from tests.paths import ROOT
 
@@ -65,7 +65,7 @@ def as_run(folder: Path, name: str) -> None:
 
 def as_peer(folder: Path, name: str) -> None:
     with pytest.raises(WireError):
-        decode_from_peer(encode(Join(protocol=1, role="engine", name=name)))
+        decode_from_peer(encode_message(Join(protocol=1, role="engine", name=name)))
 
 
 def as_manifest(folder: Path, name: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins.testing import sample_of
 from pipeline.workers.pool import RewardFailed, RewardPool
 from pipeline.workers.process import OUTPUT_BYTES
-from pipeline.workers.resource_limits import MARK, scrubbed
+from pipeline.workers.resource_limits import MARK, without_secrets
 from tests.paths import ROOT
 from tests.pipeline.workers.test_pool import eventually, runs
 
@@ -57,8 +57,8 @@ async def pool() -> AsyncIterator[RewardPool]:
 
 
 def test_whatever_looks_like_a_secret_is_taken_out_of_the_environment() -> None:
-    assert scrubbed(SECRETS | HARMLESS) == HARMLESS
-    assert scrubbed(SECRETS, keep=["HF_TOKEN"]) == {"HF_TOKEN": "hf_123"}
+    assert without_secrets(SECRETS | HARMLESS) == HARMLESS
+    assert without_secrets(SECRETS, keep=["HF_TOKEN"]) == {"HF_TOKEN": "hf_123"}
 
 
 async def test_a_worker_sees_no_secret_no_descriptor_and_no_directory_of_the_stage(
@@ -69,7 +69,7 @@ async def test_a_worker_sees_no_secret_no_descriptor_and_no_directory_of_the_sta
     note = tmp_path / "seen"
     with open(tmp_path / "secret", "w"):  # noqa: ASYNC230  a descriptor of the stage's
         async with pool_of(memory_gib=1.0, env=("HF_TOKEN",)) as pool:
-            await pool.score(sample_of(f"look {note}"))
+            await pool.score_sample(sample_of(f"look {note}"))
             seen = json.loads(note.read_text())
             assert seen["environ"]["HF_TOKEN"] == "hf_123"  # asked for
             assert not (SECRETS.keys() - {"HF_TOKEN"}) & seen["environ"].keys()
@@ -96,7 +96,7 @@ TOO_MUCH = {
     "return": "TypeError: returned str 'xxx",
     "parts": "bytes of numbers",
     "raise": r"ValueError: \\x1b\[2Jyyy",
-    "forge": "its worker died twice: it answered what is no answer: JSON is malformed",
+    "forge": "its worker died twice: its answer does not decode: JSON is malformed",
     "flood": "its worker died twice: it answered 2147483648 bytes",
     "kill": "its worker died twice: killed by SIGKILL",
 }
@@ -115,9 +115,9 @@ async def test_what_takes_or_answers_too_much_fails_alone(pool: RewardPool) -> N
     before = psutil.Process().memory_info().rss
     for response, why in TOO_MUCH.items():
         with pytest.raises(RewardFailed, match=why) as failed:
-            await pool.score(sample_of(response))
+            await pool.score_sample(sample_of(response))
         assert len(failed.value.why) + len(failed.value.traceback) < 50_000
-        assert (await pool.score(sample_of("fine"))).value == 1.0
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
     assert psutil.Process().memory_info().rss - before < 50 << 20
 
 
@@ -128,7 +128,7 @@ async def test_a_call_that_spins_is_killed_by_its_cpu_seconds() -> None:
     """
     async with pool_of(cpu_s=1.0) as pool:
         with pytest.raises(RewardFailed, match="killed by SIGXCPU"):
-            await pool.score(sample_of("spin"))
+            await pool.score_sample(sample_of("spin"))
 
 
 @pytest.mark.fault("a reward that forks without end", part="rewards", by="process")
@@ -139,8 +139,8 @@ async def test_a_call_that_forks_without_end_is_killed_with_all_that_it_has_star
     """
     async with pool_of(processes=16) as pool:
         with pytest.raises(RewardFailed, match="it had started more than 16 processes"):
-            await pool.score(sample_of("fork"))
-        assert (await pool.score(sample_of("fine"))).value == 1.0
+            await pool.score_sample(sample_of("fork"))
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
         [worker] = pool._idle
         assert await eventually(lambda: len(forked()) == 1, 20)
         assert forked()[0].pid == worker._process.pid
@@ -166,7 +166,7 @@ async def test_of_what_a_call_prints_the_first_part_is_logged_and_memory_stays_f
     """
     caplog.set_level(logging.INFO, logger="stage")
     before = psutil.Process().memory_info().rss
-    assert (await pool.score(sample_of("print"))).value == 1.0  # 200 MiB
+    assert (await pool.score_sample(sample_of("print"))).value == 1.0  # 200 MiB
     assert psutil.Process().memory_info().rss - before < 50 << 20
     said = sum(len(record.getMessage()) for record in caplog.records)
     assert OUTPUT_BYTES / 2 < said < 2 * OUTPUT_BYTES
@@ -186,9 +186,9 @@ async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_w
     async with pool_of(limit_s=3.0) as pool:
         if waits == "wait":
             with pytest.raises(RewardFailed, match="took longer"):
-                await pool.score(sample_of(f"stubborn {note}", answer=waits))
+                await pool.score_sample(sample_of(f"stubborn {note}", answer=waits))
         else:
-            await pool.score(sample_of(f"stubborn {note}", answer=waits))
+            await pool.score_sample(sample_of(f"stubborn {note}", answer=waits))
         child = int(note.read_text())
         if waits == "wait":
             assert await eventually(lambda: not runs(child))
@@ -198,7 +198,7 @@ async def test_a_child_that_left_its_session_and_ignores_signals_ends_with_its_w
 @pytest.mark.slow
 async def test_a_reward_that_imports_torch_works_under_the_default_limits() -> None:
     async with pool_of("with_torch") as pool:
-        assert (await pool.score(sample_of("x"))).value == 3.0
+        assert (await pool.score_sample(sample_of("x"))).value == 3.0
 
 
 @pytest.mark.parametrize(

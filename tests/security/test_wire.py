@@ -25,7 +25,7 @@ from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire import curve_auth
 from pipeline.wire.client import StageClient
-from pipeline.wire.codec import MAX_REPORT_BYTES, decode_to_peer, decode_tokens, encode
+from pipeline.wire.codec import MAX_REPORT_BYTES, decode_to_peer, decode_tokens, encode_message
 from pipeline.wire.keys import addresses
 from pipeline.wire.messages import (
     PROTOCOL,
@@ -101,7 +101,7 @@ def raw(directory: Path, identity: bytes = b"stranger") -> Iterator[tuple[Any, A
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[StageServer]:
     server = StageServer(tmp_path / "s")
-    server.open()
+    server.open_sockets()
     yield server
     server.close()
 
@@ -158,7 +158,7 @@ async def test_a_frame_over_the_sockets_limit_never_arrives_and_costs_nobody_els
     """
     monkeypatch.setattr(curve_auth, "MAX_DATA_BYTES", 1 << 16)
     server = StageServer(tmp_path / "s")
-    server.open()
+    server.open_sockets()
     with peer(server.directory, "e0") as good, raw(server.directory) as (dealer, push):
         for _ in range(3):
             dealer.send_multipart([number(0), b"\0" * (1 << 17)])
@@ -209,7 +209,7 @@ async def test_a_peer_leaves_in_order_when_a_command_does_not_decode(tmp_path: P
             for n in range(201):
                 why = (await good.get(Shutdown)).why
                 assert why.startswith(f"command {n} of the stage was lost: ")
-            router.send_multipart([identity, number(201), encode(Shutdown(why="well"))])
+            router.send_multipart([identity, number(201), encode_message(Shutdown(why="well"))])
             assert (await good.get(Shutdown)).why == "well"
 
 
@@ -229,11 +229,11 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         ],
     )
     run = RunFolder(folder / "run")
-    run.create()
+    run.make_folders()
     (weights := folder / "weights").mkdir()
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = eval_sets.load(config, tokenizer)
+    held_out = eval_sets.load_eval_sets(config, tokenizer)
     parts = Parts(
         config=config,
         run=run,
@@ -245,7 +245,7 @@ async def stage(folder: Path) -> AsyncIterator[tuple[StageProcess, Parts]]:
         weights=weights,
         resumed_step=-1,
     )
-    parts.server.open()
+    parts.server.open_sockets()
     async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
         made = StageProcess(parts, pool, lambda line: None)
         serving = asyncio.create_task(made.run())
@@ -335,11 +335,11 @@ async def test_a_peer_that_calls_itself_joined_joins_once_in_an_epoch(tmp_path: 
     async with stage(tmp_path) as (_, parts):
         with raw(parts.server.directory, b"e0/1/aa") as (dealer, _):
             engines = parts.coordinator.scheduler.engines
-            dealer.send_multipart([number(0), encode(join)])
+            dealer.send_multipart([number(0), encode_message(join)])
             await until(lambda: "e0" in engines)
             first = engines["e0"]
-            dealer.send_multipart([number(1), encode(beat)])
-            dealer.send_multipart([number(2), encode(join)])
+            dealer.send_multipart([number(1), encode_message(beat)])
+            dealer.send_multipart([number(2), encode_message(join)])
             welcomes = 0
             while welcomes < 2:
                 async with asyncio.timeout(SECONDS):

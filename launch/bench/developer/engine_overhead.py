@@ -77,8 +77,8 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
     Raises: BenchError if the run fails.
     """
     run = RunFolder(path)
-    run.create()
-    run.hold()
+    run.make_folders()
+    run.hold_lock()
     try:
         identify(run, config)
         launcher = Launcher(config, run, Complaints())
@@ -87,7 +87,7 @@ def metrics_of(config: Config, path: Path, learner: str) -> list[dict[str, Any]]
         if launcher.run_job():
             raise BenchError(f"{learner}: {launcher.error or 'interrupted'}")
     finally:
-        run.release()
+        run.release_lock()
     return all_lines(run.metrics)
 
 
@@ -100,7 +100,7 @@ def through_the_pipeline(config: Config, path: Path, learner: str) -> Span:
 def run_raw(config: Config, path: Path) -> Span:
     """Measures vLLM alone, with log and result in the folder `path`. Raises BenchError."""
     run = RunFolder(path)
-    run.create()
+    run.make_folders()
     identify(run, config)
     out = path / "span.json"
     command = ["launch.bench.developer.raw_engine", "--config", str(run.config), "--out", str(out)]

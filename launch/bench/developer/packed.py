@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from learner.forward.lm_head import token_logprobs
-from learner.forward.micro_batches import logprobs, micro_batches
+from learner.forward.micro_batches import micro_batches, response_logprobs
 from pipeline.tasks import chain_sums
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
 
@@ -128,7 +128,7 @@ def packed(case: Case) -> Iterator[Tensor]:
     """Yields the logprobs of each micro-batch's response tokens, by the learner's own path."""
     for groups in case.packs:
         for batch in micro_batches(groups, case.cap, CPU):
-            yield logprobs(case.model, batch.packed, 1.0)
+            yield response_logprobs(case.model, batch.packed, 1.0)
 
 
 def padded(case: Case, price: int = 128) -> Iterator[Tensor]:

@@ -61,7 +61,7 @@ def requests_of(config: Config) -> list[Sampling]:
     """
     tokenizer = Tokenizer(Path(config.model))
     train = load_train(config.data, tokenizer, config.sampling.max_tokens)
-    held_out = eval_sets.load(config, tokenizer)
+    held_out = eval_sets.load_eval_sets(config, tokenizer)
     coordinator = build.coordinator(config, tokenizer, train, held_out)
     beginning: list[AnyEvent] = [
         *(LearnerJoined(rank=rank) for rank in range(config.learner.ranks)),

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from learner.learner_rank import keep_off_the_engines_cores
+from learner.learner_rank import leave_engine_cores
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Sink:
     def serve_stage(self) -> int:
         """Serves until the stage sends it away. Returns the exit status."""
         self._client.start()
-        self._client.working("idle", 0.0)
+        self._client.set_activity("idle", 0.0)
         while True:
             match self._inbox.get():
                 case Welcome(weights_directory=directory):
@@ -86,7 +86,7 @@ class Sink:
 
         probe = probe_tokens(self._vocabulary, self._special)
         logprobs = probe_logprobs(self._model, probe)
-        manifest = WeightPublisher(directory, probe).publish(self._model, 0, logprobs)
+        manifest = WeightPublisher(directory, probe).publish_version(self._model, 0, logprobs)
         self._manifest = manifest
         self._client.send(Published(manifest=manifest))
 
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, choices=[1], required=True, help="1")
     options = parser.parse_args()
     config = load(options.config)
-    keep_off_the_engines_cores(config)
+    leave_engine_cores(config)
     raise SystemExit(Sink(config, options.stage).serve_stage())
 
 

@@ -68,8 +68,8 @@ def serve_weights(keys: Path, weights: Path) -> None:
 
     async def attend() -> None:
         server = StageServer(keys.parent / "sockets", read_private(keys, ListenKeys), weights)
-        server.open()
-        await server.attend()
+        server.open_sockets()
+        await server.serve_peers()
 
     asyncio.run(attend())
 

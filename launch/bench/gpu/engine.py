@@ -64,9 +64,9 @@ async def measure_engine(config: Config, running_most: int) -> Found:
     try:
         points: list[Point] = []
         for running in counts(min(info.slots, running_most)):
-            await latency_profile.batch(engine, info, running, SHORT)  # warms up
-            short = await latency_profile.batch(engine, info, running, SHORT)
-            step_s = (await latency_profile.batch(engine, info, running, LONG) - short) / (
+            await latency_profile.time_batch(engine, info, running, SHORT)  # warms up
+            short = await latency_profile.time_batch(engine, info, running, SHORT)
+            step_s = (await latency_profile.time_batch(engine, info, running, LONG) - short) / (
                 LONG - SHORT
             )
             points.append(Point(running=running, step_s=step_s, tokens_per_s=running / step_s))
@@ -85,7 +85,7 @@ async def measure_engine(config: Config, running_most: int) -> Found:
 
 async def load_in_flight(engine: TransformersEngine, info: EngineInfo, model: str) -> float:
     """Measures the seconds to load the same weights while all slots run."""
-    running = asyncio.create_task(latency_profile.batch(engine, info, info.slots, LONG))
+    running = asyncio.create_task(latency_profile.time_batch(engine, info, info.slots, LONG))
     await asyncio.sleep(0.2)
     started = time.monotonic()
     await engine.load_weights(model, 1)

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from launch.bench.developer.packed import group_of
 from learner.forward import packed_call
-from learner.forward.micro_batches import MicroBatch, logprobs, micro_batches
-from learner.forward.packed_attention import switch
+from learner.forward.micro_batches import MicroBatch, micro_batches, response_logprobs
+from learner.forward.packed_attention import switch_attention
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.wire.messages import TrainGroup
@@ -68,7 +68,7 @@ def measure_passes(config: Config, mean: float) -> Found:
         config.model, dtype=getattr(torch, config.learner.dtype), trust_remote_code=False
     )
     model.to(device)
-    switch(model, config.learner.attention)
+    switch_attention(model, config.learner.attention)
     model.darts_output_is_last = True  # as the learner's check finds for this shape
     groups = groups_of(config, mean, random.Random(0))
     points: list[Point] = []
@@ -81,7 +81,7 @@ def measure_passes(config: Config, mean: float) -> Found:
             _synchronize(reset=True)
             started = time.monotonic()
             for batch in batches:
-                found: Any = logprobs(model, batch.packed, 1.0)
+                found: Any = response_logprobs(model, batch.packed, 1.0)
                 found.sum().backward()
             _synchronize()
             seconds = time.monotonic() - started

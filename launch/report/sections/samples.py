@@ -64,7 +64,7 @@ def _read(config: Path, say: Say) -> Sequence[str]:
     try:
         loaded = load(config, ())
         tokenizer = Tokenizer(Path(loaded.model))
-        data = eval_sets.load(loaded, tokenizer).data
+        data = eval_sets.load_eval_sets(loaded, tokenizer).data
     except (ConfigError, DataError, ModelError) as error:
         say(f"{config}: samples are shown without separating their prompts: {error}")
         return []

@@ -1,1 +1,1 @@
-"""Advantages of the house, one a file: rewards of a group -> advantages and loss weights."""
+"""Built-in advantages, one a file: rewards of a group -> advantages and loss weights."""

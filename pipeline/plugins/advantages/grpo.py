@@ -36,7 +36,7 @@ class GrpoOptions(interfaces.Options, frozen=True, kw_only=True):
 
 
 def overlong_penalty(tokens: int, max_tokens: int, zone: int) -> float:
-    """What a response of this length loses: 0 before the last `zone` tokens, -1 at the limit.
+    """The penalty of this length: 0 before the last `zone` tokens, -1 at the limit.
 
     >>> [overlong_penalty(tokens, 100, 20) for tokens in (80, 90, 100)]
     [0.0, -0.5, -1.0]

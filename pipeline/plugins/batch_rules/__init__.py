@@ -1,1 +1,1 @@
-"""Batch rules of the house, one a file: the open step -> which groups, and when to close."""
+"""Built-in batch rules, one a file: the open step -> which groups, and when to close."""

@@ -1,7 +1,7 @@
 """Batch rule `quorum`: as `fifo`, and the last groups of a step need fewer members.
 
 Once `share` of the groups needed is in (taken, ready, chosen or enough), open groups
-need only reach `size`: a prompt with a long tail holds nobody up, for a few
+need only reach `size`: a prompt with a long tail holds no other up, for a few
 trajectories fewer. Once a step, which the view says: remembers nothing.
 """
 

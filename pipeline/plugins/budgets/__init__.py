@@ -1,1 +1,1 @@
-"""Budgets of the house, one a file: prompts -> how many candidates each, and how long."""
+"""Built-in budgets, one a file: prompts -> how many candidates each, and how long."""

@@ -1,4 +1,4 @@
-"""What is known of each prompt's lengths -> how many candidates each prompt gets.
+"""Decides how many candidates each prompt gets, from what is known of its lengths.
 
 Both rules give one candidate at a time to the largest marginal gain, which is
 optimal because the gains of a prompt never grow. The outcome of that heap is
@@ -27,7 +27,9 @@ class BudgetError(ValueError):
     """Candidates cannot be spread: the total does not fit its bounds, or a figure is no number."""
 
 
-def allocate(deviations_P: Sequence[float] | Floats, *, total: int, low: int, high: int) -> Counts:
+def allocate_candidates(
+    deviations_P: Sequence[float] | Floats, *, total: int, low: int, high: int
+) -> Counts:
     """Spread `total` candidates over prompts, more where lengths vary more.
 
     Minimises sum_i deviations[i] / m_i exactly; ties go to the earlier prompt. The
@@ -44,7 +46,7 @@ def allocate(deviations_P: Sequence[float] | Floats, *, total: int, low: int, hi
         infinite or negative.
     Source: adaptive budget, arXiv 2605.30859.
 
-    >>> allocate([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist()
+    >>> allocate_candidates([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist()
     [6, 3, 3]
     """
     deviations_P = _checked("deviation", deviations_P)
@@ -121,7 +123,7 @@ def mth_finish(size: int, high: int) -> Floats:
 
 
 def _largest(gains_PC: Floats, count: int) -> Counts:
-    """How many of the `count` largest gains each prompt has; ties go to the earlier prompt."""
+    """Counts the `count` largest gains by prompt; ties go to the earlier prompt."""
     if count == 0:
         return np.zeros(len(gains_PC), dtype=np.int64)
     level = np.partition(gains_PC, gains_PC.size - count, axis=None)[gains_PC.size - count]

@@ -34,8 +34,8 @@ def lognormal(mean: float, variance: float) -> Lognormal:
     return Lognormal(math.log(mean) - spread**2 / 2, spread)
 
 
-def fit(lengths: Sequence[int], censored: Sequence[bool]) -> Lognormal:
-    """Maximum likelihood of lognormal lengths of which some are lower bounds.
+def fit_lognormal(lengths: Sequence[int], censored: Sequence[bool]) -> Lognormal:
+    """Maximum likelihood of lognormal lengths where some are lower bounds.
 
     Expectation maximisation: a lower bound is replaced by the mean and second moment of the
     normal beyond it. Source: Dempster, Laird, Rubin 1977, section 4.2; Wolynetz 1979, AS 138.
@@ -75,7 +75,7 @@ def moments(
     """Mean (tokens) and variance (tokens squared, divisor n - 1) expected of a group's responses.
 
     Args:
-        lengths, censored: as in `fit`, of every candidate.
+        lengths, censored: as in `fit_lognormal`, of every candidate.
         limit: tokens that no response exceeds, infinity if there is none. What reached it
             counts as that long, though in the fit it is a lower bound.
         known: the law as known before; used when fewer than two have finished.
@@ -87,7 +87,7 @@ def moments(
         return None
     law = known
     if any(censored) and count - sum(censored) >= 2:
-        law = fit(lengths, censored)
+        law = fit_lognormal(lengths, censored)
     filled: list[float] = []
     doubt = 0.0  # variance of what was filled in, summed
     for length, cut in zip(lengths, censored, strict=True):

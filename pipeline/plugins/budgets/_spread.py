@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is remembered of one prompt."""
+    """Lengths seen of one prompt."""
 
     tokens: int  # length of the prompt
     tag: str
@@ -102,7 +102,7 @@ class Spread:
         return list(itertools.islice(reversed(self._known.values()), _RECENT))
 
     def _law(self, group: EndedView) -> Lognormal | None:
-        """What was known before this group; used where it cannot speak for itself."""
+        """Returns what was known before this group; used where its own lengths say too little."""
         if len(group.censored) - sum(group.censored) >= 2:
             return None
         view = PromptView(prompt=group.prompt, tokens=group.tokens, tag=group.tag)

@@ -1,4 +1,4 @@
-"""What the budgets share: extra candidates for open groups while slots are idle.
+"""Gives open groups extra candidates while slots are idle; shared by the budgets.
 
 A fresh candidate is likely to be short, so a straggler holds its group up no
 more. Pure functions over the views of open groups.

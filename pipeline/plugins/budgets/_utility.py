@@ -120,7 +120,7 @@ class Utility:
         return float(steps @ self._cost[running - 1 :: -1] + queued * self._cost[-1])
 
     def at(self, mean: float) -> Choice:
-        """What `mean` candidates a prompt are expected to give."""
+        """Returns what `mean` candidates a prompt are expected to give."""
         seconds = self.seconds(mean)
         gain = self._relative * math.log(mean / self._size)
         return Choice(mean, gain - self._weight * seconds / self._least_s, seconds)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._allocation import allocate, allocate_by_finish
+from pipeline.plugins.budgets._allocation import allocate_by_finish, allocate_candidates
 from pipeline.plugins.budgets._spread import Estimate, Spread
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
 from pipeline.plugins.budgets._utility import Choice, Lengths, Utility
@@ -75,9 +75,9 @@ class LengthVariance:
         estimates = self._spread.estimates(prompts)
         bounds = {"total": total, "low": low, "high": high}
         if estimates is None:
-            candidates = allocate([1.0] * len(prompts), **bounds)
+            candidates = allocate_candidates([1.0] * len(prompts), **bounds)
         elif options.by == "variance":
-            candidates = allocate([e.deviation for e in estimates], **bounds)
+            candidates = allocate_candidates([e.deviation for e in estimates], **bounds)
         else:
             means, deviations = [e.mean for e in estimates], [e.deviation for e in estimates]
             candidates = allocate_by_finish(means, deviations, size=view.size, **bounds)
@@ -114,12 +114,12 @@ class LengthVariance:
         self._lengths.add(group.lengths, group.censored)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last plan: its candidates, in all and on average; prompts known and guessed;
-        the step's utility and predicted seconds of generation, once lengths are known."""
+        """Figures of the last plan: its candidates, in all and on average; prompts known and
+        guessed; the step's utility and predicted generation seconds, once lengths are known."""
         return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        """What was learnt from the groups that have ended."""
+        """Returns what was learnt from the groups that have ended."""
         return {
             "version": 1,
             "limit": self._limit,
@@ -128,7 +128,7 @@ class LengthVariance:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`. Raises ValueError if another version wrote it."""
+        """Continue from `state()`. Raises ValueError if another version wrote it."""
         if state.get("version") != 1:
             raise ValueError(f"state of length_variance: version {state.get('version')}, not 1")
         self._limit = int(state["limit"])

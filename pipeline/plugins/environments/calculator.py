@@ -1,7 +1,7 @@
 """Environment `calculator`: the model writes `7+9=`, and `16` is appended.
 
 An expression is the longest run of digits, `+ - * / . ( )` and spaces before the
-text that ended the turn. What cannot be computed is left to the model: it goes on
+text that ended the turn. What cannot be computed is left to the model: it continues
 with nothing appended. Evaluates numbers and these operators, and no names.
 """
 

@@ -42,5 +42,5 @@ class Python:
         self._function = imported(options.function)
 
     def turn(self, turn: Turn) -> Any:
-        """What the function returns; the worker awaits and checks it."""
+        """Returns the function's result; the worker awaits and checks it."""
         return self._function(turn)

@@ -1,4 +1,4 @@
-"""Environment `single`: a response is one turn of the model. Asks nobody, costs nothing."""
+"""Environment `single`: a response is one turn of the model. No calls, no cost."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Prompt orders of the house, one a file: what is wanted -> which prompts come next."""
+"""Built-in prompt orders, one a file: what is wanted -> which prompts come next."""

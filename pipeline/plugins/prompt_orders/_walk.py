@@ -35,7 +35,7 @@ Permutation = Callable[[int, int, int], Sequence[int]]
 
 
 class _Cursor:
-    """Where the walk through one source stands."""
+    """The position of the walk in one source."""
 
     def __init__(self, number: int, epochs: int, permutation: Permutation) -> None:
         self._number, self._epochs, self._permutation = number, epochs, permutation
@@ -67,7 +67,7 @@ class _Cursor:
                 self.waiting.append(prompt)
 
     def _more(self, count: int) -> bool:
-        """Whether there is a position to look at; begins the next epoch when one has ended."""
+        """Returns True if a prompt is left to look at; begins the next epoch when one has ended."""
         if self.position < count:
             return not self._epochs or self.epoch < self._epochs
         if self.waiting or not count:
@@ -108,11 +108,11 @@ class Walk:
 
     @property
     def epochs(self) -> dict[str, float]:
-        """How often each source, by its number, has been gone through by now."""
+        """Passes through each source so far, by its number."""
         return {str(n): round(cursor.passes, 4) for n, cursor in enumerate(self._cursors)}
 
     def plan(self, view: PlanView) -> Plan:
-        """Up to `view.want` prompts, none of them outstanding, none twice."""
+        """Returns up to `view.want` prompts, none of them outstanding, none twice."""
         planned: dict[int, None] = {}
 
         def free(prompt: int) -> bool:
@@ -145,11 +145,11 @@ class Walk:
         """These orders learn nothing from results."""
 
     def state(self) -> dict[str, Any]:
-        """Where the walk stands in each source; the order itself follows from the seed."""
+        """Returns the position in each source; the order itself follows from the seed."""
         return {"version": 2, "sources": [cursor.state() for cursor in self._cursors]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`. Raises ValueError if another version wrote it."""
+        """Continue from `state()`. Raises ValueError if another version wrote it."""
         if state.get("version") != 2:
             raise ValueError(f"state of a prompt order: version {state.get('version')}, not 2")
         self._cursors = [

@@ -46,11 +46,11 @@ class TailBatching:
 
     @property
     def epochs(self) -> dict[str, float]:
-        """Of the walk."""
+        """Passes of the walk through each source."""
         return self._walk.epochs
 
     def plan(self, view: PlanView) -> Plan:
-        """Up to `view.want` prompts of the walk, or up to `view.need` of the long queue.
+        """Returns up to `view.want` prompts of the walk, or up to `view.need` of the long queue.
 
         In a long round whose groups teach nothing, the queue fills up before the walk does.
         """
@@ -82,11 +82,11 @@ class TailBatching:
         """This order learns nothing from results."""
 
     def state(self) -> dict[str, Any]:
-        """Where the walk stands, and whether the open step is a long round."""
+        """Returns the walk's position, and whether the open step is a long round."""
         return {"version": 1, "walk": self._walk.state(), "long": self._long}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`. Raises ValueError if another version or order wrote it."""
+        """Continue from `state()`. Raises ValueError if another version or order wrote it."""
         if state.get("version") != 1 or "walk" not in state:
             raise ValueError(f"state of tail_batching expected, version 1, found {state}")
         self._walk.restore(state["walk"])

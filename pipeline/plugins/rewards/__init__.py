@@ -1,1 +1,1 @@
-"""Rewards of the house, one a file: an ended trajectory -> a number, in a worker process."""
+"""Built-in rewards, one a file: an ended trajectory -> a number, in a worker process."""

@@ -22,7 +22,7 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.plugins.actions import Score
-from pipeline.plugins.rewards._results import awaited, number
+from pipeline.plugins.rewards._results import as_number, awaited
 from pipeline.plugins.views import Sampled
 
 _TRL = ("prompts", "completions", "completion_ids", "completions_ids")
@@ -32,7 +32,7 @@ _VERL_NAME = "compute_score"  # where a file is named without a function
 
 
 class TrainerState(msgspec.Struct, frozen=True, kw_only=True):
-    """As much of transformers' TrainerState as a stage knows; TRL calls it `trainer_state`."""
+    """The part of transformers' TrainerState that a stage knows; TRL calls it `trainer_state`."""
 
     global_step: int
     max_steps: int
@@ -97,7 +97,7 @@ class Function:
         return {name: value for name, value in every.items() if name in self._known}
 
     def _each(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
-        """One call for each response; coroutines go on together."""
+        """One call for each response; coroutines run together."""
         found: list[Any] = []
         for arguments in calls:
             try:
@@ -133,7 +133,7 @@ class Function:
 
 
 class _Notes:
-    """What a function of TRL's kind logs: numbers become parts of the rewards of the call."""
+    """Collects what a function of TRL's kind logs: numbers become parts of the call's rewards."""
 
     def __init__(self, count: int) -> None:
         self._parts: list[dict[str, float]] = [{} for _ in range(count)]
@@ -145,7 +145,7 @@ class _Notes:
                 f"log_extra({column!r}): {len(values)} values for {len(self._parts)} completions"
             )
         for parts, value in zip(self._parts, values, strict=True):
-            if (found := number(value)) is not None:
+            if (found := as_number(value)) is not None:
                 parts[column] = found
 
     def metric(self, name: str, value: float) -> None:
@@ -232,7 +232,7 @@ def _module(place: str) -> ModuleType:
 
 @functools.cache
 def _executed(path: Path, changed_ns: int) -> ModuleType:
-    """Once for all functions of the file: what it loads may be large."""
+    """Executes a file once for all its functions: what it loads may be large."""
     del changed_ns
     spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
     assert spec is not None  # it ends in .py

@@ -1,4 +1,4 @@
-"""What a reward returned -> a checked score, no opinion, or the exception: never anything else.
+"""Turns what a reward returned into a checked score, no opinion, or the exception.
 
 Used in reward workers, by whatever calls user code: the worker itself, and rewards made of
 others. A batch that fails as a whole is asked again one by one, so that a bad response fails alone.
@@ -40,7 +40,7 @@ def outcomes(reward: Any, samples: Sequence[Sampled]) -> list[Outcome]:
 
 def _outcome(ask: Callable[[], Any]) -> Outcome:
     try:
-        return Score(*checked(awaited(ask())))
+        return Score(*checked_score(awaited(ask())))
     except Exception as error:
         return error
 
@@ -62,7 +62,7 @@ async def _awaited(result: Any) -> Any:
     return await result
 
 
-def checked(result: object) -> tuple[float, dict[str, float]]:
+def checked_score(result: object) -> tuple[float, dict[str, float]]:
     """A reward's answer as a finite number with parts. Raises ValueError or TypeError.
 
     A dict is verl's: "score" is the reward, its other finite numbers are parts.
@@ -75,16 +75,16 @@ def checked(result: object) -> tuple[float, dict[str, float]]:
         if "score" not in given:
             raise ValueError(f"returned a dict without 'score': {', '.join(map(str, given))}")
         result, parts = given["score"], {k: v for k, v in given.items() if k != "score"}
-    value = number(result)
+    value = as_number(result)
     if value is None:
         raise TypeError(f"returned {type(result).__name__} {result!r:.80}, expected a number")
     if not math.isfinite(value):
         raise ValueError(f"returned {value}, expected a finite number")
-    numbers = {writable(str(key)): number(part) for key, part in parts.items()}
+    numbers = {writable(str(key)): as_number(part) for key, part in parts.items()}
     return value, {k: n for k, n in numbers.items() if n is not None and math.isfinite(n)}
 
 
-def number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """Numbers, booleans and what offers __float__ (numpy, one-element tensors); text does not."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         return None
@@ -92,11 +92,11 @@ def number(value: object) -> float | None:
 
 
 def writable(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON cannot hold."""
+    """Escapes halves of surrogate pairs, which JSON cannot hold."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def weighted(
+def weighted_sum(
     given: Mapping[str, Outcome], weights: Mapping[str, float], *, without: bool
 ) -> Outcome:
     """The weighted sum of several rewards of one response; each is a part of it, by name.

@@ -162,7 +162,7 @@ def _status(status: int, content: bytes | bytearray) -> str:
 
 
 def _pauses(tries: int, first_s: float) -> list[float]:
-    """Between so many tries, seconds.
+    """Returns the seconds to wait between so many tries.
 
     >>> _pauses(4, 0.25)
     [0.25, 0.5, 1.0]

@@ -48,7 +48,7 @@ class Math:
         return float(bool(text) and self._equal(self._gold(sample.answer), self._read(text)))
 
     def complaint(self, sample: Sampled) -> str:
-        """Why its gold answer cannot be graded against; '' if it can."""
+        """Returns why a gold answer cannot be graded against; '' if it can."""
         marker = self._options.gold_after
         if marker and marker not in sample.answer:
             return f"found {sample.answer!r:.80}, expected {marker!r} before it (gold_after)"
@@ -57,7 +57,7 @@ class Math:
         return f"found {sample.answer!r:.80}, which math-verify cannot read as a number or formula"
 
     def _graded(self, response: str) -> str:
-        """What is graded, '' for nothing."""
+        """Returns the part of a response that is graded, '' for nothing."""
         last = self._last_boxed(response)
         return last if last or self._options.graded == "boxed" else response
 

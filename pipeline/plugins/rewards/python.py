@@ -16,7 +16,7 @@ import msgspec
 from pipeline.plugins.interfaces import RewardOptions
 from pipeline.plugins.registry import register
 from pipeline.plugins.rewards._functions import Function
-from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
+from pipeline.plugins.rewards._results import Outcome, outcomes, weighted_sum
 from pipeline.plugins.views import Sampled
 
 
@@ -70,7 +70,7 @@ class Python:
         return [self._sum({n: of[i] for n, of in found.items()}) for i in range(len(samples))]
 
     def _sum(self, given: Mapping[str, Outcome]) -> Outcome:
-        return weighted(given, self._weights, without=True)
+        return weighted_sum(given, self._weights, without=True)
 
 
 class _Alone:

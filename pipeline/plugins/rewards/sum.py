@@ -16,7 +16,7 @@ from pipeline.plugins import interfaces, registry
 from pipeline.plugins.interfaces import RewardOptions, WorkerOptions, WorkerSettings
 from pipeline.plugins.ranges import broken, did_you_mean
 from pipeline.plugins.registry import PluginError, register
-from pipeline.plugins.rewards._results import Outcome, outcomes, weighted
+from pipeline.plugins.rewards._results import Outcome, outcomes, weighted_sum
 from pipeline.plugins.views import Sampled
 
 _EXAMPLE = "[{math: {}, weight: 1}, {python: {function: my_rewards:brief}, weight: 0.2}]"
@@ -76,7 +76,7 @@ class _Part:
         if self.plugin == "sum":
             raise ValueError("a sum in a sum; put its parts beside the others")
         try:
-            self.cls = registry.find("reward", self.plugin)
+            self.cls = registry.find_plugin("reward", self.plugin)
         except PluginError as error:
             raise ValueError(str(error)) from error
         self.options = self._converted(options)
@@ -112,7 +112,7 @@ class Sum:
 
     @staticmethod
     def needs_answer(options: SumOptions) -> bool:
-        """Whether one of its parts does."""
+        """Returns True if one of its parts needs the answer."""
         return any(registry.needs_answer(part.cls, part.options) for part in map(_Part, options.of))
 
     def __init__(self, options: SumOptions) -> None:
@@ -127,7 +127,7 @@ class Sum:
     def score_all(self, samples: Sequence[Sampled]) -> list[Outcome]:
         found = {name: outcomes(reward, samples) for name, reward in self._rewards.items()}
         return [
-            weighted({n: of[i] for n, of in found.items()}, self._weights, without=False)
+            weighted_sum({n: of[i] for n, of in found.items()}, self._weights, without=False)
             for i in range(len(samples))
         ]
 

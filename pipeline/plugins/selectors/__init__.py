@@ -1,1 +1,1 @@
-"""Selectors of the house, one a file: a view of one group and an event -> verbs."""
+"""Built-in selectors, one a file: a view of one group and an event -> actions."""

@@ -1,4 +1,4 @@
-"""What the selectors share: which members may be chosen, and the last resort.
+"""Says which members may be chosen, and what is the last resort; shared by the selectors.
 
 Pure functions over a group's view.
 """
@@ -16,7 +16,7 @@ def usable(group: GroupView) -> list[MemberView]:
     return [member for member in group.finished if not member.reward_failed]
 
 
-def filled(group: GroupView) -> list[MemberView]:
+def filled_to_size(group: GroupView) -> list[MemberView]:
     """Usable members, then truncated ones, both in order of arrival, `size` at most.
 
     Truncated ones only fill up: their length says where we cut, not what was needed.
@@ -26,12 +26,12 @@ def filled(group: GroupView) -> list[MemberView]:
 
 
 def shortest_first(members: Iterable[MemberView]) -> list[MemberView]:
-    """By length; ties stay in order of arrival."""
+    """Sorts by length; ties stay in order of arrival."""
     return sorted(members, key=lambda member: member.tokens)
 
 
 def longest_first(members: Iterable[MemberView]) -> list[MemberView]:
-    """By length from the long end; ties stay in order of arrival."""
+    """Sorts by length from the long end; ties stay in order of arrival."""
     return sorted(members, key=lambda member: -member.tokens)
 
 

@@ -25,7 +25,7 @@ from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import (
     both_ends,
-    filled,
+    filled_to_size,
     finalize,
     longest_first,
     shortest_first,
@@ -41,7 +41,7 @@ class ConciseConfidentOptions(interfaces.Options, frozen=True, kw_only=True):
     """Trajectories taken from the long end, with `depth: step` and `stop`; the other
     size - longest are short and confident."""
     depth: Literal["step", "stop", "none"] = "step"
-    """`step`: long candidates may go on until the step closes, and the longest finished
+    """`step`: long candidates may continue until the step closes, and the longest finished
     are trained on; `stop`: at once, and the longest still running are cut and trained on
     where most of the short ones are known to be right; `none`: only the short end, at once."""
     quantile: Annotated[float, Meta(ge=0, lt=1)] = 0.2
@@ -67,7 +67,7 @@ class ConciseConfident:
         finished = usable(group)
         if len(finished) < group.size:
             if not group.unended:
-                yield finalize(filled(group), "all that ended")
+                yield finalize(filled_to_size(group), "all that ended")
             return
         gate = group.statistics.confidence_quantile(self._options.quantile)
         passing = [member for member in finished if gate is None or member.confidence >= gate]

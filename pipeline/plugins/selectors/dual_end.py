@@ -1,7 +1,7 @@
 """Selector `dual_end`: train on the K shortest and the L longest finished, K + L = M.
 
 With `long_wait: group` every candidate is waited for, as published. With
-`long_wait: step` the group is enough at M finished and goes on until the step
+`long_wait: step` the group is enough at M finished and continues until the step
 closes: the time of `first_m`, nearly all of the depth. With `prune_at` a group that
 was given many candidates waits for no long one. Truncated ones are taken only when
 fewer than M others exist; ties go by arrival. Remembers nothing.
@@ -18,7 +18,13 @@ from pipeline.plugins.actions import AnyAction, Enough
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
 from pipeline.plugins.ranges import NonNegativeInt, zero_or
 from pipeline.plugins.registry import register
-from pipeline.plugins.selectors._choosing import both_ends, filled, finalize, shortest_first, usable
+from pipeline.plugins.selectors._choosing import (
+    both_ends,
+    filled_to_size,
+    finalize,
+    shortest_first,
+    usable,
+)
 from pipeline.plugins.views import GroupView
 
 
@@ -52,7 +58,7 @@ class DualEnd:
         members = shortest_first(usable(group))
         enough = len(members) >= group.size
         if not group.unended and not enough:
-            yield finalize(filled(group), "all that ended")
+            yield finalize(filled_to_size(group), "all that ended")
         elif enough and self._pruned(group):
             why = f"{group.size} shortest: pruned at {group.budget} candidates"
             yield finalize(members[: group.size], why)

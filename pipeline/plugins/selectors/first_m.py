@@ -1,6 +1,6 @@
 """Selector `first_m`: train on the first M candidates to finish, abort the rest.
 
-Turns a view of one group into at most one verb; remembers nothing between calls.
+Turns a view of one group into at most one action; remembers nothing between calls.
 Source: tail pruning, arXiv 2605.30859.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import SelectorEvent, Stateless, Wants
 from pipeline.plugins.registry import register
-from pipeline.plugins.selectors._choosing import filled, finalize, usable
+from pipeline.plugins.selectors._choosing import filled_to_size, finalize, usable
 from pipeline.plugins.views import GroupView
 
 
@@ -23,4 +23,4 @@ class FirstM(Stateless):
         enough = len(usable(group)) >= group.size
         if not enough and group.unended:  # a lost engine's members are queued, not gone
             return
-        yield finalize(filled(group), "first M" if enough else "all that ended")
+        yield finalize(filled_to_size(group), "first M" if enough else "all that ended")

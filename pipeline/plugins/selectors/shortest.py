@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import Barrier, SelectorEvent, Stateless, Wants
 from pipeline.plugins.registry import register
-from pipeline.plugins.selectors._choosing import filled, finalize, shortest_first, usable
+from pipeline.plugins.selectors._choosing import filled_to_size, finalize, shortest_first, usable
 from pipeline.plugins.views import GroupView
 
 
@@ -29,4 +29,4 @@ class Shortest(Stateless):
             by = "of those finished at the barrier" if group.unended else "of all"
             yield finalize(members[: group.size], f"{group.size} shortest {by}")
         else:
-            yield finalize(filled(group), "all that ended")
+            yield finalize(filled_to_size(group), "all that ended")

@@ -59,7 +59,7 @@ def finished_cell(base: Path, lines: list[dict[str, Any]], **changes: Any) -> Ce
     """A cell with a result and these lines of metrics, as if it had been run."""
     cell = Cell(method=METHODS[BASELINE], seed=0, config=CONFIG, overrides=(), base=base)
     cell = msgspec.structs.replace(cell, **changes)
-    cell.run.create()
+    cell.run.make_folders()
     cell.run.config.write_text(dump(load(CONFIG, cell.settings)))
     cell.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     cell.run.result.write_text("{}")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from launch.commands.best_checkpoint import best_checkpoint
 from pipeline.checkpoint import store
-from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write_durably
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 CONFIG = "configs/quickstart.yaml"
@@ -153,10 +153,10 @@ def run_of(tmp_path: Path, best: str, *steps: int) -> Path:
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     for step in steps:
-        directory = store.begin(run / "checkpoints", step)
+        directory = store.begin_draft(run / "checkpoints", step)
         SYSTEM.mkdir(directory / "model")
         for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
-            write(SYSTEM, directory / "model" / name, str(step).encode())
+            write_durably(SYSTEM, directory / "model" / name, str(step).encode())
         store.commit(directory, msgspec.structs.replace(world.cuts[-1], step=step), {})
     return run
 

@@ -40,7 +40,7 @@ SIMULATED = [
 ]
 
 
-def _heed_ctrl_c() -> None:
+def heed_ctrl_c() -> None:
     """A shell's background job is started deaf to it, and so is all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -68,7 +68,7 @@ class Job:
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
-            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  one call, no locks
+            preexec_fn=heed_ctrl_c,  # noqa: PLW1509  one call, no locks
         )
         self.family: dict[int, psutil.Process] = {}
 

@@ -137,7 +137,7 @@ def undisturbed(folder: Path) -> Truth:
         job.until(lambda: trains(run, begun))
         start_s = time.time() - begun
         assert job.wait() == 0, job.text
-    weights, optimizer = weights_of(store.look(run / "checkpoints"))
+    weights, optimizer = weights_of(store.peek_newest(run / "checkpoints"))
     return Truth(groups_of(run), weights, optimizer, start_s, time.time() - begun - start_s)
 
 
@@ -150,7 +150,7 @@ def differences(run: Path, truth: Truth) -> list[str]:
         found.append(f"prompts trained on: {times}")
     elif groups != truth.groups:
         found.append("responses trained on")
-    weights, optimizer = weights_of(store.look(run / "checkpoints"))
+    weights, optimizer = weights_of(store.peek_newest(run / "checkpoints"))
     assert weights.keys() == truth.weights.keys()
     far = max(float((weights[n] - truth.weights[n]).abs().max()) for n in weights)
     if not all(torch.equal(weights[n], truth.weights[n]) for n in weights):

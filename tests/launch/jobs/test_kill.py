@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.load import load
 from pipeline.system.run_folder import RunFolder
-from pipeline.system.temp_dirs import sweep
+from pipeline.system.temp_dirs import remove_orphans
 from tests.launch.jobs.jobs import Job, lines, trained_prompts
 from tests.launch.jobs.kill_often import Killer, differences, table, undisturbed
 
@@ -40,7 +40,7 @@ def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weigh
     assert len(killer.kills) == 3
     assert killer.ends
     assert not any(killer.ends), killer.ends
-    sweep()  # as a start does; after the last kill there was none
+    remove_orphans()  # as a start does; after the last kill there was none
     assert killer.left
     assert [path for path in killer.left if path.exists()] == []
     # and a difference would be seen

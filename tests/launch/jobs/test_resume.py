@@ -13,7 +13,7 @@ from launch.commands.train import identify, resume_run
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write_durably
 from pipeline.system.run_folder import RunFolder
 from tests.launch.jobs.jobs import ROOT
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
@@ -37,11 +37,11 @@ class Halted:
         self.overrides = [f"model={self.model}", f"data.train={self.data}", "data.held_out=0"]
         self.overrides += ["eval.every=0", *overrides]
         self.run = RunFolder(folder / "run")
-        self.run.create()
+        self.run.make_folders()
         identify(self.run, self.config())
-        directory = store.begin(self.run.checkpoints, state.step)
-        write(SYSTEM, directory / "optimizer-rank0.pt", b"momentum")
-        about: dict[str, Any] = {"made_for": fingerprint.take(self.config())}
+        directory = store.begin_draft(self.run.checkpoints, state.step)
+        write_durably(SYSTEM, directory / "optimizer-rank0.pt", b"momentum")
+        about: dict[str, Any] = {"made_for": fingerprint.fingerprint_of(self.config())}
         self.directory = store.commit(directory, state, about)
 
     def config(self, *overrides: str) -> Config:
@@ -53,7 +53,7 @@ class Halted:
         try:
             return resume_run(self.run.path)
         finally:
-            self.run.release()
+            self.run.release_lock()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     found: list[Path | None] = []
 
     def instead(config: Config, run: RunFolder, resume: Path | None) -> int:
-        run.release()
+        run.release_lock()
         found.append(resume)
         return 0
 

@@ -114,7 +114,7 @@ def test_a_thawed_engine_is_not_believed_ends_and_may_join_anew(
         going.more_steps()
         guest.process.send_signal(signal.SIGCONT)
         assert guest.wait(15) == 1
-        assert "guest: ends: silent for" in guest.text
+        assert "guest: stopping: silent for" in guest.text
         going.job.until(lambda: going.live["refused"]["epoch"] > refused, 10)
     with Job(join, tmp_path / "again.log") as guest:
         going.job.until(lambda: "guest joined, epoch 1" in going.said, 60)

@@ -23,7 +23,7 @@ def test_weights_go_below_the_run_when_memory_is_short(
 ) -> None:
     monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path / "none")
     run = RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     assert local.weights_directory(run, need_bytes=1).parent == run.path
 
 
@@ -43,7 +43,7 @@ def test_a_stage_that_stops_speaking_is_told_of_with_where_to_look(tmp_path: Pat
     Bound: `timeouts.log_wait_s` (here 1 s).
     """
     run, view = RunFolder(tmp_path / "run"), Heard()
-    run.create()
+    run.make_folders()
     config = load(ROOT / "configs" / "quickstart.yaml", ["timeouts.log_wait_s=1"])
     launcher = local.Launcher(config, run, view)
     said = "import time; print('up'); time.sleep(60)"
@@ -70,7 +70,7 @@ def test_sockets_of_vllm_lie_where_the_run_removes_them(
 ) -> None:
     monkeypatch.setattr(temp_dirs, "SHARED_MEMORY", tmp_path)
     run = RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
     try:
         place = launcher.children["e0"].environment["VLLM_RPC_BASE_PATH"]
@@ -86,7 +86,7 @@ def test_sockets_of_vllm_lie_where_the_run_removes_them(
 
 def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     launcher = local.Launcher(load(ROOT / "configs" / "quickstart.yaml"), run, Heard())
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up')"
     stage = launcher.children["stage"]

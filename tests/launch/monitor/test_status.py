@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from launch.cli import app
 from pipeline.coordinator.events import Tick
 from pipeline.coordinator.timeouts import OverdueAction, Timeouts
-from pipeline.observability.live_status import PeerStatus, RunStatus, live
+from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.system.run_folder import RunFolder
 from tests.pipeline.coordinator.bench import Bench
 
@@ -30,14 +30,14 @@ def waiting() -> RunStatus:
     bench.handle(Tick())
     peer = PeerStatus(name="e0", role="engine", activity="sampling", heard_s=0.2, still_s=0.4)
     return msgspec.structs.replace(
-        live(bench.coordinator, 1.5), time=time.time(), peers=(peer,), acted={"abort": 2}
+        run_status(bench.coordinator, 1.5), time=time.time(), peers=(peer,), acted={"abort": 2}
     )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     run.config.write_text("model: m\n")
     return run
 
@@ -112,17 +112,17 @@ def test_a_run_whose_processes_were_killed_tells_what_it_last_waited_for(run: Ru
 
 def test_a_stage_that_says_nothing_in_a_run_that_is_there_is_told(run: RunFolder) -> None:
     leave(run, waiting(), age_s=60)
-    run.hold()
+    run.hold_lock()
     told = asked(run)
-    run.release()
+    run.release_lock()
     assert told.exit_code == 1
     assert "silent, 0 of 1 steps done; SILENT: the last report is 60 s old" in told.output
     assert "it hangs, is stopped, or is dead. It last waited for:" in told.output
 
 
 def test_a_run_that_starts_says_where_to_look(run: RunFolder) -> None:
-    run.hold()
+    run.hold_lock()
     told = asked(run)
-    run.release()
+    run.release_lock()
     assert told.exit_code == 0
     assert "starting, 0 of 0 steps done\nno report from its stage yet; see logs/" in told.output

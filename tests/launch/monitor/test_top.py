@@ -126,7 +126,7 @@ def test_a_sparkline_spans_from_the_lowest_to_the_highest(
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     run.config.write_text("model: m\n")
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in STEPS) + '{"what": "ste')
     return run
@@ -150,12 +150,12 @@ def test_a_run_that_goes_on_shows_the_age_of_its_data(run: RunFolder) -> None:
 
 
 def test_a_run_that_is_silent_but_has_its_folder_says_no_news(run: RunFolder) -> None:
-    run.hold()
+    run.hold_lock()
     assert "starting: no report yet" in shown(run)
     assert re.search(
         r"SILENT: the last report is \d+ s old", shown(run, time=time.time() - OLD_S - 4)
     )
-    run.release()
+    run.release_lock()
 
 
 def test_a_run_that_has_ended_says_so_and_how(run: RunFolder) -> None:
@@ -177,9 +177,9 @@ def test_a_run_that_has_said_nothing_yet_shows_the_steps_of_its_configuration(
     run: RunFolder,
 ) -> None:
     run.config.write_text(f"model: {MODEL}\nstep:\n  count: 17\n")
-    run.hold()
+    run.hold_lock()
     assert "3 of 17 steps done" in shown(run)
-    run.release()
+    run.release_lock()
 
 
 def test_a_stopped_run_names_its_checkpoint_and_how_to_go_on_if_there_is_one(

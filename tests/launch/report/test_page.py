@@ -105,9 +105,9 @@ def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path: Path) ->
     (whole / "MANIFEST.json").write_text("{}")
     assert resume in build_page([path], print)
     folder = RunFolder(path)
-    folder.hold()
+    folder.hold_lock()
     page = build_page([path], print)
-    folder.release()
+    folder.release_lock()
     assert resume not in page
     assert ">running</td>" in page
 

@@ -68,5 +68,5 @@ def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     assert (tmp_path / CONFIG).read_text() == "model: m"
     assert peer_keys.keys is not None
     assert not any(peer_keys.keys.secret in argument for argument in arguments)
-    with pytest.raises(TransportError, match="no key file"):
+    with pytest.raises(TransportError, match="not a key file"):
         guest_arguments(tmp_path / "missing", "extra")

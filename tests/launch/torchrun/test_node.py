@@ -71,7 +71,7 @@ def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network()
 
 def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_path: Path) -> None:
     plan, run = RoundPlan.for_job(TWO, node_of(1)), RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     said = hellos(0, 0, 0)
     for place in plan.assignments(said, run.path, None, "c").values():
         assert place.control.startswith("ipc://")
@@ -101,7 +101,7 @@ def test_fixed_ports_are_four_in_a_row() -> None:
 
 def test_key_files_of_stage_rank_0_and_guests_are_for_their_owner_alone(tmp_path: Path) -> None:
     plan, run = RoundPlan.for_job(TWO, node_of(2)), RunFolder(tmp_path / "run")
-    run.create()
+    run.make_folders()
     said = hellos(0, 1, 1)
     site = make_site(plan, said, run, "model: m")
     assert site.listen_keys is not None

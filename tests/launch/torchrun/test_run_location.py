@@ -34,7 +34,7 @@ class Store:
 
 def folder_of(path: Path) -> RunFolder:
     run = RunFolder(path)
-    run.create()
+    run.make_folders()
     return run
 
 
@@ -63,7 +63,7 @@ def test_no_run_is_begun_anew_where_another_machines_has_left_its_logs(tmp_path:
     config = load(Path("configs/quickstart.yaml"))
     with pytest.raises(RunError, match=r"the folder of this run is on 10\.0\.0\.1"):
         torchrun._open_run(config, args, Store())
-    run.release()
+    run.release_lock()
     run.config.write_text("model: m\n")
     run_location.refuse_moved_run(
         run
@@ -76,9 +76,9 @@ def test_a_run_that_is_over_goes_on_when_it_is_to_be_longer(tmp_path: Path) -> N
     args = argparse.Namespace(out=run.path, config=MINE)
     with pytest.raises(RunError, match=r"finished its 60 steps; raise step\.count"):
         torchrun._open_run(load(Path("configs/quickstart.yaml")), args, Store())
-    run.release()
+    run.release_lock()
     longer = load(Path("configs/quickstart.yaml"), ["step.count=61"])
-    torchrun._open_run(longer, args, Store()).release()
+    torchrun._open_run(longer, args, Store()).release_lock()
 
 
 @pytest.mark.parametrize("zero, goes_on", [(0, True), (1, False), (3, False)])

@@ -167,7 +167,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
         pytest.skip(reason)
     with train(tmp_path / "one", tmp_path / "one.log", *ORDERED) as job:
         assert job.wait() == 0, job.text
-    weights, optimizer = weights_of(store.look(tmp_path / "one" / "checkpoints"))
+    weights, optimizer = weights_of(store.peek_newest(tmp_path / "one" / "checkpoints"))
     truth = Truth(groups_of(tmp_path / "one"), weights, optimizer, 0.0, 0.0)
     first, second = tmp_path / "runs", tmp_path / "other"
     first.mkdir()

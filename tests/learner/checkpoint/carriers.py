@@ -65,7 +65,7 @@ def main() -> None:
     import torch
     import torch.distributed
 
-    from learner.checkpoint.transfer import meet
+    from learner.checkpoint.transfer import make_transfer
     from pipeline.system import durable_files
 
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -73,7 +73,7 @@ def main() -> None:
     own = folder / f"own{rank}" if rank else None
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    carrier = meet(own, torch.device("cpu"), full)
+    carrier = make_transfer(own, torch.device("cpu"), full)
     met: dict[str, Any] = {}
 
     def saves(situation: str, failing: int = -1) -> None:
@@ -81,13 +81,15 @@ def main() -> None:
         if rank == 0:
             checkpoint.mkdir()
         try:
-            with carrier.saving(checkpoint) as place:
+            with carrier.directory_to_write(checkpoint) as place:
                 if rank == failing:
                     raise OSError(errno.EIO, "the disk is broken")
                 if rank == 0:
                     (place / "model").mkdir()
-                    durable_files.write(full, place / "model" / "model.safetensors", b"weights")
-                durable_files.write(full, place / f"optimizer-rank{rank}.pt", part(rank))
+                    durable_files.write_durably(
+                        full, place / "model" / "model.safetensors", b"weights"
+                    )
+                durable_files.write_durably(full, place / f"optimizer-rank{rank}.pt", part(rank))
             met[situation] = ""
         except Exception as error:
             met[situation] = f"{type(error).__name__}: {error}"
@@ -96,7 +98,7 @@ def main() -> None:
         return [checkpoint / f"optimizer-rank{rank}.pt", checkpoint / "model" / "model.safetensors"]
 
     def restores(situation: str, checkpoint: Path) -> None:
-        with carrier.restoring(checkpoint, needed) as place:
+        with carrier.checkpoint_to_read(checkpoint, needed) as place:
             assert place is not None
             found = {
                 path.relative_to(place).as_posix(): path.read_bytes()[:1].hex()
@@ -118,7 +120,7 @@ def main() -> None:
         own.unlink()
     saves("again")
     restores("restored", folder / "again")
-    with carrier.restoring(None, needed) as nothing:
+    with carrier.checkpoint_to_read(None, needed) as nothing:
         met["new"] = nothing is None
     met["left"] = own is not None and own.exists()
     (folder / f"rank{rank}.json").write_text(json.dumps(met))

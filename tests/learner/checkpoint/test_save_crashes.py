@@ -57,7 +57,7 @@ def tiny() -> Qwen3ForCausalLM:
 def save(folder: Path, state: Snapshot, step: int, content: str, disk: Disk) -> None:
     """One rank at ZeRO 0, and the stage."""
     checkpoints = folder / "checkpoints"
-    directory = store.begin(checkpoints, step, disk)
+    directory = store.begin_draft(checkpoints, step, disk)
     save_model(tiny(), SOURCE, directory / MODEL, disk)
     save_optimizer({"step": torch.ones(8) * step}, optimizer_file(directory, 0), disk)
     about = {"content": content}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner.checkpoint.save import needed
+from learner.checkpoint.save import files_needed
 from learner.checkpoint.transfer import CheckpointTransfer, TransferError
 from tests.learner.checkpoint.carriers import PART_BYTES, part, run_carriers
 
@@ -100,10 +100,12 @@ def test_a_rank_needs_the_model_and_its_own_optimizer_at_zero_0_that_of_rank_0(
     (tmp_path / "model").mkdir()
     for name in names:
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in needed(tmp_path, 2)]
+    found = [path.relative_to(tmp_path).as_posix() for path in files_needed(tmp_path, 2)]
     assert found == ["MANIFEST.json", "model/a.json", file]
 
 
 def test_rank_0_has_to_be_beside_the_runs_folder(tmp_path: Path) -> None:
-    with pytest.raises(TransferError, match="rank 0 is apart"):
+    with pytest.raises(
+        TransferError, match="rank 0 must run on a machine that has the run's folder"
+    ):
         CheckpointTransfer(0, [True, False], tmp_path, torch.device("cpu"))

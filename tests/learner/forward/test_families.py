@@ -12,9 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from learner.build import checkpoint_layers
 from learner.forward.lm_head import packed_logprobs, token_logprobs
 from learner.forward.micro_batches import pack_whole
-from learner.forward.packed_attention import AttentionError, packed_logits, switch
-from learner.forward.packing_check import prove
-from learner.streaming.cached_forward import Streamer
+from learner.forward.packed_attention import AttentionError, packed_logits, switch_attention
+from learner.forward.packing_check import prove_packing
+from learner.streaming.cached_forward import CachedForward
 
 CPU = torch.device("cpu")
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
@@ -101,7 +101,7 @@ def test_packed_logprobs_and_gradient_are_the_models_own(name: str):
     model = model_of(FAMILIES[name])
     expected = alone(model)
     expected_gradient = gradient(model, expected)
-    prove(model, "auto")
+    prove_packing(model, "auto")
     found = packed(model)
     assert float((found - expected).detach().abs().max()) < 1e-4
     found_gradient = gradient(model, found)
@@ -127,14 +127,14 @@ def test_layers_that_are_computed_again_give_the_same_gradient(name: str):
 def test_cached_forward_keeps_to_windows_caps_and_learned_positions(name: str):
     model = model_of(FAMILIES[name])
     expected = alone(model)
-    streamer = Streamer(model, 1.0, kv_tokens=200)
-    streamer.prompt(1, PROMPT)
+    streamer = CachedForward(model, 1.0, kv_tokens=200)
+    streamer.begin_group(1, PROMPT)
     found: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for begin in range(0, 25, 4):
         for at, response in enumerate(RESPONSES):
             if response[begin : begin + 4]:
-                streamer.extend(at, 1, response[begin : begin + 4])
-        for piece in streamer.run(1000):
+                streamer.extend_trajectory(at, 1, response[begin : begin + 4])
+        for piece in streamer.run_call(1000):
             found[piece.trajectory] += piece.logprobs.tolist()
     assert [*found[0], *found[1], *found[2]] == pytest.approx(expected.tolist(), abs=1e-4)
 
@@ -143,7 +143,7 @@ def test_cached_forward_keeps_to_windows_caps_and_learned_positions(name: str):
 def test_every_kind_of_attention_computes_the_same(kind: str):
     model = model_of(FAMILIES["Mistral"])
     expected = alone(model)
-    switch(model, kind)
+    switch_attention(model, kind)
     assert float((packed(model) - expected).detach().abs().max()) < 1e-4
     assert float((alone(model) - expected).detach().abs().max()) < 1e-4  # padded calls too
 
@@ -152,7 +152,7 @@ def test_every_kind_of_attention_computes_the_same(kind: str):
 def test_padded_calls_of_a_model_with_caps_are_its_own_after_the_switch():
     model = model_of(FAMILIES["Gemma 2"])
     expected = alone(model)
-    switch(model)
+    switch_attention(model)
     assert float((alone(model) - expected).abs().max()) < 1e-5
 
 
@@ -163,7 +163,7 @@ def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradien
     model = model_of(FAMILIES[name])
     expected = alone(model)
     expected_gradient = gradient(model, expected)
-    prove(model, "auto")
+    prove_packing(model, "auto")
     monkeypatch.setattr("learner.forward.lm_head.LARGEST_LOGITS", 10 * SHAPE["vocab_size"])
     rows: list[int] = []
     model.get_output_embeddings().register_forward_hook(
@@ -187,13 +187,13 @@ def test_large_vocabularies_are_done_in_parts_with_the_same_logprobs_and_gradien
 
 def test_capped_scores_are_refused_for_sdpa_with_the_cure():
     with pytest.raises(AttentionError, match="caps its scores.*set learner.attention: auto"):
-        prove(model_of(FAMILIES["Gemma 2"]), "sdpa")
+        prove_packing(model_of(FAMILIES["Gemma 2"]), "sdpa")
 
 
 @pytest.mark.parametrize(
     "config,message",
     [
-        (hf.BloomConfig(vocab_size=64, hidden_size=32, n_head=2), "Bloom.*cannot be given"),
+        (hf.BloomConfig(vocab_size=64, hidden_size=32, n_head=2), "Bloom.*does not use"),
         (hf.StableLmConfig(**SHAPE), "StableLm.*0 of 3 layers"),
         (hf.Llama4TextConfig(**SHAPE, head_dim=8, attention_chunk_size=8), "nats from its own"),
         (hf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4), "layer 0 needs s_aux"),
@@ -203,24 +203,24 @@ def test_capped_scores_are_refused_for_sdpa_with_the_cure():
 )  # fmt: skip
 def test_what_packed_calls_cannot_run_is_refused_by_name(config: Any, message: str):
     with pytest.raises(AttentionError, match=message):
-        prove(model_of(config), "auto")
+        prove_packing(model_of(config), "auto")
 
 
 def test_window_that_only_a_mask_knows_is_refused():
     window: dict[str, Any] = {"sliding_window": 64, "max_window_layers": 1}
     model = model_of(hf.Qwen2Config(**SHAPE, **window, use_sliding_window=True))
-    prove(model, "auto")
+    prove_packing(model, "auto")
     model.model.layers[1].self_attn.sliding_window = None
     with pytest.raises(AttentionError, match="layer 1 has a sliding window of 64 tokens"):
-        prove(model, "auto")
+        prove_packing(model, "auto")
 
 
 def test_bfloat16_passes_the_proof_and_a_wrong_model_does_not(monkeypatch: pytest.MonkeyPatch):
-    prove(model_of(FAMILIES["Qwen2"], torch.bfloat16), "auto")
+    prove_packing(model_of(FAMILIES["Qwen2"], torch.bfloat16), "auto")
     wrong = model_of(FAMILIES["Mistral"], torch.bfloat16)
     monkeypatch.setattr("learner.forward.packed_call.Bucket.mask", without_window)
     with pytest.raises(AttentionError, match="nats from its own"):
-        prove(wrong, "auto")
+        prove_packing(wrong, "auto")
 
 
 def without_window(bucket: Any, _window: Any, dtype: torch.dtype) -> torch.Tensor:

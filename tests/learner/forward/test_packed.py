@@ -15,7 +15,7 @@ from transformers import (
     BloomForCausalLM,
 )
 
-from learner.forward.micro_batches import logprobs, loss_batch, micro_batches, pack_whole
+from learner.forward.micro_batches import loss_batch, micro_batches, pack_whole, response_logprobs
 from learner.forward.packed_attention import NAME, AttentionError, packed_logits
 from learner.forward.packed_call import in_buckets
 from pipeline.wire.messages import TrainGroup, TrainMember, ints
@@ -128,17 +128,17 @@ def test_prompt_is_fed_once_for_its_group_and_no_token_is_padding():
 @torch.no_grad()
 def test_one_temperature_is_not_another(model: Any):
     packed = pack_whole([([5, 6], [[7, 8, 9]])], CPU)
-    first, second = (logprobs(model, packed, temperature) for temperature in TEMPERATURES)
+    first, second = (response_logprobs(model, packed, temperature) for temperature in TEMPERATURES)
     assert float((first - second).abs().max()) > 0.1
 
 
 def test_gradient_is_the_same_with_checkpointed_activations(model: Any):
     [batch] = micro_batches(ragged_groups(), 4096, CPU)
-    logprobs(model, batch.packed, 1.0).square().sum().backward()
+    response_logprobs(model, batch.packed, 1.0).square().sum().backward()
     expected = gradient(model)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    logprobs(model, batch.packed, 1.0).square().sum().backward()
+    response_logprobs(model, batch.packed, 1.0).square().sum().backward()
     assert float((gradient(model) - expected).norm() / expected.norm()) < 1e-5
 
 
@@ -147,7 +147,7 @@ def test_padded_batches_keep_their_mask_on_a_model_that_packs(model: Any):
     tokens = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     expected = model(input_ids=tokens, attention_mask=mask).logits
-    logprobs(model, pack_whole([([5], [[6]])], CPU), 1.0)
+    response_logprobs(model, pack_whole([([5], [[6]])], CPU), 1.0)
     assert model.config._attn_implementation == NAME
     assert torch.equal(model(input_ids=tokens, attention_mask=mask).logits, expected)
     assert float((model(input_ids=tokens).logits - expected).abs().max()) > 0.1, "masks nothing"
@@ -171,7 +171,7 @@ def test_behaviour_of_another_length_is_refused_by_trajectory():
 def test_model_with_an_attention_of_its_own_is_refused():
     bloom = BloomForCausalLM(BloomConfig(vocab_size=24, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(AttentionError, match="BloomForCausalLM cannot be given another"):
-        logprobs(bloom, pack_whole([([5], [[6]])], CPU), 1.0)
+        response_logprobs(bloom, pack_whole([([5], [[6]])], CPU), 1.0)
 
 
 def test_model_whose_layers_do_not_all_take_part_is_refused(model: Any):

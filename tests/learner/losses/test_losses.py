@@ -10,7 +10,7 @@ import torch
 from learner.forward.lm_head import token_logprobs
 from learner.losses import LossBatch
 from learner.losses.dapo import Dapo, DapoOptions, Estimator, divergence
-from learner.step.importance_weights import importance
+from learner.step.importance_weights import importance_weights
 from pipeline.plugins.testing import option_problems
 
 
@@ -73,24 +73,26 @@ BEHAVIOUR = torch.tensor([-2.0, 2.0, -math.log(1.5), math.log(1.25)])  # w = e^2
 
 
 def test_importance_is_truncated_above_only():
-    weight, cut = importance(OLD, BEHAVIOUR, mode="truncate", cap=2.0)
+    weight, cut = importance_weights(OLD, BEHAVIOUR, mode="truncate", cap=2.0)
     assert weight.tolist() == pytest.approx([2.0, math.exp(-2.0), 1.5, 0.8])
     assert cut.tolist() == [1, 0, 0, 0]
 
 
 def test_masked_importance_leaves_out_tokens_outside_the_band_on_both_sides():
-    weight, cut = importance(OLD, BEHAVIOUR, mode="mask", cap=2.0)
+    weight, cut = importance_weights(OLD, BEHAVIOUR, mode="mask", cap=2.0)
     assert weight.tolist() == pytest.approx([0.0, 0.0, 1.5, 0.8])
     assert cut.tolist() == [1, 1, 0, 0]
 
 
 def test_masked_importance_of_an_infinite_weight_is_zero_and_not_nan():
-    weight, _ = importance(torch.tensor([0.0]), torch.tensor([-1000.0]), mode="mask", cap=2.0)
+    weight, _ = importance_weights(
+        torch.tensor([0.0]), torch.tensor([-1000.0]), mode="mask", cap=2.0
+    )
     assert weight.tolist() == [0.0]
 
 
 def test_importance_off_weighs_every_token_alike():
-    weight, cut = importance(OLD, BEHAVIOUR, mode="off", cap=2.0)
+    weight, cut = importance_weights(OLD, BEHAVIOUR, mode="off", cap=2.0)
     assert weight.tolist() == [1, 1, 1, 1]
     assert cut.tolist() == [0, 0, 0, 0]
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from learner.forward.micro_batches import counted_tokens, loss_batch, micro_batches
 from learner.losses.dapo import Dapo
-from learner.step.importance_weights import importance
-from learner.streaming.cached_forward import Streamer
-from learner.streaming.fixed_logprobs import laid_out, member_logprobs
-from learner.streaming.logprob_stream import Stream
+from learner.step.importance_weights import importance_weights
+from learner.streaming.cached_forward import CachedForward
+from learner.streaming.fixed_logprobs import align, member_logprobs
+from learner.streaming.logprob_stream import ModelStream
 from pipeline.wire.messages import (
     StreamedChunk,
     StreamedTokens,
@@ -116,24 +116,24 @@ def test_the_gradient_is_that_of_a_batch_masked_by_hand(model: Any, cap: int):
 
 def test_logprobs_computed_ahead_and_weights_of_importance_leave_appended_tokens_out(model: Any):
     given = group()
-    stream = Stream(Streamer(model, TEMPERATURE, kv_tokens=4096))
+    stream = ModelStream(CachedForward(model, TEMPERATURE, kv_tokens=4096))
     chunks = tuple(
         StreamedChunk(0, member.trajectory, at, member.response[4 * at : 4 * at + 20])
         for member in given.members
         for at in (0, 5)
     )
-    stream.hint(StreamedTokens(prompts={0: given.prompt}, chunks=chunks))
-    while stream.pending:
-        stream.work()
-    ahead = stream.take([given])
+    stream.add_streamed(StreamedTokens(prompts={0: given.prompt}, chunks=chunks))
+    while stream.pending_tokens:
+        stream.run_call()
+    ahead = stream.take_logprobs([given])
     [batch] = micro_batches([given], 4096, CPU)
     whole = member_logprobs(model, [batch], TEMPERATURE)
     for member in given.members:
-        assert len(ahead[member.trajectory]) == member.sampled
+        assert len(ahead[member.trajectory]) == member.sampled_tokens
         torch.testing.assert_close(
             ahead[member.trajectory], whole[member.trajectory], atol=1e-4, rtol=0
         )
-    old_BT = laid_out(ahead, batch.trajectories, batch.mask_BT, torch.zeros_like(batch.mask_BT))
+    old_BT = align(ahead, batch.trajectories, batch.mask_BT, torch.zeros_like(batch.mask_BT))
     behaviour_BT = batch.behaviour_BT.where(batch.mask_BT > 0, old_BT)
-    weight_BT, _ = importance(old_BT, behaviour_BT, mode="truncate", cap=2.0)
+    weight_BT, _ = importance_weights(old_BT, behaviour_BT, mode="truncate", cap=2.0)
     assert bool((weight_BT[batch.mask_BT == 0] == 1).all())

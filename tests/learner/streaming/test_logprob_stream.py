@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.forward.micro_batches import micro_batches
-from learner.streaming.cached_forward import Streamer
+from learner.streaming.cached_forward import CachedForward
 from learner.streaming.fixed_logprobs import member_logprobs
-from learner.streaming.logprob_stream import Ahead, Stream
+from learner.streaming.logprob_stream import LogprobStream, ModelStream
 from pipeline.wire.messages import StreamedChunk, StreamedTokens, TrainGroup, TrainMember
 from tests.paths import MODEL
 
@@ -91,46 +91,48 @@ def test_what_was_hinted_and_what_was_not_give_the_logprobs_of_a_whole_forward(
 ) -> None:
     rng = random.Random(seed)
     groups = [group_of(rng, number) for number in range(3)]
-    stream = Stream(Streamer(model, TEMPERATURE, kv_tokens))
-    ahead = Ahead([stream])
+    stream = ModelStream(CachedForward(model, TEMPERATURE, kv_tokens))
+    ahead = LogprobStream([stream])
     for hints in hints_of(rng, groups, share):
-        ahead.hint(hints)
+        ahead.add_streamed(hints)
         if rng.random() < 0.5:
-            ahead.work()
+            ahead.run_calls()
     if share == 1.0 and kv_tokens == 100_000:
-        while ahead.pending:
-            ahead.work()
-    found = stream.take(groups[:2]) | stream.take(groups[2:])
+        while ahead.pending_tokens:
+            ahead.run_calls()
+    found = stream.take_logprobs(groups[:2]) | stream.take_logprobs(groups[2:])
     assert close(found, whole(model, groups)) < 1e-4
 
 
 def test_a_cleared_stream_forgets_and_holes_after_it_are_filled(model: Any) -> None:
     rng = random.Random(7)
     group = group_of(rng, 0)
-    stream = Stream(Streamer(model, TEMPERATURE, 10_000))
+    stream = ModelStream(CachedForward(model, TEMPERATURE, 10_000))
     pieces = hints_of(rng, [group], 1.0)
     middle = len(pieces) // 2
     for hints in pieces[:middle]:
-        stream.hint(hints)
-        stream.work()
+        stream.add_streamed(hints)
+        stream.run_call()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(0.5)  # a new version of the weights
-    stream.clear()
+    stream.clear_stream()
     for hints in pieces[middle:]:
-        stream.hint(hints)
-        stream.work()
-    assert close(stream.take([group]), whole(model, [group])) < 1e-4
+        stream.add_streamed(hints)
+        stream.run_call()
+    assert close(stream.take_logprobs([group]), whole(model, [group])) < 1e-4
 
 
 def test_trajectories_that_are_gone_leave_no_row_behind(model: Any) -> None:
     rng = random.Random(3)
     groups = [group_of(rng, number) for number in range(2)]
-    streamer = Streamer(model, TEMPERATURE, 10_000)
-    stream = Stream(streamer)
+    streamer = CachedForward(model, TEMPERATURE, 10_000)
+    stream = ModelStream(streamer)
     for hints in hints_of(rng, groups, 1.0):
-        stream.hint(hints)
-        stream.work()
+        stream.add_streamed(hints)
+        stream.run_call()
     assert streamer.statistics()["cached"] > 0
-    stream.take(groups[:1])
-    stream.hint(StreamedTokens(prompts={}, gone=tuple(m.trajectory for m in groups[1].members)))
+    stream.take_logprobs(groups[:1])
+    stream.add_streamed(
+        StreamedTokens(prompts={}, gone=tuple(m.trajectory for m in groups[1].members))
+    )
     assert streamer.statistics()["cached"] == 0

@@ -306,7 +306,7 @@ def wrong(found: State, folder: Path, allowed: str, content_of: Callable[[Path],
             store.verify(directory)
         directory, _, complaints = store.newest(checkpoints, Quick())
     except CheckpointError as error:
-        return "" if allowed[0] == "-" and "no whole" in str(error) else str(error)
+        return "" if allowed[0] == "-" and "no complete checkpoint" in str(error) else str(error)
     content = content_of(directory)
     left = [p.name for p in checkpoints.iterdir() if p.name.startswith(".")]
     if complaints or left:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.checkpoint import store
 from pipeline.checkpoint.saver import Saver, free_bytes, size_of
 from pipeline.coordinator.events import Checkpointed, Halt
-from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write_durably
 from pipeline.wire.messages import Save
 from tests.pipeline.checkpoint import crashes
 from tests.pipeline.coordinator.bench import Bench
@@ -40,7 +40,7 @@ class Bureau:
         self._over.set()
 
     def begin(self) -> Save:
-        save = self.saver.begin(0, 0, ABOUT)
+        save = self.saver.begin_checkpoint(0, 0, ABOUT)
         assert save is not None
         return save
 
@@ -56,7 +56,7 @@ async def test_it_commits_when_every_rank_has_written(tmp_path: Path) -> None:
     bureau = Bureau(tmp_path)
     save = bureau.begin()
     directory = Path(save.directory)
-    write(SYSTEM, directory / "optimizer-0", b"momentum")
+    write_durably(SYSTEM, directory / "optimizer-0", b"momentum")
     bureau.saver.rank_saved(directory, 0, "")
     assert bureau.ended == []
     bureau.saver.rank_saved(directory, 1, "")
@@ -115,7 +115,7 @@ async def test_a_disk_that_does_not_answer_ends_the_wait_and_what_comes_late_is_
     bureau = Bureau(tmp_path, ranks=1)
     bureau.saver.rank_saved(Path(bureau.begin().directory), 0, "")
     bureau.saver.give_up(300.0)
-    assert bureau.ended == [Checkpointed(step=0, error="the disk has not taken it within 300 s")]
+    assert bureau.ended == [Checkpointed(step=0, error="it was not on disk within 300 s")]
     answer.set()
     await asyncio.to_thread(done.wait, 20)
     store.verify(store.committed(tmp_path)[0])
@@ -144,7 +144,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
         least=1001,
         free=lambda directory: free[0],
     )
-    assert saver.begin(0, 0, ABOUT) is None
+    assert saver.begin_checkpoint(0, 0, ABOUT) is None
     refused = (await bureau.end()).error
     assert f"it needs 1001 bytes, 1000 are free in {tmp_path}" in refused
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +154,7 @@ async def test_no_checkpoint_is_begun_without_room_and_the_next_one_is_tried(
     assert needed > 120_000
     free[0] = needed - 1
     bureau.bench.core.step = 1
-    assert saver.begin(1, 1, ABOUT) is None
+    assert saver.begin_checkpoint(1, 1, ABOUT) is None
     refused = (await bureau.end()).error
     assert f"it needs {needed} bytes, {needed - 1} are free" in refused
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000000"]
@@ -173,7 +173,7 @@ async def test_books_that_do_not_balance_are_never_written(tmp_path: Path) -> No
     """
     bureau = Bureau(tmp_path)
     bureau.bench.core.ledger.accounts["open"] -= 1
-    assert bureau.saver.begin(0, 0, ABOUT) is None
+    assert bureau.saver.begin_checkpoint(0, 0, ABOUT) is None
     assert bureau.ended == [Checkpointed(step=0, error="the ledger is off by 1 tokens")]
     assert list(tmp_path.iterdir()) == []
 
@@ -205,7 +205,7 @@ async def saved(bureau: Bureau, part: bytes) -> Checkpointed:
     save = bureau.begin()
     directory, error = Path(save.directory), ""
     try:
-        write(SYSTEM, directory / "optimizer-0", part)
+        write_durably(SYSTEM, directory / "optimizer-0", part)
     except OSError as failure:
         error = str(failure)
     bureau.saver.rank_saved(directory, 0, error)
@@ -255,7 +255,7 @@ async def test_state_that_cannot_be_encoded_names_the_plugin(
 ) -> None:
     bureau = Bureau(tmp_path, ranks=1)
     monkeypatch.setattr(type(bureau.bench.selector), "state", lambda self: object(), raising=False)
-    assert bureau.saver.begin(0, 0, ABOUT) is None
+    assert bureau.saver.begin_checkpoint(0, 0, ABOUT) is None
     [ended] = bureau.ended
     assert ended.error.startswith("the state of selector Scripted: ")
     assert list(tmp_path.iterdir()) == []
@@ -271,7 +271,7 @@ async def test_the_best_step_that_has_a_checkpoint_is_never_pruned(tmp_path: Pat
         if step == 7:
             continue  # the best of all, but its checkpoint failed
         core.step = step
-        save = bureau.saver.begin(step, step, ABOUT)
+        save = bureau.saver.begin_checkpoint(step, step, ABOUT)
         assert save is not None
         bureau.saver.rank_saved(Path(save.directory), 0, "")
         assert (await bureau.end()).error == ""

@@ -17,7 +17,7 @@ from pipeline.checkpoint import store
 from pipeline.checkpoint.store import CheckpointError
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.snapshot import Snapshot
-from pipeline.system.durable_files import SYSTEM, write
+from pipeline.system.durable_files import SYSTEM, write_durably
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 ABOUT: dict[str, Any] = {"records": {"metrics.jsonl": 12}, "training_seconds": 1.5}
@@ -38,10 +38,10 @@ def states() -> list[Snapshot]:
 
 def save(checkpoints: Path, state: Snapshot, step: int | None = None, content: str = "w") -> Path:
     state = msgspec.structs.replace(state, step=state.step if step is None else step)
-    directory = store.begin(checkpoints, state.step)
+    directory = store.begin_draft(checkpoints, state.step)
     SYSTEM.mkdir(directory / "model")
-    write(SYSTEM, directory / "model" / "weights", content.encode() * 1000)
-    write(SYSTEM, directory / "optimizer-0", b"momentum")
+    write_durably(SYSTEM, directory / "model" / "weights", content.encode() * 1000)
+    write_durably(SYSTEM, directory / "optimizer-0", b"momentum")
     return store.commit(directory, state, ABOUT)
 
 
@@ -145,10 +145,10 @@ def test_no_bit_of_the_manifest_can_flip_unseen(tmp_path: Path, states: list[Sna
 def test_without_a_whole_one_it_is_an_error_never_a_new_beginning(
     tmp_path: Path, states: list[Snapshot]
 ) -> None:
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         store.newest(tmp_path)
     damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
-    with pytest.raises(CheckpointError, match="no whole checkpoint\n.*optimizer-0: missing"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint\n.*optimizer-0: missing"):
         store.newest(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_what_the_manifest_does_not_know_is_damage(
     elif what == "a link":
         extra.symlink_to(directory / "optimizer-0")
     else:
-        write(SYSTEM, extra, b"import os")
+        write_durably(SYSTEM, extra, b"import os")
     found, _, [complaint] = store.newest(tmp_path)
     assert found.name == "step-000001"
     assert complaint.startswith(f"{extra}: ")
@@ -233,7 +233,7 @@ def test_what_others_may_write_is_refused_with_the_cure_and_stays_where_it_is(
     save(tmp_path / "c", states[-1], 1)
     path = tmp_path / "c" / name
     path.chmod(path.stat().st_mode | mode)
-    with pytest.raises(store.Refused, match=rf"others may write it.*chmod -R go-w {tmp_path}"):
+    with pytest.raises(store.Refused, match=rf"other users can write it.*chmod -R go-w {tmp_path}"):
         store.newest(tmp_path / "c")
     path.chmod(path.stat().st_mode & ~0o022)
     assert store.newest(tmp_path / "c")[0].name == "step-000001"
@@ -258,8 +258,8 @@ def test_a_loose_umask_makes_no_checkpoint_that_is_refused(
 ) -> None:
     before = os.umask(0)
     try:
-        directory = store.begin(tmp_path / "c", 1)
-        write(SYSTEM, directory / "optimizer-0", b"momentum")
+        directory = store.begin_draft(tmp_path / "c", 1)
+        write_durably(SYSTEM, directory / "optimizer-0", b"momentum")
         store.commit(directory, msgspec.structs.replace(states[-1], step=1), ABOUT)
     finally:
         os.umask(before)
@@ -269,18 +269,18 @@ def test_a_loose_umask_makes_no_checkpoint_that_is_refused(
 def test_looking_at_a_live_run_changes_nothing(tmp_path: Path, states: list[Snapshot]) -> None:
     save(tmp_path, states[-1], 1)
     damage(save(tmp_path, states[-1], 2) / "optimizer-0", "deleted")
-    directory = store.begin(tmp_path, 3)
+    directory = store.begin_draft(tmp_path, 3)
     before = sorted(tmp_path.rglob("*"))
-    assert store.look(tmp_path).name == "step-000001"
+    assert store.peek_newest(tmp_path).name == "step-000001"
     assert sorted(tmp_path.rglob("*")) == before
     # in the moment between the renames of a replacement
     (tmp_path / "step-000001").rename(tmp_path / ".old-step-000001")
-    assert store.look(tmp_path).name == ".old-step-000001"
+    assert store.peek_newest(tmp_path).name == ".old-step-000001"
     assert directory.is_dir()
     for left in tmp_path.glob(".old-*"):
         damage(left / "optimizer-0", "deleted")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        store.look(tmp_path)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        store.peek_newest(tmp_path)
 
 
 # --- other manifests ---------------------------------------------------------------------------
@@ -295,10 +295,10 @@ def test_a_path_that_leads_outside_is_refused(tmp_path: Path, states: list[Snaps
     secret = tmp_path / "secret"
     secret.write_text("x")
     manifest = json.loads((directory / store.MANIFEST).read_bytes())
-    manifest["files"]["../../secret"] = [1, store.checksum(secret)]
+    manifest["files"]["../../secret"] = [1, store.file_checksum(secret)]
     manifest["checksum"] = store._seal(manifest)
     (directory / store.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="secret is outside of it"):
+    with pytest.raises(CheckpointError, match="secret is outside the checkpoint"):
         store.verify(directory)
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.checkpoint import store
 from pipeline.checkpoint.store import CheckpointError
 from pipeline.coordinator.snapshot import Snapshot
-from pipeline.system.durable_files import Disk, write
+from pipeline.system.durable_files import Disk, write_durably
 from tests.pipeline.checkpoint.crashes import (
     COMMITTED,
     Quick,
@@ -36,10 +36,10 @@ def state() -> Snapshot:
 def save(folder: Path, state: Snapshot, step: int, content: str, disk: Disk) -> None:
     """As stage and ranks do, and the pruning after it. `content` tells one from another."""
     checkpoints = folder / "checkpoints"
-    directory = store.begin(checkpoints, step, disk)
+    directory = store.begin_draft(checkpoints, step, disk)
     disk.mkdir(directory / "model")
-    write(disk, directory / "model" / "weights", content.encode() * 8)
-    write(disk, directory / "optimizer", b"momentum")
+    write_durably(disk, directory / "model" / "weights", content.encode() * 8)
+    write_durably(disk, directory / "optimizer", b"momentum")
     store.commit(directory, msgspec.structs.replace(state, step=step), {}, disk)
     if isinstance(disk, Recorder):
         disk.mark(COMMITTED + content)

@@ -175,7 +175,7 @@ HOUSE = [(kind, name) for kind in registry.PACKAGES for name in registry.builtin
 
 @pytest.mark.parametrize("kind, name", HOUSE)
 def test_every_option_of_a_plugin_is_read_where_it_is_declared(kind: str, name: str):
-    options = registry.options_type(registry.find(kind, name))
+    options = registry.options_type(registry.find_plugin(kind, name))
     for cls in options.__mro__:
         if not issubclass(cls, interfaces.Options) or cls is interfaces.Options:
             continue

@@ -71,7 +71,7 @@ def load_default(model: str) -> Config:
     options: dict[str, Plugin] = {}
     for kind in registry.PACKAGES:
         name = getattr(config, kind).name
-        struct = registry.options_type(registry.find(kind, name))
+        struct = registry.options_type(registry.find_plugin(kind, name))
         options[kind] = Plugin(name=name, options=msgspec.to_builtins(struct()))
     return msgspec.structs.replace(config, **options)
 
@@ -93,7 +93,7 @@ def test_every_key_of_every_section_is_documented():
 @pytest.mark.parametrize("kind", registry.PACKAGES)
 def test_every_option_of_the_house_is_documented(kind: str):
     for name in registry.builtin_names(kind):
-        struct = registry.options_type(registry.find(kind, name))
+        struct = registry.options_type(registry.find_plugin(kind, name))
         for option, text in docs.option_documentation(struct).items():
             assert text, f"{kind}.{name}.{option}"
 
@@ -118,7 +118,7 @@ def without_a_rule() -> Iterator[str]:
 def test_every_number_of_a_plugins_options_has_a_range():
     for kind in registry.PACKAGES:
         for name in registry.builtin_names(kind):
-            struct = registry.options_type(registry.find(kind, name))
+            struct = registry.options_type(registry.find_plugin(kind, name))
             numbers = [f for f in msgspec.structs.fields(struct) if bare(f.type) in (int, float)]
             free = [field.name for field in numbers if not rule_of(field.type)]
             assert free == (["mean"] if name == "length_variance" else []), f"{kind}.{name}"

@@ -25,7 +25,7 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.groups import TrajectoryState
 from pipeline.observability.timeline import Timeline
-from pipeline.observability.timing import metrics
+from pipeline.observability.timing import timing_metrics
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.wire.messages import floats, ints
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed
@@ -101,7 +101,12 @@ def test_what_goes_to_the_learner_says_which_tokens_were_appended():
     bench.reward(0, 1.0)
     [train] = only(bench.reward(1, 0.0), TrainGroup)
     first, second = train.members
-    assert (first.appended, first.sampled, second.appended, second.sampled) == (((3, 4),), 5, (), 4)
+    assert (first.appended, first.sampled_tokens, second.appended, second.sampled_tokens) == (
+        ((3, 4),),
+        5,
+        (),
+        4,
+    )
     assert floats(first.behaviour).tolist() == [-0.5] * 3 + [0.0] * 4 + [-0.5] * 2
     bench.learn([train])
     [step] = [c.fields for c in only(bench.everything, Report) if c.what == "step"]
@@ -279,6 +284,6 @@ def test_a_call_is_a_span_of_its_own_and_a_kind_of_wait():
     record = timeline.rest()
     first, second = record.callings
     assert (first.turn, first.appended, second.turn, second.appended) == (0, 4, 1, 0)
-    found = metrics(record)["percentiles"]
+    found = timing_metrics(record)["percentiles"]
     assert found["turn_wait_s"]["count"] == 2
     assert found["turn_s"]["max"] == pytest.approx(1.0)

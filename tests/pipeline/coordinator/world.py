@@ -94,7 +94,7 @@ def plugins_of(
     **options: Any,
 ) -> Plugins:
     def make(kind: str, name: str, **given: Any) -> Any:
-        cls = registry.find(kind, name)
+        cls = registry.find_plugin(kind, name)
         extra = {"seed": seed} if kind == "prompt_order" else {}
         return cls(registry.options_type(cls)(**given), **extra)
 
@@ -362,7 +362,7 @@ class World:
             if chaos and self.rng.random() < self.learner_faults:
                 self.tell(GroupFailed(rank=rank, group=command.group, why="loss is nan"))
                 return
-            tokens = sum(m.weight * m.sampled for m in command.members)
+            tokens = sum(m.weight * m.sampled_tokens for m in command.members)
             self.tell(GroupTrained(rank=rank, group=command.group, tokens=tokens))
             return
         if all(queue and isinstance(queue[0], CloseStep) for queue in self.learner.values()):

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from pipeline.config.schema import DataConfig
-from pipeline.data.chat_template import Chat
+from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.files import DataError
 
 CHATML = """
@@ -52,9 +52,9 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def chat_of(model: Path, template: str, **data: Any) -> Chat:
+def chat_of(model: Path, template: str, **data: Any) -> ChatTemplate:
     (model / "chat_template.jinja").write_text(template)
-    return Chat(model, DataConfig(**data))
+    return ChatTemplate(model, DataConfig(**data))
 
 
 @pytest.mark.parametrize("template", [CHATML, HEADERS, MARKED], ids=["chatml", "headers", "marked"])
@@ -66,39 +66,43 @@ def test_text_is_that_of_transformers(model: Path, template: str, talk: list[dic
     [expected], _ = render_jinja_template(
         [talk], chat_template=template, add_generation_prompt=not last, **given
     )
-    found = chat_of(model, template, chat_arguments=arguments).text(talk)
+    found = chat_of(model, template, chat_arguments=arguments).prompt_text(talk)
     assert found == (expected, True)
 
 
 def test_messages_are_templated_and_text_only_when_asked(model: Path):
-    assert chat_of(model, CHATML).text("1+1=") == ("1+1=", False)
-    wrapped, templated = chat_of(model, CHATML, chat="always").text("1+1=")
+    assert chat_of(model, CHATML).prompt_text("1+1=") == ("1+1=", False)
+    wrapped, templated = chat_of(model, CHATML, chat="always").prompt_text("1+1=")
     assert wrapped == "<|im_start|>user\n1+1=<|im_end|>\n<|im_start|>assistant\n"
     assert templated
-    assert chat_of(model, CHATML, chat="always").text("") == ("", False)
-    ended = chat_of(model, CHATML, chat_arguments={"add_generation_prompt": False}).text([USER])
+    assert chat_of(model, CHATML, chat="always").prompt_text("") == ("", False)
+    ended = chat_of(model, CHATML, chat_arguments={"add_generation_prompt": False}).prompt_text(
+        [USER]
+    )
     assert ended[0].endswith("<|im_end|>\n")
 
 
 def test_system_message_is_put_before_messages_without_one_of_their_own(model: Path):
     chat = chat_of(model, CHATML, system="Be brief.")
-    assert chat.text([USER])[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>u")
+    assert chat.prompt_text([USER])[0].startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>u"
+    )
     own = [{"role": "system", "content": "Own."}, USER]
-    assert "Be brief" not in chat.text(own)[0]
-    with pytest.raises(ValueError, match=r"data\.system has no place; set data\.chat: always"):
-        chat.text("1+1=")
+    assert "Be brief" not in chat.prompt_text(own)[0]
+    with pytest.raises(ValueError, match=r"data\.system cannot be added; set data\.chat: always"):
+        chat.prompt_text("1+1=")
 
 
 def test_fields_that_a_table_fills_up_with_null_are_as_if_absent(model: Path):
     template = "{% for m in messages %}{% if m.tool_calls is defined %}!{% endif %}.{% endfor %}"
-    assert chat_of(model, template).text([{**USER, "tool_calls": None}])[0] == "."
+    assert chat_of(model, template).prompt_text([{**USER, "tool_calls": None}])[0] == "."
 
 
 def test_template_is_the_settings_then_the_files_then_that_of_the_tokenizers_configuration(
     model: Path, tmp_path: Path
 ):
     def text(**data: Any) -> str:
-        return Chat(model, DataConfig(**data)).text([USER])[0]
+        return ChatTemplate(model, DataConfig(**data)).prompt_text([USER])[0]
 
     config = model / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "one"}))
@@ -130,35 +134,35 @@ def test_template_is_the_settings_then_the_files_then_that_of_the_tokenizers_con
 )
 def test_messages_that_are_none_are_named(model: Path, prompt: object, claim: str):
     with pytest.raises(ValueError) as raised:
-        chat_of(model, CHATML).text(prompt)
+        chat_of(model, CHATML).prompt_text(prompt)
     assert claim in str(raised.value)
 
 
 def test_a_template_that_refuses_is_named_with_its_line_and_reason(model: Path):
     chat = chat_of(model, STRICT, system="Be brief.")
     with pytest.raises(ValueError) as raised:
-        chat.text([USER])
+        chat.prompt_text([USER])
     text = str(raised.value)
     assert f"refused by {model / 'chat_template.jinja'}, line 2: System role not supported" in text
     assert "another template with data.chat_template" in text
     with pytest.raises(ValueError, match="line 1: TypeError"):
-        chat_of(model, "{{ messages[0].content + 1 }}").text([USER])
+        chat_of(model, "{{ messages[0].content + 1 }}").prompt_text([USER])
     with pytest.raises(ValueError, match="line 1: .*unsafe"):
-        chat_of(model, "{{ ''.__class__.__mro__ }}").text([USER])
+        chat_of(model, "{{ ''.__class__.__mro__ }}").prompt_text([USER])
     with pytest.raises(ValueError, match="leaves out of the text"):
-        chat_of(model, "{{ messages[0].content }}").text(TALKS[2])
+        chat_of(model, "{{ messages[0].content }}").prompt_text(TALKS[2])
 
 
 def test_a_template_that_is_none_or_missing_is_refused(model: Path):
     with pytest.raises(DataError, match=r"chat_template\.jinja:2: not a chat template"):
-        chat_of(model, "\n{% for %}").text([USER])
+        chat_of(model, "\n{% for %}").prompt_text([USER])
     (model / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(DataError, match="cannot be read"):
-        Chat(model, DataConfig()).text([USER])
+        ChatTemplate(model, DataConfig()).prompt_text([USER])
     (model / "chat_template.jinja").unlink()
     with pytest.raises(
         DataError, match=r"no chat template .* name a file with data\.chat_template"
     ):
-        Chat(model, DataConfig()).text([USER])
+        ChatTemplate(model, DataConfig()).prompt_text([USER])
     with pytest.raises(ValueError, match=r"data\.chat is never: expected text"):
-        Chat(model, DataConfig(chat="never")).text([USER])
+        ChatTemplate(model, DataConfig(chat="never")).prompt_text([USER])

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.dataset import TASK_PROMPTS, DataError, Dataset, load_held_out, load_train
-from pipeline.data.tokenizer import ModelError, Tokenizer, check
+from pipeline.data.tokenizer import ModelError, Tokenizer, check_tokenizer
 from tests.paths import MODEL
 
 
@@ -46,23 +46,23 @@ def test_a_text_outside_of_the_alphabet_is_refused(tokenizer: Tokenizer):
 
 def test_model_and_tokenizer_that_disagree_are_refused(tmp_path: Path):
     with pytest.raises(ModelError, match="ids up to 23, the model has 20"):
-        check(changed(tmp_path, vocab_size=20))
+        check_tokenizer(changed(tmp_path, vocab_size=20))
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        check(changed(tmp_path, eos_token_id=None))
+        check_tokenizer(changed(tmp_path, eos_token_id=None))
     with pytest.raises(ModelError, match="eos_token_id 999 is not a token"):
-        check(changed(tmp_path, eos_token_id=999))
-    check(changed(tmp_path, eos_token_id=[1, 2]))
+        check_tokenizer(changed(tmp_path, eos_token_id=999))
+    check_tokenizer(changed(tmp_path, eos_token_id=[1, 2]))
     nested = {"vocab_size": 24, "eos_token_id": 1}
-    check(changed(tmp_path, vocab_size=None, eos_token_id=None, text_config=nested))
+    check_tokenizer(changed(tmp_path, vocab_size=None, eos_token_id=None, text_config=nested))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="not a tokenizer"):
-        check(tmp_path)
+        check_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json: no such file"):
-        check(tmp_path)
+        check_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(ModelError, match=r"config\.json: not JSON"):
-        check(tmp_path)
+        check_tokenizer(tmp_path)
 
 
 def test_a_task_gives_prompts_for_training_and_others_held_out(tokenizer: Tokenizer):
@@ -121,7 +121,7 @@ def test_bad_lines_are_skipped_and_counted_when_asked(bad_file: Path, tokenizer:
     # duplicate prompts are two prompts
     assert [(item.prompt, item.answer) for item in dataset.items] == [("1+1=", "2")] * 2
     assert dataset[1].columns["extra"] == {"x": [1]}
-    assert dataset.summary() == f"{bad_file}: 2 prompts, 11 bad lines skipped"
+    assert dataset.summary_line() == f"{bad_file}: 2 prompts, 11 bad lines skipped"
 
 
 def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path, tokenizer: Tokenizer):

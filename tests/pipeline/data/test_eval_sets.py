@@ -16,7 +16,7 @@ from tests.paths import ROOT
 def test_a_task_as_a_set_gives_its_first_256_prompts_or_as_many_as_are_asked_for() -> None:
     sets = "eval.sets={some: deep_sums, more: {path: deep_sums, prompts: 300}}"
     config = load(ROOT / "configs" / "quickstart.yaml", ["data.held_out=mixed_sums", sets])
-    found = eval_sets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    found = eval_sets.load_eval_sets(config, Tokenizer(ROOT / "models" / "chain-sums"))
     assert [(of.name, of.count) for of in found.sets] == [("", 256), ("some", 256), ("more", 300)]
 
 
@@ -35,7 +35,7 @@ def test_sets_are_ranges_behind_the_held_out_prompts(tmp_path: Path, held_out: i
             "eval.best=few/pass@8",
         ],
     )
-    found = eval_sets.load(config, Tokenizer(ROOT / "models" / "chain-sums"))
+    found = eval_sets.load_eval_sets(config, Tokenizer(ROOT / "models" / "chain-sums"))
     assert len(found) == held_out + 5
     own = EvalSet(name="", first=0, count=2, samples=4, k=(1, 4))
     assert found.sets == (

@@ -78,7 +78,7 @@ def test_a_saved_data_set_is_read_by_its_split(tmp_path: Path):
     assert len(prompts(tmp_path / "single")) == 2
     other = tmp_path / "other"
     datasets.DatasetDict({"easy": one, "hard": two}).save_to_disk(str(other))
-    with pytest.raises(DataError, match=r"splits easy, hard, and none is 'train'; name one"):
+    with pytest.raises(DataError, match=r"splits easy, hard, but no 'train'; name one"):
         prompts(other)
     assert files_of(str(both))[0].suffix == ".arrow"
 
@@ -134,10 +134,10 @@ def test_the_answer_is_found_in_the_layouts_of_verl_and_of_trl(
     verl = loaded(tokenizer, [VERL], tmp_path / "v.parquet", chat_template=plain_template)
     assert (verl[0].prompt, verl[0].answer) == ("1+1=", "2")
     assert verl[0].columns == VERL  # all of it reaches the reward
-    assert verl.summary().endswith("v.parquet: 1 prompts, answer: reward_model.ground_truth")
+    assert verl.summary_line().endswith("v.parquet: 1 prompts, answer: reward_model.ground_truth")
     trl = loaded(tokenizer, [{"prompt": "1+1=", "solution": "2"}], tmp_path / "t.parquet")
     assert trl[0].answer == "2"
-    assert trl.summary().endswith("1 prompts, answer: solution")
+    assert trl.summary_line().endswith("1 prompts, answer: solution")
     # darts' own name comes first, and a named field before any
     both = {"prompt": "1+1=", "solution": "3", "answer": "2", "meta": {"gold": 4}}
     assert loaded(tokenizer, [both], tmp_path / "b.parquet")[0].answer == "2"
@@ -145,7 +145,7 @@ def test_the_answer_is_found_in_the_layouts_of_verl_and_of_trl(
     assert named[0].answer == "4"
     none = loaded(tokenizer, [{"prompt": "1+1="}], tmp_path / "0.parquet")
     assert none[0].answer == ""
-    assert none.summary().endswith("answer: none")
+    assert none.summary_line().endswith("answer: none")
 
 
 def test_a_ground_truth_of_any_kind_is_read_by_verls_reward_and_a_list_elsewhere_refused(
@@ -175,7 +175,7 @@ def test_long_prompts_are_left_out_or_cut_from_the_left_and_counted(
     dataset = loaded(tokenizer, LONG, path, max_prompt_tokens=4, long_prompts=how)
     assert [item.prompt for item in dataset.items] == found
     assert max(len(item.tokens) // 4 for item in dataset.items) == 4
-    assert dataset.summary() == f"{path}: {len(found)} prompts, {told}, answer: answer"
+    assert dataset.summary_line() == f"{path}: {len(found)} prompts, {told}, answer: answer"
 
 
 def test_long_prompts_stop_by_default_and_what_a_template_wrote_is_not_cut(
@@ -184,9 +184,11 @@ def test_long_prompts_stop_by_default_and_what_a_template_wrote_is_not_cut(
     path = tmp_path / "a.parquet"
     with pytest.raises(DataError) as raised:
         loaded(tokenizer, LONG, path, max_prompt_tokens=4)
-    claim = f"{path}[1]: prompt of 11 tokens, but data.max_prompt_tokens is 4; leave such out"
+    claim = (
+        f"{path}[1]: prompt of 11 tokens, but data.max_prompt_tokens is 4; leave long prompts out"
+    )
     assert str(raised.value).startswith(claim)
-    with pytest.raises(DataError, match="what a chat template wrote is not cut"):
+    with pytest.raises(DataError, match="text of a chat template is not cut"):
         loaded(
             tokenizer, LONG, path, max_prompt_tokens=4, long_prompts="cut", chat="always",
             chat_template=plain_template,

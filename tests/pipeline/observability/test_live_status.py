@@ -6,7 +6,7 @@ import msgspec
 
 from pipeline.coordinator.events import GroupTrained, Published, Tick
 from pipeline.observability import live_status as live_module
-from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, RunStatus, live
+from pipeline.observability.live_status import LONGEST_WAITS, MOST_MEMBERS, RunStatus, run_status
 from tests.pipeline.coordinator.bench import Bench
 from tests.pipeline.coordinator.world import World, settings_of
 
@@ -18,7 +18,7 @@ def groups(now: RunStatus) -> dict[str, int]:
 def test_before_anybody_has_joined_it_names_who_is_missing() -> None:
     bench = Bench(ranks=2)
     bench.handle(Tick())
-    now = live(bench.coordinator, 0.0)
+    now = run_status(bench.coordinator, 0.0)
     assert (now.phase, now.step, now.engines) == ("starting", 0, ())
     assert [wait.what for wait in now.waits] == [
         "learner ranks [0, 1] to join",
@@ -31,7 +31,7 @@ def test_engines_slots_queues_and_tokens_are_those_of_the_moment() -> None:
     bench = Bench(candidates=3)
     bench.begin(slots=2)
     bench.tokens(0, 5)
-    now = live(bench.coordinator, 12.345)
+    now = run_status(bench.coordinator, 12.345)
     [engine] = now.engines
     assert (engine.name, engine.running, engine.slots, engine.version) == ("e0", 2, 2, 0)
     assert (now.running, now.queued, now.sampled) == (2, 1, 5)
@@ -39,7 +39,7 @@ def test_engines_slots_queues_and_tokens_are_those_of_the_moment() -> None:
     assert now.training_seconds == 12.35
     assert groups(now) == {"open": 1}
     bench.handle(Published(version=1))
-    [engine] = live(bench.coordinator, 0.0).engines
+    [engine] = run_status(bench.coordinator, 0.0).engines
     assert (engine.version, engine.loading) == (0, 1)
 
 
@@ -47,18 +47,18 @@ def test_a_taken_group_is_at_its_rank_until_it_has_been_trained_on() -> None:
     bench = Bench(need=2, tries=2.0)
     bench.begin()
     bench.train_one(0)
-    now = live(bench.coordinator, 0.0)
+    now = run_status(bench.coordinator, 0.0)
     assert (groups(now), now.at_rank) == ({"open": 1, "sent": 1}, {"0": 1})
     bench.handle(GroupTrained(rank=0, group=0, tokens=7.0))
-    assert live(bench.coordinator, 0.0).at_rank == {"0": 0}
+    assert run_status(bench.coordinator, 0.0).at_rank == {"0": 0}
 
 
 def test_the_newest_step_and_evaluation_are_told_until_the_next_ones() -> None:
     world = World(5, settings_of(seed=5), faults=0.0, reward_faults=0.0)
-    assert live(world.coordinator, 0.0).newest_step == {}
+    assert run_status(world.coordinator, 0.0).newest_step == {}
     world.start()
     world.run()
-    now = live(world.coordinator, 0.0)
+    now = run_status(world.coordinator, 0.0)
     reported = {r.what: r.fields for r in world.reports}  # the last of each kind
     for what, newest in (("step", now.newest_step), ("eval", now.newest_eval)):
         assert newest["step"] == reported[what]["step"]
@@ -72,7 +72,7 @@ def test_of_each_group_the_longest_wait_is_told_and_of_all_the_longest_few() -> 
     bench.begin(slots=4)
     bench.now += 60
     bench.handle(Tick())
-    waits = live(bench.coordinator, 0.0).waits
+    waits = run_status(bench.coordinator, 0.0).waits
     assert len(waits) == LONGEST_WAITS
     assert [w.seconds for w in waits] == sorted((w.seconds for w in waits), reverse=True)
     assert all(wait.seconds > 60 for wait in waits)

@@ -21,7 +21,7 @@ from pipeline.system.run_folder import RunFolder
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     return run
 
 
@@ -71,7 +71,7 @@ def test_a_resume_forgets_what_was_written_after_the_checkpoint(run: RunFolder) 
     first.write("step", {"step": 1})
     first.write("decision", {"step": 1})
     first.close()
-    Records.cut(run, sizes)
+    Records.truncate_files(run, sizes)
     second = Records(run)
     second.write("step", {"step": 1, "again": True})
     second.close()
@@ -84,19 +84,19 @@ def test_a_resume_forgets_what_was_written_after_the_checkpoint(run: RunFolder) 
 
 def test_a_run_that_goes_on_after_its_end_is_not_done_any_more(run: RunFolder) -> None:
     run.result.write_text('{"steps": 3}')
-    Records.cut(run, {})
+    Records.truncate_files(run, {})
     assert not run.result.exists()
 
 
 def test_a_file_that_the_checkpoint_did_not_know_is_emptied(run: RunFolder) -> None:
     run.decisions.write_text('{"step": 3}\n')
-    Records.cut(run, {})
+    Records.truncate_files(run, {})
     assert run.decisions.read_text() == ""
 
 
 def test_a_file_shorter_than_the_checkpoint_says_is_not_filled_with_zeros(run: RunFolder) -> None:
     run.metrics.write_text('{"step": 0}\n')
-    Records.cut(run, {"metrics.jsonl": 1000})
+    Records.truncate_files(run, {"metrics.jsonl": 1000})
     assert run.metrics.read_text() == '{"step": 0}\n'
 
 

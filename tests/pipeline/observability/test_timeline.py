@@ -75,7 +75,7 @@ def step_over(seconds: float, step: int = 0) -> Report:
 def a_step(timeline: Timeline) -> StepRecord:
     """From 10 s on: weights 1 s, a trajectory 3 s, its reward 1 s, a pass 2 s, the close 1 s."""
     timeline.record_event(10.0, Tick(), [LoadWeights(engine="e0", version=1)], 10.1)
-    timeline.loaded("e0", [Span("receiving weights", 10.2, 10.5, (1,)),
+    timeline.weights_loaded("e0", [Span("receiving weights", 10.2, 10.5, (1,)),
                            Span("loading weights", 10.5, 10.9, (1,))])  # fmt: skip
     timeline.record_event(
         11.0, WeightsLoaded(engine="e0", version=1, gap=0.0), [place(1), place(2)], 11.1
@@ -183,7 +183,7 @@ def test_the_fate_of_a_leg_that_ends_after_its_group_is_known():
 
 
 def test_percentiles_are_of_what_was_measured():
-    found = timing.metrics(a_step(Timeline()), reward_workers=2)
+    found = timing.timing_metrics(a_step(Timeline()), reward_workers=2)
     percentiles = found["percentiles"]
     assert percentiles["time_to_first_token_s"]["max"] == pytest.approx(0.4)
     assert percentiles["inter_token_s"]["max"] == pytest.approx(2.4 / 4)
@@ -201,7 +201,7 @@ def test_percentiles_are_of_what_was_measured():
 
 
 def test_lives_are_told_by_percentile_of_length():
-    found = timing.metrics(a_step(Timeline()))["lives"]
+    found = timing.timing_metrics(a_step(Timeline()))["lives"]
     assert sum(life["trajectories"] for life in found) == 2
     assert found[-1]["seconds"]["forward and backward"] == pytest.approx(1.9)
 
@@ -246,7 +246,7 @@ def test_a_lost_cause_is_a_segment_that_says_so():
     timeline.record_event(4.0, GroupTrained(rank=0, group=1, tokens=1.0), [finish])
     [record] = timeline.record_event(4.0, StepDone(rank=0, step=0, version=1), [step_over(4.0)])
     assert kinds(record)[0] == (NOT_KNOWN, "", 2.0)
-    assert timing.metrics(record)["explained_share"] == pytest.approx(0.5)
+    assert timing.timing_metrics(record)["explained_share"] == pytest.approx(0.5)
 
 
 def test_each_group_of_a_pass_has_its_own_arrival():
@@ -257,7 +257,7 @@ def test_each_group_of_a_pass_has_its_own_arrival():
     for group in (1, 2):
         timeline.record_event(7.0, GroupTrained(rank=0, group=group, tokens=1.0), [])
     [record] = timeline.record_event(8.0, Tick(), [step_over(8.0)])
-    percentiles = timing.metrics(record)["percentiles"]
+    percentiles = timing.timing_metrics(record)["percentiles"]
     assert percentiles["group_to_learner_s"]["max"] == pytest.approx(0.01)
     assert percentiles["learner_wait_s"]["max"] == pytest.approx(5.99)
 
@@ -266,9 +266,9 @@ def test_word_of_an_overtaken_version_leaves_the_newer_load_alone():
     timeline = Timeline()
     timeline.record_event(0.0, Tick(), [LoadWeights(engine="e0", version=1)])
     timeline.record_event(1.0, Tick(), [LoadWeights(engine="e0", version=2)])
-    timeline.loaded("e0", [Span("loading weights", 0.0, 1.5, (1,))])
+    timeline.weights_loaded("e0", [Span("loading weights", 0.0, 1.5, (1,))])
     timeline.record_event(1.6, WeightsLoaded(engine="e0", version=1, gap=0.0), [])
-    timeline.loaded("e0", [Span("loading weights", 1.6, 2.5, (2,))])
+    timeline.weights_loaded("e0", [Span("loading weights", 1.6, 2.5, (2,))])
     served = Report(what="served", fields={"engine": "e0"})
     timeline.record_event(3.0, WeightsLoaded(engine="e0", version=2, gap=0.0), [served])
     [load] = timeline.rest().loads
@@ -301,7 +301,7 @@ def test_rewards_of_an_evaluation_before_the_step_do_not_fill_its_workers():
     timeline.record_event(9.0, RewardReady(trajectory=1, value=1.0, times=(0.0, 9.0)), [judge(2)])
     timeline.record_event(10.0, RewardReady(trajectory=2, value=1.0, times=(9.5, 10.0)), [])
     [record] = timeline.record_event(14.0, Tick(), [step_over(5.0)])
-    found = timing.metrics(record, reward_workers=1)
+    found = timing.timing_metrics(record, reward_workers=1)
     assert found["bubble_reward"] == pytest.approx(0.9)
     assert found["percentiles"]["reward_s"]["count"] == 1
 
@@ -320,7 +320,7 @@ def test_an_event_with_thirty_decisions_is_one_sample():
     thirty = [Report(what="decision", fields={**fields, "group": g}) for g in range(30)]
     timeline.record_event(0.0, Tick(), thirty, 0.3)
     [record] = timeline.record_event(2.0, Tick(), [step_over(2.0)])
-    assert timing.metrics(record)["percentiles"]["decision_s"]["count"] == 1
+    assert timing.timing_metrics(record)["percentiles"]["decision_s"]["count"] == 1
 
 
 def test_an_ended_member_that_the_selector_throws_out_is_told_of_and_forgotten():
@@ -377,7 +377,7 @@ def test_in_random_worlds_every_wait_has_its_cause_and_nothing_is_kept(
         world.run()
         assert world.records
         for record in world.records:
-            found = timing.metrics(record, reward_workers=2)
+            found = timing.timing_metrics(record, reward_workers=2)
             assert found["explained_share"] == pytest.approx(1.0), record.path
             assert sum(s.seconds for s in record.path) == pytest.approx(found["seconds"])
         left = world.timeline

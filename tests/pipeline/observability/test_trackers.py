@@ -56,7 +56,7 @@ NOW = RunStatus(
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     return run
 
 
@@ -72,17 +72,17 @@ def config_of(**metrics: Any) -> Config:
 
 
 def test_nothing_is_started_and_nothing_imported_that_is_not_asked_for(run: RunFolder) -> None:
-    assert trackers.start(config_of(), run) == []
-    assert list(trackers.complaints(MetricsConfig())) == []
+    assert trackers.start_trackers(config_of(), run) == []
+    assert list(trackers.tracker_problems(MetricsConfig())) == []
 
 
 # --- TensorBoard ------------------------------------------------------------------------
 
 
 def test_tensorboard_has_the_numbers_of_a_step(run: RunFolder) -> None:
-    records = Records(run, trackers=trackers.start(config_of(tensorboard=True), run))
+    records = Records(run, trackers=trackers.start_trackers(config_of(tensorboard=True), run))
     records.write("step", STEP)
-    records.live(NOW)
+    records.write_live(NOW)
     records.close()
     [file] = run.tensorboard.iterdir()
     content = file.read_bytes()
@@ -115,7 +115,7 @@ def documentation(port: int) -> dict[str, str]:
 @pytest.fixture
 def served(run: RunFolder) -> Iterator[tuple[int, Records]]:
     port = free_port()
-    records = Records(run, trackers=trackers.start(config_of(prometheus_port=port), run))
+    records = Records(run, trackers=trackers.start_trackers(config_of(prometheus_port=port), run))
     yield port, records
     records.close()
 
@@ -158,7 +158,7 @@ def test_prometheus_reads_the_newest_step_with_units_in_the_names(
 
 def test_prometheus_reads_what_the_run_does_now(served: tuple[int, Records]) -> None:
     port, records = served
-    records.live(NOW)
+    records.write_live(NOW)
     found = read(port)
     assert found["darts_response_tokens_total", ("trained",)] == 250
     assert found["darts_held_tokens", ("open",)] == 12
@@ -172,7 +172,7 @@ def test_prometheus_reads_what_the_run_does_now(served: tuple[int, Records]) -> 
     assert found["darts_peer_silence_seconds", ("e0",)] == 0.5
     assert found["darts_longest_wait_seconds", ()] == 0.0
     waits = tuple(WaitStatus(seconds=seconds, what="w") for seconds in (4.5, 2.0))
-    records.live(msgspec.structs.replace(NOW, waits=waits))
+    records.write_live(msgspec.structs.replace(NOW, waits=waits))
     assert read(port)["darts_longest_wait_seconds", ()] == 4.5
 
 
@@ -203,19 +203,19 @@ def test_a_port_in_use_is_complained_of_before_anything_starts_and_at_the_start(
     served: tuple[int, Records], run: RunFolder
 ) -> None:
     port, _ = served
-    [complaint] = trackers.complaints(MetricsConfig(prometheus_port=port))
+    [complaint] = trackers.tracker_problems(MetricsConfig(prometheus_port=port))
     assert complaint.startswith("metrics.prometheus_port: cannot listen on 127.0.0.1:")
     assert "in use" in complaint
     with pytest.raises(trackers.TrackerError, match=r"metrics\.prometheus_port: .* in use"):
-        trackers.start(config_of(prometheus_port=port, tensorboard=True), run)
+        trackers.start_trackers(config_of(prometheus_port=port, tensorboard=True), run)
 
 
 def test_the_port_is_free_again_after_the_end(run: RunFolder) -> None:
     port = free_port()
     for _ in range(2):
-        [tracker] = trackers.start(config_of(prometheus_port=port), run)
+        [tracker] = trackers.start_trackers(config_of(prometheus_port=port), run)
         tracker.close()
-    assert list(trackers.complaints(MetricsConfig(prometheus_port=port))) == []
+    assert list(trackers.tracker_problems(MetricsConfig(prometheus_port=port))) == []
 
 
 # --- W&B --------------------------------------------------------------------------------
@@ -262,9 +262,9 @@ def test_wandb_gets_the_runs_name_its_configuration_and_figures_over_steps(
     run: RunFolder, wandb: StandIn
 ) -> None:
     config = config_of(wandb="sums")
-    records = Records(run, trackers=trackers.start(config, run))
+    records = Records(run, trackers=trackers.start_trackers(config, run))
     records.write("step", STEP)
-    records.live(NOW)
+    records.write_live(NOW)
     records.close()
     [init] = wandb.inits
     assert (init["project"], init["name"], init["resume"]) == ("sums", "r", "allow")
@@ -280,7 +280,7 @@ def test_wandb_gets_the_runs_name_its_configuration_and_figures_over_steps(
 
 def test_wandb_goes_on_with_the_same_run_after_a_resume(run: RunFolder, wandb: StandIn) -> None:
     for resumed_step in (-1, 2):
-        trackers.start(config_of(wandb="sums"), run, resumed_step)
+        trackers.start_trackers(config_of(wandb="sums"), run, resumed_step)
     first, second = (init["id"] for init in wandb.inits)
     assert first == second == run.wandb_id.read_text().strip()
 
@@ -290,7 +290,7 @@ def test_what_wandb_refuses_is_an_error_that_names_key_and_cure(
 ) -> None:
     wandb.refuses = "api_key not configured"
     with pytest.raises(trackers.TrackerError) as caught:
-        trackers.start(config_of(wandb="sums"), run)
+        trackers.start_trackers(config_of(wandb="sums"), run)
     for part in ("metrics.wandb: api_key not configured", "wandb login", "WANDB_MODE=offline"):
         assert part in str(caught.value)
 
@@ -300,11 +300,11 @@ def test_without_the_package_the_key_and_the_extra_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.complaints(MetricsConfig(wandb="sums"))
+    [complaint] = trackers.tracker_problems(MetricsConfig(wandb="sums"))
     assert complaint.startswith("metrics.wandb: found 'sums'")
     assert "pip install 'darts-rl[wandb]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
-        trackers.start(config_of(wandb="sums"), run)
+        trackers.start_trackers(config_of(wandb="sums"), run)
 
 
 # --- MLflow -----------------------------------------------------------------------------
@@ -326,10 +326,10 @@ def test_mlflow_has_the_settings_and_the_figures_over_steps_and_a_resume_goes_on
 ) -> None:
     config = config_of(mlflow="sums")
     for resumed_step, step in ((-1, 3), (3, 4)):
-        records = Records(run, trackers=trackers.start(config, run, resumed_step))
+        records = Records(run, trackers=trackers.start_trackers(config, run, resumed_step))
         records.write("step", {**STEP, "step": step})
         records.write("eval", {"step": step, "accuracy": 0.5, "pass@4": 0.75})
-        records.live(NOW)
+        records.write_live(NOW)
         records.close()
     [experiment] = [e for e in mlflow.search_experiments() if e.name == "sums"]
     [found] = mlflow.search_runs([experiment.experiment_id])
@@ -344,7 +344,7 @@ def test_mlflow_has_the_settings_and_the_figures_over_steps_and_a_resume_goes_on
 def test_mlflow_that_fails_in_a_run_is_left_out_and_ends_nothing(
     run: RunFolder, mlflow: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    [tracker] = started = trackers.start(config_of(mlflow="sums"), run)
+    [tracker] = started = trackers.start_trackers(config_of(mlflow="sums"), run)
 
     def refuse(*given: Any, **named: Any) -> None:
         raise OSError("no space left on device")
@@ -368,7 +368,7 @@ def test_what_mlflow_refuses_is_an_error_that_names_key_and_cure(
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(trackers.TrackerError) as caught:
-        trackers.start(config_of(mlflow="sums"), run)
+        trackers.start_trackers(config_of(mlflow="sums"), run)
     assert str(caught.value).startswith("metrics.mlflow: ")
     assert "set MLFLOW_TRACKING_URI to a server" in str(caught.value)
 
@@ -400,9 +400,9 @@ def test_trackio_gets_the_runs_name_and_figures_over_steps(
 ) -> None:
     module = TrackioStandIn()
     monkeypatch.setitem(sys.modules, "trackio", module)
-    records = Records(run, trackers=trackers.start(config_of(trackio="sums"), run))
+    records = Records(run, trackers=trackers.start_trackers(config_of(trackio="sums"), run))
     records.write("step", STEP)
-    records.live(NOW)
+    records.write_live(NOW)
     records.close()
     [init] = module.inits
     assert (init["project"], init["name"], init["resume"]) == ("sums", "r", "allow")
@@ -417,8 +417,8 @@ def test_a_tracker_without_its_package_is_told_of_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    [complaint] = trackers.complaints(config_of(**{package: "sums"}).metrics)
+    [complaint] = trackers.tracker_problems(config_of(**{package: "sums"}).metrics)
     assert complaint.startswith(f"metrics.{package}: found 'sums'")
     assert f"pip install 'darts-rl[{package}]'" in complaint
     with pytest.raises(trackers.TrackerError, match="pip install"):
-        trackers.start(config_of(**{package: "sums"}), run)
+        trackers.start_trackers(config_of(**{package: "sums"}), run)

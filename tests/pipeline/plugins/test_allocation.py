@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pipeline.plugins.budgets._allocation import (
     BudgetError,
     Floats,
-    allocate,
     allocate_by_finish,
+    allocate_candidates,
     mth_finish,
 )
 
@@ -47,7 +47,7 @@ def test_greedy_allocation_is_the_best_of_all_that_there_are(
 ):
     prompts, high = len(deviations), low + room
     total = prompts * low + round(share * prompts * room)
-    found = allocate(deviations, total=total, low=low, high=high).tolist()
+    found = allocate_candidates(deviations, total=total, low=low, high=high).tolist()
     assert found == one_at_a_time(deviations, total, low, high)
     every = itertools.product(range(low, high + 1), repeat=prompts)
     best = min(objective(deviations, counts) for counts in every if sum(counts) == total)
@@ -64,13 +64,13 @@ def test_allocation_equals_the_heap_of_single_candidates(
     deviations: list[float], low: int, room: int, share: float
 ):
     total = len(deviations) * low + round(share * len(deviations) * room)
-    found = allocate(deviations, total=total, low=low, high=low + room).tolist()
+    found = allocate_candidates(deviations, total=total, low=low, high=low + room).tolist()
     assert found == one_at_a_time(deviations, total, low, low + room)
 
 
 def test_equal_deviations_get_equal_shares_and_the_rest_goes_to_the_earliest():
-    assert allocate([5.0] * 4, total=38, low=8, high=16).tolist() == [10, 10, 9, 9]
-    assert allocate([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist() == [6, 3, 3]
+    assert allocate_candidates([5.0] * 4, total=38, low=8, high=16).tolist() == [10, 10, 9, 9]
+    assert allocate_candidates([30.0, 10.0, 10.0], total=12, low=2, high=8).tolist() == [6, 3, 3]
 
 
 def relaxed(deviations: Floats, total: int, low: int, high: int) -> float:
@@ -92,7 +92,7 @@ def test_allocation_of_a_large_batch_reaches_the_bound_of_the_convex_relaxation(
 ):
     deviations = np.random.default_rng(prompts).lognormal(4, 0.8, prompts)
     total = round(mean * prompts)
-    found = allocate(deviations, total=total, low=low, high=high)
+    found = allocate_candidates(deviations, total=total, low=low, high=high)
     assert found.sum() == total
     assert low <= found.min() <= found.max() <= high
     bound = relaxed(deviations, total, low, high)
@@ -182,7 +182,7 @@ def test_allocation_by_finish_prefers_the_long_of_two_that_vary_alike():
 )
 def test_what_does_not_fit_is_refused(deviations: list[float], total: int, complaint: str):
     with pytest.raises(BudgetError, match=complaint):
-        allocate(deviations, total=total, low=8, high=16)
+        allocate_candidates(deviations, total=total, low=8, high=16)
     with pytest.raises(BudgetError, match=complaint):
         allocate_by_finish([50.0] * 2, deviations, size=8, total=total, low=8, high=16)
 

@@ -258,6 +258,6 @@ def test_every_plugin_of_the_house_is_found_and_takes_its_options(kind: str):
     for name in registry.builtin_names(kind):
         if name == "http":
             continue  # asks its server when it is built
-        cls = registry.find(kind, name)
+        cls = registry.find_plugin(kind, name)
         options = registry.options_type(cls)
         assert cls(options(**needed.get(name, {})))

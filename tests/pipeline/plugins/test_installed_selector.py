@@ -15,9 +15,9 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
 
 def darts(*arguments: str, site: Path, limit_s: float = 100) -> subprocess.CompletedProcess[str]:
-    """The `darts` command, with `site` as one more place of installed packages."""
+    """The `darts` command of this tree, with `site` as one more place of installed packages."""
     command = [str(Path(sys.prefix) / "bin" / "darts"), *arguments]
-    env = os.environ | {"PYTHONPATH": str(site)}
+    env = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit_s
     )

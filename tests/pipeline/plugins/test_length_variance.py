@@ -13,7 +13,7 @@ import pytest
 from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._censored import fit, lognormal, moments
+from pipeline.plugins.budgets._censored import fit_lognormal, lognormal, moments
 from pipeline.plugins.budgets._utility import Lengths, Utility
 from pipeline.plugins.budgets.length_variance import LengthVariance, LengthVarianceOptions
 from pipeline.plugins.testing import option_problems
@@ -198,7 +198,7 @@ def test_law_is_found_again_though_the_longest_are_cut(share: float):
     bound = np.quantile(lengths, 1 - share)
     cut = lengths > bound
     seen = np.minimum(lengths, bound).astype(int).tolist()
-    law = fit(seen, cut.tolist())
+    law = fit_lognormal(seen, cut.tolist())
     assert (law.centre, law.spread) == pytest.approx((6, 0.6), abs=0.02)
     mean, variance = moments(seen, cut.tolist(), math.inf) or (0.0, 0.0)
     assert mean == pytest.approx(math.exp(6 + 0.18), rel=0.03)
@@ -346,5 +346,5 @@ def test_settings_that_cannot_be_are_told_with_their_rule(
 
 
 def test_it_is_found_by_name_with_its_options():
-    assert registry.find("budget", "length_variance") is LengthVariance
+    assert registry.find_plugin("budget", "length_variance") is LengthVariance
     assert registry.options_type(LengthVariance) is LengthVarianceOptions

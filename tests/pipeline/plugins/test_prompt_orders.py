@@ -155,7 +155,9 @@ def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
             SourceConfig(path=str(tmp_path / "a.jsonl"), weight=weight),
             SourceConfig(path=str(tmp_path / "[bc].jsonl")),
         )
-        return fingerprint.take(Config(model=str(tmp_path), data=DataConfig(train=sources)))
+        return fingerprint.fingerprint_of(
+            Config(model=str(tmp_path), data=DataConfig(train=sources))
+        )
 
     def changed(before: fingerprint.Fingerprint, after: fingerprint.Fingerprint) -> list[str]:
         found = fingerprint.differences(before, after, "mine.yaml")

@@ -30,12 +30,12 @@ from tests.paths import ROOT
 
 
 def reward(name: str, **options: Any) -> Any:
-    cls = registry.find("reward", name)
+    cls = registry.find_plugin("reward", name)
     return cls(msgspec.convert(options, registry.options_type(cls)))
 
 
 def problems(name: str, **options: Any) -> list[str]:
-    return option_problems(registry.options_type(registry.find("reward", name)), **options)
+    return option_problems(registry.options_type(registry.find_plugin("reward", name)), **options)
 
 
 # --- math -------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_concise_confident_names_every_option_out_of_range():
 # --- every selector --------------------------------------------------------------------------
 
 EVERY: list[interfaces.Selector] = [
-    *(registry.find("selector", name)() for name in registry.builtin_names("selector")),
+    *(registry.find_plugin("selector", name)() for name in registry.builtin_names("selector")),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
     DualEnd(DualEndOptions(prune_at=1.5)),

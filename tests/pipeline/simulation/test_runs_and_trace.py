@@ -205,7 +205,7 @@ def test_wider_tails_pay_more():
 def test_the_trace_is_valid_and_every_leg_is_in_it_once_with_its_fate():
     trace = Tracer()
     simulation = played(TINY, METHODS["darts_barrier"], trace)
-    document = json.loads(json.dumps(trace.document()))
+    document = json.loads(json.dumps(trace.trace_document()))
     rows = checked_spans(document)
     legs = [s for (process, row), spans in rows.items() if process >= ENGINE and row for s in spans]
     ledger = simulation.coordinator.core.ledger.accounts
@@ -242,7 +242,7 @@ def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
     frame = broken.flush(simulation.now, frozenset({1}))
     simulation.tell(msgspec.structs.replace(frame, sequence=frame.sequence + 5))  # a gap
     simulation.run()
-    rows = checked_spans(trace.document())
+    rows = checked_spans(trace.trace_document())
     names = {s["name"] for (process, row), spans in rows.items() if process >= ENGINE and row
              for s in spans}  # fmt: skip
     assert "lost" in names
@@ -253,7 +253,7 @@ def test_a_trace_with_slow_rewards_and_lost_engines_is_whole(method: str):
 def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
     trace = Tracer()
     played(TINY, METHODS["first_m"], trace)
-    document = trace.document()
+    document = trace.trace_document()
     checked_spans(document)
     found = arrows(document)
     assert len(found) == 3 * TINY.prompts * TINY.size
@@ -265,5 +265,5 @@ def test_arrows_lead_from_the_last_chunk_over_the_choice_to_the_training():
 def test_a_trace_can_be_of_some_steps_only():
     trace = Tracer(first=1, last=1)
     played(TINY, METHODS["first_m"], trace)
-    steps = [s["name"] for s in checked_spans(trace.document())[STAGE, 1]]
+    steps = [s["name"] for s in checked_spans(trace.trace_document())[STAGE, 1]]
     assert steps == ["step 2"]

@@ -78,7 +78,7 @@ PLUGINS = [
 def coordinator_with(kind: str, name: str, options: dict[str, Any]) -> Coordinator:
     made: dict[str, Any] = {}
     for each, (usual, usual_options) in BASE.items():
-        cls = registry.find(each, name if each == kind else usual)
+        cls = registry.find_plugin(each, name if each == kind else usual)
         given = options if each == kind else usual_options
         extra = {"seed": SETTINGS.seed} if each == "prompt_order" else {}
         made[each] = cls(registry.options_type(cls)(**given), **extra)

@@ -17,8 +17,8 @@ import sys, time
 from pathlib import Path
 from pipeline.system.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]))
-run.create()
-run.hold()
+run.make_folders()
+run.hold_lock()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -32,7 +32,7 @@ def test_a_name_that_could_hurt_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "run-2_b.1", "x" * 64])
 def test_a_plain_name_is_fine(tmp_path: Path, name: str) -> None:
-    RunFolder(tmp_path / name).create()
+    RunFolder(tmp_path / name).make_folders()
     assert os.stat(tmp_path / name).st_mode & 0o777 == 0o700
 
 
@@ -48,13 +48,13 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
     try:
         assert first.stdout.readline() == b"held\n"
         second = RunFolder(tmp_path / "r")
-        second.create()
+        second.make_folders()
         with pytest.raises(RunError, match=f"in use by process {first.pid}, running since"):
-            second.hold()
+            second.hold_lock()
         first.send_signal(signal.SIGKILL)
         first.wait()
-        second.hold()  # the system frees the lock of the dead
-        second.release()
+        second.hold_lock()  # the system frees the lock of the dead
+        second.release_lock()
     finally:
         first.kill()
         first.wait()
@@ -63,18 +63,18 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
 
 def test_a_lock_given_back_can_be_taken_again(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "r"), RunFolder(tmp_path / "r")
-    first.create()
-    first.hold()
+    first.make_folders()
+    first.hold_lock()
     with pytest.raises(RunError):
-        second.hold()
-    first.release()
-    second.hold()
-    second.release()
+        second.hold_lock()
+    first.release_lock()
+    second.hold_lock()
+    second.release_lock()
 
 
 def test_every_start_has_a_higher_incarnation(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r")
-    run.create()
+    run.make_folders()
     assert [RunFolder(tmp_path / "r").next_incarnation() for _ in range(3)] == [1, 2, 3]
 
 

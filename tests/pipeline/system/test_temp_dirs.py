@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system import temp_dirs
-from pipeline.system.temp_dirs import name_of, own_directory, shared_directory, sweep
+from pipeline.system.temp_dirs import name_of, own_directory, remove_orphans, shared_directory
 
 NOBODY = 65534
 LEAVER = """
@@ -54,13 +54,13 @@ def test_what_a_killed_process_has_left_is_swept_at_the_next_start(place: Path) 
     assert leaver.stdout is not None
     made = Path(leaver.stdout.readline().decode().strip())
     try:
-        assert sweep() == []
+        assert remove_orphans() == []
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     finally:
         leaver.send_signal(signal.SIGKILL)
         leaver.wait()
         leaver.stdout.close()
-    assert sweep() == [made]
+    assert remove_orphans() == [made]
     assert not made.exists()
 
 
@@ -72,7 +72,7 @@ def test_of_the_living_and_of_others_nothing_is_swept(place: Path) -> None:
     for directory in (unsigned, foreign):
         directory.mkdir()
     link.symlink_to(mine)
-    assert sweep() == []
+    assert remove_orphans() == []
     assert all(path.is_dir() for path in (mine, shared, unsigned, foreign, link))
 
 
@@ -81,7 +81,7 @@ def test_a_directory_of_our_name_that_belongs_to_somebody_else_is_left_alone(pla
     theirs = place / name_of(dead_pid(), "ab12-run")
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
-    assert sweep() == []
+    assert remove_orphans() == []
     assert theirs.is_dir()
 
 
@@ -90,14 +90,14 @@ def test_a_process_id_that_was_given_again_keeps_nothing_alive(place: Path) -> N
     world, _, started = (old / ".owner").read_text().partition(" ")
     (old / ".owner").write_text(f"{world} {int(started) - 1}")
     (elsewhere / ".owner").write_text(f"pid:[1] {int(started) - 1}")
-    assert sweep() == [old]
+    assert remove_orphans() == [old]
     assert elsewhere.is_dir(), "a container that shares our memory has processes of its own"
 
 
 def test_a_directory_without_a_signature_ends_with_its_process(place: Path) -> None:
     left = place / name_of(dead_pid(), "ab12-run")
     left.mkdir()
-    assert sweep() == [left]
+    assert remove_orphans() == [left]
 
 
 def test_what_was_left_below_a_run_is_swept_when_it_is_looked_at(
@@ -106,5 +106,5 @@ def test_what_was_left_below_a_run_is_swept_when_it_is_looked_at(
     run = tmp_path_factory.mktemp("run")
     left = run / name_of(dead_pid(), "ab12-run")
     left.mkdir()
-    assert sweep() == []
-    assert sweep(run) == [left]
+    assert remove_orphans() == []
+    assert remove_orphans(run) == [left]

@@ -71,7 +71,7 @@ def test_traces_use_the_alphabet_only_and_never_its_special_characters():
     letters = set(chain_sums.ALPHABET) - {chain_sums.PAD, chain_sums.EOS}
     for _ in range(500):
         terms = chain_sums.draw_terms("train", rng)
-        assert set(chain_sums.prompt(terms) + chain_sums.trace(terms, rng)[0]) <= letters
+        assert set(chain_sums.prompt_of(terms) + chain_sums.trace(terms, rng)[0]) <= letters
 
 
 def test_the_shipped_tokenizer_gives_back_every_text_one_token_a_character():
@@ -80,7 +80,7 @@ def test_the_shipped_tokenizer_gives_back_every_text_one_token_a_character():
     rng = Random(0)
     for _ in range(50):
         terms = chain_sums.draw_terms("train", rng)
-        text = chain_sums.prompt(terms) + chain_sums.trace(terms, rng)[0]
+        text = chain_sums.prompt_of(terms) + chain_sums.trace(terms, rng)[0]
         ids = tokenizer.encode(text)
         assert ids == [chain_sums.ALPHABET.index(character) for character in text]
         assert tokenizer.decode(ids) == text

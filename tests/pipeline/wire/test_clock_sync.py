@@ -13,14 +13,14 @@ from pipeline.wire.messages import LegTimes, Span
 def test_within_one_boot_the_clocks_are_one():
     assert boot_id() == boot_id() != ""
     clock = PeerClock(100.0, 103.0, same=True)  # three seconds late in hearing of it
-    clock.beat(200.0, 195.0, 190.0, 1.0)
-    assert clock.offset == clock.error == 0.0
+    clock.add_heartbeat(200.0, 195.0, 190.0, 1.0)
+    assert clock.offset_s == clock.error_s == 0.0
 
 
 def test_until_a_heartbeat_comes_the_join_tells_the_offset_and_nothing_bounds_its_error():
     clock = PeerClock(10.0, 500.0, same=False)
-    assert clock.offset == 490.0
-    assert math.isinf(clock.error)
+    assert clock.offset_s == 490.0
+    assert math.isinf(clock.error_s)
 
 
 def test_the_shortest_round_trip_tells_the_offset_within_half_of_itself():
@@ -31,16 +31,16 @@ def test_the_shortest_round_trip_tells_the_offset_within_half_of_itself():
     for _ in range(200):
         there, held, back = draw.expovariate(50), draw.uniform(0, 1), draw.expovariate(50)
         echo, now = now, now + there + held + back
-        clock.beat(now, now - back - truth, echo, held)
-        assert abs(clock.offset - truth) <= clock.error
+        clock.add_heartbeat(now, now - back - truth, echo, held)
+        assert abs(clock.offset_s - truth) <= clock.error_s
         now += 1.0
-    assert clock.error < 0.005
+    assert clock.error_s < 0.005
 
 
 def test_an_echo_that_cannot_be_is_left_out():
     clock = PeerClock(0.0, 10.0, same=False)
-    clock.beat(now=20.0, theirs=9.0, echo=19.0, held=5.0)  # held longer than the trip took
-    assert clock.offset == 10.0
+    clock.add_heartbeat(now=20.0, theirs=9.0, echo=19.0, held=5.0)  # held longer than the trip took
+    assert clock.offset_s == 10.0
 
 
 def test_what_a_peer_stamps_is_moved_into_our_clock():

@@ -18,14 +18,14 @@ import zmq
 from pipeline.wire import client as links
 from pipeline.wire import curve_auth as guards
 from pipeline.wire.client import StageClient
-from pipeline.wire.codec import encode
+from pipeline.wire.codec import encode_message
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import (
     KeyOwner,
     ListenKeys,
     PeerKeys,
     TransportError,
-    complaint,
+    endpoint_problem,
     read_private,
     write_private,
 )
@@ -65,8 +65,8 @@ def listen_keys() -> ListenKeys:
 @pytest.fixture
 async def server(tmp_path: Path, listen_keys: ListenKeys) -> AsyncIterator[StageServer]:
     server = StageServer(tmp_path / "s", listen_keys)
-    server.open()
-    serving = asyncio.create_task(server.attend())
+    server.open_sockets()
+    serving = asyncio.create_task(server.serve_peers())
     yield server
     serving.cancel()
     await asyncio.wait([serving])
@@ -102,9 +102,9 @@ async def nothing_heard(server: StageServer, seconds: float = 0.5) -> None:
 
 
 async def until_refused(server: StageServer, count: int = 1) -> None:
-    assert server.guard is not None
+    assert server.curve_auth is not None
     async with asyncio.timeout(SECONDS):
-        while server.guard.refused < count:  # noqa: ASYNC110
+        while server.curve_auth.refused < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -156,7 +156,7 @@ async def test_with_nobody_to_ask_known_keys_are_refused_too(
     Bound: nothing heard in 1 s.
     """
     server = StageServer(tmp_path / "s", listen_keys)
-    server.open()  # but `attend` does not run
+    server.open_sockets()  # but `attend` does not run
     with link_with(ticket_with(listen_keys), join_of("e0")):
         await nothing_heard(server, 1.0)
     server.close()
@@ -174,8 +174,8 @@ async def test_a_peer_that_is_denied_tries_again_and_ends_by_naming_the_reason(
         message = await got(inbox)
     assert isinstance(message, Refused)
     assert message.why.endswith(": the stage does not know this key")
-    assert server.guard is not None
-    assert server.guard.refused > 1
+    assert server.curve_auth is not None
+    assert server.curve_auth.refused > 1
 
 
 @pytest.mark.fault("a key becomes known only after the first attempt", part="peers", by="socket")
@@ -237,7 +237,7 @@ async def test_an_identity_cannot_be_taken_over_by_another_key(
                 guards.show_peer_keys(dealer, ticket_with(listen_keys, keys=keys))
                 dealer.connect(listen_keys.control)
                 number = (0 if expected else 1).to_bytes(8, "little")
-                dealer.send_multipart([number, encode(join_of("e0" if expected else "e1"))])
+                dealer.send_multipart([number, encode_message(join_of("e0" if expected else "e1"))])
                 async with asyncio.timeout(SECONDS):
                     if expected:
                         await server.receive_control()
@@ -258,9 +258,9 @@ async def test_tokens_come_with_the_key_of_their_sender(
         client.send_tokens(header, b"", b"")
         async with asyncio.timeout(SECONDS):
             parts, key = await server.receive_tokens()
-    assert parts == [encode(header), b"", b""]
-    assert server.admits(key, "engine", "e0")
-    assert not server.admits(key, "engine", "e1")
+    assert parts == [encode_message(header), b"", b""]
+    assert server.admits_key(key, "engine", "e0")
+    assert not server.admits_key(key, "engine", "e1")
 
 
 @pytest.mark.fault(
@@ -302,11 +302,11 @@ async def test_every_interface_is_refused_unless_it_is_asked_for(
     Bound: at its start.
     """
     endpoint = f"tcp://{host}:40001"
-    assert complaint(endpoint, exposed=True) == ""
+    assert endpoint_problem(endpoint, exposed=True) == ""
     wide = msgspec.structs.replace(listen_keys, control=endpoint)
     server = StageServer(tmp_path / "s", wide)
     with pytest.raises(TransportError, match=r"name one, or set nodes\.expose"):
-        server.open()
+        server.open_sockets()
     server.close()
 
 
@@ -319,7 +319,7 @@ async def test_a_taken_port_is_named(
     """
     other = StageServer(tmp_path / "t", listen_keys)
     with pytest.raises(TransportError, match=f"cannot listen at {listen_keys.control}"):
-        other.open()
+        other.open_sockets()
     other.close()
 
 
@@ -339,7 +339,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, listen_keys: ListenKe
 def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("{}")
     (tmp_path / "x").chmod(0o600)
-    with pytest.raises(TransportError, match="x: no key file of darts"):
+    with pytest.raises(TransportError, match="x: not a key file of darts"):
         read_private(tmp_path / "x", PeerKeys)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.wire import codec, messages
-from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, encode
+from pipeline.wire.codec import decode_from_peer, decode_to_peer, decode_tokens, encode_message
 from pipeline.wire.messages import (
     AbortLegs,
     Alive,
@@ -117,7 +117,7 @@ def batch(*chunks: ChunkHead, **other: Any) -> TokenBatch:
 
 def parts(header: TokenBatch, tokens: list[int], logprobs: list[float]) -> list[bytes]:
     return [
-        encode(header),
+        encode_message(header),
         np.array(tokens, "<i4").tobytes(),
         np.array(logprobs, "<f4").tobytes(),
     ]
@@ -129,12 +129,12 @@ GOOD = parts(TWO, [5, 6, 1], [-0.5, 0.0, -2.0])
 
 @pytest.mark.parametrize("message", FROM_PEER, ids=named)
 def test_what_a_peer_sends_comes_back_equal(message: Message) -> None:
-    assert decode_from_peer(encode(message)) == message
+    assert decode_from_peer(encode_message(message)) == message
 
 
 @pytest.mark.parametrize("message", TO_PEER, ids=named)
 def test_what_the_stage_sends_comes_back_equal(message: Message) -> None:
-    assert decode_to_peer(encode(message)) == message
+    assert decode_to_peer(encode_message(message)) == message
 
 
 def test_every_message_has_a_round_trip_here() -> None:
@@ -180,7 +180,7 @@ def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
         ([*GOOD, b""], "4 parts, expected 3"),
         ([GOOD[0], GOOD[1][:-4], GOOD[2]], "tokens: 8 bytes for 3 tokens"),
         ([GOOD[0], GOOD[1], GOOD[2] + b"\0"], "logprobs: 13 bytes for 3 tokens"),
-        ([encode(batch(ChunkHead(7, 0, 0, 2**53, 3))), b"", b""], "tokens: 0 bytes"),
+        ([encode_message(batch(ChunkHead(7, 0, 0, 2**53, 3))), b"", b""], "tokens: 0 bytes"),
         (parts(batch(ChunkHead(7, 0, 0, 0, 3, "done")), [], []), "finish 'done' of trajectory 7"),
     ],
     ids=["few parts", "many parts", "few tokens", "ragged", "huge count", "unknown finish"],
@@ -193,7 +193,7 @@ def test_counts_that_do_not_add_up_are_refused(frames: list[bytes], why: str) ->
 @pytest.mark.parametrize("name", ["", "a" * 65, "../e0", "e 0", "é"])
 def test_a_name_that_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(WireError):
-        decode_from_peer(encode(Join(protocol=1, role="engine", name=name)))
+        decode_from_peer(encode_message(Join(protocol=1, role="engine", name=name)))
 
 
 def with_raw(message: dict[str, Any], key: str, raw: bytes) -> bytes:
@@ -279,7 +279,7 @@ def mutated(frame: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
 def test_only_wire_errors_leave_the_decoding_of_a_broken_control_frame(
     message: Message, changes: list[tuple[str, int, bytes]]
 ) -> None:
-    frame = mutated(encode(message), changes)
+    frame = mutated(encode_message(message), changes)
     for decode in (decode_from_peer, decode_to_peer):
         try:
             decode(frame)

@@ -20,7 +20,7 @@ import zmq
 
 from pipeline.wire import client as links
 from pipeline.wire.client import StageClient
-from pipeline.wire.codec import decode_tokens, encode
+from pipeline.wire.codec import decode_tokens, encode_message
 from pipeline.wire.keys import TransportError, addresses
 from pipeline.wire.messages import (
     Alive,
@@ -65,7 +65,7 @@ def link_to(directory: Path, beat_s: float = 0.02) -> Iterator[tuple[StageClient
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[StageServer]:
     server = StageServer(tmp_path / "s")
-    server.open()
+    server.open_sockets()
     yield server
     server.close()
 
@@ -122,7 +122,7 @@ async def test_a_peer_that_started_first_joins_when_the_stage_comes(tmp_path: Pa
     with link_to(tmp_path / "s") as (_, inbox):
         await asyncio.sleep(0.2)  # several joins into the void
         server = StageServer(tmp_path / "s")
-        server.open()
+        server.open_sockets()
         server.send(await joined(server), WELCOME)
         assert await inbox.get() == WELCOME
     server.close()
@@ -133,7 +133,7 @@ async def test_join_is_repeated_until_welcomed_then_heartbeats_follow(server: St
         identity = await joined(server)
         assert await joined(server) == identity
         server.send(identity, WELCOME)
-        client.working("sampling", 5.0)
+        client.set_activity("sampling", 5.0)
         _, beat = await heard(server, lambda m: isinstance(m, Heartbeat) and m.progress > 0)
         assert (beat.progress, beat.activity, beat.budget_s) == (1, "sampling", 5.0)
         server.send(identity, Alive(clock_s=7.5))
@@ -257,7 +257,7 @@ async def test_frames_that_are_no_messages_are_counted_and_the_next_one_is_read(
     """Promise: each is an error that names its sender, and the next good one is read.
     Bound: at that frame.
     """
-    good = encode(JOIN)
+    good = encode_message(JOIN)
 
     def number(n: int) -> bytes:
         return n.to_bytes(8, "little")
@@ -282,7 +282,7 @@ async def test_a_gap_in_the_control_sequence_is_noticed(server: StageServer) -> 
     """
     with stranger(server) as socket:
         for number in (0, 2, 3):
-            socket.send_multipart([number.to_bytes(8, "little"), encode(JOIN)])
+            socket.send_multipart([number.to_bytes(8, "little"), encode_message(JOIN)])
         async with asyncio.timeout(SECONDS):
             await server.receive_control()
             with pytest.raises(WireError, match="control message 2, expected 1"):
@@ -293,7 +293,7 @@ async def test_a_gap_in_the_control_sequence_is_noticed(server: StageServer) -> 
 async def test_only_the_owner_may_enter_the_directory(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir(mode=0o755)
     server = StageServer(tmp_path / "s")
-    server.open()
+    server.open_sockets()
     assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o700
     server.close()
     assert list((tmp_path / "s").iterdir()) == []
@@ -305,7 +305,7 @@ def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None
         StageClient(directory, JOIN, lambda m: None)
     server = StageServer(directory)
     with pytest.raises(TransportError, match="x: longer than"):
-        server.open()
+        server.open_sockets()
     server.close()
 
 
@@ -326,7 +326,7 @@ async def test_a_closed_link_writes_into_no_file_that_came_after_it(
 def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
     async def everything() -> None:
         server = StageServer(tmp_path / "s")
-        server.open()
+        server.open_sockets()
         with link_to(server.directory) as (client, _):
             server.send(await joined(server), WELCOME)
 
@@ -350,13 +350,13 @@ def test_many_threads_may_send_at_once(tmp_path: Path) -> None:
     asyncio.run(everything())
 
 
-DEAF_PEER = """
+HUNG_PEER = """
 import sys, time
 from pathlib import Path
 from pipeline.wire.client import StageClient
 from pipeline.wire.messages import PROTOCOL, Join
 join = Join(protocol=PROTOCOL, role="engine", name="e0", slots=1)
-StageClient(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, deaf_s=0.5).start()
+StageClient(Path(sys.argv[1]), join, lambda message: None, heartbeat_s=0.1, hung_s=0.5).start()
 time.sleep(60)
 """
 
@@ -368,10 +368,10 @@ async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_li
     server: StageServer,
 ) -> None:
     """Promise: its connection's thread ends the process, if there was a reason to end it.
-    Bound: `DEAF_S` (20 s, here 0.5 s) after the word.
+    Bound: `HUNG_S` (20 s, here 0.5 s) after the word.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DEAF_PEER, str(server.directory)
+        sys.executable, "-c", HUNG_PEER, str(server.directory)
     )
     try:
         identity, _ = await heard(server, lambda m: isinstance(m, Join))
@@ -381,7 +381,7 @@ async def test_a_process_that_does_not_hear_that_it_is_to_end_is_ended_by_its_li
         assert process.returncode is None, "no fault: it may take its time"
         server.send(identity, Shutdown(why="it stands still"))
         async with asyncio.timeout(SECONDS):
-            assert await process.wait() == links.DEAF
+            assert await process.wait() == links.HUNG
     finally:
         if process.returncode is None:
             process.kill()

@@ -18,7 +18,7 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import KeyOwner, ListenKeys, PeerKeys, TransportError
 from pipeline.wire.messages import Manifest
 from pipeline.wire.server import StageServer
-from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch
+from pipeline.wire.weight_transfer import FILE, PIECE_BYTES, fetch_weights
 from tests.pipeline.wire.test_curve_auth import free_endpoints
 
 SERVER, E0, STRANGER = new_pair(), new_pair(), new_pair()
@@ -39,8 +39,8 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
         allowed={E0.public: KeyOwner("engine", "e0")},
     )
     server = StageServer(tmp_path / "s", listen_keys, published.parent)
-    server.open()
-    serving = asyncio.create_task(server.attend())
+    server.open_sockets()
+    serving = asyncio.create_task(server.serve_peers())
     yield PeerKeys(control=control, data=data, weights=weights, server=SERVER.public, keys=E0)
     serving.cancel()
     await asyncio.wait([serving])
@@ -48,7 +48,7 @@ async def peer_keys(tmp_path: Path) -> AsyncIterator[PeerKeys]:
 
 
 def whole(peer_keys: PeerKeys, version: int = 3, total: int = len(CONTENT)) -> bytes:
-    return b"".join(fetch(peer_keys, version, total, patience_s=1.0))
+    return b"".join(fetch_weights(peer_keys, version, total, patience_s=1.0))
 
 
 def manifest_of(content: bytes = CONTENT, version: int = 3) -> Manifest:
@@ -74,7 +74,7 @@ async def test_a_version_that_is_gone_or_of_another_size_is_named(peer_keys: Pee
     """Promise: it is an error that names the version, or the byte.
     Bound: at the first piece.
     """
-    with pytest.raises(TransportError, match="version 4 is not published any more"):
+    with pytest.raises(TransportError, match="version 4 is no longer published"):
         await asyncio.to_thread(whole, peer_keys, 4)
     with pytest.raises(TransportError, match="not the 7 bytes of its manifest, at byte 0"):
         await asyncio.to_thread(whole, peer_keys, 3, 7)
@@ -95,7 +95,9 @@ async def test_weights_are_for_bearers_of_a_key(
         server=SERVER.public,
         keys=STRANGER,
     )
-    with pytest.raises(TransportError, match=r"nothing came .* the stage does not know this key"):
+    with pytest.raises(
+        TransportError, match=r"nothing arrived .* the stage does not know this key"
+    ):
         await asyncio.to_thread(whole, other)
 
 
@@ -154,6 +156,6 @@ async def test_a_damaged_file_is_refused_and_leaves_nothing(
     """
     receiver = FetchingReceiver(peer_keys, tmp_path / "here")
     wrong = manifest_of(CONTENT[::-1])
-    with pytest.raises(WeightsError, match="damaged on the way"):
+    with pytest.raises(WeightsError, match="damaged in transit"):
         await asyncio.to_thread(receiver.receive, wrong)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["lock"]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import Plugin, WorkersConfig
-from pipeline.plugins.rewards._results import checked
+from pipeline.plugins.rewards._results import checked_score
 from pipeline.plugins.testing import sample_of
-from pipeline.workers.pool import Metrics, RewardFailed, RewardPool, Scored
+from pipeline.workers.pool import PoolStatistics, RewardFailed, RewardPool, Scored
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,7 +53,7 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
     Bound: one call; a crash is tried twice.
     """
     async with pool_of("by_response") as pool:
-        assert (await pool.score(sample_of("fine"))).value == 1.0
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
         for response, why in (
             ("raise", "ValueError: no such unit"),
             ("unpicklable", "UnpicklableError: a"),
@@ -65,19 +65,19 @@ async def test_bad_rewards_fail_alone_and_the_pool_goes_on(tmp_path: Path):
             ("segv", "its worker died twice: killed by SIGSEGV"),
         ):
             with pytest.raises(RewardFailed) as failed:
-                await pool.score(sample_of(response))
+                await pool.score_sample(sample_of(response))
             assert failed.value.why == why
             if response == "raise":
                 assert "reward_functions.py" in failed.value.traceback
         # a crash is tried once more, since it need not have been this call's fault
-        assert (await pool.score(sample_of(f"crash_once {tmp_path}/crashed"))).value == 0.5
-        assert (await pool.score(sample_of("print"))).value == 1.0
+        assert (await pool.score_sample(sample_of(f"crash_once {tmp_path}/crashed"))).value == 0.5
+        assert (await pool.score_sample(sample_of("print"))).value == 1.0
         metrics = pool.statistics()
         assert (metrics.called, metrics.failed, metrics.running, metrics.queued) == (11, 8, 0, 0)
-        assert pool.verdict is not None
-        assert "failed in 8 of the last 11 calls" in pool.verdict
-        assert "workers.fail_share 0.2" in pool.verdict
-        assert "its worker died twice: " in pool.verdict
+        assert pool.stop_reason is not None
+        assert "failed in 8 of the last 11 calls" in pool.stop_reason
+        assert "workers.fail_share 0.2" in pool.stop_reason
+        assert "its worker died twice: " in pool.stop_reason
 
 
 @pytest.mark.fault("a reward hangs", part="rewards", by="process")
@@ -89,11 +89,11 @@ async def test_a_hanging_call_is_killed_at_its_limit_with_what_it_started(tmp_pa
     async with pool_of("by_response", limit_s=0.7) as pool:
         began = time.monotonic()
         with pytest.raises(RewardFailed, match=r"took longer than workers\.limit_s 0\.7"):
-            await pool.score(sample_of(f"hang_with_child {note}"))
+            await pool.score_sample(sample_of(f"hang_with_child {note}"))
         assert time.monotonic() - began < 5
         child, worker = map(int, note.read_text().split())
         assert await eventually(lambda: not runs(worker) and not runs(child))
-        assert (await pool.score(sample_of("fine"))).value == 1.0
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
 
 
 @pytest.mark.fault("a group ends while its reward is judged", part="rewards", by="process")
@@ -103,24 +103,26 @@ async def test_a_cancelled_call_is_killed_and_counts_as_nothing(tmp_path: Path):
     """
     note = tmp_path / "pids"
     async with pool_of("by_response") as pool:
-        call = asyncio.ensure_future(pool.score(sample_of(f"hang_with_child {note}"), trajectory=7))
+        call = asyncio.ensure_future(
+            pool.score_sample(sample_of(f"hang_with_child {note}"), trajectory=7)
+        )
         assert await eventually(lambda: note.exists() and len(note.read_text().split()) == 2)
         assert pool.statistics().running == 1
-        pool.cancel(8)  # unknown: ignored
-        pool.cancel(7)
+        pool.cancel_call(8)  # unknown: ignored
+        pool.cancel_call(7)
         with pytest.raises(asyncio.CancelledError):
             await call
         child, worker = map(int, note.read_text().split())
         assert await eventually(lambda: not runs(worker) and not runs(child))
         assert (pool.statistics().called, pool.statistics().running) == (0, 0)
-        assert (await pool.score(sample_of("fine"))).value == 1.0
+        assert (await pool.score_sample(sample_of("fine"))).value == 1.0
 
 
 async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
     async with pool_of("together", batch=4, limit_s=2.0, fail_share=1.0) as pool:
 
         async def of(*responses: str) -> list[object]:
-            calls = [pool.score(sample_of(response)) for response in responses]
+            calls = [pool.score_sample(sample_of(response)) for response in responses]
             found = await asyncio.gather(*calls, return_exceptions=True)
             return [f.value if isinstance(f, Scored) else str(f) for f in found]
 
@@ -136,33 +138,35 @@ async def test_responses_that_wait_go_into_one_call_and_a_bad_one_fails_alone():
             ("hang", "took longer than workers.limit_s 2"),
         ):
             assert await of("a", "b", bad, "c") == [1.0, 1.0, why, 1.0], bad
-        assert pool.statistics() == Metrics(queued=0, running=0, called=22, failed=3)
+        assert pool.statistics() == PoolStatistics(queued=0, running=0, called=22, failed=3)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 async def test_a_response_that_no_worker_can_be_asked_about_fails_at_once_and_alone(batch: int):
     odd = sample_of("none", columns={"image": object()})  # as a column of pictures is decoded
     async with pool_of("together", batch=batch) as pool:
-        asked = [pool.score(sample) for sample in (odd, sample_of("fine"))]
+        asked = [pool.score_sample(sample) for sample in (odd, sample_of("fine"))]
         async with asyncio.timeout(20.0):
             failed, scored = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(failed, RewardFailed)
-        assert "cannot be asked about: TypeError: Encoding objects of type object" in failed.why
+        assert (
+            "cannot be sent to a worker: TypeError: Encoding objects of type object" in failed.why
+        )
         assert isinstance(scored, Scored)
-        assert pool.statistics() == Metrics(queued=0, running=0, called=2, failed=1)
+        assert pool.statistics() == PoolStatistics(queued=0, running=0, called=2, failed=1)
 
 
 async def test_a_call_goes_on_as_long_as_somebody_waits_for_one_of_its_responses():
     async with pool_of("by_response", batch=3) as pool:
-        first = asyncio.ensure_future(pool.score(sample_of("sleep 0.3")))
+        first = asyncio.ensure_future(pool.score_sample(sample_of("sleep 0.3")))
         names = ("sleep 0.1", "fine", "sleep 0.2")
         calls = [
-            asyncio.ensure_future(pool.score(sample_of(n), trajectory=i))
+            asyncio.ensure_future(pool.score_sample(sample_of(n), trajectory=i))
             for i, n in enumerate(names)
         ]
         await first
         assert await eventually(lambda: pool.statistics().running == 3)
-        pool.cancel(0)
+        pool.cancel_call(0)
         assert pool.statistics().running == 2
         assert [(await call).value for call in calls[1:]] == [1.0, 1.0]
         with pytest.raises(asyncio.CancelledError):
@@ -173,30 +177,30 @@ async def test_a_plugin_is_asked_what_is_wrong_with_the_answers_before_a_run():
     plugin = Plugin(name="tests.pipeline.workers.reward_functions:Picky")
     async with RewardPool(plugin, WorkersConfig()) as pool:
         answers = [sample_of("", answer=answer) for answer in ("3", "three")]
-        assert await pool.check(answers) == ["", "found 'three', expected digits"]
+        assert await pool.check_answers(answers) == ["", "found 'three', expected digits"]
         with pytest.raises(RewardFailed, match="no such unit"):
-            await pool.check([sample_of("", answer="raise")])
+            await pool.check_answers([sample_of("", answer="raise")])
     async with RewardPool(Plugin(name="exact"), WorkersConfig()) as pool:
-        assert await pool.check(answers) == [], "it checks none"
+        assert await pool.check_answers(answers) == [], "it checks none"
 
 
 async def test_signatures_of_trl_and_verl_and_async_functions_work_as_they_are():
     columns = {"prompt": "1+2=", "answer": "3", "terms": 2, "data_source": "sums"}
     sample = sample_of("#3", answer="3", prompt="1+2=", columns=columns)
     async with pool_of("of_trl") as pool:
-        assert (await pool.score(sample)).value == 8.0
+        assert (await pool.score_sample(sample)).value == 8.0
     async with pool_of("of_verl") as pool:
-        score = await pool.score(sample_of("3", answer="3", columns=columns))
+        score = await pool.score_sample(sample_of("3", answer="3", columns=columns))
         assert (score.value, score.parts) == (1.0, {"length": 1.0})
         assert 0 < score.times[0] <= score.times[1] <= time.monotonic()
     async with pool_of("slow_but_async") as pool:
-        assert (await pool.score(sample)).value == 0.25
+        assert (await pool.score_sample(sample)).value == 0.25
 
 
 @pytest.mark.parametrize("function", ["loops_each", "loops_together"])
 async def test_async_functions_are_called_in_one_event_loop(function: str):
     async with pool_of(function) as pool:
-        assert [(await pool.score(sample_of(""))).value for _ in range(2)] == [1.0, 1.0]
+        assert [(await pool.score_sample(sample_of(""))).value for _ in range(2)] == [1.0, 1.0]
 
 
 @pytest.mark.fault("a reward plug-in fails to build", part="rewards", by="process")
@@ -207,7 +211,7 @@ async def test_a_plugin_that_cannot_be_built_is_an_error_at_start():
     plugin = Plugin(name="tests.pipeline.workers.reward_functions:FailsToBuild")
     pool = RewardPool(plugin, WorkersConfig())
     with pytest.raises(RewardFailed, match="no licence") as failed:
-        await pool.start()
+        await pool.start_workers()
     assert "FailsToBuild" in failed.value.why
     await pool.close()
     await pool.close()
@@ -226,8 +230,8 @@ def test_no_worker_outlives_a_killed_parent():
         "async def main():\n"
         "    pool = RewardPool(Plugin(name='python', options={'function':"
         " 'tests.pipeline.workers.reward_functions:by_response'}), WorkersConfig())\n"
-        "    await pool.start()\n"
-        "    print(int((await pool.score(sample_of('pid'))).value), flush=True)\n"
+        "    await pool.start_workers()\n"
+        "    print(int((await pool.score_sample(sample_of('pid'))).value), flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "if __name__ == '__main__': asyncio.run(main())\n"
     )
@@ -242,6 +246,6 @@ def test_no_worker_outlives_a_killed_parent():
 
 
 def test_a_dict_needs_a_score_and_keeps_its_other_numbers_as_parts():
-    assert checked({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
+    assert checked_score({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
     with pytest.raises(ValueError, match="without 'score': acc"):
-        checked({"acc": 1})
+        checked_score({"acc": 1})

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyAction, Drop, Finalize
-from pipeline.plugins.interfaces import Barrier, SelectorEvent, Wants
-from pipeline.plugins.ranges import NonNegativeInt
-from pipeline.plugins.views import GroupView
+from darts.plugins import (
+    AnyAction,
+    Barrier,
+    Drop,
+    Finalize,
+    GroupView,
+    NonNegativeInt,
+    Options,
+    SelectorEvent,
+    Wants,
+)
 
 
-class QuickestOptions(interfaces.Options, frozen=True, kw_only=True):
+class QuickestOptions(Options, frozen=True, kw_only=True):
     """Options of the `quickest` selector."""
 
     spare: NonNegativeInt = 0

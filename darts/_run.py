@@ -1,0 +1,71 @@
+"""A run that has ended: its folder, read as Python values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class RunError(Exception):
+    """A run could not start, or did not come to its end.
+
+    `reason` says why, `status` is the exit status that `darts train` would have (2: it could not
+    start; 5: no whole checkpoint; 1: it failed), `path` is the run's folder, if it has one.
+    """
+
+    def __init__(self, reason: str, status: int = 1, path: Path | None = None) -> None:
+        where = f"{path}: " if path is not None and str(path) not in reason else ""
+        super().__init__(f"{where}{reason}")
+        self.reason, self.status, self.path = reason, status, path
+
+
+class Run:
+    """The results in a run's folder; `Run("runs/mine")` opens those of an earlier run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of result.json: accuracy and lengths before and after, steps, tokens."""
+        try:
+            return json.loads((self.path / "result.json").read_text())
+        except OSError as error:
+            raise RunError(f"no result: {error.strerror}", path=self.path) from error
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The steps and evaluations so far, one dict each, in order, as in metrics.jsonl."""
+        try:
+            whole, _, _ = (self.path / "metrics.jsonl").read_text().rpartition("\n")
+        except OSError as error:
+            raise RunError(f"no metrics: {error.strerror}", path=self.path) from error
+        lines = map(json.loads, whole.splitlines())  # what follows the last \n is half a line
+        return [line for line in lines if line["what"] in ("step", "eval")]
+
+    def export(self, directory: str | Path, best: bool = False) -> Path:
+        """Writes the newest checkpoint as a Hugging Face directory, which must not exist.
+
+        Args:
+            best: write the checkpoint of the best step by `eval.best` instead.
+
+        Returns: the directory. Raises: RunError.
+        """
+        from launch.commands.best_checkpoint import best_checkpoint
+        from launch.commands.train import export_run
+        from pipeline.checkpoint.store import CheckpointError
+        from pipeline.config.load import ConfigError
+        from pipeline.system import run_folder
+
+        try:
+            source = best_checkpoint(self.path)[0] if best else self.path
+            export_run(source, Path(directory))
+        except (
+            OSError, ValueError, run_folder.RunError, ConfigError, CheckpointError
+        ) as error:  # fmt: skip
+            raise RunError(str(error), path=self.path) from error
+        return Path(directory)
