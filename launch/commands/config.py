@@ -1,25 +1,24 @@
-"""`darts config`: what a configuration file may say."""
+"""`darts config`: the schema of configuration files."""
 
 from __future__ import annotations
 
 import typer
 
-config = typer.Typer(
-    help="What a configuration file may say.", no_args_is_help=True, rich_markup_mode=None
-)
+_HELP = "Show what configuration files may contain."
+config = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
-@config.callback()
+@config.callback(help=_HELP)
 def group() -> None:
-    """What a configuration file may say."""
+    """Keeps `schema` a subcommand: typer makes an only command the program."""
 
 
 @config.command()
 def schema() -> None:
     """Print the JSON Schema of configuration files: every key with meaning, range and default.
 
-    An editor completes and checks by it. Installed plug-ins are in it. Name it in the file's
-    first line:
+    Editors use it to complete and check settings; installed plug-ins are included. Name it in the
+    first line of a configuration:
 
     darts config schema > schema.json
     # yaml-language-server: $schema=schema.json

@@ -160,7 +160,7 @@ def _diagram(title: str, table: Mapping[Any, Any], file: str) -> list[str]:
 
 
 def schema_text() -> str:
-    """What `darts config schema` prints where no plug-in is installed."""
+    """Returns what `darts config schema` prints without installed plug-ins."""
     return json.dumps(json_schema(), indent=1) + "\n"
 
 

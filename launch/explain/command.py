@@ -57,7 +57,7 @@ def explain_command(
     lines = _lines(folder, _complain)
     try:
         if trajectory is not None:
-            number = decisions.group_with(_lines(folder, _ignore), trajectory)
+            number = decisions.group_with(_lines(folder, lambda text: None), trajectory)
         if number is None:
             asked = None if step is None else step - 1
             data, words = _many(folder, decisions.costliest(lines, worst, asked), asked)
@@ -81,10 +81,6 @@ def _number(group: str | None) -> int | None:
 
 def _complain(text: str) -> None:
     typer.echo(f"darts: {text}", err=True)
-
-
-def _ignore(text: str) -> None:
-    """Drops the messages of a second reading of the same file."""
 
 
 def _lines(run: RunFolder, say: Any) -> Iterator[Line]:

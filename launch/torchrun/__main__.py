@@ -66,6 +66,7 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
+_REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
 
 
 def _store(node: Node) -> Any:
@@ -156,9 +157,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         return plan.assignments(hellos, run.path, resume, digest)
 
     try:
-        hellos = host_rendezvous(
-            store, args.shared_secret, node.world, answer, config.timeouts.join_s
-        )
+        hellos = host_rendezvous(store, args.secret, node.world, answer, config.timeouts.join_s)
     except RendezvousError as error:
         raise SystemExit(f"darts: {error}") from None
     if refused := {assignment.refused for assignment in answer(hellos).values()} - {""}:
@@ -188,9 +187,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     pair, number = new_pair(), secrets.token_hex(16)
     hello = Hello(number=number, node=node.number, key=pair.public, config=config_digest(config))
     try:
-        assignment = join_rendezvous(
-            store, args.shared_secret, node.rank, hello, config.timeouts.join_s
-        )
+        assignment = join_rendezvous(store, args.secret, node.rank, hello, config.timeouts.join_s)
     except RendezvousError as error:
         raise SystemExit(f"darts: rank {node.rank}: {error}") from None
     peer_keys = PeerKeys(
@@ -256,7 +253,7 @@ def main() -> int:
     die_with_parent()  # a killed torchrun leaves no process behind
     try:
         config = load(args.config, args.overrides)
-        args.shared_secret = SharedSecret(args.secret.read_bytes() if args.secret else b"")
+        args.secret = SharedSecret(args.secret.read_bytes() if args.secret else b"")
         node = Node.from_torchrun(os.environ)
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")
@@ -264,15 +261,7 @@ def main() -> int:
         if node.rank > 0:
             _other_rank(config, args, store, node)
         return _first_rank(config, args, store, node)
-    except (
-        ConfigError,
-        RolesError,
-        RunError,
-        TransportError,
-        DataError,
-        CheckpointError,
-        OSError,
-    ) as error:
+    except (*_REFUSALS, OSError) as error:
         raise SystemExit(f"darts: {error}") from None
 
 

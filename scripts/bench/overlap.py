@@ -69,7 +69,7 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     hidden: float  # of those, before all groups had come
 
 
-def means(lines: Sequence[Mapping[str, Any]]) -> Steps:
+def step_means(lines: Sequence[Mapping[str, Any]]) -> Steps:
     """Averages the lines of a run's metrics, without its first step.
 
     Raises: ValueError if there are fewer than two steps.
@@ -121,7 +121,7 @@ def measure_overlap(study: Study, repeats: int, overrides: Sequence[str]) -> dic
     for way, path in ways_in_turn(study.ways, repeats):
         overlap, learner = ("off", "sink") if way == "sink" else (way, "learner")
         given = (*SHORT, *study.overrides, *overrides, f"learner.overlap={overlap}")
-        steps = means(metrics_of(load(Path(study.config), given), path, learner))
+        steps = step_means(metrics_of(load(Path(study.config), given), path, learner))
         found[way].append(steps)
         print(
             f"{way:8}{steps.step:7.2f} s a step: generation {steps.generation:.2f}, "

@@ -32,6 +32,10 @@ import msgspec
 import psutil
 import yaml
 
+<<<<<<< HEAD:scripts/bench/gpu/run.py
+=======
+from launch.bench.developer.overlap import step_means
+>>>>>>> prose-launch:launch/bench/gpu/run.py
 from launch.run_files.jsonl import all_lines
 from pipeline.plugins.views import Sampled
 from scripts.bench.overlap import means
@@ -177,7 +181,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_averages(lines: Sequence[Mapping[str, Any]]) -> Run:
     """Averages the lines of a run's metrics. Raises ValueError below two steps."""
-    found = means(lines)
+    found = step_means(lines)
     steps = [line for line in lines if line["what"] == "step"][1:]
     after_s = found.step - found.generation - found.load - found.optimizer - found.publish
     hidden = 1.0 - after_s / found.learning if found.learning else 0.0

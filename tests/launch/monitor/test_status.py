@@ -66,7 +66,7 @@ def test_every_wait_says_who_can_end_it_until_when_and_what_happens_then(run: Ru
         == f"the engine can end it; {limit}; then {OverdueAction.REQUEUE.value}"
     )
     assert "e0  engine, 'sampling', last report 0.2 s ago, last progress 0.4 s ago" in told.output
-    assert lines[-1] == "acted on so far: abort 2"
+    assert lines[-1] == "time limits acted on so far: abort 2"
 
 
 def test_json_has_the_same_for_programs(run: RunFolder) -> None:

@@ -188,14 +188,14 @@ def test_a_stopped_run_names_its_checkpoint_and_how_to_go_on_if_there_is_one(
     text = shown(run, time=time.time() - 60, phase="over")
     assert "r · stopped · 3 of 60 steps done" in text
     assert "ENDED: stopped; last report" in text
-    assert "go on with" not in text
+    assert "continue with" not in text
     (run.checkpoints / ".tmp-step-000004-1").mkdir()
     for step in (2, 3):
         (run.checkpoints / f"step-00000{step}").mkdir()
     text = shown(run, time=time.time() - 60, phase="over")
     assert "ENDED: stopped, checkpoint at step 3; last report" in text
     folded = re.sub(r"[│\s]+", "", text)
-    assert f"goonwith:dartstrain--resume{run.path}" in folded
+    assert f"continuewith:dartstrain--resume{run.path}" in folded
 
 
 @pytest.mark.parametrize("columns,width", [("", 100), ("70", 70)])

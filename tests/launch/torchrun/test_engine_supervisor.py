@@ -1,4 +1,4 @@
-"""An engine's keeper: starts it again, gives up, and hears when it is to end."""
+"""An engine's supervisor restarts it, gives up, and ends when it is asked to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_engine_that_ends_in_good_order_is_not_started_again(tmp_path: Path) 
 def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Promise: its keeper starts it again `engine.restarts` times, then ends with status 1; each
+    """Promise: its supervisor starts it again `engine.restarts` times, then ends with status 1; each
     end is told with the last lines of its log.
     Bound: the number of starts (here 2).
     """
@@ -68,5 +68,5 @@ def test_a_guest_takes_addresses_keys_and_configuration_from_its_key_file(
     assert (tmp_path / CONFIG).read_text() == "model: m"
     assert peer_keys.keys is not None
     assert not any(peer_keys.keys.secret in argument for argument in arguments)
-    with pytest.raises(TransportError, match="no key file"):
+    with pytest.raises(TransportError, match="not a key file"):
         guest_arguments(tmp_path / "missing", "extra")

@@ -124,7 +124,7 @@ def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
         seen = key.read_text()
         guest = [sys.executable, "-m", "launch.cli", "engine", "--join", str(key)]
         command = machines.command_on(1, [*guest, "--name", "guest"])
-        joined = Started(command, tmp_path / "guest-keeper.log", tmp_path)
+        joined = Started(command, tmp_path / "guest-supervisor.log", tmp_path)
         jobs.append(stack.enter_context(joined))
         for job in jobs:
             assert job.wait(240) == 0, job.text

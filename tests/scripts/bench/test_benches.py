@@ -49,11 +49,11 @@ def test_the_first_step_is_left_out_and_a_load_lasts_from_its_step_to_the_proof(
         {"what": "served", "version": 2, "time": 20.5},
         step_line(2, 30.0, backward_s=3.0, optimizer_s=0.3, publish_s=0.1),
     ]
-    found = overlap.means(lines)
+    found = overlap.step_means(lines)
     assert (found.learning, found.last_group, found.load) == (2.0, 0.5, 0.5)
     assert found.optimizer == pytest.approx(0.2)
     with pytest.raises(ValueError, match="two steps"):
-        overlap.means(lines[:1])
+        overlap.step_means(lines[:1])
 
 
 def test_no_step_is_faster_than_its_longer_half_and_what_is_serial() -> None:
