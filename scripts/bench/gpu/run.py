@@ -32,13 +32,9 @@ import msgspec
 import psutil
 import yaml
 
-<<<<<<< HEAD:scripts/bench/gpu/run.py
-=======
-from launch.bench.developer.overlap import step_means
->>>>>>> prose-launch:launch/bench/gpu/run.py
 from launch.run_files.jsonl import all_lines
 from pipeline.plugins.views import Sampled
-from scripts.bench.overlap import means
+from scripts.bench.overlap import step_means
 
 LIMITS_S = {
     "model": 60.0,
