@@ -32,8 +32,8 @@ def test_an_engine_that_ends_in_good_order_is_not_started_again(tmp_path: Path) 
 def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Promise: its supervisor starts it again `engine.restarts` times, then ends with status 1; each
-    end is told with the last lines of its log.
+    """Promise: its supervisor starts it again `engine.restarts` times, then ends with status 1;
+    each end is told with the last lines of its log.
     Bound: the number of starts (here 2).
     """
     child = child_of(FAILS, tmp_path)
