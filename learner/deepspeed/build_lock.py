@@ -78,7 +78,7 @@ def clear_stale_lock(directory: Path | None = None) -> list[Path]:
 
 @contextlib.contextmanager
 def no_stale_locks(directory: Path | None = None) -> Iterator[None]:
-    """Within it no lock waits for a process that is gone, be it killed meanwhile."""
+    """Clear stale locks now and again while inside, so that no compile waits for a dead process."""
     clear_stale_lock(directory)
     over = threading.Event()
 
@@ -96,7 +96,7 @@ def no_stale_locks(directory: Path | None = None) -> Iterator[None]:
 
 
 def _identity(lock: Path) -> tuple[int, int, int, int] | None:
-    """Owner, device, inode and time of the file; None: there is none. An inode is used again."""
+    """Return owner, device, inode and time of a file, or None. (Inodes are used again.)"""
     try:
         status = lock.stat()
     except FileNotFoundError:
