@@ -1,4 +1,4 @@
-"""Measures the house by its imports and definitions, and draws its rooms as floors.
+"""Measures the code by its imports and definitions, and draws its rooms as floors.
 
 Reads a checkout as text: files -> modules (what each imports, names, says) -> rooms -> figures and
 a picture. Nothing of it is imported, so any state of the tree can be measured, and two compared:
@@ -571,7 +571,7 @@ def draw_house(root: Path) -> str:
     frames, packages, graph = frames_of(read_house(root))
     width = max(frame.left + frame.width for frame in frames) + MARGIN
     height = max(frame.top + frame.height for frame in frames) + 44
-    title = "The rooms of the house on their floors; arrows lead to what is imported"
+    title = "The rooms on their floors; arrows lead to what is imported"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}"',
         f' font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="{title}">',

@@ -78,7 +78,7 @@ def test_a_group_is_told_in_the_order_in_which_it_happened(run: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "group 1: prompt 101"
-    assert lines[1].strip().endswith("="), "the prompt's text, from the task of the house"
+    assert lines[1].strip().endswith("="), "the prompt's text, from the built-in task"
     assert [line for line in lines if line[:1].isdigit()][:4] == [
         "1. step 1: opened with 3 candidates: hard",
         "2. step 1: Enough, it could close now, but stays open: 2 have finished",

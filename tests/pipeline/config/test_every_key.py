@@ -115,7 +115,7 @@ def is_read(key: str, cls: str, trees: Sequence[ast.Module]) -> bool:
 
 @cache
 def read_of(section: str) -> set[str]:
-    """Fields of a section that the house reads."""
+    """Fields of a section that are read."""
     return fields_read(section, SECTIONS[section].__name__ if section else "Config", SOURCES)
 
 

@@ -1,4 +1,4 @@
-"""Budget, batch, advantage, orders and the rewards of the house."""
+"""Budget, batch, advantage, orders and the built-in rewards."""
 
 from __future__ import annotations
 

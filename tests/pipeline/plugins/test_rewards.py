@@ -1,4 +1,4 @@
-"""The rewards of the house and the users' own, in this process: what each makes of a response."""
+"""The built-in rewards and the users' own, in this process: what each makes of a response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The selectors of the house: what each waits for, chooses, and never does."""
+"""The built-in selectors: what each waits for, chooses, and never does."""
 
 from __future__ import annotations
 
