@@ -289,6 +289,7 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
     by_state: dict[str, dict[int, int]] = {state: {} for state in states}
     for id_, (state, tokens) in zip(given_ids, members, strict=True):
         by_state[state][id_] = tokens
+    scored = sorted({*by_state["finished"], *by_state["truncated"]})  # no other reward can fail
     return group_of(
         size=draw(st.integers(2, 9)),
         finished=by_state["finished"],
@@ -296,7 +297,7 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
         running=by_state.get("running"),
         queued=by_state.get("queued"),
         parked=by_state.get("parked"),
-        failed=draw(st.sets(st.sampled_from(given_ids))) if members else (),
+        failed=draw(st.sets(st.sampled_from(scored))) if scored else (),
         confidence={id_: draw(st.floats(-3, 0)) for id_ in given_ids},
         rewards=dict.fromkeys(given_ids[: draw(st.integers(0, 12))], 1.0),
         statistics=draw(st.sampled_from([Recent(), HUNDRED])),
