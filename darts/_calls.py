@@ -273,7 +273,7 @@ def _resume(path: Path, quiet: bool) -> Run:
         raise RunError(str(error), 5 if none else 2, path.absolute()) from error
     if not quiet:
         for line in found.damaged:
-            print(f"damaged, not used: {line}")
+            print(f"skipped a damaged checkpoint: {line}")
         print(f"resuming {found.run.path} at step {found.step}")
     return _ended(found.run, *run_job(found.config, found.run, found.checkpoint, quiet=quiet))
 

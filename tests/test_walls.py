@@ -1,4 +1,4 @@
-"""The walls between rooms: who may import whom, what decides without a clock, what is never used."""
+"""Walls between rooms: who may import whom, what decides without a clock, what is never used."""
 
 import ast
 import json

@@ -181,7 +181,7 @@ def resume_run(path: Path) -> int:
         none = isinstance(error, store.CheckpointError)
         return 5 if none and not isinstance(error, store.Refused) else 2
     for line in found.damaged:
-        _say(f"damaged, not used: {line}")
+        _say(f"skipped a damaged checkpoint: {line}")
     _say(f"resuming {found.run.path} at step {found.step}")
     return _carry_out(found.config, found.run, found.checkpoint)
 

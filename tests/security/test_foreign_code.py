@@ -69,10 +69,10 @@ LOAD = """
 import sys, torch
 from pathlib import Path
 from transformers import AutoTokenizer
-from learner.build import load
+from learner.build import load_model
 for model in sys.argv[1:]:
     for read in (
-        lambda: load(Path(model), torch.device("cpu")),
+        lambda: load_model(Path(model), torch.device("cpu")),
         lambda: AutoTokenizer.from_pretrained(model, trust_remote_code=False),
     ):
         try:
