@@ -263,14 +263,12 @@ def _data_settings(data: dict[str, Rows | None], folder: Path) -> Iterator[str]:
 
 
 def _resume(path: Path, quiet: bool) -> Run:
-    from launch.commands.train import RESUME_ERRORS, open_run, run_job
-    from pipeline.checkpoint.store import CheckpointError, Refused
+    from launch.commands.train import RESUME_ERRORS, open_run, resume_status, run_job
 
     try:
         found = open_run(path)
     except RESUME_ERRORS as error:
-        none = isinstance(error, CheckpointError) and not isinstance(error, Refused)
-        raise RunError(str(error), 5 if none else 2, path.absolute()) from error
+        raise RunError(str(error), resume_status(error), path.absolute()) from error
     if not quiet:
         for line in found.damaged:
             print(f"skipped a damaged checkpoint: {line}")

@@ -16,12 +16,11 @@ from typing import Any
 
 from launch.launcher.local import Launcher, Roles
 from launch.monitor.terminal import TerminalView, result_table
-from launch.preflight import learner
+from launch.preflight.settings import settings_problems
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
-from pipeline.observability import trackers
 from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
@@ -150,6 +149,12 @@ RESUME_ERRORS = (RunError, ConfigError, DataError, store.CheckpointError, OSErro
 """What `open_run` raises."""
 
 
+def resume_status(error: Exception) -> int:
+    """Returns the exit status for one of RESUME_ERRORS: 5 if there is no checkpoint, else 2."""
+    none = isinstance(error, store.CheckpointError) and not isinstance(error, store.Refused)
+    return 5 if none else 2
+
+
 def open_run(path: Path) -> Resumed:
     """Reads a run and its newest whole checkpoint, and checks that they fit each other.
 
@@ -157,10 +162,7 @@ def open_run(path: Path) -> Resumed:
     """
     run = RunFolder(path)
     config = load(run.config)
-    if problems := [
-        *learner.learner_problems(config),
-        *trackers.tracker_problems(config.metrics),
-    ]:
+    if problems := settings_problems(config):
         raise RunError("\n".join(problems))
     run.hold_lock()
     try:
@@ -178,8 +180,7 @@ def resume_run(path: Path) -> int:
         found = open_run(path)
     except RESUME_ERRORS as error:
         _say(error)
-        none = isinstance(error, store.CheckpointError)
-        return 5 if none and not isinstance(error, store.Refused) else 2
+        return resume_status(error)
     for line in found.damaged:
         _say(f"skipped a damaged checkpoint: {line}")
     _say(f"resuming {found.run.path} at step {found.step}")

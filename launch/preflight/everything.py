@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from launch.preflight import learner, rewards
+from launch.preflight import rewards
+from launch.preflight.settings import settings_problems
 from pipeline.config.schema import Config
 from pipeline.data import eval_sets
 from pipeline.data.dataset import DataError, load_train
 from pipeline.data.tokenizer import ModelError, Tokenizer, refuse_code
-from pipeline.observability import trackers
 from pipeline.plugins.registry import PluginError
 from pipeline.stage import build
 
@@ -36,10 +36,7 @@ def check_everything(config: Config) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := [
-        *learner.learner_problems(config),
-        *trackers.tracker_problems(config.metrics),
-    ]:
+    if problems := settings_problems(config):
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
         if problems := asyncio.run(rewards.reward_problems(config, [train, held_out.data])):

@@ -34,7 +34,7 @@ from launch.launcher.processes import (
     learner_environment,
 )
 from launch.monitor.terminal import TerminalView
-from launch.preflight import learner
+from launch.preflight.settings import settings_problems
 from launch.torchrun import run_location
 from launch.torchrun.network import interface_towards
 from launch.torchrun.node import (
@@ -58,7 +58,6 @@ from pipeline.checkpoint.store import CheckpointError, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
-from pipeline.observability import trackers
 from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.run_folder import RunError, RunFolder, new_name
@@ -142,10 +141,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
 
 def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node) -> int:
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
-    if problems := [
-        *learner.learner_problems(config),
-        *trackers.tracker_problems(config.metrics),
-    ]:
+    if problems := settings_problems(config):
         raise RunError("\n".join(problems))
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)

@@ -24,7 +24,7 @@ def scheduled_lr(section: LearnerConfig, updates: int, steps: int) -> float:
     Args:
         steps: those of the whole run (`step.count`).
 
-    >>> section = LearnerSection(lr=1.0, schedule="linear", warmup_steps=2, min_lr=0.2)
+    >>> section = LearnerConfig(lr=1.0, schedule="linear", warmup_steps=2, min_lr=0.2)
     >>> [round(scheduled_lr(section, updates, 5), 3) for updates in range(6)]
     [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """

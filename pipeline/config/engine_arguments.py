@@ -9,12 +9,12 @@ that checks a configuration it need not be installed.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.schema import EngineConfig
+from pipeline.plugins.ranges import did_you_mean
 
 OWNED: dict[str, dict[str, str]] = {
     "vllm": {
@@ -63,8 +63,7 @@ def problems(section: EngineConfig) -> Iterator[tuple[str, str]]:
             if name in OWNED[library]:
                 yield key, f"darts sets it: {OWNED[library][name]}"
             elif known and name not in known:
-                near = difflib.get_close_matches(name, sorted(known - OWNED[library].keys()), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(name, sorted(known - OWNED[library].keys()))
                 yield key, f"no argument of the {library} installed here{hint}"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from pipeline.config.schema import Config
+from pipeline.plugins.ranges import did_you_mean
 
 _SET = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -32,8 +32,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"{key}.k", f"found {bad[0]}, expected from 1 to its samples, {samples}"
         metrics += _metrics(f"{name}/", samples, k, greedy=section.greedy)
     if section.best and section.best not in metrics:
-        near = difflib.get_close_matches(section.best, metrics, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(section.best, metrics)
         yield (
             "eval.best",
             f"found {section.best!r}, expected one of {', '.join(metrics) or 'none'}{hint}",

@@ -96,10 +96,7 @@ class EngineState(msgspec.Struct, kw_only=True):
         """Move along the table. Raises IllegalTransition and changes nothing."""
         legal = ENGINE_TRANSITIONS[self.phase]
         if event not in legal:
-            raise IllegalTransition(
-                f"engine {self.name}: {event} while {self.phase}; "
-                f"legal: {', '.join(legal) or 'none'}"
-            )
+            raise IllegalTransition(f"engine {self.name}", event, self.phase, legal)
         self.phase = legal[event]
 
 

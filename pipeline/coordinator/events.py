@@ -18,7 +18,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class EngineJoined(Event, frozen=True, kw_only=True):
-    """A worker is connected; it serves no version until `WeightsServed`."""
+    """A worker is connected; it serves no version until `WeightsLoaded`."""
 
     engine: str
     epoch: int

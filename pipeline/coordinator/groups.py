@@ -7,6 +7,7 @@ Structs, so a checkpoint holds them as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +15,10 @@ import msgspec
 
 
 class IllegalTransition(Exception):
-    """Our own logic is wrong; nothing was changed."""
+    """A move that is not in its table: our own logic is wrong; nothing was changed."""
+
+    def __init__(self, who: str, move: str, state: str, legal: Iterable[str]) -> None:
+        super().__init__(f"{who}: {move} while {state}; legal: {', '.join(legal) or 'none'}")
 
 
 class TrajectoryState(StrEnum):
@@ -151,10 +155,7 @@ class Trajectory(msgspec.Struct, kw_only=True):
         """Move along the table. Raises IllegalTransition and changes nothing."""
         legal = TRANSITIONS[self.state]
         if cause not in legal:
-            raise IllegalTransition(
-                f"trajectory {self.id}: {cause} while {self.state}; "
-                f"legal: {', '.join(legal) or 'none'}"
-            )
+            raise IllegalTransition(f"trajectory {self.id}", cause, self.state, legal)
         self.state, self.since = legal[cause], now
 
 
@@ -269,9 +270,7 @@ class Group(msgspec.Struct, kw_only=True):
 
     def advance(self, state: GroupState, now: float, why: str = "") -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
-        if state not in GROUP_TRANSITIONS[self.state]:
-            legal = ", ".join(sorted(GROUP_TRANSITIONS[self.state])) or "none"
-            raise IllegalTransition(
-                f"group {self.id}: to {state} while {self.state}; legal: {legal}"
-            )
+        legal = GROUP_TRANSITIONS[self.state]
+        if state not in legal:
+            raise IllegalTransition(f"group {self.id}", f"to {state}", self.state, sorted(legal))
         self.state, self.since, self.why = state, now, why or self.why

@@ -50,7 +50,7 @@ class RunState:
 
     def advance(self, phase: RunPhase) -> None:
         """Move along the table. Raises IllegalTransition and changes nothing."""
-        if phase not in RUN_TRANSITIONS[self.phase]:
-            legal = ", ".join(sorted(RUN_TRANSITIONS[self.phase])) or "none"
-            raise IllegalTransition(f"run: to {phase} while {self.phase}; legal: {legal}")
+        legal = RUN_TRANSITIONS[self.phase]
+        if phase not in legal:
+            raise IllegalTransition("run", f"to {phase}", self.phase, sorted(legal))
         self.phase = phase

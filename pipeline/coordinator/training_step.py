@@ -66,7 +66,7 @@ class TrainingSteps:
         self.planner = PromptPlanner(core, scheduler, group_manager)
         self.state = StepState()
         self._wants_prompts = False  # wants prompts as soon as slots are idle
-        self.finishing = False  # FinishStep has gone out
+        self.finishing = False  # CloseStep has gone out
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
         self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
         self._answered: dict[int, StepDone | StepSkipped] = {}
@@ -77,11 +77,8 @@ class TrainingSteps:
 
     def open(self) -> None:
         core = self._core
-        self.state = StepState(
-            is_open=True,
-            size=core.settings.size,
-            skipped=self.state.skipped,
-        )
+        size, skipped = core.settings.size, self.state.skipped
+        self.state = StepState(is_open=True, size=size, skipped=skipped)
         if core.settings.max_staleness:
             for group in core.train_groups(*BEFORE_TAKING):
                 if too_old(group, core.version, core.settings.max_staleness):

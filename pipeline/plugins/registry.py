@@ -13,7 +13,6 @@ checkpoints; a plug-in without them is taken to have none.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.plugins.interfaces import Options
+from pipeline.plugins.ranges import did_you_mean
 
 PACKAGES = {
     "prompt_order": "pipeline.plugins.prompt_orders",
@@ -125,9 +125,9 @@ def find_plugin(kind: str, name: str) -> type[Any]:
         except Exception as error:
             what = f"{points[name].value}: {type(error).__name__}: {error}"
             raise PluginError(f"{kind} {name!r}: {what}") from error
-    near = difflib.get_close_matches(name, plugin_names(kind), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(plugin_names(kind))})")
+    known = plugin_names(kind)
+    hint = did_you_mean(name, known)
+    raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(known)})")
 
 
 _METHODS: dict[str, tuple[str, ...]] = {

@@ -69,9 +69,7 @@ class Peer:
         """Move along the table. Raises IllegalTransition and changes nothing."""
         legal = PEER_TRANSITIONS[self.state]
         if event not in legal:
-            raise IllegalTransition(
-                f"peer {self.name}: {event} while {self.state}; legal: {', '.join(legal) or 'none'}"
-            )
+            raise IllegalTransition(f"peer {self.name}", event, self.state, legal)
         self.state = legal[event]
 
 

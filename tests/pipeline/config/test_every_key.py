@@ -120,7 +120,7 @@ def read_of(section: str) -> set[str]:
 
 
 def plugins_made(trees: list[ast.Module]) -> set[str]:
-    """Seams constructed by name: `make("budget")`."""
+    """Kinds of plug-in constructed by name: `make("budget")`."""
     return {
         node.args[0].value
         for tree in trees

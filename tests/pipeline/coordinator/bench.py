@@ -213,7 +213,7 @@ class Bench:
         return self.everything[before:]
 
     def learn(self, commands: Iterable[AnyCommand]) -> list[AnyCommand]:
-        """The learner answers every Train, and FinishStep with the next version."""
+        """The learner answers every TrainGroup, and CloseStep with the next version."""
         before = len(self.everything)
         for train in only(commands, TrainGroup):
             tokens = sum(m.weight * len(m.response) / 4 for m in train.members)

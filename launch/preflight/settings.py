@@ -1,0 +1,15 @@
+"""Checks what settings ask for beyond their ranges: the learner's model, and the trackers.
+
+Reads small files and looks for packages; every way to start or resume a run asks it.
+"""
+
+from __future__ import annotations
+
+from launch.preflight.learner import learner_problems
+from pipeline.config.schema import Config
+from pipeline.observability.trackers import tracker_problems
+
+
+def settings_problems(config: Config) -> list[str]:
+    """Returns why a run with these settings cannot start, a line each."""
+    return [*learner_problems(config), *tracker_problems(config.metrics)]
