@@ -96,12 +96,20 @@ class History:
         elif what == "eval":
             self.evals.append(fields)
 
-    def left_s(self, steps: int) -> float | None:
-        """Estimates the seconds of the remaining steps from the last ten; None before the first."""
-        recent = [line["seconds"] for line in self.steps][-10:]
-        if not recent:
+    def left_s(self, now: RunStatus) -> float | None:
+        """Estimate the seconds that the run still takes; None before its first step.
+
+        The steps that are left, each as the last ten, or as those since the last checkpoint but
+        one where that is longer (a checkpoint holds up the step beside it); the evaluations that
+        are left, each as the last one; and the last checkpoint, which the run waits for.
+        """
+        if not self.steps:
             return None
-        return (steps - self.steps[-1]["step"] - 1) * sum(recent) / len(recent)
+        recent = [line["seconds"] for line in self.steps][-max(10, now.checkpoint_every) :]
+        left_s = (now.steps - self.steps[-1]["step"] - 1) * sum(recent) / len(recent)
+        if self.evals:
+            left_s += now.evaluations_left * self.evals[-1].get("seconds", 0.0)
+        return left_s + (now.checkpoint_s if now.checkpoint_every else 0.0)
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -149,9 +157,9 @@ def render_panel(
     parts += [Text(), _rest(now, ending)]
     word = now.phase if ending is None else ending.word
     title = " · ".join(filter(None, (name, word, _place(now, ending))))
-    left = history.left_s(now.steps)
+    left = history.left_s(now)
     if left and ending is None and now.phase in ("training", "evaluating"):
-        title += f" · about {clock(left)} of training left"
+        title += f" · about {clock(left)} left"
     return _Legible(
         Panel(
             Group(*parts),

@@ -30,6 +30,7 @@ class TerminalView:
     def __init__(self, steps: int, out: TextIO | None = None, name: str = "") -> None:
         self._out = out or sys.stdout
         self._steps, self._name = steps, name
+        self._now = RunStatus(steps=steps)  # the newest that came
         self._history = History()
         self._started = time.monotonic()
         self._phase = ""
@@ -53,7 +54,7 @@ class TerminalView:
             self._status(msgspec.convert(line["live"], RunStatus))
 
     def _step(self, step: dict[str, Any]) -> str:
-        left = self._history.left_s(self._steps) or 0.0
+        left = self._history.left_s(self._now) or 0.0
         ledger = step["ledger"]
         lost = sum(n for fate, n in step["groups"].items() if fate != "trained")
         return (
@@ -73,6 +74,7 @@ class TerminalView:
         ) + "".join(f"\n  {line}" for line in _further(found))
 
     def _status(self, now: RunStatus) -> None:
+        self._now = now
         elapsed = clock(time.monotonic() - self._started)
         if self._console is None or self._panel is None:
             if now.phase != self._phase:
@@ -118,11 +120,27 @@ def result_table(result: dict[str, Any], steps: int) -> str:
         rows.insert(0, ("", "before", "after", "change"))
         lines = [*(f"{n:24}{b:>10}{a:>10}{c:>10}" for n, b, a, c in rows), ""]
     used = {name: tokens for name, tokens in ledger.items() if tokens}
-    lines += [f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s", ""]
+    lines.append(f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s")
+    lines += [*_mechanisms(result), ""]
     total = max(1, result["tokens_reported_by_engines"])
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")
     lines += [f"  {name:22}{tokens:>10}{tokens / total:>10.1%}" for name, tokens in used.items()]
     return "\n".join(lines)
+
+
+def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
+    """Yields a line on each of DARTS' mechanisms that the run had: did it act?"""
+    adaptive = result.get("adaptive", {})
+    if "prompts_planned" in adaptive:
+        known, planned = adaptive["prompts_known"], adaptive["prompts_planned"]
+        pruned = adaptive.get("pruned", 0)
+        yield f"adaptive: {known} of {planned} prompts known, {pruned} groups at M_up pruned"
+    if (times := result.get("generation", {})).get("predicted_s"):
+        expected, measured = times["predicted_s"], times["measured_s"]
+        yield f"generation: {measured:.1f} s, {expected:.1f} s expected by the budget"
+    if (share := result.get("logprob_hidden_share")) is not None:
+        tokens = result.get("tokens_streamed", 0)
+        yield f"logprob forwards: {share:.0%} during generation, {count(tokens)} tokens streamed"
 
 
 def _further(found: dict[str, Any]) -> Iterator[str]:

@@ -161,7 +161,9 @@ def begin_simulation(
         numbers = msgspec.structs.replace(numbers, stream=True)
     # No timeouts: modelled engines may report only at the end of a response. One turn: the
     # environment's replies are not modelled.
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
+    numbers = msgspec.structs.replace(
+        numbers, ranks=machines.ranks, engines=machines.engines, limits=Timeouts(), turns=0
+    )
     coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

@@ -263,6 +263,8 @@ class Coordinator:
         )
 
     def _checkpointed(self, event: Checkpointed) -> None:
+        if self.run.checkpoint_since is not None:
+            self.run.checkpoint_s = self.core.now - self.run.checkpoint_since
         self.run.checkpoint_since = None
         self._checkpoints_failed = self._checkpoints_failed + 1 if event.error else 0
         if event.error:
@@ -311,6 +313,7 @@ class Coordinator:
             "steps": self.core.step,
             "train_seconds": round(train_seconds, 2),
             "logprob_hidden_share": self.steps.report.hidden_share,
+            **self.steps.report.mechanisms(),
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.scheduler.total_reported,
             "engine_latency": [list(point) for point in self.core.latency.points],

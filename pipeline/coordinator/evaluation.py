@@ -34,6 +34,16 @@ class Evaluations:
         step = self._core.step
         return bool(every) and self.last_step != step and (step % every == 0 or final)
 
+    @property
+    def left(self) -> int:
+        """Evaluations that are still to be finished, one under way included."""
+        settings, step = self._core.settings, self._core.step
+        if not settings.eval_every:
+            return 0
+        later = range(step, settings.steps + 1)
+        due = {s for s in later if s % settings.eval_every == 0} | {settings.steps}
+        return len(due - {self.last_step})
+
     def begin(self, group_manager: GroupManager) -> None:
         settings = self._core.settings
         self._tallies = [SetTally(of, settings.eval_correct) for of in self._sets()]

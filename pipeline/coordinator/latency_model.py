@@ -95,33 +95,37 @@ class LatencyModel:
 
 
 class LatencyMeter:
-    """Windows of one engine's frames -> measurements of its latency."""
+    """Tokens of one engine, with the seconds that each took -> measurements of its latency.
+
+    A token is paired with the time since the one before it of the same response, whenever its
+    frame comes: a frame in which one response ends says nothing of the others' tokens, which
+    are on their way.
+    """
 
     def __init__(self) -> None:
         self._since = -1.0
         self._tokens = 0
-        self._area = 0.0  # running sequences times seconds
-        self._last = 0.0
+        self._leg_s = 0.0  # seconds that the tokens took, each of its own response
+        self._running = 0.0  # sum over tokens
 
-    def frame(self, now: float, running: int, tokens: int) -> tuple[float, float] | None:
-        """A frame has come with so many tokens; (mean running, seconds per token) per window.
+    def frame(
+        self, now: float, running: int, tokens: int, leg_s: float
+    ) -> tuple[float, float] | None:
+        """A frame has come; (mean running, seconds per token) once per window, else None.
 
-        `running` is what ran up to now. An idle engine starts a new window.
+        Args:
+            now: in the engine's own time, which stands still while it loads.
+            running: sequences that ran up to now.
+            tokens: in the frame.
+            leg_s: seconds since the newest token before the frame, summed over its responses.
         """
-        if self._since < 0 or not running:
-            self._since, self._last, self._tokens, self._area = (
-                (now if running else -1.0),
-                now,
-                0,
-                0,
-            )
-            return None
-        self._area += running * (now - self._last)
+        if self._since < 0:
+            self._since = now
         self._tokens += tokens
-        self._last = now
-        span = now - self._since
-        if span < _WINDOW_S:
+        self._leg_s += leg_s
+        self._running += running * tokens
+        if now - self._since < _WINDOW_S or not self._tokens:
             return None
-        found = (self._area / span, self._area / self._tokens) if self._tokens else None
-        self._since, self._tokens, self._area = now, 0, 0.0
+        found = self._running / self._tokens, self._leg_s / self._tokens
+        self._since, self._tokens, self._leg_s, self._running = now, 0, 0.0, 0.0
         return found

@@ -30,6 +30,7 @@ class TokenStream:
         if group.rank < 0:
             group.rank = group.id % core.settings.ranks
         start, trajectory.streamed = trajectory.streamed, trajectory.held
+        core.stats.streamed += trajectory.held - start
         core.emit(
             StreamTokens(
                 rank=group.rank,

@@ -6,14 +6,14 @@ candidates of open ones. Knows nothing of taking, training or closing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import OPEN_STATES, UNENDED, Group, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.plugins.actions import Allocation, Plan
-from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView
+from pipeline.plugins.views import BudgetView, OpenView, PlanView, PromptView, all_of_them
 
 _FEW = 32
 """Open groups up to which top-up is asked for at every change."""
@@ -29,6 +29,7 @@ class PromptPlanner:
         self._changes = 0  # of that, since the last top-up
         self._groups = 0  # opened in this run until then
         self._ticked = False
+        self._first_step: int | None = None  # that this process has planned
 
     def open(self, want: int, size: int, *, first: bool, speculate: bool) -> tuple[int, bool]:
         """Open up to `want` groups of `size`.
@@ -81,15 +82,16 @@ class PromptPlanner:
         core = self._core
         if not speculate:
             return [Allocation(candidates=size, max_tokens=core.settings.max_tokens)] * len(prompts)
-        engine_pool = self._scheduler.engine_pool
+        engines, slots = self._expected_engines()
         view = BudgetView(
             step=core.step,
             size=size,
             max_tokens=core.settings.max_tokens,
             need=core.settings.need,
-            engines=max(1, len(engine_pool.serving)),
-            slots=engine_pool.slots,
+            engines=engines,
+            slots=slots,
             latency=core.latency,
+            waits_for=self._waits_for(size),
         )
         views = [
             PromptView(prompt=p, tokens=core.prompt_tokens[p], tag=core.tag(p)) for p in prompts
@@ -104,7 +106,35 @@ class PromptPlanner:
             counts[str(allocation.candidates)] = counts.get(str(allocation.candidates), 0) + 1
         notes = [[p, a.candidates, a.note] for p, a in zip(prompts, allocations, strict=True)]
         core.report("budget", candidates=counts, prompts=notes, **metrics)
+        core.stats.add_plan(metrics)
         return allocations
+
+    def _waits_for(self, size: int) -> Callable[[int], int]:
+        """Candidates -> how many of them a group of `size` waits for, as its selector says."""
+        selector = self._core.plugins.selector
+        rule: Callable[[int, int], int] | None = getattr(selector, "waits_for", None)
+        if rule is None:
+            return all_of_them
+
+        def waits_for(candidates: int) -> int:
+            with plugin_guard(selector, "selector"):
+                return max(1, min(candidates, int(rule(candidates, size))))
+
+        return waits_for
+
+    def _expected_engines(self) -> tuple[int, int]:
+        """Return how many engines will generate the step, and the slots of all of them.
+
+        Not those that serve: a step is planned when a version is published, and then every
+        engine has yet to load it. In the first step of a process some have yet to join.
+        """
+        joined, slots = len(self._scheduler.engines), self._scheduler.slot_usage.slots
+        if self._first_step is None:
+            self._first_step = self._core.step
+        if self._core.step == self._first_step and 0 < joined < self._core.settings.engines:
+            engines = self._core.settings.engines
+            return engines, round(slots * engines / joined)
+        return max(1, joined), slots
 
     def tick(self) -> None:
         """Top-up is to be asked for as soon as anything has changed since the last time."""

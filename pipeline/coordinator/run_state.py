@@ -38,6 +38,7 @@ class RunState:
         self.phase = RunPhase.STARTING
         self.learners: set[int] = set()  # ranks that have joined
         self.checkpoint_since: float | None = None  # when the one being written was asked for
+        self.checkpoint_s = 0.0  # that the last one took
         self.started = 0.0  # first tick
         self.progressed = 0.0  # last time that a step, a group or a token moved
         self.reward_answered = 0.0  # last time that any reward came

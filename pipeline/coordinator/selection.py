@@ -307,6 +307,8 @@ class Selection:
                 self._group_manager.abort_member(member, "aborted")
         self._core.advance(group, GroupState.CHOSEN, action.why)
         group.chosen, group.chosen_weights = list(action.ids), list(weights)
+        if action.rule:
+            self._core.stats.add_choice(action.rule)
         for member in self._ended(group):
             if not group.wants_reward(member):
                 self._group_manager.cancel_reward(member)

@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # M
     max_tokens: int
     ranks: int
+    engines: int = 1  # by config; more may join
     overlap: str  # token | group | off
     stream: bool = False  # tokens for the learner's cached forward
     prompts: int  # in the training set

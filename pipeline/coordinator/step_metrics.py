@@ -20,6 +20,10 @@ LEARNER_WORK = ("ahead_s", "backward_s", "optimizer_s", "publish_s")
 """Metrics of a rank's step that are seconds of its work."""
 
 
+PREDICTED = "generation_predicted_s"
+"""Seconds in which a budget expects the step to be generated; see `Budget.metrics`."""
+
+
 def length_metrics(lengths: Sequence[int]) -> dict[str, float]:
     """Mean, 95th percentile and maximum of response lengths, tokens; zeros for none."""
     ordered = sorted(lengths)
@@ -120,8 +124,23 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         **({"parts": part_means(stats.parts)} if stats.parts else {}),
         **length_metrics(stats.lengths),
         "seconds": core.now - stats.since,
+        **({"tokens_streamed": stats.streamed} if core.settings.stream else {}),
+        **({"choices": dict(stats.choices)} if stats.choices else {}),
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
+
+
+def plan_metrics(plan: Mapping[str, float]) -> dict[str, Any]:
+    """`budget`, what the budget said of the step's plans, and apart from it, to be read beside
+    `generation_s`, the seconds that it expected; nothing from a budget that says nothing.
+
+    >>> plan_metrics({"known": 3, "generation_predicted_s": 1.5})
+    {'budget': {'known': 3}, 'generation_predicted_s': 1.5}
+    """
+    figures = dict(plan)
+    seconds = figures.pop(PREDICTED, None)
+    found: dict[str, Any] = {"budget": figures} if figures else {}
+    return found if seconds is None else found | {PREDICTED: seconds}
 
 
 class StepReport:
@@ -131,13 +150,28 @@ class StepReport:
         self._core, self._scheduler = core, scheduler
         self.newest: dict[str, Any] = {}  # metrics of the step that was reported last
         self.normaliser = 0.0
-        self._logprob_s = self._hidden_s = 0.0  # over all steps since the start or resume
+        # over all steps since the start or resume
+        self._logprob_s = self._hidden_s = 0.0
+        self._predicted_s = self._measured_s = 0.0  # of steps whose time was predicted
+        self._streamed = 0  # tokens
+        self._adaptive: dict[str, int] = {}
 
     @property
     def hidden_share(self) -> float | None:
         """Share of the seconds of forwards for old and reference logprobs that ran while groups
         of the step were still to come; None if there were none."""
         return round(self._hidden_s / self._logprob_s, 4) if self._logprob_s else None
+
+    def mechanisms(self) -> dict[str, Any]:
+        """Return what the run's mechanisms did since its start or resume, for `result.json`."""
+        return {
+            "adaptive": dict(self._adaptive),
+            "generation": {
+                "predicted_s": round(self._predicted_s, 3),
+                "measured_s": round(self._measured_s, 3),
+            },
+            "tokens_streamed": self._streamed,
+        }
 
     def write(
         self, metrics: Mapping[str, float], learner: Mapping[str, float], *, opened: int
@@ -146,6 +180,8 @@ class StepReport:
         core, stats, ledger = self._core, self._core.stats, self._core.ledger
         self._logprob_s += learner.get("logprob_s", 0.0)
         self._hidden_s += learner.get("logprob_hidden_s", 0.0)
+        self._streamed += stats.streamed
+        self._count_adaptive(stats.plan, stats.choices)
         bias = stats.bias.means()
         alarm, shift = core.settings.audit_alarm, bias.get("advantage_shift", 0.0)
         if alarm and abs(shift) > alarm:
@@ -164,10 +200,22 @@ class StepReport:
             **environment_metrics(core),
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
+            **plan_metrics(stats.plan),
             **({"audit": bias} if bias else {}),
             "learner": {**self._means(stats.learner), **learner},
         }
+        if PREDICTED in stats.plan:
+            self._predicted_s += stats.plan[PREDICTED]
+            self._measured_s += self.newest["generation_s"]
         core.report("step", **self.newest)
+
+    def _count_adaptive(self, plan: Mapping[str, float], choices: Mapping[str, int]) -> None:
+        """Sum how much of what adapts to the prompts has acted: see `result.json`."""
+        if "known" in plan:
+            known, unseen = int(plan["known"]), int(plan["unseen"])
+            more = {"prompts_known": known, "prompts_planned": known + unseen, **choices}
+            for name, count in more.items():
+                self._adaptive[name] = self._adaptive.get(name, 0) + count
 
     def _means(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Ranks' sums over tokens as means: the loss over the normaliser, the others over the

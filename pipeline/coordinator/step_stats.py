@@ -14,6 +14,9 @@ import msgspec
 from pipeline.coordinator.selection_bias import SelectionBias
 from pipeline.coordinator.token_ledger import TokenLedger
 
+_COUNTS_OF_A_PLAN = {"total", "known", "unseen"}
+"""Figures of a budget that are candidates or prompts."""
+
 
 class StepStats(msgspec.Struct, kw_only=True):
     """Counts since the step opened."""
@@ -36,6 +39,12 @@ class StepStats(msgspec.Struct, kw_only=True):
     nonfinite: int = 0  # groups whose loss was not finite
     learner: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Metrics of ranks, summed over tokens; the largest for names that end in _max."""
+    plan: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """What the budget said of its plans: counts of prompts and candidates summed over the plans
+    of the step, other figures of the first plan."""
+    streamed: int = 0  # response tokens sent to learner ranks before their groups were taken
+    choices: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Groups chosen, by the rule of the selector that chose."""
     bias: SelectionBias = msgspec.field(default_factory=SelectionBias)
 
     @classmethod
@@ -59,6 +68,18 @@ class StepStats(msgspec.Struct, kw_only=True):
     def add_fate(self, label: str) -> None:
         """Count a group that has ended."""
         self.fates[label] = self.fates.get(label, 0) + 1
+
+    def add_plan(self, figures: Mapping[str, float]) -> None:
+        """Count what the budget says of a plan; the first one of a step is the largest."""
+        if not self.plan:
+            self.plan = dict(figures)
+            return
+        for name in _COUNTS_OF_A_PLAN & figures.keys():
+            self.plan[name] = self.plan.get(name, 0.0) + figures[name]
+
+    def add_choice(self, rule: str) -> None:
+        """Count a group that this rule of the selector chose."""
+        self.choices[rule] = self.choices.get(rule, 0) + 1
 
     def add_learner(self, metrics: Mapping[str, float]) -> None:
         """Count what a rank measured while it trained on a group."""

@@ -44,9 +44,6 @@ class TokenIngest:
         unseen = event.sampled - engine.sampled - arrived
         if unseen < 0:  # its count is not believed, and the frame is not applied
             return f"it counts {-unseen} tokens fewer than it sent"
-        measured = engine.meter.frame(core.now, len(engine.legs), event.sampled - engine.sampled)
-        if measured:
-            core.latency.blend(*measured)
         engine.sampled = event.sampled
         core.ledger.sample(unseen, "lost")
         self._apply(engine, event)
@@ -61,9 +58,14 @@ class TokenIngest:
         start = end = 0
         if event.chunks:
             engine.moved = moved = engine.own_time(core.now)
+            leg_s, timed = 0.0, 0
             for chunk in event.chunks:
                 if (leg := (chunk.trajectory, chunk.leg)) in engine.legs:
+                    if chunk.count:
+                        leg_s, timed = leg_s + moved - engine.legs[leg], timed + chunk.count
                     engine.legs[leg] = moved
+            if measured := engine.meter.frame(moved, len(engine.legs), timed, leg_s):
+                core.latency.blend(*measured)
         for chunk, total in zip(event.chunks, self._sums(event), strict=True):
             count, finish = chunk.count, chunk.finish
             start, end = end, end + 4 * count

@@ -80,6 +80,9 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase: str = ""
     step: int = 0  # steps done
     steps: int = 0
+    evaluations_left: int = 0  # one under way included
+    checkpoint_every: int = 0  # steps; 0: none are written
+    checkpoint_s: float = 0.0  # that the last one took
     training_seconds: float = 0.0  # inside steps that are done
     running: int = 0  # slots that hold a leg, all engines
     sampled: int = 0  # response tokens
@@ -107,6 +110,9 @@ def run_status(coordinator: Coordinator, training_seconds: float) -> RunStatus:
         phase=coordinator.run.phase.value,
         step=core.step,
         steps=core.settings.steps,
+        evaluations_left=coordinator.evaluations.left,
+        checkpoint_every=core.settings.checkpoint_every,
+        checkpoint_s=round(coordinator.run.checkpoint_s, 2),
         training_seconds=round(training_seconds, 2),
         running=scheduler.slot_usage.busy,
         sampled=core.ledger.sampled,

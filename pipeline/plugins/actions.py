@@ -59,6 +59,8 @@ class Finalize(Action, frozen=True):
     ids: tuple[int, ...]
     weights: tuple[float, ...] | None = None  # loss weights, in the order of ids; None: all 1
     why: str = ""
+    rule: str = ""
+    """Name of the rule that chose, if the step's record is to count the groups chosen by it."""
 
 
 class Defer(Action, frozen=True):

@@ -97,6 +97,10 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Selector(Protocol):
+    """May also have `waits_for(candidates: int, size: int) -> int`: how many of a group's
+    candidates must have ended before the group no longer holds up its step, so that a budget can
+    predict how long a step takes. Without it a group is taken to wait for all of them."""
+
     wants: Wants
 
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]: ...
@@ -117,7 +121,10 @@ class PromptOrder(Protocol):
 
 class Budget(Protocol):
     """May also offer `ended(group: EndedView)`, called for every training group that ends, and
-    `metrics() -> dict`, logged with each plan."""
+    `metrics() -> dict`, figures of the last plan, logged with it and with the step. Of these
+    `total` (candidates), `known` and `unseen` (prompts) are summed over a step's plans; of the
+    others the first plan's stands. `generation_predicted_s`, the seconds in which it expects the
+    step to be generated, is logged beside the measured `generation_s`."""
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         """One allocation a prompt."""

@@ -7,7 +7,7 @@ the core's own objects, so it cannot change them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import msgspec
@@ -141,16 +141,23 @@ class Costs(Protocol):
         ...
 
 
+def all_of_them(candidates: int) -> int:
+    """A group waits for every candidate."""
+    return candidates
+
+
 class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
-    """The step and the engines as they are now, for a budget."""
+    """The step and the engines that will generate it, for a budget."""
 
     step: int
     size: int  # M
     max_tokens: int  # limit of a response by config
     need: int  # groups of a step
-    engines: int  # that serve now, at least 1
+    engines: int  # that generate the step, at least 1; at a publish none of them serves yet
     slots: int  # of all of them
     latency: Costs
+    waits_for: Callable[[int], int] = all_of_them
+    """Candidates -> how many of them must have ended before the selector closes the group."""
 
 
 class EndedView(msgspec.Struct, frozen=True, kw_only=True):

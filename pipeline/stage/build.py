@@ -79,6 +79,7 @@ def coordinator_settings(
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
+        engines=config.engine.count,
         overlap=config.learner.overlap,
         stream=streams_logprobs(config.learner),
         prompts=prompts,

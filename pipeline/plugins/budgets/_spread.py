@@ -94,6 +94,18 @@ class Spread:
             for view in prompts
         ]
 
+    def laws(self, prompts: Sequence[PromptView]) -> list[Lognormal] | None:
+        """Return a law of lengths for each prompt, in order; None while nothing is known.
+
+        One that was never sampled gets the law of another one, of those that ended last in turn:
+        unlike a guess of its mean, these differ as prompts do.
+        """
+        if not self._known:
+            return None
+        others = itertools.cycle(self._recent()[: len(prompts)])
+        found = (self._known.get(view.prompt) or next(others) for view in prompts)
+        return [lognormal(k.mean, max(k.variance, _LEAST_VARIANCE)) for k in found]
+
     def _remembered(self, prompt: int) -> Estimate:
         known = self._known[prompt]
         return Estimate(known.mean, math.sqrt(max(known.variance, _LEAST_VARIANCE)), known.times)

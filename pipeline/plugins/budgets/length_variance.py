@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._allocation import allocate_by_finish, allocate_candidates
+from pipeline.plugins.budgets._generation import generation_seconds
 from pipeline.plugins.budgets._spread import Estimate, Spread
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished, most_candidates
 from pipeline.plugins.budgets._utility import Choice, Lengths, Utility
@@ -89,7 +90,11 @@ class LengthVariance:
             "unseen": len(prompts) - seen,
         }
         if not math.isnan(choice.utility):
-            self._metrics |= {"utility": choice.utility, "generation_s": choice.seconds}
+            self._metrics["utility"] = choice.utility
+            if laws := self._spread.laws(prompts):
+                waits = [view.waits_for(count) for count in candidates.tolist()]
+                seconds = generation_seconds(laws, candidates.tolist(), waits, view)
+                self._metrics["generation_predicted_s"] = seconds
         notes = [_note(e) for e in estimates] if estimates else ["sigma unknown"] * len(prompts)
         return [
             Allocation(candidates=count, max_tokens=view.max_tokens, note=note)
@@ -115,7 +120,8 @@ class LengthVariance:
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last plan: its candidates, in all and on average; prompts known and
-        guessed; the step's utility and predicted generation seconds, once lengths are known."""
+        guessed; the step's utility and the seconds that it should take to generate, once lengths
+        are known."""
         return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class ConciseConfident:
     def __init__(self, options: ConciseConfidentOptions | None = None) -> None:
         self._options = options or ConciseConfidentOptions()
 
+    def waits_for(self, candidates: int, size: int) -> int:
+        """Return M; with `depth: none` M and the slack, the most that the gate waits for."""
+        slack = self._options.slack if self._options.depth == "none" else 0
+        return min(size + slack, candidates)
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         finished = usable(group)
         if len(finished) < group.size:

@@ -54,14 +54,19 @@ class DualEnd:
     def __init__(self, options: DualEndOptions | None = None) -> None:
         self._options = options or DualEndOptions()
 
+    def waits_for(self, candidates: int, size: int) -> int:
+        """Return M where the group is pruned or goes on to the barrier, else all."""
+        waits_for_all = self._options.long_wait == "group" and not self._prunes(candidates, size)
+        return candidates if waits_for_all else min(size, candidates)
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         members = shortest_first(usable(group))
         enough = len(members) >= group.size
         if not group.unended and not enough:
             yield finalize(filled_to_size(group), "all that ended")
-        elif enough and self._pruned(group):
+        elif enough and self._prunes(group.budget, group.size):
             why = f"{group.size} shortest: pruned at {group.budget} candidates"
-            yield finalize(members[: group.size], why)
+            yield finalize(members[: group.size], why, rule="pruned")
         elif enough and (not group.unended or isinstance(event, Barrier)):
             chosen = both_ends(members, group.size, self._options.longest)
             long = min(self._options.longest, group.size - 1)
@@ -70,6 +75,6 @@ class DualEnd:
         elif enough and self._options.long_wait == "step":
             yield Enough(why=f"{group.size} have finished; the longest may go on")
 
-    def _pruned(self, group: GroupView) -> bool:
+    def _prunes(self, candidates: int, size: int) -> bool:
         at = self._options.prune_at
-        return at > 0 and group.budget >= at * group.size
+        return at > 0 and candidates >= at * size

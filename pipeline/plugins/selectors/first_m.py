@@ -19,6 +19,9 @@ from pipeline.plugins.views import GroupView
 class FirstM(Stateless):
     wants = Wants()
 
+    def waits_for(self, candidates: int, size: int) -> int:
+        return min(size, candidates)
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         enough = len(usable(group)) >= group.size
         if not enough and group.unended:  # a lost engine's members are queued, not gone

@@ -91,11 +91,24 @@ def test_curves_and_the_time_left_come_from_the_steps() -> None:
         history.add_line("step", line)
     text = text_of(NOW, history)
     assert "0.500" in text and "▁▄█" in text
-    assert "step 4 of 60 · about 1:54 of training left" in text
+    assert "step 4 of 60 · about 1:54 left" in text
     assert "metrics of step 3 " in text, "counted from 1, as the step under way"
     history.add_line("eval", {"step": 2, "accuracy": 0.5})
     assert "metrics of step 3, accuracy of the evaluation at step 2" in text_of(NOW, history)
     assert text_of(NOW).count("▁") == 0, "nothing is drawn of what is not known"
+
+
+def test_the_time_left_counts_evaluations_and_the_last_checkpoint() -> None:
+    history = History()
+    for number in range(30):  # every tenth step has a checkpoint beside it
+        seconds = 7.0 if number % 10 == 9 else 2.0
+        history.add_line("step", {**STEPS[0], "step": number, "seconds": seconds})
+    now = msgspec.structs.replace(NOW, steps=60, checkpoint_every=0)
+    assert history.left_s(now) == pytest.approx(30 * 2.5)
+    history.add_line("eval", {"step": 20, "accuracy": 0.5, "seconds": 20.0})
+    found = msgspec.structs.replace(now, evaluations_left=3, checkpoint_every=20, checkpoint_s=5.0)
+    assert history.left_s(found) == pytest.approx(30 * 2.5 + 3 * 20 + 5)
+    assert History().left_s(now) is None
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])

@@ -61,17 +61,27 @@ def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float
     assert 1 <= curve.knee() <= 64
 
 
-def test_a_meter_measures_running_time_over_tokens() -> None:
+def test_a_meter_measures_what_each_token_took_at_the_mean_load_of_the_tokens() -> None:
     meter = LatencyMeter()
-    assert meter.frame(10.0, 4, 0) is None
-    assert meter.frame(10.5, 4, 100) is None
-    running, seconds = meter.frame(11.0, 8, 300) or (0.0, 0.0)
-    assert running == pytest.approx(6.0)  # 4 for half of the window, 8 for the other half
-    assert seconds == pytest.approx(6.0 / 400)  # one second, six sequences, 400 tokens
+    assert meter.frame(10.0, 4, 100, 2.0) is None
+    running, seconds = meter.frame(11.0, 8, 300, 6.0) or (0.0, 0.0)
+    assert running == pytest.approx((4 * 100 + 8 * 300) / 400)
+    assert seconds == pytest.approx(8.0 / 400)
+    assert meter.frame(12.0, 8, 0, 0.0) is None, "no token, no measurement"
 
 
-def test_an_idle_engine_measures_nothing() -> None:
-    meter = LatencyMeter()
-    meter.frame(0.0, 2, 5)
-    assert meter.frame(50.0, 0, 0) is None
-    assert meter.frame(51.5, 2, 5) is None, "the idle time is no latency"
+def test_a_long_chunk_and_the_ends_between_chunks_give_the_same_latency() -> None:
+    """Chunks of 256 tokens come every three seconds, and in between the ends of single responses:
+    a window that has only such an end in it must not look like an engine that stands still."""
+    curve = LatencyModel(((1, 0.012), (64, 0.012)))
+    meter, step = LatencyMeter(), 0.012
+    for chunk in range(50):
+        start = chunk * 256 * step
+        for end in (100, 200):  # tokens into the chunk
+            found = meter.frame(start + end * step, 32, end, end * step)
+            if found:
+                curve.blend(*found)
+        found = meter.frame(start + 256 * step, 30, 30 * 256, 30 * 256 * step)
+        if found:
+            curve.blend(*found)
+    assert curve.seconds(32) == pytest.approx(0.012, rel=1e-6)

@@ -81,6 +81,7 @@ def test_the_bubble_counts_idle_slots_from_the_first_placement_to_the_last_end()
     seen.change(14.0, busy=-1)
     assert seen.metrics(20.0) == {
         "generation_s": 4.0,
+        "slots_used": 2,
         "bubble_engine": pytest.approx(1 - (2 * 1 + 1 * 3) / (2 * 4)),
     }
 
@@ -92,7 +93,7 @@ def test_an_idle_stretch_between_two_placements_is_a_bubble() -> None:
     for start in (1.0, 4.0):
         seen.change(start, busy=1)
         seen.change(start + 1.0, busy=-1)
-    assert seen.metrics(9.0) == {"generation_s": 4.0, "bubble_engine": 0.5}
+    assert seen.metrics(9.0) == {"generation_s": 4.0, "slots_used": 1, "bubble_engine": 0.5}
 
 
 def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
@@ -103,17 +104,30 @@ def test_a_lost_engine_takes_its_slots_and_legs_along() -> None:
     seen.change(0.0, busy=8)
     seen.change(1.0, busy=-4, slots=-4)
     seen.change(3.0, busy=-4)
-    assert seen.metrics(3.0) == {"generation_s": 3.0, "bubble_engine": 0.0}
+    assert seen.metrics(3.0) == {"generation_s": 3.0, "slots_used": 8, "bubble_engine": 0.0}
 
 
 def test_legs_that_run_across_the_steps_border_count_in_both() -> None:
     seen = SlotUsage()
     seen.change(0.0, slots=2)
     seen.open(0.0)
-    seen.change(1.0, busy=1)
-    assert seen.metrics(3.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+    seen.change(1.0, busy=2)
+    seen.change(2.0, busy=-1)
+    assert seen.metrics(3.0) == {"generation_s": 2.0, "slots_used": 2, "bubble_engine": 0.25}
     seen.open(4.0)
-    assert seen.metrics(6.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
+    seen.change(5.0, busy=1)
+    assert seen.metrics(6.0) == {"generation_s": 2.0, "slots_used": 2, "bubble_engine": 0.25}
+
+
+def test_slots_that_nothing_could_have_filled_are_no_bubble() -> None:
+    seen = SlotUsage()
+    seen.change(0.0, slots=128)
+    seen.open(0.0)
+    seen.change(0.0, busy=16)
+    seen.change(1.0, busy=-8)
+    seen.change(2.0, busy=-8)
+    # 16 requests on 128 slots: of 16 slots for two seconds, a quarter was idle
+    assert seen.metrics(9.0) == {"generation_s": 2.0, "slots_used": 16, "bubble_engine": 0.25}
 
 
 def test_a_step_without_any_placement_has_no_bubble() -> None:

@@ -12,6 +12,7 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
+    EngineLost,
     ForgetGroup,
     GroupFailed,
     GroupTrained,
@@ -37,7 +38,7 @@ from pipeline.plugins.actions import (
     Take,
 )
 from pipeline.plugins.interfaces import Barrier, Relaxed, SelectorEvent, Wants, WeightsPublished
-from pipeline.plugins.views import BatchView, GroupView, PlanView
+from pipeline.plugins.views import BatchView, BudgetView, GroupView, PlanView, PromptView
 from tests.pipeline.coordinator.bench import Bench, Candidates, Scripted, only
 
 
@@ -440,3 +441,40 @@ def test_what_a_plugin_raises_names_the_plugin_and_the_group() -> None:
     bench.begin()
     with pytest.raises(PluginFault, match="selector, group 0: Raising raised KeyError: 'longest'"):
         bench.tokens(0, 2, "stop")
+
+
+# --- what a budget is told of the engines ---------------------------------------------------------
+
+
+class Listening(Candidates):
+    """Keeps the views that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.views: list[BudgetView] = []
+
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
+        self.views.append(view)
+        return super().allocate(prompts, view)
+
+
+def test_a_step_planned_while_every_engine_loads_counts_them_all() -> None:
+    """The plan is made in the event that publishes a version: nobody serves that version yet."""
+    budget = Listening()
+    bench = Bench(plugins={"budget": budget}, steps=3, need=1, engines=2)
+    bench.begin(engines=2, slots=8)
+    bench.learn(bench.train_one(0))
+    assert bench.core.step == 1 and not bench.coordinator.scheduler.serving()
+    assert [(view.engines, view.slots) for view in budget.views] == [(2, 16), (2, 16)]
+    bench.handle(EngineLost(engine="e1", why="gone"))
+    bench.serve()
+    bench.learn(bench.train_one(1))
+    assert (budget.views[-1].engines, budget.views[-1].slots) == (1, 8), "what is lost is not there"
+
+
+def test_the_first_plan_counts_engines_that_have_yet_to_join() -> None:
+    """A run begins, or is resumed, as soon as one of its engines serves."""
+    budget = Listening()
+    bench = Bench(plugins={"budget": budget}, engines=32)
+    bench.begin(engines=1, slots=8)
+    assert [(view.engines, view.slots) for view in budget.views] == [(32, 256)]

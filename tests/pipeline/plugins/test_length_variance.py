@@ -92,7 +92,7 @@ def test_note_and_figures_tell_what_is_known_and_what_is_guessed():
     told.ended(ended(1, [*LOUD * 10]))  # 72 finished: a distribution
     told.allocate(prompts(0), view())
     metrics = told.metrics()
-    assert metrics["generation_s"] > 0 > metrics["utility"]
+    assert metrics["generation_predicted_s"] > 0 > metrics["utility"]
     assert not metrics.keys() & {"what", "step", "prompts", "candidates"}  # the report's own
 
 
@@ -311,7 +311,7 @@ def test_a_faulty_run_ends_balanced_and_its_checkpoints_hold_what_was_learnt(by:
     world.start()
     world.run()
     assert world.over is not None and world.over.error == ""
-    assert learning.metrics()["generation_s"] > 0
+    assert learning.metrics()["generation_predicted_s"] > 0
     # each training group told once; deferred ones are told too, and are not among the trained
     assert sum(row[-1] for row in learning.state()["prompts"]) >= len(world.trained) >= 24
     again = budget()

@@ -114,7 +114,8 @@ class Life(Simulation):
     def _report(self, command: Report) -> None:
         super()._report(command)
         if command.what in ("group", "decision", "budget"):
-            timed = ("utility", "generation_s")  # by the engines' latency, which is measured anew
+            # By the engines' latency, which is measured anew:
+            timed = ("utility", "generation_predicted_s")
             fields = {key: value for key, value in command.fields.items() if key not in timed}
             self.told.append({"what": command.what, **fields})
 
