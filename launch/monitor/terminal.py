@@ -135,6 +135,8 @@ def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
         known, planned = adaptive["prompts_known"], adaptive["prompts_planned"]
         pruned = adaptive.get("pruned", 0)
         yield f"adaptive: {known} of {planned} prompts known, {pruned} groups at M_up pruned"
+    if shaped := result.get("rewards_shaped"):
+        yield f"overlong: {shaped} rewards shaped"
     if (times := result.get("generation", {})).get("predicted_s"):
         expected, measured = times["predicted_s"], times["measured_s"]
         yield f"generation: {measured:.1f} s, {expected:.1f} s expected by the budget"

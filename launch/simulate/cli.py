@@ -49,7 +49,8 @@ def simulate_command(
         str,
         typer.Option(
             help="print tables instead of one run: paper (published speed-ups), ours (our methods "
-            "at published scale), map (best method by workload), scale (cost of the coordinator)"
+            "at published scale), map (best method by workload), budgets (adaptive beside "
+            "uniform), scale (cost of the coordinator)"
         ),
     ] = "",
     shape: Annotated[

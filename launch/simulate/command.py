@@ -36,7 +36,7 @@ class RunStopped(Exception):
     """A simulated run did not come to its end."""
 
 
-PRESETS = ("paper", "ours", "map", "scale")
+PRESETS = ("paper", "ours", "map", "budgets", "scale")
 
 
 def _bar(what: str) -> Progress:
@@ -153,7 +153,7 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
 
 def print_preset(name: str, out: Path | None) -> int:
     """Prints the tables of one preset and writes its JSON."""
-    from launch.simulate import methods_at_scale, published, scale
+    from launch.simulate import adaptive_budget, methods_at_scale, published, scale
 
     if name == "paper":
         document = published.reproduce(_say)
@@ -168,6 +168,10 @@ def print_preset(name: str, out: Path | None) -> int:
         document = {"cells": cells}
         if out is not None:
             methods_at_scale.map_page(cells, out.with_suffix(".html"))
+    elif name == "budgets":
+        budgets = adaptive_budget.budget_table(_say)
+        print(adaptive_budget.budget_markdown(budgets))
+        document = {"rows": msgspec.to_builtins(budgets)}
     else:
         costs = scale.all_sizes(_say)
         print(scale.cost_table(costs))

@@ -383,6 +383,7 @@ class Selection:
         group.chosen = present
         group.advantages = [float(a) for a in answer.values]
         group.weights = [float(w) for w in answer.weights]
+        self._core.stats.shaped += answer.shaped
         self._core.advance(group, GroupState.READY)
         if group.audited:
             self._audit(group)

@@ -124,6 +124,7 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         **({"parts": part_means(stats.parts)} if stats.parts else {}),
         **length_metrics(stats.lengths),
         "seconds": core.now - stats.since,
+        **({"rewards_shaped": stats.shaped} if stats.shaped else {}),
         **({"tokens_streamed": stats.streamed} if core.settings.stream else {}),
         **({"choices": dict(stats.choices)} if stats.choices else {}),
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
@@ -154,6 +155,7 @@ class StepReport:
         self._logprob_s = self._hidden_s = 0.0
         self._predicted_s = self._measured_s = 0.0  # of steps whose time was predicted
         self._streamed = 0  # tokens
+        self._shaped = 0  # rewards
         self._adaptive: dict[str, int] = {}
 
     @property
@@ -171,6 +173,7 @@ class StepReport:
                 "measured_s": round(self._measured_s, 3),
             },
             "tokens_streamed": self._streamed,
+            "rewards_shaped": self._shaped,
         }
 
     def write(
@@ -181,6 +184,7 @@ class StepReport:
         self._logprob_s += learner.get("logprob_s", 0.0)
         self._hidden_s += learner.get("logprob_hidden_s", 0.0)
         self._streamed += stats.streamed
+        self._shaped += stats.shaped
         self._count_adaptive(stats.plan, stats.choices)
         bias = stats.bias.means()
         alarm, shift = core.settings.audit_alarm, bias.get("advantage_shift", 0.0)

@@ -42,6 +42,7 @@ class StepStats(msgspec.Struct, kw_only=True):
     plan: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """What the budget said of its plans: counts of prompts and candidates summed over the plans
     of the step, other figures of the first plan."""
+    shaped: int = 0  # chosen members whose reward the advantage rule changed
     streamed: int = 0  # response tokens sent to learner ranks before their groups were taken
     choices: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups chosen, by the rule of the selector that chose."""

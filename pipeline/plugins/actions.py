@@ -125,6 +125,7 @@ class Advantages(msgspec.Struct, frozen=True):
 
     values: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]  # loss weights; 0: not trained, counts nothing
+    shaped: int = 0  # members whose reward the rule changed; counted in the step's record
 
 
 class NoSignal(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from launch.bench.engine_profile import EngineProfile
-from launch.simulate import methods_at_scale, published, replay, scale
+from launch.simulate import adaptive_budget, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run_method
 from scripts.bench.engine_overhead import SHORT
 
@@ -79,6 +79,7 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
         "ours": lambda: [msgspec.structs.asdict(row) for row in methods_at_scale.scale_table(say)],
         "map": lambda: methods_at_scale.heat_map(say),
         "knee": lambda: _knees(say),
+        "budget": lambda: [msgspec.to_builtins(row) for row in adaptive_budget.budget_table(say)],
         "scale": lambda: scale.cost_document(scale.all_sizes(say)),
         "replay": lambda: _replays(folder, say),
     }
@@ -88,6 +89,7 @@ def simulated_page(made: dict[str, Any]) -> str:
     """Returns docs/simulated.md for these parts."""
     rows = [methods_at_scale.Row(**row) for row in made["ours"]]
     knees = [methods_at_scale.Row(**row) for row in made["knee"]]
+    budgets = [msgspec.convert(row, adaptive_budget.Row) for row in made["budget"]]
     costs = [scale.Cost(**row) for row in made["scale"]["coordinator"]]
     replays = [replay.Replay(**row) for row in made["replay"]]
     fitted = ", ".join(
@@ -113,6 +115,13 @@ def simulated_page(made: dict[str, Any]) -> str:
             "\n## Top-up beyond the knee, 128 requests an engine\n",
             "`engine.knee=N`; 0 is the measured one.\n",
             methods_at_scale.scale_markdown(knees),
+            "\n## Adaptive budgets beside uniform ones\n",
+            "`length_variance` with `mean: 0`: as many candidates as its utility asks for, with",
+            "this `time_weight`; means over the steps after the first epoch. `published`: dual-end",
+            "selection that waits for every candidate and prunes at M_up; `barrier`: it goes on to",
+            "the step's barrier. `x`: seconds of a step with the uniform budget that samples as",
+            "many tokens, over the adaptive one's.\n",
+            adaptive_budget.budget_markdown(budgets),
             "\n## Which method wins where\n",
             "Speed-up over synchronous rollout; `tail`: deviation of log length within a prompt;",
             "the best on-policy method in bold. 7B on H20, 128 prompts x 8.\n",

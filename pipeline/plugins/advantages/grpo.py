@@ -69,4 +69,5 @@ class Grpo:
         if self._options.divide_by_deviation:
             values = values / (shaped.std(ddof=1) + _EPSILON)
         weights = np.array([member.weight for member in members], dtype=np.float64)
-        return Advantages(values=values, weights=weights)
+        changed = sum(penalty < 0 for penalty in penalties)
+        return Advantages(values=values, weights=weights, shaped=changed)

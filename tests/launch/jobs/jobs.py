@@ -130,9 +130,14 @@ class Job:
 
 
 def train(
-    run: Path, log: Path, *overrides: str, path: Path = ROOT, module: str = "launch.cli"
+    run: Path,
+    log: Path,
+    *overrides: str,
+    path: Path = ROOT,
+    module: str = "launch.cli",
+    config: str = "configs/quickstart.yaml",
 ) -> Job:
-    arguments = ["train", "configs/quickstart.yaml", "--out", str(run), *QUICK, *overrides]
+    arguments = ["train", config, "--out", str(run), *QUICK, *overrides]
     return Job(arguments, log, path, module)
 
 

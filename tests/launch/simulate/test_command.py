@@ -12,7 +12,14 @@ from typer.testing import CliRunner, Result
 
 from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
-from launch.simulate import CONFIG, methods_at_scale, published, replay, scale
+from launch.simulate import (
+    CONFIG,
+    adaptive_budget,
+    methods_at_scale,
+    published,
+    replay,
+    scale,
+)
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
 from pipeline.simulation.workload import Lengths
@@ -44,7 +51,10 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
 @pytest.mark.parametrize(
     "arguments,says",
     [
-        (("--preset", "papers"), "--preset is 'papers', expected one of paper, ours, map, scale"),
+        (
+            ("--preset", "papers"),
+            "--preset is 'papers', expected one of paper, ours, map, budgets, scale",
+        ),
         (("--mode", "calm"), "--mode is 'calm', expected one of chaos, heal, dead"),
         (("--device", "h1"), "--device is 'h1', expected one of h20, h800, h200"),
         (("--mode", "chaos", "--faults", "x"), "--faults is 'x': invalid literal"),
@@ -132,6 +142,27 @@ def test_the_fit_goes_where_the_cell_is_as_published(monkeypatch: pytest.MonkeyP
     assert published.fit_constant("APRIL", lambda line: None) == pytest.approx(4444, rel=0.05), (
         "falls with x"
     )
+
+
+def test_an_adaptive_budget_is_held_against_the_uniform_one_that_samples_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def point(seconds: float, sampled: float) -> adaptive_budget.Point:
+        return adaptive_budget.Point(
+            seconds=seconds, sampled=sampled, trained=1, depth=1, candidates=8, pruned=0, expected=1
+        )
+
+    few, many = point(10.0, 100.0), point(20.0, 200.0)
+    assert adaptive_budget.seconds_at([many, few], 150.0) == 15.0
+    assert adaptive_budget.seconds_at([few, many], 900.0) == 20.0, "the nearest"
+    monkeypatch.setattr(adaptive_budget, "BUDGETS", {"lambda 2": ("time_weight=2",)})
+    scenario = msgspec.structs.replace(QUICK, size=8, steps=12, dataset=24)
+    rows = adaptive_budget.compare_budgets(scenario, lambda line: None)
+    assert [row.selector for row in rows] == ["published", "barrier"]
+    for row in rows:
+        assert 8 <= row.adaptive.candidates <= 16 and row.adaptive.expected > 0
+        assert row.uniform_s > 0 and row.adaptive.sampled > row.adaptive.trained
+    assert len(adaptive_budget.budget_markdown(rows).splitlines()) == 4
 
 
 def test_methods_are_held_against_synchronous_rollout_with_what_they_train_on():

@@ -73,7 +73,7 @@ def test_with_no_spread_it_is_the_papers_sum_by_hand() -> None:
 
 def test_engines_share_the_requests_and_slots_that_are_few_make_them_wait() -> None:
     laws = [Lognormal(math.log(200), 0.5)] * 8
-    ask = [laws, [8] * 8, [8] * 8]
+    ask = (laws, [8] * 8, [8] * 8)
     one, four = (generation_seconds(*ask, view(STEEP, engines=n, slots=256 * n)) for n in (1, 4))
     assert one > 2.5 * four
     whole = generation_seconds(*ask, view(FLAT, slots=64))
