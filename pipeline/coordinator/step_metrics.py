@@ -147,10 +147,14 @@ class StepReport:
         self._logprob_s += learner.get("logprob_s", 0.0)
         self._hidden_s += learner.get("logprob_hidden_s", 0.0)
         bias = stats.bias.means()
-        alarm, shift = core.settings.audit_alarm, bias.get("advantage_shift", 0.0)
-        if alarm and abs(shift) > alarm:
-            text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
-            core.report("warning", text=text)
+        alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
+        if alarm and moved > alarm:
+            by_kind = ", ".join(
+                f"{kind.replace('_', ' and ')} {shift:+.2f}"
+                for kind, shift in bias["advantage_shift_by_kind"].items()
+            )
+            text = f"audit: selection moves the advantage of a member by {moved:.2f} on average"
+            core.report("warning", text=f"{text}, above audit.alarm ({alarm:g}); {by_kind}")
         epochs = getattr(core.plugins.prompt_order, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,
