@@ -3,7 +3,7 @@
 They are legitimate (a short try of a long configuration has many) and never refused: a line
 each is printed before a run starts, so that nobody waits for what does not come. What makes
 no sense together is refused when a configuration is loaded (`pipeline.config.rules`).
-Defaults are not mentioned. Pure.
+Defaults are not mentioned.
 """
 
 from __future__ import annotations
