@@ -77,7 +77,7 @@ def _run(config: Path, overrides: list[str] | None, steps: int, folder: Path | N
 
     if steps < 1:
         exit_with_error(f"--steps is {steps}, but must be at least 1", 2)
-    short = ["eval.every=0", "checkpoint.every=0", *(overrides or [])]
+    short = ["eval.every=0", "checkpoint.every=0", "learner.warmup_steps=0", *(overrides or [])]
     must = [f"step.count={steps}", f"metrics.trace_steps={steps}", "metrics.timing=true"]
     for own in (word.partition("=")[0] for word in must):
         if any(given.partition("=")[0] == own for given in overrides or ()):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.preflight import rewards
 from launch.preflight.settings import settings_problems
+from launch.preflight.without_effect import without_effect
 from pipeline.config.schema import Config
 from pipeline.data import eval_sets
 from pipeline.data.dataset import DataError, load_train
@@ -43,6 +44,7 @@ def check_everything(config: Config) -> list[str]:
             raise PreflightError("\n".join(problems))
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
+        *without_effect(config),
         *skipped,
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         f"training: {train.summary_line()}",

@@ -17,6 +17,7 @@ from launch.report.sections import (
     latency,
     length_distribution,
     samples,
+    selection_bias,
     waste,
 )
 
@@ -45,6 +46,7 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
         latency.latency_section(runs),
         waste.waste_section(runs),
         budgets.budgets_section(runs),
+        selection_bias.bias_section(runs),
         samples.samples_section(runs, samples.held_out(warn)),
         comparison.comparison_section(named),
     ]

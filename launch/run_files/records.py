@@ -6,9 +6,22 @@ docs/run-folder.md explains the fields. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
 import msgspec
 
 from pipeline.observability.critical_path import Segment
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """`audit` of an audited step: what selection changed in what was trained on."""
+
+    reward_shift: float | None = None
+    tokens_shift: float | None = None
+    advantage_moved: float | None = None  # mean absolute change of a member's advantage
+    advantage_shift_by_kind: dict[str, float] = {}
+    members_by_kind: dict[str, int] = {}
 
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +40,7 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     tokens_mean: float | None = None
     tokens_p95: float | None = None
     ledger: dict[str, int] = {}  # tokens by account, since the start of the run
+    audit: Audit | None = None
 
     @property
     def learning_s(self) -> float:
@@ -111,6 +125,32 @@ class GroupLine(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     fate: str
     members: tuple[Member, ...]
+
+
+def pooled_audit(audits: Sequence[Audit]) -> Audit:
+    """Returns several audits as one: reward and tokens as means over audits, advantages over
+    members."""
+
+    def mean(found: Iterable[tuple[float | None, float]]) -> float | None:
+        known = [(value, weight) for value, weight in found if value is not None and weight]
+        whole = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / whole if known else None
+
+    members = Counter[str]()
+    for audit in audits:
+        members.update(audit.members_by_kind)
+    by_kind = {
+        kind: mean((a.advantage_shift_by_kind.get(kind), a.members_by_kind[kind])
+                   for a in audits if kind in a.members_by_kind)
+        for kind in members
+    }  # fmt: skip
+    return Audit(
+        reward_shift=mean((audit.reward_shift, 1) for audit in audits),
+        tokens_shift=mean((audit.tokens_shift, 1) for audit in audits),
+        advantage_moved=mean((a.advantage_moved, sum(a.members_by_kind.values())) for a in audits),
+        advantage_shift_by_kind={kind: m for kind, m in by_kind.items() if m is not None},
+        members_by_kind=dict(members),
+    )
 
 
 def learning_curve(steps: list[StepLine], evaluations: list[EvalLine]) -> list[EvalLine]:

@@ -35,6 +35,7 @@ from launch.launcher.processes import (
 )
 from launch.monitor.terminal import TerminalView
 from launch.preflight.settings import settings_problems
+from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
 from launch.torchrun.network import interface_towards
 from launch.torchrun.node import (
@@ -143,6 +144,8 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := settings_problems(config):
         raise RunError("\n".join(problems))
+    for line in without_effect(config):
+        print(f"darts: {line}", flush=True)
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
     plan = RoundPlan.for_job(config, node)

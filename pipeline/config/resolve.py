@@ -47,7 +47,9 @@ class Resolver:
             values["model"] = ""
         config = Config(**values)
         for key, problem in rules.problems(config):
-            self._problem(key, problem)
+            other = rules.OTHER_KEY.get(key, "")
+            only_other = self._values.given(other) and not self._values.given(key)
+            self._problem(key, problem, self._values.place(other) if only_other else "")
         return paths.resolved(config, self._path, self._problem)
 
     def _problem(self, key: str, text: str, where: str = "") -> None:

@@ -18,13 +18,24 @@ _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
 
 
+OTHER_KEY = {
+    "learner.updates": "step.prompts",
+    "learner.warmup_steps": "step.count",
+    "advantage.grpo.overlong_tokens": "sampling.max_tokens",
+    "metrics.prometheus_port": "nodes.port",
+}
+"""Key of a complaint -> the one it clashes with, whose place is named if only that was given."""
+
+
 def problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for every setting that clashes with another."""
     yield from _learner(config.learner)
+    yield from _lengths(config)
     yield from _batch_and_loss(config)
     yield from _evaluation(config)
     yield from _data(config.data)
     yield from _engine(config.engine)
+    yield from _ports(config)
 
 
 def _learner(section: LearnerConfig) -> Iterator[tuple[str, str]]:
@@ -39,6 +50,37 @@ def _learner(section: LearnerConfig) -> Iterator[tuple[str, str]]:
     if section.lora is not None and section.zero == 3:
         why = "learner.lora is set: adapters are merged with whole weights"
         yield "learner.zero", f"found 3, but {why}; take 0 to 2"
+
+
+def _lengths(config: Config) -> Iterator[tuple[str, str]]:
+    """What is longer than the run, or than a response."""
+    count, warmup = config.step.count, config.learner.warmup_steps
+    if 0 < count < warmup:
+        why = "learner.lr would never be reached"
+        cure = f"set learner.warmup_steps to at most {count}, or step.count to at least {warmup}"
+        rule = f"expected at most step.count, {count}"
+        yield "learner.warmup_steps", f"found {warmup}, {rule}: {why}; {cure}"
+    limit = config.sampling.max_tokens
+    overlong = config.advantage.options.get("overlong_tokens", 0)
+    if overlong > limit:
+        why = "a response without any token would be penalised"
+        cure = "set it lower, or sampling.max_tokens higher"
+        found = f"found {overlong}, expected at most sampling.max_tokens, {limit}"
+        yield f"advantage.{config.advantage.name}.overlong_tokens", f"{found}: {why}; {cure}"
+    prompt, longest = config.data.max_prompt_tokens, config.engine.vllm.get("max_model_len")
+    needed = limit + max(1, prompt)
+    if config.engine.kind == "vllm" and isinstance(longest, int) and 0 < longest < needed:
+        parts = f"sampling.max_tokens and {'data.max_prompt_tokens' if prompt else 'a prompt'}"
+        cure = "set it higher, or leave it out: the engine takes what the model does"
+        rule = f"expected at least {needed}, {parts}"
+        yield "engine.vllm.max_model_len", f"found {longest}, {rule}: {cure}"
+
+
+def _ports(config: Config) -> Iterator[tuple[str, str]]:
+    port, first = config.metrics.prometheus_port, config.nodes.port
+    if port and first <= port < first + 4:
+        rule = f"one of the four ports from nodes.port ({first}) on"
+        yield "metrics.prometheus_port", f"found {port}, {rule}; choose another"
 
 
 def _batch_and_loss(config: Config) -> Iterator[tuple[str, str]]:
@@ -84,6 +126,15 @@ def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
         if value and data.chat == "never":
             found = f"found {value!r:.60}, but data.chat is never, so no template is used"
             yield key, f"{found}: leave it out, or set data.chat: always"
+    if data.chat_arguments and data.chat == "never":
+        found = f"found {', '.join(data.chat_arguments)}, but data.chat is never"
+        why = "so no template is used: leave them out, or set data.chat: always"
+        yield "data.chat_arguments", f"{found}, {why}"
+    for source in () if isinstance(data.train, str) else data.train:
+        prompt, answer = source.prompt or data.prompt, source.answer or data.answer
+        if prompt == answer and data.prompt != data.answer:
+            found = f"found {prompt!r} for both the prompt and the answer of {source.path}"
+            yield "data.train", f"{found}; name another"
     for name in ("messages", "tokenize"):
         if name in data.chat_arguments:
             yield "data.chat_arguments", f"found {name}, which darts sets itself; leave it out"

@@ -288,8 +288,8 @@ class AuditConfig(Section, frozen=True, kw_only=True):
     """Steps between audits of selection bias: the audited step samples every candidate to the end,
     to see what selection changes in reward, length and advantage, and so takes longer. 0: never."""
     alarm: NonNegativeFloat = 0.5
-    """Difference between the mean advantage of the chosen and of all above which a warning is
-    printed; 0: never."""
+    """Warn in an audited step when selection changes the advantage of a member trained on by more
+    than this on average, up or down, from its advantage among all candidates. 0: never."""
 
 
 class TimeoutsConfig(Section, frozen=True, kw_only=True):

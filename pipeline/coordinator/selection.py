@@ -307,8 +307,7 @@ class Selection:
                 self._group_manager.abort_member(member, "aborted")
         self._core.advance(group, GroupState.CHOSEN, action.why)
         group.chosen, group.chosen_weights = list(action.ids), list(weights)
-        if action.rule:
-            self._core.stats.add_choice(action.rule)
+        self._core.stats.add_choice(action.rule)
         for member in self._ended(group):
             if not group.wants_reward(member):
                 self._group_manager.cancel_reward(member)
@@ -337,19 +336,26 @@ class Selection:
         and where those are the wrong ones no other group trains on them. (Dropped at
         once, the default task ended at .92 instead of .96 held-out accuracy.)
         """
-        members = [m for m in self._ended(group) if m.scored]
-        outcomes = self._outcomes(group, [m.id for m in members])
-        dead = len(outcomes) >= group.size and isinstance(
-            self._advantages(group, outcomes), NoSignal
-        )
+        ids = [m.id for m in self._ended(group) if m.reward is not None]
+        dead = len(ids) >= group.size and isinstance(self._advantages(group, ids), NoSignal)
         if dead != (group.state is GroupState.DEAD):
             self._core.advance(group, GroupState.DEAD if dead else GroupState.ENOUGH)
             self._core.needs_update = True
 
-    def _advantages(self, group: Group, outcomes: list[Outcome]) -> Advantages | NoSignal:
-        advantage = self._core.plugins.advantage
+    def _advantages(self, group: Group, ids: list[int]) -> Advantages | NoSignal:
+        advantage, outcomes = self._core.plugins.advantage, self._outcomes(group, ids)
         with plugin_guard(advantage, "advantage", group.id):
-            return advantage.advantages(outcomes)
+            answer = advantage.advantages(outcomes)
+        if isinstance(answer, NoSignal):
+            return answer
+        for what, numbers in (("values", answer.values), ("weights", answer.weights)):
+            if len(numbers) != len(outcomes) or not np.all(np.isfinite(numbers)):
+                name = type(advantage).__name__
+                raise PluginFault(
+                    f"advantage {name}, group {group.id}: {what}: {len(outcomes)} finite numbers "
+                    f"expected, one for each member, got {numbers}"
+                )
+        return answer
 
     def _ready_if_scored(self, group: Group) -> None:
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
@@ -363,17 +369,11 @@ class Selection:
         if len(present) < 2:
             self._group_manager.end(group, GroupState.DROPPED, "fewer than two rewards")
             return
-        answer = self._advantages(group, self._outcomes(group, present))
+        answer = self._advantages(group, present)
         if isinstance(answer, NoSignal):
+            self._audit(group, answer)
             self._group_manager.end(group, GroupState.DROPPED, answer.why)
             return
-        for what, numbers in (("values", answer.values), ("weights", answer.weights)):
-            if len(numbers) != len(present) or not np.all(np.isfinite(numbers)):
-                name = type(self._core.plugins.advantage).__name__
-                raise PluginFault(
-                    f"advantage {name}, group {group.id}: {what}: {len(present)} finite numbers "
-                    f"expected, one for each member, got {numbers}"
-                )
         if too_old(group, self._core.version, self._core.settings.max_staleness):
             self._group_manager.end(group, GroupState.DROPPED, "stale")
             return
@@ -385,8 +385,7 @@ class Selection:
         group.weights = [float(w) for w in answer.weights]
         self._core.stats.shaped += answer.shaped
         self._core.advance(group, GroupState.READY)
-        if group.audited:
-            self._audit(group)
+        self._audit(group, answer)
         self._core.needs_update = True
 
     # --- selection bias -----------------------------------------------------------------
@@ -396,8 +395,7 @@ class Selection:
         """True if the open step is sampled to its end."""
         return selection_bias.due(self._core.step, self._core.settings.audit_every)
 
-    def _audit(self, group: Group) -> None:
-        everyone = selection_bias.whole(group)
-        answer = self._advantages(group, self._outcomes(group, [m.id for m in everyone]))
-        values = [] if isinstance(answer, NoSignal) else [float(a) for a in answer.values]
-        self._core.stats.bias.add(selection_bias.shifts(group, values))
+    def _audit(self, group: Group, trained: Advantages | NoSignal) -> None:
+        if group.audited:
+            sampled = self._advantages(group, [m.id for m in selection_bias.whole(group)])
+            self._core.stats.bias.add(group, sampled, trained, self._core.settings.eval_correct)

@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_staleness: int = 0  # k, versions
     stale: str = "wait"  # wait | drop
     audit_every: int = 0  # steps between measurements of selection bias
-    audit_alarm: float = 0.0  # shift of the advantage that is warned of; 0: never
+    audit_alarm: float = 0.0  # mean absolute change of an advantage to warn above; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn

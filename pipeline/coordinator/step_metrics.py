@@ -187,10 +187,14 @@ class StepReport:
         self._shaped += stats.shaped
         self._count_adaptive(stats.plan, stats.choices)
         bias = stats.bias.means()
-        alarm, shift = core.settings.audit_alarm, bias.get("advantage_shift", 0.0)
-        if alarm and abs(shift) > alarm:
-            text = f"audit: selection moves the mean advantage by {shift:+.2f} (audit.alarm)"
-            core.report("warning", text=text)
+        alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
+        if alarm and moved > alarm:
+            by_kind = ", ".join(
+                f"{kind.replace('_', ' and ')} {shift:+.2f}"
+                for kind, shift in bias["advantage_shift_by_kind"].items()
+            )
+            text = f"audit: selection moves the advantage of a member by {moved:.2f} on average"
+            core.report("warning", text=f"{text}, above audit.alarm ({alarm:g}); {by_kind}")
         epochs = getattr(core.plugins.prompt_order, "epochs", dict[str, float]())
         self.newest = {
             "step": core.step,

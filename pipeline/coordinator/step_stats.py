@@ -79,7 +79,9 @@ class StepStats(msgspec.Struct, kw_only=True):
             self.plan[name] = self.plan.get(name, 0.0) + figures[name]
 
     def add_choice(self, rule: str) -> None:
-        """Count a group that this rule of the selector chose."""
+        """Count a group that this rule of the selector chose; '' is not counted."""
+        if not rule:
+            return
         self.choices[rule] = self.choices.get(rule, 0) + 1
 
     def add_learner(self, metrics: Mapping[str, float]) -> None:

@@ -88,6 +88,13 @@ _LEARNER: dict[str, str] = {
     "optimizer_s": "optimizer step of rank 0",
     "publish_s": "publishing of weights by rank 0",
 }
+_AUDIT: dict[str, str] = {
+    "groups": "groups whose members trained on were compared with all candidates",
+    "signal_lost": "groups dropped whose chosen members teach nothing, while all candidates would",
+    "reward_shift": "mean reward of the members trained on minus that of all candidates",
+    "tokens_shift": "mean length of the members trained on minus that of all candidates, tokens",
+    "advantage_moved": "absolute change of a member's advantage by selection, mean",
+}
 _ENGINES: dict[str, str] = {
     "legs": "legs of trajectories that the engine ran",
     "tokens": "response tokens that it sampled",
@@ -101,6 +108,16 @@ _LABELLED: dict[str, tuple[str, str, str]] = {
     "parts": ("reward_part", "part", "mean of each part of the rewards"),
     "by_tag": ("tag_accuracy_ratio", "tag", "accuracy by kind of prompt"),
     "tokens_by_tag": ("tag_response_mean_tokens", "tag", "mean length by kind of prompt"),
+    "audit/advantage_shift_by_kind": (
+        "audit_advantage_shift",
+        "kind",
+        "advantage of a member trained on minus its own among all candidates, in an audited step",
+    ),
+    "audit/members_by_kind": (
+        "audit_members",
+        "kind",
+        "members trained on whose advantages were compared, by kind, in an audited step",
+    ),
 }
 _LEFT_OUT = ("step", "version", "ledger")  # reported once a second, see `_now`
 _OF = {"step": "of the newest step", "eval": "of the newest evaluation"}
@@ -148,12 +165,12 @@ def _of_metrics(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
         first, _, rest = key.partition("/")
         if first in _LEFT_OUT:
             continue
-        if first in _LABELLED and rest:
-            name, label, text = _LABELLED[first]
-            if first not in labelled:
+        if nest := next((nest for nest in _LABELLED if key.startswith(f"{nest}/")), ""):
+            name, label, text = _LABELLED[nest]
+            if nest not in labelled:
                 full = f"darts_{what}_{name}"
-                labelled[first] = GaugeMetricFamily(full, f"{text}, {_OF[what]}", labels=[label])
-            labelled[first].add_metric([rest], value)
+                labelled[nest] = GaugeMetricFamily(full, f"{text}, {_OF[what]}", labels=[label])
+            labelled[nest].add_metric([key.removeprefix(f"{nest}/")], value)
             continue
         name, text = _FIGURES.get(key) or (_name(key), _help(first, rest))
         yield GaugeMetricFamily(f"darts_{what}_{name}", f"{text}, {_OF[what]}", value=value)
@@ -163,8 +180,8 @@ def _of_metrics(what: str, numbers: Mapping[str, float]) -> Iterator[Metric]:
 def _help(first: str, rest: str) -> str:
     if first == "learner" and rest in _LEARNER:
         return _LEARNER[rest]
-    if first == "audit":
-        return f"what selection moved in {rest.removesuffix('_shift')}, in an audited step"
+    if first == "audit" and rest in _AUDIT:
+        return f"{_AUDIT[rest]}, in an audited step"
     return f"{': '.join(filter(None, (first, rest)))} as in metrics.jsonl"
 
 

@@ -36,6 +36,7 @@ STEP = (  # one step that trains on everything that is sampled
     "selector=all",
     "budget.uniform.redundancy=1",
     "step.count=1",
+    "learner.warmup_steps=0",
     *SHORT,
 )
 RAW_LIMIT_S = 900.0

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=6, repeats=3, overrides="settings of the study")
     parser.add_argument("--study", choices=list(STUDIES), default="backward", help="see above")
     options = parser.parse_args(arguments)
-    given = (f"step.count={options.steps}", *options.overrides)
+    given = (f"step.count={options.steps}", "learner.warmup_steps=0", *options.overrides)
     found = overlap_summary(
         options.study, measure_overlap(STUDIES[options.study], options.repeats, given)
     )

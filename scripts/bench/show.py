@@ -25,6 +25,7 @@ import msgspec
 from launch.run_files.jsonl import all_lines
 from pipeline.config.load import dump, load
 from scripts.bench.benches import BENCHES, PEER
+from scripts.bench.bias_table import BIAS_HEAD, bias_row
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -106,17 +107,9 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
-BIAS_HEAD = "| run | audited steps | reward | tokens | advantage |\n|---|---|---|---|---|"
 
-
-def bias_row(name: str, r: dict[str, Any]) -> str:
-    """Formats means over the audited steps: chosen candidates minus all that ended."""
-    audits = [step["audit"] for step in r["steps"] if "audit" in step]
-    cells: list[str] = []
-    for what in ("reward", "tokens", "advantage"):
-        known = [audit[f"{what}_shift"] for audit in audits if f"{what}_shift" in audit]
-        cells.append(f"{statistics.fmean(known):+.3g}" if known else "-")
-    return f"| {name} | {len(audits)} | {' | '.join(cells)} |"
+def _bias_row(name: str, r: dict[str, Any]) -> str:
+    return bias_row(name, r["steps"])
 
 
 INTRODUCTION = (
@@ -136,7 +129,7 @@ def write_page(base: Path, out: Path) -> None:
         ("Variants, seed 0", VARIANTS),
         (BIAS, AUDITED),
     ):
-        head, line = (BIAS_HEAD, bias_row) if jobs is AUDITED else (HEAD, run_row)
+        head, line = (BIAS_HEAD, _bias_row) if jobs is AUDITED else (HEAD, run_row)
         runs = [
             (job.name, carry_out(base, job))
             for job in jobs

@@ -22,6 +22,7 @@ import msgspec
 from launch.bench.engine_profile import EngineProfile
 from launch.simulate import adaptive_budget, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run_method
+from scripts.bench.bias_table import BIAS_HEAD, simulated_bias
 from scripts.bench.engine_overhead import SHORT
 
 _RUNS = {
@@ -80,6 +81,7 @@ def parts(folder: Path, say: Say) -> dict[str, Callable[[], Any]]:
         "map": lambda: methods_at_scale.heat_map(say),
         "knee": lambda: _knees(say),
         "budget": lambda: [msgspec.to_builtins(row) for row in adaptive_budget.budget_table(say)],
+        "bias": lambda: simulated_bias(say),
         "scale": lambda: scale.cost_document(scale.all_sizes(say)),
         "replay": lambda: _replays(folder, say),
     }
@@ -126,7 +128,14 @@ def simulated_page(made: dict[str, Any]) -> str:
             "Speed-up over synchronous rollout; `tail`: deviation of log length within a prompt;",
             "the best on-policy method in bold. 7B on H20, 128 prompts x 8.\n",
             methods_at_scale.map_markdown(made["map"]),
-            "## What the coordinator costs\n",
+            "## What selection changes\n",
+            "The bias account of two audited steps, 7B on 8 H20, 128 prompts x 12, M = 8, without",
+            "learning. On verbose prompts a longer response is right less often, on deep ones more",
+            "often. `reward`, `tokens`: mean over the chosen minus mean over all. Advantages:",
+            "those that members train with, minus those that they would have among all.\n",
+            BIAS_HEAD,
+            *made["bias"],
+            "\n## What the coordinator costs\n",
             "Inside `Coordinator.handle`, one core; 256 slots an engine, all in use, chunks of 32",
             "tokens, responses of 1,800 on average. `decision`: an ended response, with its",
             "reward, the selector and the next request.\n",

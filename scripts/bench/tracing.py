@@ -66,7 +66,7 @@ def tracing_summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> dict[
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=60, repeats=3, overrides="settings of the quickstart")
     options = parser.parse_args(arguments)
-    given = (f"step.count={options.steps}", *options.overrides)
+    given = (f"step.count={options.steps}", "learner.warmup_steps=0", *options.overrides)
     found = tracing_summary(measure_tracing(options.repeats, given))
     for way, metrics in found.items():
         print(f"{way:7} {metrics['ratio']:.3f} of off; recording takes {metrics['own_share']:.2%}")

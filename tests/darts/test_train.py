@@ -291,9 +291,9 @@ def test_checks_run_beside_a_running_event_loop(tmp_path: Path):
 
 def test_load_config_takes_files_dicts_and_keywords():
     config = darts.load_config(
-        ROOT / "configs/quickstart.yaml", seed=3, step={"count": 2}, **{"learner.lora": None}
+        ROOT / "configs/quickstart.yaml", seed=3, step={"count": 7}, **{"learner.lora": None}
     )
-    assert (config.seed, config.step.count, config.step.prompts) == (3, 2, 16)
+    assert (config.seed, config.step.count, config.step.prompts) == (3, 7, 16)
     again = darts.load_config({"model": MODEL, "sampling": {"max_tokens": 9}}, selector="all")
     assert (again.sampling.max_tokens, again.selector.name) == (9, "all")
     assert darts.load_config(config) == config

@@ -38,12 +38,14 @@ class GrpoOptions(interfaces.Options, frozen=True, kw_only=True):
 def overlong_penalty(tokens: int, max_tokens: int, zone: int) -> float:
     """The penalty of this length: 0 before the last `zone` tokens, -1 at the limit.
 
+    Linear in between, also where a budget sets a limit below `zone`.
+
     >>> [overlong_penalty(tokens, 100, 20) for tokens in (80, 90, 100)]
     [0.0, -0.5, -1.0]
     """
     if not zone:
         return 0.0
-    start = max(0, max_tokens - zone)
+    start = max_tokens - zone
     return 0.0 - min(1.0, max(0.0, (tokens - start) / zone))
 
 

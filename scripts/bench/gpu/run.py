@@ -64,7 +64,7 @@ def coin(sample: Sampled) -> float:
 
 def gpu_settings(model: Path, overlap: str, tiny: bool, steps: int) -> dict[str, Any]:
     """Returns the settings of a run: the quickstart's task, sized for a GPU or two cores."""
-    learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "entropy": False}
+    learner: dict[str, Any] = {"overlap": overlap, "lr": 1e-6, "warmup_steps": 0, "entropy": False}
     if not tiny:
         learner |= {"dtype": "bfloat16", "zero": 1, "tokens_per_micro_batch": 8192}
     engine = {

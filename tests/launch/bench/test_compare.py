@@ -23,6 +23,7 @@ from tests.launch.jobs.jobs import ROOT, SIMULATED, Job
 CONFIG = ROOT / "configs" / "bench.yaml"
 TINY = [
     "step.count=2",
+    "learner.warmup_steps=2",
     "step.prompts=3",
     "group.size=4",
     "sampling.max_tokens=48",

@@ -20,6 +20,7 @@ from tests.paths import ROOT
 
 QUICK = [
     "step.count=6",
+    "learner.warmup_steps=2",
     "step.prompts=4",
     "group.size=4",
     "sampling.max_tokens=64",

@@ -21,7 +21,13 @@ TEMPLATE = """
 {%- if add_generation_prompt -%}{{- ':' -}}{%- endif -%}
 """
 """In the tiny model's alphabet."""
-SMALL = ("step.count=3", "step.prompts=2", "group.size=2", "sampling.max_tokens=32")
+SMALL = (
+    "step.count=3",
+    "learner.warmup_steps=2",
+    "step.prompts=2",
+    "group.size=2",
+    "sampling.max_tokens=32",
+)
 ENGINE = ("engine.kind=simulated", "eval.every=3", "eval.samples=1", "checkpoint.every=0")
 
 

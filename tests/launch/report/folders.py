@@ -18,6 +18,12 @@ from tests.launch.jobs.jobs import ROOT
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 TOKEN_S = 0.01
 SIZE = 8
+AUDIT = {
+    "groups": 8, "signal_lost": 1, "reward_shift": 0.0625, "tokens_shift": -12.5,
+    "advantage_moved": 0.125,
+    "advantage_shift_by_kind": {"right_short": -0.125, "right_long": -0.25, "wrong_short": 0.5},
+    "members_by_kind": {"right_short": 40, "right_long": 6, "wrong_short": 10},
+}  # fmt: skip
 
 
 class Response(msgspec.Struct):
@@ -43,6 +49,7 @@ class Made(msgspec.Struct, kw_only=True):
     slots: int = 24  # of each of two engines
     traced: int = 3
     timing: bool = True
+    audited: bool = True  # every other step
     finished: bool = True
     settings: tuple[str, ...] = ()
     seed: int = 0
@@ -52,6 +59,7 @@ class Made(msgspec.Struct, kw_only=True):
         self.path.mkdir(parents=True)
         (self.path / "samples").mkdir()
         own = [f"seed={self.seed}", f"step.count={self.steps}", f"step.prompts={self.groups}"]
+        own += ["learner.warmup_steps=0"]  # some of them are of few steps
         config = load(QUICKSTART, [*own, *self.settings])
         (self.path / "config.yaml").write_text(dump(config))
         about = {"started": "2026-01-01 00:00:00 +0000", "revision": "abcdef0"}
@@ -228,6 +236,7 @@ class _Writer:
             "tokens_trained": fates["trained"], "sampled_per_trained": sampled / fates["trained"],
             "depth": 2.5, "bubble_engine": 0.2, "bubble_learner": 0.7,
             "ledger": {"sampled": sum(self._ledger.values()), "open": 0, **self._ledger},
+            **({"audit": AUDIT} if number % 2 and self._made.audited else {}),
         }  # fmt: skip
 
     def _trace(

@@ -18,8 +18,8 @@ from tests.launch.report.folders import Made
 
 MEGABYTE = 1e6
 SECTIONS = [
-    "runs", "curves", "lengths", "gantt", "seconds", "latency", "waste", "budgets", "samples",
-    "comparison",
+    "runs", "curves", "lengths", "gantt", "seconds", "latency", "waste", "budgets", "bias",
+    "samples", "comparison",
 ]  # fmt: skip
 
 
@@ -56,12 +56,24 @@ def test_several_runs_become_one_page_here(tmp_path: Path, monkeypatch: pytest.M
     assert "(1.00x)" in page
 
 
+def test_what_selection_changes_is_pooled_over_the_audited_steps(tmp_path: Path) -> None:
+    page = build_page([Made(path=tmp_path / "a", steps=4).write()], print)
+    [row] = re.findall(r'<section id="bias">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row) == [
+        "a", "2", "+0.0625", "-12.5", "0.125",
+        "-0.125 (of 80)", "-0.25 (of 12)", "+0.5 (of 20)", "–",
+    ]  # fmt: skip
+
+
 def test_a_section_without_data_names_what_would_bring_it(tmp_path: Path) -> None:
-    path = Made(path=tmp_path / "a", steps=2, traced=0, timing=False, finished=False).write()
+    path = Made(
+        path=tmp_path / "a", steps=2, traced=0, timing=False, audited=False, finished=False
+    ).write()
     for sample in (path / "samples").iterdir():
         sample.unlink()
     found = missing(build_page([path], print))
-    assert set(found) == {"gantt", "seconds", "latency", "samples", "comparison"}
+    assert set(found) == {"gantt", "seconds", "latency", "bias", "samples", "comparison"}
+    assert "audit.every=50" in found["bias"]
     assert "eval.every=20" in found["samples"]
 
 

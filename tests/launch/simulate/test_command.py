@@ -252,6 +252,7 @@ def test_the_page_is_made_of_every_part():
         "paper": {"fitted": {"DARTS": ["within", 0.5]}, "cells": [cell]},
         "ours": [msgspec.structs.asdict(row)],
         "knee": [msgspec.structs.asdict(row)],
+        "bias": ["| verbose prompts: first_m | 2 |"],
         "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
                 for m in methods_at_scale.MAP],
         "scale": scale.cost_document([cost]),
@@ -259,5 +260,5 @@ def test_the_page_is_made_of_every_part():
                     "generation_predicted": 0.6}],
     }  # fmt: skip
     text = simulated_page.simulated_page(made)
-    for part in ("a (fitted)", "**1.50**", "100,000", "+10.0%"):
+    for part in ("a (fitted)", "**1.50**", "verbose prompts: first_m", "100,000", "+10.0%"):
         assert part in text

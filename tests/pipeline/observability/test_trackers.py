@@ -36,6 +36,12 @@ STEP: dict[str, Any] = {
     "groups": {"trained": 15, "dropped: every reward is 1": 1},
     "ledger": {"sampled": 100},
     "learner": {"loss": -0.1, "backward_s": 0.75},
+    "audit": {
+        "reward_shift": 0.125,
+        "advantage_moved": 0.25,
+        "advantage_shift_by_kind": {"right_long": -0.25},
+        "members_by_kind": {"right_long": 3},
+    },
 }
 NOW = RunStatus(
     time=1000.0,
@@ -151,6 +157,11 @@ def test_prometheus_reads_the_newest_step_with_units_in_the_names(
     assert found["darts_step_response_mean_tokens", ()] == 30.5
     assert found["darts_step_learner_backward_seconds", ()] == 0.75
     assert found["darts_step_groups", ("dropped: every reward is 1",)] == 1.0
+    assert found["darts_step_audit_advantage_moved", ()] == 0.25
+    assert found["darts_step_audit_advantage_shift", ("right_long",)] == -0.25
+    assert found["darts_step_audit_members", ("right_long",)] == 3
+    assert "among all candidates" in documentation(port)["darts_step_audit_advantage_shift"]
+    assert "absolute" in documentation(port)["darts_step_audit_advantage_moved"]
     assert found["darts_eval_accuracy_ratio", ()] == 0.75
     assert found["darts_eval_tag_accuracy_ratio", ("terms=2",)] == 0.5
     assert all(name.startswith("darts_") for name, _ in found)

@@ -105,6 +105,8 @@ def test_overlong_penalty_falls_linearly_over_the_last_tokens_before_the_limit()
         0, 0, -0.25, -0.5, -1,
     ]  # fmt: skip
     assert overlong_penalty(20, 20, 0) == 0
+    # DAPO's formula, arXiv 2503.14476, equation 13, also where the limit is below the zone
+    assert [overlong_penalty(tokens, 8, 16) for tokens in (0, 4, 8)] == [-0.5, -0.75, -1]
     grpo = Grpo(GrpoOptions(overlong_tokens=4, drop_equal=True))
     outcomes = outcomes_of([1, 0, 1], tokens=[10, 10, 18], max_tokens=20)
     assert values(grpo.advantages(outcomes)) == pytest.approx([0.5, -0.5, 0])  # 1, 0, 0.5

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scripts.bench import benches, overlap, show, tracing, trl_peer, two_machines
+from scripts.bench import benches, bias_table, overlap, show, tracing, trl_peer, two_machines
 from scripts.bench.gpu import model, run
 from scripts.bench.overlap import Steps
 
@@ -117,11 +117,27 @@ def test_the_document_tells_what_was_measured_and_leaves_out_the_rest(tmp_path: 
 
 def test_the_bias_account_is_told_as_means_over_the_audited_steps() -> None:
     audits = [
-        {"reward_shift": 0.1, "tokens_shift": -4.0, "advantage_shift": 0.2},
-        {"reward_shift": 0.3, "tokens_shift": -8.0},
+        {
+            "reward_shift": 0.1,
+            "tokens_shift": -4.0,
+            "advantage_moved": 0.2,
+            "advantage_shift_by_kind": {"right_short": 0.1, "right_long": -0.4},
+            "members_by_kind": {"right_short": 4, "right_long": 2},
+        },
+        {
+            "reward_shift": 0.3,
+            "tokens_shift": -8.0,
+            "advantage_moved": 0.5,
+            "advantage_shift_by_kind": {"right_short": 0.5},
+            "members_by_kind": {"right_short": 12},
+        },
+        {"groups": 0, "signal_lost": 2},
     ]
-    run = {"steps": [{"audit": audits[0]}, {}, {"audit": audits[1]}]}
-    assert show.bias_row("first_m", run) == "| first_m | 2 | +0.2 | -6 | +0.2 |"
+    steps = [{"audit": audits[0]}, {}, {"audit": audits[1]}, {"audit": audits[2]}]
+    # of the right and short: (4 x 0.1 + 12 x 0.5) / 16; absolute: (6 x 0.2 + 12 x 0.5) / 18
+    assert bias_table.bias_row("first_m", steps) == (
+        "| first_m | 3 | +0.2 | -6 | 0.4 | +0.4 | -0.4 | - | - |"
+    )
 
 
 def test_a_ratio_of_tracing_is_taken_within_each_repetition() -> None:
