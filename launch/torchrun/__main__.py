@@ -150,7 +150,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     run_location.write_round(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Assignment]:
-        return plan.assignments(hellos, run.path, resume, digest)
+        return plan.assignments(hellos, run, resume, digest)
 
     try:
         hellos = host_rendezvous(store, args.secret, node.world, answer, config.timeouts.join_s)
@@ -219,7 +219,8 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     rank = int(assignment.name[1:])
     environment |= learner_environment(rank, config.learner.ranks, assignment.port, assignment.host)
     environment["LOCAL_RANK"] = str(node.local_rank)
-    arguments = learner_arguments(rank, config.learner.ranks, assignment.resume)
+    tokens = assignment.micro_batch_tokens
+    arguments = learner_arguments(rank, config.learner.ranks, assignment.resume, tokens)
     if not shared:
         arguments += ["--no-shared-fs", str(run / "parts" / assignment.name)]
     with log.open("ab") as file:
