@@ -6,35 +6,55 @@ micro-batches may cure is reported to the stage before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pipeline.wire.client import StageClient
 from pipeline.wire.messages import MOST_WORDS, OutOfMemory, Shutdown, ToPeer
-
-if TYPE_CHECKING:  # it would import torch
-    from learner.forward.memory import MemoryShortage
 
 ANSWER_S = 10.0
 """Seconds that the stage has to answer, before this rank ends without its word."""
 
 
-def report_shortage(
-    client: StageClient, inbox: queue.SimpleQueue[ToPeer], shortage: MemoryShortage
-) -> None:
-    """Tell the stage that memory ran out, and wait until it has heard.
+@contextlib.contextmanager
+def shortages_reported(client: StageClient, inbox: queue.SimpleQueue[ToPeer]) -> Iterator[None]:
+    """Explain a lack of memory inside, and tell the stage if smaller micro-batches may help.
 
-    It must hear of the reason before it hears of the end of this process, and then sends a
-    shutdown to all ranks.
+    Raises: MemoryShortage for it; other errors as they are.
     """
-    why = " ".join(str(shortage).split())[:MOST_WORDS]
-    client.send(OutOfMemory(tokens=shortage.tokens, why=why))
+    from learner.forward.memory import (  # imports torch
+        MemoryShortage,
+        ran_out_of_memory,
+        shortage_outside_of_passes,
+    )
+
+    try:
+        yield
+    except MemoryShortage as shortage:
+        if shortage.tokens:
+            _ask_for_restart(client, inbox, shortage.tokens, str(shortage))
+        raise
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise shortage_outside_of_passes(error) from error
+
+
+def _ask_for_restart(
+    client: StageClient, inbox: queue.SimpleQueue[ToPeer], tokens: int, why: str
+) -> None:
+    """Return once the stage has heard: its answer is a shutdown for all ranks.
+
+    The launcher tells the stage when this process has ended; the reason must be there first.
+    """
+    client.send(OutOfMemory(tokens=tokens, why=" ".join(why.split())[:MOST_WORDS]))
     deadline = time.monotonic() + ANSWER_S
     while (left := deadline - time.monotonic()) > 0:
         try:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from learner.failures import exit_on_any_exception, report_shortage
+from learner.failures import exit_on_any_exception, shortages_reported
 from learner.work_log import WorkLog
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
@@ -138,7 +138,8 @@ class LearnerRank:
                     log.error("refused by the stage: %s", work.why)
                     return 2
                 else:
-                    self._do_or_report(work)
+                    with shortages_reported(self._client, self._inbox):
+                        self._do(work)
         finally:
             self._client.close()
 
@@ -164,18 +165,6 @@ class LearnerRank:
             self._ahead.run_calls()
         self._ahead_s += time.monotonic() - started
         self._work_log.record_work("logprobs ahead", started)
-
-    def _do_or_report(self, work: Any) -> None:
-        from learner.forward.memory import MemoryShortage, explain_shortage
-
-        try:
-            self._do(work)
-        except MemoryShortage as shortage:
-            if shortage.tokens:
-                report_shortage(self._client, self._inbox, shortage)
-            raise
-        except RuntimeError as error:
-            raise explain_shortage(error) from error
 
     def _do(self, work: Any) -> None:
         from learner.schedule import Train

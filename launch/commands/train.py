@@ -248,10 +248,16 @@ def run_job(
 def _last_checkpoint(run: RunFolder) -> Path | None:
     """Returns the newest whole checkpoint; None, with the records emptied, if none was written.
     Raises CheckpointError if all are damaged."""
-    if not can_resume(run):
+    if not was_ever_saved(run):
         Records.truncate_files(run, {})
         return None
     return store.newest(run.checkpoints)[0]
+
+
+def was_ever_saved(run: RunFolder) -> bool:
+    """Returns False if the run has never had a checkpoint: it may begin from the start."""
+    ever = ("step-", "corrupt-", ".old-")
+    return any(path.name.startswith(ever) for path in run.checkpoints.iterdir())
 
 
 def can_resume(run: RunFolder) -> bool:

@@ -24,7 +24,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.commands.train import check_fits, identify, print_outcome, rewrite_config
+from launch.commands.train import (
+    check_fits,
+    identify,
+    print_outcome,
+    rewrite_config,
+    was_ever_saved,
+)
 from launch.launcher import gpus
 from launch.launcher.local import Launcher, Roles
 from launch.launcher.processes import (
@@ -118,8 +124,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     checkpoint is complete and fits.
     """
     other = run.config.exists() and run.config.read_text() != dump(config)
-    ever = ("step-", "corrupt-", ".old-")
-    if not any(path.name.startswith(ever) for path in run.checkpoints.iterdir()):
+    if not was_ever_saved(run):
         if other:
             raise RunError(
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "

@@ -36,10 +36,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explain_shortage(error: RuntimeError) -> RuntimeError | MemoryShortage:
-    """Return a lack of memory outside of passes as MemoryShortage; another error as it is."""
-    if not ran_out_of_memory(error):
-        return error
+def shortage_outside_of_passes(error: RuntimeError) -> MemoryShortage:
+    """Explain a lack of memory that no smaller micro-batch would have prevented."""
     return MemoryShortage(
         f"{error}; not in a pass over a micro-batch: a smaller learner.tokens_per_micro_batch "
         "would not help. Use more learner.ranks at a higher learner.zero, or a lower "
@@ -79,7 +77,7 @@ class MicroBatchLimit:
             raise error
         failed, self._running = self._running, None
         if failed is None:
-            raise explain_shortage(error) from error
+            raise shortage_outside_of_passes(error) from error
         tokens = failed.packed.tokens_P.numel()
         if len(failed.trajectories) < 2:
             raise MemoryShortage(

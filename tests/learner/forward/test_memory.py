@@ -8,7 +8,6 @@ import torch
 from learner.forward.memory import (
     MemoryShortage,
     MicroBatchLimit,
-    explain_shortage,
     ran_out_of_memory,
 )
 from learner.forward.micro_batches import MicroBatch, micro_batches
@@ -84,7 +83,6 @@ def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(RuntimeError) as found:
         limit.lower(error)
     assert found.value is error
-    assert explain_shortage(error) is error
 
 
 def test_gradient_that_is_not_finite_keeps_a_limit_that_memory_has_forced() -> None:
