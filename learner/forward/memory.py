@@ -1,7 +1,7 @@
 """Recognises a lack of memory, and decides how much smaller micro-batches have to be then.
 
 Turns the micro-batch that did not fit into a limit under which it is split; a micro-batch of
-one response cannot be split. Pure.
+one response cannot be split.
 """
 
 from __future__ import annotations

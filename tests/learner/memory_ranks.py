@@ -52,20 +52,25 @@ def memory_of(model: Any, tokens: int, where: str) -> Iterator[list[int]]:
 def starved(
     model: Path, zero: int, rank: int, world: int, where: str, *, together: bool
 ) -> dict[str, Any]:
-    """Two steps in which only small micro-batches fit into memory, and the same with plenty."""
-    actor, plain = Rank(model, zero), Rank(model, zero)
+    """Two steps in which only small micro-batches fit into memory."""
+    actor = Rank(model, zero)
     with memory_of(actor.zero.module, FITS, where) as sizes:
         for groups in STEPS[:2]:
             mine = shares(groups, rank, world, lazy=False)
             assert actor.close(groups, actor.add(mine, together=together))
-    for groups in STEPS[:2]:
-        assert plain.close(groups, plain.add(shares(groups, rank, world, lazy=False)))
     return {
         "weights": actor.weights(),
-        "plain": plain.weights(),
         "sizes": sizes,
         "limits": [metrics["micro_batch_tokens"] for metrics in actor.metrics],
     }
+
+
+def plenty(model: Path, zero: int, rank: int, world: int) -> Any:
+    """The weights after the same two steps with plenty of memory."""
+    plain = Rank(model, zero)
+    for groups in STEPS[:2]:
+        assert plain.close(groups, plain.add(shares(groups, rank, world, lazy=False)))
+    return plain.weights()
 
 
 def reference(model: Path, rank: int, world: int) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def main() -> None:
             together = where == "forward"
             result = starved(model, zero, rank, world, where, together=together)
             found[f"{where}{zero}"] = result
-        found[f"floor{zero}"] = shortage(model, zero, rank, world, TOO_SMALL, "backward")
+        found[f"plenty{zero}"] = plenty(model, zero, rank, world)
+    found["floor0"] = shortage(model, 0, rank, world, TOO_SMALL, "backward")
     found["reference"] = reference(model, rank, world)
     found["together"] = shortage(model, 3, rank, world, FITS, "backward")
     alone = {"tokens_per_micro_batch": 1}  # each response has a pass of its own

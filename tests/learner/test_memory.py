@@ -39,13 +39,13 @@ def test_micro_batches_are_made_smaller_until_they_fit(
         too_large = [size for size in found["sizes"] if size > FITS]
         assert len(too_large) >= 2, "the case must run out of memory more than once"
         assert max(found["sizes"]) > SECTION.tokens_per_micro_batch // 2
-        assert torch.allclose(found["weights"], found["plain"], atol=2e-5)
+        assert torch.allclose(found["weights"], rank[f"plenty{zero}"], atol=2e-5)
     limits = [rank[f"{where}{zero}"]["limits"] for rank in results]
     assert min(limits[0] + limits[1]) < SECTION.tokens_per_micro_batch // 2
 
 
 @pytest.mark.fault("a single response does not fit into memory", part="learner", by="process")
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, 3])
 def test_a_response_that_does_not_fit_ends_the_rank_with_what_to_change(
     results: list[dict[str, Any]], zero: int
 ) -> None:
