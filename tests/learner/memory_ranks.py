@@ -44,9 +44,11 @@ def memory_of(model: Any, tokens: int, where: str) -> Iterator[list[int]]:
         model.register_forward_pre_hook(begin, with_kwargs=True),
         layer.register_forward_hook(watch),
     ]
-    yield sizes
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def starved(

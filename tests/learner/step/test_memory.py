@@ -71,8 +71,10 @@ def memory_of(model: Any, tokens: int) -> Iterator[list[int]]:
             raise torch.OutOfMemoryError("the test's")
 
     hook = model.register_forward_pre_hook(begin, with_kwargs=True)
-    yield sizes
-    hook.remove()
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def same(found: ByTrajectory, expected: ByTrajectory) -> bool:
