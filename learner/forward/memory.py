@@ -64,7 +64,8 @@ class MicroBatchLimit:
         self._running = None
 
     def lower(self, error: RuntimeError) -> None:
-        """Set the limit to half of what has just failed for lack of memory.
+        """Set the limit to half of what has just failed for lack of memory, or to the size of
+        that if it was a single response.
 
         Raises: `error` if that is something else; MemoryShortage with `tokens` of 0 if no
             smaller micro-batch would help.
@@ -79,14 +80,16 @@ class MicroBatchLimit:
         if failed is None:
             raise shortage_outside_of_passes(error) from error
         tokens = failed.packed.tokens_P.numel()
-        if len(failed.trajectories) < 2:
+        if len(failed.trajectories) > 1:
+            return min(self.tokens, tokens) // 2
+        if tokens >= self.tokens:
             raise MemoryShortage(
                 f"{error}; in a pass over a single response ({tokens} tokens with its prompt), "
                 "which no smaller learner.tokens_per_micro_batch splits: lower "
                 "sampling.max_tokens, set learner.gradient_checkpointing, or use more "
                 "learner.ranks at a higher learner.zero"
             ) from error
-        return min(self.tokens, tokens) // 2
+        return tokens  # it may fit where no larger one has run before it
 
     def halve_setting(self) -> None:
         """Set the limit to half the setting, unless memory has already forced a lower one."""

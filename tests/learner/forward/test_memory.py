@@ -60,13 +60,15 @@ def test_limit_falls_below_what_failed_not_only_below_the_setting() -> None:
 
 
 def test_single_response_cannot_be_split() -> None:
-    limit = MicroBatchLimit(SETTING)
-    running(limit, batch_of(1))
+    limit, batch = MicroBatchLimit(SETTING), batch_of(1)
+    running(limit, batch)
+    limit.lower(SHORT)
+    assert limit.tokens == batch.packed.tokens_P.numel(), "once more, with nothing larger before it"
+    running(limit, batch)
     with pytest.raises(MemoryShortage, match=r"a single response .* sampling\.max_tokens") as found:
         limit.lower(SHORT)
     assert found.value.tokens == 0
     assert found.value.__cause__ is SHORT
-    assert limit.tokens == SETTING
 
 
 def test_outside_of_a_pass_smaller_micro_batches_are_no_cure() -> None:
