@@ -215,11 +215,18 @@ def learner_command(
     import os
 
     from launch.launcher.processes import learner_arguments, learner_environment
+    from pipeline.system.micro_batch_limit import read_limit
+    from pipeline.system.run_folder import RunError, RunFolder
 
     arguments = _joined(join)
-    ranks = load_config(join / "config.yaml", None).learner.ranks
-    os.environ |= learner_environment(rank, ranks, port)
-    _part("learner.learner_rank", [*arguments, *learner_arguments(rank, ranks, "")])
+    section = load_config(join / "config.yaml", None).learner
+    try:
+        tokens = read_limit(RunFolder(join), section.tokens_per_micro_batch)
+    except RunError as error:
+        exit_with_error(error, 2)
+    os.environ |= learner_environment(rank, section.ranks, port)
+    arguments += learner_arguments(rank, section.ranks, "", tokens)
+    _part("learner.learner_rank", arguments)
 
 
 @app.command("plugins")

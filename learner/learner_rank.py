@@ -4,8 +4,9 @@
 
 The client's thread fills a queue; the main thread does the work that `Schedule` returns
 and answers. The launcher sets MASTER_ADDR and MASTER_PORT. All ranks fail together: an
-unexpected error ends this process at once, with a traceback, and the launcher restarts
-the learner from its checkpoint.
+unexpected error ends this process at once, with a traceback, and so the run, which goes on
+from its checkpoint: resumed by hand or by torchrun, or at once if memory ran out where all
+ranks run together and smaller micro-batches may fit.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from learner.failures import exit_on_any_exception, shortages_reported
 from learner.work_log import WorkLog
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
@@ -136,7 +138,8 @@ class LearnerRank:
                     log.error("refused by the stage: %s", work.why)
                     return 2
                 else:
-                    self._do(work)
+                    with shortages_reported(self._client, self._inbox):
+                        self._do(work)
         finally:
             self._client.close()
 
@@ -290,23 +293,6 @@ def leave_engine_cores(config: Config) -> None:
             os.sched_setaffinity(0, others)
 
 
-def exit_on_any_exception() -> None:
-    """End the process at any exception: a normal exit may wait for communication for ever."""
-
-    def report(
-        kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Not `sys.stderr`: torch's own hook, around this one, collects what is written there.
-        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-        for stream in (sys.stdout, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
-        os._exit(1)
-
-    sys.excepthook = report
-    threading.excepthook = lambda args: report(args.exc_type, args.exc_value, args.exc_traceback)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="learner.learner_rank", description=__doc__)
     parser.add_argument(
@@ -316,6 +302,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--resume", type=Path, help="a checkpoint directory")
+    parser.add_argument(
+        "--micro-batch-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the most, if less than learner.tokens_per_micro_batch: memory ran out before",
+    )
     parser.add_argument(
         "--no-shared-fs",
         type=Path,
@@ -340,6 +333,9 @@ def main() -> None:
     from pipeline.config.load import load
 
     config = load(given.config)
+    if 0 < (most := given.micro_batch_tokens) < config.learner.tokens_per_micro_batch:
+        config = replace(config, learner=replace(config.learner, tokens_per_micro_batch=most))
+        log.warning("micro-batches of %d tokens: memory ran out before", most)
     import torch
 
     if not torch.cuda.is_available():

@@ -21,7 +21,9 @@ from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
+from pipeline.observability.recorder import Records
 from pipeline.system.durable_files import SYSTEM, make_durable
+from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
 
@@ -166,6 +168,7 @@ def open_run(path: Path) -> Resumed:
         raise RunError("\n".join(problems))
     run.hold_lock()
     try:
+        read_limit(run, config.learner.tokens_per_micro_batch)
         directory, manifest, damaged = store.newest(run.checkpoints)
         check_fits(directory, manifest, config, run.config)
     except BaseException:
@@ -203,6 +206,10 @@ def run_job(
 ) -> tuple[int, str]:
     """Starts the processes of a run and shows it until it ends; frees the run's lock.
 
+    After a lack of memory that smaller micro-batches may cure, all of them are started again from
+    the newest checkpoint, or from the start if there is none: each time the limit is at most
+    half as large, so this ends.
+
     Returns: exit status (0, 1 or 130), and the reason if the run failed.
     """
     view = None if quiet else TerminalView(config.step.count, name=run.path.name)
@@ -215,8 +222,17 @@ def run_job(
     if view is not None:
         print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
-        launcher = Launcher(config, run, view or _NoView(), resume, roles)
-        status = launcher.run_job()
+        while True:
+            launcher = Launcher(config, run, view or _NoView(), resume, roles)
+            status = launcher.run_job()
+            if status != 1 or not launcher.limit_lowered or roles is not None:
+                break
+            resume = _last_checkpoint(run)
+            again = f"from {resume.name}" if resume else "from the start"
+            text = f"{launcher.error}; starting again {again}, with smaller micro-batches"
+            (view or _NoView()).on_line({"say": text})
+    except store.CheckpointError as error:
+        return 1, str(error)
     finally:
         if view is not None:
             view.close()
@@ -227,6 +243,21 @@ def run_job(
             print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
         print(f"\nreport page: darts report {run.path}", flush=True)
     return status, launcher.error or ""
+
+
+def _last_checkpoint(run: RunFolder) -> Path | None:
+    """Returns the newest whole checkpoint; None, with the records emptied, if none was written.
+    Raises CheckpointError if all are damaged."""
+    if not was_ever_saved(run):
+        Records.truncate_files(run, {})
+        return None
+    return store.newest(run.checkpoints)[0]
+
+
+def was_ever_saved(run: RunFolder) -> bool:
+    """Returns False if the run has never had a checkpoint: it may begin from the start."""
+    ever = ("step-", "corrupt-", ".old-")
+    return any(path.name.startswith(ever) for path in run.checkpoints.iterdir())
 
 
 def can_resume(run: RunFolder) -> bool:

@@ -52,7 +52,7 @@ NOT_SHOWN = (
         "an engine serves an older version than it says",
         "the proof after each load is shown; nothing later is",
     ),
-    ("the GPU runs out of memory", "the error is raised by the test; on no GPU so far"),
+    ("a GPU runs out of memory", "the tests raise the error themselves; on no GPU so far"),
     (
         "a run's folder copied, or on a network file system",
         "the lock is the system's; no test on NFS",

@@ -30,6 +30,7 @@ from launch.launcher.processes import (
 )
 from pipeline.config.schema import Config
 from pipeline.system import temp_dirs
+from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
@@ -109,6 +110,7 @@ class Launcher:
         )
         self.sockets = self._site.sockets
         self.error: str | None = None  # from the stage at its end
+        self.limit_lowered = False  # memory ran out: smaller micro-batches may fit
         self._buffer = b""
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
@@ -137,8 +139,10 @@ class Launcher:
             command += ["--listen-keys", str(site.listen_keys)] if site.listen_keys else []
             add("stage", command, base)
         ranks, resume = config.learner.ranks, str(self._resume or "")
+        tokens = read_limit(run, config.learner.tokens_per_micro_batch)
         for rank in self._roles.ranks:
-            command = ["learner.learner_rank", *common, *learner_arguments(rank, ranks, resume)]
+            command = ["learner.learner_rank", *common]
+            command += learner_arguments(rank, ranks, resume, tokens)
             add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
         machine, each = gpus.machine_gpus(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
@@ -300,4 +304,7 @@ class Launcher:
                 child = self.children.get(line["restart"])
                 if child is not None:
                     child.signal_all(signal.SIGKILL)
+            elif (tokens := line.get("micro_batch_tokens")) is not None:
+                setting = self._config.learner.tokens_per_micro_batch
+                self.limit_lowered = keep_limit(self._run, setting, tokens)
             self._view.on_line(line)

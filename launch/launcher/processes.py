@@ -51,9 +51,15 @@ def engine_environment(directory: Path) -> dict[str, str]:
     return {"VLLM_RPC_BASE_PATH": str(directory)} if fits else {}
 
 
-def learner_arguments(rank: int, ranks: int, resume: str) -> list[str]:
-    """Returns arguments of `learner.learner_rank`; `resume` is a checkpoint, or ''."""
+def learner_arguments(rank: int, ranks: int, resume: str, micro_batch_tokens: int) -> list[str]:
+    """Returns arguments of `learner.learner_rank`.
+
+    Args:
+        resume: a checkpoint, or ''.
+        micro_batch_tokens: see `pipeline.system.micro_batch_limit`.
+    """
     arguments = ["--rank", str(rank), "--world", str(ranks)]
+    arguments += ["--micro-batch-tokens", str(micro_batch_tokens)]
     return [*arguments, "--resume", resume] if resume else arguments
 
 

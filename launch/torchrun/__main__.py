@@ -24,7 +24,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.commands.train import check_fits, identify, print_outcome, rewrite_config
+from launch.commands.train import (
+    check_fits,
+    identify,
+    print_outcome,
+    rewrite_config,
+    was_ever_saved,
+)
 from launch.launcher import gpus
 from launch.launcher.local import Launcher, Roles
 from launch.launcher.processes import (
@@ -119,8 +125,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     checkpoint is complete and fits.
     """
     other = run.config.exists() and run.config.read_text() != dump(config)
-    ever = ("step-", "corrupt-", ".old-")
-    if not any(path.name.startswith(ever) for path in run.checkpoints.iterdir()):
+    if not was_ever_saved(run):
         if other:
             raise RunError(
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "
@@ -153,7 +158,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     run_location.write_round(run.path, plan.round)
 
     def answer(hellos: Mapping[int, Hello]) -> dict[int, Assignment]:
-        return plan.assignments(hellos, run.path, resume, digest)
+        return plan.assignments(hellos, run, resume, digest)
 
     try:
         hellos = host_rendezvous(store, args.secret, node.world, answer, config.timeouts.join_s)
@@ -222,7 +227,8 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     rank = int(assignment.name[1:])
     environment |= learner_environment(rank, config.learner.ranks, assignment.port, assignment.host)
     environment["LOCAL_RANK"] = str(node.local_rank)
-    arguments = learner_arguments(rank, config.learner.ranks, assignment.resume)
+    tokens = assignment.micro_batch_tokens
+    arguments = learner_arguments(rank, config.learner.ranks, assignment.resume, tokens)
     if not shared:
         arguments += ["--no-shared-fs", str(run / "parts" / assignment.name)]
     with log.open("ab") as file:

@@ -20,6 +20,7 @@ from launch.torchrun.rendezvous import Assignment, Hello, allowed_keys
 from launch.torchrun.roles import RolesError, assign_roles
 from pipeline.config.load import dump
 from pipeline.config.schema import Config
+from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import own_directory, shared_directory
 from pipeline.wire.curve_auth import new_pair
@@ -141,9 +142,10 @@ class RoundPlan:
         return assign_roles(nodes, learner.ranks, engines, self.config.nodes.learners)
 
     def assignments(
-        self, hellos: Mapping[int, Hello], run: Path, resume: Path | None, digest: str
+        self, hellos: Mapping[int, Hello], run: RunFolder, resume: Path | None, digest: str
     ) -> dict[int, Assignment]:
         """Returns the assignment of each rank but rank 0."""
+        tokens = read_limit(run, self.config.learner.tokens_per_micro_batch)
         refused, names = "", [""] * self.node.world
         try:
             names = self.rank_names(hellos)
@@ -163,10 +165,11 @@ class RoundPlan:
             found[rank] = Assignment(
                 round=self.round,
                 name=names[rank],
-                run=str(run),
+                run=str(run.path),
                 resume=str(resume or ""),
                 host=self.host,
                 port=self.port,
+                micro_batch_tokens=tokens,
                 control=ipc if here else self.remote_address(self.control),
                 data=ipc_data if here else self.remote_address(self.data),
                 weights="" if here else self.remote_address(self.weights),

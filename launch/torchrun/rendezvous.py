@@ -51,6 +51,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     resume: str  # a checkpoint, or ''
     host: str  # rendezvous of the learner ranks
     port: int
+    micro_batch_tokens: int  # see `pipeline.system.micro_batch_limit`
     control: str
     data: str
     weights: str  # '': weights are files on this machine

@@ -2,7 +2,7 @@
 
 Turns `TrainGroup`s into the passes of a subclass and one report for each group. Groups
 whose numbers are not finite are tried again one by one, so that the bad one is found; a
-batch that ran out of memory is tried once more in smaller micro-batches. Knows no socket.
+batch that ran out of memory is tried again in smaller micro-batches. Knows no socket.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Sequence
-
-import torch
 
 from learner.forward.micro_batches import counted_tokens
 from learner.step.passes import Metrics, NotFinite, Passes
@@ -52,9 +50,8 @@ class LearnerStep(abc.ABC):
         except NotFinite as error:
             self._dirty = self._dirty or error.spoiled
             return self._failed_reports(groups, error)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not self._passes.out_of_memory(error):
-                raise
+        except RuntimeError as error:
+            self._passes.lower_limit(error, together=False)  # none here waits for other ranks
             self._dirty = True
         if metrics is None:  # not in the handler: the error holds what the pass had allocated
             return self.add_groups(groups)
@@ -80,6 +77,8 @@ class LearnerStep(abc.ABC):
         if not close.groups:
             raise ValueError(f"step {close.step} closes without a group")
         metrics = self._apply(close, version)
+        if metrics is not None:
+            metrics["micro_batch_tokens"] = float(self._passes.limit.tokens)
         self.clear_groups()
         return metrics
 
@@ -87,7 +86,7 @@ class LearnerStep(abc.ABC):
         """Forget all groups and their gradient."""
         self._passes.zero.zero_gradients()
         self._passes.forget_groups(self._held.values())
-        self._passes.restore_cap()
+        self._passes.limit.restore()
         self._passes.forget_streams()
         self._held.clear()
         self._dirty = False

@@ -76,6 +76,8 @@ class MultiUpdateStep(LearnerStep):
             self._passes.compute_old(groups)
         except NotFinite as error:  # kept: its update is left out, on all ranks
             log.warning("%s", error)
+        except RuntimeError as error:
+            self._passes.lower_limit(error, together=True)
 
     def _means(self, mine: Metrics, tokens: float) -> Metrics:
         """Average over all ranks: the loss per token, other metrics per computed token."""

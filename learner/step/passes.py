@@ -18,6 +18,7 @@ import msgspec
 import torch
 
 from learner.deepspeed.engine import Zero
+from learner.forward.memory import MemoryShortage, MicroBatchLimit, ran_out_of_memory
 from learner.forward.micro_batches import (
     Forward,
     MicroBatch,
@@ -67,7 +68,7 @@ class Passes:
         self._model_reference = reference
         # With a reference model the KL of all members is a metric.
         self._some_silent = reference is None and getattr(loss, "silent_without_advantage", False)
-        self._cap = section.tokens_per_micro_batch
+        self.limit = MicroBatchLimit(section.tokens_per_micro_batch)
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
         self._old_stream, self._reference_stream = old_stream, reference_stream
@@ -81,10 +82,9 @@ class Passes:
         if self._model_reference is None:
             return
         with self.time_logprobs():
-            if self._reference_stream is not None:
-                found = self._reference_stream.take_logprobs(groups)
-            else:
-                batches = micro_batches(groups, self._cap, self.zero.device)
+            found = self._streamed(self._reference_stream, groups)
+            if found is None:
+                batches = self.limit.watch(self._micro_batches(groups))
                 found = member_logprobs(self._model_reference, batches, self._temperature)
         _check(found, "a logprob of the reference model")
         self._reference.update(found)
@@ -93,16 +93,31 @@ class Passes:
         """Compute and keep the logprobs of these groups under the present weights."""
         groups = self._audible(groups)
         with self.time_logprobs():
-            if self._old_stream is not None:
-                found = self._old_stream.take_logprobs(groups)
-            else:
-                found = self._old_of(micro_batches(groups, self._cap, self.zero.device))
+            found = self._streamed(self._old_stream, groups)
+            if found is None:
+                found = self._old_of(self._micro_batches(groups))
         self._old.update(found)
         _check(found, "an old logprob")
 
+    def _streamed(
+        self, stream: ModelStream | None, groups: Sequence[TrainGroup]
+    ) -> ByTrajectory | None:
+        """Take these groups' logprobs out of a stream. None: there is none, or no memory for it."""
+        if stream is None:
+            return None
+        try:
+            return stream.take_logprobs(groups)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            log.warning("out of memory in the cached forward: logprobs are computed without it")
+        stream.clear_stream()
+        return None
+
     def _old_of(self, batches: Sequence[MicroBatch]) -> ByTrajectory:
         empty = self._empty_passes(len(batches))
-        found = member_logprobs(self.zero.engine, batches, self._temperature)
+        watched = self.limit.watch(batches)
+        found = member_logprobs(self.zero.engine, watched, self._temperature)
         with torch.no_grad():
             for _ in range(empty):
                 self._empty_pass()
@@ -139,9 +154,9 @@ class Passes:
         with collective passes its backward runs nevertheless, as on the other ranks.
         """
         total: Metrics = {"computed": 0.0}
-        zero, batches = self.zero, micro_batches(self._audible(groups), self._cap, self.zero.device)
+        zero, batches = self.zero, self._micro_batches(self._audible(groups))
         empty, bad = self._empty_passes(len(batches)), ""
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(self.limit.watch(batches)):
             loss, metrics = self._forward(batch)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
@@ -178,8 +193,7 @@ class Passes:
                 return sums or {}, self.zero.step(normaliser, version)
             if attempt == 0:
                 log.warning("gradient not finite; building it again")
-                self.restore_cap()
-                self._halve()
+                self.limit.halve_setting()
                 sums = self._build(groups)
         self.zero.zero_gradients()
         return None
@@ -195,32 +209,31 @@ class Passes:
         except NotFinite as error:
             log.warning("a group that was finite before: %s", error)
             return None
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not self.out_of_memory(error):
-                raise
+        except RuntimeError as error:
+            self.lower_limit(error, together=self.zero.collective_passes)
         return self._build(groups)
 
     # --- memory -----------------------------------------------------------------------------
 
-    def out_of_memory(self, error: RuntimeError) -> bool:
-        """Halve the micro-batches if the error is lack of memory; returns True if that may help.
+    def lower_limit(self, error: RuntimeError, *, together: bool) -> None:
+        """Make micro-batches smaller after a lack of memory; then the same work may be run again.
 
-        Not where passes communicate: the other ranks would wait for ever.
+        Args:
+            together: the failed pass was one that all ranks run. The others wait in a
+                collective that this rank will not enter: only a restart of all brings them
+                out, with the lower limit.
+
+        Raises: MemoryShortage if this rank cannot go on by itself; `error` if it is another.
         """
-        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        halved = self._cap < self._section.tokens_per_micro_batch
-        if not short or halved or self.zero.collective_passes:
-            return False
-        self._halve()
-        log.warning("out of memory: micro-batches of %d tokens for this step", self._cap)
-        return True
+        if together:
+            tokens = self.limit.lowered(error)
+            raise MemoryShortage(f"{error}; in a pass of all ranks", tokens) from error
+        self.limit.lower(error)
+        tokens = self.limit.tokens
+        log.warning("out of memory: micro-batches of %d tokens for this step", tokens)
 
-    def restore_cap(self) -> None:
-        """Set micro-batches back to the full size."""
-        self._cap = self._section.tokens_per_micro_batch
-
-    def _halve(self) -> None:
-        self._cap = max(1, self._cap // 2)
+    def _micro_batches(self, groups: Sequence[TrainGroup]) -> list[MicroBatch]:
+        return micro_batches(groups, self.limit.tokens, self.zero.device)
 
     # --- one pass ---------------------------------------------------------------------------
 

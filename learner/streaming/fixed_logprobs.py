@@ -6,7 +6,7 @@ with the micro-batches of any later split. Axes as in `learner.forward.micro_bat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ ByTrajectory = dict[int, Tensor]
 
 @torch.no_grad()
 def member_logprobs(
-    model: Forward, batches: Sequence[MicroBatch], temperature: float
+    model: Forward, batches: Iterable[MicroBatch], temperature: float
 ) -> ByTrajectory:
     """Run one forward pass per micro-batch; returns the logprobs by trajectory."""
     found: ByTrajectory = {}

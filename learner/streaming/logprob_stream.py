@@ -8,15 +8,19 @@ Source: token streaming, arXiv 2605.30859.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
+from learner.forward.memory import ran_out_of_memory
 from learner.forward.micro_batches import trained_members
 from learner.streaming.cached_forward import CachedForward, Floats, StreamedLogprobs
 from learner.streaming.fixed_logprobs import ByTrajectory
 from pipeline.wire.messages import StreamedTokens, TrainGroup, TrainMember, ints
+
+log = logging.getLogger(__name__)
 
 CALL_TOKENS = 1024
 """Tokens per call: on a CPU larger calls cost more per token, and delay arriving groups."""
@@ -49,8 +53,18 @@ class ModelStream:
             self._found.pop(trajectory, None)
 
     def run_call(self) -> None:
-        """Run one call, short trajectories first: they are the likeliest to be selected."""
-        self._keep(self._forward.run_call(CALL_TOKENS, priority=self._forward.tokens_held))
+        """Run one call, short trajectories first: they are the likeliest to be selected.
+
+        If memory runs out, all that was computed ahead is dropped.
+        """
+        try:
+            self._keep(self._forward.run_call(CALL_TOKENS, priority=self._forward.tokens_held))
+            return
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            log.warning("out of memory ahead of the groups: they are computed when they arrive")
+        self.clear_stream()
 
     def take_logprobs(self, groups: Sequence[TrainGroup]) -> ByTrajectory:
         """Return logprobs of all trained members' sampled tokens; the groups leave the cache."""

@@ -172,7 +172,8 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     clip_norm: NonNegativeFloat = 1.0
     """Gradient norm above which the gradient is scaled down to it; 0: never."""
     tokens_per_micro_batch: PositiveInt = 4096
-    """Tokens in one forward and backward; a group's prompt counts once."""
+    """Tokens in one forward and backward; a group's prompt counts once. Lowered by itself when
+    memory runs out: for the step, at ZeRO 3 for the rest of the run."""
     overlap: Literal["off", "group", "token"] = "group"
     """When the learner works. `group`: forward and backward of taken groups while others still
     generate; `token`: also old and reference logprobs of what still runs, chunk by chunk, where a

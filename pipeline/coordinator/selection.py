@@ -332,9 +332,8 @@ class Selection:
     def _check_signal(self, group: Group) -> None:
         """A group that is enough and teaches nothing is replaced now, not after the barrier.
 
-        It stays open all the same: its members that still run are the long ones,
-        and where those are the wrong ones no other group trains on them. (Dropped at
-        once, the default task ended at .92 instead of .96 held-out accuracy.)
+        It stays open all the same: its members that still run are the long ones, and where those
+        are the wrong ones no other group trains on them. (Dropped at once: .92, not .96 accuracy.)
         """
         ids = [m.id for m in self._ended(group) if m.reward is not None]
         dead = len(ids) >= group.size and isinstance(self._advantages(group, ids), NoSignal)

@@ -87,6 +87,7 @@ _LEARNER: dict[str, str] = {
     "logprob_hidden_s": "those forwards while groups of the step were still to come",
     "optimizer_s": "optimizer step of rank 0",
     "publish_s": "publishing of weights by rank 0",
+    "micro_batch_tokens": "largest micro-batch allowed on rank 0, lower after a lack of memory",
 }
 _AUDIT: dict[str, str] = {
     "groups": "groups whose members trained on were compared with all candidates",

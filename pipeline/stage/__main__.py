@@ -2,7 +2,7 @@
 
 Started by a launcher, which holds the run's lock and passes a control pipe:
 JSON lines in (`halt`, `dead`), JSON lines out (`live`, `say`, `step`, `eval`,
-`restart`, `over`).
+`restart`, `micro_batch_tokens`, `over`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pipeline.plugins.registry import PluginError
 from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
+from pipeline.system import micro_batch_limit
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from pipeline.wire.keys import ListenKeys, TransportError, read_private
@@ -117,6 +118,7 @@ def assemble(args: argparse.Namespace, run: RunFolder) -> Parts:
         incarnation=run.next_incarnation(),
         weights=args.weights,
         resumed_step=-1,
+        note=micro_batch_limit.note(run, config.learner.tokens_per_micro_batch),
     )
 
 

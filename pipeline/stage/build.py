@@ -42,6 +42,7 @@ class Parts:
     weights: Path
     resumed_step: int  # of the checkpoint that the run continues from, -1 for none
     trackers: list[Tracker] = field(default_factory=list[Tracker])
+    note: str = ""  # a warning that this leg of the run begins with
 
     @property
     def silence_s(self) -> dict[str, float]:

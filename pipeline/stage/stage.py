@@ -45,6 +45,7 @@ from pipeline.wire.messages import (
     Join,
     LoadWeights,
     Manifest,
+    OutOfMemory,
     Published,
     Saved,
     Shutdown,
@@ -119,6 +120,8 @@ class StageProcess:
 
     async def run(self) -> str:
         """Serve until the end. Raises nothing that a run may meet."""
+        if self.parts.note:
+            self._report("warning", {"text": self.parts.note})
         loops = [
             asyncio.create_task(loop())
             for loop in (
@@ -329,6 +332,8 @@ class StageProcess:
                 return
             case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
                 self._remember(manifest)
+            case OutOfMemory(tokens=tokens):  # told first: the run ends with the event
+                self._tell_launcher({"micro_batch_tokens": tokens})
             case _:
                 pass
         self.tell(translate.event_of(peer.name, peer.join.rank, message))

@@ -15,6 +15,7 @@ from pipeline.wire.messages import (
     Ints,
     Join,
     LegTimes,
+    OutOfMemory,
     Published,
     Request,
     Saved,
@@ -31,7 +32,10 @@ from pipeline.wire.messages import (
 _BOTH = (Heartbeat, Spans)
 _SAYS: dict[str, tuple[type, ...]] = {
     "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
-    "learner": (*_BOTH, GroupTrained, GroupFailed, StepDone, StepSkipped, Published, Saved),
+    "learner": (
+        *(*_BOTH, GroupTrained, GroupFailed, StepDone, StepSkipped, OutOfMemory),
+        *(Published, Saved),
+    ),
 }
 """role -> the messages that it may send once it has joined."""
 
@@ -93,6 +97,8 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
             return events.StepDone(rank=rank, step=step, version=version, metrics=_finite(metrics))
         case StepSkipped(step=step, why=why):
             return events.StepSkipped(rank=rank, step=step, why=why)
+        case OutOfMemory(why=why):
+            return events.LearnerLost(rank=rank, why=why)
         case Published(manifest=manifest):
             return events.Published(version=manifest.version)
         case _:

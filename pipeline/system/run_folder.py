@@ -40,6 +40,7 @@ class RunFolder:
         self.mlflow_id = self.path / "mlflow-id"
         self.decisions = self.path / "decisions.jsonl"
         self.result = self.path / "result.json"
+        self.micro_batches = self.path / "micro-batches.json"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"

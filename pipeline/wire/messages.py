@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -26,7 +26,8 @@ Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 """Finite: NaN fails both comparisons."""
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-Words = Annotated[str, msgspec.Meta(max_length=256)]
+MOST_WORDS = 256
+Words = Annotated[str, msgspec.Meta(max_length=MOST_WORDS)]
 """Text that is shown to people."""
 
 
@@ -206,6 +207,14 @@ class StepSkipped(Message, frozen=True, kw_only=True):
     why: str
 
 
+class OutOfMemory(Message, frozen=True, kw_only=True):
+    """Memory ran out in a pass that all ranks run together (ZeRO 3): all start again from the
+    checkpoint, with smaller micro-batches."""
+
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]  # most of a micro-batch from then on
+    why: Words
+
+
 class Published(Message, frozen=True, kw_only=True):
     """Sent after joining: the version that this learner starts from (rank 0 only)."""
 
@@ -349,6 +358,7 @@ FromPeer = (
     | GroupFailed
     | StepDone
     | StepSkipped
+    | OutOfMemory
     | Published
     | Saved
 )

@@ -20,6 +20,7 @@ from launch.torchrun.node import (
 )
 from launch.torchrun.rendezvous import Hello
 from pipeline.config.schema import Config, EngineConfig, LearnerConfig, NodesConfig
+from pipeline.system.micro_batch_limit import keep_limit
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.temp_dirs import shared_directory
 from pipeline.wire.curve_auth import new_pair
@@ -59,7 +60,7 @@ def test_machines_of_torchruns_variables() -> None:
 
 def test_peers_of_rank_0s_machine_use_its_sockets_and_files_others_the_network() -> None:
     plan = RoundPlan.for_job(TWO, node_of(2))
-    places = plan.assignments(hellos(0, 1, 1), Path("/run"), None, "c")
+    places = plan.assignments(hellos(0, 1, 1), RunFolder(Path("/run")), None, "c")
     assert [place.name for place in places.values()] == ["e0", "l1", "e1"]
     assert places[1].control.startswith("ipc://")
     assert places[1].weights == ""
@@ -73,7 +74,7 @@ def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_pa
     plan, run = RoundPlan.for_job(TWO, node_of(1)), RunFolder(tmp_path / "run")
     run.make_folders()
     said = hellos(0, 0, 0)
-    for place in plan.assignments(said, run.path, None, "c").values():
+    for place in plan.assignments(said, run, None, "c").values():
         assert place.control.startswith("ipc://")
         assert place.server == ""
     site = make_site(plan, said, run, "")
@@ -81,12 +82,25 @@ def test_on_one_machine_nobody_has_a_key_and_nothing_listens_on_a_network(tmp_pa
     assert not list(run.path.glob("*.key"))
 
 
+def test_other_ranks_are_told_how_large_micro_batches_may_be(tmp_path: Path) -> None:
+    plan, run = RoundPlan.for_job(TWO, node_of(1)), RunFolder(tmp_path / "run")
+    run.make_folders()
+    setting, said = TWO.learner.tokens_per_micro_batch, hellos(0, 0, 0)
+
+    def told() -> set[int]:
+        return {p.micro_batch_tokens for p in plan.assignments(said, run, None, "c").values()}
+
+    assert told() == {setting}
+    assert keep_limit(run, setting, 70)
+    assert told() == {70}
+
+
 def test_another_configuration_or_number_of_ranks_is_refused() -> None:
     plan = RoundPlan.for_job(TWO, node_of(2))
-    other = plan.assignments(hellos(0, 1, 1, config="d"), Path("/run"), None, "c")
+    other = plan.assignments(hellos(0, 1, 1, config="d"), RunFolder(Path("/run")), None, "c")
     assert all("its configuration differs from rank 0's" in p.refused for p in other.values())
     few = RoundPlan.for_job(TWO, Node(0, 3, 0, 0, 2, "localhost"))
-    refused = few.assignments(hellos(0, 1), Path("/run"), None, "c")
+    refused = few.assignments(hellos(0, 1), RunFolder(Path("/run")), None, "c")
     assert all("started 3 ranks" in place.refused for place in refused.values())
 
 

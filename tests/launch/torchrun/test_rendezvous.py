@@ -57,7 +57,7 @@ def place_of(round_: str, **changes: str) -> Assignment:
         "data": "d",
     }
     fields |= {"weights": "", "server": ""} | changes
-    return Assignment(round=round_, port=1, **fields)
+    return Assignment(round=round_, port=1, micro_batch_tokens=1, **fields)
 
 
 def answers(round_: str, hellos: Mapping[int, Hello], **changes: str) -> dict[int, Assignment]:

@@ -29,6 +29,7 @@ from pipeline.wire.messages import (
     LoadWeights,
     Manifest,
     Message,
+    OutOfMemory,
     Published,
     Refused,
     Request,
@@ -65,6 +66,7 @@ FROM_PEER: list[Message] = [
     GroupFailed(step=1, group=2, why="nan"),
     StepDone(step=1, version=2, manifest=MANIFEST),
     StepSkipped(step=1, why="nan"),
+    OutOfMemory(tokens=512, why="CUDA out of memory"),
     Published(manifest=MANIFEST),
     Saved(directory="/c"),
 ]
