@@ -311,6 +311,8 @@ class Coordinator:
             "steps": self.core.step,
             "train_seconds": round(train_seconds, 2),
             "logprob_hidden_share": self.steps.report.hidden_share,
+            "weights_proved": self.core.weight_proofs.proved,
+            "weights_unsure": self.core.weight_proofs.unsure,
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.scheduler.total_reported,
             "engine_latency": [list(point) for point in self.core.latency.points],

@@ -164,6 +164,7 @@ class StepReport:
             **environment_metrics(core),
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
+            **core.weight_proofs.take_step(),
             **({"audit": bias} if bias else {}),
             "learner": {**self._means(stats.learner), **learner},
         }

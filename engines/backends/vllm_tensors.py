@@ -1,0 +1,154 @@
+"""Reads the weights that a vLLM model computes with, under their Hugging Face names.
+
+Knows vLLM's packed layers (q, k and v in one), its shards under tensor parallelism, the padding of
+its vocabulary and its tied heads. On a CPU vLLM packs a linear layer into a format of its kernel
+and drops the weight; what the kernel multiplies with is read by multiplying the unit matrix, which
+is exact: each sum has one term that is not zero. Imported in vLLM's process only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+
+MOST_PRODUCTS = 1e12
+"""Multiplications per check that are spent on reading packed weights: for each weight as many as
+its layer has inputs. Layers beyond them are not read. Measured on two cores of a Xeon with AMX:
+see docs/engines.md."""
+
+
+class HeldTensors:
+    """Shows where a model holds a published tensor."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        self._packed = {
+            part: (whole, index)
+            for whole, parts in packed.items()
+            if len(parts) > 1
+            for index, part in enumerate(parts)
+        }
+        self._mapper: Any = getattr(model, "hf_to_vllm_mapper", None)
+        self._products = 0.0
+
+    def begin(self) -> None:
+        """Begin a check: its multiplications are counted from zero."""
+        self._products = 0.0
+
+    def pairs(self, name: str, published: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return (held, its part of `published`) for each place; [] if one cannot be read."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for module, index, leaf in self._places(name):
+            expected = _shard(published, module, index, leaf)
+            if expected is None:
+                return []
+            for held in self._read(module, index, leaf):
+                if held is None or held.shape != expected.shape:
+                    return []
+                found.append((held, expected))
+        return found
+
+    def _places(self, name: str) -> Iterator[tuple[Any, int | None, str]]:
+        """Yield every module that holds the tensor: (module, part of a packed one, attribute)."""
+        path, _, leaf = name.rpartition(".")
+        module, index = self._module(path)
+        if module is None and self._mapper is not None:
+            mapped = cast(str | None, self._mapper.map_name(name))
+            path, _, leaf = (mapped or "").rpartition(".")
+            module, index = self._module(path)
+        if module is None:
+            return
+        yield module, index, leaf
+        if isinstance(module, VocabParallelEmbedding) and leaf == "weight":
+            for head in self._modules.values():  # tied: it has no tensor of its own
+                tied = isinstance(head, ParallelLMHead) and head is not module
+                if tied and head.weight.data_ptr() == module.weight.data_ptr():
+                    yield head, None, leaf
+
+    def _module(self, path: str) -> tuple[Any, int | None]:
+        if path in self._modules:
+            return self._modules[path], None
+        parent, _, last = path.rpartition(".")
+        whole, index = self._packed.get(last, ("", 0))
+        return self._modules.get(f"{parent}.{whole}" if parent else whole), index
+
+    def _read(self, module: Any, index: int | None, leaf: str) -> Iterator[Tensor | None]:
+        """Yield what a module looks up and what it multiplies with; None: not readable."""
+        embedding = isinstance(module, VocabParallelEmbedding)
+        kept: Tensor | None = getattr(module, leaf, None)
+        rows = slice(None)
+        if embedding:
+            rows = slice(0, module.shard_indices.num_org_elements)  # then follows padding
+        elif index is not None:
+            sizes = list(module.output_partition_sizes)
+            rows = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
+        multiplies = isinstance(module, LinearBase) or self._is_head(module)
+        packed = leaf == "weight" and multiplies and hasattr(module, "cpu_linear")
+        if not packed or (embedding and not isinstance(module, ParallelLMHead)):
+            yield None if kept is None else kept.data[rows]
+        if packed:
+            weight = self._multiplied(module)
+            yield None if weight is None else weight[rows]
+
+    def _is_head(self, module: Any) -> bool:
+        """Return True for an output layer, be it the input embedding too."""
+        return isinstance(module, ParallelLMHead) or any(
+            module is other and path.rpartition(".")[2] == "lm_head"
+            for path, other in self._modules.items()
+        )
+
+    def _multiplied(self, layer: Any) -> Tensor | None:
+        """Return the weight, shape (outputs, inputs), that the layer's kernel multiplies with."""
+        inputs = int(getattr(layer, "input_size_per_partition", 0) or layer.embedding_dim)
+        outputs = int(getattr(layer, "output_size_per_partition", 0) or layer.weight.shape[0])
+        self._products += float(outputs) * inputs * inputs
+        if self._products > MOST_PRODUCTS:
+            return None
+        dtype = layer.weight.dtype  # kept by the empty one, too
+        unit = torch.eye(inputs, dtype=dtype, device=layer.weight.device)
+        return layer.cpu_linear(unit, layer.weight, None).T
+
+
+def _shard(published: Tensor, module: Any, index: int | None, leaf: str) -> Tensor | None:
+    """Return the part of a published tensor that this rank holds; None where it is not known."""
+    if isinstance(module, VocabParallelEmbedding):
+        ids = module.shard_indices
+        return published[ids.org_vocab_start_index : ids.org_vocab_end_index]
+    size, rank = int(getattr(module, "tp_size", 1)), int(getattr(module, "tp_rank", 0))
+    if size == 1:
+        return published
+    if isinstance(module, QKVParallelLinear):
+        if index is None:
+            return None
+        rank = rank // module.num_kv_head_replicas if index else rank
+    if isinstance(module, RowParallelLinear):
+        return slice_of(published, 1, rank, size) if leaf == "weight" else published
+    if isinstance(module, ColumnParallelLinear):
+        if index is None and len(module.output_partition_sizes) > 1:
+            return None
+        rows = int(module.output_partition_sizes[index or 0])
+        return slice_of(published, 0, rank, published.shape[0] // rows)
+    return published
+
+
+def slice_of(tensor: Tensor, dimension: int, index: int, count: int) -> Tensor:
+    """Return one of `count` equal parts of a tensor.
+
+    >>> slice_of(torch.arange(6), 0, 1, 3).tolist()
+    [2, 3]
+    """
+    return tensor.chunk(count, dimension)[index]
