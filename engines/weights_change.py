@@ -81,9 +81,7 @@ def judge_change(before: Probed | None, now: Probed) -> Change:
     learner: list[float] = []
     engine: list[float] = []
     gaps: list[float] = []
-    for p0, e0, p1, e1 in zip(
-        before.expected, before.found, now.expected, now.found, strict=True
-    ):
+    for p0, e0, p1, e1 in zip(before.expected, before.found, now.expected, now.found, strict=True):
         if all(map(math.isfinite, (p0, e0, p1, e1))):
             learner.append(p1 - p0)
             engine.append(e1 - e0)

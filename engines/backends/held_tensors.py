@@ -7,7 +7,8 @@ one with the manifest; so tensors may be rounded, sliced or packed by an engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def compare_with_file(file: Path, checksums: Mapping[str, str], held: Held) -> T
     different: list[str] = []
     with safe_open(file, framework="pt") as tensors:
         there = set(tensors.keys())
-        for name, checksum in checksums.items():
+        for name, checksum in sorted(checksums.items()):
             tensor = tensors.get_tensor(name) if name in there else None
             if tensor is None or tensor_checksum(tensor) != checksum:
                 different.append(name)
@@ -53,14 +54,18 @@ def compare_with_file(file: Path, checksums: Mapping[str, str], held: Held) -> T
     return TensorCheck(tuple(equal), tuple(different))
 
 
-def equal_to_files(files: Sequence[Path], held: Held) -> Iterator[str]:
-    """Yield the names of all tensors of a model's own files that are held as they are there."""
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping
-                pairs = held(name, tensors.get_tensor(name))
-                if pairs and all(_equal(*pair) for pair in pairs):
-                    yield name
+@torch.no_grad()
+def equal_to_files(files: Sequence[Path], held: Held) -> frozenset[str]:
+    """Return the names of all tensors of a model's own files that are held as they are there."""
+    found: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        where = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118
+        for name, tensors in sorted(where.items(), key=lambda item: item[0]):
+            pairs = held(name, tensors.get_tensor(name))
+            if pairs and all(_equal(*pair) for pair in pairs):
+                found.add(name)
+    return frozenset(found)
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:

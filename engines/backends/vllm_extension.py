@@ -48,7 +48,7 @@ class Reload:
 
         self.darts_held = HeldTensors(self.model_runner.get_model())
         files = sorted(Path(directory).glob("*.safetensors"))
-        self.darts_readable_names = frozenset(equal_to_files(files, self.darts_held.pairs))
+        self.darts_readable_names = equal_to_files(files, self.darts_held.pairs)
         return len(self.darts_readable_names)
 
     def darts_check(
