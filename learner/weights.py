@@ -94,7 +94,7 @@ def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str
 def tensor_checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return name -> xxh3_64 of a tensor's bytes, for a manifest; the first `MOST_CHECKSUMS`."""
     return {
-        name: xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).cpu().numpy())
+        name: xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).cpu().numpy().data)
         for name, tensor in itertools.islice(tensors.items(), MOST_CHECKSUMS)
     }
 

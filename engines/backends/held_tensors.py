@@ -26,7 +26,7 @@ Held = Callable[[str, Tensor], Pairs]
 
 def tensor_checksum(tensor: Tensor) -> str:
     """Return the xxh3_64 of a tensor's bytes, as in the manifest."""
-    return xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy())
+    return xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ is exact: each sum has one term that is not zero. Imported in vLLM's process onl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class HeldTensors:
             for index, part in enumerate(parts)
         }
         self._mapper: Any = getattr(model, "hf_to_vllm_mapper", None)
+        self._tied = bool(model.config.get_text_config().tie_word_embeddings)
         self._products = 0.0
 
     def begin(self) -> None:
@@ -67,16 +68,14 @@ class HeldTensors:
         path, _, leaf = name.rpartition(".")
         module, index = self._module(path)
         if module is None and self._mapper is not None:
-            mapped = cast(str | None, self._mapper.map_name(name))
-            path, _, leaf = (mapped or "").rpartition(".")
+            path, _, leaf = str(self._mapper.map_name(name) or "").rpartition(".")
             module, index = self._module(path)
         if module is None:
             return
         yield module, index, leaf
         if isinstance(module, VocabParallelEmbedding) and leaf == "weight":
             for head in self._modules.values():  # tied: it has no tensor of its own
-                tied = isinstance(head, ParallelLMHead) and head is not module
-                if tied and head.weight.data_ptr() == module.weight.data_ptr():
+                if self._tied and isinstance(head, ParallelLMHead) and head is not module:
                     yield head, None, leaf
 
     def _module(self, path: str) -> tuple[Any, int | None]:
@@ -96,7 +95,7 @@ class HeldTensors:
         elif index is not None:
             sizes = list(module.output_partition_sizes)
             rows = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
-        multiplies = isinstance(module, LinearBase) or self._is_head(module)
+        multiplies = self._is_head(module) if embedding else isinstance(module, LinearBase)
         packed = leaf == "weight" and multiplies and hasattr(module, "cpu_linear")
         if not packed or (embedding and not isinstance(module, ParallelLMHead)):
             yield None if kept is None else kept.data[rows]

@@ -120,11 +120,11 @@ def result_table(result: dict[str, Any], steps: int) -> str:
     used = {name: tokens for name, tokens in ledger.items() if tokens}
     lines += [f"{result['steps']} of {steps} steps in {result['train_seconds']:.1f} s", ""]
     if result.get("weights_unsure"):
-        lines += [
-            f"{result['weights_unsure']} of {result['weights_unsure'] + result['weights_proved']} "
-            "loads of weights could not be told from the version before, or from a part",
-            "",
-        ]
+        unsure, loads = (
+            result["weights_unsure"],
+            result["weights_unsure"] + result["weights_proved"],
+        )
+        lines += [f"{unsure} of {loads} loads of weights are not proved (docs/engines.md)", ""]
     total = max(1, result["tokens_reported_by_engines"])
     lines.append(f"{'tokens sampled':24}{result['tokens_reported_by_engines']:>10}")
     lines += [f"  {name:22}{tokens:>10}{tokens / total:>10.1%}" for name, tokens in used.items()]

@@ -382,11 +382,9 @@ def faults_table(table: dict[str, dict[str, dict[str, Verdict]]]) -> str:
 
 def sound_table(sound: dict[str, Sound]) -> str:
     """Format what the proofs say of versions without a fault."""
-    lines = [
-        "| versions without a fault | refused | proved by tensors | by the probe | noise "
-        "| probe, ms | tensors, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ("versions without a fault", "refused", "proved by tensors", "by the probe", "noise")
+    heads = (*heads, "probe, ms", "tensors, ms")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [
         f"| {name} | {s.refused} of {s.versions} | {s.proved_by_tensors} ({s.tensors}) "
         f"| {s.proved_by_change} | {s.noise:.2f} | {1e3 * s.probe_s:.0f} | {1e3 * s.check_s:.1f} |"
