@@ -27,12 +27,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from engines.backends.held_tensors import compare_with_file
 from engines.base import Engine
 from engines.weights import FILE, WeightsError
-from engines.weights_change import judge_change
+from engines.weights_change import DOUBT, judge_change
 from engines.weights_probe import WeightsProof, probe_engine, probed
 from learner import lora
-from learner.weights import WeightPublisher, probe_logprobs, probe_tokens
+from learner.weights import WeightPublisher, probe_logprobs, probe_tokens, tensor_checksums
 from pipeline.config.schema import EngineConfig, LoraConfig
 from pipeline.stage.build import GAP_LIMIT_FLOAT32, GAP_LIMIT_ROUNDED
 from pipeline.wire.messages import Manifest
@@ -286,7 +287,7 @@ class Sound(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     proved_by_tensors: int
     tensors: str  # checked and published
-    noise: float  # the largest |r| / (noise * sqrt(n)); `judge_change` refuses above 5
+    noise: float  # the largest |r| / (noise * sqrt(n)); `judge_change` refuses above 8
     probe_s: float
     check_s: float
 
@@ -315,7 +316,7 @@ async def sound_versions(
         change = judge_change(before, now)
         if before is not None:
             n = sum(one == one for one in now.found)
-            worst = max(worst, 5.0 * change.missing / (change.doubt * n**0.5))
+            worst = max(worst, DOUBT * change.missing / (change.doubt * n**0.5))
         before = now
     said = answers[1:]
     return Sound(
@@ -344,6 +345,21 @@ async def started_engine(kind: str, dtype: str) -> AsyncIterator[Engine]:
         yield engine
     finally:
         await engine.close()
+
+
+def comparison_rate(megabytes: int = 512) -> float:
+    """Return GB of bfloat16 tensors in the page cache that are compared in a second."""
+    tensors = {f"layer.{i}": torch.randn(4096, 2048).bfloat16() for i in range(megabytes // 16)}
+    with tempfile.TemporaryDirectory(prefix="darts-stale-") as folder:
+        save_file(tensors, Path(folder) / FILE)
+        checksums = tensor_checksums(tensors)
+        started = time.monotonic()
+        found = compare_with_file(
+            Path(folder) / FILE, checksums, lambda name, published: [(tensors[name], published)]
+        )
+        took_s = time.monotonic() - started
+    assert len(found.equal) == len(tensors)
+    return sum(one.nbytes for one in tensors.values()) / took_s / 1e9
 
 
 async def measure(kind: str, versions: int) -> dict[str, Any]:
@@ -399,7 +415,9 @@ def main() -> int:
     parser.add_argument("--versions", type=int, default=20, help="faulty versions at most")
     options = parser.parse_args()
     found = asyncio.run(measure(options.kind, options.versions))
-    print(faults_table(found["faults"]), "", sound_table(found["sound"]), sep="\n")
+    found["comparison_gb_per_s"] = rate = comparison_rate()
+    print(faults_table(found["faults"]), "", sound_table(found["sound"]), "", sep="\n")
+    print(f"comparison of tensors on the CPU: {rate:.1f} GB/s")
     write_json(options.out, msgspec.to_builtins(found))
     return 0
 

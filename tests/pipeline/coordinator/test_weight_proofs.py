@@ -85,7 +85,7 @@ def test_what_an_engine_could_tell_crosses_the_wire() -> None:
     "an engine computes other logprobs with the right weights", part="engines", by="direct"
 )
 @pytest.mark.parametrize(
-    ("overrides", "right", "wrong"),
+    "overrides, right, wrong",
     [
         (("engine.dtype=float32",), 4e-6, 2e-3),
         (("engine.dtype=bfloat16",), 0.7, 2.1),
