@@ -57,7 +57,8 @@ class WeightsProof:
         gaps = {t: largest_gap(found[t], manifest.logprobs[t], t) for t in found}
         now = probed(manifest, found)
         change = judge_change(self._before, now)
-        complete = bool(manifest.tensors) and len(held.equal) == len(manifest.tensors)
+        published = len(manifest.tensors) + manifest.unlisted
+        complete = bool(manifest.tensors) and len(held.equal) == published
         stale = change.answer == Answer.STALE and not manifest.rounded_after
         figures = f"moved {change.moved:.3g} +- {change.doubt:.2g}, missing {change.missing:.2g}"
         if stale and not complete:
@@ -78,7 +79,7 @@ class WeightsProof:
             gaps=gaps,
             proved=complete or change.answer == Answer.PROVED,
             tensors_checked=len(held.equal),
-            tensors=len(manifest.tensors),
+            tensors=published,
         )
 
 

@@ -158,6 +158,7 @@ class WeightPublisher:
             probe=self._probe,
             logprobs=logprobs,
             tensors=checksums,
+            unlisted=len(tensors) - len(checksums),
             rounded_after=rounded_after,
         )
 

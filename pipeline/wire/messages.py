@@ -193,6 +193,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ]  # temperature -> learner's logprob of probe[i + 1] given before
     tensors: dict[str, str] = {}
     """Hugging Face name -> xxh3_64 of the tensor's bytes in the file; {}: not known."""
+    unlisted: Count = 0
+    """Tensors of the file that are not in `tensors`, and so cannot be checked."""
     rounded_after: bool = False
     """The file's weights were rounded, the learner's logprobs are of those before."""
 

@@ -167,6 +167,37 @@ async def test_tensors_that_an_engine_cannot_show_leave_the_decision_to_the_prob
     assert {(a.tensors_checked, a.tensors) for a in answers} == {(TENSORS, TENSORS + 1)}
 
 
+@pytest.mark.parametrize("unlisted", [0, 1])
+async def test_tensors_without_a_checksum_are_published_and_not_checked(
+    transformers_engine: Engine, tmp_path: Path, unlisted: int
+):
+    manifest = Trainer(tmp_path / "weights", "float32", 1e-4).publish()
+    await transformers_engine.load_weights(manifest.directory, 0)
+    manifest = msgspec.structs.replace(manifest, unlisted=unlisted)
+    answer = await WeightsProof(transformers_engine, log).prove(manifest, manifest.directory)
+    assert answer.proved is (unlisted == 0)
+    assert (answer.tensors_checked, answer.tensors) == (TENSORS, TENSORS + unlisted)
+
+
+async def test_a_learner_that_publishes_other_weights_than_it_trains_is_told_in_the_log(
+    transformers_engine: Engine, tmp_path: Path
+):
+    """Nothing is stale on the engine: it holds what was published."""
+    trainer = Trainer(tmp_path / "weights", "float32", 1e-4)
+    said: list[str] = []
+    proof = WeightsProof(transformers_engine, said.append)
+    manifest = trainer.publish()
+    await transformers_engine.load_weights(manifest.directory, 0)
+    assert (await proof.prove(manifest, manifest.directory)).proved
+    assert said == []
+    trainer.step()
+    newer = trainer.publish()
+    wrong = msgspec.structs.replace(newer, directory=manifest.directory, tensors=manifest.tensors)
+    assert (await proof.prove(wrong, manifest.directory)).proved
+    [line] = said
+    assert "does it publish what it trains?" in line
+
+
 class Link:
     """The worker's end of the stage's sockets."""
 

@@ -112,4 +112,5 @@ def test_an_engine_with_the_right_tensors_and_a_wrong_function_is_not_admitted(
         )
         commands = bench.handle(event_of("e0", 0, proof))
         assert bool(bench.coordinator.scheduler.serving()) is admitted
-        assert bool(only(commands, LoadWeights)) is not admitted, "it is to load again"
+        loads = len(only(commands, LoadWeights))  # the first is of its join
+        assert loads == (1 if admitted else 2), "it is to load again"
