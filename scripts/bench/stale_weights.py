@@ -51,7 +51,9 @@ class Trainer:
 
     def __init__(self, folder: Path, dtype: str, lr: float, rank: int = 0) -> None:
         torch.manual_seed(0)
-        model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            MODEL, dtype=torch.float32, trust_remote_code=False
+        )
         self.model = model.eval()
         if rank:
             section = LoraConfig(rank=rank, alpha=2.0 * rank, targets=("q_proj", "down_proj"))
