@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -46,13 +46,20 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     about: dict[str, str] = {}
 
 
+class TensorCheck(msgspec.Struct, frozen=True):
+    """Published tensors that an engine holds; those that it cannot show are in neither."""
+
+    equal: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
+
+
 class EngineError(Exception):
     """The engine cannot do what was asked; the worker reports it and exits."""
 
 
 class Engine(Protocol):
     has_model: bool
-    """False: there are no weights to check by a probe; gaps are reported as 0."""
+    """False: there are no weights to prove; gaps are reported as 0."""
 
     async def start(self) -> EngineInfo:
         """Load the model and answer a first request before this returns."""
@@ -71,6 +78,14 @@ class Engine(Protocol):
 
         Requests in flight continue and are prefilled again under the new weights;
         no cached key or value of the old ones is used again.
+        """
+        ...
+
+    async def check_tensors(self, directory: str, checksums: Mapping[str, str]) -> TensorCheck:
+        """Compare the tensors that are served now with those of `directory`/model.safetensors.
+
+        Args:
+            checksums: Hugging Face name -> xxh3_64 of the tensor in the file.
         """
         ...
 

@@ -19,7 +19,7 @@ from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
 from engines.chunker import Chunker, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
-from engines.weights_probe import load_spans, prove_weights
+from engines.weights_probe import WeightsProof, load_spans
 from pipeline.config.schema import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
@@ -37,7 +37,6 @@ from pipeline.wire.messages import (
     TokenBatch,
     ToPeer,
     WeightsFailed,
-    WeightsLoaded,
     Welcome,
     ints,
 )
@@ -121,6 +120,7 @@ class Worker:
         self._stops = stops
         self._epoch: Epoch | None = None
         self._version: int | None = None
+        self._proof = WeightsProof(engine, self.log)
         self._loading = 0  # loads under way or waiting
         self._load_order = asyncio.Lock()
         self._sent_at_s = -math.inf
@@ -329,11 +329,11 @@ class Worker:
                 await self._engine.load_weights(str(directory), manifest.version)
                 self._version = manifest.version
                 moments.append(time.monotonic())
-                gaps = await prove_weights(self._engine, manifest)
+                loaded = await self._proof.prove(manifest, str(directory))
                 moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._client.send(load_spans(manifest.version, asked_s, moments))
-                self._client.send(WeightsLoaded(version=manifest.version, gaps=gaps))
+                self._client.send(loaded)
         except Exception as error:  # the stage decides what a failed load means
             self.log(f"could not load version {manifest.version}: {error}")
             self._client.send(WeightsFailed(version=manifest.version, why=str(error)))

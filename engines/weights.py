@@ -1,7 +1,7 @@
 """Checks published weights: a manifest in, a verified directory out.
 
 Reads the published file once and compares it with its manifest. Knows no engine: this
-verifies the file; the probe verifies the load.
+verifies the file; `engines.weights_probe` verifies the load.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _READ_BYTES = 8 << 20
 
 
 class WeightsError(Exception):
-    """The published file differs from its manifest; the old weights are still served."""
+    """A version is refused: its file, or what an engine made of it, is not what was published."""
 
 
 class Receiver(Protocol):

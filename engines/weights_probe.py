@@ -1,7 +1,7 @@
-"""Measures whether an engine serves the weights that it was given, by a probe.
+"""Proves that an engine serves the weights that it was given, by its tensors and by a probe.
 
-Turns a manifest and the engine's own logprobs of the manifest's probe into gaps
-in nats. Decides nothing: the stage admits an engine by its gaps or has it load again.
+Turns a manifest into `WeightsLoaded`, or into a refusal if the engine holds another tensor or
+computes as it did before. How large the gaps may be is the stage's decision.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from engines.base import Engine, EngineError
-from pipeline.wire.messages import Manifest, Span, Spans
+from engines.weights import WeightsError
+from engines.weights_change import Answer, Probed, judge_change
+from pipeline.wire.messages import Manifest, Span, Spans, WeightsLoaded
 
 PROBES = 16
 """Positions of a probe that an engine answers one by one. The engine has room for twice as many
@@ -21,16 +23,80 @@ _FEWEST = 8  # positions that a probe must compare
 LOAD_STAGES = ("receiving weights", "loading weights", "proving weights")
 
 
-async def prove_weights(engine: Engine, manifest: Manifest) -> dict[str, float]:
-    """Return temperature -> gap of the probe; zeros where the engine has no model."""
-    if not engine.has_model:
-        return dict.fromkeys(manifest.logprobs, 0.0)
+class WeightsProof:
+    """Proves one engine's versions, one after another.
+
+    Keeps the logprobs of the newest version that it was seen to have reached. Versions that the
+    probe cannot tell from it add up, so that an engine that stands still is found in the end.
+    """
+
+    def __init__(self, engine: Engine, log: Callable[[str], None]) -> None:
+        self._engine, self._log = engine, log
+        self._before: Probed | None = None
+
+    async def prove(self, manifest: Manifest, directory: str) -> WeightsLoaded:
+        """Check the version loaded last.
+
+        If all published tensors are held and equal, it is proved, whatever the probe says;
+        otherwise the probe decides (`judge_change`).
+
+        Raises: WeightsError if a tensor differs, or the probe says that the engine is stale.
+        """
+        if not self._engine.has_model:
+            return WeightsLoaded(
+                version=manifest.version, gaps=dict.fromkeys(manifest.logprobs, 0.0)
+            )
+        held = await self._engine.check_tensors(directory, manifest.tensors)
+        if held.different:
+            some = ", ".join(held.different[:3])
+            raise WeightsError(
+                f"{len(held.different)} of {len(manifest.tensors)} tensors are not those that "
+                f"were published: {some}{', ...' if len(held.different) > 3 else ''}"
+            )
+        found = await probe_engine(self._engine, manifest)
+        gaps = {t: largest_gap(found[t], manifest.logprobs[t], t) for t in found}
+        now = probed(manifest, found)
+        change = judge_change(self._before, now)
+        published = len(manifest.tensors) + manifest.unlisted
+        complete = bool(manifest.tensors) and len(held.equal) == published
+        stale = change.answer == Answer.STALE and not manifest.rounded_after
+        figures = f"moved {change.moved:.3g} +- {change.doubt:.2g}, missing {change.missing:.2g}"
+        if stale and not complete:
+            assert self._before is not None
+            raise WeightsError(
+                f"the probe shows version {self._before.version} or a part of it ({figures} of "
+                "the learner's change)"
+            )
+        if stale:
+            self._log(
+                f"version {manifest.version}: all tensors are those that were published, but the "
+                f"probe does not follow the learner's ({figures}): does it publish what it trains?"
+            )
+        if complete or change.arrived or self._before is None:
+            self._before = now
+        return WeightsLoaded(
+            version=manifest.version,
+            gaps=gaps,
+            proved=complete or change.answer == Answer.PROVED,
+            tensors_checked=len(held.equal),
+            tensors=published,
+        )
+
+
+async def probe_engine(engine: Engine, manifest: Manifest) -> dict[str, list[float]]:
+    """Return temperature -> the engine's logprobs of the manifest's probe; NaN: not answered."""
     temperatures = list(manifest.logprobs)
     found = await asyncio.gather(*(engine.logprobs(manifest.probe, float(t)) for t in temperatures))
-    return {
-        temperature: largest_gap(logprobs, manifest.logprobs[temperature], temperature)
-        for temperature, logprobs in zip(temperatures, found, strict=True)
-    }
+    return dict(zip(temperatures, found, strict=True))
+
+
+def probed(manifest: Manifest, found: Mapping[str, Sequence[float]]) -> Probed:
+    """Join the logprobs of all temperatures."""
+    return Probed(
+        manifest.version,
+        [one for temperature in found for one in manifest.logprobs[temperature]],
+        [one for logprobs in found.values() for one in logprobs],
+    )
 
 
 def load_spans(version: int, asked_s: float, moments: list[float]) -> Spans:

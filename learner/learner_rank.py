@@ -56,6 +56,8 @@ from pipeline.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from learner.build import LearnerParts
     from learner.weights import WeightPublisher
 
@@ -196,35 +198,43 @@ class LearnerRank:
                 raise TypeError(f"no handler for {type(work).__name__}")
 
     def _begin(self, welcome: Welcome) -> None:
-        import torch
-
         from learner.weights import WeightPublisher
 
         self._step.clear_groups()
         if self._zero.rank == 0:
-            dtype = self._config.engine.dtype
-            self._publisher = WeightPublisher(
-                Path(welcome.weights_directory),
-                self._probe,
-                None if dtype == "auto" else getattr(torch, dtype),
-            )
+            directory = Path(welcome.weights_directory)
+            self._publisher = WeightPublisher(directory, self._probe, self._engine_dtype())
         manifest = self._publish()
         if manifest is not None:
             self._client.send(Published(manifest=manifest))
 
     def _publish(self) -> Manifest | None:
         """Write the weights (rank 0); with collective passes the other ranks take part."""
+        from learner.rounded_weights import is_rounded
         from learner.weights import probe_logprobs
 
-        zero = self._zero
+        zero, dtype = self._zero, self._engine_dtype()
+        rounded_after = is_rounded(zero.module, dtype) and (zero.collective_passes or not dtype)
         if self._publisher is None and not zero.collective_passes:
             return None
         self._client.set_activity("publishing weights", STEP_LIMIT_S)
-        logprobs = probe_logprobs(zero.module, self._probe)
+        # At ZeRO 3 a module's weights are not at hand to be rounded.
+        logprobs = probe_logprobs(
+            zero.module, self._probe, None if zero.collective_passes else dtype
+        )
         with zero.gathered_weights():
             if self._publisher is None:
                 return None
-            return self._publisher.publish_version(zero.module, self._version, logprobs)
+            return self._publisher.publish_version(
+                zero.module, self._version, logprobs, rounded_after=rounded_after
+            )
+
+    def _engine_dtype(self) -> torch.dtype | None:
+        """Return the type of the engines' weights; None: each engine chooses."""
+        import torch
+
+        dtype = self._config.engine.dtype
+        return None if dtype == "auto" else getattr(torch, dtype)
 
     def _close(self, close: CloseStep) -> None:
         self._client.set_activity("optimizer step", STEP_LIMIT_S)

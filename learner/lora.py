@@ -61,7 +61,7 @@ def attach(model: Any, section: LoraConfig, base: Path) -> None:
         inject_adapter_in_model(settings, model, adapter_name=_NAME)
     except ValueError as error:
         raise LoraError(f"learner.lora.targets: {type(model).__name__}: {error}") from error
-    for name, layer in _adapted(model):
+    for name, layer in adapted_layers(model):
         if not isinstance(layer, Linear):
             raise LoraError(
                 f"learner.lora.targets: {name} is a {type(layer.base_layer).__name__}, which "
@@ -92,7 +92,7 @@ def merged_tensors(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if not _is_adapters(name)
     }
-    for name, layer in _adapted(model):
+    for name, layer in adapted_layers(model):
         up, down = layer.lora_B[_NAME].weight, layer.lora_A[_NAME].weight
         delta = (up.float() @ down.float()) * layer.scaling[_NAME]
         if layer.fan_in_fan_out:  # GPT-2's layers hold their weights the other way round
@@ -100,6 +100,33 @@ def merged_tensors(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         weight = layer.base_layer.weight
         found[f"{name}.weight"] = weight.float() + delta
     return found
+
+
+def adapter_product(layer: Any) -> Tensor:
+    """Return scaling B A of a layer by peft's own arithmetic, in float32."""
+    return layer.get_delta_weight(_NAME).float()
+
+
+@torch.no_grad()
+def check_merged(model: Any, merged: dict[str, Tensor]) -> None:
+    """Check what `merged_tensors` returned, before it is rounded, with peft's own product.
+
+    With D = scaling B A by peft and d = the merged weight minus the base weight: |d - D| must be
+    less than half of |D|, so nearer to merged than to not merged, or below the rounding of the
+    sum, eps |W|.
+
+    Raises: LoraError with the first layer whose adapter is not in its weight.
+    """
+    for name, layer in adapted_layers(model):
+        weight = layer.base_layer.weight.float()
+        product = adapter_product(layer)
+        missing = float((merged[f"{name}.weight"].float() - weight - product).norm())
+        rounding = torch.finfo(torch.float32).eps * float(weight.norm())
+        if not missing <= max(float(product.norm()) / 2, rounding):
+            raise LoraError(
+                f"{name}: the adapter is not in the weight that would be published: it differs "
+                f"by {missing:.2g}, the adapter is {float(product.norm()):.2g}"
+            )
 
 
 class Base:
@@ -118,14 +145,19 @@ class Base:
 
 @contextlib.contextmanager
 def _without_adapters(model: Any) -> Generator[None]:
-    layers = [layer for _, layer in _adapted(model)]
+    layers = [layer for _, layer in adapted_layers(model)]
     for layer in layers:
-        layer._disable_adapters = True  # noqa: SLF001 - its setter freezes the adapters too
+        switch_adapter(layer, on=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False  # noqa: SLF001
+            switch_adapter(layer, on=True)
+
+
+def switch_adapter(layer: Any, *, on: bool) -> None:
+    """Let a layer compute with its adapter, or without."""
+    layer._disable_adapters = not on  # noqa: SLF001 - its setter freezes the adapters too
 
 
 def save_adapter(model: Any, directory: Path, disk: Disk = SYSTEM) -> None:
@@ -175,7 +207,8 @@ def _is_adapters(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
+def adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of every layer with an adapter."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             yield name, module

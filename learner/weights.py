@@ -7,11 +7,13 @@ before.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import mmap
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from learner import lora
 from learner.forward.lm_head import token_logprobs
+from learner.rounded_weights import is_rounded, rounded_weights
 from pipeline.system.private_dirs import make_private
 from pipeline.wire.messages import Manifest
 
@@ -32,6 +35,9 @@ FILE = "model.safetensors"
 PROBE_TOKENS = 144
 """Length of the probe: more than one key/value block (vLLM: 16 tokens on a GPU, 128 on a CPU)."""
 PROBE_TEMPERATURES = (1.0, 0.7)
+MOST_CHECKSUMS = 8192
+"""Tensors of a version with a checksum: a report to the stage may have 1 MiB. The tensors of larger
+models are experts, which no engine shows one by one."""
 _SEED = 20605
 
 
@@ -44,11 +50,20 @@ def probe_tokens(vocabulary: int, avoid: Collection[int], length: int = PROBE_TO
 
 
 @torch.no_grad()
-def probe_logprobs(model: Any, probe: list[int]) -> dict[str, list[float]]:
-    """Return temperature -> logprobs of probe[i + 1] given the tokens before it."""
+def probe_logprobs(
+    model: Any, probe: list[int], dtype: torch.dtype | None = None
+) -> dict[str, list[float]]:
+    """Return temperature -> logprobs of probe[i + 1] given the tokens before it.
+
+    Args:
+        dtype: of the engines' weights; the logprobs are of weights rounded to it. None: of the
+            model as it is.
+    """
     device = next(model.parameters()).device
     tokens_BL = torch.tensor([probe], device=device)
-    logits_BTV = model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
+    rounds = dtype is not None and is_rounded(model, dtype)
+    with rounded_weights(model, dtype) if rounds and dtype else contextlib.nullcontext():
+        logits_BTV = model(input_ids=tokens_BL, use_cache=False).logits[:, :-1]
     return {
         str(temperature): token_logprobs(logits_BTV, tokens_BL[:, 1:], temperature)[0].tolist()
         for temperature in PROBE_TEMPERATURES
@@ -68,10 +83,19 @@ def checkpoint_tensors(model: Any, dtype: torch.dtype | None = None) -> dict[str
             tensors[name] = value
     if lora.is_attached(model):
         tensors = lora.merged_tensors(model, tensors)
+        lora.check_merged(model, tensors)
     named = revert_weight_conversion(model, tensors)
     return {
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
         for name, value in named.items()
+    }
+
+
+def tensor_checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return name -> xxh3_64 of a tensor's bytes, for a manifest; the first `MOST_CHECKSUMS`."""
+    return {
+        name: xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).cpu().numpy().data)
+        for name, tensor in itertools.islice(tensors.items(), MOST_CHECKSUMS)
     }
 
 
@@ -93,19 +117,28 @@ class WeightPublisher:
         self._newest: int | None = None
 
     def publish_version(
-        self, model: Any, version: int, logprobs: dict[str, list[float]]
+        self,
+        model: Any,
+        version: int,
+        logprobs: dict[str, list[float]],
+        *,
+        rounded_after: bool = False,
     ) -> Manifest:
         """Write `model`, whose probe has these `logprobs`, as `version`.
 
-        Raises: OSError if it does not fit.
+        Args:
+            rounded_after: the engines' weights are coarser than those that `logprobs` are of.
+
+        Raises: OSError if it does not fit, LoraError if an adapter is not in its weight.
         """
         final = self._directory / f"v{version}"
         draft = self._directory / f".v{version}-{os.getpid()}"
         draft.mkdir(mode=0o700)
         try:
-            save_file(
-                checkpoint_tensors(model, self._dtype), draft / FILE, metadata={"format": "pt"}
-            )
+            tensors = checkpoint_tensors(model, self._dtype)
+            # Of the tensors, not of the file: they prove what was written, too.
+            checksums = tensor_checksums(tensors)
+            save_file(tensors, draft / FILE, metadata={"format": "pt"})
             size = (draft / FILE).stat().st_size
             digest = weights_checksum(draft / FILE)
             if final.exists():  # from a learner before this one; readers keep their mapping
@@ -124,6 +157,9 @@ class WeightPublisher:
             checksum=digest,
             probe=self._probe,
             logprobs=logprobs,
+            tensors=checksums,
+            unlisted=len(tensors) - len(checksums),
+            rounded_after=rounded_after,
         )
 
     def _others(self, keep: Collection[int | None]) -> Iterator[Path]:

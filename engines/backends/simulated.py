@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.base import Delta, EngineError, EngineInfo, Sampling
+from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 
 
 class SimulatedEngine:
@@ -100,6 +100,10 @@ class SimulatedEngine:
         await asyncio.sleep(self._load_s)
         self._version = version
         self._serving.set()
+
+    async def check_tensors(self, directory: str, checksums: Mapping[str, str]) -> TensorCheck:
+        del directory, checksums
+        return TensorCheck()
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         del temperature

@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from engines.backends.transformers_batching import Batching
 from engines.backends.transformers_sampling import LIKELIEST, NOT_FORCED, Draw
-from engines.base import Delta, EngineError, EngineInfo, Sampling
+from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.weights import FILE
 from engines.weights_probe import PROBES, probe_one_by_one
@@ -161,6 +161,13 @@ class TransformersEngine:
             for request in list(self._requests.values()):
                 if not request.finish:
                     self._submit(request)
+
+    async def check_tensors(self, directory: str, checksums: Mapping[str, str]) -> TensorCheck:
+        assert self._batching is not None
+        async with self._loading:
+            return await asyncio.to_thread(
+                self._batching.compare_weights, Path(directory) / FILE, checksums
+            )
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         """Uses the path that samples: each position samples one token, which is forced."""

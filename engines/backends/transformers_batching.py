@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.utils import logging as chatter
 
 from engines.backends import transformers_attention
+from engines.backends.held_tensors import Pairs, compare_with_file
 from engines.backends.transformers_sampling import Draw, TokenSampling
-from engines.base import EngineError
+from engines.base import EngineError, TensorCheck
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import CoresError, engine_cores
 
@@ -195,6 +196,25 @@ class Batching:
                 parameter.copy_(found)
             self._synchronize()
         log.info("%s loaded in %.3f s", file, time.monotonic() - started)
+
+    def compare_weights(self, file: Path, checksums: Mapping[str, str]) -> TensorCheck:
+        """Compare the weights with a published file; tied ones wherever the model has them."""
+        places: dict[str, list[torch.Tensor]] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            places.setdefault(name, []).append(parameter)
+        for name, buffer in self._model.state_dict().items():
+            places.setdefault(name, []).append(buffer)
+        head = self._model.get_output_embeddings()
+        embedding = self._model.get_input_embeddings()
+        tied = bool(self._model.config.get_text_config().tie_word_embeddings)
+
+        def held(name: str, published: torch.Tensor) -> Pairs:
+            found = list(places.get(name, ()))
+            if tied and head is not None and any(one is embedding.weight for one in found):
+                found.append(head.weight)
+            return [(one, published) for one in found]
+
+        return compare_with_file(file, checksums, held)
 
     def close(self) -> None:
         """End the thread and free the memory."""

@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from engines.base import Delta, EngineError, EngineInfo, Sampling
+from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 from engines.model_facts import ModelFacts, read_model_facts
+from engines.weights import FILE
 from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import engine_cores
@@ -50,6 +52,7 @@ class VllmEngine:
                 Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             ):
                 pass
+            await self._llm.collective_rpc("darts_readable", args=(self._model,))
         except Exception as error:  # anything may fail inside vLLM
             await self.close()
             raise EngineError(f"vLLM does not start with {self._model}: {error}") from error
@@ -114,6 +117,16 @@ class VllmEngine:
                 await self._llm.resume_generation()
             except Exception as error:  # half loaded: it must not sample any more
                 raise EngineError(f"vLLM cannot load {directory}: {error}") from error
+
+    async def check_tensors(self, directory: str, checksums: Mapping[str, str]) -> TensorCheck:
+        with _as_engine_error():
+            found = await self._llm.collective_rpc(
+                "darts_check", args=(str(Path(directory) / FILE), dict(checksums))
+            )
+        equal = [set(names) for names, _ in found]
+        different = sorted({name for _, names in found for name in names})
+        # A tensor that one rank cannot show is not checked.
+        return TensorCheck(tuple(sorted(set[str].intersection(*equal))), tuple(different))
 
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         return await probe_one_by_one(

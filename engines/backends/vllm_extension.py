@@ -1,4 +1,4 @@
-"""Reloads weights in place, inside the vLLM process that holds the model.
+"""Reloads weights in place, inside the vLLM process that holds the model, and shows them.
 
 Named by `worker_extension_cls`: vLLM mixes the class into its worker and
 `collective_rpc` calls it by name. Imported nowhere else.
@@ -7,10 +7,13 @@ Named by `worker_extension_cls`: vLLM mixes the class into its worker and
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from engines.backends.vllm_tensors import HeldTensors
 
 
 class Reload:
@@ -18,6 +21,8 @@ class Reload:
 
     if TYPE_CHECKING:  # vLLM refuses an extension that defines a name of its worker
         model_runner: Any
+        darts_held: HeldTensors
+        darts_readable_names: frozenset[str]
 
         def reload_weights(self, *, weights_path: str) -> None: ...
 
@@ -26,11 +31,39 @@ class Reload:
         from vllm.platforms import current_platform
 
         # It warns about every layer without a tensor of its own in the file: the tied head, the
-        # rotary embedding. The probe checks what was loaded.
+        # rotary embedding. `darts_check` compares what was loaded.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self.reload_weights(weights_path=directory)
         if current_platform.is_cpu():
             _repack_tied_heads(self.model_runner.get_model())
+
+    def darts_readable(self, directory: str) -> int:
+        """Find out which tensors can be read, by the files that vLLM has just loaded itself.
+
+        A tensor that we do not read as it is in the file (an expert's, a quantised one, one that
+        this model transforms) is never compared later. Returns the number of readable ones.
+        """
+        from engines.backends.held_tensors import equal_to_files
+        from engines.backends.vllm_tensors import HeldTensors
+
+        self.darts_held = HeldTensors(self.model_runner.get_model())
+        files = sorted(Path(directory).glob("*.safetensors"))
+        self.darts_readable_names = equal_to_files(files, self.darts_held.pairs)
+        return len(self.darts_readable_names)
+
+    def darts_check(
+        self, file: str, checksums: dict[str, str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the published tensors that are held unchanged, and that are not."""
+        from engines.backends.held_tensors import compare_with_file
+
+        def pairs(name: str, published: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            readable = name in self.darts_readable_names
+            return self.darts_held.pairs(name, published) if readable else []
+
+        self.darts_held.begin()
+        check = compare_with_file(Path(file), checksums, pairs)
+        return check.equal, check.different
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:

@@ -143,6 +143,9 @@ def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
     if (share := result.get("logprob_hidden_share")) is not None:
         tokens = result.get("tokens_streamed", 0)
         yield f"logprob forwards: {share:.0%} during generation, {count(tokens)} tokens streamed"
+    if unsure := result.get("weights_unsure"):
+        loads = unsure + result["weights_proved"]
+        yield f"weights: {unsure} of {loads} loads are not proved (docs/engines.md)"
 
 
 def _further(found: dict[str, Any]) -> Iterator[str]:

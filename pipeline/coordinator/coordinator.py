@@ -314,6 +314,8 @@ class Coordinator:
             "train_seconds": round(train_seconds, 2),
             "logprob_hidden_share": self.steps.report.hidden_share,
             **self.steps.report.mechanisms(),
+            "weights_proved": self.core.weight_proofs.proved,
+            "weights_unsure": self.core.weight_proofs.unsure,
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.scheduler.total_reported,
             "engine_latency": [list(point) for point in self.core.latency.points],

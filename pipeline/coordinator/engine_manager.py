@@ -80,7 +80,16 @@ class EngineManager:
             )
             return
         self._scheduler.admit(engine)
-        self._core.report("served", engine=event.engine, version=event.version, gap=event.gap)
+        self._core.weight_proofs.add(event)
+        self._core.report(
+            "served",
+            engine=event.engine,
+            version=event.version,
+            gap=event.gap,
+            proved=event.proved,
+            tensors_checked=event.tensors_checked,
+            tensors=event.tensors,
+        )
 
     def refused(self, event: WeightsFailed) -> None:
         engine = self._answer_to_a_load(event)

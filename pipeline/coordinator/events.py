@@ -51,6 +51,9 @@ class WeightsLoaded(Event, frozen=True, kw_only=True):
     engine: str
     version: int
     gap: float
+    proved: bool = False  # False: it could be the version before, or hold a part of it
+    tensors_checked: int = 0  # held by the engine, and equal
+    tensors: int = 0  # published
 
 
 class WeightsFailed(Event, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from pipeline.coordinator.staleness import DueGroups, steps_ahead
 from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.coordinator.token_ledger import TokenLedger
+from pipeline.coordinator.weight_proofs import WeightProofs
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.plugins.views import EvalSet, SourceView
 
@@ -126,6 +127,7 @@ class CoordinatorState:
         self.now = 0.0
         self.run = RunState()
         self.stats = StepStats()  # of the open step
+        self.weight_proofs = WeightProofs()
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}

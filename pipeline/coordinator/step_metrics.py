@@ -209,6 +209,7 @@ class StepReport:
             **metrics,
             **self._scheduler.slot_usage.metrics(core.now),
             **plan_metrics(stats.plan),
+            **core.weight_proofs.take_step(),
             **({"audit": bias} if bias else {}),
             "learner": {**self._means(stats.learner), **learner},
         }

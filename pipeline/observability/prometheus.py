@@ -63,6 +63,10 @@ _FIGURES: dict[str, tuple[str, str]] = {
     "generation_s": ("generation_seconds", "from the first placement to the last end of a leg"),
     "bubble_engine": ("bubble_engine_ratio", "idle slot-seconds over slot-seconds"),
     "bubble_learner": ("bubble_learner_ratio", "share of the step in which ranks were idle"),
+    "weights_proved": ("proved_loads", "loads of weights that engines proved"),
+    "weights_unsure": ("unsure_loads", "loads that could be of the version before, or of a part"),
+    "tensors_checked": ("checked_tensors", "published tensors that an engine compared, the fewest"),
+    "tensors_published": ("published_tensors", "tensors of a version"),
     "truncated": ("truncated_ratio", "share of responses cut at the limit"),
 }
 # metric of the loss or of a rank -> help; what it means at length is in docs/run-folder.md

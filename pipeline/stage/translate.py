@@ -84,7 +84,14 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
         case WeightsLoaded(version=version, gaps=gaps):
             # Of several figures `max` may overlook a NaN.
             gap = max((g if g >= 0 else math.inf for g in gaps.values()), default=0.0)
-            return events.WeightsLoaded(engine=name, version=version, gap=gap)
+            return events.WeightsLoaded(
+                engine=name,
+                version=version,
+                gap=gap,
+                proved=message.proved,
+                tensors_checked=message.tensors_checked,
+                tensors=message.tensors,
+            )
         case WeightsFailed(version=version, why=why):
             return events.WeightsFailed(engine=name, version=version, why=why)
         case GroupTrained(group=group, tokens=tokens, metrics=metrics):

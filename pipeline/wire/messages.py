@@ -150,10 +150,13 @@ class Spans(Message, frozen=True, kw_only=True):
 
 
 class WeightsLoaded(Message, frozen=True, kw_only=True):
-    """An engine serves `version`; `gaps` shows how exactly."""
+    """An engine has loaded `version`, and nothing shows that it serves another one."""
 
     version: Count
     gaps: dict[str, float]  # temperature -> largest |engine logprob - learner logprob|
+    proved: bool = False  # False: the engine cannot tell this version from the one before
+    tensors_checked: Count = 0  # published tensors that the engine holds, and that are equal
+    tensors: Count = 0  # published tensors
 
 
 class WeightsFailed(Message, frozen=True, kw_only=True):
@@ -189,6 +192,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: dict[
         str, list[float]
     ]  # temperature -> learner's logprob of probe[i + 1] given before
+    tensors: dict[str, str] = {}
+    """Hugging Face name -> xxh3_64 of the tensor's bytes in the file; {}: not known."""
+    unlisted: Count = 0
+    """Tensors of the file that are not in `tensors`, and so cannot be checked."""
+    rounded_after: bool = False
+    """The file's weights were rounded, the learner's logprobs are of those before."""
 
 
 class StepDone(Message, frozen=True, kw_only=True):

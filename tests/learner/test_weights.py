@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from learner import lora
+from learner.build import load_model
+from learner.rounded_weights import is_rounded
 from learner.weights import WeightPublisher, probe_logprobs, probe_tokens, weights_checksum
+from pipeline.config.schema import LoraConfig
 from tests.learner.ranks import ROOT, VOCABULARY, make_model
 
 
@@ -69,3 +76,90 @@ def test_loss_options_are_checked_without_loading_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+# --- what an engine is to prove ---------------------------------------------------------------
+
+
+def trained(model: Path, lr: float, adapters: bool) -> Any:
+    """A model after one real optimizer step."""
+    net = load_model(model, torch.device("cpu"))
+    if adapters:
+        section = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "down_proj"))
+        lora.attach(net, section, model)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    tokens = torch.randint(2, VOCABULARY, (4, 30), generator=torch.Generator().manual_seed(2))
+    net(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    return net
+
+
+def test_every_tensor_has_the_checksum_of_its_bytes_in_the_file(model: Path, tmp_path: Path):
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    manifest = WeightPublisher(tmp_path / "w", [3] * 40, torch.bfloat16).publish_version(net, 0, {})
+    path = Path(manifest.directory) / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    data = raw[8 + length :]
+    expected = {
+        name: xxhash.xxh3_64_hexdigest(data[slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    assert manifest.tensors == expected
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["plain", "adapters"])
+def test_logprobs_in_a_manifest_are_of_the_weights_as_they_were_rounded(
+    model: Path, tmp_path: Path, adapters: bool
+):
+    net = trained(model, 1e-2, adapters)
+    probe = probe_tokens(VOCABULARY, {0, 1})
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    exact, rounded = probe_logprobs(net, probe), probe_logprobs(net, probe, torch.bfloat16)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert probe_logprobs(net, probe) == exact, "the adapters are on again"
+    manifest = WeightPublisher(tmp_path / "w", probe, torch.bfloat16).publish_version(net, 0, {})
+    published = load_model(model, torch.device("cpu"))
+    file = load_file(Path(manifest.directory) / "model.safetensors")
+    published.load_state_dict({name: one.float() for name, one in file.items()}, strict=False)
+    expected = probe_logprobs(published, probe)
+    for temperature, logprobs in rounded.items():
+        assert logprobs == pytest.approx(expected[temperature], abs=2e-5)
+        assert logprobs != pytest.approx(exact[temperature], abs=1e-3), "rounding shows"
+
+
+def test_a_model_that_fails_in_a_probe_has_its_weights_back(model: Path):
+    net = load_model(model, torch.device("cpu"))
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    with pytest.raises(IndexError):
+        probe_logprobs(net, [VOCABULARY + 5] * 20, torch.bfloat16)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert not is_rounded(net, torch.float32)
+    assert is_rounded(net, torch.bfloat16)
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-4])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_adapter_that_is_not_merged_is_not_published(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lr: float,
+    dtype: torch.dtype | None,
+):
+    net = trained(model, lr, adapters=True)
+    publisher = WeightPublisher(tmp_path / "w", [3] * 40, dtype)
+    publisher.publish_version(net, 0, {})
+    merged = lora.merged_tensors
+
+    def one_is_left_out(net: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name, layer = list(lora.adapted_layers(net))[1]
+        return merged(net, tensors) | {f"{name}.weight": layer.base_layer.weight.detach()}
+
+    monkeypatch.setattr(lora, "merged_tensors", one_is_left_out)
+    with pytest.raises(lora.LoraError, match="the adapter is not in the weight"):
+        publisher.publish_version(net, 1, {})
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["v0"]

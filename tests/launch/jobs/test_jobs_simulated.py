@@ -100,6 +100,30 @@ def test_the_critical_path_of_every_step_adds_up_to_its_time(undisturbed: Path) 
     check_timing(undisturbed, {"inter_token_s", "reward_s", "weights_load_s"})
 
 
+def test_engines_without_a_model_prove_nothing_and_every_record_says_so(undisturbed: Path) -> None:
+    steps = lines(undisturbed / "metrics.jsonl", "step")
+    loads = [(step["weights_proved"], step["weights_unsure"]) for step in steps]
+    assert loads == [(0, 1)] * 6, "one engine loads one version a step"
+    assert {step["tensors_checked"] for step in steps} == {0}
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert result["weights_proved"] == 0
+    assert result["weights_unsure"] == len(lines(undisturbed / "metrics.jsonl", "served"))
+
+
+def test_a_run_of_a_real_model_proves_every_version_by_all_of_its_tensors(tmp_path: Path) -> None:
+    run = tmp_path / "proved"
+    rounded = ("engine.kind=transformers", "engine.dtype=bfloat16", "learner.lr=1e-6")
+    with train(run, tmp_path / "proved.log", *rounded, "step.count=3") as job:
+        assert job.wait() == 0, job.text
+    steps = lines(run / "metrics.jsonl", "step")
+    assert [(step["weights_proved"], step["weights_unsure"]) for step in steps] == [(1, 0)] * 3
+    assert {(s["tensors_checked"], s["tensors_published"]) for s in steps} == {(35, 35)}
+    served = lines(run / "metrics.jsonl", "served")
+    assert all(one["proved"] for one in served)
+    result = json.loads((run / "result.json").read_text())
+    assert (result["weights_proved"], result["weights_unsure"]) == (len(served), 0)
+
+
 EVERYTHING = [
     "learner.overlap=token",
     "learner.updates=2",

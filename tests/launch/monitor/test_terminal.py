@@ -128,6 +128,12 @@ def test_the_table_compares_before_and_after_and_says_where_tokens_went() -> Non
     ]
 
 
+def test_loads_of_weights_that_are_not_proved_are_told() -> None:
+    assert "loads of weights" not in result_table({**RESULT, "weights_unsure": 0}, 60)
+    text = result_table({**RESULT, "weights_unsure": 2, "weights_proved": 59}, 60)
+    assert "2 of 61 loads of weights are not proved" in text
+
+
 def test_a_run_without_evaluation_has_a_table_too() -> None:
     without = {**RESULT, **dict.fromkeys(("accuracy_before", "accuracy_after"), None)}
     text = result_table({**without, "tokens_reported_by_engines": 0, "tokens": {}}, 60)
