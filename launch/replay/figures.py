@@ -21,7 +21,7 @@ class Figures:
     """
 
     def __init__(self, basis: Mapping[tuple[int, int], Basis] | None = None) -> None:
-        self._basis = basis or {}
+        self._basis = {} if basis is None else basis  # it fills while the run goes on
         self._steps: list[dict[str, Any]] = []
         self._lengths: list[int] = []  # of members trained on
         self._rewards: list[float] = []

@@ -86,7 +86,8 @@ def replay_other(path: Path, overrides: Sequence[str], *, imports: bool) -> int:
     if header.settings.turns:
         raise RecordingError(f"{path}: made with an environment; one turn is all that is simulated")
     coordinator = fresh_coordinator(recording, recorded_plugins(recording, imports=imports))
-    named = other_plugins(header.plugins, overrides, header.settings.size)
+    size = header.settings.size
+    as_recorded, named = (other_plugins(header.plugins, more, size) for more in ((), overrides))
     known, recorded = Collected(), Figures()
     found = replay(recording, coordinator, [known, recorded])
     if found.difference is not None:
@@ -100,8 +101,8 @@ def replay_other(path: Path, overrides: Sequence[str], *, imports: bool) -> int:
     )
     play = functools.partial(simulated, recording, known, machines)
     columns = [("recorded", recorded)]
-    for plugins in (header.plugins, named):
-        name = f"simulated: {_changed(header.plugins, named, plugins)}"
+    for plugins in (as_recorded, named):
+        name = f"simulated: {_changed(as_recorded, named, plugins)}"
         columns.append((name, play(plugins)))
     print(table(columns))
     print("\n" + "\n".join(_notes(recording, machines, columns)))
@@ -146,7 +147,7 @@ def simulated(
     try:
         simulation.run()
     except (StandsStill, PluginFault) as error:
-        at = f"simulated with {_changed(header.plugins, named, named)}: it stopped at"
+        at = f"simulated with {named['selector'].name}: it stopped at"
         raise RecordingError(f"{recording.path}, {at} {simulation.now:.1f} s: {error}") from error
     if simulation.over is None or simulation.over.error:
         why = simulation.over.error if simulation.over else "without a word"
