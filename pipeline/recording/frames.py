@@ -1,11 +1,12 @@
 """The format of a recording: what the coordinator was built from, then entry after entry.
 
     file   = MAGIC, format (one byte), block of the header, blocks of entries
-    block  = length and CRC-32 of what follows (two little-endian uint32), zlib of msgpack
+    block  = length and CRC-32 of what follows (two little-endian uint32), msgpack
 
 An entry is one call of `Coordinator.handle`: the time, the event as it is, and the commands with
 every long run of bytes replaced by its checksum. So two runs can be compared bit for bit, and no
-token is stored twice. Events and commands are decoded by the unions of
+token is stored twice. Nothing is compressed: random tokens shrink by a fifth, for which zlib took
+75 us a frame, and all else takes 6. Events and commands are decoded by the unions of
 `pipeline.coordinator.events`: a new event or field is recorded without a change here.
 Reading believes nothing: sizes are limited, types are checked, nothing is executed. Pure.
 """
@@ -28,7 +29,7 @@ from pipeline.coordinator.state import Settings
 MAGIC = b"darts recording\n"
 FORMAT = 1
 MAX_BLOCK_BYTES = 1 << 30
-"""Of one block, decompressed; a frame of an engine is 32 MiB at most."""
+"""Of one block; a frame of an engine is 32 MiB at most."""
 _LONG = 32  # bytes; a checksum is 16
 _HEAD = struct.Struct("<II")
 HEAD_BYTES = _HEAD.size
@@ -111,8 +112,7 @@ def block_of(payload: bytes) -> bytes:
     """Pack msgpack as a block. Raises OverflowError if no reader would take it."""
     if len(payload) > MAX_BLOCK_BYTES:
         raise OverflowError(f"a block of {len(payload)} bytes, the limit is {MAX_BLOCK_BYTES}")
-    packed = zlib.compress(payload, level=1)
-    return _HEAD.pack(len(packed), zlib.crc32(packed)) + packed
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def entries_payload(entries: Sequence[bytes]) -> bytes:
@@ -128,20 +128,10 @@ def block_head(head: bytes) -> tuple[int, int]:
     return length, checksum
 
 
-def unpack_block(packed: bytes, checksum: int) -> bytes:
-    """The msgpack of a block. Raises ValueError that says what is wrong with it."""
-    if zlib.crc32(packed) != checksum:
+def check_block(payload: bytes, checksum: int) -> None:
+    """Raises ValueError if these are not the bytes that were written."""
+    if zlib.crc32(payload) != checksum:
         raise ValueError("its checksum does not match")
-    inflate = zlib.decompressobj()
-    try:
-        payload = inflate.decompress(packed, MAX_BLOCK_BYTES + 1)
-    except zlib.error as error:
-        raise ValueError(f"it cannot be decompressed: {error}") from error
-    if len(payload) > MAX_BLOCK_BYTES:
-        raise ValueError(f"it is longer than {MAX_BLOCK_BYTES} bytes")
-    if not inflate.eof or inflate.unused_data:
-        raise ValueError("it is compressed wrongly")
-    return payload
 
 
 def decode_header(payload: bytes) -> Header:

@@ -18,9 +18,9 @@ from pipeline.recording.frames import (
     Header,
     RecordingError,
     block_head,
+    check_block,
     decode_entries,
     decode_header,
-    unpack_block,
 )
 
 
@@ -86,9 +86,10 @@ class Recording:
         if len(head) == HEAD_BYTES:
             try:
                 length, checksum = block_head(head)
-                packed = file.read(length)
-                if len(packed) == length:
-                    return unpack_block(packed, checksum)
+                payload = file.read(length)
+                if len(payload) == length:
+                    check_block(payload, checksum)
+                    return payload
             except ValueError as error:
                 raise self._wrong(begin, f"a block: {error}") from error
         self.end = f"cut off in the block that begins at byte {begin}"
