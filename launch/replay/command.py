@@ -12,6 +12,7 @@ from pipeline.plugins.registry import PluginError
 from pipeline.recording.frames import RecordingError
 from pipeline.recording.reader import Recording
 from pipeline.stage.build import make_plugins
+from pipeline.system.terminal_text import printable
 
 
 def recordings_of(path: Path) -> list[Path]:
@@ -59,7 +60,8 @@ def replay_same(paths: Sequence[Path], *, imports: bool) -> int:
         recording = Recording(path)
         plugins = recorded_plugins(recording, imports=imports)
         found = replay(recording, fresh_coordinator(recording, plugins))
-        print("\n".join(outcome_lines(recording, found, imports=imports)))
+        for line in outcome_lines(recording, found, imports=imports):
+            print(printable(line))  # the file has a say in it
         if found.difference is not None:
             return 1
     return 0

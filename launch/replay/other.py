@@ -32,6 +32,7 @@ from pipeline.simulation.hardware import Machines
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.recorded import Recorded
 from pipeline.stage.build import make_plugins
+from pipeline.system.terminal_text import printable
 
 KINDS = ("selector", "budget", "batch", "advantage")
 """Plug-ins that may be another over a recording. The prompts and their order are the recorded."""
@@ -104,8 +105,8 @@ def replay_other(path: Path, overrides: Sequence[str], *, imports: bool) -> int:
     for plugins in (as_recorded, named):
         name = f"simulated: {_changed(as_recorded, named, plugins)}"
         columns.append((name, play(plugins)))
-    print(table(columns))
-    print("\n" + "\n".join(_notes(recording, machines, columns)))
+    for line in (*table(columns).splitlines(), "", *_notes(recording, machines, columns)):
+        print(printable(line))  # the file has a say in it
     return 0
 
 

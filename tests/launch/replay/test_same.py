@@ -204,6 +204,17 @@ def test_an_event_that_no_stage_hands_over_is_a_difference_and_no_crash(tmp_path
     assert (found.event, found.command, found.expected) == (number, 0, "no exception")
 
 
+def test_what_a_file_says_moves_no_cursor(tmp_path: Path):
+    path = tmp_path / "stage-0001.darts"
+    RecordedWorld(5, path).play()
+    [first, *_] = Recording(path).entries()
+    changed(path, 1, Entry(first.now, first.event, (), fault="\x1b[2Jgone"))
+    status, text = darts(str(path))
+    assert status == 1
+    assert "\x1b" not in text
+    assert "gone" in text
+
+
 def test_a_folder_without_a_recording_says_how_to_make_one(tmp_path: Path):
     status, text = darts(str(tmp_path))
     assert status == 2
