@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch.options import Overrides, exit_with_error
+from launch.options import exit_with_error
 
 
 def replay_command(
@@ -17,7 +17,10 @@ def replay_command(
             metavar="FILE", help="recording, or the folder of a run: all of its recordings"
         ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="another selector, budget, batch or advantage, such as selector=all"),
+    ] = None,
     imports: Annotated[
         bool,
         typer.Option(
