@@ -16,6 +16,7 @@ from launch.explain.command import explain_command
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
 from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.simulate.cli import simulate_command
 
@@ -244,6 +245,7 @@ app.command("top")(top_command)
 app.command("status")(status_command)
 app.command("explain")(explain_command)
 app.command("simulate")(simulate_command)
+app.command("replay")(replay_command)
 app.command("profile")(profile_command)
 app.command("report")(report_command)
 

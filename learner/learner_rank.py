@@ -87,7 +87,9 @@ class LearnerRank:
         self._carrier = parts.checkpoint_transfer
         self._version = parts.restored.version
         self._inbox: queue.SimpleQueue[ToPeer] = queue.SimpleQueue()
-        self._schedule = Schedule(config.learner.tokens_per_micro_batch)
+        # Groups that wait together are one pass: which do, is a matter of time.
+        together = 0 if config.debug.ordered else config.learner.tokens_per_micro_batch
+        self._schedule = Schedule(together)
         self._passes, self._ahead = parts.passes, parts.logprob_stream
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of streamed tokens

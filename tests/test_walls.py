@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "checkpoint": "config coordinator data plugins system wire",
     "observability": "config coordinator plugins system wire",
     "simulation": "coordinator plugins wire",
-    "stage": "checkpoint config coordinator data observability plugins system wire workers",
+    "recording": "config coordinator plugins system wire",
+    "stage": "checkpoint config coordinator data observability plugins recording system wire "
+    "workers",
 }
 # Package -> the rooms of pipeline/ that it may import.
 PEERS = {"engines": "wire config system", "learner": "wire config system plugins"}

@@ -28,7 +28,7 @@ from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
-from pipeline.simulation.workload import Recorded
+from pipeline.simulation.recorded import Recorded, RecordedMember
 from pipeline.system.run_folder import RunFolder
 
 _PROMPT = 20  # tokens; arbitrary: the cost of a request is that of the profile
@@ -97,8 +97,8 @@ def left_by_pipeline(overhead: Path) -> float:
 
 def groups_of(
     decisions: Sequence[dict[str, Any]],
-) -> list[tuple[int, list[tuple[int, bool, float]]]]:
-    """Returns (prompt, members as (tokens, finished, reward)) of training groups, in order."""
+) -> list[tuple[int, list[RecordedMember]]]:
+    """Returns (prompt, members) of training groups, in order."""
     groups = sorted(
         (line for line in decisions if line["what"] == "group" and line["kind"] == "train"),
         key=lambda line: line["group"],
@@ -106,8 +106,8 @@ def groups_of(
     return [
         (
             line["prompt"],
-            [(tokens, state == "finished", reward or 0.0) for _, state, tokens, _, reward, *_ in
-             line["members"]],
+            [RecordedMember(tokens=tokens, whole=state == "finished", reward=reward or 0.0)
+             for _, state, tokens, _, reward, *_ in line["members"]],
         )
         for line in groups
     ]  # fmt: skip

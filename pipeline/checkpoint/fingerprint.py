@@ -22,7 +22,7 @@ from pipeline.plugins import registry
 Fingerprint = dict[str, str]
 
 FREE = (
-    *("step.count", "engine.", "eval.", "checkpoint.", "timeouts.", "metrics."),
+    *("step.count", "engine.", "eval.", "checkpoint.", "timeouts.", "metrics.", "debug."),
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
     *(
         "learner.schedule",

@@ -36,6 +36,22 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _data(config.data)
     yield from _engine(config.engine)
     yield from _ports(config)
+    yield from _ordered(config)
+
+
+def _ordered(config: Config) -> Iterator[tuple[str, str]]:
+    """What depends on how fast an engine or a learner is, whatever the order of events."""
+    if not config.debug.ordered:
+        return
+    if config.learner.max_staleness:
+        why = "new weights come in the middle of responses, at a token that no order can fix"
+        yield (
+            "debug.ordered",
+            f"found true, but learner.max_staleness is above 0: {why}; set it to 0",
+        )
+    if config.learner.overlap == "token":
+        why = "forwards of streamed tokens are batched as they come"
+        yield "debug.ordered", f"found true, but learner.overlap is token: {why}; take group or off"
 
 
 def _learner(section: LearnerConfig) -> Iterator[tuple[str, str]]:

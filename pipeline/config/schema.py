@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from pipeline.config import setting_types as allowed
+from pipeline.config.debug import DebugConfig
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.plugins.ranges import (
     AtLeastOne,
@@ -397,3 +398,4 @@ class Config(Section, frozen=True, kw_only=True):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     nodes: NodesConfig = NodesConfig()
     metrics: MetricsConfig = MetricsConfig()
+    debug: DebugConfig = DebugConfig()

@@ -35,6 +35,7 @@ class Leg(msgspec.Struct, kw_only=True):
     total: int  # tokens that it will sample
     finish: str  # stop | length
     confidence: float
+    logprobs: bytes  # of the response's first tokens; `confidence` for those after
     sent: int = 0
 
 
@@ -124,6 +125,7 @@ class ModelledEngine:
             total=total,
             finish="stop" if left <= command.max_tokens else "length",
             confidence=response.confidence,
+            logprobs=response.logprobs,
         )
         heapq.heappush(self._ends, (self._progress + total, *key))
         self._cached += prompt_tokens + held
@@ -187,7 +189,7 @@ class ModelledEngine:
             if new:
                 last = min(stop).to_bytes(4, "little") if finish == "stop" else _ZEROS[:4]
                 tokens += (_ZEROS[: 4 * new - 4], last)
-                logprobs.append(np.float32(leg.confidence).tobytes() * new)
+                logprobs.append(_logprobs(leg, leg.offset + leg.sent, new))
                 self._sampled += new
             leg.sent = count
             if finish:
@@ -203,3 +205,9 @@ class ModelledEngine:
             tokens=b"".join(tokens),
             logprobs=b"".join(logprobs),
         )
+
+
+def _logprobs(leg: Leg, first: int, count: int) -> bytes:
+    """float32 of so many tokens, from the `first` of the response on."""
+    known = leg.logprobs[4 * first : 4 * (first + count)]
+    return known + np.float32(leg.confidence).tobytes() * (count - len(known) // 4)

@@ -42,7 +42,7 @@ from pipeline.simulation.hardware import Machines
 from pipeline.simulation.invariants import Violation, check, check_budget, check_train
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.loop import Simulation
-from pipeline.simulation.workload import Workload
+from pipeline.simulation.workload import Workload, reward_event
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,7 +260,7 @@ class Faulty(Simulation):
         else:
             super()._served(engine, version)
 
-    def _scored(self, trajectory: int, serial: int, value: float) -> None:
+    def _scored(self, trajectory: int, serial: int, value: float | None) -> None:
         if self._wanted.get(trajectory) != serial:
             return
         if self._struck(What.REWARD_FAILS):
@@ -272,7 +272,7 @@ class Faulty(Simulation):
             self.at(self.now + 1.0, self._scored, trajectory, serial, value)
         else:
             super()._scored(trajectory, serial, value)
-            self._again(RewardReady(trajectory=trajectory, value=value))
+            self._again(reward_event(trajectory, value))
 
     def _again(self, event: AnyEvent) -> None:
         if self._struck(What.ANSWER_DOUBLED):

@@ -29,7 +29,6 @@ from pipeline.coordinator.events import (
     Report,
     RequestReward,
     Restart,
-    RewardReady,
     Shutdown,
     StepDone,
     StreamTokens,
@@ -42,7 +41,7 @@ from pipeline.coordinator.timeouts import longest_s
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
-from pipeline.simulation.workload import Request, Response, Workload
+from pipeline.simulation.workload import Request, Response, Workload, reward_event
 
 _PATIENCE_S = 4.0
 """Beyond `timeouts.log_wait_s`, until which engines that load are waited for."""
@@ -220,7 +219,7 @@ class Simulation:
 
     def _judge(self, command: RequestReward) -> None:
         response = self._responses.get(command.trajectory)
-        value = response.reward if response is not None and command.finish == "stop" else 0.0
+        value = response.reward_at(command.finish) if response is not None else 0.0
         self._wanted[command.trajectory] = self._serial
         self.at(
             self.now + self.machines.reward_s + self.machines.delay_s,
@@ -230,10 +229,10 @@ class Simulation:
             value,
         )
 
-    def _scored(self, trajectory: int, serial: int, value: float) -> None:
+    def _scored(self, trajectory: int, serial: int, value: float | None) -> None:
         if self._wanted.get(trajectory) == serial:
             del self._wanted[trajectory]
-            self.tell(RewardReady(trajectory=trajectory, value=value))
+            self.tell(reward_event(trajectory, value))
 
     def _uncut(self, command: AbandonCheckpoint) -> None:
         """Here a checkpoint ends by itself."""

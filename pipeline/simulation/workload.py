@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
+from pipeline.coordinator.events import RewardMissing, RewardReady
 from pipeline.simulation.policy import Kind, Policy
 
 
@@ -21,8 +21,21 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     """One response, whole."""
 
     tokens: int  # up to its stop token; the limit may cut it
-    reward: float  # if it reaches its end; one that is cut is worth nothing
+    reward: float | None  # if it reaches its end; None: the reward fails
     confidence: float  # mean logprob, nats per token
+    limit_reward: float | None = 0.0  # if the limit cuts it
+    logprobs: bytes = b""  # float32 of its first tokens, where they are known one by one
+
+    def reward_at(self, finish: str) -> float | None:
+        """The reward for how it ended: stop, or length."""
+        return self.reward if finish == "stop" else self.limit_reward
+
+
+def reward_event(trajectory: int, value: float | None) -> RewardReady | RewardMissing:
+    """The answer of the reward; None: it fails."""
+    if value is None:
+        return RewardMissing(trajectory=trajectory, why="it fails, as in the recording")
+    return RewardReady(trajectory=trajectory, value=value)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,51 +106,3 @@ class Parametric:
         kind = self.kind(request.kind, request.prompt)
         tokens, right = self.policy.respond(kind, z, request.version)
         return Response(tokens=tokens, reward=float(chance < right), confidence=min(sure, -1e-3))
-
-
-class Recorded:
-    """The responses of a run that was, by prompt, opening of that prompt, and member.
-
-    What had been cut short there is longer than what is known: it gets the length of some
-    finished response of the run that is longer, else the limit.
-
-    Args:
-        groups: in order of opening: (prompt, members), a member as (tokens, finished, reward).
-    """
-
-    def __init__(
-        self,
-        groups: Sequence[tuple[int, Sequence[tuple[int, bool, float]]]],
-        limit: int,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self._limit, self._seed = limit, seed
-        self._members: dict[int, list[Sequence[tuple[int, bool, float]]]] = {}
-        for prompt, members in groups:
-            self._members.setdefault(prompt, []).append(members)
-        self._opened: dict[int, int] = {}  # group -> how often its prompt was opened before
-        self._times: dict[int, int] = {}
-        everyone = [m for _, members in groups for m in members]
-        self._finished = sorted(tokens for tokens, finished, _ in everyone if finished)
-
-    def response(self, request: Request) -> Response:
-        if request.group not in self._opened:
-            self._opened[request.group] = self._times.get(request.prompt, 0)
-            self._times[request.prompt] = self._opened[request.group] + 1
-        rng = random.Random(f"{self._seed}/{request.prompt}/{request.group}/{request.member}")
-        tokens, finished, reward = self._member(request, rng)
-        if not finished:
-            longer = [n for n in self._finished if n > tokens]
-            tokens = rng.choice(longer) if longer else self._limit + 1
-        return Response(tokens=max(1, tokens), reward=reward, confidence=-0.1)
-
-    def _member(self, request: Request, rng: random.Random) -> tuple[int, bool, float]:
-        times = self._members.get(request.prompt, [])
-        opened = self._opened[request.group]
-        if opened < len(times) and request.member < len(times[opened]):
-            return times[opened][request.member]
-        known = [member for members in times for member in members]
-        if known:  # another candidate than were recorded: one like them
-            return rng.choice(known)
-        return rng.choice(self._finished or [self._limit]), True, 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.schema import Config, LearnerConfig
+from pipeline.config.schema import Config, LearnerConfig, Plugin
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -133,13 +134,23 @@ def streams_logprobs(section: LearnerConfig) -> bool:
 
 def build_plugins(config: Config) -> Plugins:
     """The plug-ins that decide in the stage. Raises PluginError."""
+    return make_plugins(deciding(config), config.seed)
+
+
+def deciding(config: Config) -> dict[str, Plugin]:
+    """Kind -> plug-in, of those that decide in the stage."""
+    return {kind: getattr(config, kind) for kind in Plugins.__struct_fields__}
+
+
+def make_plugins(named: Mapping[str, Plugin], seed: int) -> Plugins:
+    """The plug-ins of these names and options. Raises PluginError, msgspec.ValidationError."""
 
     def make(kind: str, **extra: Any) -> Any:
-        cls, options = plugin_class(kind, getattr(config, kind))
+        cls, options = plugin_class(kind, named[kind])
         return cls(options, **extra)
 
     return Plugins(
-        prompt_order=make("prompt_order", seed=config.seed),
+        prompt_order=make("prompt_order", seed=seed),
         budget=make("budget"),
         selector=make("selector"),
         batch=make("batch"),

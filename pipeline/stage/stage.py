@@ -13,7 +13,6 @@ import faulthandler
 import logging
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,16 @@ from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
 from pipeline.coordinator.state import PluginFault
 from pipeline.observability.recorder import Records
+from pipeline.recording.frames import encode_value
 from pipeline.stage import translate
 from pipeline.stage.admission import Admission
+from pipeline.stage.arrivals import arrivals_of
 from pipeline.stage.build import Parts
 from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
 from pipeline.stage.outbox import CommandBatch
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
+from pipeline.stage.recorded import RecordedCoordinator
 from pipeline.stage.scoring import RewardRequests
 from pipeline.stage.status_feed import StatusFeed
 from pipeline.wire.codec import decode_tokens, sender_of
@@ -86,11 +88,12 @@ class StageProcess:
             parts.run,
             parts.resumed_step,
             self._config.metrics.trace_steps,
-            timed=self._config.metrics.timing,
+            timed=self._config.metrics.timing and not self._config.debug.ordered,
             reward_workers=pool.workers,
             trackers=parts.trackers,
         )
-        self._events: deque[AnyEvent] = deque()
+        self._arrivals = arrivals_of(self._config)
+        self._recorded = RecordedCoordinator(parts, self._warn)
         self._handling = False
         self._manifests: dict[int, Manifest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,6 +125,7 @@ class StageProcess:
         """Serve until the end. Raises nothing that a run may meet."""
         if self.parts.note:
             self._report("warning", {"text": self.parts.note})
+        self._recorded.begin()
         loops = [
             asyncio.create_task(loop())
             for loop in (
@@ -149,8 +153,10 @@ class StageProcess:
     def resume(self, state: snapshot.Snapshot, training_s: float) -> None:
         """Go on from a checkpoint; before `run`."""
         self._training_s = training_s
-        now = time.monotonic()
+        now, saved = self._arrivals.now(), encode_value(state)  # a restore takes it apart
         commands = snapshot.restore(self.coordinator, state, now)
+        self._recorded.begin(saved, now, commands)
+        self._arrivals.answered(commands)
         self._carry_out_all(commands)
         self._records.record_event(now, Tick(), commands, time.monotonic())
 
@@ -200,6 +206,8 @@ class StageProcess:
                 for text in self._records.flush():
                     self._tell_launcher({"say": text})
                 self.tell(Tick())
+                if line := self._arrivals.overdue(self._config.timeouts.learner_s):
+                    self._fail(line, None)
                 self._feed.show(self._training_s)
 
     # --- events in, commands out --------------------------------------------------------
@@ -210,14 +218,13 @@ class StageProcess:
 
     def tell(self, event: AnyEvent) -> None:
         """Hand an event to the coordinator and carry out what it answers, in order."""
-        self._events.append(event)
-        if self._handling:
-            return
-        self._handling = True
+        self._handling, nested = True, self._handling
         try:
-            while self._events and not self._over.is_set():
-                heard, now = self._events.popleft(), time.monotonic()
-                commands = self.coordinator.handle(heard, now)
+            self._arrivals.put(event)
+            while not (nested or self._over.is_set() or (due := self._arrivals.next()) is None):
+                heard, now = due
+                commands = self._recorded.handle(heard, now)
+                self._arrivals.answered(commands)
                 cut = any(isinstance(command, events.Checkpoint) for command in commands)
                 if cut:  # the step's timing belongs into the checkpoint
                     self._records.record_event(now, heard, commands, time.monotonic())
@@ -229,7 +236,11 @@ class StageProcess:
         except Exception as failure:  # of any task: it would be lost otherwise
             self._fail(f"the stage failed: {failure!r}", failure)
         finally:
-            self._handling = False
+            self._handling = nested
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+        self._tell_launcher({"say": text})
 
     def _fail(self, error: str, cause: BaseException | None) -> None:
         """The run ends here; its last checkpoint is good."""
@@ -292,8 +303,7 @@ class StageProcess:
     def _report(self, what: str, fields: dict[str, Any]) -> None:
         self._records.write(what, fields)
         if what in ("warning", "wait"):
-            log.warning("%s", fields["text"])
-            self._tell_launcher({"say": fields["text"]})
+            self._warn(fields["text"])
         elif what in ("step", "eval"):
             self._training_s += fields["seconds"] if what == "step" else 0.0
             self._tell_launcher({what: fields})
@@ -365,6 +375,7 @@ class StageProcess:
             self._report("warning", {"text": f"the ledger is off by {imbalance} tokens: a bug"})
         self._feed.show(self._training_s)
         self._records.close_files()
+        self._recorded.close()
         for peer in list(self._peers.by_identity.values()):
             self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)

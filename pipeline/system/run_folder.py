@@ -46,6 +46,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.logs = self.path / "logs"
         self.address = self.path / "address"  # directory of the sockets, for `--join`
+        self.recordings = self.path / "recordings"  # with `debug.record`
         self._owner = self.path / "owner.json"
         self._lock_path = self.path / "lock"
         self._lock = filelock.FileLock(self._lock_path)
@@ -58,6 +59,10 @@ class RunFolder:
             self.path,
         ):  # so that a checkpoint's path is durable, too
             SYSTEM.fsync(directory)
+
+    def recording(self, incarnation: int) -> Path:
+        """File of what the coordinator of one stage heard and answered."""
+        return self.recordings / f"stage-{incarnation:04}.darts"
 
     def hold_lock(self) -> None:
         """Take the lock. Raises RunError that names the process that has it."""

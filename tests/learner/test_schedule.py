@@ -122,3 +122,14 @@ def test_messages_that_make_no_sense_are_refused_with_their_step():
     schedule.put(close_of(5, 1))
     with pytest.raises(ScheduleError, match="step 5 closes while 4 is open"):
         schedule.next()
+
+
+def test_without_room_for_two_every_group_is_a_pass_of_its_own():
+    """As with `debug.ordered`: which groups wait together is a matter of time."""
+    schedule = Schedule(0)
+    for number in range(3):
+        schedule.put(group_of(number))
+    for number in range(3):
+        work = schedule.next()
+        assert isinstance(work, Train)
+        assert [group.group for group in work.groups] == [number]

@@ -338,3 +338,17 @@ def test_what_the_learner_cannot_do_is_refused_with_reason_and_cure(
 ):
     [problem] = problems(write(f"learner: {learner}\n"))
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "learner,expected",
+    [
+        ("{max_staleness: 1}", "found true, but learner.max_staleness is above 0: new weights"),
+        ("{overlap: token}", "found true, but learner.overlap is token: forwards of streamed"),
+    ],
+)
+def test_an_ordered_run_refuses_what_no_order_can_fix(write, learner: str, expected: str):
+    path = write(f"learner: {learner}\n")
+    [problem] = problems(path, "debug.ordered=true")
+    assert f"debug.ordered: {expected}" in problem
+    assert load(path, ["debug.record=true"]).debug.record

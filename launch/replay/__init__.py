@@ -1,0 +1,1 @@
+"""`darts replay`: a recorded run once more, and another selector over it."""
