@@ -234,7 +234,8 @@ def test_of_groups_that_came_together_only_the_one_that_is_not_finite_fails(
     model: Any, kind: type, field: str
 ):
     good, last = group_of(2), group_of(4)
-    bad = group_of(3, **{field: math.nan})
+    changes: dict[str, Any] = {field: math.nan}
+    bad = group_of(3, **changes)
     rank = PlainRank(model)
     section = TWO if kind is MultiUpdateStep else ONE
     step = step_of(kind, rank, section)
