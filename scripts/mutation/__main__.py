@@ -7,12 +7,15 @@ one fails. Results are kept in `--work` and used again as long as the file, and 
 failed (or, for a survivor, every test), are unchanged: a run that was interrupted goes on.
 Survivors that are known to be harmless stand in `harmless.toml`, each with its reason; the
 program ends with 1 if there is another. Nothing in the checkout is changed.
+
+Quick are tests that are not marked otherwise and take less than `--longest` seconds of CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import signal
 import sys
 import time
@@ -121,6 +124,12 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.work.mkdir(parents=True, exist_ok=True)
+    lock = (options.work / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends
+    except BlockingIOError:
+        print(f"another run uses {options.work}; name another folder with --work", file=sys.stderr)
+        return 2
     copies = Copies(options.root, options.work, options.jobs)
     try:
         results = _run(options, copies)

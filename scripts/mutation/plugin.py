@@ -7,14 +7,13 @@ tests, the fastest first, with a time limit for each.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import signal
-import sys
-import threading
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -25,19 +24,10 @@ class Reached(msgspec.Struct):
     """One test of the clean run."""
 
     seconds: float
-    """Of CPU, with what it starts and waits for; notes are taken meanwhile, so it is too long."""
+    """Of CPU, with what it starts and waits for."""
     functions: list[str]
     """`file:qualified name` of every function of the rooms that it enters."""
     passed: bool = True
-
-
-def function_name(code: CodeType) -> str:
-    """Return the qualified name of the function, as a mutant has it.
-
-    A lambda or a comprehension belongs to the function around it.
-    """
-    parts = [part for part in code.co_qualname.split(".") if not part.startswith("<")]
-    return ".".join(parts)
 
 
 def _use_few_examples() -> None:
@@ -62,17 +52,18 @@ def _cpu_seconds() -> float:
 class Reach:
     """Notes which functions each test enters, and its seconds, into a JSON file.
 
-    A test that takes more than `longest_s` is ended: no trial will run it.
+    The functions note it themselves (`mutants.noting`). A test that takes more than
+    `longest_s` is ended: no trial will run it.
     """
 
-    def __init__(self, root: Path, rooms: tuple[str, ...], longest_s: float, out: Path) -> None:
-        self._inside = tuple(f"{root / room}/" for room in rooms)
-        self._root, self._longest_s, self._out = root, longest_s, out
-        self._seen: dict[int, CodeType] = {}
+    def __init__(self, longest_s: float, out: Path) -> None:
+        self._longest_s, self._out = longest_s, out
+        self._seen: set[str] = set()
         self.found: dict[str, Reached] = {}
 
     def pytest_sessionstart(self) -> None:
         _use_few_examples()
+        setattr(builtins, "REACHED", self._seen)  # noqa: B010 - no checker knows it
         signal.signal(signal.SIGPROF, self._end)
 
     @pytest.hookimpl(wrapper=True)
@@ -80,16 +71,12 @@ class Reach:
         self._seen.clear()
         begin = _cpu_seconds()
         signal.setitimer(signal.ITIMER_PROF, self._longest_s, 1.0)
-        threading.settrace(self._enter)
-        sys.settrace(self._enter)
         try:
             return (yield)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]  # as its document says
             test = self.found.setdefault(item.nodeid, Reached(0.0, []))
-            test.seconds, test.functions = _cpu_seconds() - begin, self._functions()
+            test.seconds, test.functions = _cpu_seconds() - begin, sorted(self._seen)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         test = self.found.setdefault(report.nodeid, Reached(0.0, []))
@@ -100,18 +87,6 @@ class Reach:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         pytest.fail("takes too long for trials of mutants")
-
-    def _enter(self, frame: FrameType, event: str, argument: object) -> None:
-        self._seen[id(frame.f_code)] = frame.f_code
-
-    def _functions(self) -> list[str]:
-        return sorted(
-            {
-                f"{Path(code.co_filename).relative_to(self._root)}:{function_name(code)}"
-                for code in self._seen.values()
-                if code.co_filename.startswith(self._inside)
-            }
-        )
 
 
 class Trial:

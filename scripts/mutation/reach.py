@@ -5,15 +5,17 @@ A file of tests is run again when it, a helper of the tests, or any source has c
 
 from __future__ import annotations
 
+import compileall
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from scripts.mutation.mutants import Mutant
+from scripts.mutation.mutants import Mutant, noting
 from scripts.mutation.plugin import Reach, Reached
-from scripts.mutation.trials import OURS, Job, Runner
+from scripts.mutation.trials import OURS, Job, Runner, changed_file
 
 CLEAN_S = 3600.0
 QUICK = "not slow and not vllm and not deepspeed and not root"
@@ -78,11 +80,16 @@ class Tests:
             print(f"{len(missing)} files of tests: a clean run, to see what they reach", flush=True)
             out = cache.with_suffix(".new")
             out.unlink(missing_ok=True)
-            plugin = Reach(self._root, self.scope.rooms, longest_s, out)
             log = cache.with_suffix(".log")
-            job = Job(self._root, plugin, tuple(missing), log, CLEAN_S, QUICK)
-            runner.start(job, write_bytecode=True)
-            _, status, _ = runner.wait()
+            job = Job(self._root, Reach(longest_s, out), tuple(missing), log, CLEAN_S, QUICK)
+            with contextlib.ExitStack() as noted:
+                for path in python_files(self._root, self.scope.rooms):
+                    text = noting(path.read_text(), str(path.relative_to(self._root)))
+                    noted.enter_context(changed_file(path, text))
+                runner.start(job, write_bytecode=True)
+                _, status, _ = runner.wait()
+            for room in self.scope.rooms:
+                compileall.compile_dir(self._root / room, quiet=2, force=True)
             if status not in (0, 1, 5):
                 raise RuntimeError(f"the clean run ended with status {status}: {log}")
             found = msgspec.json.decode(out.read_bytes(), type=dict[str, Reached])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import fcntl
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from scripts.mutation.mutants import mutants_of, mutated, sample_of
+from scripts.mutation.mutants import mutants_of, mutated, noting, sample_of
 from tests.paths import ROOT
 
 SOURCE = '''
@@ -157,6 +160,22 @@ def test_a_name_outlives_changes_of_other_functions():
     assert {name.partition(":")[0] for name in after.keys() - before.keys()} == {"new"}
 
 
+def test_a_function_notes_that_it_was_entered_and_does_what_it_did():
+    room: dict[str, Any] = {"__name__": "sums"}
+    exec(compile(noting(SOURCE, "sums.py"), "sums.py", "exec"), room)
+    noted: set[str] = builtins.REACHED  # type: ignore[attr-defined]
+    try:
+        assert noted == set()
+        assert (room["longest"]([3, 1]), room["forever"](2)) == (3, 0)
+        assert noted == {"sums.py:longest", "sums.py:forever"}
+        assert room["longest"].__doc__ == "Largest length, at most LIMIT."
+        room["Counter"]()
+        assert noted - {"sums.py:longest", "sums.py:forever"} == {"sums.py:Counter.__init__"}
+    finally:
+        del builtins.REACHED  # type: ignore[attr-defined]
+    assert {m.function for m in mutants_of(SOURCE, "sums.py")} >= {"longest", "Counter.__init__"}
+
+
 def test_a_sample_follows_from_its_seed_and_larger_ones_begin_with_smaller_ones():
     mutants = mutants_of(SOURCE, "room/sums.py")
     ten = sample_of(mutants, 10, seed=3)
@@ -277,6 +296,16 @@ def test_a_loop_that_never_ends_is_killed_with_all_that_it_started(toy: Path):
         " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
     ]
     assert not [line for line in lines if line.endswith("# toy")]
+
+
+def test_two_runs_do_not_share_a_folder(toy: Path):
+    work = toy.parent / "work"
+    work.mkdir()
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = subprocess.run(command(toy), cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "0.0 minutes\n")
+    assert found.stderr == f"another run uses {work}; name another folder with --work\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
