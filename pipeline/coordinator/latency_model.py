@@ -47,7 +47,7 @@ class LatencyModel:
     def seconds(self, running: float) -> float:
         """Seconds per token of one sequence while `running` run.
 
-        >>> Latency([(1, 0.01), (11, 0.02)]).seconds(6)
+        >>> LatencyModel([(1, 0.01), (11, 0.02)]).seconds(6)
         0.015
         """
         known, seconds = self._running, self._seconds

@@ -206,8 +206,9 @@ def _run_scope(
     name = scope.rooms[0].replace("/", "-")
     with Runner(scope.preload) as runner:
         tests.run_clean(runner, options.longest, options.work / f"reach-{name}.json")
+        tests.write_bytecode(runner, copies.all)
         unfit = {name: test for name, test in tests.all.items() if not test.passed}
-        slow = [name for name, test in unfit.items() if test.seconds >= options.longest]
+        slow = [name for name, test in unfit.items() if test.seconds > 0.9 * options.longest]
         print(f"{len(tests.all)} tests, without {len(slow)} that take long", flush=True)
         for name in sorted(unfit.keys() - slow):
             print(f"left out, it fails without a mutant: {name}", flush=True)
@@ -238,7 +239,7 @@ def _run_scope(
                     path = copy / mutant.file
                     stack.enter_context(changed_file(path, mutated(path.read_text(), mutant)))
                     process = runner.start(
-                        _job(copy, chosen, results.last_test(mutant), options.patience)
+                        _job(copy, mutant, chosen, results.last_test(mutant), options.patience)
                     )
                     running[process] = (mutant, copy, stack)
                 if running:
@@ -259,12 +260,21 @@ def _note(copy: Path) -> Path:
     return copy.with_suffix(".json")
 
 
-def _job(copy: Path, chosen: dict[str, float], first: str, patience_s: float) -> Job:
+def _job(copy: Path, mutant: Mutant, chosen: dict[str, float], last: str, patience_s: float) -> Job:
+    """Run the tests of the mutated file first, or those that noticed the mutant the last time."""
     _note(copy).unlink(missing_ok=True)
     limits = {name: patience_s + SLOWER * seconds for name, seconds in chosen.items()}
-    files = tuple(sorted({name.partition("::")[0] for name in chosen}))
-    whole = START_S + patience_s + SLOWER * sum(chosen.values())
-    return Job(copy, Trial(limits, first, _note(copy)), files, copy.with_suffix(".log"), whole)
+    files = sorted({name.partition("::")[0] for name in chosen})
+    own = last.partition("::")[0] or f"/test_{Path(mutant.file).stem}.py"
+    first = tuple(file for file in files if f"/{file}".endswith(own))
+    stages = (first, tuple(file for file in files if file not in first))
+    return Job(
+        copy=copy,
+        plugin=Trial(limits, last, _note(copy)),
+        stages=tuple(stage for stage in stages if stage),
+        log=copy.with_suffix(".log"),
+        limit_s=START_S + patience_s + SLOWER * sum(chosen.values()),
+    )
 
 
 def _report(results: list[Result], work: Path, listed: Path) -> int:

@@ -11,6 +11,7 @@ import builtins
 import json
 import os
 import signal
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,9 @@ from typing import Any
 
 import msgspec
 import pytest
+
+WAITED = 6
+"""Seconds on the clock for each second of CPU, on a busy machine."""
 
 
 class Reached(msgspec.Struct):
@@ -66,10 +70,16 @@ class Reach:
         setattr(builtins, "REACHED", self._seen)  # noqa: B010 - no checker knows it
         signal.signal(signal.SIGPROF, self._end)
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """The timer counts this process only: one that waits for others ends by the clock."""
+        for item in items:
+            limit = pytest.mark.timeout(WAITED * self._longest_s, method="signal")
+            item.add_marker(limit, append=False)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         self._seen.clear()
-        begin = _cpu_seconds()
+        begin, clock = _cpu_seconds(), time.monotonic()
         signal.setitimer(signal.ITIMER_PROF, self._longest_s, 1.0)
         try:
             return (yield)
@@ -77,6 +87,8 @@ class Reach:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
             test = self.found.setdefault(item.nodeid, Reached(0.0, []))
             test.seconds, test.functions = _cpu_seconds() - begin, sorted(self._seen)
+            if time.monotonic() - clock >= WAITED * self._longest_s:
+                test.seconds = max(test.seconds, self._longest_s)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         test = self.found.setdefault(report.nodeid, Reached(0.0, []))
@@ -98,6 +110,9 @@ class Trial:
 
     def pytest_sessionstart(self) -> None:
         _use_few_examples()
+
+    def pytest_collection(self) -> None:
+        self._out.unlink(missing_ok=True)  # what fails while tests are collected fails in none
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

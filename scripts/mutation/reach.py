@@ -18,7 +18,7 @@ from scripts.mutation.plugin import Reach, Reached
 from scripts.mutation.trials import OURS, Job, Runner, changed_file
 
 CLEAN_S = 3600.0
-QUICK = "not slow and not vllm and not deepspeed and not root"
+QUICK = ("-m", "not slow and not vllm and not deepspeed and not root")
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -70,7 +70,9 @@ class Tests:
 
         Raises RuntimeError if pytest itself fails.
         """
-        sources = hash_of(python_files(self._root, [name for name in OURS if name != "tests"]))
+        sources = hash_of(
+            python_files(self._root, [name for name in OURS if name not in ("tests", "scripts")])
+        )
         kept = (
             msgspec.json.decode(cache.read_bytes(), type=dict[str, _Kept]) if cache.exists() else {}
         )
@@ -81,7 +83,7 @@ class Tests:
             out = cache.with_suffix(".new")
             out.unlink(missing_ok=True)
             log = cache.with_suffix(".log")
-            job = Job(self._root, Reach(longest_s, out), tuple(missing), log, CLEAN_S, QUICK)
+            job = Job(self._root, Reach(longest_s, out), (tuple(missing),), log, CLEAN_S, QUICK)
             with contextlib.ExitStack() as noted:
                 for path in python_files(self._root, self.scope.rooms):
                     text = noting(path.read_text(), str(path.relative_to(self._root)))
@@ -99,6 +101,16 @@ class Tests:
             cache.write_bytes(msgspec.json.encode(kept))
             out.unlink()
         self.all = {name: test for file in keys for name, test in kept[file].tests.items()}
+
+    def write_bytecode(self, runner: Runner, copies: Sequence[Path]) -> None:
+        """Have every copy hold the bytecode of all that the tests import: trials write none."""
+        for copy in copies:
+            log = copy.with_suffix(".log")
+            files = (tuple(self._files),)
+            runner.start(
+                Job(copy, object(), files, log, CLEAN_S, ("--collect-only",)), write_bytecode=True
+            )
+            runner.wait()
 
     def reaching(self, mutant: Mutant) -> dict[str, float]:
         """Return the tests that see this mutant, and their seconds in the clean run.

@@ -29,7 +29,7 @@ PYTEST = ("-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p
 REWRITTEN = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 MEMORY = 8 << 30
 """Bytes of data that a trial may hold: a loop that never ends must not take the machine."""
-PASSED, FAILED, INTERRUPTED = 0, 1, 2  # of pytest
+PASSED, FAILED, INTERRUPTED, NOTHING = 0, 1, 2, 5  # of pytest
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "runs", "site", "dist", "build")
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl(2): processes whose parent is gone become ours."""
@@ -40,11 +40,12 @@ class Job(NamedTuple):
 
     copy: Path
     plugin: object
-    files: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    """Files of tests, one pytest after another until one fails: collecting them takes longest."""
     log: Path
     limit_s: float
-    marked: str = ""
-    """pytest's -m."""
+    more: tuple[str, ...] = ()
+    """Further arguments of pytest."""
 
 
 class Copies:
@@ -160,11 +161,14 @@ def _run(job: Job, write_bytecode: bool) -> NoReturn:
         import pytest
 
         temporary = f"--basetemp={job.copy.parent / 'tmp'}-{job.copy.name}"
-        marked = ["-m", job.marked] if job.marked else []
-        arguments = [*PYTEST, *REWRITTEN, temporary, f"--rootdir={job.copy}", *marked, *job.files]
+        arguments = [*PYTEST, *REWRITTEN, temporary, f"--rootdir={job.copy}", *job.more]
         if write_bytecode:
             arguments.remove("-x")  # a clean run: all that fails is to be known
-        status = int(pytest.main(arguments, plugins=[job.plugin]))
+        status = NOTHING
+        for files in job.stages:
+            status = int(pytest.main([*arguments, *files], plugins=[job.plugin]))
+            if status not in (PASSED, NOTHING):
+                break
         sys.stdout.flush()
     except BaseException:
         import traceback
@@ -190,7 +194,7 @@ def outcome_of(status: int | None) -> Outcome:
     """
     if status is None:
         return "timeout"
-    if status == PASSED:
+    if status in (PASSED, NOTHING):  # or it has changed what tests there are
         return "survived"
     if status in (FAILED, INTERRUPTED) or status < 0:  # or died of a signal
         return "killed"
