@@ -75,3 +75,15 @@ def test_an_idle_engine_measures_nothing() -> None:
     meter.frame(0.0, 2, 5)
     assert meter.frame(50.0, 0, 0) is None
     assert meter.frame(51.5, 2, 5) is None, "the idle time is no latency"
+
+
+def test_each_window_is_measured_by_itself() -> None:
+    meter = LatencyMeter()
+    meter.frame(10.0, 4, 0)
+    first = meter.frame(11.0, 4, 400) or (0.0, 0.0)
+    second = meter.frame(13.0, 2, 100) or (0.0, 0.0)
+    assert first == (pytest.approx(4.0), pytest.approx(4.0 / 400))
+    assert second == (pytest.approx(2.0), pytest.approx(4.0 / 100))
+    assert meter.frame(14.5, 2, 0) is None, "a window without a token says nothing of its cost"
+    third = meter.frame(15.5, 2, 50) or (0.0, 0.0)
+    assert third == (pytest.approx(2.0), pytest.approx(2.0 / 50)), "nor does it burden the next"
