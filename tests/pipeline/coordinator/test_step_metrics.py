@@ -219,6 +219,24 @@ def test_rewards_below_zero_have_a_mean_below_zero() -> None:
     assert found["reward"] == -0.75
 
 
+def test_a_step_counts_its_groups_by_how_they_ended_and_why() -> None:
+    bench = Bench(need=2, prompts=9)
+    bench.begin(slots=20)
+    for group, rewards in ((0, (1.0, 0.0)), (1, (1.0, 1.0)), (2, (0.0, 0.0)), (3, (0.0, 1.0))):
+        members = [m.id for m in bench.group(group).members][:2]
+        for trajectory, value in zip(members, rewards, strict=True):
+            bench.tokens(trajectory, 3, "stop")
+            bench.reward(trajectory, value)
+        bench.learn(bench.ask(group, Finalize(tuple(members))))
+    [found] = steps_of(bench)
+    assert found["groups"] == {
+        "trained": 2,
+        "dropped: every reward is 1": 1,
+        "dropped: every reward is 0": 1,
+    }
+    assert (found["opened"], found["samples"], found["reward"]) == (4, 8, 0.5)
+
+
 def test_learner_metrics_are_sums_over_all_groups_each_by_its_own_count() -> None:
     """The loss counts every trained token, the others those that went through the model."""
     first = {"loss": 3.0, "entropy": 8.0, "clipped": -2.0, "ratio_max": 1.5, "computed": 6.0}

@@ -250,6 +250,7 @@ def test_concise_confident_keeps_one_short_member_and_no_more_beside_a_long_end_
     [final] = decide(at_barrier, group, Barrier())
     assert isinstance(final, Finalize)
     assert final.ids == (2, 1, 3)[:size], "the shortest, then the longest finished"
+    assert final.why == f"1 short (3 pass the gate) and {size - 1} longest"
 
 
 def test_concise_confident_cuts_nobody_unless_more_than_half_are_known_to_be_right():
