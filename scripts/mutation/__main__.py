@@ -8,7 +8,8 @@ failed (or, for a survivor, every test), are unchanged: a run that was interrupt
 Survivors that are known to be harmless stand in `harmless.toml`, each with its reason; the
 program ends with 1 if there is another. Nothing in the checkout is changed.
 
-Quick are tests that are not marked otherwise and take less than `--longest` seconds of CPU.
+Quick are tests that are not marked otherwise and take less than `--longest` seconds of CPU;
+where many see a mutant, the fastest of them are run, `--most` seconds in all.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SCOPES = (
     ),
     Scope(
         rooms=("learner/step", "learner/streaming"),
-        tests=("tests/learner",),
+        tests=("tests/learner/step", "tests/learner/streaming"),
         preload=("numpy", "msgspec", "hypothesis", "torch", "transformers", "safetensors.torch"),
     ),
 )
@@ -151,6 +152,7 @@ def _options() -> argparse.Namespace:
         "--longest", type=float, default=5.0, help="no test that takes more seconds of CPU"
     )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "mutation")
+    parser.add_argument("--most", type=float, default=60.0, help="seconds of tests for a mutant")
     parser.add_argument("--patience", type=float, default=8.0, help="seconds any test may take")
     parser.add_argument("--harmless", type=Path, default=HARMLESS, help="survivors with reasons")
     parser.add_argument("--root", type=Path, default=ROOT, help="another checkout")
@@ -230,7 +232,7 @@ def _run_scope(
             while waiting or running:
                 while waiting and free:
                     mutant = waiting.pop(0)
-                    chosen = tests.reaching(mutant)
+                    chosen = tests.reaching(mutant, options.most)
                     if not chosen:
                         finish(mutant, "unreached", "", 0.0)
                         continue

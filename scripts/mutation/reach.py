@@ -8,6 +8,7 @@ from __future__ import annotations
 import compileall
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -112,8 +113,8 @@ class Tests:
             )
             runner.wait()
 
-    def reaching(self, mutant: Mutant) -> dict[str, float]:
-        """Return the tests that see this mutant, and their seconds in the clean run.
+    def reaching(self, mutant: Mutant, most_s: float) -> dict[str, float]:
+        """Return the fastest tests that see this mutant, `most_s` in all, and their seconds.
 
         Code outside functions runs at import: all tests that enter the file see it, and those
         of the whole scope where no test enters it.
@@ -121,11 +122,13 @@ class Tests:
         usable = {name: test for name, test in self.all.items() if test.passed}
         name = f"{mutant.file}:{mutant.function}"
         found = {n: t.seconds for n, t in usable.items() if name in t.functions}
-        if found or not _at_import(mutant, self._root):
-            return found
-        begin = f"{mutant.file}:"
-        within = {n: t for n, t in usable.items() if any(f.startswith(begin) for f in t.functions)}
-        return {n: t.seconds for n, t in (within or usable).items()}
+        if not found and _at_import(mutant, self._root):
+            begin = f"{mutant.file}:"
+            within = [n for n, t in usable.items() if any(f.startswith(begin) for f in t.functions)]
+            found = {name: usable[name].seconds for name in within or usable}
+        fastest = sorted(found, key=lambda name: (found[name], name))
+        sums = itertools.accumulate(found[name] for name in fastest)
+        return {name: found[name] for name, s in zip(fastest, sums, strict=True) if s <= most_s}
 
 
 def _at_import(mutant: Mutant, root: Path) -> bool:

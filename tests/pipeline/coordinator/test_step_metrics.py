@@ -219,6 +219,15 @@ def test_rewards_below_zero_have_a_mean_below_zero() -> None:
     assert found["reward"] == -0.75
 
 
+@pytest.mark.parametrize("alarm", [0.0, 0.5])
+def test_a_step_in_which_selection_moved_nothing_rings_no_alarm(alarm: float) -> None:
+    bench = Bench(audit_alarm=alarm)
+    bench.begin()
+    bench.learn(bench.train_one(0))
+    assert len(steps_of(bench)) == 1
+    assert bench.warnings() == []
+
+
 def test_a_step_counts_its_groups_by_how_they_ended_and_why() -> None:
     bench = Bench(need=2, prompts=9)
     bench.begin(slots=20)
