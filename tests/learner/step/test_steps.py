@@ -5,6 +5,7 @@ The same over DeepSpeed and several ranks is in `tests/learner/test_exactness.py
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from learner.losses.dapo import Dapo, DapoOptions
 from learner.step.multi_update import MultiUpdateStep
 from learner.step.passes import Passes
 from learner.step.single_update import SingleUpdateStep
+from learner.streaming.fixed_logprobs import member_logprobs
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import CloseStep, GroupFailed, GroupTrained, TrainGroup
 from tests.learner.ranks import TEMPERATURE, group_of, make_model
@@ -36,8 +38,15 @@ class PlainRank:
     collective_passes = False
     device = CPU
 
-    def __init__(self, model: Any, others: Sequence[dict[str, float]] = (), tokens: float = 0.0):
-        self.engine, self._others, self._tokens = model, others, tokens
+    def __init__(
+        self,
+        model: Any,
+        others: Sequence[dict[str, float]] = (),
+        tokens: float = 0.0,
+        rate: float = 0.0,
+    ) -> None:
+        """`tokens`: of the others, in each update; `rate`: of plain gradient descent."""
+        self.engine, self._others, self._tokens, self._rate = model, others, tokens, rate
         model.zero_grad()  # the test before may have left some
         self.applied: list[tuple[torch.Tensor, float, int]] = []
         """(gradient over the normaliser, normaliser, version) of every step."""
@@ -73,6 +82,10 @@ class PlainRank:
 
     def step(self, normaliser: float, updates: int) -> dict[str, float]:
         self.applied.append((self.gradient / normaliser, normaliser, updates))
+        with torch.no_grad():
+            for p in self.engine.parameters():
+                if p.grad is not None:
+                    p -= self._rate * p.grad / normaliser
         self.zero_gradients()
         return {"grad_norm": float(len(self.applied)), "lr": 0.5 * len(self.applied)}
 
@@ -249,6 +262,53 @@ def test_of_groups_that_came_together_only_the_one_that_is_not_finite_fails(
     whole = sum(gradient * n for gradient, n, _ in rank.applied)
     assert isinstance(whole, torch.Tensor)
     assert relative(whole, gradient_of(model, [good, last])) < 1e-5
+
+
+def test_the_second_epoch_is_held_against_the_logprobs_of_before_the_first(model: Any):
+    groups = [group_of(2), group_of(3)]
+    section = msgspec.structs.replace(ONE, epochs=2, tokens_per_micro_batch=9999)
+    moving = copy.deepcopy(model)
+    rank = PlainRank(moving, rate=0.2)
+    step = step_of(MultiUpdateStep, rank, section)
+    batches = micro_batches(groups, 9999, CPU)
+    before = member_logprobs(moving, batches, TEMPERATURE)
+    step.add_groups(groups)
+    found = step.close(close_of(groups), version=0)
+    assert len(rank.applied) == 2
+    moving.load_state_dict(model.state_dict())
+    with torch.no_grad():  # to where the second epoch found it
+        first, normaliser, _ = rank.applied[0]
+        parts = first.split([p.numel() for p in moving.parameters()])
+        for p, part in zip(moving.parameters(), parts, strict=True):
+            p -= 0.2 * part.reshape(p.shape)
+    after = member_logprobs(moving, batches, TEMPERATURE)
+    weights = {m.trajectory: m.weight for group in groups for m in group.members}
+    ratios = sum(float((after[t] - before[t]).exp().sum()) * weights[t] for t in before)
+    assert abs(ratios / normaliser - 1) > 0.01, "the weights have not moved"
+    assert found["ratio"] == pytest.approx((normaliser + ratios) / (2 * normaliser), rel=1e-3)
+
+
+class Together(PlainRank):
+    """A rank whose passes communicate, beside one that has `more` passes than it."""
+
+    collective_passes = True
+    more = 2
+
+    def max_over_ranks(self, value: int) -> int:
+        return value + self.more
+
+
+def test_where_passes_communicate_a_rank_runs_as_many_as_the_busiest_and_its_own_count(model: Any):
+    groups = [group_of(2), group_of(3)]
+    rank = Together(model)
+    step = step_of(MultiUpdateStep, rank, msgspec.structs.replace(ONE, epochs=1))
+    step.add_groups(groups)
+    assert rank.passes == 0, "nothing is run before the close, where all ranks are"
+    step.close(close_of(groups), version=0)
+    own = len(micro_batches(groups, ONE.tokens_per_micro_batch, CPU))
+    assert rank.passes == own + Together.more
+    [(gradient, normaliser, _)] = rank.applied
+    assert relative(gradient * normaliser, gradient_of(model, groups)) < 1e-5
 
 
 def test_a_step_that_closes_without_a_group_is_an_error_of_whoever_closes_it(model: Any):
