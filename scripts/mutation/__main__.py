@@ -28,7 +28,7 @@ import msgspec
 
 from scripts.mutation.mutants import Mutant, mutants_of, mutated, sample_of
 from scripts.mutation.plugin import Trial
-from scripts.mutation.reach import Scope, Tests, hash_of, python_files
+from scripts.mutation.reach import Scope, Tests, hash_of, own_tests, python_files
 from scripts.mutation.trials import (
     Copies,
     Job,
@@ -267,7 +267,7 @@ def _job(copy: Path, mutant: Mutant, chosen: dict[str, float], last: str, patien
     _note(copy).unlink(missing_ok=True)
     limits = {name: patience_s + SLOWER * seconds for name, seconds in chosen.items()}
     files = sorted({name.partition("::")[0] for name in chosen})
-    own = last.partition("::")[0] or f"/test_{Path(mutant.file).stem}.py"
+    own = last.partition("::")[0] or f"/{own_tests(mutant)}"
     first = tuple(file for file in files if f"/{file}".endswith(own))
     stages = (first, tuple(file for file in files if file not in first))
     return Job(

@@ -116,19 +116,28 @@ class Tests:
     def reaching(self, mutant: Mutant, most_s: float) -> dict[str, float]:
         """Return the fastest tests that see this mutant, `most_s` in all, and their seconds.
 
-        Code outside functions runs at import: all tests that enter the file see it, and those
-        of the whole scope where no test enters it.
+        Code outside functions runs at import: the tests named like the file see it, and all
+        that enter a function of it; those of the whole scope where there is none of either.
         """
         usable = {name: test for name, test in self.all.items() if test.passed}
         name = f"{mutant.file}:{mutant.function}"
         found = {n: t.seconds for n, t in usable.items() if name in t.functions}
         if not found and _at_import(mutant, self._root):
-            begin = f"{mutant.file}:"
-            within = [n for n, t in usable.items() if any(f.startswith(begin) for f in t.functions)]
+            begin, own = f"{mutant.file}:", f"/{own_tests(mutant)}::"
+            within = [
+                name
+                for name, test in usable.items()
+                if own in name or any(entered.startswith(begin) for entered in test.functions)
+            ]
             found = {name: usable[name].seconds for name in within or usable}
         fastest = sorted(found, key=lambda name: (found[name], name))
         sums = itertools.accumulate(found[name] for name in fastest)
         return {name: found[name] for name, s in zip(fastest, sums, strict=True) if s <= most_s}
+
+
+def own_tests(mutant: Mutant) -> str:
+    """Return the name that the file of tests of the mutated file has by rule."""
+    return f"test_{Path(mutant.file).stem}.py"
 
 
 def _at_import(mutant: Mutant, root: Path) -> bool:

@@ -128,9 +128,9 @@ def test_a_step_that_a_checkpoint_held_whole_has_no_bubble_and_no_fault() -> Non
     resumed = SlotUsage()
     resumed.change(1.0, slots=2)
     assert resumed.metrics(3.0) == {"generation_s": 0.0}
-    resumed.change(4.0, busy=2)
-    resumed.change(6.0, busy=-2)
-    assert resumed.metrics(9.0) == {"generation_s": 2.0, "bubble_engine": 0.0}
+    resumed.change(4.0, busy=1)
+    resumed.change(6.0, busy=-1)
+    assert resumed.metrics(9.0) == {"generation_s": 2.0, "bubble_engine": 0.5}
 
 
 # --- in a run -----------------------------------------------------------------------------------
