@@ -1,6 +1,6 @@
 """Tries small deliberate bugs, and lists those that no test notices.
 
-    python -m scripts.mutation [--sample 150] [--only 'pipeline/coordinator/*'] [--jobs 1]
+    python -m scripts.mutation [--sample 120] [--only 'pipeline/coordinator/*'] [--jobs 1]
 
 Each mutant is run against the quick tests that enter its function, the fastest first, until
 one fails. Results are kept in `--work` and used again as long as the file, and the test that
@@ -144,7 +144,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--sample", type=int, default=150, help="mutants to try; 0 is all")
+    parser.add_argument("--sample", type=int, default=120, help="mutants to try; 0 is all")
     parser.add_argument("--seed", type=int, default=0, help="which sample")
     parser.add_argument("--only", default="*", help="pattern of mutants' names: files, functions")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side")
