@@ -22,6 +22,7 @@ PYTEST_FLAGS ?=
 # fill two cores, and all limits of the tests hold. PYTEST_FLAGS="-n 0 --pdb" is none beside another.
 WORKERS ?= 2
 SOAK_FLAGS ?=
+MUTATION_FLAGS ?=
 
 export PYTHON
 # torch asks for ninja on PATH at every load of an extension: the environment's own.
@@ -69,6 +70,10 @@ test-fast: env  ## the tests of what decides: no engine, socket or worker proces
 	@echo '==> pytest tests/pipeline'
 	@$(BIN)/python -m pytest tests/pipeline -m 'not slow' \
 	  --ignore tests/pipeline/workers/test_pool.py --ignore tests/pipeline/wire/test_server.py $(PYTEST_FLAGS)
+
+.PHONY: test-long
+test-long: env  ## deliberate bugs: does a test notice each? (tens of minutes; MUTATION_FLAGS="--only 'learner/*'")
+	@$(BIN)/python -m scripts.mutation $(MUTATION_FLAGS)
 
 .PHONY: test-multinode
 test-multinode: env  ## jobs over two network namespaces, real vLLM too (root; ten minutes)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from learner.failures import exit_on_any_exception, shortages_reported
-from learner.work_log import WorkLog
+from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.schema import Config
 from pipeline.system.cpu_cores import CoresError, engine_cores
 from pipeline.wire.client import StageClient
@@ -269,7 +269,7 @@ class LearnerRank:
         groups were still to come."""
         spans, ahead_s = self._passes.spans, self._ahead_s
         self._passes.spans, self._ahead_s = [], 0.0
-        hidden_s = sum(max(0.0, min(end, self._last_group) - begin) for begin, end in spans)
+        hidden_s = hidden_seconds(spans, self._last_group)
         total_s = sum(end - begin for begin, end in spans)
         if not spans:
             return {}

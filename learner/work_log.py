@@ -62,3 +62,12 @@ class WorkLog:
         spans, self._spans = self._spans, []
         streamed = [self._streamed.popleft() for _ in range(len(self._streamed))]
         return Spans(spans=tuple(spans), hints=tuple(streamed))
+
+
+def hidden_seconds(spans: Sequence[tuple[float, float]], last_group_s: float) -> float:
+    """Return how many seconds of these (begin, end) ran before the step's last group came. Pure.
+
+    >>> hidden_seconds([(0.0, 2.0), (3.0, 5.0), (6.0, 7.0)], last_group_s=4.0)
+    3.0
+    """
+    return sum(max(0.0, min(end, last_group_s) - begin) for begin, end in spans)

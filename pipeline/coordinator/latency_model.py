@@ -47,7 +47,7 @@ class LatencyModel:
     def seconds(self, running: float) -> float:
         """Seconds per token of one sequence while `running` run.
 
-        >>> Latency([(1, 0.01), (11, 0.02)]).seconds(6)
+        >>> LatencyModel([(1, 0.01), (11, 0.02)]).seconds(6)
         0.015
         """
         known, seconds = self._running, self._seconds
@@ -63,7 +63,7 @@ class LatencyModel:
         Beyond it the time of a token grows by more than `KNEE` percent for each
         percent of sequences, so that more of them hardly sample more per second.
 
-        >>> Latency([(1, 0.0108), (32, 0.0116), (64, 0.0171), (128, 0.0282)]).knee()
+        >>> LatencyModel([(1, 0.0108), (32, 0.0116), (64, 0.0171), (128, 0.0282)]).knee()
         32
         """
         if self._knee is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from learner.work_log import WorkLog
+from learner.work_log import WorkLog, hidden_seconds
 from pipeline.wire.messages import CloseStep, ForgetGroup, StreamedTokens, TrainGroup
 
 
@@ -49,3 +49,11 @@ def test_hints_are_told_with_both_clocks_and_what_is_forgotten_leaves_nothing() 
     work_log.record_arrival(group(1))
     work_log.record_arrival(ForgetGroup(group=1))
     assert work_log._came == {}
+
+
+def test_hidden_are_the_seconds_before_the_last_group_came() -> None:
+    spans = [(10.0, 12.0), (13.0, 17.0), (18.0, 19.0)]  # before, across, after it
+    assert hidden_seconds(spans, last_group_s=14.0) == 2.0 + 1.0
+    assert hidden_seconds(spans, last_group_s=9.0) == 0.0
+    assert hidden_seconds(spans, last_group_s=20.0) == 7.0
+    assert hidden_seconds([], last_group_s=20.0) == 0.0

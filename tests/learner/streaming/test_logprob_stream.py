@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from learner.forward.micro_batches import micro_batches
 from learner.streaming.cached_forward import CachedForward
@@ -136,3 +136,17 @@ def test_trajectories_that_are_gone_leave_no_row_behind(model: Any) -> None:
         StreamedTokens(prompts={}, gone=tuple(m.trajectory for m in groups[1].members))
     )
     assert streamer.statistics()["cached"] == 0
+
+
+def test_a_model_that_does_not_say_how_wide_its_heads_are_shares_its_width_among_them() -> None:
+    config = Qwen2Config(
+        vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    assert getattr(config, "head_dim", None) is None
+    torch.manual_seed(0)
+    model: Any = Qwen2ForCausalLM(config).eval()
+    groups = [group_of(random.Random(1), 0)]
+    stream = ModelStream(CachedForward(model, TEMPERATURE, kv_tokens=4096))
+    found = stream.take_logprobs(groups)
+    assert close(found, whole(model, groups)) < 1e-4

@@ -85,3 +85,12 @@ def test_a_long_chunk_and_the_ends_between_chunks_give_the_same_latency() -> Non
         if found:
             curve.blend(*found)
     assert curve.seconds(32) == pytest.approx(0.012, rel=1e-6)
+
+
+def test_each_window_is_measured_by_itself() -> None:
+    meter = LatencyMeter()
+    meter.frame(10.0, 4, 0, 0.0)
+    assert meter.frame(11.0, 4, 400, 4.0) == (pytest.approx(4.0), pytest.approx(4.0 / 400))
+    assert meter.frame(13.0, 2, 100, 4.0) == (pytest.approx(2.0), pytest.approx(4.0 / 100))
+    assert meter.frame(14.5, 2, 0, 0.0) is None, "a window without a token says nothing"
+    assert meter.frame(15.5, 2, 50, 2.0) == (pytest.approx(2.0), pytest.approx(2.0 / 50))

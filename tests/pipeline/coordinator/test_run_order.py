@@ -348,3 +348,49 @@ def test_parts_of_rewards_are_figures_of_the_step_and_survive_a_resume() -> None
     bench.learn(bench.ask(0, Finalize((first, second))))
     [step] = [r.fields for r in only(bench.everything, Report) if r.what == "step"]
     assert step["parts"] == {"brief": 0.5, "math": 0.5}
+
+
+def test_a_leg_after_a_resume_has_a_seed_that_the_one_before_had_not() -> None:
+    """With the number of the leg that was cut, its tokens would be drawn again, from the same
+    numbers, after a prefix that already holds some of them."""
+    bench = Bench(candidates=2)
+    before = only(bench.begin(slots=1), Generate)  # the second member has no slot yet
+    bench.tokens(0, 3)
+    saved = snapshot.take(bench.coordinator)  # written while the leg runs, without a halt
+    again = Bench(candidates=2)
+    snapshot.restore(again.coordinator, saved, 0.0)
+    resumed = only(again.begin(), Generate)
+    assert [(c.trajectory, len(c.prefix) // 4) for c in resumed] == [(0, 3), (1, 0)]
+    assert resumed[0].seed not in [c.seed for c in before]
+    assert resumed[0].leg > before[0].leg, "chunks of the leg that was cut would count"
+
+
+def test_responses_of_another_version_than_the_evaluated_one_are_counted() -> None:
+    """Whole or in part; a member that was given up before its first token is of none."""
+    bench = Bench(held_out=2, eval_samples=2, eval_every=1, steps=0)
+    bench.begin(version=3)
+    for trajectory, version in ((0, 3), (1, 2)):
+        bench.tokens(trajectory, 2, version=version)
+        bench.tokens(trajectory, 2, "stop")
+        bench.reward(trajectory, 1.0)
+    bench.tokens(2, 24, "length", version=1)
+    bench.reward(2, 1.0)
+    for _ in range(3):
+        bench.tokens(3, 0, "error")
+    [found] = evaluations(bench)
+    assert (found["version"], found["samples"], found["other_version"]) == (3, 3, 2)
+
+
+def test_the_hidden_share_of_logprobs_is_of_the_seconds_of_all_steps() -> None:
+    bench = Bench(steps=3)
+    bench.begin()
+    assert bench.coordinator.steps.report.hidden_share is None, "nothing was computed ahead"
+    for step, (whole_s, hidden_s) in enumerate(((4.0, 1.0), (2.0, 2.0), (0.0, 0.0))):
+        group = next(iter(bench.core.groups))
+        for train in only(bench.train_one(group), TrainGroup):
+            bench.handle(GroupTrained(rank=0, group=train.group, tokens=7.0))
+        metrics = {"logprob_s": whole_s, "logprob_hidden_s": hidden_s} if whole_s else {}
+        bench.handle(StepDone(rank=0, step=step, version=step + 1, metrics=metrics))
+        bench.serve()
+    assert bench.over is not None
+    assert bench.coordinator.outcome(1.0)["logprob_hidden_share"] == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import (
     Abort,
     Advantages,
+    Allocation,
     AnyAction,
     Defer,
     Drop,
@@ -32,6 +34,7 @@ from pipeline.plugins.actions import (
     Stop,
 )
 from pipeline.plugins.interfaces import Rewarded
+from pipeline.plugins.views import BudgetView, EndedView, PromptView
 from tests.pipeline.coordinator.bench import Bench, Scripted, only, placed
 
 
@@ -374,3 +377,56 @@ def test_a_resume_asks_for_no_reward_that_was_taken_back() -> None:
     saved = snapshot.take(bench.coordinator)
     again = snapshot.restore(Bench(candidates=4).coordinator, saved, 0.0)
     assert [judge.trajectory for judge in only(again, RequestReward)] == [0, 1]
+
+
+def test_a_selector_sees_the_mean_logprob_of_a_member_however_long_it_is(bench: Bench) -> None:
+    bench.tokens(1, 9)
+    bench.tokens(2, 24, "length")
+    view, _ = bench.selector.seen[-1]
+    shown = {m.id: (m.tokens, m.confidence) for m in view.members}
+    assert shown == {0: (4, -0.5), 1: (12, -0.5), 2: (24, -0.5)}
+
+
+def test_only_what_has_finished_moves_the_statistics_of_confidence_and_length(bench: Bench) -> None:
+    """A truncated response is as long as we let it be, and an aborted one as we stopped it."""
+    statistics = bench.core.statistics
+    bench.tokens(1, 21, "length")
+    bench.tokens(2, 6)
+    bench.ask(0, Stop((2,)))
+    bench.ask(0, Drop(why="enough of it"))
+    known = statistics.state()
+    assert (known.confidence, known.length) == ([-0.5], [4.0])
+
+
+class Told:
+    """Budget: keeps what it is told of groups that have ended."""
+
+    def __init__(self) -> None:
+        self.ended_groups: list[EndedView] = []
+
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> list[Allocation]:
+        return [Allocation(candidates=5, max_tokens=view.max_tokens) for _ in prompts]
+
+    def top_up(self, groups: Any, idle: int) -> list[tuple[int, int]]:
+        return []
+
+    def ended(self, group: EndedView) -> None:
+        self.ended_groups.append(group)
+
+
+def test_a_budget_is_told_which_lengths_are_only_lower_bounds() -> None:
+    """Finished is whole; truncated, stopped and aborted would have been longer; one that never
+    held a token says nothing."""
+    budget = Told()
+    bench = Bench(plugins={"budget": budget}, tries=30.0)
+    bench.begin(slots=4)
+    bench.tokens(0, 4, "stop")
+    bench.tokens(1, 24, "length")
+    bench.tokens(2, 7)
+    bench.ask(0, Stop((2,)))
+    bench.tokens(3, 5)  # runs until the group is finalized without it
+    bench.ask(0, Finalize((0, 1)))
+    bench.reward(0, 1.0)
+    bench.learn(bench.reward(1, 0.0))
+    [told] = budget.ended_groups
+    assert (told.lengths, told.censored) == ((4, 24, 7, 5), (False, True, True, True))

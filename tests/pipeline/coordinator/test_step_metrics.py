@@ -137,6 +137,16 @@ def test_a_step_without_any_placement_has_no_bubble() -> None:
     assert seen.metrics(3.0) == {"generation_s": 0.0}
 
 
+def test_a_step_that_a_checkpoint_held_whole_has_no_bubble_and_no_fault() -> None:
+    """After a resume no step is opened: the one at hand goes on, perhaps without any placement."""
+    resumed = SlotUsage()
+    resumed.change(1.0, slots=2)
+    assert resumed.metrics(3.0) == {"generation_s": 0.0}
+    resumed.change(4.0, busy=1)
+    resumed.change(6.0, busy=-1)
+    assert resumed.metrics(9.0) == {"generation_s": 2.0, "slots_used": 1, "bubble_engine": 0.0}
+
+
 # --- in a run -----------------------------------------------------------------------------------
 
 
@@ -199,3 +209,87 @@ def test_an_evaluation_tells_accuracy_by_kind_of_prompt() -> None:
     assert found["by_tag"] == {"terms=2": 1.0, "terms=6": 0.5}
     assert found["tokens_by_tag"] == {"terms=2": 2.0, "terms=6": 2.0}
     assert found["accuracy"] == pytest.approx(2 / 3)
+
+
+def trained_step(rewards: tuple[float, float], *reports: GroupTrained) -> dict[str, Any]:
+    """The record of a step that trained on as many groups as ranks report of."""
+    bench = Bench(need=len(reports))
+    bench.begin(slots=20)
+    for group in list(bench.core.groups):
+        members = [m.id for m in bench.group(group).members][:2]
+        for trajectory, value in zip(members, rewards, strict=True):
+            bench.tokens(trajectory, 3, "stop")
+            bench.reward(trajectory, value)
+        bench.ask(group, Finalize(tuple(members)))
+    for report in reports:
+        bench.handle(report)
+    bench.handle(StepDone(rank=0, step=0, version=1, metrics={"grad_norm": 0.7}))
+    [found] = steps_of(bench)
+    return found
+
+
+def test_rewards_below_zero_have_a_mean_below_zero() -> None:
+    found = trained_step((-1.0, -0.5), GroupTrained(rank=0, group=0, tokens=6.0))
+    assert found["reward"] == -0.75
+
+
+@pytest.mark.parametrize("alarm", [0.0, 0.5])
+def test_a_step_in_which_selection_moved_nothing_rings_no_alarm(alarm: float) -> None:
+    bench = Bench(audit_alarm=alarm)
+    bench.begin()
+    bench.learn(bench.train_one(0))
+    assert len(steps_of(bench)) == 1
+    assert bench.warnings() == []
+
+
+def test_a_step_counts_its_groups_by_how_they_ended_and_why() -> None:
+    bench = Bench(need=2, prompts=9)
+    bench.begin(slots=20)
+    for group, rewards in ((0, (1.0, 0.0)), (1, (1.0, 1.0)), (2, (0.0, 0.0)), (3, (0.0, 1.0))):
+        members = [m.id for m in bench.group(group).members][:2]
+        for trajectory, value in zip(members, rewards, strict=True):
+            bench.tokens(trajectory, 3, "stop")
+            bench.reward(trajectory, value)
+        bench.learn(bench.ask(group, Finalize(tuple(members))))
+    [found] = steps_of(bench)
+    assert found["groups"] == {
+        "trained": 2,
+        "dropped: every reward is 1": 1,
+        "dropped: every reward is 0": 1,
+    }
+    assert (found["opened"], found["samples"], found["reward"]) == (4, 8, 0.5)
+
+
+def test_learner_metrics_are_sums_over_all_groups_each_by_its_own_count() -> None:
+    """The loss counts every trained token, the others those that went through the model."""
+    first = {"loss": 3.0, "entropy": 8.0, "clipped": -2.0, "ratio_max": 1.5, "computed": 6.0}
+    second = {"loss": -1.0, "entropy": 4.0, "clipped": 6.0, "ratio_max": 1.25, "computed": 2.0}
+    found = trained_step(
+        (1.0, 0.0),
+        GroupTrained(rank=0, group=0, tokens=6.0, metrics=first),
+        GroupTrained(rank=0, group=1, tokens=10.0, metrics=second),
+    )
+    assert found["learner"] == {
+        "loss": 2.0 / 16,
+        "entropy": 12.0 / 8,
+        "clipped": 4.0 / 8,
+        "ratio_max": 1.5,
+        "computed_share": 8 / 16,
+        "grad_norm": 0.7,
+    }
+
+
+def test_learner_metrics_of_members_that_all_went_through_share_one_count() -> None:
+    metrics = {"loss": 3.0, "entropy": 6.0}  # a rank that does not say what it computed
+    found = trained_step((1.0, 0.0), GroupTrained(rank=0, group=0, tokens=12.0, metrics=metrics))
+    assert found["learner"] == {
+        "loss": 0.25, "entropy": 0.5, "computed_share": 1.0, "grad_norm": 0.7,
+    }  # fmt: skip
+
+
+def test_a_step_whose_members_were_all_silent_has_a_share_of_nothing_and_no_division() -> None:
+    metrics = {"computed": 0.0, "loss": 0.0, "entropy": 0.0}
+    found = trained_step((1.0, 0.0), GroupTrained(rank=0, group=0, tokens=6.0, metrics=metrics))
+    assert found["learner"] == {
+        "loss": 0.0, "entropy": 0.0, "computed_share": 0.0, "grad_norm": 0.7,
+    }  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.coordinator.events import AbortLegs, EngineLost, RequestReward, Restart
 from pipeline.coordinator.groups import TrajectoryState
+from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.plugins.interfaces import Every, Finish
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed
@@ -150,6 +151,24 @@ def test_tokens_that_were_sampled_but_never_sent_are_lost_and_counted(bench: Ben
     bench.tokens(0, 3, last=5)
     bench.handle(bench.frame(bench.chunk(0, 2), sampled=9))
     assert bench.accounts == {"open": 5, "lost": 4}
+
+
+def test_what_frames_show_of_an_engine_moves_the_latency_that_budgets_see() -> None:
+    """Per window of a second: seconds since the token before of the same response, a token."""
+    bench = Bench(candidates=2, max_tokens=500)
+    bench.begin()
+    expected, placed_at = LatencyModel(), bench.now
+    bench.tokens(0, 10)  # the meter begins
+    newest, leg_s, tokens = {0: bench.now, 1: placed_at}, bench.now - placed_at, 10
+    for count in (40, 100, 20):
+        bench.now += 1.5
+        bench.handle(bench.frame(bench.chunk(0, count), bench.chunk(1, count)))
+        leg_s += sum(bench.now - at for at in newest.values())
+        expected.blend(2, leg_s / (tokens + 2 * count))
+        newest, leg_s, tokens = dict.fromkeys(newest, bench.now), 0.0, 0
+    assert bench.core.latency.points != LatencyModel().points
+    for (_, found), (_, right) in zip(bench.core.latency.points, expected.points, strict=True):
+        assert found == pytest.approx(right)
 
 
 @pytest.mark.fault("an engine is lost while another has free slots", part="engines", by="direct")

@@ -11,7 +11,7 @@ from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
 from pipeline.plugins.views import OpenView
-from tests.pipeline.coordinator.bench import Bench
+from tests.pipeline.coordinator.bench import Bench, placed
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
 
@@ -44,10 +44,12 @@ def budget(most: float = 2.0) -> Uniform:
 
 def test_idle_slots_are_filled_up_to_the_knee() -> None:
     bench = Bench(plugins={"budget": budget()}, need=1, prompts=5, size=4, knee=6)
-    bench.begin(slots=20)
+    begun = placed(bench.begin(slots=20))
     assert bench.group(0).sampled == 6, "4 candidates and 2 more: the knee is at 6"
-    bench.tokens(0, 3, "stop")
+    assert begun == [(trajectory, 0) for trajectory in range(6)]
+    more = bench.tokens(0, 3, "stop")
     assert bench.group(0).sampled == 7
+    assert placed(more) == [(6, 0)], "at once, not at the next event"
 
 
 def test_a_closing_step_gets_none() -> None:

@@ -339,6 +339,7 @@ def test_a_group_without_any_weight_is_dropped_not_divided_by() -> None:
     bench.train_one(0)
     commands = bench.handle(GroupTrained(rank=0, group=0, tokens=0.0))
     assert only(commands, CloseStep) == []
+    assert only(commands, ForgetGroup) == [ForgetGroup(rank=0, group=0)], "its rank holds it still"
     assert bench.fate(0) == ("dropped", "no weight")
     bench.handle(Tick())
     assert [g.prompt for g in bench.core.groups.values()] == [1]

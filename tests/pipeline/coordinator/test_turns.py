@@ -17,6 +17,7 @@ from pipeline.coordinator.events import (
     CancelEnvironmentCall,
     EngineLost,
     Generate,
+    Published,
     Report,
     RequestReward,
     TrainGroup,
@@ -221,6 +222,16 @@ def test_a_parked_member_finishes_its_call_and_waits_with_what_it_was_told():
     assert not placed(answer(bench, 0, 4))
     member = bench.member(0)
     assert (member.state, member.held, bench.accounts["parked"]) == (TrajectoryState.PARKED, 7, 3)
+
+
+def test_a_member_parked_until_a_publish_that_comes_during_its_call_goes_on_after_it():
+    bench = bench_of()
+    bench.tokens(0, 3, "stop")
+    bench.ask(0, Park((0,), until="published"))
+    bench.handle(Published(version=1))
+    bench.serve()
+    assert placed(answer(bench, 0, 4)) == [(0, 1)], "what it was to wait for has come already"
+    assert bench.member(0).state is TrajectoryState.RUNNING
 
 
 def test_a_selector_hears_of_every_so_many_sampled_tokens_whatever_was_appended():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ def test_grpo_drops_groups_without_signal_with_the_reason():
     assert isinstance(dropping.advantages([]), NoSignal)
     kept = Grpo().advantages(outcomes_of([1, 1, 1]))
     assert values(kept) == [0, 0, 0]
+
+
+def test_made_up_outcomes_are_truncated_from_the_limit_on():
+    found = outcomes_of([1, 1, 1], tokens=[19, 20, 21], max_tokens=20)
+    assert [outcome.truncated for outcome in found] == [False, True, True]
+    assert not outcomes_of([1], max_tokens=10)[0].truncated, "of no length in particular"
 
 
 def test_overlong_penalty_falls_linearly_over_the_last_tokens_before_the_limit():
@@ -263,3 +270,25 @@ def test_every_plugin_of_the_house_is_found_and_takes_its_options(kind: str):
         cls = registry.find_plugin(kind, name)
         options = registry.options_type(cls)
         assert cls(options(**needed.get(name, {})))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "ModuleNotFoundError: No module named 'mine_of_none' (of the directory you are in"),
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("raise ValueError('not today')", "ValueError: not today"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_says_why_and_hints_at_the_path_only_where_that_is_it(
+    text: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "mine_of_none" if text is None else f"mine_{abs(hash(text))}"
+    if text is not None:
+        (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(registry.PluginError) as error:
+        registry.find_plugin("selector", f"{name}:Mine")
+    assert str(error.value).startswith(f"selector '{name}:Mine': {says}")
+    assert ("PYTHONPATH" in str(error.value)) == (text is None)

@@ -348,3 +348,12 @@ def test_settings_that_cannot_be_are_told_with_their_rule(
 def test_it_is_found_by_name_with_its_options():
     assert registry.find_plugin("budget", "length_variance") is LengthVariance
     assert registry.options_type(LengthVariance) is LengthVarianceOptions
+
+
+def test_a_response_cut_just_below_the_limit_is_known_to_within_a_token():
+    """It ends between 39 and 40: a variance of 1/4 at most, as of any value in a unit."""
+    mean, variance = moments([10, 20, 39], [False, False, True], 40) or (0.0, 0.0)
+    filled = 3 * mean - 30
+    assert 39 <= filled <= 40
+    doubt = variance - np.var([10, 20, filled], ddof=1)
+    assert 0 <= doubt <= 0.25 / 3 + 1e-9

@@ -171,3 +171,30 @@ def test_files_of_several_sources_are_fingerprinted_one_by_one(tmp_path: Path):
     assert line.endswith("put the data back as it was, here or in mine.yaml")
     (tmp_path / "c.jsonl").unlink()
     assert "data.train.1" in changed(before, taken()), "a file that is gone is a difference"
+
+
+@pytest.mark.parametrize("make", [Shuffled, Sequential], ids=["shuffled", "sequential"])
+def test_an_epoch_begins_only_when_no_prompt_of_the_one_before_waits(make: Any):
+    order = make(seed=2) if make is Shuffled else make()
+    outstanding: set[int] = set()
+
+    def plan(want: int, free: int | None = None) -> tuple[int, ...]:
+        if free is not None:
+            outstanding.discard(free)
+        view = view_of(want, dataset=5, sources=(), outstanding=frozenset(outstanding))
+        planned = order.plan(view).prompts
+        outstanding.update(planned)
+        return planned
+
+    first = plan(5)
+    assert sorted(first) == [0, 1, 2, 3, 4]
+    for prompt in first[1:]:  # the second epoch; one prompt of the first is still at work
+        outstanding.discard(prompt)
+    second = plan(4)
+    assert sorted(second) == sorted(first[1:])
+    outstanding.difference_update(second)
+    assert plan(3) == (), "the third epoch began while a prompt of the second waited"
+    assert order.epochs == {"0": 2.0}
+    assert plan(1, free=first[0]) == (first[0],), "the one that waited comes first"
+    outstanding.clear()
+    assert sorted(plan(9)) == [0, 1, 2, 3, 4]

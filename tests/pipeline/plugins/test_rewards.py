@@ -196,6 +196,26 @@ def test_a_file_is_named_as_verl_names_it(tmp_path: Path):
     assert asked(f"{path}:other", sample_of("ab")) == [Score(0.5)]
 
 
+class Constant:
+    """A reward that is an object: callable, and without a name of its own."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def __call__(self, sample: Sampled) -> float:
+        return self._value
+
+
+half, quarter = Constant(0.5), Constant(0.25)
+
+
+def test_callable_objects_are_told_apart_by_the_names_they_were_asked_for_by():
+    names: Any = [HERE + "half", HERE + "quarter"]
+    [found] = asked(names, sample_of("x"))
+    assert isinstance(found, Score)
+    assert (found.value, found.parts) == (0.75, {"half": 0.5, "quarter": 0.25})
+
+
 def test_several_functions_are_summed_with_weights_and_one_may_have_no_opinion():
     names = [HERE + "of_both", HERE + "compute_async"]
     samples = [sample_of(t, answer="#3", columns={"answer": "#3"}) for t in ("#3", "#")]

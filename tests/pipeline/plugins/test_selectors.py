@@ -233,6 +233,26 @@ def test_concise_confident_with_depth_stop_cuts_the_longest_running_where_most_a
     )
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_concise_confident_keeps_one_short_member_and_no_more_beside_a_long_end_of_any_length(
+    size: int,
+):
+    """Also when the size is relaxed below it."""
+    cut = ConciseConfident(ConciseConfidentOptions(depth="stop", longest=5))
+    finished = {1: 50, 2: 10, 3: 40}
+    group = group_of(size=size, finished=finished, running={5: 60, 6: 70, 7: 80}, rewards=RIGHT)
+    [stop, final] = decide(cut, group)
+    assert isinstance(stop, Stop)
+    assert isinstance(final, Finalize)
+    assert stop.ids == (7, 6, 5)[: size - 1]
+    assert final.ids == (2, *stop.ids)
+    at_barrier = ConciseConfident(ConciseConfidentOptions(longest=5))
+    [final] = decide(at_barrier, group, Barrier())
+    assert isinstance(final, Finalize)
+    assert final.ids == (2, 1, 3)[:size], "the shortest, then the longest finished"
+    assert final.why == f"1 short (3 pass the gate) and {size - 1} longest"
+
+
 def test_concise_confident_cuts_nobody_unless_more_than_half_are_known_to_be_right():
     finished = {1: 50, 2: 10, 3: 40, 4: 20}
     for rewards in ({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0, 3: 0.0, 4: 0.0}):
