@@ -188,18 +188,23 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     old_logprobs: Literal["auto", "always"] = "auto"
     """Logprobs under the weights that the batch began with: `auto` takes them from the forward pass
     that is trained on, or, with several updates, from one of their own when a group arrives;
-    `always`: from one of their own."""
+    `always`: from one of their own. Stale tokens have theirs from before their version ended."""
+    close_s: NonNegativeFloat = 5.0
+    """Seconds that a step may wait, before its update, for logprobs of tokens that later steps may
+    train on (`max_staleness`); a token without one uses the engine's. 0: none are asked for."""
     reference: str = ""
     """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
     directory with the same vocabulary. Empty: none."""
-    importance: Literal["off", "truncate", "mask"] = "off"
+    importance: Literal["auto", "off", "truncate", "mask"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
-    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1."""
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1; `auto`:
+    `truncate` with `max_staleness` above 0, else `off`."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
-    the next steps' prompts go out before the update; correct it with `importance`."""
+    the next steps' prompts go out before the update, and the loss corrects for it: it clips the
+    ratio of new over old probability, and `importance` weighs tokens."""
     stale: Literal["wait", "drop"] = "wait"
     """Action on what would become older: `wait` for it before the step closes, or `drop` it (a bias
     against long responses; their lengths are in the group records)."""
@@ -253,8 +258,7 @@ class EvalFileConfig(Section, frozen=True, kw_only=True):
     samples: NonNegativeInt = 0
     """Responses for each of its prompts; 0: as `eval.samples` says."""
     k: tuple[PositiveInt, ...] = ()
-    """Values of k for its pass@k; empty: as `eval.k` says, if that many are sampled, else
-    `samples`."""
+    """Values of k for its pass@k; empty: those of `eval.k` if so many are sampled, or `samples`."""
 
 
 class EvalConfig(Section, frozen=True, kw_only=True):
@@ -316,8 +320,7 @@ class TimeoutsConfig(Section, frozen=True, kw_only=True):
     learner_s: PositiveFloat = 900.0
     """Seconds that a learner rank may take to answer; then the run ends, as if it had died."""
     checkpoint_s: PositiveFloat = 300.0
-    """Seconds that a checkpoint may take to be on disk; then it is given up, and the next one is
-    tried."""
+    """Seconds that a checkpoint may take to be on disk; then it is given up."""
     stop_s: PositiveFloat = 10.0
     """Seconds from Ctrl-C to the end of every process, a checkpoint included."""
 
@@ -349,8 +352,7 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
     prometheus_port: allowed.Port = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does now; 0:
-    none."""
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and waits; 0: none."""
     wandb: allowed.WandbProject = ""
     """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
     WANDB_MODE=offline keeps them here). Empty: none."""

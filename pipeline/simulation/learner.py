@@ -11,16 +11,16 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pipeline.coordinator.events import StreamTokens, TrainGroup
+from pipeline.coordinator.events import CloseVersion, StreamTokens, TrainGroup
 from pipeline.simulation.hardware import LearnerCost
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """A group to train on, or the optimizer step."""
+    """A group to train on, a version to close, or the optimizer step."""
 
-    group: int  # -1: the optimizer step
+    group: int  # -1: no group
     seconds: float
-    command: TrainGroup | None = None
+    command: TrainGroup | CloseVersion | None = None  # None: the optimizer step
 
 
 class ModelledLearner:
@@ -64,6 +64,19 @@ class ModelledLearner:
         self._think(now)
         for trajectory in trajectories:
             self._ahead.pop(trajectory, None)
+
+    def close_version(self, now: float, command: CloseVersion) -> None:
+        """Forwards of these responses, less what was done ahead of them."""
+        self._think(now)
+        seconds = sum(
+            max(
+                0.0,
+                self._cost.forward_s * (len(chunk.tokens) // 4)
+                - self._ahead.get(chunk.trajectory, 0.0),
+            )
+            for chunk in command.chunks
+        )
+        self._queue.append(Job(group=-1, seconds=seconds, command=command))
 
     def finish(self, now: float) -> None:
         """The optimizer step and the publish, after what is queued."""

@@ -8,6 +8,8 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
     AbandonCheckpoint,
@@ -18,6 +20,7 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
+    CloseVersion,
     DropStream,
     EngineJoined,
     ForgetGroup,
@@ -25,6 +28,7 @@ from pipeline.coordinator.events import (
     GroupTrained,
     LearnerJoined,
     LoadWeights,
+    OldLogprobs,
     Published,
     Report,
     RequestReward,
@@ -36,6 +40,7 @@ from pipeline.coordinator.events import (
     Tick,
     Tokens,
     TrainGroup,
+    VersionClosed,
     WeightsLoaded,
 )
 from pipeline.coordinator.timeouts import longest_s
@@ -43,6 +48,7 @@ from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload
+from pipeline.wire.messages import Piece
 
 _PATIENCE_S = 4.0
 """Beyond `timeouts.log_wait_s`, until which engines that load are waited for."""
@@ -193,7 +199,7 @@ class Simulation:
                 self._judge(command)
             case CancelReward():
                 self._wanted.pop(command.trajectory, None)
-            case TrainGroup() | ForgetGroup() | StreamTokens() | DropStream():
+            case TrainGroup() | ForgetGroup() | StreamTokens() | DropStream() | CloseVersion():
                 self.soon(self._to_learner, self.learners.get(command.rank), command)
             case CloseStep():
                 for learner in self.learners.values():
@@ -323,6 +329,8 @@ class Simulation:
                 learner.hint(self.now, command)
             case DropStream():
                 learner.unhint(self.now, command.trajectories)
+            case CloseVersion():
+                learner.close_version(self.now, command)
             case CloseStep():
                 learner.finish(self.now)
             case _:
@@ -350,7 +358,9 @@ class Simulation:
         if self.learners.get(learner.rank) is not learner:
             return
         job = learner.done(self.now)
-        if job.command is not None:
+        if isinstance(job.command, CloseVersion):
+            self.version_closed(learner, job.command)
+        elif job.command is not None:
             if job.group in learner.learned:  # else it was forgotten under way
                 self.trained(learner, job.command)
         else:
@@ -359,6 +369,15 @@ class Simulation:
                 self._stepping = set()
                 self.optimized()
         self._go_on(learner)
+
+    def version_closed(self, learner: ModelledLearner, command: CloseVersion) -> None:
+        """A rank has computed the old logprobs that it was asked for; here all are -1 nat."""
+        pieces = tuple(
+            Piece(chunk.trajectory, 0, np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes())
+            for chunk in command.chunks
+        )
+        self.soon(self.tell, OldLogprobs(rank=learner.rank, version=command.version, pieces=pieces))
+        self.soon(self.tell, VersionClosed(rank=learner.rank, version=command.version))
 
     def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         """A rank has run forward and backward of a group."""

@@ -39,6 +39,7 @@ from pipeline.wire.messages import (
     AbortLegs,
     Alive,
     CloseStep,
+    CloseVersion,
     ForgetGroup,
     FromPeer,
     Heartbeat,
@@ -265,6 +266,11 @@ class StageProcess:
                 self._outbox.to_rank(rank, message)
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
+            case events.CloseVersion(rank=rank, version=version, prompts=prompts, chunks=chunks):
+                data = self.parts.data["train"]
+                held = {group: data[prompt].tokens for group, prompt in prompts.items()}
+                order = CloseVersion(version=version, prompts=held, chunks=chunks)
+                self._outbox.to_rank(rank, order)
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):

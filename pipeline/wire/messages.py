@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -177,6 +177,34 @@ class GroupFailed(Message, frozen=True, kw_only=True):
     why: str
 
 
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank computed of consecutive response tokens of one trajectory."""
+
+    trajectory: Count
+    first: Count
+    """Position of the first of them within the response."""
+    logprobs: bytes  # float32
+    entropies: bytes = b""  # float32, nats, of the distribution of each; empty: not computed
+
+    def adds_up(self) -> bool:
+        """Returns True if it holds whole numbers, and as many entropies as logprobs, or none."""
+        whole = len(self.logprobs) % 4 == 0
+        return whole and len(self.entropies) in (0, len(self.logprobs))
+
+
+class OldLogprobs(Message, frozen=True, kw_only=True):
+    """Logprobs under the weights of `version`, of tokens that a later one may train on."""
+
+    version: Count
+    pieces: tuple[Piece, ...]
+
+
+class VersionClosed(Message, frozen=True, kw_only=True):
+    """Answer to `CloseVersion`: no more `OldLogprobs` for it will come."""
+
+    version: Count
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One published version of the weights, and how to check that it was loaded."""
 
@@ -280,6 +308,9 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+    old: bytes = b""
+    """float32, logprob of each response token under the version that sampled it. NaN: the version
+    is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
 
     @property
     def sampled_tokens(self) -> int:
@@ -319,6 +350,15 @@ class ForgetGroup(Message, frozen=True, kw_only=True):
     group: Count
 
 
+class CloseVersion(Message, frozen=True, kw_only=True):
+    """The weights are about to change, and these responses may be trained on afterwards: send
+    their logprobs (`OldLogprobs`), then `VersionClosed`. Stop when other work is asked for."""
+
+    version: Count
+    prompts: dict[int, bytes]  # int32, of every group named in `chunks`
+    chunks: tuple[StreamedChunk, ...]  # whole responses, offset 0
+
+
 class CloseStep(Message, frozen=True, kw_only=True):
     """The ranks have trained on all groups of the step: scale, clip, step, publish."""
 
@@ -347,6 +387,8 @@ FromPeer = (
     | WeightsFailed
     | GroupTrained
     | GroupFailed
+    | OldLogprobs
+    | VersionClosed
     | StepDone
     | StepSkipped
     | Published
@@ -362,6 +404,7 @@ ToPeer = (
     | TrainGroup
     | ForgetGroup
     | StreamedTokens
+    | CloseVersion
     | CloseStep
     | Save
     | Shutdown
