@@ -76,7 +76,7 @@ class LearnerRank:
     def __init__(self, config: Config, parts: LearnerParts, stage: Path) -> None:
         from learner.build import versions_and_device
         from learner.schedule import Schedule
-        from learner.streaming.close_version import VersionCloser
+        from learner.step.close_version import VersionCloser
         from learner.weights import probe_tokens
 
         self._config = config
@@ -169,7 +169,7 @@ class LearnerRank:
         self._ahead_s += time.monotonic() - started
         self._work_log.record_work("logprobs ahead", started)
         if self._answers:
-            from learner.streaming.close_version import pieces_of
+            from learner.step.close_version import pieces_of
 
             self._send_old(pieces_of(scored))
 

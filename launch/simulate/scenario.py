@@ -159,9 +159,10 @@ def begin_simulation(
     numbers = build.coordinator_settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    # No timeouts: modelled engines may report only at the end of a response. One turn: the
+    # No other timeouts: modelled engines may report only at the end of a response. One turn: the
     # environment's replies are not modelled.
-    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=Timeouts(), turns=0)
+    limits = Timeouts(close_s=config.learner.close_s)
+    numbers = msgspec.structs.replace(numbers, ranks=machines.ranks, limits=limits, turns=0)
     coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()

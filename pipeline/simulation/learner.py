@@ -66,21 +66,21 @@ class ModelledLearner:
             self._ahead.pop(trajectory, None)
 
     def close_version(self, now: float, command: CloseVersion) -> None:
-        """Forwards of these responses, less what was done ahead of them."""
+        """A forward of each response, less what was done ahead of it, then the answer."""
         self._think(now)
-        seconds = sum(
-            max(
-                0.0,
-                self._cost.forward_s * (len(chunk.tokens) // 4)
-                - self._ahead.get(chunk.trajectory, 0.0),
-            )
-            for chunk in command.chunks
-        )
-        self._queue.append(Job(group=-1, seconds=seconds, command=command))
+        for chunk in command.chunks:
+            done_s = self._ahead.get(chunk.trajectory, 0.0)
+            seconds = max(0.0, self._cost.forward_s * (len(chunk.tokens) // 4) - done_s)
+            one = msgspec.structs.replace(command, chunks=(chunk,))
+            self._queue.append(Job(group=-1, seconds=seconds, command=one))
+        answer = msgspec.structs.replace(command, chunks=())
+        self._queue.append(Job(group=-1, seconds=0.0, command=answer))
 
     def finish(self, now: float) -> None:
-        """The optimizer step and the publish, after what is queued."""
+        """The optimizer step and the publish, after what is queued; a version that is still being
+        closed is given up."""
         self._think(now)
+        self._queue = deque(j for j in self._queue if not isinstance(j.command, CloseVersion))
         self._queue.append(Job(group=-1, seconds=self._cost.step_s + self._cost.publish_s))
 
     # --- what it does -------------------------------------------------------------------

@@ -371,13 +371,14 @@ class Simulation:
         self._go_on(learner)
 
     def version_closed(self, learner: ModelledLearner, command: CloseVersion) -> None:
-        """A rank has computed the old logprobs that it was asked for; here all are -1 nat."""
-        pieces = tuple(
-            Piece(chunk.trajectory, 0, np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes())
-            for chunk in command.chunks
-        )
-        self.soon(self.tell, OldLogprobs(rank=learner.rank, version=command.version, pieces=pieces))
-        self.soon(self.tell, VersionClosed(rank=learner.rank, version=command.version))
+        """A rank has computed old logprobs, here of -1 nat, or all that it was asked for."""
+        rank, version = learner.rank, command.version
+        for chunk in command.chunks:
+            nats = np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes()
+            piece = Piece(chunk.trajectory, 0, nats)
+            self.soon(self.tell, OldLogprobs(rank=rank, version=version, pieces=(piece,)))
+        if not command.chunks:
+            self.soon(self.tell, VersionClosed(rank=rank, version=version))
 
     def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         """A rank has run forward and backward of a group."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
+from pipeline.config import rules
 from pipeline.config.load import environment_options
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
@@ -120,6 +121,8 @@ class StageProcess:
 
     async def run(self) -> str:
         """Serve until the end. Raises nothing that a run may meet."""
+        for text in rules.warnings(self._config):
+            self._report("warning", {"step": self.coordinator.core.step, "text": text})
         loops = [
             asyncio.create_task(loop())
             for loop in (

@@ -176,10 +176,10 @@ class Rank:
         if section.gradient_checkpointing:
             checkpoint_layers(net)
         self.zero = Zero(net, section, RUN_STEPS)
-        self.step = step_of(
-            Passes(self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference),
-            section,
+        self.passes = Passes(
+            self.zero, Dapo(options), section, temperature=TEMPERATURE, reference=reference
         )
+        self.step = step_of(self.passes, section)
         self.updates = 0
         self.computed = 0.0  # tokens that went through the loss
         self.reports: list[str] = []
