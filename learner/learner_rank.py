@@ -38,7 +38,6 @@ from pipeline.wire.messages import (
     ForgetGroup,
     Join,
     Manifest,
-    OldLogprobs,
     Piece,
     Published,
     Refused,
@@ -174,8 +173,10 @@ class LearnerRank:
             self._send_old(pieces_of(scored))
 
     def _send_old(self, pieces: tuple[Piece, ...]) -> None:
-        if pieces:
-            self._client.send(OldLogprobs(version=self._version, pieces=pieces))
+        from learner.step.close_version import messages_of
+
+        for message in messages_of(self._version, pieces):
+            self._client.send(message)
 
     def _close_version(self, order: CloseVersion) -> None:
         """Answer with logprobs under the present weights, as long as nothing else waits."""

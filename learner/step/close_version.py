@@ -15,7 +15,17 @@ from torch import Tensor
 from learner.step.passes import Passes
 from learner.streaming.cached_forward import StreamedLogprobs
 from learner.streaming.logprob_stream import ModelStream
-from pipeline.wire.messages import CloseVersion, Piece, StreamedChunk, TrainGroup, TrainMember
+from pipeline.wire.messages import (
+    CloseVersion,
+    OldLogprobs,
+    Piece,
+    StreamedChunk,
+    TrainGroup,
+    TrainMember,
+)
+
+MESSAGE_BYTES = 1 << 18
+"""Logprobs of one message; with as many entropies half of what a report may hold."""
 
 
 def pieces_of(scored: Iterable[StreamedLogprobs]) -> tuple[Piece, ...]:
@@ -29,6 +39,28 @@ def pieces_of(scored: Iterable[StreamedLogprobs]) -> tuple[Piece, ...]:
         )
         for found in scored
     )
+
+
+def messages_of(version: int, pieces: Iterable[Piece]) -> Iterator[OldLogprobs]:
+    """Pack pieces into messages far below what one may hold; a long piece becomes several."""
+    packed: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        for begin in range(0, len(piece.logprobs), MESSAGE_BYTES):
+            cut = slice(begin, begin + MESSAGE_BYTES)
+            part = Piece(
+                piece.trajectory,
+                piece.first + begin // 4,
+                piece.logprobs[cut],
+                piece.entropies[cut],
+            )
+            if packed and size + len(part.logprobs) > MESSAGE_BYTES:
+                yield OldLogprobs(version=version, pieces=tuple(packed))
+                packed, size = [], 0
+            packed.append(part)
+            size += len(part.logprobs)
+    if packed:
+        yield OldLogprobs(version=version, pieces=tuple(packed))
 
 
 class VersionCloser:

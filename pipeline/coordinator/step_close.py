@@ -25,7 +25,11 @@ from pipeline.coordinator.events import (
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.staleness import BEFORE_TAKING, versions
 from pipeline.coordinator.state import CoordinatorState
-from pipeline.wire.messages import Piece, StreamedChunk, floats
+from pipeline.wire.messages import MAX_LOGPROB, Piece, StreamedChunk, floats
+
+_MOST_BYTES = 32 << 20
+"""Tokens of one order to a rank, half of what a message may hold. A rank that could compute as
+many within `close_s` is not known."""
 
 
 class StepClose:
@@ -54,8 +58,12 @@ class StepClose:
         self._order = order
         chunks: list[list[StreamedChunk]] = [[] for _ in range(core.settings.ranks)]
         prompts: list[dict[int, int]] = [{} for _ in range(core.settings.ranks)]
+        room = [_MOST_BYTES] * core.settings.ranks
         for group, member in self._unfinished():
             rank = group.rank if group.rank >= 0 else group.id % core.settings.ranks
+            room[rank] -= len(member.tokens)
+            if room[rank] < 0:
+                continue
             prompts[rank][group.id] = group.prompt
             chunks[rank].append(StreamedChunk(group.id, member.id, 0, bytes(member.tokens)))
         self.since = core.now
@@ -117,11 +125,12 @@ class StepClose:
 
     def _fits(self, version: int, piece: Piece, member: Trajectory) -> bool:
         values, entropies = floats(piece.logprobs), floats(piece.entropies)
+        possible = np.isfinite(values) & (values <= MAX_LOGPROB)
         return (
             version == self._core.version
             and self._core.groups[member.group].kind == "train"
             and piece.first + len(values) <= member.held
-            and bool(np.isfinite(values).all() and np.isfinite(entropies).all())
+            and bool(possible.all() and np.isfinite(entropies).all())
         )
 
     def version_closed(self, event: VersionClosed) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.wire.messages import (
     FINISHES,
+    MAX_LOGPROB,
     Floats,
     FromPeer,
     Ints,
@@ -28,8 +29,6 @@ MAX_REPORT_BYTES = 1 << 20
 MAX_COMMAND_BYTES = 64 << 20
 """Most bytes of a message of the stage: it may hold prompts and responses."""
 MAX_DATA_BYTES = 64 << 20
-MAX_LOGPROB = 1e-3
-"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_peer = msgspec.msgpack.Decoder(FromPeer)

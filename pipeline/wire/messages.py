@@ -30,6 +30,10 @@ Words = Annotated[str, msgspec.Meta(max_length=256)]
 """Text that is shown to people."""
 
 
+MAX_LOGPROB = 1e-3
+"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
+
+
 class WireError(Exception):
     """A frame that the other end should not have sent."""
 

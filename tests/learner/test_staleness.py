@@ -13,8 +13,10 @@ import msgspec
 import pytest
 import torch
 
+from learner.step.close_version import MESSAGE_BYTES, messages_of
 from learner.step.mini_batches import mini_batches
-from pipeline.wire.messages import ints
+from pipeline.wire.codec import MAX_REPORT_BYTES, encode_message
+from pipeline.wire.messages import Piece, ints
 from tests.learner.ranks import SECTION, STEPS, TEMPERATURE, group_of, make_model, run_ranks
 from tests.learner.stale_ranks import STALE
 from tests.learner.test_exactness import Plain, groups_of, load, padded, relative
@@ -26,7 +28,9 @@ Results = dict[int, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("stale") / "model")
+    directory = tmp_path_factory.mktemp("stale")
+    make_model(directory / "reference", seed=4)
+    return make_model(directory / "model")
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +155,20 @@ def test_a_stream_answers_with_logprobs_and_entropies_of_the_present_weights(
         other = distributions(with_weights(model, found["weights0"]))
         moved = max(float((other[name][0] - expected[name][0]).abs().max()) for name in other)
         assert moved > 0.05, "the weights must have changed for the case to show anything"
+
+
+def test_what_a_rank_answers_fits_into_messages_and_stays_whole():
+    tokens = MESSAGE_BYTES // 4
+    values = -torch.arange(2 * tokens + 3).numpy().astype("<f4")
+    long = Piece(7, 5, values.tobytes(), values.tobytes())
+    sent = list(messages_of(3, [Piece(1, 0, bytes(8)), long, Piece(2, 0, bytes(4))]))
+    assert all(len(encode_message(m)) < MAX_REPORT_BYTES and m.version == 3 for m in sent)
+    parts = [piece for message in sent for piece in message.pieces]
+    assert [(p.trajectory, p.first, len(p.logprobs)) for p in parts] == [
+        (1, 0, 8),
+        (7, 5, 4 * tokens),
+        (7, 5 + tokens, 4 * tokens),
+        (7, 5 + 2 * tokens, 12),
+        (2, 0, 4),
+    ]
+    assert b"".join(p.entropies for p in parts[1:4]) == long.entropies == long.logprobs

@@ -26,7 +26,7 @@ NEW = {A: 0.30, B: 0.60, C: 0.25, D: 0.30}
 
 def bigram() -> Any:
     """A model without layers: the next token depends on the last one alone, as `NEW` says."""
-    size = 5
+    size = 6
     config = LlamaConfig(
         vocab_size=size,
         hidden_size=size,
@@ -34,6 +34,7 @@ def bigram() -> Any:
         num_hidden_layers=0,
         num_attention_heads=1,
         tie_word_embeddings=False,
+        rms_norm_eps=1e-12,
     )
     net: Any = LlamaForCausalLM(config)
     table = torch.full((size, size), 1e-9)

@@ -149,10 +149,11 @@ def test_every_rank_is_asked_and_waited_for() -> None:
         (0, piece_of(3, [-1.0, -1.0], first=1)),
         (0, piece_of(3, [-1.0, float("nan")])),
         (0, piece_of(3, [-1.0, float("-inf")])),
+        (0, piece_of(3, [-1.0, 0.5])),
         (0, piece_of(3, [-1.0, -1.0], entropies=[1.0, float("inf")])),
         (0, piece_of(10**6, [-1.0])),
     ],
-    ids=["version", "length", "offset", "nan", "infinite", "entropy", "unknown"],
+    ids=["version", "length", "offset", "nan", "infinite", "positive", "entropy", "unknown"],
 )
 def test_a_piece_that_does_not_fit_is_counted_and_changes_nothing(version: int, piece: Any) -> None:
     bench = running_ahead()
