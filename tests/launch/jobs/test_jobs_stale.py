@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launch.jobs.jobs import lines, train
 from tests.paths import MODEL
@@ -32,7 +32,7 @@ def test_stale_tokens_train_with_the_old_logprobs_of_their_own_version(
     share = missing / (known + missing)
     print(f"overlap {overlap}: {known} stale tokens with their old logprob, {share:.1%} without")
     assert known > 0
-    assert share < 0.5
+    assert share < 0.8, "what the engine samples while weights are on their way, and no more"
     assert not any("old_refused" in step for step in steps)
     assert max(step["close_version_s"] for step in steps) > 0
     stale = [step for step in steps if step["old_known"]]
@@ -41,34 +41,39 @@ def test_stale_tokens_train_with_the_old_logprobs_of_their_own_version(
     assert max(abs(step["learner"]["importance"] - 1) for step in stale) < 1e-3
 
 
-PLUGIN = '''
+PLUGIN = """
 import json
 from pathlib import Path
 
 from pipeline.plugins.actions import Finalize
-from pipeline.plugins.interfaces import Stateless, Wants
+from pipeline.plugins.interfaces import Every, Stateless, Wants
 
-SEEN = Path(__file__).with_name("seen.jsonl")
+HERE = Path(__file__).parent
+
+
+def note(file, line):
+    with (HERE / file).open("a") as opened:
+        opened.write(json.dumps(line) + "\\n")
 
 
 class Entropies(Stateless):
-    """Takes all, once the learner has looked at all of them; says what it saw."""
+    "Takes all; notes every entropy that it is shown."
 
-    wants = Wants(every=4, reward=True, tick=True, entropy=True)
+    wants = Wants(every=4, reward=True, entropy=True)
 
     def decide(self, group, event):
-        if group.unended or any(m.entropy is None or m.reward is None for m in group.members):
-            return
-        if type(event).__name__ == "Ticked":
-            seen = [(m.tokens, m.entropy) for m in group.members]
-            yield Finalize(tuple(m.id for m in group.members), why=json.dumps(seen))
+        for member in group.members:
+            if member.entropy is not None:
+                ended = member.state in ("finished", "truncated")
+                note("shown", [member.tokens, ended, member.entropy, isinstance(event, Every)])
+        if not group.unended and all(member.reward is not None for member in group.members):
+            yield Finalize(tuple(member.id for member in group.members))
 
 
 def reward(sample):
-    with SEEN.open("a") as file:
-        file.write(json.dumps([sample.prompt, list(sample.ids)]) + "\\n")
+    note("sampled", [sample.prompt, list(sample.ids)])
     return float(len(sample.ids) % 2)
-'''
+"""
 
 
 def prefix_entropies(net: Any, tokenizer: Any, prompt: str, ids: list[int]) -> torch.Tensor:
@@ -83,28 +88,26 @@ def prefix_entropies(net: Any, tokenizer: Any, prompt: str, ids: list[int]) -> t
 def test_a_selector_reads_the_mean_entropy_of_what_the_learner_has_looked_at(
     tmp_path: Path,
 ) -> None:
-    from transformers import AutoTokenizer
+
+    def noted(name: str) -> list[Any]:
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
     (tmp_path / "mine.py").write_text(PLUGIN)
     run = tmp_path / "entropies"
-    settings = ["engine.kind=simulated", "selector=mine:Entropies", "step.count=1"]
-    settings += ["reward.python.function=mine:reward", "learner.overlap=token"]
-    settings += ["sampling.temperature=1", "workers.count=1"]
+    settings = ["engine.kind=simulated", "selector=mine:Entropies", "sampling.temperature=1"]
+    settings += ["reward.python.function=mine:reward", "learner.overlap=token", "workers.count=1"]
+    settings += ["learner.lr=1e-12"]  # so that the weights stay those that are compared with
     with train(run, tmp_path / "log", *settings, path=tmp_path) as job:
         assert job.wait() == 0, job.text
     net = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    sampled = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
-    means = [prefix_entropies(net, tokenizer, prompt, ids) for prompt, ids in sampled]
-    decisions = lines(run / "decisions.jsonl", "decision")
-    seen = [pair for d in decisions if d["action"] == "Finalize" for pair in json.loads(d["why"])]
-    assert len(seen) >= 16
-    whole = 0
-    for tokens, entropy in seen:
-        near = [m for m in means if len(m) == tokens]
-        assert min(float((m - entropy).abs().min()) for m in near) < 1e-4
-        whole += min(abs(float(m[-1]) - entropy) for m in near) < 1e-4
-    assert whole > len(seen) / 2, "most had been looked at to their end"
+    means = [prefix_entropies(net, tokenizer, *response) for response in noted("sampled")]
+    shown = {tuple(line) for line in noted("shown")}
+    assert len(shown) >= 30
+    assert any(every for *_, every in shown), "of running members too"
+    for tokens, ended, entropy, _ in shown:
+        fit = [m[:tokens] for m in means if len(m) == tokens or (len(m) > tokens and not ended)]
+        assert min(float((m - entropy).abs().min()) for m in fit) < 2e-5
 
 
 def test_a_selector_of_entropies_without_streamed_tokens_is_refused(tmp_path: Path) -> None:
