@@ -25,7 +25,8 @@ from pipeline.coordinator.events import (
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.staleness import BEFORE_TAKING, versions
 from pipeline.coordinator.state import CoordinatorState
-from pipeline.wire.messages import MAX_LOGPROB, Piece, StreamedChunk, floats
+from pipeline.wire.fields import MAX_LOGPROB
+from pipeline.wire.messages import Piece, StreamedChunk, floats
 
 _MOST_BYTES = 32 << 20
 """Tokens of one order to a rank, half of what a message may hold. A rank that could compute as

@@ -7,12 +7,24 @@ the time. Pure: time is an argument.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
+import numpy as np
 
-from pipeline.coordinator.events import CloseVersion, StreamTokens, TrainGroup
+from pipeline.coordinator.events import (
+    AnyCommand,
+    CloseStep,
+    CloseVersion,
+    DropStream,
+    ForgetGroup,
+    OldLogprobs,
+    StreamTokens,
+    TrainGroup,
+    VersionClosed,
+)
 from pipeline.simulation.hardware import LearnerCost
+from pipeline.wire.messages import Piece
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -37,6 +49,24 @@ class ModelledLearner:
         self.worked_s = self.logprob_s = self.hidden_s = 0.0  # in the open step
 
     # --- what it is asked ---------------------------------------------------------------
+
+    def take(self, now: float, command: AnyCommand) -> None:
+        """A command for this rank has arrived."""
+        match command:
+            case TrainGroup():
+                self.train(now, command)
+            case ForgetGroup():
+                self.forget(now, command.group)
+            case StreamTokens():
+                self.hint(now, command)
+            case DropStream():
+                self.unhint(now, command.trajectories)
+            case CloseVersion():
+                self.close_version(now, command)
+            case CloseStep():
+                self.finish(now)
+            case _:
+                raise AssertionError(f"{command} is not for a learner")
 
     def train(self, now: float, command: TrainGroup) -> None:
         self._think(now)
@@ -75,6 +105,15 @@ class ModelledLearner:
             self._queue.append(Job(group=-1, seconds=seconds, command=one))
         answer = msgspec.structs.replace(command, chunks=())
         self._queue.append(Job(group=-1, seconds=0.0, command=answer))
+
+    def answers(self, command: CloseVersion) -> Iterator[OldLogprobs | VersionClosed]:
+        """What it says after such a job: old logprobs, here all of -1 nat, or that it is done."""
+        for chunk in command.chunks:
+            nats = np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes()
+            pieces = (Piece(chunk.trajectory, 0, nats),)
+            yield OldLogprobs(rank=self.rank, version=command.version, pieces=pieces)
+        if not command.chunks:
+            yield VersionClosed(rank=self.rank, version=command.version)
 
     def finish(self, now: float) -> None:
         """The optimizer step and the publish, after what is queued; a version that is still being

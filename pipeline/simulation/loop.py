@@ -8,8 +8,6 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import (
     AbandonCheckpoint,
@@ -28,7 +26,6 @@ from pipeline.coordinator.events import (
     GroupTrained,
     LearnerJoined,
     LoadWeights,
-    OldLogprobs,
     Published,
     Report,
     RequestReward,
@@ -40,7 +37,6 @@ from pipeline.coordinator.events import (
     Tick,
     Tokens,
     TrainGroup,
-    VersionClosed,
     WeightsLoaded,
 )
 from pipeline.coordinator.timeouts import longest_s
@@ -48,7 +44,6 @@ from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload
-from pipeline.wire.messages import Piece
 
 _PATIENCE_S = 4.0
 """Beyond `timeouts.log_wait_s`, until which engines that load are waited for."""
@@ -320,21 +315,7 @@ class Simulation:
     def _to_learner(self, learner: ModelledLearner | None, command: AnyCommand) -> None:
         if learner is None or self.learners.get(learner.rank) is not learner:
             return
-        match command:
-            case TrainGroup():
-                learner.train(self.now, command)
-            case ForgetGroup():
-                learner.forget(self.now, command.group)
-            case StreamTokens():
-                learner.hint(self.now, command)
-            case DropStream():
-                learner.unhint(self.now, command.trajectories)
-            case CloseVersion():
-                learner.close_version(self.now, command)
-            case CloseStep():
-                learner.finish(self.now)
-            case _:
-                raise AssertionError(f"{command} is not for a learner")
+        learner.take(self.now, command)
         self._go_on(learner)
 
     def _go_on(self, learner: ModelledLearner) -> None:
@@ -359,7 +340,8 @@ class Simulation:
             return
         job = learner.done(self.now)
         if isinstance(job.command, CloseVersion):
-            self.version_closed(learner, job.command)
+            for answer in learner.answers(job.command):
+                self.soon(self.tell, answer)
         elif job.command is not None:
             if job.group in learner.learned:  # else it was forgotten under way
                 self.trained(learner, job.command)
@@ -369,16 +351,6 @@ class Simulation:
                 self._stepping = set()
                 self.optimized()
         self._go_on(learner)
-
-    def version_closed(self, learner: ModelledLearner, command: CloseVersion) -> None:
-        """A rank has computed old logprobs, here of -1 nat, or all that it was asked for."""
-        rank, version = learner.rank, command.version
-        for chunk in command.chunks:
-            nats = np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes()
-            piece = Piece(chunk.trajectory, 0, nats)
-            self.soon(self.tell, OldLogprobs(rank=rank, version=version, pieces=(piece,)))
-        if not command.chunks:
-            self.soon(self.tell, VersionClosed(rank=rank, version=version))
 
     def trained(self, learner: ModelledLearner, command: TrainGroup) -> None:
         """A rank has run forward and backward of a group."""

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pipeline.wire.fields import MAX_LOGPROB
 from pipeline.wire.messages import (
     FINISHES,
-    MAX_LOGPROB,
     Floats,
     FromPeer,
     Ints,

@@ -12,33 +12,24 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.wire.fields import (
+    Amount,
+    Count,
+    LegTimes,
+    Name,
+    Piece,
+    Seconds,
+    Seed,
+    Slots,
+    WireError,
+    Words,
+)
+
 PROTOCOL = 5
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
-Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""A count that a float64 still holds exactly."""
-Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
-Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
-"""Finite: NaN fails both comparisons."""
-Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-Words = Annotated[str, msgspec.Meta(max_length=256)]
-"""Text that is shown to people."""
-
-
-MAX_LOGPROB = 1e-3
-"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
-
-
-class WireError(Exception):
-    """A frame that the other end should not have sent."""
-
-    sender: bytes = b""
-    """Identity of the peer that sent it, if known."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -64,16 +55,6 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
 
 
 FINISHES = frozenset({"", "stop", "length", "abort", "error"})
-
-
-class LegTimes(msgspec.Struct, frozen=True, array_like=True):
-    """Times of a leg that has ended; seconds of the engine's monotonic clock."""
-
-    trajectory: Count
-    leg: Count
-    begun_s: Seconds  # the request arrived
-    first_s: Seconds  # its first token was sampled; 0.0: it has none
-    last_s: Seconds  # it finished
 
 
 class TokenBatch(Message, frozen=True, kw_only=True):
@@ -179,21 +160,6 @@ class GroupFailed(Message, frozen=True, kw_only=True):
     step: Count
     group: Count
     why: str
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """What a rank computed of consecutive response tokens of one trajectory."""
-
-    trajectory: Count
-    first: Count
-    """Position of the first of them within the response."""
-    logprobs: bytes  # float32
-    entropies: bytes = b""  # float32, nats, of the distribution of each; empty: not computed
-
-    def adds_up(self) -> bool:
-        """Returns True if it holds whole numbers, and as many entropies as logprobs, or none."""
-        whole = len(self.logprobs) % 4 == 0
-        return whole and len(self.entropies) in (0, len(self.logprobs))
 
 
 class OldLogprobs(Message, frozen=True, kw_only=True):
