@@ -20,7 +20,7 @@ from engines.chunker import Chunker, Frame, Key
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import WeightsProof, load_spans
-from pipeline.config.schema import TimeoutsConfig
+from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
     PROTOCOL,

@@ -26,11 +26,13 @@ from learner.deepspeed import engine
 from learner.forward.packed_attention import AttentionError
 from learner.forward.packing_check import prove_packing
 from learner.step.base import LearnerStep
-from learner.step.multi_update import MultiUpdateStep, needs_old
+from learner.step.multi_update import MultiUpdateStep
 from learner.step.passes import Passes
 from learner.step.single_update import SingleUpdateStep
 from learner.streaming.cached_forward import CachedForward
 from learner.streaming.logprob_stream import LogprobStream, ModelStream
+from pipeline.config.logprob_uses import LogprobUses, needs_old
+from pipeline.config.logprob_uses import of as logprob_uses
 from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
 
@@ -45,6 +47,8 @@ class LearnerParts:
     step: LearnerStep
     passes: Passes
     logprob_stream: LogprobStream
+    answers: bool
+    """The stage wants the streamed logprobs of the own weights back."""
     restored: save.Restored
     checkpoint_transfer: transfer.CheckpointTransfer
     vocabulary: int
@@ -98,7 +102,8 @@ def _build(
     cls = registry.find_plugin("loss", config.loss.name)
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
-    old_stream, reference_stream = model_streams(section, trainer, reference, temperature)
+    uses = logprob_uses(config)
+    old_stream, reference_stream = model_streams(section, uses, trainer, reference, temperature)
     passes = Passes(
         trainer,
         loss,
@@ -112,9 +117,8 @@ def _build(
         zero=trainer,
         step=step_of(passes, section),
         passes=passes,
-        logprob_stream=LogprobStream(
-            [stream for stream in (old_stream, reference_stream) if stream is not None]
-        ),
+        logprob_stream=LogprobStream(old_stream, reference_stream),
+        answers=uses.answered,
         restored=restored,
         checkpoint_transfer=carrier,
         vocabulary=vocabulary,
@@ -123,20 +127,22 @@ def _build(
 
 
 def model_streams(
-    section: LearnerConfig, trainer: engine.Zero, reference: Any, temperature: float
+    section: LearnerConfig,
+    uses: LogprobUses,
+    trainer: engine.Zero,
+    reference: Any,
+    temperature: float,
 ) -> tuple[ModelStream | None, ModelStream | None]:
-    """Make the cached forwards of `overlap: token`: of the own weights and the reference model.
+    """Make the cached forwards of `overlap: token`: of the own weights and the reference model."""
 
-    Where passes communicate (ZeRO 3) a rank cannot run its own model alone.
-    """
-    if section.overlap != "token":
-        return None, None
+    def stream(model: Any, entropy: bool = False) -> ModelStream:
+        cached = CachedForward(model, temperature, section.kv_tokens, entropy=entropy)
+        return ModelStream(cached)
 
-    def stream(model: Any) -> ModelStream:
-        return ModelStream(CachedForward(model, temperature, section.kv_tokens))
-
-    old = stream(trainer.engine) if needs_old(section) and not trainer.collective_passes else None
-    return old, stream(reference) if reference is not None else None
+    return (
+        stream(trainer.engine, uses.entropy) if uses.own else None,
+        stream(reference) if uses.reference else None,
+    )
 
 
 def step_of(passes: Passes, section: LearnerConfig) -> LearnerStep:

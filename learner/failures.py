@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from pipeline.wire.client import StageClient
-from pipeline.wire.messages import MOST_WORDS, OutOfMemory, Shutdown, ToPeer
+from pipeline.wire.fields import MOST_WORDS
+from pipeline.wire.messages import OutOfMemory, Shutdown, ToPeer
 
 ANSWER_S = 10.0
 """Seconds that the stage has to answer, before this rank ends without its word."""

@@ -11,8 +11,6 @@ ranks run together and smaller micro-batches may fit.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import logging
 import os
 import queue
@@ -26,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from learner.failures import exit_on_any_exception, shortages_reported
+from learner.process_setup import leave_engine_cores, parse_arguments, sigterm_pipe
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.schema import Config
-from pipeline.system.cpu_cores import CoresError, engine_cores
 from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
@@ -39,9 +37,11 @@ from pipeline.wire.messages import (
     PROTOCOL,
     PUBLISH,
     CloseStep,
+    CloseVersion,
     ForgetGroup,
     Join,
     Manifest,
+    Piece,
     Published,
     Refused,
     Save,
@@ -52,6 +52,7 @@ from pipeline.wire.messages import (
     StreamedTokens,
     ToPeer,
     TrainGroup,
+    VersionClosed,
     Welcome,
 )
 
@@ -79,6 +80,7 @@ class LearnerRank:
     def __init__(self, config: Config, parts: LearnerParts, stage: Path) -> None:
         from learner.build import versions_and_device
         from learner.schedule import Schedule
+        from learner.step.close_version import VersionCloser
         from learner.weights import probe_tokens
 
         self._config = config
@@ -91,6 +93,7 @@ class LearnerRank:
         together = 0 if config.debug.ordered else config.learner.tokens_per_micro_batch
         self._schedule = Schedule(together)
         self._passes, self._ahead = parts.passes, parts.logprob_stream
+        self._answers, self._closer = parts.answers, VersionCloser(parts.passes, self._ahead.own)
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of streamed tokens
         self._last_group = 0.0  # when the step's newest group arrived
@@ -130,8 +133,7 @@ class LearnerRank:
         self._client.start()
         try:
             while True:
-                while not self._inbox.empty():
-                    self._take_in(self._inbox.get())
+                self._take_all_in()
                 work = self._schedule.next()
                 if work is None:
                     self._stream_or_wait()
@@ -146,6 +148,10 @@ class LearnerRank:
                         self._do(work)
         finally:
             self._client.close()
+
+    def _take_all_in(self) -> None:
+        while not self._inbox.empty():
+            self._take_in(self._inbox.get())
 
     def _take_in(self, message: ToPeer) -> None:
         if isinstance(message, StreamedTokens):
@@ -166,9 +172,36 @@ class LearnerRank:
         self._client.set_activity("logprobs", STEP_LIMIT_S)
         started = time.monotonic()
         with self._passes.time_logprobs():
-            self._ahead.run_calls()
+            scored = self._ahead.run_calls()
         self._ahead_s += time.monotonic() - started
         self._work_log.record_work("logprobs ahead", started)
+        if self._answers:
+            from learner.step.close_version import pieces_of
+
+            self._send_old(pieces_of(scored))
+
+    def _send_old(self, pieces: tuple[Piece, ...]) -> None:
+        from learner.step.close_version import messages_of
+
+        for message in messages_of(self._version, pieces):
+            self._client.send(message)
+
+    def _close_version(self, order: CloseVersion) -> None:
+        """Answer with logprobs under the present weights, as long as nothing else waits."""
+
+        def other_work_waits() -> bool:
+            self._take_all_in()
+            return self._schedule.must_go_on
+
+        self._client.set_activity("closing the version", STEP_LIMIT_S)
+        started = time.monotonic()
+        if order.version != self._version:
+            raise ValueError(f"version {order.version} closes, but {self._version} is here")
+        with self._passes.time_logprobs():
+            for pieces in self._closer.close(order, other_work_waits):
+                self._send_old(pieces)
+        self._work_log.record_work("closing the version", started)
+        self._client.send(VersionClosed(version=order.version))
 
     def _do(self, work: Any) -> None:
         from learner.schedule import Train
@@ -190,6 +223,8 @@ class LearnerRank:
                 if self._step.forget_group(group):
                     self._step.clear_groups()
                     self._schedule.step_done()
+            case CloseVersion():
+                self._close_version(work)
             case CloseStep():
                 self._close(work)
             case Save():
@@ -297,37 +332,8 @@ class LearnerRank:
         self._client.send(Saved(directory=order.directory, error=error))
 
 
-def leave_engine_cores(config: Config) -> None:
-    """Keep off the engine's cores, if others are left: on one machine without a GPU."""
-    usable = os.sched_getaffinity(0)
-    with contextlib.suppress(CoresError):  # the engine reports it
-        if others := usable - set(engine_cores(config.engine.cpu_cores, usable)):
-            os.sched_setaffinity(0, others)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="learner.learner_rank", description=__doc__)
-    parser.add_argument(
-        "--stage", type=Path, required=True, help="directory of the stage's sockets, or a key file"
-    )
-    parser.add_argument("--config", type=Path, required=True, help="the run's config.yaml")
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--world", type=int, default=1)
-    parser.add_argument("--resume", type=Path, help="a checkpoint directory")
-    parser.add_argument(
-        "--micro-batch-tokens",
-        type=int,
-        default=0,
-        metavar="N",
-        help="the most, if less than learner.tokens_per_micro_batch: memory ran out before",
-    )
-    parser.add_argument(
-        "--no-shared-fs",
-        type=Path,
-        metavar="DIRECTORY",
-        help="this machine lacks the run's folder: keep parts of checkpoints here meanwhile",
-    )
-    given = parser.parse_args()
+    given = parse_arguments(__doc__)
 
     exit_on_any_exception()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher answers Ctrl-C
@@ -365,19 +371,6 @@ def main() -> None:
 
 running: list[LearnerRank] = []
 """This rank once it is built: before that SIGTERM has nothing to finish."""
-
-
-def sigterm_pipe() -> int:
-    """Make a pipe that becomes readable when SIGTERM arrives; returns its reading end.
-
-    A Python handler waits for the main thread, which may be in a collective; a byte in
-    the pipe arrives at once, whichever thread the signal reaches.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    return reader
 
 
 def leave_at_sigterm(reader: int) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from pipeline.wire.messages import (
     CloseStep,
+    CloseVersion,
     ForgetGroup,
     Refused,
     Save,
@@ -32,7 +33,7 @@ class Train(msgspec.Struct, frozen=True):
     groups: tuple[TrainGroup, ...]
 
 
-Work = Train | ForgetGroup | CloseStep | Save | Welcome | Shutdown | Refused
+Work = Train | ForgetGroup | CloseVersion | CloseStep | Save | Welcome | Shutdown | Refused
 
 
 def tokens_of(group: TrainGroup) -> int:
@@ -47,11 +48,17 @@ class Schedule:
         self.open_step: int | None = None
         """The step whose groups are in the gradient."""
         self._token_cap = token_cap
-        self._queue: list[TrainGroup | ForgetGroup | CloseStep | Save] = []
+        self._queue: list[TrainGroup | ForgetGroup | CloseVersion | CloseStep | Save] = []
         self._first: Welcome | Shutdown | Refused | None = None
 
     def __len__(self) -> int:
         return len(self._queue) + (self._first is not None)
+
+    @property
+    def must_go_on(self) -> bool:
+        """True if what waits does not wait for `VersionClosed`: the stage has given it up."""
+        waiting = any(isinstance(item, CloseStep | Save) for item in self._queue)
+        return self._first is not None or waiting
 
     def put(self, message: ToPeer) -> None:
         """Queue a message of the stage. Raises ScheduleError for one that is not for a learner."""
@@ -73,7 +80,7 @@ class Schedule:
                 if len(kept) == len(self._queue):  # not queued: it is in the gradient
                     kept.append(message)
                 self._queue = kept
-            case TrainGroup() | CloseStep() | Save():
+            case TrainGroup() | CloseVersion() | CloseStep() | Save():
                 self._queue.append(message)
             case _:
                 raise ScheduleError(f"{type(message).__name__} is not a message for a learner")
@@ -84,7 +91,7 @@ class Schedule:
             first, self._first = self._first, None
             return first
         for index, item in enumerate(self._queue):
-            if isinstance(item, CloseStep):
+            if isinstance(item, CloseVersion | CloseStep):
                 break
             if isinstance(item, Save):
                 del self._queue[index]

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "config": "plugins tasks",
     "data": "config plugins tasks",
     "workers": "config plugins system",
-    "coordinator": "plugins wire.messages",
+    "coordinator": "plugins wire.messages wire.fields",
     "checkpoint": "config coordinator data plugins system wire",
     "observability": "config coordinator plugins system wire",
     "simulation": "coordinator plugins wire",

@@ -11,6 +11,7 @@ from pathlib import Path
 from launch.preflight import rewards
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
+from pipeline.config import rules
 from pipeline.config.schema import Config
 from pipeline.data import eval_sets
 from pipeline.data.dataset import DataError, load_train
@@ -46,6 +47,7 @@ def check_everything(config: Config) -> list[str]:
     return [
         *without_effect(config),
         *skipped,
+        *(f"warning: {line}" for line in rules.warnings(config)),
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",

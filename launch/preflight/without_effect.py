@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from pipeline.config import logprob_uses
 from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
-from pipeline.stage.build import streams_logprobs
 
 
 def without_effect(config: Config) -> list[str]:
@@ -53,11 +53,11 @@ def _streaming(config: Config) -> Iterator[tuple[str, str]]:
     if section.overlap != "token":
         return
     chunk = config.engine.chunk_tokens
-    if not streams_logprobs(section):
+    if not logprob_uses.of(config).streamed:
         why = "no old or reference logprobs are wanted: as with group"
+        if section.zero == 3:
+            why = "with learner.zero 3 all ranks compute together: as off"
         yield "learner.overlap", f"token, but {why}"
-    elif section.zero == 3 and not section.reference:
-        yield "learner.overlap", "token, but with learner.zero 3 all ranks compute together: as off"
     elif chunk >= limit > 1:
         why = f"engine.chunk_tokens is {chunk}, and a response has at most {limit}"
         yield "learner.overlap", f"token, but {why}: none is streamed before its end"

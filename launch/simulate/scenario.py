@@ -159,10 +159,14 @@ def begin_simulation(
     numbers = build.coordinator_settings(config, prompts=len(prompt_tokens), stop_tokens=STOP)
     if streamed:
         numbers = msgspec.structs.replace(numbers, stream=True)
-    # No timeouts: modelled engines may report only at the end of a response. One turn: the
+    # No other timeouts: modelled engines may report only at the end of a response. One turn: the
     # environment's replies are not modelled.
     numbers = msgspec.structs.replace(
-        numbers, ranks=machines.ranks, engines=machines.engines, limits=Timeouts(), turns=0
+        numbers,
+        ranks=machines.ranks,
+        engines=machines.engines,
+        limits=Timeouts(close_s=config.learner.close_s),
+        turns=0,
     )
     coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)

@@ -58,6 +58,8 @@ class MicroBatch:
     weights_B: Tensor
     trajectories: tuple[int, ...]
     """Ids, in the order of the rows."""
+    old_BT: Tensor | None = None
+    """Old logprobs that came with the members, NaN where the rank's own hold; None: all do."""
 
 
 def trained_members(group: TrainGroup) -> list[TrainMember]:
@@ -91,7 +93,7 @@ def _assemble(
     responses = [ints(member.response) for member in members]
     rows, longest = len(members), max(len(response) for response in responses)
     behaviour = np.zeros((rows, longest), dtype=np.float32)
-    mask = np.zeros_like(behaviour)
+    mask, old = np.zeros_like(behaviour), np.full_like(behaviour, np.nan)
     held = np.zeros(mask.shape, dtype=np.bool_)
     for row, (member, response) in enumerate(zip(members, responses, strict=True)):
         logprobs = floats(member.behaviour)
@@ -105,6 +107,8 @@ def _assemble(
         held[row, : len(response)] = True
         for first, count in member.appended:
             mask[row, first : first + count] = 0.0
+        if member.old:
+            old[row, : len(response)] = floats(member.old)
     appended = any(member.appended for member in members)
     packed = pack_whole(
         [(prompt, [ints(member.response) for member in found]) for prompt, found in parts], device
@@ -118,6 +122,7 @@ def _assemble(
         advantages_B=torch.tensor([member.advantage for member in members], device=device),
         weights_B=torch.tensor([member.weight for member in members], device=device),
         trajectories=tuple(member.trajectory for member in members),
+        old_BT=torch.from_numpy(old).to(device) if any(m.old for m in members) else None,
     )
 
 

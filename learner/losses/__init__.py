@@ -23,7 +23,8 @@ class LossBatch:
     logprobs_BT: Tensor
     """Logprobs of the tokens under the weights being trained; the only tensor with a gradient."""
     old_logprobs_BT: Tensor
-    """Logprobs under the weights that the batch began with (detached)."""
+    """Logprobs under the weights that sampled each token (detached): those that the batch began
+    with, or of an older version, with `learner.max_staleness`."""
     behaviour_BT: Tensor
     """Logprobs that the engine reported when it sampled the tokens."""
     advantages_B: Tensor

@@ -96,6 +96,8 @@ class LearnerStep(abc.ABC):
         self._passes.compute_reference(groups)
         if self._old and not self._passes.zero.collective_passes:
             self._passes.compute_old(groups)
+        else:
+            self._passes.release_streamed(groups)
 
     def _failed_reports(self, groups: Sequence[TrainGroup], error: NotFinite) -> list[Report]:
         """Find the group that is not finite: each is added alone."""

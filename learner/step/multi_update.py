@@ -16,6 +16,7 @@ from learner.forward.micro_batches import counted_tokens
 from learner.step.base import LearnerStep
 from learner.step.mini_batches import mini_batches
 from learner.step.passes import Metrics, NotFinite, Passes, merge_metrics
+from pipeline.config.logprob_uses import needs_old
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import CloseStep, TrainGroup
 
@@ -94,11 +95,6 @@ class MultiUpdateStep(LearnerStep):
             },
             "computed_share": computed / tokens,
         }
-
-
-def needs_old(section: LearnerConfig) -> bool:
-    """Return True if old logprobs need a forward pass of their own."""
-    return section.old_logprobs == "always" or section.updates * section.epochs > 1
 
 
 def _check(group: TrainGroup) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import msgspec
 import torch
@@ -31,6 +31,7 @@ from learner.losses import Loss
 from learner.step.importance_weights import importance_weights
 from learner.streaming.fixed_logprobs import ByTrajectory, align, member_logprobs
 from learner.streaming.logprob_stream import ModelStream
+from pipeline.config.logprob_uses import importance_mode
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup
 
@@ -122,6 +123,37 @@ class Passes:
             for _ in range(empty):
                 self._empty_pass()
         return found
+
+    def whole_logprobs(
+        self, groups: Sequence[TrainGroup], stop: Callable[[], bool]
+    ) -> Iterator[ByTrajectory]:
+        """Compute logprobs of whole responses under the present weights, one micro-batch after
+        another, until `stop` says so; with collective passes all ranks together, until one's does.
+
+        Where memory runs out it ends too: what is missing then is counted. Raises MemoryShortage
+        where the other ranks wait in that pass.
+        """
+        batches = self._micro_batches(groups)
+        for index in range(len(batches) + self._empty_passes(len(batches))):
+            stops = int(stop())
+            if self.zero.max_over_ranks(stops) if self.zero.collective_passes else stops:
+                return
+            if index >= len(batches):
+                with torch.no_grad():
+                    self._empty_pass()
+                continue
+            batch = self.limit.watch(batches[index : index + 1])
+            try:
+                found = member_logprobs(self.zero.engine, batch, self._temperature)
+            except RuntimeError as error:
+                self.lower_limit(error, together=self.zero.collective_passes)
+                return
+            yield found
+
+    def release_streamed(self, groups: Sequence[TrainGroup]) -> None:
+        """Free what the own weights' stream holds of these groups: they are trained on now."""
+        if self._old_stream is not None:
+            self._old_stream.release_groups(groups)
 
     @contextlib.contextmanager
     def time_logprobs(self) -> Generator[None, None, None]:
@@ -254,10 +286,12 @@ class Passes:
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
         section = self._section
         found = loss_batch(self.zero.engine, batch, self._temperature, entropy=section.entropy)
-        mode, cap = section.importance, section.importance_cap
+        mode, cap = importance_mode(section), section.importance_cap
         old_BT, reference_BT = found.old_logprobs_BT, None
         if self._old:
             old_BT = align(self._old, batch.trajectories, found.mask_BT, old_BT)
+        if batch.old_BT is not None:  # of older versions; NaN elsewhere
+            old_BT = batch.old_BT.where(batch.old_BT.isfinite(), old_BT)
         if self._reference:
             reference_BT = align(
                 self._reference, batch.trajectories, found.mask_BT, found.logprobs_BT

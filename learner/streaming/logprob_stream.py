@@ -9,7 +9,7 @@ Source: token streaming, arXiv 2605.30859.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from learner.forward.memory import ran_out_of_memory
 from learner.forward.micro_batches import trained_members
 from learner.streaming.cached_forward import CachedForward, Floats, StreamedLogprobs
 from learner.streaming.fixed_logprobs import ByTrajectory
-from pipeline.wire.messages import StreamedTokens, TrainGroup, TrainMember, ints
+from pipeline.wire.messages import StreamedChunk, StreamedTokens, TrainGroup, TrainMember, ints
 
 log = logging.getLogger(__name__)
 
 CALL_TOKENS = 1024
 """Tokens per call: on a CPU larger calls cost more per token, and delay arriving groups."""
+
+_LATER = 1e12
+"""More tokens than any trajectory holds."""
 
 
 class ModelStream:
@@ -42,29 +45,48 @@ class ModelStream:
     def add_streamed(self, tokens: StreamedTokens) -> None:
         """Queue the next tokens of these trajectories; forget those that are gone."""
         for chunk in tokens.chunks:
-            # After a gap (the cache was cleared in between) the arriving group fills it.
-            if chunk.offset == self._forward.tokens_held(chunk.trajectory):
-                self._begin(chunk.group, tokens.prompts[chunk.group])
-                self._forward.extend_trajectory(
-                    chunk.trajectory, chunk.group, ints(chunk.tokens).tolist()
-                )
+            self.add_chunk(tokens.prompts[chunk.group], chunk)
         for trajectory in tokens.gone:
             self._forward.release_trajectory(trajectory)
             self._found.pop(trajectory, None)
 
-    def run_call(self) -> None:
-        """Run one call, short trajectories first: they are the likeliest to be selected.
+    def add_chunk(self, prompt: bytes, chunk: StreamedChunk) -> None:
+        """Queue the tokens of a chunk that are new; after a gap none are."""
+        known = self._forward.tokens_held(chunk.trajectory)
+        fresh = ints(chunk.tokens)[max(0, known - chunk.offset) :]
+        # After a gap (the cache was cleared in between) the arriving group fills it.
+        if chunk.offset <= known and len(fresh):
+            self._begin(chunk.group, prompt)
+            self._forward.extend_trajectory(chunk.trajectory, chunk.group, fresh.tolist())
 
-        If memory runs out, all that was computed ahead is dropped.
+    def run_call(self, first: Collection[int] = ()) -> list[StreamedLogprobs]:
+        """Run one call and return what it computed: of the trajectories in `first`, then short
+        ones, which are the likeliest to be selected.
+
+        If memory runs out, all that was computed ahead is dropped, and nothing is returned.
         """
+
+        def priority(name: int) -> float:
+            return self._forward.tokens_held(name) + (0.0 if name in first else _LATER)
+
         try:
-            self._keep(self._forward.run_call(CALL_TOKENS, priority=self._forward.tokens_held))
-            return
+            return self._keep(self._forward.run_call(CALL_TOKENS, priority))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
             log.warning("out of memory ahead of the groups: they are computed when they arrive")
         self.clear_stream()
+        return []
+
+    def has_pending(self, trajectories: Iterable[int]) -> bool:
+        """Return True if one of these trajectories has tokens left that this stream computes."""
+        held = self._forward.tokens_held
+        return self._forward.has_pending(name for name in trajectories if held(name))
+
+    def lacking(self, trajectories: Iterable[int]) -> list[int]:
+        """Return those that this stream will not compute: unknown, or too large for the cache."""
+        gone, held = self._forward.dropped, self._forward.tokens_held
+        return [name for name in trajectories if name in gone or not held(name)]
 
     def take_logprobs(self, groups: Sequence[TrainGroup]) -> ByTrajectory:
         """Return logprobs of all trained members' sampled tokens; the groups leave the cache."""
@@ -90,10 +112,16 @@ class ModelStream:
             name: torch.from_numpy(sampled_only(np.concatenate(self._found.pop(name)), member))
             for name, member in wanted.items()
         }
+        self.release_groups(groups)
+        return found
+
+    def release_groups(self, groups: Sequence[TrainGroup]) -> None:
+        """Forget these groups and their members."""
         for group in groups:
+            for member in group.members:
+                self._found.pop(member.trajectory, None)
             self._forward.release_group(group.group)
             self._prompts.discard(group.group)
-        return found
 
     def clear_stream(self) -> None:
         """Forget everything: the weights are about to change."""
@@ -106,9 +134,10 @@ class ModelStream:
             self._prompts.add(group)
             self._forward.begin_group(group, ints(prompt).tolist())
 
-    def _keep(self, scored: Iterable[StreamedLogprobs]) -> None:
+    def _keep(self, scored: list[StreamedLogprobs]) -> list[StreamedLogprobs]:
         for piece in scored:
             self._found.setdefault(piece.trajectory, []).append(piece.logprobs)
+        return scored
 
 
 def sampled_only(logprobs: Floats, member: TrainMember) -> Floats:
@@ -122,8 +151,9 @@ def sampled_only(logprobs: Floats, member: TrainMember) -> Floats:
 class LogprobStream:
     """The streams of a rank: own weights, reference model, both or none."""
 
-    def __init__(self, streams: Sequence[ModelStream]) -> None:
-        self._streams = streams
+    def __init__(self, own: ModelStream | None, reference: ModelStream | None) -> None:
+        self.own = own
+        self._streams = [stream for stream in (own, reference) if stream is not None]
 
     @property
     def pending_tokens(self) -> int:
@@ -133,7 +163,11 @@ class LogprobStream:
         for stream in self._streams:
             stream.add_streamed(tokens)
 
-    def run_calls(self) -> None:
+    def run_calls(self) -> list[StreamedLogprobs]:
+        """Run a call of each stream; returns what was computed under the own weights."""
+        found: list[StreamedLogprobs] = []
         for stream in self._streams:
             if stream.pending_tokens:
-                stream.run_call()
+                scored = stream.run_call()
+                found += scored if stream is self.own else []
+        return found

@@ -54,6 +54,22 @@ def _ordered(config: Config) -> Iterator[tuple[str, str]]:
         yield "debug.ordered", f"found true, but learner.overlap is token: {why}; take group or off"
 
 
+def warnings(config: Config) -> Iterator[str]:
+    """Lines about settings that are allowed, and change what is learned."""
+    section = config.learner
+    if section.max_staleness and section.importance == "off":
+        yield (
+            "learner.importance is off, but learner.max_staleness is "
+            f"{section.max_staleness}: stale tokens are not weighed by old over behaviour "
+            "probability; auto truncates that weight"
+        )
+    if section.max_staleness and not section.close_s:
+        yield (
+            "learner.close_s is 0, but learner.max_staleness is "
+            f"{section.max_staleness}: stale tokens use the engine's logprobs as old ones"
+        )
+
+
 def _learner(section: LearnerConfig) -> Iterator[tuple[str, str]]:
     if section.attention in _OTHER_KERNELS:
         why = "the learner's calls share a prompt's keys among its responses, which that function"

@@ -14,6 +14,7 @@ from msgspec import Meta
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
 from pipeline.config.setting_types import Plugin, Section
+from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.plugins.ranges import (
     AtLeastOne,
     NonEmpty,
@@ -190,18 +191,23 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     old_logprobs: Literal["auto", "always"] = "auto"
     """Logprobs under the weights that the batch began with: `auto` takes them from the forward pass
     that is trained on, or, with several updates, from one of their own when a group arrives;
-    `always`: from one of their own."""
+    `always`: from one of their own. Stale tokens have theirs from before their version ended."""
+    close_s: NonNegativeFloat = 5.0
+    """Seconds that a step may wait, before its update, for logprobs of tokens that later steps may
+    train on (`max_staleness`); a token without one uses the engine's. 0: none are asked for."""
     reference: str = ""
     """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
     directory with the same vocabulary. Empty: none."""
-    importance: Literal["off", "truncate", "mask"] = "off"
+    importance: Literal["auto", "off", "truncate", "mask"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
-    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1."""
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1; `auto`:
+    `truncate` with `max_staleness` above 0, else `off`."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
-    the next steps' prompts go out before the update; correct it with `importance`."""
+    the next steps' prompts go out before the update, and the loss corrects for it: it clips the
+    ratio of new over old probability, and `importance` weighs tokens."""
     stale: Literal["wait", "drop"] = "wait"
     """Action on what would become older: `wait` for it before the step closes, or `drop` it (a bias
     against long responses; their lengths are in the group records)."""
@@ -255,8 +261,7 @@ class EvalFileConfig(Section, frozen=True, kw_only=True):
     samples: NonNegativeInt = 0
     """Responses for each of its prompts; 0: as `eval.samples` says."""
     k: tuple[PositiveInt, ...] = ()
-    """Values of k for its pass@k; empty: as `eval.k` says, if that many are sampled, else
-    `samples`."""
+    """Values of k for its pass@k; empty: those of `eval.k` if so many are sampled, or `samples`."""
 
 
 class EvalConfig(Section, frozen=True, kw_only=True):
@@ -294,36 +299,6 @@ class AuditConfig(Section, frozen=True, kw_only=True):
     than this on average, up or down, from its advantage among all candidates. 0: never."""
 
 
-class TimeoutsConfig(Section, frozen=True, kw_only=True):
-    log_wait_s: PositiveFloat = 20.0
-    """Seconds after which a wait prints one line that names what it waits for."""
-    heartbeat_s: allowed.HeartbeatSeconds = 5.0
-    """Seconds without a heartbeat after which a peer is lost."""
-    join_s: PositiveFloat = 600.0
-    """Seconds that engines and learner may take to join; then the run stops and names who is
-    missing. Also the time that it continues without any engine."""
-    load_s: PositiveFloat = 300.0
-    """Seconds that an engine may take to load new weights; then it is restarted."""
-    abort_s: PositiveFloat = 30.0
-    """Seconds that an engine may take to confirm an abort; then it is restarted."""
-    sampling_s: PositiveFloat = 120.0
-    """Seconds that a sampling engine may send nothing at all; then it is restarted."""
-    no_token_s: PositiveFloat = 300.0
-    """Seconds without a new token after which a trajectory is aborted and continues on another
-    engine. Also the time after which the run stops, and says what it waits for, when nothing moves
-    and nothing is under way."""
-    reward_s: PositiveFloat = 180.0
-    """Seconds without any reward, beyond two calls of `workers.limit_s`, after which the rewards
-    that are waited for count as missing; the same for answers of the environment."""
-    learner_s: PositiveFloat = 900.0
-    """Seconds that a learner rank may take to answer; then the run ends, as if it had died."""
-    checkpoint_s: PositiveFloat = 300.0
-    """Seconds that a checkpoint may take to be on disk; then it is given up, and the next one is
-    tried."""
-    stop_s: PositiveFloat = 10.0
-    """Seconds from Ctrl-C to the end of every process, a checkpoint included."""
-
-
 class NodesConfig(Section, frozen=True, kw_only=True):
     learners: Literal["first", "spread"] = "first"
     """Ranks of torchrun that are learners: the `first` ones, or `spread` over the machines as
@@ -351,8 +326,7 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
     tensorboard: bool = True
     """Write the numbers of steps and evaluations for TensorBoard, beside `metrics.jsonl`."""
     prometheus_port: allowed.Port = 0
-    """Port on 127.0.0.1 where Prometheus may read the newest figures and what the run does now; 0:
-    none."""
+    """Port on 127.0.0.1 where Prometheus may read the newest figures and waits; 0: none."""
     wandb: allowed.WandbProject = ""
     """Project of Weights & Biases for steps and evaluations (needs `pip install 'darts-rl[wandb]'`;
     WANDB_MODE=offline keeps them here). Empty: none."""

@@ -27,6 +27,7 @@ from pipeline.coordinator.events import (
     Halt,
     LearnerJoined,
     LearnerLost,
+    OldLogprobs,
     Published,
     RewardMissing,
     RewardReady,
@@ -37,6 +38,7 @@ from pipeline.coordinator.events import (
     Tokens,
     TurnAnswered,
     TurnFailed,
+    VersionClosed,
     WeightsFailed,
     WeightsLoaded,
 )
@@ -56,7 +58,7 @@ from pipeline.plugins.interfaces import Ticked, WeightsPublished
 MOST_FAILED_CHECKPOINTS = 3
 """Checkpoints that fail in a row, after which the run stops: it would be trained for nothing."""
 _AFTER_THE_CHECKPOINT = (Checkpointed, LearnerLost, Halt, Tick)
-_ANSWERS = (GroupTrained, GroupFailed, StepDone, StepSkipped)
+_ANSWERS = (GroupTrained, GroupFailed, VersionClosed, StepDone, StepSkipped)
 
 
 class Coordinator:
@@ -100,6 +102,8 @@ class Coordinator:
             Published: self._first_version,
             GroupTrained: self.steps.trained,
             GroupFailed: self.steps.failed,
+            OldLogprobs: self.steps.step_close.received,
+            VersionClosed: self.steps.step_close.version_closed,
             StepDone: self._applied,
             StepSkipped: self.steps.rejected,
             Checkpointed: self._checkpointed,
@@ -293,7 +297,7 @@ class Coordinator:
 
     def _checkpoint_and_stop(self) -> None:
         """Begin the final checkpoint, once no optimizer step is under way."""
-        if self.run.checkpoint_since is not None or self.steps.finishing:
+        if self.run.checkpoint_since is not None or self.core.weights_move:
             return
         if self.core.version < 0 or len(self.run.learners) < self.core.settings.ranks:
             self._end()  # nothing has begun, or a rank is not there to write its part
@@ -354,6 +358,8 @@ class Coordinator:
                 self._learner_lost(LearnerLost(rank=overdue.rank, why=overdue.line))
             case OverdueAction.GIVE_UP:
                 self._abandon_checkpoint()
+            case OverdueAction.GO_ON:
+                self.steps.step_close.give_up()
             case OverdueAction.STOP:
                 self._halt(Halt(error=overdue.line))
             case OverdueAction.NONE:

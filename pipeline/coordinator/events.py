@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.wire.messages import ChunkHead, LegTimes, TrainMember
+from pipeline.wire.messages import ChunkHead, LegTimes, Piece, StreamedChunk, TrainMember
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -121,6 +121,21 @@ class GroupFailed(Event, frozen=True, kw_only=True):
     rank: int
     group: int
     why: str
+
+
+class OldLogprobs(Event, frozen=True, kw_only=True):
+    """A rank has computed these under the weights of `version`."""
+
+    rank: int
+    version: int
+    pieces: tuple[Piece, ...]
+
+
+class VersionClosed(Event, frozen=True, kw_only=True):
+    """The rank's answer to `CloseVersion`: it has sent what it could."""
+
+    rank: int
+    version: int
 
 
 class StepDone(Event, frozen=True, kw_only=True):
@@ -249,6 +264,15 @@ class ForgetGroup(Command, frozen=True, kw_only=True):
     group: int
 
 
+class CloseVersion(Command, frozen=True, kw_only=True):
+    """Have a rank compute logprobs before its weights change; answered by VersionClosed."""
+
+    rank: int
+    version: int
+    prompts: dict[int, int]  # group -> its prompt, of every group named in `chunks`
+    chunks: tuple[StreamedChunk, ...]  # whole responses
+
+
 class CloseStep(Command, frozen=True, kw_only=True):
     """Tells every rank that all groups are in: scale by the normaliser and step."""
 
@@ -310,6 +334,8 @@ AnyEvent = (
     | Published
     | GroupTrained
     | GroupFailed
+    | OldLogprobs
+    | VersionClosed
     | StepDone
     | StepSkipped
     | Checkpointed
@@ -327,6 +353,7 @@ AnyCommand = (
     | ForgetGroup
     | StreamTokens
     | DropStream
+    | CloseVersion
     | CloseStep
     | LoadWeights
     | Checkpoint

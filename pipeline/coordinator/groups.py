@@ -116,7 +116,13 @@ class Trajectory(msgspec.Struct, kw_only=True):
     memory: Any = None  # what the environment wants back at its next call
     limited: bool = False  # ended by a limit: tokens, or calls of the environment
     logprob_sum: float = 0.0
-    versions: list[int] = msgspec.field(default_factory=list[int])  # distinct, oldest first
+    version_starts: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
+    """(first token, policy version) of each stretch of tokens that one version sampled."""
+    old: bytearray = msgspec.field(default_factory=bytearray)
+    """float32, logprob of each token under the version that sampled it, as learner ranks have
+    computed it; NaN: not known. It may be shorter than the response: no more is known."""
+    entropy_sum: float = 0.0  # nats, of the policy at the first `looked` tokens
+    looked: int = 0  # response tokens whose entropy a learner rank has computed
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     streamed: int = 0  # response tokens that were sent to a learner rank
@@ -136,6 +142,11 @@ class Trajectory(msgspec.Struct, kw_only=True):
         return len(self.tokens) // 4 - self.appended_tokens
 
     @property
+    def versions(self) -> list[int]:
+        """Policy versions that sampled it: distinct, oldest first."""
+        return sorted({version for _, version in self.version_starts})
+
+    @property
     def last_token(self) -> int:
         """The newest token, -1 if none is held, or if it was appended."""
         if not self.tokens or (self.appended and sum(self.appended[-1]) == self.held):
@@ -146,6 +157,13 @@ class Trajectory(msgspec.Struct, kw_only=True):
     def confidence(self) -> float:
         """Mean behaviour logprob, nats per sampled token."""
         return self.logprob_sum / self.sampled if self.sampled else 0.0
+
+    @property
+    def entropy(self) -> float | None:
+        """Mean entropy of the policy, nats per sampled token that a learner rank has looked at."""
+        appended = (max(0, min(n, self.looked - first)) for first, n in self.appended)
+        sampled = self.looked - sum(appended)
+        return self.entropy_sum / sampled if sampled else None
 
     @property
     def reward_failed(self) -> bool:

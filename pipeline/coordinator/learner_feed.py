@@ -7,6 +7,7 @@ streamed ahead are computed when the group arrives.
 
 from __future__ import annotations
 
+from pipeline.coordinator import old_logprobs
 from pipeline.coordinator.events import DropStream, StreamTokens, TrainGroup
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState
@@ -18,11 +19,12 @@ class TokenStream:
         self._core = core
 
     def stream_growth(self, trajectory: Trajectory) -> None:
-        """Send the tokens that its rank does not have yet."""
+        """Send the tokens that its rank does not have yet; later, while the weights change."""
         core = self._core
         group = core.groups[trajectory.group]
         if (
             not core.settings.stream
+            or core.weights_move
             or group.kind != "train"
             or trajectory.streamed == trajectory.held
         ):
@@ -57,8 +59,9 @@ class TokenStream:
             self._core.emit(DropStream(rank=group.rank, trajectories=tuple(m.id for m in streamed)))
 
 
-def train_group(group: Group, step: int) -> TrainGroup:
-    """A taken group with all that a rank needs to train on it."""
+def train_group(group: Group, step: int, version: int) -> TrainGroup:
+    """A taken group with all that a rank needs to train on it in a step that begins with
+    `version`."""
     members = [(i, group.member(i)) for i in group.chosen]
     return TrainGroup(
         rank=group.rank,
@@ -75,6 +78,7 @@ def train_group(group: Group, step: int) -> TrainGroup:
                 advantage=advantage,
                 weight=weight,
                 truncated=m.state is TrajectoryState.TRUNCATED,
+                old=old_logprobs.for_training(m, version),
             )
             for (i, m), advantage, weight in zip(
                 members, group.advantages, group.weights, strict=True

@@ -54,6 +54,7 @@ def member_view(member: Trajectory) -> MemberView:
         state=_NAMES[state],
         tokens=tokens,
         confidence=member.logprob_sum / tokens if tokens else 0.0,
+        entropy=member.entropy,
         reward=reward,
         reward_failed=reward is None and member.scored,
         parts=member.parts,
@@ -190,7 +191,6 @@ class Selection:
 
     def view(self, group: Group) -> GroupView:
         core = self._core
-        members = tuple([member_view(m) for m in group.in_order_of_arrival()])
         return GroupView(
             id=group.id,
             prompt=group.prompt,
@@ -198,7 +198,7 @@ class Selection:
             budget=group.sampled,
             step=core.step,
             now=core.now,
-            members=members,
+            members=tuple([member_view(m) for m in group.in_order_of_arrival()]),
             statistics=core.statistics,
             seed=core.settings.seed,
             max_tokens=group.max_tokens,

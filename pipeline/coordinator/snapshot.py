@@ -21,7 +21,7 @@ from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
-FORMAT = 2
+FORMAT = 3
 
 
 class SnapshotError(Exception):

@@ -128,6 +128,7 @@ class CoordinatorState:
         self.run = RunState()
         self.stats = StepStats()  # of the open step
         self.weight_proofs = WeightProofs()
+        self.weights_move = False  # CloseStep is out: ranks are about to forget what they streamed
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}

@@ -23,6 +23,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     no_token_s: float = math.inf
     reward_s: float = math.inf
     learner_s: float = math.inf
+    close_s: float = math.inf  # 0: old logprobs are not asked for before the weights change
     checkpoint_s: float = math.inf
 
 
@@ -40,6 +41,7 @@ class WaitKind(StrEnum):
     REWARD = "reward"
     ENVIRONMENT = "environment"  # what follows a turn
     LEARNER = "learner"  # a rank trains, or closes the step
+    CLOSE = "close"  # ranks compute old logprobs before their weights change
     CHECKPOINT = "checkpoint"
     RULE = "rule"  # nothing is under way: only a plug-in could end it
 
@@ -52,6 +54,7 @@ class OverdueAction(StrEnum):
     MISSING = "it counts as missing, never as 0"
     LOSE = "the rank is lost: the run ends, to be resumed from its last checkpoint"
     GIVE_UP = "it is given up; the next one is tried"
+    GO_ON = "the step closes without them; tokens that lack one are counted as old_missing"
     STOP = "the run stops with this line, after a checkpoint if it can write one"
     NONE = "nothing: what it waits for has a limit of its own"
 
@@ -78,6 +81,7 @@ RULES: dict[WaitKind, TimeoutRule] = {
         "reward_s", "the environment's workers", OverdueAction.MISSING
     ),
     WaitKind.LEARNER: TimeoutRule("learner_s", "the rank", OverdueAction.LOSE),
+    WaitKind.CLOSE: TimeoutRule("close_s", "the ranks", OverdueAction.GO_ON),
     WaitKind.CHECKPOINT: TimeoutRule(
         "checkpoint_s", "the ranks and the disk", OverdueAction.GIVE_UP
     ),

@@ -91,12 +91,13 @@ class TokenIngest:
                 (self._resume if gap else self._failed)(trajectory)
                 continue
             if count:
+                starts = trajectory.version_starts
+                if not starts or starts[-1][1] != chunk.version:
+                    starts.append((len(held) // 4, chunk.version))
+                    core.due_groups.note(core.groups[trajectory.group], core.version)
                 held += tokens[start:end]
                 trajectory.logprobs += logprobs[start:end]
                 trajectory.logprob_sum += total
-                if chunk.version not in trajectory.versions:
-                    trajectory.versions.append(chunk.version)
-                    core.due_groups.note(core.groups[trajectory.group], core.version)
                 grown += count
             if finish:
                 core.ledger.sample(grown, "open")

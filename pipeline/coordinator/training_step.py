@@ -27,6 +27,7 @@ from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.staleness import BEFORE_TAKING, too_old, trained_staleness
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
+from pipeline.coordinator.step_close import StepClose
 from pipeline.coordinator.step_metrics import (
     StepReport,
     learner_bubble,
@@ -66,10 +67,9 @@ class TrainingSteps:
         self.planner = PromptPlanner(core, scheduler, group_manager)
         self.state = StepState()
         self._wants_prompts = False  # wants prompts as soon as slots are idle
-        self.finishing = False  # CloseStep has gone out
+        self.step_close = StepClose(core)
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
         self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
-        self._answered: dict[int, StepDone | StepSkipped] = {}
         self.report = StepReport(core, scheduler)
         self._rank_tokens: dict[int, int] = {}
 
@@ -85,7 +85,7 @@ class TrainingSteps:
                     self._group_manager.end(group, GroupState.DROPPED, "stale")
         self._scheduler.slot_usage.open(core.now)
         core.stats = StepStats.begin(core.ledger, core.now)
-        self.finishing, self._answered = False, {}
+        self.step_close.open()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
         self._plan()
         self.advance()
@@ -98,7 +98,8 @@ class TrainingSteps:
 
     def advance(self) -> None:
         """Ask the batch rule, open prompts and try to close; called after every event."""
-        if self.finishing or not self.state.is_open:
+        self.step_close.advance()
+        if self.step_close.begun or not self.state.is_open:
             return
         if self._wants_prompts:
             self._plan()
@@ -152,7 +153,7 @@ class TrainingSteps:
     def may_top_up(self) -> bool:
         """True if more candidates of open groups are of use to this step."""
         state = self.state
-        return state.is_open and state.speculate and not (state.closing or self.finishing)
+        return state.is_open and state.speculate and not (state.closing or self.step_close.begun)
 
     # --- the batch rule -----------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class TrainingSteps:
     def send(self, group: Group) -> None:
         """Hand a taken group to its rank, self-contained."""
         self._core.advance(group, GroupState.SENT)
-        self._core.emit(train_group(group, self._core.step))
+        self._core.emit(train_group(group, self._core.step, self._core.version))
 
     def _close(self) -> None:
         """The barrier, in order of id; what stays open is deferred as surplus."""
@@ -268,8 +269,9 @@ class TrainingSteps:
             for group in taken:
                 self._group_manager.end(group, GroupState.DROPPED, "no weight")
             return
-        self.finishing, self.report.normaliser = True, total
-        core.emit(CloseStep(step=core.step, groups=tuple(g.id for g in taken), normaliser=total))
+        self.report.normaliser = total
+        ids = tuple(group.id for group in taken)
+        self.step_close.begin(CloseStep(step=core.step, groups=ids, normaliser=total))
 
     def _stands_still(self) -> bool:
         """Nothing runs, waits or is being scored: every open member is parked until a publish.
@@ -341,16 +343,18 @@ class TrainingSteps:
     def applied(self, event: StepDone) -> int | None:
         """All ranks have stepped: returns the new version, None while some are missing."""
         core = self._core
-        if not self._gather(event):
+        if not self.step_close.gather(event):
             return None
         taken = core.train_groups(*TAKEN_STATES)
         metrics = trained_metrics(taken) | trained_staleness(
             taken, core.version, core.settings.max_staleness
         )
+        metrics |= self.step_close.metrics(taken)
         for group in taken:
             self._group_manager.end(group, GroupState.TRAINED)
-        self.state.is_open, self.state.skipped, self.finishing = False, 0, False
-        ranks = [a.metrics for _, a in sorted(self._answered.items()) if isinstance(a, StepDone)]
+        self.step_close.done()
+        self.state.is_open, self.state.skipped = False, 0
+        ranks = self.step_close.rank_metrics
         metrics |= learner_bubble(ranks, core.now - core.stats.since)
         self._report_step(metrics, ranks[0])
         core.step += 1
@@ -358,25 +362,14 @@ class TrainingSteps:
 
     def rejected(self, event: StepSkipped) -> None:
         """All ranks refused the step: weights are as they were, the prompts come back."""
-        if not self._gather(event):
+        if not self.step_close.gather(event):
             return
         for group in self._core.train_groups(*TAKEN_STATES):
             self._core.advance(group, GroupState.READY)
             self._group_manager.end(group, GroupState.DEFERRED, "step skipped")
-        self.state.is_open, self.finishing = False, False
+        self.step_close.done()
+        self.state.is_open = False
         self._skipped(event.why)
-
-    def _gather(self, event: StepDone | StepSkipped) -> bool:
-        if not self.finishing or event.step != self._core.step:
-            return False
-        self._answered[event.rank] = event
-        return len(self._answered) == self._core.settings.ranks
-
-    def owed_by(self, rank: int) -> bool:
-        """Returns True if the rank was asked for something and has not answered."""
-        if self.finishing:
-            return rank not in self._answered
-        return self._core.group_index.at_rank.get(rank, 0) > 0
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1

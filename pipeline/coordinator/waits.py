@@ -97,7 +97,11 @@ class Waits:
         if run.checkpoint_since is not None:
             what = f"the checkpoint of step {core.step}"
             yield Wait(WaitKind.CHECKPOINT, what, run.checkpoint_since)
-        if self._steps.finishing:
+        if owing := self._steps.step_close.owing:
+            what = f"step {core.step + 1}: old logprobs of version {core.version} from learner "
+            what += f"ranks {sorted(owing)}"
+            yield Wait(WaitKind.CLOSE, what, self._steps.step_close.since)
+        if core.weights_move:
             what = f"step {core.step + 1}: the optimizer step"
             oldest = min(run.owing.values(), default=core.now)
             yield Wait(WaitKind.LEARNER, what, run.progressed, still_since=oldest)

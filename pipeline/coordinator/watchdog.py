@@ -95,6 +95,9 @@ class Watchdog:
             if self._past(WaitKind.LEARNER, now - since):
                 line = f"it owes an answer and has given none for {now - since:.0f} s"
                 yield Overdue(kind=WaitKind.LEARNER, line=line, rank=rank)
+        close = self._steps.step_close
+        if close.owing and self._past(WaitKind.CLOSE, now - close.since):
+            yield Overdue(kind=WaitKind.CLOSE, line="")
         cutting = run.checkpoint_since
         if cutting is not None and self._past(WaitKind.CHECKPOINT, now - cutting):
             yield Overdue(kind=WaitKind.CHECKPOINT, line="")
@@ -175,7 +178,7 @@ class Watchdog:
     def _note_debts(self, now: float) -> None:
         owing = self._core.run.owing
         for rank in range(self._core.settings.ranks):
-            if not self._steps.owed_by(rank):
+            if not self._steps.step_close.owed_by(rank):
                 owing.pop(rank, None)
             else:
                 owing.setdefault(rank, now)

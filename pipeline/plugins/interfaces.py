@@ -94,6 +94,9 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
     every: int = 0  # tokens; 0: never
     published: bool = False
     tick: bool = False
+    entropy: bool = False
+    """Needs `MemberView.entropy`: no event of its own, but learner ranks compute it as tokens
+    are streamed to them (`learner.overlap: token`, ZeRO 0 to 2)."""
 
 
 class Selector(Protocol):

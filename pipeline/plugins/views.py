@@ -23,6 +23,9 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # queued running waiting_env parked finished truncated aborted
     tokens: int  # response tokens held that the model sampled
     confidence: float  # mean behaviour logprob, nats per token; 0.0 while no token is held
+    entropy: float | None = None
+    """Mean entropy of the policy, nats per token that the learner has looked at so far; None:
+    none, or the selector does not want it (`Wants.entropy`)."""
     reward: float | None = None  # None: not known yet, or failed
     reward_failed: bool = False
     parts: Mapping[str, float] = {}

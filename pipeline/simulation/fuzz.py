@@ -56,6 +56,7 @@ SHORT = Timeouts(
     no_token_s=2.5,
     reward_s=3.0,
     learner_s=8.0,
+    close_s=0.5,
     checkpoint_s=2.0,
 )
 """For runs of seconds."""

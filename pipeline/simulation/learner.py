@@ -7,20 +7,32 @@ the time. Pure: time is an argument.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
+import numpy as np
 
-from pipeline.coordinator.events import StreamTokens, TrainGroup
+from pipeline.coordinator.events import (
+    AnyCommand,
+    CloseStep,
+    CloseVersion,
+    DropStream,
+    ForgetGroup,
+    OldLogprobs,
+    StreamTokens,
+    TrainGroup,
+    VersionClosed,
+)
 from pipeline.simulation.hardware import LearnerCost
+from pipeline.wire.messages import Piece
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """A group to train on, or the optimizer step."""
+    """A group to train on, a version to close, or the optimizer step."""
 
-    group: int  # -1: the optimizer step
+    group: int  # -1: no group
     seconds: float
-    command: TrainGroup | None = None
+    command: TrainGroup | CloseVersion | None = None  # None: the optimizer step
 
 
 class ModelledLearner:
@@ -37,6 +49,24 @@ class ModelledLearner:
         self.worked_s = self.logprob_s = self.hidden_s = 0.0  # in the open step
 
     # --- what it is asked ---------------------------------------------------------------
+
+    def take(self, now: float, command: AnyCommand) -> None:
+        """A command for this rank has arrived."""
+        match command:
+            case TrainGroup():
+                self.train(now, command)
+            case ForgetGroup():
+                self.forget(now, command.group)
+            case StreamTokens():
+                self.hint(now, command)
+            case DropStream():
+                self.unhint(now, command.trajectories)
+            case CloseVersion():
+                self.close_version(now, command)
+            case CloseStep():
+                self.finish(now)
+            case _:
+                raise AssertionError(f"{command} is not for a learner")
 
     def train(self, now: float, command: TrainGroup) -> None:
         self._think(now)
@@ -65,9 +95,31 @@ class ModelledLearner:
         for trajectory in trajectories:
             self._ahead.pop(trajectory, None)
 
-    def finish(self, now: float) -> None:
-        """The optimizer step and the publish, after what is queued."""
+    def close_version(self, now: float, command: CloseVersion) -> None:
+        """A forward of each response, less what was done ahead of it, then the answer."""
         self._think(now)
+        for chunk in command.chunks:
+            done_s = self._ahead.get(chunk.trajectory, 0.0)
+            seconds = max(0.0, self._cost.forward_s * (len(chunk.tokens) // 4) - done_s)
+            one = msgspec.structs.replace(command, chunks=(chunk,))
+            self._queue.append(Job(group=-1, seconds=seconds, command=one))
+        answer = msgspec.structs.replace(command, chunks=())
+        self._queue.append(Job(group=-1, seconds=0.0, command=answer))
+
+    def answers(self, command: CloseVersion) -> Iterator[OldLogprobs | VersionClosed]:
+        """What it says after such a job: old logprobs, here all of -1 nat, or that it is done."""
+        for chunk in command.chunks:
+            nats = np.full(len(chunk.tokens) // 4, -1, "<f4").tobytes()
+            pieces = (Piece(chunk.trajectory, 0, nats),)
+            yield OldLogprobs(rank=self.rank, version=command.version, pieces=pieces)
+        if not command.chunks:
+            yield VersionClosed(rank=self.rank, version=command.version)
+
+    def finish(self, now: float) -> None:
+        """The optimizer step and the publish, after what is queued; a version that is still being
+        closed is given up."""
+        self._think(now)
+        self._queue = deque(j for j in self._queue if not isinstance(j.command, CloseVersion))
         self._queue.append(Job(group=-1, seconds=self._cost.step_s + self._cost.publish_s))
 
     # --- what it does -------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
+    CloseVersion,
     DropStream,
     EngineJoined,
     ForgetGroup,
@@ -192,7 +193,7 @@ class Simulation:
                 self._judge(command)
             case CancelReward():
                 self._wanted.pop(command.trajectory, None)
-            case TrainGroup() | ForgetGroup() | StreamTokens() | DropStream():
+            case TrainGroup() | ForgetGroup() | StreamTokens() | DropStream() | CloseVersion():
                 self.soon(self._to_learner, self.learners.get(command.rank), command)
             case CloseStep():
                 for learner in self.learners.values():
@@ -313,19 +314,7 @@ class Simulation:
     def _to_learner(self, learner: ModelledLearner | None, command: AnyCommand) -> None:
         if learner is None or self.learners.get(learner.rank) is not learner:
             return
-        match command:
-            case TrainGroup():
-                learner.train(self.now, command)
-            case ForgetGroup():
-                learner.forget(self.now, command.group)
-            case StreamTokens():
-                learner.hint(self.now, command)
-            case DropStream():
-                learner.unhint(self.now, command.trajectories)
-            case CloseStep():
-                learner.finish(self.now)
-            case _:
-                raise AssertionError(f"{command} is not for a learner")
+        learner.take(self.now, command)
         self._go_on(learner)
 
     def _go_on(self, learner: ModelledLearner) -> None:
@@ -349,7 +338,10 @@ class Simulation:
         if self.learners.get(learner.rank) is not learner:
             return
         job = learner.done(self.now)
-        if job.command is not None:
+        if isinstance(job.command, CloseVersion):
+            for answer in learner.answers(job.command):
+                self.soon(self.tell, answer)
+        elif job.command is not None:
             if job.group in learner.learned:  # else it was forgotten under way
                 self.trained(learner, job.command)
         else:

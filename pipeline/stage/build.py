@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.schema import Config, LearnerConfig, Plugin
+from pipeline.config.schema import Config, Plugin
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -83,7 +84,7 @@ def coordinator_settings(
         ranks=config.learner.ranks,
         engines=config.engine.count,
         overlap=config.learner.overlap,
-        stream=streams_logprobs(config.learner),
+        stream=logprob_uses.of(config).streamed,
         prompts=prompts,
         sources=sources,
         held_out=held_out,
@@ -122,14 +123,9 @@ def limits(config: Config) -> Timeouts:
         # A call whose worker dies is tried again, a batch that fails response by response.
         reward_s=timeouts.reward_s + (1 + batch) * config.workers.limit_s,
         learner_s=timeouts.learner_s,
+        close_s=config.learner.close_s,
         checkpoint_s=timeouts.checkpoint_s,
     )
-
-
-def streams_logprobs(section: LearnerConfig) -> bool:
-    """Returns True if old or reference logprobs are computed from streamed tokens."""
-    several = section.updates * section.epochs > 1 or section.old_logprobs == "always"
-    return section.overlap == "token" and (several or bool(section.reference))
 
 
 def build_plugins(config: Config) -> Plugins:
@@ -164,6 +160,7 @@ def coordinator(
     """A fresh coordinator for this run. Raises DataError if prompts lack what the reward wants,
     PluginError if the model has no tokens for what an environment may append."""
     check_answers(config, train, held_out.data)
+    _check_entropy(config)
     _check_failure_text(config, tokenizer)
     lengths = [len(item.tokens) // 4 for item in train.items]
     tags = [item.tag for item in train.items]
@@ -177,6 +174,15 @@ def coordinator(
         eval_sets=held_out.sets,
     )
     return Coordinator(numbers, build_plugins(config), lengths, tags)
+
+
+def _check_entropy(config: Config) -> None:
+    uses = logprob_uses.of(config)
+    if uses.entropy and not uses.own:
+        raise registry.PluginError(
+            f"selector.{config.selector.name}: it decides by entropies, which the learner computes "
+            "of streamed tokens: set learner.overlap: token, and learner.zero to 0, 1 or 2"
+        )
 
 
 def _check_failure_text(config: Config, tokenizer: Tokenizer) -> None:

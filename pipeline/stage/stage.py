@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.checkpoint import fingerprint
 from pipeline.checkpoint.saver import Saver, size_of
+from pipeline.config import rules
 from pipeline.config.load import environment_options
 from pipeline.coordinator import events, snapshot
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Halt, Tick
@@ -41,6 +42,7 @@ from pipeline.wire.messages import (
     AbortLegs,
     Alive,
     CloseStep,
+    CloseVersion,
     ForgetGroup,
     FromPeer,
     Heartbeat,
@@ -125,6 +127,8 @@ class StageProcess:
         """Serve until the end. Raises nothing that a run may meet."""
         if self.parts.note:
             self._report("warning", {"text": self.parts.note})
+        for text in rules.warnings(self._config):
+            self._report("warning", {"step": self.coordinator.core.step, "text": text})
         self._recorded.begin()
         loops = [
             asyncio.create_task(loop())
@@ -279,6 +283,11 @@ class StageProcess:
                 self._outbox.to_rank(rank, message)
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
+            case events.CloseVersion(rank=rank, version=version, prompts=prompts, chunks=chunks):
+                data = self.parts.data["train"]
+                held = {group: data[prompt].tokens for group, prompt in prompts.items()}
+                order = CloseVersion(version=version, prompts=held, chunks=chunks)
+                self._outbox.to_rank(rank, order)
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):

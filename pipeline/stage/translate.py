@@ -15,6 +15,7 @@ from pipeline.wire.messages import (
     Ints,
     Join,
     LegTimes,
+    OldLogprobs,
     OutOfMemory,
     Published,
     Request,
@@ -24,6 +25,7 @@ from pipeline.wire.messages import (
     StepDone,
     StepSkipped,
     TokenBatch,
+    VersionClosed,
     WeightsFailed,
     WeightsLoaded,
     WireError,
@@ -33,8 +35,8 @@ _BOTH = (Heartbeat, Spans)
 _SAYS: dict[str, tuple[type, ...]] = {
     "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
     "learner": (
-        *(*_BOTH, GroupTrained, GroupFailed, StepDone, StepSkipped, OutOfMemory),
-        *(Published, Saved),
+        *(*_BOTH, GroupTrained, GroupFailed, OldLogprobs, VersionClosed, OutOfMemory),
+        *(StepDone, StepSkipped, Published, Saved),
     ),
 }
 """role -> the messages that it may send once it has joined."""
@@ -50,6 +52,8 @@ def role_violation(join: Join, message: FromPeer, weights: str, newest: int) -> 
     what = type(message).__name__
     if not isinstance(message, _SAYS[join.role]):
         return f"{what} is no message of role {join.role}"
+    if isinstance(message, OldLogprobs) and not all(p.adds_up() for p in message.pieces):
+        return f"{what}: logprobs and entropies are float32, as many of each"
     if not isinstance(message, StepDone | Published):
         return ""
     manifest = message.manifest
@@ -100,6 +104,10 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
             )
         case GroupFailed(group=group, why=why):
             return events.GroupFailed(rank=rank, group=group, why=why)
+        case OldLogprobs(version=version, pieces=pieces):
+            return events.OldLogprobs(rank=rank, version=version, pieces=pieces)
+        case VersionClosed(version=version):
+            return events.VersionClosed(rank=rank, version=version)
         case StepDone(step=step, version=version, metrics=metrics):
             return events.StepDone(rank=rank, step=step, version=version, metrics=_finite(metrics))
         case StepSkipped(step=step, why=why):

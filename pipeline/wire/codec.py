@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pipeline.wire.fields import MAX_LOGPROB
 from pipeline.wire.messages import (
     FINISHES,
     Floats,
@@ -28,8 +29,6 @@ MAX_REPORT_BYTES = 1 << 20
 MAX_COMMAND_BYTES = 64 << 20
 """Most bytes of a message of the stage: it may hold prompts and responses."""
 MAX_DATA_BYTES = 64 << 20
-MAX_LOGPROB = 1e-3
-"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_peer = msgspec.msgpack.Decoder(FromPeer)

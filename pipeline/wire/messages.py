@@ -12,30 +12,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.wire.fields import (
+    Amount,
+    Count,
+    LegTimes,
+    Name,
+    Piece,
+    Request,
+    Seconds,
+    Slots,
+    StreamedChunk,
+    WireError,
+    Words,
+)
+
 PROTOCOL = 5
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
-Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""A count that a float64 still holds exactly."""
-Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
-Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
-"""Finite: NaN fails both comparisons."""
-Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-MOST_WORDS = 256
-Words = Annotated[str, msgspec.Meta(max_length=MOST_WORDS)]
-"""Text that is shown to people."""
-
-
-class WireError(Exception):
-    """A frame that the other end should not have sent."""
-
-    sender: bytes = b""
-    """Identity of the peer that sent it, if known."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -61,16 +56,6 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
 
 
 FINISHES = frozenset({"", "stop", "length", "abort", "error"})
-
-
-class LegTimes(msgspec.Struct, frozen=True, array_like=True):
-    """Times of a leg that has ended; seconds of the engine's monotonic clock."""
-
-    trajectory: Count
-    leg: Count
-    begun_s: Seconds  # the request arrived
-    first_s: Seconds  # its first token was sampled; 0.0: it has none
-    last_s: Seconds  # it finished
 
 
 class TokenBatch(Message, frozen=True, kw_only=True):
@@ -181,6 +166,19 @@ class GroupFailed(Message, frozen=True, kw_only=True):
     why: str
 
 
+class OldLogprobs(Message, frozen=True, kw_only=True):
+    """Logprobs under the weights of `version`, of tokens that a later one may train on."""
+
+    version: Count
+    pieces: tuple[Piece, ...]
+
+
+class VersionClosed(Message, frozen=True, kw_only=True):
+    """Answer to `CloseVersion`: no more `OldLogprobs` for it will come."""
+
+    version: Count
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One published version of the weights, and how to check that it was loaded."""
 
@@ -260,18 +258,6 @@ class Alive(Message, frozen=True, kw_only=True):
     clock_s: Seconds = 0.0  # the stage's monotonic clock
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One leg of a trajectory: sample after prompt + prefix."""
-
-    trajectory: Count
-    leg: Count
-    prompt: bytes  # int32
-    prefix: bytes  # int32, response tokens already held (empty on the first leg)
-    max_tokens: Count  # still to be sampled at most
-    temperature: float
-    seed: Seed
-
-
 class Generate(Message, frozen=True, kw_only=True):
     requests: tuple[Request, ...]
 
@@ -298,6 +284,9 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+    old: bytes = b""
+    """float32, logprob of each response token under the version that sampled it. NaN: the version
+    is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
 
     @property
     def sampled_tokens(self) -> int:
@@ -314,16 +303,6 @@ class TrainGroup(Message, frozen=True, kw_only=True):
     members: tuple[TrainMember, ...]
 
 
-class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of a trajectory that may be trained on."""
-
-    group: Count
-    trajectory: Count
-    offset: Count
-    """Response tokens of it that were streamed before."""
-    tokens: bytes  # int32
-
-
 class StreamedTokens(Message, frozen=True, kw_only=True):
     """Tokens whose logprobs a rank may compute ahead, and trajectories that it may forget."""
 
@@ -335,6 +314,15 @@ class StreamedTokens(Message, frozen=True, kw_only=True):
 
 class ForgetGroup(Message, frozen=True, kw_only=True):
     group: Count
+
+
+class CloseVersion(Message, frozen=True, kw_only=True):
+    """The weights are about to change, and these responses may be trained on afterwards: send
+    their logprobs (`OldLogprobs`), then `VersionClosed`. Stop when other work is asked for."""
+
+    version: Count
+    prompts: dict[int, bytes]  # int32, of every group named in `chunks`
+    chunks: tuple[StreamedChunk, ...]  # whole responses, offset 0
 
 
 class CloseStep(Message, frozen=True, kw_only=True):
@@ -365,6 +353,8 @@ FromPeer = (
     | WeightsFailed
     | GroupTrained
     | GroupFailed
+    | OldLogprobs
+    | VersionClosed
     | StepDone
     | StepSkipped
     | OutOfMemory
@@ -381,6 +371,7 @@ ToPeer = (
     | TrainGroup
     | ForgetGroup
     | StreamedTokens
+    | CloseVersion
     | CloseStep
     | Save
     | Shutdown

@@ -23,8 +23,8 @@ from pipeline.wire.curve_auth import (
     socket_options,
     watch_handshakes,
 )
+from pipeline.wire.fields import Count
 from pipeline.wire.keys import PeerKeys, TransportError
-from pipeline.wire.messages import Count
 
 FILE = "model.safetensors"
 PIECE_BYTES = 4 << 20

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from learner.learner_rank import leave_engine_cores
+from learner.process_setup import leave_engine_cores
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import Tokenizer

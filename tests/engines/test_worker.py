@@ -20,7 +20,7 @@ from engines.backends.simulated import SimulatedEngine
 from engines.chunker import MOST_CHUNKS
 from engines.server import Worker
 from engines.weights_probe import LOAD_STAGES
-from pipeline.config.schema import TimeoutsConfig
+from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.wire.codec import decode_tokens
 from pipeline.wire.messages import (
     AbortLegs,

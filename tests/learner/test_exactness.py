@@ -21,6 +21,7 @@ from learner.forward.micro_batches import micro_batches
 from learner.step.mini_batches import mini_batches
 from learner.streaming.fixed_logprobs import member_logprobs
 from learner.weights import FILE
+from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup, floats, ints
 from tests.learner.ranks import (
     RUN_STEPS,
@@ -93,12 +94,14 @@ class Plain:
         cap: float = 0.0,
         clip: tuple[float, float] = (0.2, 0.28),
         kl: float = 0.0,
+        section: LearnerConfig = SECTION,
     ) -> None:
         self.net = load(model)
         self.reference = load(model.parent / "reference")
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=SECTION.lr, betas=SECTION.betas, weight_decay=0.0
+            self.net.parameters(), lr=section.lr, betas=section.betas, weight_decay=0.0
         )
+        self.section = section
         self.low, self.cap, self.clip, self.kl = low, cap, clip, kl
         self.version = 0
         self.norms: list[float] = []
@@ -131,14 +134,18 @@ class Plain:
         ((loss * batch.weights).sum() / batch.weights.sum()).backward()
         return torch.cat([p.grad.flatten() for p in self.net.parameters() if p.grad is not None])
 
-    def step(self, *parts: Sequence[TrainGroup]) -> None:
-        """One version: an update for each part, with the old logprobs of before the first."""
-        with torch.no_grad():
-            olds = [self.logprobs(self.net, padded(groups)) for groups in parts]
+    def step(
+        self, *parts: Sequence[TrainGroup], olds: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        """One version: an update for each part, with the old logprobs of before the first, or
+        those given."""
+        if olds is None:
+            with torch.no_grad():
+                olds = [self.logprobs(self.net, padded(groups)) for groups in parts]
         for groups, old in zip(parts, olds, strict=True):
             self.gradient(groups, old)
             for settings in self.optimizer.param_groups:
-                settings["lr"] = scheduled_lr(SECTION, self.version, RUN_STEPS)
+                settings["lr"] = scheduled_lr(self.section, self.version, RUN_STEPS)
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), SECTION.clip_norm)
             self.norms.append(float(norm))
             assert self.norms[-1] > SECTION.clip_norm, "the case must clip"

@@ -29,7 +29,7 @@ _STREAMED = "learner.overlap=group"
 _UNIFORM = ("budget=uniform", "budget.redundancy=1.5")
 _NO_SPARE = ("budget=uniform", "budget.redundancy=1", "selector=all")
 _TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
-_STALE = ("learner.max_staleness=1", "learner.importance=truncate")
+_STALE = ("learner.max_staleness=1",)
 
 METHODS = {
     method.name: method

@@ -94,7 +94,7 @@ def test_streamed_tokens_that_do_not_fit_are_computed_when_their_group_arrives(
     Bound: what was computed ahead is lost.
     """
     stream = ModelStream(CachedForward(model, TEMPERATURE, 10_000))
-    ahead = LogprobStream([stream])
+    ahead = LogprobStream(stream, None)
     ahead.add_streamed(streamed(group, 0, 5))
     ahead.run_calls()
     with memory_of(model, 10) as sizes:

@@ -92,7 +92,7 @@ def test_what_was_hinted_and_what_was_not_give_the_logprobs_of_a_whole_forward(
     rng = random.Random(seed)
     groups = [group_of(rng, number) for number in range(3)]
     stream = ModelStream(CachedForward(model, TEMPERATURE, kv_tokens))
-    ahead = LogprobStream([stream])
+    ahead = LogprobStream(stream, None)
     for hints in hints_of(rng, groups, share):
         ahead.add_streamed(hints)
         if rng.random() < 0.5:

@@ -19,10 +19,12 @@ from pipeline.coordinator.events import (
     AnyCommand,
     AnyEvent,
     CloseStep,
+    CloseVersion,
     EngineJoined,
     Generate,
     GroupTrained,
     LearnerJoined,
+    OldLogprobs,
     Published,
     Report,
     RewardReady,
@@ -31,6 +33,7 @@ from pipeline.coordinator.events import (
     Tick,
     Tokens,
     TrainGroup,
+    VersionClosed,
     WeightsLoaded,
 )
 from pipeline.coordinator.groups import Group, Trajectory
@@ -42,7 +45,7 @@ from pipeline.plugins.interfaces import SelectorEvent, Wants
 from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.views import BudgetView, GroupView, OpenView, PromptView
 from pipeline.simulation.invariants import check
-from pipeline.wire.messages import ChunkHead
+from pipeline.wire.messages import ChunkHead, Piece
 from tests.pipeline.coordinator.world import settings_of
 
 EOS = 1
@@ -212,6 +215,19 @@ class Bench:
         self.reward(second, 0.0)
         return self.everything[before:]
 
+    def close_version(self, **answers: float) -> list[AnyCommand]:
+        """Every rank that was asked to closes its version; all old logprobs are `nats` (-1)."""
+        before = len(self.everything)
+        asked = [c for c in only(self.everything, CloseVersion) if c.version == self.core.version]
+        for order in asked:
+            pieces = tuple(
+                piece_of(chunk.trajectory, [answers.get("nats", -1.0)] * (len(chunk.tokens) // 4))
+                for chunk in order.chunks
+            )
+            self.handle(OldLogprobs(rank=order.rank, version=order.version, pieces=pieces))
+            self.handle(VersionClosed(rank=order.rank, version=order.version))
+        return self.everything[before:]
+
     def learn(self, commands: Iterable[AnyCommand]) -> list[AnyCommand]:
         """The learner answers every TrainGroup, and CloseStep with the next version."""
         before = len(self.everything)
@@ -254,6 +270,14 @@ class Bench:
     def over(self) -> Shutdown | None:
         found = only(self.everything, Shutdown)
         return found[-1] if found else None
+
+
+def piece_of(
+    trajectory: int, logprobs: Sequence[float], first: int = 0, entropies: Sequence[float] = ()
+) -> Piece:
+    """What a rank says of these tokens."""
+    numbers = (np.array(values, "<f4").tobytes() for values in (logprobs, entropies))
+    return Piece(trajectory, first, *numbers)
 
 
 def only(commands: Iterable[AnyCommand], kind: type[T]) -> list[T]:

@@ -25,6 +25,7 @@ def test_a_group_that_would_become_too_old_is_waited_for() -> None:
     bench.tokens(3, 2)  # group 1 holds a token of version 0
     bench.train_one(0)
     bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
+    bench.close_version()
     bench.handle(StepDone(rank=0, step=0, version=1))
     bench.serve()
     late = max(bench.core.groups)
@@ -40,6 +41,7 @@ def test_or_dropped_where_that_is_asked_for() -> None:
     bench.tokens(3, 2)
     bench.train_one(0)
     bench.handle(GroupTrained(rank=0, group=0, tokens=5.0))
+    bench.close_version()
     bench.handle(StepDone(rank=0, step=0, version=1))
     bench.serve()
     late = max(bench.core.groups)

@@ -26,6 +26,7 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     CloseStep,
+    CloseVersion,
     DropStream,
     EngineJoined,
     EngineLost,
@@ -36,6 +37,7 @@ from pipeline.coordinator.events import (
     Halt,
     LearnerJoined,
     LoadWeights,
+    OldLogprobs,
     Published,
     Report,
     RequestReward,
@@ -51,13 +53,16 @@ from pipeline.coordinator.events import (
     TrainGroup,
     TurnAnswered,
     TurnFailed,
+    VersionClosed,
     WeightsFailed,
     WeightsLoaded,
 )
+from pipeline.coordinator.groups import Trajectory
+from pipeline.coordinator.old_logprobs import token_versions
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.plugins import registry
 from pipeline.simulation.invariants import check
-from pipeline.wire.messages import ChunkHead
+from pipeline.wire.messages import ChunkHead, Piece, TrainMember
 
 EOS = 1
 APPENDED = 7  # by an environment: no engine samples it
@@ -170,6 +175,18 @@ class FakeEngine:
         self.sequence += 1
 
 
+def old_of(command: CloseVersion) -> tuple[Piece, ...]:
+    """What a rank would answer: here -1 - version nats for every token."""
+    return tuple(
+        Piece(
+            chunk.trajectory,
+            0,
+            np.full(len(chunk.tokens) // 4, -1 - command.version, "<f4").tobytes(),
+        )
+        for chunk in command.chunks
+    )
+
+
 class World:
     """Drives one coordinator; `faults` is the probability of one per action."""
 
@@ -240,6 +257,8 @@ class World:
             case TrainGroup():
                 self._assert_young(command)
                 self.learner[command.rank].append(command)
+            case CloseVersion():
+                self.learner[command.rank].append(command)
             case ForgetGroup():
                 queue = self.learner[command.rank]
                 queue[:] = [c for c in queue if getattr(c, "group", None) != command.group]
@@ -278,6 +297,20 @@ class World:
             assert found is not None
             oldest = core.version - self.settings.max_staleness
             assert min(found.versions) >= oldest, "a token is too old to be trained on"
+            self._assert_old(member, found, core.version)
+
+    @staticmethod
+    def _assert_old(member: TrainMember, found: Trajectory, newest: int) -> None:
+        """Stale tokens alone have an old logprob: of their own version, or the engine's."""
+        sampled_by, old = token_versions(found), np.full(found.held, np.nan)
+        if member.old:
+            old = np.frombuffer(member.old, "<f4").astype(float)
+        stale = (sampled_by != newest) & (sampled_by >= 0)
+        assert (np.isfinite(old) == stale).all()
+        assert all(
+            value in (-0.5, -version - 1)
+            for value, version in zip(old[stale], sampled_by[stale], strict=True)
+        )
 
     def kill(self, name: str, tell: bool = True) -> None:
         self.away.add(name)
@@ -364,6 +397,13 @@ class World:
                 return
             tokens = sum(m.weight * m.sampled_tokens for m in command.members)
             self.tell(GroupTrained(rank=rank, group=command.group, tokens=tokens))
+            return
+        if isinstance(command, CloseVersion):
+            self.learner[rank].pop(0)
+            assert command.version == self.version, "the rank has other weights"
+            if not (chaos and self.rng.random() < self.learner_faults):
+                self.tell(OldLogprobs(rank=rank, version=self.version, pieces=old_of(command)))
+            self.tell(VersionClosed(rank=rank, version=command.version))
             return
         if all(queue and isinstance(queue[0], CloseStep) for queue in self.learner.values()):
             reject = chaos and self.rng.random() < self.learner_faults

@@ -1,0 +1,76 @@
+"""Types that messages are made of: ranges of their fields, and parts that are no message alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=_NAME)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A count that a float64 still holds exactly."""
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""Finite: NaN fails both comparisons."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+MOST_WORDS = 256
+Words = Annotated[str, msgspec.Meta(max_length=MOST_WORDS)]
+"""Text that is shown to people."""
+MAX_LOGPROB = 1e-3
+"""Largest logprob: at most 0, but float32 rounding may lift it a little above."""
+
+
+class WireError(Exception):
+    """A frame that the other end should not have sent."""
+
+    sender: bytes = b""
+    """Identity of the peer that sent it, if known."""
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank computed of consecutive response tokens of one trajectory."""
+
+    trajectory: Count
+    first: Count
+    """Position of the first of them within the response."""
+    logprobs: bytes  # float32
+    entropies: bytes = b""  # float32, nats, of the distribution of each; empty: not computed
+
+    def adds_up(self) -> bool:
+        """Returns True if it holds whole numbers, and as many entropies as logprobs, or none."""
+        whole = len(self.logprobs) % 4 == 0
+        return whole and len(self.entropies) in (0, len(self.logprobs))
+
+
+class LegTimes(msgspec.Struct, frozen=True, array_like=True):
+    """Times of a leg that has ended; seconds of the engine's monotonic clock."""
+
+    trajectory: Count
+    leg: Count
+    begun_s: Seconds  # the request arrived
+    first_s: Seconds  # its first token was sampled; 0.0: it has none
+    last_s: Seconds  # it finished
+
+
+class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of a trajectory that may be trained on."""
+
+    group: Count
+    trajectory: Count
+    offset: Count
+    """Response tokens of it that were streamed before."""
+    tokens: bytes  # int32
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One leg of a trajectory: sample after prompt + prefix."""
+
+    trajectory: Count
+    leg: Count
+    prompt: bytes  # int32
+    prefix: bytes  # int32, response tokens already held (empty on the first leg)
+    max_tokens: Count  # still to be sampled at most
+    temperature: float
+    seed: Seed
