@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the run's settings")
     parser.add_argument("--rank", type=int, choices=[0], required=True, help="0")
     parser.add_argument("--world", type=int, choices=[1], required=True, help="1")
+    parser.add_argument("--micro-batch-tokens", type=int, help="as a learner rank has it; no use")
     options = parser.parse_args()
     config = load(options.config)
     leave_engine_cores(config)

@@ -248,11 +248,18 @@ def test_the_page_is_made_of_every_part():
     cost = scale.Cost(engines=8, method="first_m", groups=9, chunks=10, chunks_per_second=1e5,
                       microseconds_per_chunk=2.0, microseconds_per_decision=30.0,
                       boundary_share=0.1)  # fmt: skip
+    point = adaptive_budget.Point(
+        seconds=2.0, sampled=9, trained=8, depth=1, candidates=11.5, pruned=0.25, expected=1
+    )
+    adaptive = adaptive_budget.Row(
+        engines=8, selector="published", budget="lambda 2", adaptive=point, uniform_s=3.0
+    )
     made = {
         "paper": {"fitted": {"DARTS": ["within", 0.5]}, "cells": [cell]},
         "ours": [msgspec.structs.asdict(row)],
         "knee": [msgspec.structs.asdict(row)],
         "bias": ["| verbose prompts: first_m | 2 |"],
+        "budget": [msgspec.to_builtins(adaptive)],
         "map": [{"method": m, "tail": 0.3, "engines": 4, "learner": 1.0, "speed_up": 1.5}
                 for m in methods_at_scale.MAP],
         "scale": scale.cost_document([cost]),
@@ -260,5 +267,12 @@ def test_the_page_is_made_of_every_part():
                     "generation_predicted": 0.6}],
     }  # fmt: skip
     text = simulated_page.simulated_page(made)
-    for part in ("a (fitted)", "**1.50**", "verbose prompts: first_m", "100,000", "+10.0%"):
+    for part in (
+        "a (fitted)",
+        "| lambda 2 | 11.5 | 25% |",
+        "**1.50**",
+        "verbose prompts: first_m",
+        "100,000",
+        "+10.0%",
+    ):
         assert part in text

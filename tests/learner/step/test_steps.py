@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learner.deepspeed.engine import Zero
+from learner.forward.memory import MemoryShortage
 from learner.forward.micro_batches import loss_batch, micro_batches
 from learner.losses.dapo import Dapo, DapoOptions
 from learner.step.multi_update import MultiUpdateStep
@@ -214,7 +215,9 @@ def test_a_group_that_is_sent_twice_counts_once_and_one_taken_back_not_at_all(mo
     assert not step.forget_group(77), "a group that it never had"
     step.add_groups(groups[2:])
     kept = [groups[0], groups[2]]
-    assert step.close(close_of(kept), version=0) == {"grad_norm": 1.0, "lr": 0.5, "updates": 1.0}
+    found = step.close(close_of(kept), version=0)
+    limit = float(ONE.tokens_per_micro_batch)
+    assert found == {"grad_norm": 1.0, "lr": 0.5, "updates": 1.0, "micro_batch_tokens": limit}
     assert relative(rank.applied[0][0], gradient_of(model, kept)) < 1e-5
     assert step.is_empty
 
@@ -317,7 +320,7 @@ def test_a_step_that_closes_without_a_group_is_an_error_of_whoever_closes_it(mod
         step.close(close_of([]), version=0)
 
 
-def test_memory_that_runs_out_twice_is_raised_and_once_changes_nothing(
+def test_memory_that_runs_out_changes_nothing_and_where_nothing_helps_that_is_said(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ):
     groups = [group_of(2), group_of(3)]
@@ -338,5 +341,5 @@ def test_memory_that_runs_out_twice_is_raised_and_once_changes_nothing(
     step.close(close_of(groups), version=0)
     assert relative(rank.applied[0][0], gradient_of(model, groups)) < 1e-5
     failures[:] = range(99)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryShortage, match="a single response"):
         step.add_groups(groups)

@@ -124,7 +124,9 @@ def without_clock(state: bytes) -> Snapshot:
     """What evaluations and open steps have taken is time, and not the run."""
     found = msgspec.msgpack.decode(state, type=Snapshot)
     evaluations = [{k: v for k, v in e.items() if k != "seconds"} for e in found.evaluations]
-    stats = msgspec.structs.replace(found.stats, since=0.0)
+    timed = ("utility", "generation_predicted_s")
+    plan = {name: value for name, value in found.stats.plan.items() if name not in timed}
+    stats = msgspec.structs.replace(found.stats, since=0.0, plan=plan)
     return msgspec.structs.replace(found, evaluations=evaluations, stats=stats)
 
 
