@@ -7,7 +7,9 @@ behind. The stage reports progress over a pipe; a view shows it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import random
 import select
 import shutil
 import signal
@@ -34,6 +36,8 @@ from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
+_OWN_PORTS = range(20_000, 32_768)
+"""Below those that Linux gives to outgoing connections (ip_local_port_range, by default)."""
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
@@ -78,12 +82,28 @@ def free_port(host: str = LOOPBACK) -> int:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Returns ports of an address of this machine that are free now. Raises OSError."""
+    """Returns ports of an address of this machine that are free now. Raises OSError.
+
+    A learner rank listens some ten seconds later: the ports are none of those that the system
+    gives to connections meanwhile, unless all others are in use.
+    """
+    tried = [*random.sample(_OWN_PORTS, len(_OWN_PORTS)), *[0] * count]
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((host, 0))
-        return [probe.getsockname()[1] for probe in probes]
+        for port in tried:
+            probe = stack.enter_context(socket.socket())
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                continue
+            found.append(probe.getsockname()[1])
+            if len(found) == count:
+                break
+    if len(found) < count:
+        raise OSError(errno.EADDRINUSE, f"{count} free ports are needed at {host}")
+    return found
 
 
 class Launcher:

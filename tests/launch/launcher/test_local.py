@@ -110,3 +110,12 @@ def test_a_third_interrupt_kills_who_has_not_left_yet(tmp_path: Path) -> None:
         shutil.rmtree(launcher.sockets)
         launcher._ours.close()
         launcher._theirs.close()
+
+
+def test_ports_of_a_job_are_none_that_a_connection_is_given() -> None:
+    """The learner listens seconds after its port was chosen: meanwhile another process may connect
+    to something, from whatever port the system gives it."""
+    low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    ports = [port for _ in range(50) for port in local.free_ports(local.LOOPBACK, 4)]
+    assert all(1024 < port < int(low) for port in ports)
+    assert len(set(ports)) > 150, "drawn anew each time"
