@@ -22,8 +22,12 @@ from pipeline.config.schema import EngineConfig
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
 _PROMPT_TOKENS = 16
-_LAYOUT = 2
+_LAYOUT = 3
 """Version of the settings in `engines.backends.vllm`: a new number makes every cache stale."""
+_TIMES = 2
+"""Batches of a size of which the fastest counts: what else a machine does only adds time."""
+_STEADY = 1.5
+"""Slowest over fastest of these up to which a profile is kept for later runs."""
 
 Points = tuple[tuple[int, float], ...]
 """(running sequences, seconds per token of each)."""
@@ -38,7 +42,10 @@ async def cached_latency(
         return msgspec.json.decode(file.read_bytes(), type=Points)
     except (OSError, msgspec.DecodeError):
         pass  # not measured yet, or the file was cut short
-    points = await measure_latency(engine, info)
+    points, steady = await measure_latency(engine, info)
+    if not steady:
+        log_line("the machine is busy: this latency profile is not kept for later runs")
+        return points
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -49,18 +56,26 @@ async def cached_latency(
     return points
 
 
-async def measure_latency(engine: Engine, info: EngineInfo) -> Points:
-    """Measure seconds per token at 1, an eighth, a quarter, half and all of the slots."""
+async def measure_latency(engine: Engine, info: EngineInfo) -> tuple[Points, bool]:
+    """Measure seconds per token at 1, an eighth, a quarter, half and all of the slots.
+
+    Returns: the points, and whether batches of one size took about the same time.
+    """
     counts = sorted({1, *(max(2, info.slots // part) for part in (8, 4, 2, 1))})
     await time_batch(engine, info, 1, SHORT)  # one-time costs are no latency
     points: list[tuple[int, float]] = []
+    steady = True
     for count in counts:
         running = min(count, info.slots)
-        short = await time_batch(engine, info, running, SHORT)
-        extra = await time_batch(engine, info, running, LONG) - short
+        short = [await time_batch(engine, info, running, SHORT) for _ in range(_TIMES)]
+        long = [await time_batch(engine, info, running, LONG) for _ in range(_TIMES)]
+        seconds = (min(long) - min(short)) / (LONG - SHORT)
+        if seconds < min(long) / LONG / 2:  # most of a long batch is its tokens
+            seconds, steady = min(long) / LONG, False
         floor = points[-1][1] if points else 1e-6  # more sequences never take less time
-        points.append((count, max(floor, extra / (LONG - SHORT))))
-    return tuple(points)
+        points.append((count, max(floor, seconds)))
+        steady = steady and max(long) < _STEADY * min(long)
+    return tuple(points), steady
 
 
 async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) -> float:

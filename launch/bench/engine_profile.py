@@ -47,7 +47,7 @@ async def profile_engine(config: Config) -> EngineProfile:
     engine = build_engine(config)
     info = await engine.start()
     try:
-        latency = await measure_latency(engine, info)
+        latency, _ = await measure_latency(engine, info)
         few, many = max(1, info.slots // 8), info.slots
 
         async def seconds(count: int, tokens: int) -> float:

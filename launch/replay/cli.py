@@ -51,7 +51,7 @@ def replay_command(
     import msgspec
 
     from launch.replay.command import recordings_of, replay_same
-    from launch.replay.other import replay_other
+    from launch.replay.other_plugins import replay_other
     from pipeline.config.load import ConfigError
     from pipeline.plugins.registry import PluginError
     from pipeline.recording.frames import RecordingError

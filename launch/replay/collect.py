@@ -28,7 +28,7 @@ from pipeline.coordinator.events import (
 )
 from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
-from pipeline.simulation.recorded import RecordedMember
+from pipeline.simulation.recorded_workload import RecordedMember
 
 _LEARNER = ("backward_s", "optimizer_s", "publish_s")
 

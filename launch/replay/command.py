@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.replay.culprit import suspect
-from launch.replay.same import Replayed, fresh_coordinator, replay
+from launch.replay.exact_replay import Replayed, fresh_coordinator, replay
+from launch.replay.nondeterminism import suspect
 from pipeline.coordinator.state import Plugins
 from pipeline.plugins.registry import PluginError
 from pipeline.recording.frames import RecordingError

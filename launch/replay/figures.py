@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
-from pipeline.simulation.recorded import Basis
+from pipeline.simulation.recorded_workload import Basis
 
 
 class Figures:

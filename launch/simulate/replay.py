@@ -28,7 +28,7 @@ from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
-from pipeline.simulation.recorded import Recorded, RecordedMember
+from pipeline.simulation.recorded_workload import Recorded, RecordedMember
 from pipeline.system.run_folder import RunFolder
 
 _PROMPT = 20  # tokens; arbitrary: the cost of a request is that of the profile

@@ -80,7 +80,8 @@ class LatencyModel:
     def blend(self, running: float, seconds: float) -> None:
         """Move the nearest points towards a measurement at `running`, in proportion.
 
-        More sequences never take less time: a point below its neighbour is raised to it.
+        More sequences never take less time: whatever else contradicts the moved points is moved
+        to them, for it is older.
         """
         if not self._running[0] <= running <= self._running[-1] or seconds <= 0:
             return
@@ -89,9 +90,17 @@ class LatencyModel:
         before, after = self._running[at - 1], self._running[at]
         share = (running - before) / (after - before)
         change = seconds / self.seconds(running)
-        self._seconds[at - 1] *= change ** (_BLEND * (1 - share))
-        self._seconds[at] *= change ** (_BLEND * share)
-        self._seconds = list(itertools.accumulate(self._seconds, max))
+        low = self._seconds[at - 1] * change ** (_BLEND * (1 - share))
+        high = self._seconds[at] * change ** (_BLEND * share)
+        if low > high:  # the nearer one holds
+            low = high = low if share < 0.5 else high
+        fewer, more = self._seconds[: at - 1], self._seconds[at + 1 :]
+        self._seconds = [
+            *(min(seconds, low) for seconds in fewer),
+            low,
+            high,
+            *(max(seconds, high) for seconds in more),
+        ]
 
 
 class LatencyMeter:

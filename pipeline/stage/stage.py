@@ -34,7 +34,7 @@ from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
 from pipeline.stage.outbox import CommandBatch
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
-from pipeline.stage.recorded import RecordedCoordinator
+from pipeline.stage.recorded_coordinator import RecordedCoordinator
 from pipeline.stage.scoring import RewardRequests
 from pipeline.stage.status_feed import StatusFeed
 from pipeline.wire.codec import decode_tokens, sender_of

@@ -61,6 +61,16 @@ def test_whatever_frames_show_the_curve_stays_one(shown: list[tuple[float, float
     assert 1 <= curve.knee() <= 64
 
 
+def test_what_is_measured_now_holds_against_points_that_were_measured_before() -> None:
+    """A profile that was made on a busy machine: full engines show what is true, and the points
+    that are never visited follow."""
+    curve = LatencyModel(((1, 0.0001), (8, 0.002), (16, 0.025), (32, 0.025), (64, 0.025)))
+    for _ in range(60):
+        curve.blend(64, 0.012)
+    assert curve.seconds(64) == pytest.approx(0.012, rel=0.01)
+    assert curve.seconds(32) == pytest.approx(0.012, rel=0.01)
+
+
 def test_a_meter_measures_what_each_token_took_at_the_mean_load_of_the_tokens() -> None:
     meter = LatencyMeter()
     assert meter.frame(10.0, 4, 100, 2.0) is None

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pipeline.simulation.policy import Kind, Lesson, Numbers, Policy
-from pipeline.simulation.recorded import Recorded, RecordedMember
+from pipeline.simulation.recorded_workload import Recorded, RecordedMember
 from pipeline.simulation.workload import Lengths, Parametric, Request
 
 VERBOSE = Kind(deep=False, middle=math.log(100), spread=0.5, right=0.3, slope=-0.7)

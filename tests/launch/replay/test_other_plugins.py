@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from launch.cli import app
 from launch.replay.collect import Collected
 from launch.replay.command import recorded_plugins
+from launch.replay.exact_replay import fresh_coordinator, replay
 from launch.replay.figures import Figures
-from launch.replay.other import RecordedOrder, other_plugins, simulated
-from launch.replay.same import fresh_coordinator, replay
+from launch.replay.other_plugins import RecordedOrder, other_plugins, simulated
 from pipeline.config.load import ConfigError
 from pipeline.config.setting_types import Plugin
 from pipeline.coordinator.coordinator import Coordinator
@@ -25,7 +25,7 @@ from pipeline.recording.reader import Recording
 from pipeline.recording.writer import RecordingWriter
 from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation
-from pipeline.simulation.recorded import Basis, Recorded, RecordedMember
+from pipeline.simulation.recorded_workload import Basis, Recorded, RecordedMember
 from pipeline.simulation.workload import Request, Response
 from pipeline.stage.build import make_plugins
 from tests.pipeline.coordinator.world import settings_of

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from launch.replay.same import fresh_coordinator, replay
+from launch.replay.exact_replay import fresh_coordinator, replay
 from pipeline.coordinator.events import AnyCommand, AnyEvent
 from pipeline.coordinator.state import Plugins
 from pipeline.recording.reader import Recording

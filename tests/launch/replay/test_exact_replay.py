@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.replay.command import recorded_plugins
-from launch.replay.same import Replayed, fresh_coordinator, replay
+from launch.replay.exact_replay import Replayed, fresh_coordinator, replay
 from pipeline.coordinator.events import RewardReady, Tokens
 from pipeline.plugins.actions import AnyAction
 from pipeline.plugins.interfaces import SelectorEvent

@@ -16,8 +16,8 @@ import msgspec
 
 from launch.replay.collect import Collected
 from launch.replay.command import recorded_plugins
+from launch.replay.exact_replay import fresh_coordinator, replay
 from launch.replay.figures import Figures, estimates, table
-from launch.replay.same import fresh_coordinator, replay
 from launch.simulate import CONFIG
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Plugin
@@ -30,7 +30,7 @@ from pipeline.recording.frames import RecordingError
 from pipeline.recording.reader import Recording
 from pipeline.simulation.hardware import Machines
 from pipeline.simulation.loop import Simulation, StandsStill
-from pipeline.simulation.recorded import Recorded
+from pipeline.simulation.recorded_workload import Recorded
 from pipeline.stage.build import make_plugins
 from pipeline.system.terminal_text import printable
 
