@@ -72,7 +72,8 @@ test-fast: env  ## the tests of what decides: no engine, socket or worker proces
 	  --ignore tests/pipeline/workers/test_pool.py --ignore tests/pipeline/wire/test_server.py $(PYTEST_FLAGS)
 
 .PHONY: test-long
-test-long: env  ## deliberate bugs: does a test notice each? (tens of minutes; MUTATION_FLAGS="--only 'learner/*'")
+test-long: env  ## tests marked long, then deliberate bugs: is each noticed? (tens of minutes; MUTATION_FLAGS="--only 'learner/*'")
+	@$(BIN)/python -m pytest --long -m long $(PYTEST_FLAGS)
 	@$(BIN)/python -m scripts.mutation $(MUTATION_FLAGS)
 
 .PHONY: test-multinode

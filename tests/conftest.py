@@ -18,11 +18,20 @@ TOGETHER = "tests/engines/"
 """One worker has all of its files: they share a vLLM, which takes half a minute to start."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run tests marked long as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with the most slow tests first: in the end no worker is left alone with a long one.
 
-    Stable, so that each file's tests stay together and in their order.
+    Stable, so that each file's tests stay together and in their order. Long ones are left to
+    `make test-long`.
     """
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

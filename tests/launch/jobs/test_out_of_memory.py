@@ -74,6 +74,7 @@ def test_out_of_memory_at_zero_3_starts_all_ranks_again_with_smaller_micro_batch
     assert len(prompts) == len(set(prompts)) == 4 * 4
 
 
+@pytest.mark.long
 @pytest.mark.fault("out of memory at ZeRO 3, under torchrun", part="learner", by="process")
 def test_torchrun_starts_again_with_smaller_micro_batches_on_all_ranks(tmp_path: Path) -> None:
     """Promise: rank 0 hands the lower limit to all ranks when torchrun starts them again, though

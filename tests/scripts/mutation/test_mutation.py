@@ -253,6 +253,7 @@ def test_what_no_test_enters_is_told_apart_and_runs_nothing(toy: Path):
     assert status == 1
 
 
+@pytest.mark.long
 def test_results_are_used_again_until_what_they_depend_on_changes(toy: Path):
     only = ("--only", "*:longest:co[mn][ps]*:[01]")  # compare 0, 1; constant 0, 1
     first = outcomes(run(toy, *only)[1])
@@ -268,6 +269,7 @@ def test_results_are_used_again_until_what_they_depend_on_changes(toy: Path):
     assert outcomes(run(toy, *only)[1]).keys() == first.keys()
 
 
+@pytest.mark.long
 def test_a_survivor_with_a_reason_is_no_fault_and_a_reason_without_one_is(toy: Path):
     only = ("--only", "*:longest:compare:*")
     assert run(toy, *only)[0] == 1
