@@ -71,6 +71,7 @@ def test_a_recorded_job_replays_and_another_selector_runs_over_it(twice: list[Pa
     assert "members that rest on an estimate" in text
 
 
+@pytest.mark.long
 def test_a_killed_and_resumed_job_has_two_recordings_and_both_replay(tmp_path: Path) -> None:
     run = tmp_path / "resumed"
     with train(run, tmp_path / "first.log", *SIMULATED, "debug.record=true") as job:
