@@ -8,11 +8,14 @@ Defaults are not mentioned.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from pipeline.config import logprob_uses
+from pipeline.config.load import plugin_class
 from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
+from pipeline.plugins.budgets._top_up import most_candidates
+from pipeline.plugins.budgets.length_variance import LengthVarianceOptions
+from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
 
 
 def without_effect(config: Config) -> list[str]:
@@ -92,8 +95,7 @@ def _candidates(config: Config) -> Iterator[tuple[str, str]]:
     size = config.group.size
     tops_up = budget.get("top_up", "none") != "none"
     if known := _bounds(config):
-        low, high = known
-        upper = max(size, math.floor(budget["most"] * size + 0.5))
+        low, high, upper = known
         if tops_up and low >= upper:
             why = f"a group begins with at least {low} candidates, and most allows {upper}"
             yield f"{name}.top_up", f"{budget['top_up']}, but {why}"
@@ -115,15 +117,18 @@ def _candidates(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{key}.slack", f"{selector['slack']}, but depth is {depth}"
 
 
-def _bounds(config: Config) -> tuple[int, int] | None:
-    """Returns between how many candidates a group begins with; None for a budget of the user's."""
-    budget, size = config.budget.options, config.group.size
-    match config.budget.name:
-        case "uniform":
-            count = max(size, math.floor(budget["redundancy"] * size + 0.5))
-            return count, count
-        case "length_variance":
-            return size + budget["spare"], max(size, math.floor(budget["most"] * size + 0.5))
+def _bounds(config: Config) -> tuple[int, int, int] | None:
+    """Returns between how many candidates a group begins with, and how many it has at most; None
+    for a budget of the user's."""
+    _, options = plugin_class("budget", config.budget)
+    size = config.group.size
+    match options:
+        case UniformOptions():
+            count = candidates_of(options, size)
+            return count, count, most_candidates(options, size)
+        case LengthVarianceOptions():
+            most = most_candidates(options, size)
+            return size + options.spare, most, most
         case _:
             return None
 

@@ -52,7 +52,6 @@ class Choice(msgspec.Struct, frozen=True):
 
     mean: float  # M̄
     utility: float
-    seconds: float  # T: generating one step
 
 
 class Lengths:
@@ -121,9 +120,8 @@ class Utility:
 
     def at(self, mean: float) -> Choice:
         """Returns what `mean` candidates a prompt are expected to give."""
-        seconds = self.seconds(mean)
         gain = self._relative * math.log(mean / self._size)
-        return Choice(mean, gain - self._weight * seconds / self._least_s, seconds)
+        return Choice(mean, gain - self._weight * self.seconds(mean) / self._least_s)
 
     def best(self, low: int, high: int) -> Choice:
         """The mean from `low` to `high` of the largest utility; of equal ones the smallest."""

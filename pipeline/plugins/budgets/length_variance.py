@@ -106,7 +106,7 @@ class LengthVariance:
         fixed = min(max(self._options.mean * view.size, low), high) if self._options.mean else 0.0
         lengths = self._lengths.distribution(view.max_tokens)
         if lengths is None:
-            return Choice(fixed or (low + high) / 2, math.nan, math.nan)
+            return Choice(fixed or (low + high) / 2, math.nan)
         utility = Utility(lengths, view, self._options.time_weight)
         return utility.at(fixed) if fixed else utility.best(low, high)
 

@@ -21,6 +21,11 @@ class UniformOptions(BudgetOptions, frozen=True, kw_only=True):
     """Candidates sampled for each trajectory trained on; 1: no spare."""
 
 
+def candidates_of(options: UniformOptions, size: int) -> int:
+    """M' for groups of `size`."""
+    return max(size, math.floor(options.redundancy * size + 0.5))
+
+
 @register("budget", "uniform")
 class Uniform:
     Options = UniformOptions
@@ -29,7 +34,7 @@ class Uniform:
         self._options = options or UniformOptions()
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
-        candidates = max(view.size, math.floor(self._options.redundancy * view.size + 0.5))
+        candidates = candidates_of(self._options, view.size)
         return [Allocation(candidates=candidates, max_tokens=view.max_tokens) for _ in prompts]
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
