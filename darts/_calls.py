@@ -166,7 +166,7 @@ def simulate(
     from launch.simulate import CONFIG
     from launch.simulate.command import RunStopped, play_one, run_document
     from launch.simulate.scenario import Scenario
-    from pipeline.simulation.hardware import DEVICES, SHAPES
+    from pipeline.hardware.costs import DEVICES, SHAPES
     from pipeline.simulation.workload import Lengths
 
     for name, value, known in (("shape", shape, SHAPES), ("device", device, DEVICES)):

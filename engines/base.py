@@ -13,11 +13,13 @@ from typing import Protocol
 
 import msgspec
 
+from pipeline.wire.fields import PacedSteps
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """One request: continue `tokens`."""
 
-    id: str
+    id: str  # an emulated pace does not hold those back that begin with `engines.pace.FREE`
     tokens: Sequence[int]  # prompt and the response tokens already held
     max_tokens: int  # new tokens at most, >= 1
     temperature: float  # 0: the likeliest token, with its logprob at temperature 1
@@ -95,6 +97,10 @@ class Engine(Protocol):
         Returns len(tokens) - 1 numbers; NaN where the engine cannot tell (the
         probe compares the others, at least eight of them).
         """
+        ...
+
+    async def take_paced(self) -> PacedSteps:
+        """Return how many steps an emulated pace has held back since the last call."""
         ...
 
     def failure(self) -> str:

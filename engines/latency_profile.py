@@ -18,10 +18,10 @@ import msgspec
 
 from engines.base import Engine, EngineInfo, Sampling, log_line
 from pipeline.config.schema import EngineConfig
+from pipeline.hardware.costs import PROFILE_PROMPT
 
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
-_PROMPT_TOKENS = 16
 _LAYOUT = 3
 """Version of the settings in `engines.backends.vllm`: a new number makes every cache stale."""
 _TIMES = 2
@@ -82,7 +82,7 @@ async def time_batch(engine: Engine, info: EngineInfo, count: int, tokens: int) 
     """Return the seconds from the first request to the last token."""
 
     async def one(number: int) -> None:
-        prompt = [(7 * number + 3 * at) % info.vocabulary for at in range(_PROMPT_TOKENS)]
+        prompt = [(7 * number + 3 * at) % info.vocabulary for at in range(PROFILE_PROMPT)]
         async for _ in engine.generate(
             Sampling(
                 id=f"profile-{tokens}-{number}",

@@ -15,8 +15,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
 from engines.chunker import Chunker, Frame, Key
+from engines.pace import FREE
 from engines.stop_strings import StopStrings
 from engines.weights import Receiver, WeightReceiver, WeightsError
 from engines.weights_probe import WeightsProof, load_spans
@@ -194,7 +197,8 @@ class Worker:
                 f"leg {key} was requested {'twice' if epoch else 'before the welcome'}; ignored"
             )
             return
-        epoch.legs[key] = f"{epoch.number}.{request.trajectory}.{request.leg}"
+        free = "" if request.paced else FREE
+        epoch.legs[key] = f"{free}{epoch.number}.{request.trajectory}.{request.leg}"
         epoch.flusher.begin_leg(key, len(ints(request.prefix)))
         epoch.times[key] = (time.monotonic(), 0.0)
         task = self._spawn(self._sample(epoch, key, request))
@@ -330,10 +334,11 @@ class Worker:
                 self._version = manifest.version
                 moments.append(time.monotonic())
                 loaded = await self._proof.prove(manifest, str(directory))
+                paced = await self._engine.take_paced()
                 moments.append(time.monotonic())
             if epoch is self._epoch:
                 self._client.send(load_spans(manifest.version, asked_s, moments))
-                self._client.send(loaded)
+                self._client.send(msgspec.structs.replace(loaded, paced=paced))
         except Exception as error:  # the stage decides what a failed load means
             self.log(f"could not load version {manifest.version}: {error}")
             self._client.send(WeightsFailed(version=manifest.version, why=str(error)))

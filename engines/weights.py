@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
 import xxhash
 
+from pipeline.config.pace import WeightsConfig
 from pipeline.wire.messages import Manifest
 
 FILE = "model.safetensors"
@@ -57,3 +59,17 @@ class WeightReceiver:
                 digest.update(block)
                 size += len(block)
         return size, digest.hexdigest()
+
+
+class PacedReceiver:
+    """Takes as long for a version as an emulated link would."""
+
+    def __init__(self, receiver: Receiver, section: WeightsConfig) -> None:
+        self._receiver, self._section = receiver, section
+
+    def receive(self, manifest: Manifest) -> Path:
+        begun_s = time.monotonic()
+        directory = self._receiver.receive(manifest)
+        due_s = begun_s + self._section.least_s(manifest.bytes)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        return directory

@@ -57,6 +57,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     from engines.latency_profile import cached_latency
     from engines.server import Worker
     from engines.stop_strings import StopStrings
+    from engines.weights import PacedReceiver, WeightReceiver
     from engines.weights_fetch import FetchingReceiver
     from pipeline.config.load import environment_options
     from pipeline.wire.client import StageClient
@@ -73,6 +74,9 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     except (EngineError, TransportError) as error:
         log_line(f"{name}: {error}")
         return 1
+    receiver = (
+        FetchingReceiver(peer_keys, weights) if peer_keys.weights and weights else WeightReceiver()
+    )
     worker = Worker(
         engine,
         info,
@@ -80,7 +84,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
         name=name,
         chunk_tokens=config.engine.chunk_tokens,
         timeouts=config.timeouts,
-        receiver=FetchingReceiver(peer_keys, weights) if peer_keys.weights and weights else None,
+        receiver=PacedReceiver(receiver, config.weights),
         stops=stops,
     )
     # Until here SIGTERM killed at once; the launcher answers SIGINT.

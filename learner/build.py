@@ -25,6 +25,7 @@ from learner.checkpoint import save, transfer
 from learner.deepspeed import engine
 from learner.forward.packed_attention import AttentionError
 from learner.forward.packing_check import prove_packing
+from learner.pace import PassPace
 from learner.step.base import LearnerStep
 from learner.step.multi_update import MultiUpdateStep
 from learner.step.passes import Passes
@@ -33,6 +34,7 @@ from learner.streaming.cached_forward import CachedForward
 from learner.streaming.logprob_stream import LogprobStream, ModelStream
 from pipeline.config.logprob_uses import LogprobUses, needs_old
 from pipeline.config.logprob_uses import of as logprob_uses
+from pipeline.config.pace import learner_pace
 from pipeline.config.schema import Config, LearnerConfig
 from pipeline.plugins import registry
 
@@ -46,6 +48,7 @@ class LearnerParts:
     zero: engine.Zero
     step: LearnerStep
     passes: Passes
+    pace: PassPace
     logprob_stream: LogprobStream
     answers: bool
     """The stage wants the streamed logprobs of the own weights back."""
@@ -103,7 +106,10 @@ def _build(
     loss = cls(msgspec.convert(config.loss.options, registry.options_type(cls)))
     temperature = config.sampling.temperature
     uses = logprob_uses(config)
-    old_stream, reference_stream = model_streams(section, uses, trainer, reference, temperature)
+    pace = PassPace(learner_pace(section.pace))
+    old_stream, reference_stream = model_streams(
+        section, uses, trainer, reference, temperature, pace
+    )
     passes = Passes(
         trainer,
         loss,
@@ -112,11 +118,13 @@ def _build(
         reference=reference,
         old_stream=old_stream,
         reference_stream=reference_stream,
+        pace=pace,
     )
     return LearnerParts(
         zero=trainer,
         step=step_of(passes, section),
         passes=passes,
+        pace=pace,
         logprob_stream=LogprobStream(old_stream, reference_stream),
         answers=uses.answered,
         restored=restored,
@@ -132,12 +140,13 @@ def model_streams(
     trainer: engine.Zero,
     reference: Any,
     temperature: float,
+    pace: PassPace | None = None,
 ) -> tuple[ModelStream | None, ModelStream | None]:
     """Make the cached forwards of `overlap: token`: of the own weights and the reference model."""
 
     def stream(model: Any, entropy: bool = False) -> ModelStream:
         cached = CachedForward(model, temperature, section.kv_tokens, entropy=entropy)
-        return ModelStream(cached)
+        return ModelStream(cached, pace)
 
     return (
         stream(trainer.engine, uses.entropy) if uses.own else None,

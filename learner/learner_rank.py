@@ -92,7 +92,7 @@ class LearnerRank:
         # Groups that wait together are one pass: which do, is a matter of time.
         together = 0 if config.debug.ordered else config.learner.tokens_per_micro_batch
         self._schedule = Schedule(together)
-        self._passes, self._ahead = parts.passes, parts.logprob_stream
+        self._passes, self._ahead, self._pace = parts.passes, parts.logprob_stream, parts.pace
         self._answers, self._closer = parts.answers, VersionCloser(parts.passes, self._ahead.own)
         self._backward_s = 0.0  # of the open step, forward included
         self._ahead_s = 0.0  # of the open step, forwards of streamed tokens
@@ -262,9 +262,13 @@ class LearnerRank:
         with zero.gathered_weights():
             if self._publisher is None:
                 return None
-            return self._publisher.publish_version(
+            begun_s = time.monotonic()
+            manifest = self._publisher.publish_version(
                 zero.module, self._version, logprobs, rounded_after=rounded_after
             )
+        due_s = begun_s + self._config.weights.least_s(manifest.bytes)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        return manifest
 
     def _engine_dtype(self) -> torch.dtype | None:
         """Return the type of the engines' weights; None: each engine chooses."""
@@ -288,7 +292,7 @@ class LearnerRank:
             return
         self._version += 1
         metrics |= {"backward_s": backward_s, "optimizer_s": time.monotonic() - started}
-        metrics |= self._logprob_times()
+        metrics |= self._logprob_times() | self._pace.take_late()
         started = time.monotonic()
         manifest = self._publish()
         if manifest is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
+from pipeline.wire.fields import PacedSteps
 
 
 class SimulatedEngine:
@@ -108,6 +109,9 @@ class SimulatedEngine:
     async def logprobs(self, tokens: Sequence[int], temperature: float) -> list[float]:
         del temperature
         return [math.nan] * (len(tokens) - 1)
+
+    async def take_paced(self) -> PacedSteps:
+        return PacedSteps()
 
     def failure(self) -> str:
         return ""

@@ -25,9 +25,11 @@ from engines.backends.transformers_batching import Batching
 from engines.backends.transformers_sampling import LIKELIEST, NOT_FORCED, Draw
 from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 from engines.model_facts import ModelFacts, read_model_facts
+from engines.pace import FREE
 from engines.weights import FILE
 from engines.weights_probe import PROBES, probe_one_by_one
 from pipeline.config.schema import EngineConfig
+from pipeline.wire.fields import PacedSteps
 
 
 class _Router(OutputRouter):
@@ -175,6 +177,10 @@ class TransformersEngine:
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 
+    async def take_paced(self) -> PacedSteps:
+        assert self._batching is not None
+        return self._batching.take_paced()
+
     def failure(self) -> str:
         return self._batching.failure() if self._batching is not None else ""
 
@@ -212,7 +218,8 @@ class TransformersEngine:
         sampling, done = request.sampling, len(request.tokens)
         greedy = not sampling.temperature and request.forced == NOT_FORCED
         forced = LIKELIEST if greedy else request.forced
-        request.inner, request.heard = f"{next(self._ids)}", 0
+        free = FREE if sampling.id.startswith(FREE) else ""
+        request.inner, request.heard = f"{free}{next(self._ids)}", 0
         request.version = self._version
         self._by_inner[request.inner] = request
         if not self._batching.add_request(
@@ -271,7 +278,7 @@ class TransformersEngine:
     async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
         """Return the logprob of `token` after `before`."""
         sampling = Sampling(
-            id=f"probe-{next(self._ids)}",
+            id=f"{FREE}probe-{next(self._ids)}",
             tokens=before,
             max_tokens=1,
             temperature=temperature,

@@ -29,8 +29,11 @@ from engines.backends import transformers_attention
 from engines.backends.held_tensors import Pairs, compare_with_file
 from engines.backends.transformers_sampling import Draw, TokenSampling
 from engines.base import EngineError, TensorCheck
+from engines.pace import Load, StepPace
+from pipeline.config.pace import engine_pace
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import CoresError, engine_cores
+from pipeline.wire.fields import PacedSteps
 
 log = logging.getLogger("engines.backends.transformers_batching")
 
@@ -67,6 +70,7 @@ class Batching:
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._section = section
+        self._pace: StepPace | None = None  # none while it warms up
         self._forward = threading.Lock()  # held while the model computes, or weights are written
         self._cores: Sequence[int] = ()  # the library's thread is not pinned to them yet
         if device.type == "cpu":
@@ -116,10 +120,17 @@ class Batching:
         def alone(model: Any) -> None:
             with self._forward:
                 self._pin()
+                if self._pace is not None:
+                    self._pace.begin(_load_of(processor.inputs_and_outputs.requests_in_batch))
                 step(model)
+            if self._pace is not None:
+                self._synchronize()
+                self._pace.end()
 
         processor._generation_step = alone  # noqa: SLF001
         self._manager.warmup()
+        if cost := engine_pace(section.pace):
+            self._pace = StepPace(cost)
         self._manager.start()
 
     @property
@@ -130,6 +141,10 @@ class Batching:
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "attention": str(self._model.config._attn_implementation),  # noqa: SLF001
         }
+
+    def take_paced(self) -> PacedSteps:
+        """Return the counts of paced steps since the last call."""
+        return PacedSteps() if self._pace is None else self._pace.take_counts()
 
     @property
     def cached_tokens(self) -> int:
@@ -252,6 +267,15 @@ class Batching:
     def _synchronize(self) -> None:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def _load_of(requests: Sequence[Any]) -> Load:
+    """Return the load of a forward pass from the library's `FutureRequestState`s."""
+    load = Load()
+    for request in requests:
+        state, computed = request.state, request.query_length
+        load.add(state.request_id, state.position_offset, computed)
+    return load
 
 
 def _named(asked: str, newer: bool) -> str:

@@ -16,12 +16,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, S
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 from engines.model_facts import ModelFacts, read_model_facts
+from engines.pace import FREE
 from engines.weights import FILE
 from engines.weights_probe import PROBES, probe_one_by_one
+from pipeline.config.pace import engine_pace
 from pipeline.config.schema import EngineConfig
 from pipeline.system.cpu_cores import engine_cores
+from pipeline.wire.fields import PacedSteps
 
 _SHUTDOWN_S = 2.0  # then vLLM kills its processes: there is nothing to wait for
 
@@ -43,6 +48,7 @@ class VllmEngine:
         self._llm: Any = None
         self._loading = asyncio.Lock()
         self._probes = 0
+        self._paced = False
 
     async def start(self) -> EngineInfo:
         self._facts = facts = read_model_facts(self._model)
@@ -53,6 +59,9 @@ class VllmEngine:
             ):
                 pass
             await self._llm.collective_rpc("darts_readable", args=(self._model,))
+            if cost := engine_pace(self._section.pace):
+                await self._llm.collective_rpc("darts_pace", args=(msgspec.to_builtins(cost),))
+                self._paced = True
         except Exception as error:  # anything may fail inside vLLM
             await self.close()
             raise EngineError(f"vLLM does not start with {self._model}: {error}") from error
@@ -133,6 +142,13 @@ class VllmEngine:
             tokens, lambda before, token: self._logprob(before, token, temperature)
         )
 
+    async def take_paced(self) -> PacedSteps:
+        if not self._paced:
+            return PacedSteps()
+        with _as_engine_error():
+            counts = await self._llm.collective_rpc("darts_paced")
+        return PacedSteps(**counts[0])  # all ranks of an engine keep the same steps
+
     def failure(self) -> str:
         return "vLLM's core process has died" if self._llm.errored else ""
 
@@ -161,7 +177,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         outputs: AsyncIterator[Any] = self._llm.generate(
-            {"prompt_token_ids": list(before)}, params, f"probe-{self._probes}"
+            {"prompt_token_ids": list(before)}, params, f"{FREE}probe-{self._probes}"
         )
         with _as_engine_error():
             async for output in outputs:

@@ -1,4 +1,5 @@
-"""Reloads weights in place, inside the vLLM process that holds the model, and shows them.
+"""Reloads weights in place, inside the vLLM process that holds the model, shows them, and holds its
+steps back to an emulated pace.
 
 Named by `worker_extension_cls`: vLLM mixes the class into its worker and
 `collective_rpc` calls it by name. Imported nowhere else.
@@ -10,10 +11,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from engines.pace import Load
+
 if TYPE_CHECKING:
     import torch
 
     from engines.backends.vllm_tensors import HeldTensors
+    from engines.pace import StepPace
 
 
 class Reload:
@@ -23,6 +29,7 @@ class Reload:
         model_runner: Any
         darts_held: HeldTensors
         darts_readable_names: frozenset[str]
+        darts_step_pace: StepPace
 
         def reload_weights(self, *, weights_path: str) -> None: ...
 
@@ -64,6 +71,43 @@ class Reload:
         self.darts_held.begin()
         check = compare_with_file(Path(file), checksums, pairs)
         return check.equal, check.different
+
+    def darts_pace(self, cost: dict[str, Any]) -> None:
+        """Hold every step back to this cost, an `EngineCost`, from now on."""
+        from engines.pace import StepPace
+        from pipeline.hardware.costs import EngineCost
+
+        self.darts_step_pace = pace = StepPace(msgspec.convert(cost, EngineCost))
+        runner = self.model_runner
+        execute, sample = runner.execute_model, runner.sample_tokens
+
+        def execute_model(scheduled: Any, *rest: Any, **named: Any) -> Any:
+            pace.begin(_load_of(scheduled))
+            output = execute(scheduled, *rest, **named)
+            if output is not None:  # else its tokens are sampled by a call of their own
+                pace.end()
+            return output
+
+        def sample_tokens(*given: Any, **named: Any) -> Any:
+            output = sample(*given, **named)
+            pace.end()
+            return output
+
+        runner.execute_model, runner.sample_tokens = execute_model, sample_tokens
+
+    def darts_paced(self) -> dict[str, Any]:
+        """Return the counts of paced steps since the last call, a `PacedSteps`."""
+        return msgspec.to_builtins(self.darts_step_pace.take_counts())
+
+
+def _load_of(scheduled: Any) -> Load:
+    """Return the load of a step from vLLM's `SchedulerOutput`."""
+    load, counts, running = Load(), scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
+    for request in scheduled.scheduled_new_reqs:
+        load.add(request.req_id, request.num_computed_tokens, counts[request.req_id])
+    for name, held in zip(running.req_ids, running.num_computed_tokens, strict=True):
+        load.add(name, held, counts[name])
+    return load
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from engines.latency_profile import Points, measure_latency, time_batch
+from engines.latency_profile import measure_latency, time_batch
 from engines.process_group import end_group, lead_own_group
 from engines.worker import build_engine
 from pipeline.config.load import load
 from pipeline.config.schema import Config
+from pipeline.hardware.costs import EngineProfile
 from pipeline.system.cpu_cores import engine_cores
 
 _REPEATS = 5
@@ -32,14 +33,6 @@ _NEIGHBOUR = (
     "import torch; torch.set_num_threads(1); a = torch.randn(256, 256)\n"
     "while True: a = torch.tanh(a @ a / 256)"
 )
-
-
-class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The cost of one engine, alone on its core."""
-
-    latency: Points  # (running sequences, seconds for a token)
-    request_s: float  # seconds that a request delays the engine, prefill included
-    beside: float  # factor by which a token is slower while a learner works
 
 
 async def profile_engine(config: Config) -> EngineProfile:

@@ -26,8 +26,8 @@ from pipeline.coordinator.events import (
     Tokens,
     WeightsLoaded,
 )
-from pipeline.coordinator.latency_model import LatencyModel
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
+from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.simulation.recorded_workload import RecordedMember
 
 _LEARNER = ("backward_s", "optimizer_s", "publish_s")

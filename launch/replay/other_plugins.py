@@ -24,11 +24,11 @@ from pipeline.config.schema import Plugin
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import PluginFault
 from pipeline.coordinator.timeouts import Timeouts
+from pipeline.hardware.costs import Machines
 from pipeline.plugins.actions import Plan
 from pipeline.plugins.views import PlanView
 from pipeline.recording.frames import RecordingError
 from pipeline.recording.reader import Recording
-from pipeline.simulation.hardware import Machines
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.recorded_workload import Recorded
 from pipeline.stage.build import make_plugins

@@ -105,8 +105,8 @@ def simulate_command(
     """
     from launch.simulate import command
     from launch.simulate.scenario import Scenario
+    from pipeline.hardware.costs import DEVICES, SHAPES
     from pipeline.simulation.fuzz import MODES, Mode
-    from pipeline.simulation.hardware import DEVICES, SHAPES
     from pipeline.simulation.workload import Lengths
 
     for name, value, known in (

@@ -25,6 +25,7 @@ from launch.simulate.scenario import (
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.coordinator.state import PluginFault
+from pipeline.hardware.costs import EngineProfile
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, Simulation, StandsStill
@@ -220,7 +221,6 @@ def replay_runs(
     runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None
 ) -> int:
     """Predicts the steps of real runs. Raises OSError, ValueError (ReplayError)."""
-    from launch.bench.engine_profile import EngineProfile
     from launch.simulate import replay
 
     engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)

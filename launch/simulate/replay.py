@@ -22,12 +22,11 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.engine_profile import EngineProfile
 from launch.run_files.jsonl import all_lines
 from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
 from pipeline.config.schema import Config
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
+from pipeline.hardware.costs import EngineCost, EngineProfile, LearnerCost, Machines
 from pipeline.simulation.recorded_workload import Recorded, RecordedMember
 from pipeline.system.run_folder import RunFolder
 

@@ -17,7 +17,7 @@ from launch.simulate.scenario import PROMPT_TOKENS, STOP
 from pipeline.config.load import load
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, AnyEvent, GroupTrained, RewardReady, Tokens
-from pipeline.simulation.hardware import DEVICES, SHAPES, Machines, engine_cost, learner_cost
+from pipeline.hardware.costs import DEVICES, SHAPES, Machines, engine_cost, learner_cost
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric

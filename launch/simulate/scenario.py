@@ -20,7 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import TrainGroup
 from pipeline.coordinator.timeouts import Timeouts
-from pipeline.simulation.hardware import (
+from pipeline.hardware.costs import (
     DEVICES,
     SHAPES,
     EngineCost,

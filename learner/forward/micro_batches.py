@@ -42,6 +42,11 @@ class Packed:
     taken_N: Tensor
     """The response tokens, member after member, which the last N packed tokens predict."""
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that the model computes."""
+        return len(self.tokens_P)
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:

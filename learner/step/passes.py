@@ -28,6 +28,7 @@ from learner.forward.micro_batches import (
     response_logprobs,
 )
 from learner.losses import Loss
+from learner.pace import PassPace
 from learner.step.importance_weights import importance_weights
 from learner.streaming.fixed_logprobs import ByTrajectory, align, member_logprobs
 from learner.streaming.logprob_stream import ModelStream
@@ -61,6 +62,7 @@ class Passes:
         reference: Forward | None = None,
         old_stream: ModelStream | None = None,
         reference_stream: ModelStream | None = None,
+        pace: PassPace | None = None,
     ) -> None:
         self.zero = zero
         self._loss = loss
@@ -73,6 +75,7 @@ class Passes:
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
         self._old_stream, self._reference_stream = old_stream, reference_stream
+        self._pace = pace or PassPace(None)
         self.spans: list[tuple[float, float]] = []
         """(begin, end) of every forward for old or reference logprobs, seconds."""
 
@@ -85,8 +88,7 @@ class Passes:
         with self.time_logprobs():
             found = self._streamed(self._reference_stream, groups)
             if found is None:
-                batches = self.limit.watch(self._micro_batches(groups))
-                found = member_logprobs(self._model_reference, batches, self._temperature)
+                found = self._logprobs(self._model_reference, self._micro_batches(groups))
         _check(found, "a logprob of the reference model")
         self._reference.update(found)
 
@@ -117,8 +119,7 @@ class Passes:
 
     def _old_of(self, batches: Sequence[MicroBatch]) -> ByTrajectory:
         empty = self._empty_passes(len(batches))
-        watched = self.limit.watch(batches)
-        found = member_logprobs(self.zero.engine, watched, self._temperature)
+        found = self._logprobs(self.zero.engine, batches)
         with torch.no_grad():
             for _ in range(empty):
                 self._empty_pass()
@@ -142,13 +143,18 @@ class Passes:
                 with torch.no_grad():
                     self._empty_pass()
                 continue
-            batch = self.limit.watch(batches[index : index + 1])
             try:
-                found = member_logprobs(self.zero.engine, batch, self._temperature)
+                found = self._logprobs(self.zero.engine, batches[index : index + 1])
             except RuntimeError as error:
                 self.lower_limit(error, together=self.zero.collective_passes)
                 return
             yield found
+
+    def _logprobs(self, model: Forward, batches: Sequence[MicroBatch]) -> ByTrajectory:
+        begun_s = time.monotonic()
+        found = member_logprobs(model, self.limit.watch(batches), self._temperature)
+        self._pace.wait_forward(begun_s, sum(batch.packed.tokens for batch in batches))
+        return found
 
     def release_streamed(self, groups: Sequence[TrainGroup]) -> None:
         """Free what the own weights' stream holds of these groups: they are trained on now."""
@@ -189,12 +195,14 @@ class Passes:
         zero, batches = self.zero, self._micro_batches(self._audible(groups))
         empty, bad = self._empty_passes(len(batches)), ""
         for index, batch in enumerate(self.limit.watch(batches)):
+            begun_s = time.monotonic()
             loss, metrics = self._forward(batch)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
                 if not zero.collective_passes:
                     raise NotFinite(bad, spoiled=index > 0)
             zero.backward(loss)
+            self._pace.wait_training(begun_s, batch.packed.tokens)
             merge_metrics(total, metrics)
         for _ in range(empty):
             zero.backward(self._empty_pass() * 0.0)

@@ -9,13 +9,15 @@ Source: token streaming, arXiv 2605.30859.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 import torch
 
 from learner.forward.memory import ran_out_of_memory
 from learner.forward.micro_batches import trained_members
+from learner.pace import PassPace
 from learner.streaming.cached_forward import CachedForward, Floats, StreamedLogprobs
 from learner.streaming.fixed_logprobs import ByTrajectory
 from pipeline.wire.messages import StreamedChunk, StreamedTokens, TrainGroup, TrainMember, ints
@@ -32,8 +34,8 @@ _LATER = 1e12
 class ModelStream:
     """One model's logprobs, by trajectory."""
 
-    def __init__(self, forward: CachedForward) -> None:
-        self._forward = forward
+    def __init__(self, forward: CachedForward, pace: PassPace | None = None) -> None:
+        self._forward, self._pace = forward, pace or PassPace(None)
         self._found: dict[int, list[Floats]] = {}
         self._prompts: set[int] = set()
 
@@ -70,7 +72,7 @@ class ModelStream:
             return self._forward.tokens_held(name) + (0.0 if name in first else _LATER)
 
         try:
-            return self._keep(self._forward.run_call(CALL_TOKENS, priority))
+            return self._run(priority)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -100,14 +102,13 @@ class ModelStream:
                     self._forward.extend_trajectory(member.trajectory, group.group, rest)
                 wanted[member.trajectory] = member
         while self._forward.has_pending(wanted):
-            call = self._forward.run_call(
-                CALL_TOKENS, priority=lambda name: float(name not in wanted)
-            )
-            self._keep(call)
+            self._run(lambda name: float(name not in wanted))
         missing = [name for name in wanted if name in self._forward.dropped]
         for name in missing:
             self._found.pop(name, None)
-        self._keep(self._forward.recompute_logprobs(missing, CALL_TOKENS))
+        begun_s = time.monotonic()
+        again = self._keep(self._forward.recompute_logprobs(missing, CALL_TOKENS))
+        self._pace.wait_forward(begun_s, sum(len(piece.logprobs) for piece in again))
         found = {
             name: torch.from_numpy(sampled_only(np.concatenate(self._found.pop(name)), member))
             for name, member in wanted.items()
@@ -133,6 +134,12 @@ class ModelStream:
         if group not in self._prompts:
             self._prompts.add(group)
             self._forward.begin_group(group, ints(prompt).tolist())
+
+    def _run(self, priority: Callable[[int], float]) -> list[StreamedLogprobs]:
+        begun_s = time.monotonic()
+        scored = self._forward.run_call(CALL_TOKENS, priority)
+        self._pace.wait_forward(begun_s, sum(len(piece.logprobs) for piece in scored))
+        return self._keep(scored)
 
     def _keep(self, scored: list[StreamedLogprobs]) -> list[StreamedLogprobs]:
         for piece in scored:

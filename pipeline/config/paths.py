@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from pipeline.config import rules
-from pipeline.config.schema import Config, EvalFileConfig
+from pipeline.config.pace import PaceError, engine_pace, is_profile, learner_pace, pace_name
+from pipeline.config.schema import Config, EngineConfig, EvalFileConfig
 
 
 def resolved(config: Config, file: Path | None, problem: Callable[[str, str], None]) -> Config:
@@ -63,7 +64,31 @@ def resolved(config: Config, file: Path | None, problem: Callable[[str, str], No
     if learner.deepspeed:
         settings = finder.found("learner.deepspeed", learner.deepspeed, "no such file")
         learner = msgspec.structs.replace(learner, deepspeed=settings)
-    return msgspec.structs.replace(config, model=model, data=data, learner=learner, eval=evaluation)
+    engine = _with_pace(config.engine, finder, problem)
+    try:
+        learner_pace(learner.pace)
+    except PaceError as error:
+        problem("learner.pace", str(error))
+    return msgspec.structs.replace(
+        config, model=model, data=data, learner=learner, engine=engine, eval=evaluation
+    )
+
+
+def _with_pace(
+    section: EngineConfig, finder: _Finder, problem: Callable[[str, str], None]
+) -> EngineConfig:
+    """The section with an absolute path of a measured pace, which is read once as a check."""
+    pace = section.pace
+    if is_profile(pace_name(pace)):
+        path = finder.found("engine.pace", pace_name(pace), "no such file")
+        if not path:
+            return section
+        pace = path if isinstance(pace, str) else msgspec.structs.replace(pace, name=path)
+    try:
+        engine_pace(pace)
+    except PaceError as error:
+        problem("engine.pace", str(error))
+    return msgspec.structs.replace(section, pace=pace)
 
 
 class _Finder:

@@ -35,8 +35,17 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _evaluation(config)
     yield from _data(config.data)
     yield from _engine(config.engine)
+    yield from _pace(config)
     yield from _ports(config)
     yield from _ordered(config)
+
+
+def _pace(config: Config) -> Iterator[tuple[str, str]]:
+    if config.engine.pace and config.engine.kind == "simulated":
+        cure = "take vllm or transformers, or leave the pace out"
+        yield "engine.pace", f"engine.kind is simulated, which has a pace of its own; {cure}"
+    if config.weights.bytes and not config.weights.pace:
+        yield "weights.bytes", "without weights.pace it counts for nothing; set both, or neither"
 
 
 def _ordered(config: Config) -> Iterator[tuple[str, str]]:

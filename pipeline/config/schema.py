@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
+from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.plugins.ranges import (
@@ -215,6 +216,9 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     """Report the policy's mean entropy; costs a look at every computed logit."""
     threads: NonNegativeInt = 1
     """CPU threads of each rank; 0: leave it to torch."""
+    pace: str | LearnerPace = ""
+    """Emulated pace: what a token takes at least on each rank, as on the hardware named (`h20-7b`)
+    or by its options. Everything is computed for real; then the rank waits. Empty: none."""
 
 
 class EngineConfig(Section, frozen=True, kw_only=True):
@@ -246,6 +250,10 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     transformers: dict[str, Any] = {}  # noqa: RUF012  copied by msgspec
     """Arguments of transformers' `ContinuousBatchingConfig`, by name, and `attn_implementation`
     (`sdpa`, `flash_attention_2`, ...; without it darts' own, which needs no kernel)."""
+    pace: str | EnginePace = ""
+    """Emulated pace: what a decode step takes at least, as on the hardware named (a GPU and a
+    model, `h20-7b`), by a file of `python -m launch.bench.engine_profile`, or by its options.
+    Tokens are sampled for real; then the engine waits. Evaluations are not paced. Empty: none."""
     restarts: NonNegativeInt = 5
     """Restarts of an engine that died, each after a longer pause, before the run stops. The count
     begins anew after ten minutes of work."""
@@ -366,6 +374,7 @@ class Config(Section, frozen=True, kw_only=True):
     workers: WorkersConfig = WorkersConfig()
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
+    weights: WeightsConfig = WeightsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     audit: AuditConfig = AuditConfig()

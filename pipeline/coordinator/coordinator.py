@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from pipeline.coordinator.engine_manager import EngineManager
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.events import (
@@ -320,10 +322,16 @@ class Coordinator:
             **self.steps.report.mechanisms(),
             "weights_proved": self.core.weight_proofs.proved,
             "weights_unsure": self.core.weight_proofs.unsure,
+            **self._pace(),
             "tokens": dict(self.core.ledger.accounts),
             "tokens_reported_by_engines": self.scheduler.total_reported,
             "engine_latency": [list(point) for point in self.core.latency.points],
         }
+
+    def _pace(self) -> dict[str, Any]:
+        """Return the emulated pace and how often an engine was slower; nothing without one."""
+        name, counts = self.core.settings.paced, self.core.paced
+        return {"paced": {"name": name, **msgspec.to_builtins(counts)}} if name else {}
 
     @property
     def unfinished(self) -> bool:

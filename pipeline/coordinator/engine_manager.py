@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from pipeline.coordinator.engine_pool import EngineState
 from pipeline.coordinator.events import (
     EngineJoined,
@@ -81,6 +83,7 @@ class EngineManager:
             return
         self._scheduler.admit(engine)
         self._core.weight_proofs.add(event)
+        self._core.paced = self._core.paced.plus(event.paced)
         self._core.report(
             "served",
             engine=event.engine,
@@ -89,6 +92,7 @@ class EngineManager:
             proved=event.proved,
             tensors_checked=event.tensors_checked,
             tensors=event.tensors,
+            **({"paced": msgspec.to_builtins(event.paced)} if event.paced.steps else {}),
         )
 
     def refused(self, event: WeightsFailed) -> None:

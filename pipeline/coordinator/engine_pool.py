@@ -14,7 +14,7 @@ from enum import StrEnum
 import msgspec
 
 from pipeline.coordinator.groups import IllegalTransition
-from pipeline.coordinator.latency_model import LatencyMeter
+from pipeline.hardware.latency_model import LatencyMeter
 
 _SPARE = 64
 """Entries of the heap, beyond two for each engine, after which it is made anew."""

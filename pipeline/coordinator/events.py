@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.wire.fields import PacedSteps
 from pipeline.wire.messages import ChunkHead, LegTimes, Piece, StreamedChunk, TrainMember
 
 
@@ -54,6 +55,7 @@ class WeightsLoaded(Event, frozen=True, kw_only=True):
     proved: bool = False  # False: it could be the version before, or hold a part of it
     tensors_checked: int = 0  # held by the engine, and equal
     tensors: int = 0  # published
+    paced: PacedSteps = PacedSteps()  # since the load before
 
 
 class WeightsFailed(Event, frozen=True, kw_only=True):

@@ -14,9 +14,9 @@ import math
 from pipeline.coordinator.engine_pool import EngineEvent, EnginePool, EngineState
 from pipeline.coordinator.events import Generate, LoadWeights
 from pipeline.coordinator.groups import Trajectory, TrajectoryEvent, TrajectoryState
-from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.coordinator.slot_usage import SlotUsage
 from pipeline.coordinator.state import CoordinatorState
+from pipeline.hardware.latency_model import LatencyModel
 
 LOST, CONTINUED, PARKED, QUEUED = range(4)
 """Order of the waiting: lower goes first."""

@@ -15,7 +15,6 @@ import msgspec
 from pipeline.coordinator.events import AbortLegs, CancelEnvironmentCall, Command, Report
 from pipeline.coordinator.group_index import GroupIndex
 from pipeline.coordinator.groups import Group, GroupState, Trajectory
-from pipeline.coordinator.latency_model import LatencyModel
 from pipeline.coordinator.run_state import RunState
 from pipeline.coordinator.running_stats import RunningStatistics
 from pipeline.coordinator.staleness import DueGroups, steps_ahead
@@ -23,8 +22,10 @@ from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.weight_proofs import WeightProofs
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
 from pipeline.plugins.views import EvalSet, SourceView
+from pipeline.wire.fields import PacedSteps
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_every: int = 0  # steps between measurements of selection bias
     audit_alarm: float = 0.0  # mean absolute change of an advantage to warn above; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
+    paced: str = ""  # emulated pace of engines, learner and weights, in words; "": none
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn
     turn_tokens: int = 0  # that one turn may sample; 0: no limit of its own
@@ -128,6 +130,7 @@ class CoordinatorState:
         self.run = RunState()
         self.stats = StepStats()  # of the open step
         self.weight_proofs = WeightProofs()
+        self.paced = PacedSteps()  # of all engines, up to their newest loads
         self.weights_move = False  # CloseStep is out: ranks are about to forget what they streamed
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []

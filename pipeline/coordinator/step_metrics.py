@@ -118,6 +118,7 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
     stats = core.stats
     return {
         "version": core.version,
+        **({"paced": core.settings.paced} if core.settings.paced else {}),
         "groups": dict(stats.fates),
         "samples": len(stats.lengths),
         "reward": sum(stats.rewards) / max(1, len(stats.rewards)),

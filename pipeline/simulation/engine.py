@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from pipeline.coordinator.events import Generate, Tokens
-from pipeline.simulation.hardware import EngineCost
+from pipeline.hardware.costs import EngineCost
 from pipeline.simulation.workload import Response
 from pipeline.wire.messages import ChunkHead
 

@@ -36,9 +36,9 @@ from pipeline.coordinator.events import (
     WeightsFailed,
     WeightsLoaded,
 )
+from pipeline.hardware.costs import Machines
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.fault_plan import DISTRUST, Fault, What
-from pipeline.simulation.hardware import Machines
 from pipeline.simulation.invariants import Violation, check, check_budget, check_train
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.loop import Simulation

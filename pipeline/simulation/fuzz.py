@@ -21,10 +21,10 @@ import msgspec
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
+from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins import registry
 from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.invariants import Violation
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric

@@ -23,7 +23,7 @@ from pipeline.coordinator.events import (
     TrainGroup,
     VersionClosed,
 )
-from pipeline.simulation.hardware import LearnerCost
+from pipeline.hardware.costs import LearnerCost
 from pipeline.wire.messages import Piece
 
 

@@ -39,8 +39,8 @@ from pipeline.coordinator.events import (
     WeightsLoaded,
 )
 from pipeline.coordinator.timeouts import longest_s
+from pipeline.hardware.costs import Machines
 from pipeline.simulation.engine import ModelledEngine
-from pipeline.simulation.hardware import Machines
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.workload import Request, Response, Workload, reward_event
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipeline.coordinator.groups import IllegalTransition
-from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.stage.rejected_frames import RejectedFrames
 from pipeline.wire.clock_sync import PeerClock, boot_id
 from pipeline.wire.messages import PROTOCOL, Heartbeat, Join

@@ -95,6 +95,7 @@ def event_of(name: str, rank: int, message: FromPeer) -> AnyEvent:
                 proved=message.proved,
                 tensors_checked=message.tensors_checked,
                 tensors=message.tensors,
+                paced=message.paced,
             )
         case WeightsFailed(version=version, why=why):
             return events.WeightsFailed(engine=name, version=version, why=why)
@@ -178,4 +179,5 @@ def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
         max_tokens=command.max_tokens,
         temperature=temperature,
         seed=command.seed,
+        paced=command.kind == "train",
     )

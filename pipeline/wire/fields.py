@@ -74,3 +74,22 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count  # still to be sampled at most
     temperature: float
     seed: Seed
+    paced: bool = True
+    """False: an emulated pace does not hold it back."""
+
+
+class PacedSteps(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps of an engine that an emulated pace held back, and those in which the real engine was
+    the slower one."""
+
+    steps: Count = 0
+    late: Count = 0
+    late_s: Amount = 0.0  # seconds, sum over the late ones
+
+    def plus(self, more: PacedSteps) -> PacedSteps:
+        """Return the counts of both."""
+        return PacedSteps(
+            steps=self.steps + more.steps,
+            late=self.late + more.late,
+            late_s=self.late_s + more.late_s,
+        )

@@ -17,6 +17,7 @@ from pipeline.wire.fields import (
     Count,
     LegTimes,
     Name,
+    PacedSteps,
     Piece,
     Request,
     Seconds,
@@ -26,7 +27,7 @@ from pipeline.wire.fields import (
     Words,
 )
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -142,6 +143,7 @@ class WeightsLoaded(Message, frozen=True, kw_only=True):
     proved: bool = False  # False: the engine cannot tell this version from the one before
     tensors_checked: Count = 0  # published tensors that the engine holds, and that are equal
     tensors: Count = 0  # published tensors
+    paced: PacedSteps = PacedSteps()  # since the load before
 
 
 class WeightsFailed(Message, frozen=True, kw_only=True):

@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from launch.bench.engine_profile import EngineProfile
 from launch.simulate import adaptive_budget, methods_at_scale, published, replay, scale
 from launch.simulate.scenario import Scenario, run_method
+from pipeline.hardware.costs import EngineProfile
 from scripts.bench.bias_table import BIAS_HEAD, simulated_bias
 from scripts.bench.engine_overhead import SHORT
 

@@ -19,11 +19,11 @@ from pipeline.config.load import ConfigError
 from pipeline.config.setting_types import Plugin
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, AnyEvent
+from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins.views import PlanView
 from pipeline.recording.frames import Header
 from pipeline.recording.reader import Recording
 from pipeline.recording.writer import RecordingWriter
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.recorded_workload import Basis, Recorded, RecordedMember
 from pipeline.simulation.workload import Request, Response

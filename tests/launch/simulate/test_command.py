@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from launch.bench.engine_profile import EngineProfile
 from launch.cli import app
 from launch.simulate import (
     CONFIG,
@@ -22,6 +21,7 @@ from launch.simulate import (
 )
 from launch.simulate.scenario import Scenario
 from pipeline.config.load import dump, load
+from pipeline.hardware.costs import EngineProfile
 from pipeline.simulation.workload import Lengths
 from scripts.bench import simulated_page
 

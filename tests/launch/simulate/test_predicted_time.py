@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launch.simulate.scenario import Scenario, run_method
-from pipeline.simulation.hardware import EngineCost
+from pipeline.hardware.costs import EngineCost
 
 BUDGET = ("budget=length_variance", "budget.length_variance.mean=0")
 PUBLISHED = ("selector.dual_end.long_wait=group", "selector.dual_end.prune_at=2")

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.coordinator.events import AbortLegs, EngineLost, RequestReward, Restart
 from pipeline.coordinator.groups import TrajectoryState
-from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins.actions import Abort, Finalize, Park, Stop
 from pipeline.plugins.interfaces import Every, Finish
 from tests.pipeline.coordinator.bench import EOS, Bench, Scripted, only, placed

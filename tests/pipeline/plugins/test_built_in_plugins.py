@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Advantages, Close, NoSignal, Take
 from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions, overlong_penalty

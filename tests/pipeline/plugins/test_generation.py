@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins.budgets._censored import Lognormal
 from pipeline.plugins.budgets._generation import generation_seconds
 from pipeline.plugins.interfaces import Finish, Selector

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.coordinator.latency_model import LatencyModel
+from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._censored import fit_lognormal, lognormal, moments

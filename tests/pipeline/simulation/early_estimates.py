@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from launch.simulate.methods_at_scale import METHODS
 from launch.simulate.scenario import Scenario
-from pipeline.simulation.hardware import EngineCost, LearnerCost
+from pipeline.hardware.costs import EngineCost, LearnerCost
 from pipeline.simulation.workload import Lengths
 
 _POINTS = ((1, 6.4e-3), (8, 6.8e-3), (32, 8.2e-3), (64, 10.7e-3), (128, 21e-3))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.coordinator.events import Generate, Tokens
+from pipeline.hardware.costs import DEVICES, SHAPES, EngineCost, engine_cost
 from pipeline.simulation.engine import ModelledEngine
-from pipeline.simulation.hardware import DEVICES, SHAPES, EngineCost, engine_cost
 from pipeline.simulation.workload import Response
 
 STOP = frozenset({1})

@@ -20,8 +20,8 @@ from launch.simulate.scenario import (
     worth,
 )
 from pipeline.coordinator.events import EngineLost
+from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.observability.chrome_trace import ENGINE, LEARNER, REWARDS, STAGE, Tracer
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric

@@ -13,8 +13,8 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyEvent, Checkpoint, Report
 from pipeline.coordinator.snapshot import Snapshot
 from pipeline.coordinator.state import Plugins, Settings
+from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins import registry
-from pipeline.simulation.hardware import EngineCost, LearnerCost, Machines
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Lengths, Parametric

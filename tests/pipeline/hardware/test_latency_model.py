@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.coordinator.latency_model import FLAT, LatencyMeter, LatencyModel
+from pipeline.hardware.latency_model import FLAT, LatencyMeter, LatencyModel
 
 CURVE = ((1, 0.010), (32, 0.012), (64, 0.020))
 
