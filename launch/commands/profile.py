@@ -63,8 +63,9 @@ def profile_command(
     else:
         run = _run(config, overrides, STEPS if steps is None else steps, folder)
     timings = read_timings(run)
-    found = critical_waits(timings, load_config(run / "config.yaml", None))
-    typer.echo("\n" + profile_text(timings, found))
+    settings = load_config(run / "config.yaml", None)
+    found = critical_waits(timings, settings)
+    typer.echo("\n" + profile_text(timings, found, settings.paced))
     typer.echo(f"\ntrace: {run / 'trace.json'} (open it in https://ui.perfetto.dev)")
     if out is not None:
         encoded = msgspec.json.encode(profile_document(timings, found))
@@ -129,14 +130,15 @@ def critical_waits(timings: Sequence[TimingLine], config: Config) -> list[Wait]:
     ]
 
 
-def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait]) -> str:
-    """Formats the analysis."""
+def profile_text(timings: Sequence[TimingLine], waits: Sequence[Wait], paced: str = "") -> str:
+    """Formats the analysis. `paced`: the emulated pace, in words."""
     from pipeline.observability.critical_path import by_kind
 
     warm = _warm(timings)
     mean_s = sum(timing.seconds for timing in warm) / len(warm)
     first, last = warm[0].step + 1, warm[-1].step + 1
     lines = [
+        *([f"paced: {paced}: times are emulated", ""] if paced else []),
         f"critical path, mean of steps {first} to {last}: {mean_s:.3f} s",
         f"{'seconds':>9} {'share':>6}  {'lane':16} {'what':32} what would shorten it",
     ]

@@ -157,6 +157,8 @@ def render_panel(
     parts += [Text(), _rest(now, ending)]
     word = now.phase if ending is None else ending.word
     title = " · ".join(filter(None, (name, word, _place(now, ending))))
+    if now.paced:
+        title += f" · paced: {now.paced}"
     left = history.left_s(now)
     if left and ending is None and now.phase in ("training", "evaluating"):
         title += f" · about {clock(left)} left"

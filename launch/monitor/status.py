@@ -67,6 +67,7 @@ def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str
         "phase": now.phase,
         "step": now.step,
         "steps": now.steps,
+        "paced": now.paced,
         "waits": msgspec.to_builtins(now.waits),
         "peers": msgspec.to_builtins(now.peers),
         "acted": now.acted,
@@ -79,6 +80,8 @@ def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[st
         yield f"{run}: never started; start it with: darts train {run}/config.yaml"
         return
     yield f"{run}: {word}, {now.step} of {now.steps} steps done" + (f"; {note}" if note else "")
+    if now.paced:
+        yield f"paced: {now.paced}: times are emulated"
     if word in ("done", "stopped", "ended"):
         if word == "ended" and now.waits:
             yield "in its last report it waited for:"

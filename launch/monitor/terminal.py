@@ -63,7 +63,7 @@ class TerminalView:
             f"max {step['tokens_max']}  groups {step['groups'].get('trained', 0)} (+{lost})  "
             f"sampled {count(ledger['sampled'])} trained {count(ledger['trained'])} "
             f"aborted {count(ledger['aborted'])}  {step['seconds']:.2f} s  ETA {clock(left)}"
-        )
+        ) + (f"  paced: {step['paced']}" if "paced" in step else "")
 
     @staticmethod
     def _evaluation(found: dict[str, Any]) -> str:
@@ -143,6 +143,10 @@ def _mechanisms(result: dict[str, Any]) -> Iterator[str]:
     if (share := result.get("logprob_hidden_share")) is not None:
         tokens = result.get("tokens_streamed", 0)
         yield f"logprob forwards: {share:.0%} during generation, {count(tokens)} tokens streamed"
+    if paced := result.get("paced"):
+        steps, late = paced["steps"], paced["late"]
+        share = f"{late} of them slower than the pace, by {paced['late_s']:.2f} s in all"
+        yield f"paced: {paced['name']}: {steps} engine steps, {share}"
     if unsure := result.get("weights_unsure"):
         loads = unsure + result["weights_proved"]
         yield f"weights: {unsure} of {loads} loads are not proved (docs/engines.md)"

@@ -51,4 +51,5 @@ def check_everything(config: Config) -> list[str]:
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",
+        *([f"paced: {pace}: times are emulated"] if (pace := config.paced) else []),
     ]

@@ -51,4 +51,5 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
         comparison.comparison_section(named),
     ]
     title = f"darts: {runs[0].name}" if len(runs) == 1 else f"darts: {len(runs)} runs"
-    return render(title, sections, warnings)
+    paced = {run.name: run.steps[-1].paced for run in runs if run.steps and run.steps[-1].paced}
+    return render(title, sections, warnings, paced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,17 @@ from launch.report.section import Section
 _HERE = Path(__file__).parent
 
 
-def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> str:
+def render(
+    title: str,
+    sections: Sequence[Section],
+    warnings: Sequence[str],
+    paced: Mapping[str, str] | None = None,
+) -> str:
     """Renders the whole page.
 
     Args:
         warnings: what could not be read.
+        paced: name of a run -> its emulated pace, of the runs that have one.
     """
     models = {
         f"{section.id}{i}": part
@@ -43,6 +49,7 @@ def render(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> 
         # In a script element only its end tag is markup, and in a string "<\\/" is "</".
         plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),
         warnings=warnings,
+        paced=paced or {},
         sections=[(section, _parts(section, places)) for section in sections],
     )
 

@@ -40,6 +40,8 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     tokens_mean: float | None = None
     tokens_p95: float | None = None
     ledger: dict[str, int] = {}  # tokens by account, since the start of the run
+    paced: str = ""  # emulated pace, in words
+    tokens_max: float | None = None
     audit: Audit | None = None
 
     @property

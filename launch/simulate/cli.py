@@ -84,7 +84,10 @@ def simulate_command(
         list[Path] | None, typer.Option(help="predict the steps of this finished run instead")
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="with --replay: output of launch.bench.engine_profile")
+        Path | None,
+        typer.Option(
+            help="with --replay: output of launch.bench.engine_profile; not for paced runs"
+        ),
     ] = None,
     overhead: Annotated[
         Path | None,
@@ -129,10 +132,6 @@ def simulate_command(
         case "explore":
             status = command.explore_seeds(explore, seed, modes, out)
         case "replay":
-            if profile is None:
-                exit_with_error(
-                    "--replay needs --profile FILE from python -m launch.bench.engine_profile", 2
-                )
             try:
                 status = command.replay_runs(replay or [], profile, overhead, out)
             except (OSError, ValueError) as error:

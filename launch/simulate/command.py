@@ -218,12 +218,16 @@ def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
 
 
 def replay_runs(
-    runs: Sequence[Path], profile: Path, overhead: Path | None, out: Path | None
+    runs: Sequence[Path], profile: Path | None, overhead: Path | None, out: Path | None
 ) -> int:
-    """Predicts the steps of real runs. Raises OSError, ValueError (ReplayError)."""
+    """Predicts the steps of real runs. Raises OSError, ValueError (ReplayError).
+
+    Args:
+        profile: of their engine; not needed for paced runs.
+    """
     from launch.simulate import replay
 
-    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile)
+    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile) if profile else None
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
     found = [replay.replay_run(run, engine, left) for run in runs]
     print(replay.replay_table(found))

@@ -9,7 +9,8 @@ share of its tokens a second that remains with sockets and stage around it. The 
 the length of every candidate (`decisions.jsonl`), the learner's seconds a token and the time to
 load weights (`metrics.jsonl`). The times of steps and of generation are not used: they are
 predicted, and compared with the measured ones. A candidate that was cut short has an unknown
-length; it gets that of some longer response of the run.
+length; it gets that of some longer response of the run. A paced run needs neither file: its engines
+kept to a known cost.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ import msgspec
 from launch.run_files.jsonl import all_lines
 from launch.simulate.scenario import begin_simulation
 from pipeline.config.load import load
+from pipeline.config.pace import engine_pace, learner_pace
 from pipeline.config.schema import Config
+from pipeline.data.dataset import load_train
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.hardware.costs import EngineCost, EngineProfile, LearnerCost, Machines
 from pipeline.simulation.recorded_workload import Recorded, RecordedMember
 from pipeline.system.run_folder import RunFolder
@@ -47,6 +51,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     predicted: float
     generation_measured: float
     generation_predicted: float
+    step_error: float = 0.0  # |predicted / measured - 1| of a step, median over the steps
 
     @property
     def error(self) -> float:
@@ -54,10 +59,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted / self.measured - 1.0
 
 
-def replay_run(path: Path, profile: EngineProfile, left: float) -> Replay:
-    """Replays one run. Raises ReplayError, ConfigError.
+def replay_run(path: Path, profile: EngineProfile | None, left: float) -> Replay:
+    """Replays one run. Raises ReplayError, ConfigError, DataError.
 
     Args:
+        profile: of its engine; not needed for a paced run.
         left: tokens a second through the pipeline, over those of the engine alone.
     """
     run = RunFolder(path)
@@ -67,25 +73,38 @@ def replay_run(path: Path, profile: EngineProfile, left: float) -> Replay:
     metrics = all_lines(run.metrics)
     steps = [line for line in metrics if line["what"] == "step"]
     decisions = all_lines(run.decisions)
-    workload = Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed)
+    cost = engine_pace(config.engine.pace)
+    if cost is not None:
+        prompts: Sequence[int] = _prompt_lengths(config)
+        machines = _paced_machines(config, cost, metrics)
+    elif profile is not None:
+        prompts = (_PROMPT,) * _prompts(decisions)
+        machines = machines_of(config, profile, left, metrics)
+    else:
+        raise ReplayError(
+            f"{path}: not a paced run: --replay needs --profile FILE from "
+            "python -m launch.bench.engine_profile"
+        )
     simulation = begin_simulation(
         msgspec.structs.replace(
             config,
             eval=msgspec.structs.replace(config.eval, every=0),
             checkpoint=msgspec.structs.replace(config.checkpoint, every=0),
         ),
-        machines_of(config, profile, left, metrics),
-        workload,
-        prompt_tokens=(_PROMPT,) * _prompts(decisions),
+        machines,
+        Recorded(groups_of(decisions), config.sampling.max_tokens, seed=config.seed),
+        prompt_tokens=prompts,
     )
     simulation.run()
     played = simulation.of("step")
+    pairs = zip(played, steps, strict=False)
     return Replay(
         run=path.name,
         measured=_mean(steps, "seconds"),
         predicted=_mean(played, "seconds"),
         generation_measured=_mean(steps, "generation_s"),
         generation_predicted=_mean(played, "generation_s"),
+        step_error=statistics.median(abs(p["seconds"] / s["seconds"] - 1.0) for p, s in pairs),
     )
 
 
@@ -141,6 +160,34 @@ def machines_of(
     )
 
 
+def _paced_machines(
+    config: Config, cost: EngineCost, metrics: Sequence[dict[str, Any]]
+) -> Machines:
+    """Models the machines by the paces of a run; what has none by its measurements."""
+    measured = machines_of(
+        config, EngineProfile(latency=cost.points, request_s=0.0, beside=1.0), 1.0, metrics
+    )
+    learner, pace = measured.learner, learner_pace(config.learner.pace)
+    if pace is not None:
+        steps = [line["learner"] for line in metrics if line["what"] == "step"]
+        share = statistics.fmean(of.get("computed_share", 1.0) for of in steps)
+        learner = msgspec.structs.replace(
+            learner, train_s=share * pace.train_s, forward_s=pace.logprob_s
+        )
+    return msgspec.structs.replace(
+        measured,
+        engine=msgspec.structs.replace(cost, load_s=measured.engine.load_s),
+        learner=learner,
+        delay_s=cost.points[0][1] / 2,  # half a step, until a message is read
+    )
+
+
+def _prompt_lengths(config: Config) -> list[int]:
+    """Returns the tokens of every training prompt."""
+    data = load_train(config.data, Tokenizer(Path(config.model)), config.sampling.max_tokens)
+    return [len(item.tokens) for item in data.items]
+
+
 def load_seconds(metrics: Sequence[dict[str, Any]]) -> float:
     """Returns the median time from a step's end until an engine has verified the next weights."""
     found: list[float] = []
@@ -162,10 +209,10 @@ def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def replay_table(replays: Sequence[Replay]) -> str:
-    lines = ["| run | step, measured | predicted | error | generation | predicted | error |"]
-    lines.append("|---" * 7 + "|")
+    titles = "run | step, measured | predicted | error | of a step, median"
+    lines = [f"| {titles} | generation | predicted | error |", "|---" * 8 + "|"]
     lines += [
-        f"| {r.run} | {r.measured:.3f} | {r.predicted:.3f} | {r.error:+.1%} "
+        f"| {r.run} | {r.measured:.3f} | {r.predicted:.3f} | {r.error:+.1%} | {r.step_error:.1%} "
         f"| {r.generation_measured:.3f} | {r.generation_predicted:.3f} "
         f"| {r.generation_predicted / r.generation_measured - 1.0:+.1%} |"
         for r in replays

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from pipeline.config import setting_types as allowed
 from pipeline.config.debug import DebugConfig
-from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig
+from pipeline.config.pace import EnginePace, LearnerPace, WeightsConfig, paced_text
 from pipeline.config.setting_types import Plugin, Section
 from pipeline.config.timeouts import TimeoutsConfig
 from pipeline.plugins.ranges import (
@@ -382,3 +382,8 @@ class Config(Section, frozen=True, kw_only=True):
     nodes: NodesConfig = NodesConfig()
     metrics: MetricsConfig = MetricsConfig()
     debug: DebugConfig = DebugConfig()
+
+    @property
+    def paced(self) -> str:
+        """What is emulated of this run's times, in a few words; "" for nothing."""
+        return paced_text(self.engine.pace, self.learner.pace, self.weights)

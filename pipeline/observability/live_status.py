@@ -78,6 +78,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     time: float = 0.0  # of the clock on the wall, seconds since 1970
     phase: str = ""
+    paced: str = ""  # emulated pace, in words
     step: int = 0  # steps done
     steps: int = 0
     evaluations_left: int = 0  # one under way included
@@ -108,6 +109,7 @@ def run_status(coordinator: Coordinator, training_seconds: float) -> RunStatus:
     history = coordinator.evaluations.history
     return RunStatus(
         phase=coordinator.run.phase.value,
+        paced=core.settings.paced,
         step=core.step,
         steps=core.settings.steps,
         evaluations_left=coordinator.evaluations.left,

@@ -262,6 +262,8 @@ def _now(now: RunStatus) -> Iterator[Metric]:
         ("update_timestamp_seconds", "when these figures were taken", now.time),
     ):
         yield GaugeMetricFamily(f"darts_{name}", text, value=value)
+    if now.paced:
+        yield _gauge("paced", "1: times are emulated, at this pace", {now.paced: 1.0}, "pace")
     yield _gauge("live_groups", "live training groups by stage", now.groups, "stage")
     longest = max((wait.seconds for wait in now.waits), default=0.0)
     yield GaugeMetricFamily(

@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.pace import paced_text
 from pipeline.config.schema import Config, Plugin
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
@@ -108,7 +107,7 @@ def coordinator_settings(
         turn_tokens=options.turn_tokens if options else 0,
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
-        paced=paced_text(config.engine.pace, config.learner.pace, config.weights),
+        paced=config.paced,
     )
 
 
