@@ -300,7 +300,10 @@ def compare_command(
         bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
     ] = False,
     methods: Annotated[
-        str, typer.Option(help="names or sets (ablation, ends, quick), separated by commas")
+        str,
+        typer.Option(
+            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds"
+        ),
     ] = "all",
     seeds: Annotated[
         int | None, typer.Option(help="number of seeds for each method; default: 3")
@@ -310,7 +313,21 @@ def compare_command(
         float | None,
         typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
     ] = None,
-    config: Annotated[Path, typer.Option(help=CONFIG_HELP)] = Path("configs/bench.yaml"),
+    pace: Annotated[
+        str, typer.Option(help="emulated pace of the engines (engine.pace), such as h20-7b")
+    ] = "",
+    learner_share: Annotated[
+        float,
+        typer.Option(
+            min=0, help="with --pace: learner's seconds a token, over those of a full engine"
+        ),
+    ] = 0.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help=CONFIG_HELP, show_default="configs/bench.yaml, with --pace configs/long.yaml"
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
         "runs/compare"
     ),
@@ -324,8 +341,16 @@ def compare_command(
     This takes hours. Started again, it runs only what is missing.
 
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
+
+    darts bench compare --quick --pace h20-7b
     """
-    from launch.bench.compare.command import QUICK_TARGET, TARGET, Comparison, quick_comparison
+    from launch.bench.compare.command import (
+        QUICK_TARGET,
+        TARGET,
+        Comparison,
+        paced_comparison,
+        quick_comparison,
+    )
     from launch.bench.compare.command import run_comparison as carry_out
     from launch.bench.compare.methods import METHODS, SETS, methods_named
 
@@ -337,14 +362,21 @@ def compare_command(
         return
     if quick and (methods != "all" or seeds is not None):
         exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
+    if learner_share and not pace:
+        exit_with_error("--learner-share has no effect without --pace", 2)
+    try:
+        chosen = methods_named(methods, 3 if seeds is None else seeds)
+    except ValueError:
+        exit_with_error(f"--methods {methods}: expected a number of seeds after a colon", 2)
     wanted = Comparison(
-        config=config,
+        config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
         folder=folder,
-        methods=methods_named(methods),
-        seeds=3 if seeds is None else seeds,
+        methods=chosen,
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
     )
+    if pace:
+        wanted = paced_comparison(wanted, pace, learner_share)
     raise typer.Exit(carry_out(quick_comparison(wanted) if quick else wanted, out))
 
 

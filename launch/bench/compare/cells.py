@@ -6,6 +6,7 @@ cell is removed and run again, so that every time is that of a complete run.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -36,8 +37,10 @@ class Metrics(RunAverages, frozen=True, kw_only=True):
 
     seconds_to_target: float | None  # training seconds at the first evaluation that reaches it
     final_accuracy: float
+    accuracy_by_kind: dict[str, float]  # final accuracy by kind of prompt; of tasks, by depth
     deep_accuracy: float | None  # final accuracy on the deepest prompts
     mean_tokens: float  # of held-out responses, last evaluation
+    late_share: float | None  # steps of the engines slower than the pace; None: not paced
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +60,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settings(self) -> list[str]:
-        return [*self.overrides, *self.method.overrides, f"seed={self.seed}"]
+        prompts = load(self.config, self.overrides).step.prompts
+        return [*self.overrides, *self.method.settings(prompts), f"seed={self.seed}"]
 
     @property
     def finished(self) -> bool:
@@ -103,9 +107,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             **msgspec.structs.asdict(run_averages(steps)),
             seconds_to_target=next((e.train_s for e in found if e.accuracy >= target), None),
             final_accuracy=found[-1].accuracy,
+            accuracy_by_kind=found[-1].by_tag,
             deep_accuracy=found[-1].deep_accuracy,
             mean_tokens=found[-1].tokens_mean,
+            late_share=self._late_share(),
         )
+
+    def _late_share(self) -> float | None:
+        paced = json.loads(self.run.result.read_text()).get("paced")
+        return paced["late"] / max(1, paced["steps"]) if paced else None
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:
         lines = all_lines(self.run.metrics)

@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from launch.bench.compare.cells import Cell, CellError, Metrics
 from launch.bench.compare.methods import METHODS, QUICK, SETS
 from launch.commands.train import about_run
 from pipeline.config.load import ConfigError, load
+from pipeline.config.pace import engine_pace
 from pipeline.system.run_folder import RunError
 
 TARGET = 0.75
@@ -39,8 +41,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     config: Path
     folder: Path
-    methods: tuple[str, ...]
-    seeds: int
+    methods: Mapping[str, int]  # name -> number of seeds
     target: float  # held-out accuracy
     overrides: tuple[str, ...] = ()
 
@@ -52,8 +53,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
                 f"unknown: {', '.join(unknown)}; methods: {', '.join(METHODS)}; "
                 f"sets of them: {', '.join(SETS)}"
             )
-        if self.seeds < 1:
-            raise CompareError(f"seeds is {self.seeds}, expected at least 1")
+        if few := [name for name, seeds in self.methods.items() if seeds < 1]:
+            raise CompareError(f"{few[0]}: {self.methods[few[0]]} seeds, expected at least 1")
         made = [
             Cell(
                 method=METHODS[name],
@@ -62,8 +63,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
                 overrides=self.overrides,
                 base=self.folder,
             )
-            for seed in range(self.seeds)
-            for name in dict.fromkeys(self.methods)
+            for seed in range(max(self.methods.values(), default=0))
+            for name, seeds in self.methods.items()
+            if seed < seeds
         ]
         for cell in made:
             try:
@@ -78,7 +80,23 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 def quick_comparison(wanted: Comparison) -> Comparison:
     """Returns a comparison of three methods, one seed, few steps; the user's settings win."""
     overrides = (*QUICK_OVERRIDES, *wanted.overrides)
-    return msgspec.structs.replace(wanted, methods=QUICK, seeds=1, overrides=overrides)
+    return msgspec.structs.replace(wanted, methods=dict.fromkeys(QUICK, 1), overrides=overrides)
+
+
+def paced_comparison(wanted: Comparison, pace: str, learner_share: float) -> Comparison:
+    """Returns the same comparison with paced engines and, if `learner_share` is above 0, a learner
+    that takes so many times as long for a token as an engine that samples all requests of a step
+    at once; a third of it forward. Settings given still win."""
+    overrides = (f"engine.pace={pace}", *wanted.overrides)
+    if learner_share:
+        config = load(wanted.config, overrides)
+        cost = engine_pace(config.engine.pace)
+        assert cost is not None  # a pace was named
+        requests = max(1, config.step.prompts * config.group.size // config.engine.count)
+        token_us = 1e6 * learner_share * cost.step_s(requests, 0, 0) / requests
+        parts = f"forward_us: {token_us / 3:.3f}, backward_us: {token_us * 2 / 3:.3f}"
+        overrides = (f"learner.pace={{{parts}, logprob_us: {token_us / 3:.3f}}}", *overrides)
+    return msgspec.structs.replace(wanted, overrides=overrides)
 
 
 def run_comparison(wanted: Comparison, out: Path | None = None) -> int:
@@ -143,16 +161,17 @@ def _outcome(cell: Cell, target: float) -> str:
 
 def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | None) -> str:
     """Writes comparison.json (and `out`) for the finished runs. Returns the table."""
-    known: dict[str, list[Metrics | None]] = {name: [] for name in dict.fromkeys(wanted.methods)}
+    known: dict[str, list[Metrics | None]] = {name: [] for name in wanted.methods}
     for cell in cells:
         known[cell.method.name].append(cell.final_metrics(wanted.target) if cell in done else None)
     columns = tables.columns(known)
     comparison: dict[str, Any] = {
         "target": wanted.target,
-        "seeds": list(range(wanted.seeds)),
+        "seeds": dict(wanted.methods),
+        "paced": load(wanted.config, wanted.overrides).paced,
         "overrides": list(wanted.overrides),
         "about": about_run(),
-        "settings": {name: list(METHODS[name].overrides) for name in known},
+        "settings": {cell.method.name: cell.settings[:-1] for cell in cells},
         "methods": columns,
         "ratios": tables.baseline_ratios(columns),
     }
@@ -173,7 +192,7 @@ def _plot(wanted: Comparison, done: list[Cell]) -> None:
     page = wanted.folder / "comparison.html"
     curves = {
         name: [cell.eval_curve() for cell in done if cell.method.name == name]
-        for name in dict.fromkeys(wanted.methods)
+        for name in wanted.methods
     }
     plots.draw(curves, wanted.target, page)
     _say(f"plots: {page}")

@@ -18,17 +18,24 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     about: str
     overrides: tuple[str, ...]
+    reserve: float = 0.0  # prompts opened beside those of a step, as a share of them
+
+    def settings(self, prompts: int) -> tuple[str, ...]:
+        """Return its settings for steps of so many prompts."""
+        reserve = (f"step.reserve={max(1, round(self.reserve * prompts))}",)
+        return (*self.overrides, *(reserve if self.reserve else ()))
 
 
-def _method(name: str, about: str, *overrides: str) -> Method:
+def _method(name: str, about: str, *overrides: str, reserve: float = 0.0) -> Method:
     streamed = () if any(o.startswith("learner.overlap=") for o in overrides) else (_STREAMED,)
-    return Method(name=name, about=about, overrides=(*overrides, *streamed))
+    return Method(name=name, about=about, overrides=(*overrides, *streamed), reserve=reserve)
 
 
 _STREAMED = "learner.overlap=group"
 _UNIFORM = ("budget=uniform", "budget.redundancy=1.5")
 _NO_SPARE = ("budget=uniform", "budget.redundancy=1", "selector=all")
 _TOP_UP = ("budget=uniform", "budget.redundancy=1", "budget.top_up=fewest", "selector=first_m")
+_DEFERRED = ("prompt_order=tail_batching", "prompt_order.tail_batching.speculate=true")
 _STALE = ("learner.max_staleness=1",)
 
 METHODS = {
@@ -80,12 +87,12 @@ METHODS = {
         _method("first_m", "the first 8 of 12 to finish", *_UNIFORM, "selector=first_m"),
         _method(
             "tail_batching",
-            "a quarter more prompts (12 of 48) and candidates; late ones wait for long rounds",
+            "a quarter more prompts and candidates; late ones wait for long rounds",
             "prompt_order=tail_batching",
-            "step.reserve=12",
             "budget=uniform",
             "budget.redundancy=1.25",
             "selector=first_m",
+            reserve=0.25,
         ),
         _method("top_up", "first 8, sample 8: idle slots get more, up to 16", *_TOP_UP),
         _method(
@@ -93,6 +100,21 @@ METHODS = {
             "the same; once 90% of the groups have closed, the others close with 6",
             *_TOP_UP,
             "batch=quorum",
+        ),
+        _method(
+            "top_up_deferred",
+            "top_up with a quarter more prompts; late ones wait for long rounds",
+            *_TOP_UP,
+            *_DEFERRED,
+            reserve=0.25,
+        ),
+        _method(
+            "top_up_deferred_quorum",
+            "the same; once 90% of the groups have closed, the others close with 6",
+            *_TOP_UP,
+            *_DEFERRED,
+            "batch=quorum",
+            reserve=0.25,
         ),
         _method(
             "k1",
@@ -117,11 +139,17 @@ SETS = {
 """Names that stand for several methods."""
 
 
-def methods_named(text: str) -> tuple[str, ...]:
-    """Parses names of methods and sets, separated by commas; each once, in their order.
+def methods_named(text: str, seeds: int) -> dict[str, int]:
+    """Parses names of methods and sets, separated by commas; each once, in their order, with its
+    number of seeds: `seeds`, or what stands after a colon. Raises ValueError for another word.
 
-    >>> methods_named("ends, sync, first_m")
-    ('sync', 'darts_published', 'darts_6_2', 'darts_4_4', 'first_m')
+    >>> methods_named("ends, sync:5, first_m", seeds=3)
+    {'sync': 5, 'darts_published': 3, 'darts_6_2': 3, 'darts_4_4': 3, 'first_m': 3}
     """
-    words = [word.strip() for word in text.split(",")]
-    return tuple(dict.fromkeys(name for word in words for name in SETS.get(word, (word,))))
+    found: dict[str, int] = {}
+    for word in text.split(","):
+        name, colon, own = word.strip().partition(":")
+        for method in SETS.get(name, (name,)):
+            if colon or method not in found:
+                found[method] = int(own) if colon else seeds
+    return found

@@ -17,7 +17,7 @@ from launch.bench.compare.cells import Metrics
 from launch.bench.compare.methods import BASELINE
 
 FIGURES = Metrics.__struct_fields__
-RATIOS = ("step_seconds", "seconds_to_target")
+RATIOS = ("step_seconds", "seconds_to_target", "trained_token_ms")
 FEWEST_SEEDS = 3  # for an interval
 _DRAWS = 10_000
 
@@ -25,7 +25,7 @@ BySeed = Sequence[Metrics | None]
 """One method's cells in the order of the seeds; None: not done yet, or failed."""
 
 
-def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[float | None]]]:
+def columns(cells: Mapping[str, BySeed]) -> dict[str, dict[str, list[Any]]]:
     """Returns method -> metric -> values by seed."""
     return {
         name: {
@@ -41,15 +41,16 @@ def baseline_ratios(
 ) -> dict[str, dict[str, list[float | None]]]:
     """Returns method -> metric -> [baseline over method, low, high]: above 1 is faster.
 
-    A seed counts if both methods have the metric. `low` and `high` bound 95%; they are None below
-    `FEWEST_SEEDS` such seeds. Methods and metrics without any are left out.
+    Methods may have more seeds than others. A seed counts if both methods have the metric. `low`
+    and `high` bound 95%; they are None below `FEWEST_SEEDS` such seeds. Methods and metrics without
+    any are left out.
     """
     found: dict[str, dict[str, list[float | None]]] = {}
     for name, metrics in table.items():
         for figure in RATIOS if name != BASELINE and BASELINE in table else ():
             pairs = [
                 (base, own)
-                for base, own in zip(table[BASELINE][figure], metrics[figure], strict=True)
+                for base, own in zip(table[BASELINE][figure], metrics[figure], strict=False)
                 if base is not None and own  # no ratio if the target was reached before training
             ]
             if pairs:
@@ -78,14 +79,17 @@ class _Column(msgspec.Struct, frozen=True):
 _COLUMNS = (
     _Column("s to target", "seconds_to_target", ".0f"),
     _Column("s a step", "step_seconds", ".2f"),
+    _Column("ms a token trained", "trained_token_ms", ".2f"),
     _Column("accuracy", "final_accuracy", ".3f"),
     _Column("deepest", "deep_accuracy", ".3f"),
     _Column("mean tokens", "mean_tokens", ".1f"),
     _Column("sampled per trained", "sampled_per_trained", ".2f"),
     _Column("trained, thousands", "tokens_trained", ".0f", 1e-3),
     _Column("depth", "depth", ".2f"),
+    _Column("longest over mean", "tail", ".1f"),
     _Column("bubble engine", "bubble_engine", ".2f"),
     _Column("bubble learner", "bubble_learner", ".2f"),
+    _Column("late steps", "late_share", ".1%"),
 )
 
 
@@ -93,18 +97,29 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """Makes the table: medians over seeds; in brackets how many times faster than the baseline.
 
     Args:
-        comparison: `methods` from `columns`, `ratios` from `baseline_ratios`.
+        comparison: `methods` from `columns`, `ratios` from `baseline_ratios`, and `paced`, the
+            emulated pace in words, if there is one.
     """
-    titles = ["method", "seeds", *(column.title for column in _COLUMNS)]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    titles = ["method", "seeds", *(column.title for column in _COLUMNS), "accuracy by kind"]
+    paced = [f"paced: {comparison['paced']}", ""] if comparison.get("paced") else []
+    lines = [*paced, f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, metrics in comparison["methods"].items():
         done = sum(value is not None for value in metrics["final_accuracy"])
         cells = [name, f"{done} of {len(metrics['final_accuracy'])}"]
         for column in _COLUMNS:
             ratio = comparison["ratios"].get(name, {}).get(column.figure)
             cells.append(_cell(column, metrics[column.figure], done) + _bracket(ratio))
+        cells.append(_by_kind(metrics["accuracy_by_kind"]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _by_kind(by_seed: Sequence[Mapping[str, float] | None]) -> str:
+    """Medians over seeds by kind of prompt, in the order of their names."""
+    known = [found for found in by_seed if found is not None]
+    kinds = sorted(set[str]().union(*known))
+    medians = (statistics.median(f[kind] for f in known if kind in f) for kind in kinds)
+    return " ".join(f"{median:.2f}" for median in medians) or "-"
 
 
 def _cell(column: _Column, by_seed: Sequence[float | None], done: int) -> str:
