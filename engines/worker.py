@@ -71,6 +71,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
         if not info.latency:
             points = await cached_latency(engine, info, config.model, config.engine)
             info = msgspec.structs.replace(info, latency=points)
+        await engine.take_paced()  # those of the profile are not the run's
     except (EngineError, TransportError) as error:
         log_line(f"{name}: {error}")
         return 1

@@ -19,24 +19,29 @@ MAY_IMPORT = {
     "system": "",
     "wire": "system",
     "plugins": "",
+    "hardware": "",
     "tasks": "",
-    "config": "plugins tasks",
+    "config": "hardware plugins tasks",
     "data": "config plugins tasks",
     "workers": "config plugins system",
-    "coordinator": "plugins wire.messages wire.fields",
+    "coordinator": "hardware plugins wire.messages wire.fields",
     "checkpoint": "config coordinator data plugins system wire",
     "observability": "config coordinator plugins system wire",
-    "simulation": "coordinator plugins wire",
+    "simulation": "coordinator hardware plugins wire",
     "recording": "config coordinator plugins system wire",
-    "stage": "checkpoint config coordinator data observability plugins recording system wire "
-    "workers",
+    "stage": "checkpoint config coordinator data hardware observability plugins recording system "
+    "wire workers",
 }
 # Package -> the rooms of pipeline/ that it may import.
-PEERS = {"engines": "wire config system", "learner": "wire config system plugins"}
+PEERS = {
+    "engines": "wire config hardware system",
+    "learner": "wire config hardware system plugins",
+}
 # What decides: (event, now) -> commands. Shells around it hold clocks and sockets. A file
 # elsewhere that calls itself pure, by the last word of its docstring, is held to it as well.
 DECIDES = (
     "pipeline/coordinator/*.py",
+    "pipeline/hardware/*.py",
     "pipeline/simulation/*.py",
     "pipeline/plugins/[aiv]*.py",  # actions, interfaces, views
     "pipeline/plugins/selectors/*.py",
