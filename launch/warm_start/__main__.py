@@ -1,4 +1,4 @@
-"""`python -m launch.warm_start --out models/chain-sums --seed 0 --steps 800`.
+"""`python -m launch.warm_start [--task long_sums] --out models/chain-sums --seed 0 --steps 800`.
 
 Turns a seed into a model directory that transformers and vLLM load: weights in
 bfloat16, tokenizer, generation settings, and a README that says how it was made.
@@ -10,18 +10,19 @@ bfloat16, tokenizer, generation settings, and a README that says how it was made
 import argparse
 from pathlib import Path
 
-README = """# chain-sums: the model that darts starts from
+from launch.warm_start.recipes import RECIPES
+
+README = """# {name}: {role}
 
 A Qwen3-shaped model of {parameters:,} parameters ({hidden} x {layers} layers, {vocabulary}
-one-character tokens, bfloat16) that answers chain sums such as `7+9+2=` about half of the time,
-in responses of very uneven length. The task and the traces it learned from are in
-`pipeline/tasks/chain_sums.py`. It was made by
+one-character tokens, bfloat16) {about} The task and the traces it learned from are in
+`pipeline/tasks/{task}.py`. It was made by
 
     {command}
 
 on a CPU, in some minutes; nothing was downloaded. Other versions of torch round differently, so
 a model made again behaves alike but is not equal to the bit.
-`tests/launch/warm_start/test_warm_model.py` holds the properties that the rest of the project
+`tests/launch/warm_start/{test}` holds the properties that the rest of the project
 relies on.
 """
 
@@ -29,11 +30,13 @@ relies on.
 def main() -> None:
     """Trains, then writes the model directory."""
     parser = argparse.ArgumentParser(prog="python -m launch.warm_start", description=__doc__)
+    parser.add_argument("--task", choices=RECIPES, default="chain_sums", help="what to learn")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and traces")
     parser.add_argument("--steps", type=int, default=800, help="600 to 1000 are enough")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
+    recipe = RECIPES[options.task]
 
     import torch  # imported here, so that --help is quick
 
@@ -41,7 +44,7 @@ def main() -> None:
     from pipeline.tasks import chain_sums
 
     torch.set_num_threads(options.threads)
-    model = train.train_model(options.steps, options.seed)
+    model = train.train_model(recipe, options.steps, options.seed)
 
     model.generation_config.eos_token_id = train.EOS_ID
     model.generation_config.pad_token_id = train.PAD_ID
@@ -52,11 +55,17 @@ def main() -> None:
         pad=chain_sums.PAD,
         eos=chain_sums.EOS,
         size=train.VOCABULARY,
-        max_tokens=train.MAX_TOKENS,
+        max_tokens=recipe.max_tokens,
     ).save_pretrained(options.out)
-    command = f"python -m launch.warm_start --out models/{options.out.name}"
+    task = "" if options.task == "chain_sums" else f"--task {options.task} "  # the default
+    command = f"python -m launch.warm_start {task}--out models/{options.out.name}"
     (options.out / "README.md").write_text(
         README.format(
+            name=options.out.name,
+            role=recipe.role,
+            about=recipe.about,
+            task=options.task,
+            test=recipe.test,
             parameters=model.num_parameters(),
             hidden=model.config.hidden_size,
             layers=model.config.num_hidden_layers,

@@ -1,6 +1,6 @@
-"""Supervised warm start: traces of `chain_sums` -> a small Qwen3 checkpoint.
+"""Supervised warm start: traces of a task -> a small Qwen3 checkpoint.
 
-Invariant: seed and number of steps determine the data and the schedule; nothing
+Invariant: recipe, seed and number of steps determine the data and the schedule; nothing
 depends on the clock. Trains and returns float32; the caller stores it.
 
 Shapes: B traces of a micro-batch, T tokens.
@@ -12,22 +12,18 @@ Shapes: B traces of a micro-batch, T tokens.
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 from random import Random
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from launch.warm_start.recipes import Recipe
 from pipeline.tasks import chain_sums
 
 VOCABULARY = 24
-MAX_TOKENS = 512
 PAD_ID = chain_sums.ALPHABET.index(chain_sums.PAD)
 EOS_ID = chain_sums.ALPHABET.index(chain_sums.EOS)
-
-TRACES_PER_STEP = 96
-MICRO_BATCHES = 4  # of traces of similar length: half the padding of one batch
-# Styles have no memory, so cut traces teach the same decisions with a third fewer tokens.
-LONG_SHARE, LONG_CUT, SHORT_CUT = 0.3, 140, 72  # tokens, prompt included
 
 LR = 3e-3
 WARMUP_STEPS = 50
@@ -38,7 +34,7 @@ IGNORED = -100  # a target without loss
 _ID = {character: i for i, character in enumerate(chain_sums.ALPHABET)}
 
 
-def new_model(seed: int) -> Qwen3ForCausalLM:
+def new_model(seed: int, max_tokens: int) -> Qwen3ForCausalLM:
     """Makes an untrained model of 593,984 parameters in float32."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -48,7 +44,7 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=max_tokens,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
@@ -74,12 +70,10 @@ def rate_at(step: int, steps: int) -> float:
     return LR * min((step + 1) / WARMUP_STEPS, down)
 
 
-def draw_trace(rng: Random) -> tuple[list[int], int]:
+def draw_trace(recipe: Recipe, rng: Random) -> tuple[list[int], int]:
     """Draws a training trace: token ids, cut to length, and how many of them are prompt."""
-    terms = chain_sums.draw_terms("train", rng)
-    question = chain_sums.prompt_of(terms)
-    text, _ = chain_sums.trace(terms, rng)
-    cut = LONG_CUT if rng.random() < LONG_SHARE else SHORT_CUT
+    question, text = recipe.draw(rng)
+    cut = recipe.long_cut if rng.random() < recipe.long_share else recipe.short_cut
     return [_ID[c] for c in question + text + chain_sums.EOS][:cut], len(question)
 
 
@@ -94,19 +88,21 @@ def tensors_of(traces: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch
     return inputs_BT, targets_BT
 
 
-def train_model(steps: int, seed: int, say: Callable[[str], None] = print) -> Qwen3ForCausalLM:
+def train_model(
+    recipe: Recipe, steps: int, seed: int, say: Callable[[str], None] = print
+) -> Qwen3ForCausalLM:
     """Trains a new model for `steps` steps and reports progress."""
-    model = new_model(seed)
+    model = new_model(seed, recipe.max_tokens)
     rng = Random(f"warm_start/{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
     begun_s = time.monotonic()
     for step in range(steps):
-        traces = sorted((draw_trace(rng) for _ in range(TRACES_PER_STEP)), key=lambda t: len(t[0]))
-        tokens = sum(len(ids) - prompt for ids, prompt in traces)
-        size = TRACES_PER_STEP // MICRO_BATCHES
+        drawn = [draw_trace(recipe, rng) for _ in range(sum(recipe.micro_batches))]
+        traces = iter(sorted(drawn, key=lambda trace: len(trace[0])))
+        tokens = sum(len(ids) - prompt for ids, prompt in drawn)
         loss = 0.0
-        for start in range(0, TRACES_PER_STEP, size):
-            inputs_BT, targets_BT = tensors_of(traces[start : start + size])
+        for size in recipe.micro_batches:
+            inputs_BT, targets_BT = tensors_of(list(islice(traces, size)))
             # Padding is on the right, so the causal mask is enough to hide it.
             logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
             part = torch.nn.functional.cross_entropy(

@@ -5,6 +5,11 @@ No streaming, no vLLM, no DeepSpeed. It shows that the recipe learns the task, a
 for every other way of training. It must not import darts' engines or learner, so that it shares no
 bugs with them.
 
+The table has held-out accuracy, for all and by number of terms, and lengths. Its last four columns
+are the longest response over the mean one: per held-out prompt, and in the training steps since
+the row before per group, per step, and in the step where that was least. Another task:
+`--task long_sums --model models/long-sums --max-tokens 800 --prompts 4 --samples 16`.
+
 Shapes: B responses of a micro-batch, T tokens, V vocabulary.
 """
 
@@ -16,13 +21,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from statistics import mean
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.tasks import chain_sums
+from pipeline.tasks import chain_sums, deep_sums, long_sums, mixed_sums
 from scripts.bench.sampler import Response, sample_batch
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "chain-sums"
@@ -34,6 +40,27 @@ TOKENS_PER_MICRO_BATCH = 2048  # padding included
 EVALUATE_EVERY = 10
 HELD_OUT, HELD_OUT_BRIEF = 256, 96  # prompts of the first and last evaluation, and of others
 SAMPLES = 4  # of each of them
+
+COLUMNS = (
+    *("step", "s", "accuracy", "by terms", "length", "p95", "truncated"),
+    *("longest/mean", "of a group", "of a step", "least"),
+)
+
+
+class Task(Protocol):
+    """A built-in task."""
+
+    def generate(
+        self, split: chain_sums.Split, count: int = ..., seed: int = 0
+    ) -> list[chain_sums.Item]: ...
+
+
+TASKS: dict[str, Task] = {
+    "chain_sums": chain_sums,
+    "deep_sums": deep_sums,
+    "long_sums": long_sums,
+    "mixed_sums": mixed_sums,
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +80,36 @@ class Score:
     mean: float  # length in tokens, as is the next
     p95: int
     truncated: float  # share of the responses
+    tail: float  # longest of a prompt / mean of the prompt, mean over prompts
+    by_terms: dict[int, float]  # accuracy by depth
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The groups of one step."""
+
+    rows: list[Row]  # of the groups whose rewards differ
+    lengths: list[list[int]]  # of every group
+
+    @property
+    def step_tail(self) -> float:
+        return tail_of([length for group in self.lengths for length in group])
+
+    @property
+    def group_tail(self) -> float:
+        return mean(map(tail_of, self.lengths))
+
+
+def tail_of(lengths: Sequence[int]) -> float:
+    """Returns how many times the mean the longest is."""
+    return max(lengths) / mean(lengths)
 
 
 class Policy:
     """A model and its tokenizer, in float32."""
 
-    def __init__(self, directory: Path, threads: int) -> None:
+    def __init__(self, directory: Path, threads: int, max_tokens: int = MAX_TOKENS) -> None:
+        self.max_tokens = max_tokens
         torch.set_num_threads(threads)
         disable_progress_bar()
         # transformers' loaders have no usable types.
@@ -78,7 +129,7 @@ class Policy:
         self, prompts: Sequence[list[int]], generator: torch.Generator
     ) -> list[Response]:
         return sample_batch(
-            self.model, prompts, max_tokens=MAX_TOKENS, eos=self.eos, generator=generator
+            self.model, prompts, max_tokens=self.max_tokens, eos=self.eos, generator=generator
         )
 
     def is_right(self, response: Response, answer: str) -> bool:
@@ -87,42 +138,56 @@ class Policy:
         return response.ended and bool(mark) and given == answer
 
 
-def evaluate_policy(policy: Policy, prompts: int, generator: torch.Generator) -> Score:
+def evaluate_policy(
+    policy: Policy,
+    prompts: int,
+    generator: torch.Generator,
+    *,
+    task: Task = chain_sums,
+    samples: int = SAMPLES,
+) -> Score:
     """Samples held-out prompts at temperature 1."""
-    items = [i for i in chain_sums.generate("held_out", prompts) for _ in range(SAMPLES)]
+    items = [item for item in task.generate("held_out", prompts) for _ in range(samples)]
     responses = policy.sample_responses(
         [policy.encode_text(item["prompt"]) for item in items], generator
     )
     right = [policy.is_right(r, i["answer"]) for r, i in zip(responses, items, strict=True)]
-    lengths = sorted(len(response.tokens) for response in responses)
+    by_terms: dict[int, list[bool]] = {}
+    for item, is_right in zip(items, right, strict=True):
+        by_terms.setdefault(item["terms"], []).append(is_right)
+    lengths = [len(response.tokens) for response in responses]
     return Score(
-        accuracy=sum(right) / len(right),
-        mean=sum(lengths) / len(lengths),
-        p95=lengths[int(0.95 * (len(lengths) - 1))],
-        truncated=sum(not response.ended for response in responses) / len(responses),
+        accuracy=mean(right),
+        mean=mean(lengths),
+        p95=sorted(lengths)[int(0.95 * (len(lengths) - 1))],
+        truncated=mean(not response.ended for response in responses),
+        tail=mean(tail_of(lengths[i : i + samples]) for i in range(0, len(lengths), samples)),
+        by_terms={terms: mean(found) for terms, found in sorted(by_terms.items())},
     )
 
 
-def rollout(policy: Policy, step: int, seed: int, generator: torch.Generator) -> list[Row]:
-    """Samples a group for each prompt; keeps those whose rewards differ.
+def rollout(
+    policy: Policy, items: Sequence[chain_sums.Item], generator: torch.Generator
+) -> Rollout:
+    """Samples a group for each item; keeps the rows of those whose rewards differ.
 
     The advantage is `reward - mean of the group`, not divided by the deviation
     (Dr. GRPO, arXiv 2503.20783); a group of equal rewards has none and is dropped.
     """
-    items = [chain_sums.item("train", step * PROMPTS + i, seed) for i in range(PROMPTS)]
     prompts = [policy.encode_text(item["prompt"]) for item in items]
     responses = policy.sample_responses([p for p in prompts for _ in range(GROUP_SIZE)], generator)
     rows: list[Row] = []
+    lengths: list[list[int]] = []
     for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         group = responses[index * GROUP_SIZE : (index + 1) * GROUP_SIZE]
         rewards = [float(policy.is_right(response, item["answer"])) for response in group]
-        mean = sum(rewards) / GROUP_SIZE
         if min(rewards) < max(rewards):
             rows += [
-                Row(prompt, response.tokens, reward - mean)
+                Row(prompt, response.tokens, reward - mean(rewards))
                 for response, reward in zip(group, rewards, strict=True)
             ]
-    return rows
+        lengths.append([len(response.tokens) for response in group])
+    return Rollout(rows, lengths)
 
 
 def micro_batches(rows: list[Row]) -> Iterator[list[Row]]:
@@ -160,7 +225,7 @@ def loss_sum(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
 
 
 def train_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], step: int
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], lr: float
 ) -> None:
     """Takes an optimizer step on the mean over all tokens (token-level loss, arXiv 2503.14476)."""
     tokens = sum(len(row.response) for row in rows)
@@ -168,44 +233,73 @@ def train_step(
         (loss_sum(model, batch) / tokens).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = LR * min(1.0, (step + 1) / WARMUP_STEPS)
+        group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
+
+
+def table_row(step: int, seconds: float, score: Score, since: Sequence[Rollout]) -> str:
+    """Writes a row of the table: an evaluation, and the lengths of the steps before it."""
+    depths = " ".join(f"{accuracy:.2f}" for accuracy in score.by_terms.values())
+    tails = [rollout.step_tail for rollout in since]
+    trained = (
+        (mean(rollout.group_tail for rollout in since), mean(tails), min(tails)) if since else ()
+    )
+    columns = [f"{step:4d}", f"{seconds:6.1f}", f"{score.accuracy:8.3f}", depths]
+    columns += [f"{score.mean:6.1f}", f"{score.p95:3d}", f"{score.truncated:9.3f}"]
+    columns += [f"{score.tail:6.2f}", *(f"{tail:5.2f}" for tail in trained)]
+    columns += [""] * (len(COLUMNS) - len(columns))
+    return f"| {' | '.join(columns)} |"
 
 
 def main() -> None:
     """Trains and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.plain_loop", description=__doc__)
+    parser.add_argument("--task", choices=TASKS, default="chain_sums", help="what to train on")
     parser.add_argument("--model", type=Path, default=MODEL, help="model to train")
     parser.add_argument("--steps", type=int, default=60, help="training steps")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="groups of a step")
+    parser.add_argument("--lr", type=float, default=LR, help="learning rate after the warm-up")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="limit of a response")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of each held-out prompt")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
 
-    policy = Policy(options.model, options.threads)
+    task = TASKS[options.task]
+    items = task.generate("train", options.steps * options.prompts, options.seed)
+    policy = Policy(options.model, options.threads, options.max_tokens)
     optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0
+        policy.model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.0
     )
     generator = torch.Generator().manual_seed(options.seed)
     spent = {"generation": 0.0, "training": 0.0}  # seconds, without evaluation
+    since: list[Rollout] = []  # the steps since the last evaluation
 
     def report(step: int) -> None:
-        prompts = HELD_OUT if step in (0, options.steps) else HELD_OUT_BRIEF
-        score = evaluate_policy(policy, prompts, torch.Generator().manual_seed(1))
-        print(
-            f"| {step:4d} | {sum(spent.values()):6.1f} | {score.accuracy:8.3f} | {score.mean:6.1f}"
-            f" | {score.p95:3d} | {score.truncated:9.3f} |",
-            flush=True,
+        responses = SAMPLES * (HELD_OUT if step in (0, options.steps) else HELD_OUT_BRIEF)
+        score = evaluate_policy(
+            policy,
+            responses // options.samples,
+            torch.Generator().manual_seed(1),
+            task=task,
+            samples=options.samples,
         )
+        print(table_row(step, sum(spent.values()), score, since), flush=True)
+        since.clear()
 
-    print("| step |      s | accuracy | length | p95 | truncated |\n|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     report(0)
     for step in range(options.steps):
         begun_s = time.monotonic()
-        rows = rollout(policy, step, options.seed, generator)
+        first = step * options.prompts
+        drawn = [items[(first + i) % len(items)] for i in range(options.prompts)]
+        sampled = rollout(policy, drawn, generator)
         sampled_s = time.monotonic()
-        if rows:
-            train_step(policy.model, optimizer, rows, step)
+        since.append(sampled)
+        if sampled.rows:
+            lr = options.lr * min(1.0, (step + 1) / WARMUP_STEPS)
+            train_step(policy.model, optimizer, sampled.rows, lr)
         spent["generation"] += sampled_s - begun_s
         spent["training"] += time.monotonic() - sampled_s
         if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == options.steps:

@@ -1,13 +1,13 @@
-"""The tasks beside chain sums: same grammar, other depths."""
+"""The tasks beside chain sums: same prompts, other depths."""
 
 from collections import Counter
 from types import ModuleType
 
 import pytest
 
-from pipeline.tasks import chain_sums, deep_sums, mixed_sums
+from pipeline.tasks import chain_sums, deep_sums, long_sums, mixed_sums
 
-TASKS = [deep_sums, mixed_sums]
+TASKS = [deep_sums, long_sums, mixed_sums]
 
 
 @pytest.mark.parametrize("task", TASKS)
