@@ -22,10 +22,11 @@ from launch.simulate.scenario import (
     teacher,
     worth,
 )
+from pipeline.config.pace import engine_pace, learner_pace
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.coordinator.state import PluginFault
-from pipeline.hardware.costs import EngineProfile
+from pipeline.hardware.costs import EngineProfile, LearnerCost
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, Simulation, StandsStill
@@ -73,12 +74,17 @@ class _Steps:
 def play_one(
     config: Config, scenario: Scenario, observers: Sequence[Observer]
 ) -> tuple[Metrics, Simulation]:
-    """Plays one run in virtual time; sizes of the configuration replace those of the scenario.
+    """Plays one run in virtual time; sizes and paces of the configuration replace those of the
+    scenario.
 
     Raises: RunStopped if the run does not come to its end.
     """
+    tokens = learner_pace(config.learner.pace)
+    learner = tokens and LearnerCost(train_s=tokens.train_s, forward_s=tokens.logprob_s)
     scenario = msgspec.structs.replace(
         scenario,
+        engine=engine_pace(config.engine.pace) or scenario.engine,
+        learner=learner or scenario.learner,
         engines=config.engine.count,
         slots=config.engine.slots,
         limit=config.sampling.max_tokens,

@@ -13,11 +13,17 @@ import pytest
 
 from launch.bench.compare import plots, tables
 from launch.bench.compare.cells import Cell, CellError, Metrics
-from launch.bench.compare.command import Comparison, quick_comparison, run_comparison
+from launch.bench.compare.command import (
+    Comparison,
+    paced_comparison,
+    quick_comparison,
+    run_comparison,
+)
 from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, methods_named
 from launch.report.bands import band
 from launch.run_files.records import EvalLine
 from pipeline.config.load import dump, load
+from pipeline.config.pace import engine_pace, learner_pace
 from tests.launch.jobs.jobs import ROOT, SIMULATED, Job
 
 CONFIG = ROOT / "configs" / "bench.yaml"
@@ -117,6 +123,31 @@ def test_seeds_are_interleaved() -> None:
     assert [cell.name for cell in wanted.all_cells()] == [
         "sync-s0", "first_m-s0", "sync-s1", "first_m-s1",
     ]  # fmt: skip
+
+
+def test_a_pace_holds_for_every_method_and_the_learner_takes_its_share_of_it() -> None:
+    long = ROOT / "configs" / "long.yaml"
+    wanted = Comparison(config=long, folder=Path(), methods={"sync": 1}, target=0.5)
+    paced = paced_comparison(wanted, "h20-7b", learner_share=0.3)
+    [cell] = paced.all_cells()
+    config = load(long, cell.settings)
+    engine, learner = engine_pace(config.engine.pace), learner_pace(config.learner.pace)
+    assert engine is not None
+    assert learner is not None
+    requests = config.step.prompts * config.group.size
+    assert learner.train_s == pytest.approx(
+        0.3 * engine.step_s(requests, 0, 0) / requests, rel=1e-3
+    )
+    assert learner.backward_s == pytest.approx(2 * learner.forward_s, rel=1e-3)
+    given = msgspec.structs.replace(wanted, overrides=("engine.pace=h200-7b",))
+    own = paced_comparison(given, "h20-7b", 0.0).all_cells()[0]
+    assert load(long, own.settings).engine.pace == "h200-7b", "what is given wins"
+
+
+def test_a_reserve_follows_from_the_prompts_of_a_step() -> None:
+    assert "step.reserve=12" in METHODS["tail_batching"].settings(48)
+    assert "step.reserve=1" in METHODS["tail_batching"].settings(4)
+    assert METHODS["sync"].settings(48) == METHODS["sync"].overrides
 
 
 # --- figures of a cell --------------------------------------------------------------------------
