@@ -74,13 +74,24 @@ METHODS = {
             "selector.dual_end.long_wait=group",
             "selector.dual_end.prune_at=2",
         ),
+        _method(
+            "barrier_adaptive",
+            "as darts_barrier, more candidates where lengths vary more, up to 16",
+            "budget=length_variance",
+            "selector.dual_end.long_wait=step",
+            "selector.dual_end.prune_at=2",
+        ),
         *(
             _method(
-                f"darts_{8 - longest}_{longest}",
-                f"as darts_published, {8 - longest} shortest and {longest} longest",
+                f"{base}_{8 - longest}_{longest}",
+                f"as {whole}, {8 - longest} shortest and {longest} longest",
                 *_UNIFORM,
-                "selector.dual_end.long_wait=group",
+                f"selector.dual_end.long_wait={wait}",
                 f"selector.dual_end.longest={longest}",
+            )
+            for base, whole, wait in (
+                ("darts", "darts_published", "group"),
+                ("barrier", "darts_barrier", "step"),
             )
             for longest in (2, 4)
         ),
@@ -134,6 +145,8 @@ SETS = {
     "quick": QUICK,
     # the paper's table, in its order: streamed passes, dual-end selection, allocation
     "ablation": (BASELINE, "sync_streamed", "darts_published", "darts_adaptive"),
+    "ablation_barrier": (BASELINE, "sync_streamed", "darts_barrier", "barrier_adaptive"),
+    "ends_barrier": (BASELINE, "darts_barrier", "barrier_6_2", "barrier_4_4"),
     "ends": (BASELINE, "darts_published", "darts_6_2", "darts_4_4"),  # K:L of 7:1, 6:2, 4:4
 }
 """Names that stand for several methods."""
