@@ -71,7 +71,9 @@ def method_settings(model: Path, scale: Scale, tiny: bool, steps: int) -> dict[s
     settings = gpu_settings(model, "group", tiny, steps)
     del settings["selector"], settings["learner"]["overlap"]
     settings["sampling"]["max_tokens"] = scale.max_tokens
+    settings["group"]["size"] = 8  # as the methods have it
     settings["engine"] |= scale.engine
+    settings["timeouts"]["heartbeat_s"] = 15.0  # a stall is a slow step here, no fault
     return settings
 
 
@@ -130,11 +132,13 @@ def methods_table(found: Mapping[str, Any]) -> list[str]:
     """Formats the results."""
     short, long = found["tail"]
     drawn = f"mean lengths {short} and {long}, three to one, at most {found['max_tokens']} tokens"
-    head = (
-        "| method | steps | s a step | of sync | sampled | trained | hidden | longest over mean |"
-    )
-    lines = [f"engine: {found['engine']}; {drawn}; tokens a step", ""]
-    lines += [head, "|---" * head.count(" | ") + "|---|"]
+    columns = ("method", "steps", "s a step", "of sync", "sampled", "trained", "hidden")
+    lines = [
+        f"engine: {found['engine']}; {drawn}; sampled and trained are tokens a step",
+        "",
+        f"| {' | '.join((*columns, 'longest over mean'))} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     runs = {name: found["parts"].get(name, {}).get("found") for name in COMPARED}
     base = (runs["sync"] or {}).get("step_s")
     for name, run in runs.items():
