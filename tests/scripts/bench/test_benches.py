@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -23,18 +22,7 @@ from scripts.bench import (
     two_machines,
 )
 from scripts.bench.overlap import Steps
-
-
-def step_line(version: int, time: float, **learner: float) -> dict[str, Any]:
-    return {
-        "what": "step",
-        "version": version,
-        "time": time,
-        "seconds": 4.0,
-        "generation_s": 2.0,
-        "groups": {"trained": 4},
-        "learner": learner,
-    }
+from tests.scripts.bench.lines import step_line
 
 
 def steps_of(**changes: float) -> Steps:

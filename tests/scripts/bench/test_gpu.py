@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from launch.bench.compare.methods import METHODS
 from pipeline.config.load import load
 from scripts.bench.gpu import methods, model, parts, pipeline, run, tail
-from tests.scripts.bench.test_benches import step_line
+from tests.scripts.bench.lines import step_line
 
 
 def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() -> None:
@@ -123,3 +123,18 @@ def test_longest_over_mean_is_within_a_group(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert methods.longest_over_mean(file) == pytest.approx((1.5 + 1.0) / 2)
     assert methods.longest_over_mean(tmp_path / "none") is None
+
+
+@pytest.mark.long
+@pytest.mark.deepspeed
+def test_the_methods_run_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status = run.main(["--out", str(out), "--methods", "--tiny", "--steps", "3"])
+    found = json.loads((out / "gpu.json").read_text())
+    assert status == 0, found
+    sync = found["parts"]["sync"]["found"]
+    assert (sync["steps"], sync["hidden_share"]) == (2, 0.0)
+    assert sync["sampled"] == sync["trained"]  # nothing is left out
+    assert sync["longest_over_mean"] > 2.0
+    for name in methods.COMPARED:
+        assert found["parts"][name]["found"]["steps"] == 2
