@@ -11,8 +11,12 @@ come first, and the fastest is the one that is compared (`--trl-settings`). Eval
 the measured time.
 
 A cell is one side and one seed. A finished one is not run again, so an interrupted comparison goes
-on where it stopped. TRL's vLLM mode is left out: on vLLM's CPU build it fails at the first update
-of the weights ("'Parameter' object has no attribute 'weight_loader'", TRL 1.16, vLLM 0.32).
+on where it stopped. Nothing else may run beside it: on a busy machine TRL's threads wait for one
+another, and its steps take many times as long.
+
+TRL's vLLM mode (`vllm_mode="colocate"`) is left out: on vLLM's CPU build it starts, and fails at
+the first update of the weights ("'Parameter' object has no attribute 'weight_loader'"; TRL 1.16,
+which names vLLM 0.31 as the newest that it supports, with vLLM 0.32).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
 
 
-TINY = Scale(about="transformers, tiny", engine={}, tail=(6, 72), max_tokens=96)
+TINY = Scale(about="transformers, tiny", engine={"slots": 48}, tail=(6, 72), max_tokens=96)
 VLLM = Scale(about="vLLM", engine={"kind": "vllm"}, tail=(40, 480), max_tokens=1536)
 EAGER = Scale(about="transformers", engine={}, tail=(12, 144), max_tokens=192)
 CAPTURED = Scale(
@@ -77,6 +77,18 @@ def method_settings(model: Path, scale: Scale, tiny: bool, steps: int) -> dict[s
     return settings
 
 
+def method_overrides(name: str, slots: int) -> tuple[str, ...]:
+    """Returns a method's settings.
+
+    >>> method_overrides("top_up", 256)[-1]
+    'engine.knee=256'
+    """
+    given = METHODS[name].overrides
+    # A GPU decodes as many sequences as it has slots at nearly one speed. A CPU does not: there
+    # the measured knee of a tiny model would leave nothing to top up.
+    return (*given, f"engine.knee={slots}") if "budget.top_up=fewest" in given else given
+
+
 def measure_methods(out: Path, tiny: bool, steps: int) -> dict[str, Any]:
     """Runs every method in turn; failures are recorded."""
     parts, model = Parts(out, ALL_S, tiny=tiny), out / "model"
@@ -89,12 +101,14 @@ def measure_methods(out: Path, tiny: bool, steps: int) -> dict[str, Any]:
         scale = EAGER
     parts.document |= {"engine": scale.about, "max_tokens": scale.max_tokens, "tail": scale.tail}
     config = out / "methods.yaml"
-    config.write_text(yaml.safe_dump(method_settings(model, scale, tiny, steps)))
+    settings = method_settings(model, scale, tiny, steps)
+    config.write_text(yaml.safe_dump(settings))
     for index, name in enumerate(COMPARED):
         folder = out / f"run-{name}"
         command = ["launch.cli", "train", str(config), "--out", str(folder)]
         limit_s = parts.left_s / (len(COMPARED) - index) - GRACE_S
-        done = parts.run_part(name, [*command, *METHODS[name].overrides], limit_s)
+        command += method_overrides(name, settings["engine"]["slots"])
+        done = parts.run_part(name, command, limit_s)
         add_averages(done, folder)
         if "found" in done:
             done["found"]["longest_over_mean"] = longest_over_mean(folder / "decisions.jsonl")

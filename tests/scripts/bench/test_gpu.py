@@ -11,7 +11,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from launch.bench.compare.methods import METHODS
 from pipeline.config.load import load
 from scripts.bench.gpu import methods, model, parts, pipeline, run, tail
 from tests.scripts.bench.lines import step_line
@@ -63,7 +62,7 @@ def test_every_method_has_a_configuration_for_every_engine(
     tiny = scale is methods.TINY
     settings = methods.method_settings(model.TOKENIZER, scale, tiny, methods.METHOD_STEPS)
     file.write_text(yaml.safe_dump(settings))
-    config = load(file, METHODS[name].overrides)
+    config = load(file, methods.method_overrides(name, settings["engine"]["slots"]))
     assert (config.group.size, config.sampling.max_tokens) == (8, scale.max_tokens)
     assert config.learner.overlap == ("off" if name == "sync" else "group")
 
@@ -127,6 +126,7 @@ def test_longest_over_mean_is_within_a_group(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.deepspeed
+@pytest.mark.timeout(600)
 def test_the_methods_run_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "out"
     status = run.main(["--out", str(out), "--methods", "--tiny", "--steps", "3"])
