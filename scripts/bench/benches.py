@@ -107,26 +107,52 @@ def tracing_table(found: Found) -> list[str]:
 
 
 def trl_table(found: Found) -> list[str]:
-    """Compares both trainers by seed."""
-    lines = [
-        "| trainer | seed | s a step | s to target | accuracy | mean tokens |",
-        "|---|---|---|---|---|---|",
+    """Compares both trainers at each size, by seed."""
+    lines: list[str] = []
+    for name, size in found["sizes"].items():
+        lines += [
+            f"`{size['config']}`, {size['steps']} steps, target {size['target']} ({name}):",
+            "",
+            "| trainer | seed | s a step | s to target | accuracy | mean tokens |",
+            "|---|---|---|---|---|---|",
+        ]
+        for side, rows in size["sides"].items():
+            lines += [f"| {side} {_trl_row(row)}" for row in rows]
+        lines += ["", *_trl_notes(size), ""]
+    about = found["about"]
+    return [
+        *lines,
+        f"Revision {about['revision']}, TRL {about['versions']['trl']}, {about['cores']} cores.",
     ]
-    for name in ("darts", "trl"):
-        for seed, run in enumerate(found[name]):
-            reached = run["seconds_to_target"]
-            lines.append(
-                f"| {name} | {seed} | {run['step_seconds']:.2f} "
-                f"| {'never' if reached is None else f'{reached:.0f}'} "
-                f"| {run['accuracy_before']:.3f} -> {run['accuracy_after']:.3f} "
-                f"| {run['mean_tokens_after']:.1f} |"
-            )
-    known = [
-        f"{name.replace('_', ' ')} {ratio:.1f}x"
-        for name, ratio in found["ratios"].items()
-        if ratio is not None
+
+
+def _trl_row(row: Found) -> str:
+    reached = row["seconds_to_target"]
+    return (
+        f"| {row['seed']} | {row['step_seconds']:.2f} "
+        f"| {'never' if reached is None else f'{reached:.0f}'} "
+        f"| {row['accuracy_before']:.3f} -> {row['accuracy_after']:.3f} "
+        f"| {row['mean_tokens_after']:.1f} |"
+    )
+
+
+def _trl_notes(size: Found) -> list[str]:
+    """Tells how many times as long TRL takes, and how its setting was chosen."""
+    notes: list[str] = []
+    for darts, others in size["ratios"].items():
+        for trl, ratios in others.items():
+            known = [
+                f"{name.replace('_', ' ')} {ratio:.1f}x"
+                for name, ratio in ratios.items()
+                if ratio is not None
+            ]
+            told = ", ".join(known) or "no metric on both sides"
+            notes.append(f"- {trl} over {darts}, median of the seeds: {told}")
+    probes = [
+        f"{name} {'failed' if (s := probe['step_seconds']) is None else f'{s:.2f} s'}"
+        for name, probe in size["probes"].items()
     ]
-    return [*lines, "", f"TRL over darts: {', '.join(known) or 'no metric on both sides'}."]
+    return [*notes, *([f"- settings of TRL, a few steps each: {', '.join(probes)}"] * bool(probes))]
 
 
 BENCHES = (

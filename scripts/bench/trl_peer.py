@@ -1,238 +1,323 @@
-"""Compares TRL's GRPOTrainer with darts on the quickstart's model and task, on one machine.
+"""Compares TRL's GRPOTrainer with darts: the same model, task, recipe and machine.
 
     pip install 'darts-rl[bench]'
-    python -m scripts.bench.trl_peer [--steps 60] [--seeds 1] [--target 0.9] [--out FILE]
+    python -m scripts.bench.trl_peer [--size quickstart|bench|both] [--seeds 3] [--folder DIR]
 
-Both use the quickstart's recipe: group size, learning rate, loss, limits, and the same number of
-prompts a step from the same data, shuffled by the seed. TRL samples with transformers' `generate`
-(its vLLM mode needs a GPU) on all cores; darts is `darts train`. Each side evaluates at the same
-steps, outside the measured time. A row of the table is one seed: seconds a step, and training
-seconds until the first evaluation that reaches the target.
+Both train the same model on the same data, with the learning rate, loss, limits and number of
+responses of a step that the configuration has. darts runs twice: as the configuration is, and as
+plain GRPO (`darts_all`: sample 8, learn from all 8), which trains on exactly as many responses as
+TRL. TRL samples with transformers' `generate`, on all cores. A few steps of each of its settings
+come first, and the fastest is the one that is compared (`--trl-settings`). Evaluations are outside
+the measured time.
+
+A cell is one side and one seed. A finished one is not run again, so an interrupted comparison goes
+on where it stopped. Nothing else may run beside it: on a busy machine TRL's threads wait for one
+another, and its steps take many times as long.
+
+TRL's vLLM mode (`vllm_mode="colocate"`) is left out: on vLLM's CPU build it starts, and fails at
+the first update of the weights ("'Parameter' object has no attribute 'weight_loader'"; TRL 1.16,
+which names vLLM 0.31 as the newest that it supports, with vLLM 0.32).
 """
-
-# TRL, datasets and parts of torch and transformers have no usable types.
-# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import json
 import os
-import random
 import statistics
-import tempfile
-import time
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
-from launch.bench.compare.cells import Cell
-from launch.bench.compare.methods import Method
-from pipeline.config.load import load
-from pipeline.config.schema import Config
-from pipeline.data.dataset import load_train
-from pipeline.data.tokenizer import Tokenizer
-from pipeline.plugins.rewards.exact import Exact
-from pipeline.plugins.views import Sampled
-from scripts.bench.plain_loop import HELD_OUT, Policy, evaluate_policy
+from launch.bench.compare.cells import Cell, CellError
+from launch.bench.compare.command import TARGET
+from launch.bench.compare.methods import METHODS, Method
+from launch.commands.train import about_run
+from launch.run_files.jsonl import all_lines
+from pipeline.config.load import dump, load
 from scripts.bench.program import options_parser, write_json
+from scripts.bench.trl_trainer import SETTINGS, Evaluation, Training
 
-CONFIG = Path("configs/quickstart.yaml")
+PROBE_STEPS = 3  # of each setting of TRL; the first does not count
+_LOG_LINES = 12  # shown of a run that failed
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True):
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """What is trained, and for how long."""
+
+    config: Path
+    steps: int
+    target: float  # held-out accuracy
+
+
+SIZES = {
+    "quickstart": Size(config=Path("configs/quickstart.yaml"), steps=60, target=0.9),
+    "bench": Size(config=Path("configs/bench.yaml"), steps=160, target=TARGET),
+}
+DARTS = {
+    "darts": Method(name="darts", about="the configuration as it is", overrides=()),
+    "darts_all": Method(
+        name="darts_all",
+        about="plain GRPO, streamed: sample 8, learn from all 8",
+        overrides=METHODS["sync_streamed"].overrides,
+    ),
+}
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One side, one seed."""
 
-    step_seconds: float
+    seed: int
+    step_seconds: float  # mean
     seconds_to_target: float | None
     accuracy_before: float
     accuracy_after: float
     mean_tokens_after: float
 
 
-def with_darts(steps: int, every: int, seed: int, target: float, folder: Path) -> Training:
-    """Trains with darts. Raises CellError if it fails."""
-    overrides = (f"step.count={steps}", f"eval.every={every}", "checkpoint.every=0")
-    method = Method(name="darts", about="the quickstart", overrides=())
-    cell = Cell(method=method, seed=seed, config=CONFIG, overrides=overrides, base=folder)
-    cell.carry_out()
-    metrics, curve = cell.final_metrics(target), cell.eval_curve()
-    return Training(
-        step_seconds=metrics.step_seconds,
-        seconds_to_target=metrics.seconds_to_target,
-        accuracy_before=curve[0].accuracy,
-        accuracy_after=metrics.final_accuracy,
-        mean_tokens_after=metrics.mean_tokens,
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A few steps with one setting of TRL."""
+
+    step_seconds: float | None  # mean without the first step; None: failed
+    error: str = ""
+
+
+def row_of(training: Training, seed: int, target: float) -> Row:
+    first, last = training.curve[0], training.curve[-1]
+    return Row(
+        seed=seed,
+        step_seconds=training.step_seconds,
+        seconds_to_target=training.seconds_to(target),
+        accuracy_before=first.accuracy,
+        accuracy_after=last.accuracy,
+        mean_tokens_after=last.mean_tokens,
     )
 
 
-def with_trl(steps: int, every: int, seed: int, target: float, folder: Path) -> Training:
-    """Trains with GRPOTrainer. Raises ImportError without TRL."""
-    trl: Any = importlib.import_module("trl")
-    config = load(CONFIG, [f"seed={seed}"])
-    policy = Policy(Path(config.model), torch.get_num_threads())
-    generator = torch.Generator().manual_seed(1)
-    scores = [(0.0, evaluate_policy(policy, HELD_OUT, generator))]
-    spent = begun = 0.0
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Both trainers at one size."""
 
-    class Clock(_callback()):
-        """Counts the seconds inside steps; evaluates in between."""
+    size: Size
+    steps: int
+    every: int
+    base: Path
+    overrides: tuple[str, ...]  # of every run, as given on the command line
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal begun
-            del args, state, control, kwargs
-            begun = time.monotonic()
+    def settings(self, steps: int, every: int) -> list[str]:
+        """Returns the overrides of a run of so many steps."""
+        warmup = min(steps, load(self.size.config, self.overrides).learner.warmup_steps)
+        run = (f"step.count={steps}", f"eval.every={every}", "checkpoint.every=0")
+        return [*self.overrides, *run, f"learner.warmup_steps={warmup}"]
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal spent, begun
-            del args, control, kwargs
-            spent += time.monotonic() - begun
-            step = int(state.global_step)
-            if step % every == 0 or step == steps:
-                policy.model.eval()
-                scores.append((spent, evaluate_policy(policy, HELD_OUT, generator)))
-                policy.model.train()
-            begun = time.monotonic()
-
-    rows = config.step.prompts * config.group.size
-    trainer: Any = trl.GRPOTrainer(
-        model=policy.model,
-        processing_class=policy.tokenizer,
-        reward_funcs=_reward(policy.eos),
-        train_dataset=_dataset(config, steps, seed),
-        callbacks=[Clock()],
-        args=trl.GRPOConfig(
-            output_dir=str(folder / f"trl-{seed}"),
-            max_steps=steps,
-            per_device_train_batch_size=rows,
-            steps_per_generation=1,
-            num_generations=config.group.size,
-            max_completion_length=config.sampling.max_tokens,
-            temperature=config.sampling.temperature,
-            learning_rate=config.learner.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=config.learner.warmup_steps,
-            adam_beta1=config.learner.betas[0],
-            adam_beta2=config.learner.betas[1],
-            max_grad_norm=config.learner.clip_norm,
-            loss_type="dapo",
-            scale_rewards="none",
-            epsilon=0.2,
-            epsilon_high=0.28,
-            beta=0.0,
-            gradient_checkpointing=False,
+    def darts(self, side: str, seed: int) -> Training:
+        """Trains with darts, or reads the finished run. Raises CellError."""
+        cell = Cell(
+            method=DARTS[side],
             seed=seed,
-            shuffle_dataset=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
-    )
-    trainer.train()
-    reached = [seconds for seconds, score in scores if score.accuracy >= target]
-    return Training(
-        step_seconds=spent / steps,
-        seconds_to_target=reached[0] if reached else None,
-        accuracy_before=scores[0][1].accuracy,
-        accuracy_after=scores[-1][1].accuracy,
-        mean_tokens_after=scores[-1][1].mean,
-    )
+            config=self.size.config,
+            overrides=tuple(self.settings(self.steps, self.every)),
+            base=self.base,
+        )
+        if not cell.finished:
+            cell.carry_out()
+        steps = [line for line in all_lines(cell.run.metrics) if line["what"] == "step"]
+        return Training(
+            seconds=[line["seconds"] for line in steps],
+            curve=[
+                Evaluation(train_s=e.train_s, accuracy=e.accuracy, mean_tokens=e.tokens_mean)
+                for e in cell.eval_curve()
+            ],
+        )
 
+    def trl(self, setting: str, seed: int) -> Training:
+        """Trains with TRL, or reads the finished run. Raises CellError."""
+        settings = [*self.settings(self.steps, self.every), f"seed={seed}"]
+        return self._trl(f"trl-{setting}-s{seed}", setting, settings, self.every)
 
-def _callback() -> Any:
-    return importlib.import_module("transformers").TrainerCallback
+    def probe(self, setting: str) -> Probe:
+        """Measures a few steps of TRL; a failure is a finding."""
+        try:
+            settings = self.settings(PROBE_STEPS, 0)
+            training = self._trl(f"probe-{setting}", setting, settings, 0)
+        except CellError as error:
+            return Probe(step_seconds=None, error=str(error))
+        return Probe(step_seconds=statistics.fmean(training.seconds[1:]))
 
-
-def _dataset(config: Config, steps: int, seed: int) -> Any:
-    """Makes a data set with as many prompts as the run needs."""
-    datasets: Any = importlib.import_module("datasets")
-    tokenizer = Tokenizer(Path(config.model))
-    items = load_train(config.data, tokenizer, config.sampling.max_tokens).items
-    chosen = random.Random(seed).sample(items, steps * config.step.prompts)
-    return datasets.Dataset.from_list([{"prompt": i.prompt, "answer": i.answer} for i in chosen])
-
-
-def _reward(eos: int) -> Any:
-    """Wraps the quickstart's reward in TRL's signature."""
-    exact = Exact()
-
-    def reward(
-        prompts: list[str],
-        completions: list[str],
-        completion_ids: list[list[int]],
-        answer: list[str],
-        **columns: Any,
-    ) -> list[float]:
-        del columns
-        return [
-            exact.score(
-                Sampled(
-                    prompt=prompt,
-                    response=text,
-                    finish="stop" if ids and ids[-1] == eos else "length",
-                    tokens=len(ids),
-                    answer=wanted,
-                    columns={},
+    def _trl(self, name: str, setting: str, settings: Sequence[str], every: int) -> Training:
+        """Runs TRL in a process of its own, unless its file has a run with these settings."""
+        wanted = dump(load(self.size.config, settings))
+        file = self.base / f"{name}.json"
+        if file.exists():
+            done = json.loads(file.read_text())
+            if done["config"] != wanted:
+                raise CellError(
+                    f"{file}: a finished run with other settings; "
+                    f"remove it, or choose another --folder"
                 )
-            )
-            for prompt, text, ids, wanted in zip(
-                prompts, completions, completion_ids, answer, strict=True
-            )
-        ]
+            return msgspec.convert(done["training"], Training)
+        self.base.mkdir(parents=True, exist_ok=True)
+        out, log = file.with_suffix(".tmp"), file.with_suffix(".log")
+        command = [sys.executable, "-m", "scripts.bench.trl_trainer"]
+        command += ["--config", str(self.size.config), "--setting", setting]
+        command += ["--every", str(every), "--out", str(out), *settings]
+        with log.open("w") as stream:
+            status = subprocess.run(
+                command, stdout=stream, stderr=subprocess.STDOUT, check=False
+            ).returncode
+        if status:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+            raise CellError(f"{name}: status {status}; end of {log}:\n{tail}")
+        done = {
+            "about": about(),
+            "config": wanted,
+            "setting": setting,
+            "training": json.loads(out.read_text()),
+        }
+        out.write_text(json.dumps(done, indent=1) + "\n")
+        out.rename(file)
+        return msgspec.convert(done["training"], Training)
 
-    return reward
+
+def about() -> dict[str, Any]:
+    """Describes revision, versions and machine."""
+    found = about_run()
+    for package in ("trl", "accelerate"):
+        found["versions"][package] = metadata.version(package)
+    return found
 
 
-def trl_ratios(darts: Sequence[Training], trl: Sequence[Training]) -> dict[str, float | None]:
-    """Returns how many times as long TRL takes: medians over paired seeds.
+def fastest(probes: Mapping[str, Probe]) -> str:
+    """Names the setting with the shortest step. Raises CellError if all failed.
+
+    >>> fastest({"a": Probe(step_seconds=2.0), "b": Probe(step_seconds=1.0)})
+    'b'
+    """
+    known = {name: p.step_seconds for name, p in probes.items() if p.step_seconds is not None}
+    if not known:
+        raise CellError("\n".join(["no setting of TRL ran", *(p.error for p in probes.values())]))
+    return min(known, key=lambda name: known[name])
+
+
+def trl_ratios(darts: Sequence[Row], trl: Sequence[Row]) -> dict[str, float | None]:
+    """Returns how many times as long TRL takes: medians over the seeds that both have.
 
     None if no seed has the metric on both sides.
     """
     found: dict[str, float | None] = {}
+    others = {row.seed: row for row in trl}
     for figure in ("step_seconds", "seconds_to_target"):
         pairs = [
-            (getattr(one, figure), getattr(other, figure))
-            for one, other in zip(darts, trl, strict=True)
+            (getattr(row, figure), getattr(others[row.seed], figure))
+            for row in darts
+            if row.seed in others
         ]
         known = [other / one for one, other in pairs if one and other]
         found[figure] = statistics.median(known) if known else None
     return found
 
 
-def main() -> None:
-    parser = options_parser(__doc__, steps=60)
+def measured(peer: Peer, wanted: str, seeds: int) -> Iterator[dict[str, Any]]:
+    """Runs every cell of one size. Yields the document after each. Raises CellError.
+
+    Args:
+        peer: the size.
+        wanted: a name of `SETTINGS`, `best` or `all`.
+        seeds: number of seeds, from 0.
+    """
+    probes: dict[str, Probe] = {}
+    if wanted == "best":
+        for name in SETTINGS:
+            probes[name] = peer.probe(name)
+            told = probes[name].step_seconds
+            print(
+                f"  probe {name}: {f'{told:.2f} s a step' if told else probes[name].error}",
+                flush=True,
+            )
+        chosen = (fastest(probes),)
+    else:
+        chosen = tuple(SETTINGS) if wanted == "all" else (wanted,)
+    sides: dict[str, list[Row]] = {}
+    for seed in range(seeds):
+        runs = [(side, peer.darts, side) for side in DARTS]
+        for side, train, name in (*runs, *((f"trl {n}", peer.trl, n) for n in chosen)):
+            row = row_of(train(name, seed), seed, peer.size.target)
+            sides.setdefault(side, []).append(row)
+            print(f"  {side}, {row_text(row, peer.size.target)}", flush=True)
+            yield {
+                "config": str(peer.size.config),
+                "steps": peer.steps,
+                "target": peer.size.target,
+                "probes": {name: msgspec.to_builtins(probe) for name, probe in probes.items()},
+                "sides": {name: [msgspec.to_builtins(r) for r in s] for name, s in sides.items()},
+                "ratios": {
+                    name: {
+                        trl: trl_ratios(sides[name], rows)
+                        for trl, rows in sides.items()
+                        if trl not in DARTS
+                    }
+                    for name in DARTS
+                },
+            }
+
+
+def row_text(row: Row, target: float) -> str:
+    reached = row.seconds_to_target
+    return (
+        f"seed {row.seed}: {row.step_seconds:.2f} s a step, accuracy "
+        f"{row.accuracy_before:.3f} -> {row.accuracy_after:.3f}, "
+        f"mean tokens {row.mean_tokens_after:.1f}, {target} "
+        + (f"after {reached:.0f} s" if reached is not None else "not reached")
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = options_parser(__doc__, overrides="settings of every run")
+    parser.add_argument("--size", choices=(*SIZES, "both"), default="both")
+    parser.add_argument(
+        "--trl-settings",
+        choices=("best", "all", *SETTINGS),
+        default="best",
+        help="best: the fastest of a few steps each",
+    )
+    parser.add_argument("--steps", type=int, default=0, help="steps of a run; 0: of the size")
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
-    parser.add_argument("--target", type=float, default=0.9, help="held-out accuracy")
-    options = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sides: dict[str, list[Training]] = {"darts": [], "trl": []}
-    with tempfile.TemporaryDirectory(prefix="darts-trl-") as folder:
-        for seed in range(options.seeds):
-            for name, train in (("darts", with_darts), ("trl", with_trl)):
-                found = train(options.steps, options.every, seed, options.target, Path(folder))
-                sides[name].append(found)
-                reached = found.seconds_to_target
-                print(
-                    f"{name:6} seed {seed}: {found.step_seconds:.2f} s a step, accuracy "
-                    f"{found.accuracy_before:.3f} -> {found.accuracy_after:.3f}, "
-                    f"mean tokens {found.mean_tokens_after:.1f}, {options.target} "
-                    + (f"after {reached:.0f} s" if reached is not None else "not reached"),
-                    flush=True,
-                )
-    compared = trl_ratios(sides["darts"], sides["trl"])
-    outcome = {
-        **{name: [msgspec.to_builtins(run) for run in runs] for name, runs in sides.items()},
-        "ratios": compared,
-    }
-    for figure, ratio in compared.items():
-        print(f"{figure}: TRL takes {'no known' if ratio is None else f'{ratio:.2f}'} times darts'")
-    write_json(options.out, outcome)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/trl"), help="folder of the finished runs"
+    )
+    options = parser.parse_args(arguments)
+    # A machine that is busy before the first run slows both sides, but not alike.
+    load = round(os.getloadavg()[0], 2)
+    document: dict[str, Any] = {"about": about() | {"load_before": load}, "sizes": {}}
+    try:
+        for name in SIZES if options.size == "both" else (options.size,):
+            for found in measured(_peer(name, options), options.trl_settings, options.seeds):
+                document["sizes"][name] = found
+                write_json(options.folder / "peer.json", document)
+                write_json(options.out, document)
+    except CellError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _peer(name: str, options: argparse.Namespace) -> Peer:
+    size = SIZES[name]
+    steps = options.steps or size.steps
+    print(f"{name}: {size.config}, {steps} steps", flush=True)
+    return Peer(
+        size=size,
+        steps=steps,
+        every=options.every,
+        base=options.folder / name,
+        overrides=tuple(options.overrides),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

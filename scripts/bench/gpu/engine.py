@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,28 @@ def counts(slots: int) -> list[int]:
     return sorted({slots, *(2**power for power in range(slots.bit_length()) if 2**power <= slots)})
 
 
-async def measure_engine(config: Config, running_most: int) -> Found:
-    """Measures one engine, with up to `running_most` running sequences."""
+async def measure_engine(config: Config, running_most: int, running: Sequence[int] = ()) -> Found:
+    """Measures one engine.
+
+    Args:
+        config: with the engine's section.
+        running_most: largest number of running sequences.
+        running: numbers of running sequences, instead of 1, 2, 4, ...
+    """
     started = time.monotonic()
     engine = TransformersEngine(config.model, config.engine, config.seed)
     info = await engine.start()
     start_s = time.monotonic() - started
     try:
         points: list[Point] = []
-        for running in counts(min(info.slots, running_most)):
-            await latency_profile.time_batch(engine, info, running, SHORT)  # warms up
-            short = await latency_profile.time_batch(engine, info, running, SHORT)
-            step_s = (await latency_profile.time_batch(engine, info, running, LONG) - short) / (
+        for count in running or counts(min(info.slots, running_most)):
+            await latency_profile.time_batch(engine, info, count, SHORT)  # warms up
+            short = await latency_profile.time_batch(engine, info, count, SHORT)
+            step_s = (await latency_profile.time_batch(engine, info, count, LONG) - short) / (
                 LONG - SHORT
             )
-            points.append(Point(running=running, step_s=step_s, tokens_per_s=running / step_s))
-            print(f"{running:4} sequences: {1e3 * step_s:7.2f} ms a step", flush=True)
+            points.append(Point(running=count, step_s=step_s, tokens_per_s=count / step_s))
+            print(f"{count:4} sequences: {1e3 * step_s:7.2f} ms a step", flush=True)
         return Found(
             about=info.about,
             start_s=start_s,
@@ -134,10 +141,13 @@ def main() -> None:
     parser.add_argument(
         "--most", type=int, default=1 << 16, help="largest number of running sequences"
     )
+    parser.add_argument(
+        "--running", type=int, nargs="+", default=(), help="numbers of sequences, not 1, 2, 4, ..."
+    )
     given = parser.parse_args()
     import uvloop
 
-    found = uvloop.run(measure_engine(load(given.config), given.most))
+    found = uvloop.run(measure_engine(load(given.config), given.most, given.running))
     given.out.write_bytes(msgspec.json.encode(found))
 
 

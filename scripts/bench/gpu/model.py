@@ -3,8 +3,8 @@
     python -m scripts.bench.gpu.model --out DIR
 
 Nothing is downloaded: weights are random, and the tokenizer is the quickstart's, padded to the
-shape's vocabulary with unused words. Enough tokens end a response to make lengths geometric, with a
-long tail.
+shape's vocabulary with unused words. Enough tokens end a response to make lengths geometric; with
+`--tail SHORT LONG` they are a mixture of two kinds of responses (`scripts.bench.gpu.tail`).
 """
 
 from __future__ import annotations
@@ -55,10 +55,26 @@ def padded_tokenizer(source: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     return {**source, "model": {**source["model"], "vocab": {**words, **more}}}
 
 
-def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -> None:
-    """Writes model and tokenizer to a new directory."""
+def make_model(
+    out: Path,
+    shape: dict[str, Any],
+    mean_tokens: int,
+    dtype: str,
+    tail: tuple[int, int] | None = None,
+) -> None:
+    """Writes model and tokenizer to a new directory.
+
+    Args:
+        out: the directory.
+        shape: of the model, as in config.json.
+        mean_tokens: mean length of a response; of the number of stop tokens alone, with a tail.
+        dtype: type of the weights.
+        tail: mean lengths of two kinds of responses.
+    """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
+
+    from scripts.bench.gpu.tail import Means, add_tail
 
     stops = stop_tokens(shape["vocab_size"], mean_tokens)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,9 +83,12 @@ def make_model(out: Path, shape: dict[str, Any], mean_tokens: int, dtype: str) -
         model: Any = AutoModelForCausalLM.from_config(
             Qwen2Config(**shape, eos_token_id=stops, pad_token_id=0), dtype=getattr(torch, dtype)
         )
+    tokenizer = json.loads((TOKENIZER / "tokenizer.json").read_text())
+    if tail is not None:
+        prompts = len(tokenizer["model"]["vocab"])
+        add_tail(model, prompts, stops, Means(short=tail[0], long=tail[1]))
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=0)
     model.save_pretrained(out)
-    tokenizer = json.loads((TOKENIZER / "tokenizer.json").read_text())
     (out / "tokenizer.json").write_text(
         json.dumps(padded_tokenizer(tokenizer, shape["vocab_size"]))
     )
@@ -82,9 +101,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--tiny", action="store_true", help="a shape for a CPU")
     parser.add_argument("--mean-tokens", type=int, default=128, help="mean length of a response")
+    parser.add_argument(
+        "--tail", type=int, nargs=2, metavar=("SHORT", "LONG"), help="mean lengths of two kinds"
+    )
     parser.add_argument("--dtype", default="bfloat16", help="type of the weights")
     given = parser.parse_args()
-    make_model(given.out, TINY if given.tiny else QWEN, given.mean_tokens, given.dtype)
+    shape = TINY if given.tiny else QWEN
+    tail = (given.tail[0], given.tail[1]) if given.tail else None
+    make_model(given.out, shape, given.mean_tokens, given.dtype, tail)
 
 
 if __name__ == "__main__":

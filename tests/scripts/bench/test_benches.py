@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from scripts.bench import benches, bias_table, overlap, show, tracing, trl_peer, two_machines
-from scripts.bench.gpu import model, run
+from launch.bench.compare.cells import CellError
+from pipeline.config.load import dump, load
+from pipeline.data.dataset import Item
+from scripts.bench import (
+    benches,
+    bias_table,
+    overlap,
+    show,
+    tracing,
+    trl_peer,
+    trl_trainer,
+    two_machines,
+)
 from scripts.bench.overlap import Steps
-
-
-def step_line(version: int, time: float, **learner: float) -> dict[str, Any]:
-    return {
-        "what": "step",
-        "version": version,
-        "time": time,
-        "seconds": 4.0,
-        "generation_s": 2.0,
-        "groups": {"trained": 4},
-        "learner": learner,
-    }
+from tests.scripts.bench.lines import step_line
 
 
 def steps_of(**changes: float) -> Steps:
@@ -73,19 +72,79 @@ def test_the_hidden_share_is_of_the_seconds_of_logprob_forwards() -> None:
     assert told["speed_up"] == 2.0
 
 
-def test_a_ratio_to_trl_needs_the_figure_on_both_sides() -> None:
-    def training(seconds: float, target: float | None) -> trl_peer.Training:
-        return trl_peer.Training(
-            step_seconds=seconds,
-            seconds_to_target=target,
-            accuracy_before=0.5,
-            accuracy_after=0.9,
-            mean_tokens_after=30.0,
-        )
+def peer_row(seed: int, seconds: float, target: float | None) -> trl_peer.Row:
+    return trl_peer.Row(
+        seed=seed,
+        step_seconds=seconds,
+        seconds_to_target=target,
+        accuracy_before=0.5,
+        accuracy_after=0.9,
+        mean_tokens_after=30.0,
+    )
 
-    darts = [training(1.0, 10.0), training(1.0, None)]
-    trl = [training(4.0, None), training(6.0, 50.0)]
+
+def test_a_ratio_to_trl_needs_the_figure_on_both_sides() -> None:
+    darts = [peer_row(0, 1.0, 10.0), peer_row(1, 1.0, None), peer_row(2, 9.0, None)]
+    trl = [peer_row(0, 4.0, None), peer_row(1, 6.0, 50.0)]
     assert trl_peer.trl_ratios(darts, trl) == {"step_seconds": 5.0, "seconds_to_target": None}
+
+
+def test_the_setting_of_trl_with_the_shortest_step_is_compared() -> None:
+    def probe(seconds: float | None) -> trl_peer.Probe:
+        return trl_peer.Probe(step_seconds=seconds, error="" if seconds else "out of memory")
+
+    assert trl_peer.fastest({"a": probe(None), "b": probe(2.0), "c": probe(3.0)}) == "b"
+    with pytest.raises(CellError, match="out of memory"):
+        trl_peer.fastest({"a": probe(None)})
+
+
+def test_every_setting_of_trl_trains_on_a_whole_step_at_once() -> None:
+    for setting in trl_trainer.SETTINGS.values():
+        given = setting.arguments(384)
+        assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 384
+        assert given["steps_per_generation"] == given["gradient_accumulation_steps"]
+
+
+def test_a_finished_cell_of_trl_is_read_and_one_of_other_settings_is_refused(
+    tmp_path: Path,
+) -> None:
+    peer = trl_peer.Peer(
+        size=trl_peer.SIZES["quickstart"], steps=4, every=4, base=tmp_path, overrides=()
+    )
+    config = dump(load(peer.size.config, [*peer.settings(4, 4), "seed=1"]))
+    curve = [{"train_s": s, "accuracy": a, "mean_tokens": 9.0} for s, a in ((0.0, 0.5), (8.0, 0.9))]
+    done = {"config": config, "training": {"seconds": [2.0] * 4, "curve": curve}}
+    (tmp_path / "trl-one_batch-s1.json").write_text(json.dumps(done))
+    row = trl_peer.row_of(peer.trl("one_batch", 1), 1, target=0.8)
+    assert (row.step_seconds, row.seconds_to_target, row.accuracy_after) == (2.0, 8.0, 0.9)
+    other = msgspec.structs.replace(peer, steps=8)
+    with pytest.raises(CellError, match="other settings"):
+        other.trl("one_batch", 1)
+
+
+def test_trl_gets_whole_shuffled_epochs() -> None:
+    items = [Item(prompt=str(n), tokens=b"", answer="", columns={}) for n in range(10)]
+    order = [item.prompt for item in trl_trainer.prompts_in_order(items, 25, seed=1)]
+    assert len(order) == 25
+    assert [len(set(order[i : i + 10])) for i in (0, 10)] == [10, 10]
+    assert order[:10] != order[10:20]
+
+
+def test_the_table_of_both_trainers_has_each_size_and_the_settings_that_were_tried() -> None:
+    rows = [msgspec.to_builtins(peer_row(0, 1.5, None))]
+    size = {
+        "config": "configs/bench.yaml",
+        "steps": 4,
+        "target": 0.75,
+        "probes": {"a": {"step_seconds": 7.0}, "b": {"step_seconds": None, "error": "no"}},
+        "sides": {"darts": rows, "trl a": rows},
+        "ratios": {"darts": {"trl a": {"step_seconds": 4.0, "seconds_to_target": None}}},
+    }
+    about = {"revision": "abc", "versions": {"trl": "1.16.0"}, "cores": 2}
+    told = "\n".join(benches.trl_table({"about": about, "sizes": {"bench": size}}))
+    assert "| trl a | 0 | 1.50 | never | 0.500 -> 0.900 | 30.0 |" in told
+    assert "trl a over darts, median of the seeds: step seconds 4.0x" in told
+    assert "a 7.00 s, b failed" in told
 
 
 def test_the_document_tells_what_was_measured_and_leaves_out_the_rest(tmp_path: Path) -> None:
@@ -157,36 +216,6 @@ def test_a_ratio_of_tracing_is_taken_within_each_repetition() -> None:
     assert benches.tracing_table(told)[2].startswith("| off | 1.5000 | 1.000 | 0.00% |")
 
 
-def test_of_forward_and_backward_what_lies_behind_generation_counts_as_hidden() -> None:
-    """A step of 4 s: 2 generation, 0.5 load, 0.5 optimizer and publish, so 1 of 3 after."""
-    more = {"tokens_sampled": 800, "tokens_trained": 400, "bubble_engine": 0.25}
-    parts = {"backward_s": 3.0, "optimizer_s": 0.3, "publish_s": 0.2, "mismatch": 0.01}
-    lines = [step_line(v, 10.0 * v, **parts) | more for v in range(3)]
-    lines += [{"what": "served", "version": v, "time": 10.0 * v - 9.5} for v in (1, 2)]
-    found = run.run_averages(lines)
-    assert found.hidden_share == pytest.approx(2 / 3)
-    assert (found.steps, found.tokens_per_s, found.trained_per_s) == (2, 200.0, 100.0)
-
-
-def test_what_a_gpu_run_lost_is_told_beside_what_it_found() -> None:
-    point = {"running": 8, "step_s": 0.02, "tokens_per_s": 400.0}
-    engine = {"about": {"device": "cuda"}, "start_s": 5.0, "points": [point]}
-    engine |= {"load_s": 0.4, "gap": 1e-3, "peak_gib": 9.0}
-    parts = {
-        "engine": {"error": "", "found": engine},
-        "group": {"error": "not done within 110 s"},
-    }
-    told = run.gpu_table({"parts": parts})
-    assert "| 8 | 20.00 | 400 |" in told
-    assert "group: not done within 110 s" in told
-
-
-def test_a_part_that_hangs_is_ended_in_time_and_one_that_fails_is_told(tmp_path: Path) -> None:
-    hangs = ["http.server", "0", "--bind", "127.0.0.1"]
-    assert "not done within 1 s" in run.run_limited(hangs, tmp_path / "log", 1.0)
-    assert "status 2" in run.run_limited(["scripts.bench.gpu.model"], tmp_path / "log", 30.0)
-
-
 def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> None:
     one = [{"x": [0.0, 4.0]}, {"x": [2.0, 2.0]}]
     near, far = [{"x": [1.0, 4.0]}, {"x": [2.0, 2.0]}], [{"x": [9.0, 9.0]}, {"x": [9.0, 9.0]}]
@@ -206,10 +235,3 @@ def test_two_machines_are_held_against_what_a_seed_changes(tmp_path: Path) -> No
         "held-out accuracy": [0.7],
         "held-out tokens": [31.0],
     }
-
-
-def test_the_padded_tokenizer_has_a_word_for_every_id() -> None:
-    source = json.loads((model.TOKENIZER / "tokenizer.json").read_text())
-    words = model.padded_tokenizer(source, 40)["model"]["vocab"]
-    assert sorted(words.values()) == list(range(40))
-    assert {word: words[word] for word in source["model"]["vocab"]} == source["model"]["vocab"]
