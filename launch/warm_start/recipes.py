@@ -59,7 +59,7 @@ in responses of very uneven length.""",
         micro_batches=(36, 36, 20, 4),
         role="a model whose responses stay uneven in training",
         test="test_long_model.py",
-        about="""that answers sums such as `7+9+2=` four times in ten, in
-responses of 120 tokens in the mean and 750 at the longest, whether they are right or wrong.""",
+        about="""that answers sums such as `7+9+2=` four times in ten. Right or wrong,
+its responses have 120 tokens in the mean and up to 750.""",
     ),
 }

@@ -275,6 +275,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
     spent = {"generation": 0.0, "training": 0.0}  # seconds, without evaluation
     since: list[Rollout] = []  # the steps since the last evaluation
+    tails: list[float] = []  # of every step
 
     def report(step: int) -> None:
         responses = SAMPLES * (HELD_OUT if step in (0, options.steps) else HELD_OUT_BRIEF)
@@ -297,6 +298,7 @@ def main() -> None:
         sampled = rollout(policy, drawn, generator)
         sampled_s = time.monotonic()
         since.append(sampled)
+        tails.append(sampled.step_tail)
         if sampled.rows:
             lr = options.lr * min(1.0, (step + 1) / WARMUP_STEPS)
             train_step(policy.model, optimizer, sampled.rows, lr)
@@ -305,6 +307,7 @@ def main() -> None:
         if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == options.steps:
             report(step + 1)
     print(", ".join(f"{part} {seconds:.1f} s" for part, seconds in spent.items()))
+    print(f"longest/mean of a step is above 3 in {sum(tail > 3 for tail in tails)} of {len(tails)}")
 
 
 if __name__ == "__main__":
