@@ -138,12 +138,12 @@ class VllmEngine:
             detokenize=False,
             skip_clone=True,
         )
-        async for delta in self._outputs.generate(
-            f"probe-{self._probes}", before, params, column=1
-        ):
-            if delta.logprobs:
-                return delta.logprobs[0]
-        return math.nan
+        found = math.nan
+        name = f"probe-{self._probes}"
+        async for delta in self._outputs.generate(name, before, params, column=1):
+            for logprob in delta.logprobs:
+                found = logprob
+        return found
 
 
 def async_llm(model: str, section: EngineConfig, seed: int) -> Any:

@@ -171,12 +171,14 @@ class CoreOutputs:
 @contextlib.contextmanager
 def as_engine_error() -> Generator[None, None, None]:
     """Raise EngineError for a dead core: it is the engine that failed, not the request."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     try:
         yield
-    except EngineDeadError as error:
-        raise _dead() from error
+    except Exception as error:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if isinstance(error, EngineDeadError):
+            raise _dead() from error
+        raise
 
 
 def _dead() -> EngineError:
