@@ -30,7 +30,7 @@ class SimulatedEngine:
         mean_tokens, sigma: lognormal response length; sigma is that of its logarithm.
         step_s: seconds per decode step.
         load_s: seconds per load of weights.
-        interval: tokens per delta, as vLLM's `stream_interval`.
+        interval: tokens per delta, as a vLLM engine has.
     """
 
     has_model = False

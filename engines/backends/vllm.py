@@ -1,4 +1,4 @@
-"""vLLM as an engine: wraps `AsyncLLM` and streams deltas of one weight version.
+"""vLLM as an engine: `AsyncLLM` starts it and its core samples; `vllm_outputs` reads what it sends.
 
 Keeps three promises: logprobs are of the distribution that was sampled from
 (after temperature), a delta has one version of the weights, and after `close`
@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from engines.backends.vllm_outputs import CoreOutputs, as_engine_error
 from engines.base import Delta, EngineError, EngineInfo, Sampling, TensorCheck
 from engines.model_facts import ModelFacts, read_model_facts
 from engines.pace import FREE
@@ -46,6 +47,7 @@ class VllmEngine:
         self._model, self._section, self._seed = model, section, seed
         self._facts: ModelFacts | None = None
         self._llm: Any = None
+        self._outputs: CoreOutputs | None = None
         self._loading = asyncio.Lock()
         self._probes = 0
         self._paced = False
@@ -54,6 +56,7 @@ class VllmEngine:
         self._facts = facts = read_model_facts(self._model)
         try:
             self._llm = async_llm(self._model, self._section, self._seed)
+            self._outputs = CoreOutputs(self._llm, self._section.chunk_tokens)
             async for _ in self.generate(
                 Sampling(id="first", tokens=[0], max_tokens=1, temperature=1.0, seed=0)
             ):
@@ -79,41 +82,16 @@ class VllmEngine:
             },
         )
 
-    async def generate(self, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    def generate(self, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert self._facts is not None
+        assert self._outputs is not None
         params = sampling_params(sampling, self._facts.stop_tokens)
-        sent, finished = 0, False
-        # Not `AsyncLLM.generate`: it hides the request's state, and with it the version spans.
-        with _as_engine_error():
-            collector = await self._llm.add_request(
-                sampling.id, {"prompt_token_ids": list(sampling.tokens)}, params
-            )
-        state = self._llm.output_processor.request_states.get(collector.request_id)
-        try:
-            while not finished:
-                with _as_engine_error():
-                    output = collector.get_nowait() or await collector.get()
-                finished = output.finished
-                [part] = output.outputs
-                starts: list[tuple[str, int]] = (
-                    [(span.version, span.start) for span in part.weight_versions or ()]
-                    if finished
-                    else list(state.weight_version_starts)
-                )
-                flat = part.logprobs
-                logprobs = [flat.logprobs[i] for i in flat.start_indices] if flat else []
-                finish = str(part.finish_reason) if finished else ""
-                for delta in _cut(list(part.token_ids), logprobs, sent, starts, finish):
-                    yield delta
-                sent += len(part.token_ids)
-        finally:
-            collector.close()
-            if not finished:  # the reader went away
-                await self._llm.abort(collector.request_id, internal=True)
+        return self._outputs.generate(sampling.id, sampling.tokens, params)
 
     async def abort(self, ids: Sequence[str]) -> None:
-        with _as_engine_error():
-            await self._llm.abort(list(ids))
+        assert self._outputs is not None
+        with as_engine_error():
+            await self._outputs.abort(ids)
 
     async def load_weights(self, directory: str, version: int) -> None:
         async with self._loading:
@@ -128,7 +106,7 @@ class VllmEngine:
                 raise EngineError(f"vLLM cannot load {directory}: {error}") from error
 
     async def check_tensors(self, directory: str, checksums: Mapping[str, str]) -> TensorCheck:
-        with _as_engine_error():
+        with as_engine_error():
             found = await self._llm.collective_rpc(
                 "darts_check", args=(str(Path(directory) / FILE), dict(checksums))
             )
@@ -145,7 +123,7 @@ class VllmEngine:
     async def take_paced(self) -> PacedSteps:
         if not self._paced:
             return PacedSteps()
-        with _as_engine_error():
+        with as_engine_error():
             counts = await self._llm.collective_rpc("darts_paced")
         return PacedSteps(**counts[0])  # all ranks of an engine keep the same steps
 
@@ -165,8 +143,8 @@ class VllmEngine:
     async def _logprob(self, before: Sequence[int], token: int, temperature: float) -> float:
         """Return the logprob of `token` after `before`; samples one token, which is thrown away."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
+        assert self._outputs is not None
         self._probes += 1
         params = SamplingParams(
             temperature=temperature,
@@ -174,16 +152,14 @@ class VllmEngine:
             seed=0,
             logprob_token_ids=[token],
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
         )
-        outputs: AsyncIterator[Any] = self._llm.generate(
-            {"prompt_token_ids": list(before)}, params, f"{FREE}probe-{self._probes}"
-        )
-        with _as_engine_error():
-            async for output in outputs:
-                if output.finished and output.outputs[0].logprobs:
-                    return float(output.outputs[0].logprobs[0][token].logprob)
-        return math.nan
+        found = math.nan
+        name = f"{FREE}probe-{self._probes}"
+        async for delta in self._outputs.generate(name, before, params, column=1):
+            for logprob in delta.logprobs:
+                found = logprob
+        return found
 
 
 def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
@@ -229,7 +205,6 @@ def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
         dtype=section.dtype,  # pyright: ignore[reportArgumentType]
         max_num_seqs=section.slots + 2 * PROBES,
         logprobs_mode="processed_logprobs",
-        stream_interval=min(8, section.chunk_tokens),
         seed=seed,
         worker_extension_cls="engines.backends.vllm_extension.Reload",
         **options,
@@ -241,9 +216,8 @@ def async_llm(model: str, section: EngineConfig, seed: int) -> Any:
 
 
 def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
-    """Make vLLM's parameters: deltas, each token with its own logprob and nothing else."""
+    """Make vLLM's parameters: each token with its own logprob and nothing else."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=sampling.temperature,
@@ -252,9 +226,8 @@ def sampling_params(sampling: Sampling, stop_tokens: Sequence[int]) -> Any:
         stop_token_ids=[] if sampling.ignore_stop else [*stop_tokens, *sampling.stop_tokens],
         ignore_eos=sampling.ignore_stop,
         logprobs=0,  # of the sampled token
-        flat_logprobs=True,
         detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,  # nobody else has them
     )
 
 
@@ -291,50 +264,3 @@ def _threads_on(cores: Sequence[int]) -> Generator[None, None, None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _as_engine_error() -> Generator[None, None, None]:
-    """Raise EngineError for a dead core: it is the engine that failed, not the request."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineError("vLLM's core process has died; see its own log") from error
-
-
-def _cut(
-    tokens: list[int],
-    logprobs: list[float],
-    sent: int,
-    starts: list[tuple[str, int]],
-    finish: str,
-) -> list[Delta]:
-    """Cut new tokens where the version of the weights changed; the finish goes with the last.
-
-    Args:
-        sent: tokens of the request before these.
-        starts: (version, first token of it), counted from the request's start.
-
-    >>> [(d.tokens, d.version) for d in _cut([5, 6, 7], [0.0] * 3, 8, [("1", 0), ("2", 10)], "")]
-    [([5, 6], 1), ([7], 2)]
-    """
-    end = sent + len(tokens)
-    spans = [
-        (version, max(start, sent), min(following, end))
-        for (version, start), (_, following) in zip(starts, [*starts[1:], ("", end)], strict=True)
-    ]
-    pieces = [(version, first, last) for version, first, last in spans if first < last]
-    if sum(last - first for _, first, last in pieces) != len(tokens):
-        raise EngineError(f"vLLM reports no version for some of tokens {sent}..{end - 1}: {starts}")
-    deltas = [
-        Delta(
-            tokens=tokens[first - sent : last - sent],
-            logprobs=logprobs[first - sent : last - sent],
-            finish=finish if last == end else "",
-            version=int(version) if version.isdigit() else None,
-        )
-        for version, first, last in pieces
-    ]
-    return deltas or [Delta((), (), finish)]
