@@ -353,10 +353,13 @@ def compare_command(
     )
     from launch.bench.compare.command import run_comparison as carry_out
     from launch.bench.compare.methods import METHODS, SETS, methods_named
+    from pipeline.config.load import ConfigError
 
     if show_methods:
         for method in METHODS.values():
-            typer.echo(f"{method.name}: {method.about}\n    {' '.join(method.overrides)}")
+            reserve = f" step.reserve={method.reserve:g}*step.prompts" if method.reserve else ""
+            typer.echo(f"{method.name}: {method.about}")
+            typer.echo(f"    {' '.join(method.overrides)}{reserve}")
         for name, names in SETS.items():
             typer.echo(f"{name}: {', '.join(names)}")
         return
@@ -376,8 +379,11 @@ def compare_command(
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
     )
     if pace:
-        wanted = paced_comparison(wanted, pace, learner_share)
-    raise typer.Exit(carry_out(quick_comparison(wanted) if quick else wanted, out))
+        try:
+            wanted = paced_comparison(wanted, pace, learner_share)
+        except ConfigError as error:
+            exit_with_error(error, 2)
+    raise typer.Exit(carry_out(quick_comparison(wanted, bool(pace)) if quick else wanted, out))
 
 
 def main() -> None:

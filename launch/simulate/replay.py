@@ -185,7 +185,7 @@ def _paced_machines(
 def _prompt_lengths(config: Config) -> list[int]:
     """Returns the tokens of every training prompt."""
     data = load_train(config.data, Tokenizer(Path(config.model)), config.sampling.max_tokens)
-    return [len(item.tokens) for item in data.items]
+    return [len(item.tokens) // 4 for item in data.items]  # int32
 
 
 def load_seconds(metrics: Sequence[dict[str, Any]]) -> float:

@@ -118,6 +118,14 @@ def test_quick_is_one_seed_of_three_methods_and_settings_given_still_win() -> No
     assert load(CONFIG, cells[0].settings).step.count == 7
 
 
+def test_quick_at_a_pace_has_as_few_requests_a_step_as_the_configuration() -> None:
+    long = ROOT / "configs" / "long.yaml"
+    wanted = Comparison(config=long, folder=Path(), methods={}, target=0.5)
+    config = load(long, quick_comparison(wanted, paced=True).all_cells()[0].settings)
+    assert config.step.prompts == load(long).step.prompts
+    assert config.step.count < load(long).step.count
+
+
 def test_seeds_are_interleaved() -> None:
     wanted = Comparison(config=CONFIG, folder=Path(), methods={"sync": 2, "first_m": 2}, target=0.5)
     assert [cell.name for cell in wanted.all_cells()] == [
