@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from learner.failures import exit_on_any_exception, shortages_reported
 from learner.process_setup import leave_engine_cores, parse_arguments, sigterm_pipe
 from learner.work_log import WorkLog, hidden_seconds
+from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
 from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
@@ -266,7 +267,7 @@ class LearnerRank:
             manifest = self._publisher.publish_version(
                 zero.module, self._version, logprobs, rounded_after=rounded_after
             )
-        due_s = begun_s + self._config.weights.least_s(manifest.bytes)
+        due_s = begun_s + least_seconds(self._config.weights, manifest.bytes)
         time.sleep(max(0.0, due_s - time.monotonic()))
         return manifest
 

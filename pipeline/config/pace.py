@@ -68,10 +68,6 @@ class WeightsConfig(Section, frozen=True, kw_only=True):
     bytes: NonNegativeInt = 0
     """Bytes that count for `pace`: those of the emulated model. 0: those of the file."""
 
-    def least_s(self, size: int) -> float:
-        """Return the seconds that a file of so many bytes takes at least."""
-        return (self.bytes or size) / self.pace if self.pace else 0.0
-
 
 class PaceError(ValueError):
     """A pace is neither known hardware nor a readable profile; the message says which."""
@@ -89,7 +85,7 @@ def is_profile(name: str) -> bool:
 
 def engine_pace(given: str | EnginePace) -> EngineCost | None:
     """Return the cost that an engine keeps to; None: its own. Raises PaceError."""
-    options = EnginePace(name=given) if isinstance(given, str) else given
+    options: EnginePace = EnginePace(name=given) if isinstance(given, str) else given
     name, own_ms = options.name, (options.fixed_ms, options.least_ms, options.each_ms)
     fixed_s, least_s, each_s = (None if ms is None else ms / 1e3 for ms in own_ms)
     if is_profile(name):
@@ -110,7 +106,7 @@ def engine_pace(given: str | EnginePace) -> EngineCost | None:
 
 def learner_pace(given: str | LearnerPace) -> TokenCost | None:
     """Return the cost that a learner rank keeps to; None: its own. Raises PaceError."""
-    options = LearnerPace(name=given) if isinstance(given, str) else given
+    options: LearnerPace = LearnerPace(name=given) if isinstance(given, str) else given
     cost = TokenCost()
     if options.name:
         device, shape = _hardware(options.name)
@@ -123,6 +119,11 @@ def learner_pace(given: str | LearnerPace) -> TokenCost | None:
     own = {name: us / 1e6 for name, us in given_us.items() if us is not None}
     cost = msgspec.structs.replace(cost, **own)
     return None if cost == TokenCost() else cost
+
+
+def least_seconds(section: WeightsConfig, size: int) -> float:
+    """Return the seconds that weights in a file of so many bytes take at least."""
+    return (section.bytes or size) / section.pace if section.pace else 0.0
 
 
 def paced_text(engine: str | EnginePace, learner: str | LearnerPace, weights: WeightsConfig) -> str:

@@ -63,7 +63,7 @@ def test_one_run_prints_its_steps_and_writes_figures_and_a_trace(tmp_path: Path)
         (("--seed", "3"), "--seed has no effect on a single run"),
         (("--explore", "3", "--trace", "t.json"), "--trace has no effect with --explore"),
         (("--preset", "paper", "--model", "qwen2.5-3b"), "--model has no effect with --preset"),
-        (("--replay", "run"), "--replay needs --profile FILE"),
+        (("--replay", "run"), "only a finished run can be replayed"),
         (("--out", "nowhere/x.json"), "no such folder"),
         (("--median", "0"), "--median"),
         (("nosuch.yaml",), "nosuch.yaml: cannot be read"),
@@ -229,6 +229,9 @@ def test_a_replay_predicts_a_step_from_lengths_and_pace(tmp_path: Path):
     refused = darts("--replay", str(folder), "--profile", str(profile))
     assert refused.exit_code == 2 and "only a finished run" in refused.output
     (folder / "result.json").write_text("{}")
+    refused = darts("--replay", str(folder))
+    assert refused.exit_code == 2
+    assert "not a paced run: --replay needs --profile FILE" in refused.output
     found = replay.replay_run(folder, PROFILE, left=0.5)
     # 50 tokens of 20 ms, messages aside; the second step opens with a load of .1 s
     assert found.generation_predicted == pytest.approx(1.0, abs=0.05)

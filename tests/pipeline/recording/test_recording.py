@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(
 ):
     path = tmp_path / "stage-0001.darts"
     world = RecordedWorld(3, path)
-    write, room = os.write, [2000]
+    write, room = os.write, [4000]
 
     def full(descriptor: int, data: memoryview) -> int:
         if not room[0]:
