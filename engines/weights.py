@@ -15,6 +15,7 @@ from typing import Protocol
 import xxhash
 
 from pipeline.config.pace import WeightsConfig, least_seconds
+from pipeline.system.sleep import sleep_until
 from pipeline.wire.messages import Manifest
 
 FILE = "model.safetensors"
@@ -70,6 +71,5 @@ class PacedReceiver:
     def receive(self, manifest: Manifest) -> Path:
         begun_s = time.monotonic()
         directory = self._receiver.receive(manifest)
-        due_s = begun_s + least_seconds(self._section, manifest.bytes)
-        time.sleep(max(0.0, due_s - time.monotonic()))
+        sleep_until(begun_s + least_seconds(self._section, manifest.bytes))
         return directory

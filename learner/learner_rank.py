@@ -28,6 +28,7 @@ from learner.process_setup import leave_engine_cores, parse_arguments, sigterm_p
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
+from pipeline.system.sleep import sleep_until
 from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
 from pipeline.wire.messages import (
@@ -267,8 +268,7 @@ class LearnerRank:
             manifest = self._publisher.publish_version(
                 zero.module, self._version, logprobs, rounded_after=rounded_after
             )
-        due_s = begun_s + least_seconds(self._config.weights, manifest.bytes)
-        time.sleep(max(0.0, due_s - time.monotonic()))
+        sleep_until(begun_s + least_seconds(self._config.weights, manifest.bytes))
         return manifest
 
     def _engine_dtype(self) -> torch.dtype | None:

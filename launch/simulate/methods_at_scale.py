@@ -19,9 +19,6 @@ from launch.simulate.scenario import PROMPT_TOKENS, Metrics, Scenario, run_metho
 from pipeline.simulation.workload import Lengths
 
 SYNC = BENCH[BASELINE].overrides
-_TOP_UP = BENCH["top_up"].overrides
-_DEFERRED = ("prompt_order=tail_batching", "step.reserve=32")
-_LONG = "prompt_order.tail_batching.speculate=true"
 _SAME = (
     "sync_streamed",
     "darts_published",
@@ -30,15 +27,16 @@ _SAME = (
     "first_m",
     "top_up",
     "top_up_quorum",
+    "tail_batching",
+    "top_up_deferred",
+    "top_up_deferred_quorum",
     "k1",
 )
+_BENCH = {name: BENCH[name].settings(Scenario().prompts) for name in _SAME}
 METHODS: dict[str, tuple[str, ...]] = {
-    **{name: BENCH[name].overrides for name in _SAME},
-    "tail_batching": (*BENCH["tail_batching"].overrides, "step.reserve=32"),
-    "top_up_deferred": (*_TOP_UP, *_DEFERRED, _LONG),
-    "top_up_deferred_quorum": (*_TOP_UP, *_DEFERRED, _LONG, "batch=quorum"),
-    "top_up_deferred_half_quorum": (*_TOP_UP, *_DEFERRED, "step.reserve=64", _LONG, "batch=quorum"),
-    "top_up_deferred_barrier": (*_TOP_UP, *_DEFERRED, _LONG, "selector.dual_end.long_wait=step"),
+    **_BENCH,
+    "top_up_deferred_half_quorum": (*_BENCH["top_up_deferred_quorum"], "step.reserve=64"),
+    "top_up_deferred_barrier": (*_BENCH["top_up_deferred"], "selector.dual_end.long_wait=step"),
 }
 """Settings by method. `deferred` adds tail batching's long rounds to top-up, and samples more than
 M candidates in them too; `half` has 50% more prompts in reserve, the others 25%."""

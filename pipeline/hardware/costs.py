@@ -9,6 +9,7 @@ peak rate only; their constants are assumptions and stand here. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import msgspec
 
@@ -24,6 +25,12 @@ PROFILE_PROMPT = 16
 """Tokens of the prompts with which engines are measured."""
 _RUNNING = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 512, 1024)
 """Numbers of running sequences at which a formula is evaluated."""
+
+
+@cache
+def _curve(points: tuple[tuple[int, float], ...]) -> LatencyModel:
+    """The line through these; kept, since a paced engine asks it in every step."""
+    return LatencyModel(points)
 
 
 class EngineCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,18 +53,18 @@ class EngineCost(msgspec.Struct, frozen=True, kw_only=True):
 
     def table(self, slots: int) -> tuple[float, ...]:
         """`base(b)` for b = 0..slots, seconds."""
-        curve = LatencyModel(self.points)
+        curve = _curve(self.points)
         return (0.0, *(curve.seconds(b) for b in range(1, slots + 1)))
 
     def step_s(self, running: int, cached: int, prefilled: int) -> float:
         """Seconds of one step of `running` sequences that hold `cached` tokens, `prefilled` of
         which are computed in it."""
-        base_s = LatencyModel(self.points).seconds(running) if running else 0.0
+        base_s = _curve(self.points).seconds(running) if running else 0.0
         return base_s + self.kv_s * cached + self.prefill_s * prefilled
 
     def profile(self, slots: int) -> tuple[tuple[int, float], ...]:
         """(running, seconds per token) as an engine measures it at its start."""
-        curve = LatencyModel(self.points)
+        curve = _curve(self.points)
         running = sorted({1 << n for n in range(slots.bit_length())} | {slots})
         return tuple((b, curve.seconds(b) + self.kv_s * b * _SEEN_CONTEXT) for b in running)
 

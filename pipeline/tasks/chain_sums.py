@@ -122,7 +122,7 @@ def trace(terms: Sequence[int], rng: Random) -> tuple[str, Style]:
     if style == "direct":
         total = sum(terms)
         wrong = rng.random() < _DIRECT_WRONG[depth]
-        return f"#{_slip(total, rng) if wrong else total}", style
+        return f"#{slip(total, rng) if wrong else total}", style
 
     slips_at = rng.randrange(1, depth) if style == "loop" else None
     text, acc = "", terms[0]
@@ -155,13 +155,13 @@ def _error_loop(question: str, truth: int, rng: Random) -> tuple[str, int]:
     """Write wrong changes of mind, at least one; returns them and the last wrong value."""
     text = ""
     while True:
-        wrong = _slip(truth, rng)
+        wrong = slip(truth, rng)
         text += f"!{question}{wrong};"
         if rng.random() >= _ERROR_AGAIN:
             return text, wrong
 
 
-def _slip(truth: int, rng: Random) -> int:
+def slip(truth: int, rng: Random) -> int:
     """Draw a wrong number near the truth, above zero."""
     return rng.choice([truth + slip for slip in _SLIPS if truth + slip > 0])
 

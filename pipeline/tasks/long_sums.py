@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
-from pipeline.tasks.chain_sums import Item, Split, draw_terms, sum_item
+from pipeline.tasks.chain_sums import Item, Split, draw_terms, slip, sum_item
 
 TERMS_MIN, TERMS_MAX = 3, 8
 PROMPTS = 1024
@@ -36,7 +36,6 @@ _STYLES: dict[Style, tuple[float, float]] = {
 }
 # Share of leaps that are wrong, by number of terms.
 _LEAP_WRONG = {3: 0.3, 4: 0.5, 5: 0.7, 6: 0.85, 7: 0.92, 8: 0.95}
-_SLIPS = (-3, -2, -1, 1, 2, 3, 10, -10)
 # Chance to stop after this many re-checks, and after more up to the next row.
 _STOPS = (
     (0, 0.47),
@@ -86,7 +85,7 @@ def _leap(terms: Sequence[int], rng: Random) -> tuple[str, int]:
     """Write one statement for all terms; returns it and its value, mostly wrong when deep."""
     value = sum(terms)
     if rng.random() < _LEAP_WRONG[len(terms)]:
-        value = _slip(value, rng)
+        value = slip(value, rng)
     return f"{'+'.join(map(str, terms))}={value};", value
 
 
@@ -98,7 +97,7 @@ def _chain(terms: Sequence[int], slips: bool, rng: Random) -> tuple[str, int]:
         question, acc = f"{acc}+{term}=", acc + term
         text += f"{question}{acc};"
         if position == slips_at:
-            acc = _slip(acc, rng)
+            acc = slip(acc, rng)
             text += f"!{question}{acc};"
     return text, acc
 
@@ -111,8 +110,3 @@ def _draw_rechecks(rng: Random) -> int:
         if rng.random() < stop:
             return done
         done += 1
-
-
-def _slip(truth: int, rng: Random) -> int:
-    """Draw a wrong number near the truth, above zero."""
-    return rng.choice([truth + slip for slip in _SLIPS if truth + slip > 0])

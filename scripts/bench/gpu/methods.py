@@ -14,7 +14,6 @@ be as long as the engine's speed permits.
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,12 +119,10 @@ def measure_methods(out: Path, tiny: bool, steps: int) -> dict[str, Any]:
 
 def _graphs_work(parts: Parts, out: Path, model: Path) -> bool:
     """Whether the engine could capture graphs and decode with them in time."""
-    config, file = out / "graphs.yaml", out / "graphs.json"
+    config = out / "graphs.yaml"
     config.write_text(yaml.safe_dump(method_settings(model, CAPTURED, False, METHOD_STEPS)))
-    command = ["scripts.bench.gpu.engine", "--config", str(config), "--out", str(file)]
-    done = parts.run_part("graphs", [*command, "--running", str(_PROBED)], _GRAPHS_S)
-    if file.exists():
-        done["found"] = json.loads(file.read_text())
+    probed = ("--running", str(_PROBED))
+    done = parts.measure_alone("graphs", "scripts.bench.gpu.engine", config, _GRAPHS_S, *probed)
     return "found" in done
 
 

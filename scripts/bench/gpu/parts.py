@@ -114,5 +114,17 @@ class Parts:
         self.write()
         return done
 
+    def measure_alone(
+        self, name: str, module: str, config: Path, limit_s: float, *more: str
+    ) -> dict[str, Any]:
+        """Runs a module that measures by a configuration. Returns its entry, with its results as
+        `found` if it wrote any."""
+        file = self._out / f"{name}.json"
+        command = [module, "--config", str(config), "--out", str(file), *more]
+        done = self.run_part(name, command, limit_s)
+        if file.exists():
+            done["found"] = json.loads(file.read_text())
+        return done
+
     def write(self) -> None:
         (self._out / "gpu.json").write_text(json.dumps(self.document, indent=1) + "\n")

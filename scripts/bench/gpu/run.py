@@ -14,7 +14,6 @@ or hangs does not stop the others. `--methods` compares methods instead
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,11 +102,7 @@ def measure_parts(out: Path, tiny: bool, steps: int, names: Sequence[str]) -> di
             settings["engine"]["transformers"] = GRAPHS
         config.write_text(yaml.safe_dump(settings))
         if module := ALONE.get(name):
-            file = out / f"{name}.json"
-            command = [module, "--config", str(config), "--out", str(file)]
-            done = parts.run_part(name, command, LIMITS_S[name])
-            if file.exists():
-                done["found"] = json.loads(file.read_text())
+            parts.measure_alone(name, module, config, LIMITS_S[name])
             continue
         folder = out / f"run-{name}"
         command = ["launch.cli", "train", str(config), "--out", str(folder)]
