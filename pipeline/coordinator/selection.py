@@ -307,7 +307,7 @@ class Selection:
                 self._group_manager.abort_member(member, "aborted")
         self._core.advance(group, GroupState.CHOSEN, action.why)
         group.chosen, group.chosen_weights = list(action.ids), list(weights)
-        self._core.stats.add_choice(action.rule)
+        self._core.stats.add_choice(action.kind)
         for member in self._ended(group):
             if not group.wants_reward(member):
                 self._group_manager.cancel_reward(member)

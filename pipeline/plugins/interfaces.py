@@ -4,6 +4,9 @@ Every plug-in is a class with a nested `Options` Struct (checked when the
 configuration is loaded) and a constructor that takes it. State that lasts is
 offered by `state()` and `restore(state)`, msgpack-able, and saved in
 checkpoints; a plug-in without them is taken to have none.
+
+Every kind that decides in the stage (order, budget, selector, batch rule, advantage) may offer
+`ended(group: EndedView)`: it is called for every training group that ends, however it ends.
 """
 
 from __future__ import annotations
@@ -110,20 +113,17 @@ class Selector(Protocol):
 
 
 class PromptOrder(Protocol):
-    """May also have a property `epochs: dict[str, float]`: passes through each source so far,
-    reported with each step."""
+    """Its constructor is given `seed=` beside the options. May also have a property
+    `epochs: dict[str, float]`: passes through each source so far, reported with each step."""
 
     def plan(self, view: PlanView) -> Plan:
         """Returns up to `view.want` prompts, none of `view.outstanding`. Empty: none left."""
         ...
 
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        """A group of this prompt has ended: 'trained' or 'dropped' (deferred ones come back)."""
-        ...
-
 
 class Budget(Protocol):
-    """May also offer `ended(group: EndedView)`, called for every training group that ends, and
+    """May also have a true `on_rewards`: then `top_up` is asked whenever a reward has come, also
+    for no idle slot, and what it gives may be more than are idle. May also offer
     `metrics() -> dict`, figures of the last plan, logged with it and with the step. Of these
     `total` (candidates), `known` and `unseen` (prompts) are summed over a step's plans; of the
     others the first plan's stands. `generation_predicted_s`, the seconds in which it expects the
@@ -144,7 +144,14 @@ class Batch(Protocol):
 
 
 class Advantage(Protocol):
-    def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal: ...
+    """May also offer `of_step(groups: Sequence[GroupOutcome]) -> Sequence[Advantages]`, asked once
+    for all groups that a step trains on, whose answers replace the earlier ones. Groups then wait
+    for each other: none is trained on before the last one is in."""
+
+    def advantages(self, members: Sequence[Outcome]) -> Advantages | NoSignal:
+        """Returns one for each member, for good: it is asked once a group. (What-if questions go
+        to copies of the plug-in.)"""
+        ...
 
 
 class Reward(Protocol):

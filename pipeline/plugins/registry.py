@@ -131,7 +131,7 @@ def find_plugin(kind: str, name: str) -> type[Any]:
 
 
 _METHODS: dict[str, tuple[str, ...]] = {
-    "prompt_order": ("plan", "ended"),
+    "prompt_order": ("plan",),
     "budget": ("allocate", "top_up"),
     "selector": ("decide",),
     "batch": ("decide",),

@@ -31,6 +31,10 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     parts: Mapping[str, float] = {}
     versions: tuple[int, ...] = ()  # policy versions that sampled it, oldest first
     hit_limit: bool = False  # truncated by a limit, of tokens or turns (not by `Stop`)
+    variant: str = ""  # see `Sample`
+    fork: int = -1  # id of the member whose first tokens it began with; -1: none
+    score: float | None = None  # newest scalar of its engine, where the engine gives one
+    remaining: float | None = None  # tokens still to come, where the engine predicts them
 
 
 class Statistics(Protocol):
@@ -57,12 +61,20 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
     prompt: int
     size: int  # M: members wanted (smaller after `Relax`)
     budget: int  # M': members sampled so far, aborted ones included
-    step: int
+    step: int  # the open one
     now: float  # seconds, the stage's monotonic clock
     members: tuple[MemberView, ...]
     statistics: Statistics
     seed: int = 0
     max_tokens: int = 0
+    version: int = -1  # newest weights of the learner; -1: none yet
+    max_staleness: int = 0  # versions that a token trained on may be behind them
+    due: bool = False  # holds a token that is too old to be trained on after the next publish
+    opened: int = 0  # step in which it was opened
+    attempt: int = 0  # how often its prompt has been deferred before
+    tag: str = ""  # kind of its prompt
+    note: str = ""  # of the budget's allocation
+    held: bool = False  # `Hold` was the last word on it
 
     @property
     def finished(self) -> tuple[MemberView, ...]:
@@ -89,6 +101,36 @@ class GroupView(msgspec.Struct, frozen=True, kw_only=True):
         return random.Random(f"{self.seed}/{self.id}/{key}")
 
 
+class GroupFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One group that the open step could train on now or later, for a batch rule."""
+
+    id: int
+    prompt: int
+    tag: str
+    state: str  # open enough dead chosen ready taken sent accumulated
+    opened: int  # step in which it was opened
+    version: int  # of its oldest token that may be trained on; -1: it holds none
+    rewards: tuple[float, ...]  # known ones: of the chosen members, or of all
+    lengths: tuple[int, ...]  # sampled tokens of those members
+    held: bool = False
+
+
+class KeptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One group that was trained on and is kept (`step.keep`), for `Replay`."""
+
+    group: int
+    prompt: int
+    tag: str
+    reward: float  # mean
+    version: int  # of its oldest token
+    step: int  # that trained on it first
+    replays: int  # times that it was trained on again
+
+
+def no_facts(group: int) -> GroupFacts:
+    raise KeyError(group)
+
+
 class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     """The open step, for a batch rule. Group ids in the order of becoming so."""
 
@@ -104,6 +146,15 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     closing: bool  # the barrier has been raised
     ahead: int = 0  # steps that generation may be ahead of this one
     due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
+    held: int = 0  # of those open: their selector said `Hold`
+    asleep: int = 0  # of those open: all that is unended sleeps until the step has ended
+    version: int = -1  # newest weights of the learner
+    exhausted: bool = False  # no prompt is left, or no more may be opened
+    kept: tuple[KeptView, ...] = ()  # oldest first
+    facts: Callable[[int], GroupFacts] = no_facts
+    """Group id -> more about it. Raises KeyError if it is not live."""
+    groups: Callable[[], tuple[int, ...]] = tuple
+    """-> ids of all live groups, oldest first."""
 
 
 class SourceView(msgspec.Struct, frozen=True):
@@ -126,6 +177,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[SourceView, ...] = ()  # where it has several; together the whole data set
     outstanding: Set[int]  # prompts open now: never plan one of them
     deferred: tuple[int, ...]  # given back, oldest first
+    version: int = -1  # newest weights of the learner
+    tags: Sequence[str] = ()  # kind of each prompt; () where the data set names none
 
 
 class PromptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,13 +217,21 @@ class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndedView(msgspec.Struct, frozen=True, kw_only=True):
-    """One group that has ended, for a budget."""
+    """One training group that has ended; every plug-in that has a method `ended` is told."""
 
     prompt: int
     tokens: int  # length of the prompt
     tag: str
     lengths: tuple[int, ...]  # response tokens of every candidate that held any
     censored: tuple[bool, ...]  # True: aborted or truncated, its length is a lower bound
+    group: int = -1
+    fate: str = "trained"  # trained | dropped | deferred
+    why: str = ""
+    kind: str = ""
+    step: int = 0  # the open one
+    opened: int = 0  # step in which it was opened
+    rewards: tuple[float, ...] = ()  # known ones, of all candidates
+    variants: tuple[str, ...] = ()  # of the candidates in `rewards`
 
 
 class OpenView(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +243,12 @@ class OpenView(msgspec.Struct, frozen=True, kw_only=True):
     finished: int  # with a stop token
     unended: int
     enough: bool
+    prompt: int = -1
+    tag: str = ""
+    opened: int = 0  # step in which it was opened
+    rewards: tuple[float, ...] = ()  # known ones
+    held: bool = False
+    note: str = ""  # of its allocation
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +259,26 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool
     weight: float  # from Finalize
     max_tokens: int  # limit of its response
+    id: int = -1
+    group: int = -1
+    prompt: int = -1
+    tag: str = ""
+    step: int = 0  # the open one
+    stopped: bool = False  # truncated by `Stop`
+    parts: Mapping[str, float] = {}
+    confidence: float = 0.0  # mean behaviour logprob, nats per token
+    entropy: float | None = None  # see `MemberView`
+    versions: tuple[int, ...] = ()
+    variant: str = ""
+
+
+class GroupOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of the step, for an advantage that sees all of them at once."""
+
+    group: int
+    prompt: int
+    tag: str
+    members: tuple[Outcome, ...]
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):

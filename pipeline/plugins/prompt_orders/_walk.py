@@ -141,9 +141,6 @@ class Walk:
                 self._cursors[number].given += 1
         return Plan(prompts=tuple(planned))
 
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        """These orders learn nothing from results."""
-
     def state(self) -> dict[str, Any]:
         """Returns the position in each source; the order itself follows from the seed."""
         return {"version": 2, "sources": [cursor.state() for cursor in self._cursors]}

@@ -15,7 +15,6 @@ Source: tail batching, RollPacker, arXiv 2509.21009.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -77,9 +76,6 @@ class TailBatching:
         waiting = view.outstanding | set(view.deferred)
         passed = msgspec.structs.replace(view, want=want, outstanding=waiting, deferred=())
         return self._walk.plan(passed).prompts
-
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        """This order learns nothing from results."""
 
     def state(self) -> dict[str, Any]:
         """Returns the walk's position, and whether the open step is a long round."""

@@ -45,8 +45,8 @@ def both_ends(ordered: Sequence[MemberView], size: int, longest: int) -> list[Me
     return [*short, *longest_first(rest)[:long]]
 
 
-def finalize(members: Sequence[MemberView], why: str, rule: str = "") -> Finalize | Drop:
+def finalize(members: Sequence[MemberView], why: str, kind: str = "") -> Finalize | Drop:
     """Choose these, or drop the group when they are fewer than two."""
     if len(members) < 2:
         return Drop(why=f"{len(members)} usable of the ended members; an advantage needs two")
-    return Finalize(ids=tuple(member.id for member in members), why=why, rule=rule)
+    return Finalize(ids=tuple(member.id for member in members), why=why, kind=kind)

@@ -66,7 +66,7 @@ class DualEnd:
             yield finalize(filled_to_size(group), "all that ended")
         elif enough and self._prunes(group.budget, group.size):
             why = f"{group.size} shortest: pruned at {group.budget} candidates"
-            yield finalize(members[: group.size], why, rule="pruned")
+            yield finalize(members[: group.size], why, kind="pruned")
         elif enough and (not group.unended or isinstance(event, Barrier)):
             chosen = both_ends(members, group.size, self._options.longest)
             long = min(self._options.longest, group.size - 1)

@@ -141,7 +141,7 @@ def test_dual_end_prunes_a_group_that_was_given_prune_at_times_m_candidates():
     assert not decide(selector, group_of(size=2, finished=finished, running={3: 60}))
     group = group_of(size=2, finished=finished, running={3: 60}, budget=4)  # one was aborted
     assert decide(selector, group) == [
-        Finalize(ids=(2, 1), why="2 shortest: pruned at 4 candidates", rule="pruned")
+        Finalize(ids=(2, 1), why="2 shortest: pruned at 4 candidates", kind="pruned")
     ]
     assert not decide(DualEnd(DualEndOptions(long_wait="group")), group)
     few = group_of(size=2, finished={1: 50}, truncated={4: 99, 5: 99}, running={3: 60})
