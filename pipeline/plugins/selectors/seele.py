@@ -89,9 +89,10 @@ class Seele:
         yield Sample(n=n, variant=variant, why=why, kind="hinted" if variant else "bare")
 
     def _next_share(self, members: Sequence[MemberView]) -> float:
-        by_share: dict[float, list[MemberView]] = {}
+        prefix, by_share = f"{self._options.solution}:", dict[float, list[MemberView]]()
         for member in members:
-            share = float(member.variant.rpartition(":")[2] or 0.0)
+            hinted = member.variant.startswith(prefix)
+            share = float(member.variant.removeprefix(prefix)) if hinted else 0.0
             by_share.setdefault(share, []).append(member)
         if set(by_share) == {0.0} and mean_reward(members) <= 0:
             return _FIRST_HINT
