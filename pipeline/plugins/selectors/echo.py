@@ -28,7 +28,7 @@ from pipeline.plugins.interfaces import Every, SelectorEvent, Wants
 from pipeline.plugins.ranges import PositiveFloat, PositiveInt, PositiveShare, Share
 from pipeline.plugins.registry import register
 from pipeline.plugins.selectors._choosing import finalize
-from pipeline.plugins.views import EndedView, GroupView, MemberView
+from pipeline.plugins.views import ENDED, EndedView, GroupView, MemberView
 
 _FALLS = 3  # windows in a row
 _BEFORE = 4  # windows that a rise of the entropy is measured against, and before any branch
@@ -128,10 +128,12 @@ class Echo:
         windows = self._seen.setdefault(group.id, {}).setdefault(member.id, Windows())
         windows.add(member)
         confidence, rises = windows.confidences[-1], windows.rises
-        usable = sum(not m.reward_failed for m in group.members)
+        left = [m for m in group.members if m.id != member.id and not m.reward_failed]
         why = weak(windows.confidences, rises, options)
-        if why and usable > group.size:
+        if why and len(left) >= group.size:
             yield Abort(ids=(member.id,), why=why, kind="weak")
+            if all(m.state in ENDED for m in left):
+                yield finalize(left, "all that are left")
         elif (
             options.branch
             and rises

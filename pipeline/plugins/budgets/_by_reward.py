@@ -1,0 +1,87 @@
+"""Spreads a step's candidates over prompts by what their rewards promise; shared by two budgets.
+
+The sum over prompts of promise / candidates is minimised exactly (`_allocation`), within bounds.
+While nothing is known every prompt gets the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from pipeline.plugins.actions import Allocation
+from pipeline.plugins.budgets._allocation import allocate_candidates
+from pipeline.plugins.budgets._rewards import Known, MemoryOptions, Rewards
+from pipeline.plugins.budgets._top_up import (
+    BudgetOptions,
+    PerMember,
+    fewest_finished,
+    most_candidates,
+)
+from pipeline.plugins.ranges import NonNegativeInt
+from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
+
+
+class ByRewardOptions(BudgetOptions, MemoryOptions, frozen=True, kw_only=True):
+    """Options of budgets that spread candidates by rewards."""
+
+    mean: Annotated[float, Meta(gt=0, le=64)] = 1.0
+    """Candidates of a prompt on average, for each of M."""
+    least: Annotated[float, Meta(gt=0, le=64)] = 0.5
+    """Candidates of a prompt at least, for each of M; two in any case."""
+    neighbours: NonNegativeInt = 8
+    """Prompts of like length that a prompt without rewards yet is taken to resemble; 0: all."""
+
+
+class ByReward:
+    """A budget but for `promise`: what a prompt's candidates are worth."""
+
+    def __init__(self, options: ByRewardOptions) -> None:
+        self._options = options
+        self._rewards = Rewards(options)
+        self._metrics: dict[str, float] = {}
+
+    def promise(self, known: Known) -> float:
+        raise NotImplementedError
+
+    def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
+        options = self._options
+        high = max(2, most_candidates(options, view.size))
+        low = min(max(2, math.floor(options.least * view.size + 0.5)), high)
+        wanted = math.floor(options.mean * view.size * len(prompts) + 0.5)
+        total = min(max(wanted, low * len(prompts)), high * len(prompts))
+        found = self._rewards.of(prompts, options.neighbours)
+        promises = [self.promise(k) for k in found] if found else [1.0] * len(prompts)
+        counts = allocate_candidates(promises, total=total, low=low, high=high).tolist()
+        seen = sum(view.prompt in self._rewards for view in prompts)
+        self._metrics = {"total": total, "known": seen, "unseen": len(prompts) - seen}
+        notes = [f"reward {k.mean:.2f}" for k in found] if found else ["unknown"] * len(prompts)
+        return [
+            Allocation(candidates=count, max_tokens=view.max_tokens, note=note)
+            for count, note in zip(counts, notes, strict=True)
+        ]
+
+    def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
+        return fewest_finished(groups, idle, self._options)
+
+    def ended(self, group: EndedView) -> None:
+        """Learn the rewards of a group."""
+        self._rewards.observe(group)
+
+    def metrics(self) -> dict[str, float]:
+        """Candidates of the last plan; prompts known and guessed."""
+        return dict(self._metrics)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what was learnt from the groups that have ended."""
+        return {"version": 1, "prompts": self._rewards.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`. Raises ValueError if another version wrote it."""
+        if state.get("version") != 1:
+            name = type(self).__name__
+            raise ValueError(f"state of {name}: version {state.get('version')}, not 1")
+        self._rewards.restore(state["prompts"])
