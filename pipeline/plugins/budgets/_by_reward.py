@@ -7,7 +7,7 @@ While nothing is known every prompt gets the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -15,17 +15,12 @@ from msgspec import Meta
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._allocation import allocate_candidates
 from pipeline.plugins.budgets._rewards import Known, MemoryOptions, Rewards
-from pipeline.plugins.budgets._top_up import (
-    BudgetOptions,
-    PerMember,
-    fewest_finished,
-    most_candidates,
-)
+from pipeline.plugins.budgets._top_up import fewest_finished, most_candidates
 from pipeline.plugins.ranges import NonNegativeInt
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 
 
-class ByRewardOptions(BudgetOptions, MemoryOptions, frozen=True, kw_only=True):
+class ByRewardOptions(MemoryOptions, frozen=True, kw_only=True):
     """Options of budgets that spread candidates by rewards."""
 
     mean: Annotated[float, Meta(gt=0, le=64)] = 1.0
@@ -35,26 +30,28 @@ class ByRewardOptions(BudgetOptions, MemoryOptions, frozen=True, kw_only=True):
     neighbours: NonNegativeInt = 8
     """Prompts of like length that a prompt without rewards yet is taken to resemble; 0: all."""
 
+    def problems(self, group_size: int) -> Iterator[str]:
+        if not self.least <= self.mean <= self.most:
+            rule = f"from least ({self.least:g}) to most ({self.most:g})"
+            yield f"mean is {self.mean:g}, expected {rule}"
+
 
 class ByReward:
-    """A budget but for `promise`: what a prompt's candidates are worth."""
+    """A budget, but for what a prompt's candidates promise."""
 
-    def __init__(self, options: ByRewardOptions) -> None:
-        self._options = options
+    def __init__(self, options: ByRewardOptions, promise: Callable[[Known], float]) -> None:
+        self._options, self._promise = options, promise
         self._rewards = Rewards(options)
         self._metrics: dict[str, float] = {}
 
-    def promise(self, known: Known) -> float:
-        raise NotImplementedError
-
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         options = self._options
-        high = max(2, most_candidates(options, view.size))
+        high = most_candidates(options, view.size)
         low = min(max(2, math.floor(options.least * view.size + 0.5)), high)
         wanted = math.floor(options.mean * view.size * len(prompts) + 0.5)
         total = min(max(wanted, low * len(prompts)), high * len(prompts))
         found = self._rewards.of(prompts, options.neighbours)
-        promises = [self.promise(k) for k in found] if found else [1.0] * len(prompts)
+        promises = [self._promise(k) for k in found] if found else [1.0] * len(prompts)
         counts = allocate_candidates(promises, total=total, low=low, high=high).tolist()
         seen = sum(view.prompt in self._rewards for view in prompts)
         self._metrics = {"total": total, "known": seen, "unseen": len(prompts) - seen}
@@ -82,6 +79,5 @@ class ByReward:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`. Raises ValueError if another version wrote it."""
         if state.get("version") != 1:
-            name = type(self).__name__
-            raise ValueError(f"state of {name}: version {state.get('version')}, not 1")
+            raise ValueError(f"state of a budget by reward: version {state.get('version')}, not 1")
         self._rewards.restore(state["prompts"])

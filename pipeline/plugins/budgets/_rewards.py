@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline.plugins import interfaces
+from pipeline.plugins.budgets._top_up import BudgetOptions
 from pipeline.plugins.ranges import PositiveShare
 from pipeline.plugins.views import EndedView, PromptView
 
 
-class MemoryOptions(interfaces.Options, frozen=True, kw_only=True):
+class MemoryOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the budgets that remember rewards."""
 
     memory: PositiveShare = 0.7

@@ -18,13 +18,13 @@ from msgspec import Meta
 
 from pipeline.plugins.actions import Allocation
 from pipeline.plugins.budgets._rewards import MemoryOptions, Rewards
-from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
+from pipeline.plugins.budgets._top_up import fewest_finished
 from pipeline.plugins.ranges import AtLeastOne, PositiveFloat
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, EndedView, OpenView, PromptView
 
 
-class DartGuiOptions(BudgetOptions, MemoryOptions, frozen=True, kw_only=True):
+class DartGuiOptions(MemoryOptions, frozen=True, kw_only=True):
     """Options of the `dart_gui` budget."""
 
     easy: Annotated[float, Meta(ge=0, lt=1)] = 0.6

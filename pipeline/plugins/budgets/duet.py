@@ -14,18 +14,15 @@ from pipeline.plugins.budgets._rewards import Known
 from pipeline.plugins.registry import register
 
 
-class DuetOptions(ByRewardOptions, frozen=True, kw_only=True):
-    """Options of the `duet` budget."""
+def promise(known: Known) -> float:
+    """The variance of one answer: p (1 - p)."""
+    rate = min(max(known.mean, 0.0), 1.0)
+    return rate * (1 - rate)
 
 
 @register("budget", "duet")
 class Duet(ByReward):
-    Options = DuetOptions
+    Options = ByRewardOptions
 
-    def __init__(self, options: DuetOptions | None = None) -> None:
-        super().__init__(options or DuetOptions())
-
-    def promise(self, known: Known) -> float:
-        """The variance of one answer: p (1 - p)."""
-        rate = min(max(known.mean, 0.0), 1.0)
-        return rate * (1 - rate)
+    def __init__(self, options: ByRewardOptions | None = None) -> None:
+        super().__init__(options or ByRewardOptions(), promise)

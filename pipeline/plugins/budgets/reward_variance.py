@@ -14,17 +14,14 @@ from pipeline.plugins.budgets._rewards import Known
 from pipeline.plugins.registry import register
 
 
-class RewardVarianceOptions(ByRewardOptions, frozen=True, kw_only=True):
-    """Options of the `reward_variance` budget."""
+def promise(known: Known) -> float:
+    """The variance of the prompt's rewards."""
+    return known.variance
 
 
 @register("budget", "reward_variance")
 class RewardVariance(ByReward):
-    Options = RewardVarianceOptions
+    Options = ByRewardOptions
 
-    def __init__(self, options: RewardVarianceOptions | None = None) -> None:
-        super().__init__(options or RewardVarianceOptions())
-
-    def promise(self, known: Known) -> float:
-        """The variance of the prompt's rewards."""
-        return known.variance
+    def __init__(self, options: ByRewardOptions | None = None) -> None:
+        super().__init__(options or ByRewardOptions(), promise)
