@@ -62,22 +62,26 @@ class Shaped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shape(
-    members: Sequence[Outcome], options: ShapingOptions, *, keep_equal: bool = False
+    members: Sequence[Outcome],
+    options: ShapingOptions,
+    *,
+    keep_equal: bool = False,
+    penalties: Sequence[float] | None = None,
 ) -> Shaped | NoSignal:
     """Return the members with the penalty in their rewards, or why the group is dropped.
 
     Args:
         keep_equal: for a rule that finds a signal where all rewards are equal.
+        penalties: 0 or below for each member, instead of those of `overlong_tokens`.
     """
     if len(members) < 2:
         return NoSignal(why=f"{len(members)} rewarded member; a baseline needs two")
     rewards = np.array([member.reward for member in members], dtype=np.float64)
     if options.drop_equal and not keep_equal and np.ptp(rewards) == 0.0:
         return NoSignal(why=f"every reward is {rewards[0]:g}")
-    penalties = [
-        overlong_penalty(member.tokens, member.max_tokens, options.overlong_tokens)
-        for member in members
-    ]
+    if penalties is None:
+        zone = options.overlong_tokens
+        penalties = [overlong_penalty(m.tokens, m.max_tokens, zone) for m in members]
     return Shaped(
         rewards=rewards + np.array(penalties),
         weights=np.array([member.weight for member in members], dtype=np.float64),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from pipeline.plugins.actions import Advantages, NoSignal
@@ -51,12 +52,5 @@ class Gpg:
         for group in groups:
             answer = self.advantages(group.members)
             assert isinstance(answer, Advantages), "it had a signal when it was asked about alone"
-            answers.append(
-                Advantages(
-                    values=answer.values * alpha,
-                    weights=answer.weights,
-                    shaped=answer.shaped,
-                    why=why,
-                )
-            )
+            answers.append(msgspec.structs.replace(answer, values=answer.values * alpha, why=why))
         return answers
