@@ -2,7 +2,7 @@
 
 One candidate more than is trained on, an odd number in all: the median m is one member's reward.
 That member, the pivot, has loss weight 0; the others have (r - m) / (MAD + 1e-3), MAD the median of
-|r - m|, times n / (number of them that are not 0). For groups of M train on, set `group.size` to
+|r - m|, times n / (number of them that are not 0). To train on M members, let `group.size` be
 M + 1.
 
 Ours: among several members with the median's reward the last to arrive is the pivot; a group of

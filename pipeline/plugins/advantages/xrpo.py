@@ -61,6 +61,6 @@ class Xrpo:
         eta = np.exp(scores - scores.mean())
         more = bonus(values, eta, self._options.strength, self._options.cap)
         more = np.where(right(members, self._options), more, 0.0)
-        changed = int((more > 0).sum())
-        why = f"{changed} right answers were unlikely" if changed else ""
-        return shaped.advantages(values + more, changed=changed, why=why)
+        raised = int((more > 0).sum())
+        why = f"{raised} right answers were unlikely" if raised else ""
+        return shaped.advantages(values + more, why=why)
