@@ -31,13 +31,16 @@ class Sorted(Stateless):
         self._fifo = Fifo()
 
     def decide(self, view: BatchView) -> Iterable[BatchAction]:
-        ready, known = set(view.ready), set(self._order)
-        self._order = [group for group in self._order if group in ready]
+        if not view.taken:  # those that were taken have ended, or a resume has given them back
+            live = set(view.groups())
+            self._order = [group for group in self._order if group in live]
+        known, ready = set(self._order), set(view.ready)
         self._order += [group for group in view.ready if group not in known]
-        return self._fifo.decide(msgspec.structs.replace(view, ready=tuple(self._order)))
+        in_order = tuple(group for group in self._order if group in ready)
+        return self._fifo.decide(msgspec.structs.replace(view, ready=in_order))
 
     def state(self) -> dict[str, Any]:
-        """Returns the groups that are ready, in the order in which they became so."""
+        """Returns the order in which groups became ready."""
         return {"version": 1, "order": list(self._order)}
 
     def restore(self, state: dict[str, Any]) -> None:
