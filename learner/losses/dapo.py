@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from msgspec import Meta
 
 from learner.losses import LossBatch
-from learner.losses._terms import Found, KlOptions, ratio, sequence_mean, summed
+from learner.losses._terms import Found, KlOptions, counts, ratio, sequence_mean, summed
 from pipeline.plugins.ranges import NonNegativeFloat, PositiveFloat, Share, zero_or
 from pipeline.plugins.registry import register
 
@@ -70,8 +70,7 @@ class Dapo:
         mastered_BT = self._mastered(batch)
         gain_BT = gain_BT.where(~mastered_BT, 0.0)
         loss, metrics = summed(batch, -gain_BT, ratio_BT, options, clipped_BT=clipped_BT)
-        count_BT = batch.mask_BT * batch.weights_B.unsqueeze(1)
-        return loss, {**metrics, "mastered": (mastered_BT * count_BT).sum().item()}
+        return loss, {**metrics, "mastered": (mastered_BT * counts(batch)).sum().item()}
 
     def _mastered(self, batch: LossBatch) -> Tensor:
         """Return True at tokens that need no more training: shape (B, T)."""
