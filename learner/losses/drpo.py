@@ -63,7 +63,7 @@ class Drpo:
         metrics = {"gain": 0.0, "drift": 0.0}
         for _, rows_B in rows_by_group(batch):
             weight = count_BT[rows_B].sum()
-            drift = drift_BT[rows_B].sum() / batch.lengths_B[rows_B].sum()
+            drift = drift_BT[rows_B].sum() / batch.lengths_B[rows_B].sum().clamp(min=1)
             beyond = (drift.detach() - options.kl_limit).clamp(min=0)
             gain = self._gain(
                 score_B[rows_B], right_B[rows_B], batch.lengths_B[rows_B], batch.max_tokens
