@@ -46,6 +46,7 @@ def check_everything(config: Config) -> list[str]:
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *without_effect(config),
+        *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
         *(f"warning: {line}" for line in rules.warnings(config)),
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
