@@ -96,7 +96,11 @@ def simulate_command(
     trace: Annotated[
         Path | None, typer.Option(help="file for a trace of the run, for ui.perfetto.dev")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the metrics as JSON")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for what a run leaves behind (darts explain, darts report), or "
+                     "FILE.json for the metrics alone"),
+    ] = None,
 ) -> None:
     """Simulate runs: the real coordinator in virtual time with modelled engines and learner.
 

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.simulate.fuzz import Found, explore, outcome_text
+from launch.simulate.run_folder import SimulatedFolder
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
     Metrics,
+    NothingTrained,
     Scenario,
     begin_simulation,
     run_metrics,
@@ -31,7 +33,9 @@ from pipeline.observability.chrome_trace import Tracer
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, Simulation, StandsStill
 from pipeline.simulation.policy import Policy
+from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Parametric
+from pipeline.system.run_folder import RunError
 
 
 class RunStopped(Exception):
@@ -104,24 +108,47 @@ def play_one(
     try:
         simulation.run()
     except (StandsStill, PluginFault) as error:
-        raise RunStopped(f"the run stopped at {simulation.now:.1f} s: {error}") from error
+        where = plugin_traceback(error)
+        text = f"the run stopped at {simulation.now:.1f} s: {error}"
+        raise RunStopped(f"{text}\n{where}" if where else text) from error
     if simulation.over is not None and simulation.over.error:
         raise RunStopped(f"the run stopped: {simulation.over.error}")
     after = worth(workload, scenario.limit, simulation.version)
-    return run_metrics(simulation, scenario, before, after), simulation
+    try:
+        return run_metrics(simulation, scenario, before, after), simulation
+    except NothingTrained as error:
+        raise RunStopped(str(error)) from error
 
 
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """One run; a table of its steps, its figures, and a trace if asked for."""
+    """One run; a table of its steps, its figures, and a trace if asked for.
+
+    Args:
+        out: FILE.json for the figures, or a folder for all that a run leaves behind.
+    """
     spans = Tracer()
+    folder = None
+    if out is not None and out.suffix != ".json":
+        modelled = f"{scenario.shape} on {scenario.device}, in virtual time"
+        try:
+            folder = SimulatedFolder(out, config, modelled)
+        except (RunError, OSError) as error:
+            print(error)
+            return 2
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
         observers += [spans] if trace is not None else []
+        observers += [folder] if folder is not None else []
         try:
             found, simulation = play_one(config, scenario, observers)
+            if folder is not None:
+                folder.result(simulation.coordinator, simulation.now)
         except RunStopped as error:
             print(error)
             return 1
+        finally:
+            if folder is not None:
+                folder.close()
     print(steps_table(simulation.of("step")))
     print()
     print(
@@ -132,7 +159,10 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
     if trace is not None:
         trace.write_text(json.dumps(spans.trace_document()))
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
-    _write(run_document(found, simulation), out)
+    if folder is not None:
+        print(f"\nrun: {out} (darts explain, darts report)")
+    else:
+        _write(run_document(found, simulation), out)
     return 0
 
 

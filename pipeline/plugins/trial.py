@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pipeline.plugins import testing
 from pipeline.plugins.actions import Action, Advantages, Allocation, BatchAction, NoSignal, Plan
@@ -68,7 +68,7 @@ def _expect(fact: bool, method: str, answer: object, expected: str) -> None:
 def _listed(method: str, answer: object, expected: str) -> list[Any]:
     """The items of an answer that may be a generator."""
     _expect(isinstance(answer, Iterable) and not isinstance(answer, str), method, answer, expected)
-    return list(answer)  # type: ignore[call-overload]
+    return list(cast(Iterable[Any], answer))
 
 
 # --- a question for each kind -----------------------------------------------------------------
