@@ -15,35 +15,9 @@ import numpy as np
 from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.plugins.interfaces import Options
 from pipeline.plugins.ranges import broken
-from pipeline.plugins.testing_steps import (
-    Steady,
-    batch_of,
-    budget_of,
-    ended_of,
-    facts_of,
-    open_of,
-    plan_of,
-    prompts_of,
-    step_of,
-)
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
 
-__all__ = [
-    "Recent",
-    "Steady",
-    "batch_of",
-    "budget_of",
-    "ended_of",
-    "facts_of",
-    "group_of",
-    "illegal",
-    "open_of",
-    "outcomes_of",
-    "plan_of",
-    "prompts_of",
-    "sample_of",
-    "step_of",
-]
+__all__ = ["Recent", "group_of", "illegal", "outcomes_of", "sample_of"]
 
 
 def option_problems(options: type[Options], group_size: int = 8, **given: Any) -> list[str]:

@@ -21,7 +21,7 @@ from pipeline.plugins.interfaces import (
     Wants,
     WeightsPublished,
 )
-from pipeline.plugins.views import GroupView
+from pipeline.plugins.views import GroupView, PromptView
 
 _SHOWN = 120  # characters of an answer
 
@@ -75,7 +75,7 @@ def _listed(method: str, answer: object, expected: str) -> list[Any]:
 
 
 def _order(plugin: Any, size: int, max_tokens: int) -> None:
-    view = testing.plan_of(2, dataset=8, need=2, first=True, outstanding=(3,), tags=("",) * 8)
+    view = testing.plan_view(2, 8, outstanding=frozenset({3}), tags=("",) * 8)
     plan = plugin.plan(view)
     _expect(isinstance(plan, Plan), "plan", plan, "a Plan")
     prompts = plan.prompts
@@ -87,14 +87,16 @@ def _order(plugin: Any, size: int, max_tokens: int) -> None:
 
 
 def _budget(plugin: Any, size: int, max_tokens: int) -> None:
-    view = testing.budget_of(size, max_tokens=max_tokens, need=2)
-    given = plugin.allocate(testing.prompts_of({0: 5, 1: 9}), view)
+    view = testing.budget_view(size, max_tokens=max_tokens, need=2)
+    prompts = [PromptView(prompt=0, tokens=5), PromptView(prompt=1, tokens=9)]
+    given = plugin.allocate(prompts, view)
     allocations = _listed("allocate", given, "an Allocation for each of two prompts")
     right = len(allocations) == 2 and all(isinstance(one, Allocation) for one in allocations)
     _expect(right, "allocate", given, "an Allocation for each of two prompts")
     enough = all(one.candidates >= 1 and one.max_tokens >= 1 for one in allocations)
     _expect(enough, "allocate", given, "at least one candidate of at least one token")
-    group = testing.open_of(0, size=size, rewards=(1.0,), unended=size - 1)
+    counts = {"size": size, "sampled": size, "finished": 1, "unended": size - 1}
+    group = testing.open_view(0, rewards=(1.0,), **counts)
     more = plugin.top_up([group], 1)
     rule = "pairs (group, how many more), for one open group and one idle slot"
     pairs = _listed("top_up", more, rule)
@@ -138,11 +140,15 @@ def _selector(plugin: Any, size: int, max_tokens: int) -> None:
 
 
 def _batch(plugin: Any, size: int, max_tokens: int) -> None:
-    facts = [testing.facts_of(n, rewards=(1.0, 0.0), lengths=(9, 7)) for n in (4, 5)]
+    known = {"rewards": (1.0, 0.0), "lengths": (9, 7)}
+    underway, ready, taken = (
+        [testing.facts_of(group, state, **known) for group in (4, 5)]
+        for state in ("open", "ready", "taken")
+    )
     for view in (
-        testing.batch_of(2, open=2, size=size),
-        testing.batch_of(2, facts=facts, size=size),
-        testing.batch_of(2, taken=2, closing=True, size=size),
+        testing.batch_view(*underway, need=2, size=size, group_size=size),
+        testing.batch_view(*ready, need=2, size=size, group_size=size),
+        testing.batch_view(*taken, need=2, size=size, group_size=size, closing=True),
     ):
         given = plugin.decide(view)
         actions = _listed("decide", given, "actions of a batch rule, none or several")
