@@ -88,6 +88,8 @@ class StepConfig(Section, frozen=True, kw_only=True):
     """Groups trained on in one step."""
     reserve: NonNegativeInt = 0
     """Groups opened beyond those needed: what is open at the close is deferred."""
+    reserve_share: NonNegativeFloat = 0.0
+    """The same as a share of `prompts`, rounded to the nearest, halves up; added to `reserve`."""
     tries: AtLeastOne = 2.0
     """A step opens at most tries x prompts groups; then it closes with those it has."""
     keep: NonNegativeInt = 0
@@ -370,6 +372,9 @@ class Config(Section, frozen=True, kw_only=True):
     """Directory of any Hugging Face causal LM with its tokenizer."""
     seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
+    recipe: str = ""
+    """Published methods whose settings lie beneath these: a recipe (`darts config recipes`) or a file,
+    several with commas between. On a command line it lies over the file. Empty: none."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     step: StepConfig = StepConfig()
