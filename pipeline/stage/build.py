@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.schema import Config, Plugin
+from pipeline.config.schema import Config, Plugin, StepConfig
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -77,8 +78,10 @@ def coordinator_settings(
         seed=config.seed,
         steps=config.step.count,
         need=config.step.prompts,
-        reserve=config.step.reserve,
+        reserve=spare_groups(config.step),
         tries=config.step.tries,
+        keep=config.step.keep,
+        keep_versions=config.step.keep_versions,
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
@@ -109,6 +112,11 @@ def coordinator_settings(
         audit_alarm=config.audit.alarm,
         paced=config.paced,
     )
+
+
+def spare_groups(step: StepConfig) -> int:
+    """Groups opened beyond those that a step needs."""
+    return step.reserve + math.floor(step.reserve_share * step.prompts + 0.5)
 
 
 def limits(config: Config) -> Timeouts:

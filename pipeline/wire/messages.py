@@ -27,7 +27,7 @@ from pipeline.wire.fields import (
     Words,
 )
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -286,14 +286,26 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+    token_advantages: bytes = b""
+    """float32, advantage of each response token, 0 at appended ones, instead of `advantage`;
+    empty: `advantage` holds for all of them."""
     old: bytes = b""
     """float32, logprob of each response token under the version that sampled it. NaN: the version
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
+    token_advantages: bytes = b""
+    """float32, advantage of each response token, 0 at appended ones. Empty: `advantage` for all."""
 
     @property
     def sampled_tokens(self) -> int:
         """Number of response tokens that the model sampled."""
         return len(self.response) // 4 - sum(count for _, count in self.appended)
+
+    @property
+    def has_advantage(self) -> bool:
+        """True unless the advantage of every token is 0."""
+        if self.token_advantages:
+            return bool(floats(self.token_advantages).any())
+        return self.advantage != 0
 
 
 class TrainGroup(Message, frozen=True, kw_only=True):
