@@ -8,7 +8,9 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from pipeline.coordinator.candidates import begin_as_fork, records
 from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
 from pipeline.coordinator.groups import (
     UNENDED,
@@ -45,8 +47,10 @@ class GroupManager:
         size: int,
         *,
         greedy: bool = False,
+        variants: Sequence[tuple[int, str]] = (),
     ) -> Group:
-        """A new group with its first candidates; `greedy`: sampled at temperature 0."""
+        """A new group with its first candidates: so many of each variant, the others of none.
+        `greedy`: sampled at temperature 0."""
         core = self._core
         group = Group(
             id=core.next_group,
@@ -63,12 +67,17 @@ class GroupManager:
         core.enter(group)
         if kind == "train":
             self.outstanding[prompt] = attempt
-        self.add_members(group, candidates)
+        for count, variant in variants:
+            self.add_members(group, count, variant)
+        self.add_members(group, candidates - sum(count for count, _ in variants))
         return group
 
-    def add_members(self, group: Group, count: int) -> None:
-        """Candidates for a group, queued for a slot."""
+    def add_members(
+        self, group: Group, count: int, variant: str = "", fork: tuple[int, int] | None = None
+    ) -> None:
+        """Candidates for a group, queued for a slot; see `Sample`."""
         core = self._core
+        origin = group.member(fork[0]) if fork else None
         for _ in range(count):
             trajectory = Trajectory(
                 id=core.next_trajectory,
@@ -76,7 +85,11 @@ class GroupManager:
                 member=group.sampled,  # never used twice: its seed follows from it
                 max_tokens=group.max_tokens,
                 since=core.now,
+                variant=variant,
             )
+            if fork and origin is not None:
+                begin_as_fork(trajectory, origin, fork[1])
+                core.ledger.forked += fork[1]
             core.next_trajectory += 1
             group.sampled += 1
             core.trajectories[trajectory.id] = trajectory
@@ -97,6 +110,7 @@ class GroupManager:
                 appended=tuple(trajectory.appended),
                 step=self._core.step,
                 steps=self._core.settings.steps,
+                variant=trajectory.variant,
             )
         )
 
@@ -145,6 +159,7 @@ class GroupManager:
             fate=state.value,
             why=group.why,
             members=table,
+            **records(group),
         )
         if group.kind == "train":
             self._tell_budget(group)
@@ -202,13 +217,13 @@ class GroupManager:
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
         self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
-        self._core.ledger.move(member.sampled, source, account)
+        self._core.ledger.move(member.own, source, account)
         del self._core.trajectories[member.id]
 
     def close_member(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         self.cancel_reward(member)
-        self._core.ledger.move(member.sampled, "open", account, why)
+        self._core.ledger.move(member.own, "open", account, why)
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
-            self._core.ledger.truncated += member.sampled
+            self._core.ledger.truncated += member.own
         del self._core.trajectories[member.id]

@@ -103,6 +103,9 @@ class Trajectory(msgspec.Struct, kw_only=True):
     max_tokens: int
     state: TrajectoryState = TrajectoryState.QUEUED
     since: float = 0.0  # when it entered `state`
+    variant: str = ""  # what stands behind its prompt, and behind no other's (`Sample`)
+    fork: int = -1  # id of the member whose first tokens it began with; -1: none
+    prefix: int = 0  # so many of them; they are in the account of whoever sampled them
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
@@ -123,6 +126,8 @@ class Trajectory(msgspec.Struct, kw_only=True):
     computed it; NaN: not known. It may be shorter than the response: no more is known."""
     entropy_sum: float = 0.0  # nats, of the policy at the first `looked` tokens
     looked: int = 0  # response tokens whose entropy a learner rank has computed
+    score: float | None = None  # newest that its engine gave
+    remaining: float | None = None  # tokens to come, as its engine predicted with the newest chunk
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     streamed: int = 0  # response tokens that were sent to a learner rank
@@ -140,6 +145,11 @@ class Trajectory(msgspec.Struct, kw_only=True):
     def sampled(self) -> int:
         """Response tokens held that the model sampled: its length, to whoever decides."""
         return len(self.tokens) // 4 - self.appended_tokens
+
+    @property
+    def own(self) -> int:
+        """Those of `sampled` that were sampled for it and for no other: its part of the ledger."""
+        return self.sampled - self.prefix
 
     @property
     def versions(self) -> list[int]:

@@ -41,6 +41,7 @@ class TokenStream:
                 trajectory=trajectory.id,
                 offset=start,
                 tokens=bytes(trajectory.tokens[4 * start :]),
+                variant=trajectory.variant,
             )
         )
 
@@ -85,4 +86,5 @@ def train_group(group: Group, step: int, version: int) -> TrainGroup:
             )
             if m is not None
         ),
+        variants={i: m.variant for i, m in members if m is not None and m.variant},
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.coordinator import selection_bias
+from pipeline.coordinator import candidates, selection_bias
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
@@ -60,7 +60,13 @@ def member_view(member: Trajectory) -> MemberView:
         parts=member.parts,
         versions=tuple(member.versions),
         hit_limit=state is TrajectoryState.TRUNCATED and member.limited,
+        variant=member.variant,
+        fork=member.fork,
+        score=member.score,
+        remaining=member.remaining,
     )
+
+
 
 
 class Selection:
@@ -217,7 +223,7 @@ class Selection:
     def _carry_out(self, group: Group, action: AnyAction) -> None:
         core = self._core
         match action:
-            case Sample(n=n):
+            case Sample(n=n, variant=variant, fork=fork):
                 if n < 1 or group.sampled + n > core.settings.most_candidates:
                     raise self._fault(
                         group,
@@ -225,7 +231,9 @@ class Selection:
                         f"the group has {group.sampled} candidates; at most "
                         f"{core.settings.most_candidates}, at least one more",
                     )
-                self._group_manager.add_members(group, n)
+                if why := candidates.refusal(core, group, action):
+                    raise self._fault(group, action, why)
+                self._group_manager.add_members(group, n, variant, fork)
             case Abort():
                 self._abort(group, action)
             case Stop():
@@ -260,6 +268,7 @@ class Selection:
             action=type(action).__name__,
             ids=list(getattr(action, "ids", ())),
             why=action.why,
+            **candidates.record(action),
         )
         if isinstance(action, Enough):
             self._check_signal(group)
@@ -285,7 +294,7 @@ class Selection:
                 self._scheduler.end_leg(member)
             self._core.cancel_environment_call(member.id)
             if member.state is TrajectoryState.PARKED:
-                self._core.ledger.move(member.sampled, "parked", "open")
+                self._core.ledger.move(member.own, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
             self._core.stats.lengths.append(member.sampled)
@@ -324,6 +333,7 @@ class Selection:
                 truncated=m.state is TrajectoryState.TRUNCATED,
                 weight=weights.get(i, 1.0),
                 max_tokens=group.max_tokens,
+                variant=m.variant,
             )
             for i in ids
             if (m := group.member(i)) is not None and m.reward is not None

@@ -7,7 +7,7 @@ does not follow from the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -24,6 +24,7 @@ from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.weight_proofs import WeightProofs
 from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.wire.fields import PacedSteps
 
@@ -107,11 +108,13 @@ class CoordinatorState:
         plugins: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
+        variants: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.settings = settings
         self.plugins = plugins
         self.prompt_tokens = prompt_tokens  # length of each training prompt
         self._tags = tags  # kind of each, or nothing
+        self.variants = variants or {}  # column of the data -> its tokens, for each prompt
         self.latency = LatencyModel()  # of all engines: they are of one kind
         self.ledger = TokenLedger()
         self.statistics = RunningStatistics()
@@ -168,6 +171,14 @@ class CoordinatorState:
     def tag(self, prompt: int) -> str:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
+
+    def variant_tokens(self, prompt: int, variant: str) -> int:
+        """Tokens that a variant puts behind a training prompt. Raises ValueError if there is no
+        such variant."""
+        if not variant:
+            return 0
+        column, share = column_and_share(variant, self.variants)
+        return tokens_of(share, self.variants[column][prompt])
 
     def enter(self, group: Group) -> None:
         """A group, new or of a checkpoint, is live from now on."""
