@@ -10,7 +10,7 @@ from pipeline.coordinator.events import Halt, RequestReward, RewardMissing, Rewa
 from pipeline.data.dataset import Dataset
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.views import Sampled
-from pipeline.stage.environment_calls import pieces_of
+from pipeline.stage.environment_calls import pieces_of, prompt_text
 from pipeline.wire.messages import ints
 from pipeline.workers.pool import NoOpinion, RewardFailed, RewardPool
 
@@ -82,7 +82,7 @@ class RewardRequests:
         item = self._data[command.kind][command.prompt]
         ids = ints(command.tokens).tolist()
         return Sampled(
-            prompt=item.prompt,
+            prompt=prompt_text(item, command.variant, self._tokenizer),
             response=self._tokenizer.decode(ids),
             finish=command.finish,
             tokens=len(ids) - sum(count for _, count in command.appended),
