@@ -3,7 +3,7 @@
 A micro-batch is one packed call: its tokens stand one after another, without
 padding, and a group's shared prefix is in it once. Groups stay together, so
 that the prefix is computed once; a group over the cap is split and its prefix
-repeated. Knows no tensor and no model. Pure.
+repeated, unless groups have to stay whole. Knows no tensor and no model. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Part(NamedTuple):
     """Indices within the group, ascending."""
 
 
-def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Part]]:
+def pack(
+    groups: Sequence[tuple[int, Sequence[int]]], cap: int, *, whole_groups: bool = False
+) -> list[list[Part]]:
     """Pack into micro-batches of at most `cap` tokens, by first-fit decreasing.
 
     A part costs its group's prefix and the tokens of its members. A member that exceeds
@@ -32,6 +34,7 @@ def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Par
         groups: (prefix, members): tokens that the members share, >= 0, and each
             member's own tokens, >= 1.
         cap: tokens per micro-batch, >= 1.
+        whole_groups: do not split a group, also if it exceeds `cap`.
 
     Raises: ValueError if a length or the cap is too small.
 
@@ -43,10 +46,11 @@ def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Par
             raise ValueError(
                 f"cap {cap} and members {list(members)!r} must be at least 1, prefix {prefix} 0"
             )
+    most = sum(sum(members) for _, members in groups)
     sized = [
         (prefix + sum(members[index] for index in chosen), Part(group, tuple(sorted(chosen))))
         for group, (prefix, members) in enumerate(groups)
-        for chosen in _first_fit(members, cap - prefix)
+        for chosen in _first_fit(members, most if whole_groups else cap - prefix)
     ]
     batches = _first_fit([size for size, _ in sized], cap)
     return [[sized[index][1] for index in sorted(batch)] for batch in batches]

@@ -49,10 +49,10 @@ class Dapo:
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, dict[str, float]]:
         low, high = 1 - self._options.clip_low, 1 + self._options.clip_high
-        advantages_B1 = batch.advantages_B.unsqueeze(1)
+        advantages_BT = batch.advantages_BT
         ratio_BT = (batch.logprobs_BT - batch.old_logprobs_BT).exp()
-        plain_BT = ratio_BT * advantages_B1
-        clipped_BT = ratio_BT.clamp(low, high) * advantages_B1
+        plain_BT = ratio_BT * advantages_BT
+        clipped_BT = ratio_BT.clamp(low, high) * advantages_BT
         count_BT = batch.mask_BT * batch.weights_B.unsqueeze(1)
         loss = -(plain_BT.minimum(clipped_BT) * batch.importance_BT * count_BT).sum()
         gap_BT = (batch.old_logprobs_BT - batch.behaviour_BT).abs() * batch.mask_BT

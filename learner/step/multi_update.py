@@ -12,13 +12,15 @@ import logging
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from learner.forward.micro_batches import counted_tokens
 from learner.step.base import LearnerStep
 from learner.step.mini_batches import mini_batches
 from learner.step.passes import Metrics, NotFinite, Passes, merge_metrics
 from pipeline.config.logprob_uses import needs_old
 from pipeline.config.schema import LearnerConfig
-from pipeline.wire.messages import CloseStep, TrainGroup
+from pipeline.wire.messages import CloseStep, TrainGroup, floats
 
 log = logging.getLogger(__name__)
 
@@ -101,3 +103,5 @@ def _check(group: TrainGroup) -> None:
     for member in group.members:
         if not math.isfinite(member.advantage) or not math.isfinite(member.weight):
             raise NotFinite(f"advantage {member.advantage}, weight {member.weight}")
+        if not np.isfinite(floats(member.token_advantages)).all():
+            raise NotFinite(f"an advantage of a token of trajectory {member.trajectory}")

@@ -286,7 +286,7 @@ class Passes:
             return groups
         return [
             msgspec.structs.replace(
-                group, members=tuple(member for member in group.members if member.advantage != 0)
+                group, members=tuple(member for member in group.members if member.has_advantage)
             )
             for group in groups
         ]

@@ -56,6 +56,15 @@ class LegTimes(msgspec.Struct, frozen=True, array_like=True):
     last_s: Seconds  # it finished
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of work of a peer; seconds of its monotonic clock."""
+
+    what: Words
+    start_s: Seconds
+    end_s: Seconds
+    of: tuple[Count, ...] = ()  # groups, step or version that it was for
+    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
+
 class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of a trajectory that may be trained on."""
 

@@ -24,6 +24,7 @@ from pipeline.wire.fields import (
     Scalar,
     Seconds,
     Slots,
+    Span,
     StreamedChunk,
     WireError,
     Words,
@@ -122,15 +123,6 @@ FORWARD_BACKWARD, OLD_LOGPROBS = "forward and backward", "old and reference logp
 CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
 
-
-class Span(msgspec.Struct, frozen=True, array_like=True):
-    """A piece of work of a peer; seconds of its monotonic clock."""
-
-    what: Words
-    start_s: Seconds
-    end_s: Seconds
-    of: tuple[Count, ...] = ()  # groups, step or version that it was for
-    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
 
 
 class Spans(Message, frozen=True, kw_only=True):
@@ -278,11 +270,20 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
     prompt: bytes = b""
     """int32, of a member with a prompt of its own; empty: it has the group's."""
+    token_advantages: bytes = b""
+    """float32, advantage of each response token, 0 at appended ones. Empty: `advantage` for all."""
 
     @property
     def sampled_tokens(self) -> int:
         """Number of response tokens that the model sampled."""
         return len(self.response) // 4 - sum(count for _, count in self.appended)
+
+    @property
+    def has_advantage(self) -> bool:
+        """True unless the advantage of every token is 0."""
+        if self.token_advantages:
+            return bool(floats(self.token_advantages).any())
+        return self.advantage != 0
 
 
 class TrainGroup(Message, frozen=True, kw_only=True):
