@@ -65,6 +65,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     of: tuple[Count, ...] = ()  # groups, step or version that it was for
     asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
 
+
 class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of a trajectory that may be trained on."""
 
