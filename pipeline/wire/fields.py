@@ -14,7 +14,8 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 """Finite: NaN fails both comparisons."""
-Scalar = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+MAX_SCALAR = 1e12
+Scalar = Annotated[float, msgspec.Meta(ge=-MAX_SCALAR, le=MAX_SCALAR)]
 """Any finite number."""
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 MOST_WORDS = 256
