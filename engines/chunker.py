@@ -82,8 +82,7 @@ class Chunker:
         leg.tokens.extend(tokens)
         leg.logprobs.extend(logprobs)
         leg.score = leg.score if score is None else _scalar(score)
-        known = remaining is not None and remaining >= 0
-        leg.remaining = _scalar(remaining) if known else None
+        leg.remaining = _scalar(remaining) if remaining is not None and remaining >= 0 else None
         if finish:
             self._cut(key, leg, finish)
             del self._legs[key]
