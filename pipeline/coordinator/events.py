@@ -208,6 +208,9 @@ class RequestReward(Command, frozen=True, kw_only=True):
     step: int = 0  # steps done
     steps: int = 0  # of the run
     variant: str = ""  # behind the prompt
+    together: tuple[int, ...] = ()
+    """Trajectories that are judged in one call, all of which are asked about now: by the reward's
+    `score_group`. Empty: it is judged alone."""
 
 
 class CancelReward(Command, frozen=True, kw_only=True):

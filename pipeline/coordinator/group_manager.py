@@ -97,8 +97,30 @@ class GroupManager:
             self._scheduler.enqueue(trajectory)
 
     def request_reward(self, group: Group, trajectory: Trajectory) -> None:
-        """Ask for the reward of an ended member."""
-        self.awaiting_reward[trajectory.id] = self._core.now
+        """Ask for the reward of an ended member; of one that is judged with its whole group, once
+        that can be."""
+        if group.kind == "train" and self._core.settings.group_reward:
+            self.request_group_reward(group)
+        else:
+            self._request(group, trajectory)
+
+    def request_group_reward(self, group: Group) -> None:
+        """Where rewards are over whole groups: ask about the chosen, in one call. In an audited group
+        the others are asked about once all have ended: beside the chosen, which keep the rewards
+        that they are trained with."""
+        if not self._core.settings.group_reward or group.state is not GroupState.CHOSEN:
+            return
+        judged = group.judged_together()
+        ids = tuple(member.id for member in judged)
+        if any(not m.scored and m.id not in self.awaiting_reward for m in judged):
+            for member in judged:
+                self._request(group, member, ids)
+
+    def _request(
+        self, group: Group, trajectory: Trajectory, together: tuple[int, ...] = ()
+    ) -> None:
+        if not trajectory.scored:
+            self.awaiting_reward[trajectory.id] = self._core.now
         self._core.emit(
             RequestReward(
                 kind=group.kind,
@@ -111,6 +133,7 @@ class GroupManager:
                 step=self._core.step,
                 steps=self._core.settings.steps,
                 variant=trajectory.variant,
+                together=together,
             )
         )
 

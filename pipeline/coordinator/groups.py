@@ -291,6 +291,14 @@ class Group(msgspec.Struct, kw_only=True):
         """Returns True if anything depends on the reward of this ended member."""
         return self.is_open or self.audited or member.id in self.chosen
 
+    def judged_together(self) -> list[Trajectory]:
+        """Members whose rewards are over all of them, once they are chosen: the chosen, by id. When
+        those are scored, and the group is audited and none is left to end: all that ended."""
+        ended = [member for member in self.members if member.state in ENDED]
+        chosen = [member for member in ended if member.id in self.chosen]
+        whole = self.audited and not self.unended and all(member.scored for member in chosen)
+        return ended if whole else chosen
+
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""
         by_id = {m.id: m for m in self.members}

@@ -86,6 +86,11 @@ class Selection:
         return getattr(self._core.plugins.selector, "wants", _NOTHING)
 
     @property
+    def _hears_rewards(self) -> bool:
+        """Rewards over whole groups come after the selector's choice, so never to it."""
+        return self.wants.reward and not self._core.settings.group_reward
+
+    @property
     def listens(self) -> bool:
         """True if anything depends on the growth of running members."""
         return self._core.settings.stream or self.wants.every > 0
@@ -185,7 +190,7 @@ class Selection:
         elif (
             group.state is GroupState.OPEN
             and not any(m.state in UNENDED for m in group.members)
-            and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
+            and not (self._hears_rewards and any(not m.scored for m in self._ended(group)))
         ):
             ended = [m for m in self._ended(group) if not m.reward_failed]
             few = f"{len(ended)} trajectories with a reward; an advantage needs two"
@@ -367,6 +372,7 @@ class Selection:
         return answer
 
     def _ready_if_scored(self, group: Group) -> None:
+        self._group_manager.request_group_reward(group)
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
         if any(not m.scored for m in members) or (
             group.audited and not selection_bias.settled(group)

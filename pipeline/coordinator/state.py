@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_every: int = 0  # steps between measurements of selection bias
     audit_alarm: float = 0.0  # mean absolute change of an advantage to warn above; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
+    group_reward: bool = False  # training rewards are over whole groups, once they are chosen
     paced: str = ""  # emulated pace of engines, learner and weights, in words; "": none
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn

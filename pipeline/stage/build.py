@@ -109,6 +109,7 @@ def coordinator_settings(
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
         paced=config.paced,
+        group_reward=registry.judges_groups(*plugin_class("reward", config.reward)),
     )
 
 
@@ -176,8 +177,19 @@ def coordinator(
         eval_sets=held_out.sets,
     )
     plugins = build_plugins(config)
+    _check_group_reward(config, plugins)
     _check_variants(config, plugins)
     return Coordinator(numbers, plugins, lengths, tags, train.variant_lengths())
+
+
+def _check_group_reward(config: Config, plugins: Plugins) -> None:
+    """Rewards over whole groups come after the choice that a selector makes."""
+    hears = getattr(getattr(plugins.selector, "wants", None), "reward", False)
+    if hears and registry.judges_groups(*plugin_class("reward", config.reward)):
+        raise registry.PluginError(
+            f"selector.{config.selector.name} decides by rewards, and reward.{config.reward.name} "
+            "judges a group once its members have been chosen; name another of either"
+        )
 
 
 def _check_variants(config: Config, plugins: Plugins) -> None:
