@@ -93,6 +93,11 @@ class StepConfig(Section, frozen=True, kw_only=True):
     """Groups opened beyond those needed: what is open at the close is deferred."""
     tries: AtLeastOne = 2.0
     """A step opens at most tries x prompts groups; then it closes with those it has."""
+    keep: NonNegativeInt = 0
+    """Groups kept after they were trained on, the newest ones, for a batch rule that replays. 0:
+    none."""
+    keep_versions: PositiveInt = 4
+    """Versions that a token of a kept group may be behind the newest weights."""
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):

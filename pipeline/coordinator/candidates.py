@@ -29,8 +29,6 @@ def refusal(core: CoordinatorState, group: Group, action: Sample) -> str:
     origin = group.member(action.fork[0])
     if origin is None or origin.state is TrajectoryState.ABORTED:
         return f"fork: {action.fork[0]} is no member of the group"
-    if action.variant not in ("", origin.variant):
-        return f"fork: its prompt is that of member {origin.id}, of variant {origin.variant!r}"
     return _fork_refusal(core.settings, origin, action.fork[1])
 
 

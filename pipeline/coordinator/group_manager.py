@@ -16,11 +16,13 @@ from pipeline.coordinator.groups import (
     UNENDED,
     Group,
     GroupState,
+    Kept,
     Trajectory,
     TrajectoryEvent,
     TrajectoryState,
 )
 from pipeline.coordinator.learner_feed import TokenStream
+from pipeline.coordinator.replay import ReplayBuffer
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState, plugin_guard
 from pipeline.plugins.views import EndedView
@@ -30,6 +32,7 @@ class GroupManager:
     def __init__(self, core: CoordinatorState, scheduler: Scheduler) -> None:
         self._core, self._scheduler = core, scheduler
         self.token_stream = TokenStream(core)
+        self.replay_buffer = ReplayBuffer(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
@@ -48,6 +51,7 @@ class GroupManager:
         *,
         greedy: bool = False,
         variants: Sequence[tuple[int, str]] = (),
+        note: str = "",
     ) -> Group:
         """A new group with its first candidates: so many of each variant, the others of none.
         `greedy`: sampled at temperature 0."""
@@ -62,6 +66,7 @@ class GroupManager:
             max_tokens=max_tokens,
             since=core.now,
             greedy=greedy,
+            note=note,
         )
         core.next_group += 1
         core.enter(group)
@@ -144,9 +149,18 @@ class GroupManager:
 
     # --- the end ------------------------------------------------------------------------
 
-    def end(self, group: Group, state: GroupState, why: str = "") -> None:
-        """Books are closed on every member; the prompt goes where it belongs."""
+    def end(self, group: Group, state: GroupState, why: str = "", kind: str = "") -> None:
+        """Books are closed on every member; the prompt goes where it belongs.
+
+        Args:
+            kind: what the step's record counts it by; `why` if there is none.
+        """
         core = self._core
+        if group.replay:
+            self._end_replay(group, group.replay, state, why)
+            return
+        if state is GroupState.TRAINED and core.settings.keep:
+            self.replay_buffer.keep(group)
         if group.is_sent and state is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
         self.token_stream.close_group(group)
@@ -166,11 +180,12 @@ class GroupManager:
                     member.sampled,
                     round(member.confidence, 4),
                     member.reward,
-                    member.id in trained,
+                    trained.get(member.id, 0.0) > 0,
                     member.versions,
                     *([member.turns, member.appended_tokens] if member.turns else ()),
                 ]
             )
+        learned = state is GroupState.TRAINED
         del core.groups[group.id]
         core.report(
             "group",
@@ -183,11 +198,37 @@ class GroupManager:
             why=group.why,
             members=table,
             **records(group),
+            **({"advantages": _by_member(group)} if learned else {}),
+            **({"advantage_why": group.advantage_why} if group.advantage_why else {}),
+            **({"end_kind": kind} if kind else {}),
         )
         if group.kind == "train":
-            self._tell_budget(group)
-            self._prompt_ended(group, state, why)
+            self._prompt_ended(group, state, kind or why)
+            self._tell_plugins(group, why, kind)
             core.needs_update = True
+
+    def _end_replay(self, group: Group, kept: Kept, state: GroupState, why: str) -> None:
+        """It has no members, no prompt and no account of its own."""
+        core = self._core
+        if group.is_sent and state is not GroupState.TRAINED:
+            core.emit(ForgetGroup(rank=group.rank, group=group.id))
+        core.advance(group, state, why)
+        del core.groups[group.id]
+        self.replay_buffer.end(group, kept)
+        fate = "replayed" if state is GroupState.TRAINED else state.value
+        core.report(
+            "group",
+            version=core.version,
+            group=group.id,
+            kind=group.kind,
+            prompt=group.prompt,
+            attempt=group.attempt,
+            fate=fate,
+            why=group.why,
+            members=[],
+            replay_of=kept.group,
+        )
+        core.needs_update = True
 
     @staticmethod
     def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:
@@ -199,22 +240,35 @@ class GroupManager:
             return "trained" if weight > 0 else "redundant"
         return "stale" if why == "stale" else "dropped"
 
-    def _tell_budget(self, group: Group) -> None:
-        """Tell the budget the lengths of all candidates; aborted ones count as lower bounds."""
-        budget = self._core.plugins.budget
-        tell = getattr(budget, "ended", None)
-        if tell is None:
+    def _tell_plugins(self, group: Group, why: str, kind: str) -> None:
+        """Tell every plug-in that wants to know; lengths of aborted members are lower bounds."""
+        listeners = [
+            (name, tell)
+            for name in self._core.plugins.__struct_fields__
+            if (tell := getattr(getattr(self._core.plugins, name), "ended", None)) is not None
+        ]
+        if not listeners:
             return
         held = [m for m in group.members if m.sampled]
+        scored = [m for m in group.members if m.reward is not None]
         view = EndedView(
             prompt=group.prompt,
             tokens=self._core.prompt_tokens[group.prompt],
             tag=self._core.tag(group.prompt),
             lengths=tuple(m.sampled for m in held),
             censored=tuple(m.state is not TrajectoryState.FINISHED for m in held),
+            group=group.id,
+            fate=group.state.value,
+            why=why,
+            kind=kind,
+            step=self._core.step,
+            opened=group.step,
+            rewards=tuple(m.reward for m in scored if m.reward is not None),
+            variants=tuple(m.variant for m in scored),
         )
-        with plugin_guard(budget, "budget"):
-            tell(view)
+        for name, tell in listeners:
+            with plugin_guard(getattr(self._core.plugins, name), name, group.id):
+                tell(view)
 
     def _prompt_ended(self, group: Group, state: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
@@ -222,15 +276,10 @@ class GroupManager:
         self._core.stats.add_fate(label)
         if state is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
-            return
-        if state is GroupState.TRAINED:
+        elif state is GroupState.TRAINED:
             self.ended_trained += 1
         else:
             self.ended_dropped += 1
-        rewards = [m.reward for m in group.members if m.reward is not None]
-        prompts = self._core.plugins.prompt_order
-        with plugin_guard(prompts, "prompt_order"):
-            prompts.ended(group.prompt, state.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:
         """An unended member leaves: its tokens are waste and counted so."""
@@ -250,3 +299,9 @@ class GroupManager:
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
             self._core.ledger.truncated += member.own
         del self._core.trajectories[member.id]
+
+
+def _by_member(group: Group) -> list[tuple[int, float, float]]:
+    """(id, advantage, loss weight) of each member that was chosen."""
+    rows = zip(group.chosen, group.advantages, group.weights, strict=True)
+    return [(i, round(advantage, 6), round(weight, 6)) for i, advantage, weight in rows]

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.wire.messages import TrainMember
+
 
 class IllegalTransition(Exception):
     """A move that is not in its table: our own logic is wrong; nothing was changed."""
@@ -230,6 +232,24 @@ GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
 }
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A group that was trained on, with all that a rank needs to train on it again."""
+
+    group: int
+    prompt: int
+    reward: float  # mean
+    version: int  # of its oldest token
+    step: int  # that trained on it first
+    members: tuple[TrainMember, ...]
+    replays: int = 0
+    variants: dict[int, str] = {}  # of the members that have one
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens that training on it counts."""
+        return sum(m.sampled_tokens for m in self.members if m.weight > 0)
+
+
 class Group(msgspec.Struct, kw_only=True):
     """All trajectories sampled for one prompt in one attempt."""
 
@@ -254,6 +274,13 @@ class Group(msgspec.Struct, kw_only=True):
     trained_tokens: float = 0.0  # reported by the rank once the group is accumulated
     why: str = ""
     greedy: bool = False  # sampled at temperature 0
+    note: str = ""  # of the budget's allocation
+    held: bool = False  # `Hold` was the selector's last word
+    token_advantages: list[bytes] = msgspec.field(default_factory=list[bytes])
+    """float32, of each sampled token of `chosen`; empty: `advantages` hold for all of them."""
+    advantage_why: str = ""
+    of_step: bool = False  # its advantages were given in view of the whole step
+    replay: Kept | None = None  # trained on once more: it has no members of its own
 
     def member(self, trajectory: int) -> Trajectory | None:
         """The member of that id, or None if it is none of this group."""

@@ -139,8 +139,8 @@ class Scheduler:
         if until == "slot":
             self.enqueue(trajectory, PARKED)
 
-    def published(self) -> None:
-        """Have every engine load new weights; what was parked for them may continue."""
+    def wake(self) -> None:
+        """The step has ended: what was parked until then may continue."""
         for trajectory in self._core.trajectories.values():
             if trajectory.parked_until != "published":
                 continue
@@ -149,6 +149,10 @@ class Scheduler:
                 self.enqueue(trajectory, PARKED)
             elif trajectory.state is TrajectoryState.WAITING_ENV:
                 trajectory.parked_until = ""  # what it was to wait for has come
+
+    def published(self) -> None:
+        """Have every engine load new weights; what was parked for them may continue."""
+        self.wake()
         version = self._core.version
         self.engine_pool.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():

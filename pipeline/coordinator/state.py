@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     need: int  # groups of a step
     reserve: int  # groups opened beyond those
+    keep: int = 0  # groups kept after they were trained on
+    keep_versions: int = 4  # versions that a token of those may be behind the newest weights
     tries: float  # at most tries x need groups are opened for a step
     size: int  # M
     max_tokens: int
@@ -136,6 +138,7 @@ class CoordinatorState:
         self.weight_proofs = WeightProofs()
         self.paced = PacedSteps()  # of all engines, up to their newest loads
         self.weights_move = False  # CloseStep is out: ranks are about to forget what they streamed
+        self.rewards_moved = False  # a reward has come since the budget was asked for more
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}
@@ -169,6 +172,11 @@ class CoordinatorState:
         out, self.out = self.out, []
         return out
 
+    @property
+    def tags(self) -> Sequence[str]:
+        """The kind of each training prompt; () if the data set names none."""
+        return self._tags
+
     def tag(self, prompt: int) -> str:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
@@ -185,13 +193,22 @@ class CoordinatorState:
         """A group, new or of a checkpoint, is live from now on."""
         self.groups[group.id] = group
         self.group_index.update(group)
+        self.group_index.hold(group)
 
     def advance(self, group: Group, state: GroupState, why: str = "") -> None:
         """Move a group along its table. Raises IllegalTransition and changes nothing."""
         group.advance(state, self.now, why)
+        if not group.is_open:
+            group.held = False
         self.group_index.update(group)
         if state is GroupState.READY:
             self.due_groups.note(group, self.version)
+
+    def hold(self, group: Group, held: bool) -> None:
+        """Note whether `Hold` was the selector's last word on a group."""
+        if group.held != held:
+            group.held = held
+            self.group_index.hold(group)
 
     def train_groups(self, *states: GroupState) -> list[Group]:
         """Live training groups in these states, oldest first."""

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.plugins.interfaces import Options
+from pipeline.plugins.legality import refusals, table_of
 from pipeline.plugins.ranges import broken
 from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
 
@@ -157,31 +157,6 @@ def sample_of(
     )
 
 
-def illegal(group: GroupView, actions: Iterable[AnyAction]) -> list[str]:
-    """Lists why the core would refuse these actions; empty: it would not."""
-    members = {member.id: member for member in group.members}
-    unended = {member.id: member for member in group.unended}
-    reasons: list[str] = []
-    for action in actions:
-        if isinstance(action, Sample) and action.n < 1:
-            reasons.append(f"{action}: n is at least 1")
-        if not isinstance(action, Abort | Stop | Park | Finalize):
-            continue
-        if len(set(action.ids)) < len(action.ids):
-            reasons.append(f"{action}: an id is given twice")
-        unknown = [id_ for id_ in action.ids if id_ not in members]
-        if unknown:
-            reasons.append(f"{action}: no such members {unknown}")
-        if isinstance(action, Stop):
-            if any(i not in unended or not unended[i].tokens for i in action.ids):
-                reasons.append(f"{action}: a member has ended, or holds no token")
-            for id_ in action.ids:
-                unended.pop(id_, None)  # so that a later Finalize may name it
-        if isinstance(action, Finalize):
-            if len(action.ids) < 2:
-                reasons.append(f"{action}: two members or more")
-            if any(i in unended for i in action.ids):
-                reasons.append(f"{action}: a member has not ended")
-            if action.weights is not None and len(action.weights) != len(action.ids):
-                reasons.append(f"{action}: as many weights as ids")
-    return reasons
+def illegal(group: GroupView, actions: Iterable[object]) -> list[str]:
+    """Lists why the core would refuse these actions, as it does itself; empty: it would not."""
+    return refusals(table_of(group), actions)

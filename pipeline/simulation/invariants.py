@@ -101,7 +101,10 @@ def check_group_index(core: CoordinatorState) -> None:
     index = core.group_index
     counts = dict.fromkeys(LIVE_STATES, 0) | Counter(g.state for g in groups)
     _hold(index.counts == counts, "groups are counted wrong")
-    _hold(index.live == len(groups) - counts[GroupState.DEAD], "live groups are counted wrong")
+    held = sum(1 for g in groups if g.held and g.is_open)
+    _hold(index.held == held, "held groups are counted wrong")
+    live = len(groups) - counts[GroupState.DEAD] - held
+    _hold(index.live == live, "live groups are counted wrong")
     for state in LIVE_STATES:
         here = [g for g in groups if g.state is state]
         _hold(core.train_groups(state) == here, f"a group is {state} and not found, or not {state}")
@@ -151,6 +154,10 @@ def check_train(coordinator: Coordinator, command: TrainGroup) -> None:
     group = core.groups[command.group]
     ids = [member.trajectory for member in command.members]
     _hold(len(set(ids)) == len(ids), f"group {group.id} trains on a member twice")
+    if group.replay:
+        bound = core.version - core.settings.keep_versions
+        _hold(group.replay.version >= bound, f"group {group.id} replays what is too old")
+        return
     for trajectory in ids:
         found = group.member(trajectory)
         _hold(found is not None, f"member {trajectory} is none of group {group.id}")

@@ -80,6 +80,8 @@ def coordinator_settings(
         need=config.step.prompts,
         reserve=config.step.reserve,
         tries=config.step.tries,
+        keep=config.step.keep,
+        keep_versions=config.step.keep_versions,
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,

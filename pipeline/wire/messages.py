@@ -265,13 +265,14 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+    token_advantages: bytes = b""
+    """float32, advantage of each response token, 0 at appended ones, instead of `advantage`;
+    empty: `advantage` holds for all of them."""
     old: bytes = b""
     """float32, logprob of each response token under the version that sampled it. NaN: the version
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
     prompt: bytes = b""
     """int32, of a member with a prompt of its own; empty: it has the group's."""
-    token_advantages: bytes = b""
-    """float32, advantage of each response token, 0 at appended ones. Empty: `advantage` for all."""
 
     @property
     def sampled_tokens(self) -> int:
