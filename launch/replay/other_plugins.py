@@ -135,6 +135,7 @@ def simulated(
             msgspec.structs.replace(plugins, prompt_order=order),
             header.prompt_tokens,
             header.tags,
+            header.variants,
         ),
         machines,
         workload,

@@ -87,7 +87,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         if group.kind == "eval":
             for member in group.members:
                 if member.state is not TrajectoryState.ABORTED:
-                    ledger.move(member.sampled, "open", "eval")
+                    ledger.move(member.own, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
     next_group, next_trajectory = _next_numbers(coordinator)
