@@ -23,10 +23,17 @@ from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
 
+
+
+Turns = Annotated[
+    tuple[PositiveInt, ...], Meta(min_length=1, description="one or more, each at least 1")
+]
+
+
 class TtiOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the `tti` budget."""
 
-    turns: Annotated[tuple[PositiveInt, ...], Meta(min_length=1)] = (10, 20, 20, 30)
+    turns: Turns = (10, 20, 20, 30)
     """Turns of each iteration; the last holds from there on, and the largest stands for
     `sampling.max_tokens`."""
     iteration: PositiveInt = 1

@@ -75,9 +75,11 @@ def test_tti_lengthens_the_horizon_from_iteration_to_iteration():
 
 def test_tti_refuses_options_out_of_range():
     assert option_problems(TtiOptions, iteration=0) == ["iteration: found 0, expected at least 1"]
-    assert option_problems(TtiOptions, turns=())
+    assert option_problems(TtiOptions, turns=()) == [
+        "turns: found (), expected one or more, each at least 1"
+    ]
     assert option_problems(TtiOptions, turns=(10, 0)) == [
-        "turns: found (10, 0), expected each at least 1"
+        "turns: found (10, 0), expected one or more, each at least 1"
     ]
 
 
@@ -141,4 +143,6 @@ def test_nudge_refuses_more_hints_than_members():
         "without: found 1.5, expected from 0 to 1",
         "seed: found -1, expected at least 0",
     ]
-    assert option_problems(NudgeOptions, hints=())
+    assert option_problems(NudgeOptions, hints=()) == [
+        "hints: found (), expected one or more, none of them empty"
+    ]
