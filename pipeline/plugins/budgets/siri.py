@@ -1,10 +1,10 @@
 """Budget `siri`: the limit of tokens falls and rises in cycles of steps.
 
-Turns the number of the step into the limit of the groups opened in it, between `sampling.max_tokens`
+Turns the number of the step into the limit of groups opened in it, between `sampling.max_tokens`
 and a share of that; a response keeps the limit that its group was opened with. Every prompt gets M
 candidates. A response at the limit is truncated, which most rewards call wrong.
 Source: SIRI, arXiv 2509.25176: a cosine that begins at the upper end,
-L(t) = low + (high - low) (1 + cos(2 pi t / T)) / 2, and the names of two other shapes. Their form is
+L(t) = low + (high - low) (1 + cos(2 pi t / T)) / 2, and names of two other shapes. Their form is
 ours: `stair`, the upper end for half a cycle, then the lower one; `stair_cosine`, down to the lower
 end at once, and back along the cosine.
 """

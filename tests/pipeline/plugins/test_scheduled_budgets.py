@@ -107,7 +107,8 @@ def test_seele_refuses_more_rounds_than_members():
 def hinted(prompt: int, step: int = 1, size: int = 8, **given: Any) -> dict[str, int]:
     """How many of a prompt's candidates are sampled with each hint."""
     budget = Nudge(NudgeOptions(**given))
-    [allocation] = budget.allocate([PromptView(prompt=prompt, tokens=9)], budget_view(size, step=step))
+    view = budget_view(size, step=step)
+    [allocation] = budget.allocate([PromptView(prompt=prompt, tokens=9)], view)
     assert allocation.candidates == size
     found = {variant: count for count, variant in allocation.variants}
     assert allocation.note == f"{size - sum(found.values())} without a hint"

@@ -69,7 +69,7 @@ def all_but_one(tokens: int, wrong: int = 0, **given: Any) -> GroupView:
 
 def test_dot_stops_the_last_one_when_it_runs_on_beyond_the_others_that_are_all_right():
     assert decide(Dot(), all_but_one(130), Every(trajectory=7)) == []
-    why = "131 tokens, and the 7 others are right by 130"
+    why = "131 tokens; the 7 others are right by 130"
     assert decide(Dot(), all_but_one(131), Every(trajectory=7)) == [
         Stop(ids=(7,), why=why, kind="outlier")
     ]
@@ -102,7 +102,10 @@ def test_dot_refuses_options_out_of_range():
 
 def test_april_parks_the_unfinished_when_the_step_has_its_groups():
     """APRIL: at t = 5 those of 9 and 20 tokens hold 5 each and are kept."""
-    group = group_of(size=2, running={0: 5, 3: 5}, parked={4: 2}, waiting_env={5: 1}, max_staleness=1)
+    running = {0: 5, 3: 5}
+    group = group_of(
+        size=2, running=running, parked={4: 2}, waiting_env={5: 1}, max_staleness=1
+    )
     [park] = decide(April(), group, Barrier())
     assert isinstance(park, Park)
     assert (park.ids, park.until, park.kind) == ((0, 3, 5), "published", "partial")
@@ -130,7 +133,8 @@ def test_ulorl_parks_a_response_at_the_end_of_each_segment():
         assert decide(SEGMENTS, group, Every(trajectory=7)) == [
             Park(ids=(7,), until="published", why=f"segment {segment} is full", kind="segment")
         ]
-    assert decide(SEGMENTS, group_of(size=2, finished={8: 9}, running={7: 40}, max_staleness=4)) == []
+    between = group_of(size=2, finished={8: 9}, running={7: 40}, max_staleness=4)
+    assert decide(SEGMENTS, between) == []
 
 
 def test_ulorl_lets_a_group_run_through_that_could_not_be_trained_on_later():
