@@ -202,13 +202,27 @@ def test_pilot_commit_commits_to_no_more_than_a_step_trains_on():
     assert PilotCommit().top_up([piloted(1, 0, 1)], 9) == []  # nothing was planned yet
 
 
-def test_pilot_commit_waits_for_all_pilots_unless_slots_are_idle():
+def test_pilot_commit_waits_for_a_round_of_pilots_unless_slots_are_idle():
     undecided = open_view(9, sampled=2)
     groups = [undecided, piloted(1, 0, 1), piloted(2, 0, 1)]
     assert committing().top_up(groups, 0) == []
     assert committing().top_up(groups, 5) == []
     assert committing().top_up(groups, 6) == [(2, 6)]
     assert committing().top_up(groups, 12) == [(2, 6), (1, 6)]
+
+
+def test_pilot_commit_needs_no_idle_slots_once_three_prompts_are_judged_for_each_of_a_step():
+    """Pilot-Commit: pilots for three times the prompts that are trained on."""
+    groups = [open_view(9, sampled=2), piloted(1, 0, 1), piloted(2, 0, 1)]
+    for planned, given in ((6, []), (7, [(2, 6), (1, 6)])):  # of which one is undecided
+        budget = PilotCommit()
+        budget.allocate(prompts(*range(planned)), budget_view(8, need=2))
+        resumed = PilotCommit()
+        resumed.restore(budget.state())
+        assert budget.top_up(groups, 0) == resumed.top_up(groups, 0) == given
+    sooner = PilotCommit(PilotCommitOptions(judged=1.0))
+    sooner.allocate(prompts(0, 1, 2), budget_view(8, need=2))
+    assert sooner.top_up(groups, 0) == [(2, 6), (1, 6)]
 
 
 def test_pilot_commit_goes_on_after_a_resume_before_anything_is_planned():
@@ -226,8 +240,9 @@ def test_pilot_commit_refuses_pilots_that_leave_nothing_to_commit():
     assert option_problems(PilotCommitOptions, 2) == [
         "pilots is 0.25, but group.size is 2: none would be left"
     ]
-    assert option_problems(PilotCommitOptions, pilots=1.0) == [
-        "pilots: found 1.0, expected above 0 and below 1"
+    assert option_problems(PilotCommitOptions, pilots=1.0, judged=0.5) == [
+        "pilots: found 1.0, expected above 0 and below 1",
+        "judged: found 0.5, expected at least 1",
     ]
 
 
