@@ -1,9 +1,9 @@
 """Task `loong`: a sum hidden behind a chain of keys, among other chains that lead to other sums.
 
 `841>302,117>5+4,530>841,302>7+9,699>117,?530=` asks for the sum that the chain from 530 leads to:
-530, 841, 302, 7+9. Turns (split, seed, index) into a prompt and its answer. Difficulty is the number
-of keys to follow (`hops`); length is what other chains fill the prompt with. The characters are
-those of `chain_sums`, so its tokenizer reads the prompts; its model has not learned them, and
+530, 841, 302, 7+9. Turns (split, seed, index) into a prompt and its answer. Difficulty is the
+number of keys to follow (`hops`); length is what other chains fill the prompt with. The characters
+are those of `chain_sums`, so its tokenizer reads the prompts; its model has not learned them, and
 `models/long-sums` has room for longer ones. Must not know: models, tokenizers, rewards.
 Source: KeyChain, LoongRL, arXiv 2510.19363, where keys are UUIDs between documents and the hidden
 question is about these.

@@ -85,7 +85,9 @@ def test_oldest_first_takes_no_later_group_before_an_earlier_step_has_given_its_
 
 
 def test_of_a_fraction_of_a_step_only_its_share_is_waited_for():
-    groups = [facts_of(n, "open" if n == C else "ready", opened=4 if n <= C else 5) for n in range(7)]
+    groups = [
+        facts_of(n, "open" if n == C else "ready", opened=4 if n <= C else 5) for n in range(7)
+    ]
     assert decided(*groups, alpha=0.5) == [Take(groups=(A, B, D, E)), Close()]
     assert decided(*groups, alpha=2) == [Take(groups=(A, B))], "s0 is 3: c is waited for"
 
