@@ -60,7 +60,8 @@ class OldestFirst:
         oldest = view.step - math.ceil(alpha)
         started: dict[int, list[GroupFacts]] = {}
         for facts in map(view.facts, view.groups()):
-            if facts.state in _ORDER and not facts.held:  # no other is counted as coming
+            # the dead and the held are not counted as coming; the asleep come in a later step
+            if facts.state in _ORDER and not facts.held and not facts.asleep:
                 started.setdefault(max(facts.opened, oldest), []).append(facts)
         batch: list[int] = []
         missing = view.need

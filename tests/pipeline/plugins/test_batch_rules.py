@@ -92,9 +92,13 @@ def test_of_a_fraction_of_a_step_only_its_share_is_waited_for():
     assert decided(*groups, alpha=2) == [Take(groups=(A, B))], "s0 is 3: c is waited for"
 
 
-def test_groups_that_are_held_or_teach_nothing_are_not_waited_for():
-    held = [facts_of(0, "open", opened=2, held=True), facts_of(1, "dead", opened=4)]
-    assert decided(*held, facts_of(2), facts_of(3), need=2) == [Take(groups=(2, 3)), Close()]
+def test_groups_that_are_held_or_asleep_or_teach_nothing_are_not_waited_for():
+    still = [
+        facts_of(0, "open", opened=2, held=True),
+        facts_of(1, "dead", opened=4),
+        facts_of(2, "open", opened=4, asleep=True),
+    ]
+    assert decided(*still, facts_of(3), facts_of(4), need=2) == [Take(groups=(3, 4)), Close()]
 
 
 def test_oldest_first_takes_what_would_be_too_old_beside_the_batch():
