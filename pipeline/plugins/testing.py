@@ -89,26 +89,50 @@ def group_of(
     running: Mapping[int, int] | None = None,
     queued: Mapping[int, int] | None = None,
     parked: Mapping[int, int] | None = None,
+    waiting_env: Mapping[int, int] | None = None,
     rewards: Mapping[int, float] | None = None,
     failed: Collection[int] = (),
+    parts: Mapping[int, Mapping[str, float]] | None = None,
     confidence: Mapping[int, float] | None = None,
+    entropy: Mapping[int, float] | None = None,
+    score: Mapping[int, float] | None = None,
+    remaining: Mapping[int, float] | None = None,
+    versions: Mapping[int, tuple[int, ...]] | None = None,
+    variants: Mapping[int, str] | None = None,
+    forks: Mapping[int, int] | None = None,
     statistics: Recent | None = None,
     max_tokens: int = 1024,
     now: float = 0.0,
     seed: int = 0,
     budget: int | None = None,
+    group: int = 1,
+    prompt: int = 1,
+    tag: str = "",
+    note: str = "",
+    attempt: int = 0,
+    step: int = 1,
+    opened: int | None = None,
+    version: int = -1,
+    max_staleness: int = 0,
+    due: bool = False,
+    held: bool = False,
 ) -> GroupView:
     """A group in the middle of its life.
 
     Args:
         size: M.
-        finished, truncated, running, queued, parked: member id -> tokens held; ended
+        finished, truncated, running, queued, parked, waiting_env: member id -> tokens held; ended
             members arrived in the order written, finished ones before truncated ones.
-        rewards: member id -> reward, where it is known.
+        rewards, parts: member id -> reward and its parts, where they are known.
         failed: ids of members whose reward failed.
         confidence: member id -> nats per token; others are at -0.5.
+        entropy, score, remaining, versions, variants, forks: member id -> what the fields of
+            `MemberView` say; the others have none.
         statistics: figures across groups; empty ones (no quantile yet) if not given.
         budget: M'; as many as there are members if not given.
+        group: its id.
+        opened: step in which it was opened; the open one if not given.
+        tag, note, attempt, step, version, max_staleness, due, held: as in `GroupView`.
     """
     members: list[MemberView] = []
     for state, given in (
@@ -117,6 +141,7 @@ def group_of(
         ("running", running),
         ("queued", queued),
         ("parked", parked),
+        ("waiting_env", waiting_env),
     ):
         for id_, tokens in (given or {}).items():
             members.append(
@@ -125,25 +150,40 @@ def group_of(
                     state=state,
                     tokens=tokens,
                     confidence=(confidence or {}).get(id_, -0.5) if tokens else 0.0,
+                    entropy=(entropy or {}).get(id_),
                     reward=(rewards or {}).get(id_),
                     reward_failed=id_ in failed,
+                    parts=(parts or {}).get(id_, {}),
+                    versions=(versions or {}).get(id_, ()),
                     hit_limit=state == "truncated" and tokens >= max_tokens,
+                    variant=(variants or {}).get(id_, ""),
+                    fork=(forks or {}).get(id_, -1),
+                    score=(score or {}).get(id_),
+                    remaining=(remaining or {}).get(id_),
                 )
             )
     ids = [member.id for member in members]
     if len(set(ids)) < len(ids):
         raise ValueError(f"a member is given in two states: {sorted(ids)}")
     return GroupView(
-        id=1,
-        prompt=1,
+        id=group,
+        prompt=prompt,
         size=size,
         budget=len(members) if budget is None else budget,
-        step=1,
+        step=step,
         now=now,
         members=tuple(members),
         statistics=statistics or Recent(),
         seed=seed,
         max_tokens=max_tokens,
+        version=version,
+        max_staleness=max_staleness,
+        due=due,
+        opened=step if opened is None else opened,
+        attempt=attempt,
+        tag=tag,
+        note=note,
+        held=held,
     )
 
 
