@@ -80,7 +80,10 @@ class Mixing:
         return {tag: passes for tag in self._walks for passes in self._walks[tag].epochs.values()}
 
     def plan(self, view: PlanView) -> Plan:
+        """Raises ValueError if the weights and the data do not name the same kinds."""
         tags = view.tags or [""] * view.dataset
+        if self._options.mix and not any(tags):
+            return Plan(prompts=(), why="prompt_order.mixing.mix names kinds, the data none")
         self._divide(tags)
         base = self._base()
         weights = corrected(base, self._completed, self._options.after, self._options.most)

@@ -139,8 +139,10 @@ def test_mixing_passes_over_a_kind_that_has_nothing_to_give_and_leaves_out_one_w
 
 def test_mixing_says_which_tags_its_weights_and_the_data_do_not_share():
     order = Mixing(MixingOptions(mix={"a": 1.0, "c": 1.0}))
-    with pytest.raises(ValueError, match="mix names a, c, but the data has the tags a, b; expected"):
+    with pytest.raises(ValueError, match="mix names a, c, but the data has the tags a, b"):
         order.plan(plan_view(1, 12, tags=TAGS))
+    untagged = order.plan(plan_view(1, 12))
+    assert untagged.prompts == () and "the data none" in untagged.why
 
 
 # --- predictive ------------------------------------------------------------------------------
