@@ -134,3 +134,21 @@ def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
     add(flusher, A, [1], version=12, end="stop")
     frames = [heads(flusher) for _ in range(4)]
     assert [[chunk.count for chunk in frame] for frame in frames] == [[6], [6], [6, 1], []]
+
+
+def test_a_chunk_has_the_newest_scalars_that_came_with_its_tokens():
+    flusher = flusher_of(chunk_tokens=3)
+    flusher.add_tokens(A, [5, 6], [-1.0, -1.0], 1, score=0.5, remaining=9.0)
+    flusher.add_tokens(A, [7], [-1.0], 1, remaining=8.0)
+    flusher.add_tokens(A, [8, 9, 8], [-1.0] * 3, 1)
+    [first, second] = heads(flusher)
+    assert (first.score, first.remaining) == (0.5, 8.0)
+    assert (second.score, second.remaining) == (None, None)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0, 1e13])
+def test_a_number_that_the_stage_would_refuse_is_left_out(wrong: float):
+    flusher = flusher_of(chunk_tokens=1)
+    flusher.add_tokens(A, [5], [-1.0], 1, score=wrong * 1e12 if wrong == -1.0 else wrong)
+    flusher.add_tokens(A, [6], [-1.0], 1, remaining=wrong)
+    assert all(head.remaining is None for head in heads(flusher))
