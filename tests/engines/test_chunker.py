@@ -146,9 +146,15 @@ def test_a_chunk_has_the_newest_scalars_that_came_with_its_tokens():
     assert (second.score, second.remaining) == (None, None)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0, 1e13])
-def test_a_number_that_the_stage_would_refuse_is_left_out(wrong: float):
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        *(("score", value) for value in (float("nan"), float("inf"), -1e13)),
+        *(("remaining", value) for value in (float("nan"), float("inf"), -1.0)),
+    ],
+)
+def test_a_scalar_that_the_stage_would_refuse_is_left_out(name: str, wrong: float):
     flusher = flusher_of(chunk_tokens=1)
-    flusher.add_tokens(A, [5], [-1.0], 1, score=wrong * 1e12 if wrong == -1.0 else wrong)
-    flusher.add_tokens(A, [6], [-1.0], 1, remaining=wrong)
-    assert all(head.remaining is None for head in heads(flusher))
+    flusher.add_tokens(A, [5], [-1.0], 1, **{name: wrong})
+    [head] = heads(flusher)
+    assert (head.score, head.remaining) == (None, None)

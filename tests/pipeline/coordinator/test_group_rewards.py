@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
@@ -103,9 +102,8 @@ def test_a_resume_asks_again_about_all_of_the_chosen() -> None:
     assert again.group_manager.awaiting_reward.keys() == {1}
 
 
-@pytest.mark.parametrize("kind", ["eval"])
-def test_evaluations_are_judged_one_by_one(kind: str) -> None:
+def test_evaluations_are_judged_one_by_one() -> None:
     bench = Bench(group_reward=True, held_out=1, eval_every=1, eval_samples=2)
     bench.begin()
     [judge] = only(bench.tokens(0, 2, "stop"), RequestReward)
-    assert (judge.kind, judge.together) == (kind, ())
+    assert (judge.kind, judge.together) == ("eval", ())
