@@ -59,6 +59,8 @@ class PromptPlanner:
                 )
             )
         check_plan(core, plan, want, group_manager.outstanding)
+        if plan.why:
+            core.report("plan", prompts=list(plan.prompts), why=plan.why)
         speculate = plan.speculate if first else speculate
         if not plan.prompts:
             return 0, speculate

@@ -175,8 +175,8 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
                 continue
             core.trajectories[member.id] = member
             if member.state is TrajectoryState.QUEUED:
-                begun = member.held > member.prefix  # a fork holds tokens before it runs
-                coordinator.scheduler.enqueue(member, LOST if begun else QUEUED)
+                # One that had a slot gets one first, also if it had no token yet.
+                coordinator.scheduler.enqueue(member, LOST if member.leg else QUEUED)
             elif member.state is TrajectoryState.PARKED and member.parked_until == "slot":
                 coordinator.scheduler.enqueue(member, PARKED)
             elif member.state is TrajectoryState.WAITING_ENV:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.schema import Config, Plugin
+from pipeline.config.schema import Config, Plugin, StepConfig
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -78,7 +79,7 @@ def coordinator_settings(
         seed=config.seed,
         steps=config.step.count,
         need=config.step.prompts,
-        reserve=config.step.reserve,
+        reserve=spare_groups(config.step),
         tries=config.step.tries,
         keep=config.step.keep,
         keep_versions=config.step.keep_versions,
@@ -113,6 +114,11 @@ def coordinator_settings(
         paced=config.paced,
         group_reward=registry.judges_groups(*plugin_class("reward", config.reward)),
     )
+
+
+def spare_groups(step: StepConfig) -> int:
+    """Groups opened beyond those that a step needs."""
+    return step.reserve + math.floor(step.reserve_share * step.prompts + 0.5)
 
 
 def limits(config: Config) -> Timeouts:
