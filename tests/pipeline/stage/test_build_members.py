@@ -13,7 +13,7 @@ from pipeline.stage import build
 
 
 def config_of(**changes: Any) -> Config:
-    return msgspec.structs.replace(Config(), **changes)
+    return msgspec.structs.replace(Config(model="anywhere"), **changes)
 
 
 def check(config: Config) -> None:
