@@ -10,9 +10,16 @@ import pytest
 
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import Generate, Report, RequestReward, StreamTokens, TrainGroup
+from pipeline.coordinator.events import (
+    Generate,
+    Report,
+    RequestReward,
+    StreamTokens,
+    TrainGroup,
+    TurnAnswered,
+)
 from pipeline.coordinator.groups import TrajectoryState
-from pipeline.coordinator.old_logprobs import for_training, token_versions
+from pipeline.coordinator.old_logprobs import for_training, keep, token_versions
 from pipeline.coordinator.state import PluginFault
 from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.wire.messages import floats, ints
@@ -140,8 +147,6 @@ def test_a_full_response_can_be_forked_before_its_last_token_alone() -> None:
 
 
 def test_tokens_of_an_environment_and_a_turn_that_is_over_are_not_forked() -> None:
-    from pipeline.coordinator.events import TurnAnswered
-
     bench = Bench(tries=30.0, turns=3)
     bench.begin()
     bench.tokens(0, 4, "stop")
@@ -194,8 +199,6 @@ def test_a_resume_keeps_a_fork_and_places_it_among_the_new_ones(bench: Bench) ->
 
 
 def test_entropies_of_a_fork_are_looked_at_from_its_first_token(bench: Bench) -> None:
-    from pipeline.coordinator.old_logprobs import keep
-
     bench.ask(0, Sample(1, fork=(1, 3)))
     fork = bench.member(3)
     assert fork.entropy is None

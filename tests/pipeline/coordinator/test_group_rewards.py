@@ -52,8 +52,8 @@ def test_a_selector_that_wants_rewards_is_not_waited_for() -> None:
     assert bench.fate(0)[0] == "dropped"
 
 
-def test_a_group_that_ends_takes_its_questions_back() -> None:
-    bench = begun(max_staleness=0)
+def test_a_group_without_rewards_is_dropped() -> None:
+    bench = begun()
     bench.ask(0, Finalize((0, 1)))
     bench.handle(RewardMissing(trajectory=0, why="it raised"))
     commands = bench.handle(RewardMissing(trajectory=1, why="it raised"))

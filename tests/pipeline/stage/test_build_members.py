@@ -18,8 +18,8 @@ def config_of(**changes: Any) -> Config:
 
 def check(config: Config) -> None:
     plugins = build.build_plugins(config)
-    build._check_group_reward(config, plugins)  # pyright: ignore[reportPrivateUsage]
-    build._check_variants(config, plugins)  # pyright: ignore[reportPrivateUsage]
+    build._check_group_reward(config, plugins)
+    build._check_variants(config, plugins)
 
 
 SEELE = Plugin(name="seele", options={})
