@@ -174,7 +174,11 @@ def begin_simulation(
         limits=Timeouts(close_s=config.learner.close_s),
         turns=0,
     )
-    coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
+    # Texts of variants are not modelled: each is as long as its prompt.
+    variants = dict.fromkeys(config.data.variants, prompt_tokens)
+    coordinator = Coordinator(
+        numbers, build.build_plugins(config), prompt_tokens, variants=variants
+    )
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation

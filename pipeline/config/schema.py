@@ -55,6 +55,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     answer: allowed.OptionalFieldName = ""
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that a source has."""
+    variants: tuple[allowed.FieldName, ...] = ()
+    """Fields whose text a plug-in may put behind the prompt of some members, as a hint: each line
+    that is trained on must have them. They count with the prompt where its length is limited."""
     bad_lines: Literal["stop", "skip"] = "stop"
     """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"

@@ -90,6 +90,7 @@ class GroupAdvantages:
             confidence=member.confidence,
             entropy=member.entropy,
             versions=tuple(member.versions),
+            variant=member.variant,
         )
 
     def _check(self, group: Group, answer: object, members: Sequence[Outcome]) -> None:

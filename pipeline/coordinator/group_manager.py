@@ -8,7 +8,9 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from pipeline.coordinator.candidates import begin_as_fork, records
 from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
 from pipeline.coordinator.groups import (
     UNENDED,
@@ -48,9 +50,11 @@ class GroupManager:
         size: int,
         *,
         greedy: bool = False,
+        variants: Sequence[tuple[int, str]] = (),
         note: str = "",
     ) -> Group:
-        """A new group with its first candidates; `greedy`: sampled at temperature 0."""
+        """A new group with its first candidates: so many of each variant, the others of none.
+        `greedy`: sampled at temperature 0."""
         core = self._core
         group = Group(
             id=core.next_group,
@@ -68,12 +72,17 @@ class GroupManager:
         core.enter(group)
         if kind == "train":
             self.outstanding[prompt] = attempt
-        self.add_members(group, candidates)
+        for count, variant in variants:
+            self.add_members(group, count, variant)
+        self.add_members(group, candidates - sum(count for count, _ in variants))
         return group
 
-    def add_members(self, group: Group, count: int) -> None:
-        """Candidates for a group, queued for a slot."""
+    def add_members(
+        self, group: Group, count: int, variant: str = "", fork: tuple[int, int] | None = None
+    ) -> None:
+        """Candidates for a group, queued for a slot; see `Sample`."""
         core = self._core
+        origin = group.member(fork[0]) if fork else None
         for _ in range(count):
             trajectory = Trajectory(
                 id=core.next_trajectory,
@@ -81,7 +90,11 @@ class GroupManager:
                 member=group.sampled,  # never used twice: its seed follows from it
                 max_tokens=group.max_tokens,
                 since=core.now,
+                variant=variant,
             )
+            if fork and origin is not None:
+                begin_as_fork(trajectory, origin, fork[1])
+                core.ledger.forked += fork[1]
             core.next_trajectory += 1
             group.sampled += 1
             core.trajectories[trajectory.id] = trajectory
@@ -89,8 +102,30 @@ class GroupManager:
             self._scheduler.enqueue(trajectory)
 
     def request_reward(self, group: Group, trajectory: Trajectory) -> None:
-        """Ask for the reward of an ended member."""
-        self.awaiting_reward[trajectory.id] = self._core.now
+        """Ask for the reward of an ended member; of one that is judged with its whole group, once
+        that can be."""
+        if group.kind == "train" and self._core.settings.group_reward:
+            self.request_group_reward(group)
+        else:
+            self._request(group, trajectory)
+
+    def request_group_reward(self, group: Group) -> None:
+        """Where rewards are over whole groups: ask about the chosen, in one call. In an audited group
+        the others are asked about once all have ended: beside the chosen, which keep the rewards
+        that they are trained with."""
+        if not self._core.settings.group_reward or group.state is not GroupState.CHOSEN:
+            return
+        judged = group.judged_together()
+        ids = tuple(member.id for member in judged)
+        if any(not m.scored and m.id not in self.awaiting_reward for m in judged):
+            for member in judged:
+                self._request(group, member, ids)
+
+    def _request(
+        self, group: Group, trajectory: Trajectory, together: tuple[int, ...] = ()
+    ) -> None:
+        if not trajectory.scored:
+            self.awaiting_reward[trajectory.id] = self._core.now
         self._core.emit(
             RequestReward(
                 kind=group.kind,
@@ -102,6 +137,8 @@ class GroupManager:
                 appended=tuple(trajectory.appended),
                 step=self._core.step,
                 steps=self._core.settings.steps,
+                variant=trajectory.variant,
+                together=together,
             )
         )
 
@@ -160,6 +197,7 @@ class GroupManager:
             fate=state.value,
             why=group.why,
             members=table,
+            **records(group),
             **({"advantages": _by_member(group)} if learned else {}),
             **({"advantage_why": group.advantage_why} if group.advantage_why else {}),
             **({"end_kind": kind} if kind else {}),
@@ -226,6 +264,7 @@ class GroupManager:
             step=self._core.step,
             opened=group.step,
             rewards=tuple(m.reward for m in scored if m.reward is not None),
+            variants=tuple(m.variant for m in scored),
         )
         for name, tell in listeners:
             with plugin_guard(getattr(self._core.plugins, name), name, group.id):
@@ -250,15 +289,15 @@ class GroupManager:
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
         self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
-        self._core.ledger.move(member.sampled, source, account)
+        self._core.ledger.move(member.own, source, account)
         del self._core.trajectories[member.id]
 
     def close_member(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         self.cancel_reward(member)
-        self._core.ledger.move(member.sampled, "open", account, why)
+        self._core.ledger.move(member.own, "open", account, why)
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
-            self._core.ledger.truncated += member.sampled
+            self._core.ledger.truncated += member.own
         del self._core.trajectories[member.id]
 
 

@@ -105,6 +105,9 @@ class Trajectory(msgspec.Struct, kw_only=True):
     max_tokens: int
     state: TrajectoryState = TrajectoryState.QUEUED
     since: float = 0.0  # when it entered `state`
+    variant: str = ""  # what stands behind its prompt, and behind no other's (`Sample`)
+    fork: int = -1  # id of the member whose first tokens it began with; -1: none
+    prefix: int = 0  # so many of them; they are in the account of whoever sampled them
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
@@ -125,6 +128,8 @@ class Trajectory(msgspec.Struct, kw_only=True):
     computed it; NaN: not known. It may be shorter than the response: no more is known."""
     entropy_sum: float = 0.0  # nats, of the policy at the first `looked` tokens
     looked: int = 0  # response tokens whose entropy a learner rank has computed
+    score: float | None = None  # newest that its engine gave
+    remaining: float | None = None  # tokens to come, as its engine predicted with the newest chunk
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     streamed: int = 0  # response tokens that were sent to a learner rank
@@ -142,6 +147,11 @@ class Trajectory(msgspec.Struct, kw_only=True):
     def sampled(self) -> int:
         """Response tokens held that the model sampled: its length, to whoever decides."""
         return len(self.tokens) // 4 - self.appended_tokens
+
+    @property
+    def own(self) -> int:
+        """Those of `sampled` that were sampled for it and for no other: its part of the ledger."""
+        return self.sampled - self.prefix
 
     @property
     def versions(self) -> list[int]:
@@ -232,6 +242,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     step: int  # that trained on it first
     members: tuple[TrainMember, ...]
     replays: int = 0
+    variants: dict[int, str] = {}  # of the members that have one
 
     @property
     def tokens(self) -> int:
@@ -306,6 +317,14 @@ class Group(msgspec.Struct, kw_only=True):
     def wants_reward(self, member: Trajectory) -> bool:
         """Returns True if anything depends on the reward of this ended member."""
         return self.is_open or self.audited or member.id in self.chosen
+
+    def judged_together(self) -> list[Trajectory]:
+        """Members whose rewards are over all of them, once they are chosen: the chosen, by id. When
+        those are scored, and the group is audited and none is left to end: all that ended."""
+        ended = [member for member in self.members if member.state in ENDED]
+        chosen = [member for member in ended if member.id in self.chosen]
+        whole = self.audited and not self.unended and all(member.scored for member in chosen)
+        return ended if whole else chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""

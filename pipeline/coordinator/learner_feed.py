@@ -43,6 +43,7 @@ class TokenStream:
                 trajectory=trajectory.id,
                 offset=start,
                 tokens=bytes(trajectory.tokens[4 * start :]),
+                variant=trajectory.variant,
             )
         )
 
@@ -71,6 +72,7 @@ def train_group(group: Group, step: int, version: int) -> TrainGroup:
             group=group.id,
             prompt=group.prompt,
             members=group.replay.members,
+            variants=group.replay.variants,
         )
     members = [(i, group.member(i)) for i in group.chosen]
     of_tokens = group.token_advantages or [b""] * len(members)
@@ -97,6 +99,7 @@ def train_group(group: Group, step: int, version: int) -> TrainGroup:
             )
             if m is not None
         ),
+        variants={i: m.variant for i, m in members if m is not None and m.variant},
     )
 
 

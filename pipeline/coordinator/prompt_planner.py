@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from pipeline.coordinator.candidates import allocation_refusal
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import OPEN_STATES, UNENDED, Group, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
@@ -58,6 +59,8 @@ class PromptPlanner:
                 )
             )
         check_plan(core, plan, want, group_manager.outstanding)
+        if plan.why:
+            core.report("plan", prompts=list(plan.prompts), why=plan.why)
         speculate = plan.speculate if first else speculate
         if not plan.prompts:
             return 0, speculate
@@ -75,6 +78,7 @@ class PromptPlanner:
                 allocation.candidates,
                 min(allocation.max_tokens, core.settings.max_tokens),
                 size,
+                variants=allocation.variants,
                 note=allocation.note,
             )
         return len(plan.prompts), speculate
@@ -229,6 +233,9 @@ def check_allocations(
             f"budget {name}: {allocations}: one for each of {prompts} prompts, 1 to {most} "
             "candidates, max_tokens at least 1"
         )
+    for allocation in allocations:
+        if why := allocation_refusal(core, allocation):
+            raise PluginFault(f"budget {type(core.plugins.budget).__name__}: {why}")
 
 
 def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle: int) -> None:

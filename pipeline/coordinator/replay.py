@@ -35,6 +35,7 @@ class ReplayBuffer:
             version=min(versions(group), default=core.version),
             step=core.step,
             members=tuple(msgspec.structs.replace(m, old=m.behaviour) for m in sent.members),
+            variants=sent.variants,
         )
         while len(self.kept) > core.settings.keep:
             del self.kept[next(iter(self.kept))]

@@ -135,7 +135,7 @@ class Scheduler:
         trajectory.advance(TrajectoryEvent.SHELVED, self._core.now)
         trajectory.leg += 1
         trajectory.parked_until = until
-        self._core.ledger.move(trajectory.sampled, "open", "parked")
+        self._core.ledger.move(trajectory.own, "open", "parked")
         if until == "slot":
             self.enqueue(trajectory, PARKED)
 
@@ -214,7 +214,7 @@ class Scheduler:
         if trajectory.state is TrajectoryState.PARKED:
             trajectory.advance(TrajectoryEvent.RESUMED, core.now)
             trajectory.parked_until = ""
-            core.ledger.move(trajectory.sampled, "parked", "open")
+            core.ledger.move(trajectory.own, "parked", "open")
         group = core.groups[trajectory.group]
         trajectory.advance(TrajectoryEvent.PLACED, core.now)
         trajectory.engine = engine.name
@@ -233,6 +233,7 @@ class Scheduler:
                 seed=core.seed_of(group, trajectory),
                 since=queued,
                 greedy=group.greedy,
+                variant=trajectory.variant,
             )
         )
 

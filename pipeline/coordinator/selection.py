@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.coordinator import selection_bias
+from pipeline.coordinator import candidates, selection_bias
 from pipeline.coordinator.evaluation import Evaluations
 from pipeline.coordinator.group_advantages import GroupAdvantages, take
 from pipeline.coordinator.group_manager import GroupManager
@@ -62,7 +62,13 @@ def member_view(member: Trajectory) -> MemberView:
         parts=member.parts,
         versions=tuple(member.versions),
         hit_limit=state is TrajectoryState.TRUNCATED and member.limited,
+        variant=member.variant,
+        fork=member.fork,
+        score=member.score,
+        remaining=member.remaining,
     )
+
+
 
 
 class Selection:
@@ -81,6 +87,11 @@ class Selection:
     @property
     def wants(self) -> Wants:
         return getattr(self._core.plugins.selector, "wants", _NOTHING)
+
+    @property
+    def _hears_rewards(self) -> bool:
+        """Rewards over whole groups come after the selector's choice, so never to it."""
+        return self.wants.reward and not self._core.settings.group_reward
 
     @property
     def listens(self) -> bool:
@@ -182,7 +193,7 @@ class Selection:
             group.state is GroupState.OPEN
             and not group.held
             and not any(m.state in UNENDED for m in group.members)
-            and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
+            and not (self._hears_rewards and any(not m.scored for m in self._ended(group)))
         ):
             ended = [m for m in self._ended(group) if not m.reward_failed]
             few = f"{len(ended)} trajectories with a reward; an advantage needs two"
@@ -222,7 +233,7 @@ class Selection:
         return PluginFault(f"selector {name}, group {group.id}: {action}: {why}")
 
     def _refusal(self, group: Group, action: AnyAction) -> str:
-        return refusal(
+        found = refusal(
             Table(
                 states={m.id: _NAMES[m.state] for m in group.members},
                 tokens={m.id: m.sampled for m in group.members},
@@ -232,6 +243,7 @@ class Selection:
             ),
             action,
         )
+        return found or (candidates.refusal(self._core, group, action) if isinstance(action, Sample) else "")
 
     @staticmethod
     def _members(group: Group, ids: Sequence[int]) -> list[Trajectory]:
@@ -243,8 +255,8 @@ class Selection:
             raise self._fault(group, action, why)
         core.hold(group, isinstance(action, Hold))
         match action:
-            case Sample(n=n):
-                group_manager.add_members(group, n)
+            case Sample(n=n, variant=variant, fork=fork):
+                group_manager.add_members(group, n, variant, fork)
             case Abort(ids=ids):
                 self._abort(group, self._members(group, ids))
             case Stop(ids=ids):
@@ -276,6 +288,7 @@ class Selection:
             action=type(action).__name__,
             ids=list(getattr(action, "ids", ())),
             why=action.why,
+            **candidates.record(action),
             **({"kind": action.kind} if action.kind else {}),
         )
         if isinstance(action, Enough):
@@ -296,7 +309,7 @@ class Selection:
                 self._scheduler.end_leg(member)
             self._core.cancel_environment_call(member.id)
             if member.state is TrajectoryState.PARKED:
-                self._core.ledger.move(member.sampled, "parked", "open")
+                self._core.ledger.move(member.own, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
             self._core.stats.lengths.append(member.sampled)
@@ -331,6 +344,7 @@ class Selection:
             self._core.needs_update = True
 
     def _ready_if_scored(self, group: Group) -> None:
+        self._group_manager.request_group_reward(group)
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
         if any(not m.scored for m in members) or (
             group.audited and not selection_bias.settled(group)

@@ -87,7 +87,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         if group.kind == "eval":
             for member in group.members:
                 if member.state is not TrajectoryState.ABORTED:
-                    ledger.move(member.sampled, "open", "eval")
+                    ledger.move(member.own, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
     next_group, next_trajectory = _next_numbers(coordinator)
@@ -175,7 +175,8 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
                 continue
             core.trajectories[member.id] = member
             if member.state is TrajectoryState.QUEUED:
-                coordinator.scheduler.enqueue(member, LOST if member.held else QUEUED)
+                # One that had a slot gets one first, also if it had no token yet.
+                coordinator.scheduler.enqueue(member, LOST if member.leg else QUEUED)
             elif member.state is TrajectoryState.PARKED and member.parked_until == "slot":
                 coordinator.scheduler.enqueue(member, PARKED)
             elif member.state is TrajectoryState.WAITING_ENV:

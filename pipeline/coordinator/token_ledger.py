@@ -30,6 +30,7 @@ class TokenLedger(msgspec.Struct, kw_only=True):
     chunks_late: int = 0  # of a leg that had ended
     appended: int = 0  # tokens that environments appended: not sampled, so in no account
     turns: int = 0  # passed to environments
+    forked: int = 0  # tokens that forks began with: counted once, where they were sampled
 
     def sample(self, tokens: int, account: str) -> None:
         """New tokens have arrived and belong to `account`."""

@@ -158,3 +158,11 @@ def needs_answer(reward: type[Any], options: Options) -> bool:
     returns True for its options."""
     needs = getattr(reward, "needs_answer", False)
     return bool(needs(options) if callable(needs) else needs)
+
+
+def judges_groups(reward: type[Any], options: Options) -> bool:
+    """Returns True if a reward gives its training rewards to whole groups (`score_group`): its
+    `judges_groups` is not there, is True, or returns True for its options."""
+    judges = getattr(reward, "judges_groups", True)
+    wants = judges(options) if callable(judges) else judges
+    return bool(hasattr(reward, "score_group") and wants)

@@ -24,6 +24,7 @@ from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins import registry
+from pipeline.simulation.extra_candidates import COLUMN, MoreCandidates, SomeVariants
 from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.invariants import Violation
@@ -95,6 +96,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     make: Callable[[], Plugins]
     lengths: Lengths
     tags: tuple[str, ...] = ()  # kind of each prompt
+    variants: dict[str, list[int]]  # column -> tokens, for each prompt
 
 
 def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
@@ -165,15 +167,37 @@ def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
         settings = msgspec.structs.replace(settings, steps=1000)  # it is not done before
     if mode is Mode.HANG:
         settings = msgspec.structs.replace(settings, limits=SHORT)
+    make = _plugins(rng, seed, settings) if subject is None else partial(subject.make, seed)
+    lengths = Lengths(median=rng.choice((5, 10)) * scale, between=0.4, within=0.7)
+    more = random.Random(f"{seed}/{mode}/members")  # not `rng`, whose draws are to stay as they are
+    if more.random() < 0.4 and subject is None:
+        make = _with_more(make, _MOST * size)
+    if more.random() < 0.25 and not getattr(make().selector.wants, "reward", False):
+        settings = msgspec.structs.replace(settings, group_reward=True)
     return World(
         settings=settings,
-        machines=machines,
+        machines=msgspec.structs.replace(machines, remaining=more.random() < 0.3),
         rules=rules,
         faults=tuple(faults),
-        make=_plugins(rng, seed, settings) if subject is None else partial(subject.make, seed),
-        lengths=Lengths(median=rng.choice((5, 10)) * scale, between=0.4, within=0.7),
+        make=make,
+        lengths=lengths,
         tags=() if subject is None else ("a", "b") * (settings.prompts // 2),
+        variants={COLUMN: [prompt % 4 for prompt in range(settings.prompts)]},
     )
+
+
+def _with_more(make: Callable[[], Plugins], most: int) -> Callable[[], Plugins]:
+    """The same plug-ins, which ask for variants and forks besides."""
+
+    def made() -> Plugins:
+        inside = make()
+        return msgspec.structs.replace(
+            inside,
+            budget=SomeVariants(inside.budget),
+            selector=MoreCandidates(inside.selector, most),
+        )
+
+    return made
 
 
 def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Plugins]:
@@ -271,7 +295,9 @@ def _live(
             f"{now:9.3f} life {number + 1}, from step {memory.saved.step if memory.saved else 0}"
         )
         one = Faulty(
-            Coordinator(here.settings, here.make(), prompt_tokens, here.tags),
+            Coordinator(
+                here.settings, here.make(), prompt_tokens, here.tags, variants=here.variants
+            ),
             here.machines,
             Parametric(here.lengths, Policy(0.0), seed=here.settings.seed),
             prompt_tokens,
