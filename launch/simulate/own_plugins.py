@@ -43,4 +43,5 @@ def subject_in(config: Config, arguments: str = "") -> Subject:
         return build.build_plugins(msgspec.structs.replace(config, seed=seed))
 
     settings = build.coordinator_settings(config, prompts=_PROMPTS, stop_tokens=_STOP)
-    return Subject(settings=settings, make=make, arguments=arguments)
+    columns = config.data.variants
+    return Subject(settings=settings, make=make, columns=columns, arguments=arguments)
