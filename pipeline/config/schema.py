@@ -44,9 +44,9 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
 class DataConfig(Section, frozen=True, kw_only=True):
     train: str | tuple[SourceConfig, ...] = "chain_sums"
-    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `mixed_sums`); a JSONL or parquet
-    file; a folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or
-    a list of these with weights."""
+    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `loong`, `mixed_sums`); a JSONL or
+    parquet file; a folder of such files or of `datasets`' `save_to_disk`; a pattern
+    (`data/*.parquet`); or a list of these with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
