@@ -43,6 +43,8 @@ class LossPass:
         self._temperature, self._max_tokens = temperature, max_tokens
         self.state = LossState(loss)
         self.aggregation = aggregation_of(section, loss, max_tokens)
+        own = getattr(loss, "own_importance", False)
+        self._importance = "off" if own else importance_mode(section)
         self.whole_groups = bool(getattr(loss, "whole_groups", False))
         # With a reference model the KL of all members is a metric.
         self.skips_silent = (
@@ -79,7 +81,7 @@ class LossPass:
             reference_BT = align(reference, batch.trajectories, found.mask_BT, found.logprobs_BT)
         # outside the mask the behaviour logprob is a meaningless zero
         behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
-        mode = importance_mode(section)
+        mode = self._importance
         importance_BT, cut_BT = importance_weights(
             old_BT, behaviour_BT, mode=mode, cap=section.importance_cap, mask_BT=found.mask_BT
         )

@@ -201,15 +201,15 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     directory with the same vocabulary. Empty: none."""
     aggregate: Literal["auto", "token", "sequence", "group", "constant"] = "auto"
     """Mean that the loss is: over all `token`s of the step; over a `sequence`'s tokens, then over
-    sequences; over a `group`'s tokens, then over groups; or a sum divided by the number of sequences
-    and the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
+    sequences; over a `group`'s tokens, then over groups; or a sum over the number of sequences and
+    the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
     entropy_bonus: NonNegativeFloat = 0.0
-    """Coefficient of the policy's entropy at each token, which the loss then falls with; its gradient
-    keeps the probabilities of the whole vocabulary in memory. 0: off."""
+    """Coefficient of the policy's entropy at each token, subtracted from the loss; its gradient keeps
+    the probabilities of the whole vocabulary in memory. 0: off."""
     importance: Literal["auto", "off", "truncate", "mask", "sequence", "geometric"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
-    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: the product
-    of a response's w, or `geometric`: their geometric mean, for all its tokens, at most the cap;
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: product of
+    a response's w, or `geometric`: their geometric mean, for all its tokens, at most the cap;
     `off`: w is 1; `auto`: `truncate` with `max_staleness` above 0, else `off`."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""

@@ -1,4 +1,4 @@
-"""Each loss against its published formula, written out here in plain torch, and by worked numbers."""
+"""Each loss against its published formula, written out here in torch, and by worked numbers."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_mastered_tokens_of_a_sure_right_answer_are_not_trained_on():
 
 
 def test_minpro_weighs_by_the_least_ratio_of_the_prefix():
-    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], weights [1.1, .88, .96, .72]."""
+    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], times rho below."""
     rho = torch.tensor([[1.1, 0.8, 1.2, 0.9]])
     assert least_before(rho, torch.ones(1, 4)).tolist()[0] == pytest.approx([1, 1.1, 0.8, 0.8])
     _, gradient_BT, _ = outcome(Minpro(), batch_of(rho.tolist(), [-1.0]))
@@ -214,7 +214,6 @@ def test_decoupled_ppo_is_the_published_objective_and_leaves_wild_tokens_out():
         logprobs_BT=torch.tensor([[0.6, 0.7, 0.5]]).log(),
         old_logprobs_BT=old_BT,
         behaviour_BT=torch.tensor([[0.4, 0.5, 0.05]]).log(),
-        importance_BT=torch.full((1, 3), 99.0),  # not applied
     )
     value, _, metrics = outcome(DecoupledPpo(), batch)
     assert value == pytest.approx(-2.0 * (1.25 * 1.2 + 1.0 * 1.2), rel=1e-5)

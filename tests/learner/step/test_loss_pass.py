@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from learner.forward import lm_head
 from learner.forward.micro_batches import micro_batches
 from learner.losses.dapo import Dapo
+from learner.losses.decoupled_ppo import DecoupledPpo
 from learner.losses.reinforce import Reinforce
 from learner.step.loss_pass import LossPass
 from pipeline.config.schema import LearnerConfig
@@ -107,3 +108,19 @@ def test_with_a_bonus_no_member_is_silent():
     assert LossPass(Dapo(), LearnerConfig(), temperature=1.0).skips_silent
     assert not LossPass(Dapo(), LearnerConfig(entropy_bonus=0.1), temperature=1.0).skips_silent
     assert not LossPass(Dapo(), LearnerConfig(), temperature=1.0, reference=True).skips_silent
+
+
+@pytest.mark.parametrize("loss, applied", [(Dapo, True), (DecoupledPpo, False)])
+def test_importance_is_not_applied_to_a_loss_that_corrects_for_itself(
+    model: Any, loss: type[Any], applied: bool
+):
+    seen: list[torch.Tensor] = []
+
+    class Watched(loss):
+        def loss(self, batch: Any):
+            seen.append(batch.importance_BT)
+            return super().loss(batch)
+
+    _, metrics = run(model, group_of(3), Watched(), importance="truncate")
+    assert bool((seen[0] != 1).any()) == applied
+    assert ("importance" in metrics) == applied

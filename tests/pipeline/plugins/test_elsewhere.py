@@ -1,4 +1,4 @@
-"""Names that users bring from verl and TRL are answered with the settings that are the same here."""
+"""Names that users bring from verl and TRL are answered with the settings that say the same."""
 
 from __future__ import annotations
 
