@@ -81,6 +81,10 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
         if getattr(cls, "own_importance", False):
             why = f"the loss {config.loss.name} corrects for stale tokens itself, or not at all"
             yield "learner.importance", f"{section.importance}, but {why}"
+    fresh = section.updates * section.epochs == 1 and not section.max_staleness
+    if config.loss.name == "kl_cov" and fresh:
+        why = "with one update and no stale tokens every ratio is 1"
+        yield "loss", f"kl_cov, but {why}: no token is held near the old policy"
     if section.no_decay != LearnerConfig().no_decay and not section.weight_decay:
         yield "learner.no_decay", f"{', '.join(section.no_decay)}, but learner.weight_decay is 0"
     longest = config.sampling.max_tokens + config.data.max_prompt_tokens
