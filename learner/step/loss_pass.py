@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class LossPass:
         reference: bool = False,
     ) -> None:
         """`max_tokens`: `sampling.max_tokens`; `reference`: there is a reference model."""
-        self._loss, self._section = loss, section
+        self.loss: Any = loss
+        self._section = section
         self._temperature, self._max_tokens = temperature, max_tokens
         self.state = LossState(loss)
         self.aggregation = aggregation_of(section, loss, max_tokens)
@@ -102,7 +104,7 @@ class LossPass:
             entropy_BT=None if entropy_BT is None else entropy_BT.detach(),
             weights_B=found.weights_B * (1 - rejected_B),
         )
-        loss, metrics = self._loss.loss(full)
+        loss, metrics = self.loss.loss(full)
         count_BT = found.mask_BT * found.weights_B.unsqueeze(1)
         metrics["computed"] = count_BT.sum().item()
         if entropy_BT is not None:
@@ -120,7 +122,7 @@ class LossPass:
     @property
     def scales_steps(self) -> bool:
         """True if the loss wants a say in each step's learning rate."""
-        return hasattr(self._loss, "step_scale")
+        return hasattr(self.loss, "step_scale")
 
     def step_scale(self, sums: Mapping[str, float]) -> float:
         """Ask the loss by what to multiply this step's learning rate.
@@ -130,11 +132,10 @@ class LossPass:
 
         Raises: ValueError for an answer that is no factor.
         """
-        loss: object = self._loss
-        scale = float(loss.step_scale(dict(sums)))  # type: ignore[attr-defined]
+        scale = float(self.loss.step_scale(dict(sums)))
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(
-                f"loss {type(loss).__name__}: step_scale returned {scale}, expected 0 or more"
+                f"loss {type(self.loss).__name__}: step_scale returned {scale}, expected 0 or more"
             )
         return scale
 
