@@ -40,7 +40,7 @@ class LossBatch:
     """1.0 at response tokens that the model sampled, 0.0 elsewhere (environment, padding)."""
     weights_B: Tensor
     """Loss weight of each token of a member: the member's own, scaled as `learner.aggregate` says;
-    0 for a member that `learner.reject_below` or `reject_band` leaves out."""
+    0 for a member that `learner.reject_below`, `reject_band` or `reject_drift` leaves out."""
     importance_BT: Tensor
     """Importance weight of old over behaviour, by `learner.importance`; 1.0 when off."""
     reference_BT: Tensor | None = None

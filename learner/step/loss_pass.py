@@ -18,7 +18,11 @@ from torch import Tensor
 from learner.forward.micro_batches import Forward, MicroBatch, loss_batch
 from learner.losses import Loss
 from learner.step.aggregation import aggregation_of
-from learner.step.importance_weights import importance_weights, rejected_rows
+from learner.step.importance_weights import (
+    drifted_rows,
+    importance_weights,
+    rejected_rows,
+)
 from learner.step.loss_state import LossState
 from learner.streaming.fixed_logprobs import ByTrajectory, align
 from pipeline.config.logprob_uses import importance_mode
@@ -94,6 +98,11 @@ class LossPass:
             below=section.reject_below,
             band=section.reject_band,
         )
+        if section.reject_drift:
+            drifted_B = drifted_rows(
+                found.logprobs_BT.detach(), behaviour_BT, found.mask_BT, limit=section.reject_drift
+            )
+            rejected_B = rejected_B.maximum(drifted_B * (found.advantages_B < 0))
         entropy_BT = found.entropy_BT
         full = dataclasses.replace(
             found,
@@ -115,7 +124,7 @@ class LossPass:
         if mode != "off":
             metrics["importance"] = (importance_BT * count_BT).sum().item()
             metrics["importance_cut"] = (cut_BT * count_BT).sum().item()
-        if section.reject_below or section.reject_band:
+        if section.reject_below or section.reject_band or section.reject_drift:
             metrics["rejected"] = (rejected_B.unsqueeze(1) * count_BT).sum().item()
         return loss, metrics
 

@@ -219,6 +219,9 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     reject_band: Annotated[float, zero_or(1)] = 0.0
     """Leave out responses whose geometric mean of w is outside [1 / band, band] (ROLL: 10). They
     count in the mean. 0: none."""
+    reject_drift: NonNegativeFloat = 0.0
+    """Leave out responses of negative advantage whose logprob has fallen since they were sampled, by
+    more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
     the next steps' prompts go out before the update, and the loss corrects for it: it clips the

@@ -64,6 +64,7 @@ KEYS: dict[str, str] = {
     "norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
     "scale_rewards": "advantage.grpo.divide_by_deviation",
     "filter_groups": "advantage.grpo.drop_equal",
+    "off_policy_mask_threshold": "learner.reject_drift",
 }
 """Key elsewhere, its last part -> the setting here."""
 

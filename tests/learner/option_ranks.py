@@ -52,7 +52,7 @@ def scaled(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
         asked.append(sums["computed"])
         return 0.5
 
-    actor.passes.loss.loss.step_scale = halve
+    actor.passes.loss_pass.loss.step_scale = halve
     for groups in STEPS[:2]:
         assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
     scales = [[found["lr"], found["lr_scale"]] for found in actor.metrics]

@@ -21,6 +21,7 @@ from learner.losses.minpro import Minpro, MinproOptions, least_before
 from learner.losses.reinforce import Reinforce
 from learner.losses.sapo import Sapo
 from learner.losses.vcpo import Vcpo, VcpoOptions
+from learner.losses.vespo import Vespo
 from tests.learner.losses.batches import batch_of, changed, outcome, random_batch
 
 
@@ -354,3 +355,26 @@ def test_kl_cov_holds_the_tokens_of_the_highest_covariance_near_the_old_policy()
     assert value == pytest.approx(2.0 * math.log(1.5), rel=1e-5)
     assert gradient_BT[0].tolist()[1] == pytest.approx(-1.5 + 2.0)
     assert gradient_BT[0].tolist()[0] == pytest.approx(-1.5)
+
+
+# --- VESPO ------------------------------------------------------------------------------------
+
+
+def test_vespo_is_trls():
+    batch = plain()
+
+    def token_loss(logprobs_BT: torch.Tensor) -> torch.Tensor:
+        log = ((logprobs_BT.detach() - batch.behaviour_BT) * batch.mask_BT).sum(-1, keepdim=True)
+        good = batch.advantages_B.unsqueeze(1) >= 0
+        k, lam = torch.where(good, 2.0, 3.0), torch.where(good, 3.0, 2.0)
+        phi = torch.exp(lam + k * log - lam * log.exp())
+        return -phi * batch.advantages_B.unsqueeze(1) * logprobs_BT
+
+    agrees(Vespo(), batch, token_loss)
+
+
+def test_vespos_gate_is_one_at_ratio_one_and_closes_on_both_sides():
+    rows = [[1.0, 1.0], [8.0, 8.0], [0.1, 0.1]]
+    _, gradient_BT, _ = outcome(Vespo(), batch_of(rows, [1.0] * 3))
+    own = [-value for value in gradient_BT[:, 0].tolist()]
+    assert own == pytest.approx([1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4)

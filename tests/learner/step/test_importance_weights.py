@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.step.importance_weights import importance_weights, rejected_rows
+from learner.step.importance_weights import drifted_rows, importance_weights, rejected_rows
 
 WEIGHTS = [0.25, 0.5, 0.8, 1.0, 1.9, 2.0, 3.0, math.inf]
 OLD_BT = torch.tensor([WEIGHTS]).log()
@@ -84,3 +84,12 @@ def test_responses_outside_of_the_band_are_rejected_by_their_geometric_mean():
     assert rejected_rows(r_BT.log(), zeros, mask_BT, below=0, band=10.5).tolist() == [0, 1, 1, 0, 0]
     assert rejected_rows(r_BT.log(), zeros, mask_BT, below=0, band=0).tolist() == [0] * 5
     assert rejected_rows(r_BT.log(), zeros, mask_BT, below=0.02, band=0).tolist() == [0, 0, 0, 1, 0]
+
+
+def test_responses_that_have_become_unlikely_are_found_by_their_mean():
+    """behaviour less new, TRL's `get_off_policy_mask`: .5, .2 of the sampled ones, -1."""
+    new_BT = torch.tensor([[-1.0, -1.0], [-0.2, -9.0], [-1.0, -1.0]])
+    behaviour_BT = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [-2.0, -2.0]])
+    mask_BT = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    assert drifted_rows(new_BT, behaviour_BT, mask_BT, limit=0.3).tolist() == [1, 0, 0]
+    assert drifted_rows(new_BT, behaviour_BT, mask_BT, limit=0.1).tolist() == [1, 1, 0]

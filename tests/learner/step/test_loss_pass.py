@@ -124,3 +124,14 @@ def test_importance_is_not_applied_to_a_loss_that_corrects_for_itself(
     _, metrics = run(model, group_of(3), Watched(), importance="truncate")
     assert bool((seen[0] != 1).any()) == applied
     assert ("importance" in metrics) == applied
+
+
+def test_only_bad_responses_are_left_out_for_having_become_unlikely(model: Any):
+    given = with_behaviour(model, group_of(3, members=3), -0.5, -0.5, 0.0)
+    advantages = (1.0, -1.0, -1.0)
+    members = zip(given.members, advantages, strict=True)
+    given = msgspec.structs.replace(
+        given, members=tuple(msgspec.structs.replace(m, advantage=a) for m, a in members)
+    )
+    _, metrics = run(model, given, Dapo(), reject_drift=0.3)
+    assert metrics["rejected"] == given.members[1].sampled_tokens

@@ -135,7 +135,7 @@ def test_a_checkpoint_in_the_middle_of_a_step_holds_the_state_of_before_it(model
     step.close(close_of(first), 0)
     step.add_groups([second])
     again = Counting()
-    LossState(again).restore(passes.loss.state.saved())
+    LossState(again).restore(passes.loss_pass.state.saved())
     assert again.seen == tokens_of(first)
 
 
@@ -153,7 +153,7 @@ def test_each_of_several_updates_is_kept(model: Any):
     rows = [sum(1 for m in group.members if m.weight) for group in groups]
     assert [asked["_rows"] for asked in loss.asked] == rows
     again = Counting()
-    LossState(again).restore(passes.loss.state.saved())
+    LossState(again).restore(passes.loss_pass.state.saved())
     assert again.seen == tokens_of(*groups)
 
 
