@@ -57,3 +57,11 @@ def test_small_groups_share_a_micro_batch() -> None:
 def test_a_length_that_is_none_is_refused(groups: list[tuple[int, list[int]]], cap: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         pack(groups, cap)
+
+
+def test_a_group_that_has_to_stay_whole_is_never_split_and_small_ones_still_share() -> None:
+    groups = [(5, [60, 60, 200]), (3, [10, 10]), (4, []), (3, [20])]
+    assert pack(groups, cap=130, whole_groups=True) == [
+        [Part(0, (0, 1, 2))],
+        [Part(1, (0, 1)), Part(3, (0,))],
+    ]
