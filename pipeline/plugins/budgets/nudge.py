@@ -52,6 +52,11 @@ class Nudge:
     def __init__(self, options: NudgeOptions | None = None) -> None:
         self._options = options or NudgeOptions()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Columns that it names, looked up before a run."""
+        return self._options.hints
+
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         return [self._of(prompt.prompt, view) for prompt in prompts]
 
