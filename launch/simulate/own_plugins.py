@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from launch.simulate import CONFIG
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.state import Plugins
@@ -27,7 +28,7 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def arguments(self) -> str:
         """Of `darts simulate`."""
-        return shlex.join([str(self.config), *self.overrides])
+        return shlex.join([*([str(self.config)] if self.config != CONFIG else []), *self.overrides])
 
 
 @cache

@@ -47,6 +47,11 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         reserve = -(-self.settings.reserve * drawn.need // self.settings.need)
         return msgspec.structs.replace(self.settings, **own, **_NONE, reserve=reserve)
 
+    def on_policy(self) -> Subject:
+        """The same without stale tokens: then no response is under way after a step."""
+        settings = msgspec.structs.replace(self.settings, max_staleness=0)
+        return msgspec.structs.replace(self, settings=settings)
+
     def plugins(self) -> str:
         """Names of the plug-ins' classes, for messages."""
         made = self.make(0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import msgspec
 import pytest
 
 from launch.simulate.own_plugins import subject_in
@@ -73,12 +72,6 @@ def test_every_plugin_holds_it_where_tokens_may_be_stale(name: str):
     tried(STALE[name], (Mode.CHAOS, Mode.HEAL), seed=2)
 
 
-def _on_policy(subject: Subject) -> Subject:
-    """Where generation runs on over a publish, a resume begins in the middle of responses."""
-    settings = msgspec.structs.replace(subject.settings, max_staleness=0)
-    return msgspec.structs.replace(subject, settings=settings)
-
-
 @pytest.mark.fault("a stop after any step, with any recipe", part="everything", by="simulator")
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_decides_the_same_after_a_stop_at_any_step(name: str):
@@ -88,7 +81,7 @@ def test_every_recipe_decides_the_same_after_a_stop_at_any_step(name: str):
     what was under way anew, so there it is that the run ends well, and loses nothing.
     """
     subject = subject_of(RECIPES[name])
-    assert list(differences(case_of(_on_policy(subject)))) == []
+    assert list(differences(case_of(subject.on_policy()))) == []
     if not subject.settings.max_staleness:
         return
     case = case_of(subject)
