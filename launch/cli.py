@@ -15,7 +15,7 @@ from launch.commands.reward import reward_app
 from launch.explain.command import explain_command
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
-from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_at_once, exit_with_error, load_config
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.simulate.cli import simulate_command
@@ -40,9 +40,10 @@ app.add_typer(reward_app, name="reward")
 def _check(config: Any) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
+    from pipeline.system.terminal_text import printable
 
     try:
-        return check_everything(config)
+        return [printable(line) for line in check_everything(config)]
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -156,10 +157,12 @@ def _joined(join: Path) -> list[str]:
     """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
 
-    address = join / "address"
-    if not address.is_file():
-        exit_with_error(f"{address}: no such file; --join takes the folder of a running job", 2)
-    sockets = address.read_text().strip()
+    from pipeline.system.untrusted_files import UnreadableFile, read_text
+
+    try:
+        sockets = read_text(join / "address", 4096).strip()
+    except UnreadableFile as error:
+        exit_with_error(f"{error}; --join takes the folder of a running job", 2)
     if not Path(sockets).is_dir():
         exit_with_error(f"{join}: this job is not running any more", 2)
     if not is_ours(Path(sockets)):
@@ -387,7 +390,10 @@ def compare_command(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except OSError as error:  # of a disk or a device, which no traceback explains
+        exit_at_once(error)
 
 
 if __name__ == "__main__":

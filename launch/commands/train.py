@@ -132,7 +132,7 @@ def check_fits(
     tokenizer or data. `settings` says where the current settings are from.
     """
     now = fingerprint.fingerprint_of(config)
-    if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
+    if found := fingerprint.differences(manifest.get("made_for", {}), now, str(settings)):
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 

@@ -32,6 +32,7 @@ from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, Simulation, StandsStill
 from pipeline.simulation.policy import Policy
 from pipeline.simulation.workload import Parametric
+from pipeline.system import untrusted_files
 
 
 class RunStopped(Exception):
@@ -233,7 +234,7 @@ def replay_runs(
     """
     from launch.simulate import replay
 
-    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile) if profile else None
+    engine = untrusted_files.read_json(profile, EngineProfile) if profile else None
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
     found = [replay.replay_run(run, engine, left) for run in runs]
     print(replay.replay_table(found))

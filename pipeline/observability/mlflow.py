@@ -19,6 +19,7 @@ import msgspec
 from pipeline.config.schema import Config
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError
+from pipeline.observability.tracker_ids import read_id
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -43,6 +44,8 @@ class Mlflow:
         try:
             self._client: Any = self._mlflow.MlflowClient()
             self._id = self._begun(experiment, run, config)
+        except TrackerError:
+            raise
         except Exception as error:  # its own, of requests, of the disk
             first = str(error).strip().split("\n")[0]
             raise TrackerError(
@@ -55,7 +58,7 @@ class Mlflow:
     def _begun(self, experiment: str, run: RunFolder, config: Config) -> str:
         """Id of the run there: that of the file in the run's folder, or a new one."""
         if run.mlflow_id.exists():
-            known = run.mlflow_id.read_text().strip()
+            known = read_id(run.mlflow_id, "mlflow")
             self._client.update_run(known, status="RUNNING")
             return known
         found = self._client.get_experiment_by_name(experiment)
@@ -67,7 +70,7 @@ class Mlflow:
         ]
         for part in _parts(parameters, _PARAMETERS):
             self._client.log_batch(new, params=part)
-        run.mlflow_id.write_text(new + "\n")
+        run.mlflow_id.write_text(new + "\n", encoding="utf-8")
         return new
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:

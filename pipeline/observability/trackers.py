@@ -22,6 +22,7 @@ import msgspec
 from pipeline.config.schema import Config, MetricsConfig
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
+from pipeline.observability.tracker_ids import read_id
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -191,8 +192,8 @@ class WeightsAndBiases:
     def _id(run: RunFolder) -> str:
         """Made once for each run's folder."""
         if not run.wandb_id.exists():
-            run.wandb_id.write_text(secrets.token_hex(8) + "\n")
-        return run.wandb_id.read_text().strip()
+            run.wandb_id.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        return read_id(run.wandb_id, "wandb")
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}

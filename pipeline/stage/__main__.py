@@ -137,12 +137,12 @@ async def serve(args: argparse.Namespace) -> str:
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
-            Records.truncate_files(run, saved[1]["records"])
+            Records.truncate_files(run, saved[1].get("records", {}))
         parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
         parts.server.open_sockets()
         stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
-            stage.resume(saved[0], float(saved[1]["training_seconds"]))
+            stage.resume(saved[0], float(saved[1].get("training_seconds", 0.0)))
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stage.halt)
         listening = asyncio.create_task(pipe.listen(stage))
