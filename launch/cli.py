@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.bench.compare.cli import compare_command
 from launch.commands.config import config as config_commands
 from launch.commands.data import data_app
 from launch.commands.profile import profile_command
@@ -75,6 +76,20 @@ def train_command(
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
     """
+    from launch.monitor.bounded_output import bounded_output
+
+    with bounded_output():  # what shows a run never ends it
+        _train(config, overrides, out, resume, stage_only, dry_run)
+
+
+def _train(
+    config: Path | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: Path | None,
+    stage_only: bool,
+    dry_run: bool,
+) -> None:
     from launch.commands.train import resume_run, start_run
 
     if resume is not None:
@@ -109,12 +124,15 @@ def eval_command(
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
     from launch.commands.train import start_run
+    from launch.monitor.bounded_output import bounded_output
 
-    loaded = load_config(config, [*(overrides or []), "step.count=0"])
-    if not loaded.eval.every:
-        exit_with_error("eval.every is 0: nothing would be evaluated", 2)
-    _check(loaded)
-    raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
+    with bounded_output():
+        loaded = load_config(config, [*(overrides or []), "step.count=0"])
+        if not loaded.eval.every:
+            exit_with_error("eval.every is 0: nothing would be evaluated", 2)
+        _check(loaded)
+        path = out or Path("runs") / f"{config.stem}-eval"
+        raise typer.Exit(start_run(loaded, path, out is None))
 
 
 @app.command("export")
@@ -296,97 +314,7 @@ def doctor_command(
         exit_with_error(error)
 
 
-@bench.command("compare")
-def compare_command(
-    overrides: Overrides = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
-    ] = False,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds"
-        ),
-    ] = "all",
-    seeds: Annotated[
-        int | None, typer.Option(help="number of seeds for each method; default: 3")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="the same as step.count=N")] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
-    ] = None,
-    pace: Annotated[
-        str, typer.Option(help="emulated pace of the engines (engine.pace), such as h20-7b")
-    ] = "",
-    learner_share: Annotated[
-        float,
-        typer.Option(
-            min=0, help="with --pace: learner's seconds a token, over those of a full engine"
-        ),
-    ] = 0.0,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help=CONFIG_HELP, show_default="configs/bench.yaml, with --pace configs/long.yaml"
-        ),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
-        "runs/compare"
-    ),
-    out: Annotated[Path | None, typer.Option(help="file for the results as JSON")] = None,
-    show_methods: Annotated[
-        bool, typer.Option("--list", help="list the methods and start nothing")
-    ] = False,
-) -> None:
-    """Train with each method and seed in turn, and compare time, tokens and accuracy.
-
-    This takes hours. Started again, it runs only what is missing.
-
-    darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
-
-    darts bench compare --quick --pace h20-7b
-    """
-    from launch.bench.compare.command import (
-        QUICK_TARGET,
-        TARGET,
-        Comparison,
-        paced_comparison,
-        quick_comparison,
-    )
-    from launch.bench.compare.command import run_comparison as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, methods_named
-    from pipeline.config.load import ConfigError
-
-    if show_methods:
-        for method in METHODS.values():
-            reserve = f" step.reserve={method.reserve:g}*step.prompts" if method.reserve else ""
-            typer.echo(f"{method.name}: {method.about}")
-            typer.echo(f"    {' '.join(method.overrides)}{reserve}")
-        for name, names in SETS.items():
-            typer.echo(f"{name}: {', '.join(names)}")
-        return
-    if quick and (methods != "all" or seeds is not None):
-        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
-    if learner_share and not pace:
-        exit_with_error("--learner-share has no effect without --pace", 2)
-    try:
-        chosen = methods_named(methods, 3 if seeds is None else seeds)
-    except ValueError:
-        exit_with_error(f"--methods {methods}: expected a number of seeds after a colon", 2)
-    wanted = Comparison(
-        config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
-        folder=folder,
-        methods=chosen,
-        target=target if target is not None else QUICK_TARGET if quick else TARGET,
-        overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
-    )
-    if pace:
-        try:
-            wanted = paced_comparison(wanted, pace, learner_share)
-        except ConfigError as error:
-            exit_with_error(error, 2)
-    raise typer.Exit(carry_out(quick_comparison(wanted, bool(pace)) if quick else wanted, out))
+bench.command("compare")(compare_command)
 
 
 def main() -> None:

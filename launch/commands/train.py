@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.launcher.local import Launcher, Roles
+from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView, result_table
 from launch.preflight.settings import settings_problems
 from pipeline.checkpoint import fingerprint, store
@@ -104,7 +106,7 @@ def create_run(path: Path, fresh: bool) -> RunFolder:
     if run.config.exists():
         raise RunError(
             f"{run.path}: already holds a run; resume it with "
-            f"darts train --resume {run.path}, or choose another --out"
+            f"darts train --resume {shlex.quote(str(run.path))}, or choose another --out"
         )
     return run
 
@@ -212,13 +214,22 @@ def run_job(
 
     Returns: exit status (0, 1 or 130), and the reason if the run failed.
     """
+    with contextlib.nullcontext() if quiet else bounded_output():
+        tell_losses_in(run.logs / "launcher.log")
+        return _shown_job(config, run, resume, roles, quiet)
+
+
+def _shown_job(
+    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None, quiet: bool
+) -> tuple[int, str]:
     view = None if quiet else TerminalView(config.step.count, name=run.path.name)
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
         parts += f"{config.learner.ranks} learner rank(s)"
     else:
-        parts = f"start the rest: darts learner --join {run.path} and "
-        parts += f"darts engine --join {run.path} --name e0"
+        path = shlex.quote(str(run.path))
+        parts = f"start the rest: darts learner --join {path} and "
+        parts += f"darts engine --join {path} --name e0"
     if view is not None:
         print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
@@ -238,10 +249,11 @@ def run_job(
             view.close()
         run.release_lock()
     if status == 0 and view is not None:
+        path = shlex.quote(str(run.path))
         print_outcome(run, config, status, None)
         if config.eval.best:
-            print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
-        print(f"\nreport page: darts report {run.path}", flush=True)
+            print(f"\nthe best step's model: darts export {path} DIRECTORY --best", flush=True)
+        print(f"\nreport page: darts report {path}", flush=True)
     return status, launcher.error or ""
 
 
@@ -272,7 +284,7 @@ def _carry_out(
     if status:
         print_outcome(run, config, status, error)
     if status and can_resume(run):
-        _say(f"continue with: darts train --resume {run.path}")
+        _say(f"continue with: darts train --resume {shlex.quote(str(run.path))}")
     return status
 
 

@@ -39,6 +39,7 @@ from launch.launcher.processes import (
     learner_arguments,
     learner_environment,
 )
+from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
@@ -169,6 +170,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     site = make_site(plan, hellos, run, dump(config))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(plan.host))
     os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])
+    tell_losses_in(run.logs / "launcher.log")
     view = TerminalView(config.step.count, name=run.path.name)
     launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
     print(f"run: {run.path}", flush=True)
@@ -265,7 +267,8 @@ def main() -> int:
         store = _store(node)
         if node.rank > 0:
             _other_rank(config, args, store, node)
-        return _first_rank(config, args, store, node)
+        with bounded_output():
+            return _first_rank(config, args, store, node)
     except (*_REFUSALS, OSError) as error:
         raise SystemExit(f"darts: {error}") from None
 
