@@ -195,6 +195,8 @@ class Launcher:
             self._ours.close()
         if self._interrupts:
             return 130
+        if self.error == "" and not self._run.result.exists():
+            self.error = "the run was ended before it was done"
         return 1 if self.error is None or self.error else 0
 
     def _take_signals(self) -> dict[signal.Signals, Any]:

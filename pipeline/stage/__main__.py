@@ -144,7 +144,9 @@ async def serve(args: argparse.Namespace) -> str:
         if saved is not None:
             stage.resume(saved[0], float(saved[1].get("training_seconds", 0.0)))
         for number in (signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stage.halt)
+            asyncio.get_running_loop().add_signal_handler(
+                number, stage.halt, f"the stage was asked to end: {number.name}"
+            )
         listening = asyncio.create_task(pipe.listen(stage))
         error = await stage.run()
         listening.cancel()

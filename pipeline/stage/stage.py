@@ -47,6 +47,7 @@ from pipeline.wire.messages import (
     FromPeer,
     Heartbeat,
     Join,
+    Leaving,
     LoadWeights,
     Manifest,
     OutOfMemory,
@@ -348,6 +349,9 @@ class StageProcess:
                 return
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
+                return
+            case Leaving(why=why):
+                self.halt(f"{peer.name} was asked to end: {why}")
                 return
             case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
                 self._remember(manifest)

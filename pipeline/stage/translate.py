@@ -14,6 +14,7 @@ from pipeline.wire.messages import (
     Heartbeat,
     Ints,
     Join,
+    Leaving,
     LegTimes,
     OldLogprobs,
     OutOfMemory,
@@ -36,7 +37,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
     "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
     "learner": (
         *(*_BOTH, GroupTrained, GroupFailed, OldLogprobs, VersionClosed, OutOfMemory),
-        *(StepDone, StepSkipped, Published, Saved),
+        *(StepDone, StepSkipped, Published, Saved, Leaving),
     ),
 }
 """role -> the messages that it may send once it has joined."""

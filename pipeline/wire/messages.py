@@ -237,6 +237,13 @@ class Saved(Message, frozen=True, kw_only=True):
     error: str = ""
 
 
+class Leaving(Message, frozen=True, kw_only=True):
+    """A learner rank was asked to end by somebody else (SIGTERM): the run writes a checkpoint and
+    ends, while the rank stays for it."""
+
+    why: Words
+
+
 # --- control plane: stage -> peer ------------------------------------------------------------
 
 
@@ -362,6 +369,7 @@ FromPeer = (
     | OutOfMemory
     | Published
     | Saved
+    | Leaving
 )
 ToPeer = (
     Welcome

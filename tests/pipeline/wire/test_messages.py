@@ -27,6 +27,7 @@ from pipeline.wire.messages import (
     GroupTrained,
     Heartbeat,
     Join,
+    Leaving,
     LoadWeights,
     Manifest,
     Message,
@@ -75,6 +76,7 @@ FROM_PEER: list[Message] = [
     OutOfMemory(tokens=512, why="CUDA out of memory"),
     Published(manifest=MANIFEST),
     Saved(directory="/c"),
+    Leaving(why="SIGTERM"),
 ]
 TO_PEER: list[Message] = [
     Welcome(incarnation=1, epoch=0, weights_directory="/w"),
