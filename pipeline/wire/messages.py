@@ -189,9 +189,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Count
     checksum: str  # xxh3_128 of model.safetensors
     probe: list[int]  # token ids, longer than one KV block
-    logprobs: dict[
-        str, list[float]
-    ]  # temperature -> learner's logprob of probe[i + 1] given before
+    logprobs: dict[str, list[float]]
+    """Temperature -> learner's logprob of probe[i + 1] given before."""
     tensors: dict[str, str] = {}
     """Hugging Face name -> xxh3_64 of the tensor's bytes in the file; {}: not known."""
     unlisted: Count = 0
@@ -238,8 +237,7 @@ class Saved(Message, frozen=True, kw_only=True):
 
 
 class Leaving(Message, frozen=True, kw_only=True):
-    """A learner rank was asked to end by somebody else (SIGTERM): the run writes a checkpoint and
-    ends, while the rank stays for it."""
+    """A learner rank was asked to end by somebody else (SIGTERM); it stays for a checkpoint."""
 
     why: Words
 
