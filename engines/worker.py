@@ -19,6 +19,7 @@ import msgspec
 from engines.base import Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
+from pipeline.system.python_path import user_folder_last
 from pipeline.wire.keys import TransportError, peer_keys_of
 
 if __name__ == "__mp_main__":  # its name in a process spawned by `multiprocessing`
@@ -109,6 +110,7 @@ def main() -> None:
     options = parser.parse_args()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    user_folder_last()
     lead_own_group()
     import uvloop
 

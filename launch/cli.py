@@ -166,9 +166,10 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
     from pipeline.system.private_dirs import UMASK
+    from pipeline.system.python_path import SAFE
 
     os.umask(UMASK)
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, SAFE, "-m", module, *arguments])  # noqa: S606
 
 
 def _joined(join: Path) -> list[str]:
@@ -318,6 +319,9 @@ bench.command("compare")(compare_command)
 
 
 def main() -> None:
+    from pipeline.system.python_path import user_folder_last
+
+    user_folder_last()
     try:
         app()
     except OSError as error:  # of a disk or a device, which no traceback explains

@@ -30,6 +30,7 @@ from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
+from pipeline.system.python_path import user_folder_last
 from pipeline.system.sleep import sleep_until
 from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
@@ -347,6 +348,7 @@ def main() -> None:
     given = parse_arguments(__doc__)
 
     exit_on_any_exception()
+    user_folder_last()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher answers Ctrl-C
     logging.basicConfig(
         level=logging.INFO,

@@ -21,6 +21,7 @@ import psutil
 
 from launch.launcher.oom import MemoryWatch, peak_bytes
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.python_path import SAFE
 from pipeline.wire.keys import IPC_LIMIT
 
 STABLE_S = 600.0
@@ -102,7 +103,7 @@ class Child:
     def start(self, pass_fds: Sequence[int] = ()) -> None:
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", *self.command],
+                [sys.executable, SAFE, "-u", "-m", *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

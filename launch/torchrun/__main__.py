@@ -68,6 +68,7 @@ from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
@@ -90,7 +91,8 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     """Becomes another program under the same process id."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-u", "-m", module, *arguments], environment)  # noqa: S606
+    words = [sys.executable, SAFE, "-u", "-m", module, *arguments]
+    os.execve(sys.executable, words, environment)  # noqa: S606
 
 
 # --- rank 0 -----------------------------------------------------------------------------------
@@ -257,6 +259,7 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this with torchrun, or use `darts train` on one machine")
     os.umask(UMASK)
+    user_folder_last()
     die_with_parent()  # a killed torchrun leaves no process behind
     try:
         config = load(args.config, args.overrides)

@@ -35,6 +35,7 @@ from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system import micro_batch_limit
+from pipeline.system.python_path import user_folder_last
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from pipeline.wire.keys import ListenKeys, TransportError, read_private
@@ -168,6 +169,7 @@ def main() -> None:
     handler.setFormatter(PlainFormatter("%(asctime)s stage %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    user_folder_last()
     try:
         error = uvloop.run(serve(args))
     except (
