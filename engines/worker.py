@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineError, log_line
+from engines.base import READY, Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
 from pipeline.system.python_path import user_folder_last
@@ -92,7 +92,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     # Until here SIGTERM killed at once; the launcher answers SIGINT.
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.stop_serving, 0, "received SIGTERM")
-    worker.log(f"ready ({', '.join(f'{key} {value}' for key, value in info.about.items())})")
+    worker.log(f"{READY}{', '.join(f'{key} {value}' for key, value in info.about.items())})")
     return await worker.run()
 
 

@@ -32,9 +32,9 @@ from launch.commands.train import (
     was_ever_saved,
 )
 from launch.launcher import gpus
+from launch.launcher.environment import clean_environment
 from launch.launcher.local import Launcher, Roles
 from launch.launcher.processes import (
-    clean_environment,
     die_with_parent,
     learner_arguments,
     learner_environment,

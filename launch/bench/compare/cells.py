@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from launch.bench.compare.methods import Method
-from launch.launcher.processes import Child, clean_environment, end_all
+from launch.launcher.environment import clean_environment
+from launch.launcher.processes import Child, end_all
 from launch.report.metrics import RunAverages, run_averages
 from launch.run_files.jsonl import all_lines
 from launch.run_files.records import EvalLine, StepLine, learning_curve
