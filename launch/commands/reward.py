@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
-from pipeline.system import untrusted_files
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -96,6 +95,8 @@ async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[d
 
 def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     """Reads samples from a file. Raises ValueError that names file and line."""
+    from pipeline.system import untrusted_files
+
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
@@ -157,6 +158,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     from pipeline.data.dataset import DataError
     from pipeline.data.tokenizer import ModelError, Tokenizer
     from pipeline.plugins.views import Sampled
+    from pipeline.system.untrusted_files import read_text
 
     files = sorted((path / "samples").glob("step-*.txt"))
     if not files:
@@ -168,7 +170,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
     items = {item.prompt: item for item in data.items}
-    text = untrusted_files.read_text(files[-1])
+    text = read_text(files[-1])
     for number, entry in enumerate(entries(text, list(items)), start=1):
         item = items.get(entry.prompt)
         if item is not None:

@@ -19,6 +19,7 @@ from launch.launcher.local import Launcher, Roles
 from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView, result_table
 from launch.preflight.settings import settings_problems
+from launch.run_files.jsonl import read_lines
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -104,11 +105,28 @@ def create_run(path: Path, fresh: bool) -> RunFolder:
     run.make_folders()
     run.hold_lock()
     if run.config.exists():
-        raise RunError(
-            f"{run.path}: already holds a run; resume it with "
-            f"darts train --resume {shlex.quote(str(run.path))}, or choose another --out"
-        )
+        if not never_began(run):
+            run.release_lock()
+            raise RunError(f"{run.path}: already holds a run; {_way_on(run)}choose another --out")
+        Records.truncate_files(run, {})  # of a start that failed
     return run
+
+
+def never_began(run: RunFolder) -> bool:
+    """Returns True if the folder holds only what a start has left that failed before the first
+    step or evaluation: another start may use it. A folder whose config.yaml is somebody's own has
+    no about.json."""
+    if not run.about.exists() or run.result.exists() or was_ever_saved(run):
+        return False
+    kinds: dict[str, Any] = {"step": dict[str, Any], "eval": dict[str, Any]}
+    return not run.metrics.exists() or not any(read_lines(run.metrics, kinds, lambda _: None))
+
+
+def _way_on(run: RunFolder) -> str:
+    """Advises to resume, where that can help."""
+    if not can_resume(run):
+        return ""
+    return f"resume it with darts train --resume {shlex.quote(str(run.path))}, or "
 
 
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:

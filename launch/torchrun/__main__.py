@@ -15,10 +15,12 @@ checkpoint. docs/nodes.md is the guide.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -61,8 +63,8 @@ from launch.torchrun.rendezvous import (
     host_rendezvous,
     join_rendezvous,
 )
-from launch.torchrun.roles import RolesError
-from pipeline.checkpoint.store import CheckpointError, newest
+from launch.torchrun.roles import RolesError, check_world
+from pipeline.checkpoint.store import CheckpointError, Refused, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
@@ -70,10 +72,13 @@ from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
+from pipeline.system.terminal_text import printable
+from pipeline.system.untrusted_files import UnreadableFile, read_bytes
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
+_SECRET_BYTES = 1 << 16
 _REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
 
 
@@ -261,10 +266,14 @@ def main() -> int:
     os.umask(UMASK)
     user_folder_last()
     die_with_parent()  # a killed torchrun leaves no process behind
+    node = Node.from_torchrun(os.environ)
     try:
         config = load(args.config, args.overrides)
-        args.secret = SharedSecret(args.secret.read_bytes() if args.secret else b"")
-        node = Node.from_torchrun(os.environ)
+        if args.secret:
+            args.secret = SharedSecret(read_bytes(args.secret, _SECRET_BYTES))
+        else:
+            args.secret = SharedSecret(b"")
+        check_world(node.world, config)  # before any folder is made
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")
         store = _store(node)
@@ -272,8 +281,23 @@ def main() -> int:
             _other_rank(config, args, store, node)
         with bounded_output():
             return _first_rank(config, args, store, node)
-    except (*_REFUSALS, OSError) as error:
-        raise SystemExit(f"darts: {error}") from None
+    except (*_REFUSALS, UnreadableFile, OSError) as error:
+        return _refused(error, node)
+
+
+def _refused(error: Exception, node: Node) -> int:
+    """Says why the job cannot start: rank 0 on the terminal, and every rank in the file from which
+    torchrun makes its own report. Returns the exit status, as everywhere."""
+    text = printable(str(error))
+    if node.rank == 0 or node.local_rank == 0:
+        print(f"darts: {text}", file=sys.stderr, flush=True)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+        told = {"message": {"message": f"darts: {text}", "extraInfo": extra}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(told), encoding="utf-8")
+    none = isinstance(error, CheckpointError) and not isinstance(error, Refused)
+    return 5 if none else 2
 
 
 if __name__ == "__main__":
