@@ -33,18 +33,19 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+bench.command("compare")(compare_command)
 app.add_typer(config_commands, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
-def _check(config: Any) -> list[str]:
+def _check(config: Any, ask: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
     from pipeline.system.terminal_text import printable
 
     try:
-        return [printable(line) for line in check_everything(config)]
+        return [printable(line) for line in check_everything(config, ask=ask)]
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -100,7 +101,7 @@ def _train(
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
-    lines = _check(loaded)
+    lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
 
@@ -313,9 +314,6 @@ def doctor_command(
         raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
     except (ProbeError, TransportError, OSError) as error:
         exit_with_error(error)
-
-
-bench.command("compare")(compare_command)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from learner.process_setup import sigterm_pipe
 from pipeline.wire.client import StageClient
-from pipeline.wire.messages import Leaving, Shutdown
+from pipeline.wire.messages import Shutdown
 
 SILENT_S = 3.0
 """Seconds after which a stage that has said nothing will not write a checkpoint either; it says
@@ -58,7 +58,7 @@ class SigtermWatch:
 
     def _stay(self) -> None:
         assert self._client is not None and self._receive is not None
-        self._client.send(Leaving(why="SIGTERM"))
+        self._client.send(Shutdown(why="SIGTERM"))
         deadline = time.monotonic() + self._stop_s
         while (
             self._asked < 2

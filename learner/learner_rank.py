@@ -334,7 +334,12 @@ class LearnerRank:
             try:
                 with self._carrier.directory_to_write(Path(order.directory)) as directory:
                     save.save_checkpoint(
-                        self._zero, Path(self._config.model), directory, order.step, order.version
+                        self._zero,
+                        Path(self._config.model),
+                        directory,
+                        order.step,
+                        order.version,
+                        loss=self._passes.loss.state.saved(),
                     )
             except Exception as failure:  # a full disk, say: the run continues
                 error = f"{type(failure).__name__}: {failure}"

@@ -31,7 +31,7 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
         return
     known = {item.name for item in msgspec.structs.fields(Config)}
     if path[0] not in known | SECTIONS:
-        problems.append(f"{where}: {key}: unknown key{near_key(key, ())}")
+        problems.append(f"{where}: {key}: unknown key{near_key(key, (), text)}")
         return
     value: Tree | None = Leaf(where, scalar(text), text)
     if text[:1] in ("[", "{", '"', "'"):

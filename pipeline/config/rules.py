@@ -132,6 +132,11 @@ def _batch_and_loss(config: Config) -> Iterator[tuple[str, str]]:
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"
         yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
+    mastered = config.loss.options.get("mastered_tau", 0.0)
+    if mastered and not config.learner.entropy:
+        cure = "set learner.entropy: true, or mastered_tau: 0"
+        found = f"found {mastered}, but learner.entropy is false: {cure}"
+        yield f"loss.{config.loss.name}.mastered_tau", found
 
 
 def _engine(section: EngineConfig) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The arguments of `darts bench compare`; its implementation is imported only when it runs."""
+"""The options of `darts bench compare`; its implementation is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds"
+            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds; "
+            "mine=FILE.yaml is one of your own",
+            show_default="all, with --recipes sync",
         ),
-    ] = "all",
+    ] = "",
+    recipe: Annotated[
+        str,
+        typer.Option("--recipes", help="recipes beside the methods, separated by commas, or all"),
+    ] = "",
     seeds: Annotated[
         int | None, typer.Option(help="number of seeds for each method; default: 3")
     ] = None,
@@ -59,6 +65,8 @@ def compare_command(
     darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
 
     darts bench compare --quick --pace h20-7b
+
+    darts bench compare --recipes dars,gfpo --methods sync,mine=mine.yaml
     """
     from launch.bench.compare.command import (
         QUICK_TARGET,
@@ -68,7 +76,14 @@ def compare_command(
         quick_comparison,
     )
     from launch.bench.compare.command import run_comparison as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, methods_named
+    from launch.bench.compare.methods import (
+        BASELINE,
+        METHODS,
+        SETS,
+        methods_named,
+        own_methods,
+        recipe_methods,
+    )
     from pipeline.config.load import ConfigError
 
     if show_methods:
@@ -79,18 +94,27 @@ def compare_command(
         for name, names in SETS.items():
             typer.echo(f"{name}: {', '.join(names)}")
         return
-    if quick and (methods != "all" or seeds is not None):
-        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
+    if quick and (methods or recipe or seeds is not None):
+        exit_with_error(
+            "--quick sets methods and seeds: leave out --methods, --recipes and --seeds", 2
+        )
     if learner_share and not pace:
         exit_with_error("--learner-share has no effect without --pace", 2)
     try:
-        chosen = methods_named(methods, 3 if seeds is None else seeds)
-    except ValueError:
-        exit_with_error(f"--methods {methods}: expected a number of seeds after a colon", 2)
+        methods = methods or (BASELINE if recipe else "all")
+        count = 3 if seeds is None else seeds
+        chosen, own = methods_named(methods, count), own_methods(methods)
+        more, counts = recipe_methods(recipe, count) if recipe else ({}, {})
+        if twice := chosen.keys() & counts.keys():
+            raise ValueError(f"{min(twice)}: named as a method and as a recipe; leave one out")
+    except ValueError as error:
+        why = f"expected a number of seeds after a colon ({error})"
+        exit_with_error(f"--methods {methods}: {why if 'invalid literal' in str(error) else error}", 2)
     wanted = Comparison(
         config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
         folder=folder,
-        methods=chosen,
+        methods={**chosen, **counts},
+        own={**own, **more},
         target=target if target is not None else QUICK_TARGET if quick else TARGET,
         overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
     )

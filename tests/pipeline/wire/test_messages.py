@@ -27,7 +27,6 @@ from pipeline.wire.messages import (
     GroupTrained,
     Heartbeat,
     Join,
-    Leaving,
     LoadWeights,
     Manifest,
     Message,
@@ -76,7 +75,7 @@ FROM_PEER: list[Message] = [
     OutOfMemory(tokens=512, why="CUDA out of memory"),
     Published(manifest=MANIFEST),
     Saved(directory="/c"),
-    Leaving(why="SIGTERM"),
+    Shutdown(why="SIGTERM"),
 ]
 TO_PEER: list[Message] = [
     Welcome(incarnation=1, epoch=0, weights_directory="/w"),
