@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -320,6 +321,9 @@ def main() -> None:
     from pipeline.system.python_path import user_folder_last
 
     user_folder_last()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except OSError as error:  # of a disk or a device, which no traceback explains

