@@ -148,7 +148,7 @@ class Records:
 
     def flush(self) -> list[str]:
         """Flushes every file; returns news for people: a disk that is full, or has room again."""
-        said: list[str] = []
+        said = self._trackers.news()
         for path, file in self._files.items():
             file.flush()
             if bool(file.full) == (path in self._full):
@@ -197,10 +197,11 @@ class Records:
         temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         temporary.rename(self._run.result)
 
-    def close(self) -> None:
-        """The end of what is written here, then of the trackers."""
+    def close(self) -> list[str]:
+        """The end of what is written here, then of the trackers; returns news for people."""
         self.close_files()
         self._trackers.close()
+        return self._trackers.news()
 
     def close_files(self) -> None:
         """Trace and lines are on disk."""

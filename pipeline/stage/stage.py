@@ -380,4 +380,5 @@ class StageProcess:
         for peer in list(self._peers.by_identity.values()):
             self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
-        self._records.close()  # last: a tracker may take its time to send what is left
+        for text in self._records.close():  # last: a tracker may take its time to send what is left
+            self._tell_launcher({"say": text})
