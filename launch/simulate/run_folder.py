@@ -36,9 +36,9 @@ class SimulatedFolder:
         if self.run.config.exists():
             raise RunError(f"{path}: already holds a run; choose another --out")
         self.run.samples.mkdir(parents=True, exist_ok=True)
-        self.run.config.write_text(dump(config))
+        self.run.config.write_text(dump(config), encoding="utf-8")
         about = {**about_run(), "simulated": modelled}
-        self.run.about.write_text(json.dumps(about, indent=1) + "\n")
+        self.run.about.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         traced = config.metrics.trace_steps if config.metrics.timing else 0
         self._tracer = Tracer(0, traced - 1)
         self._metrics, self._decisions = (
@@ -57,7 +57,7 @@ class SimulatedFolder:
     def result(self, coordinator: Coordinator, simulated_s: float) -> None:
         """The run is over."""
         found = {**coordinator.outcome(simulated_s), "simulated": True}
-        self.run.result.write_text(json.dumps(found, indent=1) + "\n")
+        self.run.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         document = self._tracer.trace_document()

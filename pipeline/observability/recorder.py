@@ -138,7 +138,8 @@ class Records:
         text = "".join(self._samples[prompt] for prompt in sorted(self._samples))
         self._samples = {}
         try:
-            (self._run.samples / f"step-{step:06d}.txt").write_text(text)
+            file = self._run.samples / f"step-{step:06d}.txt"
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             log.warning("no samples of step %d: %s", step, error)
 
@@ -149,7 +150,7 @@ class Records:
 
     def flush(self) -> list[str]:
         """Flushes every file; returns news for people: a disk that is full, or has room again."""
-        said: list[str] = []
+        said = self._trackers.news()
         for path, file in self._files.items():
             file.flush()
             if bool(file.full) == (path in self._full):
@@ -195,13 +196,14 @@ class Records:
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""
         temporary = self._run.result.with_suffix(".tmp")
-        temporary.write_text(json.dumps(fields, indent=1) + "\n")
+        temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         temporary.rename(self._run.result)
 
-    def close(self) -> None:
-        """The end of what is written here, then of the trackers."""
+    def close(self) -> list[str]:
+        """The end of what is written here, then of the trackers; returns news for people."""
         self.close_files()
         self._trackers.close()
+        return self._trackers.news()
 
     def close_files(self) -> None:
         """Trace and lines are on disk."""

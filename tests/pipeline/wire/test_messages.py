@@ -75,6 +75,7 @@ FROM_PEER: list[Message] = [
     OutOfMemory(tokens=512, why="CUDA out of memory"),
     Published(manifest=MANIFEST),
     Saved(directory="/c"),
+    Shutdown(why="SIGTERM"),
 ]
 TO_PEER: list[Message] = [
     Welcome(incarnation=1, epoch=0, weights_directory="/w"),
