@@ -35,6 +35,7 @@ class Xrpo:
 
     def __init__(self, options: XrpoOptions | None = None) -> None:
         self._options = options or XrpoOptions()
+        self.variants = (self._options.example,) if self._options.example else ()
 
     @property
     def variants(self) -> tuple[str, ...]:

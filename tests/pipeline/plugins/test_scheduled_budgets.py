@@ -147,3 +147,7 @@ def test_nudge_refuses_more_hints_than_members():
     assert option_problems(NudgeOptions, hints=()) == [
         "hints: found (), expected one or more, none of them empty"
     ]
+
+
+def test_plugins_say_beforehand_which_columns_they_will_name():
+    assert Nudge(NudgeOptions(hints=("a", "b"))).variants == ("a", "b")

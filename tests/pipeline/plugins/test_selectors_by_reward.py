@@ -393,3 +393,9 @@ def test_scope_refuses_options_out_of_range():
         "threshold: found 0.0, expected above 0 and at most 1",
         "right: found 0.0, expected above 0",
     ]
+
+
+def test_selectors_say_beforehand_which_columns_they_will_name():
+    assert Seele().variants == ("solution",)
+    assert Xrpo(XrpoOptions(example="shown")).variants == ("shown",)
+    assert Xrpo().variants == ()

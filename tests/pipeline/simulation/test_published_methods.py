@@ -70,7 +70,8 @@ def case_of(
             advantage=made("advantage", "grpo", drop_equal=True),
         )
 
-    return Case(make=make, settings=msgspec.structs.replace(SETTINGS, **settings))
+    changed = msgspec.structs.replace(SETTINGS, **settings)
+    return Case(make=make, settings=changed, columns=("hint_1", "hint_2", "solution"))
 
 
 def kinds(life: Life) -> set[str]:
