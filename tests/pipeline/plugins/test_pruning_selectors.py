@@ -17,23 +17,9 @@ from pipeline.plugins.selectors.duet import Duet, DuetOptions
 from pipeline.plugins.selectors.echo import Echo, EchoOptions, weak, width
 from pipeline.plugins.testing import Recent, group_of, illegal, option_problems
 from pipeline.plugins.views import EndedView, GroupView
+from tests.pipeline.plugins.deciding import chosen, decide
 
-EVENT = Finish(trajectory=0)
 GONE = EndedView(prompt=1, tokens=1, tag="", lengths=(), censored=(), group=1)
-
-
-def decide(
-    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyAction]:
-    actions = list(selector.decide(group, event))
-    assert illegal(group, actions) == []
-    return actions
-
-
-def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
-    [action] = actions
-    assert isinstance(action, Finalize)
-    return action.ids
 
 
 # --- arrol -------------------------------------------------------------------------------------

@@ -23,29 +23,7 @@ from pipeline.plugins.selectors.seele import Seele
 from pipeline.plugins.selectors.xrpo import Xrpo
 from pipeline.plugins.testing import group_of, illegal, option_problems
 from pipeline.plugins.views import EndedView, GroupView
-
-EVENT = Rewarded(trajectory=0)
-
-
-def decide(
-    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyAction]:
-    actions = list(selector.decide(group, event))
-    assert illegal(group, actions) == []
-    return actions
-
-
-def scored_group(rewards: Sequence[float], *, size: int, **given: Any) -> GroupView:
-    """All have ended, in this order, with 10 tokens each unless `finished` says more."""
-    finished = given.pop("finished", dict.fromkeys(range(len(rewards)), 10))
-    known = dict(zip(finished, rewards, strict=True))
-    return group_of(size=size, finished=finished, rewards=known, **given)
-
-
-def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
-    [action] = actions
-    assert isinstance(action, Finalize)
-    return action.ids
+from tests.pipeline.plugins.deciding import chosen, decide, scored_group
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipeline.plugins.selectors.seele import Seele, SeeleOptions, fitted, share_
 from pipeline.plugins.selectors.xrpo import Xrpo, XrpoOptions
 from pipeline.plugins.testing import group_of, option_problems
 from pipeline.plugins.views import GroupView
-from tests.pipeline.plugins.test_selectors_by_reward import chosen, decide, scored_group
+from tests.pipeline.plugins.deciding import chosen, decide, scored_group
 
 # --- xrpo --------------------------------------------------------------------------------------
 

@@ -21,22 +21,9 @@ from pipeline.plugins.selectors.sorted_rl import SortedRl, SortedRlOptions
 from pipeline.plugins.selectors.ulorl import Ulorl, UlorlOptions
 from pipeline.plugins.testing import group_of, illegal, option_problems
 from pipeline.plugins.views import GroupView
-
-EVENT = Finish(trajectory=0)
-
-
-def decide(
-    selector: interfaces.Selector, group: GroupView, event: SelectorEvent = EVENT
-) -> list[AnyAction]:
-    actions = list(selector.decide(group, event))
-    assert illegal(group, actions) == []
-    return actions
+from tests.pipeline.plugins.deciding import chosen, decide
 
 
-def chosen(actions: list[AnyAction]) -> tuple[int, ...]:
-    [action] = actions
-    assert isinstance(action, Finalize)
-    return action.ids
 
 
 @pytest.mark.parametrize(
