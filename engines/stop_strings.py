@@ -70,7 +70,13 @@ class StopStrings:
                 continue
             if not delta.finish:  # before the yield: the caller stops reading at a finish
                 await engine.abort([sampling.id])
-            yield Delta(delta.tokens[:kept], delta.logprobs[:kept], "stop", delta.version)
+            yield msgspec.structs.replace(
+                delta,
+                tokens=delta.tokens[:kept],
+                logprobs=delta.logprobs[:kept],
+                finish="stop",
+                remaining=None,
+            )
             return
 
     def _holds(self, tokens: Sequence[int]) -> bool:

@@ -48,6 +48,7 @@ def build_engine(config: Config) -> Engine:
             stop_token=facts.stop_tokens[0],
             interval=min(8, section.chunk_tokens),
             seed=config.seed,
+            remaining=True,
         )
     raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.bench.compare.cli import compare_command
 from launch.commands.config import config as config_commands
 from launch.commands.data import data_app
 from launch.commands.profile import profile_command
@@ -32,17 +33,18 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+bench.command("compare")(compare_command)
 app.add_typer(config_commands, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
-def _check(config: Any) -> list[str]:
+def _check(config: Any, ask: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
 
     try:
-        return check_everything(config)
+        return check_everything(config, ask=ask)
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -84,7 +86,7 @@ def train_command(
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
-    lines = _check(loaded)
+    lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
 
@@ -291,99 +293,6 @@ def doctor_command(
         raise typer.Exit(run_probe(config, head, nodes, node, secret, wait_s))
     except (ProbeError, TransportError, OSError) as error:
         exit_with_error(error)
-
-
-@bench.command("compare")
-def compare_command(
-    overrides: Overrides = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
-    ] = False,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds"
-        ),
-    ] = "all",
-    seeds: Annotated[
-        int | None, typer.Option(help="number of seeds for each method; default: 3")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="the same as step.count=N")] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
-    ] = None,
-    pace: Annotated[
-        str, typer.Option(help="emulated pace of the engines (engine.pace), such as h20-7b")
-    ] = "",
-    learner_share: Annotated[
-        float,
-        typer.Option(
-            min=0, help="with --pace: learner's seconds a token, over those of a full engine"
-        ),
-    ] = 0.0,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help=CONFIG_HELP, show_default="configs/bench.yaml, with --pace configs/long.yaml"
-        ),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
-        "runs/compare"
-    ),
-    out: Annotated[Path | None, typer.Option(help="file for the results as JSON")] = None,
-    show_methods: Annotated[
-        bool, typer.Option("--list", help="list the methods and start nothing")
-    ] = False,
-) -> None:
-    """Train with each method and seed in turn, and compare time, tokens and accuracy.
-
-    This takes hours. Started again, it runs only what is missing.
-
-    darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
-
-    darts bench compare --quick --pace h20-7b
-    """
-    from launch.bench.compare.command import (
-        QUICK_TARGET,
-        TARGET,
-        Comparison,
-        paced_comparison,
-        quick_comparison,
-    )
-    from launch.bench.compare.command import run_comparison as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, methods_named
-    from pipeline.config.load import ConfigError
-
-    if show_methods:
-        for method in METHODS.values():
-            reserve = f" step.reserve={method.reserve:g}*step.prompts" if method.reserve else ""
-            typer.echo(f"{method.name}: {method.about}")
-            typer.echo(f"    {' '.join(method.overrides)}{reserve}")
-        for name, names in SETS.items():
-            typer.echo(f"{name}: {', '.join(names)}")
-        return
-    if quick and (methods != "all" or seeds is not None):
-        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
-    if learner_share and not pace:
-        exit_with_error("--learner-share has no effect without --pace", 2)
-    try:
-        chosen = methods_named(methods, 3 if seeds is None else seeds)
-    except ValueError:
-        exit_with_error(f"--methods {methods}: expected a number of seeds after a colon", 2)
-    wanted = Comparison(
-        config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
-        folder=folder,
-        methods=chosen,
-        target=target if target is not None else QUICK_TARGET if quick else TARGET,
-        overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
-    )
-    if pace:
-        try:
-            wanted = paced_comparison(wanted, pace, learner_share)
-        except ConfigError as error:
-            exit_with_error(error, 2)
-    raise typer.Exit(carry_out(quick_comparison(wanted, bool(pace)) if quick else wanted, out))
 
 
 def main() -> None:

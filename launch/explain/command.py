@@ -44,6 +44,7 @@ def explain_command(
     import msgspec
 
     from launch.explain import decisions
+    from launch.run_files.simulated import simulated_text
     from pipeline.system.terminal_text import printable
 
     folder = run_folder(run)
@@ -65,7 +66,10 @@ def explain_command(
             data, words = _one(folder, decisions.read_story(lines, number))
     except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
         exit_with_error(f"{run}: {error}", 2)
-    found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
+    shown = list(words)
+    if modelled := simulated_text(folder):
+        shown[:0] = [f"simulated: {modelled}: lengths and rewards are drawn", ""]
+    found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(shown))
     typer.echo(found_text)
 
 
@@ -122,12 +126,16 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
 
 
 def _prompt_text(run: RunFolder, story: Story) -> str:
-    """Reads the prompt from the configured data set; '' if that cannot be read."""
+    """Reads the prompt from the configured data set; '' if that cannot be read, or was not: of a
+    simulated run."""
+    from launch.run_files.simulated import simulated_text
     from pipeline.config.load import ConfigError, load
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
 
+    if simulated_text(run):
+        return ""
     evaluated = story.ended is not None and story.ended.kind == "eval"
     try:
         config = load(run.config)

@@ -42,6 +42,9 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
     version: int
     members: tuple[Candidate, ...]
     time: float = 0.0  # wall clock, seconds since 1970; 0: written by an older darts, not known
+    advantages: tuple[tuple[int, float, float], ...] = ()  # id, advantage, weight: of those chosen
+    advantage_why: str = ""  # what the advantage rule said of them
+    replay_of: int = -1  # the group whose members were trained on once more
 
     @property
     def sampled(self) -> int:

@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from launch.preflight import rewards
+from launch.preflight.plugins import plugin_problems
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from pipeline.config import rules
@@ -24,8 +25,11 @@ class PreflightError(Exception):
     """The run would not start; the message has a line for each reason."""
 
 
-def check_everything(config: Config) -> list[str]:
+def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     """Checks model, data and plug-ins; returns lines that say what was found.
+
+    Args:
+        ask: also ask the plug-ins that decide a question each (`--dry-run`).
 
     Raises: PreflightError.
     """
@@ -38,7 +42,7 @@ def check_everything(config: Config) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := settings_problems(config):
+    if problems := [*settings_problems(config), *(plugin_problems(config) if ask else [])]:
         raise PreflightError("\n".join(problems))
     if rewards.has_checks(config.reward):
         if problems := asyncio.run(rewards.reward_problems(config, [train, held_out.data])):
@@ -46,6 +50,7 @@ def check_everything(config: Config) -> list[str]:
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *without_effect(config),
+        *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
         *(f"warning: {line}" for line in rules.warnings(config)),
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",

@@ -16,6 +16,7 @@ from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
 from pipeline.plugins.budgets._top_up import most_candidates
 from pipeline.plugins.budgets.length_variance import LengthVarianceOptions
 from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
+from pipeline.stage.build import spare_groups
 
 
 def without_effect(config: Config) -> list[str]:
@@ -146,9 +147,12 @@ def _prompts(config: Config) -> Iterator[tuple[str, str]]:
     step = config.step
     need = step.prompts * (1 + config.learner.max_staleness)  # of the steps that are open at once
     most = int(step.tries * need)
-    if most < need + step.reserve:
+    spare = spare_groups(step)
+    if most < need + spare:
         why = f"step.tries allows {most} groups, and {need} are trained on"
-        yield "step.reserve", f"{step.reserve}, but {why}: at most {most - need} are in reserve"
+        key = "step.reserve" if step.reserve else "step.reserve_share"
+        value = step.reserve or step.reserve_share
+        yield key, f"{value:g}, but {why}: at most {most - need} are in reserve"
     if config.advantage.options.get("drop_equal") and most == need:
         key = f"advantage.{config.advantage.name}.drop_equal"
         why = f"step.tries allows {most} groups, as many as are trained on"

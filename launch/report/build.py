@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.report.page import render
-from launch.report.read_run import Say, read_run
+from launch.report.read_run import Run, Say, read_run
 from launch.report.run_names import run_lines
 from launch.report.sections import (
     budgets,
@@ -51,5 +51,14 @@ def build_page(paths: Sequence[Path], say: Say) -> str:
         comparison.comparison_section(named),
     ]
     title = f"darts: {runs[0].name}" if len(runs) == 1 else f"darts: {len(runs)} runs"
-    paced = {run.name: run.steps[-1].paced for run in runs if run.steps and run.steps[-1].paced}
-    return render(title, sections, warnings, paced)
+    modelled = [line for run in runs for line in _modelled(run)]
+    return render(title, sections, warnings, modelled)
+
+
+def _modelled(run: Run) -> Iterator[str]:
+    if run.steps and (pace := run.steps[-1].paced):
+        real = "tokens, learning and decisions are real"
+        yield f"paced: {pace} ({run.name}): times are emulated; {real}"
+    if simulated := run.about.get("simulated"):
+        what = "times, lengths and rewards are modelled; decisions are real"
+        yield f"simulated: {simulated} ({run.name}): {what}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ def render(
     title: str,
     sections: Sequence[Section],
     warnings: Sequence[str],
-    paced: Mapping[str, str] | None = None,
+    modelled: Sequence[str] = (),
 ) -> str:
     """Renders the whole page.
 
     Args:
         warnings: what could not be read.
-        paced: name of a run -> its emulated pace, of the runs that have one.
+        modelled: what is not real of the runs, a line each.
     """
     models = {
         f"{section.id}{i}": part
@@ -49,7 +49,7 @@ def render(
         # In a script element only its end tag is markup, and in a string "<\\/" is "</".
         plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),
         warnings=warnings,
-        paced=paced or {},
+        modelled=modelled,
         sections=[(section, _parts(section, places)) for section in sections],
     )
 

@@ -1,8 +1,8 @@
 """Turns groups into micro-batches, and micro-batches into logprobs of response tokens.
 
 A micro-batch is one packed call: its tokens stand one after another without
-padding, and the prefix that the members of a group share is computed once. That is
-the prompt without its last token: the last one predicts the first response token,
+padding, and the prefix that members with the same prompt share is computed once. That
+is the prompt without its last token: the last one predicts the first response token,
 so each member has its own copy of it. The last response token predicts nothing and
 is not fed. Logits are computed for members' tokens only, in float32, divided by the
 sampling temperature of the engines.
@@ -88,20 +88,33 @@ def micro_batches(
     Args:
         whole_groups: keep a group in one micro-batch, also one over the cap.
     """
-    prompts = [ints(group.prompt) for group in groups]
-    members = [trained_members(group) for group in groups]
+    parts = [
+        (owner, ints(prompt), found)
+        for owner, group in enumerate(groups)
+        for prompt, found in by_prompt(group).items()
+    ]
     sizes = [
         (max(0, len(prompt) - 1), [len(member.response) // 4 for member in found])
-        for prompt, found in zip(prompts, members, strict=True)
+        for _, prompt, found in parts
     ]
+    owners = [owner for owner, _, _ in parts]
     return [
         _assemble(
-            [(prompts[g], [members[g][m] for m in chosen]) for g, chosen in parts],
-            [groups[g].group for g, chosen in parts for _ in chosen],
+            [(parts[p][1], [parts[p][2][m] for m in chosen]) for p, chosen in packed],
+            [groups[owners[p]].group for p, chosen in packed for _ in chosen],
             device,
         )
-        for parts in pack(sizes, cap, whole_groups=whole_groups)
+        for packed in pack(sizes, cap, whole_groups=whole_groups, owners=owners)
     ]
+
+
+def by_prompt(group: TrainGroup) -> dict[bytes, list[TrainMember]]:
+    """Return the trained members by the prompt (int32) that they were sampled after: the group's,
+    or one of their own."""
+    found: dict[bytes, list[TrainMember]] = {}
+    for member in trained_members(group):
+        found.setdefault(group.prompt_of(member), []).append(member)
+    return found
 
 
 def _assemble(

@@ -55,6 +55,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     answer: allowed.OptionalFieldName = ""
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that a source has."""
+    variants: tuple[allowed.FieldName, ...] = ()
+    """Fields whose text a plug-in may put behind the prompt of some members, as a hint: each line
+    that is trained on must have them. They count with the prompt where its length is limited."""
     bad_lines: Literal["stop", "skip"] = "stop"
     """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"
@@ -88,8 +91,15 @@ class StepConfig(Section, frozen=True, kw_only=True):
     """Groups trained on in one step."""
     reserve: NonNegativeInt = 0
     """Groups opened beyond those needed: what is open at the close is deferred."""
+    reserve_share: NonNegativeFloat = 0.0
+    """The same as a share of `prompts`, rounded to the nearest, halves up; added to `reserve`."""
     tries: AtLeastOne = 2.0
     """A step opens at most tries x prompts groups; then it closes with those it has."""
+    keep: NonNegativeInt = 0
+    """Groups kept after they were trained on, the newest ones, for a batch rule that replays. 0:
+    none."""
+    keep_versions: PositiveInt = 4
+    """Versions that a token of a kept group may be behind the newest weights."""
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):
@@ -368,6 +378,9 @@ class Config(Section, frozen=True, kw_only=True):
     """Directory of any Hugging Face causal LM with its tokenizer."""
     seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
+    recipe: str = ""
+    """Published methods whose settings lie beneath these: a recipe (`darts config recipes`) or a file,
+    several with commas between. On a command line it lies over the file. Empty: none."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     step: StepConfig = StepConfig()

@@ -10,7 +10,7 @@ or rewards.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
 from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import SourceView
 
 __all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
@@ -47,6 +48,20 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     tag: str = ""  # kind of prompt, for budgets ("terms=3")
     where: str = ""  # file and line
     messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
+    variants: dict[str, bytes] = {}  # field -> int32, what a variant puts behind the prompt
+
+    def tokens_behind(self, variant: str) -> bytes:
+        """int32, what this variant puts behind the prompt. Raises ValueError if there is none."""
+        if not variant:
+            return b""
+        column, share = column_and_share(variant, self.variants)
+        found = self.variants[column]
+        return found[: 4 * tokens_of(share, len(found) // 4)]
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt with the longest of its variants."""
+        return (len(self.tokens) + max(map(len, self.variants.values()), default=0)) // 4
 
 
 class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +98,16 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Item:
         return self.items[index]
+
+    def prompt_tokens(self, index: int, variant: str = "") -> bytes:
+        """int32, a prompt as engines and learner get it, with what its variant adds."""
+        item = self.items[index]
+        return item.tokens + item.tokens_behind(variant)
+
+    def variant_lengths(self) -> dict[str, list[int]]:
+        """Field of `data.variants` -> its tokens, for each prompt."""
+        columns = self.items[0].variants if self.items else {}
+        return {name: [len(i.variants[name]) // 4 for i in self.items] for name in columns}
 
     @property
     def shares(self) -> tuple[SourceView, ...]:
@@ -145,6 +170,7 @@ class _Prepared(msgspec.Struct):
     prompt: str
     templated: bool
     answer: str
+    variants: dict[str, str]
 
 
 class _Loading:
@@ -154,11 +180,13 @@ class _Loading:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
         self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
+        self._columns: tuple[str, ...] = ()  # of variants
         self._dropped = self._cut = 0  # of the source being read
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
         items: list[Item] = []
+        self._columns = self._data.variants if split == "train" else ()
         loaded: list[LoadedSource] = []
         empty = ""
         for source in sources:
@@ -225,17 +253,17 @@ class _Loading:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
-        return _Prepared(where, row, prompt, text, templated, answer)
+        variants = {name: _column(row, name) for name in self._columns}
+        return _Prepared(where, row, prompt, text, templated, answer, variants)
 
     def _encoded(self, batch: Sequence[_Prepared], tag: str) -> Iterator[Item]:
-        prompts = [prepared.prompt for prepared in batch]
-        try:
-            encoded: list[list[int] | str] = [*self._tokenizer.encode_all(prompts)]
-        except ValueError:  # at least one is bad: find out which
-            encoded = [_ids_or_complaint(prompt, self._tokenizer) for prompt in prompts]
-        for prepared, ids in zip(batch, encoded, strict=True):
+        encoded = self._ids([prepared.prompt for prepared in batch])
+        behind = {name: self._ids([p.variants[name] for p in batch]) for name in self._columns}
+        for number, prepared in enumerate(batch):
+            variants = {name: found[number] for name, found in behind.items()}
+            ids = encoded[number]
             if isinstance(ids, list):
-                ids = self._fitting(prepared, ids)
+                ids = self._fitting(prepared, ids, variants)
             if isinstance(ids, str):
                 self._problems.append(f"{prepared.where}: prompt {ids}")
             elif ids:
@@ -249,10 +277,27 @@ class _Loading:
                     tag=tag or own,
                     where=prepared.where,
                     messages=prepared.given if isinstance(prepared.given, list) else (),
+                    variants={
+                        name: np.asarray(found, dtype="<i4").tobytes()
+                        for name, found in variants.items()
+                        if isinstance(found, list)
+                    },
                 )
 
-    def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
-        """Return the prompt's ids, [] to leave it out, or a complaint."""
+    def _ids(self, texts: Sequence[str]) -> list[list[int] | str]:
+        """Return the ids of each text, or why it has none."""
+        try:
+            return [*self._tokenizer.encode_all(texts)]
+        except ValueError:  # at least one is bad: find out which
+            return [_ids_or_complaint(text, self._tokenizer) for text in texts]
+
+    def _fitting(
+        self, prepared: _Prepared, ids: list[int], variants: Mapping[str, list[int] | str]
+    ) -> list[int] | str:
+        """Return the prompt's ids, [] to leave it out, or a complaint.
+
+        `variants`: what may stand behind it, or what is wrong with that; the longest counts with it.
+        """
         if not ids:
             return "has no token, expected at least one"
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._tokenizer.bos:
@@ -260,10 +305,17 @@ class _Loading:
                 "begins with the beginning-of-sequence token twice: the chat template adds it; "
                 "remove it from the text"
             )
+        for name, found in variants.items():
+            if isinstance(found, str):
+                return f"may be followed by {name}, which {found}"
+        behind = max(map(len, variants.values()), default=0)
+        whole = f"of {len(ids)} tokens"
+        if behind:
+            whole += f", with up to {behind} of data.variants behind them,"
         wanted, model = self._data.max_prompt_tokens, self._tokenizer.max_model_tokens
         room = model - self._max_tokens if model else wanted
-        limit = min(wanted, room) if wanted else room
-        if not (wanted or model) or len(ids) <= limit:
+        most = min(wanted, room) if wanted else room
+        if not (wanted or model) or len(ids) <= (limit := most - behind):
             return ids
         if self._data.long_prompts == "drop":
             self._dropped += 1
@@ -271,18 +323,18 @@ class _Loading:
         if self._data.long_prompts == "cut" and limit > 0:
             if prepared.templated:
                 return (
-                    f"of {len(ids)} tokens is longer than {limit}, and text of a chat template "
-                    "is not cut; set data.long_prompts: drop"
+                    f"{whole} is longer than {most}, and text of a chat template is not cut; set "
+                    "data.long_prompts: drop"
                 )
             self._cut += 1
             prepared.prompt = self._tokenizer.decode(ids[-limit:])
             return ids[-limit:]
         cure = "leave long prompts out with data.long_prompts: drop"
-        if limit == wanted:
-            return f"of {len(ids)} tokens, but data.max_prompt_tokens is {wanted}; {cure}"
+        if most == wanted:
+            return f"{whole.rstrip(',')}, but data.max_prompt_tokens is {wanted}; {cure}"
         return (
-            f"of {len(ids)} tokens and sampling.max_tokens {self._max_tokens} "
-            f"are {len(ids) + self._max_tokens}, the model takes {model}; {cure}"
+            f"{whole} and sampling.max_tokens {self._max_tokens} "
+            f"are {len(ids) + behind + self._max_tokens}, the model takes {model}; {cure}"
         )
 
 
@@ -328,3 +380,13 @@ def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
         return tokenizer.encode(prompt)
     except ValueError as error:
         return str(error)
+
+
+def _column(row: dict[str, Any], field: str) -> str:
+    """Return the text of a field that a variant may name. Raises ValueError for a bad row."""
+    there, found = field_of(row, field)
+    if not there:
+        raise ValueError(_missing(row, "data.variants", field))
+    if not isinstance(found, str | int | float) or isinstance(found, bool):
+        raise ValueError(f"{field} is {kind_of(found)}, expected text (data.variants)")
+    return str(found)

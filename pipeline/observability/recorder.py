@@ -69,7 +69,7 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        decided = what in ("decision", "group", "budget")
+        decided = what in ("decision", "group", "budget", "plan", "batch")
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):

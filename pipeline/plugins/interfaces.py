@@ -157,7 +157,10 @@ class Advantage(Protocol):
 class Reward(Protocol):
     """May also offer `score_all(samples)`, which returns one result for each (a number, a Score,
     an exception, or None for no opinion), and `complaint(sample) -> str`, asked before a run
-    what is wrong with an answer of the data ('': nothing)."""
+    what is wrong with an answer of the data ('': nothing). With `score_group(samples)`, which
+    returns the same as `score_all`, rewards of training are over a group: it is asked once, about
+    the members that the selector has chosen, which therefore cannot decide by rewards. `score` is
+    then for evaluations alone."""
 
     def score(self, sample: Sampled) -> float | Score: ...
 

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from pipeline.plugins.elsewhere import hint_of_name
 from pipeline.plugins.interfaces import Options
 from pipeline.plugins.ranges import did_you_mean
+from pipeline.plugins.signatures import signature_problems
 
 PACKAGES = {
     "prompt_order": "pipeline.plugins.prompt_orders",
@@ -136,26 +137,11 @@ def find_plugin(kind: str, name: str) -> type[Any]:
     raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(known)})")
 
 
-_METHODS: dict[str, tuple[str, ...]] = {
-    "prompt_order": ("plan",),
-    "budget": ("allocate", "top_up"),
-    "selector": ("decide",),
-    "batch": ("decide",),
-    "environment": ("turn",),
-    "reward": ("score",),
-    "advantage": ("advantages",),
-    "loss": ("loss",),
-}
-
-
 def _checked(kind: str, name: str, found: object) -> type[Any]:
     if not isinstance(found, type):
         raise PluginError(f"{kind} {name!r} is {found!r}, expected a class")
-    for method in _METHODS[kind]:
-        if not callable(getattr(found, method, None)):
-            raise PluginError(f"{kind} {name!r}: {found.__qualname__} has no method {method}()")
-    if hasattr(found, "state") != hasattr(found, "restore"):
-        raise PluginError(f"{kind} {name!r} must offer both state() and restore(), or neither")
+    if problems := list(signature_problems(kind, found)):
+        raise PluginError(f"{kind} {name!r}: {'; '.join(problems)}")
     if hasattr(found, "state") and kind in IN_WORKERS:
         why = "it runs in worker processes, which are restarted, and nothing would save it"
         raise PluginError(f"{kind} {name!r} may not offer state() and restore(): {why}")
@@ -172,3 +158,11 @@ def needs_answer(reward: type[Any], options: Options) -> bool:
     returns True for its options."""
     needs = getattr(reward, "needs_answer", False)
     return bool(needs(options) if callable(needs) else needs)
+
+
+def judges_groups(reward: type[Any], options: Options) -> bool:
+    """Returns True if a reward gives its training rewards to whole groups (`score_group`): its
+    `judges_groups` is not there, is True, or returns True for its options."""
+    judges = getattr(reward, "judges_groups", True)
+    wants = judges(options) if callable(judges) else judges
+    return bool(hasattr(reward, "score_group") and wants)

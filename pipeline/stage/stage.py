@@ -42,7 +42,6 @@ from pipeline.wire.messages import (
     AbortLegs,
     Alive,
     CloseStep,
-    CloseVersion,
     ForgetGroup,
     FromPeer,
     Heartbeat,
@@ -55,7 +54,6 @@ from pipeline.wire.messages import (
     Shutdown,
     Spans,
     StepDone,
-    TrainGroup,
     WireError,
 )
 from pipeline.workers.pool import RewardPool
@@ -275,19 +273,10 @@ class StageProcess:
                 self._environment_calls.ask(command)
             case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._environment_calls.cancel(trajectory)
-            case events.TrainGroup(
-                rank=rank, step=step, group=group, prompt=prompt, members=members
-            ):
-                tokens = self.parts.data["train"][prompt].tokens
-                message = TrainGroup(step=step, group=group, prompt=tokens, members=members)
-                self._outbox.to_rank(rank, message)
+            case events.TrainGroup(rank=rank) | events.CloseVersion(rank=rank):
+                self._outbox.to_rank(rank, translate.with_prompts(command, self.parts.data["train"]))
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
-            case events.CloseVersion(rank=rank, version=version, prompts=prompts, chunks=chunks):
-                data = self.parts.data["train"]
-                held = {group: data[prompt].tokens for group, prompt in prompts.items()}
-                order = CloseVersion(version=version, prompts=held, chunks=chunks)
-                self._outbox.to_rank(rank, order)
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):
