@@ -51,9 +51,9 @@ def test_a_held_group_gets_more_candidates_and_is_trained_on() -> None:
     bench.ask(0, Sample(1))
     assert not bench.group(0).held
     newest = bench.group(0).members[-1].id
+    bench.selector.say(0, Finalize((0, 1, newest)))
     bench.tokens(newest, 3, "stop")
-    bench.reward(newest, 1.0)
-    bench.learn(bench.ask(0, Finalize((0, 1, newest))))
+    bench.learn(bench.reward(newest, 1.0))
     assert bench.fate(0)[0] == "trained"
 
 
