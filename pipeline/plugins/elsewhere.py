@@ -33,6 +33,7 @@ NAMES: dict[str, dict[str, str]] = {
     "advantage": {
         "dr_grpo": "advantage=grpo advantage.grpo.divide_by_deviation=false",
         "dapo": "advantage=grpo advantage.grpo.drop_equal=true",
+        "rloo_vectorized": "advantage=rloo",
         "grpo_vectorized": "advantage=grpo advantage.grpo.divide_by_deviation=true",
     },
     "selector": {
