@@ -18,7 +18,7 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 is five seeds; "
+            help="names or sets (ablation, ends, quick) with commas between; sync:5 is five seeds; "
             "mine=FILE.yaml is one of your own",
             show_default="all, with --recipes sync",
         ),

@@ -51,7 +51,6 @@ class Nudge:
 
     def __init__(self, options: NudgeOptions | None = None) -> None:
         self._options = options or NudgeOptions()
-        self.variants = self._options.hints  # columns that it names
 
     @property
     def variants(self) -> tuple[str, ...]:
