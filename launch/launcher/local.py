@@ -33,10 +33,13 @@ from launch.launcher.processes import (
 )
 from pipeline.config.schema import Config
 from pipeline.system import temp_dirs
+from pipeline.system.descriptors import raise_limit
 from pipeline.system.micro_batch_limit import keep_limit, read_limit
 from pipeline.system.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
+RANKS_STORE = "ranks"
+"""Name of that file, beside the sockets."""
 _OWN_PORTS = range(20_000, 32_768)
 """Below those that Linux gives to outgoing connections (ip_local_port_range, by default)."""
 _POLL_S = 0.1
@@ -65,8 +68,14 @@ class Site:
     sockets: Path  # a 0700 directory
     host: str  # rendezvous of the learner ranks
     port: int
+    one_machine: bool = True  # the ranks find each other by a file, and no port is listened at
     listen_keys: Path | None = None  # key file of the stage; None: one machine, no keys
     peer_keys: Path | None = None  # key file of this process's own learner rank
+
+    @property
+    def ranks_store(self) -> str:
+        """The file by which the learner ranks of one machine find each other."""
+        return str(self.sockets / RANKS_STORE) if self.one_machine else ""
 
 
 def weights_directory(run: RunFolder, need_bytes: int) -> Path:
@@ -107,6 +116,18 @@ def free_ports(host: str, count: int) -> list[int]:
     return found
 
 
+def hold_port(host: str, port: int) -> socket.socket | None:
+    """Keeps others from a port until the socket is closed, without listening there: no other run
+    of this machine gets the same number. None: somebody has it already."""
+    holding = socket.socket()
+    try:
+        holding.bind((host, port))
+    except OSError:
+        holding.close()
+        return None
+    return holding
+
+
 class Launcher:
     """Runs one job. `run_job()` returns the exit status: 0, 1 (error) or 130 (Ctrl-C)."""
 
@@ -130,6 +151,7 @@ class Launcher:
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
+        self._held = hold_port(self._site.host, self._site.port) if self._site.one_machine else None
         self.error: str | None = None  # from the stage at its end
         self.limit_lowered = False  # memory ran out: smaller micro-batches may fit
         self._buffer = b""
@@ -165,7 +187,8 @@ class Launcher:
         for rank in self._roles.ranks:
             command = ["learner.learner_rank", *common]
             command += learner_arguments(rank, ranks, resume, tokens)
-            add(f"l{rank}", command, base | learner_environment(rank, ranks, site.port, site.host))
+            environment = learner_environment(rank, ranks, site.port, site.host, site.ranks_store)
+            add(f"l{rank}", command, base | environment)
         machine, each = gpus.machine_gpus(base), config.engine.tensor_parallel
         for number in range(self._roles.engines):
             command = ["engines.worker", *common, "--name", f"e{number}"]
@@ -178,6 +201,7 @@ class Launcher:
     def run_job(self) -> int:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
+        raise_limit()
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
             for child in self.children.values():
@@ -195,6 +219,8 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._ours.close()
+            if self._held is not None:
+                self._held.close()
         if self._interrupts:
             return 130
         if self.error == "" and not self._run.result.exists():

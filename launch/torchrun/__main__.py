@@ -21,7 +21,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -183,8 +183,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     if refused := {assignment.refused for assignment in answer(hellos).values()} - {""}:
         raise SystemExit(f"darts: {'; '.join(sorted(refused))}")
     site = make_site(plan, hellos, run, dump(config))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(plan.host))
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])
+    _name_interface(os.environ, plan.host)
     tell_losses_in(run.logs / "launcher.log")
     view = TerminalView(config.step.count, name=run.path.name)
     launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
@@ -198,6 +197,12 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
         run.release_lock()
     print_outcome(run, config, status, launcher.error)
     return status
+
+
+def _name_interface(environment: MutableMapping[str, str], host: str) -> None:
+    """Has gloo and NCCL listen only at the interface that leads to rank 0."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        environment.setdefault(name, interface_towards(host))
 
 
 # --- the others -------------------------------------------------------------------------------
@@ -224,8 +229,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     if not shared:
         run_location.write_location(run, assignment.host)
     environment = clean_environment()
-    environment.setdefault("GLOO_SOCKET_IFNAME", interface_towards(assignment.host))
-    environment.setdefault("NCCL_SOCKET_IFNAME", environment["GLOO_SOCKET_IFNAME"])
+    _name_interface(environment, assignment.host)
     if assignment.name.startswith("e"):
         environment |= gpus.engine_gpus(
             gpus.machine_gpus(environment),
@@ -242,7 +246,9 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     log = logs / f"{assignment.name}.log"
     print(f"darts: {assignment.name} on machine {node.number}; log: {log}", flush=True)
     rank = int(assignment.name[1:])
-    environment |= learner_environment(rank, config.learner.ranks, assignment.port, assignment.host)
+    environment |= learner_environment(
+        rank, config.learner.ranks, assignment.port, assignment.host, assignment.ranks_store
+    )
     environment["LOCAL_RANK"] = str(node.local_rank)
     tokens = assignment.micro_batch_tokens
     arguments = learner_arguments(rank, config.learner.ranks, assignment.resume, tokens)

@@ -53,6 +53,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     resume: str  # a checkpoint, or ''
     host: str  # rendezvous of the learner ranks
     port: int
+    ranks_store: str = ""  # file that stands for it where there is one machine
     micro_batch_tokens: int  # see `pipeline.system.micro_batch_limit`
     control: str
     data: str
