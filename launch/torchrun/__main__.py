@@ -1,8 +1,8 @@
 """The same job under torchrun, on one machine or several, roles by rank:
 
     torchrun --nproc-per-node=P -m launch.torchrun CONFIG [key=value ...] [--out DIR]
-    torchrun --nnodes=N --nproc-per-node=P --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT
-        -m launch.torchrun CONFIG [key=value ...] --out DIR          (the same on each machine)
+    torchrun --nnodes=N --node-rank=K --nproc-per-node=P --master-addr=HOST --master-port=PORT
+        -m launch.torchrun CONFIG [key=value ...] --out DIR      (on machine K of N, from 0)
 
 N times P is learner.ranks + engine.count; `nodes.learners` says which ranks are learners. Rank 0
 also starts the stage and keeps the run's folder. Torchrun's store carries addresses and public
@@ -48,6 +48,7 @@ from launch.monitor.terminal import TerminalView
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
 from launch.torchrun import run_location
+from launch.torchrun.agent import warning_of_parent
 from launch.torchrun.network import interface_towards
 from launch.torchrun.node import (
     Node,
@@ -61,9 +62,11 @@ from launch.torchrun.rendezvous import (
     Assignment,
     Hello,
     RendezvousError,
+    RunPlace,
     SharedSecret,
     host_rendezvous,
     join_rendezvous,
+    read_message,
 )
 from launch.torchrun.roles import RolesError, check_world
 from pipeline.checkpoint.store import CheckpointError, Refused, newest
@@ -81,6 +84,7 @@ from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
 _SECRET_BYTES = 1 << 16
+_RUN = "darts/run"
 _REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
 
 
@@ -113,8 +117,11 @@ class _Result(msgspec.Struct, frozen=True):
 
 def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder:
     """Opens and locks the run's folder: a new one, or this job's earlier one. Raises RunError."""
-    if store.check(["darts/run"]):  # torchrun has restarted us
-        run = RunFolder(Path(store.get("darts/run").decode()))
+    secret: SharedSecret = args.secret
+    # Without --out a restart finds the run by a word of ours; of somebody else's none counts.
+    before = None if args.out else read_message(store, secret, _RUN, RunPlace)
+    if before is not None:
+        run = RunFolder(Path(before.path))
     else:
         run = RunFolder(args.out or new_name(Path("runs") / args.config.stem))
     run.make_folders()
@@ -127,7 +134,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
                 f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
                 "another --out"
             )
-    store.set("darts/run", str(run.path))
+    store.set(_RUN, secret.sign_message(_RUN, RunPlace(path=str(run.path))))
     return run
 
 
@@ -165,7 +172,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     """Runs rank 0: run folder, stage and learner rank 0. Returns the exit status."""
     if problems := settings_problems(config):
         raise RunError("\n".join(problems))
-    for line in without_effect(config):
+    for line in filter(None, (*without_effect(config), warning_of_parent())):
         print(f"darts: {line}", flush=True)
     run = _open_run(config, args, store)
     resume = _resume_point(config, args.config, run)
@@ -179,9 +186,9 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     try:
         hellos = host_rendezvous(store, args.secret, node.world, answer, config.timeouts.join_s)
     except RendezvousError as error:
-        raise SystemExit(f"darts: {error}") from None
+        raise RunError(str(error)) from None
     if refused := {assignment.refused for assignment in answer(hellos).values()} - {""}:
-        raise SystemExit(f"darts: {'; '.join(sorted(refused))}")
+        raise RunError("; ".join(sorted(refused)))
     site = make_site(plan, hellos, run, dump(config))
     _name_interface(os.environ, plan.host)
     tell_losses_in(run.logs / "launcher.log")
@@ -215,7 +222,7 @@ def _other_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     try:
         assignment = join_rendezvous(store, args.secret, node.rank, hello, config.timeouts.join_s)
     except RendezvousError as error:
-        raise SystemExit(f"darts: rank {node.rank}: {error}") from None
+        raise RunError(f"rank {node.rank}: {error}") from None
     peer_keys = PeerKeys(
         control=assignment.control,
         data=assignment.data,

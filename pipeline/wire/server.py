@@ -70,7 +70,7 @@ class StageServer:
         self._received: dict[bytes, int] = {}
         self._keys: dict[bytes, str] = {}  # identity -> its key
         self._deaf: set[str] = set()  # endpoints that are not listened at for a while
-        self._deaf_until = self._told_at = 0.0
+        self._deaf_until, self._told_at = 0.0, -_SAY_EVERY_S
 
     def open_sockets(self) -> None:
         """Lock the directory and bind. Raises TransportError."""
