@@ -339,7 +339,7 @@ class LearnerRank:
                         directory,
                         order.step,
                         order.version,
-                        loss=self._passes.loss.state.saved(),
+                        loss=self._passes.loss_pass.state.saved(),
                     )
             except Exception as failure:  # a full disk, say: the run continues
                 error = f"{type(failure).__name__}: {failure}"

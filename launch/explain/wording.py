@@ -90,6 +90,10 @@ def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[
         return
     yield ""
     yield from _table(story, ended)
+    for member, variant in ended.variants.items():
+        yield f"{member} had {variant} of the data behind its prompt"
+    for member, (origin, tokens) in ended.forks.items():
+        yield f"{member} began with the first {tokens} tokens of {origin}"
     if gone := sorted(_left_before(story, ended)):
         yield f"aborted before the group ended (their lengths are not on file): {_ids(gone)}"
     if cut := sum(1 for m in ended.members if _hit_limit(m, story)):

@@ -244,7 +244,7 @@ def resume_problems(own: Own) -> list[str]:
     """What a run of these plug-ins decides otherwise when it is stopped and resumed, a line each."""
     subject = subject_of(own)
     try:
-        found = list(differences(case_of(subject)))
+        found = list(differences(case_of(subject.on_policy())))
     except (StandsStill, PluginFault) as error:
         found = [f"{type(error).__name__}: {error}", *plugin_traceback(error).splitlines()]
     return [*found, f"plug-ins: {subject.plugins()}"] if found else []

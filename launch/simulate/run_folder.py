@@ -21,9 +21,8 @@ from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.jsonl_writer import JsonlWriter
+from pipeline.observability.recorder import DECIDED
 from pipeline.system.run_folder import RunError, RunFolder
-
-_DECIDED = ("decision", "group", "budget")
 
 
 class SimulatedFolder:
@@ -52,7 +51,7 @@ class SimulatedFolder:
             self._line(self._metrics, "timing", now, timing.timing_metrics(record))
         for command in commands:
             if isinstance(command, Report):
-                file = self._decisions if command.what in _DECIDED else self._metrics
+                file = self._decisions if command.what in DECIDED else self._metrics
                 self._line(file, command.what, now, command.fields)
 
     def result(self, coordinator: Coordinator, simulated_s: float) -> None:

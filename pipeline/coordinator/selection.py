@@ -243,7 +243,9 @@ class Selection:
             ),
             action,
         )
-        return found or (candidates.refusal(self._core, group, action) if isinstance(action, Sample) else "")
+        if found or not isinstance(action, Sample):
+            return found
+        return candidates.refusal(self._core, group, action)
 
     @staticmethod
     def _members(group: Group, ids: Sequence[int]) -> list[Trajectory]:

@@ -41,7 +41,8 @@ class Standstill:
         """Returns True if it runs, or waits for its environment or reward, in an open group."""
         core = self._core
         goes_on = member.state in (TrajectoryState.RUNNING, TrajectoryState.WAITING_ENV)
-        if not goes_on and (member.scored or member.state not in ENDED):
+        judged = core.settings.group_reward  # then no reward comes while its group is open
+        if not goes_on and (member.scored or judged or member.state not in ENDED):
             return False
         group = core.groups.get(member.group)
         here = core.trajectories.get(member.id) is member

@@ -30,6 +30,8 @@ from pipeline.wire.messages import Span
 
 log = logging.getLogger("stage")
 
+DECIDED = ("decision", "group", "budget", "plan", "batch")
+"""Reports that are written to decisions.jsonl; the others are to metrics.jsonl."""
 SAMPLES_SHOWN = 8
 """Prompts of an evaluation to which a response is kept as text."""
 
@@ -69,7 +71,7 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        decided = what in ("decision", "group", "budget", "plan", "batch")
+        decided = what in DECIDED
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):

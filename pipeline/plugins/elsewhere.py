@@ -23,7 +23,7 @@ NAMES: dict[str, dict[str, str]] = {
         "pg": "loss=reinforce",
         "policy_gradient": "loss=reinforce",
         "rloo": "loss=reinforce advantage=rloo",
-        "disco": "loss=drpo loss.drpo.length_scale=1e6",
+        "disco": "loss=drpo loss.drpo.length_scale=1000000",
         "decoupled": "loss=decoupled_ppo",
         "areal": "loss=decoupled_ppo learner.max_staleness=1",
         "ulorl": "loss=dapo loss.dapo.mastered_tau=0.99",
@@ -34,7 +34,6 @@ NAMES: dict[str, dict[str, str]] = {
         "dr_grpo": "advantage=grpo advantage.grpo.divide_by_deviation=false",
         "dapo": "advantage=grpo advantage.grpo.drop_equal=true",
         "grpo_vectorized": "advantage=grpo advantage.grpo.divide_by_deviation=true",
-        "rloo_vectorized": "advantage=rloo",
     },
     "selector": {
         "none": "selector=all budget.redundancy=1",
@@ -65,6 +64,7 @@ KEYS: dict[str, str] = {
     "norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
     "scale_rewards": "advantage.grpo.divide_by_deviation",
     "filter_groups": "advantage.grpo.drop_equal",
+    "off_policy_mask_threshold": "learner.reject_drift",
 }
 """Key elsewhere, its last part -> the setting here."""
 

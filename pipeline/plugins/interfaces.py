@@ -105,7 +105,9 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
 class Selector(Protocol):
     """May also have `waits_for(candidates: int, size: int) -> int`: how many of a group's
     candidates must have ended before the group no longer holds up its step, so that a budget can
-    predict how long a step takes. Without it a group is taken to wait for all of them."""
+    predict how long a step takes. Without it a group is taken to wait for all of them. It and a
+    budget may also have `variants`, columns of the data that they will name (`Sample.variant`):
+    they are looked up before a run."""
 
     wants: Wants
 

@@ -23,10 +23,17 @@ from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
 
+
+
+Columns = Annotated[
+    tuple[NonEmpty, ...], Meta(min_length=1, description="one or more, none of them empty")
+]
+
+
 class NudgeOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `nudge` budget."""
 
-    hints: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("hint_1", "hint_2")
+    hints: Columns = ("hint_1", "hint_2")
     """Columns of the data, one a hint."""
     without: Share = 0.5
     """Probability that a candidate is sampled without its hint."""
@@ -44,6 +51,11 @@ class Nudge:
 
     def __init__(self, options: NudgeOptions | None = None) -> None:
         self._options = options or NudgeOptions()
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Columns that it names, looked up before a run."""
+        return self._options.hints
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
         return [self._of(prompt.prompt, view) for prompt in prompts]

@@ -74,6 +74,11 @@ class Seele:
     def __init__(self, options: SeeleOptions | None = None) -> None:
         self._options = options or SeeleOptions()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Columns that it names, looked up before a run."""
+        return (self._options.solution,)
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         if not settled(group):
             return

@@ -36,6 +36,11 @@ class Xrpo:
     def __init__(self, options: XrpoOptions | None = None) -> None:
         self._options = options or XrpoOptions()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Columns that it names, looked up before a run."""
+        return (self._options.example,) if self._options.example else ()
+
     def decide(self, group: GroupView, event: SelectorEvent) -> Iterable[AnyAction]:
         if not settled(group):
             return

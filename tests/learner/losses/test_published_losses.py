@@ -1,4 +1,4 @@
-"""Each loss against its published formula, written out here in plain torch, and by worked numbers."""
+"""Each loss against its published formula, written out here in torch, and by worked numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from learner.losses.minpro import Minpro, MinproOptions, least_before
 from learner.losses.reinforce import Reinforce
 from learner.losses.sapo import Sapo
 from learner.losses.vcpo import Vcpo, VcpoOptions
+from learner.losses.vespo import Vespo
 from tests.learner.losses.batches import batch_of, changed, outcome, random_batch
 
 
@@ -187,7 +188,7 @@ def test_mastered_tokens_of_a_sure_right_answer_are_not_trained_on():
 
 
 def test_minpro_weighs_by_the_least_ratio_of_the_prefix():
-    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], weights [1.1, .88, .96, .72]."""
+    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], times rho below."""
     rho = torch.tensor([[1.1, 0.8, 1.2, 0.9]])
     assert least_before(rho, torch.ones(1, 4)).tolist()[0] == pytest.approx([1, 1.1, 0.8, 0.8])
     _, gradient_BT, _ = outcome(Minpro(), batch_of(rho.tolist(), [-1.0]))
@@ -214,7 +215,6 @@ def test_decoupled_ppo_is_the_published_objective_and_leaves_wild_tokens_out():
         logprobs_BT=torch.tensor([[0.6, 0.7, 0.5]]).log(),
         old_logprobs_BT=old_BT,
         behaviour_BT=torch.tensor([[0.4, 0.5, 0.05]]).log(),
-        importance_BT=torch.full((1, 3), 99.0),  # not applied
     )
     value, _, metrics = outcome(DecoupledPpo(), batch)
     assert value == pytest.approx(-2.0 * (1.25 * 1.2 + 1.0 * 1.2), rel=1e-5)
@@ -355,3 +355,26 @@ def test_kl_cov_holds_the_tokens_of_the_highest_covariance_near_the_old_policy()
     assert value == pytest.approx(2.0 * math.log(1.5), rel=1e-5)
     assert gradient_BT[0].tolist()[1] == pytest.approx(-1.5 + 2.0)
     assert gradient_BT[0].tolist()[0] == pytest.approx(-1.5)
+
+
+# --- VESPO ------------------------------------------------------------------------------------
+
+
+def test_vespo_is_trls():
+    batch = plain()
+
+    def token_loss(logprobs_BT: torch.Tensor) -> torch.Tensor:
+        log = ((logprobs_BT.detach() - batch.behaviour_BT) * batch.mask_BT).sum(-1, keepdim=True)
+        good = batch.advantages_B.unsqueeze(1) >= 0
+        k, lam = torch.where(good, 2.0, 3.0), torch.where(good, 3.0, 2.0)
+        phi = torch.exp(lam + k * log - lam * log.exp())
+        return -phi * batch.advantages_B.unsqueeze(1) * logprobs_BT
+
+    agrees(Vespo(), batch, token_loss)
+
+
+def test_vespos_gate_is_one_at_ratio_one_and_closes_on_both_sides():
+    rows = [[1.0, 1.0], [8.0, 8.0], [0.1, 0.1]]
+    _, gradient_BT, _ = outcome(Vespo(), batch_of(rows, [1.0] * 3))
+    own = [-value for value in gradient_BT[:, 0].tolist()]
+    assert own == pytest.approx([1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4)

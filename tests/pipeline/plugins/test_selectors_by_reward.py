@@ -125,12 +125,12 @@ def test_dars_aims_higher_where_the_advantage_divides_by_the_deviation():
 def test_dars_samples_a_second_stage_once_and_trains_on_both():
     group = scored_group([1, 0, 0, 0, 0, 0, 0, 0], size=8)
     [action] = decide(Dars(), group)
-    assert action == Sample(n=11, why="accuracy 0.12 of the first 8", kind="second stage")
+    assert action == Sample(n=11, why="accuracy 0.12 of the first 8", kind="second_stage")
     # the others are right, but the first eight decide: no third stage
     whole = scored_group([1, *[0] * 7, *[1] * 11], size=8)
     [action] = decide(Dars(), whole)
     assert isinstance(action, Finalize)
-    assert (len(action.ids), action.kind) == (19, "second stage")
+    assert (len(action.ids), action.kind) == (19, "second_stage")
     [action] = decide(Dars(), scored_group([1] * 4 + [0] * 4, size=8))
     assert isinstance(action, Finalize)
     assert (len(action.ids), action.kind) == (8, "")
@@ -358,7 +358,7 @@ def test_scope_mends_the_failed_member_with_the_longest_good_beginning():
 
 
 @pytest.mark.parametrize(
-    "reward,ids,kind", [(1.0, (0, 1, 9), "mended"), (0.0, (0, 1, 2), "not mended")]
+    "reward,ids,kind", [(1.0, (0, 1, 9), "mended"), (0.0, (0, 1, 2), "not_mended")]
 )
 def test_scope_puts_a_mended_member_in_the_place_of_the_failed_one_if_it_is_right(
     reward: float, ids: tuple[int, ...], kind: str

@@ -101,7 +101,14 @@ TO_PEER: list[Message] = [
         group=2,
         prompt=b"",
         members=(
-            TrainMember(trajectory=1, response=b"", behaviour=b"", reward=1.0, advantage=0.5),
+            TrainMember(
+                trajectory=1,
+                response=b"",
+                behaviour=b"",
+                reward=1.0,
+                advantage=0.5,
+                token_advantages=b"\0\0\0\x3f",
+            ),
         ),
     ),
     ForgetGroup(group=2),
