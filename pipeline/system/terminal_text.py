@@ -12,16 +12,17 @@ _UNSHOWN = (
     *range(0xD800, 0xE000),  # halves of surrogate pairs
 )
 _USER = re.compile(r"(?<=://)[^\s/@'\"]{1,512}@")
+_TOKEN = re.compile(r"([?&][\w-]*(?:token|secret|passw|key|credential|signature)[\w-]*=)[^&\s'\"]+", re.I)
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
 
 
 def without_passwords(text: str) -> str:
-    """Leave out user and password of every address in a text.
+    """Leave out user and password of every address in a text, and tokens among its parameters.
 
     >>> without_passwords("http://me:secret@host:8000/path")
     'http://***@host:8000/path'
     """
-    return _USER.sub("***@", text) if "://" in text else text
+    return _TOKEN.sub(r"\1***", _USER.sub("***@", text)) if "://" in text else text
 
 
 def printable(text: str) -> str:
