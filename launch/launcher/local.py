@@ -45,6 +45,7 @@ _OWN_PORTS = range(20_000, 32_768)
 _POLL_S = 0.1
 _IN_ORDER = "exit 0"
 _LAST_WORDS_S = 1.0
+_SLOWER = 1.5  # the last checkpoint may take so much longer than the one before it
 _LOOK_S = 1.0
 
 
@@ -158,6 +159,7 @@ class Launcher:
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
         self._began = False  # an engine has loaded its model
+        self._checkpoint_s = 0.0  # that the last one took
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
@@ -244,9 +246,7 @@ class Launcher:
             if self._interrupts and not said:
                 said = True
                 self._send({"halt": ""})
-                self._view.on_line(
-                    {"say": "stopping after a checkpoint (Ctrl-C again: stop at once)"}
-                )
+                self._view.on_line({"say": self._stopping()})
             self._receive()
             if self.error is not None:
                 self._report_dead_child()
@@ -262,6 +262,12 @@ class Launcher:
             if self._deadline and time.monotonic() > self._deadline:
                 return
         self.error = "stopped at once"
+
+    def _stopping(self) -> str:
+        text = "stopping after a checkpoint (Ctrl-C again: stop at once)"
+        if self._checkpoint_s > self._config.timeouts.stop_s - 2.0:
+            text += f"; the last one took {self._checkpoint_s:.0f} s, more than timeouts.stop_s"
+        return text
 
     def _warn_if_silent(self) -> None:
         """Warns when the stage, which reports every second, has been silent too long."""
@@ -337,7 +343,10 @@ class Launcher:
         del number, frame
         self._interrupts += 1
         if self._interrupts == 1:
-            self._deadline = time.monotonic() + self._config.timeouts.stop_s - 2.0
+            # A checkpoint that is known to take longer is worth more than the limit.
+            needed_s = _SLOWER * self._checkpoint_s + _LAST_WORDS_S
+            limit_s = max(self._config.timeouts.stop_s - 2.0, needed_s)
+            self._deadline = time.monotonic() + limit_s
         elif self._interrupts > 2:
             for child in self.children.values():
                 child.signal_all(signal.SIGKILL)
@@ -364,6 +373,8 @@ class Launcher:
             line = json.loads(raw)
             if "over" in line:
                 self.error = line["over"]
+            elif "live" in line:
+                self._checkpoint_s = float(line["live"].get("checkpoint_s", 0.0))
             elif "restart" in line:
                 child = self.children.get(line["restart"])
                 if child is not None:
