@@ -152,7 +152,7 @@ class Launcher:
             sockets=temp_dirs.own_directory("run"), host=LOOPBACK, port=free_port()
         )
         self.sockets = self._site.sockets
-        self._held = hold_port(self._site.host, self._site.port) if self._site.one_machine else None
+
         self.error: str | None = None  # from the stage at its end
         self.limit_lowered = False  # memory ran out: smaller micro-batches may fit
         self._buffer = b""
@@ -204,6 +204,8 @@ class Launcher:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
         raise_limit()
+        site = self._site
+        held = hold_port(site.host, site.port) if site.one_machine else None
         try:
             (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
             for child in self.children.values():
@@ -221,8 +223,8 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._ours.close()
-            if self._held is not None:
-                self._held.close()
+            if held is not None:
+                held.close()
         if self._interrupts:
             return 130
         if self.error == "" and not self._run.result.exists():

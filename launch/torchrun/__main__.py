@@ -31,6 +31,7 @@ import msgspec
 from launch.commands.train import (
     check_fits,
     identify,
+    never_began,
     print_outcome,
     rewrite_config,
     was_ever_saved,
@@ -149,7 +150,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     """
     other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
     if not was_ever_saved(run):
-        if other:
+        if other and not never_began(run):
             raise RunError(
                 f"{run.path}: holds a run with another configuration and no checkpoint; choose "
                 "another --out"
