@@ -57,7 +57,8 @@ class SigtermWatch:
                 threading.Thread(target=self._stay, name="sigterm-wait", daemon=True).start()
 
     def _stay(self) -> None:
-        assert self._client is not None and self._receive is not None
+        assert self._client is not None
+        assert self._receive is not None
         self._client.send(Shutdown(why="SIGTERM"))
         deadline = time.monotonic() + self._limit_s
         while (

@@ -1,6 +1,6 @@
 """What torchrun itself was told, as far as a job must know it: who may run code through it.
 
-torchrun's rendezvous `c10d` keeps its state as a pickle in a store without a key, and every torchrun
+Its rendezvous `c10d` keeps its state as a pickle in a store without a key, and every torchrun
 of the job unpickles what it finds there: whoever reaches that port runs code as the user. Nothing
 that this program does can mend that, and `--secret` does not: it seals darts' own words only. So a
 job says so; the static rendezvous does not have the hole (docs/nodes.md).

@@ -145,9 +145,7 @@ def host_rendezvous(
             confirmed = [
                 rank
                 for rank in others
-                if read_message(
-                    store, secret, _here(assignments[rank], now_heard[rank]), Confirmed
-                )
+                if read_message(store, secret, _here(assignments[rank], now_heard[rank]), Confirmed)
             ]
             if len(confirmed) == len(others):
                 return heard

@@ -218,9 +218,7 @@ class Zero:
         value = float(norm.item()) / normaliser
         return value < GRADIENT_LIMIT and float(norm.item()) < GRADIENT_LIMIT
 
-    def step(
-        self, normaliser: float, updates: int, rate_scale: float = 1.0
-    ) -> dict[str, float]:
+    def step(self, normaliser: float, updates: int, rate_scale: float = 1.0) -> dict[str, float]:
         """Divide by the normaliser, clip, and apply (a collective); clears the gradients.
 
         Args:

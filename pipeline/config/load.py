@@ -80,4 +80,3 @@ def environment_options(config: Config) -> interfaces.EnvironmentOptions | None:
     # a plug-in without options of its own is asked as any other
     plain = interfaces.EnvironmentOptions()
     return options if isinstance(options, interfaces.EnvironmentOptions) else plain
-

@@ -12,7 +12,9 @@ _UNSHOWN = (
     *range(0xD800, 0xE000),  # halves of surrogate pairs
 )
 _USER = re.compile(r"(?<=://)[^\s/@'\"]{1,512}@")
-_TOKEN = re.compile(r"([?&][\w-]*(?:token|secret|passw|key|credential|signature)[\w-]*=)[^&\s'\"]+", re.I)
+_TOKEN = re.compile(
+    r"([?&][\w-]*(?:token|secret|passw|key|credential|signature)[\w-]*=)[^&\s'\"]+", re.I
+)
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
 
 

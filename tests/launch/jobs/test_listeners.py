@@ -1,4 +1,4 @@
-"""Who may connect to a run on one machine: nobody beyond the loopback, and no store without a key."""
+"""Who may connect to a run on one machine: nobody beyond the loopback; no store is open."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_a_run_trains_whatever_lies_in_the_folder_and_stands_in_the_environment(
         job = subprocess.Popen(
             [sys.executable, "-P", "-m", "launch.cli", *words, *settings, "step.count=100000"],
             cwd=here, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=heed_ctrl_c,
+            start_new_session=True, preexec_fn=heed_ctrl_c,  # noqa: PLW1509  one call, no locks
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 200

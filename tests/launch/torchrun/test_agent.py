@@ -10,7 +10,7 @@ HOLE = "runs code as you"
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "said"),
+    "words, environment, said",
     [
         (["torchrun", "--master-addr=10.0.0.1", "--node-rank=1"], {}, ""),
         (["torchrun", "--rdzv-backend=static", "--rdzv-endpoint=a:1"], {}, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -73,8 +74,8 @@ def test_who_reads_nothing_is_left_after_a_while(
         one.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         time.sleep(2.0)
         one.settimeout(5)
-        got = b""
-        with pytest.raises((ConnectionError, AssertionError)):
+        got = 0
+        with contextlib.suppress(ConnectionError):
             while more := one.recv(1 << 20):
-                got += more
-            assert len(got) > len(BODY), "the rest was left out"
+                got += len(more)
+        assert got < len(BODY), "the rest was left out"
