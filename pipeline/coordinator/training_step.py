@@ -85,6 +85,8 @@ class TrainingSteps:
         core.stats = StepStats.begin(core.ledger, core.now)
         self.step_close.open()
         self._rank_tokens = dict.fromkeys(range(core.settings.ranks), 0)
+        if core.settings.keep:  # what is replayed needs no prompt
+            self._ask_batch()
         self._plan()
         self.advance()
 
