@@ -154,7 +154,8 @@ def test_all_problems_come_in_one_go_with_line_key_rule_and_nearest_key(write):
         "configs/a.yaml:11: eval: found 5, expected the keys of a section",
         (
             "configs/a.yaml:8: budget: "
-            "no budget named 'unifrom'; did you mean uniform? (known: length_variance, uniform)"
+            "no budget named 'unifrom'; did you mean uniform? "
+            f"(known: {', '.join(registry.builtin_names('budget'))})"
         ),
         "configs/a.yaml:7: selector.dual_end.longst: unknown option; did you mean longest?",
     ]
