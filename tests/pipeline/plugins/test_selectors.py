@@ -18,6 +18,7 @@ from pipeline.plugins.interfaces import (
     Ticked,
     WeightsPublished,
 )
+from pipeline.plugins.selectors._choosing import settled
 from pipeline.plugins.selectors.all import All
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
@@ -290,8 +291,7 @@ def test_concise_confident_names_every_option_out_of_range():
 
 # --- every selector --------------------------------------------------------------------------
 
-HOUSE = ("all", "concise_confident", "dual_end", "first_m", "shortest")
-"""Selectors that are asked for nothing but ends: they choose at once, and remember nothing."""
+HOUSE = ("all", "concise_confident", "dual_end", "first_m", "shortest")  # remember nothing
 EVERY: list[interfaces.Selector] = [
     *(registry.find_plugin("selector", name)() for name in HOUSE),
     DualEnd(DualEndOptions(long_wait="step")),
@@ -383,8 +383,8 @@ def test_a_published_selector_answers_any_group_with_legal_actions_and_a_reason(
     name: str, group: GroupView, event: SelectorEvent, grown: int
 ):
     selector = registry.find_plugin("selector", name)()
-    running = [member.id for member in group.members if member.state == "running"]
-    for each in (event, *(Every(id_) for id_ in running[:grown])):
+    running = [Every(member.id) for member in group.members if member.state == "running"]
+    for each in (event, *running[:grown]):
         actions = decide(selector, group, each)
         assert illegal(group, actions) == []
         failed = {member.id for member in group.members if member.reward_failed}
@@ -398,5 +398,5 @@ def test_a_published_selector_answers_any_group_with_legal_actions_and_a_reason(
 def test_a_published_selector_leaves_no_group_undecided_whose_rewards_are_known(
     name: str, group: GroupView
 ):
-    if all(m.reward is not None or m.reward_failed for m in group.members) and not group.held:
+    if settled(group) and not group.held:
         assert decide(registry.find_plugin("selector", name)(), group)
