@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -43,7 +45,7 @@ def test_every_field_of_a_member_can_be_set():
 
 
 def test_every_field_of_a_group_can_be_set():
-    given = {
+    given: dict[str, Any] = {
         "prompt": 4,
         "tag": "code",
         "note": "pilots",

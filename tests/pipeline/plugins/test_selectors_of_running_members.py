@@ -119,7 +119,8 @@ def test_ulorl_parks_a_response_at_the_end_of_each_segment():
 
 
 def test_ulorl_lets_a_group_run_through_that_could_not_be_trained_on_later():
-    for given in ({"max_staleness": 4, "due": True}, {"max_staleness": 0}):
+    cases: list[dict[str, Any]] = [{"max_staleness": 4, "due": True}, {"max_staleness": 0}]
+    for given in cases:
         group = group_of(size=2, running={7: 16}, **given)
         assert decide(SEGMENTS, group, Every(trajectory=7)) == []
     parked = group_of(size=2, parked={7: 16}, max_staleness=4)

@@ -30,7 +30,7 @@ OPTIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("selector", "dot"): [{"every": 4, "deviations": 1.0}],
     ("selector", "duet"): [{"checkpoint": 8}],
     ("selector", "echo"): [{"window": 4, "floor": 0.9}],
-    ("selector", "gfpo"): [{"by": by} for by in ("length", "reward_per_token")],
+    ("selector", "gfpo"): [{"by": "length"}],  # else a step in which all are right trains nothing
     ("selector", "sorted_rl"): [{"mode": mode} for mode in ("cached", "strict")],
     ("selector", "ulorl"): [{"segment": 16}],
     ("budget", "seele"): [{"rounds": 2}],
