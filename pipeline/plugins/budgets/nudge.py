@@ -22,9 +22,6 @@ from pipeline.plugins.ranges import NonEmpty, NonNegativeInt, Share
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
-
-
-
 Columns = Annotated[
     tuple[NonEmpty, ...], Meta(min_length=1, description="one or more, none of them empty")
 ]
@@ -51,7 +48,6 @@ class Nudge:
 
     def __init__(self, options: NudgeOptions | None = None) -> None:
         self._options = options or NudgeOptions()
-        self.variants = self._options.hints  # columns that it names
 
     @property
     def variants(self) -> tuple[str, ...]:

@@ -73,7 +73,6 @@ class Seele:
 
     def __init__(self, options: SeeleOptions | None = None) -> None:
         self._options = options or SeeleOptions()
-        self.variants = (self._options.solution,)  # columns that it names
 
     @property
     def variants(self) -> tuple[str, ...]:

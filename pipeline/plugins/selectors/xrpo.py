@@ -35,7 +35,6 @@ class Xrpo:
 
     def __init__(self, options: XrpoOptions | None = None) -> None:
         self._options = options or XrpoOptions()
-        self.variants = (self._options.example,) if self._options.example else ()
 
     @property
     def variants(self) -> tuple[str, ...]:

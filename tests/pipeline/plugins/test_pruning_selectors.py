@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Abort, AnyAction, Drop, Finalize, Sample
-from pipeline.plugins.interfaces import Every, Finish, SelectorEvent
+from pipeline.plugins.interfaces import Every
 from pipeline.plugins.selectors.arrol import Arrol, ArrolOptions, calibrated, survivors
 from pipeline.plugins.selectors.duet import Duet, DuetOptions
 from pipeline.plugins.selectors.echo import Echo, EchoOptions, weak, width
-from pipeline.plugins.testing import Recent, group_of, illegal, option_problems
-from pipeline.plugins.views import EndedView, GroupView
+from pipeline.plugins.testing import Recent, group_of, option_problems
+from pipeline.plugins.views import EndedView
 from tests.pipeline.plugins.deciding import chosen, decide
 
 GONE = EndedView(prompt=1, tokens=1, tag="", lengths=(), censored=(), group=1)

@@ -5,14 +5,13 @@ Worked numbers are those of the project's notes on the methods, named by their s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from pipeline.plugins import interfaces
-from pipeline.plugins.actions import AnyAction, Defer, Drop, Finalize, Hold, Sample
-from pipeline.plugins.interfaces import Barrier, Finish, Rewarded, SelectorEvent, WeightsPublished
+from pipeline.plugins.actions import Defer, Drop, Finalize, Hold, Sample
+from pipeline.plugins.interfaces import Barrier, Finish, WeightsPublished
 from pipeline.plugins.selectors._choosing import by_reward, reward_of, scored
 from pipeline.plugins.selectors.dars import Dars, DarsOptions, second_stage
 from pipeline.plugins.selectors.extremes import Extremes
@@ -21,7 +20,7 @@ from pipeline.plugins.selectors.pilot_commit import PilotCommit, PilotCommitOpti
 from pipeline.plugins.selectors.scope import Scope
 from pipeline.plugins.selectors.seele import Seele
 from pipeline.plugins.selectors.xrpo import Xrpo
-from pipeline.plugins.testing import group_of, illegal, option_problems
+from pipeline.plugins.testing import group_of, option_problems
 from pipeline.plugins.views import EndedView, GroupView
 from tests.pipeline.plugins.deciding import chosen, decide, scored_group
 
@@ -122,9 +121,7 @@ def test_dars_counts_candidates_that_a_budget_gave_beyond_m():
 
 @pytest.mark.parametrize("most", [0.5, 65.0])
 def test_dars_refuses_a_bound_out_of_range(most: float):
-    assert option_problems(DarsOptions, most=most) == [
-        f"most: found {most}, expected from 1 to 64"
-    ]
+    assert option_problems(DarsOptions, most=most) == [f"most: found {most}, expected from 1 to 64"]
 
 
 # --- pilot_commit ------------------------------------------------------------------------------

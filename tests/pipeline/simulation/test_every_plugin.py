@@ -25,9 +25,7 @@ PLUGINS = {
     f"{kind}={name}": (f"{kind}={name}",) for kind in KINDS for name in registry.builtin_names(kind)
 }
 STALE = {f"{name}, stale": (*given, "learner.max_staleness=2") for name, given in PLUGINS.items()}
-RECIPES = {
-    f"recipe={name}": (f"recipe={name}", *AFTER.get(name, ())) for name in builtin_names()
-}
+RECIPES = {f"recipe={name}": (f"recipe={name}", *AFTER.get(name, ())) for name in builtin_names()}
 
 
 @cache
