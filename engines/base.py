@@ -114,6 +114,10 @@ class Engine(Protocol):
         ...
 
 
+READY = "ready ("
+"""In the log of an engine once it has loaded its model: before that, it could not start."""
+
+
 def log_line(line: str) -> None:
     """Print one line to stderr; a full disk loses the line, never the engine."""
     with contextlib.suppress(OSError):

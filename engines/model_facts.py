@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from engines.base import EngineError
+from pipeline.system import untrusted_files
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +31,9 @@ class _File(msgspec.Struct):
 
 def _read(path: Path) -> _File:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_File)
-    except OSError as error:
-        raise EngineError(f"{path}: {error.strerror}; expected a Hugging Face model") from error
-    except msgspec.DecodeError as error:
-        raise EngineError(f"{path}: {error}") from error
+        return untrusted_files.read_json(path, _File)
+    except untrusted_files.UnreadableFile as error:
+        raise EngineError(f"{error}; expected a file of a Hugging Face model") from error
 
 
 def read_model_facts(directory: str) -> ModelFacts:

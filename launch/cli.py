@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ from launch.commands.reward import reward_app
 from launch.explain.command import explain_command
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
-from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_at_once, exit_with_error, load_config
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.simulate.cli import simulate_command
@@ -42,9 +43,10 @@ app.add_typer(reward_app, name="reward")
 def _check(config: Any, ask: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
+    from pipeline.system.terminal_text import printable
 
     try:
-        return check_everything(config, ask=ask)
+        return [printable(line) for line in check_everything(config, ask=ask)]
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -76,6 +78,20 @@ def train_command(
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
     """
+    from launch.monitor.bounded_output import bounded_output
+
+    with bounded_output():  # what shows a run never ends it
+        _train(config, overrides, out, resume, stage_only, dry_run)
+
+
+def _train(
+    config: Path | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: Path | None,
+    stage_only: bool,
+    dry_run: bool,
+) -> None:
     from launch.commands.train import resume_run, start_run
 
     if resume is not None:
@@ -110,12 +126,15 @@ def eval_command(
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
     from launch.commands.train import start_run
+    from launch.monitor.bounded_output import bounded_output
 
-    loaded = load_config(config, [*(overrides or []), "step.count=0"])
-    if not loaded.eval.every:
-        exit_with_error("eval.every is 0: nothing would be evaluated", 2)
-    _check(loaded)
-    raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
+    with bounded_output():
+        loaded = load_config(config, [*(overrides or []), "step.count=0"])
+        if not loaded.eval.every:
+            exit_with_error("eval.every is 0: nothing would be evaluated", 2)
+        _check(loaded)
+        path = out or Path("runs") / f"{config.stem}-eval"
+        raise typer.Exit(start_run(loaded, path, out is None))
 
 
 @app.command("export")
@@ -149,19 +168,21 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
     from pipeline.system.private_dirs import UMASK
+    from pipeline.system.python_path import SAFE
 
     os.umask(UMASK)
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, SAFE, "-m", module, *arguments])  # noqa: S606
 
 
 def _joined(join: Path) -> list[str]:
     """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
+    from pipeline.system.untrusted_files import UnreadableFile, read_text
 
-    address = join / "address"
-    if not address.is_file():
-        exit_with_error(f"{address}: no such file; --join takes the folder of a running job", 2)
-    sockets = address.read_text().strip()
+    try:
+        sockets = read_text(join / "address", 4096).strip()
+    except UnreadableFile as error:
+        exit_with_error(f"{error}; --join takes the folder of a running job", 2)
     if not Path(sockets).is_dir():
         exit_with_error(f"{join}: this job is not running any more", 2)
     if not is_ours(Path(sockets)):
@@ -208,7 +229,7 @@ def learner_command(
         int, typer.Option(help="number of this rank, from 0; the job needs learner.ranks of them")
     ] = 0,
     port: Annotated[
-        int, typer.Option(help="loopback port at which the ranks find each other")
+        int, typer.Option(help="a number, the same for all ranks, that no other run here has")
     ] = 29400,
 ) -> None:
     """Start a learner rank for a job that was started with --stage-only.
@@ -217,6 +238,7 @@ def learner_command(
     """
     import os
 
+    from launch.launcher.local import RANKS_STORE
     from launch.launcher.processes import learner_arguments, learner_environment
     from pipeline.system.micro_batch_limit import read_limit
     from pipeline.system.run_folder import RunError, RunFolder
@@ -227,7 +249,8 @@ def learner_command(
         tokens = read_limit(RunFolder(join), section.tokens_per_micro_batch)
     except RunError as error:
         exit_with_error(error, 2)
-    os.environ |= learner_environment(rank, section.ranks, port)
+    store = str(Path(arguments[1]) / RANKS_STORE)
+    os.environ |= learner_environment(rank, section.ranks, port, store=store)
     arguments += learner_arguments(rank, section.ranks, "", tokens)
     _part("learner.learner_rank", arguments)
 
@@ -296,7 +319,16 @@ def doctor_command(
 
 
 def main() -> None:
-    app()
+    from pipeline.system.python_path import user_folder_last
+
+    user_folder_last()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except OSError as error:  # of a disk or a device, which no traceback explains
+        exit_at_once(error)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _build(
         pace=pace,
     )
     if resume is not None:
-        passes.loss.state.restore(save.load_loss_state(resume, trainer.rank))
+        passes.loss_pass.state.restore(save.load_loss_state(resume, trainer.rank))
     return LearnerParts(
         zero=trainer,
         step=step_of(passes, section),

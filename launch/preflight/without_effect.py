@@ -77,6 +77,15 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
     if section.schedule != "constant" and section.warmup_steps >= config.step.count > 0:
         why = f"learner.warmup_steps is {section.warmup_steps}, and the run has no step after them"
         yield "learner.schedule", f"{section.schedule}, but {why}"
+    if section.importance not in ("auto", "off"):
+        cls, _ = plugin_class("loss", config.loss)
+        if getattr(cls, "own_importance", False):
+            why = f"the loss {config.loss.name} corrects for stale tokens itself, or not at all"
+            yield "learner.importance", f"{section.importance}, but {why}"
+    fresh = section.updates * section.epochs == 1 and not section.max_staleness
+    if config.loss.name == "kl_cov" and fresh:
+        why = "with one update and no stale tokens every ratio is 1"
+        yield "loss", f"kl_cov, but {why}: no token is held near the old policy"
     if section.no_decay != LearnerConfig().no_decay and not section.weight_decay:
         yield "learner.no_decay", f"{', '.join(section.no_decay)}, but learner.weight_decay is 0"
     longest = config.sampling.max_tokens + config.data.max_prompt_tokens

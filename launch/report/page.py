@@ -40,11 +40,11 @@ def render(
     # Nothing here needs the tables' bundle or MathJax.
     bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_HERE / "page.html").read_text())
+    template = environment.from_string((_HERE / "page.html").read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        style=Markup((_HERE / "page.css").read_text()),
-        script=Markup((_HERE / "page.js").read_text()),
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         bokeh=Markup(bokeh.render_js()),
         # In a script element only its end tag is markup, and in a string "<\\/" is "</".
         plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),

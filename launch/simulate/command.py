@@ -37,6 +37,7 @@ from pipeline.simulation.policy import Policy
 from pipeline.simulation.resume import case_of, differences
 from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Parametric
+from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError
 
 
@@ -61,7 +62,7 @@ def _say(line: str) -> None:
 def _write(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 class _Steps:
@@ -159,7 +160,7 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
         )
     )
     if trace is not None:
-        trace.write_text(json.dumps(spans.trace_document()))
+        trace.write_text(json.dumps(spans.trace_document()), encoding="utf-8")
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
     if folder is not None:
         print(f"\nrun: {out} (darts explain, darts report)")
@@ -240,10 +241,10 @@ def explore_seeds(
 
 
 def resume_problems(own: Own) -> list[str]:
-    """What a run of these plug-ins decides otherwise when it is stopped and resumed, a line each."""
+    """What these plug-ins decide otherwise when a run is stopped and resumed, a line each."""
     subject = subject_of(own)
     try:
-        found = list(differences(case_of(subject)))
+        found = list(differences(case_of(subject.on_policy())))
     except (StandsStill, PluginFault) as error:
         found = [f"{type(error).__name__}: {error}", *plugin_traceback(error).splitlines()]
     return [*found, f"plug-ins: {subject.plugins()}"] if found else []
@@ -282,7 +283,7 @@ def replay_runs(
     """
     from launch.simulate import replay
 
-    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile) if profile else None
+    engine = untrusted_files.read_json(profile, EngineProfile) if profile else None
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
     found = [replay.replay_run(run, engine, left) for run in runs]
     print(replay.replay_table(found))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from launch.simulate import CONFIG
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.coordinator.state import Plugins
@@ -27,7 +28,7 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def arguments(self) -> str:
         """Of `darts simulate`."""
-        return shlex.join([str(self.config), *self.overrides])
+        return shlex.join([*([str(self.config)] if self.config != CONFIG else []), *self.overrides])
 
 
 @cache
@@ -43,4 +44,5 @@ def subject_in(config: Config, arguments: str = "") -> Subject:
         return build.build_plugins(msgspec.structs.replace(config, seed=seed))
 
     settings = build.coordinator_settings(config, prompts=_PROMPTS, stop_tokens=_STOP)
-    return Subject(settings=settings, make=make, arguments=arguments)
+    columns = config.data.variants
+    return Subject(settings=settings, make=make, columns=columns, arguments=arguments)

@@ -21,9 +21,8 @@ from pipeline.coordinator.events import AnyCommand, AnyEvent, Report
 from pipeline.observability import timing
 from pipeline.observability.chrome_trace import Tracer
 from pipeline.observability.jsonl_writer import JsonlWriter
+from pipeline.observability.recorder import DECIDED
 from pipeline.system.run_folder import RunError, RunFolder
-
-_DECIDED = ("decision", "group", "budget")
 
 
 class SimulatedFolder:
@@ -37,9 +36,9 @@ class SimulatedFolder:
         if self.run.config.exists():
             raise RunError(f"{path}: already holds a run; choose another --out")
         self.run.samples.mkdir(parents=True, exist_ok=True)
-        self.run.config.write_text(dump(config))
+        self.run.config.write_text(dump(config), encoding="utf-8")
         about = {**about_run(), "simulated": modelled}
-        self.run.about.write_text(json.dumps(about, indent=1) + "\n")
+        self.run.about.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         traced = config.metrics.trace_steps if config.metrics.timing else 0
         self._tracer = Tracer(0, traced - 1)
         self._metrics, self._decisions = (
@@ -52,13 +51,13 @@ class SimulatedFolder:
             self._line(self._metrics, "timing", now, timing.timing_metrics(record))
         for command in commands:
             if isinstance(command, Report):
-                file = self._decisions if command.what in _DECIDED else self._metrics
+                file = self._decisions if command.what in DECIDED else self._metrics
                 self._line(file, command.what, now, command.fields)
 
     def result(self, coordinator: Coordinator, simulated_s: float) -> None:
         """The run is over."""
         found = {**coordinator.outcome(simulated_s), "simulated": True}
-        self.run.result.write_text(json.dumps(found, indent=1) + "\n")
+        self.run.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         document = self._tracer.trace_document()

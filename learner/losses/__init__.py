@@ -40,7 +40,7 @@ class LossBatch:
     """1.0 at response tokens that the model sampled, 0.0 elsewhere (environment, padding)."""
     weights_B: Tensor
     """Loss weight of each token of a member: the member's own, scaled as `learner.aggregate` says;
-    0 for a member that `learner.reject_below` or `reject_band` leaves out."""
+    0 for a member that `learner.reject_below`, `reject_band` or `reject_drift` leaves out."""
     importance_BT: Tensor
     """Importance weight of old over behaviour, by `learner.importance`; 1.0 when off."""
     reference_BT: Tensor | None = None
@@ -60,6 +60,8 @@ class Loss(Protocol):
       They are then counted, but not computed.
     - `aggregate`: `token`, `sequence`, `group` or `constant`, what `learner.aggregate: auto`
       means with it; `token` without.
+    - `own_importance`: True if it corrects for stale tokens itself, or not at all: `learner.importance`
+      is not applied.
     - `whole_groups`: True if it compares the members of a group. They then share a micro-batch,
       also one above `learner.tokens_per_micro_batch`.
     - `step_scale(sums: dict[str, float]) -> float`: asked once for each optimizer step, on every

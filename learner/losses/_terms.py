@@ -59,17 +59,15 @@ def summed(
     options: KlOptions,
     *,
     clipped_BT: Tensor | None = None,
-    importance: bool = True,
 ) -> Found:
     """Sum the loss of all tokens, with `kl` times the divergence; and the usual metrics.
 
     Args:
         ratio_BT: reported as its mean.
         clipped_BT: True at tokens whose gradient was cut; None: this loss cuts none.
-        importance: weigh by `learner.importance`; False: the loss has weights of its own.
     """
     count_BT = counts(batch)
-    loss = (loss_BT * (batch.importance_BT * count_BT if importance else count_BT)).sum()
+    loss = (loss_BT * batch.importance_BT * count_BT).sum()
     gap_BT = (batch.old_logprobs_BT - batch.behaviour_BT).abs() * batch.mask_BT
     metrics = {
         "ratio": (ratio_BT.detach() * count_BT).sum().item(),

@@ -38,6 +38,7 @@ class DecoupledPpo:
     """Clipped surrogate against a proximal policy, weighed by proximal over behaviour."""
 
     Options: ClassVar[type[DecoupledPpoOptions]] = DecoupledPpoOptions
+    own_importance = True
 
     def __init__(self, options: DecoupledPpoOptions | None = None) -> None:
         self._options = options or DecoupledPpoOptions()
@@ -61,6 +62,5 @@ class DecoupledPpo:
             ratio_BT,
             options,
             clipped_BT=clipped_BT < plain_BT,
-            importance=False,
         )
         return loss, {**metrics, "left_out": (~kept_BT * counts(batch)).sum().item()}

@@ -2,7 +2,8 @@
 
 With s = a response's mean token logprob, of each group with right and wrong answers
 
-    J = sum_right w_i s_i - tau log mean_wrong exp(s_j / tau),   w ~ exp((1 - length_i / limit) / lambda)
+    J = sum_right w_i s_i - tau log mean_wrong exp(s_j / tau)
+    w_i ~ exp((1 - length_i / limit) / lambda), which sum to 1
 
 so length re-weighs right answers among themselves and makes none of them negative. The loss is
 -J + beta max(0, KL - delta) KL, the first factor of it without gradient, KL the mean of old minus
@@ -50,6 +51,7 @@ class Drpo:
     Options: ClassVar[type[DrpoOptions]] = DrpoOptions
     aggregate = "group"
     whole_groups = True
+    own_importance = True
 
     def __init__(self, options: DrpoOptions | None = None) -> None:
         self._options = options or DrpoOptions()

@@ -1,4 +1,4 @@
-"""Loss `kl_cov`: no clip, but the few tokens of the highest covariance are held near the old policy.
+"""Loss `kl_cov`: no clip, but the few tokens of highest covariance are held near the old policy.
 
 Those tokens, whose training would cost the most entropy, also pay `weight` times the distance of
 their log ratio from 0. With one update a batch and no stale tokens the ratio is 1, and nothing is

@@ -27,7 +27,7 @@ class MinproOptions(KlOptions, frozen=True, kw_only=True):
     most: AtLeastOne = 2.0
     """Largest weight of a token."""
     prefix_at_most_one: bool = False
-    """The least ratio before a token counts as 1 at most, so that a likelier prefix adds nothing."""
+    """The least ratio before a token counts as 1 at most: a likelier prefix adds nothing."""
 
 
 @register("loss", "minpro")
@@ -35,6 +35,7 @@ class Minpro:
     """`-sg(min(r m, most)) A log p`, r = new over behaviour, m = the least r before."""
 
     Options: ClassVar[type[MinproOptions]] = MinproOptions
+    own_importance = True
 
     def __init__(self, options: MinproOptions | None = None) -> None:
         self._options = options or MinproOptions()
@@ -50,7 +51,7 @@ class Minpro:
         cut_BT = weight_BT.clamp(max=options.most)
         loss_BT = -cut_BT * batch.advantages_BT * batch.logprobs_BT
         cut = cut_BT != weight_BT
-        return summed(batch, loss_BT, ratio_BT, options, clipped_BT=cut, importance=False)
+        return summed(batch, loss_BT, ratio_BT, options, clipped_BT=cut)
 
 
 def least_before(ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Vcpo:
     """`-sg(min(w, most)) A log p`, w = a sequence's ratio, and steps scaled by the ESS of w."""
 
     Options: ClassVar[type[VcpoOptions]] = VcpoOptions
+    own_importance = True
 
     def __init__(self, options: VcpoOptions | None = None) -> None:
         self._options = options or VcpoOptions()
@@ -55,7 +56,6 @@ class Vcpo:
             log_BT.exp(),
             self._options,
             clipped_BT=(kept_B1 != weight_B1).expand_as(log_BT),
-            importance=False,
         )
         sums = {
             "_weight": weight_B1.sum().item(),

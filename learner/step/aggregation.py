@@ -4,9 +4,9 @@ The step divides once, by N, the sum of what the ranks counted of their groups. 
 weight of each member's tokens, and what its group adds to N: both are known from the group
 alone, and the gradient that is built group by group is that of the whole batch.
 
-    token     weight w           N = sum of w x tokens    a mean over all tokens (DAPO, arXiv 2503.14476)
+    token     weight w           N = sum of w x tokens    over all tokens (DAPO, 2503.14476)
     sequence  w / own tokens     N = sum of w             over a member's tokens, then over members
-                                                          (GRPO, arXiv 2402.03300; GSPO, 2507.18071)
+                                                          (GRPO, arXiv 2402.03300)
     group     w / group's tokens N = groups               over a group's tokens, then over groups
     constant  w                  N = sum of w x limit     Dr. GRPO, arXiv 2503.20783
 

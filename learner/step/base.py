@@ -114,7 +114,7 @@ class LearnerStep(abc.ABC):
             GroupTrained(
                 step=group.step,
                 group=group.group,
-                tokens=self._passes.loss.aggregation.counted(group),
+                tokens=self._passes.loss_pass.aggregation.counted(group),
                 metrics={} if at else metrics,
             )
             for at, group in enumerate(groups)

@@ -63,3 +63,20 @@ def rejected_rows(
         mean_B = (log_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)).exp()
         rejected_B = rejected_B.maximum(((mean_B < 1 / band) | (mean_B > band)).float())
     return rejected_B
+
+
+def drifted_rows(
+    logprobs_BT: Tensor, behaviour_BT: Tensor, mask_BT: Tensor, *, limit: float
+) -> Tensor:
+    """Return 1.0 for each response whose mean logprob has fallen by more than `limit`: shape (B,).
+
+    Source: the mask of off-policy sequences of DeepSeek-V3.2 (arXiv 2512.02556), which leaves
+    out those of negative advantage.
+
+    Args:
+        logprobs_BT: logprobs under the weights being trained, nats.
+        behaviour_BT: those of the engine that sampled the tokens.
+        mask_BT: 1.0 at sampled tokens.
+    """
+    drift_B = ((behaviour_BT - logprobs_BT) * mask_BT).sum(-1) / mask_BT.sum(-1).clamp(min=1)
+    return (drift_B > limit).float()

@@ -11,13 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from learner.forward.micro_batches import Forward, MicroBatch, loss_batch
 from learner.losses import Loss
 from learner.step.aggregation import aggregation_of
-from learner.step.importance_weights import importance_weights, rejected_rows
+from learner.step.importance_weights import (
+    drifted_rows,
+    importance_weights,
+    rejected_rows,
+)
 from learner.step.loss_state import LossState
 from learner.streaming.fixed_logprobs import ByTrajectory, align
 from pipeline.config.logprob_uses import importance_mode
@@ -39,10 +44,13 @@ class LossPass:
         reference: bool = False,
     ) -> None:
         """`max_tokens`: `sampling.max_tokens`; `reference`: there is a reference model."""
-        self._loss, self._section = loss, section
+        self.loss: Any = loss
+        self._section = section
         self._temperature, self._max_tokens = temperature, max_tokens
         self.state = LossState(loss)
         self.aggregation = aggregation_of(section, loss, max_tokens)
+        own = getattr(loss, "own_importance", False)
+        self._importance = "off" if own else importance_mode(section)
         self.whole_groups = bool(getattr(loss, "whole_groups", False))
         # With a reference model the KL of all members is a metric.
         self.skips_silent = (
@@ -79,7 +87,7 @@ class LossPass:
             reference_BT = align(reference, batch.trajectories, found.mask_BT, found.logprobs_BT)
         # outside the mask the behaviour logprob is a meaningless zero
         behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
-        mode = importance_mode(section)
+        mode = self._importance
         importance_BT, cut_BT = importance_weights(
             old_BT, behaviour_BT, mode=mode, cap=section.importance_cap, mask_BT=found.mask_BT
         )
@@ -90,6 +98,11 @@ class LossPass:
             below=section.reject_below,
             band=section.reject_band,
         )
+        if section.reject_drift:
+            drifted_B = drifted_rows(
+                found.logprobs_BT.detach(), behaviour_BT, found.mask_BT, limit=section.reject_drift
+            )
+            rejected_B = rejected_B.maximum(drifted_B * (found.advantages_B < 0))
         entropy_BT = found.entropy_BT
         full = dataclasses.replace(
             found,
@@ -100,7 +113,7 @@ class LossPass:
             entropy_BT=None if entropy_BT is None else entropy_BT.detach(),
             weights_B=found.weights_B * (1 - rejected_B),
         )
-        loss, metrics = self._loss.loss(full)
+        loss, metrics = self.loss.loss(full)
         count_BT = found.mask_BT * found.weights_B.unsqueeze(1)
         metrics["computed"] = count_BT.sum().item()
         if entropy_BT is not None:
@@ -111,14 +124,14 @@ class LossPass:
         if mode != "off":
             metrics["importance"] = (importance_BT * count_BT).sum().item()
             metrics["importance_cut"] = (cut_BT * count_BT).sum().item()
-        if section.reject_below or section.reject_band:
+        if section.reject_below or section.reject_band or section.reject_drift:
             metrics["rejected"] = (rejected_B.unsqueeze(1) * count_BT).sum().item()
         return loss, metrics
 
     @property
     def scales_steps(self) -> bool:
         """True if the loss wants a say in each step's learning rate."""
-        return hasattr(self._loss, "step_scale")
+        return hasattr(self.loss, "step_scale")
 
     def step_scale(self, sums: Mapping[str, float]) -> float:
         """Ask the loss by what to multiply this step's learning rate.
@@ -128,11 +141,10 @@ class LossPass:
 
         Raises: ValueError for an answer that is no factor.
         """
-        loss: object = self._loss
-        scale = float(loss.step_scale(dict(sums)))  # type: ignore[attr-defined]
+        scale = float(self.loss.step_scale(dict(sums)))
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(
-                f"loss {type(loss).__name__}: step_scale returned {scale}, expected 0 or more"
+                f"loss {type(self.loss).__name__}: step_scale returned {scale}, expected 0 or more"
             )
         return scale
 

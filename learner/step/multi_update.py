@@ -50,7 +50,7 @@ class MultiUpdateStep(LearnerStep):
         sums: Metrics = {}
         norms: list[float] = []
         scales: list[float] = []
-        counted = self._passes.loss.aggregation.counted
+        counted = self._passes.loss_pass.aggregation.counted
         tokens, rate = 0.0, 0.0
         section = self._section
         for names in mini_batches(

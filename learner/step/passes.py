@@ -64,7 +64,7 @@ class Passes:
         self.zero = zero
         self._temperature = temperature
         self._model_reference = reference
-        self.loss = LossPass(
+        self.loss_pass = LossPass(
             loss,
             section,
             temperature=temperature,
@@ -73,7 +73,7 @@ class Passes:
         )
         self._sums: Metrics = {}  # of the loss over what is in the gradient
         self.limit = MicroBatchLimit(
-            section.tokens_per_micro_batch, whole_groups=self.loss.whole_groups
+            section.tokens_per_micro_batch, whole_groups=self.loss_pass.whole_groups
         )
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
@@ -195,13 +195,13 @@ class Passes:
         with collective passes its backward runs nevertheless, as on the other ranks.
         """
         total: Metrics = {"computed": 0.0}
-        weighed = [self.loss.aggregation.weighed(group) for group in groups]
-        whole_groups = self.loss.whole_groups
+        weighed = [self.loss_pass.aggregation.weighed(group) for group in groups]
+        whole_groups = self.loss_pass.whole_groups
         zero, batches = self.zero, self._micro_batches(self._audible(weighed), whole_groups)
         empty, bad = self._empty_passes(len(batches)), ""
         for index, batch in enumerate(self.limit.watch(batches)):
             begun_s = time.monotonic()
-            loss, metrics = self.loss.forward(zero.engine, batch, self._old, self._reference)
+            loss, metrics = self.loss_pass.forward(zero.engine, batch, self._old, self._reference)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
                 if not zero.collective_passes:
@@ -246,23 +246,23 @@ class Passes:
 
     def _apply(self, normaliser: float, version: int) -> Metrics:
         """Step, at the rate that the loss may scale, and keep what the loss remembers."""
-        if not self.loss.scales_steps:
+        if not self.loss_pass.scales_steps:
             applied = self.zero.step(normaliser, version)
         else:
             sums: Metrics = {}
             for found in self.zero.gather_from_ranks(self._sums):
                 merge_metrics(sums, found)
-            scale = self.loss.step_scale(sums)
+            scale = self.loss_pass.step_scale(sums)
             applied = {**self.zero.step(normaliser, version, scale), "lr_scale": scale}
         self._sums = {}
-        self.loss.state.keep()
+        self.loss_pass.state.keep()
         return applied
 
     def forget_gradient(self) -> None:
         """Forget everything accumulated since the last optimizer step."""
         self.zero.zero_gradients()
         self._sums = {}
-        self.loss.state.rewind()
+        self.loss_pass.state.rewind()
 
     def rebuild_gradient(self, groups: Sequence[TrainGroup]) -> bool:
         """Build the gradient of these groups anew; returns False if a loss is not finite."""
@@ -311,7 +311,7 @@ class Passes:
 
         They count in the normaliser, so the gradient is the same.
         """
-        if not self.loss.skips_silent:
+        if not self.loss_pass.skips_silent:
             return groups
         return [
             msgspec.structs.replace(

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline.config.schema import LearnerConfig
+from pipeline.system import untrusted_files
 
 OURS: dict[str, str] = {
     "train_batch_size": "step.prompts and group.size",
@@ -99,11 +98,9 @@ def read(section: LearnerConfig) -> dict[str, Any]:
         return {}
     path = Path(section.deepspeed)
     try:
-        found = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise DeepSpeedFileError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except msgspec.DecodeError as error:
-        raise DeepSpeedFileError([f"{path}: not JSON: {error}"]) from error
+        found = untrusted_files.read_json(path)
+    except untrusted_files.UnreadableFile as error:
+        raise DeepSpeedFileError([str(error)]) from error
     if not isinstance(found, dict):
         raise DeepSpeedFileError([f"{path}: found a {type(found).__name__}, expected an object"])
     if problems := [f"{path}: {problem}" for problem in complaints(found, section)]:

@@ -13,7 +13,7 @@ import msgspec
 from pipeline.config.docs import default_of, near_key
 from pipeline.config.renamed import SECTIONS
 from pipeline.config.schema import Config
-from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, parse, scalar
+from pipeline.config.yaml_tree import HALVES, Branch, Leaf, Series, Tree, parse, scalar
 from pipeline.plugins import registry
 
 
@@ -24,6 +24,10 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
     path = key.strip().split(".")
     if not equals or not all(path):
         problems.append(f"{where}: expected key=value, for instance step.prompts=32")
+        return
+    if HALVES.search(override):
+        shown = ascii(override)[1:-1]
+        problems.append(f"override {shown:.200}: is not UTF-8, and no configuration can hold it")
         return
     known = {item.name for item in msgspec.structs.fields(Config)}
     if path[0] not in known | SECTIONS:

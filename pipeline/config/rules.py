@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from pipeline.config import engine_arguments, eval_rules
 from pipeline.config.schema import Config, DataConfig, EngineConfig, LearnerConfig
+from pipeline.plugins import registry
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
@@ -66,7 +67,8 @@ def _ordered(config: Config) -> Iterator[tuple[str, str]]:
 def warnings(config: Config) -> Iterator[str]:
     """Lines about settings that are allowed, and change what is learned."""
     section = config.learner
-    if section.max_staleness and section.importance == "off":
+    own = getattr(registry.find_plugin("loss", config.loss.name), "own_importance", False)
+    if section.max_staleness and section.importance == "off" and not own:
         yield (
             "learner.importance is off, but learner.max_staleness is "
             f"{section.max_staleness}: stale tokens are not weighed by old over behaviour "

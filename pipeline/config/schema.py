@@ -44,9 +44,9 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
 class DataConfig(Section, frozen=True, kw_only=True):
     train: str | tuple[SourceConfig, ...] = "chain_sums"
-    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `mixed_sums`); a JSONL or parquet
-    file; a folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or
-    a list of these with weights."""
+    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `loong`, `mixed_sums`); a JSONL or
+    parquet file; a folder of such files or of `datasets`' `save_to_disk`; a pattern
+    (`data/*.parquet`); or a list of these with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
@@ -211,15 +211,15 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     directory with the same vocabulary. Empty: none."""
     aggregate: Literal["auto", "token", "sequence", "group", "constant"] = "auto"
     """Mean that the loss is: over all `token`s of the step; over a `sequence`'s tokens, then over
-    sequences; over a `group`'s tokens, then over groups; or a sum divided by the number of sequences
-    and the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
+    sequences; over a `group`'s tokens, then over groups; or a sum over the number of sequences and
+    the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
     entropy_bonus: NonNegativeFloat = 0.0
-    """Coefficient of the policy's entropy at each token, which the loss then falls with; its gradient
-    keeps the probabilities of the whole vocabulary in memory. 0: off."""
+    """Coefficient of the policy's entropy at each token, subtracted from the loss; its gradient keeps
+    the probabilities of the whole vocabulary in memory. 0: off."""
     importance: Literal["auto", "off", "truncate", "mask", "sequence", "geometric"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
-    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: the product
-    of a response's w, or `geometric`: their geometric mean, for all its tokens, at most the cap;
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: product of
+    a response's w, or `geometric`: their geometric mean, for all its tokens, at most the cap;
     `off`: w is 1; `auto`: `truncate` with `max_staleness` above 0, else `off`."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
@@ -229,6 +229,9 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     reject_band: Annotated[float, zero_or(1)] = 0.0
     """Leave out responses whose geometric mean of w is outside [1 / band, band] (ROLL: 10). They
     count in the mean. 0: none."""
+    reject_drift: NonNegativeFloat = 0.0
+    """Leave out responses of negative advantage whose logprob has fallen since they were sampled, by
+    more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
     the next steps' prompts go out before the update, and the loss corrects for it: it clips the

@@ -16,11 +16,13 @@ from typing import Any, cast
 import msgspec
 
 from pipeline.config.paths import is_pattern
+from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
+from pipeline.system.untrusted_files import UnreadableFile, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer line is not a prompt
-_ROWS = 1024  # read at once from a columnar file
+
 _ENDINGS = (".jsonl", ".json", ".parquet")
 _SPLITS = {"train": "train", "held_out": "test"}  # the split that is used if there are several
 _PARQUET = b"PAR1"
@@ -132,16 +134,15 @@ def _list_of_all(path: Path) -> str:
 
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
-    from pyarrow import parquet
 
-    index = 0
+    index = 0  # of the next row
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS):
-                for row in batch.to_pylist():
-                    yield f"{path}[{index}]", row
-                    index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+        for row in parquet_rows(path):
+            yield f"{path}[{index}]", row
+            index += 1
+    except TooLarge as error:
+        raise DataError(f"{path}[{error.row}]: {error}") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         where = f"{path}[{index}]" if index else str(path)
         raise DataError(
             f"{where}: cannot be read as parquet: {error}; expected a complete file, write it again"
@@ -159,8 +160,8 @@ def _saved(path: Path, split: str) -> Path | None:
     if not listed.is_file():
         return None
     try:
-        splits = msgspec.json.decode(listed.read_bytes(), type=dict[str, list[str]])["splits"]
-    except (OSError, msgspec.DecodeError, KeyError) as error:
+        splits = read_json(listed, dict[str, list[str]])["splits"]
+    except (UnreadableFile, KeyError) as error:
         why = f"not written by save_to_disk: {error}; save it again"
         raise DataError(f"{listed}: {why}") from error
     chosen = splits[0] if len(splits) == 1 else _SPLITS[split]
@@ -182,10 +183,14 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         ) from None
     try:
         saved: Any = datasets.load_from_disk(str(folder))
+        budget = Budget(folder.glob("*.arrow"))
         for index, row in enumerate(saved.with_format(None)):
+            budget.spend(row)
             yield f"{folder}[{index}]", cast(dict[str, Any], row)
     except DataError:
         raise
+    except TooLarge as error:
+        raise DataError(f"{folder}[{error.row}]: {error}") from error
     except Exception as error:  # from Arrow, the file system, or a decoder
         raise DataError(
             f"{folder}: datasets cannot read it: {type(error).__name__}: {error}; save it again"

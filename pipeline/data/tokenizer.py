@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import msgspec
 from tokenizers import Tokenizer as FastTokenizer
+
+from pipeline.system import untrusted_files
+from pipeline.system.untrusted_files import UnreadableFile
 
 _NAMING_CODE = (
     "config.json",
@@ -22,6 +24,9 @@ _NAMING_CODE = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+
+
+_MOST_IDS = 1 << 31  # token ids are int32 everywhere
 
 
 class ModelError(Exception):
@@ -56,11 +61,7 @@ class Tokenizer:
                 f"{path}: no such file, but prompts need it; save the tokenizer with "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
-        try:
-            self._tokenizer = FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            cure = "expected a file of the package tokenizers; save it again"
-            raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
+        self._tokenizer = _fast_tokenizer(path)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
@@ -97,7 +98,8 @@ class Tokenizer:
         """Encode many texts, faster than one by one. Raises ValueError like `encode`."""
         try:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, or its panic
+            _raise_ours(error)
             raise ValueError(f"cannot be written {self._alphabet(texts)}: {error}") from error
         return [encoding.ids for encoding in found]
 
@@ -116,6 +118,23 @@ class Tokenizer:
         """Decode a response without special tokens; ids that name no token are left out."""
         kept = [int(token) for token in ids if int(token) not in self.eos]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def _fast_tokenizer(path: Path) -> FastTokenizer:
+    try:
+        return FastTokenizer.from_buffer(untrusted_files.read_bytes(path))
+    except UnreadableFile as error:
+        raise ModelError(str(error)) from error
+    except BaseException as error:  # the library raises bare Exception, or its panic
+        _raise_ours(error)
+        cure = "expected a file of the package tokenizers; save it again"
+        raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
+
+
+def _raise_ours(error: BaseException) -> None:
+    """Raise what is neither an Exception nor a panic of the library: Ctrl-C, an exit."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
 
 
 def check_tokenizer(directory: Path) -> None:
@@ -156,23 +175,21 @@ def _texts(entry: Any) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of the model's files. Raises ModelError if it is not a JSON object."""
     try:
-        found = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        cure = "expected an object; save it again"
-        raise ModelError(f"{path}: not JSON: {error}; {cure}") from error
+        found = untrusted_files.read_json(path)
+    except UnreadableFile as error:
+        raise ModelError(f"{error}; expected a JSON object, save it again") from error
     if not isinstance(found, dict):
         raise ModelError(
             f"{path}: found a {type(found).__name__}, expected an object; save it again"
         )
-    return found
+    return cast(dict[str, Any], found)
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """A number of things that a file gives; 0 for anything else, so that nothing overflows."""
+    return value if type(value) is int and 0 < value < _MOST_IDS else 0
 
 
 def _ids(value: object) -> list[int]:
     values: list[Any] = value if isinstance(value, list) else [value]
-    return [item for item in values if isinstance(item, int) and item >= 0]
+    return [item for item in values if type(item) is int and 0 <= item < _MOST_IDS]

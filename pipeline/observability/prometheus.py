@@ -12,12 +12,14 @@ import socket
 from collections.abc import Iterator, Mapping
 
 import prometheus_client
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from pipeline.coordinator.run_state import RunPhase
 from pipeline.coordinator.token_ledger import FINAL
 from pipeline.observability.live_status import RunStatus
+from pipeline.observability.metrics_server import MetricsServer
 from pipeline.observability.timing import MEANINGS
 
 LOOPBACK = "127.0.0.1"
@@ -81,9 +83,13 @@ _LEARNER: dict[str, str] = {
     "entropy": "the policy's entropy at a token, mean, in nats",
     "importance": "weight of a token's loss for old over behaviour probability, mean",
     "importance_cut": "share of tokens whose importance weight was cut",
+    "rejected": "share of tokens of responses about which engine and learner disagree too much",
+    "left_out": "share of tokens that the loss leaves out",
+    "mastered": "share of tokens that the loss takes to be mastered, and leaves out",
     "computed_share": "share of the step's tokens whose advantage is not 0, which are computed",
     "grad_norm": "norm of the gradient before clipping",
     "lr": "learning rate",
+    "lr_scale": "what the loss multiplied the learning rate by, mean over the updates",
     "updates": "optimizer steps",
     "backward_s": "forward and backward passes of rank 0",
     "ahead_s": "logprobs that rank 0 computed ahead of their groups",
@@ -138,10 +144,9 @@ class Prometheus(Collector):
         self._live: RunStatus | None = None
         registry = CollectorRegistry()
         registry.register(self)
+        media = prometheus_client.CONTENT_TYPE_LATEST
         try:
-            self._server, self._thread = prometheus_client.start_http_server(
-                port, LOOPBACK, registry
-            )
+            self._server = MetricsServer(LOOPBACK, port, lambda: generate_latest(registry), media)
         except OSError as error:
             raise TrackerError(port_complaint(port, error.strerror or error)) from error
 
@@ -152,9 +157,7 @@ class Prometheus(Collector):
         self._live = now
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread at every request."""

@@ -23,7 +23,7 @@ NAMES: dict[str, dict[str, str]] = {
         "pg": "loss=reinforce",
         "policy_gradient": "loss=reinforce",
         "rloo": "loss=reinforce advantage=rloo",
-        "disco": "loss=drpo loss.drpo.length_scale=1e6",
+        "disco": "loss=drpo loss.drpo.length_scale=1000000",
         "decoupled": "loss=decoupled_ppo",
         "areal": "loss=decoupled_ppo learner.max_staleness=1",
         "ulorl": "loss=dapo loss.dapo.mastered_tau=0.99",
@@ -33,8 +33,8 @@ NAMES: dict[str, dict[str, str]] = {
     "advantage": {
         "dr_grpo": "advantage=grpo advantage.grpo.divide_by_deviation=false",
         "dapo": "advantage=grpo advantage.grpo.drop_equal=true",
-        "grpo_vectorized": "advantage=grpo advantage.grpo.divide_by_deviation=true",
         "rloo_vectorized": "advantage=rloo",
+        "grpo_vectorized": "advantage=grpo advantage.grpo.divide_by_deviation=true",
     },
     "selector": {
         "none": "selector=all budget.redundancy=1",
@@ -45,7 +45,12 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Kind -> name elsewhere -> overrides that are the same here."""
 
-KINDS = {"loss_type": "loss", "loss_mode": "loss", "policy_loss": "loss", "adv_estimator": "advantage"}
+KINDS = {
+    "loss_type": "loss",
+    "loss_mode": "loss",
+    "policy_loss": "loss",
+    "adv_estimator": "advantage",
+}
 """Key elsewhere -> the kind of plug-in that its value names."""
 
 KEYS: dict[str, str] = {
@@ -65,6 +70,7 @@ KEYS: dict[str, str] = {
     "norm_adv_by_std_in_grpo": "advantage.grpo.divide_by_deviation",
     "scale_rewards": "advantage.grpo.divide_by_deviation",
     "filter_groups": "advantage.grpo.drop_equal",
+    "off_policy_mask_threshold": "learner.reject_drift",
 }
 """Key elsewhere, its last part -> the setting here."""
 

@@ -119,7 +119,7 @@ def find_plugin(kind: str, name: str) -> type[Any]:
         except Exception as error:  # whatever somebody else's module does when imported
             what = f"{type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
-                what += " (of the directory you are in: set PYTHONPATH=.)"
+                what += " (looked for among all that is installed, then in the current directory)"
             raise PluginError(f"{kind} {name!r}: {what}") from error
         return _checked(kind, name, found)
     if name in builtin_names(kind):

@@ -27,9 +27,13 @@ OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "selector": {"ended": ("group",), "waits_for": ("candidates", "size")},
     "batch": {"ended": ("group",)},
     "environment": {},
-    "reward": {"score_all": ("samples",), "complaint": ("sample",)},
+    "reward": {
+        "score_all": ("samples",),
+        "score_group": ("samples",),
+        "complaint": ("sample",),
+    },
     "advantage": {"ended": ("group",), "of_step": ("groups",)},
-    "loss": {},
+    "loss": {"step_scale": ("sums",)},
 }
 """The same of methods that a plug-in may leave out."""
 _STATE = {"state": (), "restore": ("state",)}

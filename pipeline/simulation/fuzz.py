@@ -172,7 +172,8 @@ def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
     more = random.Random(f"{seed}/{mode}/members")  # not `rng`, whose draws are to stay as they are
     if more.random() < 0.4 and subject is None:
         make = _with_more(make, _MOST * size)
-    if more.random() < 0.25 and not getattr(make().selector.wants, "reward", False):
+    grouped = more.random() < 0.25 and subject is None
+    if grouped and not getattr(make().selector.wants, "reward", False):
         settings = msgspec.structs.replace(settings, group_reward=True)
     return World(
         settings=settings,
@@ -182,7 +183,10 @@ def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
         make=make,
         lengths=lengths,
         tags=() if subject is None else ("a", "b") * (settings.prompts // 2),
-        variants={COLUMN: [prompt % 4 for prompt in range(settings.prompts)]},
+        variants={
+            column: [prompt % 4 for prompt in range(settings.prompts)]
+            for column in (subject.columns if subject is not None else (COLUMN,))
+        },
     )
 
 

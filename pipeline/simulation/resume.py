@@ -67,12 +67,15 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings = SETTINGS
     machines: Machines = MACHINES
     scale: float = 1.0  # of lengths
+    columns: tuple[str, ...] = ()  # of the data, that may stand behind a prompt
 
     def coordinator(self) -> Coordinator:
         """A fresh one, of prompts of two kinds."""
         count = self.settings.prompts
         lengths = [3 + prompt % 4 for prompt in range(count)]
-        return Coordinator(self.settings, self.make(), lengths, ["a", "b"] * (count // 2))
+        tags = ["a", "b"] * (count // 2)
+        variants = {column: [prompt % 4 for prompt in range(count)] for column in self.columns}
+        return Coordinator(self.settings, self.make(), lengths, tags, variants=variants)
 
 
 def case_of(subject: Subject) -> Case:
@@ -84,6 +87,7 @@ def case_of(subject: Subject) -> Case:
         settings=subject.settings_in(SETTINGS),
         machines=msgspec.structs.replace(MACHINES, chunk_tokens=chunk),
         scale=scale,
+        columns=subject.columns,
     )
 
 

@@ -22,8 +22,10 @@ _DRAWN = (
 )
 """Settings of a small run that it draws itself."""
 _NONE: dict[str, Any] = {
-    **{name: () for name in ("held_out_tags", "eval_sets", "sources")},
-    **{"eval_best": "", "turns": 0, "turn_tokens": 0},
+    **dict.fromkeys(("held_out_tags", "eval_sets", "sources"), ()),
+    "eval_best": "",
+    "turns": 0,
+    "turn_tokens": 0,
 }
 """What small runs have not."""
 
@@ -33,6 +35,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: Settings  # of the configuration
     make: Callable[[int], Plugins]  # seed -> its plug-ins, new ones each time
+    columns: tuple[str, ...] = ()  # of the data, that may stand behind a prompt
     arguments: str = ""  # of `darts simulate` that name it
 
     @property
@@ -45,6 +48,11 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         own = {name: getattr(drawn, name) for name in _DRAWN}
         reserve = -(-self.settings.reserve * drawn.need // self.settings.need)
         return msgspec.structs.replace(self.settings, **own, **_NONE, reserve=reserve)
+
+    def on_policy(self) -> Subject:
+        """The same without stale tokens: then no response is under way after a step."""
+        settings = msgspec.structs.replace(self.settings, max_staleness=0)
+        return msgspec.structs.replace(self, settings=settings)
 
     def plugins(self) -> str:
         """Names of the plug-ins' classes, for messages."""

@@ -31,6 +31,7 @@ from pipeline.stage.admission import Admission
 from pipeline.stage.arrivals import arrivals_of
 from pipeline.stage.build import Parts
 from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
+from pipeline.stage.missing_engines import MissingEngines
 from pipeline.stage.outbox import CommandBatch
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
@@ -114,7 +115,10 @@ class StageProcess:
         self._environment_calls = EnvironmentCalls(
             environments, parts.tokenizer, parts.data, self.tell, options
         )
-        self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
+        self._missing = MissingEngines(self._config.engine.count, self._config.timeouts.log_wait_s)
+        self._feed = StatusFeed(
+            self.coordinator, self._peers, pool, self._records, tell_launcher, self._missing
+        )
         self._over = asyncio.Event()
         self.error = ""
         self._training_s = 0.0
@@ -202,15 +206,24 @@ class StageProcess:
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             self._peer_monitor.look(now)
+            if text := self._server.spare_descriptors(now):
+                self._warn(text)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
                 for text in self._records.flush():
                     self._tell_launcher({"say": text})
                 self.tell(Tick())
+                self._look_for_engines(now)
                 if line := self._arrivals.overdue(self._config.timeouts.learner_s):
                     self._fail(line, None)
                 self._feed.show(self._training_s)
+
+    def _look_for_engines(self, now: float) -> None:
+        here = {p.name for p in self._peers.by_identity.values() if p.join.role == "engine"}
+        works = self.coordinator.run.works
+        for text in self._missing.look(now, here, works=works):
+            self._report("warning", {"step": self.coordinator.core.step, "text": text})
 
     # --- events in, commands out --------------------------------------------------------
 
@@ -223,6 +236,8 @@ class StageProcess:
         self._handling, nested = True, self._handling
         try:
             self._arrivals.put(event)
+            if isinstance(event, events.EngineLost):
+                self._missing.lost(event.engine, event.why)
             while not (nested or self._over.is_set() or (due := self._arrivals.next()) is None):
                 heard, now = due
                 commands = self._recorded.handle(heard, now)
@@ -340,6 +355,9 @@ class StageProcess:
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
                 return
+            case Shutdown(why=why):
+                self.halt(f"{peer.name} was asked to end: {why}")
+                return
             case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
                 self._remember(manifest)
             case OutOfMemory(tokens=tokens):  # told first: the run ends with the event
@@ -379,4 +397,5 @@ class StageProcess:
         for peer in list(self._peers.by_identity.values()):
             self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
-        self._records.close()  # last: a tracker may take its time to send what is left
+        for text in self._records.close():  # last: a tracker may take its time to send what is left
+            self._tell_launcher({"say": text})

@@ -24,6 +24,7 @@ from pipeline.wire.messages import (
     Published,
     Request,
     Saved,
+    Shutdown,
     Span,
     Spans,
     StepDone,
@@ -41,7 +42,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
     "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
     "learner": (
         *(*_BOTH, GroupTrained, GroupFailed, OldLogprobs, VersionClosed, OutOfMemory),
-        *(StepDone, StepSkipped, Published, Saved),
+        *(StepDone, StepSkipped, Published, Saved, Shutdown),
     ),
 }
 """role -> the messages that it may send once it has joined."""

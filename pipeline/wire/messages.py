@@ -346,7 +346,7 @@ class Save(Message, frozen=True, kw_only=True):
 
 
 class Shutdown(Message, frozen=True, kw_only=True):
-    why: str = ""
+    why: str = ""  # from a learner rank: it was asked to end (SIGTERM), and stays for a checkpoint
 
 
 FromPeer = (
@@ -364,6 +364,7 @@ FromPeer = (
     | OutOfMemory
     | Published
     | Saved
+    | Shutdown
 )
 ToPeer = (
     Welcome

@@ -183,9 +183,9 @@ def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | 
     text = json.dumps(comparison, indent=1) + "\n"
     for path in (wanted.folder / "comparison.json", *([out] if out else [])):
         temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.rename(path)
-    (wanted.folder / "comparison.md").write_text(table + "\n")
+    (wanted.folder / "comparison.md").write_text(table + "\n", encoding="utf-8")
     return table
 
 

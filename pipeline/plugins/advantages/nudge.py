@@ -1,10 +1,10 @@
 """Advantage `nudge`: gains within a hint and between hints, put together and normalised.
 
-A group's members answer the same question behind different hints (`Outcome.variant`; '' is the bare
-prompt). With mu the mean of the group and mu_c that of a member's hint: behind a hint
-a = (r - mu_c) + between * (mu_c - mu), without one a = r - mu. Then A = (a - mean a) / (std a + 1e-5),
-over the group, population deviation. The paper's second term, which distils hinted responses into
-the bare prompt, is a matter of the loss and not here.
+A group's members answer the same question behind different hints (`Outcome.variant`; '' is the
+bare prompt). With mu the mean of the group and mu_c that of a member's hint: behind a hint
+a = (r - mu_c) + between * (mu_c - mu), without one a = r - mu. Then A = (a - mean a) / (std a +
+1e-5), over the group, population deviation. The paper's second term, which distils hinted
+responses into the bare prompt, is a matter of the loss and not here.
 Source: NudgeRL, arXiv 2605.15726 and its released program.
 """
 

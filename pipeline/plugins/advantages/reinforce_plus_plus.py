@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from pipeline.plugins.actions import Advantages, NoSignal
-from pipeline.plugins.advantages._shaping import EPSILON, ShapingOptions, shape
+from pipeline.plugins.advantages._shaping import EPSILON, ShapingOptions, shape, weighted_mean
 from pipeline.plugins.ranges import PositiveInt
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import GroupOutcome, Outcome
@@ -68,9 +68,9 @@ class ReinforcePlusPlus:
         plain = [answer for answer in answers if isinstance(answer, Advantages)]
         assert len(plain) == len(groups), "each had a signal when it was asked about alone"
         values = np.concatenate([answer.values for answer in plain])
-        tokens = np.array([member.tokens for group in groups for member in group.members])
-        mean = float(np.average(values, weights=tokens))
-        deviation = float(np.average((values - mean) ** 2, weights=tokens)) ** 0.5
+        tokens = np.array([m.tokens for group in groups for m in group.members], dtype=np.float64)
+        mean = weighted_mean(values, tokens)
+        deviation = weighted_mean((values - mean) ** 2, tokens) ** 0.5
         why = f"less {mean:.4g}, divided by {deviation:.4g}"
         return [
             msgspec.structs.replace(

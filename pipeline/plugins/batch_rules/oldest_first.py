@@ -7,8 +7,8 @@ groups have not finished in that number, the search stops and waits. So a batch 
 faster ones: it has no bias by length. Groups opened before s0 count as of s0.
 
 Groups are taken as soon as it is certain that they belong to the batch, which changes no batch and
-lets the learner begin; what would be too old for the next step is taken beside it. On-policy, groups
-beyond the number needed go back.
+lets the learner begin; what would be too old for the next step is taken beside it. On-policy,
+groups beyond the number needed go back.
 Source: RollArt, and the released program of ROLL. Remembers nothing.
 """
 
@@ -60,7 +60,8 @@ class OldestFirst:
         oldest = view.step - math.ceil(alpha)
         started: dict[int, list[GroupFacts]] = {}
         for facts in map(view.facts, view.groups()):
-            if facts.state in _ORDER and not facts.held:  # no other is counted as coming
+            # the dead and the held are not counted as coming; the asleep come in a later step
+            if facts.state in _ORDER and not facts.held and not facts.asleep:
                 started.setdefault(max(facts.opened, oldest), []).append(facts)
         batch: list[int] = []
         missing = view.need

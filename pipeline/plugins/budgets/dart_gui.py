@@ -3,7 +3,7 @@
 Turns a prompt's success rate into M' (M up to a rate of `easy`, from there on fewer, two at
 least), and its longest success so far into its limit of tokens, with some room; until the first
 one the limit is `sampling.max_tokens`.
-Source: DART-GUI, arXiv 2509.23866: that both follow the task. Ours: the numbers, the slope, and that
+Source: DART-GUI, arXiv 2509.23866: that both follow the task. Ours: the numbers, the slope, that
 the longest *finished* response of a group with a success stands for the longest success: it is
 never shorter, and groups do not say which of their responses was which.
 """

@@ -22,11 +22,15 @@ from pipeline.plugins.ranges import NonEmpty, NonNegativeInt, Share
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
 
+Columns = Annotated[
+    tuple[NonEmpty, ...], Meta(min_length=1, description="one or more, none of them empty")
+]
+
 
 class NudgeOptions(interfaces.Options, frozen=True, kw_only=True):
     """Options of the `nudge` budget."""
 
-    hints: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("hint_1", "hint_2")
+    hints: Columns = ("hint_1", "hint_2")
     """Columns of the data, one a hint."""
     without: Share = 0.5
     """Probability that a candidate is sampled without its hint."""

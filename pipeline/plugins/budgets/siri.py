@@ -1,10 +1,10 @@
 """Budget `siri`: the limit of tokens falls and rises in cycles of steps.
 
-Turns the number of the step into the limit of the groups opened in it, between `sampling.max_tokens`
-and a share of that; a response keeps the limit that its group was opened with. Every prompt gets the
-same number of candidates. A response at the limit is truncated, which most rewards call wrong.
+Turns the number of the step into the limit of groups opened in it, between `sampling.max_tokens`
+and a share of that; a response keeps the limit that its group was opened with. Every prompt gets M
+candidates. A response at the limit is truncated, which most rewards call wrong.
 Source: SIRI, arXiv 2509.25176: a cosine that begins at the upper end,
-L(t) = low + (high - low) (1 + cos(2 pi t / T)) / 2, and the names of two other shapes. Their form is
+L(t) = low + (high - low) (1 + cos(2 pi t / T)) / 2, and names of two other shapes. Their form is
 ours: `stair`, the upper end for half a cycle, then the lower one; `stair_cosine`, down to the lower
 end at once, and back along the cosine.
 """
@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.plugins.actions import Allocation
-from pipeline.plugins.budgets._top_up import fewest_finished
-from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
+from pipeline.plugins.budgets._top_up import BudgetOptions, fewest_finished
 from pipeline.plugins.ranges import PositiveInt, PositiveShare
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import BudgetView, OpenView, PromptView
@@ -25,7 +24,7 @@ from pipeline.plugins.views import BudgetView, OpenView, PromptView
 Shape = Literal["cosine", "stair", "stair_cosine"]
 
 
-class SiriOptions(UniformOptions, frozen=True, kw_only=True):
+class SiriOptions(BudgetOptions, frozen=True, kw_only=True):
     """Options of the `siri` budget."""
 
     shape: Shape = "cosine"
@@ -57,10 +56,9 @@ class Siri:
         self._options = options or SiriOptions()
 
     def allocate(self, prompts: Sequence[PromptView], view: BudgetView) -> Sequence[Allocation]:
-        candidates = candidates_of(self._options, view.size)
         limit = limit_at(view.step, view.max_tokens, self._options)
-        note = f"limit {limit}"
-        return [Allocation(candidates=candidates, max_tokens=limit, note=note) for _ in prompts]
+        allocation = Allocation(view.size, limit, f"limit {limit}")
+        return [allocation] * len(prompts)
 
     def top_up(self, groups: Sequence[OpenView], idle: int) -> Sequence[tuple[int, int]]:
         return fewest_finished(groups, idle, self._options)

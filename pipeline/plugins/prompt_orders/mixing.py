@@ -29,7 +29,7 @@ from pipeline.plugins.walk import OrderOptions, Walk, deferred_and_free
 class MixingOptions(OrderOptions, frozen=True, kw_only=True):
     """Options of the `mixing` order."""
 
-    mix: dict[str, NonNegativeFloat] = {}
+    mix: dict[str, NonNegativeFloat] = {}  # noqa: RUF012  copied by msgspec
     """Weight of each kind of prompt; every tag of the data has one. Empty: by number of prompts."""
     after: NonNegativeInt = 50
     """Completed candidates before weights are corrected."""
@@ -80,7 +80,10 @@ class Mixing:
         return {tag: passes for tag in self._walks for passes in self._walks[tag].epochs.values()}
 
     def plan(self, view: PlanView) -> Plan:
+        """Raises ValueError if the weights and the data do not name the same kinds."""
         tags = view.tags or [""] * view.dataset
+        if self._options.mix and not any(tags):
+            return Plan(prompts=(), why="prompt_order.mixing.mix names kinds, the data none")
         self._divide(tags)
         base = self._base()
         weights = corrected(base, self._completed, self._options.after, self._options.most)
@@ -114,10 +117,10 @@ class Mixing:
             of_kind.append(prompt)
         mix = self._options.mix
         if mix and set(mix) != set(self._prompts):
-            odd = ", ".join(sorted(set(mix) ^ set(self._prompts)))
+            named, there = ", ".join(sorted(mix)), ", ".join(sorted(self._prompts))
             raise ValueError(
-                f"prompt_order.mixing.mix names {', '.join(sorted(mix))}, but the data has the tags "
-                f"{', '.join(sorted(self._prompts))}: differs in {odd}; a weight of 0 leaves one out"
+                f"prompt_order.mixing.mix names {named}, but the data has the tags {there}; "
+                "expected a weight for each of these, 0 leaves one out"
             )
 
     def _base(self) -> dict[str, float]:

@@ -79,7 +79,7 @@ class Dars:
         why = f"accuracy {accuracy:.2f} of the first {len(first)}"
         more = group.size + second_stage(accuracy, group.size, self._options) - group.budget
         if more > 0:
-            yield Sample(n=more, why=why, kind="second stage")
+            yield Sample(n=more, why=why, kind="second_stage")
         else:
-            kind = "second stage" if group.budget > group.size else ""
+            kind = "second_stage" if group.budget > group.size else ""
             yield finalize(members, why, kind=kind)

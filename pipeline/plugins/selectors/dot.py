@@ -64,5 +64,5 @@ class Dot:
             lengths = [member.tokens for member in members]
             limit = threshold(lengths, options.deviations, options.least_deviation)
             if last.tokens > limit:
-                why = f"{last.tokens} tokens, and the {len(members)} others are right by {limit:.0f}"
+                why = f"{last.tokens} tokens; the {len(members)} others are right by {limit:.0f}"
                 yield Stop(ids=(last.id,), why=why, kind="outlier")

@@ -15,6 +15,7 @@ siblings draw their next token; there they start from the top ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -63,7 +64,7 @@ def weak(confidences: Sequence[float], rises: Sequence[float], options: EchoOpti
     last = confidences[-_FALLS - 1 :]
     if last and last[-1] < options.floor:
         return f"confidence {last[-1]:.2f} is below {options.floor:g}"
-    falls = len(last) > _FALLS and all(a > b for a, b in zip(last, last[1:], strict=False))
+    falls = len(last) > _FALLS and all(a > b for a, b in itertools.pairwise(last))
     if falls and last[-1] <= options.tail:
         return f"confidence fell {_FALLS} times, to {last[-1]:.2f}"
     recent = rises[-_FALLS:]

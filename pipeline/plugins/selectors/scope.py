@@ -77,4 +77,4 @@ class Scope:
             chosen = [m for m in scored(group) if m.id != mended.fork]
             yield finalize(chosen, f"{mended.id} mends {mended.fork}", kind="mended")
         else:
-            yield finalize(members, f"{mended.id} is wrong too", kind="not mended")
+            yield finalize(members, f"{mended.id} is wrong too", kind="not_mended")

@@ -7,8 +7,8 @@ the publish are sampled anew, else their whole group would be lost (`learner.max
 bound). `strict`: every unfinished response is sampled anew under the new weights, so that none
 holds tokens of two versions; its tokens are waste. Remembers nothing between calls.
 Source: SortedRL, arXiv 2603.23414, of which the rule in detail is our reading: a large load of
-prompts is one step's `prompts` x (`learner.max_staleness` + 1), and a batch rule that takes groups in
-the order in which they are complete (`fifo`) makes the curriculum by length. Ours: what has ended
+prompts is `step.prompts` x (`learner.max_staleness` + 1), and a batch rule that takes groups in
+the order in which they are complete (`sorted`) makes the curriculum by length. Ours: what has ended
 is sampled anew too when it would be too old, since a group is trained on whole.
 """
 

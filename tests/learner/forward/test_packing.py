@@ -59,6 +59,14 @@ def test_a_length_that_is_none_is_refused(groups: list[tuple[int, list[int]]], c
         pack(groups, cap)
 
 
+def test_a_group_that_has_to_stay_whole_is_never_split_and_small_ones_still_share() -> None:
+    groups = [(5, [60, 60, 200]), (3, [10, 10]), (4, []), (3, [20])]
+    assert pack(groups, cap=130, whole_groups=True) == [
+        [Part(0, (0, 1, 2))],
+        [Part(1, (0, 1)), Part(3, (0,))],
+    ]
+
+
 def test_parts_of_one_owner_stay_together_when_groups_have_to_stay_whole() -> None:
     rng = random.Random(8)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Each loss against its published formula, written out here in plain torch, and by worked numbers."""
+"""Each loss against its published formula, written out here in torch, and by worked numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from learner.losses.minpro import Minpro, MinproOptions, least_before
 from learner.losses.reinforce import Reinforce
 from learner.losses.sapo import Sapo
 from learner.losses.vcpo import Vcpo, VcpoOptions
+from learner.losses.vespo import Vespo
 from tests.learner.losses.batches import batch_of, changed, outcome, random_batch
 
 
@@ -69,14 +70,22 @@ def trl_clipped(batch: LossBatch, low: float, high: float, level: str) -> Any:
 
 def test_dapo_is_trls_token_loss():
     batch = plain()
-    agrees(Dapo(DapoOptions(clip_low=0.2, clip_high=0.28)), batch, trl_clipped(batch, 0.2, 0.28, "token"))
+    agrees(
+        Dapo(DapoOptions(clip_low=0.2, clip_high=0.28)),
+        batch,
+        trl_clipped(batch, 0.2, 0.28, "token"),
+    )
 
 
 @pytest.mark.parametrize("low, high", [(3e-4, 4e-4), (0.1, 0.15)])
 def test_gspo_is_trls_loss_of_level_sequence(low: float, high: float):
     """Every token carries its sequence's ratio, so a sum over tokens is length times the loss."""
     batch = plain()
-    agrees(Gspo(GspoOptions(clip_low=low, clip_high=high)), batch, trl_clipped(batch, low, high, "sequence"))
+    agrees(
+        Gspo(GspoOptions(clip_low=low, clip_high=high)),
+        batch,
+        trl_clipped(batch, low, high, "sequence"),
+    )
 
 
 def test_gspo_by_hand():
@@ -187,14 +196,18 @@ def test_mastered_tokens_of_a_sure_right_answer_are_not_trained_on():
 
 
 def test_minpro_weighs_by_the_least_ratio_of_the_prefix():
-    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], weights [1.1, .88, .96, .72]."""
+    """METHODS-MORE, MinPRO: rho [1.1, .8, 1.2, .9] -> m [1, 1.1, .8, .8], times rho below."""
     rho = torch.tensor([[1.1, 0.8, 1.2, 0.9]])
     assert least_before(rho, torch.ones(1, 4)).tolist()[0] == pytest.approx([1, 1.1, 0.8, 0.8])
     _, gradient_BT, _ = outcome(Minpro(), batch_of(rho.tolist(), [-1.0]))
     assert gradient_BT.tolist()[0] == pytest.approx([1.1, 0.88, 0.96, 0.72])
-    _, gradient_BT, _ = outcome(Minpro(MinproOptions(prefix_at_most_one=True)), batch_of(rho.tolist(), [-1.0]))
+    _, gradient_BT, _ = outcome(
+        Minpro(MinproOptions(prefix_at_most_one=True)), batch_of(rho.tolist(), [-1.0])
+    )
     assert gradient_BT.tolist()[0] == pytest.approx([1.1, 0.8, 0.96, 0.72])
-    _, gradient_BT, metrics = outcome(Minpro(MinproOptions(most=1.0)), batch_of(rho.tolist(), [-1.0]))
+    _, gradient_BT, metrics = outcome(
+        Minpro(MinproOptions(most=1.0)), batch_of(rho.tolist(), [-1.0])
+    )
     assert gradient_BT.tolist()[0] == pytest.approx([1.0, 0.88, 0.96, 0.72])
     assert metrics["clipped"] == 1
 
@@ -214,7 +227,6 @@ def test_decoupled_ppo_is_the_published_objective_and_leaves_wild_tokens_out():
         logprobs_BT=torch.tensor([[0.6, 0.7, 0.5]]).log(),
         old_logprobs_BT=old_BT,
         behaviour_BT=torch.tensor([[0.4, 0.5, 0.05]]).log(),
-        importance_BT=torch.full((1, 3), 99.0),  # not applied
     )
     value, _, metrics = outcome(DecoupledPpo(), batch)
     assert value == pytest.approx(-2.0 * (1.25 * 1.2 + 1.0 * 1.2), rel=1e-5)
@@ -275,7 +287,11 @@ def drpo_batch() -> LossBatch:
     batch = batch_of([[1.0] * 4] * 4, [1.0, 1.0, -1.0, -1.0], mask_BT=mask_BT)
     weights_B = torch.full((4,), 1 / 8)  # a mean over groups of one of 8 tokens
     return changed(
-        batch, logprobs_BT=logprobs_BT, old_logprobs_BT=logprobs_BT, weights_B=weights_B, max_tokens=8
+        batch,
+        logprobs_BT=logprobs_BT,
+        old_logprobs_BT=logprobs_BT,
+        weights_B=weights_B,
+        max_tokens=8,
     )
 
 
@@ -325,7 +341,9 @@ def test_clip_cov_leaves_out_tokens_whose_covariance_is_in_its_band():
     _, gradient_BT, metrics = outcome(ClipCov(options), covariance_batch())
     assert gradient_BT.tolist() == [[-1, 0, -1], [1, 1, 1]]
     assert metrics["left_out"] == 1
-    _, gradient_BT, _ = outcome(ClipCov(ClipCovOptions(share=1.0, low=1.0, high=2.9)), covariance_batch())
+    _, gradient_BT, _ = outcome(
+        ClipCov(ClipCovOptions(share=1.0, low=1.0, high=2.9)), covariance_batch()
+    )
     assert gradient_BT.tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
@@ -355,3 +373,28 @@ def test_kl_cov_holds_the_tokens_of_the_highest_covariance_near_the_old_policy()
     assert value == pytest.approx(2.0 * math.log(1.5), rel=1e-5)
     assert gradient_BT[0].tolist()[1] == pytest.approx(-1.5 + 2.0)
     assert gradient_BT[0].tolist()[0] == pytest.approx(-1.5)
+
+
+# --- VESPO ------------------------------------------------------------------------------------
+
+
+def test_vespo_is_trls():
+    batch = plain()
+
+    def token_loss(logprobs_BT: torch.Tensor) -> torch.Tensor:
+        log = ((logprobs_BT.detach() - batch.behaviour_BT) * batch.mask_BT).sum(-1, keepdim=True)
+        good = batch.advantages_B.unsqueeze(1) >= 0
+        k, lam = torch.where(good, 2.0, 3.0), torch.where(good, 3.0, 2.0)
+        phi = torch.exp(lam + k * log - lam * log.exp())
+        return -phi * batch.advantages_B.unsqueeze(1) * logprobs_BT
+
+    agrees(Vespo(), batch, token_loss)
+
+
+def test_vespos_gate_is_one_at_ratio_one_and_closes_on_both_sides():
+    rows = [[1.0, 1.0], [8.0, 8.0], [0.1, 0.1]]
+    _, gradient_BT, _ = outcome(Vespo(), batch_of(rows, [1.0] * 3))
+    own = [-value for value in gradient_BT[:, 0].tolist()]
+    assert own == pytest.approx(
+        [1.0, math.exp(3) * 64**2 * math.exp(-192), math.exp(3) * 1e-4 * math.exp(-0.03)], rel=1e-4
+    )
