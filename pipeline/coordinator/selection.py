@@ -69,8 +69,6 @@ def member_view(member: Trajectory) -> MemberView:
     )
 
 
-
-
 class Selection:
     def __init__(
         self,

@@ -307,6 +307,13 @@ class TrainingSteps:
         if core.stats.nonfinite:
             self._skipped("every loss that it tried was not finite")
             return
+        if self.state.exhausted and not self.state.opened and not self._group_manager.deferred:
+            # Every step from here on would be as empty: the run ends with its data.
+            done = f"after {core.step} of {core.settings.steps} steps"
+            why = "the data is at its end: prompt_order has no more prompts"
+            core.report("warning", text=f"{why}; the run ends {done}")
+            core.settings = msgspec.structs.replace(core.settings, steps=core.step)
+            return
         self.state.skipped = 0  # not in a row any more
         core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
         self._report_step({}, {})

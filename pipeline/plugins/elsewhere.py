@@ -45,7 +45,12 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Kind -> name elsewhere -> overrides that are the same here."""
 
-KINDS = {"loss_type": "loss", "loss_mode": "loss", "policy_loss": "loss", "adv_estimator": "advantage"}
+KINDS = {
+    "loss_type": "loss",
+    "loss_mode": "loss",
+    "policy_loss": "loss",
+    "adv_estimator": "advantage",
+}
 """Key elsewhere -> the kind of plug-in that its value names."""
 
 KEYS: dict[str, str] = {

@@ -206,6 +206,8 @@ class StageProcess:
                 log.warning("the stage itself was late by %.1f s", late)
             faulthandler.dump_traceback_later(_STALL_S)  # put off at each turn
             self._peer_monitor.look(now)
+            if text := self._server.spare_descriptors(now):
+                self._warn(text)
             ticks += 1
             if ticks % int(1 / _POLL_S) == 0:
                 self._outbox.to_all(Alive(clock_s=now))
@@ -287,7 +289,9 @@ class StageProcess:
             case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._environment_calls.cancel(trajectory)
             case events.TrainGroup(rank=rank) | events.CloseVersion(rank=rank):
-                self._outbox.to_rank(rank, translate.with_prompts(command, self.parts.data["train"]))
+                self._outbox.to_rank(
+                    rank, translate.with_prompts(command, self.parts.data["train"])
+                )
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):

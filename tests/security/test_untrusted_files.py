@@ -79,7 +79,7 @@ def model(tmp_path: Path) -> Path:
 
 def everything_of(model: Path) -> None:
     """All that reads a model before it is loaded."""
-    config = msgspec.structs.replace(Config(), model=str(model))
+    config = Config(model=str(model))
     list(learner_problems(config))
     refuse_code(model)
     read_model_facts(str(model))

@@ -29,11 +29,13 @@ def test_what_a_name_is_answered_with_can_be_written_as_it_stands(kind: str, nam
     assert f"; here it is {NAMES[kind][name]}" in complaint(f"{kind}={name}")
 
 
-
 @pytest.mark.parametrize(
     "override, says",
     [
-        ("loss_type=dr_grpo", "loss_type: unknown key; here it is loss=dapo learner.aggregate=constant"),
+        (
+            "loss_type=dr_grpo",
+            "loss_type: unknown key; here it is loss=dapo learner.aggregate=constant",
+        ),
         ("loss_type=bnpo", "here it is loss=dapo learner.aggregate=token"),
         ("loss_type=sapo", "here it is loss=sapo"),
         ("loss_type=nothing", "here it is loss"),

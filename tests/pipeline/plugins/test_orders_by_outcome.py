@@ -97,7 +97,8 @@ def test_weights_are_the_base_at_first_and_a_kind_without_completions_gets_the_m
     assert corrected(base, {"a": 49}, 50, 10.0) == base
     assert corrected(base, {}, 0, 10.0) == base
     assert corrected(base, {"a": 50}, 50, 10.0) == pytest.approx({"a": 0.81, "b": 1.0})
-    assert corrected(base, {"a": 1, "b": 999}, 50, 10.0) == pytest.approx({"a": 9.0, "b": 0.01})
+    rare = {"a": 0.95, "b": 0.05}
+    assert corrected(rare, {"a": 1, "b": 999}, 50, 10.0) == pytest.approx({"a": 9.5, "b": 0.005})
 
 
 def test_mixing_corrects_for_a_kind_that_is_completed_less_often():
