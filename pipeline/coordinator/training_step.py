@@ -383,6 +383,7 @@ class TrainingSteps:
 
     def _skipped(self, why: str) -> None:
         self.state.skipped += 1
+        self._scheduler.wake()  # the step has ended, without an update
         self._core.report(
             "warning",
             text=f"step {self._core.step + 1} skipped ({self.state.skipped} in a row): {why}",
