@@ -67,7 +67,7 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_text_is_counted(
     thread.start()
     thread.join(30)
     assert not thread.is_alive(), "the count comes once there is room"
-    assert len(got) <= MOST_BYTES + 200
+    assert len(got) <= MOST_BYTES + (256 << 10), "that, and what the pipe holds"
 
 
 @pytest.mark.fault("the reader of what a run shows leaves, or its disk is full", part="people",
