@@ -1,8 +1,8 @@
 """Encodes and decodes text by the tokenizer.json in a model's directory.
 
-Invariant: no token is added to a prompt and no special token is left in a
-response, so the tokens trained on are the tokens sampled. Also reads facts from the
-model's files: vocabulary, stop tokens, longest sequence. Loads no model, and does not
+Invariant: no special token is left in a response, and none is added to a prompt but the one that
+begins a text where the model's tokenizer itself puts it, so the tokens trained on are the tokens
+sampled. Facts of the model come from `pipeline.config.model_files`. Loads no model, and does not
 import transformers.
 """
 
@@ -12,8 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from tokenizers import Tokenizer as FastTokenizer
+
+from pipeline.config.model_files import (
+    ModelError,
+    ModelFacts,
+    read_facts,
+    read_json,
+    refuse_pointer,
+)
+
+__all__ = ["ModelError", "Tokenizer", "check_tokenizer", "read_json", "refuse_code"]
 
 _NAMING_CODE = (
     "config.json",
@@ -22,10 +31,7 @@ _NAMING_CODE = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-
-
-class ModelError(Exception):
-    """A model's directory does not hold what training needs."""
+_TRIED = 256  # first tokens of which one can be written as text
 
 
 class Tokenizer:
@@ -34,22 +40,16 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         refuse_code(directory)
-        config = read_json(directory / "config.json")
-        # multimodal models have the language model's values one level down
-        inner = config.get("text_config")
-        text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
-        self.vocabulary = _count(text.get("vocab_size"))
+        self.facts: ModelFacts = read_facts(directory)
+        self.vocabulary = self.facts.vocabulary
         """Rows of the embedding: all ids are smaller."""
-        self.max_model_tokens = _count(text.get("max_position_embeddings"))
+        self.max_model_tokens = self.facts.max_model_tokens
         """Most tokens of prompt and response together; 0: unknown."""
-        generation = directory / "generation_config.json"
-        extra = read_json(generation) if generation.is_file() else {}
-        self.eos = frozenset(_ids(text.get("eos_token_id")) + _ids(extra.get("eos_token_id")))
+        self.eos = frozenset(self.facts.ends)
         """Sampling one of these ends a response."""
-        self.bos = frozenset(_ids(text.get("bos_token_id")))
-        """Tokens that begin a text, if the model has any; the prompt or its template has it."""
-        pads = _ids(text.get("pad_token_id"))
-        self.pad = pads[0] if pads else min(self.eos, default=0)
+        self.bos = self.facts.bos
+        """Tokens that begin a text, if the model has any."""
+        self.pad = min(self.eos, default=0) if self.facts.pad is None else self.facts.pad
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelError(
@@ -59,11 +59,42 @@ class Tokenizer:
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
+            refuse_pointer(path)
             cure = "expected a file of the package tokenizers; save it again"
             raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
+        self.first: int | None = self._first()
+        """Token that the tokenizer itself puts before a text; None: none."""
+
+    def _first(self) -> int | None:
+        """Find it by the flag `add_bos_token`, or by what the tokenizer does with a text."""
+        if self.facts.adds_bos is False:
+            return None
+        for token in range(min(_TRIED, self.vocabulary)):
+            try:
+                encoded = self._tokenizer.encode(self._tokenizer.decode([token]))
+            except Exception:  # it cannot be written alone
+                continue
+            if 0 in encoded.special_tokens_mask:
+                if encoded.special_tokens_mask[0]:
+                    return encoded.ids[0]
+                break
+        return min(self.bos) if self.facts.adds_bos and self.bos else None
+
+    def text_of(self, token: int) -> str:
+        """The token as the tokenizer's file writes it."""
+        return self._tokenizer.id_to_token(token) or f"token {token}"
+
+    def special_in(self, text: str) -> int | None:
+        """The first special token that is written in a text; None: none."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception:  # a character that it lacks
+            return None
+        return next((token for token in ids if token in added and added[token].special), None)
 
     def _check(self) -> None:
         where = self.directory
@@ -78,14 +109,14 @@ class Tokenizer:
         if not self.eos:
             raise ModelError(
                 f"{where}: no end-of-sequence token: neither config.json nor "
-                "generation_config.json has eos_token_id, so no response could end; name it in "
-                "generation_config.json"
+                "generation_config.json has eos_token_id, and tokenizer_config.json no eos_token "
+                "of the tokenizer, so no response could end; name it in generation_config.json"
             )
         for eos in sorted(self.eos):
             if eos >= self.vocabulary or self._tokenizer.id_to_token(eos) is None:
                 raise ModelError(
                     f"{where}: eos_token_id {eos} is not a token of the tokenizer "
-                    f"(model: {self.vocabulary} ids); correct it in generation_config.json"
+                    f"(model: {self.vocabulary} ids); correct it in {self.facts.ends[eos][0]}"
                 )
 
     def encode(self, text: str) -> list[int]:
@@ -127,7 +158,10 @@ def refuse_code(directory: Path) -> None:
     """Raise ModelError if the model's files name Python code that comes with it."""
     for name in _NAMING_CODE:
         path = directory / name
-        named = _code(read_json(path)) if path.is_file() else []
+        try:
+            named = _code(read_json(path)) if path.is_file() else []
+        except RecursionError:
+            raise ModelError(f"{path}: nested too deeply; save it again") from None
         if named:
             raise ModelError(
                 f"{path}: auto_map names code that comes with the model ({', '.join(named)}); "
@@ -152,27 +186,3 @@ def _texts(entry: Any) -> list[str]:
         return [text for value in values for text in _texts(value)]
     return [str(entry)] if entry else []
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the model's files. Raises ModelError if it is not a JSON object."""
-    try:
-        found = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        cure = "expected an object; save it again"
-        raise ModelError(f"{path}: not JSON: {error}; {cure}") from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{path}: found a {type(found).__name__}, expected an object; save it again"
-        )
-    return found
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _ids(value: object) -> list[int]:
-    values: list[Any] = value if isinstance(value, list) else [value]
-    return [item for item in values if isinstance(item, int) and item >= 0]
