@@ -37,12 +37,12 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
-def _check(config: Any) -> list[str]:
+def _check(config: Any, dry: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
 
     try:
-        return check_everything(config)
+        return check_everything(config, dry)
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -84,7 +84,7 @@ def train_command(
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
-    lines = _check(loaded)
+    lines = _check(loaded, dry_run)
     if dry_run:
         from pipeline.config.load import dump
 

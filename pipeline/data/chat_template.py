@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.files import DataError, kind_of
-from pipeline.data.tokenizer import read_json
+from pipeline.data.tokenizer import ModelError, read_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
@@ -39,8 +39,13 @@ class ChatTemplate:
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages
 
-    def prompt_text(self, prompt: object) -> tuple[str, bool]:
+    def prompt_text(
+        self, prompt: object, own: Mapping[str, Any] | None = None
+    ) -> tuple[str, bool]:
         """Return (text for the model, True if a template made it).
+
+        Args:
+            own: arguments of the template for this prompt alone.
 
         Raises ValueError for a bad prompt; DataError if the template is missing or unusable.
         """
@@ -51,6 +56,11 @@ class ChatTemplate:
                     raise ValueError(
                         "is text, so data.system cannot be added; set data.chat: always, or leave "
                         "data.system out"
+                    )
+                if own:
+                    raise ValueError(
+                        f"is text, so the row's {' and '.join(own)} cannot be given to a template; "
+                        "set data.chat: always, or leave the column out"
                     )
                 return prompt, False
             if not prompt:
@@ -65,14 +75,27 @@ class ChatTemplate:
         messages = _checked(cast(list[Any], prompt))
         if data.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": data.system}, *messages]
-        return self._templated(messages), True
+        return self._templated(messages, own or {}), True
 
-    def _templated(self, messages: list[dict[str, Any]]) -> str:
+    def turn_end(self) -> str:
+        """Return what the template writes behind a message of the assistant; "" if it has no
+        template, or refuses such a conversation."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _END}]
+        arguments = {"add_generation_prompt": False, **self._data.chat_arguments}
+        try:
+            if self._render is None:
+                self._render = self._found()
+            return self._rendered(turns, arguments).partition(_END)[2]
+        except (DataError, ValueError, ModelError):
+            return ""
+
+    def _templated(self, messages: list[dict[str, Any]], own: Mapping[str, Any]) -> str:
         if self._render is None:
             self._render = self._found()
         arguments: dict[str, Any] = {
             "add_generation_prompt": messages[-1]["role"] != "assistant",
             **self._data.chat_arguments,
+            **own,
         }
         continues = arguments.pop("continue_final_message", messages[-1]["role"] == "assistant")
         if continues and not arguments["add_generation_prompt"]:
@@ -114,9 +137,11 @@ class ChatTemplate:
         environment.globals.update(extras)
         try:
             compiled = environment.from_string(template)
-        except jinja2.TemplateSyntaxError as error:
+        except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError) as error:
+            line = getattr(error, "lineno", None) or 1
+            why = getattr(error, "message", None) or str(error)
             raise DataError(
-                f"{self._source}:{error.lineno}: not a chat template: {error.message}; expected "
+                f"{self._source}:{line}: not a chat template: {why}; expected "
                 "Jinja, as in transformers; correct it, or name another with data.chat_template"
             ) from error
         tokens = _special_tokens(self._model)

@@ -3,8 +3,8 @@
 Every row is checked before anything starts: a bad one is named by file and
 line, and stops the run or is skipped and counted. Invariant: each item of a
 `Dataset` can be sampled from (it is not empty and leaves room for a response), and
-the same files give the same items in the same order. Must not know groups, order
-or rewards.
+the same files give the same items in the same order, with no column that nobody
+reads. Must not know groups, order or rewards.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import numpy as np
 from pipeline.config import rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
-from pipeline.data.files import DataError, Row, field_of, kind_of, rows_of
+from pipeline.data.fields import ANSWERS, Fields
+from pipeline.data.files import DataError, Row, rows_of, split_note
+from pipeline.data.plain_values import plain
+from pipeline.data.prompt_columns import template_arguments
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.wanted import Wanted
 from pipeline.plugins.views import SourceView
 
-__all__ = ["DataError", "Dataset", "Item", "load_held_out", "load_train"]
+__all__ = ["ANSWERS", "DataError", "Dataset", "Item", "load_held_out", "load_train"]
 
 TASK_PROMPTS = 20_000
 """Training prompts of a task: more than a run of an hour uses."""
 TASK_HELD_OUT = 256
 """Prompts of a task that is named as a held-out set: the default of `data.held_out`."""
-
-ANSWERS = ("answer", "reward_model.ground_truth", "solution")
-"""Fields tried if no answer is named: of darts and TRL, verl, TRL."""
 
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
@@ -43,7 +44,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str  # as the model reads it, after the chat template
     tokens: bytes  # int32
     answer: str  # what the reward compares with; "" if the data has none
-    columns: dict[str, Any]  # the whole row, for rewards that use more of it
+    columns: dict[str, Any]  # of the row, those that the run reads, in JSON's types
     tag: str = ""  # kind of prompt, for budgets ("terms=3")
     where: str = ""  # file and line
     messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
@@ -60,6 +61,8 @@ class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
     sought: bool = False  # no field was named
     dropped: int = 0  # prompts left out as too long
     cut: int = 0  # prompts shortened
+    note: str = ""  # on files of other splits
+    task: bool = False  # a built-in one
 
 
 class Dataset:
@@ -108,27 +111,33 @@ class Dataset:
         sought = (source.answer or "none" for source in self.sources if source.sought)
         if answers := " and ".join(dict.fromkeys(sought)):
             notes.append(f"answer: {answers}")
+        notes += [source.note for source in self.sources if source.note]
         return ", ".join(notes)
 
 
-def load_train(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_train(
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = Wanted()
+) -> Dataset:
     """Load the prompts to train on. Raises DataError.
 
     Args:
         data: the section of the configuration.
         tokenizer: that of the model to train.
         max_tokens: most tokens of a response; prompt and response must fit the model.
+        wanted: what the run reads beside the prompts.
     """
     sources = (SourceConfig(path=data.train),) if isinstance(data.train, str) else data.train
-    return _Loading(data, tokenizer, max_tokens).dataset(sources, "train", TASK_PROMPTS)
+    return _Loading(data, tokenizer, max_tokens, wanted).dataset(sources, "train", TASK_PROMPTS)
 
 
-def load_held_out(data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Dataset:
+def load_held_out(
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = Wanted()
+) -> Dataset:
     """Load the prompts to evaluate on, the same for every seed. Raises DataError.
 
     A number in `data.held_out` counts for tasks only.
     """
-    loading = _Loading(data, tokenizer, max_tokens)
+    loading = _Loading(data, tokenizer, max_tokens, wanted)
     if isinstance(data.held_out, str):
         return loading.dataset((SourceConfig(path=data.held_out),), "held_out", TASK_HELD_OUT)
     if data.held_out == 0 or data.train not in rules.tasks():
@@ -144,14 +153,17 @@ class _Prepared(msgspec.Struct):
     given: Any  # the prompt as in the row
     prompt: str
     templated: bool
-    answer: str
+    tokens: bytes = b""
 
 
 class _Loading:
     """Reads the sources of one data set, and collects problems with rows."""
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self, data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted
+    ) -> None:
         self._data, self._tokenizer, self._max_tokens = data, tokenizer, max_tokens
+        self._wanted = wanted
         self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
         self._dropped = self._cut = 0  # of the source being read
@@ -165,8 +177,12 @@ class _Loading:
             first, before = len(items), len(self._problems)
             self._dropped = self._cut = 0
             name, rows = self._rows(source.path, split, count)
-            fields = _Fields(source, self._data)
-            items += self._items(rows, fields, source.tag)
+            task = source.path in rules.tasks()
+            note = "" if task else split_note(source.path, split)
+            fields = Fields(source, self._data)
+            prepared = [*self._fit(rows, fields)]
+            self._settle(name, fields, [one.row for one in prepared])
+            items += self._items(prepared, fields, source.tag)
             if len(items) == first and not empty:
                 why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
@@ -180,6 +196,8 @@ class _Loading:
                     sought=fields.sought,
                     dropped=self._dropped,
                     cut=self._cut,
+                    note=note,
+                    task=task,
                 )
             )
         if self._problems and self._data.bad_lines == "stop":
@@ -202,8 +220,25 @@ class _Loading:
             return name, ((f"{name} {index}", dict(item)) for index, item in enumerate(given))
         return path, rows_of(path, split, self._problems.append)
 
-    def _items(self, rows: Iterator[Row], fields: _Fields, tag: str) -> Iterator[Item]:
-        """Turn usable rows into items; many are tokenized at once."""
+    def _settle(self, name: str, fields: Fields, rows: Sequence[dict[str, Any]]) -> None:
+        """Choose the answer's field, and look for columns that the reward needs."""
+        try:
+            fields.settle(rows)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        lacks = [
+            column
+            for column in sorted(self._wanted.needed)
+            if rows and not any(column in row for row in rows)
+        ]
+        if lacks:
+            raise DataError(
+                f"{name}: the reward needs {', '.join(lacks)}: no column of this data, which has "
+                f"{', '.join(dict.fromkeys(key for row in rows for key in row))[:200]}"
+            )
+
+    def _fit(self, rows: Iterator[Row], fields: Fields) -> Iterator[_Prepared]:
+        """Prepare the rows whose prompt is usable; many are tokenized at once."""
         batch: list[_Prepared] = []
         for where, row in rows:
             try:
@@ -212,22 +247,23 @@ class _Loading:
                 self._problems.append(f"{where}: {error}")
                 continue
             if len(batch) == _BATCH:
-                yield from self._encoded(batch, tag)
+                yield from self._encoded(batch)
                 batch.clear()
-        yield from self._encoded(batch, tag)
+        yield from self._encoded(batch)
 
-    def _prepared(self, where: str, row: dict[str, Any], fields: _Fields) -> _Prepared:
+    def _prepared(self, where: str, row: dict[str, Any], fields: Fields) -> _Prepared:
         """Prepare a row. Raises ValueError for a bad one."""
-        prompt, answer = fields.read_row(row)
+        prompt = fields.prompt_of(row)
+        arguments = template_arguments(row)
         try:
-            text, templated = self._chat.prompt_text(prompt)
+            text, templated = self._chat.prompt_text(prompt, arguments)
         except ValueError as error:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
-        return _Prepared(where, row, prompt, text, templated, answer)
+        return _Prepared(where, row, prompt, text, templated)
 
-    def _encoded(self, batch: Sequence[_Prepared], tag: str) -> Iterator[Item]:
+    def _encoded(self, batch: Sequence[_Prepared]) -> Iterator[_Prepared]:
         prompts = [prepared.prompt for prepared in batch]
         try:
             encoded: list[list[int] | str] = [*self._tokenizer.encode_all(prompts)]
@@ -239,17 +275,42 @@ class _Loading:
             if isinstance(ids, str):
                 self._problems.append(f"{prepared.where}: prompt {ids}")
             elif ids:
-                terms = prepared.row.get("terms")
-                own = f"terms={terms}" if isinstance(terms, int) else ""
-                yield Item(
-                    prompt=prepared.prompt,
-                    tokens=np.asarray(ids, dtype="<i4").tobytes(),
-                    answer=prepared.answer,
-                    columns=prepared.row,
-                    tag=tag or own,
-                    where=prepared.where,
-                    messages=prepared.given if isinstance(prepared.given, list) else (),
-                )
+                prepared.tokens = np.asarray(ids, dtype="<i4").tobytes()
+                yield prepared
+
+    def _items(self, found: Sequence[_Prepared], fields: Fields, tag: str) -> Iterator[Item]:
+        """Items of the rows whose answer and columns are usable too."""
+        for prepared in found:
+            row = prepared.row
+            try:
+                answer = fields.answer_of(row, self._wanted.answers)
+                columns = self._columns(row)
+                messages = plain(prepared.given) if isinstance(prepared.given, list) else ()
+            except ValueError as error:
+                self._problems.append(f"{prepared.where}: {error}")
+                continue
+            terms = row.get("terms")
+            own = f"terms={terms}" if isinstance(terms, int) else ""
+            yield Item(
+                prompt=prepared.prompt,
+                tokens=prepared.tokens,
+                answer=answer,
+                columns=columns,
+                tag=tag or own,
+                where=prepared.where,
+                messages=messages,
+            )
+
+    def _columns(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the run reads of a row. Raises ValueError with the column that JSON cannot hold."""
+        read, columns = self._wanted.columns, dict[str, Any]()
+        for name, value in row.items():
+            if read is None or name in read:
+                try:
+                    columns[name] = plain(value)
+                except ValueError as error:
+                    raise ValueError(f"column {name!r} {error}") from error
+        return columns
 
     def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
         """Return the prompt's ids, [] to leave it out, or a complaint."""
@@ -260,6 +321,9 @@ class _Loading:
                 "begins with the beginning-of-sequence token twice: the chat template adds it; "
                 "remove it from the text"
             )
+        first = self._tokenizer.first  # where the tokenizer would put it, the template did
+        if first is not None and not prepared.templated and ids[0] != first:
+            ids = [first, *ids]
         wanted, model = self._data.max_prompt_tokens, self._tokenizer.max_model_tokens
         room = model - self._max_tokens if model else wanted
         limit = min(wanted, room) if wanted else room
@@ -275,8 +339,10 @@ class _Loading:
                     "is not cut; set data.long_prompts: drop"
                 )
             self._cut += 1
-            prepared.prompt = self._tokenizer.decode(ids[-limit:])
-            return ids[-limit:]
+            begin = ids[:1] if ids[0] == first else []
+            kept = ids[len(ids) - limit + len(begin) :]
+            prepared.prompt = self._tokenizer.decode(kept)
+            return [*begin, *kept]
         cure = "leave long prompts out with data.long_prompts: drop"
         if limit == wanted:
             return f"of {len(ids)} tokens, but data.max_prompt_tokens is {wanted}; {cure}"
@@ -284,43 +350,6 @@ class _Loading:
             f"of {len(ids)} tokens and sampling.max_tokens {self._max_tokens} "
             f"are {len(ids) + self._max_tokens}, the model takes {model}; {cure}"
         )
-
-
-class _Fields:
-    """Finds prompt and answer in the rows of a source."""
-
-    def __init__(self, source: SourceConfig, data: DataConfig) -> None:
-        task = source.path in rules.tasks()  # with fixed field names
-        self.prompt = "prompt" if task else source.prompt or data.prompt
-        named = "answer" if task else source.answer or data.answer
-        self.sought = not named
-        self.answer: str | None = named or None
-        """None until a row has been seen; "" if it had none of `ANSWERS`."""
-
-    def read_row(self, row: dict[str, Any]) -> tuple[Any, str]:
-        """Return prompt and answer of a row. Raises ValueError for a bad one."""
-        there, prompt = field_of(row, self.prompt)
-        if not there:
-            raise ValueError(_missing(row, "data.prompt", self.prompt))
-        if self.answer is None:
-            given = (name for name in ANSWERS if field_of(row, name)[1] is not None)
-            self.answer = next(given, "")
-        if not self.answer:
-            return prompt, ""
-        there, answer = field_of(row, self.answer)
-        if not there:
-            raise ValueError(_missing(row, "data.answer", self.answer))
-        if isinstance(answer, list | dict) and self.answer == "reward_model.ground_truth":
-            # in verl it may be any value that the reward function understands
-            return prompt, msgspec.json.encode(answer).decode()
-        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
-            raise ValueError(f"{self.answer} is {kind_of(answer)}, expected text or a number")
-        return prompt, str(answer)
-
-
-def _missing(row: dict[str, Any], key: str, field: str) -> str:
-    fields = ", ".join(row) or "none"
-    return f"no field {field!r} ({key}); fields: {fields[:200]}; name one of these"
 
 
 def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
