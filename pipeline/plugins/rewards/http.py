@@ -10,6 +10,7 @@ of early. At most `workers.count` requests are under way, each of at most `batch
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -25,6 +26,7 @@ from pipeline.plugins.views import Sampled
 _SENT = ("prompt", "response", "answer", "finish", "tokens", "columns")
 _AGAIN = frozenset({429, 500, 502, 503, 504})  # it may be better in a moment
 _ANSWER_BYTES = 16 << 20
+_LOGIN = re.compile(r"^([^/]*:?//)[^/?#]*@")
 
 
 class ServerError(Exception):
@@ -35,7 +37,7 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
     """Options of the `http` reward."""
 
     url: str
-    """Where to POST: http://host:port/path."""
+    """Where to POST: http://host:port/path. A user and a password in it are sent, and not shown."""
     timeout_s: PositiveFloat = 2.0
     """Seconds that one request may take."""
     tries: PositiveInt = 3
@@ -52,10 +54,10 @@ class HttpOptions(RewardOptions, frozen=True, kw_only=True):
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            yield f"url is {self.url!r}: {error}; expected http://host:port/path"
+            yield f"url is {_shown(self.url)!r}: {error}; expected http://host:port/path"
         else:
             if url.scheme not in ("http", "https") or not url.host:
-                yield f"url is {self.url!r}, expected http://host:port/path"
+                yield f"url is {_shown(self.url)!r}, expected http://host:port/path"
 
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         longest = self.tries * self.timeout_s + sum(_pauses(self.tries, self.pause_s))
@@ -80,7 +82,7 @@ class Http:
 
     def __init__(self, options: HttpOptions) -> None:
         """Raises ServerError if the server is not there, or answers something else."""
-        self._options = options
+        self._options, self._shown = options, _shown(options.url)
         headers = {"Content-Type": "application/json"}
         if options.bearer_env:
             headers["Authorization"] = f"Bearer {os.environ[options.bearer_env]}"
@@ -111,7 +113,7 @@ class Http:
                 if pause_s is None:
                     why = str(error) or type(error).__name__
                     raise ServerError(
-                        f"{self._options.url}: {why} (after {self._options.tries} tries); "
+                        f"{self._shown}: {why} (after {self._options.tries} tries); "
                         "start the server, or mend reward.http.url"
                     ) from error
                 time.sleep(pause_s)
@@ -126,19 +128,19 @@ class Http:
                 content += piece
                 if len(content) > _ANSWER_BYTES:
                     raise ServerError(
-                        f"{self._options.url}: an answer of more than {_ANSWER_BYTES} bytes"
+                        f"{self._shown}: an answer of more than {_ANSWER_BYTES} bytes"
                     )
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("timed out")
             if answer.status_code in _AGAIN:
                 raise _Again(_status(answer.status_code, content))
             if answer.status_code != httpx.codes.OK:
-                raise ServerError(f"{self._options.url}: {_status(answer.status_code, content)}")
+                raise ServerError(f"{self._shown}: {_status(answer.status_code, content)}")
         return bytes(content)
 
     def _scores(self, content: bytes, count: int) -> list[Any]:
         """Raises ServerError unless it is `{"scores": [...]}` with so many entries."""
-        url, rule = self._options.url, 'expected {"scores": [...]}'
+        url, rule = self._shown, 'expected {"scores": [...]}'
         try:
             answer = msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -151,6 +153,15 @@ class Http:
         if len(found) != count:
             raise ServerError(f"{url}: {len(found)} scores for {count} samples; {rule}, one each")
         return found
+
+
+def _shown(url: str) -> str:
+    """An address without the user and password in it.
+
+    >>> _shown("http://me:secret@judge:8000/score")
+    'http://judge:8000/score'
+    """
+    return _LOGIN.sub(r"\1", url)
 
 
 class _Again(Exception):
