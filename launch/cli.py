@@ -87,8 +87,9 @@ def train_command(
     lines = _check(loaded, dry_run)
     if dry_run:
         from pipeline.config.load import dump
+        from pipeline.system.terminal_text import without_logins
 
-        typer.echo(dump(loaded) + "\n" + "\n".join(lines) + "\nnothing was started")
+        typer.echo(without_logins("\n".join([dump(loaded), *lines, "nothing was started"])))
         return
     typer.echo("\n".join(lines))
     path = out or Path("runs") / config.stem

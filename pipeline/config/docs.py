@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
+from pipeline.config import other_names
 from pipeline.config.schema import Config
 from pipeline.config.setting_types import Section
 from pipeline.plugins.ranges import choices, did_you_mean, rule_of
@@ -101,7 +102,10 @@ def type_of(struct: type[Any], name: str) -> Any:
 
 
 def near_key(key: str, siblings: Collection[str]) -> str:
-    """A hint: the nearest sibling, else the nearest key anywhere."""
+    """A hint: the name here of a key of TRL or verl, else the nearest sibling, else the nearest key
+    anywhere."""
+    if said := other_names.ours(key):
+        return f"; {said}"
     prefix, _, last = key.rpartition(".")
     every = list(documentation())
     same = [known for known in every if known.rsplit(".", 1)[-1] == last]
