@@ -54,7 +54,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
     answer: allowed.OptionalFieldName = ""
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
-    `reward_model.ground_truth` or `solution`, the first that a source has."""
+    `reward_model.ground_truth` or `solution`, the first that any row of a source has. `none`: there
+    is no answer."""
     bad_lines: Literal["stop", "skip"] = "stop"
     """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"

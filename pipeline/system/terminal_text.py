@@ -10,7 +10,7 @@ _UNSHOWN = (
     *(*range(0x2028, 0x202F), *range(0x2066, 0x206A)),
     *range(0xD800, 0xE000),  # halves of surrogate pairs
 )
-_LOGIN = re.compile(r"(?<=://)[^/\s@'\"]+@(?=[^/\s@])")
+_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
 _TABLE = {code: ascii(chr(code))[1:-1] for code in _UNSHOWN if chr(code) not in "\n\t"}
 
 
