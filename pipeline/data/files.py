@@ -76,7 +76,7 @@ def split_note(source: str, use: str) -> str:
         chosen, others = _of_split(path, use)
         if not others:
             return ""
-        named = splits.split_of(chosen[0].name) or splits.split_of(chosen[0].parent.name)
+        named = splits.split_of(chosen[0].relative_to(path).as_posix())
         few = ", ".join(file.name for file in others[:3])
         return f"split {named}, without {len(others)} other file(s) ({few})"
     if use == "train" and is_pattern(source) and not path.exists():
@@ -209,7 +209,7 @@ def _of_split(folder: Path, use: str) -> tuple[list[Path], list[Path]]:
         within = [item for item in below if item.name == "data"] or named
         found = [file for item in within for file in _inside(item)]
     try:
-        return splits.of_split(found, use)
+        return splits.of_split(folder, found, use)
     except ValueError as error:
         raise DataError(f"{folder}: {error}") from None
 

@@ -32,14 +32,15 @@ def split_of(name: str) -> str:
     return _SPLIT[found[1].lower()] if found else ""
 
 
-def of_split(files: Sequence[Path], use: str) -> tuple[list[Path], list[Path]]:
-    """Divide a folder's files into those of the split and the others. Raises ValueError.
+def of_split(folder: Path, files: Sequence[Path], use: str) -> tuple[list[Path], list[Path]]:
+    """Divide files in a folder, or below it, into those of the split and the others. Raises
+    ValueError.
 
     Args:
         use: a key of `WANTED`. A folder that holds one split alone is read whole as held-out
             prompts, whichever it is, and never trained on unless that split is `train`.
     """
-    splits = {file: split_of(file.name) or split_of(file.parent.name) for file in files}
+    splits = {file: split_of(file.relative_to(folder).as_posix()) for file in files}
     there = sorted({split for split in splits.values() if split})
     if not there:
         return list(files), []
