@@ -24,6 +24,8 @@ Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer line is not a prompt
 _ROWS = 1024  # read at once from a columnar file
+_LONG = 16 << 10  # bytes of a text, on average
+_BATCH_BYTES = 1 << 30  # text in so many rows; a prompt of 1 MiB fits no model
 _ENDINGS = (".jsonl", ".json", ".parquet")
 _NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 _PARQUET = b"PAR1"
@@ -153,8 +155,9 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     index = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, read_dictionary=_long_texts(path)) as file:
             for batch in file.iter_batches(batch_size=_ROWS):
+                _refuse_bomb(batch, f"{path}[{index}]")
                 for row in _rows(batch):
                     yield f"{path}[{index}]", row
                     index += 1
@@ -163,6 +166,44 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise DataError(
             f"{where}: cannot be read as parquet: {error}; expected a complete file, write it again"
         ) from error
+
+
+def _long_texts(path: Path) -> list[str]:
+    """Columns whose texts may be long: each is read once, however many rows refer to it."""
+    from pyarrow import parquet
+
+    found = parquet.read_metadata(path)
+    groups = (found.row_group(number) for number in range(found.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sorted(
+        {
+            chunk.path_in_schema
+            for chunk in chunks
+            if chunk.physical_type == "BYTE_ARRAY"
+            and "." not in chunk.path_in_schema
+            and chunk.total_uncompressed_size > _LONG * max(1, chunk.num_values)
+        }
+    )
+
+
+def _refuse_bomb(batch: Any, where: str) -> None:
+    """Raise DataError if texts that rows refer to would take too much memory when unfolded."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type) and (
+            pa.types.is_string(column.type.value_type)
+            or pa.types.is_large_string(column.type.value_type)
+        ):
+            lengths = compute.binary_length(column.dictionary)  # pyright: ignore
+            total = compute.sum(lengths.take(column.indices)).as_py() or 0  # pyright: ignore
+            if total > _BATCH_BYTES:
+                raise DataError(
+                    f"{where}: {total} bytes of text in the column {name!r} of {len(column)} rows; "
+                    "expected one prompt a row"
+                )
 
 
 def _rows(batch: Any) -> list[dict[str, Any]]:
