@@ -109,7 +109,7 @@ def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
 
 def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
     from pipeline.config.load import plugin_class
-    from pipeline.data.dataset import ANSWERS
+    from pipeline.data.fields import ANSWERS, any_text
     from pipeline.plugins import registry
     from pipeline.plugins.views import Sampled
 
@@ -135,7 +135,7 @@ def _sample(where: str, row: dict[str, Any], config: Config) -> Sampled:
         response=response,
         finish=finish,
         tokens=0,  # not known
-        answer=answer if isinstance(answer, str) else json.dumps(answer),
+        answer=any_text(answer),
         columns={name: value for name, value in row.items() if name not in ("response", "finish")},
         messages=messages,
     )

@@ -77,7 +77,7 @@ class Fields:
             return ""
         there, answer = field_of(row, self.answer)
         if not compared:
-            return _any_text(answer)
+            return any_text(answer)
         if not there:
             raise ValueError(_missing(row, "data.answer", self.answer))
         if isinstance(answer, list | dict) and self.answer == "reward_model.ground_truth":
@@ -108,8 +108,8 @@ def _text(answer: Any) -> str | None:
     return plain_one if isinstance(plain_one, str) and not isinstance(answer, bytes) else None
 
 
-def _any_text(answer: Any) -> str:
-    """Text of whatever is there, for a reward that does not need it."""
+def any_text(answer: Any) -> str:
+    """Text of whatever is there; "" for nothing."""
     text = _text(answer)
     if text is not None:
         return text

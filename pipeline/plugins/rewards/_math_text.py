@@ -19,7 +19,6 @@ _PIECE = re.compile(
 )
 _SIGNS = {
     "\u2212": "-",
-    "\u2013": "-",
     "\u00d7": r"\times ",
     "\u22c5": r"\cdot ",
     "\u00b7": r"\cdot ",
@@ -35,6 +34,12 @@ _SIGNS = {
     "\u202f": " ",
     "\u2009": " ",
     "\u2019": "'",
+    "\u00b2": "^2",
+    "\u00b3": "^3",
+    "\u221a": r"\sqrt ",
+    "\u00bd": r"\frac{1}{2}",
+    "\u00bc": r"\frac{1}{4}",
+    "\u00be": r"\frac{3}{4}",
 }
 _SPACES = re.compile(r"(?<!\\)\\(?:[ ,;:!>]|quad\b|qquad\b|thinspace\b)|(?<!\\)~")
 _STYLE = r"\\(?:textbf|textit|textrm|textnormal|textup|mathbf|mathrm|mathit|mathsf|boldsymbol|bm|emph|mbox|hbox|text)"
@@ -77,7 +82,7 @@ _MATHS = frozenset(
 _UNITS = frozenset(
     """cm mm km kg mg ml cl dl ft in hr hrs sec secs yr yrs yd oz lb lbs mi mph kmh kph rpm gal sq cu cc
     am pm pts cal kcal hz khz mhz kb mb gb tb usd eur gbp men cats dogs pens cars eggs hats keys cups
-    toys ways days""".split()
+    toys ways days cat dog pen car egg hat key cup toy way day man boy boys box bag bags pie pies""".split()
 )
 """Short words that count something behind a number."""
 _SHORT = frozenset(
@@ -103,7 +108,7 @@ def answer_in(response: str) -> str | None:
     if rest.startswith("{"):
         return _braced(rest).strip()
     line = rest.partition("\n")[0]
-    if text[: boxes[-1].start()].count("$") % 2:  # within a formula
+    if text[: boxes[-1].start()].count("$") % 2 and "$" in line:  # within a formula
         return line.partition("$")[0].strip()
     piece = _PIECE.match(line)
     return piece[0].strip() if piece else ""

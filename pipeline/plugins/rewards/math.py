@@ -95,8 +95,8 @@ class Math:
 
     def _equal(self, gold: str, found: str) -> bool:
         gold, found = cleaned(gold), cleaned(found)
-        if not gold or not found:
-            return False
+        if not gold or gold == found:
+            return bool(gold)
         words, others = words_of(gold), words_of(found)
         if words is not None or others is not None:
             return words == others
@@ -107,7 +107,7 @@ class Math:
     def _is_in(self, question: dict[str, Any], gold: str) -> bool:
         gold = cleaned(gold)
         if (words := words_of(gold)) is not None:
-            return text_of(question["found"]).endswith(words)
+            return f" {text_of(question['found'])}".endswith(f" {words}")
         return self._child.ask({**question, "gold": gold}) is True
 
     # --- in the child ---------------------------------------------------------------------
