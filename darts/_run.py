@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from pipeline.system.untrusted_files import UnreadableFile, decode_json, read_bytes, read_json
+
+_MOST_BYTES = 1 << 30  # of metrics.jsonl
 
 
 class RunError(Exception):
@@ -33,19 +36,24 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The content of result.json: accuracy and lengths before and after, steps, tokens."""
         try:
-            return json.loads((self.path / "result.json").read_text())
-        except OSError as error:
-            raise RunError(f"no result: {error.strerror}", path=self.path) from error
+            return read_json(self.path / "result.json", dict[str, Any])
+        except UnreadableFile as error:
+            raise RunError(f"no result: {error}", path=self.path) from error
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The steps and evaluations so far, one dict each, in order, as in metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
         try:
-            whole, _, _ = (self.path / "metrics.jsonl").read_text().rpartition("\n")
-        except OSError as error:
-            raise RunError(f"no metrics: {error.strerror}", path=self.path) from error
-        lines = map(json.loads, whole.splitlines())  # what follows the last \n is half a line
-        return [line for line in lines if line["what"] in ("step", "eval")]
+            # what follows the last \n is half a line
+            *whole, _ = read_bytes(path, _MOST_BYTES).split(b"\n")
+            lines = [
+                decode_json(line, f"{path}:{number}", dict[str, Any])
+                for number, line in enumerate(whole, start=1)
+            ]
+        except UnreadableFile as error:
+            raise RunError(f"no metrics: {error}", path=self.path) from error
+        return [line for line in lines if line.get("what") in ("step", "eval")]
 
     def export(self, directory: str | Path, best: bool = False) -> Path:
         """Writes the newest checkpoint as a Hugging Face directory, which must not exist.

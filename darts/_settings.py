@@ -20,6 +20,7 @@ import msgspec
 from pipeline.config.load import dump, load
 from pipeline.config.schema import Config
 from pipeline.config.yaml_tree import Branch, parse, plain
+from pipeline.system.python_path import SAFE
 
 Settings = str | Path | Mapping[str, Any] | Config | None
 """A YAML file, settings as in such a file, a loaded configuration, or nothing: all defaults."""
@@ -187,10 +188,10 @@ def _importable(module: str, function: Callable[..., Any]) -> bool:
     """Returns True if a fresh interpreter finds the same module: a script's folder, or one that was
     added to sys.path, is not among the places where it looks."""
     top = module.partition(".")[0]
-    code = f"import importlib.util as u; s = u.find_spec({top!r}); print(s and (s.origin or ''))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
+    code = "import importlib.util as u, os, sys; sys.path.append(os.getcwd()); "
+    code += f"s = u.find_spec({top!r}); print(s and (s.origin or ''))"
+    words = [sys.executable, SAFE, "-c", code]  # as a part of a run looks for it
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     found = done.stdout.strip()
     if done.returncode or found == "None":
         return False

@@ -36,6 +36,8 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: Sequence[float]  # nats, of the distribution that was sampled from
     finish: str = ""  # '' | 'stop' | 'length' | 'abort'; the finish rides on the last token
     version: int | None = None  # None: the version that the worker loaded last
+    score: float | None = None  # of the response so far, on a scale of the engine's own; None: none
+    remaining: float | None = None  # tokens that it expects after these; None: it does not predict
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +112,10 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Stop, and leave no process or memory behind."""
         ...
+
+
+READY = "ready ("
+"""In the log of an engine once it has loaded its model: before that, it could not start."""
 
 
 def log_line(line: str) -> None:

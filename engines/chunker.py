@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.wire.fields import MAX_SCALAR
 from pipeline.wire.messages import ChunkHead
 
 Key = tuple[int, int]  # (trajectory, leg)
 MOST_CHUNKS = 8192
-"""Chunks per frame: with the times of their legs at most 90 bytes each, of 1 MiB for a header."""
+"""Chunks per frame: with the times of their legs at most 116 bytes each, of 1 MiB for a header."""
 MOST_TOKENS = 1 << 22
 """Tokens per frame: 16 MiB, of 64 for a part."""
 
@@ -30,6 +31,8 @@ class _Gathered:
     version: int = 0
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    score: float | None = None  # newest of these tokens
+    remaining: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,11 @@ class Chunker:
         logprobs: Sequence[float],
         version: int,
         finish: str = "",
+        score: float | None = None,
+        remaining: float | None = None,
     ) -> None:
-        """Add new tokens of a leg, all sampled with `version`; `finish` ends the leg."""
+        """Add new tokens of a leg, all sampled with `version`; `finish` ends the leg. A chunk has
+        the newest `score` and `remaining` that came with its tokens."""
         if len(tokens) != len(logprobs):
             raise ValueError(f"leg {key}: {len(tokens)} tokens with {len(logprobs)} logprobs")
         leg = self._legs[key]
@@ -75,6 +81,8 @@ class Chunker:
             leg.version = version
         leg.tokens.extend(tokens)
         leg.logprobs.extend(logprobs)
+        leg.score = leg.score if score is None else _scalar(score)
+        leg.remaining = _scalar(remaining) if remaining is not None and remaining >= 0 else None
         if finish:
             self._cut(key, leg, finish)
             del self._legs[key]
@@ -115,9 +123,17 @@ class Chunker:
                 count=count,
                 version=leg.version,
                 finish=finish,
+                score=leg.score,
+                remaining=leg.remaining,
             )
         )
         self._tokens += leg.tokens
         self._logprobs += leg.logprobs
         leg.offset += count
         leg.tokens, leg.logprobs = [], []
+        leg.score = leg.remaining = None
+
+
+def _scalar(value: float) -> float | None:
+    """The number, or None for one that the stage would refuse with the whole frame."""
+    return float(value) if abs(value) <= MAX_SCALAR else None

@@ -19,6 +19,7 @@ import msgspec
 from engines.base import Engine, EngineInfo, Sampling, log_line
 from pipeline.config.schema import EngineConfig
 from pipeline.hardware.costs import PROFILE_PROMPT
+from pipeline.system import untrusted_files
 
 SHORT, LONG = 8, 40
 """New tokens per request in the two batches."""
@@ -39,8 +40,8 @@ async def cached_latency(
     """Read the profile of a started engine from the cache, or measure it (a few seconds)."""
     file = _cache() / f"{_key(info, model, section)}.json"
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Points)
-    except (OSError, msgspec.DecodeError):
+        return untrusted_files.read_json(file, Points)
+    except untrusted_files.UnreadableFile:
         pass  # not measured yet, or the file was cut short
     points, steady = await measure_latency(engine, info)
     if not steady:
@@ -109,7 +110,7 @@ def _key(info: EngineInfo, model: str, section: EngineConfig) -> str:
     known = Path(model) / "config.json"
     parts = [
         str(_LAYOUT),
-        known.read_text() if known.is_file() else model,
+        known.read_bytes().decode(errors="replace") if known.is_file() else model,
         msgspec.json.encode(section).decode(),
         msgspec.json.encode(info.about, order="sorted").decode(),
         platform.processor() or platform.machine(),

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from engines.base import Engine, EngineError, EngineInfo, Sampling, log_line
+from engines.base import Delta, Engine, EngineError, EngineInfo, Sampling, log_line
 from engines.chunker import Chunker, Frame, Key
 from engines.pace import FREE
 from engines.stop_strings import StopStrings
@@ -212,7 +212,7 @@ class Worker:
             if self._version is None:
                 raise ValueError("no weights have been loaded yet")
             if key in epoch.aborted:
-                self._add(epoch, key, (), (), None, finish := "abort")
+                self._add(epoch, key, Delta((), (), finish := "abort"))
                 return
             sampling = Sampling(
                 id=epoch.legs[key],
@@ -227,7 +227,7 @@ class Worker:
                 else self._engine.generate(sampling)
             )
             async for delta in deltas:
-                self._add(epoch, key, delta.tokens, delta.logprobs, delta.version, delta.finish)
+                self._add(epoch, key, delta)
                 if finish := delta.finish:
                     return
                 # An abort may come before the engine knows the request.
@@ -239,18 +239,22 @@ class Worker:
         except Exception as error:  # whatever an engine raises for one request
             self.log(f"leg {key}: {type(error).__name__}: {error}")
             if not finish:
-                self._add(epoch, key, (), (), None, "error")
+                self._add(epoch, key, Delta((), (), "error"))
         finally:
             epoch.legs.pop(key, None)
             epoch.aborted.discard(key)
             self._declare()
 
-    def _add(
-        self, epoch: Epoch, key: Key, tokens: Any, logprobs: Any, version: int | None, finish: str
-    ) -> None:
-        served = self._version or 0
+    def _add(self, epoch: Epoch, key: Key, delta: Delta) -> None:
+        tokens, finish = delta.tokens, delta.finish
         epoch.flusher.add_tokens(
-            key, tokens, logprobs, served if version is None else version, finish
+            key,
+            tokens,
+            delta.logprobs,
+            (self._version or 0) if delta.version is None else delta.version,
+            finish,
+            delta.score,
+            delta.remaining,
         )
         begun_s, first_s = epoch.times[key]
         if tokens and not first_s:

@@ -14,6 +14,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from engines.base import Delta, Engine, EngineError, Sampling
+from pipeline.system.untrusted_files import read_bytes
 
 _SLACK = 4
 """Tokens decoded beyond a stop string's bytes, so that decoding does not start mid-character."""
@@ -32,7 +33,7 @@ class StopStrings:
     def __init__(self, model: str, texts: Sequence[str]) -> None:
         path = Path(model) / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(read_bytes(path))
         except Exception as error:  # the library raises bare Exception
             raise EngineError(f"{path}: not a tokenizer: {error}") from error
         self._texts = tuple(texts)
@@ -70,7 +71,13 @@ class StopStrings:
                 continue
             if not delta.finish:  # before the yield: the caller stops reading at a finish
                 await engine.abort([sampling.id])
-            yield Delta(delta.tokens[:kept], delta.logprobs[:kept], "stop", delta.version)
+            yield msgspec.structs.replace(
+                delta,
+                tokens=delta.tokens[:kept],
+                logprobs=delta.logprobs[:kept],
+                finish="stop",
+                remaining=None,
+            )
             return
 
     def _holds(self, tokens: Sequence[int]) -> bool:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import Engine, EngineError, log_line
+from engines.base import READY, Engine, EngineError, log_line
 from engines.process_group import die_with_parent, end_group, lead_own_group
 from pipeline.config.schema import Config
+from pipeline.system.python_path import user_folder_last
 from pipeline.wire.keys import TransportError, peer_keys_of
 
 if __name__ == "__mp_main__":  # its name in a process spawned by `multiprocessing`
@@ -48,6 +49,7 @@ def build_engine(config: Config) -> Engine:
             stop_token=facts.stop_tokens[0],
             interval=min(8, section.chunk_tokens),
             seed=config.seed,
+            remaining=True,
         )
     raise EngineError(f"no engine {section.kind!r} (known: vllm, transformers, simulated)")
 
@@ -91,7 +93,7 @@ async def serve_engine(stage: Path, config: Config, name: str, weights: Path | N
     # Until here SIGTERM killed at once; the launcher answers SIGINT.
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.stop_serving, 0, "received SIGTERM")
-    worker.log(f"ready ({', '.join(f'{key} {value}' for key, value in info.about.items())})")
+    worker.log(f"{READY}{', '.join(f'{key} {value}' for key, value in info.about.items())})")
     return await worker.run()
 
 
@@ -109,6 +111,7 @@ def main() -> None:
     options = parser.parse_args()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    user_folder_last()
     lead_own_group()
     import uvloop
 

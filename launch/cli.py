@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from launch.bench.compare.cli import compare_command
 from launch.commands.config import config as config_commands
 from launch.commands.data import data_app
 from launch.commands.profile import profile_command
@@ -15,7 +17,7 @@ from launch.commands.reward import reward_app
 from launch.explain.command import explain_command
 from launch.monitor.status import status_command
 from launch.monitor.top import top_command
-from launch.options import CONFIG_HELP, Overrides, exit_with_error, load_config
+from launch.options import CONFIG_HELP, Overrides, exit_at_once, exit_with_error, load_config
 from launch.replay.cli import replay_command
 from launch.report.cli import report_command
 from launch.simulate.cli import simulate_command
@@ -32,17 +34,19 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Compare methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+bench.command("compare")(compare_command)
 app.add_typer(config_commands, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 
 
-def _check(config: Any, dry: bool = False) -> list[str]:
+def _check(config: Any, ask: bool = False) -> list[str]:
     """Checks what a run would read; returns a line about each part, or ends the command."""
     from launch.preflight.everything import PreflightError, check_everything
+    from pipeline.system.terminal_text import printable
 
     try:
-        return check_everything(config, dry)
+        return [printable(line) for line in check_everything(config, ask=ask)]
     except PreflightError as error:
         exit_with_error(error, 2)
 
@@ -74,6 +78,20 @@ def train_command(
     darts train configs/quickstart.yaml step.prompts=32 seed=1
     darts train --resume runs/quickstart
     """
+    from launch.monitor.bounded_output import bounded_output
+
+    with bounded_output():  # what shows a run never ends it
+        _train(config, overrides, out, resume, stage_only, dry_run)
+
+
+def _train(
+    config: Path | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: Path | None,
+    stage_only: bool,
+    dry_run: bool,
+) -> None:
     from launch.commands.train import resume_run, start_run
 
     if resume is not None:
@@ -84,7 +102,7 @@ def train_command(
     if config is None:
         exit_with_error("a configuration is missing: darts train configs/quickstart.yaml", 2)
     loaded = load_config(config, overrides)
-    lines = _check(loaded, dry_run)
+    lines = _check(loaded, ask=dry_run)
     if dry_run:
         from pipeline.config.load import dump
         from pipeline.system.terminal_text import without_logins
@@ -109,12 +127,15 @@ def eval_command(
     darts eval configs/quickstart.yaml model=exported eval.samples=8
     """
     from launch.commands.train import start_run
+    from launch.monitor.bounded_output import bounded_output
 
-    loaded = load_config(config, [*(overrides or []), "step.count=0"])
-    if not loaded.eval.every:
-        exit_with_error("eval.every is 0: nothing would be evaluated", 2)
-    _check(loaded)
-    raise typer.Exit(start_run(loaded, out or Path("runs") / f"{config.stem}-eval", out is None))
+    with bounded_output():
+        loaded = load_config(config, [*(overrides or []), "step.count=0"])
+        if not loaded.eval.every:
+            exit_with_error("eval.every is 0: nothing would be evaluated", 2)
+        _check(loaded)
+        path = out or Path("runs") / f"{config.stem}-eval"
+        raise typer.Exit(start_run(loaded, path, out is None))
 
 
 @app.command("export")
@@ -148,19 +169,22 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
     import os
 
     from pipeline.system.private_dirs import UMASK
+    from pipeline.system.python_path import SAFE
 
     os.umask(UMASK)
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, SAFE, "-m", module, *arguments])  # noqa: S606
 
 
 def _joined(join: Path) -> list[str]:
     """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
 
-    address = join / "address"
-    if not address.is_file():
-        exit_with_error(f"{address}: no such file; --join takes the folder of a running job", 2)
-    sockets = address.read_text().strip()
+    from pipeline.system.untrusted_files import UnreadableFile, read_text
+
+    try:
+        sockets = read_text(join / "address", 4096).strip()
+    except UnreadableFile as error:
+        exit_with_error(f"{error}; --join takes the folder of a running job", 2)
     if not Path(sockets).is_dir():
         exit_with_error(f"{join}: this job is not running any more", 2)
     if not is_ours(Path(sockets)):
@@ -294,101 +318,17 @@ def doctor_command(
         exit_with_error(error)
 
 
-@bench.command("compare")
-def compare_command(
-    overrides: Overrides = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="three methods, one seed, few steps: about ten minutes")
-    ] = False,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="names or sets (ablation, ends, quick), separated by commas; sync:5 has five seeds"
-        ),
-    ] = "all",
-    seeds: Annotated[
-        int | None, typer.Option(help="number of seeds for each method; default: 3")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="the same as step.count=N")] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="held-out accuracy to reach; default: 0.75, with --quick 0.5"),
-    ] = None,
-    pace: Annotated[
-        str, typer.Option(help="emulated pace of the engines (engine.pace), such as h20-7b")
-    ] = "",
-    learner_share: Annotated[
-        float,
-        typer.Option(
-            min=0, help="with --pace: learner's seconds a token, over those of a full engine"
-        ),
-    ] = 0.0,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help=CONFIG_HELP, show_default="configs/bench.yaml, with --pace configs/long.yaml"
-        ),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="folder of the runs and results")] = Path(
-        "runs/compare"
-    ),
-    out: Annotated[Path | None, typer.Option(help="file for the results as JSON")] = None,
-    show_methods: Annotated[
-        bool, typer.Option("--list", help="list the methods and start nothing")
-    ] = False,
-) -> None:
-    """Train with each method and seed in turn, and compare time, tokens and accuracy.
-
-    This takes hours. Started again, it runs only what is missing.
-
-    darts bench compare --methods sync,first_m --seeds 5 data.train=mixed_sums
-
-    darts bench compare --quick --pace h20-7b
-    """
-    from launch.bench.compare.command import (
-        QUICK_TARGET,
-        TARGET,
-        Comparison,
-        paced_comparison,
-        quick_comparison,
-    )
-    from launch.bench.compare.command import run_comparison as carry_out
-    from launch.bench.compare.methods import METHODS, SETS, methods_named
-    from pipeline.config.load import ConfigError
-
-    if show_methods:
-        for method in METHODS.values():
-            reserve = f" step.reserve={method.reserve:g}*step.prompts" if method.reserve else ""
-            typer.echo(f"{method.name}: {method.about}")
-            typer.echo(f"    {' '.join(method.overrides)}{reserve}")
-        for name, names in SETS.items():
-            typer.echo(f"{name}: {', '.join(names)}")
-        return
-    if quick and (methods != "all" or seeds is not None):
-        exit_with_error("--quick sets methods and seeds: leave out --methods and --seeds", 2)
-    if learner_share and not pace:
-        exit_with_error("--learner-share has no effect without --pace", 2)
-    try:
-        chosen = methods_named(methods, 3 if seeds is None else seeds)
-    except ValueError:
-        exit_with_error(f"--methods {methods}: expected a number of seeds after a colon", 2)
-    wanted = Comparison(
-        config=config or Path("configs/long.yaml" if pace else "configs/bench.yaml"),
-        folder=folder,
-        methods=chosen,
-        target=target if target is not None else QUICK_TARGET if quick else TARGET,
-        overrides=(*(overrides or ()), *((f"step.count={steps}",) if steps else ())),
-    )
-    if pace:
-        try:
-            wanted = paced_comparison(wanted, pace, learner_share)
-        except ConfigError as error:
-            exit_with_error(error, 2)
-    raise typer.Exit(carry_out(quick_comparison(wanted, bool(pace)) if quick else wanted, out))
-
-
 def main() -> None:
-    app()
+    from pipeline.system.python_path import user_folder_last
+
+    user_folder_last()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except OSError as error:  # of a disk or a device, which no traceback explains
+        exit_at_once(error)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,19 @@ def exit_with_error(text: object, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
+def exit_at_once(error: OSError) -> NoReturn:
+    """Ends the process outside of a command, as `exit_with_error` does inside."""
+    import contextlib
+    import os
+    import sys
+
+    from pipeline.system.terminal_text import printable
+
+    with contextlib.suppress(OSError):  # the terminal may be what is broken
+        print(f"darts: {printable(str(error))}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def load_config(config: Path, overrides: list[str] | None) -> Any:
     from pipeline.config.load import ConfigError, load
 
@@ -42,10 +55,21 @@ def run_folder(path: Path) -> RunFolder:
 
     try:
         run = RunFolder(path.absolute())
+        if not path.is_dir():
+            exit_with_error(f"{path}: no such folder", 2)
+        if not run.config.exists():
+            exit_with_error(f"{path}: not the folder of a run: it has no {run.config.name}", 2)
     except RunError as error:
         exit_with_error(error, 2)
-    if not path.is_dir():
-        exit_with_error(f"{path}: no such folder", 2)
-    if not run.config.exists():
-        exit_with_error(f"{path}: not the folder of a run: it has no {run.config.name}", 2)
+    except OSError as error:  # another user's
+        exit_with_error(f"{path}: cannot be read: {error.strerror}", 2)
     return run
+
+
+def as_json(document: object) -> str:
+    """A document as JSON that a terminal can show: text that is not ASCII is escaped."""
+    import json
+
+    import msgspec
+
+    return json.dumps(msgspec.to_builtins(document)).replace("\x7f", "\\u007f")

@@ -117,11 +117,14 @@ def _build(
         loss,
         section,
         temperature=temperature,
+        max_tokens=config.sampling.max_tokens,
         reference=reference,
         old_stream=old_stream,
         reference_stream=reference_stream,
         pace=pace,
     )
+    if resume is not None:
+        passes.loss_pass.state.restore(save.load_loss_state(resume, trainer.rank))
     return LearnerParts(
         zero=trainer,
         step=step_of(passes, section),

@@ -11,6 +11,7 @@ ranks run together and smaller micro-batches may fit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from learner.asked_to_end import SigtermWatch
 from learner.failures import exit_on_any_exception, shortages_reported
-from learner.process_setup import leave_engine_cores, parse_arguments, sigterm_pipe
+from learner.process_setup import leave_engine_cores, parse_arguments
 from learner.work_log import WorkLog, hidden_seconds
 from pipeline.config.pace import least_seconds
 from pipeline.config.schema import Config
+from pipeline.system.python_path import user_folder_last
 from pipeline.system.sleep import sleep_until
 from pipeline.wire.client import StageClient
 from pipeline.wire.clock_sync import boot_id
@@ -129,6 +132,10 @@ class LearnerRank:
             self._last_group = time.monotonic()
         self._work_log.record_arrival(message)
         self._inbox.put(message)
+
+    def heed(self, sigterm: SigtermWatch) -> None:
+        """Stay for the last checkpoint at SIGTERM."""
+        sigterm.serve(self._client, self.queue_message, self._config.timeouts.stop_s)
 
     def run(self) -> int:
         """Serve until asked to stop; returns the exit code."""
@@ -327,7 +334,12 @@ class LearnerRank:
             try:
                 with self._carrier.directory_to_write(Path(order.directory)) as directory:
                     save.save_checkpoint(
-                        self._zero, Path(self._config.model), directory, order.step, order.version
+                        self._zero,
+                        Path(self._config.model),
+                        directory,
+                        order.step,
+                        order.version,
+                        loss=self._passes.loss_pass.state.saved(),
                     )
             except Exception as failure:  # a full disk, say: the run continues
                 error = f"{type(failure).__name__}: {failure}"
@@ -341,15 +353,14 @@ def main() -> None:
     given = parse_arguments(__doc__)
 
     exit_on_any_exception()
+    user_folder_last()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher answers Ctrl-C
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format=f"%(asctime)s l{given.rank} %(levelname)s %(message)s",
     )
-    threading.Thread(
-        target=leave_at_sigterm, args=(sigterm_pipe(),), name="sigterm", daemon=True
-    ).start()
+    sigterm = SigtermWatch()
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(given.rank), str(given.world)
     os.environ.setdefault("LOCAL_RANK", str(given.rank))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a directory
@@ -367,25 +378,12 @@ def main() -> None:
 
     parts = build_learner(config, given.resume, int(os.environ["LOCAL_RANK"]), given.no_shared_fs)
     learner = LearnerRank(config, parts, given.stage)
-    running.append(learner)
+    learner.heed(sigterm)
     code = learner.run()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk loses the log's last lines, nothing else
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # not sys.exit: it may wait for other ranks for ever
-
-
-running: list[LearnerRank] = []
-"""This rank once it is built: before that SIGTERM has nothing to finish."""
-
-
-def leave_at_sigterm(reader: int) -> None:
-    """Wait for SIGTERM, then have the rank stop; runs in a thread of its own."""
-    while os.read(reader, 1)[0] != signal.SIGTERM:
-        pass
-    if running:
-        running[0].queue_message(Shutdown(why="SIGTERM"))
-    else:
-        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ the names of the base model; the training copy is never merged into.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.schema import LoraConfig
+from pipeline.system import untrusted_files
 from pipeline.system.durable_files import SYSTEM, Disk, make_durable
 
 ADAPTER = "adapter"
@@ -192,13 +193,25 @@ def load_adapter(model: Any, directory: Path) -> None:
         p.copy_(saved[name])
 
 
+class _Settings(msgspec.Struct, frozen=True):
+    """What is used of peft's file."""
+
+    r: int
+    lora_alpha: float
+    target_modules: str | list[str]
+
+
 def section_of(directory: Path) -> LoraConfig:
     """Read the settings that an adapter was made with."""
-    found = json.loads((directory / SETTINGS).read_text())
-    targets = found["target_modules"]
+    path = directory / SETTINGS
+    try:
+        found = untrusted_files.read_json(path, _Settings)
+    except untrusted_files.UnreadableFile as error:
+        raise LoraError(f"{error}; take another checkpoint") from error
+    targets = found.target_modules
     return LoraConfig(
-        rank=found["r"],
-        alpha=found["lora_alpha"],
+        rank=found.r,
+        alpha=found.lora_alpha,
         targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
     )
 

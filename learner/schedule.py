@@ -37,8 +37,10 @@ Work = Train | ForgetGroup | CloseVersion | CloseStep | Save | Welcome | Shutdow
 
 
 def tokens_of(group: TrainGroup) -> int:
-    """Count the tokens of a pass over a group: its prompt once, and the responses."""
-    return (len(group.prompt) + sum(len(member.response) for member in group.members)) // 4
+    """Count the tokens of a pass over a group: each prompt once, and the responses."""
+    prompts = {group.prompt, *(group.prompt_of(member) for member in group.members)}
+    texts = [*prompts, *(member.response for member in group.members)]
+    return sum(map(len, texts)) // 4
 
 
 class Schedule:

@@ -31,6 +31,7 @@ class SimulatedEngine:
         step_s: seconds per decode step.
         load_s: seconds per load of weights.
         interval: tokens per delta, as a vLLM engine has.
+        remaining: say with each delta how many tokens are to come, which it knows.
     """
 
     has_model = False
@@ -48,7 +49,9 @@ class SimulatedEngine:
         load_s: float = 0.02,
         interval: int = 8,
         seed: int = 0,
+        remaining: bool = False,
     ) -> None:
+        self._says_remaining = remaining
         self._info = EngineInfo(
             slots=slots,
             vocabulary=vocabulary,
@@ -144,7 +147,8 @@ class SimulatedEngine:
             finish = ("stop" if wanted <= sampling.max_tokens else "length") if last else ""
             part = slice(sent, sent + count)
             sent += count
-            yield Delta(tokens[part], logprobs[part], finish, self._version)
+            left = float(total - sent) if self._says_remaining else None
+            yield Delta(tokens[part], logprobs[part], finish, self._version, remaining=left)
 
 
 async def _until(when_s: float, event: asyncio.Event) -> bool:

@@ -1,16 +1,15 @@
-"""`darts config`: the schema of configuration files."""
+"""`darts config`: the schema of configuration files, and the recipes that they may name."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-_HELP = "Show what configuration files may contain."
+from launch.options import exit_with_error
+
+_HELP = "Show what configuration files may contain, and recipes of published methods."
 config = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
-
-
-@config.callback(help=_HELP)
-def group() -> None:
-    """Keeps `schema` a subcommand: typer makes an only command the program."""
 
 
 @config.command()
@@ -28,3 +27,25 @@ def schema() -> None:
     from pipeline.config.json_schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))
+
+
+@config.command()
+def recipes(
+    name: Annotated[str, typer.Argument(help="show the settings of this one")] = "",
+) -> None:
+    """List the recipes: published methods as settings, for `recipe=NAME` (docs/methods.md).
+
+    darts config recipes dars
+    darts train configs/quickstart.yaml recipe=dars
+    """
+    from pipeline.config import recipes as found
+
+    if name:
+        if (path := found.recipe_path(name)) is None:
+            exit_with_error(f"{name}: no file of such a recipe; darts config recipes lists them", 2)
+        typer.echo(path.read_text(encoding="utf-8").rstrip())
+        return
+    for about in found.builtin_recipes():
+        typer.echo(f"{about.name:24} {about.title} ({about.source}): {about.sentence}")
+    for installed, point in found.installed().items():
+        typer.echo(f"{installed:24} installed: {point.value}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Overrides, exit_with_error, load_config
+from launch.options import Overrides, as_json, exit_with_error, load_config
 
 if TYPE_CHECKING:
     from launch.commands.data_report import DataReport, Lengths, TokenReport
@@ -35,7 +35,7 @@ def check_command(
         Path | None,
         typer.Option(help="model whose tokenizer is used; needed without a configuration"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    json_wanted: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Count prompts, lengths and faults, and show the first prompt as the model reads it.
 
@@ -59,10 +59,10 @@ def check_command(
     leaked = findings.shared_prompts(train, held_out)
     faults = sum(report.faults for report in reports.values())
     stops = bool(faults) and config.data.bad_lines == "stop"
-    if as_json:
+    if json_wanted:
         found = {**msgspec.to_builtins(reports), "tokens": msgspec.to_builtins(told)}
         found |= {"in_both": leaked, "would_start": not stops}
-        typer.echo(msgspec.json.encode(found).decode())
+        typer.echo(as_json(found))
     else:
         _show(reports, told, leaked, stops)
     raise typer.Exit(int(stops))
@@ -140,6 +140,8 @@ def _table(report: DataReport) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from pipeline.system.terminal_text import printable
+
     table = Table(box=None, header_style="", pad_edge=False)
     table.add_column("source", overflow="fold")
     for column in ("prompts", "weight", "answer", "kinds", "min", "median", "p95", "max"):
@@ -148,11 +150,11 @@ def _table(report: DataReport) -> Any:
         kinds = [f"{tag or '-'} {count}" for tag, count in sorted(source.tags.items())]
         lengths = source.lengths
         table.add_row(
-            Text(source.name),
+            Text(printable(source.name)),
             str(source.prompts),
             f"{source.weight:g}",
-            Text(source.answer or "none"),
-            Text("\n".join(kinds)),
+            Text(printable(source.answer or "none")),
+            Text(printable("\n".join(kinds))),
             str(lengths.min),
             f"{lengths.median:g}",
             f"{lengths.p95:g}",

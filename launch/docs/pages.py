@@ -1,6 +1,7 @@
 """`python -m launch.docs.pages`: generates pages of docs/ from the source.
 
-docs/configuration.md and configs/schema.json come from the types and docstrings of
+docs/methods.md has a table from the recipes in configs/recipes; docs/configuration.md and
+configs/schema.json come from the types and docstrings of
 `pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
 `pipeline.coordinator.groups`, and the tables of docs/migrating.md from `pipeline.config.other_names`.
 `--check` writes nothing and exits with 1 when a page is out of date.
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from launch.docs.methods import methods_page
 from pipeline.config import other_names
 from pipeline.config.docs import (
     default_of,
@@ -185,6 +187,7 @@ def schema_text() -> str:
 
 PAGES = {
     "docs/configuration.md": configuration_page,
+    "docs/methods.md": methods_page,
     "docs/migrating.md": migrating_page,
     "docs/states.md": states_page,
     "configs/schema.json": schema_text,

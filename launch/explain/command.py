@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import RUN_HELP, exit_with_error, run_folder
+from launch.options import RUN_HELP, as_json, exit_with_error, run_folder
 
 if TYPE_CHECKING:
     from launch.explain.decisions import Ended, Line, Opened, Story
@@ -31,7 +31,7 @@ def explain_command(
     step: Annotated[
         int | None, typer.Option(min=1, help="list the groups that ended in this step, from 1")
     ] = None,
-    as_json: Annotated[
+    json_wanted: Annotated[
         bool, typer.Option("--json", help="print JSON; its steps are counted from 0")
     ] = False,
 ) -> None:
@@ -41,9 +41,8 @@ def explain_command(
 
     darts explain runs/quickstart --worst 10 --step 3
     """
-    import msgspec
-
     from launch.explain import decisions
+    from launch.run_files.simulated import simulated_text
     from pipeline.system.terminal_text import printable
 
     folder = run_folder(run)
@@ -63,9 +62,14 @@ def explain_command(
             data, words = _many(folder, decisions.costliest(lines, worst, asked), asked)
         else:
             data, words = _one(folder, decisions.read_story(lines, number))
+        shown = list(words)
     except (decisions.NoSuchGroup, decisions.NoSuchTrajectory, decisions.NoSuchStep) as error:
         exit_with_error(f"{run}: {error}", 2)
-    found_text = msgspec.json.encode(data).decode() if as_json else printable("\n".join(words))
+    except OSError as error:  # a file of another user, say
+        exit_with_error(error, 2)
+    if modelled := simulated_text(folder):
+        shown[:0] = [f"simulated: {modelled}: lengths and rewards are drawn", ""]
+    found_text = as_json(data) if json_wanted else printable("\n".join(shown))
     typer.echo(found_text)
 
 
@@ -80,7 +84,9 @@ def _number(group: str | None) -> int | None:
 
 
 def _complain(text: str) -> None:
-    typer.echo(f"darts: {text}", err=True)
+    from pipeline.system.terminal_text import printable
+
+    typer.echo(f"darts: {printable(text)}", err=True)
 
 
 def _lines(run: RunFolder, say: Any) -> Iterator[Line]:
@@ -122,13 +128,17 @@ def _facts(run: RunFolder, step: int) -> StepFacts | None:
 
 
 def _prompt_text(run: RunFolder, story: Story) -> str:
-    """Reads the prompt from the configured data set; '' if that cannot be read."""
+    """Reads the prompt from the configured data set; '' if that cannot be read, or was not: of a
+    simulated run."""
+    from launch.run_files.simulated import simulated_text
     from pipeline.config.load import ConfigError, load
     from pipeline.data import eval_sets
     from pipeline.data.dataset import DataError, load_train
     from pipeline.data.tokenizer import ModelError, Tokenizer
     from pipeline.data.wanted import wanted_of
 
+    if simulated_text(run):
+        return ""
     evaluated = story.ended is not None and story.ended.kind == "eval"
     try:
         config = load(run.config)
@@ -138,9 +148,9 @@ def _prompt_text(run: RunFolder, story: Story) -> str:
         else:
             data = load_train(config.data, tokenizer, config.sampling.max_tokens, wanted_of(config))
         return data[story.prompt].prompt
-    except (ConfigError, DataError, ModelError, OSError, IndexError) as error:
-        first = str(error).splitlines()[0]
-        typer.echo(f"darts: the prompt's text cannot be read: {first}", err=True)
+    except (ConfigError, DataError, ModelError, OSError, IndexError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        _complain(f"the prompt's text cannot be read: {first}")
         return ""
 
 

@@ -42,18 +42,27 @@ class Ended(msgspec.Struct, frozen=True, tag_field="what", tag="group"):
     version: int
     members: tuple[Candidate, ...]
     time: float = 0.0  # wall clock, seconds since 1970; 0: written by an older darts, not known
+    advantages: tuple[tuple[int, float, float], ...] = ()  # id, advantage, weight: of those chosen
+    advantage_why: str = ""  # what the advantage rule said of them
+    replay_of: int = -1  # the group whose members were trained on once more
+    variants: dict[int, str] = {}  # id -> what stood behind its prompt
+    forks: dict[int, tuple[int, int]] = {}  # id -> the member whose first tokens it had, how many
+
+    def own(self, member: Candidate) -> int:
+        """Its tokens, less those that it began with: they are counted where they were sampled."""
+        return member.tokens - self.forks.get(member.id, (0, 0))[1]
 
     @property
     def sampled(self) -> int:
         """Response tokens of its members at its end."""
-        return sum(member.tokens for member in self.members)
+        return sum(self.own(member) for member in self.members)
 
     @property
     def trained(self) -> int:
         """Response tokens trained on."""
         if self.fate != "trained":
             return 0
-        return sum(member.tokens for member in self.members if member.chosen)
+        return sum(self.own(member) for member in self.members if member.chosen)
 
     @property
     def wasted(self) -> int:

@@ -90,6 +90,10 @@ def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[
         return
     yield ""
     yield from _table(story, ended)
+    for member, variant in ended.variants.items():
+        yield f"{member} had {variant} of the data behind its prompt"
+    for member, (origin, tokens) in ended.forks.items():
+        yield f"{member} began with the first {tokens} tokens of {origin}"
     if gone := sorted(_left_before(story, ended)):
         yield f"aborted before the group ended (their lengths are not on file): {_ids(gone)}"
     if cut := sum(1 for m in ended.members if _hit_limit(m, story)):
@@ -104,6 +108,8 @@ def story_in_words(story: Story, text: str, step: StepFacts | None) -> Iterator[
             f"{ended.trained} of {ended.sampled} response tokens trained on, "
             f"longest {ended.longest}"
         )
+        if ended.advantage_why:
+            yield f"advantages: {ended.advantage_why}"
 
 
 def _event(line: Opened | Decided | Ended, story: Story) -> str:
@@ -114,6 +120,8 @@ def _event(line: Opened | Decided | Ended, story: Story) -> str:
         return (
             f"{line.action}, {_ACTIONS.get(line.action, line.action)}{who}{reason_text(line.why)}"
         )
+    if line.replay_of >= 0:
+        return f"trained on once more: the members of group {line.replay_of}"
     said_before = bool(story.decisions) and story.decisions[-1].why == line.why
     return _FATES.get(line.fate, line.fate) + ("" if said_before else reason_text(line.why))
 
@@ -233,8 +241,13 @@ def _account(member: Candidate, story: Story, ended: Ended) -> tuple[str, str]:
         chosen = "chosen, but " if member.chosen else ""
         fate = "stale" if ended.why == "stale" else "dropped"
         return fate, f"{chosen}its group was {ended.fate}{reason_text(ended.why)}"
+    known = {id_: (advantage, weight) for id_, advantage, weight in ended.advantages}
+    advantage, weight = known.get(member.id, (0.0, 1.0))
     if member.chosen:
-        return "trained", ""
+        scaled = f", weight {weight:g}" if weight != 1 else ""
+        return "trained", f"advantage {advantage:+.3g}{scaled}" if known else ""
+    if member.id in known:
+        return "redundant", "in the baseline alone: its weight is 0"
     if member.reward is None and any(
         line.action == "Finalize" and member.id in line.ids for line in story.decisions
     ):

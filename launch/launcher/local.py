@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from engines.base import READY
 from launch.launcher import gpus
+from launch.launcher.environment import clean_environment
 from launch.launcher.oom import MemoryWatch, own_groups
 from launch.launcher.processes import (
     Child,
-    clean_environment,
     end_all,
     engine_environment,
     learner_arguments,
@@ -134,6 +135,7 @@ class Launcher:
         self._buffer = b""
         self._interrupts = 0
         self._memory = MemoryWatch(own_groups())
+        self._began = False  # an engine has loaded its model
         self._looked_at = 0.0  # when the children's memory was sampled
         self._deadline = 0.0
         self._heard_at = self._missed_at = 0.0  # last line of the stage; last silence warning
@@ -177,7 +179,7 @@ class Launcher:
         """Starts everything, serves until the stage ends, and cleans up."""
         before = self._take_signals()
         try:
-            (self._run.path / "address").write_text(f"{self.sockets}\n")
+            (self._run.path / "address").write_text(f"{self.sockets}\n", encoding="utf-8")
             for child in self.children.values():
                 child.start((self._theirs.fileno(),) if child.name == "stage" else ())
             self._theirs.close()
@@ -195,6 +197,8 @@ class Launcher:
             self._ours.close()
         if self._interrupts:
             return 130
+        if self.error == "" and not self._run.result.exists():
+            self.error = "the run was ended before it was done"
         return 1 if self.error is None or self.error else 0
 
     def _take_signals(self) -> dict[signal.Signals, Any]:
@@ -270,16 +274,30 @@ class Launcher:
                 why = child.memory_note(how, self._memory)
                 self._send({"dead": child.name, "why": f"{how}{why}"})
                 if not self._interrupts:
-                    self._restart_or_end(child, f"({how}){why}", now)
+                    failed = how.startswith("exit ") and how != _IN_ORDER
+                    self._restart_or_end(child, f"({how}){why}", now, failed)
             elif not self._interrupts and child.next_start and now >= child.next_start:
                 child.next_start = 0.0
                 child.start()
 
-    def _restart_or_end(self, child: Child, how: str, now: float) -> None:
-        """Restarts an engine after a growing delay; the loss of a learner rank ends the run."""
+    def _some_engine_began(self) -> bool:
+        """Returns True once any engine of this run has loaded its model."""
+        engines = (child for child in self.children.values() if child.name.startswith("e"))
+        self._began = self._began or any(engine.said(READY) for engine in engines)
+        return self._began
+
+    def _restart_or_end(self, child: Child, how: str, now: float, failed: bool) -> None:
+        """Restarts an engine after a growing delay; the loss of a learner rank ends the run, as
+        does an engine that ends by itself (`failed`) before any has begun."""
         text = f"{child.name} ended {how}"
-        if not child.name.startswith("e"):
+        engine = child.name.startswith("e")
+        began = engine and self._some_engine_began()
+        if not engine:
             self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
+        elif failed and not began:
+            # It would fail again, and nobody else shows that this machine can run one.
+            self._view.on_line({"say": f"{text} before it could start; its log:\n{child.tail()}"})
+            self._send({"halt": f"{text} before it could start: {child.reason()}"})
         elif child.starts > self._config.engine.restarts:
             self._view.on_line({"say": f"{text}; end of its log:\n{child.tail()}"})
             self._send({"halt": f"{text} for the {child.starts}th time (limit: engine.restarts)"})

@@ -20,13 +20,17 @@ from pathlib import Path
 import psutil
 
 from launch.launcher.oom import MemoryWatch, peak_bytes
+from launch.launcher.reasons import innermost_reason
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.python_path import SAFE
 from pipeline.wire.keys import IPC_LIMIT
 
 STABLE_S = 600.0
 """Seconds after which a process counts as working: its restarts are counted from 0 again."""
 _TAIL_BYTES = 64 << 10
 """Bytes that are read of a log for its last lines, however long it is."""
+_REASON_BYTES = 1 << 20
+"""Bytes in which the reason of an end is looked for."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 # malloc keeps large blocks: without these a training call takes up to three times as long.
@@ -35,13 +39,6 @@ _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "200000000",
 }
-# With torchrun's variables a child would believe that it is one of its ranks.
-_FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "OMP_")
-
-
-def clean_environment() -> dict[str, str]:
-    """Returns this process's environment without torchrun's variables."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
 
 
 def engine_environment(directory: Path) -> dict[str, str]:
@@ -96,13 +93,15 @@ class Child:
         self.next_start = 0.0  # monotonic; restarts back off
         self._peak = 0  # bytes, largest observed memory of the current process
         self._killed = False  # by us
+        self._log_began = 0  # bytes of its log before the current start
         self._started_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pass_fds: Sequence[int] = ()) -> None:
         with open(self.log, "ab") as log:
+            self._log_began = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", *self.command],
+                [sys.executable, SAFE, "-u", "-m", *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -167,15 +166,31 @@ class Child:
             return []
 
     def tail(self, lines: int = 12) -> str:
-        """Returns the end of its log, for the error message."""
+        """Returns the end of its log, for the error message; before it the innermost exception
+        since it was started, if that is not among these lines."""
+        last = "\n".join(self._log(_TAIL_BYTES).splitlines()[-lines:])
+        reason = innermost_reason(self._log(_REASON_BYTES))
+        return last if not reason or reason in last else f"{reason}\n...\n{last}"
+
+    def reason(self) -> str:
+        """Returns why it ended, in one line: its innermost exception, or its last line."""
+        text = self._log(_REASON_BYTES)
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        return innermost_reason(text) or last.strip()[:_TAIL_BYTES]
+
+    def said(self, text: str) -> bool:
+        """Returns True if the first part of its log since it was started holds this text."""
+        return text in self._log(_REASON_BYTES, first=True)
+
+    def _log(self, most: int, *, first: bool = False) -> str:
+        """Returns the last (or first) `most` bytes that it has logged since it was started."""
         try:
             with self.log.open("rb") as file:
-                size = min(_TAIL_BYTES, os.fstat(file.fileno()).st_size)
-                file.seek(-size, os.SEEK_END)
-                text = file.read(size).decode(errors="replace")
+                size = os.fstat(file.fileno()).st_size
+                file.seek(self._log_began if first else max(self._log_began, size - most))
+                return file.read(most).decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.splitlines()[-lines:])
 
 
 def _process_trees(children: Sequence[Child]) -> list[psutil.Process]:
@@ -200,7 +215,9 @@ def _signal(process: psutil.Process, number: int) -> None:
 def end_all(children: Sequence[Child], grace_s: float) -> None:
     """Waits for all to end by themselves, then terminates, then kills them."""
     families: list[psutil.Process] = []
-    steps = ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0))
+    # A learner rank stays at the first SIGTERM, for a checkpoint that nobody will ask for.
+    term = signal.SIGTERM
+    steps = ((None, grace_s), (term, 0.2), (term, 1.0), (signal.SIGKILL, 10.0))
     for number, wait_s in steps:
         families = list({p.pid: p for p in families + _process_trees(children)}.values())
         for process in families:

@@ -292,7 +292,7 @@ def _many(number: int, what: str) -> str:
 
 
 def _bar(share: float, width: int) -> Text:
-    full = round(min(1.0, share) * width)
+    full = round(max(0.0, min(1.0, share)) * width)
     return Text("█" * full, "green").append("░" * (width - full), "bright_black")
 
 

@@ -70,6 +70,7 @@ def status_document(run: Path, now: RunStatus, note: str, word: str) -> dict[str
         "paced": now.paced,
         "waits": msgspec.to_builtins(now.waits),
         "peers": msgspec.to_builtins(now.peers),
+        "missing": now.missing,
         "acted": now.acted,
     }
 
@@ -97,6 +98,8 @@ def status_lines(run: Path, now: RunStatus, note: str, word: str) -> Iterator[st
     if not now.waits:
         yield "nothing is being waited for"
     yield from (_of_a_peer(peer) for peer in now.peers)
+    for name, seconds in now.missing.items():
+        yield f"{name:>10}  engine, missing for {seconds:.0f} s; see logs/{name}.log"
     if now.acted:
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(now.acted.items()))
         yield f"time limits acted on so far: {counts}"

@@ -1,11 +1,13 @@
 """`darts top`: watches a run from another terminal through the files in its folder.
 
-Reads `live.json` and the new lines of `metrics.jsonl`; changes nothing.
+Reads `live.json` and the new lines of `metrics.jsonl`; changes nothing and takes no lock. What it
+reads may be damaged, or written by somebody else: `launch.run_files.watched` checks it.
 """
 
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -89,31 +91,28 @@ class Watched:
 
     def _live(self) -> RunStatus:
         """Reads `live.json`; without one, returns what the other files say."""
-        import msgspec
-
+        from launch.run_files.watched import read_live
         from pipeline.observability.live_status import RunStatus
+        from pipeline.system.untrusted_files import UnreadableFile
 
         try:
-            return msgspec.json.decode(self._run.live.read_bytes(), type=RunStatus)
-        except FileNotFoundError:
-            pass
-        except msgspec.DecodeError as error:
-            exit_with_error(f"{self._run.live}: {error}")
+            return read_live(self._run.live)
+        except UnreadableFile as error:
+            if not error.missing:
+                exit_with_error(f"{error}; a run that goes on replaces it every second")
         steps = self._history.steps
         done = steps[-1]["step"] + 1 if steps else 0
-        ledger = dict(steps[-1]["ledger"]) if steps else {}
+        ledger = dict(steps[-1].get("ledger", {})) if steps else {}
         sampled = ledger.pop("sampled", 0)
         return RunStatus(step=done, steps=self._planned or done, sampled=sampled, ledger=ledger)
 
     @functools.cached_property
     def _planned(self) -> int:
-        """Steps in the configuration; 0 if it cannot be read."""
-        from pipeline.config.load import ConfigError, load
+        """Steps in the configuration; 0 if it cannot be read. Loads none of its plug-ins: their
+        code may be somebody else's."""
+        from launch.run_files.watched import planned_steps
 
-        try:
-            return load(self._run.config).step.count
-        except ConfigError:
-            return 0
+        return planned_steps(self._run.config)
 
     def _state(self, now: RunStatus) -> tuple[str, Ending | None]:
         """Returns a note and how the run ended. Looks at the lock only if the status is old."""
@@ -138,33 +137,35 @@ class Watched:
         step = self._checkpoint()
         if step is None:
             return f"ENDED{how}{what}", Ending(word, "no checkpoint; logs/stage.log says more")
-        advice = f"continue with: darts train --resume {self._said}"
+        advice = f"continue with: darts train --resume {shlex.quote(str(self._said))}"
         return f"ENDED{how}, checkpoint at step {step}{what}", Ending(word, advice)
 
     def _checkpoint(self) -> int | None:
         """Returns the step of the newest checkpoint, by its name: only a resume reads it."""
-        found = sorted(self._run.checkpoints.glob("step-*"))
-        return int(found[-1].name.removeprefix("step-")) if found else None
+        from pipeline.checkpoint.store import committed
+
+        found = committed(self._run.checkpoints)
+        return int(found[0].name.removeprefix("step-")) if found else None
 
     def _read_metrics(self) -> None:
         """Reads new lines; a resume cuts the file, which is then read from the start."""
-        import msgspec
-
         from launch.monitor.panel import History
+        from launch.run_files.watched import shown_line
 
         path = self._run.metrics
-        size = path.stat().st_size if path.exists() else 0
-        if size < self._read:
-            self._history, self._read = History(), 0
-        if size == self._read:
-            return
-        with path.open("rb") as file:
-            file.seek(self._read)
-            whole, _, _ = file.read().rpartition(b"\n")  # the last line may be incomplete
+        try:
+            size = path.stat().st_size if path.is_file() else 0
+            if size < self._read:
+                self._history, self._read = History(), 0
+            if size == self._read:
+                return
+            with path.open("rb") as file:
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition(b"\n")  # the last line may be incomplete
+        except OSError as error:
+            exit_with_error(f"{path}: cannot be read: {error.strerror}")
         self._read += len(whole) + 1 if whole else 0
         for line in whole.splitlines():
-            try:
-                fields = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError:
-                continue  # `darts explain` and the report name such lines
-            self._history.add_line(fields.get("what", ""), fields)
+            # `darts explain` and the report name lines that cannot be read
+            if (fields := shown_line(line)) is not None:
+                self._history.add_line(fields["what"], fields)

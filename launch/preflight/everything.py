@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from launch.preflight import rewards
+from launch.preflight.plugins import plugin_problems
 from launch.preflight.settings import settings_problems
 from launch.preflight.weights import weights_problems
 from launch.preflight.without_effect import without_effect
@@ -29,11 +30,11 @@ class PreflightError(Exception):
     """The run would not start; the message has a line for each reason."""
 
 
-def check_everything(config: Config, dry: bool = False) -> list[str]:
+def check_everything(config: Config, *, ask: bool = False) -> list[str]:
     """Checks model, data and plug-ins; returns lines that say what was found.
 
     Args:
-        dry: call the reward too, since no run will.
+        ask: also ask the plug-ins that decide a question each, and call the reward (`--dry-run`).
 
     Raises: PreflightError.
     """
@@ -46,11 +47,12 @@ def check_everything(config: Config, dry: bool = False) -> list[str]:
         build.coordinator(config, tokenizer, train, held_out)
     except (ModelError, DataError, PluginError) as error:
         raise PreflightError(str(error)) from error
-    if problems := [*settings_problems(config), *weights_problems(config)]:
+    asked = plugin_problems(config) if ask else []
+    if problems := [*settings_problems(config), *weights_problems(config), *asked]:
         raise PreflightError("\n".join(problems))
     data = [train, held_out.data]
     tried = rewards.Tried("")
-    if dry:
+    if ask:
         try:
             tried = asyncio.run(rewards.try_reward(config, tokenizer, data))
         except rewards.RewardProblems as error:
@@ -63,12 +65,13 @@ def check_everything(config: Config, dry: bool = False) -> list[str]:
     skipped = [f"skipped: {line}" for line in (*train.skipped, *held_out.data.skipped)]
     return [
         *without_effect(config),
+        *([f"recipe: {config.recipe}"] if config.recipe else []),
         *skipped,
         *(f"warning: {line}" for line in (*rules.warnings(config), *told, *tried.warnings)),
         f"model: {config.model} ({tokenizer.vocabulary} tokens)",
         *(f"tokens: {fact}" for fact in findings.facts_of(tokenizer)),
         f"training: {train.summary_line()}",
         f"held out: {held_out.data.summary_line()}",
-        *([f"reward: {tried.line}", f"not looked at: {UNSEEN}"] if dry else []),
+        *([f"reward: {tried.line}", f"not looked at: {UNSEEN}"] if ask else []),
         *([f"paced: {pace}: times are emulated"] if (pace := config.paced) else []),
     ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.config import deepspeed_json
 from pipeline.config.schema import Config
 from pipeline.data.tokenizer import ModelError, read_json
+from pipeline.system.untrusted_files import words
 
 OWN_ATTENTION = {
     **dict.fromkeys(("bloom", "mpt", "falcon"), "their attention is code of their own, with ALiBi"),
@@ -56,14 +57,17 @@ def model_problems(settings: dict[str, Any]) -> Iterator[str]:
     """Yields why a model with this config.json cannot be trained."""
     inner = settings.get("text_config")
     text: dict[str, Any] = {**settings, **inner} if isinstance(inner, dict) else settings
-    kind = text.get("model_type", "")
+    kind = words(text.get("model_type"))
     if text.get("is_encoder_decoder"):
         yield f"{kind} is an encoder and a decoder, not a causal language model"
     if "quantization_config" in text:
         yield "its weights are quantised, which cannot be trained; name the unquantised model"
     if kind in OWN_ATTENTION:
         yield f"models of type {kind} cannot be trained: {OWN_ATTENTION[kind]}; {_CURE}"
-    if other := sorted({*(text.get("layer_types") or ())} - {*_KINDS}):
+    layers = text.get("layer_types") or []
+    if not isinstance(layers, list):
+        yield f"layer_types: found {layers!r:.80}, expected a list"
+    elif other := sorted({words(layer) for layer in cast(list[object], layers)} - {*_KINDS}):
         yield f"layers of kind {other[0]} cannot be trained, only {', '.join(_KINDS)}; {_CURE}"
     if text.get("attention_chunk_size"):
         yield f"attention in chunks (attention_chunk_size) cannot be trained; {_CURE}"

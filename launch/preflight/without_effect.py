@@ -17,6 +17,7 @@ from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
 from pipeline.plugins.budgets._top_up import most_candidates
 from pipeline.plugins.budgets.length_variance import LengthVarianceOptions
 from pipeline.plugins.budgets.uniform import UniformOptions, candidates_of
+from pipeline.stage.build import spare_groups
 
 
 def without_effect(config: Config) -> list[str]:
@@ -77,6 +78,15 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
     if section.schedule != "constant" and section.warmup_steps >= config.step.count > 0:
         why = f"learner.warmup_steps is {section.warmup_steps}, and the run has no step after them"
         yield "learner.schedule", f"{section.schedule}, but {why}"
+    if section.importance not in ("auto", "off"):
+        cls, _ = plugin_class("loss", config.loss)
+        if getattr(cls, "own_importance", False):
+            why = f"the loss {config.loss.name} corrects for stale tokens itself, or not at all"
+            yield "learner.importance", f"{section.importance}, but {why}"
+    fresh = section.updates * section.epochs == 1 and not section.max_staleness
+    if config.loss.name == "kl_cov" and fresh:
+        why = "with one update and no stale tokens every ratio is 1"
+        yield "loss", f"kl_cov, but {why}: no token is held near the old policy"
     if section.no_decay != LearnerConfig().no_decay and not section.weight_decay:
         yield "learner.no_decay", f"{', '.join(section.no_decay)}, but learner.weight_decay is 0"
     longest = config.sampling.max_tokens + config.data.max_prompt_tokens
@@ -141,9 +151,12 @@ def _prompts(config: Config) -> Iterator[tuple[str, str]]:
     step = config.step
     need = step.prompts * (1 + config.learner.max_staleness)  # of the steps that are open at once
     most = int(step.tries * need)
-    if most < need + step.reserve:
+    spare = spare_groups(step)
+    if most < need + spare:
         why = f"step.tries allows {most} groups, and {need} are trained on"
-        yield "step.reserve", f"{step.reserve}, but {why}: at most {most - need} are in reserve"
+        key = "step.reserve" if step.reserve else "step.reserve_share"
+        value = step.reserve or step.reserve_share
+        yield key, f"{value:g}, but {why}: at most {most - need} are in reserve"
     if config.advantage.options.get("drop_equal") and most == need:
         key = f"advantage.{config.advantage.name}.drop_equal"
         why = f"step.tries allows {most} groups, as many as are trained on"

@@ -87,6 +87,8 @@ class Collected:
                 timeline = self._timelines[trajectory]
                 timeline.leg = leg
                 del timeline.logprobs[len(prefix) :]  # the next leg continues from here
+                # what a fork began with is not its own: whose it is, is not looked for
+                timeline.logprobs += bytes(len(prefix) - len(timeline.logprobs))
             case RequestReward(trajectory=trajectory):
                 self._asked[trajectory] = now
             case Report(what="group", fields=fields) if fields["kind"] == "train":

@@ -55,9 +55,6 @@ class RecordedOrder:
                 planned.append(prompt)
         return Plan(prompts=tuple(planned))
 
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        """Nothing follows from it."""
-
 
 def other_plugins(
     recorded: Mapping[str, Plugin], overrides: Sequence[str], size: int
@@ -138,6 +135,7 @@ def simulated(
             msgspec.structs.replace(plugins, prompt_order=order),
             header.prompt_tokens,
             header.tags,
+            header.variants,
         ),
         machines,
         workload,

@@ -35,14 +35,15 @@ def report_command(
         exit_with_error("the plots need bokeh: pip install 'darts-rl[report]'", 2)
     from launch.report.build import build_page
     from pipeline.system.run_folder import RunError
+    from pipeline.system.untrusted_files import UnreadableFile
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if not path.absolute().parent.is_dir() and path.parent not in runs:
         exit_with_error(f"--out {path}: no such folder: {path.absolute().parent}", 2)
     try:
         page = build_page(runs, lambda line: typer.echo(f"warning: {printable(line)}", err=True))
-        path.write_text(page)
-    except (RunError, OSError) as error:
+        path.write_text(page, encoding="utf-8")
+    except (RunError, UnreadableFile, OSError) as error:
         exit_with_error(error, 2)
     size = path.stat().st_size / _MEGABYTE
     typer.echo(f"{path}: {size:.1f} MB, in {time.monotonic() - begun:.1f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ def render(
     title: str,
     sections: Sequence[Section],
     warnings: Sequence[str],
-    paced: Mapping[str, str] | None = None,
+    modelled: Sequence[str] = (),
 ) -> str:
     """Renders the whole page.
 
     Args:
         warnings: what could not be read.
-        paced: name of a run -> its emulated pace, of the runs that have one.
+        modelled: what is not real of the runs, a line each.
     """
     models = {
         f"{section.id}{i}": part
@@ -40,16 +40,16 @@ def render(
     # Nothing here needs the tables' bundle or MathJax.
     bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_HERE / "page.html").read_text())
+    template = environment.from_string((_HERE / "page.html").read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        style=Markup((_HERE / "page.css").read_text()),
-        script=Markup((_HERE / "page.js").read_text()),
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         bokeh=Markup(bokeh.render_js()),
         # In a script element only its end tag is markup, and in a string "<\\/" is "</".
         plots=Markup(script.replace("</", "<\\/").replace("<!--", "<\\!--")),
         warnings=warnings,
-        paced=paced or {},
+        modelled=modelled,
         sections=[(section, _parts(section, places)) for section in sections],
     )
 

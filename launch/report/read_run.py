@@ -18,11 +18,14 @@ from launch.run_files.jsonl import read_lines
 from launch.run_files.records import EvalLine, GroupLine, StepLine, TimingLine, learning_curve
 from pipeline.checkpoint.store import MANIFEST
 from pipeline.config.yaml_tree import parse, plain
+from pipeline.system import untrusted_files
 from pipeline.system.run_folder import RunError, RunFolder
+from pipeline.system.untrusted_files import UnreadableFile
 
 Ints = npt.NDArray[np.int32]
 Say = Callable[[str], None]
 
+_MOST_BYTES = 1 << 30  # of trace.json, the largest document of a run
 _ENDED = ("finished", "truncated")
 _METRICS = {"step": StepLine, "eval": EvalLine, "timing": TimingLine}
 
@@ -62,7 +65,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_run(path: Path, say: Say) -> Run:
-    """Reads one folder. Raises RunError if it holds no run.
+    """Reads one folder. Raises RunError if it holds no run, UnreadableFile or OSError.
 
     Args:
         say: called for each skipped line or file.
@@ -123,18 +126,19 @@ def _members(path: Path, say: Say) -> Members:
 
 def _json(path: Path, say: Say) -> dict[str, Any]:
     """Reads a file that may not exist yet."""
-    if not path.is_file():
-        return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        say(f"{path}: skipped, {error}")
+        content = untrusted_files.read_bytes(path, _MOST_BYTES)
+        return untrusted_files.decode_json(content, path, dict[str, Any])
+    except UnreadableFile as error:
+        if not error.missing:
+            say(f"{path}: skipped, {error.why}")
         return {}
 
 
 def _settings(path: Path, say: Say) -> dict[str, Any]:
     problems: list[str] = []
-    tree = parse(path.read_text(errors="replace"), lambda line: f"{path}:{line}", problems)
+    text = untrusted_files.read_bytes(path).decode(errors="replace")
+    tree = parse(text, lambda line: f"{path}:{line}", problems)
     for problem in problems:
         say(problem)
     found = None if tree is None else plain(tree)
@@ -144,4 +148,8 @@ def _settings(path: Path, say: Say) -> dict[str, Any]:
 def _samples(folder: Path) -> dict[int, str]:
     files = sorted(folder.glob("step-*.txt"))
     known = [(f, f.stem.removeprefix("step-")) for f in files]
-    return {int(n): f.read_text(errors="replace") for f, n in known if n.isdigit()}
+    return {
+        int(n): untrusted_files.read_bytes(f).decode(errors="replace")
+        for f, n in known
+        if n.isdecimal() and n.isascii()
+    }

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.system.untrusted_files import BROKEN
+
 
 class _What(msgspec.Struct):
     what: str
@@ -35,7 +37,7 @@ def read_lines(path: Path, types: Mapping[str, Any], say: Callable[[str], None])
             try:
                 decoder = decoders.get(kind.decode(line).what)
                 found = decoder.decode(line) if decoder is not None else None
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except BROKEN as error:
                 say(f"{path}:{number}: skipped, {error}")
                 continue
             if found is not None:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import msgspec
 
 from pipeline.observability.critical_path import Segment
+
+
+Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""What is put into arrays of int32: steps, and tokens of one response."""
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +32,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `step` of metrics.jsonl."""
 
-    step: int
+    step: Count
     seconds: float
     tokens_sampled: int
     tokens_trained: int
@@ -53,7 +58,7 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True):
 class EvalLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `eval` of metrics.jsonl; `train_s` is added by `learning_curve`."""
 
-    step: int
+    step: Count
     accuracy: float
     tokens_mean: float
     tokens_p95: float
@@ -113,7 +118,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
     trajectory: int
     state: str
-    tokens: int
+    tokens: Count
     confidence: float | None
     reward: float | None
     trained: bool
@@ -122,7 +127,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 class GroupLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line `group` of decisions.jsonl."""
 
-    step: int
+    step: Count
     group: int
     kind: str
     fate: str

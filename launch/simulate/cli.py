@@ -13,9 +13,9 @@ from launch.simulate import CONFIG
 _RUN = "config overrides shape device tensor_parallel learner_gpus median between within rate"
 _USED = {  # mode of `darts simulate` -> the options it takes
     "preset": {"out"},
-    "explore": {"mode", "seed", "out"},
+    "explore": {"config", "overrides", "mode", "seed", "out"},
     "replay": {"profile", "overhead", "out"},
-    "mode": {"seed", "faults"},
+    "mode": {"config", "overrides", "seed", "faults"},
     "": {*_RUN.split(), "trace", "out"},
 }
 
@@ -70,7 +70,11 @@ def simulate_command(
         float, typer.Option(min=0, help="learning rate of the policy; 0: it does not change")
     ] = 0.0,
     explore: Annotated[
-        int, typer.Option(min=0, help="check this many small runs with faults instead")
+        int, typer.Option(
+            min=0,
+            help="check this many small runs with faults instead: of the plug-ins named, or of "
+            "those of the house",
+        )
     ] = 0,
     mode: Annotated[str, typer.Option(help="kind of runs with faults: chaos, heal or dead")] = "",
     seed: Annotated[
@@ -96,7 +100,11 @@ def simulate_command(
     trace: Annotated[
         Path | None, typer.Option(help="file for a trace of the run, for ui.perfetto.dev")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the metrics as JSON")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for what a run leaves behind (darts explain, darts report), or "
+                     "FILE.json for the metrics alone"),
+    ] = None,
 ) -> None:
     """Simulate runs: the real coordinator in virtual time with modelled engines and learner.
 
@@ -104,9 +112,10 @@ def simulate_command(
 
     darts simulate --preset paper --out paper.json
 
-    darts simulate --explore 1000
+    darts simulate --explore 1000 selector=my_selectors:Mine
     """
     from launch.simulate import command
+    from launch.simulate.own_plugins import Own
     from launch.simulate.scenario import Scenario
     from pipeline.hardware.costs import DEVICES, SHAPES
     from pipeline.simulation.fuzz import MODES, Mode
@@ -126,11 +135,18 @@ def simulate_command(
         if path is not None and not path.absolute().parent.is_dir():
             exit_with_error(f"{name} {path}: no such folder: {path.absolute().parent}", 2)
     modes = [Mode(mode)] if mode else []
+    if "=" in str(config):  # an override in the place of the file
+        config, overrides = CONFIG, [str(config), *(overrides or [])]
+    own = None
+    if config != CONFIG or overrides:
+        own = Own(config=config, overrides=tuple(overrides or ()))
     match _way(context):
         case "preset":
             status = command.print_preset(preset, out)
         case "explore":
-            status = command.explore_seeds(explore, seed, modes, out)
+            if own is not None:
+                load_config(config, overrides)  # complains before anything is tried
+            status = command.explore_seeds(explore, seed, modes, out, own)
         case "replay":
             try:
                 status = command.replay_runs(replay or [], profile, overhead, out)
@@ -138,12 +154,12 @@ def simulate_command(
                 exit_with_error(error, 2)
         case "mode":
             try:
-                status = command.replay_seed(seed, modes[0], faults)
+                if own is not None:
+                    load_config(config, overrides)
+                status = command.replay_seed(seed, modes[0], faults, own)
             except ValueError as error:
                 exit_with_error(f"--faults is {faults!r}: {error}", 2)
         case _:
-            if "=" in str(config):  # an override in the place of the file
-                config, overrides = CONFIG, [str(config), *(overrides or [])]
             scenario = Scenario(
                 shape=shape,
                 device=device,

@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launch.simulate.fuzz import Found, explore, outcome_text
+from launch.simulate.own_plugins import Own, subject_of
+from launch.simulate.run_folder import SimulatedFolder
 from launch.simulate.scenario import (
     PROMPT_TOKENS,
     PROMPTS,
     Metrics,
+    NothingTrained,
     Scenario,
     begin_simulation,
     run_metrics,
@@ -31,7 +34,11 @@ from pipeline.observability.chrome_trace import Tracer
 from pipeline.simulation.fuzz import MODES, Mode, play, shrink, world
 from pipeline.simulation.loop import Observer, Simulation, StandsStill
 from pipeline.simulation.policy import Policy
+from pipeline.simulation.resume import case_of, differences
+from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Parametric
+from pipeline.system import untrusted_files
+from pipeline.system.run_folder import RunError
 
 
 class RunStopped(Exception):
@@ -55,7 +62,7 @@ def _say(line: str) -> None:
 def _write(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 class _Steps:
@@ -104,24 +111,47 @@ def play_one(
     try:
         simulation.run()
     except (StandsStill, PluginFault) as error:
-        raise RunStopped(f"the run stopped at {simulation.now:.1f} s: {error}") from error
+        where = plugin_traceback(error)
+        text = f"the run stopped at {simulation.now:.1f} s: {error}"
+        raise RunStopped(f"{text}\n{where}" if where else text) from error
     if simulation.over is not None and simulation.over.error:
         raise RunStopped(f"the run stopped: {simulation.over.error}")
     after = worth(workload, scenario.limit, simulation.version)
-    return run_metrics(simulation, scenario, before, after), simulation
+    try:
+        return run_metrics(simulation, scenario, before, after), simulation
+    except NothingTrained as error:
+        raise RunStopped(str(error)) from error
 
 
 def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Path | None) -> int:
-    """One run; a table of its steps, its figures, and a trace if asked for."""
+    """One run; a table of its steps, its figures, and a trace if asked for.
+
+    Args:
+        out: FILE.json for the figures, or a folder for all that a run leaves behind.
+    """
     spans = Tracer()
+    folder = None
+    if out is not None and out.suffix != ".json":
+        modelled = f"{scenario.shape} on {scenario.device}, in virtual time"
+        try:
+            folder = SimulatedFolder(out, config, modelled)
+        except (RunError, OSError) as error:
+            print(error)
+            return 2
     with _bar("steps") as bar:
         observers: list[Observer] = [_Steps(bar, config.step.count)]
         observers += [spans] if trace is not None else []
+        observers += [folder] if folder is not None else []
         try:
             found, simulation = play_one(config, scenario, observers)
+            if folder is not None:
+                folder.result(simulation.coordinator, simulation.now)
         except RunStopped as error:
             print(error)
             return 1
+        finally:
+            if folder is not None:
+                folder.close()
     print(steps_table(simulation.of("step")))
     print()
     print(
@@ -130,9 +160,12 @@ def simulate_one(config: Config, scenario: Scenario, out: Path | None, trace: Pa
         )
     )
     if trace is not None:
-        trace.write_text(json.dumps(spans.trace_document()))
+        trace.write_text(json.dumps(spans.trace_document()), encoding="utf-8")
         print(f"\ntrace: {trace} (open it in https://ui.perfetto.dev)")
-    _write(run_document(found, simulation), out)
+    if folder is not None:
+        print(f"\nrun: {out} (darts explain, darts report)")
+    else:
+        _write(run_document(found, simulation), out)
     return 0
 
 
@@ -187,18 +220,34 @@ def print_preset(name: str, out: Path | None) -> int:
     return 0
 
 
-def explore_seeds(count: int, start: int, modes: Sequence[Mode], out: Path | None) -> int:
-    """Runs `count` seeds with faults. Returns 1 if one violates an invariant."""
+def explore_seeds(
+    count: int, start: int, modes: Sequence[Mode], out: Path | None, own: Own | None = None
+) -> int:
+    """Runs `count` seeds with faults, of the user's plug-ins also a stop and a resume after each
+    step. Returns 1 if something that must hold does not."""
+    unlike = [] if own is None else resume_problems(own)
+    for line in unlike:
+        print(line)
     with _bar("seeds") as bar:
         task = bar.add_task("", total=count)
         found = explore(range(start, start + count), modes or MODES,
-                        lambda done: bar.update(task, completed=done))  # fmt: skip
+                        lambda done: bar.update(task, completed=done), own=own)  # fmt: skip
     for outcome in found.shown:
-        print(outcome_text(outcome))
+        print(outcome_text(outcome, own))
     modes_ = ", ".join(f"{name} {number}" for name, number in found.by_mode.items())
     print(f"{found.seeds} seeds ({modes_}), {found.events} events, {found.violations} violations")
-    _write(_found(found), out)
-    return 1 if found.violations else 0
+    _write({**_found(found), "resume": unlike}, out)
+    return 1 if found.violations or unlike else 0
+
+
+def resume_problems(own: Own) -> list[str]:
+    """What a run of these plug-ins decides otherwise when it is stopped and resumed, a line each."""
+    subject = subject_of(own)
+    try:
+        found = list(differences(case_of(subject.on_policy())))
+    except (StandsStill, PluginFault) as error:
+        found = [f"{type(error).__name__}: {error}", *plugin_traceback(error).splitlines()]
+    return [*found, f"plug-ins: {subject.plugins()}"] if found else []
 
 
 def _found(found: Found) -> dict[str, Any]:
@@ -207,19 +256,20 @@ def _found(found: Found) -> dict[str, Any]:
     return {**msgspec.structs.asdict(found), "shown": shown}
 
 
-def replay_seed(seed: int, mode: Mode, faults: str | None) -> int:
+def replay_seed(seed: int, mode: Mode, faults: str | None, own: Own | None = None) -> int:
     """Runs one seed and prints its log if it fails. Without `faults` it is shrunk first.
 
     Raises: ValueError if `faults` are not numbers of the seed's plan.
     """
     chosen = None if faults is None else [int(n) for n in faults.split(",") if n.strip()]
-    count = len(world(seed, mode).faults)
+    subject = None if own is None else subject_of(own)
+    count = len(world(seed, mode, subject).faults)
     if any(not 0 <= number < count for number in chosen or ()):
         raise ValueError(f"the plan of seed {seed} has {count}, from 0 to {count - 1}")
-    outcome = play(seed, mode, chosen)
+    outcome = play(seed, mode, chosen, subject)
     if outcome.violation and chosen is None:
-        outcome = shrink(outcome)
-    print(outcome_text(outcome))
+        outcome = shrink(outcome, subject=subject)
+    print(outcome_text(outcome, own))
     return 1 if outcome.violation else 0
 
 
@@ -233,7 +283,7 @@ def replay_runs(
     """
     from launch.simulate import replay
 
-    engine = msgspec.json.decode(profile.read_bytes(), type=EngineProfile) if profile else None
+    engine = untrusted_files.read_json(profile, EngineProfile) if profile else None
     left = replay.left_by_pipeline(overhead) if overhead else 1.0
     found = [replay.replay_run(run, engine, left) for run in runs]
     print(replay.replay_table(found))

@@ -230,4 +230,4 @@ def map_page(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         line[-1].add_layout(ColorBar(color_mapper=mapper, ticker=BasicTicker()), "right")
         plots.append(line)
     title = "speed-up over synchronous rollout, 7B on H20, 128 prompts x 8"
-    path.write_text(file_html(gridplot(plots), INLINE, title))
+    path.write_text(file_html(gridplot(plots), INLINE, title), encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ PROMPTS = 17_000
 PROMPT_TOKENS = 200
 STOP = frozenset({1})
 _MEASURED = 4000  # responses drawn to measure a policy
+_ENDS = 4  # kinds of end that a message names
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +108,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return load(CONFIG, (*own, *overrides))
 
 
+class NothingTrained(RuntimeError):
+    """No step trained on anything; the message says how the groups ended."""
+
+
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics by which runs are compared; means over steps."""
 
@@ -168,7 +174,11 @@ def begin_simulation(
         limits=Timeouts(close_s=config.learner.close_s),
         turns=0,
     )
-    coordinator = Coordinator(numbers, build.build_plugins(config), prompt_tokens)
+    # Texts of variants are not modelled: each is as long as its prompt.
+    variants = dict.fromkeys(config.data.variants, prompt_tokens)
+    coordinator = Coordinator(
+        numbers, build.build_plugins(config), prompt_tokens, variants=variants
+    )
     simulation = Simulation(coordinator, machines, workload, prompt_tokens, learn, observers)
     simulation.begin()
     return simulation
@@ -216,10 +226,15 @@ def run_metrics(
     before: tuple[float, float],
     after: tuple[float, float],
 ) -> Metrics:
-    """Computes the metrics of a finished run. Raises RuntimeError if it ended with an error."""
+    """Computes the metrics of a finished run.
+
+    Raises: RuntimeError if it ended with an error; NothingTrained.
+    """
     steps = simulation.of("step")
     if simulation.over is None or simulation.over.error or not steps:
         raise RuntimeError(f"the simulated run ended: {simulation.over}")
+    if not any(step["tokens_trained"] for step in steps):
+        raise NothingTrained(_fates(steps))
     placed = max(1, scenario.engines)
     return Metrics(
         step_s=steps[-1]["time"] / len(steps),
@@ -236,6 +251,16 @@ def run_metrics(
         tokens_before=before[1],
         tokens_after=after[1],
     )
+
+
+def _fates(steps: Sequence[dict[str, Any]]) -> str:
+    """How the groups of these steps ended, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for step in steps:
+        counts.update(step.get("groups", {}))
+    ends = ", ".join(f"{count} x {how}" for how, count in counts.most_common(_ENDS))
+    more = ", ..." if len(counts) > _ENDS else ""
+    return f"nothing was trained on in {len(steps)} step(s): {ends or 'no group ended'}{more}"
 
 
 def _mean(steps: Sequence[dict[str, Any]], name: str) -> float:

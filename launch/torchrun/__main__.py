@@ -15,14 +15,18 @@ checkpoint. docs/nodes.md is the guide.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
+
+import msgspec
 
 from launch.commands.train import (
     check_fits,
@@ -32,13 +36,14 @@ from launch.commands.train import (
     was_ever_saved,
 )
 from launch.launcher import gpus
+from launch.launcher.environment import clean_environment
 from launch.launcher.local import Launcher, Roles
 from launch.launcher.processes import (
-    clean_environment,
     die_with_parent,
     learner_arguments,
     learner_environment,
 )
+from launch.monitor.bounded_output import bounded_output, tell_losses_in
 from launch.monitor.terminal import TerminalView
 from launch.preflight.settings import settings_problems
 from launch.preflight.without_effect import without_effect
@@ -60,18 +65,22 @@ from launch.torchrun.rendezvous import (
     host_rendezvous,
     join_rendezvous,
 )
-from launch.torchrun.roles import RolesError
-from pipeline.checkpoint.store import CheckpointError, newest
+from launch.torchrun.roles import RolesError, check_world
+from pipeline.checkpoint.store import CheckpointError, Refused, newest
 from pipeline.config.load import ConfigError, dump, load
 from pipeline.config.schema import Config
 from pipeline.data.files import DataError
 from pipeline.observability.recorder import Records
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.python_path import SAFE, user_folder_last
 from pipeline.system.run_folder import RunError, RunFolder, new_name
+from pipeline.system.terminal_text import printable
+from pipeline.system.untrusted_files import UnreadableFile, read_bytes, read_json
 from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError
 
 _STORE_S = 300.0
+_SECRET_BYTES = 1 << 16
 _REFUSALS = (ConfigError, RolesError, RunError, TransportError, DataError, CheckpointError)
 
 
@@ -89,7 +98,14 @@ def _replace(module: str, arguments: list[str], environment: dict[str, str]) -> 
     """Becomes another program under the same process id."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-u", "-m", module, *arguments], environment)  # noqa: S606
+    words = [sys.executable, SAFE, "-u", "-m", module, *arguments]
+    os.execve(sys.executable, words, environment)  # noqa: S606
+
+
+class _Result(msgspec.Struct, frozen=True):
+    """What is used of result.json."""
+
+    steps: int
 
 
 # --- rank 0 -----------------------------------------------------------------------------------
@@ -105,7 +121,7 @@ def _open_run(config: Config, args: argparse.Namespace, store: Any) -> RunFolder
     run.hold_lock()
     run_location.refuse_moved_run(run)
     if run.result.exists():
-        done = json.loads(run.result.read_text())["steps"]
+        done = read_json(run.result, _Result).steps
         if done >= config.step.count:
             raise RunError(
                 f"{run.path}: this run has finished its {done} steps; raise step.count, or choose "
@@ -124,7 +140,7 @@ def _resume_point(config: Config, given: Path, run: RunFolder) -> Path | None:
     Raises: RunError if the folder holds a run with other settings, CheckpointError if no
     checkpoint is complete and fits.
     """
-    other = run.config.exists() and run.config.read_text() != dump(config)
+    other = run.config.exists() and run.config.read_text("utf-8", "replace") != dump(config)
     if not was_ever_saved(run):
         if other:
             raise RunError(
@@ -169,6 +185,7 @@ def _first_rank(config: Config, args: argparse.Namespace, store: Any, node: Node
     site = make_site(plan, hellos, run, dump(config))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(plan.host))
     os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])
+    tell_losses_in(run.logs / "launcher.log")
     view = TerminalView(config.step.count, name=run.path.name)
     launcher = Launcher(config, run, view, resume, Roles(engines=0, ranks=[0]), site)
     print(f"run: {run.path}", flush=True)
@@ -255,19 +272,40 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit("darts: start this with torchrun, or use `darts train` on one machine")
     os.umask(UMASK)
+    user_folder_last()
     die_with_parent()  # a killed torchrun leaves no process behind
+    node = Node.from_torchrun(os.environ)
     try:
         config = load(args.config, args.overrides)
-        args.secret = SharedSecret(args.secret.read_bytes() if args.secret else b"")
-        node = Node.from_torchrun(os.environ)
+        if args.secret:
+            args.secret = SharedSecret(read_bytes(args.secret, _SECRET_BYTES))
+        else:
+            args.secret = SharedSecret(b"")
+        check_world(node.world, config)  # before any folder is made
         if node.machines > 1 and args.out is None:
             raise RunError("several machines need --out, so that a restart finds the run")
         store = _store(node)
         if node.rank > 0:
             _other_rank(config, args, store, node)
-        return _first_rank(config, args, store, node)
-    except (*_REFUSALS, OSError) as error:
-        raise SystemExit(f"darts: {error}") from None
+        with bounded_output():
+            return _first_rank(config, args, store, node)
+    except (*_REFUSALS, UnreadableFile, OSError) as error:
+        return _refused(error, node)
+
+
+def _refused(error: Exception, node: Node) -> int:
+    """Says why the job cannot start: rank 0 on the terminal, and every rank in the file from which
+    torchrun makes its own report. Returns the exit status, as everywhere."""
+    text = printable(str(error))
+    if node.rank == 0 or node.local_rank == 0:
+        print(f"darts: {text}", file=sys.stderr, flush=True)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+        told = {"message": {"message": f"darts: {text}", "extraInfo": extra}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(told), encoding="utf-8")
+    none = isinstance(error, CheckpointError) and not isinstance(error, Refused)
+    return 5 if none else 2
 
 
 if __name__ == "__main__":

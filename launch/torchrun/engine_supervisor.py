@@ -17,8 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+from engines.base import READY
+from launch.launcher.environment import clean_environment
 from launch.launcher.oom import MemoryWatch, own_groups
-from launch.launcher.processes import Child, clean_environment, end_all, engine_environment
+from launch.launcher.processes import Child, end_all, engine_environment
 from launch.torchrun.node import CONFIG, join_arguments, write_join_files
 from pipeline.config.load import load
 from pipeline.system.temp_dirs import remove_orphans, shared_directory
@@ -29,7 +31,9 @@ _MOST_S = 60.0
 
 
 def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
-    """Starts the engine and restarts it when it dies. Returns the exit status."""
+    """Starts the engine and restarts it when it dies, unless it ends by itself before it has ever
+    loaded its model: it would again. Returns the exit status."""
+    began = False
     memory = MemoryWatch(own_groups())
     child.start()
     while not stopped:
@@ -39,9 +43,13 @@ def supervise(child: Child, restarts: int, stopped: list[int]) -> int:
         if how == "exit 0":
             return 0
         if how is not None:
+            began = began or child.said(READY)
+            hopeless = how.startswith("exit ") and not began
             how = f"({how}){child.memory_note(how, memory)}"
             print(f"darts: {child.name} ended {how}; its log: {child.log}", flush=True)
-            if child.starts > restarts:
+            if hopeless:
+                print(f"darts: {child.name} could not start: {child.reason()}", flush=True)
+            if hopeless or child.starts > restarts:
                 print(f"darts: {child.name}: end of its log:\n{child.tail()}", flush=True)
                 return 1
             child.next_start = time.monotonic() + min(_MOST_S, 2.0 ** (child.starts - 1))

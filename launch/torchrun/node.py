@@ -73,7 +73,7 @@ class Node:
 def write_join_files(directory: Path, peer_keys: PeerKeys, config: str) -> None:
     """Writes the key file and the configuration that a process needs to join the run."""
     write_private(directory / _KEY, peer_keys)
-    (directory / CONFIG).write_text(config)
+    (directory / CONFIG).write_text(config, encoding="utf-8")
 
 
 def join_arguments_in_memory(peer_keys: PeerKeys, config: str) -> list[str]:

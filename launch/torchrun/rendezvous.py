@@ -8,6 +8,7 @@ secret (`--secret`) both sides sign their messages, and unsigned messages are ig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from pipeline.system.untrusted_files import UnreadableFile, decode_json
 from pipeline.wire.keys import KeyOwner, KeyPair
 
 POLL_S = 0.1
@@ -108,7 +110,8 @@ def host_rendezvous(
         now_heard: dict[int, Hello] = {}
         for rank in others:
             if (body := _read(store, secret, f"darts/hello/{rank}")) is not None:
-                now_heard[rank] = msgspec.json.decode(body, type=Hello)
+                with contextlib.suppress(UnreadableFile):  # a stranger's word counts as not said
+                    now_heard[rank] = decode_json(body, f"hello of rank {rank}", Hello)
         assignments: Mapping[int, Assignment] = {}
         if len(now_heard) == len(others):
             assignments = answer(now_heard)
@@ -150,7 +153,10 @@ def join_rendezvous(
                 f"rank 0 has not answered within {limit_s:.0f} s (or has another --secret)"
             )
         time.sleep(POLL_S)
-    assignment = msgspec.json.decode(body, type=Assignment)
+    try:
+        assignment: Assignment = decode_json(body, "the answer of rank 0", Assignment)
+    except UnreadableFile as error:
+        raise RendezvousError(str(error)) from error
     store.set(f"darts/here/{assignment.round}/{hello.number}", "")
     if assignment.refused:
         raise RendezvousError(assignment.refused)

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.config.schema import Config
+
 
 class RolesError(Exception):
     """The number of ranks does not fit the configuration; the message says the cure."""
+
+
+def check_world(world: int, config: Config) -> None:
+    """Raises RolesError unless torchrun has started as many ranks as the job has roles."""
+    _check_count(world, config.learner.ranks, config.engine.count)
+
+
+def _check_count(world: int, ranks: int, engines: int) -> None:
+    if world != ranks + engines:
+        raise RolesError(
+            f"torchrun started {world} ranks, but learner.ranks {ranks} + engine.count "
+            f"{engines} are {ranks + engines}: choose --nnodes and --nproc-per-node to match"
+        )
 
 
 def assign_roles(
@@ -26,11 +41,7 @@ def assign_roles(
     >>> assign_roles([0, 0, 0, 1, 1, 1], 3, 3, "spread")
     ['l0', 'l1', 'e0', 'l2', 'e1', 'e2']
     """
-    if len(nodes) != ranks + engines:
-        raise RolesError(
-            f"torchrun started {len(nodes)} ranks, but learner.ranks {ranks} + engine.count "
-            f"{engines} are {ranks + engines}: choose --nnodes and --nproc-per-node to match"
-        )
+    _check_count(len(nodes), ranks, engines)
     chosen = set(range(ranks)) if learners == "first" else _spread(nodes, ranks)
     numbers = {True: 0, False: 0}
     names: list[str] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.system.run_folder import RunError, RunFolder
+from pipeline.system.untrusted_files import UnreadableFile, read_text
 
 _ROUND = "round"
 _NOTE = "elsewhere"
@@ -17,7 +18,7 @@ _NOTE = "elsewhere"
 
 def write_round(run: Path, round_: str) -> None:
     """Marks the folder as the run's, on rank 0."""
-    (run / _ROUND).write_text(f"{round_}\n")
+    (run / _ROUND).write_text(f"{round_}\n", encoding="utf-8")
 
 
 def remove_round(run: Path) -> None:
@@ -28,22 +29,26 @@ def remove_round(run: Path) -> None:
 def is_shared(run: Path, round_: str) -> bool:
     """Returns True if this machine sees rank 0's folder under the same path."""
     try:
-        return (run / _ROUND).read_text().strip() == round_
-    except OSError:
+        return read_text(run / _ROUND, 4096).strip() == round_
+    except UnreadableFile:
         return False
 
 
 def write_location(run: Path, host: str) -> None:
     """Writes down the host of the folder, on a machine that does not share it."""
-    (run / _NOTE).write_text(f"{host}\n")
+    (run / _NOTE).write_text(f"{host}\n", encoding="utf-8")
 
 
 def refuse_moved_run(run: RunFolder) -> None:
     """Raises RunError if the run is on another machine's disk."""
     path = run.path / _NOTE
     if path.exists() and not run.config.exists():
+        try:
+            host = read_text(path, 4096).strip()
+        except UnreadableFile:
+            host = "another machine"
         raise RunError(
-            f"{run.path}: the folder of this run is on {path.read_text().strip()}, but torchrun "
+            f"{run.path}: the folder of this run is on {host}, but torchrun "
             "made this machine the first one: the one whose --local-addr (or host name) sorts "
             "first as text. Change that address on the machine with the folder, or share or move "
             f"the folder; to start a new run here, remove {path}"

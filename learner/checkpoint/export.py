@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from pipeline.system import untrusted_files
 
 NEEDED = ("config.json", "model.safetensors", "tokenizer_config.json")
 ADAPTER = "adapter"
 
 
-class ExportError(Exception):
+class ExportError(ValueError):
     """The checkpoint cannot be exported; the message says what is missing."""
 
 
@@ -43,9 +44,8 @@ def _copied(model: Path, draft: Path) -> None:
 
 
 def _merged(adapter: Path, draft: Path) -> None:
-    base = Path(
-        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    )
+    settings = untrusted_files.read_json(adapter / "adapter_config.json", dict[str, Any])
+    base = Path(untrusted_files.words(settings.get("base_model_name_or_path")) or "unknown")
     if not (base / "config.json").is_file():
         raise ExportError(
             f"{adapter}: made for the model in {base}, which does not exist: put it back"

@@ -3,6 +3,7 @@
     DIRECTORY/model/                 Hugging Face format, with tokenizer (rank 0), or
     DIRECTORY/adapter/               with LoRA: peft's format, without the base model (rank 0)
     DIRECTORY/optimizer-rankR.pt     optimizer and random state (ZeRO 0: rank 0 only)
+    DIRECTORY/loss-rankR.msgpack     state of the loss, if it has any
 
 Every file is fsynced here; the stage syncs the directories and commits by renaming
 DIRECTORY. Gradients are not saved: their groups count as not trained.
@@ -20,7 +21,7 @@ import torch
 
 from learner import lora
 from learner.deepspeed.engine import Zero, ZeroError
-from pipeline.system.durable_files import SYSTEM, Disk, make_durable
+from pipeline.system.durable_files import SYSTEM, Disk, make_durable, write_durably
 
 MODEL = "model"
 _SKIPPED = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
@@ -37,10 +38,26 @@ def optimizer_file(directory: Path, rank: int) -> Path:
     return directory / f"optimizer-rank{rank}.pt"
 
 
+def loss_file(directory: Path, rank: int) -> Path:
+    return directory / f"loss-rank{rank}.msgpack"
+
+
 def save_checkpoint(
-    zero: Zero, source: Path, directory: Path, step: int, version: int, disk: Disk = SYSTEM
+    zero: Zero,
+    source: Path,
+    directory: Path,
+    step: int,
+    version: int,
+    disk: Disk = SYSTEM,
+    *,
+    loss: bytes = b"",
 ) -> None:
-    """Write this rank's part. `source`: the model directory with the tokenizer."""
+    """Write this rank's part.
+
+    Args:
+        source: the model directory with the tokenizer.
+        loss: state of the loss; empty: it has none.
+    """
     with zero.gathered_weights():  # first: all take part, even if rank 0 cannot write
         if zero.rank == 0:
             if lora.is_attached(zero.module):
@@ -55,6 +72,8 @@ def save_checkpoint(
             "state": zero.optimizer_state(),
         }
         save_optimizer(state, optimizer_file(directory, zero.rank), disk)
+    if loss:
+        write_durably(disk, loss_file(directory, zero.rank), loss)
 
 
 def save_optimizer(state: dict[str, Any], path: Path, disk: Disk = SYSTEM) -> None:
@@ -88,11 +107,23 @@ def load_checkpoint(zero: Zero, directory: Path) -> Restored:
     return Restored(state["step"], state["version"])
 
 
+def load_loss_state(directory: Path, rank: int) -> bytes:
+    """Return what this rank's loss left in a checkpoint, or rank 0's if that had fewer ranks; empty
+    if there is nothing."""
+    found = [path for r in (rank, 0) if (path := loss_file(directory, r)).is_file()]
+    return found[0].read_bytes() if found else b""
+
+
+_OWN_FILES = ((optimizer_file, "optimizer-rank*.pt"), (loss_file, "loss-rank*.msgpack"))
+
+
 def files_needed(directory: Path, rank: int) -> list[Path]:
-    """List the files of a checkpoint that a rank reads: all but other ranks' optimizers."""
-    own = optimizer_file(directory, rank)
-    own = own if own.is_file() else optimizer_file(directory, 0)  # ZeRO 0
-    others = set(directory.glob("optimizer-rank*.pt")) - {own}
+    """List the files of a checkpoint that a rank reads: all but those of other ranks alone."""
+    others: set[Path] = set()
+    for file_of, pattern in _OWN_FILES:
+        own = file_of(directory, rank)
+        own = own if own.is_file() else file_of(directory, 0)  # ZeRO 0, or fewer ranks
+        others |= set(directory.glob(pattern)) - {own}
     return sorted(path for path in directory.rglob("*") if path.is_file() and path not in others)
 
 

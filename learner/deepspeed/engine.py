@@ -214,18 +214,21 @@ class Zero:
         value = float(norm.item()) / normaliser
         return value < GRADIENT_LIMIT and float(norm.item()) < GRADIENT_LIMIT
 
-    def step(self, normaliser: float, updates: int) -> dict[str, float]:
+    def step(
+        self, normaliser: float, updates: int, rate_scale: float = 1.0
+    ) -> dict[str, float]:
         """Divide by the normaliser, clip, and apply (a collective); clears the gradients.
 
         Args:
             normaliser: N, over all ranks.
             updates: steps applied before this one, for the learning rate.
+            rate_scale: what this step's learning rate is multiplied by.
 
         Returns: `grad_norm` (before clipping) and `lr`.
         """
         if not normaliser > 0:
             raise ZeroError(f"the step's normaliser is {normaliser}: no token to learn from")
-        learning_rate = scheduled_lr(self._section, updates, self._steps)
+        learning_rate = scheduled_lr(self._section, updates, self._steps) * rate_scale
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._section.dtype == "bfloat16":

@@ -12,6 +12,7 @@ one part, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -34,21 +35,26 @@ def packed_logprobs(
     temperature: float,
     *,
     entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return logprobs of the tokens taken given all before them, nats, and entropies (detached).
+    """Return logprobs of the tokens taken given all before them, nats, and entropies.
 
     Args:
         model: a transformers causal LM, or the DeepSpeed engine around it.
+        entropy: compute entropies, without `entropy_gradient` detached.
     """
     bare = bare_model(model)
+    score = functools.partial(
+        _scored, temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient
+    )
     output = bare.get_output_embeddings()
     rows = max(1, LARGEST_LOGITS // output.weight.shape[0]) if _parts_allowed(bare) else 0
     if not rows or len(taken_N) <= rows:
         logits_NV = packed_logits(model, tokens_P, call, len(taken_N))
-        return _scored(logits_NV, taken_N, temperature, entropy=entropy)
+        return score(logits_NV, taken_N)
 
     def part(hidden_RH: Tensor, taken_R: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _scored(output(hidden_RH), taken_R, temperature, entropy=entropy)
+        return score(output(hidden_RH), taken_R)
 
     hidden_NH = packed_hidden(model, tokens_P, call, len(taken_N))
     found = [
@@ -96,10 +102,17 @@ def _parts_allowed(bare: Any) -> bool:
 
 
 def _scored(
-    logits_NV: Tensor, taken_N: Tensor, temperature: float, *, entropy: bool
+    logits_NV: Tensor,
+    taken_N: Tensor,
+    temperature: float,
+    *,
+    entropy: bool,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     logprobs_N = token_logprobs(logits_NV, taken_N, temperature)
-    return logprobs_N, entropies(logits_NV, temperature) if entropy else None
+    if not entropy:
+        return logprobs_N, None
+    return logprobs_N, entropies(logits_NV, temperature, gradient=entropy_gradient)
 
 
 def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
@@ -115,11 +128,15 @@ def token_logprobs(logits: Tensor, taken: Tensor, temperature: float) -> Tensor:
     return scaled.gather(-1, taken.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
-@torch.no_grad()
-def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Compute the entropy of each distribution at a temperature, nats, in float32: shape (N,)."""
+def entropies(logits_NV: Tensor, temperature: float, *, gradient: bool = False) -> Tensor:
+    """Compute the entropy of each distribution at a temperature, nats, in float32: shape (N,).
+
+    Args:
+        gradient: keep the graph, which holds the probabilities of the whole vocabulary.
+    """
     found: list[Tensor] = []
-    for part_NV in logits_NV.split(_ENTROPY_ROWS):  # so that a large vocabulary is not held twice
-        logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
-        found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
+    with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+        for part_NV in logits_NV.split(_ENTROPY_ROWS):  # a large vocabulary is not held twice
+            logprobs_NV = (part_NV.float() / temperature).log_softmax(-1)
+            found.append(-(logprobs_NV.exp() * logprobs_NV).sum(-1))
     return torch.cat(found)

@@ -50,10 +50,12 @@ class MicroBatchLimit:
 
     Args:
         setting: `learner.tokens_per_micro_batch`.
+        whole_groups: the loss needs the members of a group together.
     """
 
-    def __init__(self, setting: int) -> None:
+    def __init__(self, setting: int, *, whole_groups: bool = False) -> None:
         self._setting = self.tokens = setting
+        self._whole_groups = whole_groups
         self._running: MicroBatch | None = None
 
     def watch(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
@@ -80,11 +82,13 @@ class MicroBatchLimit:
         if failed is None:
             raise shortage_outside_of_passes(error) from error
         tokens = failed.packed.tokens_P.numel()
-        if len(failed.trajectories) > 1:
+        whole = self._whole_groups and len(set(failed.group_B.tolist())) == 1
+        if len(failed.trajectories) > 1 and not whole:
             return min(self.tokens, tokens) // 2
         if tokens >= self.tokens:
+            what = "group, which the loss needs whole" if whole else "response"
             raise MemoryShortage(
-                f"{error}; in a pass over a single response ({tokens} tokens with its prompt), "
+                f"{error}; in a pass over a single {what} ({tokens} tokens with its prompt), "
                 "which no smaller learner.tokens_per_micro_batch splits: lower "
                 "sampling.max_tokens, set learner.gradient_checkpointing, or use more "
                 "learner.ranks at a higher learner.zero"

@@ -1,8 +1,8 @@
 """Turns groups into micro-batches, and micro-batches into logprobs of response tokens.
 
 A micro-batch is one packed call: its tokens stand one after another without
-padding, and the prefix that the members of a group share is computed once. That is
-the prompt without its last token: the last one predicts the first response token,
+padding, and the prefix that members with the same prompt share is computed once. That
+is the prompt without its last token: the last one predicts the first response token,
 so each member has its own copy of it. The last response token predicts nothing and
 is not fed. Logits are computed for members' tokens only, in float32, divided by the
 sampling temperature of the engines.
@@ -60,7 +60,10 @@ class MicroBatch:
     behaviour_BT: Tensor
     mask_BT: Tensor
     advantages_B: Tensor
+    advantages_BT: Tensor
+    rewards_B: Tensor
     weights_B: Tensor
+    group_B: Tensor
     trajectories: tuple[int, ...]
     """Ids, in the order of the rows."""
     old_BT: Tensor | None = None
@@ -77,37 +80,62 @@ def counted_tokens(group: TrainGroup) -> float:
     return sum(member.weight * member.sampled_tokens for member in group.members)
 
 
-def micro_batches(groups: Sequence[TrainGroup], cap: int, device: torch.device) -> list[MicroBatch]:
-    """Pack all trained members of the groups, at most `cap` tokens per micro-batch."""
-    prompts = [ints(group.prompt) for group in groups]
-    members = [trained_members(group) for group in groups]
+def micro_batches(
+    groups: Sequence[TrainGroup], cap: int, device: torch.device, *, whole_groups: bool = False
+) -> list[MicroBatch]:
+    """Pack all trained members of the groups, at most `cap` tokens per micro-batch.
+
+    Args:
+        whole_groups: keep a group in one micro-batch, also one over the cap.
+    """
+    parts = [
+        (owner, ints(prompt), found)
+        for owner, group in enumerate(groups)
+        for prompt, found in by_prompt(group).items()
+    ]
     sizes = [
         (max(0, len(prompt) - 1), [len(member.response) // 4 for member in found])
-        for prompt, found in zip(prompts, members, strict=True)
+        for _, prompt, found in parts
     ]
+    owners = [owner for owner, _, _ in parts]
     return [
-        _assemble([(prompts[g], [members[g][m] for m in chosen]) for g, chosen in parts], device)
-        for parts in pack(sizes, cap)
+        _assemble(
+            [(parts[p][1], [parts[p][2][m] for m in chosen]) for p, chosen in packed],
+            [groups[owners[p]].group for p, chosen in packed for _ in chosen],
+            device,
+        )
+        for packed in pack(sizes, cap, whole_groups=whole_groups, owners=owners)
     ]
+
+
+def by_prompt(group: TrainGroup) -> dict[bytes, list[TrainMember]]:
+    """Return the trained members by the prompt (int32) that they were sampled after: the group's,
+    or one of their own."""
+    found: dict[bytes, list[TrainMember]] = {}
+    for member in trained_members(group):
+        found.setdefault(group.prompt_of(member), []).append(member)
+    return found
 
 
 def _assemble(
-    parts: Sequence[tuple[Any, Sequence[TrainMember]]], device: torch.device
+    parts: Sequence[tuple[Any, Sequence[TrainMember]]],
+    groups: Sequence[int],
+    device: torch.device,
 ) -> MicroBatch:
+    """`groups`: id of the group of each member."""
     members = [member for _, found in parts for member in found]
     responses = [ints(member.response) for member in members]
     rows, longest = len(members), max(len(response) for response in responses)
     behaviour = np.zeros((rows, longest), dtype=np.float32)
     mask, old = np.zeros_like(behaviour), np.full_like(behaviour, np.nan)
+    advantages = np.zeros_like(behaviour)
     held = np.zeros(mask.shape, dtype=np.bool_)
     for row, (member, response) in enumerate(zip(members, responses, strict=True)):
-        logprobs = floats(member.behaviour)
-        if len(response) != len(logprobs):
-            raise ValueError(
-                f"trajectory {member.trajectory}: {len(response)} tokens, "
-                f"{len(logprobs)} behaviour logprobs"
-            )
-        behaviour[row, : len(response)] = logprobs
+        _check_lengths(member, len(response))
+        behaviour[row, : len(response)] = floats(member.behaviour)
+        advantages[row, : len(response)] = (
+            floats(member.token_advantages) if member.token_advantages else member.advantage
+        )
         mask[row, : len(response)] = 1.0
         held[row, : len(response)] = True
         for first, count in member.appended:
@@ -125,10 +153,25 @@ def _assemble(
         behaviour_BT=torch.from_numpy(behaviour).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
         advantages_B=torch.tensor([member.advantage for member in members], device=device),
+        advantages_BT=torch.from_numpy(advantages).to(device),
+        rewards_B=torch.tensor([float(member.reward) for member in members], device=device),
         weights_B=torch.tensor([member.weight for member in members], device=device),
+        group_B=torch.tensor(groups, device=device),
         trajectories=tuple(member.trajectory for member in members),
         old_BT=torch.from_numpy(old).to(device) if any(m.old for m in members) else None,
     )
+
+
+def _check_lengths(member: TrainMember, tokens: int) -> None:
+    """Raise ValueError if the member has numbers for more or fewer tokens than its response has."""
+    given = {
+        "behaviour logprobs": len(member.behaviour) // 4,
+        "old logprobs": len(member.old) // 4 if member.old else tokens,
+        "advantages": len(member.token_advantages) // 4 if member.token_advantages else tokens,
+    }
+    for what, count in given.items():
+        if count != tokens:
+            raise ValueError(f"trajectory {member.trajectory}: {tokens} tokens, {count} {what}")
 
 
 def pack_whole(
@@ -167,16 +210,28 @@ def response_logprobs(model: Forward, packed: Packed, temperature: float) -> Ten
 
 
 def loss_batch(
-    model: Forward, batch: MicroBatch, temperature: float, *, entropy: bool = False
+    model: Forward,
+    batch: MicroBatch,
+    temperature: float,
+    *,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
+    max_tokens: int = 0,
 ) -> LossBatch:
     """Run the forward pass of one micro-batch for a loss; 0 where no token was sampled.
 
     The old logprobs are the new ones, detached: with one update per batch the ratio is 1.
+
+    Args:
+        entropy: compute entropies too.
+        entropy_gradient: they have a gradient.
+        max_tokens: `sampling.max_tokens`, for losses that scale lengths by it.
     """
     packed = batch.packed
     logprobs_N, entropy_N = packed_logprobs(
-        model, packed.tokens_P, packed.call, packed.taken_N, temperature, entropy=entropy
-    )
+        model, packed.tokens_P, packed.call, packed.taken_N, temperature,
+        entropy=entropy, entropy_gradient=entropy_gradient,
+    )  # fmt: skip
 
     def placed(values_N: Tensor) -> Tensor:
         if batch.sampled_N is not None:
@@ -191,6 +246,11 @@ def loss_batch(
         old_logprobs_BT=logprobs_BT.detach(),
         behaviour_BT=batch.behaviour_BT,
         advantages_B=batch.advantages_B,
+        advantages_BT=batch.advantages_BT,
+        rewards_B=batch.rewards_B,
+        lengths_B=batch.mask_BT.sum(1),
+        group_B=batch.group_B,
+        max_tokens=max_tokens,
         mask_BT=batch.mask_BT,
         weights_B=batch.weights_B,
         importance_BT=torch.ones_like(batch.mask_BT),

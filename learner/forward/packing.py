@@ -3,7 +3,8 @@
 A micro-batch is one packed call: its tokens stand one after another, without
 padding, and a group's shared prefix is in it once. Groups stay together, so
 that the prefix is computed once; a group over the cap is split and its prefix
-repeated. Knows no tensor and no model. Pure.
+repeated, unless groups have to stay whole. (Members with another prompt are a group
+of their own here.) Knows no tensor and no model. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ class Part(NamedTuple):
     """Indices within the group, ascending."""
 
 
-def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Part]]:
+def pack(
+    groups: Sequence[tuple[int, Sequence[int]]],
+    cap: int,
+    *,
+    whole_groups: bool = False,
+    owners: Sequence[int] = (),
+) -> list[list[Part]]:
     """Pack into micro-batches of at most `cap` tokens, by first-fit decreasing.
 
     A part costs its group's prefix and the tokens of its members. A member that exceeds
@@ -32,6 +39,8 @@ def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Par
         groups: (prefix, members): tokens that the members share, >= 0, and each
             member's own tokens, >= 1.
         cap: tokens per micro-batch, >= 1.
+        whole_groups: do not split a group, also if it exceeds `cap`.
+        owners: a number for each group, >= 0; those of one number then stay together, too.
 
     Raises: ValueError if a length or the cap is too small.
 
@@ -46,10 +55,15 @@ def pack(groups: Sequence[tuple[int, Sequence[int]]], cap: int) -> list[list[Par
     sized = [
         (prefix + sum(members[index] for index in chosen), Part(group, tuple(sorted(chosen))))
         for group, (prefix, members) in enumerate(groups)
-        for chosen in _first_fit(members, cap - prefix)
+        for chosen in _first_fit(members, sum(members) if whole_groups else cap - prefix)
     ]
-    batches = _first_fit([size for size, _ in sized], cap)
-    return [[sized[index][1] for index in sorted(batch)] for batch in batches]
+    units: dict[int, list[int]] = {}  # indices of `sized` that stay together
+    for index, (_, part) in enumerate(sized):
+        together = owners[part.group] if whole_groups and owners else -1 - index
+        units.setdefault(together, []).append(index)
+    parts = [[sized[index] for index in unit] for unit in units.values()]
+    batches = _first_fit([sum(size for size, _ in unit) for unit in parts], cap)
+    return [[part for unit in sorted(batch) for _, part in parts[unit]] for batch in batches]
 
 
 def _first_fit(sizes: Sequence[int], cap: int) -> list[list[int]]:

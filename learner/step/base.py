@@ -11,8 +11,8 @@ import abc
 import logging
 from collections.abc import Sequence
 
-from learner.forward.micro_batches import counted_tokens
-from learner.step.passes import Metrics, NotFinite, Passes
+from learner.step.loss_pass import Metrics
+from learner.step.passes import NotFinite, Passes
 from pipeline.wire.messages import CloseStep, GroupFailed, GroupTrained, TrainGroup
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LearnerStep(abc.ABC):
         if metrics is None:  # not in the handler: the error holds what the pass had allocated
             return self.add_groups(groups)
         self._held.update((group.group, group) for group in groups)
-        return trained_reports(groups, metrics)
+        return self._trained_reports(groups, metrics)
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +84,7 @@ class LearnerStep(abc.ABC):
 
     def clear_groups(self) -> None:
         """Forget all groups and their gradient."""
-        self._passes.zero.zero_gradients()
+        self._passes.forget_gradient()
         self._passes.forget_groups(self._held.values())
         self._passes.limit.restore()
         self._passes.forget_streams()
@@ -108,15 +108,14 @@ class LearnerStep(abc.ABC):
         log.warning("group %d of step %d: %s", group.group, group.step, error)
         return [GroupFailed(step=group.step, group=group.group, why=str(error))]
 
-
-def trained_reports(groups: Sequence[TrainGroup], metrics: Metrics) -> list[Report]:
-    """One report for each group; the first carries the metrics, which are sums over all."""
-    return [
-        GroupTrained(
-            step=group.step,
-            group=group.group,
-            tokens=counted_tokens(group),
-            metrics={} if at else metrics,
-        )
-        for at, group in enumerate(groups)
-    ]
+    def _trained_reports(self, groups: Sequence[TrainGroup], metrics: Metrics) -> list[Report]:
+        """One report for each group; the first carries the metrics, which are sums over all."""
+        return [
+            GroupTrained(
+                step=group.step,
+                group=group.group,
+                tokens=self._passes.loss_pass.aggregation.counted(group),
+                metrics={} if at else metrics,
+            )
+            for at, group in enumerate(groups)
+        ]

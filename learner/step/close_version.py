@@ -76,7 +76,7 @@ class VersionCloser:
         if self._own is not None:
             wanted = {chunk.trajectory for chunk in order.chunks}
             for chunk in order.chunks:
-                self._own.add_chunk(order.prompts[chunk.group], chunk)
+                self._own.add_chunk(order.prompt_of(chunk), chunk)
             while self._own.has_pending(wanted) and not stop():
                 yield pieces_of(self._own.run_call(first=wanted))
             lacking = set(self._own.lacking(wanted))
@@ -95,6 +95,7 @@ def _groups(order: CloseVersion, chunks: Iterable[StreamedChunk]) -> list[TrainG
             behaviour=bytes(len(chunk.tokens)),
             reward=0.0,
             advantage=0.0,
+            prompt=order.own.get(chunk.trajectory, b""),
         )
         members.setdefault(chunk.group, []).append(member)
     return [

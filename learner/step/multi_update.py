@@ -12,13 +12,15 @@ import logging
 import math
 from collections.abc import Sequence
 
-from learner.forward.micro_batches import counted_tokens
+import numpy as np
+
 from learner.step.base import LearnerStep
+from learner.step.loss_pass import Metrics
 from learner.step.mini_batches import mini_batches
-from learner.step.passes import Metrics, NotFinite, Passes, merge_metrics
+from learner.step.passes import NotFinite, Passes, merge_metrics
 from pipeline.config.logprob_uses import needs_old
 from pipeline.config.schema import LearnerConfig
-from pipeline.wire.messages import CloseStep, TrainGroup
+from pipeline.wire.messages import CloseStep, TrainGroup, floats
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +49,15 @@ class MultiUpdateStep(LearnerStep):
             self._recompute_old(mine)
         sums: Metrics = {}
         norms: list[float] = []
+        scales: list[float] = []
+        counted = self._passes.loss_pass.aggregation.counted
         tokens, rate = 0.0, 0.0
         section = self._section
         for names in mini_batches(
             close.groups, updates=section.updates, epochs=section.epochs, step=close.step
         ):
             groups = [self._held[name] for name in names if name in self._held]
-            [normaliser] = self._passes.zero.sum_over_ranks(sum(map(counted_tokens, groups)))
+            [normaliser] = self._passes.zero.sum_over_ranks(sum(map(counted, groups)))
             if not normaliser > 0:  # weight 0 only
                 continue
             applied = self._passes.apply_step(groups, normaliser, version, built=False)
@@ -62,6 +66,7 @@ class MultiUpdateStep(LearnerStep):
                 continue
             merge_metrics(sums, applied[0])
             norms.append(applied[1]["grad_norm"])
+            scales += [applied[1]["lr_scale"]] if "lr_scale" in applied[1] else []
             tokens, rate = tokens + normaliser, applied[1]["lr"]
         if not norms:
             return None
@@ -70,6 +75,7 @@ class MultiUpdateStep(LearnerStep):
             "grad_norm": sum(norms) / len(norms),
             "lr": rate,
             "updates": float(len(norms)),
+            **({"lr_scale": sum(scales) / len(scales)} if scales else {}),
         }
 
     def _recompute_old(self, groups: Sequence[TrainGroup]) -> None:
@@ -90,7 +96,7 @@ class MultiUpdateStep(LearnerStep):
             **{
                 name: value
                 if name.endswith("_max")
-                else value / (tokens if name == "loss" else computed)
+                else value / (tokens if name == "loss" else computed or 1.0)
                 for name, value in total.items()
             },
             "computed_share": computed / tokens,
@@ -101,3 +107,5 @@ def _check(group: TrainGroup) -> None:
     for member in group.members:
         if not math.isfinite(member.advantage) or not math.isfinite(member.weight):
             raise NotFinite(f"advantage {member.advantage}, weight {member.weight}")
+        if not np.isfinite(floats(member.token_advantages)).all():
+            raise NotFinite(f"an advantage of a token of trajectory {member.trajectory}")

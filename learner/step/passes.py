@@ -9,7 +9,6 @@ fewer passes adds some of weight zero. Knows no message but `TrainGroup`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,22 +21,19 @@ from learner.forward.memory import MemoryShortage, MicroBatchLimit, ran_out_of_m
 from learner.forward.micro_batches import (
     Forward,
     MicroBatch,
-    loss_batch,
     micro_batches,
     pack_whole,
     response_logprobs,
 )
 from learner.losses import Loss
 from learner.pace import PassPace
-from learner.step.importance_weights import importance_weights
-from learner.streaming.fixed_logprobs import ByTrajectory, align, member_logprobs
+from learner.step.loss_pass import LossPass, Metrics, reported
+from learner.streaming.fixed_logprobs import ByTrajectory, member_logprobs
 from learner.streaming.logprob_stream import ModelStream
-from pipeline.config.logprob_uses import importance_mode
 from pipeline.config.schema import LearnerConfig
 from pipeline.wire.messages import TrainGroup
 
 log = logging.getLogger(__name__)
-Metrics = dict[str, float]
 
 
 class NotFinite(Exception):
@@ -59,19 +55,26 @@ class Passes:
         section: LearnerConfig,
         *,
         temperature: float,
+        max_tokens: int = 0,
         reference: Forward | None = None,
         old_stream: ModelStream | None = None,
         reference_stream: ModelStream | None = None,
         pace: PassPace | None = None,
     ) -> None:
         self.zero = zero
-        self._loss = loss
-        self._section = section
         self._temperature = temperature
         self._model_reference = reference
-        # With a reference model the KL of all members is a metric.
-        self._some_silent = reference is None and getattr(loss, "silent_without_advantage", False)
-        self.limit = MicroBatchLimit(section.tokens_per_micro_batch)
+        self.loss_pass = LossPass(
+            loss,
+            section,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            reference=reference is not None,
+        )
+        self._sums: Metrics = {}  # of the loss over what is in the gradient
+        self.limit = MicroBatchLimit(
+            section.tokens_per_micro_batch, whole_groups=self.loss_pass.whole_groups
+        )
         self._old: ByTrajectory = {}
         self._reference: ByTrajectory = {}
         self._old_stream, self._reference_stream = old_stream, reference_stream
@@ -192,11 +195,13 @@ class Passes:
         with collective passes its backward runs nevertheless, as on the other ranks.
         """
         total: Metrics = {"computed": 0.0}
-        zero, batches = self.zero, self._micro_batches(self._audible(groups))
+        weighed = [self.loss_pass.aggregation.weighed(group) for group in groups]
+        whole_groups = self.loss_pass.whole_groups
+        zero, batches = self.zero, self._micro_batches(self._audible(weighed), whole_groups)
         empty, bad = self._empty_passes(len(batches)), ""
         for index, batch in enumerate(self.limit.watch(batches)):
             begun_s = time.monotonic()
-            loss, metrics = self._forward(batch)
+            loss, metrics = self.loss_pass.forward(zero.engine, batch, self._old, self._reference)
             if not bool(torch.isfinite(loss)):
                 bad = f"the loss is {loss.item()}"
                 if not zero.collective_passes:
@@ -208,7 +213,8 @@ class Passes:
             zero.backward(self._empty_pass() * 0.0)
         if bad:
             raise NotFinite(bad, spoiled=True)
-        return total
+        merge_metrics(self._sums, total)
+        return reported(total)
 
     def apply_step(
         self, groups: Sequence[TrainGroup], normaliser: float, version: int, *, built: bool
@@ -230,20 +236,40 @@ class Passes:
             if sums is not None and not self.zero.has_gradient():
                 self.zero.backward(self._empty_pass() * 0.0)  # ZeRO 1 fails without a backward
             if self.zero.gradient_is_finite(normaliser, fine_here=sums is not None):
-                return sums or {}, self.zero.step(normaliser, version)
+                return sums or {}, self._apply(normaliser, version)
             if attempt == 0:
                 log.warning("gradient not finite; building it again")
                 self.limit.halve_setting()
                 sums = self._build(groups)
-        self.zero.zero_gradients()
+        self.forget_gradient()
         return None
+
+    def _apply(self, normaliser: float, version: int) -> Metrics:
+        """Step, at the rate that the loss may scale, and keep what the loss remembers."""
+        if not self.loss_pass.scales_steps:
+            applied = self.zero.step(normaliser, version)
+        else:
+            sums: Metrics = {}
+            for found in self.zero.gather_from_ranks(self._sums):
+                merge_metrics(sums, found)
+            scale = self.loss_pass.step_scale(sums)
+            applied = {**self.zero.step(normaliser, version, scale), "lr_scale": scale}
+        self._sums = {}
+        self.loss_pass.state.keep()
+        return applied
+
+    def forget_gradient(self) -> None:
+        """Forget everything accumulated since the last optimizer step."""
+        self.zero.zero_gradients()
+        self._sums = {}
+        self.loss_pass.state.rewind()
 
     def rebuild_gradient(self, groups: Sequence[TrainGroup]) -> bool:
         """Build the gradient of these groups anew; returns False if a loss is not finite."""
         return self._build(groups) is not None
 
     def _build(self, groups: Sequence[TrainGroup]) -> Metrics | None:
-        self.zero.zero_gradients()
+        self.forget_gradient()
         try:
             return self.forward_backward(groups) if groups or self.zero.collective_passes else {}
         except NotFinite as error:
@@ -272,8 +298,11 @@ class Passes:
         tokens = self.limit.tokens
         log.warning("out of memory: micro-batches of %d tokens for this step", tokens)
 
-    def _micro_batches(self, groups: Sequence[TrainGroup]) -> list[MicroBatch]:
-        return micro_batches(groups, self.limit.tokens, self.zero.device)
+    def _micro_batches(
+        self, groups: Sequence[TrainGroup], whole_groups: bool = False
+    ) -> list[MicroBatch]:
+        limit, device = self.limit.tokens, self.zero.device
+        return micro_batches(groups, limit, device, whole_groups=whole_groups)
 
     # --- one pass ---------------------------------------------------------------------------
 
@@ -282,46 +311,14 @@ class Passes:
 
         They count in the normaliser, so the gradient is the same.
         """
-        if not self._some_silent:
+        if not self.loss_pass.skips_silent:
             return groups
         return [
             msgspec.structs.replace(
-                group, members=tuple(member for member in group.members if member.advantage != 0)
+                group, members=tuple(member for member in group.members if member.has_advantage)
             )
             for group in groups
         ]
-
-    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
-        section = self._section
-        found = loss_batch(self.zero.engine, batch, self._temperature, entropy=section.entropy)
-        mode, cap = importance_mode(section), section.importance_cap
-        old_BT, reference_BT = found.old_logprobs_BT, None
-        if self._old:
-            old_BT = align(self._old, batch.trajectories, found.mask_BT, old_BT)
-        if batch.old_BT is not None:  # of older versions; NaN elsewhere
-            old_BT = batch.old_BT.where(batch.old_BT.isfinite(), old_BT)
-        if self._reference:
-            reference_BT = align(
-                self._reference, batch.trajectories, found.mask_BT, found.logprobs_BT
-            )
-        # outside the mask the behaviour logprob is a meaningless zero
-        behaviour_BT = found.behaviour_BT.where(found.mask_BT > 0, old_BT)
-        importance_BT, cut_BT = importance_weights(old_BT, behaviour_BT, mode=mode, cap=cap)
-        full = dataclasses.replace(
-            found,
-            old_logprobs_BT=old_BT,
-            importance_BT=importance_BT,
-            reference_BT=reference_BT,
-        )
-        loss, metrics = self._loss.loss(full)
-        count_BT = full.mask_BT * full.weights_B.unsqueeze(1)
-        metrics["computed"] = count_BT.sum().item()
-        if full.entropy_BT is not None:
-            metrics["entropy"] = (full.entropy_BT * count_BT).sum().item()
-        if mode != "off":
-            metrics["importance"] = (importance_BT * count_BT).sum().item()
-            metrics["importance_cut"] = (cut_BT * count_BT).sum().item()
-        return loss, metrics
 
     def _empty_passes(self, own: int) -> int:
         """Return how many passes this rank must add, so that all ranks run equally many.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from learner.step.base import LearnerStep
-from learner.step.passes import Metrics
+from learner.step.loss_pass import Metrics
 from pipeline.wire.messages import CloseStep, TrainGroup
 
 

@@ -37,7 +37,9 @@ class ModelStream:
     def __init__(self, forward: CachedForward, pace: PassPace | None = None) -> None:
         self._forward, self._pace = forward, pace or PassPace(None)
         self._found: dict[int, list[Floats]] = {}
-        self._prompts: set[int] = set()
+        self._keys: dict[int, dict[bytes, int]] = {}
+        """Group -> prompt -> the number that the cache knows it by: a group may have several."""
+        self._begun = 0
 
     @property
     def pending_tokens(self) -> int:
@@ -47,7 +49,7 @@ class ModelStream:
     def add_streamed(self, tokens: StreamedTokens) -> None:
         """Queue the next tokens of these trajectories; forget those that are gone."""
         for chunk in tokens.chunks:
-            self.add_chunk(tokens.prompts[chunk.group], chunk)
+            self.add_chunk(tokens.prompt_of(chunk), chunk)
         for trajectory in tokens.gone:
             self._forward.release_trajectory(trajectory)
             self._found.pop(trajectory, None)
@@ -58,8 +60,8 @@ class ModelStream:
         fresh = ints(chunk.tokens)[max(0, known - chunk.offset) :]
         # After a gap (the cache was cleared in between) the arriving group fills it.
         if chunk.offset <= known and len(fresh):
-            self._begin(chunk.group, prompt)
-            self._forward.extend_trajectory(chunk.trajectory, chunk.group, fresh.tolist())
+            key = self._begin(chunk.group, prompt)
+            self._forward.extend_trajectory(chunk.trajectory, key, fresh.tolist())
 
     def run_call(self, first: Collection[int] = ()) -> list[StreamedLogprobs]:
         """Run one call and return what it computed: of the trajectories in `first`, then short
@@ -95,11 +97,11 @@ class ModelStream:
         wanted: dict[int, TrainMember] = {}
         for group in groups:
             for member in trained_members(group):
-                self._begin(group.group, group.prompt)
+                key = self._begin(group.group, group.prompt_of(member))
                 known = self._forward.tokens_held(member.trajectory)
                 rest = ints(member.response)[known:].tolist()
                 if rest or not known:
-                    self._forward.extend_trajectory(member.trajectory, group.group, rest)
+                    self._forward.extend_trajectory(member.trajectory, key, rest)
                 wanted[member.trajectory] = member
         while self._forward.has_pending(wanted):
             self._run(lambda name: float(name not in wanted))
@@ -121,19 +123,23 @@ class ModelStream:
         for group in groups:
             for member in group.members:
                 self._found.pop(member.trajectory, None)
-            self._forward.release_group(group.group)
-            self._prompts.discard(group.group)
+            for key in self._keys.pop(group.group, {}).values():
+                self._forward.release_group(key)
 
     def clear_stream(self) -> None:
         """Forget everything: the weights are about to change."""
         self._forward.clear_cache()
         self._found.clear()
-        self._prompts.clear()
+        self._keys.clear()
 
-    def _begin(self, group: int, prompt: bytes) -> None:
-        if group not in self._prompts:
-            self._prompts.add(group)
-            self._forward.begin_group(group, ints(prompt).tolist())
+    def _begin(self, group: int, prompt: bytes) -> int:
+        """Returns what the cache knows this prompt of the group by."""
+        keys = self._keys.setdefault(group, {})
+        if prompt not in keys:
+            self._begun += 1
+            keys[prompt] = self._begun
+            self._forward.begin_group(self._begun, ints(prompt).tolist())
+        return keys[prompt]
 
     def _run(self, priority: Callable[[int], float]) -> list[StreamedLogprobs]:
         begun_s = time.monotonic()

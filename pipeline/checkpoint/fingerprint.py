@@ -23,6 +23,7 @@ Fingerprint = dict[str, str]
 
 FREE = (
     *("step.count", "engine.", "eval.", "checkpoint.", "timeouts.", "metrics.", "debug."),
+    "recipe",  # its settings stand beside it
     *("learner.lr", "learner.clip_norm", "learner.warmup_steps", "learner.entropy"),
     *(
         "learner.schedule",

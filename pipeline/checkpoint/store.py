@@ -26,6 +26,7 @@ import msgspec
 import xxhash
 
 from pipeline.coordinator.snapshot import Snapshot
+from pipeline.system import untrusted_files
 from pipeline.system.durable_files import OTHERS_WRITE, SYSTEM, Disk, remove_tree, write_durably
 
 STATE = "coordinator.msgpack"
@@ -174,25 +175,44 @@ def verify(directory: Path) -> dict[str, Any]:
     """Check every file against the manifest, and return it. Raises CheckpointError."""
     if directory.is_symlink():
         raise CheckpointError(f"{directory}: is a symbolic link, not what was written")
-    try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-        files = manifest["files"]
-        sealed = manifest["checksum"] == _seal(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
-    if not sealed:
-        raise CheckpointError(f"{directory / MANIFEST}: not what was written")
+    manifest = _read_manifest(directory / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise Refused(
             f"{directory}: format {manifest.get('format')}, this darts reads {FORMAT}; continue "
             "with the version that wrote it, or start a new run with its model/"
         )
     try:
-        _check_files(directory, files)
+        _check_files(directory, manifest["files"])
     except OSError as error:
         raise _failed(directory, error) from error
     except (ValueError, TypeError, AttributeError) as error:  # an invalid file name or entry
         raise CheckpointError(f"{directory / MANIFEST}: {error!r}") from error
+    return manifest
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What a resume uses of a manifest; other entries are told to people."""
+
+    files: dict[str, tuple[int, str]]
+    step: int
+    made_for: dict[str, str] = {}
+    records: dict[str, int] = {}
+    training_seconds: float = 0.0
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError if it is damaged, or not of the manifest's form."""
+    try:
+        manifest = json.loads(untrusted_files.read_text(path))
+        untrusted_files.check_depth(manifest, path)
+        if manifest["checksum"] != _seal(manifest):
+            raise CheckpointError(f"{path}: not what was written")
+        if manifest.get("format") == FORMAT:
+            msgspec.convert(manifest, _Manifest, str_keys=True)
+    except untrusted_files.UnreadableFile as error:
+        raise CheckpointError(str(error)) from error
+    except (*untrusted_files.BROKEN, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error!r:.500}") from error
     return manifest
 
 
@@ -294,7 +314,10 @@ def _free(path: Path) -> Path:
 
 def load_state(directory: Path) -> Snapshot:
     """Read the coordinator's state. Raises CheckpointError."""
+    path = directory / STATE
     try:
-        return msgspec.msgpack.decode((directory / STATE).read_bytes(), type=Snapshot)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{directory / STATE}: {error}") from error
+        return untrusted_files.decode_msgpack(path.read_bytes(), path, Snapshot)
+    except OSError as error:
+        raise _failed(path, error) from error
+    except untrusted_files.UnreadableFile as error:
+        raise CheckpointError(str(error)) from error

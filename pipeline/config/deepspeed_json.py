@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline.config.schema import LearnerConfig
+from pipeline.system import untrusted_files
 
 OURS: dict[str, str] = {
     "train_batch_size": "step.prompts and group.size",
@@ -114,11 +113,9 @@ def _read(section: LearnerConfig) -> dict[str, Any]:
     """The file's content. Raises DeepSpeedFileError if it holds no object."""
     path = Path(section.deepspeed)
     try:
-        found = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise DeepSpeedFileError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (ValueError, RecursionError) as error:
-        raise DeepSpeedFileError([f"{path}: not JSON: {error}"]) from error
+        found = untrusted_files.read_json(path)
+    except untrusted_files.UnreadableFile as error:
+        raise DeepSpeedFileError([str(error)]) from error
     if not isinstance(found, dict):
         raise DeepSpeedFileError([f"{path}: found a {type(found).__name__}, expected an object"])
     return found

@@ -18,6 +18,7 @@ import msgspec
 from pipeline.config import other_names
 from pipeline.config.schema import Config
 from pipeline.config.setting_types import Section
+from pipeline.plugins import elsewhere, registry
 from pipeline.plugins.ranges import choices, did_you_mean, rule_of
 
 
@@ -101,9 +102,17 @@ def type_of(struct: type[Any], name: str) -> Any:
     return item.type
 
 
-def near_key(key: str, siblings: Collection[str]) -> str:
-    """A hint: the name here of a key of TRL or verl, else the nearest sibling, else the nearest key
-    anywhere."""
+def near_key(key: str, siblings: Collection[str], value: object = "") -> str:
+    """A hint: what other libraries' name for it is here, the nearest sibling, or the nearest key
+    anywhere.
+
+    Args:
+        value: what was written for it.
+    """
+    kind = elsewhere.KINDS.get(key.rpartition(".")[2])
+    names = registry.plugin_names(kind) if kind else ()
+    if found := elsewhere.hint_of_key(key, value, names):
+        return found
     if said := other_names.ours(key):
         return f"; {said}"
     prefix, _, last = key.rpartition(".")

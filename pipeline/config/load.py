@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from pipeline.config import overrides as changes
+from pipeline.config import recipes
 from pipeline.config.resolve import Resolver
 from pipeline.config.schema import Config, Plugin
-from pipeline.config.values import shown
-from pipeline.config.yaml_tree import MAX_CHARACTERS, Branch, parse, write
+from pipeline.config.yaml_tree import Branch, write
 from pipeline.plugins import interfaces, registry
 
 
@@ -37,10 +37,14 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Without a path everything is at its default but the overrides.
     Overrides are `key=value`: `step.prompts=32`, `selector=dual_end` (its options
     at their defaults), `selector.dual_end.longest=2` (chooses `dual_end`), and
-    `budget.redundancy=1` (an option of the plug-in in force). Later ones win.
+    `budget.redundancy=1` (an option of the plug-in in force). Later ones win. `recipe=dars`
+    lies beneath all of them and over the file (`pipeline.config.recipes`).
     """
     problems: list[str] = []
-    tree = Branch("settings") if path is None else _read(path, problems)
+    tree = Branch("settings")
+    if path is not None:
+        tree = recipes.read_settings(path, str(path), problems)
+    tree, overrides = recipes.laid(tree, overrides, path, problems)
     for override in overrides:
         changes.apply(tree, override, problems)
     resolver = Resolver(tree, path, problems)
@@ -51,12 +55,14 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML with every value written out; `load` gives the same back."""
-    builtin: dict[str, Any] = msgspec.to_builtins(config)
+    """The configuration as YAML with every value written out; `load` gives the same back, but
+    for the names of recipes, which stand in a comment: their settings are written out."""
+    builtin: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(config, recipe=""))
     for kind in registry.PACKAGES:
         plugin: Plugin = getattr(config, kind)
         builtin[kind] = {plugin.name: builtin[kind]["options"]} if plugin.options else plugin.name
-    return write(builtin)
+    head = f"# recipe: {config.recipe} (its settings are written out below)\n"
+    return (head if config.recipe else "") + write(builtin)
 
 
 def plugin_class(kind: str, plugin: Plugin) -> tuple[type[Any], interfaces.Options]:
@@ -74,21 +80,3 @@ def environment_options(config: Config) -> interfaces.EnvironmentOptions | None:
     plain = interfaces.EnvironmentOptions()
     return options if isinstance(options, interfaces.EnvironmentOptions) else plain
 
-
-def _read(path: Path, problems: list[str]) -> Branch:
-    empty = Branch(str(path))
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        cure = "expected a YAML file in UTF-8; mend the path, or save it as one"
-        problems.append(f"{path}: cannot be read: {why}; {cure}")
-        return empty
-    before = len(problems)
-    tree = parse(text, lambda line: f"{path}:{line}", problems)
-    if isinstance(tree, Branch):
-        return tree
-    if tree is not None and len(problems) == before:
-        problems.append(f"{path}:1: found {shown(tree)}, expected lines of `key: value`")
-    return empty

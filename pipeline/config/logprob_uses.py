@@ -56,7 +56,9 @@ def needs_old(section: LearnerConfig) -> bool:
     return section.old_logprobs == "always" or section.updates * section.epochs > 1
 
 
-def importance_mode(section: LearnerConfig) -> Literal["off", "truncate", "mask"]:
+def importance_mode(
+    section: LearnerConfig,
+) -> Literal["off", "truncate", "mask", "sequence", "geometric"]:
     """Return what `learner.importance` comes to: stale tokens are corrected by default."""
     if section.importance != "auto":
         return section.importance

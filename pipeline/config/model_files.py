@@ -13,6 +13,9 @@ from typing import Any, cast
 
 import msgspec
 
+from pipeline.system import untrusted_files
+from pipeline.system.untrusted_files import UnreadableFile
+
 _POSITIONS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
     *("max_sequence_length", "seq_length", "seq_len", "model_max_length"),
@@ -21,6 +24,7 @@ _POSITIONS = (
 _VOCABULARY = ("vocab_size", "padded_vocab_size", "n_vocab")
 _SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rope scaling whose factor is not in the limit; as vLLM has it."""
+_MOST_IDS = 1 << 31  # token ids are int32 everywhere
 _UNLIMITED = 10**9
 """transformers writes 10^30 for a tokenizer without a limit."""
 _POINTER = b"version https://git-lfs"
@@ -124,8 +128,8 @@ class _Tokens:
 
     def _read(self) -> dict[str, int]:
         try:
-            found = msgspec.json.decode(self._path.read_bytes(), type=_TokenizerFile)
-        except (OSError, ValueError, RecursionError):  # told by who needs the tokenizer
+            found = untrusted_files.read_json(self._path, _TokenizerFile)
+        except UnreadableFile:  # told by who needs the tokenizer
             return {}
         vocabulary = found.model.vocab
         if isinstance(vocabulary, list):  # Unigram: [text, score], by place
@@ -153,19 +157,15 @@ class _TokenizerFile(msgspec.Struct):
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of the model's files. Raises ModelError if it is not a JSON object."""
     try:
-        content = path.read_bytes()
-        found = msgspec.json.decode(content)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        found = untrusted_files.read_json(path)
+    except UnreadableFile as error:
         refuse_pointer(path)
-        cure = "expected an object; save it again"
-        raise ModelError(f"{path}: not JSON: {error}; {cure}") from error
+        raise ModelError(f"{error}; expected a JSON object, save it again") from error
     if not isinstance(found, dict):
         raise ModelError(
             f"{path}: found a {type(found).__name__}, expected an object; save it again"
         )
-    return found
+    return cast(dict[str, Any], found)
 
 
 def refuse_pointer(path: Path) -> None:
@@ -213,4 +213,4 @@ def _count(value: object) -> int:
 def _ids(value: object) -> list[int]:
     values: list[Any] = value if isinstance(value, list) else [value]
     ids = [item for item in values if isinstance(item, int) and not isinstance(item, bool)]
-    return [item for item in ids if item >= 0]
+    return [item for item in ids if 0 <= item < _MOST_IDS]

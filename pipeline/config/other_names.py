@@ -1,6 +1,6 @@
 """Names of settings in TRL and verl -> those of darts, for messages and for docs/migrating.md.
 
-`ours` answers an unknown key with the setting that does the same here. The rows are those of the
+Names of losses and advantages are in `pipeline.plugins.elsewhere`. `ours` answers an unknown key with the setting that does the same here. The rows are those of the
 page: a test compares them.
 """
 
@@ -33,6 +33,12 @@ VERL: dict[str, str] = {
     "actor_rollout_ref.actor.clip_ratio_high": "loss.dapo.clip_high",
     "actor_rollout_ref.actor.use_kl_loss": "learner.reference=start, and loss.dapo.kl",
     "actor_rollout_ref.actor.kl_loss_coef": "loss.dapo.kl, with learner.reference=start",
+    "actor_rollout_ref.actor.clip_ratio_c": "loss.dapo.dual_clip",
+    "actor_rollout_ref.actor.entropy_coeff": "learner.entropy_bonus",
+    "actor_rollout_ref.actor.loss_agg_mode": "learner.aggregate (token-mean: token, "
+    "seq-mean-token-mean: sequence, seq-mean-token-sum-norm: constant)",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "loss (vanilla: dapo, geo_mean: gmpo, "
+    "gpg: reinforce, gspo, sapo, cispo, clip_cov and kl_cov as they are)",
     "actor_rollout_ref.actor.fsdp_config": "learner.zero",
     "actor_rollout_ref.model.enable_gradient_checkpointing": "learner.gradient_checkpointing",
     "algorithm.adv_estimator": "advantage",
@@ -70,7 +76,10 @@ TRL: dict[str, str] = {
     "epsilon_high": "loss.dapo.clip_high",
     "beta": "loss.dapo.kl, with learner.reference=start",
     "scale_rewards": "advantage.grpo.divide_by_deviation",
-    "loss_type": "loss",
+    "loss_type": "loss (grpo: dapo with learner.aggregate=sequence, dr_grpo: dapo with "
+    "learner.aggregate=constant, cispo and sapo as they are)",
+    "importance_sampling_level": "loss=gspo for sequence",
+    "entropy_coef": "learner.entropy_bonus",
     "reward_funcs": "reward.python.function",
     "reward_weights": "reward.python.weights",
     "vllm_importance_sampling_correction": "learner.importance=truncate",
@@ -103,6 +112,8 @@ TRL: dict[str, str] = {
 }
 """Name of TRL's `GRPOConfig`, of its script or of transformers -> what does the same in darts."""
 
+_SHORT = ("beta", "epsilon")
+
 
 def ours(key: str) -> str:
     """What a key is called here, for a message: `TRL's learning_rate is learner.lr here`; "".
@@ -113,6 +124,8 @@ def ours(key: str) -> str:
     ("TRL's learning_rate is learner.lr here", "verl's rollout.n is group.size here", '')
     """
     last = key.rpartition(".")[2]
+    if last in _SHORT and key != last:  # `learner.beta` is a slip of another kind
+        return ""
     for whole, name in VERL.items():
         if key == whole or (whole.endswith(f".{key}") and _is_distinct(key)):
             return _said("verl", key, name)
@@ -132,24 +145,9 @@ def _said(whose: str, key: str, name: str) -> str:
     return f"{whose}'s {key} is {name} here"
 
 
-ALGORITHMS: dict[str, str] = {
-    "gae": "none: there is no critic; take advantage=grpo",
-    "ppo": "advantage=grpo and loss=dapo, without a critic",
-    "grpo": "advantage=grpo and loss=dapo",
-    "dr_grpo": "loss=dapo with advantage.grpo.divide_by_deviation=false",
-    "bnpo": "loss=dapo, whose mean is over the tokens of the step",
-    "token-mean": "loss=dapo, whose mean is over the tokens of the step",
-    "vanilla": "loss=dapo",
-    "remax": "none: see docs/methods.md for those that there are",
-}
-"""What TRL's `loss_type` and verl's `adv_estimator` and `loss_mode` may be -> how it is had here."""
-
-
-def hint(name: str, table: dict[str, str] = TRL) -> str:
-    """The end of a message on an unknown option or plug-in that TRL or verl have; "" for others."""
-    if name not in table:
+def hint(option: str) -> str:
+    """The end of a message on an unknown option of a plug-in that TRL has; "" for others."""
+    found = TRL.get(option, "")
+    if not found:
         return ""
-    found = table[name]
-    if found.startswith("none: "):
-        return f"; of TRL and verl, not here: {found.removeprefix('none: ')}"
-    return f"; of TRL and verl, here {found}"
+    return f"; {_said('TRL', option, found)}"

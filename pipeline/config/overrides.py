@@ -13,7 +13,7 @@ import msgspec
 from pipeline.config.docs import default_of, near_key
 from pipeline.config.renamed import SECTIONS
 from pipeline.config.schema import Config
-from pipeline.config.yaml_tree import Branch, Leaf, Series, Tree, parse, scalar
+from pipeline.config.yaml_tree import HALVES, Branch, Leaf, Series, Tree, parse, scalar
 from pipeline.plugins import registry
 
 
@@ -25,9 +25,13 @@ def apply(tree: Branch, override: str, problems: list[str]) -> None:
     if not equals or not all(path):
         problems.append(f"{where}: expected key=value, for instance step.prompts=32")
         return
+    if HALVES.search(override):
+        shown = ascii(override)[1:-1]
+        problems.append(f"override {shown:.200}: is not UTF-8, and no configuration can hold it")
+        return
     known = {item.name for item in msgspec.structs.fields(Config)}
     if path[0] not in known | SECTIONS:
-        problems.append(f"{where}: {key}: unknown key{near_key(key, ())}")
+        problems.append(f"{where}: {key}: unknown key{near_key(key, (), text)}")
         return
     value: Tree | None = Leaf(where, scalar(text), text)
     if text[:1] in ("[", "{", '"', "'"):

@@ -25,6 +25,7 @@ from pipeline.hardware.costs import (
     token_cost,
 )
 from pipeline.plugins.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, did_you_mean
+from pipeline.system import untrusted_files
 
 
 class EnginePace(Section, frozen=True, kw_only=True):
@@ -162,7 +163,7 @@ def _hardware(name: str) -> tuple[Device, Shape]:
 
 def _read_profile(path: Path) -> EngineProfile:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=EngineProfile)
-    except (OSError, msgspec.DecodeError) as error:
+        return untrusted_files.read_json(path, EngineProfile)
+    except untrusted_files.UnreadableFile as error:
         why = "no profile of launch.bench.engine_profile"
-        raise PaceError(f"{path}: {why}: {getattr(error, 'strerror', None) or error}") from error
+        raise PaceError(f"{path}: {why}: {error.why}") from error

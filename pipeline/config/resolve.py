@@ -81,7 +81,7 @@ class Resolver:
         try:
             struct = registry.options_type(registry.find_plugin(kind, name))
         except registry.PluginError as error:
-            self._problem(kind, f"{error}{other_names.hint(name, other_names.ALGORITHMS)}")
+            self._problem(kind, str(error))
             return default_of(Config, kind)
         return self._options(f"{kind}.{name}", name, struct, options, kind, group_size)
 

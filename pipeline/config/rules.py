@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from pipeline.config import engine_arguments, eval_rules
 from pipeline.config.schema import Config, DataConfig, EngineConfig, LearnerConfig
+from pipeline.plugins import registry
 
 _OTHER_KERNELS = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Names of transformers that are known and refused with a reason."""
@@ -66,7 +67,8 @@ def _ordered(config: Config) -> Iterator[tuple[str, str]]:
 def warnings(config: Config) -> Iterator[str]:
     """Lines about settings that are allowed, and change what is learned."""
     section = config.learner
-    if section.max_staleness and section.importance == "off":
+    own = getattr(registry.find_plugin("loss", config.loss.name), "own_importance", False)
+    if section.max_staleness and section.importance == "off" and not own:
         yield (
             "learner.importance is off, but learner.max_staleness is "
             f"{section.max_staleness}: stale tokens are not weighed by old over behaviour "
@@ -132,6 +134,11 @@ def _batch_and_loss(config: Config) -> Iterator[tuple[str, str]]:
     if kl and not config.learner.reference:
         cure = "set learner.reference: start, or kl: 0"
         yield f"loss.{config.loss.name}.kl", f"found {kl}, but learner.reference is empty: {cure}"
+    mastered = config.loss.options.get("mastered_tau", 0.0)
+    if mastered and not config.learner.entropy:
+        cure = "set learner.entropy: true, or mastered_tau: 0"
+        found = f"found {mastered}, but learner.entropy is false: {cure}"
+        yield f"loss.{config.loss.name}.mastered_tau", found
 
 
 def _engine(section: EngineConfig) -> Iterator[tuple[str, str]]:

@@ -44,9 +44,9 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
 class DataConfig(Section, frozen=True, kw_only=True):
     train: str | tuple[SourceConfig, ...] = "chain_sums"
-    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `mixed_sums`); a JSONL or parquet
-    file; a folder of such files or of `datasets`' `save_to_disk`; a pattern (`data/*.parquet`); or
-    a list of these with weights."""
+    """A built-in task (`chain_sums`, `deep_sums`, `long_sums`, `loong`, `mixed_sums`); a JSONL or
+    parquet file; a folder of such files or of `datasets`' `save_to_disk`; a pattern
+    (`data/*.parquet`); or a list of these with weights."""
     held_out: str | Annotated[int, Meta(ge=0, description="at least 0, or a file")] = 256
     """Prompts for evaluation: as `train` (of a task 256), or this many of the held-out prompts of
     the task that is trained on."""
@@ -56,6 +56,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
     `reward_model.ground_truth` or `solution`, the first that any row of a source has. `none`: there
     is no answer."""
+    variants: tuple[allowed.FieldName, ...] = ()
+    """Fields whose text a plug-in may put behind the prompt of some members, as a hint: each line
+    that is trained on must have them. They count with the prompt where its length is limited."""
     bad_lines: Literal["stop", "skip"] = "stop"
     """Action on a malformed line: `stop` before anything starts, or `skip` it, with a count."""
     chat: Literal["auto", "always", "never"] = "auto"
@@ -89,8 +92,15 @@ class StepConfig(Section, frozen=True, kw_only=True):
     """Groups trained on in one step."""
     reserve: NonNegativeInt = 0
     """Groups opened beyond those needed: what is open at the close is deferred."""
+    reserve_share: NonNegativeFloat = 0.0
+    """The same as a share of `prompts`, rounded to the nearest, halves up; added to `reserve`."""
     tries: AtLeastOne = 2.0
     """A step opens at most tries x prompts groups; then it closes with those it has."""
+    keep: NonNegativeInt = 0
+    """Groups kept after they were trained on, the newest ones, for a batch rule that replays. 0:
+    none."""
+    keep_versions: PositiveInt = 4
+    """Versions that a token of a kept group may be behind the newest weights."""
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):
@@ -200,12 +210,29 @@ class LearnerConfig(Section, frozen=True, kw_only=True):
     reference: str = ""
     """Frozen model that a loss may hold the policy near: `start` (the run's `model`), or a
     directory with the same vocabulary. Empty: none."""
-    importance: Literal["auto", "off", "truncate", "mask"] = "auto"
+    aggregate: Literal["auto", "token", "sequence", "group", "constant"] = "auto"
+    """Mean that the loss is: over all `token`s of the step; over a `sequence`'s tokens, then over
+    sequences; over a `group`'s tokens, then over groups; or a sum over the number of sequences and
+    the `constant` `sampling.max_tokens` (Dr. GRPO). `auto`: as the loss was published."""
+    entropy_bonus: NonNegativeFloat = 0.0
+    """Coefficient of the policy's entropy at each token, subtracted from the loss; its gradient keeps
+    the probabilities of the whole vocabulary in memory. 0: off."""
+    importance: Literal["auto", "off", "truncate", "mask", "sequence", "geometric"] = "auto"
     """Weights of tokens in the loss, w, learner over engine probability: `truncate` to at most
-    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `off`: w is 1; `auto`:
-    `truncate` with `max_staleness` above 0, else `off`."""
+    `importance_cap`; `mask`: leave out tokens with w outside [1 / cap, cap]; `sequence`: product of
+    a response's w, or `geometric`: their geometric mean, for all its tokens, at most the cap;
+    `off`: w is 1; `auto`: `truncate` with `max_staleness` above 0, else `off`."""
     importance_cap: AtLeastOne = 2.0
     """Largest weight of `importance`."""
+    reject_below: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Leave out responses with any w (as of `importance`) below this: engine and learner disagree
+    about them (ROLL: 1e-4). They count in the mean. 0: none."""
+    reject_band: Annotated[float, zero_or(1)] = 0.0
+    """Leave out responses whose geometric mean of w is outside [1 / band, band] (ROLL: 10). They
+    count in the mean. 0: none."""
+    reject_drift: NonNegativeFloat = 0.0
+    """Leave out responses of negative advantage whose logprob has fallen since they were sampled, by
+    more than this a token on average, nats (DeepSeek-V3.2). They count in the mean. 0: none."""
     max_staleness: NonNegativeInt = 0
     """Weight versions that a token may be older than the weights it updates. 0: on-policy. Above 0
     the next steps' prompts go out before the update, and the loss corrects for it: it clips the
@@ -352,6 +379,9 @@ class Config(Section, frozen=True, kw_only=True):
     """Directory of any Hugging Face causal LM with its tokenizer."""
     seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
+    recipe: str = ""
+    """Published methods whose settings lie beneath these: a recipe (`darts config recipes`) or a file,
+    several with commas between. On a command line it lies over the file. Empty: none."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     step: StepConfig = StepConfig()

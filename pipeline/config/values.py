@@ -65,9 +65,9 @@ class Values:
         known = {item.name: item for item in msgspec.structs.fields(struct)}
         for key, entry in branch.entries.items():
             if key not in known:
-                self._problem(
-                    f"{prefix}{key}", f"unknown key{near_key(f'{prefix}{key}', known)}", entry.where
-                )
+                value = entry.value if isinstance(entry, Leaf) else ""
+                hint = near_key(f"{prefix}{key}", known, value)
+                self._problem(f"{prefix}{key}", f"unknown key{hint}", entry.where)
         values: dict[str, Any] = {}
         for name, item in known.items():
             entry = branch.entries.get(name)

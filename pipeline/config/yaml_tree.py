@@ -23,6 +23,7 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
+HALVES = re.compile("[\ud800-\udfff]")  # "\ud800" as an escape; bytes of an argument as they were
 _WORDS: dict[str, object] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -115,7 +116,8 @@ def parse(text: str, where: Callable[[int], str], problems: list[str]) -> Tree |
             f"{where(mark.line + 1 if mark else 1)}: not YAML: {error.problem or error.context}"
         )
         return None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
+    # a character that YAML does not allow; an escape of none, a version of thousands of digits
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         problems.append(f"{where(1)}: not YAML: {' '.join(str(error).split())}")
         return None
     return None if node is None else _Reader(where, problems).tree(node, 0)
@@ -141,6 +143,9 @@ class _Reader:
             items = [self.tree(item, depth + 1) for item in node.value]
             return Series(where, {str(index): item for index, item in enumerate(items)})
         text = str(node.value)
+        if HALVES.search(text):
+            self._problem(f"{where}: {text!r:.80} has halves of characters, which no file can hold")
+            text = ""
         if node.tag not in _TAGS:
             self._problem(f"{where}: tag {node.tag!r}: tags are not read, write the plain value")
         bare = isinstance(node, yaml.ScalarNode) and node.style is None
@@ -154,6 +159,9 @@ class _Reader:
                 self._problem(f"{at}: a key is a list or a mapping, expected a word")
                 continue
             key = str(key_node.value)
+            if HALVES.search(key):
+                self._problem(f"{at}: key {key!r:.80} has halves of characters")
+                continue
             if key == "<<":
                 self._problem(f"{at}: <<: merge keys are not read, write the keys out")
                 continue

@@ -8,7 +8,7 @@ run: all join, evaluation, step, publish, and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -72,8 +72,14 @@ class Coordinator:
         plugins: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
+        variants: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self.core = CoordinatorState(settings, plugins, prompt_tokens, tags)
+        """
+        Args:
+            prompt_tokens, tags: length and kind of each training prompt.
+            variants: column of the data that may stand behind a prompt -> its tokens, for each.
+        """
+        self.core = CoordinatorState(settings, plugins, prompt_tokens, tags, variants)
         self.run = self.core.run
         self.scheduler = Scheduler(self.core)
         self.evaluations = Evaluations(self.core)

@@ -187,6 +187,7 @@ class Generate(Command, frozen=True, kw_only=True):
     seed: int
     since: float = 0.0  # when it began to wait for a slot
     greedy: bool = False  # at temperature 0
+    variant: str = ""  # stands behind the prompt
 
 
 class AbortLegs(Command, frozen=True, kw_only=True):
@@ -206,6 +207,10 @@ class RequestReward(Command, frozen=True, kw_only=True):
     appended: tuple[tuple[int, int], ...] = ()  # (first, count) of tokens that were not sampled
     step: int = 0  # steps done
     steps: int = 0  # of the run
+    variant: str = ""  # behind the prompt
+    together: tuple[int, ...] = ()
+    """Trajectories that are judged in one call, all of which are asked about now: by the reward's
+    `score_group`. Empty: it is judged alone."""
 
 
 class CancelReward(Command, frozen=True, kw_only=True):
@@ -227,6 +232,7 @@ class CallEnvironment(Command, frozen=True, kw_only=True):
     finish: str  # stop | length
     left: int  # tokens that the response may still have
     memory: Any = None
+    variant: str = ""  # behind the prompt
 
 
 class CancelEnvironmentCall(Command, frozen=True, kw_only=True):
@@ -240,7 +246,8 @@ class TrainGroup(Command, frozen=True, kw_only=True):
     step: int
     group: int
     prompt: int
-    members: tuple[TrainMember, ...]
+    members: tuple[TrainMember, ...]  # without prompts: the stage adds those of `variants`
+    variants: dict[int, str] = {}  # of the members that have one
 
 
 class StreamTokens(Command, frozen=True, kw_only=True):
@@ -252,6 +259,7 @@ class StreamTokens(Command, frozen=True, kw_only=True):
     trajectory: int
     offset: int  # response tokens streamed before
     tokens: bytes  # int32
+    variant: str = ""  # behind the prompt
 
 
 class DropStream(Command, frozen=True, kw_only=True):
@@ -273,6 +281,7 @@ class CloseVersion(Command, frozen=True, kw_only=True):
     version: int
     prompts: dict[int, int]  # group -> its prompt, of every group named in `chunks`
     chunks: tuple[StreamedChunk, ...]  # whole responses
+    variants: dict[int, str] = {}  # of the trajectories in `chunks` that have one
 
 
 class CloseStep(Command, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ class GroupIndex:
         self._in: dict[GroupState, dict[int, Group]] = {state: {} for state in LIVE_STATES}
         self._ready: list[int] = []  # ids, ascending
         self._ready_now: tuple[int, ...] | None = ()  # the same, None: to be copied anew
+        self._held: set[int] = set()  # ids of open groups whose selector said `Hold`
         self.at_rank: dict[int, int] = {}  # groups that each rank has yet to train on
 
     def update(self, group: Group) -> None:
@@ -39,8 +40,16 @@ class GroupIndex:
         if after is not None:
             self._enter(group, after)
 
+    def hold(self, group: Group) -> None:
+        """Call this whenever `group.held` has changed."""
+        if group.held:
+            self._held.add(group.id)
+        else:
+            self._held.discard(group.id)
+
     def _leave(self, group: Group, state: GroupState) -> None:
         self.counts[state] -= 1
+        self._held.discard(group.id)
         del self._state[group.id]
         del self._in[state][group.id]
         if state is GroupState.READY:
@@ -61,8 +70,13 @@ class GroupIndex:
 
     @property
     def live(self) -> int:
-        """Groups that may still be trained on: all but the dead."""
-        return len(self._state) - self.counts[GroupState.DEAD]
+        """Groups that may still be trained on in the open step: all but the dead and the held."""
+        return len(self._state) - self.counts[GroupState.DEAD] - len(self._held)
+
+    @property
+    def held(self) -> int:
+        """Open groups that count as not coming."""
+        return len(self._held)
 
     @property
     def taken(self) -> int:

@@ -8,17 +8,21 @@ its tokens go to their account and its prompt goes where it belongs. Holds
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from pipeline.coordinator.candidates import begin_as_fork, records
 from pipeline.coordinator.events import CancelReward, ForgetGroup, RequestReward
 from pipeline.coordinator.groups import (
     UNENDED,
     Group,
     GroupState,
+    Kept,
     Trajectory,
     TrajectoryEvent,
     TrajectoryState,
 )
 from pipeline.coordinator.learner_feed import TokenStream
+from pipeline.coordinator.replay import ReplayBuffer
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState, plugin_guard
 from pipeline.plugins.views import EndedView
@@ -28,6 +32,7 @@ class GroupManager:
     def __init__(self, core: CoordinatorState, scheduler: Scheduler) -> None:
         self._core, self._scheduler = core, scheduler
         self.token_stream = TokenStream(core)
+        self.replay_buffer = ReplayBuffer(core)
         self.deferred: deque[tuple[int, int]] = deque()  # (prompt, next attempt), oldest first
         self.outstanding: dict[int, int] = {}  # prompt of a live training group -> attempt
         self.issued = self.ended_trained = self.ended_dropped = 0  # prompts
@@ -45,8 +50,11 @@ class GroupManager:
         size: int,
         *,
         greedy: bool = False,
+        variants: Sequence[tuple[int, str]] = (),
+        note: str = "",
     ) -> Group:
-        """A new group with its first candidates; `greedy`: sampled at temperature 0."""
+        """A new group with its first candidates: so many of each variant, the others of none.
+        `greedy`: sampled at temperature 0."""
         core = self._core
         group = Group(
             id=core.next_group,
@@ -58,17 +66,23 @@ class GroupManager:
             max_tokens=max_tokens,
             since=core.now,
             greedy=greedy,
+            note=note,
         )
         core.next_group += 1
         core.enter(group)
         if kind == "train":
             self.outstanding[prompt] = attempt
-        self.add_members(group, candidates)
+        for count, variant in variants:
+            self.add_members(group, count, variant)
+        self.add_members(group, candidates - sum(count for count, _ in variants))
         return group
 
-    def add_members(self, group: Group, count: int) -> None:
-        """Candidates for a group, queued for a slot."""
+    def add_members(
+        self, group: Group, count: int, variant: str = "", fork: tuple[int, int] | None = None
+    ) -> None:
+        """Candidates for a group, queued for a slot; see `Sample`."""
         core = self._core
+        origin = group.member(fork[0]) if fork else None
         for _ in range(count):
             trajectory = Trajectory(
                 id=core.next_trajectory,
@@ -76,7 +90,11 @@ class GroupManager:
                 member=group.sampled,  # never used twice: its seed follows from it
                 max_tokens=group.max_tokens,
                 since=core.now,
+                variant=variant,
             )
+            if fork and origin is not None:
+                begin_as_fork(trajectory, origin, fork[1])
+                core.ledger.forked += fork[1]
             core.next_trajectory += 1
             group.sampled += 1
             core.trajectories[trajectory.id] = trajectory
@@ -84,8 +102,30 @@ class GroupManager:
             self._scheduler.enqueue(trajectory)
 
     def request_reward(self, group: Group, trajectory: Trajectory) -> None:
-        """Ask for the reward of an ended member."""
-        self.awaiting_reward[trajectory.id] = self._core.now
+        """Ask for the reward of an ended member; of one that is judged with its whole group, once
+        that can be."""
+        if group.kind == "train" and self._core.settings.group_reward:
+            self.request_group_reward(group)
+        else:
+            self._request(group, trajectory)
+
+    def request_group_reward(self, group: Group) -> None:
+        """Where rewards are over whole groups: ask about the chosen, in one call. In an audited group
+        the others are asked about once all have ended: beside the chosen, which keep the rewards
+        that they are trained with."""
+        if not self._core.settings.group_reward or group.state is not GroupState.CHOSEN:
+            return
+        judged = group.judged_together()
+        ids = tuple(member.id for member in judged)
+        if any(not m.scored and m.id not in self.awaiting_reward for m in judged):
+            for member in judged:
+                self._request(group, member, ids)
+
+    def _request(
+        self, group: Group, trajectory: Trajectory, together: tuple[int, ...] = ()
+    ) -> None:
+        if not trajectory.scored:
+            self.awaiting_reward[trajectory.id] = self._core.now
         self._core.emit(
             RequestReward(
                 kind=group.kind,
@@ -97,6 +137,8 @@ class GroupManager:
                 appended=tuple(trajectory.appended),
                 step=self._core.step,
                 steps=self._core.settings.steps,
+                variant=trajectory.variant,
+                together=together,
             )
         )
 
@@ -107,9 +149,18 @@ class GroupManager:
 
     # --- the end ------------------------------------------------------------------------
 
-    def end(self, group: Group, state: GroupState, why: str = "") -> None:
-        """Books are closed on every member; the prompt goes where it belongs."""
+    def end(self, group: Group, state: GroupState, why: str = "", kind: str = "") -> None:
+        """Books are closed on every member; the prompt goes where it belongs.
+
+        Args:
+            kind: what the step's record counts it by; `why` if there is none.
+        """
         core = self._core
+        if group.replay:
+            self._end_replay(group, group.replay, state, why)
+            return
+        if state is GroupState.TRAINED and core.settings.keep:
+            self.replay_buffer.keep(group)
         if group.is_sent and state is not GroupState.TRAINED:
             core.emit(ForgetGroup(rank=group.rank, group=group.id))
         self.token_stream.close_group(group)
@@ -129,11 +180,12 @@ class GroupManager:
                     member.sampled,
                     round(member.confidence, 4),
                     member.reward,
-                    member.id in trained,
+                    trained.get(member.id, 0.0) > 0,
                     member.versions,
                     *([member.turns, member.appended_tokens] if member.turns else ()),
                 ]
             )
+        learned = state is GroupState.TRAINED
         del core.groups[group.id]
         core.report(
             "group",
@@ -145,11 +197,38 @@ class GroupManager:
             fate=state.value,
             why=group.why,
             members=table,
+            **records(group),
+            **({"advantages": _by_member(group)} if learned else {}),
+            **({"advantage_why": group.advantage_why} if group.advantage_why else {}),
+            **({"end_kind": kind} if kind else {}),
         )
         if group.kind == "train":
-            self._tell_budget(group)
-            self._prompt_ended(group, state, why)
+            self._prompt_ended(group, state, kind or why)
+            self._tell_plugins(group, why, kind)
             core.needs_update = True
+
+    def _end_replay(self, group: Group, kept: Kept, state: GroupState, why: str) -> None:
+        """It has no members, no prompt and no account of its own."""
+        core = self._core
+        if group.is_sent and state is not GroupState.TRAINED:
+            core.emit(ForgetGroup(rank=group.rank, group=group.id))
+        core.advance(group, state, why)
+        del core.groups[group.id]
+        self.replay_buffer.end(group, kept)
+        fate = "replayed" if state is GroupState.TRAINED else state.value
+        core.report(
+            "group",
+            version=core.version,
+            group=group.id,
+            kind=group.kind,
+            prompt=group.prompt,
+            attempt=group.attempt,
+            fate=fate,
+            why=group.why,
+            members=[],
+            replay_of=kept.group,
+        )
+        core.needs_update = True
 
     @staticmethod
     def _fate(group: Group, member: Trajectory, weight: float, why: str) -> str:
@@ -161,22 +240,35 @@ class GroupManager:
             return "trained" if weight > 0 else "redundant"
         return "stale" if why == "stale" else "dropped"
 
-    def _tell_budget(self, group: Group) -> None:
-        """Tell the budget the lengths of all candidates; aborted ones count as lower bounds."""
-        budget = self._core.plugins.budget
-        tell = getattr(budget, "ended", None)
-        if tell is None:
+    def _tell_plugins(self, group: Group, why: str, kind: str) -> None:
+        """Tell every plug-in that wants to know; lengths of aborted members are lower bounds."""
+        listeners = [
+            (name, tell)
+            for name in self._core.plugins.__struct_fields__
+            if (tell := getattr(getattr(self._core.plugins, name), "ended", None)) is not None
+        ]
+        if not listeners:
             return
         held = [m for m in group.members if m.sampled]
+        scored = [m for m in group.members if m.reward is not None]
         view = EndedView(
             prompt=group.prompt,
             tokens=self._core.prompt_tokens[group.prompt],
             tag=self._core.tag(group.prompt),
             lengths=tuple(m.sampled for m in held),
             censored=tuple(m.state is not TrajectoryState.FINISHED for m in held),
+            group=group.id,
+            fate=group.state.value,
+            why=why,
+            kind=kind,
+            step=self._core.step,
+            opened=group.step,
+            rewards=tuple(m.reward for m in scored if m.reward is not None),
+            variants=tuple(m.variant for m in scored),
         )
-        with plugin_guard(budget, "budget"):
-            tell(view)
+        for name, tell in listeners:
+            with plugin_guard(getattr(self._core.plugins, name), name, group.id):
+                tell(view)
 
     def _prompt_ended(self, group: Group, state: GroupState, why: str) -> None:
         del self.outstanding[group.prompt]
@@ -184,15 +276,10 @@ class GroupManager:
         self._core.stats.add_fate(label)
         if state is GroupState.DEFERRED:
             self.deferred.append((group.prompt, group.attempt + 1))
-            return
-        if state is GroupState.TRAINED:
+        elif state is GroupState.TRAINED:
             self.ended_trained += 1
         else:
             self.ended_dropped += 1
-        rewards = [m.reward for m in group.members if m.reward is not None]
-        prompts = self._core.plugins.prompt_order
-        with plugin_guard(prompts, "prompt_order"):
-            prompts.ended(group.prompt, state.value, rewards)
 
     def abort_member(self, member: Trajectory, account: str) -> None:
         """An unended member leaves: its tokens are waste and counted so."""
@@ -202,13 +289,19 @@ class GroupManager:
         source = "parked" if member.state is TrajectoryState.PARKED else "open"
         self.token_stream.drop_member(self._core.groups[member.group], member)
         member.advance(TrajectoryEvent.DISCARDED, self._core.now)
-        self._core.ledger.move(member.sampled, source, account)
+        self._core.ledger.move(member.own, source, account)
         del self._core.trajectories[member.id]
 
     def close_member(self, member: Trajectory, account: str, why: str = "") -> None:
         """An ended member's books are closed."""
         self.cancel_reward(member)
-        self._core.ledger.move(member.sampled, "open", account, why)
+        self._core.ledger.move(member.own, "open", account, why)
         if account == "trained" and member.state is TrajectoryState.TRUNCATED:
-            self._core.ledger.truncated += member.sampled
+            self._core.ledger.truncated += member.own
         del self._core.trajectories[member.id]
+
+
+def _by_member(group: Group) -> list[tuple[int, float, float]]:
+    """(id, advantage, loss weight) of each member that was chosen."""
+    rows = zip(group.chosen, group.advantages, group.weights, strict=True)
+    return [(i, round(advantage, 6), round(weight, 6)) for i, advantage, weight in rows]

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.wire.messages import TrainMember
+
 
 class IllegalTransition(Exception):
     """A move that is not in its table: our own logic is wrong; nothing was changed."""
@@ -103,6 +105,9 @@ class Trajectory(msgspec.Struct, kw_only=True):
     max_tokens: int
     state: TrajectoryState = TrajectoryState.QUEUED
     since: float = 0.0  # when it entered `state`
+    variant: str = ""  # what stands behind its prompt, and behind no other's (`Sample`)
+    fork: int = -1  # id of the member whose first tokens it began with; -1: none
+    prefix: int = 0  # so many of them; they are in the account of whoever sampled them
     leg: int = 0  # number of the current leg, or of the next one to be placed
     engine: str = ""  # of the running leg
     tokens: bytearray = msgspec.field(default_factory=bytearray)  # int32
@@ -123,6 +128,8 @@ class Trajectory(msgspec.Struct, kw_only=True):
     computed it; NaN: not known. It may be shorter than the response: no more is known."""
     entropy_sum: float = 0.0  # nats, of the policy at the first `looked` tokens
     looked: int = 0  # response tokens whose entropy a learner rank has computed
+    score: float | None = None  # newest that its engine gave
+    remaining: float | None = None  # tokens to come, as its engine predicted with the newest chunk
     parked_until: str = ""  # "slot" | "published" while parked, or to be parked after a call
     errors: int = 0  # legs that the engine ended by itself
     streamed: int = 0  # response tokens that were sent to a learner rank
@@ -140,6 +147,11 @@ class Trajectory(msgspec.Struct, kw_only=True):
     def sampled(self) -> int:
         """Response tokens held that the model sampled: its length, to whoever decides."""
         return len(self.tokens) // 4 - self.appended_tokens
+
+    @property
+    def own(self) -> int:
+        """Those of `sampled` that were sampled for it and for no other: its part of the ledger."""
+        return self.sampled - self.prefix
 
     @property
     def versions(self) -> list[int]:
@@ -220,6 +232,24 @@ GROUP_TRANSITIONS: dict[GroupState, frozenset[GroupState]] = {
 }
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A group that was trained on, with all that a rank needs to train on it again."""
+
+    group: int
+    prompt: int
+    reward: float  # mean
+    version: int  # of its oldest token
+    step: int  # that trained on it first
+    members: tuple[TrainMember, ...]
+    replays: int = 0
+    variants: dict[int, str] = {}  # of the members that have one
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens that training on it counts."""
+        return sum(m.sampled_tokens for m in self.members if m.weight > 0)
+
+
 class Group(msgspec.Struct, kw_only=True):
     """All trajectories sampled for one prompt in one attempt."""
 
@@ -244,6 +274,13 @@ class Group(msgspec.Struct, kw_only=True):
     trained_tokens: float = 0.0  # reported by the rank once the group is accumulated
     why: str = ""
     greedy: bool = False  # sampled at temperature 0
+    note: str = ""  # of the budget's allocation
+    held: bool = False  # `Hold` was the selector's last word
+    token_advantages: list[bytes] = msgspec.field(default_factory=list[bytes])
+    """float32, of each sampled token of `chosen`; empty: `advantages` hold for all of them."""
+    advantage_why: str = ""
+    of_step: bool = False  # its advantages were given in view of the whole step
+    replay: Kept | None = None  # trained on once more: it has no members of its own
 
     def member(self, trajectory: int) -> Trajectory | None:
         """The member of that id, or None if it is none of this group."""
@@ -280,6 +317,14 @@ class Group(msgspec.Struct, kw_only=True):
     def wants_reward(self, member: Trajectory) -> bool:
         """Returns True if anything depends on the reward of this ended member."""
         return self.is_open or self.audited or member.id in self.chosen
+
+    def judged_together(self) -> list[Trajectory]:
+        """Members whose rewards are over all of them, once they are chosen: the chosen, by id. When
+        those are scored, and the group is audited and none is left to end: all that ended."""
+        ended = [member for member in self.members if member.state in ENDED]
+        chosen = [member for member in ended if member.id in self.chosen]
+        whole = self.audited and not self.unended and all(member.scored for member in chosen)
+        return ended if whole else chosen
 
     def in_order_of_arrival(self) -> list[Trajectory]:
         """Ended members as they ended, then the unended by id; aborted ones left out."""

@@ -7,11 +7,13 @@ streamed ahead are computed when the group arrives.
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.coordinator import old_logprobs
 from pipeline.coordinator.events import DropStream, StreamTokens, TrainGroup
 from pipeline.coordinator.groups import Group, Trajectory, TrajectoryState
 from pipeline.coordinator.state import CoordinatorState
-from pipeline.wire.messages import TrainMember
+from pipeline.wire.messages import TrainMember, floats
 
 
 class TokenStream:
@@ -41,6 +43,7 @@ class TokenStream:
                 trajectory=trajectory.id,
                 offset=start,
                 tokens=bytes(trajectory.tokens[4 * start :]),
+                variant=trajectory.variant,
             )
         )
 
@@ -62,7 +65,17 @@ class TokenStream:
 def train_group(group: Group, step: int, version: int) -> TrainGroup:
     """A taken group with all that a rank needs to train on it in a step that begins with
     `version`."""
+    if group.replay:
+        return TrainGroup(
+            rank=group.rank,
+            step=step,
+            group=group.id,
+            prompt=group.prompt,
+            members=group.replay.members,
+            variants=group.replay.variants,
+        )
     members = [(i, group.member(i)) for i in group.chosen]
+    of_tokens = group.token_advantages or [b""] * len(members)
     return TrainGroup(
         rank=group.rank,
         step=step,
@@ -79,10 +92,24 @@ def train_group(group: Group, step: int, version: int) -> TrainGroup:
                 weight=weight,
                 truncated=m.state is TrajectoryState.TRUNCATED,
                 old=old_logprobs.for_training(m, version),
+                token_advantages=_at_tokens(m, tokens),
             )
-            for (i, m), advantage, weight in zip(
-                members, group.advantages, group.weights, strict=True
+            for (i, m), advantage, weight, tokens in zip(
+                members, group.advantages, group.weights, of_tokens, strict=True
             )
             if m is not None
         ),
+        variants={i: m.variant for i, m in members if m is not None and m.variant},
     )
+
+
+def _at_tokens(member: Trajectory, sampled: bytes) -> bytes:
+    """Spread float32 of sampled tokens over the response: 0 at tokens that were appended."""
+    if not sampled or not member.appended:
+        return sampled
+    found = np.zeros(member.held, dtype="<f4")
+    ours = np.ones(member.held, dtype=bool)
+    for first, count in member.appended:
+        ours[first : first + count] = False
+    found[ours] = floats(sampled)
+    return found.tobytes()

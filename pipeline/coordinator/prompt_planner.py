@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from pipeline.coordinator.candidates import allocation_refusal
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import OPEN_STATES, UNENDED, Group, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
@@ -53,9 +54,13 @@ class PromptPlanner:
                     sources=core.settings.sources,
                     outstanding=group_manager.outstanding.keys(),
                     deferred=tuple(prompt for prompt, _ in deferred),
+                    version=core.version,
+                    tags=core.tags,
                 )
             )
         check_plan(core, plan, want, group_manager.outstanding)
+        if plan.why:
+            core.report("plan", prompts=list(plan.prompts), why=plan.why)
         speculate = plan.speculate if first else speculate
         if not plan.prompts:
             return 0, speculate
@@ -73,6 +78,8 @@ class PromptPlanner:
                 allocation.candidates,
                 min(allocation.max_tokens, core.settings.max_tokens),
                 size,
+                variants=allocation.variants,
+                note=allocation.note,
             )
         return len(plan.prompts), speculate
 
@@ -150,12 +157,14 @@ class PromptPlanner:
         core = self._core
         idle = 0 if self._scheduler.waiting() else self._scheduler.idle_below_knee()
         known = (idle, core.next_trajectory, len(core.stats.lengths))
-        if not idle or known == self._topped:
+        more = core.rewards_moved and getattr(core.plugins.budget, "on_rewards", False)
+        core.rewards_moved = False
+        if not more and (not idle or known == self._topped):
             return  # asked already, and nothing has changed since
         if known != self._seen:
             self._seen, self._changes = known, self._changes + 1
         count = sum(core.group_index.counts[state] for state in OPEN_STATES)
-        at_once = count <= _FEW or self._ticked or core.next_group != self._groups
+        at_once = more or count <= _FEW or self._ticked or core.next_group != self._groups
         if not at_once and self._changes < count // _FEW:
             return
         self._topped, self._changes = known, 0
@@ -163,8 +172,9 @@ class PromptPlanner:
         groups = core.train_groups(*OPEN_STATES)
         with plugin_guard(core.plugins.budget, "budget"):
             given = core.plugins.budget.top_up([self._view(group) for group in groups], idle)
-            check_top_up(core, given, idle)
+            check_top_up(core, given, core.settings.most_candidates if more else idle)
         for group, count in given:
+            core.hold(core.groups[group], False)
             self._group_manager.add_members(core.groups[group], count)
             core.report(
                 "decision",
@@ -172,11 +182,10 @@ class PromptPlanner:
                 prompt=core.groups[group].prompt,
                 action="Sample",
                 ids=[],
-                why=f"top-up: {count} for idle slots",
+                why=f"top-up: {count} {'after rewards' if more else 'for idle slots'}",
             )
 
-    @staticmethod
-    def _view(group: Group) -> OpenView:
+    def _view(self, group: Group) -> OpenView:
         finished = unended = 0
         for member in group.members:
             if member.state is TrajectoryState.FINISHED:
@@ -190,6 +199,12 @@ class PromptPlanner:
             finished=finished,
             unended=unended,
             enough=group.enough,
+            prompt=group.prompt,
+            tag=self._core.tag(group.prompt),
+            opened=group.step,
+            rewards=tuple(m.reward for m in group.members if m.reward is not None),
+            held=group.held,
+            note=group.note,
         )
 
 
@@ -218,6 +233,9 @@ def check_allocations(
             f"budget {name}: {allocations}: one for each of {prompts} prompts, 1 to {most} "
             "candidates, max_tokens at least 1"
         )
+    for allocation in allocations:
+        if why := allocation_refusal(core, allocation):
+            raise PluginFault(f"budget {type(core.plugins.budget).__name__}: {why}")
 
 
 def check_top_up(core: CoordinatorState, given: Sequence[tuple[int, int]], idle: int) -> None:

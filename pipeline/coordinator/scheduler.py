@@ -135,12 +135,12 @@ class Scheduler:
         trajectory.advance(TrajectoryEvent.SHELVED, self._core.now)
         trajectory.leg += 1
         trajectory.parked_until = until
-        self._core.ledger.move(trajectory.sampled, "open", "parked")
+        self._core.ledger.move(trajectory.own, "open", "parked")
         if until == "slot":
             self.enqueue(trajectory, PARKED)
 
-    def published(self) -> None:
-        """Have every engine load new weights; what was parked for them may continue."""
+    def wake(self) -> None:
+        """The step has ended: what was parked until then may continue."""
         for trajectory in self._core.trajectories.values():
             if trajectory.parked_until != "published":
                 continue
@@ -149,6 +149,10 @@ class Scheduler:
                 self.enqueue(trajectory, PARKED)
             elif trajectory.state is TrajectoryState.WAITING_ENV:
                 trajectory.parked_until = ""  # what it was to wait for has come
+
+    def published(self) -> None:
+        """Have every engine load new weights; what was parked for them may continue."""
+        self.wake()
         version = self._core.version
         self.engine_pool.reset(e for e in self.engines.values() if e.version == version >= 0)
         for engine in self.engines.values():
@@ -210,7 +214,7 @@ class Scheduler:
         if trajectory.state is TrajectoryState.PARKED:
             trajectory.advance(TrajectoryEvent.RESUMED, core.now)
             trajectory.parked_until = ""
-            core.ledger.move(trajectory.sampled, "parked", "open")
+            core.ledger.move(trajectory.own, "parked", "open")
         group = core.groups[trajectory.group]
         trajectory.advance(TrajectoryEvent.PLACED, core.now)
         trajectory.engine = engine.name
@@ -229,6 +233,7 @@ class Scheduler:
                 seed=core.seed_of(group, trajectory),
                 since=queued,
                 greedy=group.greedy,
+                variant=trajectory.variant,
             )
         )
 

@@ -7,10 +7,11 @@ the selector, the group and the action.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from pipeline.coordinator import selection_bias
+from pipeline.coordinator import candidates, selection_bias
 from pipeline.coordinator.evaluation import Evaluations
+from pipeline.coordinator.group_advantages import GroupAdvantages, take
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
     ENDED,
@@ -32,16 +33,17 @@ from pipeline.plugins.actions import (
     Drop,
     Enough,
     Finalize,
+    Hold,
     NoSignal,
     Park,
     Sample,
     Stop,
 )
 from pipeline.plugins.interfaces import Every, Finish, Rewarded, SelectorEvent, Wants
-from pipeline.plugins.views import GroupView, MemberView, Outcome
+from pipeline.plugins.legality import Table, refusal
+from pipeline.plugins.views import GroupView, MemberView
 
 _NOTHING = Wants()
-PARKABLE = (TrajectoryState.RUNNING, TrajectoryState.QUEUED, TrajectoryState.WAITING_ENV)
 _NAMES = {state: state.value for state in TrajectoryState}
 UNDECIDED = "every member has ended and the selector left it open"
 
@@ -60,7 +62,13 @@ def member_view(member: Trajectory) -> MemberView:
         parts=member.parts,
         versions=tuple(member.versions),
         hit_limit=state is TrajectoryState.TRUNCATED and member.limited,
+        variant=member.variant,
+        fork=member.fork,
+        score=member.score,
+        remaining=member.remaining,
     )
+
+
 
 
 class Selection:
@@ -73,11 +81,17 @@ class Selection:
     ) -> None:
         self._core, self._scheduler = core, scheduler
         self._group_manager, self._evaluations = group_manager, evaluations
+        self.rule = GroupAdvantages(core)
         self._stopped: list[int] = []  # by actions of the answer at hand
 
     @property
     def wants(self) -> Wants:
         return getattr(self._core.plugins.selector, "wants", _NOTHING)
+
+    @property
+    def _hears_rewards(self) -> bool:
+        """Rewards over whole groups come after the selector's choice, so never to it."""
+        return self.wants.reward and not self._core.settings.group_reward
 
     @property
     def listens(self) -> bool:
@@ -136,6 +150,7 @@ class Selection:
         if value is not None:
             core.statistics.rewarded(value)
             core.stats.add_reward(value, parts)
+            core.rewards_moved = True
         if group.state is GroupState.CHOSEN:
             self._ready_if_scored(group)
         elif group.is_open:
@@ -163,8 +178,6 @@ class Selection:
         with plugin_guard(selector, "selector", group.id):
             actions = list(selector.decide(self.view(group), event))
         for action in actions:
-            if not group.is_open:
-                raise self._fault(group, action, f"the group is {group.state} by an earlier action")
             self._carry_out(group, action)
         stopped, self._stopped = self._stopped, []
         for trajectory in stopped:
@@ -178,8 +191,9 @@ class Selection:
             self.check_evaluated(group)
         elif (
             group.state is GroupState.OPEN
+            and not group.held
             and not any(m.state in UNENDED for m in group.members)
-            and not (self.wants.reward and any(not m.scored for m in self._ended(group)))
+            and not (self._hears_rewards and any(not m.scored for m in self._ended(group)))
         ):
             ended = [m for m in self._ended(group) if not m.reward_failed]
             few = f"{len(ended)} trajectories with a reward; an advantage needs two"
@@ -191,6 +205,8 @@ class Selection:
 
     def view(self, group: Group) -> GroupView:
         core = self._core
+        members = tuple([member_view(m) for m in group.in_order_of_arrival()])
+        oldest = min((m.versions[0] for m in members if m.versions), default=core.version + 1)
         return GroupView(
             id=group.id,
             prompt=group.prompt,
@@ -198,45 +214,57 @@ class Selection:
             budget=group.sampled,
             step=core.step,
             now=core.now,
-            members=tuple([member_view(m) for m in group.in_order_of_arrival()]),
+            members=members,
             statistics=core.statistics,
             seed=core.settings.seed,
             max_tokens=group.max_tokens,
+            version=core.version,
+            max_staleness=core.settings.max_staleness,
+            due=oldest <= core.version - core.settings.max_staleness,
+            opened=group.step,
+            attempt=group.attempt,
+            tag=core.tag(group.prompt),
+            note=group.note,
+            held=group.held,
         )
 
     def _fault(self, group: Group, action: AnyAction, why: str) -> PluginFault:
         name = type(self._core.plugins.selector).__name__
         return PluginFault(f"selector {name}, group {group.id}: {action}: {why}")
 
-    def _members(self, group: Group, action: Abort | Stop | Park | Finalize) -> list[Trajectory]:
-        found = [group.member(i) for i in action.ids]
-        if len(set(action.ids)) != len(action.ids) or None in found:
-            raise self._fault(group, action, "an id is unknown or named twice")
-        return [m for m in found if m is not None]
+    def _refusal(self, group: Group, action: AnyAction) -> str:
+        found = refusal(
+            Table(
+                states={m.id: _NAMES[m.state] for m in group.members},
+                tokens={m.id: m.sampled for m in group.members},
+                sampled=group.sampled,
+                most=self._core.settings.most_candidates,
+                closed="" if group.is_open else group.state.value,
+            ),
+            action,
+        )
+        if found or not isinstance(action, Sample):
+            return found
+        return candidates.refusal(self._core, group, action)
+
+    @staticmethod
+    def _members(group: Group, ids: Sequence[int]) -> list[Trajectory]:
+        return [member for i in ids if (member := group.member(i)) is not None]
 
     def _carry_out(self, group: Group, action: AnyAction) -> None:
-        core = self._core
+        core, group_manager = self._core, self._group_manager
+        if why := self._refusal(group, action):
+            raise self._fault(group, action, why)
+        core.hold(group, isinstance(action, Hold))
         match action:
-            case Sample(n=n):
-                if n < 1 or group.sampled + n > core.settings.most_candidates:
-                    raise self._fault(
-                        group,
-                        action,
-                        f"the group has {group.sampled} candidates; at most "
-                        f"{core.settings.most_candidates}, at least one more",
-                    )
-                self._group_manager.add_members(group, n)
-            case Abort():
-                self._abort(group, action)
-            case Stop():
-                self._stop(group, action)
-            case Park(until=until):
-                members = self._members(group, action)
-                if until not in ("slot", "published"):
-                    raise self._fault(group, action, "until is 'slot' or 'published'")
-                if any(m.state not in PARKABLE for m in members):
-                    raise self._fault(group, action, "only members that run or wait can be parked")
-                for member in members:
+            case Sample(n=n, variant=variant, fork=fork):
+                group_manager.add_members(group, n, variant, fork)
+            case Abort(ids=ids):
+                self._abort(group, self._members(group, ids))
+            case Stop(ids=ids):
+                self._stop(group, self._members(group, ids))
+            case Park(ids=ids, until=until):
+                for member in self._members(group, ids):
                     self._scheduler.park(member, until)
                 core.needs_update = True
             case Enough():
@@ -244,15 +272,17 @@ class Selection:
                     return  # said before
                 core.advance(group, GroupState.ENOUGH)
                 core.needs_update = True
+            case Hold():
+                core.needs_update = True
             case Finalize():
                 self._finalize(group, action)
-            case Defer(why=why):
+            case Defer(why=why, kind=kind):
                 why = why or "deferred by the selector"
-                self._group_manager.end(group, GroupState.DEFERRED, why)
-            case Drop(why=why):
-                self._group_manager.end(group, GroupState.DROPPED, why or "dropped by the selector")
-            case _:
-                raise self._fault(group, action, "no action of a selector")
+                group_manager.end(group, GroupState.DEFERRED, why, kind)
+            case Drop(why=why, kind=kind):
+                why = why or "dropped by the selector"
+                group_manager.end(group, GroupState.DROPPED, why, kind)
+        core.stats.add_kind(action.kind, chosen=isinstance(action, Finalize))
         core.report(
             "decision",
             group=group.id,
@@ -260,14 +290,13 @@ class Selection:
             action=type(action).__name__,
             ids=list(getattr(action, "ids", ())),
             why=action.why,
+            **candidates.record(action),
+            **({"kind": action.kind} if action.kind else {}),
         )
         if isinstance(action, Enough):
             self._check_signal(group)
 
-    def _abort(self, group: Group, action: Abort) -> None:
-        members = self._members(group, action)
-        if any(m.state is TrajectoryState.ABORTED for m in members):
-            raise self._fault(group, action, "a member is aborted already")
+    def _abort(self, group: Group, members: list[Trajectory]) -> None:
         for member in members:
             if member.state in ENDED:  # leaves the group all the same
                 group.arrivals.remove(member.id)
@@ -276,16 +305,13 @@ class Selection:
             else:
                 self._group_manager.abort_member(member, "aborted")
 
-    def _stop(self, group: Group, action: Stop) -> None:
-        members = self._members(group, action)
-        if any(m.state not in UNENDED or not m.sampled for m in members):
-            raise self._fault(group, action, "only unended members that hold tokens can be stopped")
+    def _stop(self, group: Group, members: list[Trajectory]) -> None:
         for member in members:
             if member.state is TrajectoryState.RUNNING:
                 self._scheduler.end_leg(member)
             self._core.cancel_environment_call(member.id)
             if member.state is TrajectoryState.PARKED:
-                self._core.ledger.move(member.sampled, "parked", "open")
+                self._core.ledger.move(member.own, "parked", "open")
             member.advance(TrajectoryEvent.STOPPED, self._core.now)
             group.arrivals.append(member.id)
             self._core.stats.lengths.append(member.sampled)
@@ -293,41 +319,19 @@ class Selection:
             self._stopped.append(member.id)
 
     def _finalize(self, group: Group, action: Finalize) -> None:
-        members = self._members(group, action)
-        if len(members) < 2:
-            raise self._fault(group, action, "an advantage needs two members")
-        if any(m.state not in ENDED for m in members):
-            raise self._fault(group, action, "a member has not ended; Stop it first")
-        weights = action.weights or (1.0,) * len(members)
-        if len(weights) != len(members) or not all(np.isfinite(w) and w >= 0 for w in weights):
-            raise self._fault(group, action, "one finite weight of at least 0 for each member")
         group.audited = self.audited  # then all members continue, to be compared
         for member in group.members:
             if member.state in UNENDED and not group.audited:
                 self._group_manager.abort_member(member, "aborted")
         self._core.advance(group, GroupState.CHOSEN, action.why)
-        group.chosen, group.chosen_weights = list(action.ids), list(weights)
-        self._core.stats.add_choice(action.kind)
+        group.chosen = list(action.ids)
+        group.chosen_weights = list(action.weights or (1.0,) * len(action.ids))
         for member in self._ended(group):
             if not group.wants_reward(member):
                 self._group_manager.cancel_reward(member)
         self._ready_if_scored(group)
 
     # --- rewards become advantages ------------------------------------------------------
-
-    def _outcomes(self, group: Group, ids: list[int]) -> list[Outcome]:
-        weights = dict(zip(group.chosen, group.chosen_weights, strict=True))
-        return [
-            Outcome(
-                reward=m.reward,
-                tokens=m.sampled,
-                truncated=m.state is TrajectoryState.TRUNCATED,
-                weight=weights.get(i, 1.0),
-                max_tokens=group.max_tokens,
-            )
-            for i in ids
-            if (m := group.member(i)) is not None and m.reward is not None
-        ]
 
     def _check_signal(self, group: Group) -> None:
         """A group that is enough and teaches nothing is replaced now, not after the barrier.
@@ -336,27 +340,13 @@ class Selection:
         are the wrong ones no other group trains on them. (Dropped at once: .92, not .96 accuracy.)
         """
         ids = [m.id for m in self._ended(group) if m.reward is not None]
-        dead = len(ids) >= group.size and isinstance(self._advantages(group, ids), NoSignal)
+        dead = len(ids) >= group.size and isinstance(self.rule.try_out(group, ids), NoSignal)
         if dead != (group.state is GroupState.DEAD):
             self._core.advance(group, GroupState.DEAD if dead else GroupState.ENOUGH)
             self._core.needs_update = True
 
-    def _advantages(self, group: Group, ids: list[int]) -> Advantages | NoSignal:
-        advantage, outcomes = self._core.plugins.advantage, self._outcomes(group, ids)
-        with plugin_guard(advantage, "advantage", group.id):
-            answer = advantage.advantages(outcomes)
-        if isinstance(answer, NoSignal):
-            return answer
-        for what, numbers in (("values", answer.values), ("weights", answer.weights)):
-            if len(numbers) != len(outcomes) or not np.all(np.isfinite(numbers)):
-                name = type(advantage).__name__
-                raise PluginFault(
-                    f"advantage {name}, group {group.id}: {what}: {len(outcomes)} finite numbers "
-                    f"expected, one for each member, got {numbers}"
-                )
-        return answer
-
     def _ready_if_scored(self, group: Group) -> None:
+        self._group_manager.request_group_reward(group)
         members = [m for i in group.chosen if (m := group.member(i)) is not None]
         if any(not m.scored for m in members) or (
             group.audited and not selection_bias.settled(group)
@@ -368,11 +358,6 @@ class Selection:
         if len(present) < 2:
             self._group_manager.end(group, GroupState.DROPPED, "fewer than two rewards")
             return
-        answer = self._advantages(group, present)
-        if isinstance(answer, NoSignal):
-            self._audit(group, answer)
-            self._group_manager.end(group, GroupState.DROPPED, answer.why)
-            return
         if too_old(group, self._core.version, self._core.settings.max_staleness):
             self._group_manager.end(group, GroupState.DROPPED, "stale")
             return
@@ -380,8 +365,12 @@ class Selection:
             w for i, w in zip(group.chosen, group.chosen_weights, strict=True) if i in present
         ]
         group.chosen = present
-        group.advantages = [float(a) for a in answer.values]
-        group.weights = [float(w) for w in answer.weights]
+        answer = self.rule.ask(group, present)
+        if isinstance(answer, NoSignal):
+            self._audit(group, answer)
+            self._group_manager.end(group, GroupState.DROPPED, answer.why, answer.kind)
+            return
+        take(group, answer)
         self._core.stats.shaped += answer.shaped
         self._core.advance(group, GroupState.READY)
         self._audit(group, answer)
@@ -396,5 +385,5 @@ class Selection:
 
     def _audit(self, group: Group, trained: Advantages | NoSignal) -> None:
         if group.audited:
-            sampled = self._advantages(group, [m.id for m in selection_bias.whole(group)])
+            sampled = self.rule.try_out(group, [m.id for m in selection_bias.whole(group)])
             self._core.stats.bias.add(group, sampled, trained, self._core.settings.eval_correct)

@@ -14,14 +14,14 @@ import msgspec
 
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.events import AnyCommand, CallEnvironment, RequestReward
-from pipeline.coordinator.groups import ENDED, Group, GroupState, TrajectoryState
+from pipeline.coordinator.groups import ENDED, Group, GroupState, Kept, TrajectoryState
 from pipeline.coordinator.running_stats import RunningStatistics, StatisticsState
 from pipeline.coordinator.scheduler import LOST, PARKED, QUEUED
 from pipeline.coordinator.step_stats import StepStats
 from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.training_step import StepState
 
-FORMAT = 3
+FORMAT = 4
 
 
 class SnapshotError(Exception):
@@ -37,6 +37,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next_group: int
     next_trajectory: int
     groups: list[Group]
+    kept: list[Kept]  # groups that may be trained on again, oldest first
     deferred: list[tuple[int, int]]
     issued: int
     trained: int
@@ -86,7 +87,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         if group.kind == "eval":
             for member in group.members:
                 if member.state is not TrajectoryState.ABORTED:
-                    ledger.move(member.sampled, "open", "eval")
+                    ledger.move(member.own, "open", "eval")
     if ledger.imbalance:
         raise SnapshotError(f"the ledger is off by {ledger.imbalance} tokens")
     next_group, next_trajectory = _next_numbers(coordinator)
@@ -97,6 +98,7 @@ def take(coordinator: Coordinator) -> Snapshot:
         next_group=next_group,
         next_trajectory=next_trajectory,
         groups=[_settled(g) for g in core.groups.values() if g.kind == "train"],
+        kept=list(group_manager.replay_buffer.kept.values()),
         deferred=list(group_manager.deferred),
         issued=group_manager.issued,
         trained=group_manager.ended_trained,
@@ -148,6 +150,7 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     core.next_group, core.next_trajectory = snapshot.next_group, snapshot.next_trajectory
     core.ledger = snapshot.ledger
     core.statistics = RunningStatistics(snapshot.statistics)
+    group_manager.replay_buffer.kept = {kept.group: kept for kept in snapshot.kept}
     group_manager.deferred.extend(snapshot.deferred)
     group_manager.issued = snapshot.issued
     group_manager.ended_trained, group_manager.ended_dropped = snapshot.trained, snapshot.dropped
@@ -164,14 +167,16 @@ def restore(coordinator: Coordinator, snapshot: Snapshot, now: float) -> list[An
     for group in snapshot.groups:
         group.since = now
         core.enter(group)
-        group_manager.outstanding[group.prompt] = group.attempt
+        if not group.replay:
+            group_manager.outstanding[group.prompt] = group.attempt
         for member in group.members:
             member.since = now
             if member.state is TrajectoryState.ABORTED:
                 continue
             core.trajectories[member.id] = member
             if member.state is TrajectoryState.QUEUED:
-                coordinator.scheduler.enqueue(member, LOST if member.held else QUEUED)
+                # One that had a slot gets one first, also if it had no token yet.
+                coordinator.scheduler.enqueue(member, LOST if member.leg else QUEUED)
             elif member.state is TrajectoryState.PARKED and member.parked_until == "slot":
                 coordinator.scheduler.enqueue(member, PARKED)
             elif member.state is TrajectoryState.WAITING_ENV:

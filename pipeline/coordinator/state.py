@@ -7,7 +7,7 @@ does not follow from the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -24,6 +24,7 @@ from pipeline.coordinator.token_ledger import TokenLedger
 from pipeline.coordinator.weight_proofs import WeightProofs
 from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins.interfaces import Advantage, Batch, Budget, PromptOrder, Selector
+from pipeline.plugins.variants import column_and_share, tokens_of
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.wire.fields import PacedSteps
 
@@ -35,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     need: int  # groups of a step
     reserve: int  # groups opened beyond those
+    keep: int = 0  # groups kept after they were trained on
+    keep_versions: int = 4  # versions that a token of those may be behind the newest weights
     tries: float  # at most tries x need groups are opened for a step
     size: int  # M
     max_tokens: int
@@ -61,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_every: int = 0  # steps between measurements of selection bias
     audit_alarm: float = 0.0  # mean absolute change of an advantage to warn above; 0: never
     gap_limit: float  # probe difference (nats) above which an engine is not admitted
+    group_reward: bool = False  # training rewards are over whole groups, once they are chosen
     paced: str = ""  # emulated pace of engines, learner and weights, in words; "": none
     knee: int = 0  # running sequences of an engine up to which it is topped up; 0: measured
     turns: int = 0  # calls of the environment for one response; 0: a response is one turn
@@ -107,11 +111,13 @@ class CoordinatorState:
         plugins: Plugins,
         prompt_tokens: Sequence[int],
         tags: Sequence[str] = (),
+        variants: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.settings = settings
         self.plugins = plugins
         self.prompt_tokens = prompt_tokens  # length of each training prompt
         self._tags = tags  # kind of each, or nothing
+        self.variants = variants or {}  # column of the data -> its tokens, for each prompt
         self.latency = LatencyModel()  # of all engines: they are of one kind
         self.ledger = TokenLedger()
         self.statistics = RunningStatistics()
@@ -132,6 +138,7 @@ class CoordinatorState:
         self.weight_proofs = WeightProofs()
         self.paced = PacedSteps()  # of all engines, up to their newest loads
         self.weights_move = False  # CloseStep is out: ranks are about to forget what they streamed
+        self.rewards_moved = False  # a reward has come since the budget was asked for more
         self.needs_update = False  # the batch rule is to be asked, or the close to be tried
         self.out: list[Command] = []
         self._endings: dict[str, list[tuple[int, int]]] = {}
@@ -165,21 +172,43 @@ class CoordinatorState:
         out, self.out = self.out, []
         return out
 
+    @property
+    def tags(self) -> Sequence[str]:
+        """The kind of each training prompt; () if the data set names none."""
+        return self._tags
+
     def tag(self, prompt: int) -> str:
         """The kind of a training prompt, '' if its data set names none."""
         return self._tags[prompt] if self._tags else ""
+
+    def variant_tokens(self, prompt: int, variant: str) -> int:
+        """Tokens that a variant puts behind a training prompt. Raises ValueError if there is no
+        such variant."""
+        if not variant:
+            return 0
+        column, share = column_and_share(variant, self.variants)
+        return tokens_of(share, self.variants[column][prompt])
 
     def enter(self, group: Group) -> None:
         """A group, new or of a checkpoint, is live from now on."""
         self.groups[group.id] = group
         self.group_index.update(group)
+        self.group_index.hold(group)
 
     def advance(self, group: Group, state: GroupState, why: str = "") -> None:
         """Move a group along its table. Raises IllegalTransition and changes nothing."""
         group.advance(state, self.now, why)
+        if not group.is_open:
+            group.held = False
         self.group_index.update(group)
         if state is GroupState.READY:
             self.due_groups.note(group, self.version)
+
+    def hold(self, group: Group, held: bool) -> None:
+        """Note whether `Hold` was the selector's last word on a group."""
+        if group.held != held:
+            group.held = held
+            self.group_index.hold(group)
 
     def train_groups(self, *states: GroupState) -> list[Group]:
         """Live training groups in these states, oldest first."""

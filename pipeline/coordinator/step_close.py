@@ -59,6 +59,7 @@ class StepClose:
         self._order = order
         chunks: list[list[StreamedChunk]] = [[] for _ in range(core.settings.ranks)]
         prompts: list[dict[int, int]] = [{} for _ in range(core.settings.ranks)]
+        variants: list[dict[int, str]] = [{} for _ in range(core.settings.ranks)]
         room = [_MOST_BYTES] * core.settings.ranks
         for group, member in self._unfinished():
             rank = group.rank if group.rank >= 0 else group.id % core.settings.ranks
@@ -66,6 +67,7 @@ class StepClose:
             if room[rank] < 0:
                 continue
             prompts[rank][group.id] = group.prompt
+            variants[rank] |= {member.id: member.variant} if member.variant else {}
             chunks[rank].append(StreamedChunk(group.id, member.id, 0, bytes(member.tokens)))
         self.since = core.now
         if any(chunks):  # where passes communicate all ranks have to take part
@@ -77,6 +79,7 @@ class StepClose:
                         version=core.version,
                         prompts=prompts[rank],
                         chunks=tuple(chunks[rank]),
+                        variants=variants[rank],
                     )
                 )
         self.advance()

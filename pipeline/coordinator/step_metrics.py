@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,8 @@ def trained_metrics(groups: Iterable[Group]) -> dict[str, float]:
     depths: list[float] = []
     lengths: list[int] = []
     for group in groups:
+        if group.replay:
+            continue
         held = {m.id: m.sampled for m in group.members if m.state in ENDED}
         chosen = [held[i] for i in group.chosen]
         depths.append(max(chosen) / max(1.0, statistics.median(held.values())))
@@ -128,6 +131,8 @@ def step_metrics(core: CoordinatorState) -> dict[str, Any]:
         **({"rewards_shaped": stats.shaped} if stats.shaped else {}),
         **({"tokens_streamed": stats.streamed} if core.settings.stream else {}),
         **({"choices": dict(stats.choices)} if stats.choices else {}),
+        **({"kinds": dict(stats.kinds)} if stats.kinds else {}),
+        **({"tokens_replayed": stats.replayed} if stats.replayed else {}),
         "ledger": {"sampled": core.ledger.sampled, **core.ledger.accounts},
     }
 
@@ -158,6 +163,8 @@ class StepReport:
         self._streamed = 0  # tokens
         self._shaped = 0  # rewards
         self._adaptive: dict[str, int] = {}
+        self._kinds: Counter[str] = Counter()
+        self._replayed = 0  # tokens
 
     @property
     def hidden_share(self) -> float | None:
@@ -175,6 +182,8 @@ class StepReport:
             },
             "tokens_streamed": self._streamed,
             "rewards_shaped": self._shaped,
+            **({"kinds": dict(self._kinds)} if self._kinds else {}),
+            **({"tokens_replayed": self._replayed} if self._replayed else {}),
         }
 
     def write(
@@ -187,6 +196,9 @@ class StepReport:
         self._streamed += stats.streamed
         self._shaped += stats.shaped
         self._count_adaptive(stats.plan, stats.choices)
+        self._kinds.update(stats.choices)
+        self._kinds.update(stats.kinds)
+        self._replayed += stats.replayed
         bias = stats.bias.means()
         alarm, moved = core.settings.audit_alarm, bias.get("advantage_moved", 0.0)
         if alarm and moved > alarm:

@@ -44,6 +44,9 @@ class StepStats(msgspec.Struct, kw_only=True):
     of the step, other figures of the first plan."""
     shaped: int = 0  # chosen members whose reward the advantage rule changed
     streamed: int = 0  # response tokens sent to learner ranks before their groups were taken
+    kinds: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Other actions of the selector and the batch rule, by the kind that they name."""
+    replayed: int = 0  # response tokens trained on once more
     choices: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Groups chosen, by the rule of the selector that chose."""
     bias: SelectionBias = msgspec.field(default_factory=SelectionBias)
@@ -78,11 +81,11 @@ class StepStats(msgspec.Struct, kw_only=True):
         for name in _COUNTS_OF_A_PLAN & figures.keys():
             self.plan[name] = self.plan.get(name, 0.0) + figures[name]
 
-    def add_choice(self, rule: str) -> None:
-        """Count a group that this rule of the selector chose; '' is not counted."""
-        if not rule:
-            return
-        self.choices[rule] = self.choices.get(rule, 0) + 1
+    def add_kind(self, kind: str, *, chosen: bool = False) -> None:
+        """Count an action that names its kind; `chosen`: it chose a group's members."""
+        if kind:
+            counts = self.choices if chosen else self.kinds
+            counts[kind] = counts.get(kind, 0) + 1
 
     def add_learner(self, metrics: Mapping[str, float]) -> None:
         """Count what a rank measured while it trained on a group."""

@@ -99,6 +99,9 @@ class TokenIngest:
                 trajectory.logprobs += logprobs[start:end]
                 trajectory.logprob_sum += total
                 grown += count
+                trajectory.remaining = chunk.remaining
+                if chunk.score is not None:
+                    trajectory.score = chunk.score
             if finish:
                 core.ledger.sample(grown, "open")
                 grown = 0

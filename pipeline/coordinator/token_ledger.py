@@ -24,11 +24,13 @@ class TokenLedger(msgspec.Struct, kw_only=True):
     accounts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0))
     dropped_by: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     truncated: int = 0  # tokens of members trained on that were truncated
+    replayed: int = 0  # tokens that were trained on once more; they are in `trained` once
     prefilled_again: int = 0  # tokens that a resumed leg had to compute again
     frames_refused: int = 0  # of another epoch, duplicated
     chunks_late: int = 0  # of a leg that had ended
     appended: int = 0  # tokens that environments appended: not sampled, so in no account
     turns: int = 0  # passed to environments
+    forked: int = 0  # tokens that forks began with: counted once, where they were sampled
 
     def sample(self, tokens: int, account: str) -> None:
         """New tokens have arrived and belong to `account`."""

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import msgspec
 
+from pipeline.coordinator.batch_view import batch_view
 from pipeline.coordinator.events import CloseStep, GroupFailed, GroupTrained, StepDone, StepSkipped
 from pipeline.coordinator.group_manager import GroupManager
 from pipeline.coordinator.groups import (
-    ENDED,
     OPEN_STATES,
     TAKEN_STATES,
     Group,
     GroupState,
-    Trajectory,
-    TrajectoryState,
 )
 from pipeline.coordinator.learner_feed import train_group
 from pipeline.coordinator.prompt_planner import PromptPlanner
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.selection import Selection
 from pipeline.coordinator.staleness import BEFORE_TAKING, too_old, trained_staleness
+from pipeline.coordinator.standstill import Standstill
 from pipeline.coordinator.state import CoordinatorState, PluginFault, plugin_guard
 from pipeline.coordinator.step_close import StepClose
 from pipeline.coordinator.step_metrics import (
@@ -34,9 +33,8 @@ from pipeline.coordinator.step_metrics import (
     trained_metrics,
 )
 from pipeline.coordinator.step_stats import StepStats
-from pipeline.plugins.actions import BatchAction, Close, Relax, Take
+from pipeline.plugins.actions import BatchAction, Close, Leave, Relax, Replay, Take
 from pipeline.plugins.interfaces import Barrier, Relaxed
-from pipeline.plugins.views import BatchView
 
 MOST_SKIPPED = 3
 """Steps skipped in a row after which the run stops."""
@@ -69,7 +67,7 @@ class TrainingSteps:
         self._wants_prompts = False  # wants prompts as soon as slots are idle
         self.step_close = StepClose(core)
         self._unsent: list[Group] = []  # taken, to be sent when the others are in: overlap off
-        self._last_active: Trajectory | None = None  # of an open group, when it was last looked for
+        self._standstill = Standstill(core, scheduler)
         self.report = StepReport(core, scheduler)
         self._rank_tokens: dict[int, int] = {}
 
@@ -121,27 +119,35 @@ class TrainingSteps:
             return
         active = core.group_index.live
         ahead = core.ahead
-        coming = active - core.group_index.counts[GroupState.OPEN] if ahead else active
-        if state.closing and coming < settings.need:
-            state.closing = False  # what was chosen taught nothing: open more
-        if state.closing and not ahead:
-            return
+        coming = active
+        if ahead:  # the others that are open may be for a later step; those held count already
+            coming -= core.group_index.counts[GroupState.OPEN] - core.group_index.held
         limit = settings.need * (1 + ahead)
         room = int(settings.tries * limit) - state.opened
         reserve = settings.reserve if state.speculate else 0
         want = min(limit + reserve - active, room)
+        blocked = bool(state.opened) and (self._scheduler.waiting() or not self._scheduler.idle())
+        if state.closing and coming < settings.need:
+            # What was chosen taught nothing: open more. Not so where nothing can be opened and
+            # all sleeps until the step has ended: it would be raised again for ever.
+            can_open = want > 0 and not blocked
+            used_up = room < 1 and active < settings.need
+            state.closing = not (can_open or used_up or not self._standstill.holds())
+        if state.closing and not ahead:
+            return
         if want < 1:
             if room < 1 and active < settings.need:
                 self._exhaust("it has opened as many prompts as step.tries allows")
             return
-        if state.opened and (self._scheduler.waiting() or not self._scheduler.idle()):
+        if blocked:
             self._wants_prompts = True
             return
         opened, state.speculate = self.planner.open(
             want, state.size, first=not state.opened, speculate=state.speculate
         )
         state.opened += opened
-        if not opened and active < settings.need:
+        few = active < settings.need or (coming < settings.need and self._standstill.holds())
+        if not opened and few:
             self._exhaust("there are no more prompts")
 
     def _exhaust(self, why: str) -> None:
@@ -159,23 +165,17 @@ class TrainingSteps:
 
     def _ask_batch(self) -> None:
         core, state = self._core, self.state
-        index = core.group_index
         need = core.settings.need
         if state.exhausted:
-            need = min(need, index.live)
-        view = BatchView(
-            step=core.step,
+            need = min(need, core.group_index.live)
+        view = batch_view(
+            core,
             need=need,
-            taken=index.taken,
-            ready=index.ready,
-            chosen=index.counts[GroupState.CHOSEN],
-            enough=index.counts[GroupState.ENOUGH],
-            open=index.counts[GroupState.OPEN],
             size=state.size,
-            group_size=core.settings.size,
             closing=state.closing,
-            ahead=core.ahead,
+            exhausted=state.exhausted,
             due=core.due_groups.ready(core.version) if self._waits_for_due else (),
+            kept=self._group_manager.replay_buffer.views() if core.settings.keep else (),
         )
         with plugin_guard(core.plugins.batch, "batch"):
             actions = list(core.plugins.batch.decide(view))
@@ -192,6 +192,18 @@ class TrainingSteps:
                     if group is None or group.state is not GroupState.READY:
                         raise PluginFault(f"batch {name}: {action}: group {group_id} is not ready")
                     self._take(group)
+            case Leave(groups=ids, why=why, kind=kind):
+                for group_id in ids:
+                    group = core.groups.get(group_id)
+                    if group is None or group.state is not GroupState.READY:
+                        raise PluginFault(f"batch {name}: {action}: group {group_id} is not ready")
+                    why = why or "left by the batch rule"
+                    self._group_manager.end(group, GroupState.DEFERRED, why, kind)
+            case Replay(groups=ids):
+                for group_id in ids:
+                    if refusal := self._group_manager.replay_buffer.refusal(group_id):
+                        raise PluginFault(f"batch {name}: {action}: {refusal}")
+                    self._take(self._group_manager.replay_buffer.open(group_id))
             case Relax(size=size):
                 if not 2 <= size <= core.settings.size:
                     raise PluginFault(f"batch {name}: {action}: size is 2 to {core.settings.size}")
@@ -203,16 +215,26 @@ class TrainingSteps:
                 self._close()
             case _:
                 raise PluginFault(f"batch {name}: {action}: no action of a batch rule")
+        core.stats.add_kind(getattr(action, "kind", ""))
+        if action.why:
+            core.report("batch", action=type(action).__name__, why=action.why)
+
+    @property
+    def _waits_for_all(self) -> bool:
+        """True if advantages are given once all groups of the step are known."""
+        return hasattr(self._core.plugins.advantage, "of_step")
 
     def _take(self, group: Group) -> None:
         """Give the group to the rank with the fewest tokens; send it unless overlap is off."""
         core = self._core
         tokens = sum(m.held for i in group.chosen if (m := group.member(i)) is not None)
+        if group.replay:
+            tokens = group.replay.tokens
         if group.rank < 0:  # else the rank that has its tokens
             group.rank = min(self._rank_tokens, key=lambda rank: (self._rank_tokens[rank], rank))
         self._rank_tokens[group.rank] += tokens
         core.advance(group, GroupState.TAKEN)
-        if core.settings.overlap == "off":
+        if core.settings.overlap == "off" or self._waits_for_all:
             self._unsent.append(group)
         else:
             self.send(group)
@@ -248,14 +270,19 @@ class TrainingSteps:
             due = self._waits_for_due and core.due_groups.any_due(core.version)
             others = due or (others and taken < core.settings.need)
         if others:
-            if not state.closing and self._stands_still():
+            if not self._standstill.holds() or self._wants_prompts:
+                return
+            if not state.closing:
                 self._close()  # only the barrier can end what is left
-            return
+                return
+            # what is left sleeps until the step has ended: it ends with what there is
         if not state.closing and not state.exhausted:
             return
         if not taken:
             self._finish_empty()
             return
+        if self._waits_for_all:
+            self._selection.rule.of_step(self._unsent)
         for group in sorted(self._unsent, key=lambda group: group.id):
             self.send(group)
         self._unsent = []
@@ -273,33 +300,6 @@ class TrainingSteps:
         ids = tuple(group.id for group in taken)
         self.step_close.begin(CloseStep(step=core.step, groups=ids, normaliser=total))
 
-    def _stands_still(self) -> bool:
-        """Nothing runs, waits or is being scored: every open member is parked until a publish.
-
-        The member found last time usually still runs: the others are looked at when it has ended.
-        """
-        group_index = self._core.group_index
-        if (
-            group_index.counts[GroupState.CHOSEN]
-            or group_index.counts[GroupState.READY]
-            or self._scheduler.waiting()
-        ):
-            return False
-        if self._last_active is None or not self._moves(self._last_active):
-            members = (m for g in group_index.in_any_order(*OPEN_STATES) for m in g.members)
-            self._last_active = next((m for m in members if self._moves(m)), None)
-        return self._last_active is None
-
-    def _moves(self, member: Trajectory) -> bool:
-        """Returns True if it runs, or waits for its environment or reward, in an open group."""
-        core = self._core
-        goes_on = member.state in (TrajectoryState.RUNNING, TrajectoryState.WAITING_ENV)
-        if not goes_on and (member.scored or member.state not in ENDED):
-            return False
-        group = core.groups.get(member.group)
-        here = core.trajectories.get(member.id) is member
-        return here and group is not None and group.kind == "train" and group.is_open
-
     def _finish_empty(self) -> None:
         """Nothing to learn from: the step ends without an update."""
         core = self._core
@@ -311,6 +311,7 @@ class TrainingSteps:
         core.report("warning", text=f"step {core.step + 1}: no group with a signal, no update")
         self._report_step({}, {})
         core.step += 1
+        self._scheduler.wake()  # what slept until now waits for no publish
 
     # --- the learner answers ------------------------------------------------------------
 

@@ -76,6 +76,7 @@ class Turns:
                 finish=trajectory.turn_finish,
                 left=trajectory.max_tokens - trajectory.held,
                 memory=trajectory.memory,
+                variant=trajectory.variant,
             )
         )
 

@@ -20,15 +20,19 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.files import DataError, kind_of
 from pipeline.data.tokenizer import ModelError, read_json
+from pipeline.system.untrusted_files import UnreadableFile, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _END = "END_OF_THE_MESSAGE_TO_GO_ON_WITH"
+_MOST_BYTES = 1 << 20  # of a template: the longest of well-known models have 20 KB
+_LARGEST = 1000  # base and exponent of a power
 
 
 class ChatTemplate:
@@ -129,7 +133,7 @@ class ChatTemplate:
     def _found(self) -> Callable[..., str]:
         """Compile the template. Raises DataError if it is missing or invalid."""
         template = self._written()
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -137,12 +141,15 @@ class ChatTemplate:
         environment.globals.update(extras)
         try:
             compiled = environment.from_string(template)
-        except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError) as error:
-            line = getattr(error, "lineno", None) or 1
-            why = getattr(error, "message", None) or str(error)
+        except Exception as error:  # Jinja's; Python's own, of what Jinja made of it; deep nesting
+            line, why = "", _message_of(error)
+            if isinstance(error, jinja2.TemplateSyntaxError):
+                line, why = f":{error.lineno}", error.message or ""
+            elif isinstance(error, RecursionError | MemoryError):
+                why = "nested too deep"
             raise DataError(
-                f"{self._source}:{line}: not a chat template: {why}; expected "
-                "Jinja, as in transformers; correct it, or name another with data.chat_template"
+                f"{self._source}{line}: not a chat template: {why:.500}; expected Jinja, as in "
+                "transformers; correct it, or name another with data.chat_template"
             ) from error
         tokens = _special_tokens(self._model)
 
@@ -158,18 +165,15 @@ class ChatTemplate:
         if self._data.chat_template or own.is_file():
             self._source = str(path)
             try:
-                return path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                why = getattr(error, "strerror", None) or str(error)
-                raise DataError(
-                    f"{path}: cannot be read: {why}; expected a chat template in UTF-8, save it so"
-                ) from error
+                return read_text(path, _MOST_BYTES)
+            except UnreadableFile as error:
+                raise DataError(f"{error}; expected a chat template in UTF-8, save it so") from error
         config = self._model / "tokenizer_config.json"
         found = read_json(config).get("chat_template") if config.is_file() else None
         if isinstance(found, list):  # several by name
             named = [item for item in cast(list[Any], found) if isinstance(item, dict)]
-            by_name = {item.get("name"): item.get("template") for item in named}
-            found = by_name.get("default")
+            templates = [i.get("template") for i in named if i.get("name") == "default"]
+            found = templates[-1] if templates else None
         if not isinstance(found, str):
             raise DataError(
                 f"{self._model}: no chat template in chat_template.jinja or tokenizer_config.json, "
@@ -178,6 +182,28 @@ class ChatTemplate:
             )
         self._source = f"{config} (chat_template)"
         return found
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which `*` and `**` are refused where the result would fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})  # computed when rendering, not when compiling
+
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
+        if operator == "**" and not (_small(left) and _small(right)):
+            raise jinja2.TemplateError(f"{left!r:.40} ** {right!r:.40} is beyond what is computed")
+        texts = [value for value in (left, right) if isinstance(value, str | list | tuple)]
+        if texts:
+            times = right if texts[0] is left else left
+            if not isinstance(times, int) or len(texts[0]) * times > _MOST_BYTES:
+                raise jinja2.TemplateError(f"a text or a list times {times!r:.40} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _small(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def _checked(messages: list[Any]) -> list[dict[str, Any]]:

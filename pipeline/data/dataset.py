@@ -10,7 +10,7 @@ reads. Must not know groups, order or rewards.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,15 +19,23 @@ import numpy as np
 from pipeline.config import rules
 from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.data.chat_template import ChatTemplate
-from pipeline.data.fields import ANSWERS, Fields
+from pipeline.data.fields import ANSWERS, Fields, variant_of
 from pipeline.data.files import DataError, Row, rows_of, split_note
+from pipeline.data.items import Dataset, Item, LoadedSource
 from pipeline.data.plain_values import plain
 from pipeline.data.prompt_columns import template_arguments
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.wanted import Wanted
-from pipeline.plugins.views import SourceView
 
-__all__ = ["ANSWERS", "DataError", "Dataset", "Item", "load_held_out", "load_train"]
+__all__ = [
+    "ANSWERS",
+    "DataError",
+    "Dataset",
+    "Item",
+    "LoadedSource",
+    "load_held_out",
+    "load_train",
+]
 
 TASK_PROMPTS = 20_000
 """Training prompts of a task: more than a run of an hour uses."""
@@ -36,83 +44,6 @@ TASK_HELD_OUT = 256
 
 _SHOWN = 20  # bad lines listed in an error
 _BATCH = 1024  # texts encoded at once
-
-
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt."""
-
-    prompt: str  # as the model reads it, after the chat template
-    tokens: bytes  # int32
-    answer: str  # what the reward compares with; "" if the data has none
-    columns: dict[str, Any]  # of the row, those that the run reads, in JSON's types
-    tag: str = ""  # kind of prompt, for budgets ("terms=3")
-    where: str = ""  # file and line
-    messages: Sequence[dict[str, Any]] = ()  # the prompt, where the row has messages
-
-
-class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of loading one source."""
-
-    name: str
-    first: int  # index of its first prompt
-    count: int
-    weight: float
-    answer: str  # the field that is used; "" if there is none
-    sought: bool = False  # no field was named
-    dropped: int = 0  # prompts left out as too long
-    cut: int = 0  # prompts shortened
-    note: str = ""  # on files of other splits
-    task: bool = False  # a built-in one
-
-
-class Dataset:
-    """Prompts by index, and lines that were left out."""
-
-    def __init__(
-        self,
-        name: str,
-        items: Sequence[Item],
-        skipped: Sequence[str] = (),
-        sources: Sequence[LoadedSource] = (),
-    ) -> None:
-        self.name = name
-        self.items = tuple(items)
-        self.skipped = tuple(skipped)
-        """One line for each bad line that was skipped."""
-        self.sources = tuple(sources)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.items[index]
-
-    @property
-    def shares(self) -> tuple[SourceView, ...]:
-        """Ranges and weights of several sources, for the order of prompts; () for a single one."""
-        if len(self.sources) < 2:
-            return ()
-        return tuple(SourceView(s.first, s.count, s.weight) for s in self.sources)
-
-    def summary_line(self) -> str:
-        """Describe the data set in one line, for the log.
-
-        >>> Dataset("train.jsonl", []).summary_line()
-        'train.jsonl: 0 prompts'
-        """
-        notes = [f"{self.name}: {len(self)} prompts"]
-        if self.skipped:
-            notes.append(f"{len(self.skipped)} bad lines skipped")
-        for what, count in (
-            ("too long and left out", sum(source.dropped for source in self.sources)),
-            ("cut", sum(source.cut for source in self.sources)),
-        ):
-            notes += [f"{count} {what}"] if count else []
-        sought = (source.answer or "none" for source in self.sources if source.sought)
-        if answers := " and ".join(dict.fromkeys(sought)):
-            notes.append(f"answer: {answers}")
-        notes += [source.note for source in self.sources if source.note]
-        return ", ".join(notes)
 
 
 def load_train(
@@ -153,7 +84,9 @@ class _Prepared(msgspec.Struct):
     given: Any  # the prompt as in the row
     prompt: str
     templated: bool
+    variants: dict[str, str]
     tokens: bytes = b""
+    behind: dict[str, bytes] = {}  # noqa: RUF012  variants as tokens; copied by msgspec
 
 
 class _Loading:
@@ -166,11 +99,13 @@ class _Loading:
         self._wanted = wanted
         self._chat = ChatTemplate(tokenizer.directory, data)
         self._problems: list[str] = []
+        self._columns: tuple[str, ...] = ()  # of variants
         self._dropped = self._cut = 0  # of the source being read
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
         items: list[Item] = []
+        self._columns = self._data.variants if split == "train" else ()
         loaded: list[LoadedSource] = []
         empty = ""
         for source in sources:
@@ -261,21 +196,24 @@ class _Loading:
             raise ValueError(f"{fields.prompt} {error}") from error
         if not text:
             raise ValueError(f"{fields.prompt} is empty, expected text")
-        return _Prepared(where, row, prompt, text, templated)
+        variants = {name: variant_of(row, name) for name in self._columns}
+        return _Prepared(where, row, prompt, text, templated, variants)
 
     def _encoded(self, batch: Sequence[_Prepared]) -> Iterator[_Prepared]:
-        prompts = [prepared.prompt for prepared in batch]
-        try:
-            encoded: list[list[int] | str] = [*self._tokenizer.encode_all(prompts)]
-        except ValueError:  # at least one is bad: find out which
-            encoded = [_ids_or_complaint(prompt, self._tokenizer) for prompt in prompts]
-        for prepared, ids in zip(batch, encoded, strict=True):
+        encoded = self._ids([prepared.prompt for prepared in batch])
+        behind = {name: self._ids([p.variants[name] for p in batch]) for name in self._columns}
+        for number, prepared in enumerate(batch):
+            variants = {name: found[number] for name, found in behind.items()}
+            ids = encoded[number]
             if isinstance(ids, list):
-                ids = self._fitting(prepared, ids)
+                ids = self._fitting(prepared, ids, variants)
             if isinstance(ids, str):
                 self._problems.append(f"{prepared.where}: prompt {ids}")
             elif ids:
-                prepared.tokens = np.asarray(ids, dtype="<i4").tobytes()
+                prepared.tokens = _int32(ids)
+                prepared.behind = {
+                    name: _int32(found) for name, found in variants.items() if isinstance(found, list)
+                }
                 yield prepared
 
     def _items(self, found: Sequence[_Prepared], fields: Fields, tag: str) -> Iterator[Item]:
@@ -284,7 +222,7 @@ class _Loading:
             row = prepared.row
             try:
                 answer = fields.answer_of(row, self._wanted.answers)
-                columns = self._columns(row)
+                columns = self._kept(row)
                 messages = plain(prepared.given) if isinstance(prepared.given, list) else ()
             except ValueError as error:
                 self._problems.append(f"{prepared.where}: {error}")
@@ -299,9 +237,10 @@ class _Loading:
                 tag=tag or own,
                 where=prepared.where,
                 messages=messages,
+                variants=prepared.behind,
             )
 
-    def _columns(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _kept(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the run reads of a row. Raises ValueError with the column that JSON cannot hold."""
         read, columns = self._wanted.columns, dict[str, Any]()
         for name, value in row.items():
@@ -312,8 +251,20 @@ class _Loading:
                     raise ValueError(f"column {name!r} {error}") from error
         return columns
 
-    def _fitting(self, prepared: _Prepared, ids: list[int]) -> list[int] | str:
-        """Return the prompt's ids, [] to leave it out, or a complaint."""
+    def _ids(self, texts: Sequence[str]) -> list[list[int] | str]:
+        """Return the ids of each text, or why it has none."""
+        try:
+            return [*self._tokenizer.encode_all(texts)]
+        except ValueError:  # at least one is bad: find out which
+            return [_ids_or_complaint(text, self._tokenizer) for text in texts]
+
+    def _fitting(
+        self, prepared: _Prepared, ids: list[int], variants: Mapping[str, list[int] | str]
+    ) -> list[int] | str:
+        """Return the prompt's ids, [] to leave it out, or a complaint.
+
+        `variants`: what may stand behind it, or what is wrong with that; the longest counts with it.
+        """
         if not ids:
             return "has no token, expected at least one"
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._tokenizer.bos:
@@ -324,10 +275,17 @@ class _Loading:
         first = self._tokenizer.first  # where the tokenizer would put it, the template did
         if first is not None and not prepared.templated and ids[0] != first:
             ids = [first, *ids]
+        for name, found in variants.items():
+            if isinstance(found, str):
+                return f"may be followed by {name}, which {found}"
+        behind = max(map(len, variants.values()), default=0)
+        whole = f"of {len(ids)} tokens"
+        if behind:
+            whole += f", with up to {behind} of data.variants behind them,"
         wanted, model = self._data.max_prompt_tokens, self._tokenizer.max_model_tokens
         room = model - self._max_tokens if model else wanted
-        limit = min(wanted, room) if wanted else room
-        if not (wanted or model) or len(ids) <= limit:
+        most = min(wanted, room) if wanted else room
+        if not (wanted or model) or len(ids) <= (limit := most - behind):
             return ids
         if self._data.long_prompts == "drop":
             self._dropped += 1
@@ -335,8 +293,8 @@ class _Loading:
         if self._data.long_prompts == "cut" and limit > 0:
             if prepared.templated:
                 return (
-                    f"of {len(ids)} tokens is longer than {limit}, and text of a chat template "
-                    "is not cut; set data.long_prompts: drop"
+                    f"{whole} is longer than {most}, and text of a chat template is not cut; set "
+                    "data.long_prompts: drop"
                 )
             self._cut += 1
             begin = ids[:1] if ids[0] == first else []
@@ -344,12 +302,16 @@ class _Loading:
             prepared.prompt = self._tokenizer.decode(kept)
             return [*begin, *kept]
         cure = "leave long prompts out with data.long_prompts: drop"
-        if limit == wanted:
-            return f"of {len(ids)} tokens, but data.max_prompt_tokens is {wanted}; {cure}"
+        if most == wanted:
+            return f"{whole.rstrip(',')}, but data.max_prompt_tokens is {wanted}; {cure}"
         return (
-            f"of {len(ids)} tokens and sampling.max_tokens {self._max_tokens} "
-            f"are {len(ids) + self._max_tokens}, the model takes {model}; {cure}"
+            f"{whole} and sampling.max_tokens {self._max_tokens} "
+            f"are {len(ids) + behind + self._max_tokens}, the model takes {model}; {cure}"
         )
+
+
+def _int32(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, dtype="<i4").tobytes()
 
 
 def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
@@ -357,3 +319,4 @@ def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
         return tokenizer.encode(prompt)
     except ValueError as error:
         return str(error)
+

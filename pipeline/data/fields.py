@@ -139,3 +139,13 @@ def _what(answer: Any) -> str:
 def _missing(row: dict[str, Any], key: str, field: str) -> str:
     fields = ", ".join(row) or "none"
     return f"no field {field!r} ({key}); fields: {fields[:200]}; name one of these"
+
+
+def variant_of(row: dict[str, Any], field: str) -> str:
+    """Return the text of a field that a variant may name. Raises ValueError for a bad row."""
+    there, found = field_of(row, field)
+    if not there:
+        raise ValueError(_missing(row, "data.variants", field))
+    if not isinstance(found, str | int | float) or isinstance(found, bool):
+        raise ValueError(f"{field} is {kind_of(found)}, expected text (data.variants)")
+    return str(found)

@@ -18,14 +18,12 @@ import msgspec
 
 from pipeline.config.paths import is_pattern
 from pipeline.data import splits
-from pipeline.data.plain_values import Unreadable
+from pipeline.data.parquet_rows import Budget, TooLarge, parquet_rows
+from pipeline.system.untrusted_files import UnreadableFile, read_json
 
 Row = tuple[str, dict[str, Any]]  # place, fields
 
 _LINE_BYTES = 64 << 20  # a longer line is not a prompt
-_ROWS = 1024  # read at once from a columnar file
-_LONG = 16 << 10  # bytes of a text, on average
-_BATCH_BYTES = 1 << 30  # text in so many rows; a prompt of 1 MiB fits no model
 _ENDINGS = (".jsonl", ".json", ".parquet")
 _NO_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 _PARQUET = b"PAR1"
@@ -151,84 +149,19 @@ def _list_of_all(path: Path) -> str:
 
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
-    from pyarrow import parquet
 
-    index = 0
+    index = 0  # of the next row
     try:
-        with parquet.ParquetFile(path, read_dictionary=_long_texts(path)) as file:
-            for batch in file.iter_batches(batch_size=_ROWS):
-                _refuse_bomb(batch, f"{path}[{index}]")
-                for row in _rows(batch):
-                    yield f"{path}[{index}]", row
-                    index += 1
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        for row in parquet_rows(path):
+            yield f"{path}[{index}]", row
+            index += 1
+    except TooLarge as error:
+        raise DataError(f"{path}[{error.row}]: {error}") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         where = f"{path}[{index}]" if index else str(path)
         raise DataError(
             f"{where}: cannot be read as parquet: {error}; expected a complete file, write it again"
         ) from error
-
-
-def _long_texts(path: Path) -> list[str]:
-    """Columns whose texts may be long: each is read once, however many rows refer to it."""
-    from pyarrow import parquet
-
-    found = parquet.read_metadata(path)
-    groups = (found.row_group(number) for number in range(found.num_row_groups))
-    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    return sorted(
-        {
-            chunk.path_in_schema
-            for chunk in chunks
-            if chunk.physical_type == "BYTE_ARRAY"
-            and "." not in chunk.path_in_schema
-            and chunk.total_uncompressed_size > _LONG * max(1, chunk.num_values)
-        }
-    )
-
-
-def _refuse_bomb(batch: Any, where: str) -> None:
-    """Raise DataError if texts that rows refer to would take too much memory when unfolded."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    for name in batch.schema.names:
-        column = batch.column(name)
-        if pa.types.is_dictionary(column.type) and (
-            pa.types.is_string(column.type.value_type)
-            or pa.types.is_large_string(column.type.value_type)
-        ):
-            lengths = compute.binary_length(column.dictionary)  # pyright: ignore
-            total = compute.sum(lengths.take(column.indices)).as_py() or 0  # pyright: ignore
-            if total > _BATCH_BYTES:
-                raise DataError(
-                    f"{where}: {total} bytes of text in the column {name!r} of {len(column)} rows; "
-                    "expected one prompt a row"
-                )
-
-
-def _rows(batch: Any) -> list[dict[str, Any]]:
-    """Rows of a table; what Python cannot hold (text that is no UTF-8, the year 10,000) is
-    `Unreadable` in its cell alone."""
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError):  # also UnicodeDecodeError
-        names: list[str] = batch.schema.names
-        columns = [_cells(batch.column(name)) for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _cells(column: Any) -> list[Any]:
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):
-        return [_cell(value) for value in column]
-
-
-def _cell(value: Any) -> Any:
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError) as error:
-        return Unreadable(str(error))
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -278,8 +211,8 @@ def _saved(path: Path, split: str) -> Path | None:
     if not listed.is_file():
         return None
     try:
-        there = msgspec.json.decode(listed.read_bytes(), type=dict[str, list[str]])["splits"]
-    except (OSError, msgspec.DecodeError, KeyError) as error:
+        there = read_json(listed, dict[str, list[str]])["splits"]
+    except (UnreadableFile, KeyError) as error:
         why = f"not written by save_to_disk: {error}; save it again"
         raise DataError(f"{listed}: {why}") from error
     wanted = splits.WANTED[split]
@@ -307,10 +240,14 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
         for name, feature in saved.features.items():
             if hasattr(feature, "decode"):  # images and sounds stay as they are in the file
                 saved = saved.cast_column(name, type(feature)(decode=False))
+        budget = Budget(folder.glob("*.arrow"))
         for index, row in enumerate(saved.with_format(None)):
+            budget.spend(row)
             yield f"{folder}[{index}]", cast(dict[str, Any], row)
     except DataError:
         raise
+    except TooLarge as error:
+        raise DataError(f"{folder}[{error.row}]: {error}") from error
     except Exception as error:  # from Arrow, the file system, or a decoder
         raise DataError(
             f"{folder}: datasets cannot read it: {type(error).__name__}: {error}; save it again"

@@ -21,6 +21,8 @@ from pipeline.config.model_files import (
     read_json,
     refuse_pointer,
 )
+from pipeline.system import untrusted_files
+from pipeline.system.untrusted_files import UnreadableFile
 
 __all__ = ["ModelError", "Tokenizer", "check_tokenizer", "read_json", "refuse_code"]
 
@@ -56,12 +58,7 @@ class Tokenizer:
                 f"{path}: no such file, but prompts need it; save the tokenizer with "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
-        try:
-            self._tokenizer = FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            refuse_pointer(path)
-            cure = "expected a file of the package tokenizers; save it again"
-            raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
+        self._tokenizer = _fast_tokenizer(path)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._check()
@@ -75,7 +72,8 @@ class Tokenizer:
         for token in range(min(_TRIED, self.vocabulary)):
             try:
                 encoded = self._tokenizer.encode(self._tokenizer.decode([token]))
-            except Exception:  # it cannot be written alone
+            except BaseException as error:  # it cannot be written alone
+                _raise_ours(error)
                 continue
             if 0 in encoded.special_tokens_mask:
                 if encoded.special_tokens_mask[0]:
@@ -92,7 +90,8 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception:  # a character that it lacks
+        except BaseException as error:  # a character that it lacks
+            _raise_ours(error)
             return None
         return next((token for token in ids if token in added and added[token].special), None)
 
@@ -128,7 +127,8 @@ class Tokenizer:
         """Encode many texts, faster than one by one. Raises ValueError like `encode`."""
         try:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, or its panic
+            _raise_ours(error)
             raise ValueError(f"cannot be written {self._alphabet(texts)}: {error}") from error
         return [encoding.ids for encoding in found]
 
@@ -149,6 +149,24 @@ class Tokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
 
+def _fast_tokenizer(path: Path) -> FastTokenizer:
+    try:
+        return FastTokenizer.from_buffer(untrusted_files.read_bytes(path))
+    except UnreadableFile as error:
+        raise ModelError(str(error)) from error
+    except BaseException as error:  # the library raises bare Exception, or its panic
+        _raise_ours(error)
+        refuse_pointer(path)
+        cure = "expected a file of the package tokenizers; save it again"
+        raise ModelError(f"{path}: not a tokenizer: {error}; {cure}") from error
+
+
+def _raise_ours(error: BaseException) -> None:
+    """Raise what is neither an Exception nor a panic of the library: Ctrl-C, an exit."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+
+
 def check_tokenizer(directory: Path) -> None:
     """Raise ModelError unless model and tokenizer fit each other."""
     Tokenizer(directory)
@@ -158,10 +176,7 @@ def refuse_code(directory: Path) -> None:
     """Raise ModelError if the model's files name Python code that comes with it."""
     for name in _NAMING_CODE:
         path = directory / name
-        try:
-            named = _code(read_json(path)) if path.is_file() else []
-        except RecursionError:
-            raise ModelError(f"{path}: nested too deeply; save it again") from None
+        named = _code(read_json(path)) if path.is_file() else []
         if named:
             raise ModelError(
                 f"{path}: auto_map names code that comes with the model ({', '.join(named)}); "

@@ -267,3 +267,4 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
     reward_s: float = 0.0  # from the end of a response to its reward
     save_s: float = 0.0  # from a cut to its checkpoint
     tick_s: float = 1.0
+    remaining: bool = False  # engines say how many tokens are to come

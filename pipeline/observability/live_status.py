@@ -99,6 +99,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     newest_eval: dict[str, float] = {}
     waits: tuple[WaitStatus, ...] = ()  # the longest first, of each group one
     peers: tuple[PeerStatus, ...] = ()
+    missing: dict[str, float] = {}  # engines that the run lacks, and for how many seconds
     acted: dict[str, int] = {}  # waits past their limit that were acted on, by kind
     refused: dict[str, int] = {}  # frames that were not believed, and chunks that came too late
 

@@ -30,6 +30,8 @@ from pipeline.wire.messages import Span
 
 log = logging.getLogger("stage")
 
+DECIDED = ("decision", "group", "budget", "plan", "batch")
+"""Reports that are written to decisions.jsonl; the others are to metrics.jsonl."""
 SAMPLES_SHOWN = 8
 """Prompts of an evaluation to which a response is kept as text."""
 
@@ -69,7 +71,7 @@ class Records:
 
     def write(self, what: str, fields: dict[str, Any]) -> None:
         """One report of the coordinator."""
-        decided = what in ("decision", "group", "budget")
+        decided = what in DECIDED
         path = self._run.decisions if decided else self._run.metrics
         self._line(path, {"what": what, "time": round(time.time(), 3), **fields})
         if what in ("step", "eval", "timing"):
@@ -136,7 +138,8 @@ class Records:
         text = "".join(self._samples[prompt] for prompt in sorted(self._samples))
         self._samples = {}
         try:
-            (self._run.samples / f"step-{step:06d}.txt").write_text(text)
+            file = self._run.samples / f"step-{step:06d}.txt"
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             log.warning("no samples of step %d: %s", step, error)
 
@@ -147,7 +150,7 @@ class Records:
 
     def flush(self) -> list[str]:
         """Flushes every file; returns news for people: a disk that is full, or has room again."""
-        said: list[str] = []
+        said = self._trackers.news()
         for path, file in self._files.items():
             file.flush()
             if bool(file.full) == (path in self._full):
@@ -193,13 +196,14 @@ class Records:
     def result(self, fields: dict[str, Any]) -> None:
         """The run is over. Raises OSError: without it, it is not."""
         temporary = self._run.result.with_suffix(".tmp")
-        temporary.write_text(json.dumps(fields, indent=1) + "\n")
+        temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         temporary.rename(self._run.result)
 
-    def close(self) -> None:
-        """The end of what is written here, then of the trackers."""
+    def close(self) -> list[str]:
+        """The end of what is written here, then of the trackers; returns news for people."""
         self.close_files()
         self._trackers.close()
+        return self._trackers.news()
 
     def close_files(self) -> None:
         """Trace and lines are on disk."""

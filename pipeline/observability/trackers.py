@@ -22,6 +22,8 @@ import msgspec
 from pipeline.config.schema import Config, MetricsConfig
 from pipeline.observability.live_status import RunStatus
 from pipeline.observability.prometheus import TrackerError, port_complaint, port_in_use
+from pipeline.observability.remote_tracker import Remote, RemoteTracker
+from pipeline.observability.tracker_ids import read_id
 from pipeline.system.run_folder import RunFolder
 
 log = logging.getLogger("stage")
@@ -45,6 +47,7 @@ class Trackers:
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
+        self._told: list[str] = []
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         self._each(lambda tracker: tracker.log_metrics(what, step, numbers))
@@ -54,7 +57,15 @@ class Trackers:
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
+        self._told += self.news()
         self._trackers = []
+
+    def news(self) -> list[str]:
+        """What is to be told to people since the last call."""
+        told, self._told = self._told, []
+        for tracker in self._trackers:
+            told += tracker.news() if isinstance(tracker, RemoteTracker) else []
+        return told
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
@@ -63,6 +74,7 @@ class Trackers:
             except Exception:  # somebody else's library, disk or network
                 name = type(tracker).__name__
                 log.exception("%s failed and gets no more figures", name)
+                self._told.append(f"{name} failed and gets no more figures; see logs/stage.log")
                 self._trackers.remove(tracker)
 
 
@@ -85,13 +97,20 @@ def tracker_problems(section: MetricsConfig) -> Iterator[str]:
     """Lists what the section asks for and cannot have here, one line each."""
     asked = {"wandb": section.wandb, "mlflow": section.mlflow, "trackio": section.trackio}
     for package, project in asked.items():
-        if project and importlib.util.find_spec(package) is None:
+        if project and not _installed(package):
             yield (
                 f"metrics.{package}: found {project!r}, but the package {package} is not "
                 f"installed: pip install 'darts-rl[{package}]', or leave metrics.{package} empty"
             )
     if section.prometheus_port and (why := port_in_use(section.prometheus_port)):
         yield port_complaint(section.prometheus_port, why)
+
+
+def _installed(package: str) -> bool:
+    """Whether it can be imported. A folder of that name without code, as W&B leaves one where runs
+    were started, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> list[Tracker]:
@@ -109,19 +128,25 @@ def start_trackers(config: Config, run: RunFolder, resumed_step: int = -1) -> li
             from pipeline.observability.prometheus import Prometheus
 
             found.append(Prometheus(section.prometheus_port))
-        if section.wandb:
-            found.append(WeightsAndBiases(section.wandb, run, config))
-        if section.mlflow:
-            from pipeline.observability.mlflow import Mlflow
-
-            found.append(Mlflow(section.mlflow, run, config))
-        if section.trackio:
-            found.append(Trackio(section.trackio, run, config))
+        for key, make in _remote(section):
+            found.append(RemoteTracker(key, lambda make=make: make(run, config)))
     except BaseException:
         for tracker in found:
             tracker.close()
         raise
     return found
+
+
+def _remote(section: MetricsConfig) -> Iterator[tuple[str, Callable[[RunFolder, Config], Remote]]]:
+    """Setting -> how to connect, of those that talk to a server."""
+    if section.wandb:
+        yield "metrics.wandb", lambda run, config: WeightsAndBiases(section.wandb, run, config)
+    if section.mlflow:
+        from pipeline.observability.mlflow import Mlflow
+
+        yield "metrics.mlflow", lambda run, config: Mlflow(section.mlflow, run, config)
+    if section.trackio:
+        yield "metrics.trackio", lambda run, config: Trackio(section.trackio, run, config)
 
 
 class TensorBoard:
@@ -191,15 +216,12 @@ class WeightsAndBiases:
     def _id(run: RunFolder) -> str:
         """Made once for each run's folder."""
         if not run.wandb_id.exists():
-            run.wandb_id.write_text(secrets.token_hex(8) + "\n")
-        return run.wandb_id.read_text().strip()
+            run.wandb_id.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        return read_id(run.wandb_id, "wandb")
 
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._run.log({"step": step, **named})
-
-    def log_status(self, now: RunStatus) -> None:
-        """Nothing: its curves are over steps."""
 
     def close(self) -> None:
         self._run.finish()
@@ -229,9 +251,6 @@ class Trackio:
     def log_metrics(self, what: str, step: int, numbers: Mapping[str, float]) -> None:
         named = {f"{what}/{name}": value for name, value in numbers.items() if name != "step"}
         self._trackio.log(named, step=step)
-
-    def log_status(self, now: RunStatus) -> None:
-        """Nothing: its curves are over steps."""
 
     def close(self) -> None:
         self._trackio.finish()

@@ -89,6 +89,7 @@ from pipeline.plugins.views import (
     Statistics,
     Turn,
 )
+from pipeline.plugins.walk import OrderOptions, Walk
 
 __all__ = [
     "ENDED",
@@ -131,6 +132,7 @@ __all__ = [
     "NonNegativeInt",
     "OpenView",
     "Options",
+    "OrderOptions",
     "Outcome",
     "Park",
     "Plan",
@@ -160,6 +162,7 @@ __all__ = [
     "Take",
     "Ticked",
     "Turn",
+    "Walk",
     "Wants",
     "WeightsPublished",
     "WorkerOptions",

@@ -105,7 +105,9 @@ class Wants(msgspec.Struct, frozen=True, kw_only=True):
 class Selector(Protocol):
     """May also have `waits_for(candidates: int, size: int) -> int`: how many of a group's
     candidates must have ended before the group no longer holds up its step, so that a budget can
-    predict how long a step takes. Without it a group is taken to wait for all of them."""
+    predict how long a step takes. Without it a group is taken to wait for all of them. It and a
+    budget may also have `variants`, columns of the data that they will name (`Sample.variant`):
+    they are looked up before a run."""
 
     wants: Wants
 
@@ -157,7 +159,10 @@ class Advantage(Protocol):
 class Reward(Protocol):
     """May also offer `score_all(samples)`, which returns one result for each (a number, a Score,
     an exception, or None for no opinion), and `complaint(sample) -> str`, asked before a run
-    what is wrong with an answer of the data ('': nothing)."""
+    what is wrong with an answer of the data ('': nothing). With `score_group(samples)`, which
+    returns the same as `score_all`, rewards of training are over a group: it is asked once, about
+    the members that the selector has chosen, which therefore cannot decide by rewards. `score` is
+    then for evaluations alone."""
 
     def score(self, sample: Sampled) -> float | Score: ...
 

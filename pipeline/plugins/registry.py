@@ -8,7 +8,9 @@ the configuration names it.
 Every plug-in is a class with a nested `Options` Struct (checked when the
 configuration is loaded) and a constructor that takes it. State that lasts is
 offered by `state()` and `restore(state)`, msgpack-able, and saved in
-checkpoints; a plug-in without them is taken to have none.
+checkpoints (of a loss by every learner rank); a plug-in without them is taken to
+have none. Rewards and environments run in worker processes, any number of them,
+and can have none: one that offers it is refused.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pipeline.plugins.elsewhere import hint_of_name
 from pipeline.plugins.interfaces import Options
 from pipeline.plugins.ranges import did_you_mean
+from pipeline.plugins.signatures import signature_problems
 
 PACKAGES = {
     "prompt_order": "pipeline.plugins.prompt_orders",
@@ -51,6 +55,9 @@ ENTRY_POINTS = {
 class PluginError(Exception):
     """A plug-in cannot be found, or does not offer what its kind needs."""
 
+
+IN_WORKERS = frozenset({"environment", "reward"})
+"""Kinds that run in worker processes: what one of them remembers is lost with its process."""
 
 _T = TypeVar("_T", bound=type)
 _registered: dict[tuple[str, str], type] = {}
@@ -112,7 +119,7 @@ def find_plugin(kind: str, name: str) -> type[Any]:
         except Exception as error:  # whatever somebody else's module does when imported
             what = f"{type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
-                what += " (of the directory you are in: set PYTHONPATH=.)"
+                what += " (looked for among all that is installed, then in the current directory)"
             raise PluginError(f"{kind} {name!r}: {what}") from error
         return _checked(kind, name, found)
     if name in builtin_names(kind):
@@ -126,30 +133,18 @@ def find_plugin(kind: str, name: str) -> type[Any]:
             what = f"{points[name].value}: {type(error).__name__}: {error}"
             raise PluginError(f"{kind} {name!r}: {what}") from error
     known = plugin_names(kind)
-    hint = did_you_mean(name, known)
+    hint = hint_of_name(kind, name, known) or did_you_mean(name, known)
     raise PluginError(f"no {kind} named {name!r}{hint} (known: {', '.join(known)})")
-
-
-_METHODS: dict[str, tuple[str, ...]] = {
-    "prompt_order": ("plan",),
-    "budget": ("allocate", "top_up"),
-    "selector": ("decide",),
-    "batch": ("decide",),
-    "environment": ("turn",),
-    "reward": ("score",),
-    "advantage": ("advantages",),
-    "loss": ("loss",),
-}
 
 
 def _checked(kind: str, name: str, found: object) -> type[Any]:
     if not isinstance(found, type):
         raise PluginError(f"{kind} {name!r} is {found!r}, expected a class")
-    for method in _METHODS[kind]:
-        if not callable(getattr(found, method, None)):
-            raise PluginError(f"{kind} {name!r}: {found.__qualname__} has no method {method}()")
-    if hasattr(found, "state") != hasattr(found, "restore"):
-        raise PluginError(f"{kind} {name!r} must offer both state() and restore(), or neither")
+    if problems := list(signature_problems(kind, found)):
+        raise PluginError(f"{kind} {name!r}: {'; '.join(problems)}")
+    if hasattr(found, "state") and kind in IN_WORKERS:
+        why = "it runs in worker processes, which are restarted, and nothing would save it"
+        raise PluginError(f"{kind} {name!r} may not offer state() and restore(): {why}")
     return found
 
 
@@ -163,3 +158,11 @@ def needs_answer(reward: type[Any], options: Options) -> bool:
     returns True for its options."""
     needs = getattr(reward, "needs_answer", False)
     return bool(needs(options) if callable(needs) else needs)
+
+
+def judges_groups(reward: type[Any], options: Options) -> bool:
+    """Returns True if a reward gives its training rewards to whole groups (`score_group`): its
+    `judges_groups` is not there, is True, or returns True for its options."""
+    judges = getattr(reward, "judges_groups", True)
+    wants = judges(options) if callable(judges) else judges
+    return bool(hasattr(reward, "score_group") and wants)

@@ -12,12 +12,41 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.plugins.actions import Abort, AnyAction, Finalize, Park, Sample, Stop
 from pipeline.plugins.interfaces import Options
+from pipeline.plugins.legality import refusals, table_of
 from pipeline.plugins.ranges import broken
-from pipeline.plugins.views import GroupView, MemberView, Outcome, Sampled
+from pipeline.plugins.views import (
+    BatchView,
+    BudgetView,
+    EndedView,
+    GroupFacts,
+    GroupOutcome,
+    GroupView,
+    KeptView,
+    MemberView,
+    OpenView,
+    Outcome,
+    PlanView,
+    Sampled,
+)
 
-__all__ = ["Recent", "group_of", "illegal", "outcomes_of", "sample_of"]
+__all__ = [
+    "Constant",
+    "Recent",
+    "batch_view",
+    "budget_view",
+    "ended_view",
+    "facts_of",
+    "group_of",
+    "illegal",
+    "kept_view",
+    "open_view",
+    "option_problems",
+    "outcomes_of",
+    "plan_view",
+    "sample_of",
+    "step_of",
+]
 
 
 def option_problems(options: type[Options], group_size: int = 8, **given: Any) -> list[str]:
@@ -60,26 +89,50 @@ def group_of(
     running: Mapping[int, int] | None = None,
     queued: Mapping[int, int] | None = None,
     parked: Mapping[int, int] | None = None,
+    waiting_env: Mapping[int, int] | None = None,
     rewards: Mapping[int, float] | None = None,
     failed: Collection[int] = (),
+    parts: Mapping[int, Mapping[str, float]] | None = None,
     confidence: Mapping[int, float] | None = None,
+    entropy: Mapping[int, float] | None = None,
+    score: Mapping[int, float] | None = None,
+    remaining: Mapping[int, float] | None = None,
+    versions: Mapping[int, tuple[int, ...]] | None = None,
+    variants: Mapping[int, str] | None = None,
+    forks: Mapping[int, int] | None = None,
     statistics: Recent | None = None,
     max_tokens: int = 1024,
     now: float = 0.0,
     seed: int = 0,
     budget: int | None = None,
+    group: int = 1,
+    prompt: int = 1,
+    tag: str = "",
+    note: str = "",
+    attempt: int = 0,
+    step: int = 1,
+    opened: int | None = None,
+    version: int = -1,
+    max_staleness: int = 0,
+    due: bool = False,
+    held: bool = False,
 ) -> GroupView:
     """A group in the middle of its life.
 
     Args:
         size: M.
-        finished, truncated, running, queued, parked: member id -> tokens held; ended
+        finished, truncated, running, queued, parked, waiting_env: member id -> tokens held; ended
             members arrived in the order written, finished ones before truncated ones.
-        rewards: member id -> reward, where it is known.
+        rewards, parts: member id -> reward and its parts, where they are known.
         failed: ids of members whose reward failed.
         confidence: member id -> nats per token; others are at -0.5.
+        entropy, score, remaining, versions, variants, forks: member id -> what the fields of
+            `MemberView` say; the others have none.
         statistics: figures across groups; empty ones (no quantile yet) if not given.
         budget: M'; as many as there are members if not given.
+        group: its id.
+        opened: step in which it was opened; the open one if not given.
+        tag, note, attempt, step, version, max_staleness, due, held: as in `GroupView`.
     """
     members: list[MemberView] = []
     for state, given in (
@@ -88,6 +141,7 @@ def group_of(
         ("running", running),
         ("queued", queued),
         ("parked", parked),
+        ("waiting_env", waiting_env),
     ):
         for id_, tokens in (given or {}).items():
             members.append(
@@ -96,25 +150,40 @@ def group_of(
                     state=state,
                     tokens=tokens,
                     confidence=(confidence or {}).get(id_, -0.5) if tokens else 0.0,
+                    entropy=(entropy or {}).get(id_),
                     reward=(rewards or {}).get(id_),
                     reward_failed=id_ in failed,
+                    parts=(parts or {}).get(id_, {}),
+                    versions=(versions or {}).get(id_, ()),
                     hit_limit=state == "truncated" and tokens >= max_tokens,
+                    variant=(variants or {}).get(id_, ""),
+                    fork=(forks or {}).get(id_, -1),
+                    score=(score or {}).get(id_),
+                    remaining=(remaining or {}).get(id_),
                 )
             )
     ids = [member.id for member in members]
     if len(set(ids)) < len(ids):
         raise ValueError(f"a member is given in two states: {sorted(ids)}")
     return GroupView(
-        id=1,
-        prompt=1,
+        id=group,
+        prompt=prompt,
         size=size,
         budget=len(members) if budget is None else budget,
-        step=1,
+        step=step,
         now=now,
         members=tuple(members),
         statistics=statistics or Recent(),
         seed=seed,
         max_tokens=max_tokens,
+        version=version,
+        max_staleness=max_staleness,
+        due=due,
+        opened=step if opened is None else opened,
+        attempt=attempt,
+        tag=tag,
+        note=note,
+        held=held,
     )
 
 
@@ -123,9 +192,11 @@ def outcomes_of(
     *,
     tokens: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
+    confidence: Sequence[float] | None = None,
+    variants: Sequence[str] | None = None,
     max_tokens: int = 1024,
 ) -> list[Outcome]:
-    """Chosen members for an advantage: by default 10 tokens and weight 1 each."""
+    """Chosen members for an advantage, ids from 0: by default 10 tokens and weight 1 each."""
     return [
         Outcome(
             reward=reward,
@@ -133,6 +204,9 @@ def outcomes_of(
             truncated=bool(tokens) and (tokens or ())[index] >= max_tokens,
             weight=weights[index] if weights else 1.0,
             max_tokens=max_tokens,
+            id=index,
+            confidence=confidence[index] if confidence else 0.0,
+            variant=variants[index] if variants else "",
         )
         for index, reward in enumerate(rewards)
     ]
@@ -157,31 +231,93 @@ def sample_of(
     )
 
 
-def illegal(group: GroupView, actions: Iterable[AnyAction]) -> list[str]:
-    """Lists why the core would refuse these actions; empty: it would not."""
-    members = {member.id: member for member in group.members}
-    unended = {member.id: member for member in group.unended}
-    reasons: list[str] = []
-    for action in actions:
-        if isinstance(action, Sample) and action.n < 1:
-            reasons.append(f"{action}: n is at least 1")
-        if not isinstance(action, Abort | Stop | Park | Finalize):
-            continue
-        if len(set(action.ids)) < len(action.ids):
-            reasons.append(f"{action}: an id is given twice")
-        unknown = [id_ for id_ in action.ids if id_ not in members]
-        if unknown:
-            reasons.append(f"{action}: no such members {unknown}")
-        if isinstance(action, Stop):
-            if any(i not in unended or not unended[i].tokens for i in action.ids):
-                reasons.append(f"{action}: a member has ended, or holds no token")
-            for id_ in action.ids:
-                unended.pop(id_, None)  # so that a later Finalize may name it
-        if isinstance(action, Finalize):
-            if len(action.ids) < 2:
-                reasons.append(f"{action}: two members or more")
-            if any(i in unended for i in action.ids):
-                reasons.append(f"{action}: a member has not ended")
-            if action.weights is not None and len(action.weights) != len(action.ids):
-                reasons.append(f"{action}: as many weights as ids")
-    return reasons
+def illegal(group: GroupView, actions: Iterable[object]) -> list[str]:
+    """Lists why the core would refuse these actions, as it does itself; empty: it would not."""
+    return refusals(table_of(group), actions)
+
+
+# --- views of the other kinds ----------------------------------------------------------------
+# Each takes what matters to the test; `given` are further fields of the view, by name.
+
+
+def plan_view(want: int, dataset: int, **given: Any) -> PlanView:
+    """A question to a prompt order: the first of step 1, nothing open, nothing deferred."""
+    usual: dict[str, Any] = dict(
+        step=1, need=want, first=True, outstanding=frozenset(), deferred=()
+    )
+    return PlanView(want=want, dataset=dataset, **(usual | given))
+
+
+def ended_view(
+    prompt: int, rewards: Sequence[float] = (), *, lengths: Sequence[int] = (), **given: Any
+) -> EndedView:
+    """A group that has ended: trained on, of a prompt of 9 tokens, all its candidates finished."""
+    lengths = tuple(lengths) or (10,) * len(rewards)
+    usual: dict[str, Any] = dict(tokens=9, tag="", censored=(False,) * len(lengths))
+    return EndedView(prompt=prompt, rewards=tuple(rewards), lengths=lengths, **(usual | given))
+
+
+def facts_of(group: int, state: str = "ready", *, opened: int = 1, **given: Any) -> GroupFacts:
+    """A live group for `batch_view`, of a prompt with its number."""
+    usual: dict[str, Any] = dict(prompt=group, tag="", version=0, rewards=(), lengths=())
+    return GroupFacts(id=group, state=state, opened=opened, **(usual | given))
+
+
+def kept_view(group: int, prompt: int, reward: float, **given: Any) -> KeptView:
+    """A group for `batch_view(kept=...)`, trained on once in step 0."""
+    usual: dict[str, Any] = dict(tag="", version=0, step=0, replays=0)
+    return KeptView(group=group, prompt=prompt, reward=reward, **(usual | given))
+
+
+def batch_view(*groups: GroupFacts, need: int = 4, **given: Any) -> BatchView:
+    """An open step for a batch rule, its counts and ready ids by the states of its live groups."""
+    live = {facts.id: facts for facts in sorted(groups, key=lambda facts: facts.id)}
+    states = [facts.state for facts in groups]
+    usual: dict[str, Any] = dict(
+        step=1,
+        taken=sum(state in ("taken", "sent", "accumulated") for state in states),
+        ready=tuple(facts.id for facts in groups if facts.state == "ready"),
+        chosen=states.count("chosen"),
+        enough=states.count("enough"),
+        open=states.count("open"),
+        held=sum(facts.held for facts in groups),
+        size=8,
+        group_size=8,
+        closing=False,
+        facts=live.__getitem__,
+        groups=lambda: tuple(live),
+    )
+    return BatchView(need=need, **(usual | given))
+
+
+class Constant(msgspec.Struct, frozen=True):
+    """Costs that do not grow with what runs."""
+
+    per_token: float = 0.01
+
+    def seconds(self, running: float) -> float:
+        return self.per_token
+
+
+def budget_view(size: int = 8, **given: Any) -> BudgetView:
+    """The step for a budget: four groups of at most 128 tokens, one engine with 64 slots."""
+    usual: dict[str, Any] = dict(
+        step=0, max_tokens=128, need=4, engines=1, slots=64, latency=Constant()
+    )
+    return BudgetView(size=size, **(usual | given))
+
+
+def open_view(group: int, *, sampled: int = 8, **given: Any) -> OpenView:
+    """An open group for top-up, of which nothing has ended."""
+    usual: dict[str, Any] = dict(
+        size=8, sampled=sampled, finished=0, unended=sampled, enough=False, prompt=group
+    )
+    return OpenView(id=group, **(usual | given))
+
+
+def step_of(*groups: Sequence[Outcome]) -> tuple[GroupOutcome, ...]:
+    """All groups of a step, numbered from 0, for an advantage's `of_step`."""
+    return tuple(
+        GroupOutcome(group=number, prompt=number, tag="", members=tuple(members))
+        for number, members in enumerate(groups)
+    )

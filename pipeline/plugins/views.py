@@ -113,6 +113,8 @@ class GroupFacts(msgspec.Struct, frozen=True, kw_only=True):
     rewards: tuple[float, ...]  # known ones: of the chosen members, or of all
     lengths: tuple[int, ...]  # sampled tokens of those members
     held: bool = False
+    asleep: bool = False  # its unended members are all parked until the step has ended
+    replay: bool = False  # opened by `Replay`
 
 
 class KeptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +149,6 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     ahead: int = 0  # steps that generation may be ahead of this one
     due: tuple[int, ...] = ()  # ready ones that would be too old for the next step
     held: int = 0  # of those open: their selector said `Hold`
-    asleep: int = 0  # of those open: all that is unended sleeps until the step has ended
     version: int = -1  # newest weights of the learner
     exhausted: bool = False  # no prompt is left, or no more may be opened
     kept: tuple[KeptView, ...] = ()  # oldest first

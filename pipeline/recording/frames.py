@@ -49,6 +49,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plugins: dict[str, Plugin]  # kind -> name and options, of those that decide in the stage
     prompt_tokens: list[int]
     tags: list[str]
+    variants: dict[str, list[int]] = {}  # column -> its tokens, for each prompt
     snapshot: bytes = b""  # msgpack of what a resume restored; b"": the run began here
     restored_at: float = 0.0  # by the clock of the entries
     restored: tuple[bytes, ...] = ()  # commands that the restore gave, as in an entry

@@ -45,10 +45,18 @@ class ModelledEngine:
     Args:
         chunk_tokens: new tokens of every sequence after which a frame goes out;
             0: only with an end.
+        remaining: say with each chunk how many tokens of its leg are to come.
     """
 
     def __init__(
-        self, name: str, epoch: int, slots: int, cost: EngineCost, chunk_tokens: int = 0
+        self,
+        name: str,
+        epoch: int,
+        slots: int,
+        cost: EngineCost,
+        chunk_tokens: int = 0,
+        *,
+        remaining: bool = False,
     ) -> None:
         self.name, self.epoch, self.slots, self.cost = name, epoch, slots, cost
         self.version = -1
@@ -57,6 +65,7 @@ class ModelledEngine:
         self.legs: dict[tuple[int, int], Leg] = {}
         self._base = cost.table(slots)
         self._chunk = chunk_tokens
+        self._says_remaining = remaining
         self._ends: list[tuple[float, int, int]] = []  # (progress, trajectory, leg)
         self._progress = 0.0  # tokens that every running sequence has decoded since the start
         self._flushed = 0.0  # progress at the last frame of running ones
@@ -184,7 +193,15 @@ class ModelledEngine:
             if new < 1 and not finish:
                 continue
             chunks.append(
-                ChunkHead(leg.trajectory, leg.leg, leg.offset + leg.sent, new, self.version, finish)
+                ChunkHead(
+                    leg.trajectory,
+                    leg.leg,
+                    leg.offset + leg.sent,
+                    new,
+                    self.version,
+                    finish,
+                    remaining=float(leg.total - count) if self._says_remaining else None,
+                )
             )
             if new:
                 last = min(stop).to_bytes(4, "little") if finish == "stop" else _ZEROS[:4]

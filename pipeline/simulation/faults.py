@@ -22,6 +22,7 @@ from pipeline.coordinator.events import (
     Checkpoint,
     Checkpointed,
     EngineLost,
+    Generate,
     GroupFailed,
     Halt,
     LearnerLost,
@@ -39,7 +40,13 @@ from pipeline.coordinator.events import (
 from pipeline.hardware.costs import Machines
 from pipeline.simulation.engine import ModelledEngine
 from pipeline.simulation.fault_plan import DISTRUST, Fault, What
-from pipeline.simulation.invariants import Violation, check, check_budget, check_train
+from pipeline.simulation.invariants import (
+    Violation,
+    check,
+    check_budget,
+    check_request,
+    check_train,
+)
 from pipeline.simulation.learner import ModelledLearner
 from pipeline.simulation.loop import Simulation
 from pipeline.simulation.workload import Workload, reward_event
@@ -126,6 +133,8 @@ class Faulty(Simulation):
     def _carry_out(self, command: Any) -> None:
         if isinstance(command, TrainGroup):
             check_train(self.coordinator, command)
+        elif isinstance(command, Generate):
+            check_request(self.coordinator, command)
         super()._carry_out(command)
 
     def _report(self, command: Report) -> None:

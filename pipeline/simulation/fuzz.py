@@ -14,6 +14,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,10 +24,13 @@ from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
 from pipeline.hardware.costs import EngineCost, LearnerCost, Machines
 from pipeline.plugins import registry
+from pipeline.simulation.extra_candidates import COLUMN, MoreCandidates, SomeVariants
 from pipeline.simulation.fault_plan import Fault, What, draw_faults
 from pipeline.simulation.faults import Faulty, Memory, Rules
 from pipeline.simulation.invariants import Violation
 from pipeline.simulation.policy import Policy
+from pipeline.simulation.subject import SMALL_TOKENS, Subject
+from pipeline.simulation.tracebacks import plugin_traceback
 from pipeline.simulation.workload import Lengths, Parametric
 
 
@@ -71,12 +75,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[int, ...] = ()  # of the plan, those played
     events: int = 0
     log: tuple[str, ...] = ()  # the last lines before the violation
+    traceback: str = ""  # of what a plug-in raised
+    arguments: str = ""  # that name the plug-ins, if they are not the house's
 
     @property
     def command(self) -> str:
         """Plays it again."""
         chosen = ",".join(map(str, self.faults))
-        return f"darts simulate --seed {self.seed} --mode {self.mode} --faults '{chosen}'"
+        own = f" {self.arguments}" if self.arguments else ""
+        return f"darts simulate{own} --seed {self.seed} --mode {self.mode} --faults '{chosen}'"
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +95,12 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...]
     make: Callable[[], Plugins]
     lengths: Lengths
+    tags: tuple[str, ...] = ()  # kind of each prompt
+    variants: dict[str, list[int]]  # column -> tokens, for each prompt
 
 
-def world(seed: int, mode: Mode) -> World:
-    """The same for the same seed and mode."""
+def world(seed: int, mode: Mode, subject: Subject | None = None) -> World:
+    """The same for the same seed, mode and subject; without one its plug-ins are drawn, too."""
     rng = random.Random(f"{seed}/{mode}")
     size, engines = rng.choice((2, 3, 4)), rng.choice((1, 2, 3))
     stale = rng.choice((0, 0, 1, 2))
@@ -102,7 +111,7 @@ def world(seed: int, mode: Mode) -> World:
         reserve=rng.choice((0, 0, 1)),
         tries=rng.choice((2.0, 6.0)),
         size=size,
-        max_tokens=24,
+        max_tokens=SMALL_TOKENS,
         ranks=rng.choice((1, 1, 2)),
         overlap=rng.choice(("group", "off")),
         stream=rng.random() < 0.3,
@@ -120,17 +129,27 @@ def world(seed: int, mode: Mode) -> World:
     )
     if not settings.held_out:
         settings = msgspec.structs.replace(settings, eval_every=0)
+    scale, most = 1.0, _MOST * size
+    if subject is not None:
+        settings = subject.settings_in(settings)
+        scale, most = subject.scale, settings.most_candidates
     machines = Machines(
         engines=engines,
         slots=rng.choice((2, 4, 8)),
         engine=EngineCost(
-            points=((1, 0.01), (8, 0.015)), kv_s=1e-6, prefill_s=1e-4, load_s=rng.uniform(0.01, 0.3)
+            points=((1, 0.01 / scale), (8, 0.015 / scale)),
+            kv_s=1e-6 / scale**2,
+            prefill_s=1e-4,
+            load_s=rng.uniform(0.01, 0.3),
         ),
         learner=LearnerCost(
-            train_s=1e-4, forward_s=5e-5, group_s=rng.uniform(0.001, 0.1), step_s=0.02
+            train_s=1e-4 / scale,
+            forward_s=5e-5 / scale,
+            group_s=rng.uniform(0.001, 0.1),
+            step_s=0.02,
         ),
         ranks=settings.ranks,
-        chunk_tokens=rng.choice((2, 4, 8)),
+        chunk_tokens=round(rng.choice((2, 4, 8)) * scale),
         delay_s=rng.choice((1e-4, 5e-3, 3e-2)),
         reward_s=rng.choice((0.0, 0.05, 0.5)),
         save_s=rng.choice((0.0, 0.2)),
@@ -138,24 +157,51 @@ def world(seed: int, mode: Mode) -> World:
     until = _LONG_S if mode is Mode.CHAOS else rng.uniform(0.5, 4.0)
     many = rng.randint(8, 40) if mode is Mode.CHAOS else rng.randint(1, 8)
     faults = draw_faults(rng, many, until, engines, hangs=mode is Mode.HANG)
-    rules = Rules(most=_MOST * size)
+    rules = Rules(most=most)
     if mode is Mode.CHAOS:
-        rules = Rules(most=_MOST * size, restarts=rng.choice((2, 5, 1000)))
+        rules = Rules(most=most, restarts=rng.choice((2, 5, 1000)))
     if mode is Mode.DEAD:
-        rules = Rules(most=_MOST * size, doomed_at=until)
+        rules = Rules(most=most, doomed_at=until)
         last = [What.LEARNER_DIES] if rng.random() < 0.3 else [What.ENGINE_DIES] * engines
         faults += [Fault(at=until, what=what, target=n) for n, what in enumerate(last)]
         settings = msgspec.structs.replace(settings, steps=1000)  # it is not done before
     if mode is Mode.HANG:
         settings = msgspec.structs.replace(settings, limits=SHORT)
+    make = _plugins(rng, seed, settings) if subject is None else partial(subject.make, seed)
+    lengths = Lengths(median=rng.choice((5, 10)) * scale, between=0.4, within=0.7)
+    more = random.Random(f"{seed}/{mode}/members")  # not `rng`, whose draws are to stay as they are
+    if more.random() < 0.4 and subject is None:
+        make = _with_more(make, _MOST * size)
+    grouped = more.random() < 0.25 and subject is None
+    if grouped and not getattr(make().selector.wants, "reward", False):
+        settings = msgspec.structs.replace(settings, group_reward=True)
     return World(
         settings=settings,
-        machines=machines,
+        machines=msgspec.structs.replace(machines, remaining=more.random() < 0.3),
         rules=rules,
         faults=tuple(faults),
-        make=_plugins(rng, seed, settings),
-        lengths=Lengths(median=rng.choice((5, 10)), between=0.4, within=0.7),
+        make=make,
+        lengths=lengths,
+        tags=() if subject is None else ("a", "b") * (settings.prompts // 2),
+        variants={
+            column: [prompt % 4 for prompt in range(settings.prompts)]
+            for column in (subject.columns if subject is not None else (COLUMN,))
+        },
     )
+
+
+def _with_more(make: Callable[[], Plugins], most: int) -> Callable[[], Plugins]:
+    """The same plug-ins, which ask for variants and forks besides."""
+
+    def made() -> Plugins:
+        inside = make()
+        return msgspec.structs.replace(
+            inside,
+            budget=SomeVariants(inside.budget),
+            selector=MoreCandidates(inside.selector, most),
+        )
+
+    return made
 
 
 def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], Plugins]:
@@ -199,17 +245,19 @@ def _plugins(rng: random.Random, seed: int, settings: Settings) -> Callable[[], 
     )
 
 
-def play(seed: int, mode: Mode, chosen: Sequence[int] | None = None) -> Outcome:
+def play(
+    seed: int, mode: Mode, chosen: Sequence[int] | None = None, subject: Subject | None = None
+) -> Outcome:
     """One seed, with all faults of its plan or those chosen."""
-    here = world(seed, mode)
+    here = world(seed, mode, subject)
     numbers = tuple(range(len(here.faults)) if chosen is None else chosen)
     log: deque[str] = deque(maxlen=_LAST_LINES)
     life: list[Faulty] = []
-    violation, events = "", 0
+    violation, where, events = "", "", 0
     try:
         events = _live(here, [here.faults[n] for n in numbers], mode, log, life)
     except Exception as error:  # whatever a coordinator raises is what is looked for
-        violation = f"{type(error).__name__}: {error}"
+        violation, where = f"{type(error).__name__}: {error}", plugin_traceback(error)
         events = life[-1].events if life else 0
     return Outcome(
         seed=seed,
@@ -218,6 +266,8 @@ def play(seed: int, mode: Mode, chosen: Sequence[int] | None = None) -> Outcome:
         faults=numbers,
         events=events,
         log=tuple(log) if violation else (),
+        traceback=where,
+        arguments="" if subject is None else subject.arguments,
     )
 
 
@@ -249,7 +299,9 @@ def _live(
             f"{now:9.3f} life {number + 1}, from step {memory.saved.step if memory.saved else 0}"
         )
         one = Faulty(
-            Coordinator(here.settings, here.make(), prompt_tokens),
+            Coordinator(
+                here.settings, here.make(), prompt_tokens, here.tags, variants=here.variants
+            ),
             here.machines,
             Parametric(here.lengths, Policy(0.0), seed=here.settings.seed),
             prompt_tokens,
@@ -284,18 +336,18 @@ def _live(
     return events
 
 
-def shrink(outcome: Outcome, attempts: int = 200) -> Outcome:
+def shrink(outcome: Outcome, attempts: int = 200, subject: Subject | None = None) -> Outcome:
     """Leaves out one fault after another while the run still fails."""
     best, changed = outcome, True
-    doomed = world(outcome.seed, outcome.mode).rules.doomed_at
+    plan = world(outcome.seed, outcome.mode, subject)
     while changed and attempts > 0:
         changed = False
         for fault in best.faults:
-            if world(best.seed, best.mode).faults[fault].at >= doomed:
+            if plan.faults[fault].at >= plan.rules.doomed_at:
                 continue  # without it nothing is dead
             attempts -= 1
             fewer = [number for number in best.faults if number != fault]
-            again = play(best.seed, best.mode, fewer)
+            again = play(best.seed, best.mode, fewer, subject)
             if again.violation:
                 best, changed = again, True
                 break

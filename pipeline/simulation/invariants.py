@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from pipeline.coordinator import snapshot, staleness
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.events import TrainGroup
+from pipeline.coordinator.events import Generate, TrainGroup
 from pipeline.coordinator.group_index import LIVE_STATES
-from pipeline.coordinator.groups import ENDED, GroupState, TrajectoryState
+from pipeline.coordinator.groups import ENDED, Group, GroupState, Trajectory, TrajectoryState
 from pipeline.coordinator.scheduler import Scheduler
 from pipeline.coordinator.state import CoordinatorState
 
@@ -35,9 +35,9 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     live = [
         m for g in core.groups.values() for m in g.members if m.state is not TrajectoryState.ABORTED
     ]
-    parked = sum(m.sampled for m in live if m.state is TrajectoryState.PARKED)
+    parked = sum(m.own for m in live if m.state is TrajectoryState.PARKED)
     _hold(core.ledger.accounts["parked"] == parked, "parked tokens are not those counted")
-    held = sum(m.sampled for m in live) - parked
+    held = sum(m.own for m in live) - parked
     _hold(core.ledger.accounts["open"] == held, "open tokens are not those counted")
     _hold({m.id for m in live} == set(core.trajectories), "a trajectory is lost")
     for engine in scheduler.engines.values():
@@ -50,9 +50,10 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
             _hold(known, f"trajectory {member.id} runs nowhere")
         arrived = member.id in core.groups[member.group].arrivals
         _hold((member.state in ENDED) == arrived, f"arrival of trajectory {member.id}")
-        asked = not member.scored and arrived and core.groups[member.group].wants_reward(member)
+        asked = not member.scored and arrived and _owed(core, core.groups[member.group], member)
         judged = member.id in coordinator.group_manager.awaiting_reward
         _hold(judged == asked, f"the reward of trajectory {member.id} is waited for, or not")
+        _check_fork(core.groups[member.group], member)
     environment_calls = {m.id for m in live if m.state is TrajectoryState.WAITING_ENV}
     _hold(
         environment_calls == core.environment_calls.keys(), "an environment is waited for, or not"
@@ -67,13 +68,43 @@ def check(coordinator: Coordinator, group_fates: Mapping[int, int]) -> None:
     check_engine_pool(core, scheduler)
 
 
+def _owed(core: CoordinatorState, group: Group, member: Trajectory) -> bool:
+    """A reward is owed to what may be trained on; of one that is over a whole group, to the chosen,
+    and in an audited group to all once nothing else is missing."""
+    if group.kind != "train" or not core.settings.group_reward:
+        return group.wants_reward(member)
+    if group.state is not GroupState.CHOSEN:
+        return False
+    scored = all(m.scored for m in group.members if m.id in group.chosen)
+    return member.id in group.chosen or (group.audited and scored and not group.unended)
+
+
+def _check_fork(group: Group, member: Trajectory) -> None:
+    """A fork begins as its origin does, under the same prompt; what it began with is not its own."""
+    _hold((member.fork >= 0) == (member.prefix > 0), f"{member.id} is half a fork")
+    _hold(member.own >= 0, f"trajectory {member.id} lacks tokens that it began with")
+    origin = group.member(member.fork)
+    if origin is None:
+        return  # no fork, or it has left the group
+    end = 4 * member.prefix
+    same = (
+        origin.tokens[:end] == member.tokens[:end]
+        and origin.logprobs[:end] == member.logprobs[:end]
+        and origin.variant == member.variant
+    )
+    _hold(same, f"trajectory {member.id} does not begin as {origin.id}")
+
+
 def check_group_index(core: CoordinatorState) -> None:
     """Checks that the counts kept as groups move are those that counting all of them gives."""
     groups = [g for g in core.groups.values() if g.kind == "train"]
     index = core.group_index
     counts = dict.fromkeys(LIVE_STATES, 0) | Counter(g.state for g in groups)
     _hold(index.counts == counts, "groups are counted wrong")
-    _hold(index.live == len(groups) - counts[GroupState.DEAD], "live groups are counted wrong")
+    held = sum(1 for g in groups if g.held and g.is_open)
+    _hold(index.held == held, "held groups are counted wrong")
+    live = len(groups) - counts[GroupState.DEAD] - held
+    _hold(index.live == live, "live groups are counted wrong")
     for state in LIVE_STATES:
         here = [g for g in groups if g.state is state]
         _hold(core.train_groups(state) == here, f"a group is {state} and not found, or not {state}")
@@ -123,11 +154,33 @@ def check_train(coordinator: Coordinator, command: TrainGroup) -> None:
     group = core.groups[command.group]
     ids = [member.trajectory for member in command.members]
     _hold(len(set(ids)) == len(ids), f"group {group.id} trains on a member twice")
+    if group.replay:
+        bound = core.version - core.settings.keep_versions
+        _hold(group.replay.version >= bound, f"group {group.id} replays what is too old")
+        return
     for trajectory in ids:
         found = group.member(trajectory)
         _hold(found is not None, f"member {trajectory} is none of group {group.id}")
         young = found is not None and min(found.versions) >= oldest
         _hold(young, f"trajectory {trajectory} has tokens older than version {oldest}")
+    variants = {m.id: m.variant for m in group.members if m.id in ids and m.variant}
+    _hold(command.variants == variants, f"group {group.id} trains after other prompts")
+
+
+def check_request(coordinator: Coordinator, command: Generate) -> None:
+    """A request continues what is held, after the prompt that it was sampled after.
+
+    Raises: Violation.
+    """
+    member = coordinator.core.trajectories.get(command.trajectory)
+    if member is None or member.leg != command.leg:
+        return  # withdrawn in the same answer
+    _hold(command.variant == member.variant, f"{member.id} continues after another prompt")
+    _hold(command.prefix == member.tokens, f"{member.id} continues other tokens than are held")
+    _hold(
+        0 < command.max_tokens <= member.max_tokens - member.held,
+        f"{member.id} may sample {command.max_tokens}",
+    )
 
 
 def check_budget(coordinator: Coordinator, most: int) -> None:

@@ -147,7 +147,14 @@ class Simulation:
     def join(self, name: str, epoch: int) -> None:
         """A new process of this name has come up."""
         machines = self.machines
-        engine = ModelledEngine(name, epoch, machines.slots, machines.engine, machines.chunk_tokens)
+        engine = ModelledEngine(
+            name,
+            epoch,
+            machines.slots,
+            machines.engine,
+            machines.chunk_tokens,
+            remaining=machines.remaining,
+        )
         self.engines[name] = engine
         latency = machines.engine.profile(machines.slots)
         self.soon(
@@ -275,6 +282,7 @@ class Simulation:
             return
         response = self._response(command) or Response(tokens=1, reward=0.0, confidence=-1.0)
         prompt = self._prompt_tokens[command.prompt] if command.kind == "train" else 0
+        prompt += self.coordinator.core.variant_tokens(command.prompt, command.variant)
         engine.place(self.now, command, prompt, response)
         self._await(engine)
 

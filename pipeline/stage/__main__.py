@@ -36,6 +36,7 @@ from pipeline.stage import build
 from pipeline.stage.environment_calls import pool as environment_pool
 from pipeline.stage.stage import Parts, StageProcess
 from pipeline.system import micro_batch_limit
+from pipeline.system.python_path import user_folder_last
 from pipeline.system.run_folder import RunFolder
 from pipeline.system.terminal_text import printable
 from pipeline.wire.keys import ListenKeys, TransportError, read_private
@@ -141,14 +142,16 @@ async def serve(args: argparse.Namespace) -> str:
         if args.resume:
             saved = (store.load_state(args.resume), store.verify(args.resume))
             parts.resumed_step = saved[0].step
-            Records.truncate_files(run, saved[1]["records"])
+            Records.truncate_files(run, saved[1].get("records", {}))
         parts.trackers = trackers.start_trackers(parts.config, run, parts.resumed_step)
         parts.server.open_sockets()
         stage = StageProcess(parts, pool, pipe.say, environments)
         if saved is not None:
-            stage.resume(saved[0], float(saved[1]["training_seconds"]))
+            stage.resume(saved[0], float(saved[1].get("training_seconds", 0.0)))
         for number in (signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stage.halt)
+            asyncio.get_running_loop().add_signal_handler(
+                number, stage.halt, f"the stage was asked to end: {number.name}"
+            )
         listening = asyncio.create_task(pipe.listen(stage))
         error = await stage.run()
         listening.cancel()
@@ -170,6 +173,7 @@ def main() -> None:
     handler.setFormatter(PlainFormatter("%(asctime)s stage %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    user_folder_last()
     try:
         error = uvloop.run(serve(args))
     except (

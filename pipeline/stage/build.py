@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipeline.config import logprob_uses
 from pipeline.config.load import environment_options, plugin_class
-from pipeline.config.schema import Config, Plugin
+from pipeline.config.schema import Config, Plugin, StepConfig
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.state import Plugins, Settings
 from pipeline.coordinator.timeouts import Timeouts
@@ -19,6 +20,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.observability.trackers import Tracker
 from pipeline.plugins import registry
 from pipeline.plugins.interfaces import RewardOptions
+from pipeline.plugins.variants import column_and_share
 from pipeline.plugins.views import EvalSet, SourceView
 from pipeline.system.run_folder import RunFolder
 from pipeline.wire.server import StageServer
@@ -55,8 +57,8 @@ class Parts:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and the longest response together."""
-        prompts = (len(item.tokens) // 4 for data in self.data.values() for item in data.items)
+        """Tokens of the longest prompt, with a variant, and the longest response together."""
+        prompts = (item.most_tokens for data in self.data.values() for item in data.items)
         return max(prompts, default=0) + self.config.sampling.max_tokens
 
 
@@ -77,8 +79,10 @@ def coordinator_settings(
         seed=config.seed,
         steps=config.step.count,
         need=config.step.prompts,
-        reserve=config.step.reserve,
+        reserve=spare_groups(config.step),
         tries=config.step.tries,
+        keep=config.step.keep,
+        keep_versions=config.step.keep_versions,
         size=config.group.size,
         max_tokens=config.sampling.max_tokens,
         ranks=config.learner.ranks,
@@ -108,7 +112,13 @@ def coordinator_settings(
         audit_every=config.audit.every,
         audit_alarm=config.audit.alarm,
         paced=config.paced,
+        group_reward=registry.judges_groups(*plugin_class("reward", config.reward)),
     )
+
+
+def spare_groups(step: StepConfig) -> int:
+    """Groups opened beyond those that a step needs."""
+    return step.reserve + math.floor(step.reserve_share * step.prompts + 0.5)
 
 
 def limits(config: Config) -> Timeouts:
@@ -174,7 +184,31 @@ def coordinator(
         held_out_tags=tuple(item.tag for item in held_out.data.items),
         eval_sets=held_out.sets,
     )
-    return Coordinator(numbers, build_plugins(config), lengths, tags)
+    plugins = build_plugins(config)
+    _check_group_reward(config, plugins)
+    _check_variants(config, plugins)
+    return Coordinator(numbers, plugins, lengths, tags, train.variant_lengths())
+
+
+def _check_group_reward(config: Config, plugins: Plugins) -> None:
+    """Rewards over whole groups come after the choice that a selector makes."""
+    hears = getattr(getattr(plugins.selector, "wants", None), "reward", False)
+    if hears and registry.judges_groups(*plugin_class("reward", config.reward)):
+        raise registry.PluginError(
+            f"selector.{config.selector.name} decides by rewards, and reward.{config.reward.name} "
+            "judges a group once its members have been chosen; name another of either"
+        )
+
+
+def _check_variants(config: Config, plugins: Plugins) -> None:
+    """What a plug-in says beforehand, in `variants`, that it will name."""
+    for kind in ("selector", "budget"):
+        for variant in getattr(getattr(plugins, kind), "variants", ()):
+            try:
+                column_and_share(variant, config.data.variants)
+            except ValueError as error:
+                name = getattr(config, kind).name
+                raise registry.PluginError(f"{kind}.{name}: {error}; add it there") from error
 
 
 def _check_entropy(config: Config) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config.load import environment_options
 from pipeline.config.schema import Config
 from pipeline.coordinator.events import CallEnvironment, Halt, TurnAnswered, TurnFailed
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, Item
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plugins.interfaces import EnvironmentOptions
 from pipeline.plugins.views import Turn
@@ -149,7 +149,7 @@ class EnvironmentCalls:
         pieces = pieces_of(ids, command.appended, self._tokenizer)
         text, sampled = pieces[-1] if pieces else ("", True)
         return Turn(
-            prompt=item.prompt,
+            prompt=prompt_text(item, command.variant, self._tokenizer),
             response=self._tokenizer.decode(ids),
             text=text if sampled else "",
             number=command.turn,
@@ -175,3 +175,8 @@ def pieces_of(
                 pieces.append((tokenizer.decode(ids[begin:stop]), sampled))
         end = first + count
     return tuple(pieces)
+
+
+def prompt_text(item: Item, variant: str, tokenizer: Tokenizer) -> str:
+    """A prompt as the model read it, with what its variant put behind it."""
+    return item.prompt + tokenizer.decode(ints(item.tokens_behind(variant)).tolist())

@@ -31,6 +31,8 @@ class _Waiting:
     version: int = 0  # of the newest chunk
     finish: str = ""  # how it ended; the tokens may still wait
     aborted: bool = False
+    scalars: list[ChunkHead] = field(default_factory=list[ChunkHead])
+    """Chunks that came with a score or a prediction, which is of the tokens up to their end."""
 
     @property
     def count(self) -> int:
@@ -75,6 +77,8 @@ class LegQueue:
                 if chunk.count:
                     waiting.runs.append([chunk.version, chunk.count])
                 waiting.finish = chunk.finish
+                if chunk.score is not None or chunk.remaining is not None:
+                    waiting.scalars.append(chunk)
             begin = end
 
     def waits(self, chunk_tokens: int) -> Iterator[Leg]:
@@ -126,4 +130,13 @@ class LegQueue:
             if have == count:
                 del waiting.runs[0]
         finish = waiting.finish if count == waiting.count else ""
-        return ChunkHead(*leg, waiting.offset, count, version, finish)
+        score = remaining = None
+        while waiting.scalars and _end(waiting.scalars[0]) <= waiting.offset + count:
+            newest = waiting.scalars.pop(0)
+            score = score if newest.score is None else newest.score
+            remaining = newest.remaining
+        return ChunkHead(*leg, waiting.offset, count, version, finish, score, remaining)
+
+
+def _end(chunk: ChunkHead) -> int:
+    return chunk.offset + chunk.count

@@ -64,12 +64,13 @@ class CommandBatch:
         self._chunks: dict[int, list[StreamedChunk]] = {}
         self._gone: dict[int, list[int]] = {}
         self._prompts: dict[int, dict[int, bytes]] = {}
+        self._own: dict[int, dict[int, bytes]] = {}  # trajectory -> prompt, with a variant
 
     def add(self, command: AnyCommand) -> bool:
         """Adds the command if it fits; returns True if it was taken."""
         match command:
             case events.Generate(engine=engine, kind=kind, prompt=prompt):
-                tokens = self._data[kind][prompt].tokens
+                tokens = self._data[kind].prompt_tokens(prompt, command.variant)
                 temperature = 0.0 if command.greedy else self._temperature
                 request = request_of(command, tokens, temperature)
                 self._requests.setdefault(engine, []).append(request)
@@ -78,8 +79,10 @@ class CommandBatch:
                     command.group, command.trajectory, command.offset, command.tokens
                 )
                 self._chunks.setdefault(rank, []).append(chunk)
-                prompt = self._data["train"][command.prompt].tokens
-                self._prompts.setdefault(rank, {})[command.group] = prompt
+                prompt = self._data["train"].prompt_tokens(command.prompt, command.variant)
+                prompts = self._own if command.variant else self._prompts
+                of = command.trajectory if command.variant else command.group
+                prompts.setdefault(rank, {})[of] = prompt
             case DropStream(rank=rank, trajectories=trajectories):
                 self._gone.setdefault(rank, []).extend(trajectories)
             case _:
@@ -96,6 +99,7 @@ class CommandBatch:
                 rank,
                 StreamedTokens(
                     prompts=self._prompts.get(rank, {}),
+                    own=self._own.get(rank, {}),
                     chunks=tuple(self._chunks.get(rank, ())),
                     gone=tuple(self._gone.get(rank, ())),
                     sent_at_s=time.monotonic(),

@@ -58,6 +58,7 @@ class RecordedCoordinator:
             plugins=deciding(parts.config),
             prompt_tokens=list(core.prompt_tokens),
             tags=[item.tag for item in parts.data["train"].items],
+            variants={name: list(tokens) for name, tokens in core.variants.items()},
             snapshot=restored,
             restored_at=now,
             restored=tuple(command_bytes(command) for command in commands),

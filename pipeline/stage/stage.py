@@ -31,6 +31,7 @@ from pipeline.stage.admission import Admission
 from pipeline.stage.arrivals import arrivals_of
 from pipeline.stage.build import Parts
 from pipeline.stage.environment_calls import EnvironmentCalls, EnvironmentPool
+from pipeline.stage.missing_engines import MissingEngines
 from pipeline.stage.outbox import CommandBatch
 from pipeline.stage.peer_failures import PeerMonitor
 from pipeline.stage.peers import Peers
@@ -42,7 +43,6 @@ from pipeline.wire.messages import (
     AbortLegs,
     Alive,
     CloseStep,
-    CloseVersion,
     ForgetGroup,
     FromPeer,
     Heartbeat,
@@ -55,7 +55,6 @@ from pipeline.wire.messages import (
     Shutdown,
     Spans,
     StepDone,
-    TrainGroup,
     WireError,
 )
 from pipeline.workers.pool import RewardPool
@@ -116,7 +115,10 @@ class StageProcess:
         self._environment_calls = EnvironmentCalls(
             environments, parts.tokenizer, parts.data, self.tell, options
         )
-        self._feed = StatusFeed(self.coordinator, self._peers, pool, self._records, tell_launcher)
+        self._missing = MissingEngines(self._config.engine.count, self._config.timeouts.log_wait_s)
+        self._feed = StatusFeed(
+            self.coordinator, self._peers, pool, self._records, tell_launcher, self._missing
+        )
         self._over = asyncio.Event()
         self.error = ""
         self._training_s = 0.0
@@ -210,9 +212,16 @@ class StageProcess:
                 for text in self._records.flush():
                     self._tell_launcher({"say": text})
                 self.tell(Tick())
+                self._look_for_engines(now)
                 if line := self._arrivals.overdue(self._config.timeouts.learner_s):
                     self._fail(line, None)
                 self._feed.show(self._training_s)
+
+    def _look_for_engines(self, now: float) -> None:
+        here = {p.name for p in self._peers.by_identity.values() if p.join.role == "engine"}
+        works = self.coordinator.run.works
+        for text in self._missing.look(now, here, works=works):
+            self._report("warning", {"step": self.coordinator.core.step, "text": text})
 
     # --- events in, commands out --------------------------------------------------------
 
@@ -225,6 +234,8 @@ class StageProcess:
         self._handling, nested = True, self._handling
         try:
             self._arrivals.put(event)
+            if isinstance(event, events.EngineLost):
+                self._missing.lost(event.engine, event.why)
             while not (nested or self._over.is_set() or (due := self._arrivals.next()) is None):
                 heard, now = due
                 commands = self._recorded.handle(heard, now)
@@ -275,19 +286,10 @@ class StageProcess:
                 self._environment_calls.ask(command)
             case events.CancelEnvironmentCall(trajectory=trajectory):
                 self._environment_calls.cancel(trajectory)
-            case events.TrainGroup(
-                rank=rank, step=step, group=group, prompt=prompt, members=members
-            ):
-                tokens = self.parts.data["train"][prompt].tokens
-                message = TrainGroup(step=step, group=group, prompt=tokens, members=members)
-                self._outbox.to_rank(rank, message)
+            case events.TrainGroup(rank=rank) | events.CloseVersion(rank=rank):
+                self._outbox.to_rank(rank, translate.with_prompts(command, self.parts.data["train"]))
             case events.ForgetGroup(rank=rank, group=group):
                 self._outbox.to_rank(rank, ForgetGroup(group=group))
-            case events.CloseVersion(rank=rank, version=version, prompts=prompts, chunks=chunks):
-                data = self.parts.data["train"]
-                held = {group: data[prompt].tokens for group, prompt in prompts.items()}
-                order = CloseVersion(version=version, prompts=held, chunks=chunks)
-                self._outbox.to_rank(rank, order)
             case events.CloseStep(step=step, groups=groups, normaliser=normaliser):
                 self._outbox.to_learners(CloseStep(step=step, groups=groups, normaliser=normaliser))
             case events.LoadWeights(engine=engine, version=version):
@@ -349,6 +351,9 @@ class StageProcess:
             case Saved(directory=directory, error=error):
                 self._saver.rank_saved(Path(directory), peer.join.rank, error)
                 return
+            case Shutdown(why=why):
+                self.halt(f"{peer.name} was asked to end: {why}")
+                return
             case Published(manifest=manifest) | StepDone(manifest=Manifest() as manifest):
                 self._remember(manifest)
             case OutOfMemory(tokens=tokens):  # told first: the run ends with the event
@@ -388,4 +393,5 @@ class StageProcess:
         for peer in list(self._peers.by_identity.values()):
             self._outbox.send_best_effort(peer.identity, Shutdown(why=self.error))
         shutil.rmtree(self.parts.weights, ignore_errors=True)
-        self._records.close()  # last: a tracker may take its time to send what is left
+        for text in self._records.close():  # last: a tracker may take its time to send what is left
+            self._tell_launcher({"say": text})

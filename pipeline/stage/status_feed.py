@@ -15,6 +15,7 @@ import msgspec
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.observability.live_status import PeerStatus, RunStatus, run_status
 from pipeline.observability.recorder import Records
+from pipeline.stage.missing_engines import MissingEngines
 from pipeline.stage.peers import Peers
 from pipeline.workers.pool import RewardPool
 
@@ -27,7 +28,9 @@ class StatusFeed:
         pool: RewardPool,
         records: Records,
         tell_launcher: Callable[[dict[str, Any]], None],
+        missing: MissingEngines,
     ) -> None:
+        self._missing = missing
         self._coordinator, self._peers, self._pool = coordinator, peers, pool
         self._records, self._tell_launcher = records, tell_launcher
 
@@ -42,6 +45,7 @@ class StatusFeed:
         return msgspec.structs.replace(
             known,
             time=round(time.time(), 2),
+            missing={name: round(now - since, 1) for name, since in self._missing.since.items()},
             rewards_queued=rewards.queued,
             rewards_running=rewards.running,
             refused={**known.refused, **self._peers.rejected_frames.counts},

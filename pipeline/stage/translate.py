@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from pipeline.coordinator import events
 from pipeline.coordinator.events import AnyEvent, EngineJoined, Generate, Tokens
+from pipeline.data.dataset import Dataset
 from pipeline.wire.messages import (
+    CloseVersion,
     Floats,
     FromPeer,
     GroupFailed,
@@ -20,11 +24,13 @@ from pipeline.wire.messages import (
     Published,
     Request,
     Saved,
+    Shutdown,
     Span,
     Spans,
     StepDone,
     StepSkipped,
     TokenBatch,
+    TrainGroup,
     VersionClosed,
     WeightsFailed,
     WeightsLoaded,
@@ -36,7 +42,7 @@ _SAYS: dict[str, tuple[type, ...]] = {
     "engine": (*_BOTH, WeightsLoaded, WeightsFailed),
     "learner": (
         *(*_BOTH, GroupTrained, GroupFailed, OldLogprobs, VersionClosed, OutOfMemory),
-        *(StepDone, StepSkipped, Published, Saved),
+        *(StepDone, StepSkipped, Published, Saved, Shutdown),
     ),
 }
 """role -> the messages that it may send once it has joined."""
@@ -180,4 +186,33 @@ def request_of(command: Generate, prompt: bytes, temperature: float) -> Request:
         temperature=temperature,
         seed=command.seed,
         paced=command.kind == "train",
+    )
+
+
+def with_prompts(
+    command: events.TrainGroup | events.CloseVersion, data: Dataset
+) -> TrainGroup | CloseVersion:
+    """A learner's order with the prompts' tokens, those of variants included."""
+    variants = command.variants
+    if isinstance(command, events.TrainGroup):
+        return TrainGroup(
+            step=command.step,
+            group=command.group,
+            prompt=data.prompt_tokens(command.prompt),
+            members=tuple(
+                msgspec.structs.replace(m, prompt=data.prompt_tokens(command.prompt, variant))
+                if (variant := variants.get(m.trajectory))
+                else m
+                for m in command.members
+            ),
+        )
+    return CloseVersion(
+        version=command.version,
+        prompts={group: data.prompt_tokens(p) for group, p in command.prompts.items()},
+        chunks=command.chunks,
+        own={
+            chunk.trajectory: data.prompt_tokens(command.prompts[chunk.group], variant)
+            for chunk in command.chunks
+            if (variant := variants.get(chunk.trajectory))
+        },
     )

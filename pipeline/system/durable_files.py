@@ -6,12 +6,17 @@ the names in it. `System` is the real disk.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+log = logging.getLogger(__name__)
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EISDIR, errno.EBADF)
+"""What file systems answer that cannot fsync a directory (CIFS, some FUSE)."""
 
 
 class Disk(Protocol):
@@ -38,7 +43,10 @@ class Disk(Protocol):
 
 
 class System:
-    """The disk of the machine."""
+    """The disk of the machine. Its errors name the path."""
+
+    def __init__(self) -> None:
+        self._warned = False
 
     def mkdir(self, path: Path) -> None:
         path.mkdir(mode=0o700)
@@ -50,6 +58,18 @@ class System:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            if not directory or error.errno not in _NO_FSYNC:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            if not self._warned:  # the names in it are as durable as this file system has them
+                self._warned = True
+                log.warning(
+                    "%s: this file system cannot fsync a directory (%s): after a loss of power "
+                    "the newest checkpoint may be missing",
+                    path,
+                    error.strerror,
+                )
         finally:
             os.close(descriptor)
 

@@ -6,8 +6,11 @@ resume, until somebody changes that setting: a new one counts again.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from pipeline.system import untrusted_files
 from pipeline.system.durable_files import SYSTEM, make_durable
 from pipeline.system.run_folder import RunError, RunFolder
 
@@ -15,7 +18,7 @@ from pipeline.system.run_folder import RunError, RunFolder
 class _Kept(msgspec.Struct, frozen=True):
     setting: int
     """`learner.tokens_per_micro_batch` of the run that ran out of memory."""
-    tokens: int
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
     """Most tokens of a micro-batch since then."""
 
 
@@ -25,12 +28,12 @@ def read_limit(run: RunFolder, setting: int) -> int:
     Raises: RunError if the file is damaged.
     """
     try:
-        kept = msgspec.json.decode(run.micro_batches.read_bytes(), type=_Kept)
-    except FileNotFoundError:
-        return setting
-    except msgspec.MsgspecError as error:
+        kept = untrusted_files.read_json(run.micro_batches, _Kept)
+    except untrusted_files.UnreadableFile as error:
+        if error.missing:
+            return setting
         raise RunError(
-            f"{run.micro_batches}: {error}; remove it to use learner.tokens_per_micro_batch"
+            f"{error}; remove it to use learner.tokens_per_micro_batch"
         ) from error
     return min(setting, kept.tokens) if kept.setting == setting else setting
 

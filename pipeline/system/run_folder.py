@@ -2,26 +2,42 @@
 
 One process at a time holds the folder's lock; a second run is refused, with the pid of
 the first. The system frees the lock even after kill -9, and its file is never removed (a
-new file would be a new lock).
+new file would be a new lock). Who only looks takes no lock: it reads who holds it.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
 import os
 import re
+import socket
 import time
 from pathlib import Path
 
 import filelock
+import msgspec
 
+from pipeline.system import untrusted_files
 from pipeline.system.durable_files import SYSTEM
+from pipeline.system.private_dirs import make_private
+from pipeline.system.temp_dirs import process_mark
 
+_LOCKS = Path("/proc/locks")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RunError(Exception):
     """The folder cannot be used as asked; the message says why and what to do."""
+
+
+class _Owner(msgspec.Struct, frozen=True):
+    """Who holds the lock; written by the holder, removed before the lock is given back."""
+
+    pid: int = 0
+    since: str = ""
+    host: str = ""
+    mark: str = ""  # of the process, see `process_mark`
 
 
 class RunFolder:
@@ -52,8 +68,12 @@ class RunFolder:
         self._lock = filelock.FileLock(self._lock_path)
 
     def make_folders(self) -> None:
+        """Make the folders, their owner's alone also where they are there already.
+
+        Raises: OSError, PermissionError if one is another user's, or a link."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self.path, self.checkpoints, self.samples, self.logs):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(directory)
         for directory in (
             self.path.parent,
             self.path,
@@ -72,47 +92,82 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: in use by {self._who()}; stop it or choose --out"
             ) from None
-        owner = {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        self._owner.write_text(json.dumps(owner))
+        except (OSError, NotImplementedError) as error:
+            raise RunError(self._no_locks(error)) from error
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner = _Owner(os.getpid(), now, socket.gethostname(), process_mark(os.getpid()))
+        self._owner.write_bytes(msgspec.json.encode(owner))
+
+    def _no_locks(self, error: Exception) -> str:
+        why = getattr(error, "strerror", None) or str(error)
+        lacking = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+        if isinstance(error, NotImplementedError) or getattr(error, "errno", None) in lacking:
+            return (
+                f"{self._lock_path}: cannot be locked: {why}: this file system has no locks (NFS "
+                "without its lock daemon, some FUSE), so that a second run could write into the "
+                "same folder; choose --out on another file system, or have locks switched on"
+            )
+        return f"{self._lock_path}: cannot be locked: {why}; choose another --out"
 
     def release_lock(self) -> None:
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._owner.unlink(missing_ok=True)
         self._lock.release()
 
     @property
     def in_use(self) -> bool:
-        """True if a process holds the lock. Takes it for a moment if none does: use it when a run
-        seems to have ended, not all the time."""
+        """True if a process seems to hold the lock. Takes no lock, which would keep a run out, and
+        writes nothing: it asks the system for its locks, and reads who was the last to take it."""
         if not self._lock_path.exists():
             return False
-        probe = filelock.FileLock(self._lock_path)
-        try:
-            probe.acquire(timeout=0)
-        except filelock.Timeout:
+        if _is_locked(self._lock_path):
             return True
-        probe.release()
-        return False
+        owner = self._read_owner()
+        if not owner.mark:
+            return False
+        if owner.host != socket.gethostname():
+            return True  # on another machine: nothing here tells that it has ended
+        return owner.mark == process_mark(owner.pid)
+
+    def _read_owner(self) -> _Owner:
+        try:
+            return untrusted_files.read_json(self._owner, _Owner)
+        except untrusted_files.UnreadableFile:
+            return _Owner()
 
     def _who(self) -> str:
-        try:
-            owner = json.loads(self._owner.read_text())
-            return f"process {owner['pid']}, running since {owner['since']}"
-        except (OSError, ValueError, KeyError):
+        owner = self._read_owner()
+        if not owner.pid:
             return "another process"
+        return f"process {owner.pid}, running since {owner.since}"
 
     def next_incarnation(self) -> int:
         """Count how often a stage has run here (1, 2, ...). Stored before any frame is sent."""
         path = self.path / "incarnation"
         try:
-            last = int(path.read_text())
-        except (OSError, ValueError):
+            last = int(untrusted_files.read_text(path, 32))
+        except (untrusted_files.UnreadableFile, ValueError):
             last = 0
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "w") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(str(last + 1))
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
         return last + 1
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the system lists a lock on this file. A process of another container is not
+    listed, nor is a lock on a file system whose files have other numbers there than here."""
+    try:
+        found = path.stat()
+        listed = _LOCKS.read_text()
+    except (OSError, ValueError):
+        return False
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return any("->" not in line and file in line.split() for line in listed.splitlines())
 
 
 def new_name(base: Path) -> Path:

@@ -35,6 +35,17 @@ def _pid_namespace() -> str:
     return os.readlink("/proc/self/ns/pid")
 
 
+def process_mark(pid: int) -> str:
+    """Return a text that tells this process from all others of the machine, also after its end,
+    and over a restart of the machine; '' if there is no such process."""
+    started = _started(pid)
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{boot} {_pid_namespace()} {pid} {started}" if started else ""
+
+
 def name_of(owner: int, tail: str) -> str:
     """Return the name of a directory that belongs to process `owner`."""
     return f"darts-{os.getuid()}-{owner}-{tail}"

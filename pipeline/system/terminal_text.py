@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any, cast
 
 # Control characters move the cursor, or worse; those of writing direction reorder the text.
 _UNSHOWN = (
@@ -30,3 +31,19 @@ def without_logins(text: str) -> str:
     'url: http://judge:8000/score'
     """
     return _LOGIN.sub("", text)
+
+
+def printable_values(value: Any) -> Any:
+    """A decoded document with every text in it escaped, names of fields included.
+
+    >>> printable_values({"\\x1b[2J": ["\\x07", 3]})
+    {'\\\\x1b[2J': ['\\\\x07', 3]}
+    """
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [printable_values(item) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        entries = cast(dict[Any, Any], value).items()
+        return {printable_values(key): printable_values(item) for key, item in entries}
+    return value

@@ -152,6 +152,7 @@ class StageClient:
         self._closing = threading.Event()
         self._progress = 0
         self._activity, self._budget_s = "starting", 600.0
+        self._heard = time.monotonic()
         self._welcomed = self._ending = False
         self._denied_at = 0.0  # when refusals began; 0.0: not refused
         self._faulted_at = 0.0  # when a shutdown for a fault came; 0.0: never
@@ -172,6 +173,11 @@ class StageClient:
         """Report progress of the working loop; it may stand still for `budget_s` (0: for ever)."""
         self._progress += 1
         self._activity, self._budget_s = activity, budget_s
+
+    @property
+    def stage_silent_s(self) -> float:
+        """Seconds since the stage was last heard; any thread."""
+        return time.monotonic() - self._heard
 
     def close(self) -> None:
         """Send queued messages (for a second at most), then end the thread."""
@@ -237,6 +243,7 @@ class StageClient:
             for monitor in connection.monitors.keys() & ready.keys():
                 connection.see_refusal(monitor)
             while connection.control in ready and (heard := connection.receive()):
+                self._heard = connection.heard
                 self._take(connection, heard)
 
     def _beat(self, connection: _Connection, now: float) -> FromPeer:

@@ -14,6 +14,9 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 """Finite: NaN fails both comparisons."""
+MAX_SCALAR = 1e12
+Scalar = Annotated[float, msgspec.Meta(ge=-MAX_SCALAR, le=MAX_SCALAR)]
+"""Any finite number."""
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 MOST_WORDS = 256
 Words = Annotated[str, msgspec.Meta(max_length=MOST_WORDS)]
@@ -54,6 +57,16 @@ class LegTimes(msgspec.Struct, frozen=True, array_like=True):
     last_s: Seconds  # it finished
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of work of a peer; seconds of its monotonic clock."""
+
+    what: Words
+    start_s: Seconds
+    end_s: Seconds
+    of: tuple[Count, ...] = ()  # groups, step or version that it was for
+    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
+
+
 class StreamedChunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of a trajectory that may be trained on."""
 
@@ -76,6 +89,25 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     seed: Seed
     paced: bool = True
     """False: an emulated pace does not hold it back."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One published version of the weights, and how to check that it was loaded."""
+
+    version: Count
+    directory: str  # holds model.safetensors
+    bytes: Count
+    checksum: str  # xxh3_128 of model.safetensors
+    probe: list[int]  # token ids, longer than one KV block
+    logprobs: dict[
+        str, list[float]
+    ]  # temperature -> learner's logprob of probe[i + 1] given before
+    tensors: dict[str, str] = {}
+    """Hugging Face name -> xxh3_64 of the tensor's bytes in the file; {}: not known."""
+    unlisted: Count = 0
+    """Tensors of the file that are not in `tensors`, and so cannot be checked."""
+    rounded_after: bool = False
+    """The file's weights were rounded, the learner's logprobs are of those before."""
 
 
 class PacedSteps(msgspec.Struct, frozen=True, kw_only=True):

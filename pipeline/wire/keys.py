@@ -16,6 +16,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from pipeline.system.untrusted_files import BROKEN
+
 IPC_LIMIT = 107  # bytes of a Unix socket path
 _Z85 = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{40}$")]  # 32 bytes
 
@@ -115,7 +117,7 @@ def read_private(path: Path, kind: type[_File]) -> _File:
                     "as the user who runs this"
                 )
             return msgspec.json.decode(file.read(), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, *BROKEN) as error:
         raise TransportError(f"{path}: not a key file of darts: {error}") from error
 
 

@@ -16,18 +16,21 @@ from pipeline.wire.fields import (
     Amount,
     Count,
     LegTimes,
+    Manifest,
     Name,
     PacedSteps,
     Piece,
     Request,
+    Scalar,
     Seconds,
     Slots,
+    Span,
     StreamedChunk,
     WireError,
     Words,
 )
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Grows with every change of a message; peers of another version are refused."""
 
 Ints = npt.NDArray[np.int32]
@@ -54,6 +57,10 @@ class ChunkHead(msgspec.Struct, frozen=True, array_like=True):
     finish: str = ""
     """'' (more follows), 'stop' (sampled a stop token), 'length', 'abort' or 'error'.
     Every leg ends in band exactly once with one of these; that frees its slot."""
+    score: Scalar | None = None
+    """What the engine thinks of the response so far, on a scale of its own; None: nothing."""
+    remaining: Amount | None = None
+    """Tokens of the response that it expects after this chunk; None: it does not predict."""
 
 
 FINISHES = frozenset({"", "stop", "length", "abort", "error"})
@@ -117,15 +124,6 @@ CLOSE, CLOSE_WITH_PASSES = "optimizer step", "passes and optimizer steps"
 PUBLISH = "publishing weights"
 
 
-class Span(msgspec.Struct, frozen=True, array_like=True):
-    """A piece of work of a peer; seconds of its monotonic clock."""
-
-    what: Words
-    start_s: Seconds
-    end_s: Seconds
-    of: tuple[Count, ...] = ()  # groups, step or version that it was for
-    asked_s: tuple[Seconds, ...] = ()  # when the order for each of those arrived
-
 
 class Spans(Message, frozen=True, kw_only=True):
     """Work of a peer since its last report; sent before the answer to that work."""
@@ -179,25 +177,6 @@ class VersionClosed(Message, frozen=True, kw_only=True):
     """Answer to `CloseVersion`: no more `OldLogprobs` for it will come."""
 
     version: Count
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One published version of the weights, and how to check that it was loaded."""
-
-    version: Count
-    directory: str  # holds model.safetensors
-    bytes: Count
-    checksum: str  # xxh3_128 of model.safetensors
-    probe: list[int]  # token ids, longer than one KV block
-    logprobs: dict[
-        str, list[float]
-    ]  # temperature -> learner's logprob of probe[i + 1] given before
-    tensors: dict[str, str] = {}
-    """Hugging Face name -> xxh3_64 of the tensor's bytes in the file; {}: not known."""
-    unlisted: Count = 0
-    """Tensors of the file that are not in `tensors`, and so cannot be checked."""
-    rounded_after: bool = False
-    """The file's weights were rounded, the learner's logprobs are of those before."""
 
 
 class StepDone(Message, frozen=True, kw_only=True):
@@ -286,14 +265,26 @@ class TrainMember(msgspec.Struct, frozen=True, kw_only=True):
     advantage: float
     weight: float = 1.0
     truncated: bool = False
+    token_advantages: bytes = b""
+    """float32, advantage of each response token, 0 at appended ones, instead of `advantage`;
+    empty: `advantage` holds for all of them."""
     old: bytes = b""
     """float32, logprob of each response token under the version that sampled it. NaN: the version
     is the one that the step begins with, so the rank knows it; empty: all tokens are such."""
+    prompt: bytes = b""
+    """int32, of a member with a prompt of its own; empty: it has the group's."""
 
     @property
     def sampled_tokens(self) -> int:
         """Number of response tokens that the model sampled."""
         return len(self.response) // 4 - sum(count for _, count in self.appended)
+
+    @property
+    def has_advantage(self) -> bool:
+        """True unless the advantage of every token is 0."""
+        if self.token_advantages:
+            return bool(floats(self.token_advantages).any())
+        return self.advantage != 0
 
 
 class TrainGroup(Message, frozen=True, kw_only=True):
@@ -304,14 +295,22 @@ class TrainGroup(Message, frozen=True, kw_only=True):
     prompt: bytes  # int32
     members: tuple[TrainMember, ...]
 
+    def prompt_of(self, member: TrainMember) -> bytes:
+        """The prompt that this member's response was sampled after, int32."""
+        return member.prompt or self.prompt
+
 
 class StreamedTokens(Message, frozen=True, kw_only=True):
     """Tokens whose logprobs a rank may compute ahead, and trajectories that it may forget."""
 
-    prompts: dict[int, bytes]  # int32, of every group named in `chunks`
+    prompts: dict[int, bytes]  # int32, of every group named in `chunks` for one without its own
+    own: dict[int, bytes] = {}  # trajectory -> its own prompt, where it has one
     chunks: tuple[StreamedChunk, ...] = ()
     gone: tuple[int, ...] = ()  # trajectories
     sent_at_s: Seconds = 0.0  # the stage's monotonic clock
+
+    def prompt_of(self, chunk: StreamedChunk) -> bytes:
+        return self.own.get(chunk.trajectory) or self.prompts[chunk.group]
 
 
 class ForgetGroup(Message, frozen=True, kw_only=True):
@@ -325,6 +324,10 @@ class CloseVersion(Message, frozen=True, kw_only=True):
     version: Count
     prompts: dict[int, bytes]  # int32, of every group named in `chunks`
     chunks: tuple[StreamedChunk, ...]  # whole responses, offset 0
+    own: dict[int, bytes] = {}  # trajectory -> its own prompt, where it has one
+
+    def prompt_of(self, chunk: StreamedChunk) -> bytes:
+        return self.own.get(chunk.trajectory) or self.prompts[chunk.group]
 
 
 class CloseStep(Message, frozen=True, kw_only=True):
@@ -344,7 +347,7 @@ class Save(Message, frozen=True, kw_only=True):
 
 
 class Shutdown(Message, frozen=True, kw_only=True):
-    why: str = ""
+    why: str = ""  # from a learner rank: it was asked to end (SIGTERM), and stays for a checkpoint
 
 
 FromPeer = (
@@ -362,6 +365,7 @@ FromPeer = (
     | OutOfMemory
     | Published
     | Saved
+    | Shutdown
 )
 ToPeer = (
     Welcome

@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Append
-from pipeline.plugins.rewards._results import Outcome, awaited, outcomes, writable
+from pipeline.plugins.rewards._results import Outcome, awaited, group_outcomes, outcomes, writable
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.workers.beside import folders_of, link_files
 from pipeline.workers.protocol import (
@@ -58,7 +58,8 @@ def _build(setup: Setup) -> Any:
 
 def _scores(reward: Any, call: Call) -> Scores:
     begun = time.monotonic()  # the same clock as the stage's
-    found = outcomes(reward, [Sampled(**sample) for sample in call.samples])
+    judge = group_outcomes if call.whole else outcomes
+    found = judge(reward, [Sampled(**sample) for sample in call.samples])
     return Scores([_verdict(outcome) for outcome in found], begun, time.monotonic())
 
 

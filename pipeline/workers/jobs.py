@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -38,14 +39,34 @@ class Followed(msgspec.Struct, frozen=True):
     times: tuple[float, float]
 
 
-class WorkerJob:
-    """One sample for the plug-in; `answer` gets the result or the error, once."""
+Result = Scored | Followed | RewardFailed | NoOpinion
 
-    def __init__(self, sample: Sampled | Turn) -> None:
-        self.sample = sample
-        self.answer: asyncio.Future[Scored | Followed] = asyncio.get_running_loop().create_future()
-        self.alone = False  # its batch has failed: it must run in a call of its own
+
+class WorkerJob:
+    """A sample for the plug-in, or a `whole` group that it judges together; `answer` gets a result
+    for each, or the error of the call, once.
+
+    Args:
+        trajectories: whose answer is wanted; once none of them is, nor is the call.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sampled | Turn],
+        trajectories: Iterable[int] = (),
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.wanted = set(trajectories)
+        self.whole = whole
+        self.answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        self.alone = whole  # it must run in a call of its own: so must one whose batch has failed
         self.died = False  # a worker has died once while it ran alone
+
+    def set_results(self, results: list[Result]) -> None:
+        if not self.answer.done():  # else it was cancelled meanwhile
+            self.answer.set_result(results)
 
     def set_failure(self, error: Exception) -> None:
         if not self.answer.done():

@@ -11,6 +11,7 @@ the pool.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import tempfile
 import time
@@ -27,7 +28,7 @@ from pipeline.plugins import interfaces, registry
 from pipeline.plugins.views import Sampled, Turn
 from pipeline.system import temp_dirs
 from pipeline.workers import process
-from pipeline.workers.jobs import Followed, NoOpinion, RewardFailed, Scored, WorkerJob
+from pipeline.workers.jobs import Followed, NoOpinion, Result, RewardFailed, Scored, WorkerJob
 from pipeline.workers.process import Died, WorkerProcess
 from pipeline.workers.protocol import (
     Abstained,
@@ -127,34 +128,42 @@ class WorkerPool:
     ) -> Scored | Followed:
         """Call the plug-in with one sample. Raises RewardFailed; NoOpinion; CancelledError
         after `cancel_call`."""
-        job = WorkerJob(sample)
-        if trajectory is not None:
-            self._jobs[trajectory] = job
+        [found] = await self._answer(WorkerJob([sample], [] if trajectory is None else [trajectory]))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def _answer(self, job: WorkerJob) -> list[Result]:
+        """Run a job, and count how it went. Raises RewardFailed if the call as a whole failed."""
+        asked = dict.fromkeys(job.wanted, job)
+        self._jobs |= asked
         self._waiting.append(job)
         self._pump()
         try:
             found = await job.answer
         except RewardFailed as error:
-            self._ends.append(True)
-            self._last = error
-            raise
-        except NoOpinion:
-            self._ends.append(False)
+            self._count(error)
             raise
         finally:
-            if trajectory is not None:
+            for trajectory in asked:
                 self._jobs.pop(trajectory, None)
             if job.answer.cancelled():
                 self._abandon(job)
-        self._ends.append(False)
+        self._count(next((error for error in found if isinstance(error, RewardFailed)), None))
         return found
+
+    def _count(self, failure: RewardFailed | None) -> None:
+        self._ends.append(failure is not None)
+        self._last = failure or self._last
 
     def cancel_call(self, trajectory: int) -> None:
         """Cancel a call; a running one is killed unless it ends within `SPARE_S` or has other
         jobs. Unknown trajectories are ignored."""
         job = self._jobs.get(trajectory)
         if job is not None:
-            job.answer.cancel()
+            job.wanted.discard(trajectory)
+            if not job.wanted:
+                job.answer.cancel()
 
     def statistics(self) -> PoolStatistics:
         jobs = [job for call in self._calls.values() for job in call]
@@ -229,8 +238,9 @@ class WorkerPool:
         """Run one call; every job gets its result, or waits again for a call of its own."""
         try:
             scores = await self._ask(jobs)
-            for job, found in zip(jobs, scores.found, strict=True):
-                self._tell(job, found, (scores.begun, scores.ended))
+            found = (self._result(of, (scores.begun, scores.ended)) for of in scores.found)
+            for job in jobs:
+                job.set_results(list(itertools.islice(found, len(job.samples))))
         except Exception as error:  # whatever it is, every job must get an answer
             if len(jobs) > 1:
                 for job in jobs:
@@ -252,32 +262,27 @@ class WorkerPool:
                 why = f"cannot be sent to a worker: {type(error).__name__}: {error}"
                 job.set_failure(_chained(RewardFailed(why), error))
 
-    def _tell(
-        self,
-        job: WorkerJob,
-        found: Done | Abstained | Follows | Failure,
-        times: tuple[float, float],
-    ) -> None:
-        if job.answer.done():
-            return  # cancelled meanwhile
+    def _result(
+        self, found: Done | Abstained | Follows | Failure, times: tuple[float, float]
+    ) -> Result:
         if isinstance(found, Done):
-            job.answer.set_result(Scored(found.value, found.parts, times))
-        elif isinstance(found, Follows):
-            job.answer.set_result(Followed(found, times))
-        elif isinstance(found, Failure):
-            job.set_failure(RewardFailed(found.why, found.traceback))
-        else:
-            job.set_failure(NoOpinion(f"{self._who} has no opinion on it"))
+            return Scored(found.value, found.parts, times)
+        if isinstance(found, Follows):
+            return Followed(found, times)
+        if isinstance(found, Failure):
+            return RewardFailed(found.why, found.traceback)
+        return NoOpinion(f"{self._who} has no opinion on it")
 
     async def _ask(self, jobs: list[WorkerJob]) -> Scores:
         """Send jobs to a worker. Raises Died, TimeoutError, or RewardFailed if none can start."""
-        frame = frame_message(make_call([job.sample for job in jobs]))
+        samples = [sample for job in jobs for sample in job.samples]
+        frame = frame_message(make_call(samples, whole=jobs[0].whole))
         worker = self._idle.pop() if self._idle else await self._start_one()
         asked = time.monotonic()
         try:
             async with asyncio.timeout(self._section.limit_s):
                 found = await worker.ask_worker(frame)
-            if not isinstance(found, Scores) or len(found.found) != len(jobs):
+            if not isinstance(found, Scores) or len(found.found) != len(samples):
                 raise self._nonsense(found)
         except BaseException:  # it took too long, has died, or was cancelled
             self._discard(worker)
@@ -347,6 +352,13 @@ class RewardPool(WorkerPool):
         if not isinstance(found, Scored):
             raise RewardFailed("its worker did not answer with a score")
         return found
+
+    async def score_group(
+        self, samples: Sequence[Sampled], trajectories: Sequence[int]
+    ) -> list[Result]:
+        """Score a whole group by the reward's `score_group`: a result for each. Raises RewardFailed;
+        CancelledError once `cancel_call` has named all of them."""
+        return await self._answer(WorkerJob(samples, trajectories, whole=True))
 
     async def check_answers(self, samples: Sequence[Sampled]) -> list[str]:
         """Have the plug-in check the answers of samples without responses: returns a complaint

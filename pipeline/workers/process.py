@@ -22,6 +22,7 @@ import msgspec
 
 from pipeline.config.schema import Plugin
 from pipeline.system.private_dirs import UMASK
+from pipeline.system.python_path import SAFE
 from pipeline.system.terminal_text import printable
 from pipeline.workers.protocol import (
     LENGTH_BYTES,
@@ -158,7 +159,7 @@ def _spawn(
     (ours, theirs), (output, their_output) = socket.socketpair(), socket.socketpair()
     with theirs, their_output:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "pipeline.workers", str(theirs.fileno())],
+            [sys.executable, SAFE, "-u", "-m", "pipeline.workers", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=their_output.fileno(),
             stderr=their_output.fileno(),

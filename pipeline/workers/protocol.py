@@ -35,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
     """Score these together; each has the fields of a `Sampled`, or of an environment's `Turn`."""
 
     samples: list[dict[str, Any]]
+    whole: bool = False  # they are a group, for the reward's `score_group`
 
 
 class Check(msgspec.Struct, frozen=True, tag=True):
@@ -96,8 +97,8 @@ def frame_message(message: Order | Answer) -> bytes:
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 
-def make_call(samples: Sequence[Sampled | Turn]) -> Call:
-    return Call([msgspec.structs.asdict(sample) for sample in samples])
+def make_call(samples: Sequence[Sampled | Turn], *, whole: bool = False) -> Call:
+    return Call([msgspec.structs.asdict(sample) for sample in samples], whole)
 
 
 def make_check(samples: Sequence[Sampled]) -> Check:

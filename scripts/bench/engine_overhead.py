@@ -22,7 +22,8 @@ import msgspec
 
 from launch.commands.train import identify
 from launch.launcher.local import Launcher
-from launch.launcher.processes import Child, clean_environment, end_all
+from launch.launcher.environment import clean_environment
+from launch.launcher.processes import Child, end_all
 from launch.run_files.jsonl import all_lines
 from pipeline.config.load import load
 from pipeline.config.schema import Config

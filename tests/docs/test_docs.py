@@ -3,7 +3,7 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -12,6 +12,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 from launch.docs import pages
 from pipeline.config.load import load
+from pipeline.plugins import actions, testing, views
 from tests.paths import ROOT
 from tests.pipeline.coordinator.world import World, plugins_of, settings_of
 
@@ -94,3 +95,45 @@ def test_teaching_selector_and_the_packaged_one_say_the_same():
 def test_pages_made_from_the_source_are_up_to_date(name: str):
     written = (ROOT / name).read_text()
     assert written == pages.PAGES[name](), "run: python -m launch.docs.pages"
+
+
+SEEN = {
+    "selectors.md": (views.GroupView, views.MemberView),
+    "plugins.md": (
+        *(views.PlanView, views.SourceView, views.PromptView, views.BudgetView, views.OpenView),
+        *(views.BatchView, views.GroupFacts, views.KeptView, views.Outcome, views.GroupOutcome),
+        views.EndedView,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "page, view", [(page, view) for page, found in SEEN.items() for view in found]
+)
+def test_every_field_that_a_plugin_sees_is_explained(page: str, view: type[msgspec.Struct]):
+    text = (ROOT / "docs" / page).read_text()
+    named = {word.partition("(")[0].rpartition(".")[2] for word in re.findall(r"`([^`]+)`", text)}
+    named |= {word.partition(".")[0] for word in re.findall(r"`([^`]+)`", text)}
+    assert set(view.__struct_fields__) - named == set()
+
+
+@pytest.mark.parametrize(
+    "page, answers",
+    [
+        ("selectors.md", get_args(actions.AnyAction)),
+        ("plugins.md", (*get_args(actions.BatchAction), actions.Plan, actions.Allocation)),
+        ("plugins.md", (actions.Advantages, actions.NoSignal)),
+    ],
+)
+def test_every_answer_is_explained_with_its_fields(page: str, answers: tuple[type[Any], ...]):
+    text = (ROOT / "docs" / page).read_text()
+    for answer in answers:
+        forms = re.findall(rf"`{answer.__name__}\([^`]*\)`", text)
+        fields = [f for f in answer.__struct_fields__ if f not in ("why", "kind")]
+        assert any(all(f in form for f in fields) for form in forms), answer.__name__
+
+
+def test_every_builder_is_in_the_table_of_builders():
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    table = text.partition("## Builders for tests")[2]
+    assert [n for n in testing.__all__ if n != "Constant" and f"{n}(" not in table] == []

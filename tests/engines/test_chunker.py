@@ -134,3 +134,27 @@ def test_tokens_of_a_frame_have_a_limit_too(monkeypatch: pytest.MonkeyPatch):
     add(flusher, A, [1], version=12, end="stop")
     frames = [heads(flusher) for _ in range(4)]
     assert [[chunk.count for chunk in frame] for frame in frames] == [[6], [6], [6, 1], []]
+
+
+def test_a_chunk_has_the_newest_scalars_that_came_with_its_tokens():
+    flusher = flusher_of(chunk_tokens=3)
+    flusher.add_tokens(A, [5, 6], [-1.0, -1.0], 1, score=0.5, remaining=9.0)
+    flusher.add_tokens(A, [7], [-1.0], 1, remaining=8.0)
+    flusher.add_tokens(A, [8, 9, 8], [-1.0] * 3, 1)
+    [first, second] = heads(flusher)
+    assert (first.score, first.remaining) == (0.5, 8.0)
+    assert (second.score, second.remaining) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        *(("score", value) for value in (float("nan"), float("inf"), -1e13)),
+        *(("remaining", value) for value in (float("nan"), float("inf"), -1.0)),
+    ],
+)
+def test_a_scalar_that_the_stage_would_refuse_is_left_out(name: str, wrong: float):
+    flusher = flusher_of(chunk_tokens=1)
+    flusher.add_tokens(A, [5], [-1.0], 1, **{name: wrong})
+    [head] = heads(flusher)
+    assert (head.score, head.remaining) == (None, None)

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from launch.cli import app
+from launch.commands.train import create_run
 from pipeline.config.load import load
-from pipeline.system.run_folder import RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 from tests.paths import ROOT
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -155,7 +156,7 @@ def test_resume_of_what_is_no_run_exits_2_with_a_sentence(folder: str) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.system.run_folder import RunFolder
+from pipeline.system.run_folder import RunError, RunFolder
 run = RunFolder(Path(sys.argv[1])); run.make_folders(); run.hold_lock()
 print("held", flush=True); time.sleep(60)
 """
@@ -195,8 +196,30 @@ def test_a_folder_that_holds_a_run_already_is_not_written_over(elsewhere: Path) 
     content = run.config.read_text()
     result = darts("train", QUICKSTART, "--out", "r", "seed=9")
     assert result.exit_code == 2
+    assert "already holds a run; choose another --out" in result.output, "it has no checkpoint"
+    (run.checkpoints / "step-000001").mkdir(parents=True)
+    result = darts("train", QUICKSTART, "--out", "r", "seed=9")
+    assert result.exit_code == 2
     assert "resume it with darts train --resume" in result.output
     assert run.config.read_text() == content
+
+
+@pytest.mark.fault("a start has failed, and is tried again in the same folder", part="people",
+                   by="file")  # fmt: skip
+def test_what_a_failed_start_has_left_blocks_no_other(elsewhere: Path) -> None:
+    """Promise: a folder whose run has neither a checkpoint nor a step is used again; one with a
+    step, or with a config.yaml of somebody's own, is not. Bound: before anything starts.
+    """
+    run = folder_with_a_config(elsewhere / "r")
+    with pytest.raises(RunError, match="already holds a run"):
+        create_run(run.path, fresh=False)  # nothing shows that the file is of a run
+    run.about.write_text("{}")
+    run.metrics.write_text('{"what":"warning","text":"no engine"}\n')
+    create_run(run.path, fresh=False).release_lock()
+    assert run.metrics.read_text() == ""
+    run.metrics.write_text('{"what":"step","step":0}\n')
+    with pytest.raises(RunError, match="already holds a run"):
+        create_run(run.path, fresh=False)
 
 
 @pytest.mark.fault("the port for Prometheus is taken", part="configuration", by="socket")

@@ -43,6 +43,22 @@ def adapters(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
     return {"moved": moved, "names": list(before)}
 
 
+def scaled(model: Path, zero: int, rank: int, world: int) -> dict[str, Any]:
+    """Two steps whose rate the loss halves, knowing what all ranks have computed."""
+    actor = Rank(model, zero)
+    asked: list[float] = []
+
+    def halve(sums: dict[str, float]) -> float:
+        asked.append(sums["computed"])
+        return 0.5
+
+    actor.passes.loss_pass.loss.step_scale = halve
+    for groups in STEPS[:2]:
+        assert actor.close(groups, actor.add(shares(groups, rank, world, lazy=False)))
+    scales = [[found["lr"], found["lr_scale"]] for found in actor.metrics]
+    return {"asked": asked, "scales": scales, "weights": actor.weights()}
+
+
 def main() -> None:
     import torch
 
@@ -62,6 +78,10 @@ def main() -> None:
         found[f"decayed-{zero}"] = streamed(model, zero, rank, world, **DECAYED)
     for zero in (0, 3):
         found[f"checkpointed-{zero}"] = streamed(model, zero, rank, world, **CHECKPOINTED)
+    for zero in (0, 2, 3):
+        found[f"sequences-{zero}"] = streamed(model, zero, rank, world, aggregate="sequence")
+    for zero in (0, 2):
+        found[f"scaled-{zero}"] = scaled(model, zero, rank, world)
     found["decayed-resumed-2"] = resumed(model, 2, rank, world, out, **DECAYED)
     found["lora-0"] = adapters(model, 0, rank, world)
     for zero in (0, 2):

@@ -94,6 +94,7 @@ class Plain:
         cap: float = 0.0,
         clip: tuple[float, float] = (0.2, 0.28),
         kl: float = 0.0,
+        sequences: bool = False,
         section: LearnerConfig = SECTION,
     ) -> None:
         self.net = load(model)
@@ -103,6 +104,7 @@ class Plain:
         )
         self.section = section
         self.low, self.cap, self.clip, self.kl = low, cap, clip, kl
+        self.sequences = sequences  # a mean over each response, then over responses
         self.version = 0
         self.norms: list[float] = []
 
@@ -115,6 +117,8 @@ class Plain:
     ) -> torch.Tensor:
         """Gradient of sum(weight x loss) / sum(weight) over tokens, one padded batch."""
         batch = padded(groups)
+        if self.sequences:
+            batch.weights /= (batch.weights != 0).sum(1, keepdim=True).clamp(min=1)
         found = self.logprobs(self.net, batch)
         old = found.detach() if old is None else old
         ratio, importance = (found - old).exp(), torch.ones_like(old)

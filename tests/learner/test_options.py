@@ -135,3 +135,27 @@ def test_schedules_reach_their_end_after_the_last_step(schedule: Schedule, expec
     found = [scheduled_lr(section, updates, 5) for updates in range(6)]
     assert found == pytest.approx(expected, abs=1e-3)
     assert scheduled_lr(section, 99, 5) == found[-1]  # a run that is resumed with fewer steps
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_mean_over_sequences_streams_in_on_several_ranks(
+    ranks: list[dict[str, Any]], model: Path, zero: int
+):
+    plain = Plain(model, sequences=True)
+    before = plain.weights()
+    for step in range(3):
+        plain.step(groups_of(step))
+    assert same_update(ranks[0][f"sequences-{zero}"]["weights"], plain.weights(), before)
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_loss_scales_the_rate_of_all_ranks_by_sums_over_all_of_them(
+    ranks: list[dict[str, Any]], zero: int
+):
+    first, second = (rank[f"scaled-{zero}"] for rank in ranks)
+    rates = [scheduled_lr(SECTION, step, RUN_STEPS) / 2 for step in range(2)]
+    assert first["scales"] == second["scales"] == [[rate, 0.5] for rate in rates]
+    heard = [m for g in groups_of(0) for m in g.members if m.advantage]
+    assert first["asked"][0] == pytest.approx(sum(m.weight * m.sampled_tokens for m in heard))
+    assert first["asked"] == second["asked"]
+    assert torch.equal(first["weights"], second["weights"])

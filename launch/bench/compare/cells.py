@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from launch.bench.compare.methods import Method
-from launch.launcher.processes import Child, clean_environment, end_all
+from launch.launcher.environment import clean_environment
+from launch.launcher.processes import Child, end_all
 from launch.report.metrics import RunAverages, run_averages
 from launch.run_files.jsonl import all_lines
 from launch.run_files.records import EvalLine, StepLine, learning_curve
@@ -75,7 +76,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         """True if its run is complete. Raises CellError if that run has other settings."""
         if not self.run.result.exists():
             return False
-        if self.run.config.read_text() != dump(load(self.config, self.settings)):
+        if self.run.config.read_text("utf-8") != dump(load(self.config, self.settings)):
             raise CellError(
                 f"{self.run.path}: a finished run with other settings; "
                 f"remove it, or choose another --folder"
@@ -121,7 +122,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _late_share(self) -> float | None:
-        paced = json.loads(self.run.result.read_text()).get("paced")
+        paced = json.loads(self.run.result.read_text("utf-8")).get("paced")
         return paced["late"] / max(1, paced["steps"]) if paced else None
 
     def _lines(self) -> tuple[list[StepLine], list[EvalLine]]:

@@ -20,7 +20,7 @@ import msgspec
 
 from launch.bench.compare import plots, tables
 from launch.bench.compare.cells import Cell, CellError, Metrics
-from launch.bench.compare.methods import METHODS, QUICK, SETS
+from launch.bench.compare.methods import METHODS, QUICK, SETS, Method
 from launch.commands.train import about_run
 from pipeline.config.load import ConfigError, load
 from pipeline.config.pace import engine_pace
@@ -46,20 +46,22 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     methods: Mapping[str, int]  # name -> number of seeds
     target: float  # held-out accuracy
     overrides: tuple[str, ...] = ()
+    own: Mapping[str, Method] = {}  # recipes and files of the user's, by name
 
     def all_cells(self) -> list[Cell]:
         """Returns all cells, seeds outermost. Raises CompareError with the problems."""
-        unknown = [name for name in self.methods if name not in METHODS]
+        known = {**METHODS, **self.own}
+        unknown = [name for name in self.methods if name not in known]
         if unknown:
             raise CompareError(
                 f"unknown: {', '.join(unknown)}; methods: {', '.join(METHODS)}; "
-                f"sets of them: {', '.join(SETS)}"
+                f"sets of them: {', '.join(SETS)}; recipes: --recipes; a file: NAME=FILE.yaml"
             )
         if few := [name for name, seeds in self.methods.items() if seeds < 1]:
             raise CompareError(f"{few[0]}: {self.methods[few[0]]} seeds, expected at least 1")
         made = [
             Cell(
-                method=METHODS[name],
+                method=known[name],
                 seed=seed,
                 config=self.config,
                 overrides=self.overrides,
@@ -181,9 +183,9 @@ def _write(wanted: Comparison, cells: list[Cell], done: list[Cell], out: Path | 
     text = json.dumps(comparison, indent=1) + "\n"
     for path in (wanted.folder / "comparison.json", *([out] if out else [])):
         temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.rename(path)
-    (wanted.folder / "comparison.md").write_text(table + "\n")
+    (wanted.folder / "comparison.md").write_text(table + "\n", encoding="utf-8")
     return table
 
 

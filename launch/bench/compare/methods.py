@@ -1,12 +1,18 @@
 """The methods that `darts bench compare` holds against each other.
 
 A method is a name, its settings and a line that describes it. It sets budget, selector and
-overlap, so that it does not change with the defaults of darts.
+overlap, so that it does not change with the defaults of darts. A recipe, or a file of the user's,
+is a method too: what it does not set is the configuration's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import msgspec
+
+from pipeline.config import recipes
 
 BASELINE = "sync"
 """The method that ratios refer to."""
@@ -156,13 +162,63 @@ def methods_named(text: str, seeds: int) -> dict[str, int]:
     """Parses names of methods and sets, separated by commas; each once, in their order, with its
     number of seeds: `seeds`, or what stands after a colon. Raises ValueError for another word.
 
-    >>> methods_named("ends, sync:5, first_m", seeds=3)
-    {'sync': 5, 'darts_published': 3, 'darts_6_2': 3, 'darts_4_4': 3, 'first_m': 3}
+    >>> methods_named("ends, sync:5, mine=mine.yaml", seeds=3)
+    {'sync': 5, 'darts_published': 3, 'darts_6_2': 3, 'darts_4_4': 3, 'mine': 3}
     """
     found: dict[str, int] = {}
-    for word in text.split(","):
-        name, colon, own = word.strip().partition(":")
+    for name, _, own in _words(text):
         for method in SETS.get(name, (name,)):
-            if colon or method not in found:
-                found[method] = int(own) if colon else seeds
+            if own or method not in found:
+                found[method] = int(own) if own else seeds
     return found
+
+
+def own_methods(text: str) -> dict[str, Method]:
+    """Methods of the user's in the same text: `mine=path.yaml` is the settings of that file.
+
+    Raises: ValueError if there is no such file, or the name is another method's.
+    """
+    found: dict[str, Method] = {}
+    for name, path, _ in _words(text):
+        if not path:
+            continue
+        if name in METHODS or name in SETS or name in found:
+            raise ValueError(f"{name}={path}: there is a method of this name; choose another")
+        found[name] = _of_file(name, Path(path))
+    return found
+
+
+def recipe_methods(text: str, seeds: int) -> tuple[dict[str, Method], dict[str, int]]:
+    """Recipes as methods: by name, separated by commas, or `all` of them.
+
+    Returns: the methods, and the number of seeds of each, as of `methods_named`.
+    Raises: ValueError for an unknown name.
+    """
+    found: dict[str, Method] = {}
+    counts: dict[str, int] = {}
+    for word, _, own in _words(text):
+        for name in recipes.builtin_names() if word == "all" else (word,):
+            path = recipes.recipe_path(name)
+            if path is None:
+                raise ValueError(f"{name}: no such recipe; darts config recipes lists them")
+            known = path.stem
+            found[known] = _of_file(known, path)
+            if own or known not in counts:
+                counts[known] = int(own) if own else seeds
+    return found, counts
+
+
+def _of_file(name: str, path: Path) -> Method:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    about = recipes.about(path).sentence or f"the settings of {path}"
+    return Method(name=name, about=about, overrides=(f"recipe={path.resolve()}",))
+
+
+def _words(text: str) -> Iterator[tuple[str, str, str]]:
+    """(name, path, number of seeds) of each `name`, `name:5`, `name=path` or `name=path:5`."""
+    for word in text.split(","):
+        rest, colon, count = word.strip().rpartition(":")
+        rest, own = (rest, count) if colon else (count, "")
+        name, _, path = rest.partition("=")
+        yield name, path, own

@@ -87,4 +87,4 @@ def draw(curves: Curves, target: float, out: Path) -> None:
         figure.legend.click_policy = "hide"
         metrics.append(figure)
     page = embed.file_html(layouts.column(*metrics), resources.INLINE, "darts bench compare")
-    out.write_text(page)
+    out.write_text(page, encoding="utf-8")

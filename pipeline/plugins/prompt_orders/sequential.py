@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
 from pipeline.plugins.registry import register
+from pipeline.plugins.walk import OrderOptions, Walk
 
 
 @register("prompt_order", "sequential")

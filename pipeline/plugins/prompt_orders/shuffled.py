@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
 from pipeline.plugins.registry import register
+from pipeline.plugins.walk import OrderOptions, Walk
 
 
 @register("prompt_order", "shuffled")

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from pipeline.plugins.actions import Plan
-from pipeline.plugins.prompt_orders._walk import OrderOptions
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.registry import register
 from pipeline.plugins.views import PlanView
+from pipeline.plugins.walk import OrderOptions, deferred_and_free
 
 
 class TailBatchingOptions(OrderOptions, frozen=True, kw_only=True):
@@ -53,29 +51,18 @@ class TailBatching:
 
         In a long round whose groups teach nothing, the queue fills up before the walk does.
         """
-        queue = [
-            prompt  # the data set may have shrunk before a resume
-            for prompt in view.deferred
-            if prompt < view.dataset and prompt not in view.outstanding
-        ]
+        queue = deferred_and_free(view)
         if view.first:
             self._long = len(queue) >= view.need
         if not self._long:
-            fresh = self._fresh(view, view.want)
+            fresh = self._walk.fresh(view, view.want)
             if fresh or not view.first:
                 return Plan(prompts=(*fresh, *queue[: view.want - len(fresh)]))
             self._long = True  # the walk has none left: the queue's last ones go all the same
         wanted = min(view.want, view.need)
         planned = queue[:wanted]
-        fresh = self._fresh(view, wanted - len(planned))
+        fresh = self._walk.fresh(view, wanted - len(planned))
         return Plan(prompts=(*planned, *fresh), speculate=self._speculate)
-
-    def _fresh(self, view: PlanView, want: int) -> tuple[int, ...]:
-        """The walk's next prompts. One in the queue is passed over as if it were open: the
-        walk comes back to it, so that a new epoch does not use up the old one's attempt."""
-        waiting = view.outstanding | set(view.deferred)
-        passed = msgspec.structs.replace(view, want=want, outstanding=waiting, deferred=())
-        return self._walk.plan(passed).prompts
 
     def state(self) -> dict[str, Any]:
         """Returns the walk's position, and whether the open step is a long round."""

@@ -275,7 +275,7 @@ def imported(name: str) -> Callable[..., Any]:
 
 def _module(place: str) -> ModuleType:
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())  # last: what is installed comes first
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place).expanduser().absolute()

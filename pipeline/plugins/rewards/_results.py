@@ -24,14 +24,29 @@ def outcomes(reward: Any, samples: Sequence[Sampled]) -> list[Outcome]:
     """One for each sample, from a reward's `score_all` if it has one, else from its `score`."""
     if not hasattr(reward, "score_all"):
         return [_outcome(lambda s=sample: reward.score(s)) for sample in samples]
+    found = _of_all(reward.score_all, samples)
+    if not isinstance(found, Exception):
+        return found
+    if len(samples) == 1:
+        return [found]
+    return [one for sample in samples for one in outcomes(reward, [sample])]
+
+
+def group_outcomes(reward: Any, samples: Sequence[Sampled]) -> list[Outcome]:
+    """One for each sample of a group, from the reward's `score_group`; it fails for all or none."""
+    found = _of_all(reward.score_group, samples)
+    return [found for _ in samples] if isinstance(found, Exception) else found
+
+
+def _of_all(
+    ask: Callable[[Sequence[Sampled]], Any], samples: Sequence[Sampled]
+) -> list[Outcome] | Exception:
     try:
-        results = list(awaited(reward.score_all(samples)))
+        results = list(awaited(ask(samples)))
         if len(results) != len(samples):
             raise ValueError(f"returned {len(results)} rewards for {len(samples)} responses")
     except Exception as error:
-        if len(samples) == 1:
-            return [error]
-        return [found for sample in samples for found in outcomes(reward, [sample])]
+        return error
     return [
         found if found is None or isinstance(found, Exception) else _outcome(lambda r=found: r)
         for found in results

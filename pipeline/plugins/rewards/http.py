@@ -143,7 +143,7 @@ class Http:
         url, rule = self._shown, 'expected {"scores": [...]}'
         try:
             answer = msgspec.json.decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ServerError(f"{url}: not JSON: {error}; {rule}") from error
         fields = cast(dict[str, Any], answer) if isinstance(answer, dict) else {}
         scores: Any = fields.get("scores")

@@ -16,7 +16,12 @@ from pipeline.plugins import interfaces, registry
 from pipeline.plugins.interfaces import RewardOptions, WorkerOptions, WorkerSettings
 from pipeline.plugins.ranges import broken, did_you_mean
 from pipeline.plugins.registry import PluginError, register
-from pipeline.plugins.rewards._results import Outcome, outcomes, weighted_sum
+from pipeline.plugins.rewards._results import (
+    Outcome,
+    group_outcomes,
+    outcomes,
+    weighted_sum,
+)
 from pipeline.plugins.views import Sampled
 
 _EXAMPLE = "[{math: {}, weight: 1}, {python: {function: my_rewards:brief}, weight: 0.2}]"
@@ -137,6 +142,11 @@ class Sum:
         found = (_asked(part, "needed_columns") or () for part in map(_Part, options.of))
         return frozenset[str]().union(*found)
 
+    @staticmethod
+    def judges_groups(options: SumOptions) -> bool:
+        """Returns True if one of its parts judges whole groups; then the sum is of a group, too."""
+        return any(registry.judges_groups(part.cls, part.options) for part in map(_Part, options.of))
+
     def __init__(self, options: SumOptions) -> None:
         parts = [_Part(given) for given in options.of]
         self._rewards = {part.name: part.cls(part.options) for part in parts}
@@ -148,7 +158,15 @@ class Sum:
         return result
 
     def score_all(self, samples: Sequence[Sampled]) -> list[Outcome]:
-        found = {name: outcomes(reward, samples) for name, reward in self._rewards.items()}
+        return self._sums({name: outcomes(r, samples) for name, r in self._rewards.items()}, samples)
+
+    def score_group(self, samples: Sequence[Sampled]) -> list[Outcome]:
+        whole = {name: hasattr(reward, "score_group") for name, reward in self._rewards.items()}
+        judges = {name: group_outcomes if whole[name] else outcomes for name in whole}
+        found = {name: judges[name](r, samples) for name, r in self._rewards.items()}
+        return self._sums(found, samples)
+
+    def _sums(self, found: dict[str, list[Outcome]], samples: Sequence[Sampled]) -> list[Outcome]:
         return [
             weighted_sum({n: of[i] for n, of in found.items()}, self._weights, without=False)
             for i in range(len(samples))

@@ -19,9 +19,19 @@ from launch.bench.compare.command import (
     quick_comparison,
     run_comparison,
 )
-from launch.bench.compare.methods import BASELINE, METHODS, QUICK, SETS, Method, methods_named
+from launch.bench.compare.methods import (
+    BASELINE,
+    METHODS,
+    QUICK,
+    SETS,
+    Method,
+    methods_named,
+    own_methods,
+    recipe_methods,
+)
 from launch.report.bands import band
 from launch.run_files.records import EvalLine
+from pipeline.config import recipes
 from pipeline.config.load import dump, load
 from pipeline.config.pace import engine_pace, learner_pace
 from tests.launch.jobs.jobs import ROOT, SIMULATED, Job
@@ -106,6 +116,55 @@ def test_sets_stand_for_methods_that_there_are() -> None:
     assert tuple(methods_named("ablation,sync", 1)) == SETS["ablation"]
     assert methods_named("all,first_m:5", 3) == dict.fromkeys(METHODS, 3) | {"first_m": 5}
     assert methods_named("sinc", 1) == {"sinc": 1}, "what is unknown is refused with the others"
+
+
+def test_files_and_recipes_are_methods_of_their_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("# Mine (ours): the first.\nselector: first_m\n")
+    text = f"sync,mine={mine}:5"
+    assert methods_named(text, 3) == {"sync": 3, "mine": 5}
+    own = own_methods(text)
+    assert own["mine"].about == "the first."
+    assert load(CONFIG, own["mine"].settings(4)).selector.name == "first_m"
+    more, counts = recipe_methods("gfpo:2,all", 3)
+    assert counts["gfpo"] == 2
+    assert list(counts)[0] == "gfpo"
+    assert set(counts) == set(more) == set(recipes.builtin_names())
+    for wrong, says in ((f"sync={mine}", "a method of this name"), ("m=no.yaml", "no such file")):
+        with pytest.raises(ValueError, match=says):
+            own_methods(wrong)
+    with pytest.raises(ValueError, match="darz: no such recipe"):
+        recipe_methods("darz", 3)
+
+
+def test_columns_of_recipes_go_through_the_same_table_and_are_resumed(tmp_path: Path) -> None:
+    more, counts = recipe_methods("gfpo", 2)
+    wanted = Comparison(
+        config=CONFIG, folder=tmp_path, methods={"sync": 1, **counts}, own=more, target=0.5
+    )
+    cells = wanted.all_cells()
+    assert [cell.name for cell in cells] == ["sync-s0", "gfpo-s0", "gfpo-s1"]
+    config = load(CONFIG, cells[1].settings)
+    assert (config.selector.name, config.recipe) == ("gfpo", str(recipes.recipe_path("gfpo")))
+    done = finished_cell(tmp_path, [step(0, 1.0)], method=more["gfpo"])
+    assert done.finished
+
+
+def test_a_method_and_a_recipe_of_one_name_are_not_compared() -> None:
+    from typer.testing import CliRunner
+
+    from launch.cli import app
+
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["bench", "compare", *arguments])
+        assert result.exit_code == 2
+        return result.output
+
+    named = ("--methods", "tail_batching", "--recipes", "tail_batching")
+    assert "named as a method and as a recipe" in refused(*named)
+    assert "no such recipe" in refused("--recipes", "darz")
+    assert "expected a number of seeds after a colon" in refused("--methods", "sync:x")
+    assert "--quick sets methods" in refused("--quick", "--recipes", "gfpo")
 
 
 def test_quick_is_one_seed_of_three_methods_and_settings_given_still_win() -> None:

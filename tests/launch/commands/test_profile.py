@@ -49,6 +49,7 @@ def test_a_slow_reward_is_named(tmp_path: Path) -> None:
         assert whole == pytest.approx(step["step_seconds"], rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_slow_engine_is_named_among_its_peers(tmp_path: Path) -> None:

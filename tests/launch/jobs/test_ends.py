@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.launch.jobs.jobs import SIMULATED, Job, shared_memory, train
+from tests.launch.jobs.jobs import SIMULATED, Job, lines, shared_memory, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,6 +41,47 @@ def test_a_second_ctrl_c_waits_for_no_checkpoint(tmp_path: Path) -> None:
         assert job.wait(5) == 130, job.text
         assert not job.left(0.0)
         assert not left_in_memory(job)
+
+
+def steps_of(run: Path) -> int:
+    return len(lines(run / "metrics.jsonl", "step"))
+
+
+@pytest.mark.fault("SIGTERM to every process of a run at once", part="people", by="process")
+def test_sigterm_to_all_writes_one_checkpoint(tmp_path: Path) -> None:
+    """Promise: whoever gets it first, learner ranks stay for the checkpoint; status 130, no process
+    and nothing in memory is left. Bound: `timeouts.stop_s` (10 s) and 5 s.
+    """
+    run = tmp_path / "run"
+    settings = ("step.count=100000", "checkpoint.every=0", "engine.count=2")
+    with train(run, tmp_path / "log", *SIMULATED, *settings) as job:
+        job.until(lambda: steps_of(run) >= 3)
+        learner = job.child("learner.learner_rank")
+        for process in (learner, *(p for p in job.family.values() if p != learner)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(15) == 130, job.text
+        assert list((run / "checkpoints").glob("step-*")), job.text
+        assert not job.left(0.0)
+        assert not left_in_memory(job)
+
+
+@pytest.mark.fault("SIGTERM to one process of a run", part="people", by="process")
+@pytest.mark.parametrize("part", ["pipeline.stage", "learner.learner_rank"])
+def test_sigterm_to_one_part_ends_the_run_with_a_checkpoint(tmp_path: Path, part: str) -> None:
+    """Promise: a checkpoint, a status that is not 0, and a line that names who was asked to end.
+    Bound: 20 s.
+    """
+    run = tmp_path / "run"
+    settings = ("step.count=100000", "checkpoint.every=0")
+    with train(run, tmp_path / "log", *SIMULATED, *settings) as job:
+        job.until(lambda: steps_of(run) >= 3)
+        job.child(part).terminate()
+        assert job.wait(20) == 1, job.text
+        assert "was asked to end: SIGTERM" in job.text
+        assert list((run / "checkpoints").glob("step-*")), job.text
+        assert not job.left()
 
 
 @pytest.mark.fault("a third Ctrl-C", part="people", by="process")

@@ -50,6 +50,7 @@ def test_a_run_killed_three_times_ends_with_the_same_prompts_responses_and_weigh
     assert [text.split(" ")[0] for text in found] == ["prompts", "weights,"]
 
 
+@pytest.mark.long
 def test_at_zero_0_a_run_goes_on_with_another_number_of_learner_ranks(killer: Killer) -> None:
     """Above ZeRO 0 it is refused by name: `test_resume`."""
     run = RunFolder(killer.folder / "undisturbed")

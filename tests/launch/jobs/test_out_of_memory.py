@@ -50,6 +50,7 @@ def check_smaller(run: Path) -> int:
     return len(limits[0])
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "a rank runs out of memory where all ranks run together (ZeRO 3)", part="learner", by="process"
 )

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.launcher.processes import Child, clean_environment, end_all
+from launch.launcher.environment import clean_environment
+from launch.launcher.processes import Child, end_all
 from tests.paths import ROOT
 
 
@@ -186,7 +187,8 @@ def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     """
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from launch.launcher.processes import Child, clean_environment\n"
+        "from launch.launcher.environment import clean_environment\n"
+        "from launch.launcher.processes import Child\n"
         "environment = clean_environment() | {'PYTHONPATH': sys.argv[1]}\n"
         "child = Child('c', ['sleeper'], Path(sys.argv[1], 'log'), environment)\n"
         "child.start()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"

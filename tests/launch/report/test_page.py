@@ -181,6 +181,7 @@ def test_without_bokeh_the_command_names_the_extra(
     assert "pip install 'darts-rl[report]'" in result.output
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ten_runs_of_200_steps_stay_below_15_megabytes(tmp_path: Path) -> None:
     for number in range(10):

@@ -16,10 +16,13 @@ from pipeline.wire.curve_auth import new_pair
 from pipeline.wire.keys import PeerKeys, TransportError, peer_keys_of, write_private
 
 ENDS_WELL, FAILS = ["this"], ["json.tool"]  # modules that do so at once
+BEGINS_AND_FAILS = "import sys\nprint('e0: ready (played)', flush=True)\nsys.exit(3)\n"
 
 
 def child_of(command: list[str], tmp_path: Path) -> Child:
-    return Child("e0", command, tmp_path / "e0.log", dict(os.environ))
+    (tmp_path / "begins_and_fails.py").write_text(BEGINS_AND_FAILS)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    return Child("e0", command, tmp_path / "e0.log", environment)
 
 
 def test_an_engine_that_ends_in_good_order_is_not_started_again(tmp_path: Path) -> None:
@@ -36,12 +39,25 @@ def test_an_engine_that_dies_is_started_again_so_often_and_its_log_is_shown(
     each end is told with the last lines of its log.
     Bound: the number of starts (here 2).
     """
-    child = child_of(FAILS, tmp_path)
+    child = child_of(["begins_and_fails"], tmp_path)
     assert supervise(child, restarts=1, stopped=[]) == 1
     assert child.starts == 2
     said = capsys.readouterr().out
     assert said.count("e0 ended (exit ") == 2
     assert "end of its log:\n" in said
+
+
+@pytest.mark.fault("an engine cannot start", part="engines", by="process")
+def test_an_engine_that_cannot_start_is_not_started_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Promise: it ends before it has loaded its model, so it would again: status 1 after the first
+    try, with its innermost error. Bound: at its end.
+    """
+    child = child_of(FAILS, tmp_path)
+    assert supervise(child, restarts=9, stopped=[]) == 1
+    assert child.starts == 1
+    assert "e0 could not start: " in capsys.readouterr().out
 
 
 def test_a_keeper_that_is_told_to_end_says_by_which_signal(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def check_secrets(run: Path, seen: str) -> None:
             assert secret.encode() not in path.read_bytes(), path
 
 
+@MINUTES
 def test_two_machines_train_together_and_a_guest_joins_by_its_key_file(
     machines: Machines, tmp_path: Path
 ) -> None:
@@ -195,6 +196,7 @@ def test_machines_that_share_no_files_lose_nothing_and_train_as_one_machine_does
 SMALLER = faults.Scale(steps=16, before=6, cut_s=5.0)
 
 
+@MINUTES
 @pytest.mark.fault("the link between two machines is cut and heals", part="network", by="process")
 def test_a_cut_link_loses_an_engine_for_its_time_and_no_prompt(
     machines: Machines, tmp_path: Path

@@ -96,3 +96,13 @@ def test_gradient_that_is_not_finite_keeps_a_limit_that_memory_has_forced() -> N
     forced = limit.tokens
     limit.halve_setting()
     assert limit.tokens == forced
+
+
+def test_a_group_that_the_loss_needs_whole_cannot_be_split_either() -> None:
+    limit, batch = MicroBatchLimit(SETTING, whole_groups=True), batch_of(6)
+    running(limit, batch)
+    limit.lower(SHORT)
+    assert limit.tokens == batch.packed.tokens_P.numel()
+    running(limit, batch)
+    with pytest.raises(MemoryShortage, match="a single group, which the loss needs whole"):
+        limit.lower(SHORT)

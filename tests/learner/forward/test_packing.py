@@ -57,3 +57,30 @@ def test_small_groups_share_a_micro_batch() -> None:
 def test_a_length_that_is_none_is_refused(groups: list[tuple[int, list[int]]], cap: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         pack(groups, cap)
+
+
+def test_a_group_that_has_to_stay_whole_is_never_split_and_small_ones_still_share() -> None:
+    groups = [(5, [60, 60, 200]), (3, [10, 10]), (4, []), (3, [20])]
+    assert pack(groups, cap=130, whole_groups=True) == [
+        [Part(0, (0, 1, 2))],
+        [Part(1, (0, 1)), Part(3, (0,))],
+    ]
+
+
+def test_parts_of_one_owner_stay_together_when_groups_have_to_stay_whole() -> None:
+    rng = random.Random(8)
+    for _ in range(200):
+        groups = [
+            (rng.randint(0, 40), [rng.randint(1, 90) for _ in range(rng.randint(0, 5))])
+            for _ in range(8)
+        ]
+        owners = sorted(rng.randint(0, 3) for _ in groups)
+        batches = pack(groups, rng.randint(1, 400), whole_groups=True, owners=owners)
+        places: dict[int, set[int]] = {}
+        for place, batch in enumerate(batches):
+            for part in batch:
+                places.setdefault(owners[part.group], set()).add(place)
+        assert all(len(found) == 1 for found in places.values())
+        found = [(p.group, index) for batch in batches for p in batch for index in p.members]
+        every = [(at, index) for at, (_, members) in enumerate(groups) for index in range(len(members))]
+        assert sorted(found) == every

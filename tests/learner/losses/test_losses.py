@@ -9,28 +9,11 @@ import torch
 
 from learner.forward.lm_head import token_logprobs
 from learner.losses import LossBatch
-from learner.losses.dapo import Dapo, DapoOptions, Estimator, divergence
+from learner.losses._terms import Estimator, divergence
+from learner.losses.dapo import Dapo, DapoOptions
 from learner.step.importance_weights import importance_weights
 from pipeline.plugins.testing import option_problems
-
-
-def batch_of(
-    ratios: list[list[float]], advantages: list[float], **changes: torch.Tensor
-) -> LossBatch:
-    logprobs_BT = torch.tensor(ratios).log().requires_grad_()
-    old_BT = torch.zeros_like(logprobs_BT).detach()
-    fields: dict[str, torch.Tensor] = {
-        "behaviour_BT": old_BT,
-        "mask_BT": torch.ones_like(old_BT),
-        "weights_B": torch.ones(len(ratios)),
-        "importance_BT": torch.ones_like(old_BT),
-    }
-    return LossBatch(
-        logprobs_BT=logprobs_BT,
-        old_logprobs_BT=old_BT,
-        advantages_B=torch.tensor(advantages),
-        **{**fields, **changes},
-    )
+from tests.learner.losses.batches import batch_of
 
 
 def test_ratio_is_clipped_above_for_good_tokens_and_below_for_bad_ones():

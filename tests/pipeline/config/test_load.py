@@ -84,7 +84,7 @@ def test_every_key_of_every_section_is_documented():
         for name, section in builtin.items()
         if isinstance(section, dict) and name not in registry.PACKAGES
         for key in section
-    } | {"model", "seed", *registry.PACKAGES}
+    } | {"model", "seed", "recipe", *registry.PACKAGES}
     assert {key for key in documented if key.count(".") < 2} == keys
     assert [key for key, text in documented.items() if not text] == []
     assert documented["step.prompts"] == "Groups trained on in one step."
@@ -99,7 +99,7 @@ def test_every_option_of_the_house_is_documented(kind: str):
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():
-    free = {"model", "learner.reference", "learner.deepspeed", "data.chat_template"}  # found or not
+    free = {"model", "recipe", "learner.reference", "learner.deepspeed", "data.chat_template"}  # found or not
     free |= {"engine.pace.name", "learner.pace.name"}
     free |= {"data.system", "data.train.*.tag", "workers.env"}  # any text
     free |= {"eval.correct", "eval.best", "eval.sets.*.path"}

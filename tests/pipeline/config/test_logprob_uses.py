@@ -47,6 +47,7 @@ def test_tokens_are_streamed_where_something_consumes_their_logprobs(
         (["max_staleness=1"], "truncate"),
         (["max_staleness=1", "importance=off"], "off"),
         (["importance=mask"], "mask"),
+        (["importance=geometric"], "geometric"),
     ],
 )
 def test_stale_tokens_are_weighed_unless_told_otherwise(overrides: list[str], mode: str) -> None:
@@ -56,6 +57,9 @@ def test_stale_tokens_are_weighed_unless_told_otherwise(overrides: list[str], mo
 def test_training_on_stale_tokens_uncorrected_is_warned_of() -> None:
     assert not list(rules.warnings(config_of("importance=off", "close_s=0")))
     assert not list(rules.warnings(config_of("max_staleness=1")))
+    off = ["learner.max_staleness=1", "learner.importance=off", "loss=minpro"]
+    own = load(None, [f"model={MODEL}", *off])
+    assert not list(rules.warnings(own)), "this loss corrects by itself"
     weights, logprobs = rules.warnings(config_of("max_staleness=2", "importance=off", "close_s=0"))
     assert weights.startswith("learner.importance is off, but learner.max_staleness is 2")
     assert logprobs.startswith("learner.close_s is 0, but learner.max_staleness is 2")

@@ -26,6 +26,11 @@ def overrides_for(path: Path, *more: str) -> list[str]:
 REFUSED: list[tuple[Sequence[str], str, str]] = [
     # settings, the key of the complaint, what it says
     (
+        ["learner.entropy=false", "loss.dapo.mastered_tau=0.99"],
+        "loss.dapo.mastered_tau",
+        "found 0.99, but learner.entropy is false: set learner.entropy: true, or mastered_tau: 0",
+    ),
+    (
         ["step.count=3", "learner.warmup_steps=4"],
         "learner.warmup_steps",
         (
@@ -152,6 +157,20 @@ NOTED: list[tuple[Sequence[str], str]] = [
         ),
     ),
     (["learner.min_lr=0.1"], "learner.min_lr is 0.1, but learner.schedule is constant"),
+    (
+        ["learner.importance=truncate", "loss=vcpo"],
+        (
+            "learner.importance is truncate, but the loss vcpo corrects for stale tokens "
+            "itself, or not at all"
+        ),
+    ),
+    (
+        ["loss=kl_cov"],
+        (
+            "loss is kl_cov, but with one update and no stale tokens every ratio is 1: no "
+            "token is held near the old policy"
+        ),
+    ),
     (
         ["learner.schedule=cosine", "learner.warmup_steps=60"],
         (

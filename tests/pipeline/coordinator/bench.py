@@ -7,7 +7,7 @@ event the invariants are checked. See `world.py` for random orders of everything
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -94,7 +94,12 @@ class Bench:
     """One coordinator and its world, by hand. Groups and trajectories are numbered from 0."""
 
     def __init__(
-        self, selector: Any = None, candidates: int = 3, plugins: Any = None, **changes: Any
+        self,
+        selector: Any = None,
+        candidates: int = 3,
+        plugins: Any = None,
+        variants: Mapping[str, Sequence[int]] | None = None,
+        **changes: Any,
     ) -> None:
         quiet: dict[str, Any] = dict(
             steps=1, need=1, size=2, held_out=0, eval_every=0, checkpoint_every=0
@@ -112,6 +117,7 @@ class Bench:
             self.settings,
             msgspec.structs.replace(own, **(plugins or {})),
             [5] * self.settings.prompts,
+            variants=variants,
         )
         self.core = self.coordinator.core
         self.wires: dict[str, Wire] = {}

@@ -47,9 +47,6 @@ class Nothing:
     def plan(self, view: PlanView) -> Plan:
         return Plan(())
 
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        pass
-
 
 def halted(bench: Bench, error: str = "") -> list[Any]:
     return bench.handle(Halt(error=error))

@@ -240,9 +240,6 @@ class Planned:
     def plan(self, view: PlanView) -> Plan:
         return Plan(self._plans.pop(0) if self._plans else ())
 
-    def ended(self, prompt: int, how: str, rewards: Sequence[float]) -> None:
-        pass
-
 
 @pytest.mark.parametrize("plan", [(0, 1, 2), (0, 0), (99,), (-1,)], ids=str)
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: tuple[int, ...]) -> None:

@@ -81,7 +81,7 @@ TWICE = {"model/chat_template.jinja": "${{ messages[0].content }}"}
 LONG = {"prompt": "1" * 500 + "=", "answer": "2"}
 FILES = [
     Bad("a file that is not there", "c.yaml:2: data.train", "found 'no.jsonl'",
-        "neither a built-in task (chain_sums, deep_sums, long_sums, mixed_sums) nor a file",
+        "neither a built-in task (chain_sums, deep_sums, long_sums, loong, mixed_sums) nor a file",
         "mend the path", "data: {train: no.jsonl, held_out: 1}\n"),
     Bad("a task misspelt", "c.yaml:2: data.train", "found 'chain_sum'", "a built-in task",
         "did you mean chain_sums?", "data: {train: chain_sum}\n"),

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pipeline.hardware.latency_model import LatencyModel
 from pipeline.plugins import registry
 from pipeline.plugins.actions import Advantages, Close, NoSignal, Take
-from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions, overlong_penalty
+from pipeline.plugins.advantages._shaping import overlong_penalty
+from pipeline.plugins.advantages.grpo import Grpo, GrpoOptions
 from pipeline.plugins.batch_rules.fifo import Fifo
 from pipeline.plugins.budgets.uniform import Uniform, UniformOptions
-from pipeline.plugins.prompt_orders._walk import OrderOptions, Walk
+from pipeline.plugins.walk import OrderOptions, Walk
 from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.rewards.exact import Exact, ExactOptions
@@ -291,4 +292,4 @@ def test_a_plugin_that_cannot_be_imported_says_why_and_hints_at_the_path_only_wh
     with pytest.raises(registry.PluginError) as error:
         registry.find_plugin("selector", f"{name}:Mine")
     assert str(error.value).startswith(f"selector '{name}:Mine': {says}")
-    assert ("PYTHONPATH" in str(error.value)) == (text is None)
+    assert ("current directory" in str(error.value)) == (text is None)

@@ -15,7 +15,7 @@ from pipeline.config.schema import Config, DataConfig, SourceConfig
 from pipeline.coordinator import snapshot
 from pipeline.coordinator.state import Plugins
 from pipeline.plugins.actions import Plan
-from pipeline.plugins.prompt_orders._walk import OrderOptions
+from pipeline.plugins.walk import OrderOptions
 from pipeline.plugins.prompt_orders.sequential import Sequential
 from pipeline.plugins.prompt_orders.shuffled import Shuffled
 from pipeline.plugins.prompt_orders.tail_batching import TailBatching

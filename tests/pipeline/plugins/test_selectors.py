@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from pipeline.plugins import interfaces, registry
 from pipeline.plugins.actions import AnyAction, Drop, Enough, Finalize, Stop
-from pipeline.plugins.interfaces import Barrier, Finish, Relaxed, SelectorEvent, Ticked
+from pipeline.plugins.interfaces import (
+    Barrier,
+    Every,
+    Finish,
+    Relaxed,
+    Rewarded,
+    SelectorEvent,
+    Ticked,
+    WeightsPublished,
+)
 from pipeline.plugins.selectors.all import All
 from pipeline.plugins.selectors.concise_confident import ConciseConfident, ConciseConfidentOptions
 from pipeline.plugins.selectors.dual_end import DualEnd, DualEndOptions
@@ -281,24 +290,17 @@ def test_concise_confident_names_every_option_out_of_range():
 
 # --- every selector --------------------------------------------------------------------------
 
+HOUSE = ("all", "concise_confident", "dual_end", "first_m", "shortest")
+"""Selectors that are asked for nothing but ends: they choose at once, and remember nothing."""
 EVERY: list[interfaces.Selector] = [
-    *(registry.find_plugin("selector", name)() for name in registry.builtin_names("selector")),
+    *(registry.find_plugin("selector", name)() for name in HOUSE),
     DualEnd(DualEndOptions(long_wait="step")),
     DualEnd(DualEndOptions(longest=3)),
     DualEnd(DualEndOptions(prune_at=1.5)),
     NONE,
     STOP,
 ]
-
-
-def test_the_house_has_the_selectors_that_the_documents_name():
-    assert registry.builtin_names("selector") == [
-        "all",
-        "concise_confident",
-        "dual_end",
-        "first_m",
-        "shortest",
-    ]
+PUBLISHED = [name for name in registry.builtin_names("selector") if name not in HOUSE]
 
 
 @st.composite
@@ -309,7 +311,9 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
     by_state: dict[str, dict[int, int]] = {state: {} for state in states}
     for id_, (state, tokens) in zip(given_ids, members, strict=True):
         by_state[state][id_] = tokens
-    scored = sorted({*by_state["finished"], *by_state["truncated"]})  # no other reward can fail
+    scored = sorted({*by_state["finished"], *by_state["truncated"]})  # no other is ever scored
+    failed = draw(st.sets(st.sampled_from(scored))) if scored else set[int]()
+    known = [id_ for id_ in scored if id_ not in failed]
     return group_of(
         size=draw(st.integers(2, 9)),
         finished=by_state["finished"],
@@ -317,9 +321,14 @@ def groups(draw: st.DrawFn, ended: bool = False) -> GroupView:
         running=by_state.get("running"),
         queued=by_state.get("queued"),
         parked=by_state.get("parked"),
-        failed=draw(st.sets(st.sampled_from(scored))) if scored else (),
+        failed=failed,
         confidence={id_: draw(st.floats(-3, 0)) for id_ in given_ids},
-        rewards=dict.fromkeys(given_ids[: draw(st.integers(0, 12))], 1.0),
+        rewards=dict.fromkeys(known[: draw(st.integers(0, 12))], draw(st.sampled_from([0, 1]))),
+        versions=dict.fromkeys(given_ids, (draw(st.integers(0, 3)),)),
+        version=3,
+        max_staleness=draw(st.integers(0, 2)),
+        due=draw(st.booleans()),
+        held=draw(st.booleans()),
         statistics=draw(st.sampled_from([Recent(), HUNDRED])),
     )
 
@@ -362,3 +371,32 @@ def test_a_group_that_is_enough_is_finalized_at_the_barrier(
         [action] = decide(selector, group, Barrier())
         assert isinstance(action, Finalize)
         assert len(action.ids) == group.size
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@given(
+    group=groups(),
+    event=st.sampled_from([EVENT, Barrier(), Relaxed(), Rewarded(0), WeightsPublished()]),
+    grown=st.integers(0, 12),
+)
+def test_a_published_selector_answers_any_group_with_legal_actions_and_a_reason(
+    name: str, group: GroupView, event: SelectorEvent, grown: int
+):
+    selector = registry.find_plugin("selector", name)()
+    running = [member.id for member in group.members if member.state == "running"]
+    for each in (event, *(Every(id_) for id_ in running[:grown])):
+        actions = decide(selector, group, each)
+        assert illegal(group, actions) == []
+        failed = {member.id for member in group.members if member.reward_failed}
+        for action in actions:
+            assert action.why
+            assert not (isinstance(action, Finalize) and failed & set(action.ids))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@given(group=groups(ended=True))
+def test_a_published_selector_leaves_no_group_undecided_whose_rewards_are_known(
+    name: str, group: GroupView
+):
+    if all(m.reward is not None or m.reward_failed for m in group.members) and not group.held:
+        assert decide(registry.find_plugin("selector", name)(), group)

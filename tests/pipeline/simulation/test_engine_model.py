@@ -141,3 +141,13 @@ def test_costs_follow_from_the_hardware():
     mixture = SHAPES["qwen3-30b-a3b"]
     assert mixture.read_bytes(1) == pytest.approx(2 * mixture.active, rel=0.01)
     assert mixture.read_bytes(1000) == pytest.approx(2 * mixture.parameters, rel=0.01)
+
+
+def test_an_engine_says_how_many_tokens_are_to_come_if_it_is_to():
+    for says in (False, True):
+        engine = ModelledEngine("e0", 1, 4, EngineCost(points=((1, 0.01),)), 3, remaining=says)
+        engine.version = 0
+        engine.place(0.0, place(0), 5, response(8))
+        chunks = [c for _ in range(3) for c in engine.flush(engine.due(), STOP).chunks]
+        assert [c.count for c in chunks] == [3, 3, 2]
+        assert [c.remaining for c in chunks] == ([5.0, 2.0, 0.0] if says else [None] * 3)

@@ -40,6 +40,9 @@ TINY = Scenario(
     steps=3,
 )
 
+USUAL = ("first 8 of 12", "dual-end, step barrier, 12", "top-up and quorum", "k = 1, all")
+"""Estimates that `make test` looks at; the others are left to `make test-long`."""
+
 
 def played(scenario: Scenario, overrides: tuple[str, ...], *observers: Any) -> Simulation:
     workload = Parametric(scenario.lengths, Policy(scenario.rate), seed=scenario.seed)
@@ -158,7 +161,13 @@ def test_ranks_share_the_learners_gpus(ranks: int):
 # --- statements about selection that hold, on one small engine ---------------------------------
 
 
-@pytest.mark.parametrize("method,overrides,estimate", ESTIMATES)
+@pytest.mark.parametrize(
+    "method,overrides,estimate",
+    [
+        pytest.param(*each, id=each[0], marks=() if each[0] in USUAL else pytest.mark.long)
+        for each in ESTIMATES
+    ],
+)
 def test_estimates_for_one_small_engine_hold(
     method: str, overrides: tuple[str, ...], estimate: float
 ):

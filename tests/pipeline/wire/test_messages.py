@@ -75,6 +75,7 @@ FROM_PEER: list[Message] = [
     OutOfMemory(tokens=512, why="CUDA out of memory"),
     Published(manifest=MANIFEST),
     Saved(directory="/c"),
+    Shutdown(why="SIGTERM"),
 ]
 TO_PEER: list[Message] = [
     Welcome(incarnation=1, epoch=0, weights_directory="/w"),
@@ -100,7 +101,14 @@ TO_PEER: list[Message] = [
         group=2,
         prompt=b"",
         members=(
-            TrainMember(trajectory=1, response=b"", behaviour=b"", reward=1.0, advantage=0.5),
+            TrainMember(
+                trajectory=1,
+                response=b"",
+                behaviour=b"",
+                reward=1.0,
+                advantage=0.5,
+                token_advantages=b"\0\0\0\x3f",
+            ),
         ),
     ),
     ForgetGroup(group=2),

@@ -140,3 +140,24 @@ class FailsToBuild:
 
     def score(self, sample: Sampled) -> float:
         return 0.0
+
+
+class Ranks:
+    """A reward over a group: how many are shorter; of one alone its length."""
+
+    def __init__(self, options: object = None) -> None:
+        del options
+
+    def score(self, sample: Sampled) -> float:
+        return float(len(sample.response))
+
+    def score_group(self, samples: list[Sampled]) -> list[float | None]:
+        words = [sample.response for sample in samples]
+        if "raise" in words:
+            raise ValueError("no such unit")
+        if "hang" in words:
+            time.sleep(3600)
+        return [
+            None if word == "silent" else float(sum(len(other) < len(word) for other in words))
+            for word in words
+        ]

@@ -17,6 +17,7 @@ import pytest
 from pipeline.config.schema import Plugin, WorkersConfig
 from pipeline.plugins.rewards._results import checked_score
 from pipeline.plugins.testing import sample_of
+from pipeline.workers.jobs import NoOpinion
 from pipeline.workers.pool import PoolStatistics, RewardFailed, RewardPool, Scored
 
 pytestmark = pytest.mark.timeout(120)
@@ -249,3 +250,40 @@ def test_a_dict_needs_a_score_and_keeps_its_other_numbers_as_parts():
     assert checked_score({"score": True, "format": 0.5, "note": "x"}) == (1.0, {"format": 0.5})
     with pytest.raises(ValueError, match="without 'score': acc"):
         checked_score({"acc": 1})
+
+
+def group_pool(limit_s: float = 20.0) -> RewardPool:
+    name = "tests.pipeline.workers.reward_functions:Ranks"
+    return RewardPool(Plugin(name=name, options={}), WorkersConfig(limit_s=limit_s))
+
+
+async def test_a_whole_group_is_judged_in_one_call_a_result_for_each():
+    async with group_pool() as pool:
+        samples = [sample_of(text) for text in ("ccc", "a", "bb", "silent")]
+        found = await pool.score_group(samples, [4, 5, 6, 7])
+        assert [f.value for f in found if isinstance(f, Scored)] == [2.0, 0.0, 1.0]
+        assert isinstance(found[3], NoOpinion)
+        assert pool.statistics() == PoolStatistics(queued=0, running=0, called=1, failed=0)
+
+
+async def test_a_group_whose_reward_raises_has_no_rewards_and_counts_as_one_failure():
+    async with group_pool() as pool:
+        found = await pool.score_group([sample_of("raise"), sample_of("a")], [4, 5])
+        assert [str(f) for f in found] == ["ValueError: no such unit"] * 2
+        assert pool.statistics().failed == 1
+        assert (await pool.score_sample(sample_of("abc"))).value == 3.0
+
+
+async def test_the_call_of_a_group_is_ended_once_nobody_wants_it():
+    async with group_pool() as pool:
+        asked = asyncio.ensure_future(
+            pool.score_group([sample_of("hang"), sample_of("a")], [4, 5])
+        )
+        await asyncio.sleep(0.2)
+        pool.cancel_call(4)
+        await asyncio.sleep(0)
+        assert not asked.done()
+        pool.cancel_call(5)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert await eventually(lambda: pool.statistics().running == 0)

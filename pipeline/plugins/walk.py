@@ -1,4 +1,7 @@
-"""The cursor that the orders share: one epoch after another, nothing lost or repeated.
+"""The walk that prompt orders share: one epoch after another, nothing lost or repeated.
+
+An order of one's own may be a `Walk` with another permutation, or hold one and choose from what
+it gives (`fresh`).
 
 Invariant: within an epoch of a source every prompt of it is planned once. A prompt that
 is outstanding when its turn comes waits; the next epoch begins only when none waits.
@@ -13,8 +16,10 @@ whole prompts allow. A source that has none to give now catches up later.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
+
+import msgspec
 
 from pipeline.plugins import interfaces
 from pipeline.plugins.actions import Plan
@@ -50,6 +55,11 @@ class _Cursor:
     def passes(self) -> float:
         """Epochs, with the part of the one under way."""
         return self.epoch + self.position / self._count
+
+    @property
+    def left(self) -> int:
+        """Prompts of the epoch under way that have not been given."""
+        return self._count - self.position + len(self.waiting)
 
     def ready(self, source: SourceView, free: Callable[[int], bool]) -> Iterator[int]:
         """Prompts that can be planned now, one by one; each that is given out is used up."""
@@ -111,6 +121,23 @@ class Walk:
         """Passes through each source so far, by its number."""
         return {str(n): round(cursor.passes, 4) for n, cursor in enumerate(self._cursors)}
 
+    @property
+    def left(self) -> int:
+        """Prompts of the epochs under way that have not been given; 0 before the first plan."""
+        return sum(cursor.left for cursor in self._cursors)
+
+    def fresh(
+        self, view: PlanView, want: int, passed_over: Set[int] = frozenset()
+    ) -> tuple[int, ...]:
+        """Returns the walk's next prompts, up to `want`: none deferred, none of `passed_over`.
+
+        Those are passed over as if they were open: the walk comes back to them, so that a new
+        epoch does not use up the old one's attempt.
+        """
+        waiting = view.outstanding | set(view.deferred) | passed_over
+        passed = msgspec.structs.replace(view, want=want, outstanding=waiting, deferred=())
+        return Walk.plan(self, passed).prompts
+
     def plan(self, view: PlanView) -> Plan:
         """Returns up to `view.want` prompts, none of them outstanding, none twice."""
         planned: dict[int, None] = {}
@@ -155,3 +182,12 @@ class Walk:
         ]
         for cursor, saved in zip(self._cursors, state["sources"], strict=True):
             cursor.restore(saved)
+
+
+def deferred_and_free(view: PlanView) -> list[int]:
+    """Prompts that have been given back and can be planned now, oldest first."""
+    return [
+        prompt  # the data set may have shrunk before a resume
+        for prompt in view.deferred
+        if prompt < view.dataset and prompt not in view.outstanding
+    ]

@@ -1,0 +1,44 @@
+"""What a part of a run keeps of its launcher's environment: everything but what is listed here.
+
+Each name has its reason. Nothing is left out by how its name begins, but where a program owns a
+prefix: a variable of the user's may begin like one of torchrun's (LOCAL_JUDGE_URL), and a reward
+was promised it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_RANK = "torchrun's, for one of its ranks: a part of a run would believe that it is one"
+LEFT_OUT: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+            *("GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR"),
+            "MASTER_PORT",
+        ),
+        _RANK,
+    ),
+    "OMP_NUM_THREADS": "torchrun sets 1; learner.threads and engine.cpu_cores say how many",
+    "PYTHONSTARTUP": "a file of a person's interactive Python",
+}
+"""Name -> why a part of a run does not get it."""
+LEFT_OUT_PREFIXES: dict[str, str] = {"TORCHELASTIC_": _RANK}
+ONLY_NUMBERS: dict[str, str] = {
+    "VLLM_PORT": "Kubernetes sets it to tcp://... where a service is named vllm, and vLLM then ends",
+}
+"""Name -> why it is left out unless it is a number."""
+
+
+def clean_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns this process's environment without what is listed above."""
+    found = os.environ if given is None else given
+    return {name: value for name, value in found.items() if not _why_left_out(name, value)}
+
+
+def _why_left_out(name: str, value: str) -> str:
+    if name in ONLY_NUMBERS and not (value.isascii() and value.isdecimal()):
+        return ONLY_NUMBERS[name]
+    by_prefix = (why for prefix, why in LEFT_OUT_PREFIXES.items() if name.startswith(prefix))
+    return LEFT_OUT.get(name) or next(by_prefix, "")

@@ -1,0 +1,158 @@
+"""Reads the rows of a parquet file without unfolding more than a file of its size may hold.
+
+A few kilobytes of parquet can stand for terabytes: one long text to which every row refers, runs
+of equal values, prefixes, compression. So texts are read as they are stored, a dictionary and
+places in it, and what they unfold to is counted before it is done. Must not know which fields are
+prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.data.plain_values import Unreadable
+
+LEAST_BYTES = 512 << 20
+"""What a file of any size may unfold to."""
+MOST_TIMES = 100
+"""What a file may unfold to, in its own sizes: text that is compressed well has 20."""
+_ROWS = 1024  # unfolded at once
+_FEW_ROWS = 16  # where values are stored as their difference from the one before
+_OF_A_VALUE = 64  # bytes of a Python object, about
+
+
+class TooLarge(Exception):
+    """The file unfolds to more than its size allows; `row` is the first that does not fit."""
+
+    def __init__(self, row: int, size: int, most: int) -> None:
+        super().__init__(
+            f"unpacks to more than {most} bytes, from {size} on the disk; expected text of prompts,"
+            " which cannot be packed so small: write it again from its source"
+        )
+        self.row = row
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows. Raises TooLarge, OSError and pyarrow's errors. A cell that Python cannot hold
+    (text that is no UTF-8, the year 10,000) is `Unreadable`."""
+    from pyarrow import parquet
+
+    size = path.stat().st_size
+    most = max(LEAST_BYTES, MOST_TIMES * size)
+    with parquet.ParquetFile(path) as file:
+        stored, few = _layout(file)
+        if _stored_bytes(file.metadata) > most:
+            raise TooLarge(0, size, most)
+    row = 0
+    with parquet.ParquetFile(path, read_dictionary=stored, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=_FEW_ROWS if few else _ROWS):
+            most -= _unfolded_bytes(batch)
+            if most < 0:
+                raise TooLarge(row, size, max(LEAST_BYTES, MOST_TIMES * size))
+            for found in _rows(batch):
+                yield found
+                row += 1
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):  # also UnicodeDecodeError
+        names: list[str] = batch.schema.names
+        columns = [_cells(batch.column(name)) for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _cells(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_cell(value) for value in column]
+
+
+def _cell(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(str(error))
+
+
+class Budget:
+    """How much the rows of these files may still hold, where each row comes unfolded.
+
+    Raises TooLarge from `spend`.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._size = sum(file.stat().st_size for file in files)
+        self._most = self._left = max(LEAST_BYTES, MOST_TIMES * self._size)
+        self._row = 0
+
+    def spend(self, row: dict[str, Any]) -> None:
+        self._left -= _bytes_of_value(row)
+        if self._left < 0:
+            raise TooLarge(self._row, self._size, self._most)
+        self._row += 1
+
+
+def _bytes_of_value(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return _OF_A_VALUE + len(value)
+    if isinstance(value, dict):
+        return _OF_A_VALUE + sum(map(_bytes_of_value, cast(dict[str, Any], value).values()))
+    if isinstance(value, list):
+        return _OF_A_VALUE + sum(map(_bytes_of_value, cast(list[Any], value)))
+    return _OF_A_VALUE
+
+
+def _layout(file: Any) -> tuple[list[str], bool]:
+    """(columns of text, True if any column stores differences)."""
+    schema, metadata = file.schema, file.metadata
+    texts = [
+        schema.column(i).path
+        for i in range(len(schema))
+        if schema.column(i).physical_type == "BYTE_ARRAY"
+        and schema.column(i).logical_type.type in ("STRING", "NONE", "JSON", "ENUM")
+    ]
+    few = any(
+        "DELTA_BYTE_ARRAY" in metadata.row_group(group).column(column).encodings
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    return texts, few
+
+
+def _stored_bytes(metadata: Any) -> int:
+    """Of all pages without compression, and a place for each value, as the file says."""
+    return sum(
+        column.total_uncompressed_size + 4 * column.num_values
+        for group in range(metadata.num_row_groups)
+        for column in map(metadata.row_group(group).column, range(metadata.num_columns))
+    )
+
+
+def _unfolded_bytes(batch: Any) -> int:
+    return sum(_bytes_of(column) for column in batch.columns) + _OF_A_VALUE * batch.num_rows
+
+
+def _bytes_of(array: Any) -> int:
+    """Of an array once each value is an object of its own."""
+    import pyarrow
+    from pyarrow import compute
+
+    own = _OF_A_VALUE * len(array)
+    if isinstance(array, pyarrow.DictionaryArray):
+        kind, types = array.type.value_type, pyarrow.types
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)):
+            return own  # numbers
+        lengths = compute.binary_length(array.dictionary)
+        return own + (compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if isinstance(array, pyarrow.StructArray):
+        return own + sum(_bytes_of(part) for part in array.flatten())
+    if isinstance(array, pyarrow.MapArray):
+        return own + _bytes_of(array.keys) + _bytes_of(array.items)
+    if isinstance(array, pyarrow.ListArray | pyarrow.LargeListArray | pyarrow.FixedSizeListArray):
+        return own + _bytes_of(array.flatten())
+    return own + array.nbytes

@@ -1,0 +1,22 @@
+"""Has Python look in the user's own folder last, after all that is installed.
+
+A file `pipeline.py` or a folder `engines/` where a run is started must not be taken for darts'
+own. So processes of a run are started with `-P`, which keeps the current folder from being the
+first place, and each puts it at the end, for plug-ins and rewards by `module:name`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+SAFE = "-P"
+"""Option of Python for every process that a run starts."""
+
+
+def user_folder_last() -> None:
+    """Append the current folder to the places where modules are looked for, if it is none yet."""
+    with contextlib.suppress(OSError):  # it was removed
+        if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(here)

@@ -1,0 +1,54 @@
+"""A whole job whose members have hints, are forked, and are judged by the group."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launch.jobs.jobs import lines, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+OWN = [
+    "engine.kind=simulated",
+    "selector=tests.launch.jobs.members:Explore",
+    "reward=tests.launch.jobs.members:AboveTheMean",
+    "data.variants=[answer]",
+    "budget.uniform.redundancy=1",
+    "learner.max_staleness=1",
+]
+
+
+def test_a_job_trains_on_variants_forks_and_rewards_of_groups(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with train(run, tmp_path / "log", *OWN) as job:
+        assert job.wait() == 0, job.text
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 6
+    assert sum(result["tokens"].values()) == result["tokens_reported_by_engines"] > 0
+    trained = [g for g in lines(run / "decisions.jsonl", "group") if g["fate"] == "trained"]
+    hinted = [g for g in trained if g.get("variants")]
+    assert hinted and all([*g["variants"].values()] == ["answer:0.5"] for g in hinted)
+    assert all(at == 5 for g in hinted for _, at in g["forks"].values())
+    for group in trained:
+        rewards = [reward for _, _, _, _, reward, chosen, *_ in group["members"] if chosen]
+        lengths = [tokens for _, _, tokens, _, _, chosen, *_ in group["members"] if chosen]
+        mean = sum(lengths) / len(lengths)
+        assert rewards == [float(length > mean) for length in lengths]
+    assert not [step for step in lines(run / "metrics.jsonl", "step") if "old_refused" in step]
+
+
+def test_a_column_that_no_line_has_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with train(tmp_path / "run", tmp_path / "log", *OWN, "data.variants=[clue]") as job:
+        assert job.wait() != 0
+        assert "no field 'clue' (data.variants)" in job.text
+
+
+def test_a_plugin_that_names_what_is_not_loaded_is_named_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    with train(tmp_path / "run", tmp_path / "log", *OWN, "data.variants=[]") as job:
+        assert job.wait() != 0
+        assert "variant 'answer:0.5' names no column that is loaded" in job.text
