@@ -25,6 +25,7 @@ _VOCABULARY = ("vocab_size", "padded_vocab_size", "n_vocab")
 _SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rope scaling whose factor is not in the limit; as vLLM has it."""
 _MOST_IDS = 1 << 31  # token ids are int32 everywhere
+_MOST_TIMES = 10_000  # a factor that is none
 _UNLIMITED = 10**9
 """transformers writes 10^30 for a tokenizer without a limit."""
 _POINTER = b"version https://git-lfs"
@@ -195,7 +196,8 @@ def _limit(text: dict[str, Any]) -> int:
     scaling = text.get("rope_scaling") or text.get("rope_parameters")
     scaled = cast(dict[str, Any], scaling) if isinstance(scaling, dict) else {}
     factor = scaled.get("factor")
-    if scaled.get("rope_type", scaled.get("type")) in _SCALED and isinstance(factor, int | float):
+    kind = scaled.get("rope_type", scaled.get("type"))
+    if kind in _SCALED and isinstance(factor, int | float) and 1 < factor < _MOST_TIMES:
         base = _count(scaled.get("original_max_position_embeddings")) or limit
         return max(limit, int(base * factor))
     return limit
