@@ -178,7 +178,6 @@ def _part(module: str, arguments: list[str]) -> NoReturn:
 def _joined(join: Path) -> list[str]:
     """Returns the arguments that name the sockets and the configuration of a running job."""
     from pipeline.system.private_dirs import is_ours
-
     from pipeline.system.untrusted_files import UnreadableFile, read_text
 
     try:

@@ -61,7 +61,9 @@ def try_command(
         exit_with_error(error, 2)
     except RewardFailed as error:
         exit_with_error(f"{error.why}\n{error.traceback}".rstrip(), 2)
-    typer.echo(json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found))))
+    typer.echo(
+        json.dumps(_document(found)) if as_json else printable("\n".join(_lines(given, found)))
+    )
     if any("error" in one for one in found):
         raise typer.Exit(1)
 

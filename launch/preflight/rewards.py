@@ -187,7 +187,9 @@ def _options(config: Config, name: str) -> Iterator[str]:
     """Values of a text option of the reward, or of the parts of a sum."""
     _, options = plugin_class("reward", config.reward)
     parts: Sequence[Options] = [options, *getattr(options, "parts", ())]
-    yield from (value for part in parts if isinstance(value := getattr(part, name, ""), str) and value)
+    yield from (
+        value for part in parts if isinstance(value := getattr(part, name, ""), str) and value
+    )
 
 
 def _spread(data: Dataset, most: int) -> list[Item]:

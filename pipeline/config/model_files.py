@@ -147,7 +147,7 @@ class _Added(msgspec.Struct):
 
 
 class _Vocabulary(msgspec.Struct):
-    vocab: dict[str, Any] | list[Any] = {}  # noqa: RUF012  copied by msgspec
+    vocab: dict[str, Any] | list[Any] = {}
 
 
 class _TokenizerFile(msgspec.Struct):

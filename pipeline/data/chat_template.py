@@ -43,9 +43,7 @@ class ChatTemplate:
         self._render: Callable[..., str] | None = None
         self._source = ""  # file of the template, for messages
 
-    def prompt_text(
-        self, prompt: object, own: Mapping[str, Any] | None = None
-    ) -> tuple[str, bool]:
+    def prompt_text(self, prompt: object, own: Mapping[str, Any] | None = None) -> tuple[str, bool]:
         """Return (text for the model, True if a template made it).
 
         Args:
@@ -167,7 +165,9 @@ class ChatTemplate:
             try:
                 return read_text(path, _MOST_BYTES)
             except UnreadableFile as error:
-                raise DataError(f"{error}; expected a chat template in UTF-8, save it so") from error
+                raise DataError(
+                    f"{error}; expected a chat template in UTF-8, save it so"
+                ) from error
         config = self._model / "tokenizer_config.json"
         found = read_json(config).get("chat_template") if config.is_file() else None
         if isinstance(found, list):  # several by name

@@ -86,7 +86,7 @@ class _Prepared(msgspec.Struct):
     templated: bool
     variants: dict[str, str]
     tokens: bytes = b""
-    behind: dict[str, bytes] = {}  # noqa: RUF012  variants as tokens; copied by msgspec
+    behind: dict[str, bytes] = {}
 
 
 class _Loading:
@@ -212,7 +212,9 @@ class _Loading:
             elif ids:
                 prepared.tokens = _int32(ids)
                 prepared.behind = {
-                    name: _int32(found) for name, found in variants.items() if isinstance(found, list)
+                    name: _int32(found)
+                    for name, found in variants.items()
+                    if isinstance(found, list)
                 }
                 yield prepared
 
@@ -319,4 +321,3 @@ def _ids_or_complaint(prompt: str, tokenizer: Tokenizer) -> list[int] | str:
         return tokenizer.encode(prompt)
     except ValueError as error:
         return str(error)
-

@@ -25,7 +25,7 @@ WANTED = {"train": ("train",), "held_out": ("test", "validation")}
 def split_of(name: str) -> str:
     """The split that a name says; "" for none.
 
-    >>> split_of("train-00000-of-00001.parquet"), split_of("gsm8k_dev.jsonl"), split_of("contest.json")
+    >>> split_of("train-00000-of-00001.parquet"), split_of("gsm8k_dev.jsonl"), split_of("a.json")
     ('train', 'validation', '')
     """
     found = _WORD.search(name)

@@ -200,4 +200,3 @@ def _texts(entry: Any) -> list[str]:
         values = entry.values() if isinstance(entry, dict) else entry
         return [text for value in values for text in _texts(value)]
     return [str(entry)] if entry else []
-

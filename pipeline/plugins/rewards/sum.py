@@ -145,7 +145,9 @@ class Sum:
     @staticmethod
     def judges_groups(options: SumOptions) -> bool:
         """Returns True if one of its parts judges whole groups; then the sum is of a group, too."""
-        return any(registry.judges_groups(part.cls, part.options) for part in map(_Part, options.of))
+        return any(
+            registry.judges_groups(part.cls, part.options) for part in map(_Part, options.of)
+        )
 
     def __init__(self, options: SumOptions) -> None:
         parts = [_Part(given) for given in options.of]
@@ -158,7 +160,9 @@ class Sum:
         return result
 
     def score_all(self, samples: Sequence[Sampled]) -> list[Outcome]:
-        return self._sums({name: outcomes(r, samples) for name, r in self._rewards.items()}, samples)
+        return self._sums(
+            {name: outcomes(r, samples) for name, r in self._rewards.items()}, samples
+        )
 
     def score_group(self, samples: Sequence[Sampled]) -> list[Outcome]:
         whole = {name: hasattr(reward, "score_group") for name, reward in self._rewards.items()}

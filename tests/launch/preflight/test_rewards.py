@@ -75,7 +75,9 @@ async def test_a_gold_answer_that_earns_less_than_a_correct_one_is_told(tmp_path
     found = await tried(tmp_path, f"reward.python.function={HERE}half")
     [line] = found.warnings
     assert line.startswith("reward.python: the gold answer itself earned 0.5 at most")
-    assert (await tried(tmp_path, f"reward.python.function={HERE}half", "eval.correct=0.5")).warnings == ()
+    assert (
+        await tried(tmp_path, f"reward.python.function={HERE}half", "eval.correct=0.5")
+    ).warnings == ()
 
 
 async def test_a_reward_that_fails_on_every_row_is_refused_with_its_traceback(tmp_path: Path):

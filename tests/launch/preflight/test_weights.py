@@ -55,7 +55,9 @@ def test_a_lost_index_is_named(model: Path):
     shards(model, *BOTH)
     (model / "model.safetensors.index.json").unlink()
     [line] = problems(model)
-    assert line.startswith(f"{model / 'model.safetensors.index.json'}: no such file, but model-00001")
+    assert line.startswith(
+        f"{model / 'model.safetensors.index.json'}: no such file, but model-00001"
+    )
 
 
 @pytest.mark.parametrize(

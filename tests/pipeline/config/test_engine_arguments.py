@@ -48,7 +48,8 @@ def test_without_the_library_names_are_left_to_the_engine(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline_parallel_size", "data_parallel_size", "nnodes", "prefill_context_parallel_size"]
+    "name",
+    ["pipeline_parallel_size", "data_parallel_size", "nnodes", "prefill_context_parallel_size"],
 )
 def test_sizes_that_no_launcher_places_are_one(name: str):
     found = complaints(vllm={name: 2})
@@ -84,7 +85,5 @@ def test_values_of_another_plain_type_are_refused(
         ("transformers", "cpu_offload_space", 1),
     ],
 )
-def test_values_that_fit_and_types_that_are_not_plain_pass(
-    library: str, name: str, value: object
-):
+def test_values_that_fit_and_types_that_are_not_plain_pass(library: str, name: str, value: object):
     assert complaints(**{library: {name: value}}) == {}

@@ -103,7 +103,9 @@ def test_what_no_response_can_equal_is_a_bad_line_for_a_reward_that_compares(
     assert len(data) == 1
 
 
-@pytest.mark.parametrize("number, says", [(math.nan, r"no finite number \(NaN\)"), (math.inf, "inf")])
+@pytest.mark.parametrize(
+    "number, says", [(math.nan, r"no finite number \(NaN\)"), (math.inf, "inf")]
+)
 def test_numbers_that_are_none_are_bad_lines_and_whole_ones_have_no_point(
     tmp_path: Path, tokenizer: Tokenizer, number: float, says: str
 ):

@@ -80,7 +80,11 @@ def test_of_a_folder_the_files_of_the_split_are_read(
 @pytest.mark.parametrize(
     "there, use, says",
     [
-        (["test.jsonl"], "train", r"named as the split test, none as train; name those .*test\.jsonl"),
+        (
+            ["test.jsonl"],
+            "train",
+            r"named as the split test, none as train; name those .*test\.jsonl",
+        ),
         (["dev.jsonl", "test.jsonl"], "train", "the split test and validation, none as train"),
         (["train.jsonl", "more.jsonl"], "held_out", "the split train, none as test"),
         (["main/a.jsonl", "socratic/b.jsonl"], "train", "found no file, .*main, socratic in it"),
