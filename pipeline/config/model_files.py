@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = untrusted_files.read_json(path)
     except UnreadableFile as error:
         refuse_pointer(path)
-        raise ModelError(f"{error}; expected a JSON object, save it again") from error
+        raise ModelError(f"{error}; expected an object; save it again") from error
     if not isinstance(found, dict):
         raise ModelError(
             f"{path}: found a {type(found).__name__}, expected an object; save it again"

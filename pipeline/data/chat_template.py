@@ -166,7 +166,8 @@ class ChatTemplate:
                 return read_text(path, _MOST_BYTES)
             except UnreadableFile as error:
                 raise DataError(
-                    f"{error}; expected a chat template in UTF-8, save it so"
+                    f"{path}: cannot be read: {error.why}; expected a chat template in UTF-8, save "
+                    "it so"
                 ) from error
         config = self._model / "tokenizer_config.json"
         found = read_json(config).get("chat_template") if config.is_file() else None

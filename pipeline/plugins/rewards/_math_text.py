@@ -180,6 +180,7 @@ def _once(text: str) -> str:
         if len(text) > len(begin + end) and text.startswith(begin) and text.endswith(end):
             if begin not in inner:
                 return inner
+    text = re.sub(r"(?<!\\)\\$", "", text)  # of a control space
     if not text.endswith(("...", "dots")):
         text = re.sub(r"(?<!\\)\s*[.,;]+$", "", text)
     text = _SENTENCE.sub("", text)

@@ -124,7 +124,7 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path):
     path.write_text('{"prompt": "1+1=", "answer": "2"}\n')
     url = "reward.http.url=http://me:hunter2@127.0.0.1:9/x"
     for more in ("reward.http.tries=1", "reward.http.timeout_s=99"):
-        result = dry(f"data.train={path}", url, more)
+        result = dry(f"data.train={path}", more, url)
         assert result.exit_code == 2
-        assert "127.0.0.1" in result.stderr
+        assert "127.0.0.1" in result.stderr or "timeout_s is 99" in result.stderr
         assert "hunter2" not in result.output + result.stderr
