@@ -23,9 +23,9 @@ from pipeline.data.fields import ANSWERS, Fields, variant_of
 from pipeline.data.files import DataError, Row, rows_of, split_note
 from pipeline.data.items import Dataset, Item, LoadedSource
 from pipeline.data.plain_values import plain
-from pipeline.data.prompt_columns import template_arguments
+from pipeline.data.prompt_columns import columns_used, template_arguments
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.wanted import Wanted
+from pipeline.data.wanted import EVERYTHING, Wanted
 
 __all__ = [
     "ANSWERS",
@@ -47,7 +47,7 @@ _BATCH = 1024  # texts encoded at once
 
 
 def load_train(
-    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = Wanted()
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = EVERYTHING
 ) -> Dataset:
     """Load the prompts to train on. Raises DataError.
 
@@ -62,7 +62,7 @@ def load_train(
 
 
 def load_held_out(
-    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = Wanted()
+    data: DataConfig, tokenizer: Tokenizer, max_tokens: int, wanted: Wanted = EVERYTHING
 ) -> Dataset:
     """Load the prompts to evaluate on, the same for every seed. Raises DataError.
 
@@ -101,6 +101,7 @@ class _Loading:
         self._problems: list[str] = []
         self._columns: tuple[str, ...] = ()  # of variants
         self._dropped = self._cut = 0  # of the source being read
+        self._used: set[str] = set()  # columns that are arguments of the template
 
     def dataset(self, sources: Sequence[SourceConfig], split: str, count: int) -> Dataset:
         """Load all sources, one after another. `count`: prompts of a task."""
@@ -113,11 +114,14 @@ class _Loading:
             self._dropped = self._cut = 0
             name, rows = self._rows(source.path, split, count)
             task = source.path in rules.tasks()
-            note = "" if task else split_note(source.path, split)
+            notes = [] if task else [split_note(source.path, split)]
+            self._used = set()
             fields = Fields(source, self._data)
             prepared = [*self._fit(rows, fields)]
             self._settle(name, fields, [one.row for one in prepared])
             items += self._items(prepared, fields, source.tag)
+            if self._used:
+                notes.append(f"in the prompt too: {' and '.join(sorted(self._used))}")
             if len(items) == first and not empty:
                 why = [*self._problems[before : before + 1], *self._dropped_note()]
                 empty = f"{name}: no usable prompt{'; first: ' if why else ''}{'; '.join(why)}"
@@ -131,7 +135,7 @@ class _Loading:
                     sought=fields.sought,
                     dropped=self._dropped,
                     cut=self._cut,
-                    note=note,
+                    note=", ".join(filter(None, notes)),
                     task=task,
                 )
             )
@@ -190,6 +194,7 @@ class _Loading:
         """Prepare a row. Raises ValueError for a bad one."""
         prompt = fields.prompt_of(row)
         arguments = template_arguments(row)
+        self._used.update(columns_used(row))
         try:
             text, templated = self._chat.prompt_text(prompt, arguments)
         except ValueError as error:
@@ -265,7 +270,8 @@ class _Loading:
     ) -> list[int] | str:
         """Return the prompt's ids, [] to leave it out, or a complaint.
 
-        `variants`: what may stand behind it, or what is wrong with that; the longest counts with it.
+        `variants`: what may stand behind it, or what is wrong with that; the longest counts
+        with it.
         """
         if not ids:
             return "has no token, expected at least one"

@@ -51,7 +51,7 @@ class LoadedSource(msgspec.Struct, frozen=True, kw_only=True):
     sought: bool = False  # no field was named
     dropped: int = 0  # prompts left out as too long
     cut: int = 0  # prompts shortened
-    note: str = ""  # on files of other splits
+    note: str = ""  # on files of other splits, and on columns in the prompt
     task: bool = False  # a built-in one
 
 

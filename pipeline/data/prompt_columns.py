@@ -33,6 +33,11 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def columns_used(row: dict[str, Any]) -> list[str]:
+    """Names of the columns of a row that are arguments of the template."""
+    return [name for name in ("tools", "chat_template_kwargs") if not _empty(row.get(name))]
+
+
 def _read(row: dict[str, Any], name: str, type_: type[Any]) -> Any:
     """A column as a list or an object, without its nulls; empty where the row has none."""
     value = row.get(name)

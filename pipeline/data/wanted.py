@@ -24,6 +24,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     needed: frozenset[str] = frozenset()  # columns without which the reward cannot be called
 
 
+EVERYTHING = Wanted()
+
+
 def wanted_of(config: Config) -> Wanted:
     """Ask the reward and the environment of a loaded configuration."""
     reward, options = plugin_class("reward", config.reward)

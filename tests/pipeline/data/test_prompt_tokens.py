@@ -124,7 +124,10 @@ def test_columns_that_are_arguments_of_the_template_reach_it(
     tmp_path: Path, columns: dict[str, Any], prompt: str
 ):
     folder = model(tmp_path, chat_template=TOOLS)
-    assert loaded(folder, {"prompt": [USER], **columns})[0].prompt == prompt
+    data = loaded(folder, {"prompt": [USER], **columns})
+    assert data[0].prompt == prompt
+    given = [name for name, value in columns.items() if value and name != "images"]
+    assert all(name in data.summary_line() for name in given)
 
 
 def test_nulls_of_columnar_files_reach_no_template(tmp_path: Path):
