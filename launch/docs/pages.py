@@ -3,7 +3,7 @@
 docs/methods.md has a table from the recipes in configs/recipes; docs/configuration.md and
 configs/schema.json come from the types and docstrings of
 `pipeline.config.schema` and of the plug-ins' options; docs/states.md from the tables of
-`pipeline.coordinator.groups`, and the tables of docs/migrating.md from `pipeline.config.other_names`.
+`pipeline.coordinator.groups`; the tables of docs/migrating.md from `pipeline.config.other_names`.
 `--check` writes nothing and exits with 1 when a page is out of date.
 """
 

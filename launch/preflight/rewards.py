@@ -187,9 +187,8 @@ def _options(config: Config, name: str) -> Iterator[str]:
     """Values of a text option of the reward, or of the parts of a sum."""
     _, options = plugin_class("reward", config.reward)
     parts: Sequence[Options] = [options, *getattr(options, "parts", ())]
-    yield from (
-        value for part in parts if isinstance(value := getattr(part, name, ""), str) and value
-    )
+    given = (getattr(part, name, "") for part in parts)
+    yield from (value for value in given if isinstance(value, str) and value)
 
 
 def _spread(data: Dataset, most: int) -> list[Item]:

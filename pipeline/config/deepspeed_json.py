@@ -3,8 +3,8 @@
 `learner.deepspeed` names it. Keys that darts decides are refused with the setting to use, unless
 they say what darts does anyway; those that would change what is computed with the reason. The stage
 of `learner.zero`, "auto", what is switched off and what changes nothing here are let pass, and
-`without_effect` names them. Unknown keys at the top are refused (DeepSpeed would ignore them), those
-below them are DeepSpeed's to check.
+`without_effect` names them. Unknown keys at the top are refused (DeepSpeed would ignore them),
+those below them are DeepSpeed's to check.
 """
 
 from __future__ import annotations

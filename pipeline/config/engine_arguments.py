@@ -2,7 +2,8 @@
 
 Turns a section into complaints: arguments that darts sets itself, with the reason
 and the key that sets them, sizes of engines that no launcher places, names that the installed
-library does not know, and values of another plain type. Names and types are read from its source: importing it takes seconds, and on the machine
+library does not know, and values of another plain type. Names and types are
+read from its source: importing it takes seconds, and on the machine
 that checks a configuration it need not be installed.
 """
 
@@ -49,7 +50,7 @@ OWNED: dict[str, dict[str, str]] = {
 UNPLACED: dict[str, dict[str, str]] = {
     "vllm": {
         "pipeline_parallel_size": "an engine is given the GPUs of engine.tensor_parallel alone",
-        "prefill_context_parallel_size": "an engine is given the GPUs of engine.tensor_parallel alone",
+        "prefill_context_parallel_size": "an engine is given engine.tensor_parallel GPUs alone",
         "data_parallel_size": "engine.count is the number of engines",
         "data_parallel_size_local": "engine.count is the number of engines",
         "nnodes": "an engine is on one machine",

@@ -1,7 +1,7 @@
 """Names of settings in TRL and verl -> those of darts, for messages and for docs/migrating.md.
 
-Names of losses and advantages are in `pipeline.plugins.elsewhere`. `ours` answers an unknown key with the setting that does the same here. The rows are those of the
-page: a test compares them.
+Names of losses and advantages are in `pipeline.plugins.elsewhere`. `ours` answers an unknown key
+with the setting that does the same here.
 """
 
 from __future__ import annotations

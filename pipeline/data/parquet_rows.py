@@ -35,8 +35,8 @@ class TooLarge(Exception):
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows. Raises TooLarge, OSError and pyarrow's errors. A cell that Python cannot hold
-    (text that is no UTF-8, the year 10,000) is `Unreadable`."""
+    """Yields the rows. Raises TooLarge, OSError and pyarrow's errors. A cell that Python cannot
+    hold (text that is no UTF-8, the year 10,000) is `Unreadable`."""
     from pyarrow import parquet
 
     size = path.stat().st_size

@@ -250,7 +250,7 @@ def folder_of(function: Callable[..., Any]) -> str:
     plain = inspect.unwrap(function)
     code = getattr(plain, "__code__", None)
     if code is None:  # an object with __call__
-        code = getattr(getattr(type(plain), "__call__", None), "__code__", None)
+        code = getattr(vars(type(plain)).get("__call__"), "__code__", None)
     path = Path(code.co_filename).absolute() if code else None
     return str(path.parent) if path is not None and path.is_file() else ""
 

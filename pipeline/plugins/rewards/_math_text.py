@@ -42,16 +42,23 @@ _SIGNS = {
     "\u00be": r"\frac{3}{4}",
 }
 _SPACES = re.compile(r"(?<!\\)\\(?:[ ,;:!>]|quad\b|qquad\b|thinspace\b)|(?<!\\)~")
-_STYLE = r"\\(?:textbf|textit|textrm|textnormal|textup|mathbf|mathrm|mathit|mathsf|boldsymbol|bm|emph|mbox|hbox|text)"
+_STYLE = (
+    r"\\(?:textbf|textit|textrm|textnormal|textup|mathbf|mathrm|mathit|mathsf|boldsymbol|bm|emph"
+    r"|mbox|hbox|text)"
+)
 _NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])\.|\.[0-9]+)?"
 _FRACTION = r"[-+]?\\[dtc]?frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9])|[-+]?[0-9]+/[0-9]+"
 _VALUE = rf"(?P<value>{_FRACTION}|(?=[-+.]?[0-9]){_NUMBER})"
 _OF_UNITS = r"(?:cm|mm|km|m|ft|in|inches|feet|meters|metres|units?)\s*\^\s*(?:\{[23]\}|[23])"
-_RATIO = r"(?:km|m|cm|mi|ft|miles?|meters?|feet|dollars?|cents?)\s*/\s*(?:hour|hr|h|s|sec|second|min|minute|day|lb|kg)"
+_RATIO = (
+    r"(?:km|m|cm|mi|ft|miles?|meters?|feet|dollars?|cents?)\s*/\s*"
+    r"(?:hour|hr|h|s|sec|second|min|minute|day|lb|kg)"
+)
 _WITH_UNIT = re.compile(
     rf"^{_VALUE}\s*(?:{_OF_UNITS}|{_RATIO}|(?P<words>[A-Za-z]{{2,}}(?:[ -]+[A-Za-z]+)*)"
     rf"|{_STYLE}\s*\{{(?P<text>[^{{}}]*)\}}(?:\^\{{?[23]\}}?)?)\.?$"
 )
+_THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:\{,\}|\\!?,\\?!?|\\ |\\;|,\\!)(?=[0-9]{3}(?![0-9]))")
 _THOUSANDS = re.compile(r"^([-+]?)([0-9]{1,3}(?:[, ][0-9]{3})+)(\.[0-9]+)?$")
 _SCIENTIFIC = re.compile(r"^([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)$")
 _CURRENCY = re.compile(
@@ -72,24 +79,30 @@ _CHOICE = re.compile(r"^\(?([A-Z])[).:]$|^\(([A-Z])\)$")
 _CHOICE_FIRST = re.compile(rf"^(?:{_STYLE}\s*\{{)?\(([A-J])\)[)}}\s:.]")
 _PLAIN = re.compile(r"^[A-Za-z0-9'.,:;!?() -]*$")
 _LETTERS = re.compile(r"[A-Za-z]+")
-_MATHS = frozenset(
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MATHS = _words(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi mod gcd lcm
     max min lim inf infty infinity det deg arg and or percent percentage pct e i frac cdot times pm
-    alpha beta gamma delta theta lambda sigma omega phi psi rho mu nu tau emptyset
-    """.split()
+    alpha beta gamma delta theta lambda sigma omega phi psi rho mu nu tau emptyset"""
 )
 """Words that a formula may hold."""
-_UNITS = frozenset(
-    """cm mm km kg mg ml cl dl ft in hr hrs sec secs yr yrs yd oz lb lbs mi mph kmh kph rpm gal sq cu cc
-    am pm pts cal kcal hz khz mhz kb mb gb tb usd eur gbp men cats dogs pens cars eggs hats keys cups
-    toys ways days cat dog pen car egg hat key cup toy way day man boy boys box bag bags pie pies""".split()
+_UNITS = _words(
+    """cm mm km kg mg ml cl dl ft in hr hrs sec secs yr yrs yd oz lb lbs mi mph kmh kph rpm gal sq
+    cu cc am pm pts cal kcal hz khz mhz kb mb gb tb usd eur gbp men cats dogs pens cars eggs hats
+    keys cups toys ways days cat dog pen car egg hat key cup toy way day man boy boys box bag bags
+    pie pies"""
 )
 """Short words that count something behind a number."""
-_SHORT = frozenset(
+_SHORT = _words(
     """no on in yes odd one two six ten all any not nor of to by is it if so up us we he me my be do
-    go at an as am pm mon tue wed thu fri sat sun jan feb mar apr may jun jul aug sep oct nov dec dne
-    red tie win men man day the for its his her you she who how why few new old big low top out off
-    cat dog pen car bus box egg cup hat key map toy sum row end set""".split()
+    go at an as am pm mon tue wed thu fri sat sun jan feb mar apr may jun jul aug sep oct nov dec
+    dne red tie win men man day the for its his her you she who how why few new old big low top out
+    off cat dog pen car bus box egg cup hat key map toy sum row end set"""
 )
 """Words of two and three letters; others are products of variables."""
 
@@ -164,7 +177,7 @@ def cleaned(text: str) -> str:
     for sign, written in _SIGNS.items():
         text = text.replace(sign, written)
     text = text.replace(r"\varnothing", r"\emptyset").replace("\n", " ").replace("\t", " ")
-    text = re.sub(r"(?<=[0-9])(?:\{,\}|\\!?,\\?!?|\\ |\\;|\\!,\\!|,\\!)(?=[0-9]{3}(?![0-9]))", ",", text)
+    text = _THOUSANDS_MARK.sub(",", text)
     text = _SPACES.sub(" ", text)
     before = ""
     while text != before:
@@ -237,7 +250,7 @@ def text_of(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a cleaned gold answer is a sentence around a number, which no response will repeat."""
+    """Whether a cleaned gold answer is a sentence around a number, which nobody will repeat."""
     words = words_of(text)
     return words is not None and bool(re.search("[0-9]", words)) and len(words.split()) > 3
 

@@ -28,9 +28,9 @@ class ExactOptions(RewardOptions, frozen=True, kw_only=True):
     marker: str = "#"
     """The answer follows the last of these; empty: the whole response is the answer."""
     compare: Literal["text", "number"] = "text"
-    """What of it counts: the `text`, but for spaces around it, or the first `number` in it, whatever
-    its thousands marks, its currency and what follows. A gold answer with the marker, as in GSM8K,
-    is read behind it, too."""
+    """What of it counts: the `text`, without spaces around it, or the first `number` in it,
+    whatever its thousands marks, its currency and what follows. A gold answer with the marker, as
+    in GSM8K, is read behind it, too."""
 
 
 @register("reward", "exact")

@@ -46,8 +46,8 @@ class MathOptions(RewardOptions, frozen=True, kw_only=True):
     def worker_problems(self, workers: WorkerSettings) -> Iterator[str]:
         if self.limit_s > workers.limit_s:
             yield (
-                f"limit_s is {self.limit_s:g}, but workers.limit_s is {workers.limit_s:g}, at which "
-                "a call has failed: set it lower"
+                f"limit_s is {self.limit_s:g}, but workers.limit_s is {workers.limit_s:g}, at "
+                "which a call has failed: set it lower"
             )
 
 

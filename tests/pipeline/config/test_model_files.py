@@ -94,7 +94,8 @@ def test_number_type_tied_output_layer_and_first_token_are_read_by_all_their_nam
             tmp_path,
             config={"torch_dtype": "bfloat16", "tie_word_embeddings": False, "bos_token_id": 7,
                     "text_config": {"tie_word_embeddings": True}},
-            tokenizer_config={"bos_token": "</s>", "add_bos_token": True, "pad_token": "<|im_end|>"},
+            tokenizer_config={"bos_token": "</s>", "add_bos_token": True,
+                              "pad_token": "<|im_end|>"},
         )
     )  # fmt: skip
     assert (facts.dtype, facts.tied, facts.bos) == ("bfloat16", True, {7, 2})

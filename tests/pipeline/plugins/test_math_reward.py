@@ -1,4 +1,4 @@
-r"""The reward `math` and `exact`'s numbers: right verdicts on answers as data sets and models write.
+r"""The reward `math` and `exact`'s numbers: right verdicts on answers as people and models write.
 
 Pairs follow what graders of MATH, GSM8K and math-verify agree on; where math-verify 0.9.0 itself
 errs, darts' own cleaning of the text comes before it.

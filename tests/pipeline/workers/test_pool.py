@@ -276,9 +276,7 @@ async def test_a_group_whose_reward_raises_has_no_rewards_and_counts_as_one_fail
 
 async def test_the_call_of_a_group_is_ended_once_nobody_wants_it():
     async with group_pool() as pool:
-        asked = asyncio.ensure_future(
-            pool.score_group([sample_of("hang"), sample_of("a")], [4, 5])
-        )
+        asked = asyncio.ensure_future(pool.score_group([sample_of("hang"), sample_of("a")], [4, 5]))
         await asyncio.sleep(0.2)
         pool.cancel_call(4)
         await asyncio.sleep(0)
