@@ -8,9 +8,10 @@ Defaults are not mentioned.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
-from pipeline.config import logprob_uses
+from pipeline.config import deepspeed_json, logprob_uses
 from pipeline.config.load import plugin_class
 from pipeline.config.schema import Config, LearnerConfig, MetricsConfig
 from pipeline.plugins import registry
@@ -97,6 +98,9 @@ def _learner(config: Config) -> Iterator[tuple[str, str]]:
     if section.ranks * section.updates > need:
         why = f"{section.updates} mini-batch(es) of a step with {need} prompt(s)"
         yield "learner.ranks", f"{section.ranks}, but there are {why}: some ranks have no group"
+    with contextlib.suppress(deepspeed_json.DeepSpeedFileError):  # told as a problem
+        if keys := deepspeed_json.without_effect(section):
+            yield "learner.deepspeed", f"a file whose {', '.join(keys)} change nothing here"
 
 
 def _candidates(config: Config) -> Iterator[tuple[str, str]]:

@@ -53,8 +53,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     prompt: allowed.FieldName = "prompt"
     """Field that holds the prompt: text, or a list of chat messages. `a.b` is b inside of a."""
     answer: allowed.OptionalFieldName = ""
-    """Field that holds what the reward compares with, `a.b` likewise. Empty: `answer`,
-    `reward_model.ground_truth` or `solution`, the first that a source has."""
+    """Field that holds what the reward compares with, `a.b` likewise; `none`: there is none. Empty:
+    `answer`, `reward_model.ground_truth` or `solution`, the first that a row of a source has."""
     variants: tuple[allowed.FieldName, ...] = ()
     """Fields whose text a plug-in may put behind the prompt of some members, as a hint: each line
     that is trained on must have them. They count with the prompt where its length is limited."""

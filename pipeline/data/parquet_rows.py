@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.data.plain_values import Unreadable
+
 LEAST_BYTES = 512 << 20
 """What a file of any size may unfold to."""
 MOST_TIMES = 100
@@ -34,8 +36,8 @@ class TooLarge(Exception):
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows. Raises TooLarge, OSError, pyarrow's errors, and ValueError for a cell that
-    Python cannot hold."""
+    """Yields the rows. Raises TooLarge, OSError and pyarrow's errors. A cell that Python cannot
+    hold (text that is no UTF-8, the year 10,000) is `Unreadable`."""
     from pyarrow import parquet
 
     size = path.stat().st_size
@@ -55,7 +57,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
                 left -= _unfolded_bytes(batch)
                 if left < 0:
                     raise TooLarge(row, size, most)
-                for found in cast(list[dict[str, Any]], batch.to_pylist()):
+                for found in _rows(batch):
                     yield found
                     row += 1
 
@@ -80,6 +82,29 @@ def _batches(ways: list[tuple[Any, int]], group: int) -> Iterator[Any]:
                 raise
         else:
             return
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):  # also UnicodeDecodeError
+        names: list[str] = batch.schema.names
+        columns = [_cells(batch.column(name)) for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _cells(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_cell(value) for value in column]
+
+
+def _cell(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(str(error))
 
 
 class Budget:
