@@ -26,7 +26,7 @@ LEFT_OUT: dict[str, str] = {
 """Name -> why a part of a run does not get it."""
 LEFT_OUT_PREFIXES: dict[str, str] = {"TORCHELASTIC_": _RANK}
 ONLY_NUMBERS: dict[str, str] = {
-    "VLLM_PORT": "Kubernetes sets it to tcp://... where a service is named vllm, and vLLM then ends",
+    "VLLM_PORT": "Kubernetes sets it to tcp://... where a service is called vllm: vLLM then ends",
 }
 """Name -> why it is left out unless it is a number."""
 

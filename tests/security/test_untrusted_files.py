@@ -103,7 +103,7 @@ def test_a_damaged_file_of_a_model_is_refused_by_its_name(model: Path, name: str
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    "template, why",
     [
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deep"),
         ("{% break %}", "not a chat template"),

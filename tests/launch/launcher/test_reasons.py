@@ -21,7 +21,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 
 
 @pytest.mark.parametrize(
-    ("log", "reason"),
+    "log, reason",
     [
         (VLLM, "ValueError: VLLM_PORT 'tcp://10.1.2.3:8000' is a URI"),
         ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of memory"),

@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.fault("a tracker's server does not answer", part="stage", by="direct")
 @pytest.mark.parametrize(
-    ("waits", "told"), [("make", "has not answered"), ("log", "has not taken everything"),
+    "waits, told", [("make", "has not answered"), ("log", "has not taken everything"),
                         ("close", "has not taken everything")]
 )  # fmt: skip
 def test_a_server_that_is_not_there_is_told_of_and_left(waits: str, told: str) -> None:
