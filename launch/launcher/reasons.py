@@ -10,7 +10,8 @@ import re
 
 _MOST = 500  # characters of a reason
 _PREFIX = re.compile(
-    r"^(?:\([^()]{0,60}\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s[-\d/:., ]*\s?\[[^\]]*\]\s?)?"
+    r"^(?:\([^()]{0,60}\)\s*)?"
+    r"(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s[-\d/:., ]*\s?\[[^\]]*\]\s?)?"
 )
 """What vLLM puts before each line: `(EngineCore pid=7) ERROR 11-29 13:00:00 [core.py:9] `."""
 _RAISED = re.compile(

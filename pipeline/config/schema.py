@@ -379,8 +379,8 @@ class Config(Section, frozen=True, kw_only=True):
     seed: allowed.Seed = 0
     """Random seed of prompt order, sampling and evaluation."""
     recipe: str = ""
-    """Published methods whose settings lie beneath these: a recipe (`darts config recipes`) or a file,
-    several with commas between. On a command line it lies over the file. Empty: none."""
+    """Published methods whose settings lie beneath these: a recipe (`darts config recipes`) or a
+    file, several with commas between. On a command line it lies over the file. Empty: none."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     step: StepConfig = StepConfig()

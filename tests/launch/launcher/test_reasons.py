@@ -24,7 +24,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
     "log, reason",
     [
         (VLLM, "ValueError: VLLM_PORT 'tcp://10.1.2.3:8000' is a URI"),
-        ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of memory"),
+        ("torch.OutOfMemoryError: out of memory\n", "torch.OutOfMemoryError: out of memory"),
         ("KeyError: 'a'\nDuring handling\nRuntimeError: b\n", "KeyError: 'a'"),
         ("RuntimeError: Engine core initialization failed.\n",
          "RuntimeError: Engine core initialization failed."),

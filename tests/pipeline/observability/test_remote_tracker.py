@@ -1,4 +1,4 @@
-"""A tracker's server that is not there holds nobody up: not at the start, in a run or at its end."""
+"""A tracker's server that is not there holds nobody up: at the start, in a run or at its end."""
 
 from __future__ import annotations
 
